@@ -1,0 +1,358 @@
+"""Loads and stores at virtual addresses: translate, on a fault enter the kernel, retry.
+
+    load_u64(cpu, address)                     in compiled code of a user: one access; likewise u8 … f64
+    load_many_u64(cpu, addresses, values)      vectors, for `task.load`
+
+Before every access the CPU looks whether a shootdown is pending (one load of its own cache line). A translation is
+used for the access it was made for; the vector loops use it again only for a following access to the same page with
+nothing pending, which would have hit the same L1 entry, and count it so.
+"""
+import numpy as np
+
+from numaemu.compile import entry, hot, kernel
+from numaemu.errors import SegmentationFault
+from numaemu.mmu import _PAGE_PRESENT, NODE_MASK, OFFSET_MASK, PAGE_MASK, PTE_PFN_MASK, TAG_VALID, cpu_t, tlb_refill
+from numaemu.param import L1_HINTS
+from numaemu.pointer import (address_of, call_address, copy_bytes, f32, f64, fetch_or, i32, i64, load_acquire, prefetch, u8, u16,
+                             u32, u64)
+
+U = np.uint64
+SERVED = U(1)            # kernel/fault.py's answer
+PREFETCH_DISTANCE = 6    # accesses ahead whose frame is asked for while TLB misses go on; measured
+HINT_MASK = U(L1_HINTS - 1)
+
+
+@kernel("i64(cpu_t*, u64, bool)")
+def translate_slow(cpu, address, write):
+    """The L1 slot of `address` behind a missed hint: TLBs, walk, page fault, retry; -1 where the kernel says no."""
+    while True:
+        if load_acquire(cpu, "ipi_pending") != U(0):
+            call_address(cpu.on_ipi, cpu.address, U(0), U(0))
+        slot = tlb_refill(cpu, address, write)
+        if slot >= 0:
+            return slot
+        if call_address(cpu.on_fault, cpu.address, address, U(write)) != SERVED:
+            return -1
+
+
+@hot
+def look_up(cpu, address, aligned, write):
+    """The L1 slot of an access; `aligned` masks the page and the bits that must be 0 in a naturally aligned address."""
+    if load_acquire(cpu, "ipi_pending") != U(0):
+        call_address(cpu.on_ipi, cpu.address, U(0), U(0))
+    slot = np.int64(cpu.l1_hint[(address >> U(12)) & HINT_MASK])
+    tag = cpu.l1[slot].wtag if write else cpu.l1[slot].tag
+    if tag != (address & aligned) | TAG_VALID:
+        slot = translate_slow(cpu, address, write)
+        if slot < 0:
+            raise SegmentationFault
+    return slot
+
+
+@hot
+def count_access(cpu, slot, write, n):
+    """n accesses through an L1 entry; the entry's `host` word."""
+    entry = cpu.l1[slot]
+    cpu.tick += n
+    entry.age = cpu.tick
+    host = entry.host
+    cpu.accesses[np.int64(host & NODE_MASK)] += n
+    if write:
+        cpu.stores += n
+    return host
+
+
+@hot
+def load_split(cpu, address, nbytes):
+    """A load across a page border: two accesses, as hardware splits it; the bytes go to cpu.scratch."""
+    scratch = u8.array(address_of(cpu, "scratch"))
+    first = np.int64(U(4096) - (address & OFFSET_MASK))
+    for part in range(2):
+        at = address if part == 0 else address + U(first)
+        host = count_access(cpu, look_up(cpu, at, PAGE_MASK, False), False, 1)
+        for i in range(0 if part == 0 else first, first if part == 0 else nbytes):
+            scratch[i] = u8.array((host & PAGE_MASK) | ((address + U(i)) & OFFSET_MASK))[0]
+
+
+@hot
+def store_split(cpu, address, nbytes):
+    """A store of the bytes in cpu.scratch across a page border: two accesses."""
+    scratch = u8.array(address_of(cpu, "scratch"))
+    first = np.int64(U(4096) - (address & OFFSET_MASK))
+    for part in range(2):
+        at = address if part == 0 else address + U(first)
+        host = count_access(cpu, look_up(cpu, at, PAGE_MASK, True), True, 1)
+        for i in range(0 if part == 0 else first, first if part == 0 else nbytes):
+            u8.array((host & PAGE_MASK) | ((address + U(i)) & OFFSET_MASK))[0] = scratch[i]
+
+
+@hot
+def load(cpu, address, kind):
+    """One load of a `kind` (u8 … f64) at virtual `address`."""
+    address = U(address)
+    if load_acquire(cpu, "ipi_pending") != U(0):
+        call_address(cpu.on_ipi, cpu.address, U(0), U(0))
+    slot = np.int64(cpu.l1_hint[(address >> U(12)) & HINT_MASK])
+    if cpu.l1[slot].tag != (address & (PAGE_MASK | U(kind.nbytes - 1))) | TAG_VALID:
+        if address & OFFSET_MASK > U(4096 - kind.nbytes):
+            load_split(cpu, address, kind.nbytes)
+            return kind.array(address_of(cpu, "scratch"))[0]
+        slot = translate_slow(cpu, address, False)
+        if slot < 0:
+            raise SegmentationFault
+    host = count_access(cpu, slot, False, 1)
+    return kind.array((host & PAGE_MASK) | (address & OFFSET_MASK))[0]
+
+
+@hot
+def store(cpu, address, value, kind):
+    """One store of a `kind` at virtual `address`."""
+    address = U(address)
+    if load_acquire(cpu, "ipi_pending") != U(0):
+        call_address(cpu.on_ipi, cpu.address, U(0), U(0))
+    slot = np.int64(cpu.l1_hint[(address >> U(12)) & HINT_MASK])
+    if cpu.l1[slot].wtag != (address & (PAGE_MASK | U(kind.nbytes - 1))) | TAG_VALID:
+        if address & OFFSET_MASK > U(4096 - kind.nbytes):
+            kind.array(address_of(cpu, "scratch"))[0] = value
+            store_split(cpu, address, kind.nbytes)
+            return
+        slot = translate_slow(cpu, address, True)
+        if slot < 0:
+            raise SegmentationFault
+    host = count_access(cpu, slot, True, 1)
+    kind.array((host & PAGE_MASK) | (address & OFFSET_MASK))[0] = value
+
+
+@hot
+def load_u8(cpu, address):
+    return load(cpu, address, u8)
+
+
+@hot
+def store_u8(cpu, address, value):
+    store(cpu, address, value, u8)
+
+
+@hot
+def load_u16(cpu, address):
+    return load(cpu, address, u16)
+
+
+@hot
+def store_u16(cpu, address, value):
+    store(cpu, address, value, u16)
+
+
+@hot
+def load_u32(cpu, address):
+    return load(cpu, address, u32)
+
+
+@hot
+def store_u32(cpu, address, value):
+    store(cpu, address, value, u32)
+
+
+@hot
+def load_u64(cpu, address):
+    return load(cpu, address, u64)
+
+
+@hot
+def store_u64(cpu, address, value):
+    store(cpu, address, value, u64)
+
+
+@hot
+def load_i32(cpu, address):
+    return load(cpu, address, i32)
+
+
+@hot
+def store_i32(cpu, address, value):
+    store(cpu, address, value, i32)
+
+
+@hot
+def load_i64(cpu, address):
+    return load(cpu, address, i64)
+
+
+@hot
+def store_i64(cpu, address, value):
+    store(cpu, address, value, i64)
+
+
+@hot
+def load_f32(cpu, address):
+    return load(cpu, address, f32)
+
+
+@hot
+def store_f32(cpu, address, value):
+    store(cpu, address, value, f32)
+
+
+@hot
+def load_f64(cpu, address):
+    return load(cpu, address, f64)
+
+
+@hot
+def store_f64(cpu, address, value):
+    store(cpu, address, value, f64)
+
+
+# -- vectors -------------------------------------------------------------------------------------------------
+
+@kernel("void(cpu_t*, u64)")
+def prefetch_frame(cpu, address):
+    """Ask the host for the line behind an address that will be accessed soon: a walk that counts and changes nothing."""
+    table, shift = cpu.cr3, U(39)
+    while shift >= U(12):
+        entry = u64.array(table)[np.int64((address >> shift) & U(511))]
+        if entry & _PAGE_PRESENT == U(0):
+            return
+        table = cpu.memory + (entry & PTE_PFN_MASK)
+        shift -= U(9)
+    prefetch(table | (address & OFFSET_MASK))
+
+
+@hot
+def look_up_in_vector(cpu, addresses, i, aligned, write):
+    """look_up for a vector loop: while walks go on, the frame of a later access is prefetched."""
+    if load_acquire(cpu, "ipi_pending") != U(0):
+        call_address(cpu.on_ipi, cpu.address, U(0), U(0))
+    address = addresses[i]
+    slot = np.int64(cpu.l1_hint[(address >> U(12)) & HINT_MASK])
+    tag = cpu.l1[slot].wtag if write else cpu.l1[slot].tag
+    if tag != (address & aligned) | TAG_VALID:
+        walks = cpu.walks
+        slot = translate_slow(cpu, address, write)
+        if slot < 0:
+            raise SegmentationFault
+        if cpu.walks != walks and i + PREFETCH_DISTANCE < len(addresses):
+            prefetch_frame(cpu, addresses[i + PREFETCH_DISTANCE])
+    return slot
+
+
+@hot
+def load_vector(cpu, addresses, values, kind):
+    """values[i] = the `kind` at addresses[i]. A run of accesses to one page is one look-up and n counted accesses."""
+    n, i = len(addresses), 0
+    aligned, last = PAGE_MASK | U(kind.nbytes - 1), U(4096 - kind.nbytes)
+    while i < n:
+        address = addresses[i]
+        if address & OFFSET_MASK > last:
+            values[i] = load(cpu, address, kind)
+            i += 1
+            continue
+        slot = look_up_in_vector(cpu, addresses, i, aligned, False)
+        frame, page, start = cpu.l1[slot].host & PAGE_MASK, address & PAGE_MASK, i
+        while True:
+            values[i] = kind.array(frame | (address & OFFSET_MASK))[0]
+            i += 1
+            if i == n or load_acquire(cpu, "ipi_pending") != U(0):
+                break
+            address = addresses[i]
+            if address & aligned != page:
+                break
+        count_access(cpu, slot, False, i - start)
+
+
+@hot
+def store_vector(cpu, addresses, values, step, kind):
+    """The `kind` at addresses[i] = values[i * step]: step 0 stores one value everywhere."""
+    n, i = len(addresses), 0
+    aligned, last = PAGE_MASK | U(kind.nbytes - 1), U(4096 - kind.nbytes)
+    while i < n:
+        address = addresses[i]
+        if address & OFFSET_MASK > last:
+            store(cpu, address, values[i * step], kind)
+            i += 1
+            continue
+        slot = look_up_in_vector(cpu, addresses, i, aligned, True)
+        frame, page, start = cpu.l1[slot].host & PAGE_MASK, address & PAGE_MASK, i
+        while True:
+            kind.array(frame | (address & OFFSET_MASK))[0] = values[i * step]
+            i += 1
+            if i == n or load_acquire(cpu, "ipi_pending") != U(0):
+                break
+            address = addresses[i]
+            if address & aligned != page:
+                break
+        count_access(cpu, slot, True, i - start)
+
+
+@entry("void(u64, u64[], u8[])")
+def load_many_u8(cpu_address, addresses, values):
+    load_vector(cpu_t.at(cpu_address), addresses, values, u8)
+
+
+@entry("void(u64, u64[], u8[], i64)")
+def store_many_u8(cpu_address, addresses, values, step):
+    store_vector(cpu_t.at(cpu_address), addresses, values, step, u8)
+
+
+@entry("void(u64, u64[], u16[])")
+def load_many_u16(cpu_address, addresses, values):
+    load_vector(cpu_t.at(cpu_address), addresses, values, u16)
+
+
+@entry("void(u64, u64[], u16[], i64)")
+def store_many_u16(cpu_address, addresses, values, step):
+    store_vector(cpu_t.at(cpu_address), addresses, values, step, u16)
+
+
+@entry("void(u64, u64[], u32[])")
+def load_many_u32(cpu_address, addresses, values):
+    load_vector(cpu_t.at(cpu_address), addresses, values, u32)
+
+
+@entry("void(u64, u64[], u32[], i64)")
+def store_many_u32(cpu_address, addresses, values, step):
+    store_vector(cpu_t.at(cpu_address), addresses, values, step, u32)
+
+
+@entry("void(u64, u64[], u64[])")
+def load_many_u64(cpu_address, addresses, values):
+    load_vector(cpu_t.at(cpu_address), addresses, values, u64)
+
+
+@entry("void(u64, u64[], u64[], i64)")
+def store_many_u64(cpu_address, addresses, values, step):
+    store_vector(cpu_t.at(cpu_address), addresses, values, step, u64)
+
+
+LOAD_MANY = {1: load_many_u8, 2: load_many_u16, 4: load_many_u32, 8: load_many_u64}          # by size in bytes
+STORE_MANY = {1: store_many_u8, 2: store_many_u16, 4: store_many_u32, 8: store_many_u64}
+
+
+@entry("void(u64, u64, u64, u64, bool)")
+def touch_range(cpu_address, start, end, stride, write):
+    """One access per `stride` bytes in [start, end); a writing touch leaves the contents as they are."""
+    cpu, address = cpu_t.at(cpu_address), start
+    while address < end:
+        host = count_access(cpu, look_up(cpu, address, PAGE_MASK, write), write, 1)
+        word = u64.array((host & PAGE_MASK) | (address & OFFSET_MASK & ~U(7)))
+        if write:
+            fetch_or(word, 0, U(0))
+        else:
+            load_acquire(word, 0)
+        address += stride
+
+
+@entry("void(u64, u64, u64, i64, bool)")
+def copy_range(cpu_address, address, buffer, nbytes, write):
+    """Copy between emulated memory at `address` and host memory at `buffer`, counted as one access per 8 bytes."""
+    cpu, done = cpu_t.at(cpu_address), 0
+    while done < nbytes:
+        at = address + U(done)
+        n = min(nbytes - done, np.int64(U(4096) - (at & OFFSET_MASK)))
+        host = count_access(cpu, look_up(cpu, at, PAGE_MASK, write), write, (n + 7) // 8)
+        where = (host & PAGE_MASK) | (at & OFFSET_MASK)
+        if write:
+            copy_bytes(where, buffer + U(done), n)
+        else:
+            copy_bytes(buffer + U(done), where, n)
+        done += n

@@ -1,0 +1,65 @@
+"""The flavour of the build, and a compile cache that notices a change anywhere in the package.
+
+Numba's own disk cache stamps a function with its own file only, and would serve old code after a change to a callee
+in another file. The locators below stamp every cached function (a user's kernels too) with a hash over all sources
+of this package as well. They are installed when this module is imported, before any kernel is declared.
+
+    NUMBA_DISABLE_JIT=1   every kernel is the plain Python function (slow, steppable)
+    NUMAEMU_DEBUG=1       the debug build: array bounds of struct pointers and VM_BUG_ON are checked
+"""
+import functools
+import hashlib
+import os
+import pathlib
+
+import numba
+from numba.core.caching import InTreeCacheLocator, IPythonCacheLocator, UserProvidedCacheLocator, UserWideCacheLocator
+
+PACKAGE = pathlib.Path(__file__).parent
+DEBUG = os.environ.get("NUMAEMU_DEBUG", "") not in ("", "0")
+JIT = not numba.config.DISABLE_JIT
+# files above the floor of compiled code: no kernel and no constant of a kernel lies in them
+UPPER_FLOORS = {"__main__.py", "bench.py", "cli.py", "conform.py", "coordinator.py", "cpu.py", "forkserver.py",
+                "machine.py", "node.py", "report.py", "task.py", "topology.py", "units.py"}
+
+
+@functools.cache
+def package_stamp():
+    """Hash over every source file that compiled code may come from, and the build's flavour."""
+    digest = hashlib.sha256(b"debug" if DEBUG else b"release")
+    for path in sorted(PACKAGE.rglob("*.py")):
+        name = path.relative_to(PACKAGE).as_posix()
+        if name not in UPPER_FLOORS:
+            digest.update(name.encode() + path.read_bytes())
+    return digest.hexdigest()
+
+
+class _PackageStamp:
+    """Mixed into each of Numba's locators: its own stamp and the package's; flavours side by side."""
+
+    def get_source_stamp(self):
+        return super().get_source_stamp(), package_stamp()
+
+    def get_cache_path(self):
+        path = super().get_cache_path()
+        return os.path.join(path, "debug") if DEBUG else path
+
+
+class InTree(_PackageStamp, InTreeCacheLocator):
+    pass
+
+
+class UserProvided(_PackageStamp, UserProvidedCacheLocator):
+    pass
+
+
+class UserWide(_PackageStamp, UserWideCacheLocator):
+    pass
+
+
+class IPython(_PackageStamp, IPythonCacheLocator):
+    pass
+
+
+numba.config.CACHE_LOCATOR_CLASSES = ",".join(
+    f"{__name__}.{cls.__name__}" for cls in (UserProvided, InTree, UserWide, IPython))

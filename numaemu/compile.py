@@ -1,0 +1,124 @@
+"""How kernels compile. Every compiled function of the package is declared with one of these decorators.
+
+    @kernel("i64(cpu_t*, i64, u64)")   compiled once, by itself; other kernels call it through its linker symbol, so
+                                       that nothing is compiled twice. May not raise: it answers with a code.
+    @hot                               a few lines of a hot path, inlined into every caller; may raise
+    @entry("i64(u64, i64)")            called from Python
+    @callback("u64(u64, u64, u64)")    called through its `.address`, from a struct
+
+In a signature a struct's name with a star is a pointer to it (`i64*`: to
+words), `u64` … `f64` and `void` are what they say, `bool` is 0 or
+1 in an i64, and `u64[]` is a NumPy array. With the JIT off all of them are the plain Python functions.
+"""
+import ctypes
+import functools
+import os
+import sys
+import traceback
+
+import numba
+from llvmlite import binding as llvm
+from numba import types
+from numba.extending import typeof_impl
+
+from numaemu.build import JIT
+from numaemu.pointer import SCALARS, STRUCTS, ItemsType, PointerType, PythonCallback
+
+_OPTIONS = dict(cache=True, error_model="numpy", boundscheck=False)
+_NAMES = {"u8": types.uint8, "u16": types.uint16, "u32": types.uint32, "u64": types.uint64, "i32": types.int32,
+          "i64": types.int64, "f32": types.float32, "f64": types.float64, "bool": types.int64, "void": types.void}
+
+_CTYPES = {types.void: None, types.int64: ctypes.c_int64, types.uint64: ctypes.c_uint64, types.int32: ctypes.c_int32}
+
+_listeners = []        # called with the name of each function that has been compiled or loaded
+
+
+def on_compiled(listener):
+    """Call `listener(name)` whenever a function has been compiled, or loaded from the cache."""
+    _listeners.append(listener)
+
+
+def _announce(function):
+    for listener in _listeners:
+        listener(function.__name__)
+
+
+def _type(text):
+    text = text.strip()
+    if text.endswith("*"):
+        name = text[:-1]
+        return PointerType(STRUCTS[name]) if name in STRUCTS else ItemsType(SCALARS[name])
+    if text.endswith("[]"):
+        return types.Array(_NAMES[text[:-2]], 1, "C")
+    return _NAMES[text]
+
+
+def parse_signature(text):
+    """A Numba signature from "result(argument, …)"."""
+    result, _, arguments = text.rstrip(")").partition("(")
+    return _type(result)(*[_type(a) for a in arguments.split(",") if a.strip()])
+
+
+class Kernel:
+    """A function compiled by itself: callable from Python, and from compiled code through its symbol."""
+
+    def __init__(self, function, signature):
+        self.__name__, self.__doc__, self.py_func = function.__name__, function.__doc__, function
+        self.compiled = numba.cfunc(signature, **_OPTIONS)(function)
+        self.address = self.compiled.address
+        symbol = f"{function.__module__}.{function.__name__}"
+        llvm.add_symbol(symbol, self.address)
+        self.external = types.ExternalFunction(symbol, signature)
+
+    @functools.cached_property
+    def _python(self):
+        ctype = [_CTYPES.get(t, ctypes.c_uint64) for t in (self.external.sig.return_type, *self.external.sig.args)]
+        return ctypes.PYFUNCTYPE(*ctype)(self.address)
+
+    def __call__(self, *args):
+        return self._python(*[getattr(a, "address", a) for a in args])
+
+
+typeof_impl.register(Kernel)(lambda value, context: value.external)
+
+hot = numba.njit(**_OPTIONS, forceinline=True)
+
+
+def kernel(signature):
+    """See the module's text."""
+    def decorate(function):
+        if not JIT:
+            return function
+        compiled = Kernel(function, parse_signature(signature))
+        _announce(function)
+        return compiled
+    return decorate
+
+
+def entry(signature):
+    """See the module's text."""
+    def decorate(function):
+        compiled = numba.njit(parse_signature(signature), **_OPTIONS)(function)
+        _announce(function)
+        return compiled
+    return decorate
+
+
+def callback(signature):
+    """See the module's text."""
+    def decorate(function):
+        if not JIT:
+            return PythonCallback(function)
+        compiled = numba.cfunc(parse_signature(signature), **_OPTIONS)(function)
+        _announce(function)
+        return compiled
+    return decorate
+
+
+def die_on_unraisable():
+    """In emulator processes: an exception inside a kernel that cannot raise (a VM_BUG_ON, a bound) ends the process."""
+    def hook(unraisable):
+        traceback.print_exception(unraisable.exc_type, unraisable.exc_value, unraisable.exc_traceback)
+        sys.stderr.flush()
+        os._exit(70)
+    sys.unraisablehook = hook

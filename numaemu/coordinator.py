@@ -1,0 +1,230 @@
+"""The coordinator's process: it boots and supervises the others and decides what concerns more than one node.
+
+For the kernel: cross-node fallback, TLB shootdowns, draining of per-CPU pages. For the driver: it starts tasks, hands
+operations to the CPU a task is on, reads /proc, audits the machine. The driver's frames are read by a thread that only
+puts them into a queue and rings; everything is decided by the one loop of `Actor.run`.
+"""
+import collections
+import os
+import pickle
+import signal
+import threading
+
+import posix_ipc
+import setproctitle
+
+from numaemu import cpu as cpu_process
+from numaemu import node as node_process
+from numaemu.actor import COORDINATOR, Actor, World
+from numaemu.compile import die_on_unraisable
+from numaemu.kernel import proc, stats
+from numaemu.kernel.check import audit
+from numaemu.kernel.mm_init import boot
+from numaemu.kernel.mm_types import task_t
+from numaemu.kernel.mmzone import zone_of
+from numaemu.kernel.smp import (MSG_DRAIN_ALL, MSG_DRIVER, MSG_FALLBACK, MSG_FILL, MSG_SHOOTDOWN, MSG_WAKE_KSWAPD,
+                                actor_of_cpu, actor_of_node, reply)
+from numaemu.kernel.tlb import post_shootdown
+from numaemu.shm import die_with_parent
+from numaemu.wire import dumps, failure, receive_frame, send_frame
+
+SUPERVISE_S = 0.5        # how often at the latest dead children are looked for, should a signal get lost
+
+
+class Coordinator(Actor):
+    def __init__(self, world, link, children):
+        super().__init__(world, COORDINATOR)
+        self.link, self.children = link, children        # socket to the driver; {pid: name}
+        self.frames = collections.deque()
+        self.runs = {}                                   # run number -> respond function of the driver's request
+        self.handlers = {MSG_SHOOTDOWN: self.on_shootdown, MSG_FALLBACK: self.on_fallback,
+                         MSG_DRAIN_ALL: self.on_drain_all, MSG_WAKE_KSWAPD: self.on_wake_kswapd,
+                         MSG_DRIVER: self.on_driver}
+
+    # -- for the kernel
+
+    def on_shootdown(self, message):
+        """A CPU has changed page tables: tell the others."""
+        post_shootdown(self.machine, message.sender)
+
+    def on_fallback(self, message):
+        """A CPU may not be served by its preferred node: the owner of the zone it falls back to fills its shelf."""
+        node = zone_of(self.machine, message.a // 4).node
+        self.send(actor_of_node(node), MSG_FILL, message.a, message.b, message.c, message.d)
+
+    def on_drain_all(self, message):
+        """drain_all_pages: nodes take shelves back, idle CPUs return their lists; then the asking CPU goes on."""
+        self.serve("drain_all", (message.a,), lambda answer: reply(self.machine, message.d, message.token, 0))
+
+    def rpc_drain_all(self, but=-1):
+        others = [self.ask(actor_of_cpu(self.machine, c), "drain") for c in range(self.machine.nr_cpus) if c != but]
+        for future in others:
+            yield future
+        for future in [self.ask(actor_of_node(n), "drain_all") for n in range(self.machine.nr_nodes)]:
+            yield future
+
+    def on_wake_kswapd(self, message):
+        """A zonelist is below its low watermarks. Reclaim is not there yet; who asked goes on with what is left."""
+
+    # -- the driver
+
+    def on_driver(self, _message):
+        while self.frames:
+            request, method, args = self.frames.popleft()
+            self.serve(method, args, lambda answer, request=request: self.respond(request, answer))
+
+    def respond(self, request, answer):
+        self.tell_driver("answer", request, answer)
+
+    def tell_driver(self, *thing):
+        try:
+            send_frame(self.link, dumps(thing))
+        except OSError:
+            os._exit(0)              # the driver has gone
+
+    def read_link(self):
+        """The link thread: frames go into the queue, the end of the stream ends the machine."""
+        while True:
+            frame = receive_frame(self.link)
+            if frame is None:
+                os._exit(0)
+            self.frames.append(pickle.loads(frame))
+            self.send(COORDINATOR, MSG_DRIVER)
+
+    def rpc_stop(self):
+        """End every process of the machine in good order."""
+        self.halting = True
+        for pid in self.children:
+            os.kill(pid, signal.SIGKILL)
+        for pid in self.children:
+            os.waitpid(pid, 0)
+        self.tell_driver("stopped")
+        os._exit(0)
+
+    # -- tasks
+
+    def cpu_actor(self, cpu):
+        if not 0 <= cpu < self.machine.nr_cpus:
+            raise ValueError(f"cpu {cpu} is not one of 0 to {self.machine.nr_cpus - 1}")
+        return actor_of_cpu(self.machine, cpu)
+
+    def rpc_spawn(self, run, cpu, name, payload):
+        """Start a function as a new task on a CPU: (task number, pid)."""
+        return self.ask(self.cpu_actor(cpu), "spawn", COORDINATOR, run, name, payload)
+
+    def rpc_new_task(self, cpu, name):
+        """An interactive task: (task number, pid)."""
+        return self.ask(self.cpu_actor(cpu), "new_task", name)
+
+    def rpc_op(self, number, method, args):
+        """An operation of a task, wherever it is."""
+        cpu = task_t.array(self.machine.tasks)[number].cpu
+        return self.ask(self.cpu_actor(cpu), "op", number, method, args)
+
+    def rpc_where(self, number):
+        """(cpu, node) of a task."""
+        cpu = task_t.array(self.machine.tasks)[number].cpu
+        return cpu, self.world.topology.node_of_cpu(cpu)
+
+    def rpc_adopt(self, run, cpu, number, payload):
+        """Start a function as a task that the driver's task has forked or cloned."""
+        return self.ask(self.cpu_actor(cpu), "adopt", COORDINATOR, run, number, payload)
+
+    def rpc_finished(self, run, answer):
+        """A spawned function has returned or raised."""
+        self.tell_driver("finished", run, answer)
+
+    def rpc_printed(self, text):
+        self.tell_driver("printed", text)
+
+    # -- what people and tools see
+
+    def rpc_read(self, path):
+        return proc.read(self.machine, self.world.topology, path)
+
+    def rpc_write(self, path, value):
+        return proc.write(self.machine, self.world.topology, path, value)
+
+    def rpc_stats(self):
+        return stats.collect(self.machine, self.world.topology)
+
+    def rpc_processes(self):
+        return {name: pid for pid, name in self.children.items()} | {"coordinator": os.getpid()}
+
+    def rpc_check(self):
+        """Hold every CPU between two operations, let the nodes finish, and audit."""
+        cpus = [actor_of_cpu(self.machine, c) for c in range(self.machine.nr_cpus)]
+        for future in [self.ask(actor, "hold") for actor in cpus]:
+            yield future
+        try:
+            for future in [self.ask(actor_of_node(n), "sync") for n in range(self.machine.nr_nodes)]:
+                yield future
+            return audit(self.machine)
+        finally:
+            for actor in cpus:
+                self.tell(actor, "release")
+
+    # -- supervision
+
+    def wait(self):
+        try:
+            self.bell.acquire(SUPERVISE_S)
+        except (posix_ipc.SignalError, posix_ipc.BusyError):
+            pass
+        self.reap()
+
+    def reap(self):
+        """A dead child is the end of the machine: tell the driver who, end the others."""
+        while True:
+            try:
+                pid, status = os.waitpid(-1, os.WNOHANG)
+            except ChildProcessError:
+                return
+            if pid == 0:
+                return
+            self.tell_driver("died", self.children.get(pid, str(pid)), pid, os.waitstatus_to_exitcode(status))
+            for other in self.children:
+                if other != pid:
+                    os.kill(other, signal.SIGKILL)
+            os._exit(3)
+
+
+def fork_child(world, title, run):
+    """A child process of the machine that dies with it; its pid."""
+    pid = os.fork()
+    if pid:
+        return pid
+    try:
+        die_with_parent()
+        setproctitle.setproctitle(f"numaemu: {title}")
+        run()
+    except BaseException:
+        import traceback
+        traceback.print_exc()
+    finally:
+        os._exit(70)
+
+
+def main(link, topology, reserve):
+    """The life of a coordinator, forked by the fork server: boot, fork nodes and CPUs, serve."""
+    setproctitle.setproctitle("numaemu: coordinator")
+    die_on_unraisable()
+    try:
+        machine, blocks = boot(topology, reserve)
+        world = World(topology, machine, blocks)
+        cpu_process.install_callbacks(world)
+    except Exception as error:
+        send_frame(link, dumps(("failed", failure(error))))
+        return
+    children = {}
+    for node in range(topology.nr_nodes):
+        pid = fork_child(world, f"node {node}", lambda: node_process.Node(world, node).run())
+        children[pid] = f"node {node}"
+    for number in range(topology.nr_cpus):
+        pid = fork_child(world, f"cpu {number}", lambda: cpu_process.Cpu(world, number).run())
+        children[pid] = f"cpu {number}"
+    coordinator = Coordinator(world, link, children)
+    signal.signal(signal.SIGCHLD, lambda *_: coordinator.bell.release())
+    threading.Thread(target=coordinator.read_link, daemon=True, name="link").start()
+    coordinator.tell_driver("booted", coordinator.rpc_processes())
+    coordinator.run()

@@ -1,0 +1,240 @@
+"""A CPU's process: it runs tasks, translates, handles its own page faults, answers shootdowns.
+
+Each spawned function has a thread of its own; an operation (a system call, a vector of accesses, a kernel) takes the
+CPU's turn, so tasks on one CPU take turns at operations, in the order in which they asked. The main thread serves the
+mailbox: it starts tasks and passes on operations of tasks that are driven from elsewhere. A CPU that waits inside an
+operation (for its node, the coordinator, a lock) sleeps on its *wait bell*, which has nothing to do with the mailbox.
+"""
+import collections
+import concurrent.futures
+import ctypes
+import io
+import itertools
+import os
+import signal
+import sys
+import threading
+
+import posix_ipc
+
+from numaemu import access  # noqa: F401  (its kernels are loaded before anything forks)
+from numaemu.actor import COORDINATOR, Actor
+from numaemu.build import JIT
+from numaemu.kernel import sys as syscalls
+from numaemu.kernel.fault import exc_page_fault
+from numaemu.kernel.mm_types import TASK_NAME_BYTES, task_t
+from numaemu.kernel.smp import actor_of_cpu
+from numaemu.kernel.tlb import answer_ipi
+from numaemu.mmu import cpu_t
+from numaemu.operations import Operations, kill_task
+from numaemu.pointer import PythonCallback
+from numaemu.payload import dump_function, load_function
+from numaemu.task import Handle, Task
+from numaemu.wire import failure, settle
+
+WAIT_S = 0.2             # how long a CPU sleeps at most before it looks again, should a bell get lost
+_CALLBACK = ctypes.CFUNCTYPE(ctypes.c_uint64, ctypes.c_uint64, ctypes.c_uint64, ctypes.c_uint64)
+_installed = []          # ctypes callbacks must outlive the machine
+
+
+def _address_of(function):
+    """The address that compiled code calls for a Python function."""
+    if not JIT:
+        return PythonCallback(function).address
+    callback = _CALLBACK(function)
+    _installed.append(callback)
+    return ctypes.cast(callback, ctypes.c_void_p).value
+
+
+def install_callbacks(world):
+    """Before the children fork: what compiled code may call in any of them."""
+    machine = world.machine
+
+    def on_ring(actor, _b, _c):
+        world.bells[actor].release()
+        return 0
+
+    def on_wake(cpu, _b, _c):
+        world.wait_bells[cpu].release()
+        return 0
+
+    def on_wait(cpu, only_yield, _c):
+        if only_yield:
+            os.sched_yield()
+            return 0
+        try:
+            world.wait_bells[cpu].acquire(WAIT_S)
+        except (posix_ipc.BusyError, posix_ipc.SignalError):
+            pass
+        return 0
+
+    machine.on_ring, machine.on_wake, machine.on_wait = (_address_of(f) for f in (on_ring, on_wake, on_wait))
+    for number in range(machine.nr_cpus):
+        cpu = cpu_t.array(machine.cpus)[number]
+        cpu.on_fault, cpu.on_ipi = exc_page_fault.address, answer_ipi.address
+
+
+class Turn:
+    """A lock whose waiters get it in the order in which they came."""
+
+    def __init__(self):
+        self.mutex, self.busy, self.queue = threading.Lock(), False, collections.deque()
+
+    def __enter__(self):
+        with self.mutex:
+            if not self.busy:
+                self.busy = True
+                return
+            gate = threading.Lock()
+            gate.acquire()
+            self.queue.append(gate)
+        gate.acquire()
+
+    def __exit__(self, *_):
+        with self.mutex:
+            if self.queue:
+                self.queue.popleft().release()
+            else:
+                self.busy = False
+
+
+class Printer(io.TextIOBase):
+    """What a task prints appears where the driver prints."""
+
+    def __init__(self, cpu):
+        self.cpu = cpu
+
+    def writable(self):
+        return True
+
+    def write(self, text):
+        self.cpu.tell(COORDINATOR, "printed", text)
+        return len(text)
+
+
+class Cpu(Actor):
+    """CPU `cpu_number`."""
+
+    def __init__(self, world, cpu_number):
+        super().__init__(world, actor_of_cpu(world.machine, cpu_number))
+        self.cpu_number = cpu_number
+        self.state = cpu_t.array(world.machine.cpus)[cpu_number]
+        self.turn = Turn()
+        self.sending = threading.Lock()          # the outbox has one owner at a time
+        self.operations = Operations(self)
+        self.runs, self.run_numbers = {}, itertools.count(1)      # functions that tasks here have started elsewhere
+        self.threads = concurrent.futures.ThreadPoolExecutor(max_workers=256, thread_name_prefix="op")
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        sys.stdout = Printer(self)
+        try:
+            os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
+        except OSError:
+            pass                                 # only a matter of speed
+
+    def _send_bulk(self, to, kind, token, thing):
+        with self.sending:
+            super()._send_bulk(to, kind, token, thing)
+
+    # -- tasks
+
+    def start_task(self, name):
+        """A new task on this CPU: its number."""
+        with self.turn:
+            number = syscalls.create_task(self.state.address)
+        if number < 0:
+            raise OSError(-number, os.strerror(-number))
+        self.set_comm(number, name)
+        return number
+
+    def set_comm(self, number, name):
+        """task->comm: at most 15 bytes."""
+        task = task_t.array(self.machine.tasks)[number]
+        raw = (name or "task").encode()[:TASK_NAME_BYTES - 1].ljust(TASK_NAME_BYTES, b"\0")
+        for i, byte in enumerate(raw):
+            task.comm[i] = byte
+
+    def pid_of(self, number):
+        return task_t.array(self.machine.tasks)[number].pid
+
+    def rpc_new_task(self, name):
+        number = self.start_task(name)
+        return number, self.pid_of(number)
+
+    def rpc_spawn(self, owner, run, name, payload):
+        """Run a pickled (function, args) as a new task; its result goes to `owner` as run `run`."""
+        number = self.start_task(name)
+        pid = self.pid_of(number)
+        self.threads.submit(self.run_task, owner, run, number, payload)
+        return number, pid
+
+    def rpc_adopt(self, owner, run, number, payload):
+        """Run a function as a task that fork or clone has made on another CPU."""
+        task_t.array(self.machine.tasks)[number].cpu = self.cpu_number
+        pid = self.pid_of(number)
+        self.threads.submit(self.run_task, owner, run, number, payload)
+        return number, pid
+
+    def run_task(self, owner, run, number, payload):
+        """The thread of a spawned function: call it, end the task, report."""
+        task = Task(number, self.pid_of(number), self)
+        try:
+            function, args = load_function(payload)
+            answer = function(task, *args)
+        except BaseException as error:
+            answer = failure(error)
+        finally:
+            kill_task(task)
+        try:
+            self.tell(owner, "finished", run, answer)
+        except Exception as error:
+            self.tell(owner, "finished", run, failure(error))
+
+    def rpc_op(self, number, method, args):
+        """An operation of a task that is driven from elsewhere; it may take long, so it gets a thread."""
+        return self.threads.submit(self.do_op, number, method, args)
+
+    def do_op(self, number, method, args):
+        return self.operations.run(number, method, args)
+
+    # -- the Task object's side
+
+    def call_op(self, number, method, args):
+        """Run an operation of a task of this process: here, or on the CPU it has moved to."""
+        cpu = task_t.array(self.machine.tasks)[number].cpu
+        if cpu == self.cpu_number:
+            return self.operations.run(number, method, args)
+        return self.ask(actor_of_cpu(self.machine, cpu), "op", number, method, args).result()
+
+    def where(self, number):
+        """(cpu, node) of a task."""
+        cpu = task_t.array(self.machine.tasks)[number].cpu
+        return cpu, self.world.topology.node_of_cpu(cpu)
+
+    def start(self, number, pid, cpu, function, args):
+        """Run a function as a task that was just made, on a CPU; its handle."""
+        run, future = next(self.run_numbers), concurrent.futures.Future()
+        self.runs[run] = future
+        payload = dump_function(function, args)
+        self.ask(actor_of_cpu(self.machine, cpu), "adopt", self.number, run, number, payload).result()
+        return Handle(pid, future)
+
+    def rpc_finished(self, run, answer):
+        """A function that a task here has started is done."""
+        settle(self.runs.pop(run), answer)
+
+    # -- for the coordinator
+
+    def rpc_drain(self):
+        """Return this CPU's unused pages, if no operation is running."""
+        if self.turn.busy:
+            return False
+        with self.turn:
+            syscalls.drain_pages(self.state.address)
+        return True
+
+    def rpc_hold(self):
+        """Let no operation run until `release`."""
+        return self.threads.submit(self.turn.__enter__)
+
+    def rpc_release(self):
+        self.turn.__exit__()

@@ -1,0 +1,34 @@
+"""The exceptions a user of numaemu meets.
+
+Every one takes plain message arguments, so that it survives pickling on its way from a CPU's
+process to the driver.  A system call that fails raises OSError with Linux's errno instead.
+"""
+
+
+class NumaemuError(Exception):
+    """Base class of everything numaemu raises on purpose."""
+
+
+class ConfigError(NumaemuError):
+    """Wrong usage or a wrong machine file; nothing was started (exit status 2)."""
+
+    @classmethod
+    def at(cls, where: str, text: str) -> "ConfigError":
+        """One clear line: what is wrong, and in brackets the place it stands in."""
+        return cls(f"{text} ({where})" if where else text)
+
+
+class MachineCheck(NumaemuError):
+    """A process of the emulator died, or its state is inconsistent (exit status 3)."""
+
+
+class SegmentationFault(NumaemuError):
+    """An access to an address that is not mapped, or not mapped for this access (SIGSEGV)."""
+
+
+class BusError(NumaemuError):
+    """An access to a mapped address that nothing backs, as beyond the end of a file (SIGBUS)."""
+
+
+class OutOfMemory(NumaemuError):
+    """The task was killed because no node could serve its allocation."""

@@ -1,0 +1,89 @@
+"""The fork server: one fresh process per driver that has loaded the compiled kernel and forks coordinators.
+
+The driver may have threads, so it is never forked itself. It starts `python -m numaemu.forkserver FD` once, with a
+Unix socket; each machine is one request with a socket of its own. The server ends with the driver (end of
+stream), the coordinators with the server, nodes and CPUs with their coordinator.
+"""
+import gc
+import os
+import pickle
+import signal
+import socket
+import sys
+
+
+def preload(control):
+    """Import everything compiled, telling the driver how far it is."""
+    from numaemu.compile import on_compiled
+    on_compiled(lambda name: tell(control, "compiled", name))
+    import numaemu.coordinator  # noqa: F401  (imports every kernel)
+
+
+def tell(control, *thing):
+    """A frame to the driver."""
+    payload = pickle.dumps(thing)
+    try:
+        control.sendall(len(payload).to_bytes(8, "big") + payload)
+    except OSError:
+        os._exit(0)          # the driver has gone
+
+
+def serve(control, coordinator_main):
+    """Fork a coordinator for each request; tell the driver of each that ended."""
+    while True:
+        try:
+            data, fds, _, _ = socket.recv_fds(control, 1 << 20, 1)
+        except ConnectionError:
+            data = b""
+        if not data:
+            os._exit(0)
+        number, topology, reserve, path = pickle.loads(data)
+        pid = os.fork()
+        if pid == 0:
+            sys.path[:] = path
+            become_coordinator(control, fds[0], topology, reserve, coordinator_main)
+        os.close(fds[0])
+        tell(control, "forked", number, pid)
+
+
+def become_coordinator(control, fd, topology, reserve, coordinator_main):
+    """The forked child's part."""
+    from numaemu.shm import die_with_parent
+    try:
+        die_with_parent()
+        control.close()
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        coordinator_main(socket.socket(fileno=fd), topology, reserve)
+    except BaseException:
+        import traceback
+        traceback.print_exc()
+    finally:
+        os._exit(1)
+
+
+def main():
+    import setproctitle
+    setproctitle.setproctitle("numaemu: fork server")
+    control = socket.socket(fileno=int(sys.argv[1]))
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    preload(control)
+    from numaemu.coordinator import main as coordinator_main
+
+    def reap(*_):
+        while True:
+            try:
+                pid, status = os.waitpid(-1, os.WNOHANG)
+            except ChildProcessError:
+                return
+            if pid == 0:
+                return
+            tell(control, "ended", pid, os.waitstatus_to_exitcode(status))
+
+    signal.signal(signal.SIGCHLD, reap)
+    tell(control, "ready")
+    gc.freeze()
+    serve(control, coordinator_main)
+
+
+if __name__ == "__main__":
+    main()

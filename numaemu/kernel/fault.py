@@ -1,0 +1,74 @@
+"""The page-fault exception: Linux's arch/x86/mm/fault.c. The MMU calls it through the CPU's `on_fault` address."""
+import numpy as np
+
+from numaemu.compile import callback, kernel
+from numaemu.kernel.memory import (VM_FAULT_OK, VM_FAULT_OOM, VM_FAULT_RETRY, handle_mm_fault, pte_offset)
+from numaemu.kernel.mempolicy import current_task
+from numaemu.kernel.mm_types import VM_READ, VM_WRITE
+from numaemu.kernel.mmap import find_vma
+from numaemu.kernel.pgtable import mm_of, pte_present, ptep_get
+from numaemu.kernel.rmap import vma_of
+from numaemu.kernel.smp import machine_of, read_lock, read_unlock, relax
+from numaemu.kernel.vmstat import PGFAULT, count_vm_events
+from numaemu.mmu import TASK_SIZE, X86_PF_PROT, X86_PF_USER, X86_PF_WRITE, cpu_t
+from numaemu.pointer import address_of
+from numaemu.uapi import SIGKILL, SIGSEGV
+
+U = np.uint64
+SERVED = U(1)        # the answer to the MMU: try again; anything else (0 from a crashed kernel too) is a failure
+FAILED = U(2)        # cpu.cr2, error_code and signal say why
+
+
+@kernel("u64(cpu_t*, mm_t*, u64, bool, i64)")
+def bad_area(cpu, mm, address, write, signal):
+    """Leave word for whoever reports it."""
+    machine = machine_of(cpu)
+    code = X86_PF_USER | (X86_PF_WRITE if write else U(0))
+    if signal == SIGSEGV and address < TASK_SIZE:
+        ptep = pte_offset(machine, mm, address)
+        if ptep != U(0) and pte_present(ptep_get(ptep)):
+            code |= X86_PF_PROT
+    cpu.cr2, cpu.error_code, cpu.signal = address, code, signal
+    return FAILED
+
+
+@kernel("bool(vma_t*, bool)")
+def access_error(vma, write):
+    """True if the VMA does not allow the access."""
+    return vma.flags & (VM_WRITE if write else (VM_READ | VM_WRITE)) == 0
+
+
+@kernel("u64(cpu_t*, u64, bool)")
+def do_user_addr_fault(cpu, address, write):
+    """Serve a fault of the running task: SERVED, or FAILED with the reason left in the CPU's words."""
+    machine = machine_of(cpu)
+    mm_number, tries = cpu.mm, 0
+    mm, task = mm_of(machine, mm_number), current_task(cpu)
+    lock = address_of(mm, "mmap_lock")
+    cpu.clock_base_ns += machine.fault_ns
+    while True:
+        read_lock(cpu, lock)
+        number = find_vma(machine, mm_number, address) if address < TASK_SIZE else 0
+        if number == 0 or vma_of(machine, number).start > address or access_error(vma_of(machine, number), write):
+            answer = bad_area(cpu, mm, address, write, SIGSEGV)
+            read_unlock(lock)
+            return answer
+        code = handle_mm_fault(cpu, mm, number, address, write)
+        read_unlock(lock)
+        if code != VM_FAULT_RETRY:
+            break
+        tries += 1
+        relax(cpu, tries * 10)
+    if code == VM_FAULT_OOM:
+        return bad_area(cpu, mm, address, write, SIGKILL)
+    if code != VM_FAULT_OK:
+        return bad_area(cpu, mm, address, write, SIGSEGV)
+    task.min_flt += 1
+    count_vm_events(machine, cpu.id, PGFAULT, 1)
+    return SERVED
+
+
+@callback("u64(u64, u64, u64)")
+def exc_page_fault(cpu_address, address, write):
+    """The exception's entry."""
+    return do_user_addr_fault(cpu_t.at(cpu_address), address, write != U(0))

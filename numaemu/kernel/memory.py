@@ -1,0 +1,363 @@
+"""Page faults, unmapping and copying of page tables: Linux's mm/memory.c."""
+import numpy as np
+
+from numaemu.compile import hot, kernel
+from numaemu.kernel.gfp import GFP_HIGHUSER_MOVABLE, __GFP_ZERO
+from numaemu.kernel.mempolicy import alloc_table_page, vma_alloc_folio
+from numaemu.kernel.mm_types import MM_ANONPAGES, MM_SHMEMPAGES, PG_anon, VM_SHARED, VM_WRITE
+from numaemu.kernel.mmzone import page_of
+from numaemu.kernel.pgtable import (_PAGE_SPECIAL, free_table, install_table, is_migration_entry, mm_of, pfn_pte, pte_offset,
+                                    pte_pfn, pte_present, ptep_cmpxchg, ptep_get, ptep_get_and_clear, skip_missing,
+                                    table_at)
+from numaemu.kernel.rmap import (anon_vma_prepare, folio_add_anon_rmap, folio_dup_rmap, folio_remove_rmap, put_page,
+                                 rss_counter, vma_of)
+from numaemu.kernel.shmem import shmem_get_folio
+from numaemu.kernel.smp import machine_of, relax
+from numaemu.kernel.tlb import flush_tlb_mm_range
+from numaemu.kernel.vmstat import PGREUSE, count_vm_events
+from numaemu.mmu import _PAGE_ACCESSED, _PAGE_DIRTY, _PAGE_PRESENT, _PAGE_RW, _PAGE_USER
+from numaemu.param import GATHER_PAGES
+from numaemu.pointer import copy_bytes, exchange, fetch_add, i64, load_acquire, u64
+
+U = np.uint64
+VM_FAULT_OK, VM_FAULT_OOM, VM_FAULT_SIGBUS, VM_FAULT_SIGSEGV, VM_FAULT_RETRY = range(5)
+_READ_ONLY = _PAGE_PRESENT | _PAGE_USER | _PAGE_ACCESSED
+_WRITTEN = _READ_ONLY | _PAGE_RW | _PAGE_DIRTY
+
+
+@kernel("u64(cpu_t*, mm_t*, u64)")
+def pte_alloc(cpu, mm, address):
+    """Host address of the leaf entry of `address`, making tables as needed; 0: no memory."""
+    machine = machine_of(cpu)
+    table = machine.memory + mm.pgd
+    for shift in (39, 30, 21):
+        index = np.int64((address >> U(shift)) & U(511))
+        entry = load_acquire(u64.array(table), index)
+        if entry == U(0):
+            pfn = alloc_table_page(cpu)
+            if pfn == 0:
+                return U(0)
+            entry = install_table(cpu, mm, table, index, pfn)
+        table = table_at(machine, entry)
+    return table + (((address >> U(12)) & U(511)) << U(3))
+
+
+@kernel("i64(cpu_t*, mm_t*, i64, u64, bool, u64)")
+def do_anonymous_page(cpu, mm, vma_number, address, write, ptep):
+    """First touch of private memory: the zero page for a read, a cleared page of its own for a write."""
+    machine = machine_of(cpu)
+    vma = vma_of(machine, vma_number)
+    if not write:
+        ptep_cmpxchg(ptep, U(0), pfn_pte(machine.zero_pfn, _READ_ONLY | _PAGE_SPECIAL))
+        return VM_FAULT_OK
+    if load_acquire(vma, "mapping") == 0 and not anon_vma_prepare(cpu, vma_number):
+        return VM_FAULT_OOM
+    pfn = vma_alloc_folio(cpu, GFP_HIGHUSER_MOVABLE | __GFP_ZERO, vma, address)
+    if pfn == 0:
+        return VM_FAULT_OOM
+    page = page_of(machine, pfn)
+    folio_add_anon_rmap(machine, cpu, page, pfn, vma, address)
+    if not ptep_cmpxchg(ptep, U(0), pfn_pte(pfn, _WRITTEN)):
+        folio_remove_rmap(machine, cpu, pfn)       # another thread was faster
+        put_page(cpu, pfn)
+        return VM_FAULT_OK
+    fetch_add(mm.rss, MM_ANONPAGES, 1)
+    return VM_FAULT_OK
+
+
+@kernel("i64(cpu_t*, mm_t*, i64, u64, bool, u64)")
+def do_shared_fault(cpu, mm, vma_number, address, write, ptep):
+    """Touch of a shared object: its page, allocated by whoever comes first."""
+    machine = machine_of(cpu)
+    vma = vma_of(machine, vma_number)
+    pfn = shmem_get_folio(cpu, vma, address)
+    if pfn == 0:
+        return VM_FAULT_OOM
+    bits = _READ_ONLY
+    if vma.flags & VM_WRITE:
+        bits |= _PAGE_RW
+    if write:
+        bits |= _PAGE_DIRTY
+    folio_dup_rmap(machine, cpu, pfn)
+    if not ptep_cmpxchg(ptep, U(0), pfn_pte(pfn, bits)):
+        folio_remove_rmap(machine, cpu, pfn)
+        put_page(cpu, pfn)
+        return VM_FAULT_OK
+    fetch_add(mm.rss, MM_SHMEMPAGES, 1)
+    return VM_FAULT_OK
+
+
+@kernel("i64(cpu_t*, mm_t*, i64, u64, u64, u64)")
+def wp_page_copy(cpu, mm, vma_number, address, ptep, pte):
+    """Copy on write. The old frame loses our reference only after every CPU has forgotten it."""
+    machine = machine_of(cpu)
+    vma, old = vma_of(machine, vma_number), pte_pfn(pte)
+    special = pte & _PAGE_SPECIAL != U(0)
+    if load_acquire(vma, "mapping") == 0 and not anon_vma_prepare(cpu, vma_number):
+        return VM_FAULT_OOM
+    new = vma_alloc_folio(cpu, GFP_HIGHUSER_MOVABLE | (__GFP_ZERO if special else 0), vma, address)
+    if new == 0:
+        return VM_FAULT_OOM
+    if not special:
+        copy_bytes(machine.memory + (U(new) << U(12)), machine.memory + (U(old) << U(12)), 4096)
+        cpu.clock_base_ns += machine.copy_page_ns
+    folio_add_anon_rmap(machine, cpu, page_of(machine, new), new, vma, address)
+    if not ptep_cmpxchg(ptep, pte, pfn_pte(new, _WRITTEN)):
+        folio_remove_rmap(machine, cpu, new)
+        put_page(cpu, new)
+        return VM_FAULT_OK
+    flush_tlb_mm_range(cpu, vma.mm, address & ~U(4095), (address & ~U(4095)) + U(4096))
+    if special:
+        fetch_add(mm.rss, MM_ANONPAGES, 1)
+    else:
+        if page_of(machine, old).flags & U(PG_anon) == U(0):
+            fetch_add(mm.rss, MM_SHMEMPAGES, -1)
+            fetch_add(mm.rss, MM_ANONPAGES, 1)
+        folio_remove_rmap(machine, cpu, old)
+        put_page(cpu, old)
+    return VM_FAULT_OK
+
+
+@kernel("i64(cpu_t*, mm_t*, i64, u64, u64, u64)")
+def do_wp_page(cpu, mm, vma_number, address, ptep, pte):
+    """A write to a page mapped read-only in a writable range: use it again if we are the last sharer, else copy it."""
+    machine = machine_of(cpu)
+    vma, old = vma_of(machine, vma_number), pte_pfn(pte)
+    special = pte & _PAGE_SPECIAL != U(0)
+    if vma.flags & VM_SHARED:
+        ptep_cmpxchg(ptep, pte, pte | _PAGE_RW | _PAGE_DIRTY | _PAGE_ACCESSED)
+        return VM_FAULT_OK
+    page = page_of(machine, old)
+    if not special and page.flags & U(PG_anon) != U(0) and load_acquire(page, "mapcount") == 1 \
+            and load_acquire(page, "refcount") == 1:
+        if ptep_cmpxchg(ptep, pte, pte | _PAGE_RW | _PAGE_DIRTY | _PAGE_ACCESSED):
+            count_vm_events(machine, cpu.id, PGREUSE, 1)
+        return VM_FAULT_OK
+    return wp_page_copy(cpu, mm, vma_number, address, ptep, pte)
+
+
+@kernel("i64(cpu_t*, mm_t*, i64, u64, bool)")
+def handle_mm_fault(cpu, mm, vma_number, address, write):
+    """Serve a fault in a VMA that allows the access; a VM_FAULT_* code. Mirrors handle_mm_fault, handle_pte_fault."""
+    machine = machine_of(cpu)
+    ptep = pte_alloc(cpu, mm, address)
+    if ptep == U(0):
+        return VM_FAULT_OOM
+    pte = ptep_get(ptep)
+    if pte == U(0):
+        if vma_of(machine, vma_number).flags & VM_SHARED:
+            return do_shared_fault(cpu, mm, vma_number, address, write, ptep)
+        return do_anonymous_page(cpu, mm, vma_number, address, write, ptep)
+    if is_migration_entry(pte):
+        return VM_FAULT_RETRY
+    if write and pte & _PAGE_RW == U(0):
+        return do_wp_page(cpu, mm, vma_number, address, ptep, pte)
+    return VM_FAULT_OK           # spurious: another CPU has served it
+
+
+# -- unmapping -----------------------------------------------------------------------------------------------
+
+# mmu_gather: between taking pages (and tables) out and freeing them lies the flush, so that no CPU still reaches them.
+# Word 0 of the CPU's gather array counts; then page numbers, tables as negative ones.
+
+@hot
+def gather_of(machine, cpu):
+    """Pages and tables this CPU has taken out and not yet freed."""
+    return i64.array(machine.gather + U(cpu.id * GATHER_PAGES * 8))
+
+
+@hot
+def tlb_remove(gather, entry):
+    """Remember one; True when the array is full and must be flushed."""
+    gather[0] += 1
+    gather[gather[0]] = entry
+    return gather[0] == GATHER_PAGES - 1
+
+
+@kernel("void(cpu_t*, i64, u64, u64)")
+def tlb_flush_mmu(cpu, mm_number, start, end):
+    """Every CPU forgets [start, end), then what was gathered is freed."""
+    machine = machine_of(cpu)
+    mm, gather = mm_of(machine, mm_number), gather_of(machine, cpu)
+    flush_tlb_mm_range(cpu, mm_number, start, end)
+    for i in range(1, gather[0] + 1):
+        if gather[i] < 0:
+            free_table(cpu, mm, -gather[i])
+        else:
+            put_page(cpu, gather[i])
+    gather[0] = 0
+
+
+@kernel("i64(machine_t*, cpu_t*, mm_t*, u64)")
+def zap_pte(machine, cpu, mm, pte):
+    """A leaf entry has been taken out: account for it; the pfn whose reference is to be dropped, or 0."""
+    if is_migration_entry(pte):
+        fetch_add(mm.rss, rss_counter(page_of(machine, pte_pfn(pte))), -1)
+        return 0
+    if not pte_present(pte) or pte & _PAGE_SPECIAL != U(0):
+        return 0
+    pfn = pte_pfn(pte)
+    fetch_add(mm.rss, rss_counter(page_of(machine, pfn)), -1)
+    folio_remove_rmap(machine, cpu, pfn)
+    return pfn
+
+
+@kernel("bool(cpu_t*, i64, u64, u64)")
+def unmap_page_range(cpu, mm_number, start, end):
+    """Take every page out of [start, end) and gather them; True if entries changed. Mirrors unmap_page_range."""
+    machine = machine_of(cpu)
+    mm, gather = mm_of(machine, mm_number), gather_of(machine, cpu)
+    address, changed = start, False
+    while address < end:
+        ptep = pte_offset(machine, mm, address)
+        if ptep == U(0):
+            address = skip_missing(machine, mm, address)
+            continue
+        table_end = min(end, (address | U(0x1FFFFF)) + U(1))
+        while address < table_end:
+            if ptep_get(ptep) != U(0):
+                changed = True
+                pfn = zap_pte(machine, cpu, mm, ptep_get_and_clear(ptep))
+                if pfn != 0 and tlb_remove(gather, pfn):
+                    tlb_flush_mmu(cpu, mm_number, start, address + U(4096))
+            address += U(4096)
+            ptep += U(8)
+    return changed
+
+
+@kernel("void(cpu_t*, i64, u64, u64)")
+def zap_page_range(cpu, mm_number, start, end):
+    """Take pages out, flush, free: madvise(MADV_DONTNEED)."""
+    gather_of(machine_of(cpu), cpu)[0] = 0
+    if unmap_page_range(cpu, mm_number, start, end):
+        tlb_flush_mmu(cpu, mm_number, start, end)
+
+
+@kernel("bool(cpu_t*, i64, i64, u64, u64, u64, u64)")
+def free_tables_at(cpu, mm_number, shift, start, end, floor, ceiling):
+    """Take out and gather the tables hanging in entries of 2**shift bytes each, for [start, end), that cover nothing
+    outside [floor, ceiling); True if any. Tables below them must be gone already.
+    """
+    machine, span = machine_of(cpu), U(1) << U(shift)
+    mm, address, changed = mm_of(machine, mm_number), start & ~(span - U(1)), False
+    while address < end:
+        table, level = machine.memory + mm.pgd, 39
+        while level > shift:
+            entry = load_acquire(u64.array(table), np.int64((address >> U(level)) & U(511)))
+            if entry == U(0):
+                break
+            table = table_at(machine, entry)
+            level -= 9
+        if level > shift:                # nothing below: on to where the missing table ends
+            address = ((address >> U(level)) + U(1)) << U(level)
+            continue
+        index = np.int64((address >> U(shift)) & U(511))
+        entry = load_acquire(u64.array(table), index)
+        if entry != U(0) and floor <= address and address + span <= ceiling:
+            exchange(u64.array(table), index, U(0))
+            changed = True
+            if tlb_remove(gather_of(machine, cpu), -pte_pfn(entry)):
+                tlb_flush_mmu(cpu, mm_number, start, end)
+        address += span
+    return changed
+
+
+@kernel("bool(cpu_t*, i64, u64, u64, u64, u64)")
+def free_pgd_range(cpu, mm_number, start, end, floor, ceiling):
+    """Gather the page tables that only served [start, end), from the leaves up; True if any."""
+    changed = False
+    for shift in (21, 30, 39):
+        if free_tables_at(cpu, mm_number, shift, start, end, floor, ceiling):
+            changed = True
+    return changed
+
+
+@kernel("bool(machine_t*, u64)")
+def can_change_pte_writable(machine, pte):
+    """mprotect may allow writing at once where the page is ours alone."""
+    if pte & _PAGE_SPECIAL != U(0):
+        return False
+    page = page_of(machine, pte_pfn(pte))
+    return page.flags & U(PG_anon) != U(0) and load_acquire(page, "mapcount") == 1
+
+
+@kernel("void(cpu_t*, i64, u64, u64, bool, bool, bool)")
+def change_protection(cpu, mm_number, start, end, writable, accessible, private):
+    """mprotect's work on the entries of [start, end): take permission away, or give it where nothing is to be copied."""
+    machine = machine_of(cpu)
+    mm = mm_of(machine, mm_number)
+    address, changed = start, False
+    while address < end:
+        ptep = pte_offset(machine, mm, address)
+        if ptep == U(0):
+            address = skip_missing(machine, mm, address)
+            continue
+        pte = ptep_get(ptep)
+        wanted = pte
+        if pte_present(pte) or is_migration_entry(pte):
+            if not writable:
+                wanted &= ~_PAGE_RW
+        if pte_present(pte):
+            wanted = wanted | _PAGE_USER if accessible else wanted & ~_PAGE_USER
+            if writable and private and can_change_pte_writable(machine, pte):
+                wanted |= _PAGE_RW
+        if wanted != pte:
+            if not ptep_cmpxchg(ptep, pte, wanted):
+                continue
+            changed = True
+        address += U(4096)
+    if changed:
+        flush_tlb_mm_range(cpu, mm_number, start, end)
+
+
+# -- fork ----------------------------------------------------------------------------------------------------
+
+@kernel("bool(machine_t*, cpu_t*, mm_t*, u64, u64, bool)")
+def copy_present_pte(machine, cpu, child, source, target, shared):
+    """Share one page with the child: both lose write permission, unless the mapping is shared. False: it changed."""
+    pte = ptep_get(source)
+    if not pte_present(pte) and not is_migration_entry(pte):
+        return True
+    copy = pte if shared else pte & ~_PAGE_RW
+    if copy != pte and not ptep_cmpxchg(source, pte, copy):
+        return False
+    if is_migration_entry(pte):
+        return False
+    if pte & _PAGE_SPECIAL == U(0):
+        folio_dup_rmap(machine, cpu, pte_pfn(pte))
+        fetch_add(child.rss, rss_counter(page_of(machine, pte_pfn(pte))), 1)
+    u64.array(target)[0] = copy if shared else copy & ~_PAGE_DIRTY
+    return True
+
+
+@kernel("i64(cpu_t*, i64, i64, i64)")
+def copy_page_range(cpu, parent_number, child_number, vma_number):
+    """Share a VMA's pages with a child's page tables; 0 or VM_FAULT_OOM. The caller flushes the parent."""
+    machine = machine_of(cpu)
+    parent, child = mm_of(machine, parent_number), mm_of(machine, child_number)
+    vma = vma_of(machine, vma_number)
+    shared = vma.flags & VM_SHARED != 0
+    address = vma.start
+    while address < vma.end:
+        source = pte_offset(machine, parent, address)
+        if source == U(0):
+            address = skip_missing(machine, parent, address)
+            continue
+        table_end = min(vma.end, (address | U(0x1FFFFF)) + U(1))
+        target = U(0)
+        while address < table_end:
+            if ptep_get(source) != U(0):
+                if target == U(0):
+                    first = pte_alloc(cpu, child, address)
+                    if first == U(0):
+                        return VM_FAULT_OOM
+                    target = first
+                tries = 0
+                while not copy_present_pte(machine, cpu, child, source, target, shared):
+                    tries += 1       # it changes, or is being migrated
+                    relax(cpu, tries)
+            address += U(4096)
+            source += U(8)
+            if target != U(0):
+                target += U(8)
+    return VM_FAULT_OK

@@ -1,0 +1,472 @@
+"""Moving pages between nodes: Linux's mm/migrate.c and the moving half of mm/mempolicy.c.
+
+One batch: take the pages (isolate), allocate their targets, replace every page-table entry by a migration entry, let
+every CPU forget them with one shootdown, copy, point the entries at the new frames, free the old ones. A CPU that
+faults on a migration entry waits until it is replaced. A page that somebody else uses at that moment stays.
+"""
+import numpy as np
+
+from numaemu.compile import hot, kernel
+from numaemu.kernel.gfp import GFP_HIGHUSER_MOVABLE, __GFP_THISNODE
+from numaemu.kernel.mempolicy import first_set, mpol_new, node_isset, same_policy, vma_alloc_folio
+from numaemu.kernel.mm_types import PG_anon, PG_locked, policy_t
+from numaemu.kernel.mmap import (find_position, find_vma, merge_range, range_is_mapped, split_range, vma_index)
+from numaemu.kernel.mmzone import page_of, page_to_nid
+from numaemu.kernel.page_alloc import alloc_pages
+from numaemu.kernel.pgtable import (_MIGRATION, _PAGE_SPECIAL, is_migration_entry, mm_of, pfn_pte, pte_offset, pte_pfn,
+                                    pte_present, ptep_cmpxchg, ptep_get, skip_missing)
+from numaemu.kernel.rmap import (folio_dup_rmap, folio_remove_rmap, get_page, mapping_of, page_address_in_vma, put_page,
+                                 vma_of)
+from numaemu.kernel.shmem import count_shmem, shmem_slot
+from numaemu.kernel.smp import machine_of, spin_lock, spin_unlock
+from numaemu.kernel.tlb import flush_tlb_mm_range
+from numaemu.kernel.vmstat import PGMIGRATE_FAIL, PGMIGRATE_SUCCESS, count_vm_events
+from numaemu.mmu import _PAGE_ACCESSED, _PAGE_DIRTY, _PAGE_PRESENT, _PAGE_RW, _PAGE_USER
+from numaemu.pointer import (Struct, address_of, compare_exchange, copy_bytes, fetch_and, fetch_or, i64, load_acquire,
+                             u64)
+from numaemu.uapi import (MPOL_DEFAULT, MPOL_MF_MOVE, MPOL_MF_MOVE_ALL, MPOL_MF_STRICT, errno)
+
+U = np.uint64
+NR_MAX_BATCHED_MIGRATION = 512           # pages (Linux: HPAGE_PMD_NR)
+MIGRATE_MMS = 32                         # address spaces one batch may touch before it is cut
+BY_POLICY = -1                           # target node: ask the VMA's policy
+EIO, EINVAL, EFAULT, ENOENT, EACCES, EBUSY, ENODEV = (errno.EIO, errno.EINVAL, errno.EFAULT, errno.ENOENT, errno.EACCES,
+                                                      errno.EBUSY, errno.ENODEV)
+
+migrate_t = Struct("migrate_t", [        # one for each CPU: the batch it is moving
+    ("nr", i64),
+    ("mm", i64), ("target", i64),        # whose pages; the node, or BY_POLICY
+    ("nr_mms", i64), ("mms", i64, MIGRATE_MMS), ("mm_start", u64, MIGRATE_MMS), ("mm_end", u64, MIGRATE_MMS),
+    ("old", i64, NR_MAX_BATCHED_MIGRATION), ("new", i64, NR_MAX_BATCHED_MIGRATION),
+    ("address", u64, NR_MAX_BATCHED_MIGRATION),
+    ("place", i64, NR_MAX_BATCHED_MIGRATION),        # the caller's: where its status belongs
+])
+
+
+@hot
+def batch_of(machine, cpu):
+    return migrate_t.array(machine.migrate)[cpu.id]
+
+
+@kernel("bool(page_t*)")
+def try_get_page(page):
+    """Take a reference unless the page is free."""
+    while True:
+        seen = load_acquire(page, "refcount")
+        if seen <= 0:
+            return False
+        if compare_exchange(page, "refcount", seen, seen + 1) == seen:
+            return True
+
+
+@kernel("i64(machine_t*, u64, u64)")
+def isolate_page(machine, ptep, pte):
+    """Lock and pin the page a present entry maps; its pfn, or 0: it is busy or has just gone."""
+    pfn = pte_pfn(pte)
+    page = page_of(machine, pfn)
+    if not try_get_page(page):
+        return 0
+    if ptep_get(ptep) == pte or pte_pfn(ptep_get(ptep)) == pfn:
+        if fetch_or(page, "flags", U(PG_locked)) & U(PG_locked) == U(0):
+            return pfn
+    return -pfn                  # pinned, to be put by the caller
+
+
+@kernel("void(cpu_t*, i64)")
+def putback_page(cpu, pfn):
+    """Unlock and unpin."""
+    fetch_and(page_of(machine_of(cpu), pfn), "flags", ~U(PG_locked))
+    put_page(cpu, pfn)
+
+
+@kernel("bool(migrate_t*, i64, u64)")
+def note_flush(batch, mm_number, address):
+    """Remember that an entry of this address space has changed; False if the list is full."""
+    for i in range(batch.nr_mms):
+        if batch.mms[i] == mm_number:
+            batch.mm_start[i] = min(batch.mm_start[i], address)
+            batch.mm_end[i] = max(batch.mm_end[i], address + U(4096))
+            return True
+    if batch.nr_mms == MIGRATE_MMS:
+        return False
+    i = batch.nr_mms
+    batch.mms[i], batch.mm_start[i], batch.mm_end[i] = mm_number, address, address + U(4096)
+    batch.nr_mms += 1
+    return True
+
+
+@kernel("void(cpu_t*, migrate_t*)")
+def flush_noted(cpu, batch):
+    """One shootdown for each address space concerned."""
+    for i in range(batch.nr_mms):
+        flush_tlb_mm_range(cpu, batch.mms[i], batch.mm_start[i], batch.mm_end[i])
+    batch.nr_mms = 0
+
+
+@kernel("void(cpu_t*, migrate_t*, i64, vma_t*, u64)")
+def try_to_migrate_one(cpu, batch, pfn, vma, address):
+    """Replace one VMA's entry for the page by a migration entry, if it has one."""
+    machine = machine_of(cpu)
+    ptep = pte_offset(machine, mm_of(machine, vma.mm), address)
+    if ptep == U(0):
+        return
+    while True:
+        pte = ptep_get(ptep)
+        if not pte_present(pte) or pte_pfn(pte) != pfn or pte & _PAGE_SPECIAL != U(0):
+            return
+        if ptep_cmpxchg(ptep, pte, pfn_pte(pfn, _MIGRATION | (pte & (_PAGE_RW | _PAGE_USER | _PAGE_DIRTY)))):
+            break
+    folio_remove_rmap(machine, cpu, pfn)
+    put_page(cpu, pfn)
+    if not note_flush(batch, vma.mm, address):
+        flush_tlb_mm_range(cpu, vma.mm, address, address + U(4096))
+
+
+@kernel("void(cpu_t*, i64, i64, vma_t*, u64)")
+def remove_migration_pte(cpu, old, new, vma, address):
+    """Point one VMA's migration entry for `old` at `new`."""
+    machine = machine_of(cpu)
+    ptep = pte_offset(machine, mm_of(machine, vma.mm), address)
+    if ptep == U(0):
+        return
+    while True:
+        pte = ptep_get(ptep)
+        if not is_migration_entry(pte) or pte_pfn(pte) != old:
+            return
+        folio_dup_rmap(machine, cpu, new)
+        kept = pte & (_PAGE_RW | _PAGE_USER | _PAGE_DIRTY)
+        if ptep_cmpxchg(ptep, pte, pfn_pte(new, _PAGE_PRESENT | _PAGE_ACCESSED | kept)):
+            return
+        folio_remove_rmap(machine, cpu, new)
+        put_page(cpu, new)
+
+
+@kernel("void(cpu_t*, migrate_t*, i64, i64, bool)")
+def rmap_walk(cpu, batch, old, new, unmapping):
+    """Over every VMA that may map page `old`: put migration entries in, or (new != 0) take them out."""
+    machine = machine_of(cpu)
+    page = page_of(machine, old)
+    mapping = mapping_of(machine, page.mapping)
+    lock = address_of(mapping, "lock")
+    spin_lock(cpu, lock)
+    number = mapping.first_vma
+    while number != 0:
+        vma = vma_of(machine, number)
+        address = page_address_in_vma(page, vma)
+        if address != U(0):
+            if unmapping:
+                try_to_migrate_one(cpu, batch, old, vma, address)
+            else:
+                remove_migration_pte(cpu, old, new, vma, address)
+        number = vma.family_next
+    spin_unlock(lock)
+
+
+@kernel("i64(cpu_t*, migrate_t*, i64)")
+def alloc_migration_target(cpu, batch, i):
+    """The frame that page i of the batch moves to; 0 if there is none on the node."""
+    machine = machine_of(cpu)
+    if batch.target == BY_POLICY:
+        number = find_vma(machine, batch.mm, batch.address[i])
+        if number == 0:
+            return 0
+        return vma_alloc_folio(cpu, GFP_HIGHUSER_MOVABLE, vma_of(machine, number), batch.address[i])
+    return alloc_pages(cpu, GFP_HIGHUSER_MOVABLE | __GFP_THISNODE, 0, batch.target, machine.node_mask)
+
+
+@kernel("i64(machine_t*, page_t*)")
+def expected_refs(machine, page):
+    """References a page has when nobody maps it: ours, and the tree's if it belongs to a shared object."""
+    return 1 if page.flags & U(PG_anon) != U(0) else 2
+
+
+@kernel("bool(cpu_t*, i64, i64)")
+def move_to_new_folio(cpu, old, new):
+    """Copy contents and identity; a shared object's tree points to the new frame. False: it changed meanwhile."""
+    machine = machine_of(cpu)
+    page, target = page_of(machine, old), page_of(machine, new)
+    if load_acquire(page, "mapcount") != 0 or load_acquire(page, "refcount") != expected_refs(machine, page):
+        return False
+    target.mapping, target.index = page.mapping, page.index
+    target.flags |= page.flags & U(PG_anon)
+    copy_bytes(machine.memory + (U(new) << U(12)), machine.memory + (U(old) << U(12)), 4096)
+    cpu.clock_base_ns += machine.copy_page_ns
+    if page.flags & U(PG_anon) == U(0):
+        slot = shmem_slot(cpu, mapping_of(machine, page.mapping), page.index)
+        if compare_exchange(u64.array(slot), 0, pfn_pte(old, U(1)), pfn_pte(new, U(1))) != pfn_pte(old, U(1)):
+            return False
+        get_page(target)
+        count_shmem(machine, cpu, old, -1)
+        count_shmem(machine, cpu, new, 1)
+        put_page(cpu, old)
+    return True
+
+
+@kernel("i64(cpu_t*, migrate_t*)")
+def migrate_pages_batch(cpu, batch):
+    """Move the batch's pages; `new[i]` is the new frame, or 0 where the page stayed. How many stayed."""
+    machine = machine_of(cpu)
+    failed = batch.nr_mms = 0
+    for i in range(batch.nr):
+        batch.new[i] = alloc_migration_target(cpu, batch, i)
+        if batch.new[i] != 0:
+            rmap_walk(cpu, batch, batch.old[i], 0, True)
+    flush_noted(cpu, batch)
+    for i in range(batch.nr):
+        old, new = batch.old[i], batch.new[i]
+        if new != 0:
+            moved = move_to_new_folio(cpu, old, new)
+            rmap_walk(cpu, batch, old, new if moved else old, False)
+            put_page(cpu, new)           # the reference of its allocation: the entries hold their own
+            if not moved:
+                batch.new[i] = 0
+        putback_page(cpu, old)
+        if batch.new[i] == 0:
+            failed += 1
+    count_vm_events(machine, cpu.id, PGMIGRATE_SUCCESS, batch.nr - failed)
+    count_vm_events(machine, cpu.id, PGMIGRATE_FAIL, failed)
+    batch.nr = 0
+    return failed
+
+
+@kernel("bool(migrate_t*, i64, u64, i64)")
+def add_to_batch(batch, pfn, address, place):
+    """Put an isolated page into the batch; True when it is full."""
+    i = batch.nr
+    batch.old[i], batch.address[i], batch.place[i] = pfn, address, place
+    batch.nr += 1
+    return batch.nr == NR_MAX_BATCHED_MIGRATION
+
+
+# -- by range: mbind(MPOL_MF_MOVE), migrate_pages ------------------------------------------------------------
+
+@kernel("bool(page_t*, i64)")
+def page_movable(page, flags):
+    """MPOL_MF_MOVE moves what one process maps, MPOL_MF_MOVE_ALL everything."""
+    return flags & MPOL_MF_MOVE_ALL != 0 or load_acquire(page, "mapcount") <= 1
+
+
+@kernel("i64(cpu_t*, migrate_t*, u64, u64, u64, i64)")
+def queue_one(cpu, batch, ptep, pte, address, flags):
+    """Isolate one page into the batch, moving the batch when it is full: pages that stay."""
+    machine = machine_of(cpu)
+    if not page_movable(page_of(machine, pte_pfn(pte)), flags):
+        return 1
+    pfn = isolate_page(machine, ptep, pte)
+    if pfn <= 0:
+        if pfn < 0:
+            put_page(cpu, -pfn)
+        return 1
+    if add_to_batch(batch, pfn, address, 0):
+        return migrate_pages_batch(cpu, batch)
+    return 0
+
+
+@kernel("i64(cpu_t*, migrate_t*, u64, u64, u64, bool, i64)")
+def queue_pages_range(cpu, batch, start, end, nodes, inside, flags):
+    """Move the pages of [start, end) that are on `nodes` (inside) or elsewhere (not inside): pages that stayed.
+
+    With MPOL_MF_STRICT alone the first misplaced page ends it: -EIO. Mirrors queue_pages_range and migrate_pages.
+    """
+    machine = machine_of(cpu)
+    mm, address, failed = mm_of(machine, batch.mm), start, 0
+    while address < end:
+        ptep = pte_offset(machine, mm, address)
+        if ptep == U(0):
+            address = skip_missing(machine, mm, address)
+            continue
+        pte = ptep_get(ptep)
+        if pte_present(pte) and pte & _PAGE_SPECIAL == U(0):
+            if node_isset(nodes, page_to_nid(machine, pte_pfn(pte))) == inside:
+                if flags & (MPOL_MF_MOVE | MPOL_MF_MOVE_ALL) == 0:
+                    return -EIO
+                failed += queue_one(cpu, batch, ptep, pte, address, flags)
+        address += U(4096)
+    if batch.nr > 0:
+        failed += migrate_pages_batch(cpu, batch)
+    return failed
+
+
+@kernel("i64(cpu_t*, i64, u64, u64, policy_t*)")
+def mbind_range(cpu, mm_number, start, end, policy):
+    """Write the policy into the VMAs of [start, end), splitting at the borders: 0 or -ENOMEM."""
+    machine = machine_of(cpu)
+    error = split_range(cpu, mm_number, start, end)
+    if error != 0:
+        return error
+    position = find_position(machine, mm_number, start)
+    while position < mm_of(machine, mm_number).map_count:
+        vma = vma_of(machine, vma_index(machine, mm_number)[position])
+        if vma.start >= end:
+            break
+        vma.policy.mode, vma.policy.flags, vma.policy.nodes = policy.mode, policy.flags, policy.nodes
+        position += 1
+    return 0
+
+
+@kernel("i64(cpu_t*, i64, u64, u64, policy_t*, u64, i64)")
+def do_mbind(cpu, mm_number, start, length, policy, nodes, flags):
+    """mbind(2) with a checked policy: 0 or a negative errno. The mmap_lock is held for writing."""
+    machine = machine_of(cpu)
+    end = start + ((length + U(4095)) & ~U(4095))
+    if flags & ~(MPOL_MF_STRICT | MPOL_MF_MOVE | MPOL_MF_MOVE_ALL) != 0 or start & U(4095) != U(0) or end < start:
+        return -EINVAL
+    if policy.mode == MPOL_DEFAULT:
+        flags &= ~MPOL_MF_STRICT
+    if end == start:
+        return 0
+    if not range_is_mapped(machine, mm_number, start, end):
+        return -EFAULT
+    batch = batch_of(machine, cpu)
+    batch.nr, batch.mm, batch.target = 0, mm_number, BY_POLICY
+    if flags & MPOL_MF_STRICT and flags & (MPOL_MF_MOVE | MPOL_MF_MOVE_ALL) == 0:
+        if queue_pages_range(cpu, batch, start, end, nodes, False, flags) < 0:
+            return -EIO
+    error = mbind_range(cpu, mm_number, start, end, policy)
+    if error != 0:
+        return error
+    failed = 0
+    if flags & (MPOL_MF_MOVE | MPOL_MF_MOVE_ALL):
+        failed = queue_pages_range(cpu, batch, start, end, nodes, False, flags)
+    merge_range(cpu, mm_number, start, end)
+    return -EIO if failed > 0 and flags & MPOL_MF_STRICT else 0
+
+
+@kernel("i64(i64, u64, u64)")
+def node_remap(node, old, new):
+    """The node of `new` with the rank that `node` has in `old`, modulo its size (bitmap_bitremap)."""
+    rank = total = 0
+    for n in range(64):
+        if n < node and node_isset(old, n):
+            rank += 1
+        if node_isset(new, n):
+            total += 1
+    if total == 0 or not node_isset(old, node):
+        return node
+    rank %= total
+    for n in range(64):
+        if node_isset(new, n):
+            if rank == 0:
+                return n
+            rank -= 1
+    return node
+
+
+@kernel("i64(u64)")
+def nodes_weight(nodes):
+    weight = 0
+    for n in range(64):
+        weight += np.int64((nodes >> U(n)) & U(1))
+    return weight
+
+
+@hot
+def next_migration(todo, old, new):
+    """The pair (source, target) to move next: a target that is no source left over, if there is one. Linux's loop."""
+    source, target = -1, 0
+    for s in range(64):
+        if not node_isset(todo, s):
+            continue
+        if nodes_weight(old) != nodes_weight(new) and node_isset(new, s):
+            continue
+        d = node_remap(s, old, new)
+        if s == d:
+            continue
+        source, target = s, d
+        if not node_isset(todo, target):
+            break
+    return source, target
+
+
+@kernel("i64(cpu_t*, i64, u64, u64, i64)")
+def do_migrate_pages(cpu, mm_number, old, new, flags):
+    """migrate_pages(2): pages that could not be moved. The mmap_lock is held for reading."""
+    machine = machine_of(cpu)
+    batch, failed, todo = batch_of(machine, cpu), 0, old
+    while todo != U(0):
+        source, target = next_migration(todo, old, new)
+        if source < 0:
+            break
+        todo &= ~(U(1) << U(source))
+        batch.nr, batch.mm, batch.target = 0, mm_number, target
+        for position in range(mm_of(machine, mm_number).map_count):
+            vma = vma_of(machine, vma_index(machine, mm_number)[position])
+            failed += queue_pages_range(cpu, batch, vma.start, vma.end, U(1) << U(source), True, flags)
+    return failed
+
+
+# -- page by page: move_pages --------------------------------------------------------------------------------
+
+@kernel("i64(machine_t*, i64, u64)")
+def page_node(machine, mm_number, address):
+    """Node of the page at `address`, -ENOENT if none is there, -EFAULT for the zero page or no mapping."""
+    number = find_vma(machine, mm_number, address)
+    if number == 0 or vma_of(machine, number).start > address:
+        return -EFAULT
+    ptep = pte_offset(machine, mm_of(machine, mm_number), address)
+    pte = ptep_get(ptep) if ptep != U(0) else U(0)
+    if is_migration_entry(pte):
+        return page_to_nid(machine, pte_pfn(pte))
+    if pte == U(0):
+        return -ENOENT
+    if pte & _PAGE_SPECIAL != U(0):
+        return -EFAULT
+    return page_to_nid(machine, pte_pfn(pte))
+
+
+@kernel("i64(cpu_t*, migrate_t*, i64*)")
+def store_status(cpu, batch, status):
+    """Move what is queued and write each page's node, or -EBUSY, to its place: pages that stayed."""
+    nr = batch.nr
+    failed = migrate_pages_batch(cpu, batch)
+    for i in range(nr):
+        status[batch.place[i]] = batch.target if batch.new[i] != 0 else -EBUSY
+    return failed
+
+
+@kernel("i64(cpu_t*, migrate_t*, u64, i64, i64)")
+def add_page_for_migration(cpu, batch, address, node, flags):
+    """Queue one page for `node`: 1 if queued, else its status."""
+    machine = machine_of(cpu)
+    here = page_node(machine, batch.mm, address)
+    if here < 0 or here == node:
+        return here
+    ptep = pte_offset(machine, mm_of(machine, batch.mm), address)
+    pte = ptep_get(ptep)
+    if not pte_present(pte):
+        return -EBUSY
+    if not page_movable(page_of(machine, pte_pfn(pte)), flags):
+        return -EACCES
+    pfn = isolate_page(machine, ptep, pte)
+    if pfn <= 0:
+        if pfn < 0:
+            put_page(cpu, -pfn)
+        return -EBUSY
+    add_to_batch(batch, pfn, address, 0)
+    return -1000                 # queued
+
+
+@kernel("i64(cpu_t*, i64, u64*, i64*, i64*, i64, i64)")
+def do_move_pages(cpu, mm_number, addresses, nodes, status, nr, flags):
+    """move_pages(2): how many pages stayed, or a negative errno. The mmap_lock is held for reading.
+
+    addresses, nodes and status are arrays of nr words; pages in a row with one target move as one batch.
+    """
+    machine = machine_of(cpu)
+    batch, failed = batch_of(machine, cpu), 0
+    batch.nr, batch.mm = 0, mm_number
+    for i in range(nr):
+        node = nodes[i]
+        if node < 0 or node >= machine.nr_nodes or not node_isset(machine.memory_mask, node):
+            if batch.nr > 0:
+                store_status(cpu, batch, status)
+            return -ENODEV
+        if batch.nr > 0 and (node != batch.target or batch.nr == NR_MAX_BATCHED_MIGRATION):
+            failed += store_status(cpu, batch, status)
+        batch.target = node
+        status[i] = add_page_for_migration(cpu, batch, addresses[i], node, flags)
+        if status[i] == -1000:
+            batch.place[batch.nr - 1] = i
+    if batch.nr > 0:
+        failed += store_status(cpu, batch, status)
+    return failed

@@ -1,0 +1,288 @@
+"""Making a machine's memory: segments, tables, zones, zonelists, watermarks. Linux's mm/mm_init.c and the boot part
+of mm/page_alloc.c. Runs once, in the coordinator, before it forks.
+"""
+import math
+
+import numpy as np
+
+from numaemu import shm
+from numaemu.kernel.migrate import migrate_t
+from numaemu.kernel.mm_types import mapping_t, machine_t, mm_t, page_t, pool_t, task_t, vma_t
+from numaemu.kernel.mmzone import (MAX_NR_ZONES, MIGRATE_MOVABLE, WMARK_HIGH, WMARK_LOW, WMARK_MIN, ZONE_DMA, ZONE_DMA32,
+                                   ZONE_HIGHMEM, ZONE_MOVABLE, ZONE_NORMAL, node_t, page_of, pcp_t, zone_of, zone_t)
+from numaemu.kernel.vmstat import percpu_t
+from numaemu.mailbox import mailbox_t
+from numaemu.mmu import cpu_t
+from numaemu.param import (GATHER_PAGES, MAX_MAP_COUNT, MAX_MMS, MAX_NODES, MAX_TASKS, MAX_VMAS, OUTBOX_BYTES, PAGE_SIZE,
+                           PAGEBLOCK_ORDER, PAGEBLOCK_PAGES, VMA_INDEX_SLOTS)
+from numaemu.pointer import i64, u8
+
+DMA_END, DMA32_END = (16 << 20) // PAGE_SIZE, (4 << 30) // PAGE_SIZE      # pfn
+ZERO_PFN = 1                                    # the shared page of zeros
+LOWMEM_RESERVE_RATIO = (256, 256, 32, 0, 0)     # sysctl_lowmem_reserve_ratio, by zone
+WATERMARK_SCALE_FACTOR = 10                     # of 10,000
+PCP_HIGH_MAX = 1024                             # pages of the longest chain a CPU takes at once; measured
+
+
+class Layout:
+    """Addresses of named blocks in one sparse shared segment."""
+
+    def __init__(self):
+        self.blocks, self.nbytes = {}, 0
+
+    def add(self, name, nbytes):
+        self.blocks[name] = self.nbytes
+        self.nbytes += (nbytes + 4095) & ~4095
+
+    def place(self):
+        """Map the segment; {name: address}."""
+        address = shm.shared_block(self.nbytes)
+        return {name: address + offset for name, offset in self.blocks.items()}
+
+
+def control_layout(topology, max_pfn, nr_actors):
+    """All tables that every process shares."""
+    nodes, cpus, zones = topology.nr_nodes, topology.nr_cpus, topology.nr_nodes * MAX_NR_ZONES
+    blocks = max_pfn // PAGEBLOCK_PAGES + 1
+    layout = Layout()
+    for name, nbytes in (
+            ("machine", machine_t.nbytes), ("block_node", blocks), ("block_zone", blocks), ("block_type", blocks),
+            ("zones", zones * zone_t.nbytes), ("nodes", nodes * node_t.nbytes), ("cpus", cpus * cpu_t.nbytes),
+            ("percpu", cpus * percpu_t.nbytes), ("pcps", cpus * zones * pcp_t.nbytes),
+            ("mailboxes", nr_actors * mailbox_t.nbytes), ("zonelists", nodes * MAX_NODES * 8),
+            ("tasks", MAX_TASKS * task_t.nbytes), ("mms", MAX_MMS * mm_t.nbytes), ("vmas", MAX_VMAS * vma_t.nbytes),
+            ("mappings", MAX_VMAS * mapping_t.nbytes), ("vma_index", MAX_MMS * VMA_INDEX_SLOTS * 8),
+            ("gather", cpus * GATHER_PAGES * 8), ("migrate", cpus * migrate_t.nbytes),
+            ("pools", 4 * pool_t.nbytes), ("task_stack", MAX_TASKS * 8), ("mm_stack", MAX_MMS * 8),
+            ("vma_stack", MAX_VMAS * 8), ("mapping_stack", MAX_VMAS * 8), ("outboxes", nr_actors * OUTBOX_BYTES)):
+        layout.add(name, nbytes)
+    return layout
+
+
+def map_memory(topology, machine, max_pfn):
+    """Frames and page structs: one segment a node for each, mapped where its physical addresses lie."""
+    machine.memory = shm.reserve(max_pfn * PAGE_SIZE)
+    machine.mem_map = shm.reserve(max_pfn * page_t.nbytes)
+    for ranges in topology.physical_ranges():
+        total = sum(nbytes for _, nbytes in ranges)
+        frames = shm.Segment(total)
+        structs = shm.Segment(total // PAGE_SIZE * page_t.nbytes)
+        offset = 0
+        for start, nbytes in ranges:
+            frames.map_at(int(machine.memory) + start, nbytes, offset)
+            scaled = page_t.nbytes
+            structs.map_at(int(machine.mem_map) + start // PAGE_SIZE * scaled, nbytes // PAGE_SIZE * scaled,
+                           offset // PAGE_SIZE * scaled)
+            offset += nbytes
+        frames.close()
+        structs.close()
+
+
+def boot(topology, reserve=None):
+    """A machine of this shape in shared memory: (machine, addresses of its blocks by name).
+
+    reserve: {(node, zone type): (managed, free)} in pages, for a machine that must have as much memory in use at its
+    start as a recorded one; default: nothing is in use but the first page and the page of zeros.
+    """
+    max_pfn = max((start + nbytes) // PAGE_SIZE for ranges in topology.physical_ranges() for start, nbytes in ranges)
+    nr_actors = 1 + topology.nr_nodes + topology.nr_cpus
+    blocks = control_layout(topology, max_pfn, nr_actors).place()
+    machine = machine_t.at(blocks["machine"])
+    for name, address in blocks.items():
+        if name in machine_t.kinds:
+            setattr(machine, name, address)
+    machine.nr_nodes, machine.nr_cpus = topology.nr_nodes, topology.nr_cpus
+    machine.max_pfn, machine.nr_actors = max_pfn, nr_actors
+    machine.node_mask = (1 << topology.nr_nodes) - 1
+    machine.zero_pfn, machine.next_pid = ZERO_PFN, 100
+    machine.max_map_count = topology.sysctl.get("vm.max_map_count", MAX_MAP_COUNT)
+    for name, value in topology.cost.items():
+        setattr(machine, name, value)
+    init_pools(machine, blocks)
+    map_memory(topology, machine, max_pfn)
+    init_zones(topology, machine, reserve or {})
+    machine.memory_mask = sum(1 << n for n in range(topology.nr_nodes) if node_managed_pages(machine, n) > 0)
+    build_zonelists(topology, machine)
+    setup_per_zone_wmarks(machine, topology.sysctl)
+    for node in range(topology.nr_nodes):
+        machine.il_weights[node] = 1
+    init_cpus(topology, machine)
+    page = page_of(machine, ZERO_PFN)
+    page.refcount = 1
+    return machine, blocks
+
+
+def init_pools(machine, blocks):
+    for i, (name, capacity) in enumerate((("task", MAX_TASKS), ("mm", MAX_MMS), ("vma", MAX_VMAS), ("mapping", MAX_VMAS))):
+        pool = pool_t.array(blocks["pools"])[i]
+        pool.capacity, pool.returned = capacity, blocks[f"{name}_stack"]
+        setattr(machine, f"{name}_pool", pool.address)
+
+
+# -- zones ---------------------------------------------------------------------------------------------------
+
+def zone_ranges(topology):
+    """{(node, zone type): (first pfn, pages)}: by address, with ZONE_MOVABLE cut from the top of each node."""
+    ranges = {}
+    for node, parts in enumerate(topology.physical_ranges()):
+        for start, nbytes in parts:
+            first, last = start // PAGE_SIZE, (start + nbytes) // PAGE_SIZE
+            for kind, low, high in ((ZONE_DMA, 0, DMA_END), (ZONE_DMA32, DMA_END, DMA32_END),
+                                    (ZONE_NORMAL, DMA32_END, 1 << 60)):
+                begin, end = max(first, low), min(last, high)
+                if begin < end:
+                    ranges[node, kind] = (begin, end - begin)
+    return with_movable(topology, ranges)
+
+
+def with_movable(topology, ranges):
+    """kernelcore= or movablecore=: the kernel keeps its share of every node, ZONE_MOVABLE gets the rest."""
+    if topology.kernelcore is None and topology.movablecore is None:
+        return ranges
+    total = topology.memory_bytes
+    core = topology.kernelcore if topology.kernelcore is not None else max(total - topology.movablecore, 0)
+    for node in range(topology.nr_nodes):
+        movable = int(topology.nodes[node].memory_bytes * (1 - min(core / total, 1))) // PAGE_SIZE
+        movable -= movable % PAGEBLOCK_PAGES
+        top = max((kind for n, kind in ranges if n == node), default=None)
+        if top is None or not movable:
+            continue
+        begin, pages = ranges[node, top]
+        movable = min(movable, pages)
+        ranges[node, ZONE_MOVABLE] = (begin + pages - movable, movable)
+        ranges[node, top] = (begin, pages - movable)
+        if pages == movable:
+            del ranges[node, top]
+    return ranges
+
+
+def init_zones(topology, machine, reserve):
+    node_of, zone_type = u8.array(machine.block_node), u8.array(machine.block_zone)
+    types = u8.array(machine.block_type)
+    for (node, kind), (begin, pages) in sorted(zone_ranges(topology).items()):
+        first, last = begin >> PAGEBLOCK_ORDER, (begin + pages) >> PAGEBLOCK_ORDER
+        size = last - first
+        node_of.as_numpy(last)[first:] = np.full(size, node, np.uint8)
+        zone_type.as_numpy(last)[first:] = np.full(size, kind, np.uint8)
+        types.as_numpy(last)[first:] = np.full(size, MIGRATE_MOVABLE, np.uint8)
+        init_zone(machine, node, kind, begin, pages, reserve.get((node, kind)))
+    for node in range(topology.nr_nodes):
+        for kind in range(MAX_NR_ZONES):
+            zone = zone_of(machine, node * MAX_NR_ZONES + kind)
+            zone.node, zone.type, zone.number = node, kind, node * MAX_NR_ZONES + kind
+
+
+def init_zone(machine, node, kind, begin, pages, reserve):
+    """One zone: what is in use from the start lies at its bottom, the rest is virgin."""
+    zone = zone_of(machine, node * MAX_NR_ZONES + kind)
+    first_free = begin
+    if begin == 0:                       # page 0 is never given out; then comes the page of zeros
+        begin, pages, first_free = 1, pages - 1, ZERO_PFN + 1
+    managed, free = reserve or (pages - (first_free - begin), pages - (first_free - begin))
+    zone.start_pfn, zone.spanned_pages, zone.present_pages, zone.managed_pages = begin, pages, pages, managed
+    zone.virgin_end = begin + pages
+    zone.virgin_pfn = max(begin + pages - free, first_free)
+    zone.free_pages = zone.virgin_end - zone.virgin_pfn
+    zone.pcp_batch = zone_batchsize(managed)
+    zone.pcp_high = max(min(managed // 64, PCP_HIGH_MAX), zone.pcp_batch)
+
+
+def zone_batchsize(managed):
+    """Pages moved at once between free lists and a CPU's list: Linux's zone_batchsize."""
+    batch = max(1, min(managed * PAGE_SIZE // (1 << 22), (1 << 20) // PAGE_SIZE) // 4)
+    return max(1, (1 << int(math.log2(batch + batch // 2))) - 1)
+
+
+def node_managed_pages(machine, node):
+    return sum(zone_of(machine, node * MAX_NR_ZONES + kind).managed_pages for kind in range(MAX_NR_ZONES))
+
+
+# -- watermarks ----------------------------------------------------------------------------------------------
+
+def calculate_min_free_kbytes(machine):
+    """Linux's default: the square root of 16 times the low memory in kB, between 128 kB and 256 MiB."""
+    lowmem_kbytes = sum(node_managed_pages(machine, n) for n in range(machine.nr_nodes)) * (PAGE_SIZE >> 10)
+    return max(128, min(math.isqrt(lowmem_kbytes * 16), 262144))
+
+
+def setup_per_zone_wmarks(machine, sysctl):
+    """min, low and high of every zone, and what each keeps back from allocations that could use a higher one."""
+    min_kbytes = sysctl.get("vm.min_free_kbytes", calculate_min_free_kbytes(machine))
+    factor = sysctl.get("vm.watermark_scale_factor", WATERMARK_SCALE_FACTOR)
+    pages_min = min_kbytes >> 2
+    zones = [zone_of(machine, number) for number in range(machine.nr_nodes * MAX_NR_ZONES)]
+    lowmem = sum(z.managed_pages for z in zones if z.type not in (ZONE_HIGHMEM, ZONE_MOVABLE)) or 1
+    for zone in zones:
+        share = pages_min * zone.managed_pages // lowmem
+        if zone.type in (ZONE_HIGHMEM, ZONE_MOVABLE):
+            minimum = max(32, min(zone.managed_pages // 1024, 128)) if zone.managed_pages else 0
+        else:
+            minimum = share
+        gap = max(share >> 2, zone.managed_pages * factor // 10000)
+        zone.watermark[WMARK_MIN] = minimum
+        zone.watermark[WMARK_LOW], zone.watermark[WMARK_HIGH] = minimum + gap, minimum + 2 * gap
+    setup_per_zone_lowmem_reserve(machine, sysctl.get("vm.lowmem_reserve_ratio", LOWMEM_RESERVE_RATIO))
+
+
+def setup_per_zone_lowmem_reserve(machine, ratio):
+    ratio = list(ratio) + [0] * (MAX_NR_ZONES - len(ratio))
+    for node in range(machine.nr_nodes):
+        for kind in range(MAX_NR_ZONES - 1):
+            zone = zone_of(machine, node * MAX_NR_ZONES + kind)
+            above = 0
+            for upper in range(kind + 1, MAX_NR_ZONES):
+                above += zone_of(machine, node * MAX_NR_ZONES + upper).managed_pages
+                clear = ratio[kind] < 1 or zone.managed_pages == 0
+                zone.lowmem_reserve[upper] = 0 if clear else above // ratio[kind]
+
+
+# -- zonelists -----------------------------------------------------------------------------------------------
+
+def node_order(topology):
+    """Fallback order of every node: by distance; equally far ones by number after it and by load, as Linux does it.
+
+    Mirrors build_zonelists and find_next_best_node: a node that has been chosen first behind a tie weighs more the
+    next time, and nodes without CPUs are preferred a little.
+    """
+    nodes = range(topology.nr_nodes)
+    with_memory = [n for n in nodes if topology.nodes[n].memory_bytes > 0]
+    load = [0] * topology.nr_nodes
+    orders = []
+    for local in nodes:
+        order, previous = [], local
+        while len(order) < len(with_memory):
+            if local in with_memory and local not in order:
+                best = local
+            else:
+                best = min((n for n in with_memory if n not in order), key=lambda n: (
+                    (topology.distance[local][n] + (n < local) + bool(topology.nodes[n].cpus)) * MAX_NODES + load[n], n))
+            if topology.distance[local][best] != topology.distance[local][previous]:
+                load[best] += 1
+            order.append(best)
+            previous = best
+        orders.append(order)
+    return orders
+
+
+def build_zonelists(topology, machine):
+    lists = i64.array(machine.zonelists)
+    for node, order in enumerate(node_order(topology)):
+        for i in range(MAX_NODES):
+            lists[node * MAX_NODES + i] = order[i] if i < len(order) else -1
+
+
+# -- CPUs ----------------------------------------------------------------------------------------------------
+
+def init_cpus(topology, machine):
+    for number in range(topology.nr_cpus):
+        cpu = cpu_t.array(machine.cpus)[number]
+        cpu.id, cpu.node, cpu.machine = number, topology.node_of_cpu(number), machine.address
+        cpu.memory, cpu.block_node = machine.memory, machine.block_node
+        for level, spec in (("l1", topology.l1), ("l2", topology.l2)):
+            sets = spec.entries // spec.ways
+            setattr(cpu, f"{level}_sets", sets)
+            setattr(cpu, f"{level}_ways", spec.ways)
+            setattr(cpu, f"{level}_latency_ns", spec.latency_ns)
+            setattr(cpu, f"{level}_mask", sets - 1 if sets & (sets - 1) == 0 else 0)
+        for node in range(topology.nr_nodes):
+            cpu.latency_ns[node] = topology.latency_ns[int(cpu.node)][node]

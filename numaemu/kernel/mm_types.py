@@ -1,0 +1,116 @@
+"""The central structures, as Linux's include/linux/mm_types.h and sched.h have them.
+
+Frame numbers (pfn), counts and indices are signed, bit words and addresses unsigned. Links between structures are
+numbers: a page is named by its pfn, an address space, a VMA, a task by its place in its table; 0 is 'none'.
+"""
+from numaemu.param import CPU_WORDS, MAX_NODES
+from numaemu.pointer import Struct, i32, i64, u8, u64
+
+# page->flags: Linux's names; the order is ours (Linux's differs between configurations)
+PG_buddy, PG_table, PG_swapbacked, PG_anon, PG_reserved, PG_locked = (1 << i for i in range(6))
+PG_used = 1 << 16        # the emulator's own: the frame has been given out before (its host memory may hold data)
+PG_pcp = 1 << 17         # the emulator's own: on a per-CPU list or on its way to one
+
+page_t = Struct("page_t", [
+    # by whoever owns the page at that moment: its node while free, the CPU that allocated it, then atomically
+    ("flags", u64),
+    ("lru_next", i64), ("lru_prev", i64),    # list links (pfn): free list, per-CPU list
+    ("mapping", i64),                        # number of the mapping_t (rmap family), 0 = not mapped
+    ("index", i64),                          # page number within the mapping (for anonymous memory: address / 4096)
+    ("private", i64),                        # buddy: the order of the free block; else free for the owner's use
+    ("refcount", i32), ("mapcount", i32),    # atomically; mapcount counts page-table entries (Linux's value + 1)
+    ("migratetype", i32), ("order", i32),    # of an allocated block: the free list it goes back to
+], nbytes=64)
+
+# vma->vm_flags
+VM_READ, VM_WRITE, VM_EXEC, VM_SHARED = 1, 2, 4, 8
+VM_MAYREAD, VM_MAYWRITE, VM_MAYEXEC, VM_MAYSHARE = 0x10, 0x20, 0x40, 0x80
+VM_GROWSDOWN, VM_STACK, VM_HEAP = 0x100, 0x100, 1 << 40
+VM_NORESERVE = 0x200000
+
+policy_t = Struct("policy_t", [     # struct mempolicy; mode 0 (MPOL_DEFAULT) = none of its own
+    ("mode", i64), ("flags", i64), ("nodes", u64),
+])
+
+vma_t = Struct("vma_t", [           # written under the mmap_lock of its mm, held for writing
+    ("start", u64), ("end", u64),   # [start, end)
+    ("flags", i64),
+    ("pgoff", i64),                 # page number of `start` in the mapping (anonymous: its address / 4096)
+    ("mm", i64),
+    ("mapping", i64),               # rmap family (anon_vma) or shared object; 0 until the first fault
+    ("file", i64),                  # 0: anonymous
+    ("policy", policy_t),
+    ("family_next", i64), ("family_prev", i64),    # the other VMAs of the mapping; under the mapping's lock
+])
+
+mapping_t = Struct("mapping_t", [   # struct anon_vma / struct address_space: who maps these pages
+    ("lock", u64),                  # spin lock; guards the list
+    ("users", i64),                 # VMAs in the list (and other holders), atomically; the last one frees it
+    ("first_vma", i64),             # under the lock
+    ("shared", i64),                # 1: a shared object with pages of its own (shmem)
+    ("root", u64),                  # shmem: physical address of the tree of its pages, 0 = none yet
+    ("nr_pages", i64),              # shmem: pages present, atomically
+])
+
+# mm->rss[]
+MM_FILEPAGES, MM_ANONPAGES, MM_SWAPENTS, MM_SHMEMPAGES, NR_MM_COUNTERS = range(5)
+
+mm_t = Struct("mm_t", [
+    # atomically, by any CPU
+    ("mmap_lock", i64),             # readers, or -1: one writer
+    ("users", i64),                 # tasks that share it
+    ("tlb_gen", i64),               # grows with every flush
+    ("cpumask", u64, CPU_WORDS),    # CPUs whose TLB may hold entries of it
+    ("rss", i64, NR_MM_COUNTERS),   # pages
+    ("pgtables", i64),              # page-table pages, the top level included
+    ("_pad", u64, 4),
+    # under mmap_lock held for writing
+    ("pgd", u64),                   # physical address of the top-level table
+    ("map_count", i64),             # VMAs
+    ("total_vm", i64),              # pages mapped
+    ("mmap_base", u64), ("start_brk", u64), ("brk", u64), ("start_stack", u64),
+    ("hiwater_rss", i64),
+    ("id", i64),                    # unlike its number, never used twice
+])
+
+TASK_NAME_BYTES = 16                # TASK_COMM_LEN
+TASK_DEAD, TASK_RUNNING = 0, 1
+
+task_t = Struct("task_t", [
+    # by the CPU the task is on
+    ("pid", i64), ("tgid", i64), ("ppid", i64), ("mm", i64), ("cpu", i64), ("state", i64),
+    ("policy", policy_t),
+    ("il_prev", i64), ("il_weight", i64),     # next node of task interleaving: the last one, what is left of its weight
+    ("min_flt", i64), ("maj_flt", i64),
+    ("exit_signal", i64), ("oom_score_adj", i64), ("clock_ns", i64),
+    ("comm", u8, TASK_NAME_BYTES),
+])
+
+pool_t = Struct("pool_t", [         # a table of structs handed out by number, from 1
+    ("lock", u64),
+    ("used", i64), ("nr_returned", i64),    # under the lock: highest number so far; numbers on the stack
+    ("capacity", i64),
+    ("returned", u64),              # address of the stack of returned numbers (i64)
+    ("_pad", u64, 3),
+], nbytes=64)
+
+machine_t = Struct("machine_t", [
+    # set at boot, read by all
+    ("memory", u64), ("mem_map", u64), ("block_node", u64), ("block_zone", u64), ("block_type", u64),
+    ("nr_nodes", i64), ("nr_cpus", i64), ("max_pfn", i64), ("nr_actors", i64),
+    ("zones", u64), ("nodes", u64), ("cpus", u64), ("percpu", u64), ("pcps", u64), ("mailboxes", u64),
+    ("mms", u64), ("vmas", u64), ("vma_index", u64), ("mappings", u64), ("tasks", u64),
+    ("mm_pool", u64), ("vma_pool", u64), ("mapping_pool", u64), ("task_pool", u64),
+    ("zonelists", u64),             # i64[nr_nodes][MAX_NODES]: nodes by distance, -1 ends
+    ("node_mask", u64), ("memory_mask", u64),      # nodes that exist; nodes with memory
+    ("on_ring", u64), ("on_wait", u64), ("on_wake", u64),     # callbacks into Python: ring an actor, wait, wake a CPU
+    ("zero_pfn", i64),              # the shared page of zeros
+    ("max_map_count", i64),         # sysctl vm.max_map_count
+    ("fault_ns", i64), ("clear_page_ns", i64), ("copy_page_ns", i64), ("syscall_ns", i64),
+    ("shootdown_ns", i64), ("ipi_ns", i64), ("message_ns", i64),
+    ("il_weights", i64, MAX_NODES), # /sys/kernel/mm/mempolicy/weighted_interleave/nodeN
+    ("anon_vma_lock", u64),         # spin lock: a VMA gets its first mapping
+    ("next_pid", i64), ("next_mm_id", i64),        # atomically
+    ("migrate", u64),               # migrate_t[nr_cpus]
+    ("gather", u64),                # i64[nr_cpus][GATHER_PAGES]: pages between unmapping and freeing
+])

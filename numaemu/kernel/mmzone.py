@@ -1,0 +1,100 @@
+"""Zones, free areas, per-CPU page lists and zonelists: Linux's include/linux/mmzone.h."""
+import numpy as np
+
+from numaemu.compile import hot
+from numaemu.kernel.mm_types import page_t
+from numaemu.param import MAX_NODES, NR_ORDERS
+from numaemu.pointer import Struct, i64, u8, u64
+
+U = np.uint64
+
+ZONE_DMA, ZONE_DMA32, ZONE_NORMAL, ZONE_HIGHMEM, ZONE_MOVABLE = range(5)
+MAX_NR_ZONES = 5
+ZONE_NAMES = ("DMA", "DMA32", "Normal", "HighMem", "Movable")
+
+MIGRATE_UNMOVABLE, MIGRATE_MOVABLE, MIGRATE_RECLAIMABLE = 0, 1, 2
+MIGRATE_PCPTYPES = 3             # the types kept on per-CPU lists
+MIGRATE_HIGHATOMIC, MIGRATE_ISOLATE = 3, 4
+MIGRATE_TYPES = 5
+MIGRATE_NAMES = ("Unmovable", "Movable", "Reclaimable", "HighAtomic", "Isolate")
+
+WMARK_MIN, WMARK_LOW, WMARK_HIGH, NR_WMARK = 0, 1, 2, 3
+
+free_area_t = Struct("free_area_t", [
+    ("head", i64, MIGRATE_TYPES), ("tail", i64, MIGRATE_TYPES),     # pfn of the first and last free block, 0 = none
+    ("nr_free", i64, MIGRATE_TYPES),                                # blocks
+])
+
+zone_t = Struct("zone_t", [
+    # written by the node that owns it only; read by everyone, as single words
+    ("free_pages", i64),             # NR_FREE_PAGES: pages on free lists and in the virgin range
+    ("_pad0", u64, 7),
+    # returned pages: any CPU pushes a chain (compare-exchange on the head), the node takes all (exchange)
+    ("returned", i64), ("_pad1", u64, 7),
+    # set at boot (watermarks also by sysctl, by the node)
+    ("node", i64), ("type", i64),
+    ("start_pfn", i64), ("spanned_pages", i64), ("present_pages", i64), ("managed_pages", i64),
+    ("watermark", i64, NR_WMARK), ("watermark_boost", i64),
+    ("lowmem_reserve", i64, MAX_NR_ZONES),
+    ("pcp_batch", i64), ("pcp_high", i64),
+    ("number", i64),                 # node * MAX_NR_ZONES + type
+    # written by the node only
+    ("virgin_pfn", i64), ("virgin_end", i64),     # never handed out: not on a list, its page structs not written
+    ("free_area", free_area_t, NR_ORDERS),
+])
+
+pcp_list_t = Struct("pcp_list_t", [
+    # this CPU only
+    ("head", i64), ("count", i64),   # pages ready to take or just freed, linked by lru_next, newest first
+    ("batch", i64),                  # pages asked for next time; doubles while demand goes on, up to pcp_high
+    ("asked", i64),                  # 1: a request is on its way (cleared by the CPU when it takes the chain)
+    # the hand-off: the node puts a chain here when the word is 0, the CPU takes it by exchange
+    ("shelf", i64),                  # pfn of the first page of the chain, 0 = empty, -1 = the node has none to give
+    ("shelf_count", i64), ("_pad", u64, 2),
+], nbytes=64)
+
+pcp_t = Struct("pcp_t", [            # struct per_cpu_pages: one for each CPU and zone
+    ("lists", pcp_list_t, MIGRATE_PCPTYPES),
+])
+
+node_t = Struct("node_t", [
+    ("id", i64), ("machine", u64),
+    ("nr_zones", i64),
+    ("kswapd_woken", i64),
+])
+
+
+@hot
+def zone_of(machine, zone):
+    """The zone with number node * MAX_NR_ZONES + type."""
+    return zone_t.array(machine.zones)[zone]
+
+
+@hot
+def page_of(machine, pfn):
+    """pfn_to_page"""
+    return page_t.array(machine.mem_map)[pfn]
+
+
+@hot
+def page_zone(machine, pfn):
+    """Number of the zone that a frame lies in: zones begin and end at 2 MiB."""
+    return int(u8.array(machine.block_node)[pfn >> 9]) * MAX_NR_ZONES + int(u8.array(machine.block_zone)[pfn >> 9])
+
+
+@hot
+def page_to_nid(machine, pfn):
+    """The node that owns a frame."""
+    return int(u8.array(machine.block_node)[pfn >> 9])
+
+
+@hot
+def pcp_of(machine, cpu, zone):
+    """The per-CPU page lists of one CPU for one zone."""
+    return pcp_t.array(machine.pcps)[cpu * machine.nr_nodes * MAX_NR_ZONES + zone]
+
+
+@hot
+def zonelist(machine, node):
+    """Node numbers in the order in which `node` falls back; -1 ends."""
+    return i64.array(machine.zonelists + U(node * MAX_NODES * 8))

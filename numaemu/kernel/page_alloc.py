@@ -1,0 +1,574 @@
+"""The page allocator: Linux's mm/page_alloc.c.
+
+Two sides. The *node* owns its zones' free lists (buddy system, orders 0 to 10, grouped by mobility) and cuts chains
+of single pages for CPUs. A *CPU* takes pages from its per-CPU lists and walks zonelists under watermarks. Between
+them lies the shelf of a `pcp_list_t`: one word per CPU, zone and migratetype, through which a chain of pages
+(linked by lru_next) changes hands.
+
+    CPU: list empty -> exchange(shelf, 0) -> its own list;  asks for the next chain at once (MSG_FILL), waits only if
+         the shelf is empty too.
+    node: MSG_FILL -> rmqueue_bulk -> shelf
+    CPU: too many freed pages -> pushed on zone.returned (compare-exchange) -> node: free_pcppages_bulk
+
+Who owns a page: on a free list the node; on the shelf whoever exchanges the word; on a per-CPU list that CPU; then
+its users by reference count. Untouched memory costs nothing: what a zone never gave out is its *virgin* range,
+counted as free blocks of the highest order, whose page structs nobody has written.
+"""
+import numpy as np
+
+from numaemu.compile import hot, kernel
+from numaemu.kernel.gfp import ___GFP_DIRECT_RECLAIM, __GFP_DMA, __GFP_DMA32, __GFP_MOVABLE, __GFP_RECLAIMABLE, \
+    __GFP_THISNODE, __GFP_ZERO
+from numaemu.kernel.mm_types import PG_buddy, PG_pcp, PG_used
+from numaemu.kernel.mmzone import (MAX_NR_ZONES, MIGRATE_MOVABLE, MIGRATE_RECLAIMABLE, MIGRATE_TYPES,
+                                   MIGRATE_UNMOVABLE, WMARK_LOW, WMARK_MIN, ZONE_DMA, ZONE_DMA32, ZONE_HIGHMEM,
+                                   ZONE_MOVABLE, ZONE_NORMAL, page_of, page_to_nid, page_zone, pcp_of, zone_of,
+                                   zonelist)
+from numaemu.kernel.smp import (MSG_ALLOC, MSG_DRAIN, MSG_DRAIN_ALL, MSG_FALLBACK, MSG_FILL, MSG_FREE,
+                                MSG_WAKE_KSWAPD, actor_of_node, machine_of, request, send, wait_for_event, wake_cpu)
+from numaemu.kernel.vmstat import (ALLOCSTALL, NUMA_FALLBACK, PGFREE, count_vm_events, pgalloc_event, zone_statistics)
+from numaemu.param import MAX_NODES, MAX_ORDER, NR_ORDERS, PAGEBLOCK_ORDER
+from numaemu.pointer import (clear_bytes, compare_exchange, exchange, load_acquire, prefetch, store_release,
+                             store_seq_cst, u8)
+
+U = np.uint64
+_BUDDY, _PCP, _USED = U(PG_buddy), U(PG_pcp), U(PG_used)
+MAX_BLOCK = 1 << MAX_ORDER
+
+
+# -- the node's side: free lists -----------------------------------------------------------------------------
+
+@hot
+def get_pageblock_migratetype(machine, pfn):
+    return int(u8.array(machine.block_type)[pfn >> PAGEBLOCK_ORDER])
+
+
+@kernel("void(machine_t*, i64, i64)")
+def set_pageblock_migratetype(machine, pfn, migratetype):
+    u8.array(machine.block_type)[pfn >> PAGEBLOCK_ORDER] = migratetype
+
+
+@hot
+def add_to_free_list(machine, zone, pfn, order, migratetype, to_tail):
+    """Link a free block into its list and mark it."""
+    area, page = zone.free_area[order], page_of(machine, pfn)
+    page.flags = (page.flags & _USED) | _BUDDY
+    page.private, page.migratetype = order, migratetype
+    head, tail = area.head[migratetype], area.tail[migratetype]
+    page.lru_prev, page.lru_next = (tail, 0) if to_tail else (0, head)
+    if head == 0:
+        area.head[migratetype] = area.tail[migratetype] = pfn
+    elif to_tail:
+        page_of(machine, tail).lru_next = pfn
+        area.tail[migratetype] = pfn
+    else:
+        page_of(machine, head).lru_prev = pfn
+        area.head[migratetype] = pfn
+    area.nr_free[migratetype] += 1
+
+
+@hot
+def del_page_from_free_list(machine, zone, pfn, order):
+    """Unlink a free block."""
+    area, page = zone.free_area[order], page_of(machine, pfn)
+    migratetype = page.migratetype
+    if page.lru_prev != 0:
+        page_of(machine, page.lru_prev).lru_next = page.lru_next
+    else:
+        area.head[migratetype] = page.lru_next
+    if page.lru_next != 0:
+        page_of(machine, page.lru_next).lru_prev = page.lru_prev
+    else:
+        area.tail[migratetype] = page.lru_prev
+    page.flags &= ~_BUDDY
+    area.nr_free[migratetype] -= 1
+
+
+@hot
+def page_is_buddy(machine, zone, pfn, order):
+    """True if a free block of this order begins at `pfn` in the zone; never looks at virgin page structs."""
+    if pfn < zone.start_pfn or pfn >= zone.start_pfn + zone.spanned_pages:
+        return False
+    if zone.virgin_pfn <= pfn < zone.virgin_end:
+        return False
+    page = page_of(machine, pfn)
+    return (page.flags & _BUDDY) != U(0) and page.private == order
+
+
+@kernel("void(machine_t*, zone_t*, i64, i64, i64)")
+def __free_one_page(machine, zone, pfn, order, migratetype):
+    """Give a block back, coalescing upward as far as the buddies are free."""
+    zone.free_pages += 1 << order
+    while order < MAX_ORDER:
+        buddy = pfn ^ (1 << order)
+        if not page_is_buddy(machine, zone, buddy, order):
+            break
+        del_page_from_free_list(machine, zone, buddy, order)
+        pfn = min(pfn, buddy)
+        order += 1
+    if order >= PAGEBLOCK_ORDER:
+        migratetype = get_pageblock_migratetype(machine, pfn)
+    add_to_free_list(machine, zone, pfn, order, migratetype, False)
+
+
+@hot
+def expand(machine, zone, pfn, low, high, migratetype):
+    """Cut a block of order `high` down to `low`, giving the upper halves back to the lists."""
+    while high > low:
+        high -= 1
+        add_to_free_list(machine, zone, pfn + (1 << high), high, migratetype, False)
+
+
+@kernel("bool(machine_t*, zone_t*)")
+def touch_virgin(machine, zone):
+    """Bring the next untouched block onto the free lists; False if there is none."""
+    pfn = zone.virgin_pfn
+    if pfn >= zone.virgin_end:
+        return False
+    order = MAX_ORDER
+    while (pfn & ((1 << order) - 1)) != 0 or pfn + (1 << order) > zone.virgin_end:
+        order -= 1
+    zone.virgin_pfn = pfn + (1 << order)
+    add_to_free_list(machine, zone, pfn, order, get_pageblock_migratetype(machine, pfn), True)
+    return True
+
+
+@kernel("i64(machine_t*, zone_t*, i64, i64)")
+def __rmqueue_smallest(machine, zone, order, migratetype):
+    """The smallest sufficient block of this migratetype, cut to size; its pfn or 0."""
+    for current in range(order, NR_ORDERS):
+        pfn = zone.free_area[current].head[migratetype]
+        if pfn != 0:
+            del_page_from_free_list(machine, zone, pfn, current)
+            expand(machine, zone, pfn, order, current, migratetype)
+            zone.free_pages -= 1 << order
+            return pfn
+    return 0
+
+
+@hot
+def fallback_type(migratetype, n):
+    """Linux's `fallbacks` table: where to steal first and second."""
+    if migratetype == MIGRATE_UNMOVABLE:
+        return MIGRATE_RECLAIMABLE if n == 0 else MIGRATE_MOVABLE
+    if migratetype == MIGRATE_MOVABLE:
+        return MIGRATE_RECLAIMABLE if n == 0 else MIGRATE_UNMOVABLE
+    return MIGRATE_UNMOVABLE if n == 0 else MIGRATE_MOVABLE
+
+
+@kernel("void(machine_t*, zone_t*, i64, i64)")
+def move_freepages_block(machine, zone, pfn, migratetype):
+    """Move the free blocks of a pageblock to another list; claim the pageblock if at least half of it is free."""
+    start = pfn & ~((1 << PAGEBLOCK_ORDER) - 1)
+    end = start + (1 << PAGEBLOCK_ORDER)
+    at, moved = start, 0
+    while at < end:
+        page = page_of(machine, at)
+        if (page.flags & _BUDDY) == U(0):
+            at += 1
+            continue
+        order = page.private
+        del_page_from_free_list(machine, zone, at, order)
+        add_to_free_list(machine, zone, at, order, migratetype, False)
+        moved += 1 << order
+        at += 1 << order
+    if moved >= 1 << (PAGEBLOCK_ORDER - 1):
+        set_pageblock_migratetype(machine, pfn, migratetype)
+
+
+@kernel("void(machine_t*, zone_t*, i64, i64, i64)")
+def steal_suitable_fallback(machine, zone, pfn, order, migratetype):
+    """Make whole pageblocks of a stolen block ours where Linux would: large blocks, or wanted for kernel memory."""
+    if order >= PAGEBLOCK_ORDER:
+        for block in range(pfn, pfn + (1 << order), 1 << PAGEBLOCK_ORDER):
+            set_pageblock_migratetype(machine, block, migratetype)
+    elif order >= PAGEBLOCK_ORDER // 2 or migratetype != MIGRATE_MOVABLE:
+        move_freepages_block(machine, zone, pfn, migratetype)
+
+
+@kernel("i64(machine_t*, zone_t*, i64, i64)")
+def __rmqueue_fallback(machine, zone, order, migratetype):
+    """Nothing of our own type: take the largest block of another, so that types mix as little as may be."""
+    for current in range(MAX_ORDER, order - 1, -1):
+        for n in range(2):
+            other = fallback_type(migratetype, n)
+            pfn = zone.free_area[current].head[other]
+            if pfn != 0:
+                steal_suitable_fallback(machine, zone, pfn, current, migratetype)
+                page = page_of(machine, pfn)
+                actual = page.private
+                listed = page.migratetype if actual < PAGEBLOCK_ORDER else migratetype
+                del_page_from_free_list(machine, zone, pfn, actual)
+                expand(machine, zone, pfn, order, actual, listed)
+                zone.free_pages -= 1 << order
+                return pfn
+    return 0
+
+
+@kernel("i64(machine_t*, zone_t*, i64, i64)")
+def __rmqueue(machine, zone, order, migratetype):
+    """One block of `order`: own type, untouched memory, then another type's; its pfn or 0."""
+    pfn = __rmqueue_smallest(machine, zone, order, migratetype)
+    if pfn == 0 and (zone.free_area[MAX_ORDER].head[MIGRATE_MOVABLE] == 0 or migratetype == MIGRATE_MOVABLE):
+        if touch_virgin(machine, zone):
+            pfn = __rmqueue_smallest(machine, zone, order, migratetype)
+    if pfn == 0:
+        pfn = __rmqueue_fallback(machine, zone, order, migratetype)
+    return pfn
+
+
+@kernel("i64(machine_t*, zone_t*, i64, i64, pcp_list_t*)")
+def rmqueue_bulk(machine, zone, count, migratetype, shelf):
+    """Up to `count` single pages as a chain linked by lru_next; its first pfn or 0. The shelf learns how many."""
+    first = last = taken = 0
+    while taken < count:
+        pfn = __rmqueue(machine, zone, 0, migratetype)
+        if pfn == 0:
+            break
+        page = page_of(machine, pfn)
+        page.flags = (page.flags & _USED) | _PCP
+        page.lru_next, page.order, page.migratetype = 0, 0, migratetype
+        if first == 0:
+            first = pfn
+        else:
+            page_of(machine, last).lru_next = pfn
+        last = pfn
+        taken += 1
+    shelf.shelf_count = taken
+    return first
+
+
+@kernel("i64(machine_t*, zone_t*)")
+def free_pcppages_bulk(machine, zone):
+    """Take back the chains that CPUs returned to this zone; pages."""
+    pfn, n = exchange(zone, "returned", 0), 0
+    while pfn != 0:
+        page = page_of(machine, pfn)
+        following = page.lru_next
+        prefetch(page_of(machine, following).address)
+        page.flags &= _USED
+        __free_one_page(machine, zone, pfn, 0, get_pageblock_migratetype(machine, pfn))
+        pfn = following
+        n += 1
+    return n
+
+
+@kernel("i64(machine_t*, i64, i64, i64, i64, i64)")
+def fill_shelf(machine, zone_number, migratetype, count, cpu_number, mark):
+    """Serve MSG_FILL: put a chain on a CPU's shelf, no more than leaves the zone above `mark`; pages given.
+
+    An empty shelf answered with nothing reads -1, so that who waits goes on to another zone.
+    """
+    zone = zone_of(machine, zone_number)
+    free_pcppages_bulk(machine, zone)
+    shelf = pcp_of(machine, cpu_number, zone_number).lists[migratetype]
+    if load_acquire(shelf, "shelf") > 0:
+        wake_cpu(machine, cpu_number)
+        return 0
+    spare = zone.free_pages - zone.watermark[mark]
+    first = rmqueue_bulk(machine, zone, min(count, max(spare, 0)), migratetype, shelf)
+    store_seq_cst(shelf, "shelf", first if first != 0 else -1)
+    wake_cpu(machine, cpu_number)
+    return shelf.shelf_count
+
+
+@kernel("i64(machine_t*, i64, i64, i64)")
+def alloc_block(machine, zone_number, order, migratetype):
+    """Serve MSG_ALLOC: one block for a CPU that has looked at the watermarks; its pfn or 0."""
+    zone = zone_of(machine, zone_number)
+    free_pcppages_bulk(machine, zone)
+    pfn = __rmqueue(machine, zone, order, migratetype)
+    if pfn != 0:
+        for i in range(1 << order):
+            page = page_of(machine, pfn + i)
+            page.flags, page.migratetype = page.flags & _USED, migratetype
+    return pfn
+
+
+@kernel("void(machine_t*, i64, i64)")
+def free_block(machine, pfn, order):
+    """Serve MSG_FREE: a block of 2**order pages comes back."""
+    for i in range(1 << order):
+        page = page_of(machine, pfn + i)
+        page.refcount = 0
+        page.flags &= _USED
+    zone = zone_of(machine, page_zone(machine, pfn))
+    __free_one_page(machine, zone, pfn, order, get_pageblock_migratetype(machine, pfn))
+
+
+@kernel("i64(machine_t*, i64)")
+def take_back_shelves(machine, zone_number):
+    """The node's part of drain_all_pages: chains that CPUs have not taken yet go back to the lists; pages."""
+    zone, n = zone_of(machine, zone_number), 0
+    for cpu in range(machine.nr_cpus):
+        for migratetype in range(MIGRATE_RECLAIMABLE + 1):
+            shelf = pcp_of(machine, cpu, zone_number).lists[migratetype]
+            pfn = load_acquire(shelf, "shelf")
+            if pfn <= 0 or compare_exchange(shelf, "shelf", pfn, -1) != pfn:
+                continue
+            wake_cpu(machine, cpu)
+            while pfn != 0:
+                following = page_of(machine, pfn).lru_next
+                page_of(machine, pfn).flags &= _USED
+                __free_one_page(machine, zone, pfn, 0, get_pageblock_migratetype(machine, pfn))
+                pfn = following
+                n += 1
+    return n
+
+
+# -- the CPU's side ------------------------------------------------------------------------------------------
+
+@kernel("bool(zone_t*, i64, i64, i64)")
+def zone_watermark_ok(zone, order, mark, highest_zone):
+    """True if the zone stays above `mark` and its lowmem reserve when 2**order pages are taken."""
+    free = zone.free_pages - ((1 << order) - 1)
+    if free <= mark + zone.lowmem_reserve[highest_zone]:
+        return False
+    if order == 0:
+        return True
+    for current in range(order, NR_ORDERS):
+        area = zone.free_area[current]
+        for migratetype in range(MIGRATE_TYPES):
+            if area.nr_free[migratetype] > 0:
+                return True
+    return zone.virgin_end - zone.virgin_pfn >= 1 << order
+
+
+@kernel("void(cpu_t*, zone_t*, i64, i64, i64)")
+def ask_node(cpu, zone, migratetype, preferred_node, mark):
+    """Ask for the next chain: our preferred node directly, any other through the coordinator."""
+    machine = machine_of(cpu)
+    pcp = pcp_of(machine, cpu.id, zone.number).lists[migratetype]
+    pcp.asked = 1
+    pcp.batch = min(max(2 * pcp.batch, zone.pcp_batch), zone.pcp_high)
+    sent = zone.number * 4 + mark
+    if zone.node == preferred_node:
+        send(machine, actor_of_node(zone.node), MSG_FILL, cpu.id, 0, sent, migratetype, pcp.batch, cpu.id)
+    else:
+        count_vm_events(machine, cpu.id, NUMA_FALLBACK, 1)
+        send(machine, 0, MSG_FALLBACK, cpu.id, 0, sent, migratetype, pcp.batch, cpu.id)
+
+
+@kernel("bool(cpu_t*, zone_t*, i64, i64, i64)")
+def take_shelf(cpu, zone, migratetype, preferred_node, mark):
+    """Refill an empty per-CPU list: take the chain on the shelf, or ask and wait for one. False: the node has none."""
+    machine = machine_of(cpu)
+    pcp = pcp_of(machine, cpu.id, zone.number).lists[migratetype]
+    waited = False
+    while True:
+        first = exchange(pcp, "shelf", 0)
+        if first > 0:
+            pcp.head, pcp.count, pcp.asked = first, pcp.shelf_count, 0
+            ask_node(cpu, zone, migratetype, preferred_node, WMARK_LOW)
+            return True
+        if first < 0:
+            pcp.asked = 0
+            if waited:
+                return False
+        if pcp.asked == 0:
+            ask_node(cpu, zone, migratetype, preferred_node, mark)
+        waited = True
+        cpu.clock_base_ns += machine.message_ns
+        while True:
+            store_seq_cst(cpu, "waiting", 1)
+            if load_acquire(pcp, "shelf") != 0:
+                break
+            wait_for_event(cpu)
+        store_release(cpu, "waiting", 0)
+
+
+@kernel("i64(cpu_t*, zone_t*, i64, i64, i64)")
+def rmqueue_pcplist(cpu, zone, migratetype, preferred_node, mark):
+    """One page from this CPU's list for the zone; its pfn or 0."""
+    machine = machine_of(cpu)
+    pcp = pcp_of(machine, cpu.id, zone.number).lists[migratetype]
+    if pcp.head == 0 and not take_shelf(cpu, zone, migratetype, preferred_node, mark):
+        return 0
+    pfn = pcp.head
+    page = page_of(machine, pfn)
+    pcp.head = page.lru_next
+    pcp.count -= 1
+    prefetch(page_of(machine, page.lru_next).address)
+    return pfn
+
+
+@hot
+def gfp_zone(gfp):
+    """The highest zone an allocation may come from."""
+    if gfp & __GFP_DMA:
+        return ZONE_DMA
+    if gfp & __GFP_DMA32:
+        return ZONE_DMA32
+    return ZONE_MOVABLE if gfp & __GFP_MOVABLE else ZONE_NORMAL
+
+
+@hot
+def gfp_migratetype(gfp):
+    if gfp & __GFP_MOVABLE:
+        return MIGRATE_MOVABLE
+    return MIGRATE_RECLAIMABLE if gfp & __GFP_RECLAIMABLE else MIGRATE_UNMOVABLE
+
+
+@kernel("i64(machine_t*, i64, u64, i64)")
+def first_node(machine, nid, nodemask, highest_zone):
+    """The first node of nid's zonelist that may serve: the preferred one, for the counters; -1 if none."""
+    order = zonelist(machine, nid)
+    for i in range(MAX_NODES):
+        node = order[i]
+        if node < 0:
+            return -1
+        if (nodemask >> U(node)) & U(1) != U(0):
+            for kind in range(highest_zone, -1, -1):
+                if zone_of(machine, node * MAX_NR_ZONES + kind).managed_pages > 0:
+                    return node
+    return -1
+
+
+@kernel("i64(cpu_t*, i64, i64, i64, u64, i64)")
+def get_page_from_freelist(cpu, gfp, order, nid, nodemask, mark):
+    """Walk nid's zonelist under watermark `mark`; the pfn of a block, or 0."""
+    machine = machine_of(cpu)
+    highest = gfp_zone(gfp)
+    migratetype = gfp_migratetype(gfp)
+    preferred = first_node(machine, nid, nodemask, highest)
+    if preferred < 0:
+        return 0
+    order_of_nodes = zonelist(machine, nid)
+    for i in range(MAX_NODES):
+        node = order_of_nodes[i]
+        if node < 0:
+            return 0
+        if (nodemask >> U(node)) & U(1) == U(0) or (gfp & __GFP_THISNODE and node != nid):
+            continue
+        for kind in range(highest, -1, -1):
+            zone = zone_of(machine, node * MAX_NR_ZONES + kind)
+            if zone.managed_pages == 0 or not zone_watermark_ok(zone, order, zone.watermark[mark], highest):
+                continue
+            if order == 0:
+                pfn = rmqueue_pcplist(cpu, zone, migratetype, preferred, mark)
+            else:
+                pfn = request(cpu, actor_of_node(node), MSG_ALLOC, zone.number, order, migratetype)
+            if pfn != 0:
+                count_vm_events(machine, cpu.id, pgalloc_event(machine, zone.number), 1 << order)
+                zone_statistics(machine, cpu.id, cpu.node, preferred, node, 1)
+                return pfn
+    return 0
+
+
+@hot
+def prep_new_page(machine, cpu, pfn, order, gfp):
+    """Make allocated pages fit for use; frames that were never given out are zero already and need no clearing."""
+    for i in range(1 << order):
+        page = page_of(machine, pfn + i)
+        if gfp & __GFP_ZERO:
+            if (page.flags & _USED) != U(0):
+                clear_bytes(machine.memory + (U(pfn + i) << U(12)), 4096)
+            cpu.clock_base_ns += machine.clear_page_ns
+        page.flags = _USED
+        page.mapping, page.index, page.private = 0, 0, 0
+        page.mapcount = 0
+        page.refcount = 1
+        page.order = order
+
+
+@kernel("void(cpu_t*, zone_t*, i64, i64)")
+def return_chain(cpu, zone, first, last):
+    """Push a chain of free pages back to its node."""
+    machine = machine_of(cpu)
+    while True:
+        head = load_acquire(zone, "returned")
+        page_of(machine, last).lru_next = head
+        if compare_exchange(zone, "returned", head, first) == head:
+            break
+    if head == 0:
+        send(machine, actor_of_node(zone.node), MSG_DRAIN, cpu.id, 0, zone.number, 0, 0, 0)
+
+
+@kernel("void(cpu_t*, zone_t*, pcp_list_t*, i64)")
+def trim_pcp(cpu, zone, pcp, keep):
+    """Return all but the `keep` newest pages of a per-CPU list."""
+    machine = machine_of(cpu)
+    if pcp.count <= keep:
+        return
+    if keep == 0:
+        first, pcp.head = pcp.head, 0
+    else:
+        last_kept = pcp.head
+        for _ in range(keep - 1):
+            last_kept = page_of(machine, last_kept).lru_next
+        first = page_of(machine, last_kept).lru_next
+        page_of(machine, last_kept).lru_next = 0
+    last = first
+    while page_of(machine, last).lru_next != 0:
+        last = page_of(machine, last).lru_next
+    pcp.count = keep
+    return_chain(cpu, zone, first, last)
+
+
+@kernel("void(cpu_t*)")
+def drain_local_pages(cpu):
+    """Return everything on this CPU's lists, and what stands on its shelves."""
+    machine = machine_of(cpu)
+    for number in range(machine.nr_nodes * MAX_NR_ZONES):
+        zone = zone_of(machine, number)
+        for migratetype in range(MIGRATE_RECLAIMABLE + 1):
+            pcp = pcp_of(machine, cpu.id, number).lists[migratetype]
+            if pcp.count > 0:
+                trim_pcp(cpu, zone, pcp, 0)
+            pcp.batch = 0
+
+
+@kernel("i64(cpu_t*, i64, i64, i64, u64)")
+def __alloc_pages_slowpath(cpu, gfp, order, nid, nodemask):
+    """Nothing above the low watermarks: wake kswapd, then down to min, then collect what lies on per-CPU lists."""
+    machine = machine_of(cpu)
+    send(machine, 0, MSG_WAKE_KSWAPD, cpu.id, 0, nid, order, 0, 0)
+    pfn = get_page_from_freelist(cpu, gfp, order, nid, nodemask, WMARK_MIN)
+    if pfn == 0 and gfp & ___GFP_DIRECT_RECLAIM:
+        count_vm_events(machine, cpu.id, ALLOCSTALL, 1)
+        drain_local_pages(cpu)
+        request(cpu, 0, MSG_DRAIN_ALL, cpu.id, 0, 0)
+        pfn = get_page_from_freelist(cpu, gfp, order, nid, nodemask, WMARK_MIN)
+    return pfn
+
+
+@kernel("i64(cpu_t*, i64, i64, i64, u64)")
+def alloc_pages(cpu, gfp, order, nid, nodemask):
+    """2**order pages near node `nid`, from `nodemask` only; the first pfn, or 0: nobody can serve.
+
+    Mirrors __alloc_pages_noprof.
+    """
+    machine = machine_of(cpu)
+    pfn = get_page_from_freelist(cpu, gfp, order, nid, nodemask, WMARK_LOW)
+    if pfn == 0:
+        pfn = __alloc_pages_slowpath(cpu, gfp, order, nid, nodemask)
+    if pfn != 0:
+        prep_new_page(machine, cpu, pfn, order, gfp)
+    return pfn
+
+
+@kernel("void(cpu_t*, i64)")
+def free_unref_page(cpu, pfn):
+    """A single page nobody refers to goes on this CPU's list; what is too much goes back to its node, coldest first."""
+    machine = machine_of(cpu)
+    page, zone = page_of(machine, pfn), zone_of(machine, page_zone(machine, pfn))
+    pcp = pcp_of(machine, cpu.id, zone.number).lists[page.migratetype]
+    page.flags = _USED | _PCP
+    page.lru_next = pcp.head
+    pcp.head = pfn
+    pcp.count += 1
+    count_vm_events(machine, cpu.id, PGFREE, 1)
+    if pcp.count > zone.pcp_high:
+        keep = pcp.count // 2
+        trim_pcp(cpu, zone, pcp, keep)
+
+
+@kernel("void(cpu_t*, i64, i64)")
+def free_pages(cpu, pfn, order):
+    """Give 2**order pages back (their last reference is gone)."""
+    if order == 0:
+        free_unref_page(cpu, pfn)
+        return
+    machine = machine_of(cpu)
+    count_vm_events(machine, cpu.id, PGFREE, 1 << order)
+    send(machine, actor_of_node(page_to_nid(machine, pfn)), MSG_FREE, cpu.id, 0, pfn, order, 0, 0)

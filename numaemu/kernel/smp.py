@@ -1,0 +1,183 @@
+"""Between processors: being inside accesses or not, waiting, asking another process, locks. Linux's kernel/smp.c.
+
+Inside and outside. A CPU says `inside = 1` *before* it looks whether its TLB is behind, and whoever posts a
+shootdown does so *before* looking whether the CPU is inside (both sequentially consistent). So either the CPU
+sees the new generation, or it is seen inside and asked. A CPU that waits, for a message or a lock, is outside:
+it owes nobody an answer and catches up before its next access.
+"""
+import numpy as np
+
+from numaemu.compile import hot, kernel
+from numaemu.kernel.mm_types import machine_t, mm_t
+from numaemu.mailbox import mailbox_t, post
+from numaemu.mmu import cpu_t, tlb_flush_all
+from numaemu.pointer import call_address, compare_exchange, exchange, i64, load_acquire, store_release, store_seq_cst, u64
+
+U = np.uint64
+SPINS = 100          # tries for a lock before the host may run somebody else; assumed
+
+# kinds of messages; a, b, c, d are their words
+(MSG_NONE, MSG_REPLY, MSG_STOP,
+ MSG_FILL,           # CPU -> node, coordinator -> node: zone, migratetype, pages, cpu: fill that CPU's shelf
+ MSG_DRAIN,          # CPU -> node: zone: take back what was returned
+ MSG_ALLOC,          # CPU -> node: zone, order, migratetype: one block; the reply is its pfn or 0
+ MSG_FREE,           # CPU -> node: pfn, order: one block back
+ MSG_FALLBACK,       # CPU -> coordinator: zone, migratetype, pages: another node's zone has to fill my shelf
+ MSG_SHOOTDOWN,      # CPU -> coordinator: my flush_* words say what; acknowledged by its targets
+ MSG_WAKE_KSWAPD,    # CPU -> coordinator: node below its low watermark
+ MSG_DRAIN_ALL,      # CPU -> coordinator: everybody gives unused pages back
+ MSG_CALL,           # bulk: a Python call (method, arguments) pickled in the sender's outbox: offset, bytes
+ MSG_RESULT,         # bulk: its answer
+ MSG_DRIVER,         # the coordinator's link thread: a frame from the driver has arrived
+ MSG_SYNC,           # anybody -> node: answers when everything before it is done
+ ) = range(15)
+
+
+@hot
+def machine_of(cpu):
+    return machine_t.at(cpu.machine)
+
+
+@hot
+def mailbox_of(machine, actor):
+    return mailbox_t.array(machine.mailboxes)[actor]
+
+
+@hot
+def actor_of_node(node):
+    """Number of a node's process among the actors: 0 is the coordinator, then the nodes, then the CPUs."""
+    return 1 + node
+
+
+@hot
+def actor_of_cpu(machine, cpu):
+    return 1 + machine.nr_nodes + cpu
+
+
+@kernel("void(machine_t*, i64, i64, i64, i64, i64, i64, i64, i64)")
+def send(machine, to, kind, sender, token, a, b, c, d):
+    """Post a message to an actor and ring if it sleeps."""
+    if post(mailbox_of(machine, to), kind, sender, token, a, b, c, d):
+        call_address(machine.on_ring, U(to), U(0), U(0))
+
+
+@kernel("void(cpu_t*)")
+def enter(cpu):
+    """Go inside emulated accesses; flush first if the address space was flushed while this CPU was outside."""
+    store_seq_cst(cpu, "inside", 1)
+    if cpu.mm != 0:
+        gen = load_acquire(mm_t.array(machine_of(cpu).mms)[cpu.mm], "tlb_gen")
+        if gen != cpu.tlb_gen:
+            tlb_flush_all(cpu)
+            cpu.tlb_gen = gen
+
+
+@kernel("void(cpu_t*)")
+def leave(cpu):
+    """Go outside. Whoever saw this CPU inside before waits for its answer: give it now."""
+    store_seq_cst(cpu, "inside", 0)
+    if load_acquire(cpu, "ipi_pending") != U(0):
+        call_address(cpu.on_ipi, cpu.address, U(0), U(0))
+
+
+@kernel("void(cpu_t*)")
+def wait_for_event(cpu):
+    """Outside, let other processes run until this CPU's bell rings (or a while has passed)."""
+    was_inside = cpu.inside
+    leave(cpu)
+    call_address(machine_of(cpu).on_wait, U(cpu.id), U(0), U(0))
+    if was_inside != U(0):
+        enter(cpu)
+
+
+@kernel("void(machine_t*, i64)")
+def wake_cpu(machine, cpu_number):
+    """After writing what a CPU may wait for: ring it if it does. Its `waiting` is set before its last look."""
+    cpu = cpu_t.array(machine.cpus)[cpu_number]
+    if exchange(cpu, "waiting", 0) != U(0):
+        call_address(machine.on_wake, U(cpu_number), U(0), U(0))
+
+
+@kernel("void(machine_t*, i64, i64, i64)")
+def reply(machine, cpu_number, token, value):
+    """Answer a CPU's request."""
+    cpu = cpu_t.array(machine.cpus)[cpu_number]
+    cpu.reply_value = value
+    store_seq_cst(cpu, "reply_seq", token)
+    wake_cpu(machine, cpu_number)
+
+
+@kernel("i64(cpu_t*, i64, i64, i64, i64, i64)")
+def request(cpu, to, kind, a, b, c):
+    """Ask another process and wait for its answer, outside; a CPU has one request at a time."""
+    machine = machine_of(cpu)
+    token = cpu.reply_seq + 1
+    send(machine, to, kind, cpu.id, token, a, b, c, cpu.id)
+    cpu.clock_base_ns += machine.message_ns
+    while True:
+        store_seq_cst(cpu, "waiting", 1)
+        if load_acquire(cpu, "reply_seq") == token:
+            break
+        wait_for_event(cpu)
+    store_release(cpu, "waiting", 0)
+    return cpu.reply_value
+
+
+@kernel("void(cpu_t*, i64)")
+def relax(cpu, tries):
+    """Somewhere in a loop that waits for another CPU: after some tries, let the host run it."""
+    if tries % SPINS == SPINS - 1:
+        was_inside = cpu.inside
+        leave(cpu)
+        call_address(machine_of(cpu).on_wait, U(cpu.id), U(1), U(0))
+        if was_inside != U(0):
+            enter(cpu)
+
+
+@kernel("void(cpu_t*, u64)")
+def spin_lock(cpu, lock):
+    """Take the lock word at address `lock` (0 free, else the holder's number + 1)."""
+    tries = 0
+    while compare_exchange(u64.array(lock), 0, U(0), U(cpu.id + 1)) != U(0):
+        tries += 1
+        relax(cpu, tries)
+
+
+@hot
+def spin_unlock(lock):
+    store_release(u64.array(lock), 0, U(0))
+
+
+@kernel("void(cpu_t*, u64)")
+def read_lock(cpu, lock):
+    """Share the lock word at address `lock`: readers count up from 0, a writer is -1."""
+    words, tries = i64.array(lock), 0
+    while True:
+        seen = load_acquire(words, 0)
+        if seen >= 0 and compare_exchange(words, 0, seen, seen + 1) == seen:
+            return
+        tries += 1
+        relax(cpu, tries)
+
+
+@kernel("void(u64)")
+def read_unlock(lock):
+    words = i64.array(lock)
+    while True:
+        seen = load_acquire(words, 0)
+        if compare_exchange(words, 0, seen, seen - 1) == seen:
+            return
+
+
+@kernel("void(cpu_t*, u64)")
+def write_lock(cpu, lock):
+    """Take the lock word alone."""
+    words, tries = i64.array(lock), 0
+    while compare_exchange(words, 0, 0, -1) != 0:
+        tries += 1
+        relax(cpu, tries)
+
+
+@hot
+def write_unlock(lock):
+    store_release(i64.array(lock), 0, 0)

@@ -1,0 +1,87 @@
+"""The figures of a running machine as plain dictionaries: what `machine.stats()` and the JSON of a run hold."""
+from numaemu.kernel.mm_types import task_t
+from numaemu.kernel.mmzone import MAX_NR_ZONES, zone_of
+from numaemu.kernel.vmstat import fold_node, fold_numa, fold_vm_events, free_pages
+from numaemu.mmu import clock_ns, cpu_t
+
+
+def task_numbers(machine):
+    """Numbers of the tasks that are alive."""
+    from numaemu.kernel.mm_types import TASK_RUNNING, pool_t
+    used = pool_t.at(machine.task_pool).used
+    return [n for n in range(1, used + 1) if task_t.array(machine.tasks)[n].state == TASK_RUNNING]
+
+
+def task_name(task):
+    return bytes(task.comm.as_numpy()).rstrip(b"\0").decode(errors="replace")
+
+
+def cpu_figures(machine, number):
+    """One CPU's counters, as the JSON has them. Hits are what is left: each access is a hit or a miss."""
+    cpu = cpu_t.array(machine.cpus)[number]
+    tick, stores, node = cpu.tick, cpu.stores, cpu.node
+    by_node = [int(n) for n in cpu.accesses.as_numpy()[:machine.nr_nodes]]
+    events = _events(machine, number)
+    return {
+        "cpu": number, "node": node, "loads": tick - stores, "stores": stores,
+        "l1_tlb_hits": tick - cpu.l2_hits - cpu.walks, "l2_tlb_hits": cpu.l2_hits,
+        "page_walks": cpu.walks, "dirty_assists": cpu.assists,
+        "walk_loads": int(cpu.walk_loads.as_numpy().sum()),
+        "minor_faults": events["pgfault"] - events["pgmajfault"], "major_faults": events["pgmajfault"],
+        "shootdowns_received": cpu.shootdowns_received, "shootdowns_sent": events["nr_tlb_remote_flush"],
+        "local_accesses": by_node[node], "remote_accesses": sum(by_node) - by_node[node],
+        "accesses_by_node": by_node, "clock_ns": clock_ns(cpu),
+    }
+
+
+def _events(machine, number):
+    from numaemu.kernel.vmstat import VM_EVENTS, percpu_of
+    counts = percpu_of(machine, number).as_numpy()["event"]
+    return {name: int(counts[i]) for i, name in enumerate(VM_EVENTS)}
+
+
+def node_figures(machine, topology, node):
+    """One node's numastat, memory in kB, and accesses to its memory by the node of the CPU."""
+    accesses = [0] * machine.nr_nodes
+    for number in range(machine.nr_cpus):
+        cpu = cpu_t.array(machine.cpus)[number]
+        accesses[cpu.node] += cpu.accesses[node]
+    return {"node": node, "numastat": fold_numa(machine, node), "meminfo": node_meminfo(machine, node),
+            "accesses_from": accesses}
+
+
+def node_meminfo(machine, node):
+    """kB, by Linux's names."""
+    pages = fold_node(machine, node)
+    managed = sum(zone_of(machine, node * MAX_NR_ZONES + t).managed_pages for t in range(MAX_NR_ZONES))
+    free = free_pages(machine, node)
+    return {"MemTotal": managed * 4, "MemFree": free * 4, "MemUsed": (managed - free) * 4,
+            "FilePages": pages["nr_file_pages"] * 4, "Mapped": pages["nr_mapped"] * 4,
+            "AnonPages": pages["nr_anon_pages"] * 4, "Shmem": pages["nr_shmem"] * 4,
+            "PageTables": pages["nr_page_table_pages"] * 4, "Slab": pages["nr_kernel_pages"] * 4}
+
+
+def vmstat(machine):
+    """/proc/vmstat: {name: value}."""
+    totals = {"nr_free_pages": sum(free_pages(machine, n) for n in range(machine.nr_nodes))}
+    for node in range(machine.nr_nodes):
+        for name, value in fold_node(machine, node).items():
+            totals[name] = totals.get(name, 0) + value
+        for name, value in fold_numa(machine, node).items():
+            name = {"interleave_hit": "numa_interleave", "local_node": "numa_local", "other_node": "numa_other"}.get(name, name)
+            totals[name] = totals.get(name, 0) + value
+    return totals | fold_vm_events(machine)
+
+
+def task_figures(machine, number):
+    task = task_t.array(machine.tasks)[number]
+    return {"pid": task.pid, "name": task_name(task), "cpu": task.cpu, "minor_faults": task.min_flt,
+            "major_faults": task.maj_flt}
+
+
+def collect(machine, topology):
+    """Everything: `machine.stats()`."""
+    cpus = [cpu_figures(machine, c) for c in range(machine.nr_cpus)]
+    return {"emulated_ns": max(c["clock_ns"] for c in cpus), "vmstat": vmstat(machine),
+            "nodes": [node_figures(machine, topology, n) for n in range(machine.nr_nodes)], "cpus": cpus,
+            "tasks": [task_figures(machine, n) for n in task_numbers(machine)]}

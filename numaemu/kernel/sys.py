@@ -1,0 +1,272 @@
+"""System calls: what a task asks of the kernel, run by the CPU the task is on. Linux's SYSCALL_DEFINE functions.
+
+Each entry takes the CPU's address and the task's number, makes the task the running one (loading its address space
+if another was loaded), takes the locks and calls the function that does the work. Results are values or -errno.
+"""
+import numpy as np
+
+from numaemu.compile import entry, hot, kernel
+from numaemu.kernel.fork import alloc_task, do_exit, dup_mm, mm_alloc, setup_arg_pages
+from numaemu.kernel.mempolicy import copy_policy, current_task, do_set_mempolicy, mpol_new, next_node_in
+from numaemu.kernel.migrate import do_mbind, do_migrate_pages, do_move_pages, page_node
+from numaemu.kernel.mm_types import policy_t, task_t
+from numaemu.kernel.mmap import do_brk, do_madvise, do_mmap, do_mprotect, do_munmap, find_vma
+from numaemu.kernel.page_alloc import alloc_pages, drain_local_pages, free_pages
+from numaemu.kernel.pgtable import mm_of
+from numaemu.kernel.rmap import put_page, vma_of
+from numaemu.kernel.smp import enter, leave, machine_of, read_lock, read_unlock, write_lock, write_unlock
+from numaemu.kernel.tlb import switch_mm
+from numaemu.mmu import clock_ns, cpu_t
+from numaemu.pointer import address_of, fetch_add, i64, u64
+from numaemu.uapi import (MPOL_DEFAULT, MPOL_F_ADDR, MPOL_F_MEMS_ALLOWED, MPOL_F_NODE, MPOL_INTERLEAVE, MPOL_MF_MOVE,
+                          MPOL_MF_MOVE_ALL, MPOL_WEIGHTED_INTERLEAVE, errno)
+
+U = np.uint64
+EINVAL, ENOMEM, EFAULT = errno.EINVAL, errno.ENOMEM, errno.EFAULT
+
+
+@kernel("void(cpu_t*, i64)")
+def context_switch(cpu, task_number):
+    """Make a task the running one."""
+    machine = machine_of(cpu)
+    task = task_t.array(machine.tasks)[task_number]
+    mm = mm_of(machine, task.mm)
+    if cpu.mm != task.mm or cpu.mm_id != mm.id:
+        switch_mm(cpu, task.mm)
+    cpu.task = task_number
+    task.cpu = cpu.id
+
+
+@hot
+def running(cpu_address, task_number):
+    """The CPU, with the task running on it and a system call charged."""
+    cpu = cpu_t.at(cpu_address)
+    if cpu.task != task_number or cpu.mm == 0 or cpu.mm_id != mm_of(machine_of(cpu), cpu.mm).id:
+        context_switch(cpu, task_number)
+    cpu.clock_base_ns += machine_of(cpu).syscall_ns
+    return cpu
+
+
+@hot
+def mmap_lock(cpu):
+    return address_of(mm_of(machine_of(cpu), cpu.mm), "mmap_lock")
+
+
+@entry("void(u64, i64)")
+def begin_access(cpu_address, task_number):
+    """Make the task run and go inside emulated accesses (not a system call: nothing is charged)."""
+    cpu = cpu_t.at(cpu_address)
+    if cpu.task != task_number or cpu.mm == 0 or cpu.mm_id != mm_of(machine_of(cpu), cpu.mm).id:
+        context_switch(cpu, task_number)
+    enter(cpu)
+
+
+@entry("void(u64)")
+def end_access(cpu_address):
+    """Go outside."""
+    leave(cpu_t.at(cpu_address))
+
+
+@entry("i64(u64, i64, u64, u64, i64, i64)")
+def sys_mmap(cpu_address, task, hint, length, prot, flags):
+    cpu = running(cpu_address, task)
+    write_lock(cpu, mmap_lock(cpu))
+    result = do_mmap(cpu, cpu.mm, hint, length, prot, flags)
+    write_unlock(mmap_lock(cpu))
+    return result
+
+
+@entry("i64(u64, i64, u64, u64)")
+def sys_munmap(cpu_address, task, start, length):
+    cpu = running(cpu_address, task)
+    write_lock(cpu, mmap_lock(cpu))
+    result = do_munmap(cpu, cpu.mm, start, length)
+    write_unlock(mmap_lock(cpu))
+    return result
+
+
+@entry("i64(u64, i64, u64, u64, i64)")
+def sys_mprotect(cpu_address, task, start, length, prot):
+    cpu = running(cpu_address, task)
+    write_lock(cpu, mmap_lock(cpu))
+    result = do_mprotect(cpu, cpu.mm, start, length, prot)
+    write_unlock(mmap_lock(cpu))
+    return result
+
+
+@entry("i64(u64, i64, u64, u64, i64)")
+def sys_madvise(cpu_address, task, start, length, advice):
+    cpu = running(cpu_address, task)
+    read_lock(cpu, mmap_lock(cpu))
+    result = do_madvise(cpu, cpu.mm, start, length, advice)
+    read_unlock(mmap_lock(cpu))
+    return result
+
+
+@entry("i64(u64, i64, u64)")
+def sys_brk(cpu_address, task, brk):
+    cpu = running(cpu_address, task)
+    write_lock(cpu, mmap_lock(cpu))
+    result = do_brk(cpu, cpu.mm, brk)
+    write_unlock(mmap_lock(cpu))
+    return result
+
+
+@entry("i64(u64, i64, i64, i64, u64)")
+def sys_set_mempolicy(cpu_address, task, mode, flags, nodes):
+    return do_set_mempolicy(running(cpu_address, task), mode, flags, nodes)
+
+
+@entry("i64(u64, i64, u64, u64, i64, i64, u64, i64)")
+def sys_mbind(cpu_address, task, start, length, mode, mode_flags, nodes, flags):
+    cpu = running(cpu_address, task)
+    machine = machine_of(cpu)
+    policy = policy_t.at(address_of(cpu, "policy"))
+    error = mpol_new(machine, policy, mode, mode_flags, nodes)
+    if error != 0:
+        return error
+    write_lock(cpu, mmap_lock(cpu))
+    result = do_mbind(cpu, cpu.mm, start, length, policy, nodes, flags)
+    write_unlock(mmap_lock(cpu))
+    return result
+
+
+@entry("i64(u64, i64, u64, i64, u64)")
+def sys_get_mempolicy(cpu_address, task, address, flags, answer_address):
+    """get_mempolicy(2): mode (or a node) and node mask go to the two words at `answer_address`; 0 or -errno."""
+    cpu = running(cpu_address, task)
+    machine, answer = machine_of(cpu), u64.array(answer_address)
+    policy = current_task(cpu).policy
+    if flags & MPOL_F_MEMS_ALLOWED:
+        if flags & (MPOL_F_NODE | MPOL_F_ADDR):
+            return -EINVAL
+        answer[0], answer[1] = U(0), machine.memory_mask
+        return 0
+    if flags & MPOL_F_ADDR:
+        number = find_vma(machine, cpu.mm, address)
+        if number == 0 or vma_of(machine, number).start > address:
+            return -EFAULT
+        policy = vma_of(machine, number).policy
+        if flags & MPOL_F_NODE:
+            node = page_node(machine, cpu.mm, address)
+            answer[0], answer[1] = U(max(node, 0)), policy.nodes
+            return min(node, 0)
+    elif address != U(0):
+        return -EINVAL
+    if flags & MPOL_F_NODE:
+        if policy.mode != MPOL_INTERLEAVE and policy.mode != MPOL_WEIGHTED_INTERLEAVE:
+            return -EINVAL
+        answer[0], answer[1] = U(next_node_in(current_task(cpu).il_prev, policy.nodes)), policy.nodes
+        return 0
+    answer[0], answer[1] = U(policy.mode | policy.flags), policy.nodes
+    return 0
+
+
+@entry("i64(u64, i64, i64, u64, u64, u64, i64, i64)")
+def sys_move_pages(cpu_address, task, mm_number, addresses, nodes, status, nr, flags):
+    """move_pages(2) on an address space; host addresses of the arrays, `nodes` 0 asks where the pages are."""
+    cpu = running(cpu_address, task)
+    machine = machine_of(cpu)
+    if flags & ~(MPOL_MF_MOVE | MPOL_MF_MOVE_ALL):
+        return -EINVAL
+    lock = address_of(mm_of(machine, mm_number), "mmap_lock")
+    read_lock(cpu, lock)
+    result = 0
+    if nodes == U(0):
+        for i in range(nr):
+            i64.array(status)[i] = page_node(machine, mm_number, u64.array(addresses)[i])
+    else:
+        result = do_move_pages(cpu, mm_number, u64.array(addresses), i64.array(nodes), i64.array(status), nr, flags)
+    read_unlock(lock)
+    return result
+
+
+@entry("i64(u64, i64, i64, u64, u64)")
+def sys_migrate_pages(cpu_address, task, mm_number, old, new):
+    """migrate_pages(2) on an address space: pages that could not be moved, or -errno."""
+    cpu = running(cpu_address, task)
+    machine = machine_of(cpu)
+    if new & machine.memory_mask == U(0):
+        return -EINVAL
+    lock = address_of(mm_of(machine, mm_number), "mmap_lock")
+    read_lock(cpu, lock)
+    result = do_migrate_pages(cpu, mm_number, old & machine.memory_mask, new & machine.memory_mask, MPOL_MF_MOVE_ALL)
+    read_unlock(lock)
+    return result
+
+
+# -- tasks ---------------------------------------------------------------------------------------------------
+
+@entry("i64(u64)")
+def create_task(cpu_address):
+    """A task with an address space of its own (what init's fork and exec would give): its number, or -ENOMEM."""
+    cpu = cpu_t.at(cpu_address)
+    mm = mm_alloc(cpu)
+    if mm == 0:
+        return -ENOMEM
+    number = alloc_task(cpu, mm, 0)
+    if number == 0 or setup_arg_pages(cpu, mm) != 0:
+        return -ENOMEM
+    return number
+
+
+@entry("i64(u64, i64)")
+def sys_fork(cpu_address, task):
+    """fork(2): the child's task number (it runs when its CPU first runs it), or -ENOMEM."""
+    cpu = running(cpu_address, task)
+    mm = dup_mm(cpu, cpu.mm)
+    if mm == 0:
+        return -ENOMEM
+    number = alloc_task(cpu, mm, task)
+    return number if number != 0 else -ENOMEM
+
+
+@entry("i64(u64, i64)")
+def sys_clone(cpu_address, task):
+    """clone(2) with CLONE_VM | CLONE_THREAD: a task that shares the address space; its number, or -ENOMEM."""
+    cpu = running(cpu_address, task)
+    machine = machine_of(cpu)
+    number = alloc_task(cpu, cpu.mm, task)
+    if number == 0:
+        return -ENOMEM
+    fetch_add(mm_of(machine, cpu.mm), "users", 1)
+    child, parent = task_t.array(machine.tasks)[number], task_t.array(machine.tasks)[task]
+    child.tgid, child.ppid = parent.tgid, parent.ppid
+    return number
+
+
+@entry("void(u64, i64, i64)")
+def sys_exit(cpu_address, task, signal):
+    do_exit(running(cpu_address, task), task, signal)
+
+
+@entry("void(u64)")
+def drain_pages(cpu_address):
+    """Give everything on this CPU's page lists back (a CPU that is asked to, between two operations)."""
+    drain_local_pages(cpu_t.at(cpu_address))
+
+
+@entry("i64(u64)")
+def read_clock(cpu_address):
+    """The CPU's emulated time in ns."""
+    return clock_ns(cpu_t.at(cpu_address))
+
+
+# -- task.kernel ---------------------------------------------------------------------------------------------
+
+@entry("i64(u64, i64, i64, i64, i64, u64)")
+def kernel_alloc_pages(cpu_address, task, gfp, order, nid, nodes):
+    """alloc_pages_node: the pfn of 2**order pages, or 0. nid -1 means this CPU's node."""
+    cpu = running(cpu_address, task)
+    return alloc_pages(cpu, gfp, order, cpu.node if nid < 0 else nid, nodes & machine_of(cpu).node_mask)
+
+
+@entry("void(u64, i64, i64, i64)")
+def kernel_free_pages(cpu_address, task, pfn, order):
+    """__free_pages of a block whose last reference this is."""
+    cpu = running(cpu_address, task)
+    if order == 0:
+        put_page(cpu, pfn)
+    else:
+        free_pages(cpu, pfn, order)
+

@@ -1,0 +1,147 @@
+"""TLB shootdown and switching of address spaces: Linux's arch/x86/mm/tlb.c.
+
+The initiator has changed page-table entries; it raises mm->tlb_gen, flushes itself, and asks the coordinator to
+tell every other CPU in mm->cpumask (one message however many pages). Its flush_* words say what to forget. The
+coordinator sets the initiator's bit in each target's `ipi_from`, then `ipi_pending`, then looks whether the target is
+inside (see kernel/smp.py). Outside: it takes the bit back and acknowledges itself; the target will see tlb_gen before
+its next access. Inside: the target takes the bit between two accesses, flushes and acknowledges. Who gets the bit
+(an atomic AND or exchange) acknowledges, so each target does exactly once; the last one wakes the initiator. Only
+then are frames reused.
+"""
+import numpy as np
+
+from numaemu.compile import callback, hot, kernel
+from numaemu.kernel.mm_types import mm_t
+from numaemu.kernel.smp import (MSG_SHOOTDOWN, leave, machine_of, send, wait_for_event, wake_cpu)
+from numaemu.kernel.vmstat import (NR_TLB_LOCAL_FLUSH_ALL, NR_TLB_LOCAL_FLUSH_ONE, NR_TLB_REMOTE_FLUSH,
+                                   NR_TLB_REMOTE_FLUSH_RECEIVED, count_vm_events)
+from numaemu.mmu import cpu_t, tlb_flush_all, tlb_flush_page
+from numaemu.param import CPU_WORDS
+from numaemu.pointer import exchange, fetch_add, fetch_and, fetch_or, load_acquire, store_release, store_seq_cst
+
+U = np.uint64
+TLB_SINGLE_PAGE_FLUSH_CEILING = 33       # pages; beyond it the whole TLB is flushed (tlb.c)
+
+
+@kernel("void(cpu_t*, i64, u64, u64, i64)")
+def flush_tlb_func(cpu, mm_number, start, end, gen):
+    """What every CPU concerned does: forget [start, end), or everything if it is too much or we have missed a flush."""
+    if cpu.mm != mm_number or cpu.tlb_gen >= gen:
+        return
+    machine = machine_of(cpu)
+    if gen == cpu.tlb_gen + 1 and end - start <= U(TLB_SINGLE_PAGE_FLUSH_CEILING << 12):
+        address = start
+        while address < end:
+            tlb_flush_page(cpu, address)
+            count_vm_events(machine, cpu.id, NR_TLB_LOCAL_FLUSH_ONE, 1)
+            address += U(4096)
+        cpu.tlb_gen = gen
+        return
+    cpu.tlb_gen = load_acquire(mm_t.array(machine.mms)[mm_number], "tlb_gen")
+    tlb_flush_all(cpu)
+    count_vm_events(machine, cpu.id, NR_TLB_LOCAL_FLUSH_ALL, 1)
+
+
+@hot
+def acknowledge(machine, initiator_number, n):
+    """n targets are done with an initiator's request; the last one wakes it."""
+    initiator = cpu_t.array(machine.cpus)[initiator_number]
+    if fetch_add(initiator, "flush_acks", -n) == n:
+        wake_cpu(machine, initiator_number)
+
+
+@callback("u64(u64, u64, u64)")
+def answer_ipi(cpu_address, _b, _c):
+    """A CPU inside, between two accesses: serve every shootdown posted to it."""
+    cpu = cpu_t.at(cpu_address)
+    machine = machine_of(cpu)
+    exchange(cpu, "ipi_pending", 0)
+    for word in range(CPU_WORDS):
+        bits = exchange(cpu.ipi_from, word, 0)
+        bit = 0
+        while bits != U(0):
+            if bits & U(1) != U(0):
+                initiator = cpu_t.array(machine.cpus)[word * 64 + bit]
+                flush_tlb_func(cpu, initiator.flush_mm, initiator.flush_start, initiator.flush_end, initiator.flush_gen)
+                cpu.shootdowns_received += 1
+                count_vm_events(machine, cpu.id, NR_TLB_REMOTE_FLUSH_RECEIVED, 1)
+                cpu.clock_base_ns += machine.ipi_ns
+                acknowledge(machine, word * 64 + bit, 1)
+            bits >>= U(1)
+            bit += 1
+    return U(0)
+
+
+@kernel("i64(machine_t*, i64)")
+def post_shootdown(machine, initiator_number):
+    """The coordinator's part: tell the targets, answer for those that are outside; how many were told."""
+    initiator = cpu_t.array(machine.cpus)[initiator_number]
+    word, bit = initiator_number // 64, U(1) << U(initiator_number % 64)
+    outside = told = 0
+    for number in range(machine.nr_cpus):
+        if (initiator.flush_mask[number // 64] >> U(number % 64)) & U(1) == U(0):
+            continue
+        target = cpu_t.array(machine.cpus)[number]
+        fetch_or(target.ipi_from, word, bit)
+        exchange(target, "ipi_pending", 1)
+        told += 1
+        if load_acquire(target, "inside") == U(0) and fetch_and(target.ipi_from, word, ~bit) & bit != U(0):
+            outside += 1
+    if outside > 0:
+        acknowledge(machine, initiator_number, outside)
+    return told
+
+
+@kernel("void(cpu_t*, i64, u64, u64)")
+def flush_tlb_mm_range(cpu, mm_number, start, end):
+    """Make every CPU forget [start, end) of an address space; returns when all have."""
+    machine = machine_of(cpu)
+    mm = mm_t.array(machine.mms)[mm_number]
+    gen = fetch_add(mm, "tlb_gen", 1) + 1
+    flush_tlb_func(cpu, mm_number, start, end, gen)
+    targets = 0
+    for word in range(CPU_WORDS):
+        mask = load_acquire(mm.cpumask, word)
+        if cpu.id // 64 == word:
+            mask &= ~(U(1) << U(cpu.id % 64))
+        cpu.flush_mask[word] = mask
+        while mask != U(0):
+            targets += np.int64(mask & U(1))
+            mask >>= U(1)
+    if targets == 0:
+        return
+    cpu.flush_mm, cpu.flush_start, cpu.flush_end, cpu.flush_gen = mm_number, start, end, gen
+    store_release(cpu, "flush_acks", targets)
+    count_vm_events(machine, cpu.id, NR_TLB_REMOTE_FLUSH, 1)
+    cpu.clock_base_ns += machine.shootdown_ns
+    send(machine, 0, MSG_SHOOTDOWN, cpu.id, 0, 0, 0, 0, 0)
+    while True:
+        store_seq_cst(cpu, "waiting", 1)
+        if load_acquire(cpu, "flush_acks") == 0:
+            break
+        wait_for_event(cpu)
+    store_release(cpu, "waiting", 0)
+
+
+@kernel("void(cpu_t*, i64)")
+def switch_mm(cpu, mm_number):
+    """Load another address space. Without address-space ids that flushes the TLB; the old mm need not tell us any more."""
+    machine = machine_of(cpu)
+    word, bit = cpu.id // 64, U(1) << U(cpu.id % 64)
+    if cpu.mm != 0:
+        fetch_and(mm_t.array(machine.mms)[cpu.mm].cpumask, word, ~bit)
+    tlb_flush_all(cpu)
+    cpu.mm, cpu.mm_id, cpu.cr3 = mm_number, 0, U(0)
+    if mm_number != 0:
+        mm = mm_t.array(machine.mms)[mm_number]
+        fetch_or(mm.cpumask, word, bit)
+        cpu.tlb_gen = load_acquire(mm, "tlb_gen")
+        cpu.mm_id, cpu.cr3 = mm.id, machine.memory + mm.pgd
+
+
+@kernel("void(cpu_t*, i64)")
+def drop_mm(cpu, mm_number):
+    """The address space is about to be freed: unload it here."""
+    if cpu.mm == mm_number:
+        leave(cpu)
+        switch_mm(cpu, 0)

@@ -1,0 +1,280 @@
+"""The driver's side: boot a machine, start tasks on it, read what it shows, end it.
+
+Everything goes through one socket to the machine's coordinator. A thread per machine reads what comes back: answers,
+results of tasks, printed text, the news of a death.
+"""
+import atexit
+import collections
+import itertools
+import os
+import pickle
+import socket
+import subprocess
+import sys
+import threading
+import weakref
+from concurrent.futures import Future
+
+from numaemu import shm
+from numaemu.errors import MachineCheck
+from numaemu.payload import dump_function
+from numaemu.task import Handle, Task
+from numaemu.topology import load_topology
+from numaemu.wire import dumps, receive_frame, send_frame, settle
+
+END_S = 5.0              # how long an ending machine is waited for before its processes are killed
+
+
+class ForkServer:
+    """The process that forks this driver's coordinators; started with the first machine."""
+
+    def __init__(self):
+        self.lock, self.process, self.pid = threading.Lock(), None, None
+
+    def start(self, progress=None):
+        """Start it unless it runs; `progress(name)` is told of each function that is compiled or loaded."""
+        if self.process is not None and self.pid == os.getpid() and self.process.poll() is None:
+            return
+        shm.sweep()
+        ours, theirs = socket.socketpair()
+        self.process = subprocess.Popen([sys.executable, "-m", "numaemu.forkserver", str(theirs.fileno())],
+                                        pass_fds=[theirs.fileno()], start_new_session=True, env=_environment())
+        theirs.close()
+        self.socket, self.pid, self.numbers, self.ended = ours, os.getpid(), itertools.count(), {}
+        while True:
+            frame = receive_frame(ours)
+            if frame is None:
+                raise MachineCheck(f"the fork server ended while it loaded the compiled kernel, exit status "
+                                   f"{self.process.wait()}")
+            kind, *words = pickle.loads(frame)
+            if kind == "ready":
+                return
+            if progress:
+                progress(*words)
+
+    def fork(self, topology, reserve, progress=None):
+        """A new coordinator: (socket to it, its pid)."""
+        with self.lock:
+            self.start(progress)
+            ours, theirs = socket.socketpair()
+            number = next(self.numbers)
+            socket.send_fds(self.socket, [pickle.dumps((number, topology, reserve, sys.path))], [theirs.fileno()])
+            theirs.close()
+            while True:
+                frame = receive_frame(self.socket)
+                if frame is None:
+                    raise MachineCheck(f"the fork server has died, exit status {self.process.wait()}")
+                kind, *words = pickle.loads(frame)
+                if kind == "forked" and words[0] == number:
+                    return ours, words[1]
+                if kind == "ended":
+                    self.ended[words[0]] = words[1]
+
+
+def _environment():
+    """The environment of emulator processes: they find the package where the driver found it."""
+    root = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+    path = os.environ.get("PYTHONPATH", "")
+    return {**os.environ, "PYTHONPATH": root + (os.pathsep + path if path else "")}
+
+
+fork_server = ForkServer()
+_machines = weakref.WeakSet()
+
+
+@atexit.register
+def _close_all():
+    for machine in list(_machines):
+        machine.close()
+
+
+NodeView = collections.namedtuple("NodeView", "id cpus distances memory_bytes")
+CpuView = collections.namedtuple("CpuView", "id node")
+
+
+class Machine:
+    """An emulated machine, booted when it is made: Machine("preset"), Machine("file.toml"), Machine(nodes=4, …)."""
+
+    def __init__(self, source=None, *, progress=None, reserve=None, **keywords):
+        self.topology = t = load_topology(source, **keywords)
+        self.nodes = [NodeView(n.id, n.cpus, t.distance[n.id], n.memory_bytes) for n in t.nodes]
+        self.cpus = [CpuView(c, t.node_of_cpu(c)) for c in t.cpus]
+        self._requests, self._runs, self._numbers = {}, {}, itertools.count(1)
+        self._lock, self._death, self._closing = threading.Lock(), None, False
+        self._ended = threading.Event()
+        self._link, self._pid = fork_server.fork(t, reserve, progress)
+        self._booted = Future()
+        _machines.add(self)
+        self._reader = threading.Thread(target=_read_link, args=(weakref.ref(self), self._link), daemon=True)
+        self._reader.start()
+        try:
+            self.processes = self._booted.result()
+        except BaseException:
+            self.close()
+            raise
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.close()
+
+    def __repr__(self):
+        return f"<machine {self.topology.name}: {len(self.nodes)} nodes, {len(self.cpus)} cpus>"
+
+    # -- the link
+
+    def _request(self, method, *args):
+        """Ask the coordinator; a Future."""
+        future, number = Future(), next(self._numbers)
+        with self._lock:
+            if self._death is not None:
+                raise self._death
+            if self._closing:
+                raise MachineCheck(f"{self!r} is closed")
+            self._requests[number] = future
+        payload = dumps((number, method, args))
+        try:
+            with self._lock:
+                send_frame(self._link, payload)
+        except OSError:
+            self._ended.wait(END_S)
+        return future
+
+    def _ask(self, method, *args):
+        return self._request(method, *args).result()
+
+    def _receive(self, kind, *words):
+        """A frame from the coordinator, in the reader's thread."""
+        if kind == "answer":
+            settle(self._requests.pop(words[0]), words[1])
+        elif kind == "finished":
+            settle(self._runs.pop(words[0]), words[1])
+        elif kind == "printed":
+            sys.stdout.write(words[0])
+        elif kind == "booted":
+            self._booted.set_result(words[0])
+        elif kind == "failed":
+            settle(self._booted, words[0])
+        elif kind == "died":
+            name, pid, status = words
+            self._die(f"emulator process '{name}' (pid {pid}) died: {_describe(status)}")
+
+    def _die(self, text):
+        """The machine is lost: everybody who waits learns why."""
+        with self._lock:
+            if self._death is None and not self._closing:
+                self._death = MachineCheck(text)
+            error = self._death or MachineCheck("the machine was closed")
+            waiting = [*self._requests.values(), *self._runs.values(), self._booted]
+            self._requests.clear()
+            self._runs.clear()
+        for future in waiting:
+            if not future.done():
+                future.set_exception(error)
+
+    # -- tasks
+
+    def spawn(self, function, *args, cpu=0, name=None):
+        """Run function(task, *args) as a new task in CPU `cpu`'s process; a handle."""
+        self._check_cpu(cpu)
+        payload = dump_function(function, args)
+        run, future = self._new_run()
+        try:
+            _, pid = self._ask("spawn", run, cpu, name or getattr(function, "__name__", "task"), payload)
+        except BaseException:
+            self._runs.pop(run, None)
+            raise
+        return Handle(pid, future)
+
+    def run(self, function, *args, cpu=0, name=None):
+        """spawn(…).result()"""
+        return self.spawn(function, *args, cpu=cpu, name=name).result()
+
+    def task(self, cpu=0, name=None):
+        """An interactive task: its methods run on the CPU it is on, called from here."""
+        self._check_cpu(cpu)
+        number, pid = self._ask("new_task", cpu, name or "task")
+        return Task(number, pid, self)
+
+    def _check_cpu(self, cpu):
+        if not isinstance(cpu, int) or not 0 <= cpu < len(self.cpus):
+            raise ValueError(f"cpu {cpu!r} is not one of 0 to {len(self.cpus) - 1} ({self.topology.name})")
+
+    def _new_run(self):
+        run, future = next(self._numbers), Future()
+        self._runs[run] = future
+        return run, future
+
+    def call_op(self, number, method, args):
+        """Task's site: run an operation of a task on its CPU."""
+        return self._ask("op", number, method, args)
+
+    def where(self, number):
+        """Task's site: (cpu, node) of a task."""
+        return self._ask("where", number)
+
+    def start(self, number, pid, cpu, function, args):
+        """Task's site: let a function run as a task that was just made."""
+        run, future = self._new_run()
+        self._ask("adopt", run, cpu, number, dump_function(function, args))
+        return Handle(pid, future)
+
+    # -- what it shows
+
+    def read(self, path):
+        """The text of a file of the emulated /proc or /sys."""
+        return self._ask("read", path)
+
+    def write(self, path, value):
+        """Write to a file of the emulated /proc or /sys."""
+        return self._ask("write", path, str(value))
+
+    def stats(self):
+        """The figures so far, as the JSON of a run has them."""
+        return self._ask("stats")
+
+    def check(self):
+        """Audit every frame; raises MachineCheck on the first inconsistency. {zone: pages by state}"""
+        return self._ask("check")
+
+    # -- the end
+
+    def close(self):
+        """End every process of the machine."""
+        with self._lock:
+            if self._closing:
+                return
+            self._closing = True
+        try:
+            send_frame(self._link, dumps((0, "stop", ())))
+        except OSError:
+            pass
+        if not self._ended.wait(END_S):
+            os.kill(self._pid, 9)
+            self._ended.wait(END_S)
+        self._link.close()
+        self._die("closed")
+
+
+def _read_link(machine, link):
+    """The reader's thread; it holds the machine only while it hands over a frame."""
+    while True:
+        frame = receive_frame(link)
+        this = machine()
+        if frame is None or this is None:
+            break
+        this._receive(*pickle.loads(frame))
+        del this
+    if this is not None:
+        this._die("the coordinator died")
+        this._ended.set()
+
+
+def _describe(status):
+    if status >= 0:
+        return f"exit status {status}"
+    text = f"signal {-status}"
+    if status == -7:
+        text += " (bus error: is /dev/shm full?)"
+    return text

@@ -1,0 +1,76 @@
+"""Mailboxes: fixed-size messages between processes, in shared memory, from Python and from compiled code.
+
+    mailbox_t                                   message_t (64 bytes)
+    +------------------------------+            turn | kind | sender | token | a | b | c | d
+    | tail    next ticket to give  |
+    | head    next ticket to read  |            Sender: takes a ticket (tail += 1), waits until the slot's turn is
+    | asleep  receiver waits       |            2*lap (free), writes, sets turn to 2*lap + 1 (full), and rings if
+    | messages[MAILBOX_SLOTS]      |            the receiver is asleep.
+    +------------------------------+            Receiver: reads slot head when its turn is full, frees it: 2*lap + 2.
+
+Who writes what: `tail` any sender, atomically; a slot the sender that holds its ticket, then the receiver, handed
+over by `turn`; `head` the receiver only; `asleep` the receiver sets it *before* it looks a last time, a sender looks
+at it *after* it has posted, both sequentially consistent, so one of the two sees the other and no message sleeps.
+"""
+from numaemu.compile import entry, kernel
+from numaemu.pointer import Struct, exchange, fetch_add, i64, load_acquire, store_release, store_seq_cst, u64
+
+MAILBOX_SLOTS = 4096       # more than all processes can have outstanding: each waits for most of its answers
+
+message_t = Struct("message_t", [
+    ("turn", i64), ("kind", i64), ("sender", i64), ("token", i64), ("a", i64), ("b", i64), ("c", i64), ("d", i64),
+], nbytes=64)
+
+mailbox_t = Struct("mailbox_t", [
+    ("tail", i64), ("_pad0", u64, 7),
+    ("head", i64), ("_pad1", u64, 7),
+    ("asleep", u64), ("_pad2", u64, 7),
+    ("messages", message_t, MAILBOX_SLOTS),
+])
+
+
+@kernel("bool(mailbox_t*, i64, i64, i64, i64, i64, i64, i64)")
+def post(mailbox, kind, sender, token, a, b, c, d):
+    """Put a message into `mailbox`; True if its receiver is asleep and must be rung."""
+    ticket = fetch_add(mailbox, "tail", 1)
+    message = mailbox.messages[ticket % MAILBOX_SLOTS]
+    turn = 2 * (ticket // MAILBOX_SLOTS)
+    while load_acquire(message, "turn") != turn:
+        pass                # the box is full: its receiver is awake and reading
+    message.kind, message.sender, message.token = kind, sender, token
+    message.a, message.b, message.c, message.d = a, b, c, d
+    exchange(message, "turn", turn + 1)      # a full fence: the look at `asleep` comes after it
+    return load_acquire(mailbox, "asleep") != 0 and exchange(mailbox, "asleep", 0) != 0
+
+
+@kernel("bool(mailbox_t*)")
+def has_mail(mailbox):
+    """True if a message waits."""
+    head = mailbox.head
+    return load_acquire(mailbox.messages[head % MAILBOX_SLOTS], "turn") == 2 * (head // MAILBOX_SLOTS) + 1
+
+
+@entry("i64(u64, i64[])")
+def fetch(mailbox_address, words):
+    """Take the next message: kind, sender, token, a, b, c, d go to `words`; its kind, or 0 if there is none."""
+    mailbox = mailbox_t.at(mailbox_address)
+    head = mailbox.head
+    message = mailbox.messages[head % MAILBOX_SLOTS]
+    turn = 2 * (head // MAILBOX_SLOTS) + 1
+    if load_acquire(message, "turn") != turn:
+        return 0
+    words[0], words[1], words[2] = message.kind, message.sender, message.token
+    words[3], words[4], words[5], words[6] = message.a, message.b, message.c, message.d
+    mailbox.head = head + 1
+    store_release(message, "turn", turn + 1)
+    return words[0]
+
+
+@kernel("bool(mailbox_t*)")
+def fall_asleep(mailbox):
+    """Say that this receiver is about to wait; False if mail came meanwhile (then it must not wait)."""
+    store_seq_cst(mailbox, "asleep", 1)
+    if has_mail(mailbox):
+        store_release(mailbox, "asleep", 0)
+        return False
+    return True

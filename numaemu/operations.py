@@ -1,0 +1,255 @@
+"""What a CPU does for the tasks on it: each public method is one operation, run in the CPU's turn.
+
+Called with the task's number, by `Task` in the same process or by message. Results are plain values; a failed system
+call raises OSError with Linux's errno, an access that the kernel refuses raises SegmentationFault or OutOfMemory.
+"""
+import errno
+import os
+
+import numpy as np
+
+from numaemu.access import LOAD_MANY, STORE_MANY, copy_range, touch_range
+from numaemu.errors import OutOfMemory, SegmentationFault
+from numaemu.kernel import sys as syscalls
+from numaemu.kernel.mm_types import TASK_DEAD, VM_EXEC, VM_READ, VM_SHARED, VM_WRITE, task_t
+from numaemu.kernel.mmap import find_position, vma_index
+from numaemu.kernel.mmzone import MAX_NR_ZONES, page_of, page_zone
+from numaemu.kernel.pgtable import mm_of
+from numaemu.kernel.rmap import vma_of
+from numaemu.mmu import X86_PF_PROT, X86_PF_WRITE
+from numaemu.pointer import u64
+from numaemu.uapi import SIGKILL, SIGSEGV
+
+_WORD = {1: np.uint8, 2: np.uint16, 4: np.uint32, 8: np.uint64}
+
+
+def check(result):
+    """A system call's result, or OSError."""
+    if result < 0:
+        raise OSError(-result, os.strerror(-result))
+    return result
+
+
+def kill_task(task):
+    """End a task if it is still alive (its function has returned, or it was killed)."""
+    try:
+        task.exit(0)
+    except (OSError, OutOfMemory):
+        pass
+
+
+def permissions(vma):
+    """rwxp, as /proc/<pid>/maps has it."""
+    letters = ((VM_READ, "r"), (VM_WRITE, "w"), (VM_EXEC, "x"))
+    return "".join(c if vma.flags & bit else "-" for bit, c in letters) + ("s" if vma.flags & VM_SHARED else "p")
+
+
+class Operations:
+    """The operations of one CPU."""
+
+    def __init__(self, cpu):
+        self.cpu, self.machine, self.address = cpu, cpu.machine, int(cpu.state.address)
+        self.tasks = task_t.array(self.machine.tasks)
+
+    def run(self, number, method, args):
+        """One operation, in this CPU's turn."""
+        with self.cpu.turn:
+            task = self.tasks[number]
+            if task.state == TASK_DEAD:
+                raise OSError(errno.ESRCH, "the task has ended")
+            return getattr(self, method)(number, *args)
+
+    # -- mappings
+
+    def mmap(self, number, addr, length, prot, flags):
+        return check(syscalls.sys_mmap(self.address, number, addr, length, prot, flags))
+
+    def munmap(self, number, addr, length):
+        check(syscalls.sys_munmap(self.address, number, addr, length))
+
+    def mprotect(self, number, addr, length, prot):
+        check(syscalls.sys_mprotect(self.address, number, addr, length, prot))
+
+    def madvise(self, number, addr, length, advice):
+        check(syscalls.sys_madvise(self.address, number, addr, length, advice))
+
+    def brk(self, number, addr):
+        return syscalls.sys_brk(self.address, number, addr)
+
+    # -- policies and placement
+
+    def set_mempolicy(self, number, mode, flags, nodes):
+        check(syscalls.sys_set_mempolicy(self.address, number, mode, flags, nodes))
+
+    def mbind(self, number, addr, length, mode, mode_flags, nodes, flags):
+        check(syscalls.sys_mbind(self.address, number, addr, length, mode, mode_flags, nodes, flags))
+
+    def get_mempolicy(self, number, addr, flags):
+        """(mode or node, node mask)"""
+        answer = np.zeros(2, np.uint64)
+        check(syscalls.sys_get_mempolicy(self.address, number, addr, flags, answer.ctypes.data))
+        return int(answer[0]), int(answer[1])
+
+    def move_pages(self, number, pid, addresses, nodes, flags):
+        """(return value, status array)"""
+        addresses = np.ascontiguousarray(addresses, np.uint64)
+        status = np.zeros(len(addresses), np.int64)
+        where = 0
+        if nodes is not None:
+            nodes = np.ascontiguousarray(np.broadcast_to(np.asarray(nodes, np.int64), addresses.shape))
+            where = nodes.ctypes.data
+        result = syscalls.sys_move_pages(self.address, number, self.mm_of_pid(number, pid), addresses.ctypes.data, where,
+                                         status.ctypes.data, len(addresses), flags)
+        return check(result), status
+
+    def migrate_pages(self, number, pid, old, new):
+        return check(syscalls.sys_migrate_pages(self.address, number, self.mm_of_pid(number, pid), old, new))
+
+    def mm_of_pid(self, number, pid):
+        """The address space of a task: 0 means the calling one."""
+        found = number if not pid else self.number_of_pid(pid)
+        return self.tasks[found].mm
+
+    def number_of_pid(self, pid):
+        from numaemu.kernel.proc import task_numbers
+        for number in task_numbers(self.machine):
+            if self.tasks[number].pid == pid:
+                return number
+        raise OSError(errno.ESRCH, os.strerror(errno.ESRCH))
+
+    # -- memory accesses
+
+    def accessing(self, number, function, *args):
+        """Run compiled code that accesses memory, inside; name the fault if the kernel refuses one."""
+        syscalls.begin_access(self.address, number)
+        try:
+            return function(*args)
+        except SegmentationFault as error:
+            if not self.cpu.state.signal:
+                raise
+            raise self.fault(number) from (error if error.args else None)
+        finally:
+            syscalls.end_access(self.address)
+
+    def load(self, number, addresses, dtype):
+        addresses = np.ascontiguousarray(addresses, np.uint64)
+        dtype = np.dtype(dtype)
+        values = np.empty(addresses.shape, _WORD[dtype.itemsize])
+        self.accessing(number, LOAD_MANY[dtype.itemsize], self.address, addresses.ravel(), values.ravel())
+        return values.view(dtype)
+
+    def store(self, number, addresses, values):
+        addresses = np.ascontiguousarray(addresses, np.uint64)
+        values = np.ascontiguousarray(values)
+        step = 1 if values.size == addresses.size else 0
+        if step == 0 and values.size != 1:
+            raise ValueError(f"{values.size} values for {addresses.size} addresses")
+        words = values.ravel().view(_WORD[values.dtype.itemsize])
+        self.accessing(number, STORE_MANY[values.dtype.itemsize], self.address, addresses.ravel(), words, step)
+
+    def read(self, number, addr, nbytes):
+        data = np.empty(nbytes, np.uint8)
+        self.accessing(number, copy_range, self.address, addr, data.ctypes.data, nbytes, 0)
+        return data.tobytes()
+
+    def write(self, number, addr, data):
+        data = np.frombuffer(data, np.uint8)
+        self.accessing(number, copy_range, self.address, addr, data.ctypes.data, len(data), 1)
+
+    def touch(self, number, addr, nbytes, stride, write):
+        self.accessing(number, touch_range, self.address, addr, addr + nbytes, stride, int(write))
+
+    def call(self, number, function, args):
+        """A user's compiled kernel: function(cpu, *args)."""
+        return self.accessing(number, function, self.cpu.state, *args)
+
+    def fault(self, number):
+        """The exception for the fault that the kernel has just refused."""
+        state, task = self.cpu.state, self.tasks[number]
+        address, signal, pid, mm = int(state.cr2), state.signal, task.pid, task.mm
+        what = "store to" if state.error_code & X86_PF_WRITE else "load from"
+        name = bytes(task.comm.as_numpy()).rstrip(b"\0").decode()
+        state.signal = 0
+        who = f"task {pid} ({name}) on cpu {self.cpu.cpu_number}"
+        if signal == SIGKILL:
+            syscalls.end_access(self.address)
+            rss = int(mm_of(self.machine, mm).rss[1]) * 4
+            syscalls.sys_exit(self.address, number, SIGKILL)
+            return OutOfMemory(f"{who}: no node it may use can serve a {what.split()[0]} at {address:#x}; it was killed "
+                               f"with {rss} kB resident")
+        present = bool(state.error_code & X86_PF_PROT)
+        return SegmentationFault(f"{who}: {what} {address:#x}: {self.describe(mm, address, present)}")
+
+    def describe(self, mm, address, present):
+        """What lies at or nearest to an address."""
+        index, count = vma_index(self.machine, mm), mm_of(self.machine, mm).map_count
+        position = find_position(self.machine, mm, np.uint64(address))
+        around = [vma_of(self.machine, index[p]) for p in (position - 1, position) if 0 <= p < count]
+        for vma in around:
+            if vma.start <= address < vma.end:
+                return f"the mapping {vma.start:#x}-{vma.end:#x} {permissions(vma)} does not allow it"
+        if not around:
+            return "nothing is mapped"
+        distance = [address - int(v.end) + 1 if v.end <= address else int(v.start) - address for v in around]
+        nearest = around[int(np.argmin(distance))]
+        side = "above the end of" if nearest.end <= address else "below"
+        return f"not mapped; nearest is {nearest.start:#x}-{nearest.end:#x} {permissions(nearest)}, " \
+               f"{min(distance)} bytes {side} it"
+
+    # -- the task
+
+    def fork(self, number):
+        """(child's task number, pid)"""
+        child = check(syscalls.sys_fork(self.address, number))
+        return child, self.tasks[child].pid
+
+    def clone(self, number):
+        child = check(syscalls.sys_clone(self.address, number))
+        return child, self.tasks[child].pid
+
+    def exit(self, number, code):
+        syscalls.sys_exit(self.address, number, 0)
+
+    def kill(self, number, pid, sig):
+        """Deliver a signal: SIGKILL, SIGTERM and SIGSEGV end the task, 0 only looks whether it is there."""
+        target = self.number_of_pid(pid)
+        if sig in (SIGKILL, SIGSEGV, 15):
+            syscalls.sys_exit(self.address, target, sig)
+
+    def sched_setaffinity(self, number, cpus):
+        """Move the task to the first of `cpus`, unless it is on one of them; the CPU it is on now."""
+        cpus = sorted(cpus)
+        if not cpus or cpus[0] < 0 or cpus[-1] >= self.machine.nr_cpus:
+            raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
+        task = self.tasks[number]
+        if task.cpu not in cpus:
+            task.cpu = cpus[0]
+        return task.cpu
+
+    def place(self, number, cpu):
+        """Put a new child on a CPU."""
+        self.tasks[number].cpu = cpu
+
+    def clock_ns(self, number):
+        return syscalls.read_clock(self.address)
+
+    def counters(self, number):
+        """This CPU's figures and the task's faults."""
+        from numaemu.kernel.stats import cpu_figures
+        task = self.tasks[number]
+        return {**cpu_figures(self.machine, self.cpu.cpu_number), "task_minor_faults": task.min_flt,
+                "task_major_faults": task.maj_flt}
+
+    # -- task.kernel
+
+    def alloc_pages(self, number, gfp, order, nid, nodes):
+        return syscalls.kernel_alloc_pages(self.address, number, gfp, order, nid, nodes)
+
+    def free_pages(self, number, pfn, order):
+        syscalls.kernel_free_pages(self.address, number, pfn, order)
+
+    def page(self, number, pfn):
+        """Node, zone and counts of a page, for who looks inside."""
+        page, zone = page_of(self.machine, pfn), page_zone(self.machine, pfn)
+        return {"pfn": pfn, "node": zone // MAX_NR_ZONES, "zone": zone % MAX_NR_ZONES, "flags": int(page.flags),
+                "refcount": page.refcount, "mapcount": page.mapcount}

@@ -1,0 +1,34 @@
+"""All fixed sizes, with their meaning, a line each.
+
+The address map of one machine process (coordinator, node or CPU; the same in each, since they fork from one):
+
+    arena + 0                      control segment: machine_t, cpu_t[], node_t[], zone_t[], mm_t[], mailboxes, ...
+    memory + pfn * 4096            frames: one segment per node, mapped at its physical addresses
+    mem_map + pfn * 64             struct page: likewise
+"""
+PAGE_SHIFT = 12                  # 4 KiB pages
+PAGE_SIZE = 1 << PAGE_SHIFT      # bytes
+WORD_SHIFT = 3                   # a page-table entry is 8 bytes
+PTRS_PER_TABLE = 512             # entries of one x86-64 page table
+
+MAX_NODES = 64                   # Linux's MAX_NUMNODES may be 1024; a nodemask is one 64-bit word here
+MAX_CPUS = 256                   # a cpumask is four 64-bit words
+CPU_WORDS = MAX_CPUS // 64       # words of a cpumask
+
+MAX_ORDER = 10                   # the largest buddy block is 2**10 pages, as in Linux 6
+NR_ORDERS = MAX_ORDER + 1
+PAGEBLOCK_ORDER = 9              # pages grouped by mobility: 2 MiB
+PAGEBLOCK_PAGES = 1 << PAGEBLOCK_ORDER
+
+L1_ENTRIES_MAX = 1024            # largest first-level TLB a machine file may ask for
+L2_ENTRIES_MAX = 16384           # largest second-level TLB
+L1_HINTS = 512                   # where a page was last seen in the L1 TLB: a short cut, checked by the tag
+L2_HINTS = 8192                  # likewise for the L2 TLB
+
+MAX_TASKS = 1 << 15              # tasks alive at once
+MAX_MMS = 1 << 13                # address spaces
+MAX_VMAS = 1 << 20               # mappings of all address spaces together
+MAX_MAP_COUNT = 65530            # mappings of one address space (Linux's default of vm.max_map_count)
+VMA_INDEX_SLOTS = 1 << 16        # room for them in the sorted index of one address space
+GATHER_PAGES = 8192              # pages unmapped between two flushes (Linux gathers up to about 10,000)
+OUTBOX_BYTES = 1 << 30           # bulk data one process may have on its way; sparse

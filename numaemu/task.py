@@ -1,0 +1,294 @@
+"""What a workload holds: tasks, their mappings and arrays. The same objects in a CPU's process and in the driver.
+
+A Task does nothing itself: its `site` runs an operation on the CPU the task is on — a plain call if that is this
+process, a message if not.
+"""
+import numpy as np
+
+from numaemu.uapi import (MAP_ANONYMOUS, MAP_PRIVATE, MPOL_F_ADDR, MPOL_F_NODE, MPOL_MF_MOVE, PROT_READ, PROT_WRITE)
+from numaemu.units import parse_size
+
+
+def node_mask(nodes):
+    """A mask from a node, several nodes, text like "0,2-3", or None for none."""
+    if nodes is None:
+        return 0
+    if isinstance(nodes, str):
+        nodes = [n for part in nodes.split(",") if part.strip() for n in _span(part)]
+    if isinstance(nodes, (int, np.integer)):
+        nodes = [nodes]
+    mask = 0
+    for node in nodes:
+        if not 0 <= int(node) < 64:
+            raise ValueError(f"node {node} is not one of 0 to 63")
+        mask |= 1 << int(node)
+    return mask
+
+
+def _span(part):
+    first, _, last = part.partition("-")
+    return range(int(first), int(last or first) + 1)
+
+
+def nodes_of(mask):
+    """The nodes of a mask, in order."""
+    return [n for n in range(64) if mask >> n & 1]
+
+
+class Handle:
+    """A started task: its pid, and its function's result when it has returned."""
+
+    def __init__(self, pid, future):
+        self.pid, self.future = pid, future
+
+    def result(self, timeout=None):
+        """What the function returned; raises what it raised, TimeoutError after `timeout` seconds."""
+        return self.future.result(timeout)
+
+    def done(self):
+        """True if the function has returned or raised."""
+        return self.future.done()
+
+
+class Task:
+    """An emulated thread. Sizes are bytes or text like "64MiB"; addresses are emulated virtual ones."""
+
+    def __init__(self, number, pid, site):
+        self._number, self.pid, self._site = number, pid, site
+        self._memory_mode = None
+        self.kernel = KernelCalls(self)
+
+    def _op(self, method, *args):
+        return self._site.call_op(self._number, method, args)
+
+    def __repr__(self):
+        return f"<task {self.pid}>"
+
+    # -- mappings
+
+    def mmap(self, length, prot=PROT_READ | PROT_WRITE, flags=MAP_PRIVATE | MAP_ANONYMOUS, file=None, offset=0,
+             addr=None):
+        """Map `length` bytes; a Mapping. Mirrors mmap(2)."""
+        if file is not None:
+            raise NotImplementedError("mappings of files are not there yet; leave file=None")
+        nbytes = parse_size(length, "mmap length")
+        return Mapping(self, self._op("mmap", addr or 0, nbytes, prot, flags), nbytes)
+
+    def munmap(self, addr, length):
+        """munmap(2)"""
+        self._op("munmap", addr, parse_size(length, "munmap length"))
+
+    def mprotect(self, addr, length, prot):
+        """mprotect(2)"""
+        self._op("mprotect", addr, parse_size(length, "mprotect length"), prot)
+
+    def madvise(self, addr, length, advice):
+        """madvise(2)"""
+        self._op("madvise", addr, parse_size(length, "madvise length"), advice)
+
+    def brk(self, addr=0):
+        """Set the end of the heap; the end it has now (0 asks)."""
+        return self._op("brk", addr)
+
+    # -- placement
+
+    def set_mempolicy(self, mode, nodes=None):
+        """set_mempolicy(2); `nodes` a node, several, or text like "0,2-3"."""
+        self._op("set_mempolicy", mode & 0xFFF, mode & ~0xFFF, node_mask(nodes))
+
+    def mbind(self, addr, length, mode, nodes=None, flags=0):
+        """mbind(2)"""
+        self._op("mbind", addr, parse_size(length, "mbind length"), mode & 0xFFF, mode & ~0xFFF, node_mask(nodes), flags)
+
+    def get_mempolicy(self, addr=None, flags=0):
+        """(mode, nodes); with MPOL_F_NODE a node instead of the mode. An address asks for that range's policy."""
+        if addr is not None:
+            flags |= MPOL_F_ADDR
+        mode, mask = self._op("get_mempolicy", addr or 0, flags)
+        return mode, nodes_of(mask)
+
+    def node_of(self, addr):
+        """The node whose memory backs an address (touching it first, as get_mempolicy(2) does)."""
+        self.load([addr], np.uint8)
+        return self._op("get_mempolicy", addr, MPOL_F_ADDR | MPOL_F_NODE)[0]
+
+    def move_pages(self, addresses, nodes=None, flags=MPOL_MF_MOVE, pid=0):
+        """move_pages(2): the status of each page: its node, or -errno. nodes=None only asks."""
+        return self._op("move_pages", pid, addresses, nodes, flags if nodes is not None else 0)[1]
+
+    def migrate_pages(self, old_nodes, new_nodes, pid=0):
+        """migrate_pages(2): how many pages could not be moved."""
+        return self._op("migrate_pages", pid, node_mask(old_nodes), node_mask(new_nodes))
+
+    def sched_setaffinity(self, cpus):
+        """Move the task to one of `cpus`."""
+        return self._op("sched_setaffinity", {int(c) for c in ([cpus] if isinstance(cpus, int) else cpus)})
+
+    # -- accesses
+
+    def load(self, addresses, dtype=np.uint64):
+        """The values at an array of addresses, one emulated load each."""
+        return self._op("load", addresses, np.dtype(dtype).str)
+
+    def store(self, addresses, values):
+        """Store values (or one for all) at an array of addresses, one emulated store each."""
+        self._op("store", addresses, values)
+
+    def read(self, addr, nbytes):
+        """`nbytes` bytes from `addr`."""
+        return self._op("read", addr, nbytes)
+
+    def write(self, addr, data):
+        """Write bytes at `addr`."""
+        self._op("write", addr, bytes(data))
+
+    def touch(self, addr, nbytes, stride=4096, write=True):
+        """One access every `stride` bytes."""
+        self._op("touch", addr, nbytes, stride, write)
+
+    def call(self, kernel, *args):
+        """Run kernel(cpu, *args), a function compiled with numba.njit that accesses memory through load_u64 and so on."""
+        return self._op("call", kernel, args)
+
+    # -- tasks
+
+    def fork(self, function=None, *args, cpu=None):
+        """fork(2). With a function: a handle of the child that runs it; without: the child as an interactive task."""
+        return self._child("fork", function, args, cpu)
+
+    def clone(self, function=None, *args, cpu=None):
+        """A thread that shares the address space: as fork."""
+        return self._child("clone", function, args, cpu)
+
+    def _child(self, how, function, args, cpu):
+        number, pid = self._op(how)
+        cpu = self.cpu if cpu is None else cpu
+        if function is not None:
+            return self._site.start(number, pid, cpu, function, args)
+        self._site.call_op(number, "place", (number, cpu)[1:])
+        return Task(number, pid, self._site)
+
+    def exit(self, code=0):
+        """End the task: its memory goes back."""
+        self._op("exit", code)
+
+    def kill(self, pid, sig):
+        """kill(2)"""
+        self._op("kill", pid, sig)
+
+    # -- what it is
+
+    @property
+    def cpu(self):
+        """The CPU the task is on."""
+        return self._site.where(self._number)[0]
+
+    @property
+    def node(self):
+        """The node of that CPU."""
+        return self._site.where(self._number)[1]
+
+    @property
+    def clock_ns(self):
+        """Emulated time of the CPU the task is on."""
+        return self._op("clock_ns")
+
+    def counters(self):
+        """Figures of the CPU the task is on, and the task's faults, as a dict."""
+        return self._op("counters")
+
+
+class KernelCalls:
+    """task.kernel: the kernel's own allocation functions, run by the CPU the task is on."""
+
+    def __init__(self, task):
+        self._task = task
+
+    def alloc_pages(self, gfp, order=0, nid=-1, nodes=None):
+        """2**order pages: the first pfn, or None if nobody could serve it. Mirrors alloc_pages_node."""
+        mask = node_mask(nodes) if nodes is not None else (1 << 64) - 1
+        return self._task._op("alloc_pages", gfp, order, nid, mask) or None
+
+    def free_pages(self, pfn, order=0):
+        """Give 2**order pages back. Mirrors __free_pages."""
+        self._task._op("free_pages", pfn, order)
+
+    def page(self, pfn):
+        """What the page struct says: node, zone, flags, counts."""
+        return self._task._op("page", pfn)
+
+
+class Mapping:
+    """A mapped range: addr and nbytes."""
+
+    def __init__(self, task, addr, nbytes):
+        self.task, self.addr, self.nbytes = task, addr, nbytes
+
+    def __repr__(self):
+        return f"<mapping {self.addr:#x}-{self.addr + self.nbytes:#x}>"
+
+    def array(self, dtype=np.uint64, offset=0, length=None):
+        """The range as an array of `dtype`; every element access is an emulated access."""
+        dtype = np.dtype(dtype)
+        length = (self.nbytes - offset) // dtype.itemsize if length is None else length
+        return VirtualArray(self.task, self.addr + offset, dtype, length)
+
+    def touch(self, write=True, stride=4096):
+        """One access per page."""
+        self.task.touch(self.addr, self.nbytes, stride, write)
+        return self
+
+    def pages(self):
+        """The addresses of the pages."""
+        return np.arange(self.addr, self.addr + self.nbytes, 4096, dtype=np.uint64)
+
+    def nodes(self):
+        """The node of each page, or -errno where there is none."""
+        return self.task.move_pages(self.pages())
+
+    def munmap(self):
+        """Unmap the whole range."""
+        self.task.munmap(self.addr, self.nbytes)
+
+
+class VirtualArray:
+    """A one-dimensional array in emulated memory: a[i], a[i:j], a[index_array], and the same to store."""
+
+    def __init__(self, task, addr, dtype, length):
+        self.task, self.addr, self.dtype, self.length = task, addr, dtype, length
+
+    def __len__(self):
+        return self.length
+
+    def __repr__(self):
+        return f"<array of {self.length} {self.dtype} at {self.addr:#x}>"
+
+    def addresses(self, index=slice(None)):
+        """Virtual addresses of the elements that `index` picks."""
+        if isinstance(index, slice):
+            picked = np.arange(*index.indices(self.length), dtype=np.int64)
+        else:
+            picked = np.asarray(index)
+            if picked.dtype == bool:
+                picked = np.flatnonzero(picked)
+            if picked.size and (picked.min() < -self.length or picked.max() >= self.length):
+                bad = picked.max() if picked.max() >= self.length else picked.min()
+                raise IndexError(f"index {bad} of an array of {self.length} elements")
+            picked = np.where(picked < 0, picked + self.length, picked)
+        return np.uint64(self.addr) + picked.astype(np.uint64) * np.uint64(self.dtype.itemsize)
+
+    def __getitem__(self, index):
+        where = self.addresses(index)
+        values = self.task.load(np.atleast_1d(where), self.dtype)
+        return values if where.ndim else values[0]
+
+    def __setitem__(self, index, values):
+        where = np.atleast_1d(self.addresses(index))
+        values = np.asarray(values, self.dtype)
+        if values.size != 1:
+            values = np.broadcast_to(values, where.shape)
+        self.task.store(where, values)
+
+    def __array__(self, dtype=None, copy=None):
+        values = self[:]
+        return values if dtype is None else values.astype(dtype)

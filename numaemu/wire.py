@@ -1,0 +1,76 @@
+"""What travels between processes as bytes: pickled things, answers that may be failures, frames on a socket."""
+import pickle
+import struct
+import traceback
+from typing import NamedTuple
+
+import cloudpickle
+
+
+class Failure(NamedTuple):
+    """What a call that raised answers with: the exception and where it happened, for the other side."""
+
+    error: BaseException
+    where: str
+
+
+def dumps(thing):
+    """Pickle; what only cloudpickle can (functions of a notebook) too."""
+    try:
+        return pickle.dumps(thing, protocol=5)
+    except Exception:
+        return cloudpickle.dumps(thing, protocol=5)
+
+
+def failure(error):
+    """An exception as an answer; one that does not survive pickling is told in words."""
+    where = "".join(traceback.format_exception(error))
+    try:
+        pickle.loads(dumps(error))
+    except Exception:
+        error = RuntimeError(f"{type(error).__name__}: {error}")
+    return Failure(error, where)
+
+
+def settle(future, answer):
+    """Complete a Future with an answer."""
+    if isinstance(answer, Failure):
+        answer.error.emulated_traceback = answer.where
+        future.set_exception(answer.error)
+    else:
+        future.set_result(answer)
+
+
+def outcome(future):
+    """The answer that a finished Future holds."""
+    error = future.exception()
+    if error is None:
+        return future.result()
+    return Failure(error, getattr(error, "emulated_traceback", ""))
+
+
+_frame = struct.Struct("!Q")
+
+
+def send_frame(sock, payload):
+    """One length-prefixed frame on a stream socket."""
+    sock.sendall(_frame.pack(len(payload)) + payload)
+
+
+def receive_frame(sock):
+    """The next frame, or None at the end of the stream."""
+    header = _receive(sock, _frame.size)
+    return None if header is None else _receive(sock, _frame.unpack(header)[0])
+
+
+def _receive(sock, nbytes):
+    parts = bytearray()
+    while len(parts) < nbytes:
+        try:
+            part = sock.recv(min(nbytes - len(parts), 1 << 20))
+        except ConnectionError:
+            return None
+        if not part:
+            return None
+        parts += part
+    return bytes(parts)
