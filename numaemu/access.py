@@ -13,7 +13,7 @@ from numaemu.compile import entry, hot, kernel
 from numaemu.errors import SegmentationFault
 from numaemu.mmu import _PAGE_PRESENT, NODE_MASK, OFFSET_MASK, PAGE_MASK, PTE_PFN_MASK, TAG_VALID, cpu_t, tlb_refill
 from numaemu.param import L1_HINTS
-from numaemu.pointer import (address_of, call_address, copy_bytes, f32, f64, fetch_or, i32, i64, load_acquire, prefetch, u8, u16,
+from numaemu.pointer import (address_of, call_address, compare_exchange, copy_bytes, f32, f64, i32, i64, load_acquire, prefetch, u8, u16,
                              u32, u64)
 
 U = np.uint64
@@ -219,7 +219,7 @@ def prefetch_frame(cpu, address):
 
 
 @hot
-def look_up_in_vector(cpu, addresses, i, aligned, write):
+def look_up_in_vector(cpu, addresses, i, n, aligned, write):
     """look_up for a vector loop: while walks go on, the frame of a later access is prefetched."""
     if load_acquire(cpu, "ipi_pending") != U(0):
         call_address(cpu.on_ipi, cpu.address, U(0), U(0))
@@ -231,15 +231,17 @@ def look_up_in_vector(cpu, addresses, i, aligned, write):
         slot = translate_slow(cpu, address, write)
         if slot < 0:
             raise SegmentationFault
-        if cpu.walks != walks and i + PREFETCH_DISTANCE < len(addresses):
+        if cpu.walks != walks and i + PREFETCH_DISTANCE < n:
             prefetch_frame(cpu, addresses[i + PREFETCH_DISTANCE])
     return slot
 
 
 @hot
-def load_vector(cpu, addresses, values, kind):
-    """values[i] = the `kind` at addresses[i]. A run of accesses to one page is one look-up and n counted accesses."""
-    n, i = len(addresses), 0
+def load_vector(cpu, addresses, values, n, kind):
+    """values[i] = the `kind` at addresses[i], for n of them, all given as pointers (arrays would be reference-counted at
+    every call). A run of accesses to one page is one look-up and as many counted accesses.
+    """
+    i = 0
     aligned, last = PAGE_MASK | U(kind.nbytes - 1), U(4096 - kind.nbytes)
     while i < n:
         address = addresses[i]
@@ -247,7 +249,7 @@ def load_vector(cpu, addresses, values, kind):
             values[i] = load(cpu, address, kind)
             i += 1
             continue
-        slot = look_up_in_vector(cpu, addresses, i, aligned, False)
+        slot = look_up_in_vector(cpu, addresses, i, n, aligned, False)
         frame, page, start = cpu.l1[slot].host & PAGE_MASK, address & PAGE_MASK, i
         while True:
             values[i] = kind.array(frame | (address & OFFSET_MASK))[0]
@@ -261,9 +263,9 @@ def load_vector(cpu, addresses, values, kind):
 
 
 @hot
-def store_vector(cpu, addresses, values, step, kind):
-    """The `kind` at addresses[i] = values[i * step]: step 0 stores one value everywhere."""
-    n, i = len(addresses), 0
+def store_vector(cpu, addresses, values, n, step, kind):
+    """The `kind` at addresses[i] = values[i * step], for n of them: step 0 stores one value everywhere."""
+    i = 0
     aligned, last = PAGE_MASK | U(kind.nbytes - 1), U(4096 - kind.nbytes)
     while i < n:
         address = addresses[i]
@@ -271,7 +273,7 @@ def store_vector(cpu, addresses, values, step, kind):
             store(cpu, address, values[i * step], kind)
             i += 1
             continue
-        slot = look_up_in_vector(cpu, addresses, i, aligned, True)
+        slot = look_up_in_vector(cpu, addresses, i, n, aligned, True)
         frame, page, start = cpu.l1[slot].host & PAGE_MASK, address & PAGE_MASK, i
         while True:
             kind.array(frame | (address & OFFSET_MASK))[0] = values[i * step]
@@ -284,47 +286,48 @@ def store_vector(cpu, addresses, values, step, kind):
         count_access(cpu, slot, True, i - start)
 
 
-@entry("void(u64, u64[], u8[])")
-def load_many_u8(cpu_address, addresses, values):
-    load_vector(cpu_t.at(cpu_address), addresses, values, u8)
+@entry("void(u64, u64, u64, i64)")
+def load_many_u8(cpu_address, addresses, values, n):
+    load_vector(cpu_t.at(cpu_address), u64.array(addresses), u8.array(values), n, u8)
 
 
-@entry("void(u64, u64[], u8[], i64)")
-def store_many_u8(cpu_address, addresses, values, step):
-    store_vector(cpu_t.at(cpu_address), addresses, values, step, u8)
+@entry("void(u64, u64, u64, i64, i64)")
+def store_many_u8(cpu_address, addresses, values, n, step):
+    store_vector(cpu_t.at(cpu_address), u64.array(addresses), u8.array(values), n, step, u8)
 
 
-@entry("void(u64, u64[], u16[])")
-def load_many_u16(cpu_address, addresses, values):
-    load_vector(cpu_t.at(cpu_address), addresses, values, u16)
+@entry("void(u64, u64, u64, i64)")
+def load_many_u16(cpu_address, addresses, values, n):
+    load_vector(cpu_t.at(cpu_address), u64.array(addresses), u16.array(values), n, u16)
 
 
-@entry("void(u64, u64[], u16[], i64)")
-def store_many_u16(cpu_address, addresses, values, step):
-    store_vector(cpu_t.at(cpu_address), addresses, values, step, u16)
+@entry("void(u64, u64, u64, i64, i64)")
+def store_many_u16(cpu_address, addresses, values, n, step):
+    store_vector(cpu_t.at(cpu_address), u64.array(addresses), u16.array(values), n, step, u16)
 
 
-@entry("void(u64, u64[], u32[])")
-def load_many_u32(cpu_address, addresses, values):
-    load_vector(cpu_t.at(cpu_address), addresses, values, u32)
+@entry("void(u64, u64, u64, i64)")
+def load_many_u32(cpu_address, addresses, values, n):
+    load_vector(cpu_t.at(cpu_address), u64.array(addresses), u32.array(values), n, u32)
 
 
-@entry("void(u64, u64[], u32[], i64)")
-def store_many_u32(cpu_address, addresses, values, step):
-    store_vector(cpu_t.at(cpu_address), addresses, values, step, u32)
+@entry("void(u64, u64, u64, i64, i64)")
+def store_many_u32(cpu_address, addresses, values, n, step):
+    store_vector(cpu_t.at(cpu_address), u64.array(addresses), u32.array(values), n, step, u32)
 
 
-@entry("void(u64, u64[], u64[])")
-def load_many_u64(cpu_address, addresses, values):
-    load_vector(cpu_t.at(cpu_address), addresses, values, u64)
+@entry("void(u64, u64, u64, i64)")
+def load_many_u64(cpu_address, addresses, values, n):
+    load_vector(cpu_t.at(cpu_address), u64.array(addresses), u64.array(values), n, u64)
 
 
-@entry("void(u64, u64[], u64[], i64)")
-def store_many_u64(cpu_address, addresses, values, step):
-    store_vector(cpu_t.at(cpu_address), addresses, values, step, u64)
+@entry("void(u64, u64, u64, i64, i64)")
+def store_many_u64(cpu_address, addresses, values, n, step):
+    store_vector(cpu_t.at(cpu_address), u64.array(addresses), u64.array(values), n, step, u64)
 
 
-LOAD_MANY = {1: load_many_u8, 2: load_many_u16, 4: load_many_u32, 8: load_many_u64}          # by size in bytes
+# cpu, host address of the addresses, host address of the values, how many (stores: step): by size in bytes
+LOAD_MANY = {1: load_many_u8, 2: load_many_u16, 4: load_many_u32, 8: load_many_u64}
 STORE_MANY = {1: store_many_u8, 2: store_many_u16, 4: store_many_u32, 8: store_many_u64}
 
 
@@ -336,7 +339,7 @@ def touch_range(cpu_address, start, end, stride, write):
         host = count_access(cpu, look_up(cpu, address, PAGE_MASK, write), write, 1)
         word = u64.array((host & PAGE_MASK) | (address & OFFSET_MASK & ~U(7)))
         if write:
-            fetch_or(word, 0, U(0))
+            compare_exchange(word, 0, U(0), U(0))      # a store that keeps the contents, also against other CPUs
         else:
             load_acquire(word, 0)
         address += stride

@@ -19,8 +19,9 @@ PACKAGE = pathlib.Path(__file__).parent
 DEBUG = os.environ.get("NUMAEMU_DEBUG", "") not in ("", "0")
 JIT = not numba.config.DISABLE_JIT
 # files above the floor of compiled code: no kernel and no constant of a kernel lies in them
-UPPER_FLOORS = {"__main__.py", "bench.py", "cli.py", "conform.py", "coordinator.py", "cpu.py", "forkserver.py",
-                "machine.py", "node.py", "report.py", "task.py", "topology.py", "units.py"}
+UPPER_FLOORS = {"__main__.py", "actor.py", "bench.py", "cli.py", "conform.py", "coordinator.py", "cpu.py",
+                "forkserver.py", "machine.py", "node.py", "operations.py", "payload.py", "report.py", "task.py",
+                "topology.py", "units.py", "wire.py"}
 
 
 @functools.cache

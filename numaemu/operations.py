@@ -5,6 +5,7 @@ call raises OSError with Linux's errno, an access that the kernel refuses raises
 """
 import errno
 import os
+import sys
 
 import numpy as np
 
@@ -20,7 +21,7 @@ from numaemu.mmu import X86_PF_PROT, X86_PF_WRITE
 from numaemu.pointer import u64
 from numaemu.uapi import SIGKILL, SIGSEGV
 
-_WORD = {1: np.uint8, 2: np.uint16, 4: np.uint32, 8: np.uint64}
+BUFFER_BYTES = 1 << 20           # results from this size on come from a buffer that is kept
 
 
 def check(result):
@@ -50,6 +51,7 @@ class Operations:
     def __init__(self, cpu):
         self.cpu, self.machine, self.address = cpu, cpu.machine, int(cpu.state.address)
         self.tasks = task_t.array(self.machine.tasks)
+        self.spare = None
 
     def run(self, number, method, args):
         """One operation, in this CPU's turn."""
@@ -134,9 +136,21 @@ class Operations:
     def load(self, number, addresses, dtype):
         addresses = np.ascontiguousarray(addresses, np.uint64)
         dtype = np.dtype(dtype)
-        values = np.empty(addresses.shape, _WORD[dtype.itemsize])
-        self.accessing(number, LOAD_MANY[dtype.itemsize], self.address, addresses.ravel(), values.ravel())
-        return values.view(dtype)
+        values = self.buffer(addresses.size * dtype.itemsize).view(dtype).reshape(addresses.shape)
+        self.accessing(number, LOAD_MANY[dtype.itemsize], self.address, addresses.ctypes.data, values.ctypes.data,
+                       addresses.size)
+        return values
+
+    def buffer(self, nbytes):
+        """Bytes for a result. A large buffer that nobody holds any more is used again: the host's first touch of new
+        memory would cost more than the emulated loads.
+        """
+        if nbytes < BUFFER_BYTES:
+            return np.empty(nbytes, np.uint8)
+        spare = self.spare
+        if spare is None or len(spare) < nbytes or sys.getrefcount(spare) > 3:      # ours, `spare`, the argument
+            spare = self.spare = np.empty(nbytes, np.uint8)
+        return spare[:nbytes]
 
     def store(self, number, addresses, values):
         addresses = np.ascontiguousarray(addresses, np.uint64)
@@ -144,8 +158,8 @@ class Operations:
         step = 1 if values.size == addresses.size else 0
         if step == 0 and values.size != 1:
             raise ValueError(f"{values.size} values for {addresses.size} addresses")
-        words = values.ravel().view(_WORD[values.dtype.itemsize])
-        self.accessing(number, STORE_MANY[values.dtype.itemsize], self.address, addresses.ravel(), words, step)
+        self.accessing(number, STORE_MANY[values.dtype.itemsize], self.address, addresses.ctypes.data, values.ctypes.data,
+                       addresses.size, step)
 
     def read(self, number, addr, nbytes):
         data = np.empty(nbytes, np.uint8)

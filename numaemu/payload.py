@@ -4,11 +4,12 @@ A function of an importable file travels by name, so that its compiled kernels c
 goes along for processes that could not find it. A function of a notebook, of `__main__` or inside another function
 travels by value (cloudpickle).
 """
+import importlib
 import importlib.util
 import pickle
 import sys
 
-import cloudpickle
+from numaemu.wire import dumps
 
 
 def dump_function(function, args):
@@ -17,7 +18,7 @@ def dump_function(function, args):
     source = None
     if module is not None and module.__name__ != "__main__" and getattr(module, "__file__", None):
         source = module.__name__, module.__file__
-    return pickle.dumps((source, cloudpickle.dumps((function, args))))
+    return pickle.dumps((source, dumps((function, args))))
 
 
 def load_function(payload):

@@ -22,6 +22,7 @@ import numpy as np
 from llvmlite import binding as llvm
 from llvmlite import ir
 from numba import types
+from numba.core import cgutils
 from numba.core.imputils import lower_constant
 from numba.core.typing.templates import (AbstractTemplate, AttributeTemplate, bound_function, infer_getattr,
                                          infer_global, signature)
@@ -46,6 +47,13 @@ class Scalar:
 
     def array(self, address, length=None):
         return Items(int(address), self, length)
+
+    def __reduce__(self):
+        return _scalar_of, (self.dtype.str,)
+
+
+def _scalar_of(dtype):
+    return next(s for s in SCALARS.values() if s.dtype.str == dtype)
 
 
 u8, u16, u32, u64 = (Scalar(t) for t in ("u1", "u2", "u4", "u8"))
@@ -677,5 +685,23 @@ def _(address):
         kind = ir.FunctionType(ir.VoidType(), [byte, i32, i32, i32])
         callee = builder.module.declare_intrinsic("llvm.prefetch", [byte], kind)
         builder.call(callee, [pointer, i32(0), i32(3), i32(1)])
+        return context.get_dummy_value()
+    return types.none, codegen
+
+
+_MADV_POPULATE_WRITE = 23
+
+
+def populate(address, nbytes):
+    """Ask the host to make a range present (madvise); a host that cannot will do so at the first touch."""
+
+
+@compiled_twin(populate)
+def _(address, nbytes):
+    def codegen(context, builder, sig, args):
+        kind = ir.FunctionType(ir.IntType(32), [_I64, _I64, ir.IntType(32)])
+        callee = cgutils.get_or_insert_function(builder.module, kind, "madvise")
+        words = [context.cast(builder, v, t, types.uint64) for v, t in zip(args, sig.args)]
+        builder.call(callee, [*words, ir.Constant(ir.IntType(32), _MADV_POPULATE_WRITE)])
         return context.get_dummy_value()
     return types.none, codegen

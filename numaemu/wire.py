@@ -1,6 +1,9 @@
 """What travels between processes as bytes: pickled things, answers that may be failures, frames on a socket."""
+import importlib
+import io
 import pickle
 import struct
+import sys
 import traceback
 from typing import NamedTuple
 
@@ -14,12 +17,33 @@ class Failure(NamedTuple):
     where: str
 
 
+class Pickler(cloudpickle.Pickler):
+    """cloudpickle, with Numba functions by name where they can be imported and by their source elsewhere."""
+
+    def reducer_override(self, thing):
+        if type(thing).__module__.startswith("numba.") and hasattr(thing, "py_func"):
+            function = thing.py_func
+            module = sys.modules.get(function.__module__)
+            if function.__module__ != "__main__" and getattr(module, function.__qualname__, None) is thing:
+                return _by_name, (function.__module__, function.__qualname__)
+            return _compiled_anew, (function, {k: v for k, v in thing.targetoptions.items() if k != "cache"})
+        return super().reducer_override(thing)
+
+
+def _by_name(module, name):
+    return getattr(importlib.import_module(module), name)
+
+
+def _compiled_anew(function, options):
+    import numba
+    return numba.njit(**{k: v for k, v in options.items() if k != "nopython"})(function)
+
+
 def dumps(thing):
-    """Pickle; what only cloudpickle can (functions of a notebook) too."""
-    try:
-        return pickle.dumps(thing, protocol=5)
-    except Exception:
-        return cloudpickle.dumps(thing, protocol=5)
+    """Pickle anything that may travel: also functions of a notebook, and compiled ones."""
+    buffer = io.BytesIO()
+    Pickler(buffer, protocol=5).dump(thing)
+    return buffer.getvalue()
 
 
 def failure(error):

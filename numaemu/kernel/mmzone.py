@@ -57,10 +57,10 @@ pcp_t = Struct("pcp_t", [            # struct per_cpu_pages: one for each CPU an
     ("lists", pcp_list_t, MIGRATE_PCPTYPES),
 ])
 
-node_t = Struct("node_t", [
-    ("id", i64), ("machine", u64),
-    ("nr_zones", i64),
-    ("kswapd_woken", i64),
+NODE_RUNS = 32                   # pieces of a chain that are made present on the host at once
+
+node_t = Struct("node_t", [          # written by the node only
+    ("nr_runs", i64), ("run_pfn", i64, NODE_RUNS), ("run_pages", i64, NODE_RUNS),
 ])
 
 
