@@ -9,6 +9,7 @@ import os
 import pickle
 import signal
 import threading
+import traceback
 
 import posix_ipc
 import setproctitle
@@ -25,6 +26,7 @@ from numaemu.kernel.mmzone import zone_of
 from numaemu.kernel.smp import (MSG_DRAIN_ALL, MSG_DRIVER, MSG_FALLBACK, MSG_FILL, MSG_SHOOTDOWN, MSG_WAKE_KSWAPD,
                                 actor_of_cpu, actor_of_node, reply)
 from numaemu.kernel.tlb import post_shootdown
+from numaemu.mmu import cpu_t
 from numaemu.shm import die_with_parent
 from numaemu.wire import dumps, failure, receive_frame, send_frame
 
@@ -182,11 +184,25 @@ class Coordinator(Actor):
                 return
             if pid == 0:
                 return
-            self.tell_driver("died", self.children.get(pid, str(pid)), pid, os.waitstatus_to_exitcode(status))
+            name = self.children.get(pid, str(pid))
+            self.tell_driver("died", name, pid, os.waitstatus_to_exitcode(status), self.doing(name))
             for other in self.children:
                 if other != pid:
                     os.kill(other, signal.SIGKILL)
             os._exit(3)
+
+
+    def doing(self, name):
+        """What a process was busy with, as far as shared memory tells."""
+        kind, _, number = name.partition(" ")
+        if kind != "cpu":
+            return ""
+        cpu = cpu_t.array(self.machine.cpus)[int(number)]
+        if cpu.task == 0:
+            return " (no task was running on it)"
+        task = task_t.array(self.machine.tasks)[cpu.task]
+        where = "in memory accesses of" if cpu.inside else "with"
+        return f" ({where} task {task.pid} ({stats.task_name(task)}))"
 
 
 def fork_child(world, title, run):
@@ -199,7 +215,6 @@ def fork_child(world, title, run):
         setproctitle.setproctitle(f"numaemu: {title}")
         run()
     except BaseException:
-        import traceback
         traceback.print_exc()
     finally:
         os._exit(70)

@@ -10,6 +10,11 @@ import pickle
 import signal
 import socket
 import sys
+import traceback
+
+import setproctitle
+
+from numaemu.shm import adopt_orphans, die_with_parent
 
 
 def preload(control):
@@ -30,42 +35,57 @@ def tell(control, *thing):
 
 def serve(control, coordinator_main):
     """Fork a coordinator for each request; tell the driver of each that ended."""
+    coordinators = []
     while True:
         try:
             data, fds, _, _ = socket.recv_fds(control, 1 << 20, 1)
         except ConnectionError:
             data = b""
         if not data:
-            os._exit(0)
+            end(coordinators)
         number, topology, reserve, path = pickle.loads(data)
         pid = os.fork()
         if pid == 0:
             sys.path[:] = path
             become_coordinator(control, fds[0], topology, reserve, coordinator_main)
         os.close(fds[0])
+        coordinators.append(pid)
         tell(control, "forked", number, pid)
+
+
+def end(coordinators):
+    """The driver has gone: end its machines, wait for every process of theirs, end."""
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    for pid in coordinators:
+        try:
+            os.kill(pid, signal.SIGKILL)
+        except ProcessLookupError:
+            pass
+    try:
+        while True:
+            os.waitpid(-1, 0)
+    except ChildProcessError:
+        os._exit(0)
 
 
 def become_coordinator(control, fd, topology, reserve, coordinator_main):
     """The forked child's part."""
-    from numaemu.shm import die_with_parent
     try:
         die_with_parent()
         control.close()
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         coordinator_main(socket.socket(fileno=fd), topology, reserve)
     except BaseException:
-        import traceback
         traceback.print_exc()
     finally:
         os._exit(1)
 
 
 def main():
-    import setproctitle
     setproctitle.setproctitle("numaemu: fork server")
     control = socket.socket(fileno=int(sys.argv[1]))
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    adopt_orphans()
     preload(control)
     from numaemu.coordinator import main as coordinator_main
 

@@ -40,17 +40,31 @@ class ForkServer:
         self.process = subprocess.Popen([sys.executable, "-m", "numaemu.forkserver", str(theirs.fileno())],
                                         pass_fds=[theirs.fileno()], start_new_session=True, env=_environment())
         theirs.close()
-        self.socket, self.pid, self.numbers, self.ended = ours, os.getpid(), itertools.count(), {}
+        self.socket, self.pid, self.numbers = ours, os.getpid(), itertools.count()
+        self.forked, self.ended = {}, collections.defaultdict(Future)
         while True:
             frame = receive_frame(ours)
             if frame is None:
-                raise MachineCheck(f"the fork server ended while it loaded the compiled kernel, exit status "
-                                   f"{self.process.wait()}")
+                raise MachineCheck(f"the fork server ended while it loaded the compiled kernel, "
+                                   f"{_describe(self.process.wait())}")
             kind, *words = pickle.loads(frame)
             if kind == "ready":
-                return
+                break
             if progress:
                 progress(*words)
+        threading.Thread(target=self.read, args=(ours,), daemon=True).start()
+
+    def read(self, ours):
+        """The thread that takes what the server says: who was forked, who has ended."""
+        while (frame := receive_frame(ours)) is not None:
+            kind, number, value = pickle.loads(frame)
+            if kind == "forked":
+                self.forked[number].set_result(value)
+            elif not self.ended[number].done():
+                self.ended[number].set_result(value)
+        for future in self.forked.values():
+            if not future.done():
+                future.set_exception(MachineCheck(f"the fork server died: {_describe(self.process.wait())}"))
 
     def fork(self, topology, reserve, progress=None):
         """A new coordinator: (socket to it, its pid)."""
@@ -58,17 +72,18 @@ class ForkServer:
             self.start(progress)
             ours, theirs = socket.socketpair()
             number = next(self.numbers)
+            future = self.forked[number] = Future()
             socket.send_fds(self.socket, [pickle.dumps((number, topology, reserve, sys.path))], [theirs.fileno()])
             theirs.close()
-            while True:
-                frame = receive_frame(self.socket)
-                if frame is None:
-                    raise MachineCheck(f"the fork server has died, exit status {self.process.wait()}")
-                kind, *words = pickle.loads(frame)
-                if kind == "forked" and words[0] == number:
-                    return ours, words[1]
-                if kind == "ended":
-                    self.ended[words[0]] = words[1]
+        return ours, future.result()
+
+    def exit_text(self, pid):
+        """How a coordinator ended, as far as the server can say within a second."""
+        try:
+            return _describe(self.ended[pid].result(1.0))
+        except TimeoutError:
+            status = self.process.poll()
+            return "" if status is None else f"the fork server died: {_describe(status)}"
 
 
 def _environment():
@@ -157,8 +172,8 @@ class Machine:
         elif kind == "failed":
             settle(self._booted, words[0])
         elif kind == "died":
-            name, pid, status = words
-            self._die(f"emulator process '{name}' (pid {pid}) died: {_describe(status)}")
+            name, pid, status, doing = words
+            self._die(f"emulator process '{name}' (pid {pid}) died: {_describe(status)}{doing}")
 
     def _die(self, text):
         """The machine is lost: everybody who waits learns why."""
@@ -267,7 +282,10 @@ def _read_link(machine, link):
         this._receive(*pickle.loads(frame))
         del this
     if this is not None:
-        this._die("the coordinator died")
+        if not this._closing and this._death is None:
+            how = fork_server.exit_text(this._pid)
+            this._die(f"emulator process 'coordinator' (pid {this._pid}) died: {how}")
+        this._die("closed")
         this._ended.set()
 
 

@@ -104,6 +104,11 @@ def huge_pages_setting():
     return text[text.index("[") + 1:text.index("]")] if "[" in text else ""
 
 
+def adopt_orphans():
+    """Processes whose parent dies become children of this one (prctl PR_SET_CHILD_SUBREAPER): it can wait for them."""
+    _libc.prctl(36, 1, 0, 0, 0)
+
+
 def die_with_parent():
     """Ask the host to kill this process when its parent ends (prctl PR_SET_PDEATHSIG)."""
     parent = os.getppid()

@@ -495,10 +495,9 @@ def prep_new_page(machine, cpu, pfn, order, gfp):
         page = page_of(machine, pfn + i)
         if gfp & __GFP_ZERO:
             frame = machine.memory + (U(pfn + i) << U(12))
+            load_acquire(u64.array(frame), 0)          # a reading host fault maps 16 neighbours, a writing one only this
             if (page.flags & _USED) != U(0):
                 clear_bytes(frame, 4096)
-            else:
-                load_acquire(u64.array(frame), 0)      # a reading host fault maps present neighbours too
             cpu.clock_base_ns += machine.clear_page_ns
         page.flags = _USED
         page.mapping, page.index, page.private = 0, 0, 0
