@@ -90,6 +90,13 @@ class Turn:
             self.queue.append(gate)
         gate.acquire()
 
+    def try_enter(self):
+        """Take the lock if nobody has it."""
+        with self.mutex:
+            free = not self.busy
+            self.busy = True
+        return free
+
     def __exit__(self, *_):
         with self.mutex:
             if self.queue:
@@ -226,10 +233,12 @@ class Cpu(Actor):
 
     def rpc_drain(self):
         """Return this CPU's unused pages, if no operation is running."""
-        if self.turn.busy:
+        if not self.turn.try_enter():
             return False
-        with self.turn:
+        try:
             syscalls.drain_pages(self.state.address)
+        finally:
+            self.turn.__exit__()
         return True
 
     def rpc_hold(self):

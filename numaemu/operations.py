@@ -100,17 +100,16 @@ class Operations:
         if nodes is not None:
             nodes = np.ascontiguousarray(np.broadcast_to(np.asarray(nodes, np.int64), addresses.shape))
             where = nodes.ctypes.data
-        result = syscalls.sys_move_pages(self.address, number, self.mm_of_pid(number, pid), addresses.ctypes.data, where,
+        result = syscalls.sys_move_pages(self.address, number, self.target(number, pid), addresses.ctypes.data, where,
                                          status.ctypes.data, len(addresses), flags)
         return check(result), status
 
     def migrate_pages(self, number, pid, old, new):
-        return check(syscalls.sys_migrate_pages(self.address, number, self.mm_of_pid(number, pid), old, new))
+        return check(syscalls.sys_migrate_pages(self.address, number, self.target(number, pid), old, new))
 
-    def mm_of_pid(self, number, pid):
-        """The address space of a task: 0 means the calling one."""
-        found = number if not pid else self.number_of_pid(pid)
-        return self.tasks[found].mm
+    def target(self, number, pid):
+        """The number of the task with this pid; 0 means the calling one."""
+        return number if not pid else self.number_of_pid(pid)
 
     def number_of_pid(self, pid):
         from numaemu.kernel.proc import task_numbers

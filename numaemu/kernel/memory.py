@@ -10,7 +10,7 @@ from numaemu.kernel.pgtable import (_PAGE_SPECIAL, free_table, install_table, is
                                     pte_pfn, pte_present, ptep_cmpxchg, ptep_get, ptep_get_and_clear, skip_missing,
                                     table_at)
 from numaemu.kernel.rmap import (anon_vma_prepare, folio_add_anon_rmap, folio_dup_rmap, folio_remove_rmap, put_page,
-                                 rss_counter, vma_of)
+                                 rss_counter, try_get_page, vma_of)
 from numaemu.kernel.shmem import shmem_get_folio
 from numaemu.kernel.smp import machine_of, relax
 from numaemu.kernel.tlb import flush_tlb_mm_range
@@ -314,18 +314,27 @@ def change_protection(cpu, mm_number, start, end, writable, accessible, private)
 
 @kernel("bool(machine_t*, cpu_t*, mm_t*, u64, u64, bool)")
 def copy_present_pte(machine, cpu, child, source, target, shared):
-    """Share one page with the child: both lose write permission, unless the mapping is shared. False: it changed."""
+    """Share one page with the child: both lose write permission, unless the mapping is shared. False: look again.
+
+    The reference comes first, then a second look at the entry: migration may have moved the page in between.
+    """
     pte = ptep_get(source)
-    if not pte_present(pte) and not is_migration_entry(pte):
+    if is_migration_entry(pte):
+        return False
+    if not pte_present(pte):
         return True
     copy = pte if shared else pte & ~_PAGE_RW
     if copy != pte and not ptep_cmpxchg(source, pte, copy):
         return False
-    if is_migration_entry(pte):
-        return False
     if pte & _PAGE_SPECIAL == U(0):
+        page = page_of(machine, pte_pfn(pte))
+        if not try_get_page(page):
+            return False
+        if pte_pfn(ptep_get(source)) != pte_pfn(pte) or not pte_present(ptep_get(source)):
+            put_page(cpu, pte_pfn(pte))
+            return False
         folio_dup_rmap(machine, cpu, pte_pfn(pte))
-        fetch_add(child.rss, rss_counter(page_of(machine, pte_pfn(pte))), 1)
+        fetch_add(child.rss, rss_counter(page), 1)
     u64.array(target)[0] = copy if shared else copy & ~_PAGE_DIRTY
     return True
 

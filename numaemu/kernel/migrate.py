@@ -16,14 +16,14 @@ from numaemu.kernel.page_alloc import alloc_pages
 from numaemu.kernel.pgtable import (_MIGRATION, _PAGE_SPECIAL, is_migration_entry, mm_of, pfn_pte, pte_offset, pte_pfn,
                                     pte_present, ptep_cmpxchg, ptep_get, skip_missing)
 from numaemu.kernel.rmap import (folio_dup_rmap, folio_remove_rmap, get_page, mapping_of, page_address_in_vma, put_page,
-                                 vma_of)
+                                 try_get_page, vma_of)
 from numaemu.kernel.shmem import count_shmem, shmem_slot
 from numaemu.kernel.smp import machine_of, spin_lock, spin_unlock
 from numaemu.kernel.tlb import flush_tlb_mm_range
 from numaemu.kernel.vmstat import PGMIGRATE_FAIL, PGMIGRATE_SUCCESS, count_vm_events
 from numaemu.mmu import _PAGE_ACCESSED, _PAGE_DIRTY, _PAGE_PRESENT, _PAGE_RW, _PAGE_USER
 from numaemu.pointer import (Struct, address_of, compare_exchange, copy_bytes, fetch_and, fetch_or, i64, load_acquire,
-                             u64)
+                             store_release, u64)
 from numaemu.uapi import (MPOL_DEFAULT, MPOL_MF_MOVE, MPOL_MF_MOVE_ALL, MPOL_MF_STRICT, errno)
 
 U = np.uint64
@@ -46,17 +46,6 @@ migrate_t = Struct("migrate_t", [        # one for each CPU: the batch it is mov
 @hot
 def batch_of(machine, cpu):
     return migrate_t.array(machine.migrate)[cpu.id]
-
-
-@kernel("bool(page_t*)")
-def try_get_page(page):
-    """Take a reference unless the page is free."""
-    while True:
-        seen = load_acquire(page, "refcount")
-        if seen <= 0:
-            return False
-        if compare_exchange(page, "refcount", seen, seen + 1) == seen:
-            return True
 
 
 @kernel("i64(machine_t*, u64, u64)")
@@ -133,6 +122,7 @@ def remove_migration_pte(cpu, old, new, vma, address):
         pte = ptep_get(ptep)
         if not is_migration_entry(pte) or pte_pfn(pte) != old:
             return
+        get_page(page_of(machine, new))
         folio_dup_rmap(machine, cpu, new)
         kept = pte & (_PAGE_RW | _PAGE_USER | _PAGE_DIRTY)
         if ptep_cmpxchg(ptep, pte, pfn_pte(new, _PAGE_PRESENT | _PAGE_ACCESSED | kept)):
@@ -174,31 +164,30 @@ def alloc_migration_target(cpu, batch, i):
     return alloc_pages(cpu, GFP_HIGHUSER_MOVABLE | __GFP_THISNODE, 0, batch.target, machine.node_mask)
 
 
-@kernel("i64(machine_t*, page_t*)")
-def expected_refs(machine, page):
-    """References a page has when nobody maps it: ours, and the tree's if it belongs to a shared object."""
-    return 1 if page.flags & U(PG_anon) != U(0) else 2
-
-
 @kernel("bool(cpu_t*, i64, i64)")
 def move_to_new_folio(cpu, old, new):
-    """Copy contents and identity; a shared object's tree points to the new frame. False: it changed meanwhile."""
+    """Copy contents and identity; a shared object's tree points to the new frame. False: somebody uses the page.
+
+    The reference count is frozen at 0 meanwhile (folio_ref_freeze), so that nobody finds and maps the old frame.
+    """
     machine = machine_of(cpu)
     page, target = page_of(machine, old), page_of(machine, new)
-    if load_acquire(page, "mapcount") != 0 or load_acquire(page, "refcount") != expected_refs(machine, page):
+    anon = page.flags & U(PG_anon) != U(0)
+    references = 1 if anon else 2            # ours, and the tree's
+    if load_acquire(page, "mapcount") != 0 or \
+            compare_exchange(page, "refcount", references, 0) != references:
         return False
     target.mapping, target.index = page.mapping, page.index
     target.flags |= page.flags & U(PG_anon)
     copy_bytes(machine.memory + (U(new) << U(12)), machine.memory + (U(old) << U(12)), 4096)
     cpu.clock_base_ns += machine.copy_page_ns
-    if page.flags & U(PG_anon) == U(0):
-        slot = shmem_slot(cpu, mapping_of(machine, page.mapping), page.index)
-        if compare_exchange(u64.array(slot), 0, pfn_pte(old, U(1)), pfn_pte(new, U(1))) != pfn_pte(old, U(1)):
-            return False
+    if not anon:
         get_page(target)
+        slot = shmem_slot(cpu, mapping_of(machine, page.mapping), page.index)
+        store_release(u64.array(slot), 0, pfn_pte(new, U(1)))
         count_shmem(machine, cpu, old, -1)
         count_shmem(machine, cpu, new, 1)
-        put_page(cpu, old)
+    store_release(page, "refcount", 1)
     return True
 
 

@@ -113,9 +113,8 @@ def folio_add_anon_rmap(machine, cpu, page, pfn, vma, address):
 
 @kernel("void(machine_t*, cpu_t*, i64)")
 def folio_dup_rmap(machine, cpu, pfn):
-    """One more page-table entry maps the page (fork, or a shared page faulted in)."""
+    """One more page-table entry maps the page; its reference is the caller's to take before (get_page, try_get_page)."""
     page = page_of(machine, pfn)
-    fetch_add(page, "refcount", 1)
     if fetch_add(page, "mapcount", 1) == 0:
         anon = page.flags & U(PG_anon) != U(0)
         mod_node_page_state(machine, cpu.id, page_to_nid(machine, pfn), NR_ANON_MAPPED if anon else NR_FILE_MAPPED, 1)
@@ -132,7 +131,22 @@ def folio_remove_rmap(machine, cpu, pfn):
 
 @hot
 def get_page(page):
+    """One more reference to a page that has one."""
     fetch_add(page, "refcount", 1)
+
+
+@kernel("bool(page_t*)")
+def try_get_page(page):
+    """Take a reference to a page that may go at any moment: not if it is free, or frozen by migration.
+
+    The caller looks again afterwards whether it still is the page it meant.
+    """
+    while True:
+        seen = load_acquire(page, "refcount")
+        if seen <= 0:
+            return False
+        if compare_exchange(page, "refcount", seen, seen + 1) == seen:
+            return True
 
 
 @kernel("void(cpu_t*, i64)")

@@ -12,13 +12,14 @@ from numaemu.kernel.mempolicy import vma_alloc_folio
 from numaemu.kernel.mmzone import page_of, page_to_nid
 from numaemu.kernel.page_alloc import alloc_pages, free_pages
 from numaemu.kernel.pgtable import pfn_pte, pte_pfn, table_at
-from numaemu.kernel.rmap import mapping_of, mapping_put, put_page
-from numaemu.kernel.smp import machine_of
+from numaemu.kernel.rmap import mapping_of, mapping_put, put_page, try_get_page
+from numaemu.kernel.smp import machine_of, relax
 from numaemu.kernel.vmstat import NR_FILE_PAGES, NR_KERNEL_PAGES, NR_SHMEM, mod_node_page_state
 from numaemu.pointer import address_of, compare_exchange, fetch_add, load_acquire, u64
 
 U = np.uint64
 _SLOT = U(1)                     # an entry that is in use
+AGAIN = -1
 
 
 @kernel("u64(cpu_t*, u64, i64)")
@@ -63,31 +64,50 @@ def count_shmem(machine, cpu, pfn, sign):
     mod_node_page_state(machine, cpu.id, node, NR_FILE_PAGES, sign)
 
 
-@kernel("i64(cpu_t*, vma_t*, u64)")
-def shmem_get_folio(cpu, vma, address):
-    """The page of a shared object behind `address`, allocated if it is not there yet; the pfn or 0: no memory."""
+@kernel("i64(cpu_t*, vma_t*, u64, u64, i64)")
+def shmem_add_folio(cpu, vma, address, slot, index):
+    """A new page of a shared object goes into its empty slot, with one reference for the tree and one for the caller."""
     machine = machine_of(cpu)
-    mapping = mapping_of(machine, vma.mapping)
-    index = vma.pgoff + np.int64((address - vma.start) >> U(12))
-    slot = shmem_slot(cpu, mapping, index)
-    if slot == U(0):
-        return 0
-    entry = load_acquire(u64.array(slot), 0)
-    if entry != U(0):
-        return pte_pfn(entry)
     pfn = vma_alloc_folio(cpu, GFP_HIGHUSER_MOVABLE | __GFP_ZERO, vma, address)
     if pfn == 0:
         return 0
     page = page_of(machine, pfn)
-    page.mapping, page.index = vma.mapping, index
-    before = compare_exchange(u64.array(slot), 0, U(0), pfn_pte(pfn, _SLOT))
-    if before != U(0):
-        page.refcount = 0
+    page.mapping, page.index, page.refcount = vma.mapping, index, 2
+    if compare_exchange(u64.array(slot), 0, U(0), pfn_pte(pfn, _SLOT)) != U(0):
+        page.refcount = 0                # another CPU was faster: look again
         free_pages(cpu, pfn, 0)
-        return pte_pfn(before)
+        return AGAIN
     count_shmem(machine, cpu, pfn, 1)
-    fetch_add(mapping, "nr_pages", 1)
+    fetch_add(mapping_of(machine, vma.mapping), "nr_pages", 1)
     return pfn
+
+
+@kernel("i64(cpu_t*, vma_t*, u64)")
+def shmem_get_folio(cpu, vma, address):
+    """The page of a shared object behind `address`, with a reference taken; allocated if it is not there yet.
+
+    The pfn, or 0: no memory. A page that migration moves at this moment is looked up again.
+    """
+    machine = machine_of(cpu)
+    mapping = mapping_of(machine, vma.mapping)
+    index = vma.pgoff + np.int64((address - vma.start) >> U(12))
+    slot, tries = shmem_slot(cpu, mapping, index), 0
+    if slot == U(0):
+        return 0
+    while True:
+        entry = load_acquire(u64.array(slot), 0)
+        if entry == U(0):
+            pfn = shmem_add_folio(cpu, vma, address, slot, index)
+            if pfn != AGAIN:
+                return pfn
+            continue
+        pfn = pte_pfn(entry)
+        if try_get_page(page_of(machine, pfn)):
+            if load_acquire(u64.array(slot), 0) == entry:
+                return pfn
+            put_page(cpu, pfn)
+        tries += 1
+        relax(cpu, tries)
 
 
 @hot

@@ -6,7 +6,7 @@ if another was loaded), takes the locks and calls the function that does the wor
 import numpy as np
 
 from numaemu.compile import entry, hot, kernel
-from numaemu.kernel.fork import alloc_task, do_exit, dup_mm, mm_alloc, setup_arg_pages
+from numaemu.kernel.fork import alloc_task, do_exit, dup_mm, mm_alloc, mmput, setup_arg_pages
 from numaemu.kernel.mempolicy import copy_policy, current_task, do_set_mempolicy, mpol_new, next_node_in
 from numaemu.kernel.migrate import do_mbind, do_migrate_pages, do_move_pages, page_node
 from numaemu.kernel.mm_types import policy_t, task_t
@@ -17,12 +17,12 @@ from numaemu.kernel.rmap import put_page, vma_of
 from numaemu.kernel.smp import enter, leave, machine_of, read_lock, read_unlock, write_lock, write_unlock
 from numaemu.kernel.tlb import switch_mm
 from numaemu.mmu import clock_ns, cpu_t
-from numaemu.pointer import address_of, fetch_add, i64, u64
+from numaemu.pointer import address_of, compare_exchange, fetch_add, i64, load_acquire, u64
 from numaemu.uapi import (MPOL_DEFAULT, MPOL_F_ADDR, MPOL_F_MEMS_ALLOWED, MPOL_F_NODE, MPOL_INTERLEAVE, MPOL_MF_MOVE,
                           MPOL_MF_MOVE_ALL, MPOL_WEIGHTED_INTERLEAVE, errno)
 
 U = np.uint64
-EINVAL, ENOMEM, EFAULT = errno.EINVAL, errno.ENOMEM, errno.EFAULT
+EINVAL, ENOMEM, EFAULT, ESRCH = errno.EINVAL, errno.ENOMEM, errno.EFAULT, errno.ESRCH
 
 
 @kernel("void(cpu_t*, i64)")
@@ -162,13 +162,37 @@ def sys_get_mempolicy(cpu_address, task, address, flags, answer_address):
     return 0
 
 
+@kernel("i64(cpu_t*, i64)")
+def get_task_mm(cpu, target):
+    """A task's address space, kept alive until mmput; its number, or 0: it has none (any more)."""
+    machine = machine_of(cpu)
+    task = task_t.array(machine.tasks)[target]
+    number = load_acquire(task, "mm")
+    if number == 0:
+        return 0
+    mm = mm_of(machine, number)
+    while True:
+        users = load_acquire(mm, "users")
+        if users <= 0:
+            return 0
+        if compare_exchange(mm, "users", users, users + 1) == users:
+            break
+    if load_acquire(task, "mm") != number:
+        mmput(cpu, number)
+        return 0
+    return number
+
+
 @entry("i64(u64, i64, i64, u64, u64, u64, i64, i64)")
-def sys_move_pages(cpu_address, task, mm_number, addresses, nodes, status, nr, flags):
-    """move_pages(2) on an address space; host addresses of the arrays, `nodes` 0 asks where the pages are."""
+def sys_move_pages(cpu_address, task, target, addresses, nodes, status, nr, flags):
+    """move_pages(2) on a task's memory; host addresses of the arrays, `nodes` 0 asks where the pages are."""
     cpu = running(cpu_address, task)
     machine = machine_of(cpu)
     if flags & ~(MPOL_MF_MOVE | MPOL_MF_MOVE_ALL):
         return -EINVAL
+    mm_number = get_task_mm(cpu, target)
+    if mm_number == 0:
+        return -ESRCH
     lock = address_of(mm_of(machine, mm_number), "mmap_lock")
     read_lock(cpu, lock)
     result = 0
@@ -178,20 +202,25 @@ def sys_move_pages(cpu_address, task, mm_number, addresses, nodes, status, nr, f
     else:
         result = do_move_pages(cpu, mm_number, u64.array(addresses), i64.array(nodes), i64.array(status), nr, flags)
     read_unlock(lock)
+    mmput(cpu, mm_number)
     return result
 
 
 @entry("i64(u64, i64, i64, u64, u64)")
-def sys_migrate_pages(cpu_address, task, mm_number, old, new):
-    """migrate_pages(2) on an address space: pages that could not be moved, or -errno."""
+def sys_migrate_pages(cpu_address, task, target, old, new):
+    """migrate_pages(2) on a task's memory: pages that could not be moved, or -errno."""
     cpu = running(cpu_address, task)
     machine = machine_of(cpu)
     if new & machine.memory_mask == U(0):
         return -EINVAL
+    mm_number = get_task_mm(cpu, target)
+    if mm_number == 0:
+        return -ESRCH
     lock = address_of(mm_of(machine, mm_number), "mmap_lock")
     read_lock(cpu, lock)
     result = do_migrate_pages(cpu, mm_number, old & machine.memory_mask, new & machine.memory_mask, MPOL_MF_MOVE_ALL)
     read_unlock(lock)
+    mmput(cpu, mm_number)
     return result
 
 
