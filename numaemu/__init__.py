@@ -1,23 +1,28 @@
 """numaemu: an emulator of NUMA machines and of the Linux memory-management kernel that runs on them."""
-__version__ = "0.1.0"
-
 import importlib as _importlib
 
-_HOME = {
-    "Machine": "machine", "Task": "task", "Handle": "task",
-    **dict.fromkeys(("NumaemuError", "ConfigError", "MachineCheck", "SegmentationFault", "BusError", "OutOfMemory"), "errors"),
-    **dict.fromkeys(("KiB", "MiB", "GiB", "TiB"), "units"),
-    **{f"{how}_{kind}": "access" for how in ("load", "store")
-       for kind in ("u8", "u16", "u32", "u64", "i32", "i64", "f32", "f64")},
-}
+from numaemu import uapi as _uapi
+from numaemu.errors import BusError, ConfigError, MachineCheck, NumaemuError, OutOfMemory, SegmentationFault
+from numaemu.kernel import gfp as _gfp
+from numaemu.units import GiB, KiB, MiB, TiB
+
+__version__ = "0.1.0"
+
+# Constants with Linux's names: PROT_READ, MAP_SHARED, MPOL_BIND, MADV_DONTNEED, GFP_KERNEL, …
+_constants = {name: value for module in (_uapi, _gfp) for name, value in vars(module).items()
+              if name.isupper() and not name.startswith("___")}
+globals().update(_constants)
+
+# What is imported when it is first used, so that a driver loads no compiled code that it does not need.
+_LATER = {"Machine": "machine", "Task": "task", "Handle": "task",
+          **{f"{how}_{kind}": "access" for how in ("load", "store")
+             for kind in ("u8", "u16", "u32", "u64", "i32", "i64", "f32", "f64")}}
+
+__all__ = ["BusError", "ConfigError", "MachineCheck", "NumaemuError", "OutOfMemory", "SegmentationFault",
+           "KiB", "MiB", "GiB", "TiB", *_constants, *_LATER]
 
 
 def __getattr__(name):
-    """Import a name's module when it is first used, so that a driver loads no compiled code it does not need."""
-    if name in _HOME:
-        return getattr(_importlib.import_module(f"numaemu.{_HOME[name]}"), name)
-    for module in ("uapi", "kernel.gfp"):
-        found = getattr(_importlib.import_module(f"numaemu.{module}"), name, None)
-        if found is not None and not name.startswith("___") and name.isupper() or name.startswith("__GFP"):
-            return found
+    if name in _LATER:
+        return getattr(_importlib.import_module(f"numaemu.{_LATER[name]}"), name)
     raise AttributeError(f"module 'numaemu' has no attribute {name!r}")

@@ -5,6 +5,7 @@ operations to the CPU a task is on, reads /proc, audits the machine. The driver'
 puts them into a queue and rings; everything is decided by the one loop of `Actor.run`.
 """
 import collections
+import faulthandler
 import os
 import pickle
 import signal
@@ -223,6 +224,7 @@ def fork_child(world, title, run):
 def main(link, topology, reserve):
     """The life of a coordinator, forked by the fork server: boot, fork nodes and CPUs, serve."""
     setproctitle.setproctitle("numaemu: coordinator")
+    faulthandler.enable()            # a crash of compiled code shows where Python was
     die_on_unraisable()
     try:
         machine, blocks = boot(topology, reserve)
