@@ -38,6 +38,7 @@ class Coordinator(Actor):
     def __init__(self, world, link, children):
         super().__init__(world, COORDINATOR)
         self.link, self.children = link, children        # socket to the driver; {pid: name}
+        self.system = proc.System(world.machine, world.topology)
         self.frames = collections.deque()
         self.runs = {}                                   # run number -> respond function of the driver's request
         self.handlers = {MSG_SHOOTDOWN: self.on_shootdown, MSG_FALLBACK: self.on_fallback,
@@ -143,10 +144,13 @@ class Coordinator(Actor):
     # -- what people and tools see
 
     def rpc_read(self, path):
-        return proc.read(self.machine, self.world.topology, path)
+        return proc.read(self.system, path)
 
     def rpc_write(self, path, value):
-        return proc.write(self.machine, self.world.topology, path, value)
+        return proc.write(self.system, path, value)
+
+    def rpc_listdir(self, path):
+        return proc.listdir(self.system, path)
 
     def rpc_stats(self):
         return stats.collect(self.machine, self.world.topology)

@@ -245,6 +245,10 @@ class Machine:
         """Write to a file of the emulated /proc or /sys."""
         return self._ask("write", path, str(value))
 
+    def listdir(self, path):
+        """The names in a directory of the emulated /proc or /sys."""
+        return self._ask("listdir", path)
+
     def stats(self):
         """The figures so far, as the JSON of a run has them."""
         return self._ask("stats")

@@ -112,7 +112,7 @@ class Operations:
         return number if not pid else self.number_of_pid(pid)
 
     def number_of_pid(self, pid):
-        from numaemu.kernel.proc import task_numbers
+        from numaemu.kernel.stats import task_numbers
         for number in task_numbers(self.machine):
             if self.tasks[number].pid == pid:
                 return number

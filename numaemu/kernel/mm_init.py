@@ -225,7 +225,7 @@ def setup_per_zone_wmarks(machine, sysctl):
 
 
 def setup_per_zone_lowmem_reserve(machine, ratio):
-    ratio = list(ratio) + [0] * (MAX_NR_ZONES - len(ratio))
+    ratio = list(ratio) + list(LOWMEM_RESERVE_RATIO[len(ratio):])      # those not given keep their default
     for node in range(machine.nr_nodes):
         for kind in range(MAX_NR_ZONES - 1):
             zone = zone_of(machine, node * MAX_NR_ZONES + kind)

@@ -1,43 +1,83 @@
-"""/proc and /sys as text, in Linux's format: Linux's fs/proc and drivers/base/node.c."""
-from numaemu.kernel.mmzone import MAX_NR_ZONES, NR_ORDERS, ZONE_NAMES, zone_of
-from numaemu.kernel.stats import task_numbers  # noqa: F401
+"""The emulated /proc and /sys: which files there are, and reading, writing and listing them by path.
+
+Each file's text is made by the module named after the part of Linux that makes it: proc_vmstat, proc_meminfo,
+proc_task, node_sysfs, sysctl. A reader takes the System, a writer the System and the text.
+"""
+import errno
+import functools
+import os
+import re
+
+from numaemu.kernel import node_sysfs, proc_meminfo, proc_task, proc_vmstat, sysctl
+from numaemu.kernel.sysctl import System  # noqa: F401  (what read, write and listdir take)
+
+FIXED = {path: (read, None) for module in (proc_vmstat, proc_meminfo, node_sysfs) for path, read in module.FILES.items()}
+FIXED |= sysctl.FILES
+_PID = re.compile(r"/proc/(\d+)/(\w+)")
+_NODE = re.compile(rf"{node_sysfs.ROOT}/node(\d+)/(\w+)")
+_WEIGHT = re.compile(rf"{sysctl.WEIGHTS}/node(\d+)")
 
 
-def buddyinfo(machine, topology):
-    """/proc/buddyinfo: free blocks per order; untouched memory counts as the blocks it would be cut into."""
-    lines = []
-    for number in range(machine.nr_nodes * MAX_NR_ZONES):
-        zone = zone_of(machine, number)
-        if zone.present_pages == 0:
-            continue
-        counts = [int(zone.free_area[o].nr_free.as_numpy().sum()) for o in range(NR_ORDERS)]
-        for order in virgin_orders(zone):
-            counts[order] += 1
-        lines.append(f"Node {zone.node}, zone {ZONE_NAMES[zone.type]:>8} " + "".join(f"{c:6d} " for c in counts))
-    return "\n".join(lines) + "\n"
+def find(system, path):
+    """The reader and the writer of a file (None: not permitted), or None: there is no such file."""
+    if path in FIXED:
+        return FIXED[path]
+    if (match := _PID.fullmatch(path)) and match[2] in proc_task.PID_FILES:
+        if proc_task.number_of_pid(system.machine, int(match[1])):
+            return functools.partial(proc_task.show, pid=int(match[1]), name=match[2]), None
+    if (match := _NODE.fullmatch(path)) and match[2] in node_sysfs.NODE_FILES:
+        if int(match[1]) < system.machine.nr_nodes:
+            return functools.partial(node_sysfs.NODE_FILES[match[2]], node=int(match[1])), None
+    if (match := _WEIGHT.fullmatch(path)) and int(match[1]) < system.machine.nr_nodes:
+        node = int(match[1])
+        return (functools.partial(sysctl.read_weight, node=node),
+                lambda system, text: sysctl.write_weight(system, node, text))
+    return None
 
 
-def virgin_orders(zone):
-    """The orders of the blocks that the untouched rest of a zone consists of."""
-    pfn, orders = zone.virgin_pfn, []
-    while pfn < zone.virgin_end:
-        order = NR_ORDERS - 1
-        while pfn & ((1 << order) - 1) or pfn + (1 << order) > zone.virgin_end:
-            order -= 1
-        orders.append(order)
-        pfn += 1 << order
-    return orders
+def error(number, path):
+    return OSError(number, os.strerror(number), path)      # the subclass that fits the number
 
 
-FILES = {"/proc/buddyinfo": buddyinfo}
+def open_file(system, path, mode):
+    """The reader (mode 0) or the writer (mode 1) of a file."""
+    found = find(system, path)
+    if found is None:
+        raise error(errno.EISDIR if is_directory(system, path) else errno.ENOENT, path)
+    if found[mode] is None:
+        raise error(errno.EACCES, path)
+    return found[mode]
 
 
-def read(machine, topology, path):
+def read(system, path):
     """The text of a file."""
-    if path not in FILES:
-        raise FileNotFoundError(f"{path}: no such file in the emulated /proc or /sys")
-    return FILES[path](machine, topology)
+    return open_file(system, path, 0)(system)
 
 
-def write(machine, topology, path, value):
-    raise FileNotFoundError(f"{path}: no such file to write in the emulated /proc or /sys")
+def write(system, path, text):
+    """Write to a file."""
+    open_file(system, path, 1)(system, text)
+
+
+# -- directories ---------------------------------------------------------------------------------------------
+
+def paths(system):
+    """The path of every file there is now."""
+    nodes = range(system.machine.nr_nodes)
+    yield from FIXED
+    yield from (f"{node_sysfs.ROOT}/node{node}/{name}" for node in nodes for name in node_sysfs.NODE_FILES)
+    yield from (f"{sysctl.WEIGHTS}/node{node}" for node in nodes)
+    yield from (f"/proc/{pid}/{name}" for pid in proc_task.pids(system.machine) for name in proc_task.PID_FILES)
+
+
+def is_directory(system, path):
+    return any(file.startswith(path.rstrip("/") + "/") for file in paths(system))
+
+
+def listdir(system, path):
+    """The names in a directory, sorted."""
+    prefix = path.rstrip("/") + "/"
+    names = {file[len(prefix):].split("/")[0] for file in paths(system) if file.startswith(prefix)}
+    if not names:
+        raise error(errno.ENOENT if find(system, path) is None else errno.ENOTDIR, path)
+    return sorted(names)

@@ -61,14 +61,22 @@ def node_meminfo(machine, node):
             "PageTables": pages["nr_page_table_pages"] * 4, "Slab": pages["nr_kernel_pages"] * 4}
 
 
+# names in vmstat of what is counted under another; pages of the kernel's own trees are slab pages in Linux
+VMSTAT_NAMES = {"interleave_hit": "numa_interleave", "local_node": "numa_local", "other_node": "numa_other",
+                "nr_kernel_pages": "nr_slab_unreclaimable"}
+
+
+def linux_names(counts):
+    """Counters of a node under the names that vmstat has for them."""
+    return {VMSTAT_NAMES.get(name, name): value for name, value in counts.items()}
+
+
 def vmstat(machine):
-    """/proc/vmstat: {name: value}."""
+    """The counters of /proc/vmstat, and the emulator's own (numa_fallback, allocstall): {name: value}."""
     totals = {"nr_free_pages": sum(free_pages(machine, n) for n in range(machine.nr_nodes))}
     for node in range(machine.nr_nodes):
-        for name, value in fold_node(machine, node).items():
-            totals[name] = totals.get(name, 0) + value
-        for name, value in fold_numa(machine, node).items():
-            name = {"interleave_hit": "numa_interleave", "local_node": "numa_local", "other_node": "numa_other"}.get(name, name)
+        counts = linux_names(fold_node(machine, node)) | linux_names(fold_numa(machine, node))
+        for name, value in counts.items():
             totals[name] = totals.get(name, 0) + value
     return totals | fold_vm_events(machine)
 

@@ -1,0 +1,97 @@
+"""/proc/meminfo and a node's meminfo: Linux's fs/proc/meminfo.c and node_read_meminfo.
+
+Every line of a Linux 6.12 with swap, zswap, huge pages and memory failure handling is there; what the emulator does
+not have yet is 0, as on a machine that does not use it. Lines that are sums are made from their parts.
+"""
+from numaemu.kernel.mm_init import node_managed_pages
+from numaemu.kernel.mmzone import MAX_NR_ZONES, WMARK_HIGH, zone_of
+from numaemu.kernel.vmstat import fold_node, free_pages
+from numaemu.param import PAGE_SHIFT
+
+VMALLOC_BYTES = (32 << 40) - 1           # VMALLOC_TOTAL with four-level paging: Linux's pgtable_64_types.h
+HUGE_PAGE_KB = 2048
+OVERCOMMIT_RATIO = 50                    # sysctl_overcommit_ratio, percent: Linux's mm/util.c
+
+
+def kilobytes(pages):
+    return pages << (PAGE_SHIFT - 10)
+
+
+def state_kb(machine, nodes):
+    """The page counters of some nodes together, in kB."""
+    folded = [fold_node(machine, node) for node in nodes]
+    return {name: kilobytes(sum(counts[name] for counts in folded)) for name in folded[0]}
+
+
+def totalreserve_pages(machine):
+    """What the kernel does not let user space have: calculate_totalreserve_pages"""
+    total = 0
+    for number in range(machine.nr_nodes * MAX_NR_ZONES):
+        zone = zone_of(machine, number)
+        reserve = max(zone.lowmem_reserve[kind] for kind in range(zone.type, MAX_NR_ZONES))
+        total += min(reserve + zone.watermark[WMARK_HIGH] + zone.watermark_boost, zone.managed_pages)
+    return total
+
+
+def si_mem_available(machine, free):
+    """Pages that could be had without swapping. Nothing is on an LRU or can be shrunk yet, so: free less the reserve."""
+    return max(free - totalreserve_pages(machine), 0)
+
+
+def line(name, value_kb):
+    return f"{name + ':':<15} {value_kb:8d} kB"
+
+
+def zeros(names):
+    return [line(name, 0) for name in names.split()]
+
+
+def slab_lines(state):
+    """Kernel pages that belong to an object (the trees of shared objects) are what Linux has in slabs."""
+    unreclaimable = state["nr_kernel_pages"]
+    return [line("KReclaimable", 0), line("Slab", unreclaimable), line("SReclaimable", 0),
+            line("SUnreclaim", unreclaimable)]
+
+
+HUGE_LINES = "AnonHugePages ShmemHugePages ShmemPmdMapped FileHugePages FilePmdMapped Unaccepted"
+LRU_LINES = "Active Inactive Active(anon) Inactive(anon) Active(file) Inactive(file) Unevictable Mlocked"
+
+
+def meminfo(system):
+    """/proc/meminfo: meminfo_proc_show"""
+    machine, nodes = system.machine, range(system.machine.nr_nodes)
+    state = state_kb(machine, nodes)
+    total = sum(node_managed_pages(machine, node) for node in nodes)
+    free = sum(free_pages(machine, node) for node in nodes)
+    lines = [line("MemTotal", kilobytes(total)), line("MemFree", kilobytes(free)),
+             line("MemAvailable", kilobytes(si_mem_available(machine, free))), *zeros("Buffers"),
+             line("Cached", state["nr_file_pages"]), *zeros(f"SwapCached {LRU_LINES}"),
+             *zeros("SwapTotal SwapFree Zswap Zswapped Dirty Writeback"),
+             line("AnonPages", state["nr_anon_pages"]), line("Mapped", state["nr_mapped"]),
+             line("Shmem", state["nr_shmem"]), *slab_lines(state), *zeros("KernelStack"),
+             line("PageTables", state["nr_page_table_pages"]), *zeros("SecPageTables NFS_Unstable Bounce WritebackTmp"),
+             line("CommitLimit", kilobytes(total * OVERCOMMIT_RATIO // 100)), *zeros("Committed_AS"),
+             line("VmallocTotal", VMALLOC_BYTES >> 10), *zeros("VmallocUsed VmallocChunk Percpu"),
+             f"HardwareCorrupted: {0:5d} kB", *zeros(HUGE_LINES),
+             *(f"HugePages_{what}:   {0:5d}" if what == "Total" else f"HugePages_{what}:    {0:5d}"
+               for what in ("Total", "Free", "Rsvd", "Surp")),
+             line("Hugepagesize", HUGE_PAGE_KB), *zeros("Hugetlb DirectMap4k DirectMap2M")]
+    return "\n".join(lines) + "\n"
+
+
+def node_meminfo(system, node):
+    """/sys/devices/system/node/nodeN/meminfo: node_read_meminfo"""
+    machine = system.machine
+    state = state_kb(machine, [node])
+    total, free = node_managed_pages(machine, node), free_pages(machine, node)
+    lines = [line("MemTotal", kilobytes(total)), line("MemFree", kilobytes(free)),
+             line("MemUsed", kilobytes(total - free)), *zeros(f"SwapCached {LRU_LINES} Dirty Writeback"),
+             line("FilePages", state["nr_file_pages"]), line("Mapped", state["nr_mapped"]),
+             line("AnonPages", state["nr_anon_pages"]), line("Shmem", state["nr_shmem"]), *zeros("KernelStack"),
+             line("PageTables", state["nr_page_table_pages"]), *zeros("SecPageTables NFS_Unstable Bounce WritebackTmp"),
+             *slab_lines(state), *zeros(HUGE_LINES), f"HugePages_Total: {0:5d}", f"HugePages_Free:  {0:5d}",
+             f"HugePages_Surp:  {0:5d}"]
+    return "".join(f"Node {node} {text}\n" for text in lines)
+
+
+FILES = {"/proc/meminfo": meminfo}

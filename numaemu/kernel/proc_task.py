@@ -1,0 +1,208 @@
+"""/proc/<pid>/maps, numa_maps and status: Linux's fs/proc/task_mmu.c and fs/proc/array.c.
+
+The coordinator reads other processes' tasks and address spaces here without a lock (pagewalk.py says why), so it takes
+a copy of the VMAs, checks it, and at the end whether the task it has told about is still the same one.
+"""
+import errno
+import os
+
+import numpy as np
+
+from numaemu.kernel.mm_types import (MM_ANONPAGES, MM_FILEPAGES, MM_SHMEMPAGES, MM_SWAPENTS, TASK_RUNNING, VM_EXEC,
+                                     VM_MAYSHARE, VM_READ, VM_SHARED, VM_STACK, VM_WRITE, pool_t, task_t, vma_t)
+from numaemu.kernel.mmap import vma_index
+from numaemu.kernel.node_sysfs import has_memory, list_text, mask_text
+from numaemu.kernel.pagewalk import ANON, DIRTY, FIRST_NODE, MAPCOUNT_MAX, NR_COUNTS, PAGES, gather_stats
+from numaemu.kernel.pgtable import mm_of
+from numaemu.kernel.proc_meminfo import kilobytes
+from numaemu.kernel.stats import task_name
+from numaemu.mmu import cpu_t
+from numaemu.param import MAX_NODES
+from numaemu.uapi import (MPOL_BIND, MPOL_DEFAULT, MPOL_F_RELATIVE_NODES, MPOL_F_STATIC_NODES, MPOL_INTERLEAVE, MPOL_LOCAL,
+                          MPOL_PREFERRED, MPOL_PREFERRED_MANY, MPOL_WEIGHTED_INTERLEAVE)
+
+POLICY_MODES = {MPOL_DEFAULT: "default", MPOL_PREFERRED: "prefer", MPOL_BIND: "bind", MPOL_INTERLEAVE: "interleave",
+                MPOL_WEIGHTED_INTERLEAVE: "weighted interleave", MPOL_LOCAL: "local",
+                MPOL_PREFERRED_MANY: "prefer (many)"}
+NAME_COLUMN = 25 + 8 * 6                 # where show_vma_header_prefix lets the name begin: its width, and a space
+SHMEM_DEVICE = "00:01"                   # the kernel's own mount of shmem, the first without a device
+SHMEM_NAME = "/dev/zero (deleted)"       # shmem_zero_setup
+TRIES = 100                              # for a copy of the VMAs that nobody changed meanwhile; assumed
+
+
+def live_tasks(machine):
+    """The table of tasks as it is, and the numbers of those alive."""
+    tasks = task_t.array(machine.tasks).as_numpy(pool_t.at(machine.task_pool).used + 1)
+    return tasks, np.flatnonzero((tasks["state"] == TASK_RUNNING) & (tasks["mm"] != 0))
+
+
+def pids(machine):
+    """The thread groups there are: what ls /proc shows."""
+    tasks, numbers = live_tasks(machine)
+    return sorted({int(tasks[n]["pid"]) for n in numbers if tasks[n]["pid"] == tasks[n]["tgid"]})
+
+
+def number_of_pid(machine, pid):
+    """The task's place in the table, or 0: there is none."""
+    tasks, numbers = live_tasks(machine)
+    return next((int(n) for n in numbers if tasks[n]["pid"] == pid), 0)
+
+
+def gone(path):
+    return FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), path)
+
+
+def show(system, pid, name):
+    """The text of /proc/<pid>/<name>; FileNotFoundError if there is no such task, or it ends meanwhile."""
+    number = number_of_pid(system.machine, pid)
+    if number == 0:
+        raise gone(f"/proc/{pid}/{name}")
+    task = task_t.array(system.machine.tasks)[number]
+    mm_number = task.mm
+    mm = mm_of(system.machine, mm_number)
+    mm_id = mm.id
+    text = PID_FILES[name](system, number, mm_number)
+    if (task.pid, task.mm, mm.id, task.state) != (pid, mm_number, mm_id, TASK_RUNNING):
+        raise gone(f"/proc/{pid}/{name}")
+    return text
+
+
+# -- mappings ------------------------------------------------------------------------------------------------
+
+def copy_vmas(machine, mm_number):
+    """An address space's VMAs by address, copied at a moment when nobody changed them, if there is one."""
+    for _ in range(TRIES):
+        mm, used = mm_of(machine, mm_number), pool_t.at(machine.vma_pool).used
+        index = vma_index(machine, mm_number).as_numpy(mm.map_count).copy()
+        index = index[(index > 0) & (index <= used)]
+        vmas = vma_t.array(machine.vmas).as_numpy(used + 1)[index]
+        sound = (vmas["mm"] == mm_number) & (vmas["start"] < vmas["end"])
+        sound[1:] &= vmas["end"][:-1] <= vmas["start"][1:]
+        if sound.all() and len(index) == mm.map_count and mm.mmap_lock >= 0:
+            break
+        os.sched_yield()
+    return vmas[sound]
+
+
+def is_initial_heap(mm, vma):
+    """vma_is_initial_heap"""
+    return vma["start"] < mm.brk and vma["end"] > mm.start_brk
+
+
+def is_initial_stack(mm, vma):
+    """vma_is_initial_stack"""
+    return vma["start"] <= mm.start_stack <= vma["end"]
+
+
+def permissions(flags):
+    """rwxp"""
+    letters = "".join(letter if flags & bit else "-" for bit, letter in ((VM_READ, "r"), (VM_WRITE, "w"), (VM_EXEC, "x")))
+    return letters + ("s" if flags & VM_MAYSHARE else "p")
+
+
+def show_map_vma(mm, vma):
+    """A line of maps. A shared object's inode number is that of its mapping."""
+    shared, name = vma["flags"] & VM_SHARED, ""
+    if shared:
+        name = SHMEM_NAME
+    elif is_initial_heap(mm, vma):
+        name = "[heap]"
+    elif is_initial_stack(mm, vma):
+        name = "[stack]"
+    offset, device, inode = (int(vma["pgoff"]) << 12, SHMEM_DEVICE, vma["mapping"]) if shared else (0, "00:00", 0)
+    prefix = f"{vma['start']:08x}-{vma['end']:08x} {permissions(vma['flags'])} {offset:08x} {device} {inode} "
+    return (prefix.ljust(NAME_COLUMN) + name if name else prefix) + "\n"
+
+
+def maps(system, _number, mm_number):
+    """/proc/<pid>/maps"""
+    mm = mm_of(system.machine, mm_number)
+    return "".join(show_map_vma(mm, vma) for vma in copy_vmas(system.machine, mm_number))
+
+
+def mpol_to_str(mode, flags, nodes):
+    """A policy in words, as in numa_maps and the mount option of tmpfs."""
+    text = POLICY_MODES[mode]
+    if flags & MPOL_F_STATIC_NODES:
+        text += "=static"
+    elif flags & MPOL_F_RELATIVE_NODES:
+        text += "=relative"
+    return f"{text}:{list_text(n for n in range(MAX_NODES) if int(nodes) >> n & 1)}" if nodes else text
+
+
+def show_numa_map(system, task, mm_number, vma):
+    """A line of numa_maps. No page is on the active list, as no page is on any; no page is in a swap cache."""
+    mm, counts = mm_of(system.machine, mm_number), np.zeros(NR_COUNTS, np.int64)
+    own = vma["policy"]
+    policy = own if own["mode"] != MPOL_DEFAULT else task.policy.as_numpy()
+    words = [f"{vma['start']:08x}", mpol_to_str(int(policy["mode"]), int(policy["flags"]), policy["nodes"])]
+    if vma["flags"] & VM_SHARED:
+        words.append("file=" + SHMEM_NAME.replace(" ", "\\040"))
+    elif is_initial_heap(mm, vma):
+        words.append("heap")
+    elif is_initial_stack(mm, vma):
+        words.append("stack")
+    gather_stats(int(system.machine.address), mm_number, vma["start"], vma["end"], counts)
+    return " ".join(words + page_words(counts)) + "\n"
+
+
+def page_words(counts):
+    """What numa_maps says of the pages of a range: nothing if there are none."""
+    pages, anon, dirty, mapcount_max = (int(counts[i]) for i in (PAGES, ANON, DIRTY, MAPCOUNT_MAX))
+    if not pages:
+        return []
+    shown = (("anon", anon, anon), ("dirty", dirty, dirty), ("mapped", pages, pages not in (anon, dirty)),
+             ("mapmax", mapcount_max, mapcount_max > 1), ("active", 0, True))
+    nodes = [f"N{node}={n}" for node, n in enumerate(counts[FIRST_NODE:].tolist()) if n]
+    return [f"{name}={value}" for name, value, when in shown if when] + nodes + ["kernelpagesize_kB=4"]
+
+
+def numa_maps(system, number, mm_number):
+    """/proc/<pid>/numa_maps"""
+    task = task_t.array(system.machine.tasks)[number]
+    return "".join(show_numa_map(system, task, mm_number, vma) for vma in copy_vmas(system.machine, mm_number))
+
+
+# -- status --------------------------------------------------------------------------------------------------
+
+def vm_pages(vmas):
+    """mm->data_vm, stack_vm and exec_vm in pages: Linux's vm_stat_account"""
+    flags, pages = vmas["flags"], (vmas["end"] - vmas["start"]) >> np.uint64(12)
+    stack = flags & VM_STACK != 0
+    executable = flags & (VM_EXEC | VM_WRITE | VM_STACK) == VM_EXEC
+    data = flags & (VM_WRITE | VM_SHARED | VM_STACK) == VM_WRITE
+    return {name: int(pages[which].sum()) for name, which in (("data", data & ~executable), ("stack", stack),
+                                                             ("exec", executable))}
+
+
+def memory_fields(machine, mm_number):
+    """task_mem, in kB. The top-level table is not in VmPTE, as in mm_pgtables_bytes; no file backs a program here, so
+    all executable pages are a library's.
+    """
+    mm, vm = mm_of(machine, mm_number), vm_pages(copy_vmas(machine, mm_number))
+    anon, file, shmem = (mm.rss[i] for i in (MM_ANONPAGES, MM_FILEPAGES, MM_SHMEMPAGES))
+    pages = {"VmSize": mm.total_vm, "VmLck": 0, "VmPin": 0, "VmRSS": anon + file + shmem, "RssAnon": anon, "RssFile": file,
+             "RssShmem": shmem, "VmData": vm["data"], "VmStk": vm["stack"], "VmExe": 0, "VmLib": vm["exec"],
+             "VmPTE": mm.pgtables - 1, "VmSwap": mm.rss[MM_SWAPENTS], "HugetlbPages": 0}
+    return {name: f"{kilobytes(n):8d} kB" for name, n in pages.items()}
+
+
+def status(system, number, mm_number):
+    """/proc/<pid>/status: the lines of proc_pid_status that concern tasks, memory and placement, in its order.
+
+    Not there: users, signals, capabilities and context switches, which are not emulated; VmPeak and VmHWM, which
+    nobody keeps yet. A task runs on the CPU it was put on and nowhere else, so that is what it is allowed.
+    """
+    machine, task = system.machine, task_t.array(system.machine.tasks)[number]
+    running = cpu_t.array(machine.cpus)[task.cpu].task == number
+    tasks, alive = live_tasks(machine)
+    fields = {"Name": task_name(task), "State": "R (running)" if running else "S (sleeping)", "Tgid": task.tgid, "Ngid": 0,
+              "Pid": task.pid, "PPid": task.ppid, "TracerPid": 0, **memory_fields(machine, mm_number),
+              "Threads": int((tasks[alive]["tgid"] == task.tgid).sum()),
+              "Cpus_allowed": mask_text([task.cpu], machine.nr_cpus), "Cpus_allowed_list": list_text([task.cpu]),
+              "Mems_allowed": mask_text(has_memory(system), MAX_NODES),
+              "Mems_allowed_list": list_text(has_memory(system))}
+    return "".join(f"{name}:\t{value}\n" for name, value in fields.items())
+
+
+PID_FILES = {"maps": maps, "numa_maps": numa_maps, "status": status}

@@ -1,0 +1,170 @@
+"""Settings of a running machine under /proc/sys and /sys/kernel/mm: Linux's kernel/sysctl.c and the handlers in mm/.
+
+They live in the coordinator, the only process that reads or writes /proc and /sys. What other processes must know
+stands in shared memory as well and is written there by the handlers below: watermarks and reserves in the zones,
+max_map_count and the interleave weights in the machine. Boot has set these from the same values.
+"""
+import errno
+import re
+
+from numaemu.kernel.mm_init import (LOWMEM_RESERVE_RATIO, WATERMARK_SCALE_FACTOR, calculate_min_free_kbytes,
+                                    setup_per_zone_lowmem_reserve, setup_per_zone_wmarks)
+from numaemu.param import MAX_MAP_COUNT, VMA_INDEX_SLOTS
+from numaemu.topology import INT_MAX, KNOWN_SYSCTLS
+
+DEFAULTS = {                             # Linux 6.12; min_free_kbytes is calculated
+    "vm.watermark_scale_factor": WATERMARK_SCALE_FACTOR,
+    "vm.lowmem_reserve_ratio": LOWMEM_RESERVE_RATIO,
+    "vm.max_map_count": MAX_MAP_COUNT,
+    "vm.overcommit_memory": 0,           # OVERCOMMIT_GUESS
+    "vm.swappiness": 60,                 # mm/vmscan.c
+    "vm.zone_reclaim_mode": 0,
+    "kernel.numa_balancing": 0,
+}
+WEIGHTS = "/sys/kernel/mm/mempolicy/weighted_interleave"
+_NUMBER = re.compile(r"(-?)(0[xX][0-9a-fA-F]+|0[0-7]*|[1-9][0-9]*)")
+
+
+class System:
+    """What /proc and /sys show and set: the machine, its shape, the settings in force."""
+
+    def __init__(self, machine, topology):
+        self.machine, self.topology = machine, topology
+        self.sysctl = {"vm.min_free_kbytes": calculate_min_free_kbytes(machine), **DEFAULTS, **topology.sysctl}
+        given = tuple(self.sysctl["vm.lowmem_reserve_ratio"])
+        self.sysctl["vm.lowmem_reserve_ratio"] = given + LOWMEM_RESERVE_RATIO[len(given):]
+
+
+def invalid(text):
+    """The OSError of a value that the kernel does not take."""
+    return OSError(errno.EINVAL, text)
+
+
+def strtoul(word):
+    """A number as the kernel reads one, decimal, octal after 0 or hexadecimal after 0x; None if it is none."""
+    match = _NUMBER.fullmatch(word)
+    if match is None:
+        return None
+    sign, digits = match.groups()
+    base = 16 if digits[:2] in ("0x", "0X") else 8 if digits[0] == "0" else 10
+    return int(sign + digits, base)
+
+
+# -- /proc/sys -----------------------------------------------------------------------------------------------
+
+def read_sysctl(system, key):
+    """proc_dointvec: numbers between tabs."""
+    value = system.sysctl[key]
+    return "\t".join(str(v) for v in (value if isinstance(value, tuple) else (value,))) + "\n"
+
+
+def write_sysctl(system, key, text):
+    """proc_dointvec_minmax, then what the setting's own handler does. Words after the last number are ignored."""
+    old = system.sysctl[key]
+    words = text.split()[:len(old) if isinstance(old, tuple) else 1]
+    values = [strtoul(word) for word in words]
+    if not values or None in values:
+        raise invalid(f"{key}: {text.strip()!r} is not a number")
+    if isinstance(old, tuple):
+        value = lowmem_reserve_ratio(key, old, values)
+    else:
+        value, (least, most) = values[0], KNOWN_SYSCTLS[key]
+        if not least <= value <= most:
+            raise invalid(f"{key} is {value}, must be {least} to {most}")
+    if key in CHECKS:
+        CHECKS[key](key, value)
+    system.sysctl[key] = value
+    if key in HANDLERS:
+        HANDLERS[key](system)
+
+
+def lowmem_reserve_ratio(key, old, values):
+    """lowmem_reserve_ratio_sysctl_handler: those not given stay as they are, anything below 1 switches one off."""
+    if max(values) > INT_MAX:
+        raise invalid(f"{key} is {max(values)}, must be at most {INT_MAX}")
+    return tuple(max(v, 0) for v in values) + old[len(values):]
+
+
+def must_be_zero(key, value):
+    """A mode of the kernel that the emulator does not have yet: better refused than without effect."""
+    if value != 0:
+        raise invalid(f"{key} is {value}, only 0 is there yet")
+
+
+def must_fit_index(key, value):
+    """The emulator's own limit: the sorted index of an address space has VMA_INDEX_SLOTS places."""
+    if value >= VMA_INDEX_SLOTS:
+        raise invalid(f"{key} is {value}, must be below {VMA_INDEX_SLOTS} here")
+
+
+def set_watermarks(system):
+    """min_free_kbytes_sysctl_handler, watermark_scale_factor_sysctl_handler.
+
+    Watermarks belong to the node that owns the zone; the coordinator writes them here in its stead. That is as good:
+    nobody writes them but this function, each is one aligned word, and CPUs and nodes compare free pages with it as
+    a hint, so one that still sees the old mark (or min of now and low of before) errs as one that came a moment
+    earlier, which Linux, too, lets happen: it takes only zone->lock to write them, and readers take none.
+    """
+    setup_per_zone_wmarks(system.machine, system.sysctl)
+
+
+def set_lowmem_reserve(system):
+    """setup_per_zone_lowmem_reserve; single words again, as in set_watermarks."""
+    setup_per_zone_lowmem_reserve(system.machine, system.sysctl["vm.lowmem_reserve_ratio"])
+
+
+def set_max_map_count(system):
+    system.machine.max_map_count = system.sysctl["vm.max_map_count"]
+
+
+CHECKS = {"vm.max_map_count": must_fit_index, "vm.overcommit_memory": must_be_zero,
+          "kernel.numa_balancing": must_be_zero}
+HANDLERS = {"vm.min_free_kbytes": set_watermarks, "vm.watermark_scale_factor": set_watermarks,
+            "vm.lowmem_reserve_ratio": set_lowmem_reserve, "vm.max_map_count": set_max_map_count}
+
+
+def write_drop_caches(_system, text):
+    """drop_caches_sysctl_handler: 1 page cache, 2 slab, 3 both, 4 no message. Nothing is cached yet."""
+    words = text.split()
+    value = strtoul(words[0]) if words else None
+    if value is None or not 1 <= value <= 4:
+        raise invalid(f"vm.drop_caches is {text.strip()!r}, must be 1 to 4")
+
+
+def refresh_stats(_system, _text=""):
+    """vmstat_refresh: counters are added up whenever they are read, so nothing is left to fold."""
+    return ""
+
+
+# -- /sys/kernel/mm ------------------------------------------------------------------------------------------
+
+def read_weight(system, node):
+    """node_show of mm/mempolicy.c"""
+    return f"{system.machine.il_weights[node]}\n"
+
+
+def write_weight(system, node, text):
+    """node_store: 1 to 255; 0 or nothing is the default again, which is 1."""
+    value = strtoul(text.strip() or "0")
+    if value is None or not 0 <= value <= 255:
+        raise invalid(f"the interleave weight of node {node} is {text.strip()!r}, must be 1 to 255")
+    system.machine.il_weights[node] = value or 1
+
+
+def read_thp(_system):
+    return "always madvise [never]\n"
+
+
+def write_thp(_system, text):
+    if text.strip() != "never":
+        raise invalid(f"transparent huge pages are not there yet: {text.strip()!r}, must be 'never'")
+
+
+FILES = {                                # path: (read, write), None: not allowed
+    "/proc/sys/vm/drop_caches": (None, write_drop_caches),
+    "/proc/sys/vm/stat_refresh": (refresh_stats, refresh_stats),
+    "/sys/kernel/mm/transparent_hugepage/enabled": (read_thp, write_thp),
+}
+FILES |= {"/proc/sys/" + key.replace(".", "/"):
+          (lambda system, key=key: read_sysctl(system, key), lambda system, text, key=key: write_sysctl(system, key, text))
+          for key in KNOWN_SYSCTLS}
