@@ -228,7 +228,8 @@ def fork_child(world, title, run):
 def main(link, topology, reserve):
     """The life of a coordinator, forked by the fork server: boot, fork nodes and CPUs, serve."""
     setproctitle.setproctitle("numaemu: coordinator")
-    faulthandler.enable()            # a crash of compiled code shows where Python was
+    faulthandler.enable()                                # a crash of compiled code shows where Python was
+    faulthandler.register(signal.SIGUSR1)                # and kill -USR1 shows where a process is
     die_on_unraisable()
     try:
         machine, blocks = boot(topology, reserve)

@@ -8,7 +8,7 @@ from numaemu.kernel.mm_types import VM_READ, VM_WRITE
 from numaemu.kernel.mmap import find_vma
 from numaemu.kernel.pgtable import mm_of, pte_present, ptep_get
 from numaemu.kernel.rmap import vma_of
-from numaemu.kernel.smp import machine_of, read_lock, read_unlock, relax
+from numaemu.kernel.smp import let_others_run, machine_of, read_lock, read_unlock
 from numaemu.kernel.vmstat import PGFAULT, count_vm_events
 from numaemu.mmu import TASK_SIZE, X86_PF_PROT, X86_PF_USER, X86_PF_WRITE, cpu_t
 from numaemu.pointer import address_of
@@ -42,7 +42,7 @@ def access_error(vma, write):
 def do_user_addr_fault(cpu, address, write):
     """Serve a fault of the running task: SERVED, or FAILED with the reason left in the CPU's words."""
     machine = machine_of(cpu)
-    mm_number, tries = cpu.mm, 0
+    mm_number = cpu.mm
     mm, task = mm_of(machine, mm_number), current_task(cpu)
     lock = address_of(mm, "mmap_lock")
     cpu.clock_base_ns += machine.fault_ns
@@ -57,8 +57,7 @@ def do_user_addr_fault(cpu, address, write):
         read_unlock(lock)
         if code != VM_FAULT_RETRY:
             break
-        tries += 1
-        relax(cpu, tries * 10)
+        let_others_run(cpu)      # the page is being moved
     if code == VM_FAULT_OOM:
         return bad_area(cpu, mm, address, write, SIGKILL)
     if code != VM_FAULT_OK:

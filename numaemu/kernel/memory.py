@@ -6,11 +6,12 @@ from numaemu.kernel.gfp import GFP_HIGHUSER_MOVABLE, __GFP_ZERO
 from numaemu.kernel.mempolicy import alloc_table_page, vma_alloc_folio
 from numaemu.kernel.mm_types import MM_ANONPAGES, MM_SHMEMPAGES, PG_anon, VM_SHARED, VM_WRITE
 from numaemu.kernel.mmzone import page_of
+from numaemu.kernel.page_alloc import get_page, put_page, try_get_page
 from numaemu.kernel.pgtable import (_PAGE_SPECIAL, free_table, install_table, is_migration_entry, mm_of, pfn_pte, pte_offset,
                                     pte_pfn, pte_present, ptep_cmpxchg, ptep_get, ptep_get_and_clear, skip_missing,
                                     table_at)
-from numaemu.kernel.rmap import (anon_vma_prepare, folio_add_anon_rmap, folio_dup_rmap, folio_remove_rmap, put_page,
-                                 rss_counter, try_get_page, vma_of)
+from numaemu.kernel.rmap import (anon_vma_prepare, folio_add_anon_rmap, folio_dup_rmap, folio_remove_rmap,
+                                 rss_counter, vma_of)
 from numaemu.kernel.shmem import shmem_get_folio
 from numaemu.kernel.smp import machine_of, relax
 from numaemu.kernel.tlb import flush_tlb_mm_range

@@ -12,11 +12,10 @@ from numaemu.kernel.mempolicy import first_set, mpol_new, node_isset, same_polic
 from numaemu.kernel.mm_types import PG_anon, PG_locked, policy_t
 from numaemu.kernel.mmap import (find_position, find_vma, merge_range, range_is_mapped, split_range, vma_index)
 from numaemu.kernel.mmzone import page_of, page_to_nid
-from numaemu.kernel.page_alloc import alloc_pages
+from numaemu.kernel.page_alloc import alloc_pages, get_page, put_page, try_get_page
 from numaemu.kernel.pgtable import (_MIGRATION, _PAGE_SPECIAL, is_migration_entry, mm_of, pfn_pte, pte_offset, pte_pfn,
                                     pte_present, ptep_cmpxchg, ptep_get, skip_missing)
-from numaemu.kernel.rmap import (folio_dup_rmap, folio_remove_rmap, get_page, mapping_of, page_address_in_vma, put_page,
-                                 try_get_page, vma_of)
+from numaemu.kernel.rmap import folio_dup_rmap, folio_remove_rmap, mapping_of, page_address_in_vma, vma_of
 from numaemu.kernel.shmem import count_shmem, shmem_slot
 from numaemu.kernel.smp import machine_of, spin_lock, spin_unlock
 from numaemu.kernel.tlb import flush_tlb_mm_range

@@ -28,7 +28,7 @@ from numaemu.kernel.smp import (MSG_ALLOC, MSG_DRAIN, MSG_DRAIN_ALL, MSG_FALLBAC
                                 MSG_WAKE_KSWAPD, actor_of_node, machine_of, request, send, wait_for_event, wake_cpu)
 from numaemu.kernel.vmstat import (ALLOCSTALL, NUMA_FALLBACK, PGFREE, count_vm_events, pgalloc_event, zone_statistics)
 from numaemu.param import MAX_NODES, MAX_ORDER, NR_ORDERS, PAGEBLOCK_ORDER
-from numaemu.pointer import (clear_bytes, compare_exchange, exchange, load_acquire, populate, prefetch,
+from numaemu.pointer import (clear_bytes, compare_exchange, exchange, fetch_add, load_acquire, populate, prefetch,
                              store_release, store_seq_cst, u8, u64)
 
 U = np.uint64
@@ -607,3 +607,33 @@ def free_pages(cpu, pfn, order):
     machine = machine_of(cpu)
     count_vm_events(machine, cpu.id, PGFREE, 1 << order)
     send(machine, actor_of_node(page_to_nid(machine, pfn)), MSG_FREE, cpu.id, 0, pfn, order, 0, 0)
+
+
+# -- references ----------------------------------------------------------------------------------------------
+
+@hot
+def get_page(page):
+    """One more reference to a page that has one."""
+    fetch_add(page, "refcount", 1)
+
+
+@kernel("bool(page_t*)")
+def try_get_page(page):
+    """Take a reference to a page that may go at any moment: not if it is free, or frozen by migration.
+
+    The caller looks again afterwards whether it still is the page it meant.
+    """
+    while True:
+        seen = load_acquire(page, "refcount")
+        if seen <= 0:
+            return False
+        if compare_exchange(page, "refcount", seen, seen + 1) == seen:
+            return True
+
+
+@kernel("void(cpu_t*, i64)")
+def put_page(cpu, pfn):
+    """Drop a reference; the last one frees the page."""
+    machine = machine_of(cpu)
+    if fetch_add(page_of(machine, pfn), "refcount", -1) == 1:
+        free_pages(cpu, pfn, 0)

@@ -10,7 +10,7 @@ import numpy as np
 from numaemu.compile import hot, kernel
 from numaemu.kernel.mm_types import PG_table, mm_t
 from numaemu.kernel.mmzone import page_of, page_to_nid
-from numaemu.kernel.page_alloc import free_pages
+from numaemu.kernel.page_alloc import put_page
 from numaemu.kernel.smp import machine_of
 from numaemu.kernel.vmstat import NR_PAGETABLE, mod_node_page_state
 from numaemu.mmu import _PAGE_ACCESSED, _PAGE_PRESENT, _PAGE_RW, _PAGE_USER, PTE_PFN_MASK
@@ -111,7 +111,7 @@ def install_table(cpu, mm, table, index, pfn):
     before = compare_exchange(u64.array(table), index, U(0), entry)
     if before != U(0):
         page_of(machine, pfn).flags &= ~U(PG_table)
-        free_pages(cpu, pfn, 0)
+        put_page(cpu, pfn)
         return before
     account_table(cpu, mm, pfn, 1)
     return entry
@@ -122,5 +122,4 @@ def free_table(cpu, mm, pfn):
     machine = machine_of(cpu)
     account_table(cpu, mm, pfn, -1)
     page_of(machine, pfn).flags &= ~U(PG_table)
-    page_of(machine, pfn).refcount = 0
-    free_pages(cpu, pfn, 0)
+    put_page(cpu, pfn)

@@ -10,7 +10,6 @@ import numpy as np
 from numaemu.compile import hot, kernel
 from numaemu.kernel.mm_types import MM_ANONPAGES, MM_SHMEMPAGES, PG_anon, mapping_t, vma_t
 from numaemu.kernel.mmzone import page_of, page_to_nid
-from numaemu.kernel.page_alloc import free_pages
 from numaemu.kernel.pool import pool_get, pool_put
 from numaemu.kernel.smp import machine_of, spin_lock, spin_unlock
 from numaemu.kernel.vmstat import NR_ANON_MAPPED, NR_FILE_MAPPED, mod_node_page_state
@@ -127,34 +126,6 @@ def folio_remove_rmap(machine, cpu, pfn):
     if fetch_add(page, "mapcount", -1) == 1:
         anon = page.flags & U(PG_anon) != U(0)
         mod_node_page_state(machine, cpu.id, page_to_nid(machine, pfn), NR_ANON_MAPPED if anon else NR_FILE_MAPPED, -1)
-
-
-@hot
-def get_page(page):
-    """One more reference to a page that has one."""
-    fetch_add(page, "refcount", 1)
-
-
-@kernel("bool(page_t*)")
-def try_get_page(page):
-    """Take a reference to a page that may go at any moment: not if it is free, or frozen by migration.
-
-    The caller looks again afterwards whether it still is the page it meant.
-    """
-    while True:
-        seen = load_acquire(page, "refcount")
-        if seen <= 0:
-            return False
-        if compare_exchange(page, "refcount", seen, seen + 1) == seen:
-            return True
-
-
-@kernel("void(cpu_t*, i64)")
-def put_page(cpu, pfn):
-    """Drop a reference; the last one frees the page."""
-    machine = machine_of(cpu)
-    if fetch_add(page_of(machine, pfn), "refcount", -1) == 1:
-        free_pages(cpu, pfn, 0)
 
 
 @hot

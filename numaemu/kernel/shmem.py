@@ -10,9 +10,9 @@ from numaemu.compile import hot, kernel
 from numaemu.kernel.gfp import GFP_HIGHUSER_MOVABLE, GFP_KERNEL, __GFP_ZERO
 from numaemu.kernel.mempolicy import vma_alloc_folio
 from numaemu.kernel.mmzone import page_of, page_to_nid
-from numaemu.kernel.page_alloc import alloc_pages, free_pages
+from numaemu.kernel.page_alloc import alloc_pages, get_page, put_page, try_get_page
 from numaemu.kernel.pgtable import pfn_pte, pte_pfn, table_at
-from numaemu.kernel.rmap import mapping_of, mapping_put, put_page, try_get_page
+from numaemu.kernel.rmap import mapping_of, mapping_put
 from numaemu.kernel.smp import machine_of, relax
 from numaemu.kernel.vmstat import NR_FILE_PAGES, NR_KERNEL_PAGES, NR_SHMEM, mod_node_page_state
 from numaemu.pointer import address_of, compare_exchange, fetch_add, load_acquire, u64
@@ -32,7 +32,7 @@ def new_tree_page(cpu, words, index):
     entry = pfn_pte(pfn, _SLOT)
     before = compare_exchange(u64.array(words), index, U(0), entry)
     if before != U(0):
-        free_pages(cpu, pfn, 0)
+        put_page(cpu, pfn)
         return before
     mod_node_page_state(machine, cpu.id, page_to_nid(machine, pfn), NR_KERNEL_PAGES, 1)
     return entry
@@ -72,10 +72,11 @@ def shmem_add_folio(cpu, vma, address, slot, index):
     if pfn == 0:
         return 0
     page = page_of(machine, pfn)
-    page.mapping, page.index, page.refcount = vma.mapping, index, 2
+    page.mapping, page.index = vma.mapping, index
+    get_page(page)
     if compare_exchange(u64.array(slot), 0, U(0), pfn_pte(pfn, _SLOT)) != U(0):
-        page.refcount = 0                # another CPU was faster: look again
-        free_pages(cpu, pfn, 0)
+        put_page(cpu, pfn)               # another CPU was faster: look again
+        put_page(cpu, pfn)
         return AGAIN
     count_shmem(machine, cpu, pfn, 1)
     fetch_add(mapping_of(machine, vma.mapping), "nr_pages", 1)

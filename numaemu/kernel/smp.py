@@ -123,15 +123,21 @@ def request(cpu, to, kind, a, b, c):
     return cpu.reply_value
 
 
-@kernel("void(cpu_t*, i64)")
+@kernel("void(cpu_t*)")
+def let_others_run(cpu):
+    """Outside, give the host's processor away for a moment: what we wait for is another CPU's work."""
+    was_inside = cpu.inside
+    leave(cpu)
+    call_address(machine_of(cpu).on_wait, U(cpu.id), U(1), U(0))
+    if was_inside != U(0):
+        enter(cpu)
+
+
+@hot
 def relax(cpu, tries):
-    """Somewhere in a loop that waits for another CPU: after some tries, let the host run it."""
-    if tries % SPINS == SPINS - 1:
-        was_inside = cpu.inside
-        leave(cpu)
-        call_address(machine_of(cpu).on_wait, U(cpu.id), U(1), U(0))
-        if was_inside != U(0):
-            enter(cpu)
+    """In a loop that waits for another CPU: let others run once in SPINS tries."""
+    if tries % SPINS == 0:
+        let_others_run(cpu)
 
 
 @kernel("void(cpu_t*, u64)")

@@ -11,9 +11,9 @@ from numaemu.kernel.mempolicy import copy_policy, current_task, do_set_mempolicy
 from numaemu.kernel.migrate import do_mbind, do_migrate_pages, do_move_pages, page_node
 from numaemu.kernel.mm_types import policy_t, task_t
 from numaemu.kernel.mmap import do_brk, do_madvise, do_mmap, do_mprotect, do_munmap, find_vma
-from numaemu.kernel.page_alloc import alloc_pages, drain_local_pages, free_pages
+from numaemu.kernel.page_alloc import alloc_pages, drain_local_pages, free_pages, put_page
 from numaemu.kernel.pgtable import mm_of
-from numaemu.kernel.rmap import put_page, vma_of
+from numaemu.kernel.rmap import vma_of
 from numaemu.kernel.smp import enter, leave, machine_of, read_lock, read_unlock, write_lock, write_unlock
 from numaemu.kernel.tlb import switch_mm
 from numaemu.mmu import clock_ns, cpu_t
