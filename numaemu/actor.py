@@ -108,6 +108,7 @@ class Actor:
         self.handlers = {}                   # message kind -> method
         self.futures, self.tokens = {}, itertools.count(1)
         self._words = np.zeros(7, np.int64)
+        self._pointer = i64.array(self._words.ctypes.data)
 
     # -- sending
 
@@ -136,10 +137,14 @@ class Actor:
     def run(self):
         """Serve messages; sleep on the bell when there are none."""
         while True:
-            while fetch(self.mailbox.address, self._words) != MSG_NONE:
+            while self.fetch() != MSG_NONE:
                 self.dispatch(Message(*self._words.tolist()))
             if fall_asleep(self.mailbox):
                 self.wait()
+
+    def fetch(self):
+        """Take the next message that Python has to see; its kind. Compiled loops serve the frequent kinds below this."""
+        return fetch(self.mailbox, self._pointer)
 
     def wait(self):
         """Sleep until the bell rings."""

@@ -24,9 +24,9 @@ from numaemu.kernel.check import audit
 from numaemu.kernel.mm_init import boot
 from numaemu.kernel.mm_types import task_t
 from numaemu.kernel.mmzone import zone_of
-from numaemu.kernel.smp import (MSG_DRAIN_ALL, MSG_DRIVER, MSG_FALLBACK, MSG_FILL, MSG_SHOOTDOWN, MSG_WAKE_KSWAPD,
+from numaemu.kernel.smp import (MSG_DRAIN_ALL, MSG_DRIVER, MSG_FALLBACK, MSG_FILL, MSG_WAKE_KSWAPD,
                                 actor_of_cpu, actor_of_node, reply)
-from numaemu.kernel.tlb import post_shootdown
+from numaemu.kernel.tlb import serve_shootdowns
 from numaemu.mmu import cpu_t
 from numaemu.shm import die_with_parent
 from numaemu.wire import dumps, failure, receive_frame, send_frame
@@ -41,15 +41,14 @@ class Coordinator(Actor):
         self.system = proc.System(world.machine, world.topology)
         self.frames = collections.deque()
         self.runs = {}                                   # run number -> respond function of the driver's request
-        self.handlers = {MSG_SHOOTDOWN: self.on_shootdown, MSG_FALLBACK: self.on_fallback,
+        self.handlers = {MSG_FALLBACK: self.on_fallback,
                          MSG_DRAIN_ALL: self.on_drain_all, MSG_WAKE_KSWAPD: self.on_wake_kswapd,
                          MSG_DRIVER: self.on_driver}
 
     # -- for the kernel
 
-    def on_shootdown(self, message):
-        """A CPU has changed page tables: tell the others."""
-        post_shootdown(self.machine, message.sender)
+    def fetch(self):
+        return serve_shootdowns(self.machine, self.mailbox, self._pointer)
 
     def on_fallback(self, message):
         """A CPU may not be served by its preferred node: the owner of the zone it falls back to fills its shelf."""

@@ -12,7 +12,7 @@ Who writes what: `tail` any sender, atomically; a slot the sender that holds its
 over by `turn`; `head` the receiver only; `asleep` the receiver sets it *before* it looks a last time, a sender looks
 at it *after* it has posted, both sequentially consistent, so one of the two sees the other and no message sleeps.
 """
-from numaemu.compile import entry, kernel
+from numaemu.compile import kernel
 from numaemu.pointer import Struct, exchange, fetch_add, i64, load_acquire, store_release, store_seq_cst, u64
 
 MAILBOX_SLOTS = 4096       # more than all processes can have outstanding: each waits for most of its answers
@@ -50,10 +50,9 @@ def has_mail(mailbox):
     return load_acquire(mailbox.messages[head % MAILBOX_SLOTS], "turn") == 2 * (head // MAILBOX_SLOTS) + 1
 
 
-@entry("i64(u64, i64[])")
-def fetch(mailbox_address, words):
+@kernel("i64(mailbox_t*, i64*)")
+def fetch(mailbox, words):
     """Take the next message: kind, sender, token, a, b, c, d go to `words`; its kind, or 0 if there is none."""
-    mailbox = mailbox_t.at(mailbox_address)
     head = mailbox.head
     message = mailbox.messages[head % MAILBOX_SLOTS]
     turn = 2 * (head // MAILBOX_SLOTS) + 1

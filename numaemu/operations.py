@@ -223,11 +223,13 @@ class Operations:
     def exit(self, number, code):
         syscalls.sys_exit(self.address, number, 0)
 
-    def kill(self, number, pid, sig):
-        """Deliver a signal: SIGKILL, SIGTERM and SIGSEGV end the task, 0 only looks whether it is there."""
-        target = self.number_of_pid(pid)
-        if sig in (SIGKILL, SIGSEGV, 15):
-            syscalls.sys_exit(self.address, target, sig)
+    def find(self, number, pid):
+        """The number of the task with this pid, for kill."""
+        return self.number_of_pid(pid)
+
+    def die(self, number, signal):
+        """A signal that ends the task, on the CPU it is on."""
+        syscalls.sys_exit(self.address, number, signal)
 
     def sched_setaffinity(self, number, cpus):
         """Move the task to the first of `cpus`, unless it is on one of them; the CPU it is on now."""

@@ -173,8 +173,10 @@ class Task:
         self._op("exit", code)
 
     def kill(self, pid, sig):
-        """kill(2)"""
-        self._op("kill", pid, sig)
+        """kill(2): any signal ends the task, 0 only looks whether it is there. Its memory is freed where it runs."""
+        number = self._op("find", pid)
+        if sig:
+            self._site.call_op(number, "die", (sig,))
 
     # -- what it is
 

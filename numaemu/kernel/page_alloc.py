@@ -25,8 +25,9 @@ from numaemu.kernel.mmzone import (MAX_NR_ZONES, NODE_RUNS, MIGRATE_MOVABLE, MIG
                                    ZONE_MOVABLE, ZONE_NORMAL, node_t, page_of, page_to_nid, page_zone, pcp_of, zone_of,
                                    zonelist)
 from numaemu.kernel.smp import (MSG_ALLOC, MSG_DRAIN, MSG_DRAIN_ALL, MSG_FALLBACK, MSG_FILL, MSG_FREE,
-                                MSG_WAKE_KSWAPD, actor_of_node, machine_of, request, send, wait_for_event, wake_cpu)
+                                MSG_WAKE_KSWAPD, actor_of_node, machine_of, reply, request, send, wait_for_event, wake_cpu)
 from numaemu.kernel.vmstat import (ALLOCSTALL, NUMA_FALLBACK, PGFREE, count_vm_events, pgalloc_event, zone_statistics)
+from numaemu.mailbox import fetch
 from numaemu.param import MAX_NODES, MAX_ORDER, NR_ORDERS, PAGEBLOCK_ORDER
 from numaemu.pointer import (clear_bytes, compare_exchange, exchange, fetch_add, load_acquire, populate, prefetch,
                              store_release, store_seq_cst, u8, u64)
@@ -347,6 +348,24 @@ def take_back_shelves(machine, zone_number):
                 pfn = following
                 n += 1
     return n
+
+
+@kernel("i64(machine_t*, mailbox_t*, i64*)")
+def serve_pages(machine, mailbox, words):
+    """A node's loop: serve what CPUs ask for until the mailbox is empty (0) or another kind of message comes (its kind)."""
+    while True:
+        kind = fetch(mailbox, words)
+        token, a, b, c, d = words[2], words[3], words[4], words[5], words[6]
+        if kind == MSG_FILL:             # a = zone * 4 + watermark, b = migratetype, c = pages, d = CPU
+            fill_shelf(machine, a // 4, b, c, d, a % 4)
+        elif kind == MSG_DRAIN:          # a = zone
+            free_pcppages_bulk(machine, zone_of(machine, a))
+        elif kind == MSG_ALLOC:          # a = zone, b = order, c = migratetype, d = CPU
+            reply(machine, d, token, alloc_block(machine, a, b, c))
+        elif kind == MSG_FREE:           # a = pfn, b = order
+            free_block(machine, a, b)
+        else:
+            return kind
 
 
 # -- the CPU's side ------------------------------------------------------------------------------------------

@@ -15,6 +15,7 @@ from numaemu.kernel.mm_types import mm_t
 from numaemu.kernel.smp import (MSG_SHOOTDOWN, leave, machine_of, send, wait_for_event, wake_cpu)
 from numaemu.kernel.vmstat import (NR_TLB_LOCAL_FLUSH_ALL, NR_TLB_LOCAL_FLUSH_ONE, NR_TLB_REMOTE_FLUSH,
                                    NR_TLB_REMOTE_FLUSH_RECEIVED, count_vm_events)
+from numaemu.mailbox import fetch
 from numaemu.mmu import cpu_t, tlb_flush_all, tlb_flush_page
 from numaemu.param import CPU_WORDS
 from numaemu.pointer import exchange, fetch_add, fetch_and, fetch_or, load_acquire, store_release, store_seq_cst
@@ -90,6 +91,16 @@ def post_shootdown(machine, initiator_number):
     if outside > 0:
         acknowledge(machine, initiator_number, outside)
     return told
+
+
+@kernel("i64(machine_t*, mailbox_t*, i64*)")
+def serve_shootdowns(machine, mailbox, words):
+    """The coordinator's loop: post shootdowns until the mailbox is empty (0) or another kind of message comes (its kind)."""
+    while True:
+        kind = fetch(mailbox, words)
+        if kind != MSG_SHOOTDOWN:
+            return kind
+        post_shootdown(machine, words[1])
 
 
 @kernel("void(cpu_t*, i64, u64, u64)")
