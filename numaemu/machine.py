@@ -66,6 +66,13 @@ class ForkServer:
             if not future.done():
                 future.set_exception(MachineCheck(f"the fork server died: {_describe(self.process.wait())}"))
 
+    def stop(self):
+        """End it, at the end of the driver."""
+        if self.process is None or self.pid != os.getpid():
+            return
+        self.process.kill()
+        self.process.wait()
+
     def fork(self, topology, reserve, progress=None):
         """A new coordinator: (socket to it, its pid)."""
         with self.lock:
@@ -101,6 +108,7 @@ _machines = weakref.WeakSet()
 def _close_all():
     for machine in list(_machines):
         machine.close()
+    fork_server.stop()
 
 
 NodeView = collections.namedtuple("NodeView", "id cpus distances memory_bytes")
@@ -137,6 +145,16 @@ class Machine:
     def __repr__(self):
         return f"<machine {self.topology.name}: {len(self.nodes)} nodes, {len(self.cpus)} cpus>"
 
+    @property
+    def death(self):
+        """The MachineCheck that says why the machine is lost, or None."""
+        return self._death
+
+    @property
+    def closed(self):
+        """True once `close` has been called."""
+        return self._closing
+
     # -- the link
 
     def _request(self, method, *args):
@@ -166,7 +184,7 @@ class Machine:
         elif kind == "finished":
             settle(self._runs.pop(words[0]), words[1])
         elif kind == "printed":
-            sys.stdout.write(words[0])
+            _print(words[0])
         elif kind == "booted":
             self._booted.set_result(words[0])
         elif kind == "failed":
@@ -291,6 +309,15 @@ def _read_link(machine, link):
             this._die(f"emulator process 'coordinator' (pid {this._pid}) died: {how}")
         this._die("closed")
         this._ended.set()
+
+
+def _print(text):
+    """What a task has printed, in one piece; nobody may be reading any more."""
+    try:
+        sys.stdout.write(text)
+        sys.stdout.flush()
+    except (OSError, ValueError):
+        pass
 
 
 def _describe(status):
