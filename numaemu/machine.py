@@ -29,13 +29,14 @@ class ForkServer:
     """The process that forks this driver's coordinators; started with the first machine."""
 
     def __init__(self):
-        self.lock, self.process, self.pid = threading.Lock(), None, None
+        self.lock, self.process, self.pid, self.ready = threading.Lock(), None, None, False
 
     def start(self, progress=None):
         """Start it unless it runs; `progress(name)` is told of each function that is compiled or loaded."""
         if self.process is not None and self.pid == os.getpid() and self.process.poll() is None:
             return
         shm.sweep()
+        self.ready = False
         ours, theirs = socket.socketpair()
         self.process = subprocess.Popen([sys.executable, "-m", "numaemu.forkserver", str(theirs.fileno())],
                                         pass_fds=[theirs.fileno()], start_new_session=True, env=_environment())
@@ -49,6 +50,7 @@ class ForkServer:
                                    f"{_describe(self.process.wait())}")
             kind, *words = pickle.loads(frame)
             if kind == "ready":
+                self.ready = True
                 break
             if progress:
                 progress(*words)
@@ -70,8 +72,17 @@ class ForkServer:
         """End it, at the end of the driver."""
         if self.process is None or self.pid != os.getpid():
             return
-        self.process.kill()
-        self.process.wait()
+        if not self.ready:                   # it compiles and does not listen
+            self.process.kill()
+        try:
+            self.socket.shutdown(socket.SHUT_RDWR)
+        except OSError:
+            pass                             # it has gone already
+        try:
+            self.process.wait(END_S)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
 
     def fork(self, topology, reserve, progress=None):
         """A new coordinator: (socket to it, its pid)."""
