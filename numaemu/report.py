@@ -15,7 +15,7 @@ from numaemu import shm
 from numaemu.units import format_size, parse_size
 
 MAX_ROWS = 16            # CPUs, and nodes of the access matrix, that a summary shows
-MAX_COLUMNS = 7          # memory nodes of the access matrix: what 80 columns hold
+MAX_COLUMNS = 8          # memory nodes of the access matrix: what 80 columns hold
 MAX_RESULT_ROWS = 40     # of a table that main returned
 POLL_S = 0.5             # how often the figures of a running machine are looked at …
 POLL_SHARE = 50          # … but never more than a 50th of the time
@@ -253,7 +253,7 @@ def access_matrix(figures):
     for number, row in shown:
         done = sum(row)
         shares = [row[n["node"]] / done if done else 0 for n in columns]
-        table.add_row(f"node {number}", *(Text(f"{percent(share, 1) if share else '·':>6}", shade(share))
+        table.add_row(f"node {number}", *(Text(f"{percent(share, 1) if share else '·':>5}", shade(share))
                                           for share in shares), count(done), style=None if done else "dim")
     left_out = [plural(n, kind) for n, kind in ((len(rows) - len(shown), "CPU node"),
                                                 (len(nodes) - len(columns), "memory node")) if n]
@@ -278,8 +278,8 @@ def hints(nr_cpus):
     """A line for each setting of the host that costs speed, and what would help."""
     lines, setting, cores = [], shm.huge_pages_setting(), len(os.sched_getaffinity(0))
     if setting not in HUGE_PAGES:
-        lines.append("no huge pages for shared memory on this host: accesses all over a large memory take longer\n"
-                     + (f"help: echo advise > {HUGE_PAGES_FILE} (as root)" if setting else
+        lines.append("no huge pages for shared memory on this host: random accesses take longer\n"
+                     + (f"help: as root, echo advise > {HUGE_PAGES_FILE}" if setting else
                         "help: a host kernel with transparent huge pages"))
     if cores < nr_cpus:
         lines.append(f"{plural(nr_cpus, 'emulated CPU')} on {plural(cores, 'core')} of this host take turns\n"
@@ -290,7 +290,7 @@ def hints(nr_cpus):
 def print_hints(nr_cpus, console):
     """The hints, if there are any."""
     for hint in hints(nr_cpus):
-        console.print("note: " + hint.replace("\n", "\n      "), style="yellow", markup=False)
+        console.print("note: " + hint.replace("\n", "\n      "), style="yellow", markup=False, soft_wrap=True)
 
 
 # --- other tables -------------------------------------------------------------------------------
@@ -307,11 +307,14 @@ def print_bench(figures, console=None):
     """The figures of `numaemu bench`: rows of what, emulated, host, ratio and unit."""
     console = console or new_console()
     table = new_table("what", "emulated", "host", "ratio")
+    table.add_column("the host's")
     for row in figures["rows"]:
         show = duration if row["unit"] == "ns" else lambda rate: f"{count(rate)}/s"
-        table.add_row(row["what"], show(row["emulated"]), show(row["host"]), f"{row['ratio']:.2f}")
+        ratio = f"{row['ratio']:.2f}" if row["ratio"] < 10 else f"{row['ratio']:.1f}"
+        table.add_row(row["what"], show(row["emulated"]), show(row["host"]), ratio, row["against"])
     console.print(table)
-    console.print("rates: a higher ratio is better, 1 is the host's own speed; times: a lower ratio is better", style="dim")
+    console.print("ratios of rates: 1 is the host's own speed, more is better; of times: less is better", style="dim",
+                  soft_wrap=True)
     print_hints(0, console)
 
 
