@@ -395,6 +395,8 @@ class Progress:
     def __exit__(self, *_):
         self.done.set()
         if self.display is not None:
+            sys.stdout.flush()                   # the redirected streams hold what is not yet a line
+            sys.stderr.flush()
             self.display.stop()
 
     def view(self):
