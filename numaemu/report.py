@@ -29,23 +29,21 @@ SHADES = ("", "on grey19", "on dark_green", "on dark_goldenrod", "on dark_orange
 
 # --- numbers ------------------------------------------------------------------------------------
 def count(value):
-    """A count in at most seven characters: 12,345 or 12.3 M."""
-    if value < 100_000:
+    """A count in at most five characters: 9,999 or 12.3M."""
+    if value < 9_999.5:
         return f"{value:,.0f}"
     for unit in ("k", "M", "G", "T", "P"):
         value /= 1000
         if value < 999.5 or unit == "P":
-            return f"{value:.3g} {unit}" if value < 99.95 else f"{value:.0f} {unit}"
+            return f"{value:.3g}{unit}" if value < 99.95 else f"{value:.0f}{unit}"
 
 
 def duration(ns):
-    """Nanoseconds for people: 740 ns, 1.26 ms, 3 min 20 s."""
-    for unit, size in (("ns", 1), ("us", 1e3), ("ms", 1e6)):
+    """Nanoseconds for people, in at most seven characters: 740 ns, 1.26 ms, 200 s, 20 min."""
+    for unit, size in (("ns", 1), ("us", 1e3), ("ms", 1e6), ("s", 1e9)):
         if ns < 999.5 * size:
             return f"{ns / size:.3g} {unit}"
-    if ns < 99.95e9:
-        return f"{ns / 1e9:.3g} s"
-    return f"{ns / 60e9:.0f} min" if ns > 6000e9 else f"{ns // 60e9:.0f} min {ns / 1e9 % 60:.0f} s"
+    return f"{ns / 60e9:.0f} min"
 
 
 def percent(part, whole):
@@ -93,19 +91,20 @@ def jsonable(value, outer=()):
 # --- a result -----------------------------------------------------------------------------------
 def result_view(result):
     """What main returned, as something to print: tables where it is one, else as Python writes it."""
-    if hasattr(result, "__rich__") or hasattr(result, "__rich_console__") or isinstance(result, str):
+    from rich.pretty import Pretty
+    from rich.text import Text
+    if isinstance(result, str):
+        return Text(result)
+    if hasattr(result, "__rich__") or hasattr(result, "__rich_console__"):
         return result
     rows = table_rows(result)
     if rows is None:
-        from rich.pretty import Pretty
         return Pretty(result, max_length=MAX_RESULT_ROWS)
     header, rows = rows
-    table = new_table(*header)
+    table = new_table(*map(Text, header))
     for row in rows[:MAX_RESULT_ROWS]:
-        table.add_row(*map(cell, row))
-    if len(rows) > MAX_RESULT_ROWS:
-        table.caption = f"and {len(rows) - MAX_RESULT_ROWS} more rows"
-    return table
+        table.add_row(*(Text(cell(value)) for value in row))
+    return noted(table, f"and {len(rows) - MAX_RESULT_ROWS} more rows" if len(rows) > MAX_RESULT_ROWS else "")
 
 
 def table_rows(value):
@@ -156,11 +155,17 @@ def new_table(*titles):
     """A table whose first column is text and whose others are numbers."""
     from rich import box
     from rich.table import Table
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False, collapse_padding=True, show_header=any(titles),
-                  caption_justify="left")
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False, collapse_padding=True, show_header=any(map(str, titles)))
     for i, title in enumerate(titles):
         table.add_column(title, justify="right" if i else "left", no_wrap=True)
     return table
+
+
+def noted(table, note):
+    """A table with a line below it, if there is something to say."""
+    from rich.console import Group
+    from rich.text import Text
+    return Group(table, Text(note, style="dim")) if note else table
 
 
 def print_summary(figures, doc="", console=None):
@@ -175,7 +180,7 @@ def print_summary(figures, doc="", console=None):
         console.print("\n[bold]result[/bold]")
         print_result(figures["result"], console)
     for title, table in (
-            ("CPUs: accesses, TLB hits, page walks, minor faults, shootdowns, emulated time", cpu_table(figures["cpus"])),
+            ("CPUs: accesses, TLB hits, walks, faults, shootdowns sent and received, clock", cpu_table(figures["cpus"])),
             ("numastat: pages by the node they came from", numastat_table(figures["nodes"])),
             ("accesses: share of each node's loads and stores by the memory's node", access_matrix(figures))):
         if table is not None:
@@ -216,15 +221,14 @@ def busiest(rows, work, limit):
 def cpu_table(cpus):
     """Accesses, TLBs, faults and shootdowns per CPU."""
     shown, left_out = busiest(cpus, lambda c: accesses(c) + c["minor_faults"] + c["clock_ns"], MAX_ROWS)
-    table = new_table("CPU", "node", "loads", "stores", "L1 hits", "L2 hits", "walks", "faults", "IPIs out", "in", "time")
+    table = new_table("CPU", "node", "loads", "stores", "L1 hit", "L2 hit", "walks", "faults", "sent", "rcvd", "time")
     for cpu in shown:
         done, missed = accesses(cpu), accesses(cpu) - cpu["l1_tlb_hits"]
         table.add_row(str(cpu["cpu"]), str(cpu["node"]), count(cpu["loads"]), count(cpu["stores"]),
                       percent(cpu["l1_tlb_hits"], done), percent(cpu["l2_tlb_hits"], missed), count(cpu["page_walks"]),
                       count(cpu["minor_faults"]), count(cpu["shootdowns_sent"]), count(cpu["shootdowns_received"]),
                       duration(cpu["clock_ns"]), style=None if done or cpu["clock_ns"] else "dim")
-    table.caption = left_out or None
-    return table
+    return noted(table, left_out)
 
 
 def numastat_table(nodes):
@@ -235,8 +239,7 @@ def numastat_table(nodes):
         pages = node["numastat"]
         table.add_row(str(node["node"]), *(f"{pages[name]:,}" if pages[name] < 10**7 else count(pages[name])
                                            for name in NUMASTAT), style=None if any(pages.values()) else "dim")
-    table.caption = left_out or None
-    return table
+    return noted(table, left_out)
 
 
 def access_matrix(figures):
@@ -257,8 +260,7 @@ def access_matrix(figures):
                                           for share in shares), count(done), style=None if done else "dim")
     left_out = [plural(n, kind) for n, kind in ((len(rows) - len(shown), "CPU node"),
                                                 (len(nodes) - len(columns), "memory node")) if n]
-    table.caption = f"left out: the least busy {' and '.join(left_out)}" if left_out else None
-    return table
+    return noted(table, f"left out: the least busy {' and '.join(left_out)}" if left_out else "")
 
 
 def shade(share):
