@@ -259,6 +259,8 @@ def main(argv=None):
     try:
         return cli.main(argv, prog_name="numaemu", standalone_mode=False) or DONE
     except WorkloadRaised as raised:
+        if isinstance(raised.error, BrokenPipeError):
+            return nobody_reads()
         sys.stdout.flush()
         report.print_failure(raised.error)
         return RAISED
@@ -272,9 +274,14 @@ def main(argv=None):
     except (KeyboardInterrupt, click.Abort):
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         return fail(INTERRUPTED, "interrupted")
-    except BrokenPipeError:                      # nobody reads any more, as in `numaemu … | head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return RAISED
+    except BrokenPipeError:
+        return nobody_reads()
+
+
+def nobody_reads():
+    """The end of a run whose reader has gone, as in `numaemu … | head`: no word about it."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return RAISED
 
 
 def fail(status, message):
