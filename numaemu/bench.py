@@ -100,7 +100,8 @@ def measure_accesses(task):
     for _ in range(ROUNDS + 1):
         pairs = [(seconds(task.call, sum_emulated, U(memory.addr), index), seconds(sum_host, ring, index))
                  for index in (sequential, random)]
-        pairs.append((seconds(task.call, chase_emulated, U(memory.addr), ACCESSES), seconds(chase_host, ring, ACCESSES)))
+        pairs.append((seconds(task.call, chase_emulated, U(memory.addr), ACCESSES),
+                      seconds(chase_host, ring, ACCESSES)))
         rounds.append([(ACCESSES / emulated, ACCESSES / host) for emulated, host in pairs])
     return rounds[1:]                            # the first round compiles
 
@@ -193,13 +194,14 @@ def ping_pong():
 def semaphore_round_trip():
     """ping_pong in a fresh process, because this one may have threads and must not fork."""
     program = "from numaemu.bench import ping_pong; print(*ping_pong())"
-    done = subprocess.run([sys.executable, "-c", program], env=_environment(), stdout=subprocess.PIPE, check=True, text=True)
+    done = subprocess.run([sys.executable, "-c", program], env=_environment(), stdout=subprocess.PIPE, check=True,
+                          text=True)
     return list(map(float, done.stdout.split()))
 
 
 # --- the whole -----------------------------------------------------------------------------------
 def measure(progress):
-    """{"rows": [{what, against, unit, emulated, host, ratio}]}, rates per second and times in ns; medians over the rounds."""
+    """{"rows": [{what, against, unit, emulated, host, ratio}]}, rates per second, times in ns; medians."""
     with Machine(**MACHINE, progress=progress.loaded) as machine:
         progress.say("loads against a compiled loop on an array")
         accesses = machine.run(measure_accesses)
@@ -209,9 +211,11 @@ def measure(progress):
         semaphore = semaphore_round_trip()
         message, shootdown = machine.run(measure_message), machine.run(measure_shootdown)
     size, loop, semaphores = f"{ARRAY_BYTES // MiB} MiB", "a compiled loop", "semaphores"
-    rates = [(f"loads, {size} in sequence", loop), (f"loads, {size} at random", loop), (f"loads, {size} pointer chase", loop),
-             ("first touch, fresh frames", "shared memory"), ("first touch, used frames", "anonymous memory")]
-    times = [("order-1 pages, node and back", semaphores, message), ("munmap of a page, shootdown", semaphores, shootdown)]
+    rates = [(f"loads, {size} in sequence", loop), (f"loads, {size} at random", loop),
+             (f"loads, {size} pointer chase", loop), ("first touch, fresh frames", "shared memory"),
+             ("first touch, used frames", "anonymous memory")]
+    times = [("order-1 pages, node and back", semaphores, message),
+             ("munmap of a page, shootdown", semaphores, shootdown)]
     return {"rows": [*(row(*names, "1/s", rounds) for names, rounds in zip(rates, (*zip(*accesses), *zip(*faults)))),
                      *(row(what, against, "ns", zip(rounds, semaphore)) for what, against, rounds in times)]}
 

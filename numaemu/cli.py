@@ -47,7 +47,8 @@ def cli():
 @click.option("--nodes", type=int, metavar="N", help="That many nodes like the machine's first.")
 @click.option("--cpus-per-node", type=int, metavar="N", help="CPUs of each node that has any.")
 @click.option("--memory-per-node", metavar="SIZE", help="Memory of each node, as 512MiB.")
-@click.option("--set", "settings", multiple=True, metavar="SYSCTL=VALUE", help="As vm.min_free_kbytes=4096; repeatable.")
+@click.option("--set", "settings", multiple=True, metavar="SYSCTL=VALUE",
+              help="As vm.min_free_kbytes=4096; repeatable.")
 @click.option("--seed", type=click.IntRange(0, MAX_SEED), default=0, metavar="N",
               help="Seeds random and numpy.random; machine.seed. Default 0.")
 @click.option("--lockstep", is_flag=True, help="CPUs take turns by emulated time (not there yet).")
@@ -159,8 +160,8 @@ def run_workload(module, topology, options):
         result = call_main(module, machine)
         wall_s = time.perf_counter() - start
         if machine.closed:
-            raise WorkloadRaised(RuntimeError("main(machine) has closed the machine and its figures are lost; numaemu run "
-                                              "closes it when main returns"))
+            raise WorkloadRaised(RuntimeError("main(machine) has closed the machine and its figures are lost; "
+                                              "numaemu run closes it when main returns"))
         stats = machine.stats()
     return {"numaemu": numaemu.__version__, "machine": topology.to_dict(), "workload": options.workload, "mode": "free",
             "seed": options.seed, "wall_s": wall_s, "emulated_ns": stats["emulated_ns"], "result": result,
@@ -194,7 +195,8 @@ def check_writable(path):
     if path is None:
         return
     folder = os.path.dirname(os.path.abspath(path))
-    if os.path.isdir(path) or not os.path.isdir(folder) or not os.access(path if os.path.exists(path) else folder, os.W_OK):
+    place = path if os.path.exists(path) else folder
+    if os.path.isdir(path) or not os.path.isdir(folder) or not os.access(place, os.W_OK):
         raise ConfigError(f"--json is {path}, which cannot be written")
 
 

@@ -155,7 +155,8 @@ def new_table(*titles):
     """A table whose first column is text and whose others are numbers."""
     from rich import box
     from rich.table import Table
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False, collapse_padding=True, show_header=any(map(str, titles)))
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False, collapse_padding=True,
+                  show_header=any(map(str, titles)))
     for i, title in enumerate(titles):
         table.add_column(title, justify="right" if i else "left", no_wrap=True)
     return table
@@ -180,7 +181,8 @@ def print_summary(figures, doc="", console=None):
         console.print("\n[bold]result[/bold]")
         print_result(figures["result"], console)
     for title, table in (
-            ("CPUs: accesses, TLB hits, walks, faults, shootdowns sent and received, clock", cpu_table(figures["cpus"])),
+            ("CPUs: accesses, TLB hits, walks, faults, shootdowns sent and received, clock",
+             cpu_table(figures["cpus"])),
             ("numastat: pages by the node they came from", numastat_table(figures["nodes"])),
             ("accesses: share of each node's loads and stores by the memory's node", access_matrix(figures))):
         if table is not None:
@@ -340,7 +342,8 @@ def failure_text(error, everything=False):
     if not inside:
         return text
     last = "".join(report.format_exception_only())
-    return f"{text.removesuffix(last)}in a task on a CPU of the machine:\n{inside if everything else own_frames(inside)}"
+    inside = inside if everything else own_frames(inside)
+    return f"{text.removesuffix(last)}in a task on a CPU of the machine:\n{inside}"
 
 
 def drop_internal(report):
@@ -404,7 +407,8 @@ class Progress:
     def view(self):
         """The line, now."""
         from rich.text import Text
-        return Text(f"{time.monotonic() - self.start:5.0f} s  {self.text}", style="cyan", no_wrap=True, overflow="ellipsis")
+        elapsed = time.monotonic() - self.start
+        return Text(f"{elapsed:5.0f} s  {self.text}", style="cyan", no_wrap=True, overflow="ellipsis")
 
     def loaded(self, _name):
         """A function of the kernel has been compiled or loaded."""
