@@ -90,8 +90,15 @@ def workload(tmp_path):
 
 
 def numaemu(*arguments, **environment):
-    return subprocess.run([sys.executable, "-m", "numaemu", *arguments], capture_output=True, text=True,
+    done = subprocess.run([sys.executable, "-m", "numaemu", *arguments], capture_output=True, text=True,
                           timeout=DEADLINE_S, env=ENVIRONMENT | environment)
+    done.stderr = without_progress(done.stderr)
+    return done
+
+
+def without_progress(text):
+    """What was said on stderr, but for the line that a fresh machine gets."""
+    return re.sub(r"^numaemu: compiling the kernel.*\n", "", text, flags=re.MULTILINE)
 
 
 # --- runs ---------------------------------------------------------------------------------------
@@ -354,7 +361,7 @@ def test_on_a_terminal_progress_goes_around_the_printed_lines(workload):
     os.close(theirs)
     text = read_all(ours)
     assert process.wait(DEADLINE_S) == 0
-    assert "\x1b[2K" in text and "loading the kernel" in text
+    assert "\x1b[2K" in text and "ing the kernel (" in text
     plain = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", text).replace("\r", "\n")
     assert re.findall(r"^line (\d+) ends$", plain, re.MULTILINE) == [str(i) for i in range(50)]
     assert text.rstrip().endswith("\x1b[0m") and "\x1b[?25h" in text     # the cursor is back
@@ -398,7 +405,7 @@ def test_ctrl_c_ends_a_run_and_every_process(workload, wait):
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=DEADLINE_S)
     assert process.returncode == 130
-    assert errors.split() == ["numaemu:", "interrupted"]
+    assert without_progress(errors).split() == ["numaemu:", "interrupted"]
     assert psutil.wait_procs(children, timeout=10)[1] == []
 
 
@@ -409,5 +416,5 @@ def test_reader_that_goes_away_ends_it_quietly(workload):
                           stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=ENVIRONMENT) as process:
         assert process.stdout.readline() == "line 0\n"
         process.stdout.close()
-        assert process.stderr.read() == ""
+        assert without_progress(process.stderr.read()) == ""
     assert process.returncode == 1
