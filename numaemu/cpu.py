@@ -106,17 +106,25 @@ class Turn:
 
 
 class Printer(io.TextIOBase):
-    """What a task prints appears where the driver prints."""
+    """What a task prints appears where the driver prints, by whole lines: lines of different tasks never mix."""
 
     def __init__(self, cpu):
-        self.cpu = cpu
+        self.cpu, self.begun = cpu, threading.local()
 
     def writable(self):
         return True
 
     def write(self, text):
-        self.cpu.tell(COORDINATOR, "printed", text)
+        lines, newline, rest = (getattr(self.begun, "text", "") + text).rpartition("\n")
+        self.begun.text = rest
+        if newline:
+            self.cpu.tell(COORDINATOR, "printed", lines + newline)
         return len(text)
+
+    def flush(self):
+        text, self.begun.text = getattr(self.begun, "text", ""), ""
+        if text:
+            self.cpu.tell(COORDINATOR, "printed", text)
 
 
 class Cpu(Actor):
@@ -191,6 +199,7 @@ class Cpu(Actor):
             answer = failure(error)
         finally:
             kill_task(task)
+            sys.stdout.flush()
         try:
             self.tell(owner, "finished", run, answer)
         except Exception as error:

@@ -29,13 +29,14 @@ class ForkServer:
     """The process that forks this driver's coordinators; started with the first machine."""
 
     def __init__(self):
-        self.lock, self.process, self.pid = threading.Lock(), None, None
+        self.lock, self.process, self.pid, self.ready = threading.Lock(), None, None, False
 
     def start(self, progress=None):
         """Start it unless it runs; `progress(name)` is told of each function that is compiled or loaded."""
         if self.process is not None and self.pid == os.getpid() and self.process.poll() is None:
             return
         shm.sweep()
+        self.ready = False
         ours, theirs = socket.socketpair()
         self.process = subprocess.Popen([sys.executable, "-m", "numaemu.forkserver", str(theirs.fileno())],
                                         pass_fds=[theirs.fileno()], start_new_session=True, env=_environment())
@@ -49,6 +50,7 @@ class ForkServer:
                                    f"{_describe(self.process.wait())}")
             kind, *words = pickle.loads(frame)
             if kind == "ready":
+                self.ready = True
                 break
             if progress:
                 progress(*words)
@@ -65,6 +67,22 @@ class ForkServer:
         for future in self.forked.values():
             if not future.done():
                 future.set_exception(MachineCheck(f"the fork server died: {_describe(self.process.wait())}"))
+
+    def stop(self):
+        """End it, at the end of the driver."""
+        if self.process is None or self.pid != os.getpid():
+            return
+        if not self.ready:                   # it compiles and does not listen
+            self.process.kill()
+        try:
+            self.socket.shutdown(socket.SHUT_RDWR)
+        except OSError:
+            pass                             # it has gone already
+        try:
+            self.process.wait(END_S)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
 
     def fork(self, topology, reserve, progress=None):
         """A new coordinator: (socket to it, its pid)."""
@@ -101,6 +119,7 @@ _machines = weakref.WeakSet()
 def _close_all():
     for machine in list(_machines):
         machine.close()
+    fork_server.stop()
 
 
 NodeView = collections.namedtuple("NodeView", "id cpus distances memory_bytes")
@@ -137,6 +156,16 @@ class Machine:
     def __repr__(self):
         return f"<machine {self.topology.name}: {len(self.nodes)} nodes, {len(self.cpus)} cpus>"
 
+    @property
+    def death(self):
+        """The MachineCheck that says why the machine is lost, or None."""
+        return self._death
+
+    @property
+    def closed(self):
+        """True once `close` has been called."""
+        return self._closing
+
     # -- the link
 
     def _request(self, method, *args):
@@ -166,7 +195,7 @@ class Machine:
         elif kind == "finished":
             settle(self._runs.pop(words[0]), words[1])
         elif kind == "printed":
-            sys.stdout.write(words[0])
+            _print(words[0])
         elif kind == "booted":
             self._booted.set_result(words[0])
         elif kind == "failed":
@@ -291,6 +320,15 @@ def _read_link(machine, link):
             this._die(f"emulator process 'coordinator' (pid {this._pid}) died: {how}")
         this._die("closed")
         this._ended.set()
+
+
+def _print(text):
+    """What a task has printed, in one piece; nobody may be reading any more."""
+    try:
+        sys.stdout.write(text)
+        sys.stdout.flush()
+    except (OSError, ValueError):
+        pass
 
 
 def _describe(status):

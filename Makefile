@@ -1,0 +1,41 @@
+# Everything lives in .venv; a stamp file keeps a second `make` quick.
+#
+#   make run     set up, then run a first workload        make bench   how fast it is on this host
+#   make test    set up, then layers and all tests        make clean   remove what the others made
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+PYTEST := $(BIN)/python -m pytest -q
+
+# Tests marked `small` also run with the JIT off and in the debug build.
+SMALL := -m small
+
+.PHONY: run test bench setup layers clean
+
+run: $(READY)
+	$(BIN)/python -m numaemu run workloads/first_touch.py
+
+test: layers
+	$(PYTEST) -n auto
+	NUMBA_DISABLE_JIT=1 $(PYTEST) $(SMALL) -n auto
+	NUMAEMU_DEBUG=1 $(PYTEST) $(SMALL) -n auto
+
+bench: $(READY)
+	$(BIN)/python -m numaemu bench
+
+setup: $(READY)
+
+# The floors of the package (a file imports only from floors below its own), where they are written down.
+layers: $(READY)
+	@if grep -qs '^\[tool.importlinter\]' pyproject.toml || test -e .importlinter; then $(BIN)/lint-imports; fi
+
+$(READY): pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[test]'
+	@touch $@
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .hypothesis .import_linter_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
