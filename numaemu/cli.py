@@ -3,6 +3,7 @@
 Each command answers with an exit status; `main` turns what goes wrong into one line on stderr and a status:
 0 main returned, 1 it raised, 2 wrong usage or machine file, 3 an emulator process died, 130 Ctrl-C.
 """
+import ast
 import importlib.util
 import inspect
 import json
@@ -65,6 +66,7 @@ def run(**options):
         raise ConfigError("lockstep is not there yet")
     check_writable(options.json_path)
     path = workload_path(options.workload)
+    start_early(path, options)
     seed_all(options.seed)
     sys.argv = [options.workload, *options.args]
     module = load_workload(path)
@@ -77,6 +79,20 @@ def run(**options):
     if options.json_path:
         write_json(figures, options.json_path)
     return DONE
+
+
+def start_early(path, options):
+    """Let the compiled kernel load while the workload is imported, if the machine it will ask for is plain to see."""
+    try:
+        with open(path) as file:
+            body = ast.parse(file.read()).body
+        stated = [ast.literal_eval(node.value) for node in body if isinstance(node, ast.Assign)
+                  and [getattr(target, "id", "") for target in node.targets] == ["MACHINE"]]
+        choose_topology(options, types.SimpleNamespace(MACHINE=stated[-1] if stated else None, __file__=path))
+    except (ConfigError, SyntaxError, ValueError, OSError):
+        return                       # what is wrong is said where it is needed; nothing is started
+    from numaemu.machine import fork_server
+    fork_server.launch()
 
 
 def workload_path(given):

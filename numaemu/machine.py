@@ -31,8 +31,8 @@ class ForkServer:
     def __init__(self):
         self.lock, self.process, self.pid, self.ready = threading.Lock(), None, None, False
 
-    def start(self, progress=None):
-        """Start it unless it runs; `progress(name)` is told of each function that is compiled or loaded."""
+    def launch(self):
+        """Start it unless it runs, without waiting until it has loaded the kernel."""
         if self.process is not None and self.pid == os.getpid() and self.process.poll() is None:
             return
         shm.sweep()
@@ -43,18 +43,21 @@ class ForkServer:
         theirs.close()
         self.socket, self.pid, self.numbers = ours, os.getpid(), itertools.count()
         self.forked, self.ended = {}, collections.defaultdict(Future)
-        while True:
-            frame = receive_frame(ours)
+
+    def start(self, progress=None):
+        """Start it unless it runs; `progress(name)` is told of each function that is compiled or loaded."""
+        self.launch()
+        while not self.ready:
+            frame = receive_frame(self.socket)
             if frame is None:
                 raise MachineCheck(f"the fork server ended while it loaded the compiled kernel, "
                                    f"{_describe(self.process.wait())}")
             kind, *words = pickle.loads(frame)
             if kind == "ready":
                 self.ready = True
-                break
-            if progress:
+                threading.Thread(target=self.read, args=(self.socket,), daemon=True).start()
+            elif progress:
                 progress(*words)
-        threading.Thread(target=self.read, args=(ours,), daemon=True).start()
 
     def read(self, ours):
         """The thread that takes what the server says: who was forked, who has ended."""
