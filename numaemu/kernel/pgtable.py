@@ -117,10 +117,17 @@ def install_table(cpu, mm, table, index, pfn):
     return entry
 
 
-@kernel("void(cpu_t*, mm_t*, i64)")
-def free_table(cpu, mm, pfn):
+@kernel("void(cpu_t*, i64)")
+def pgd_free(cpu, pfn):
+    """Free a table page that is not accounted for: Linux counts no top-level tables before 6.14."""
     machine = machine_of(cpu)
-    account_table(cpu, mm, pfn, -1)
     page_of(machine, pfn).flags &= ~U(PG_table)
     page_of(machine, pfn).refcount = 0
     free_pages(cpu, pfn, 0)
+
+
+@kernel("void(cpu_t*, mm_t*, i64)")
+def free_table(cpu, mm, pfn):
+    """Free a table that hung in an upper one."""
+    account_table(cpu, mm, pfn, -1)
+    pgd_free(cpu, pfn)
