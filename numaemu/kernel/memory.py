@@ -66,9 +66,9 @@ def do_anonymous_page(cpu, mm, vma_number, address, write, ptep):
     return VM_FAULT_OK
 
 
-@kernel("bool(cpu_t*, mm_t*, vma_t*, i64, u64, u64)")
+@kernel("void(cpu_t*, mm_t*, vma_t*, i64, u64, u64)")
 def set_shared_pte(cpu, mm, vma, pfn, ptep, dirty):
-    """Map a shared object's page where nothing is mapped yet, writable if the mapping is; False: another was faster.
+    """Map a shared object's page unless another thread was faster, writable if the mapping is.
 
     The entry takes over the caller's reference to the page.
     """
@@ -77,12 +77,11 @@ def set_shared_pte(cpu, mm, vma, pfn, ptep, dirty):
     if vma.flags & VM_WRITE:
         bits |= _PAGE_RW
     folio_dup_rmap(machine, cpu, pfn)
-    if not ptep_cmpxchg(ptep, U(0), pfn_pte(pfn, bits)):
+    if ptep_cmpxchg(ptep, U(0), pfn_pte(pfn, bits)):
+        fetch_add(mm.rss, MM_SHMEMPAGES, 1)
+    else:
         folio_remove_rmap(machine, cpu, pfn)
         put_page(cpu, pfn)
-        return False
-    fetch_add(mm.rss, MM_SHMEMPAGES, 1)
-    return True
 
 
 @kernel("void(cpu_t*, mm_t*, vma_t*, u64, u64)")
