@@ -66,14 +66,16 @@ def reservations(zones, used):
 
 def calibrate(case, machine):
     """Pages of each zone that the scenario itself uses up to its first snapshot."""
-    zones, used = first_zones(case), {}
+    zones = first_zones(case)
+    used = {name: zone["managed"] for name, zone in zones.items()}       # at first: everything is free
     for _ in range(CALIBRATIONS):
         reserve = reservations(zones, used)
         with Machine(machine, reserve=reserve) as emulated:
             snapshots = Replay(emulated, case["steps"]).run(until="snap")["snapshots"]
         ours = next(iter(snapshots.values()))["zones"]
         missing = {name: zone["free"] - ours[name]["free"] for name, zone in zones.items() if name in ours}
-        used = {name: used.get(name, 0) + pages for name, pages in missing.items()}
+        used = {name: reserve[key][1] + missing[name] - zones[name]["free"]
+                for name, key in zip(zones, reserve) if name in missing}
         if all(abs(pages) <= FREE_TOLERANCE for pages in missing.values()):
             break
     return used
