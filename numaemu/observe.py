@@ -88,7 +88,7 @@ def task_files(machine, pid):
         try:
             found[name] = parse(machine.read(f"/proc/{pid}/{name}"))
         except FileNotFoundError:
-            continue
+            pass
     return found
 
 
