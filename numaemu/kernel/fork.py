@@ -9,7 +9,7 @@ from numaemu.kernel.mm_types import NR_MM_COUNTERS, TASK_DEAD, TASK_RUNNING, VM_
 from numaemu.kernel.mmap import calc_vm_flags, insert_at, mmap_region, new_vma, unmap_region, vma_index
 from numaemu.kernel.mmzone import page_of
 from numaemu.kernel.page_alloc import alloc_pages
-from numaemu.kernel.pgtable import account_table, free_table, mm_of
+from numaemu.kernel.pgtable import mm_of, pgd_free
 from numaemu.kernel.pool import pool_get, pool_put
 from numaemu.kernel.rmap import link_vma, vma_of
 from numaemu.kernel.smp import machine_of, write_lock, write_unlock
@@ -48,7 +48,6 @@ def mm_alloc(cpu):
         return 0
     page_of(machine, pfn).flags |= U(PG_table)
     mm.pgd = U(pfn) << U(12)
-    account_table(cpu, mm, pfn, 1)
     return number
 
 
@@ -103,7 +102,7 @@ def mmput(cpu, mm_number):
     if mm.map_count > 0:
         unmap_region(cpu, mm_number, 0, mm.map_count)
     drop_mm(cpu, mm_number)
-    free_table(cpu, mm, np.int64(mm.pgd >> U(12)))
+    pgd_free(cpu, np.int64(mm.pgd >> U(12)))
     mm.pgd = U(0)
     pool_put(cpu, machine.mm_pool, mm_number)
 

@@ -10,9 +10,9 @@ from numaemu.kernel.page_alloc import get_page, put_page, try_get_page
 from numaemu.kernel.pgtable import (_PAGE_SPECIAL, free_table, install_table, is_migration_entry, mm_of, pfn_pte, pte_offset,
                                     pte_pfn, pte_present, ptep_cmpxchg, ptep_get, ptep_get_and_clear, skip_missing,
                                     table_at)
-from numaemu.kernel.rmap import (anon_vma_prepare, folio_add_anon_rmap, folio_dup_rmap, folio_remove_rmap,
+from numaemu.kernel.rmap import (anon_vma_prepare, folio_add_anon_rmap, folio_dup_rmap, folio_remove_rmap, mapping_of,
                                  rss_counter, vma_of)
-from numaemu.kernel.shmem import shmem_get_folio
+from numaemu.kernel.shmem import filemap_get_folio, shmem_get_folio
 from numaemu.kernel.smp import machine_of, relax
 from numaemu.kernel.tlb import flush_tlb_mm_range
 from numaemu.kernel.vmstat import PGREUSE, count_vm_events
@@ -22,6 +22,7 @@ from numaemu.pointer import copy_bytes, exchange, fetch_add, i64, load_acquire, 
 
 U = np.uint64
 VM_FAULT_OK, VM_FAULT_OOM, VM_FAULT_SIGBUS, VM_FAULT_SIGSEGV, VM_FAULT_RETRY = range(5)
+FAULT_AROUND_BYTES = U(64 << 10)     # fault_around_pages
 _READ_ONLY = _PAGE_PRESENT | _PAGE_USER | _PAGE_ACCESSED
 _WRITTEN = _READ_ONLY | _PAGE_RW | _PAGE_DIRTY
 
@@ -66,6 +67,41 @@ def do_anonymous_page(cpu, mm, vma_number, address, write, ptep):
     return VM_FAULT_OK
 
 
+@kernel("void(cpu_t*, mm_t*, vma_t*, i64, u64, u64)")
+def set_shared_pte(cpu, mm, vma, pfn, ptep, dirty):
+    """Map a shared object's page unless another thread was faster, writable if the mapping is.
+
+    The entry takes over the caller's reference to the page.
+    """
+    machine = machine_of(cpu)
+    bits = _READ_ONLY | dirty
+    if vma.flags & VM_WRITE:
+        bits |= _PAGE_RW
+    folio_dup_rmap(machine, cpu, pfn)
+    if ptep_cmpxchg(ptep, U(0), pfn_pte(pfn, bits)):
+        fetch_add(mm.rss, MM_SHMEMPAGES, 1)
+    else:
+        folio_remove_rmap(machine, cpu, pfn)
+        put_page(cpu, pfn)
+
+
+@kernel("void(cpu_t*, mm_t*, vma_t*, u64, u64)")
+def do_fault_around(cpu, mm, vma, address, ptep):
+    """A read fault maps what else is there already of the 64 KiB around it. Linux's function and filemap_map_pages."""
+    machine = machine_of(cpu)
+    start = max(address & ~(FAULT_AROUND_BYTES - U(1)), vma.start)
+    end = min((address | (FAULT_AROUND_BYTES - U(1))) + U(1), vma.end)
+    mapping = mapping_of(machine, vma.mapping)
+    near, first = start, ptep - (((address - start) >> U(12)) << U(3))
+    while near < end:
+        entry = first + (((near - start) >> U(12)) << U(3))
+        if ptep_get(entry) == U(0):
+            pfn = filemap_get_folio(cpu, mapping, vma.pgoff + np.int64((near - vma.start) >> U(12)))
+            if pfn != 0:
+                set_shared_pte(cpu, mm, vma, pfn, entry, U(0))
+        near += U(4096)
+
+
 @kernel("i64(cpu_t*, mm_t*, i64, u64, bool, u64)")
 def do_shared_fault(cpu, mm, vma_number, address, write, ptep):
     """Touch of a shared object: its page, allocated by whoever comes first."""
@@ -74,17 +110,9 @@ def do_shared_fault(cpu, mm, vma_number, address, write, ptep):
     pfn = shmem_get_folio(cpu, vma, address)
     if pfn == 0:
         return VM_FAULT_OOM
-    bits = _READ_ONLY
-    if vma.flags & VM_WRITE:
-        bits |= _PAGE_RW
-    if write:
-        bits |= _PAGE_DIRTY
-    folio_dup_rmap(machine, cpu, pfn)
-    if not ptep_cmpxchg(ptep, U(0), pfn_pte(pfn, bits)):
-        folio_remove_rmap(machine, cpu, pfn)
-        put_page(cpu, pfn)
-        return VM_FAULT_OK
-    fetch_add(mm.rss, MM_SHMEMPAGES, 1)
+    set_shared_pte(cpu, mm, vma, pfn, ptep, _PAGE_DIRTY if write else U(0))
+    if not write:
+        do_fault_around(cpu, mm, vma, address, ptep)
     return VM_FAULT_OK
 
 
@@ -313,9 +341,9 @@ def change_protection(cpu, mm_number, start, end, writable, accessible, private)
 
 # -- fork ----------------------------------------------------------------------------------------------------
 
-@kernel("bool(machine_t*, cpu_t*, mm_t*, u64, u64, bool)")
-def copy_present_pte(machine, cpu, child, source, target, shared):
-    """Share one page with the child: both lose write permission, unless the mapping is shared. False: look again.
+@kernel("bool(machine_t*, cpu_t*, mm_t*, u64, u64)")
+def copy_present_pte(machine, cpu, child, source, target):
+    """Share one page with the child: both lose write permission. False: look again.
 
     The reference comes first, then a second look at the entry: migration may have moved the page in between.
     """
@@ -324,7 +352,7 @@ def copy_present_pte(machine, cpu, child, source, target, shared):
         return False
     if not pte_present(pte):
         return True
-    copy = pte if shared else pte & ~_PAGE_RW
+    copy = pte & ~_PAGE_RW
     if copy != pte and not ptep_cmpxchg(source, pte, copy):
         return False
     if pte & _PAGE_SPECIAL == U(0):
@@ -336,17 +364,21 @@ def copy_present_pte(machine, cpu, child, source, target, shared):
             return False
         folio_dup_rmap(machine, cpu, pte_pfn(pte))
         fetch_add(child.rss, rss_counter(page), 1)
-    u64.array(target)[0] = copy if shared else copy & ~_PAGE_DIRTY
+    u64.array(target)[0] = copy & ~_PAGE_DIRTY
     return True
 
 
 @kernel("i64(cpu_t*, i64, i64, i64)")
 def copy_page_range(cpu, parent_number, child_number, vma_number):
-    """Share a VMA's pages with a child's page tables; 0 or VM_FAULT_OOM. The caller flushes the parent."""
+    """Share a VMA's pages with a child's page tables; 0 or VM_FAULT_OOM. The caller flushes the parent.
+
+    Entries of a shared object are not copied (vma_needs_copy): the child's faults find its pages.
+    """
     machine = machine_of(cpu)
     parent, child = mm_of(machine, parent_number), mm_of(machine, child_number)
     vma = vma_of(machine, vma_number)
-    shared = vma.flags & VM_SHARED != 0
+    if vma.flags & VM_SHARED:
+        return VM_FAULT_OK
     address = vma.start
     while address < vma.end:
         source = pte_offset(machine, parent, address)
@@ -363,7 +395,7 @@ def copy_page_range(cpu, parent_number, child_number, vma_number):
                         return VM_FAULT_OOM
                     target = first
                 tries = 0
-                while not copy_present_pte(machine, cpu, child, source, target, shared):
+                while not copy_present_pte(machine, cpu, child, source, target):
                     tries += 1       # it changes, or is being migrated
                     relax(cpu, tries)
             address += U(4096)

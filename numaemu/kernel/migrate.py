@@ -236,10 +236,13 @@ def page_movable(page, flags):
 
 @kernel("i64(cpu_t*, migrate_t*, u64, u64, u64, i64)")
 def queue_one(cpu, batch, ptep, pte, address, flags):
-    """Isolate one page into the batch, moving the batch when it is full: pages that stay."""
+    """Isolate one page into the batch, moving the batch when it is full: pages that stay.
+
+    Choosing not to move a shared page is not counted as a failure (migrate_folio_add).
+    """
     machine = machine_of(cpu)
     if not page_movable(page_of(machine, pte_pfn(pte)), flags):
-        return 1
+        return 0
     pfn = isolate_page(machine, ptep, pte)
     if pfn <= 0:
         if pfn < 0:

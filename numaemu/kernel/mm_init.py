@@ -21,7 +21,8 @@ DMA_END, DMA32_END = (16 << 20) // PAGE_SIZE, (4 << 30) // PAGE_SIZE      # pfn
 ZERO_PFN = 1                                    # the shared page of zeros
 LOWMEM_RESERVE_RATIO = (256, 256, 32, 0, 0)     # sysctl_lowmem_reserve_ratio, by zone
 WATERMARK_SCALE_FACTOR = 10                     # of 10,000
-PCP_HIGH_MAX = 1024                             # pages of the longest chain a CPU takes at once; measured
+PCP_BATCH_SCALE_MAX = 5                         # the longest chain a CPU takes at once is batch << this (Kconfig)
+PCP_HIGH_MAX = 1024                             # pages, likewise; measured
 
 
 class Layout:
@@ -184,7 +185,7 @@ def init_zone(machine, node, kind, begin, pages, reserve):
     zone.virgin_pfn = max(begin + pages - free, first_free)
     zone.free_pages = zone.virgin_end - zone.virgin_pfn
     zone.pcp_batch = zone_batchsize(managed)
-    zone.pcp_high = max(min(managed // 64, PCP_HIGH_MAX), zone.pcp_batch)
+    zone.pcp_high = min(int(zone.pcp_batch) << PCP_BATCH_SCALE_MAX, PCP_HIGH_MAX)
 
 
 def zone_batchsize(managed):

@@ -117,9 +117,16 @@ def install_table(cpu, mm, table, index, pfn):
     return entry
 
 
-@kernel("void(cpu_t*, mm_t*, i64)")
-def free_table(cpu, mm, pfn):
+@kernel("void(cpu_t*, i64)")
+def pgd_free(cpu, pfn):
+    """Free a table page that is not accounted for: Linux counts no top-level tables before 6.14."""
     machine = machine_of(cpu)
-    account_table(cpu, mm, pfn, -1)
     page_of(machine, pfn).flags &= ~U(PG_table)
     put_page(cpu, pfn)
+
+
+@kernel("void(cpu_t*, mm_t*, i64)")
+def free_table(cpu, mm, pfn):
+    """Free a table that hung in an upper one."""
+    account_table(cpu, mm, pfn, -1)
+    pgd_free(cpu, pfn)

@@ -111,6 +111,24 @@ def shmem_get_folio(cpu, vma, address):
         relax(cpu, tries)
 
 
+@kernel("i64(cpu_t*, mapping_t*, i64)")
+def filemap_get_folio(cpu, mapping, index):
+    """The page of an object that is there already, with a reference taken; its pfn or 0 (none, or it is moving)."""
+    machine = machine_of(cpu)
+    entry, slot = load_acquire(mapping, "root"), U(0)
+    for shift in (27, 18, 9, 0):
+        if entry == U(0):
+            return 0
+        slot = table_at(machine, entry) + (U((index >> shift) & 511) << U(3))
+        entry = load_acquire(u64.array(slot), 0)
+    if entry == U(0) or not try_get_page(page_of(machine, pte_pfn(entry))):
+        return 0
+    if load_acquire(u64.array(slot), 0) != entry:
+        put_page(cpu, pte_pfn(entry))
+        return 0
+    return pte_pfn(entry)
+
+
 @hot
 def free_tree_page(machine, cpu, entry):
     mod_node_page_state(machine, cpu.id, page_to_nid(machine, pte_pfn(entry)), NR_KERNEL_PAGES, -1)

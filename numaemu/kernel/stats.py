@@ -1,6 +1,7 @@
 """The figures of a running machine as plain dictionaries: what `machine.stats()` and the JSON of a run hold."""
 from numaemu.kernel.mm_types import task_t
-from numaemu.kernel.mmzone import MAX_NR_ZONES, zone_of
+from numaemu.kernel.mmzone import (MAX_NR_ZONES, WMARK_HIGH, WMARK_LOW, WMARK_MIN, ZONE_HIGHMEM, ZONE_MOVABLE,
+                                   ZONE_NAMES, zone_of)
 from numaemu.kernel.vmstat import fold_node, fold_numa, fold_vm_events, free_pages
 from numaemu.mmu import clock_ns, cpu_t
 
@@ -47,7 +48,23 @@ def node_figures(machine, topology, node):
         cpu = cpu_t.array(machine.cpus)[number]
         accesses[cpu.node] += cpu.accesses[node]
     return {"node": node, "numastat": fold_numa(machine, node), "meminfo": node_meminfo(machine, node),
-            "accesses_from": accesses}
+            "accesses_from": accesses, "zones": zone_figures(machine, node)}
+
+
+def zone_figures(machine, node):
+    """A node's zones: {name: figures in pages}; `protection` for DMA, DMA32, Normal, Movable, Device as on x86-64."""
+    zones = {}
+    for kind in range(MAX_NR_ZONES):
+        zone = zone_of(machine, node * MAX_NR_ZONES + kind)
+        if zone.present_pages:
+            reserve = [int(pages) for pages in zone.lowmem_reserve.as_numpy()]
+            protection = [*reserve[:ZONE_HIGHMEM], reserve[ZONE_MOVABLE], reserve[ZONE_MOVABLE]]
+            zones[ZONE_NAMES[kind]] = {
+                "free": zone.free_pages, "min": zone.watermark[WMARK_MIN], "low": zone.watermark[WMARK_LOW],
+                "high": zone.watermark[WMARK_HIGH], "spanned": zone.spanned_pages, "present": zone.present_pages,
+                "managed": zone.managed_pages, "protection": protection, "start_pfn": zone.start_pfn,
+                "pcp_batch": zone.pcp_batch}
+    return zones
 
 
 def node_meminfo(machine, node):

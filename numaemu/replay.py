@@ -1,0 +1,312 @@
+"""Playing a recorded scenario on an emulated machine: its steps, one method each.
+
+Every task is a descendant of one process, PID 1, as in the recording: a small static program with a heap, a stack
+and a shared log buffer below the stack. That decides where mmap finds room, and what a fork costs.
+"""
+import errno
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from numaemu import observe, uapi
+from numaemu.errors import NumaemuError, OutOfMemory, SegmentationFault
+
+PAGE = 4096                      # bytes
+ACCESSES = 1 << 16               # accesses of one message
+XORSHIFT_SEED = 88172645463325252
+
+# PID 1: (address, pages, shared, pages written from the start on)
+IMAGE = ((0x4C5000, 7, False, 5),                # data
+         (0x4CC000, 58, False, 58),              # heap
+         (0x7FFFF78D0000, 0x729, True, 16),      # log buffer; new mappings go below it
+         (0x7FFFF7FF9000, 6, True, 1))           # vvar, vdso
+HEAP, LOG = 0x4CC000, 0x7FFFF78D0000
+STACK, STACK_PAGES = 0x7FFFFFFDE000, 33
+CHILD_WRITES, PARENT_WRITES = 4, 3               # pages of the stack written soon after a fork, by each side; measured
+
+POLICIES = {name: getattr(uapi, f"MPOL_{name.upper()}") for name in (
+    "default", "preferred", "bind", "interleave", "local", "preferred_many", "weighted_interleave")}
+MBIND_FLAGS = {name: getattr(uapi, f"MPOL_MF_{name.upper()}") for name in ("strict", "move", "move_all")}
+ADVICE = {name: getattr(uapi, f"MADV_{name.upper()}") for name in (
+    "normal", "random", "sequential", "willneed", "dontneed")}
+PROT = {"r": uapi.PROT_READ, "w": uapi.PROT_WRITE, "x": uapi.PROT_EXEC}
+
+# the keys each step may have; another one would change what it means
+RANGE = {"region", "offset", "length"}
+KEYS = {
+    "spawn": {"cpu"}, "fork": {"child", "cpu"}, "exit": {"code"}, "setcpu": {"cpus"},
+    "mmap": {"region", "size", "kind", "share", "prot", "addr", "fixed_replace"}, "munmap": RANGE,
+    "mprotect": RANGE | {"prot"}, "madvise": RANGE | {"advice"},
+    "touch": RANGE | {"stride", "mode", "order", "repeat"},
+    "set_mempolicy": {"policy", "nodes"}, "mbind": RANGE | {"policy", "nodes", "flags"},
+    "get_mempolicy": {"region", "offset", "next_node"}, "move_pages": RANGE | {"nodes"},
+    "migrate_pages": {"from", "to"},
+    "write": {"path", "value"}, "readf": {"path"}, "sleep": {"ms"}, "snap": {"label"}, "dump": {"label"}, "nop": set()}
+VALUES = {"kind": {"anon"}, "share": {"private", "shared"}, "mode": {"read", "write"},
+          "order": {"seq", "reverse", "random"}, "policy": set(POLICIES), "advice": set(ADVICE)}
+
+
+class NotSupported(NumaemuError):
+    """A step that the emulator cannot play yet; `op` says which."""
+
+    def __init__(self, op):
+        super().__init__(op)
+        self.op = op
+
+
+def check_steps(steps):
+    """Raise NotSupported for the first step that cannot be played as it is meant."""
+    for step in steps:
+        op = step["op"]
+        if op not in KEYS:
+            raise NotSupported(op)
+        for key, value in step.items():
+            if key not in KEYS[op] | {"op", "task"}:
+                raise NotSupported(f"{op} {key}")
+            if key in VALUES and value not in VALUES[key]:
+                raise NotSupported(f"{op} {key}={value}")
+        unknown = set(step.get("flags", "").split("|")) - {"", *MBIND_FLAGS}
+        if unknown:
+            raise NotSupported(f"{op} flags={step['flags']}")
+
+
+def numbers(text):
+    """[0, 2, 3] of "0,2-3"."""
+    spans = [part.partition("-") for part in str(text).split(",") if part.strip()]
+    return [n for first, _, last in spans for n in range(int(first), int(last or first) + 1)]
+
+
+@dataclass
+class Process:
+    """A task of the scenario."""
+
+    name: str
+    task: object
+    regions: dict = field(default_factory=dict)          # name: (address, bytes)
+    random: int = XORSHIFT_SEED                          # state of its generator
+    state: dict = field(default_factory=lambda: {"dead": 0, "sig": 0, "code": -1})
+
+
+class Replay:
+    """One scenario on one machine, which must be fresh."""
+
+    def __init__(self, machine, steps):
+        self.machine, self.steps = machine, steps
+        self.processes, self.results, self.snapshots, self.dumps, self.files = {}, [], {}, {}, {}
+        self.init = boot_init(machine)
+
+    def run(self, until=None):
+        """Play the steps (up to the first one with op `until`, that one included); what was observed."""
+        for index, step in enumerate(self.steps):
+            self.results.append({"step": index, **self.play(step), "op": step["op"]})
+            if step["op"] == until:
+                break
+        final = {name: {"task": name, "pid": process.task.pid, **process.state}
+                 for name, process in self.processes.items()}
+        return {"step_results": self.results, "snapshots": self.snapshots, "deltas": observe.deltas(self.snapshots),
+                "dumps": self.dumps, "oom": [], "final": final, "files": self.files}
+
+    def play(self, step):
+        """One step: its result, as the recording has it."""
+        method = getattr(self, f"op_{step['op']}")
+        if "task" not in step or step["op"] == "spawn":
+            return method(step) or {}
+        process = self.processes[step["task"]]
+        result = {"task": process.name}
+        if process.state["dead"]:
+            return result | {"state": "DEAD"}
+        try:
+            return result | (method(process, step) or {})
+        except OSError as error:
+            return result | {"ret": -1, "errno": error.errno, "minflt": 0, "majflt": 0}
+        except (OutOfMemory, SegmentationFault) as error:
+            return result | self.killed(process, uapi.SIGKILL if isinstance(error, OutOfMemory) else uapi.SIGSEGV)
+
+    @staticmethod
+    def killed(process, signal):
+        """A signal has ended a task (a fault that cannot be served)."""
+        if signal == uapi.SIGSEGV:
+            process.task.exit()
+        process.state = {"dead": 1, "sig": signal, "code": -1}
+        return {"state": "DEAD", "status": signal, "sig": signal, "code": -1}
+
+    @staticmethod
+    def range_of(process, step):
+        """(address, bytes) that a step is about: all of its region, or part."""
+        address, nbytes = process.regions[step["region"]]
+        offset = step.get("offset", 0)
+        return address + offset, step.get("length", nbytes - offset)
+
+    # -- tasks
+
+    def op_spawn(self, step):
+        name, task = step["task"], fork(self.init, numbers(step["cpu"])[0])
+        self.processes[name] = Process(name, task)
+        return {"task": name, "ret": 0, "errno": 0}
+
+    def op_fork(self, process, step):
+        child = Process(step["child"], fork(process.task, numbers(step["cpu"])[0]), dict(process.regions), process.random)
+        self.processes[child.name] = child
+        return {"ret": child.task.pid, "errno": 0}
+
+    def op_exit(self, process, step):
+        code = step.get("code", 0)
+        process.task.exit(code)
+        process.state = {"dead": 1, "sig": 0, "code": code}
+        return {"state": "DEAD", "status": code << 8, "sig": 0, "code": code}
+
+    def op_setcpu(self, process, step):
+        cpu = process.task.sched_setaffinity(set(numbers(step["cpus"])))
+        return {"ret": 0, "errno": 0, "cpu": cpu, "node": self.machine.cpus[cpu].node}
+
+    # -- mappings
+
+    def op_mmap(self, process, step):
+        flags = uapi.MAP_ANONYMOUS | (uapi.MAP_SHARED if step.get("share") == "shared" else uapi.MAP_PRIVATE)
+        if "addr" in step:
+            flags |= uapi.MAP_FIXED if step.get("fixed_replace") else uapi.MAP_FIXED_NOREPLACE
+        mapping = process.task.mmap(step["size"], protection(step.get("prot", "rw")), flags, addr=step.get("addr"))
+        process.regions[step["region"]] = (mapping.addr, mapping.nbytes)
+        return {"ret": mapping.addr, "errno": 0, "minflt": 0, "majflt": 0}
+
+    def op_munmap(self, process, step):
+        process.task.munmap(*self.range_of(process, step))
+        return {"ret": 0, "errno": 0}
+
+    def op_mprotect(self, process, step):
+        process.task.mprotect(*self.range_of(process, step), protection(step["prot"]))
+        return {"ret": 0, "errno": 0}
+
+    def op_madvise(self, process, step):
+        process.task.madvise(*self.range_of(process, step), ADVICE[step["advice"]])
+        return {"ret": 0, "errno": 0}
+
+    # -- accesses
+
+    def op_touch(self, process, step):
+        """One byte per stride; the values are (index + 1) & 255, so that every 256th page stays zero."""
+        address, nbytes = self.range_of(process, step)
+        stride = step.get("stride", PAGE)
+        indices = self.touch_order(process, -(-nbytes // stride), step.get("order", "seq"), step.get("repeat", 1))
+        before = process.task.counters()
+        for start in range(0, len(indices), ACCESSES):
+            part = indices[start:start + ACCESSES]
+            places = np.uint64(address) + part * np.uint64(stride)
+            if step.get("mode") == "read":
+                process.task.load(places, np.uint8)
+            else:
+                process.task.store(places, (part + np.uint64(1)).astype(np.uint8))
+        after = process.task.counters()
+        minor, major = (after[name] - before[name] for name in ("task_minor_faults", "task_major_faults"))
+        return {"ret": len(indices), "errno": 0, "minflt": minor, "majflt": major}
+
+    @staticmethod
+    def touch_order(process, count, order, repeat):
+        """Which page (or stride) comes when, as an array of indices."""
+        if order != "random":
+            once = np.arange(count, dtype=np.uint64)
+            return np.tile(once if order == "seq" else once[::-1], repeat)
+        drawn, state = np.empty(count * repeat, np.uint64), process.random
+        for i in range(len(drawn)):
+            state ^= state << 13 & (1 << 64) - 1
+            state ^= state >> 7
+            state ^= state << 17 & (1 << 64) - 1
+            drawn[i] = state % count
+        process.random = state
+        return drawn
+
+    # -- policies and placement
+
+    def op_set_mempolicy(self, process, step):
+        process.task.set_mempolicy(POLICIES[step["policy"]], numbers(step.get("nodes", "")))
+        return {"ret": 0, "errno": 0}
+
+    def op_mbind(self, process, step):
+        flags = sum(MBIND_FLAGS[name] for name in step.get("flags", "").split("|") if name)
+        process.task.mbind(*self.range_of(process, step), POLICIES[step["policy"]], numbers(step.get("nodes", "")), flags)
+        return {"ret": 0, "errno": 0}
+
+    def op_get_mempolicy(self, process, step):
+        """Mode and nodes as one number, or with `next_node` the node of a page or of the next turn."""
+        address = self.range_of(process, step)[0] if "region" in step else None
+        flags = uapi.MPOL_F_NODE if step.get("next_node") else 0
+        if flags and address is not None:
+            return {"ret": process.task.node_of(address), "errno": 0}
+        mode, nodes = process.task.get_mempolicy(address, flags)
+        return {"ret": mode if flags else sum(1 << node for node in nodes) << 16 | mode, "errno": 0}
+
+    def op_move_pages(self, process, step):
+        """Page i goes to the i-th of the nodes, around; the result says how many are where they should be."""
+        address, nbytes = self.range_of(process, step)
+        addresses = np.arange(address, address + nbytes, PAGE, dtype=np.uint64)
+        nodes = np.resize(np.array(numbers(step["nodes"]), np.int64), len(addresses))
+        status = process.task.move_pages(addresses, nodes)
+        stayed = int(np.count_nonzero(status == -errno.EBUSY))
+        return {"ret": int(np.count_nonzero(status == nodes)) * 1_000_000 + stayed, "errno": 0}
+
+    def op_migrate_pages(self, process, step):
+        return {"ret": process.task.migrate_pages(numbers(step["from"]), numbers(step["to"])), "errno": 0}
+
+    # -- the machine
+
+    def op_write(self, step):
+        path, value = step["path"], str(step["value"])
+        try:
+            self.machine.write(path, value)
+        except OSError as error:                 # no such file, or a value the emulator has no use for yet
+            raise NotSupported(f"write {path}={value}" if error.errno == errno.EINVAL else f"write {path}") from None
+        return {"ret": len(value), "errno": 0}
+
+    def op_readf(self, step):
+        try:
+            text = self.machine.read(step["path"])
+        except OSError:
+            raise NotSupported(f"readf {step['path']}") from None
+        self.files.setdefault(step["path"], []).append(text.strip())
+
+    def op_sleep(self, step):
+        """Nothing happens in the background while nobody works."""
+
+    def op_nop(self, process, step):
+        return {"ret": 0, "errno": 0}
+
+    def op_snap(self, step):
+        self.snapshots[step["label"]] = observe.snapshot(self.machine)
+
+    def op_dump(self, process, step):
+        nr_nodes = len(self.machine.nodes)
+        regions = {name: observe.region(process.task, *where, nr_nodes) for name, where in process.regions.items()}
+        files = observe.task_files(self.machine, process.task.pid)
+        self.dumps.setdefault(step["label"], {})[process.name] = {"regions": regions, **files}
+
+
+def protection(text):
+    """PROT_* bits of "rw"."""
+    return sum(PROT[letter] for letter in text if letter in PROT)
+
+
+def write_pages(task, address, pages):
+    """One byte of each page."""
+    task.store(np.arange(pages, dtype=np.uint64) * np.uint64(PAGE) + np.uint64(address), np.zeros(1, np.uint8))
+
+
+def boot_init(machine):
+    """PID 1, on CPU 0."""
+    init = machine.task(cpu=0, name="init")
+    for address, pages, shared, written in IMAGE:
+        flags = uapi.MAP_ANONYMOUS | uapi.MAP_FIXED | (uapi.MAP_SHARED if shared else uapi.MAP_PRIVATE)
+        init.mmap(pages * PAGE, flags=flags, addr=address)
+        write_pages(init, address, written)
+    write_pages(init, STACK, STACK_PAGES)
+    return init
+
+
+def fork(parent, cpu):
+    """A child on a CPU; both sides go on and copy what they write of stack and heap, the child reads the log."""
+    child = parent.fork(cpu=cpu)
+    top = STACK + STACK_PAGES * PAGE
+    for task, pages in ((child, CHILD_WRITES), (parent, PARENT_WRITES)):
+        write_pages(task, top - pages * PAGE, pages)
+        write_pages(task, HEAP, 1)
+    child.load([LOG, IMAGE[3][0]], np.uint8)
+    return child

@@ -1,0 +1,203 @@
+"""Playing recorded scenarios: placement, what a dump says, what is not supported, and that a difference is seen."""
+import copy
+import json
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from numaemu import conform, judge, observe, replay
+from numaemu.errors import ConfigError
+from numaemu.replay import NotSupported, Process, Replay
+
+MIB = 1 << 20
+MACHINE = {"id": "small", "nodes": 2, "memory_MiB": [64, 64], "cpus_per_node": [1, 1], "distance": [[10, 21], [21, 10]]}
+ON_NODE_1 = {"addr": "0x7ffff77d0000", "length": MIB, "pages": {"node0": 0, "node1": 256},
+             "node_runs": [[1, 256]], "node_runs_total": 1}
+FIRST_TOUCH = {
+    "name": "first_touch", "class": "quiet", "machine": MACHINE,
+    "steps": [{"op": "spawn", "task": "T0", "cpu": "1"},
+              {"op": "mmap", "task": "T0", "region": "a", "size": MIB},
+              {"op": "snap", "label": "before"},
+              {"op": "touch", "task": "T0", "region": "a"},
+              {"op": "snap", "label": "after"},
+              {"op": "dump", "task": "T0", "label": "end"},
+              {"op": "exit", "task": "T0", "code": 0}],
+    "observed": {
+        "step_results": [{"step": 3, "op": "touch", "ret": 256, "errno": 0, "minflt": 256, "majflt": 0},
+                         {"step": 6, "op": "exit", "state": "DEAD", "sig": 0}],
+        "dumps": {"end": {"T0": {"regions": {"a": ON_NODE_1}}}},
+        "deltas": {"before=>after": {"vmstat": {"pgfault": 256, "nr_anon_pages": 256},
+                                     "nodes": {"1": {"numastat": {"numa_hit": 257, "local_node": 257}}}}},
+        "final": {"T0": {"dead": 1, "sig": 0}}}}
+
+
+def case(*steps, **observed):
+    """FIRST_TOUCH's machine with other steps."""
+    return {"name": "small", "machine": MACHINE, "steps": list(steps), "observed": observed}
+
+
+@pytest.fixture(scope="module")
+def observed():
+    """FIRST_TOUCH, played once."""
+    return conform.replay(FIRST_TOUCH)
+
+
+@pytest.fixture
+def case_file(tmp_path):
+    """A function that writes a case to a file."""
+    def write(record):
+        path = tmp_path / "case.json"
+        path.write_text(json.dumps(record))
+        return path
+    return write
+
+
+# -- placement -----------------------------------------------------------------------------------------------
+
+def test_first_touch_is_local(observed):
+    verdict = judge.judge(FIRST_TOUCH, observed)
+    assert verdict.agrees, conform.table(verdict)
+    region = observed["dumps"]["end"]["T0"]["regions"]["a"]
+    assert region["pages"]["node1"] == 256 and region["node_runs"] == [[1, 256]]
+    assert region["addr"] == ON_NODE_1["addr"]           # right below the log buffer
+
+
+def test_deltas_are_between_neighbours_and_over_everything(observed):
+    assert list(observed["deltas"]) == ["before->after", "before=>after"]
+    assert observed["deltas"]["before->after"] == observed["deltas"]["before=>after"]
+    assert observed["deltas"]["before=>after"]["vmstat"]["nr_anon_pages"] == 256
+
+
+def test_shared_pages_stay_where_they_are():
+    spawn, mmap = FIRST_TOUCH["steps"][:2]
+    seen = conform.replay(case(
+        spawn, mmap, {"op": "mmap", "task": "T0", "region": "b", "size": MIB},
+        {"op": "mbind", "task": "T0", "region": "a", "policy": "interleave", "nodes": "0-1", "length": MIB // 2},
+        {"op": "touch", "task": "T0", "region": "a", "order": "reverse"}, {"op": "touch", "task": "T0", "region": "b"},
+        {"op": "fork", "task": "T0", "child": "T1", "cpu": "0"},
+        {"op": "touch", "task": "T1", "region": "a", "length": MIB // 4},
+        {"op": "move_pages", "task": "T0", "region": "a", "offset": MIB // 2, "nodes": "0"},
+        {"op": "mbind", "task": "T0", "region": "b", "policy": "bind", "nodes": "0", "flags": "move|strict"},
+        {"op": "mbind", "task": "T1", "region": "b", "policy": "bind", "nodes": "0", "flags": "strict"},
+        {"op": "dump", "task": "T0", "label": "end"}, {"op": "dump", "task": "T1", "label": "end"}))
+    parent, child = (seen["dumps"]["end"][name]["regions"] for name in ("T0", "T1"))
+    assert parent["a"]["pages"]["node0"] == 64 and parent["a"]["node_runs"][:2] == [[0, 1], [1, 1]]
+    assert child["a"]["pages"]["node0"] == child["a"]["pages"]["node1"] - 128      # copied by the policy of the range
+    assert parent["b"]["pages"]["node1"] == child["b"]["pages"]["node1"] == 256
+    move, bind, strict = seen["step_results"][8:11]
+    assert move["ret"] == 0 and bind["ret"] == 0 and (strict["ret"], strict["errno"]) == (-1, 5)
+
+
+def test_a_task_that_finds_no_memory_is_killed():
+    spawn = FIRST_TOUCH["steps"][0]
+    seen = conform.replay(case(
+        spawn, {"op": "mmap", "task": "T0", "region": "a", "size": 80 * MIB},
+        {"op": "set_mempolicy", "task": "T0", "policy": "bind", "nodes": "1"},
+        {"op": "touch", "task": "T0", "region": "a"}, {"op": "dump", "task": "T0", "label": "end"}))
+    assert (seen["step_results"][3]["state"], seen["step_results"][3]["sig"]) == ("DEAD", 9)
+    assert seen["dumps"] == {} and seen["final"]["T0"]["dead"] == 1
+
+
+# -- the machine as recorded ---------------------------------------------------------------------------------
+
+def test_zones_are_as_full_as_recorded():
+    zones = {"node0/DMA": {"managed": 3840, "free": 3700}, "node0/DMA32": {"managed": 11000, "free": 9000},
+             "node1/DMA32": {"managed": 15000, "free": 8000}}
+    for zone in zones.values():
+        zone["min"] = 500 * zone["managed"] // 29840
+    steps = [{**step, "task": "T0"} for step in FIRST_TOUCH["steps"][:2]] + [FIRST_TOUCH["steps"][3]]
+    ours = conform.replay(case(*steps, {"op": "snap", "label": "base"}, snapshots={"base": {"zones": zones}}))
+    for name, zone in ours["snapshots"]["base"]["zones"].items():
+        assert abs(zone["free"] - zones[name]["free"]) <= conform.FREE_TOLERANCE
+        assert (zone["managed"], zone["min"]) == (zones[name]["managed"], zones[name]["min"])
+
+
+@given(st.lists(st.integers(1000, 10**7), min_size=1, max_size=6), st.integers(100, 10**6))
+def test_min_free_kbytes_gives_back_the_marks(managed, pages_min):
+    zones = {str(i): {"managed": m, "min": pages_min * m // sum(managed)} for i, m in enumerate(managed)}
+    found = conform.min_free_kbytes(zones) // 4
+    assert [found * m // sum(managed) for m in managed] == [zone["min"] for zone in zones.values()]
+
+
+def test_marks_that_fit_no_min_free_kbytes():
+    with pytest.raises(ConfigError, match="no min_free_kbytes gives"):
+        conform.min_free_kbytes({"a": {"managed": 1000, "min": 1}, "b": {"managed": 1000, "min": 9}})
+
+
+# -- the order of touches, the form of dumps -----------------------------------------------------------------
+
+def test_random_order_goes_on_where_it_stopped():
+    whole, parts = Process("T0", None), Process("T1", None)
+    once = Replay.touch_order(whole, 100, "random", 2)
+    assert once.max() < 100 and len(once) == 200
+    assert [*Replay.touch_order(parts, 100, "random", 1), *Replay.touch_order(parts, 100, "random", 1)] == [*once]
+    assert whole.random == parts.random
+
+
+def test_reverse_order():
+    assert Replay.touch_order(Process("T0", None), 3, "reverse", 2).tolist() == [2, 1, 0, 2, 1, 0]
+
+
+@given(st.lists(st.sampled_from([0, 1, -2, -14]), min_size=1, max_size=50))
+def test_run_length_code_unfolds_to_the_sequence(status):
+    runs = observe.run_length(np.array(status))
+    assert [value for value, length in runs for _ in range(length)] == status
+    assert all(a[0] != b[0] for a, b in zip(runs, runs[1:]))
+
+
+def test_hash_of_a_sequence():
+    assert observe.sequence_hash(np.zeros(4, np.int64)) == "315446a086a23133"
+    assert observe.sequence_hash(np.full(4, observe.ABSENT)) == "b61879aa86a23133"
+
+
+# -- what cannot be played, and what differs -----------------------------------------------------------------
+
+@pytest.mark.parametrize("step, op", [
+    ({"op": "sh", "cmd": "swapon /dev/vdb"}, "sh"),
+    ({"op": "mmap", "task": "T0", "region": "a", "size": MIB, "kind": "hugetlb"}, "mmap kind=hugetlb"),
+    ({"op": "touch", "task": "T0", "region": "a", "async": 1}, "touch async"),
+    ({"op": "mbind", "task": "T0", "region": "a", "policy": "bind", "nodes": "1", "flags": "lazy"}, "mbind flags=lazy")])
+def test_not_supported_is_found_before_anything_starts(step, op):
+    with pytest.raises(NotSupported) as raised:
+        replay.check_steps([*FIRST_TOUCH["steps"], step])
+    assert raised.value.op == op
+
+
+def test_not_supported_file(case_file, tmp_path, capsys):
+    path = case_file(case({"op": "write", "path": "/proc/sys/vm/no_such_setting", "value": "1"}))
+    assert conform.main(path, tmp_path / "out.json") == conform.NOT_SUPPORTED
+    op = "write /proc/sys/vm/no_such_setting"
+    assert capsys.readouterr().out == f"not supported: {op}\n"
+    assert json.loads((tmp_path / "out.json").read_text()) == {"not_supported": op}
+
+
+def test_a_disagreement_is_reported(case_file, tmp_path, capsys):
+    wrong = copy.deepcopy(FIRST_TOUCH)
+    wrong["observed"]["dumps"]["end"]["T0"]["regions"]["a"]["pages"] = {"node0": 256, "node1": 0}
+    assert conform.main(case_file(wrong), tmp_path / "out.json") == conform.DISAGREES
+    text = capsys.readouterr().out
+    assert "dump end/T0/a: pages: is {'node1': 256}, Linux {'node0': 256}" in text
+    assert "first_touch: disagrees with Linux" in text
+    assert "observed" in json.loads((tmp_path / "out.json").read_text())
+
+
+@pytest.mark.parametrize("part, change", [
+    ("steps", lambda o: o["step_results"][0].update(ret=255)),
+    ("steps", lambda o: o["step_results"][0].update(minflt=300)),
+    ("dumps", lambda o: o["dumps"]["end"]["T0"]["regions"]["a"].update(node_runs=[[1, 128], [0, 128]])),
+    ("deltas", lambda o: o["deltas"]["before=>after"]["vmstat"].update(nr_anon_pages=400)),
+    ("deltas", lambda o: o["deltas"]["before=>after"]["nodes"]["1"]["numastat"].update(numa_hit=500)),
+    ("oom", lambda o: o["final"]["T0"].update(sig=9))])
+def test_the_judge_sees(observed, part, change):
+    other = copy.deepcopy(FIRST_TOUCH)
+    change(other["observed"])
+    verdict = judge.judge(other, observed)
+    assert [group for group in judge.GROUPS if verdict.failures[group]] == [part]
+
+
+def test_a_case_file_that_is_none(tmp_path):
+    (tmp_path / "case.json").write_text("[]")
+    with pytest.raises(ConfigError, match="case file has no 'machine'"):
+        conform.read_case(tmp_path / "case.json")
