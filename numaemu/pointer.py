@@ -64,6 +64,8 @@ class Struct:
     def __init__(self, name, fields, nbytes=None):
         self.name, self.kinds, self.counts = name, {}, {}
         for field, kind, *count in fields:
+            if field in Pointer.__slots__:
+                raise AssertionError(f"struct {name}: {field} is what every pointer has, no field may have this name")
             self.kinds[field], self.counts[field] = kind, (count[0] if count else None)
         self.dtype = np.dtype([(f, k.dtype, (self.counts[f],)) if self.counts[f] else (f, k.dtype)
                                for f, k in self.kinds.items()], align=True)

@@ -38,7 +38,7 @@ migrate_t = Struct("migrate_t", [        # one for each CPU: the batch it is mov
     ("mm", i64), ("target", i64),        # whose pages; the node, or BY_POLICY
     ("nr_mms", i64), ("mms", i64, MIGRATE_MMS), ("mm_start", u64, MIGRATE_MMS), ("mm_end", u64, MIGRATE_MMS),
     ("old", i64, NR_MAX_BATCHED_MIGRATION), ("new", i64, NR_MAX_BATCHED_MIGRATION),
-    ("address", u64, NR_MAX_BATCHED_MIGRATION),
+    ("virtual", u64, NR_MAX_BATCHED_MIGRATION),      # where it is mapped
     ("place", i64, NR_MAX_BATCHED_MIGRATION),        # the caller's: where its status belongs
 ])
 
@@ -167,10 +167,10 @@ def alloc_migration_target(cpu, batch, i):
     """The frame that page i of the batch moves to; 0 if there is none on the node."""
     machine = machine_of(cpu)
     if batch.target == BY_POLICY:
-        number = find_vma(machine, batch.mm, batch.address[i])
+        number = find_vma(machine, batch.mm, batch.virtual[i])
         if number == 0:
             return 0
-        return vma_alloc_folio(cpu, GFP_HIGHUSER_MOVABLE, vma_of(machine, number), batch.address[i])
+        return vma_alloc_folio(cpu, GFP_HIGHUSER_MOVABLE, vma_of(machine, number), batch.virtual[i])
     return alloc_pages(cpu, GFP_HIGHUSER_MOVABLE | __GFP_THISNODE, 0, batch.target, machine.node_mask)
 
 
@@ -233,7 +233,7 @@ def migrate_pages_batch(cpu, batch):
 def add_to_batch(batch, pfn, address, place):
     """Put an isolated page into the batch; True when it is full."""
     i = batch.nr
-    batch.old[i], batch.address[i], batch.place[i] = pfn, address, place
+    batch.old[i], batch.virtual[i], batch.place[i] = pfn, address, place
     batch.nr += 1
     return batch.nr == NR_MAX_BATCHED_MIGRATION
 
