@@ -207,11 +207,16 @@ def __rmqueue_fallback(machine, zone, order, migratetype):
 
 @kernel("i64(machine_t*, zone_t*, i64, i64)")
 def __rmqueue(machine, zone, order, migratetype):
-    """One block of `order`: own type, untouched memory, then another type's; its pfn or 0."""
+    """One block of `order`: own type, untouched memory, then another type's; its pfn or 0.
+
+    Untouched memory is movable and may begin with blocks that are too small: on until one serves, or until one of
+    the highest order lies there to be stolen from, as on a machine whose memory is all on its lists.
+    """
     pfn = __rmqueue_smallest(machine, zone, order, migratetype)
-    if pfn == 0 and (zone.free_area[MAX_ORDER].head[MIGRATE_MOVABLE] == 0 or migratetype == MIGRATE_MOVABLE):
-        if touch_virgin(machine, zone):
-            pfn = __rmqueue_smallest(machine, zone, order, migratetype)
+    while pfn == 0 and (migratetype == MIGRATE_MOVABLE or zone.free_area[MAX_ORDER].head[MIGRATE_MOVABLE] == 0):
+        if not touch_virgin(machine, zone):
+            break
+        pfn = __rmqueue_smallest(machine, zone, order, migratetype)
     if pfn == 0:
         pfn = __rmqueue_fallback(machine, zone, order, migratetype)
     return pfn
