@@ -414,6 +414,15 @@ def page_node(machine, mm_number, address):
     return page_to_nid(machine, pte_pfn(pte))
 
 
+@kernel("i64(machine_t*, i64, u64)")
+def lookup_node(machine, mm_number, address):
+    """Node of whatever frame is mapped at `address`, be it the page of zeros; -EFAULT if none is."""
+    ptep = pte_offset(machine, mm_of(machine, mm_number), address)
+    if ptep == U(0) or ptep_get(ptep) == U(0):
+        return -EFAULT
+    return page_to_nid(machine, pte_pfn(ptep_get(ptep)))
+
+
 @kernel("i64(cpu_t*, migrate_t*, i64*)")
 def store_status(cpu, batch, status):
     """Move what is queued and write each page's node, or -EBUSY, to its place: pages that stayed."""

@@ -8,7 +8,7 @@ import numpy as np
 from numaemu.compile import entry, hot, kernel
 from numaemu.kernel.fork import alloc_task, do_exit, dup_mm, mm_alloc, setup_arg_pages
 from numaemu.kernel.mempolicy import copy_policy, current_task, do_set_mempolicy, mpol_new, next_node_in
-from numaemu.kernel.migrate import do_mbind, do_migrate_pages, do_move_pages, page_node
+from numaemu.kernel.migrate import do_mbind, do_migrate_pages, do_move_pages, lookup_node, page_node
 from numaemu.kernel.mm_types import policy_t, task_t
 from numaemu.kernel.mmap import do_brk, do_madvise, do_mmap, do_mprotect, do_munmap, find_vma
 from numaemu.kernel.page_alloc import alloc_pages, drain_local_pages, free_pages
@@ -148,7 +148,7 @@ def sys_get_mempolicy(cpu_address, task, address, flags, answer_address):
             return -EFAULT
         policy = vma_of(machine, number).policy
         if flags & MPOL_F_NODE:
-            node = page_node(machine, cpu.mm, address)
+            node = lookup_node(machine, cpu.mm, address)
             answer[0], answer[1] = U(max(node, 0)), policy.nodes
             return min(node, 0)
     elif address != U(0):
