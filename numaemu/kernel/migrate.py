@@ -10,6 +10,7 @@ from numaemu.compile import hot, kernel
 from numaemu.kernel.gfp import GFP_HIGHUSER_MOVABLE, __GFP_THISNODE
 from numaemu.kernel.mempolicy import first_set, mpol_new, node_isset, same_policy, vma_alloc_folio
 from numaemu.kernel.mm_types import PG_anon, PG_locked, policy_t
+from numaemu.kernel.mmdebug import VM_BUG_ON_PAGE
 from numaemu.kernel.mmap import (find_position, find_vma, merge_range, range_is_mapped, split_range, vma_index)
 from numaemu.kernel.mmzone import page_of, page_to_nid
 from numaemu.kernel.page_alloc import alloc_pages
@@ -75,7 +76,9 @@ def isolate_page(machine, ptep, pte):
 @kernel("void(cpu_t*, i64)")
 def putback_page(cpu, pfn):
     """Unlock and unpin."""
-    fetch_and(page_of(machine_of(cpu), pfn), "flags", ~U(PG_locked))
+    page = page_of(machine_of(cpu), pfn)
+    before = fetch_and(page, "flags", ~U(PG_locked))
+    VM_BUG_ON_PAGE(before & U(PG_locked) == U(0), page)
     put_page(cpu, pfn)
 
 
@@ -185,6 +188,7 @@ def move_to_new_folio(cpu, old, new):
     """Copy contents and identity; a shared object's tree points to the new frame. False: it changed meanwhile."""
     machine = machine_of(cpu)
     page, target = page_of(machine, old), page_of(machine, new)
+    VM_BUG_ON_PAGE(page.flags & U(PG_locked) == U(0), page)
     if load_acquire(page, "mapcount") != 0 or load_acquire(page, "refcount") != expected_refs(machine, page):
         return False
     target.mapping, target.index = page.mapping, page.index

@@ -20,6 +20,7 @@ from numaemu.compile import hot, kernel
 from numaemu.kernel.gfp import ___GFP_DIRECT_RECLAIM, __GFP_DMA, __GFP_DMA32, __GFP_MOVABLE, __GFP_RECLAIMABLE, \
     __GFP_THISNODE, __GFP_ZERO
 from numaemu.kernel.mm_types import PG_buddy, PG_pcp, PG_used
+from numaemu.kernel.mmdebug import VM_BUG_ON_PAGE
 from numaemu.kernel.mmzone import (MAX_NR_ZONES, MIGRATE_MOVABLE, MIGRATE_RECLAIMABLE, MIGRATE_TYPES,
                                    MIGRATE_UNMOVABLE, WMARK_LOW, WMARK_MIN, ZONE_DMA, ZONE_DMA32, ZONE_HIGHMEM,
                                    ZONE_MOVABLE, ZONE_NORMAL, page_of, page_to_nid, page_zone, pcp_of, zone_of,
@@ -52,6 +53,7 @@ def set_pageblock_migratetype(machine, pfn, migratetype):
 def add_to_free_list(machine, zone, pfn, order, migratetype, to_tail):
     """Link a free block into its list and mark it."""
     area, page = zone.free_area[order], page_of(machine, pfn)
+    VM_BUG_ON_PAGE(page.flags & (_BUDDY | _PCP) != U(0) or pfn & ((1 << order) - 1) != 0, page)
     page.flags = (page.flags & _USED) | _BUDDY
     page.private, page.migratetype = order, migratetype
     head, tail = area.head[migratetype], area.tail[migratetype]
@@ -72,6 +74,7 @@ def del_page_from_free_list(machine, zone, pfn, order):
     """Unlink a free block."""
     area, page = zone.free_area[order], page_of(machine, pfn)
     migratetype = page.migratetype
+    VM_BUG_ON_PAGE(page.flags & _BUDDY == U(0) or page.private != order, page)
     if page.lru_prev != 0:
         page_of(machine, page.lru_prev).lru_next = page.lru_next
     else:
@@ -295,6 +298,7 @@ def free_block(machine, pfn, order):
     """Serve MSG_FREE: a block of 2**order pages comes back."""
     for i in range(1 << order):
         page = page_of(machine, pfn + i)
+        VM_BUG_ON_PAGE(page.flags & (_BUDDY | _PCP) != U(0) or page.mapcount != 0, page)
         page.refcount = 0
         page.flags &= _USED
     zone = zone_of(machine, page_zone(machine, pfn))
@@ -391,6 +395,7 @@ def rmqueue_pcplist(cpu, zone, migratetype, preferred_node, mark):
         return 0
     pfn = pcp.head
     page = page_of(machine, pfn)
+    VM_BUG_ON_PAGE(page.flags & _PCP == U(0), page)
     pcp.head = page.lru_next
     pcp.count -= 1
     prefetch(page_of(machine, page.lru_next).address)
@@ -465,6 +470,7 @@ def prep_new_page(machine, cpu, pfn, order, gfp):
     """Make allocated pages fit for use; frames that were never given out are zero already and need no clearing."""
     for i in range(1 << order):
         page = page_of(machine, pfn + i)
+        VM_BUG_ON_PAGE(page.flags & _BUDDY != U(0) or page.refcount != 0 or page.mapcount != 0, page)
         if gfp & __GFP_ZERO:
             if (page.flags & _USED) != U(0):
                 clear_bytes(machine.memory + (U(pfn + i) << U(12)), 4096)
@@ -557,6 +563,7 @@ def free_unref_page(cpu, pfn):
     """A single page nobody refers to goes on this CPU's list; what is too much goes back to its node, coldest first."""
     machine = machine_of(cpu)
     page, zone = page_of(machine, pfn), zone_of(machine, page_zone(machine, pfn))
+    VM_BUG_ON_PAGE(page.flags & (_BUDDY | _PCP) != U(0) or page.refcount != 0 or page.mapcount != 0, page)
     pcp = pcp_of(machine, cpu.id, zone.number).lists[page.migratetype]
     page.flags = _USED | _PCP
     page.lru_next = pcp.head

@@ -111,6 +111,7 @@ def install_table(cpu, mm, table, index, pfn):
     before = compare_exchange(u64.array(table), index, U(0), entry)
     if before != U(0):
         page_of(machine, pfn).flags &= ~U(PG_table)
+        page_of(machine, pfn).refcount = 0
         free_pages(cpu, pfn, 0)
         return before
     account_table(cpu, mm, pfn, 1)

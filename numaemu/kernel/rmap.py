@@ -9,6 +9,7 @@ import numpy as np
 
 from numaemu.compile import hot, kernel
 from numaemu.kernel.mm_types import MM_ANONPAGES, MM_SHMEMPAGES, PG_anon, mapping_t, vma_t
+from numaemu.kernel.mmdebug import VM_BUG_ON_PAGE
 from numaemu.kernel.mmzone import page_of, page_to_nid
 from numaemu.kernel.page_alloc import free_pages
 from numaemu.kernel.pool import pool_get, pool_put
@@ -125,7 +126,9 @@ def folio_dup_rmap(machine, cpu, pfn):
 def folio_remove_rmap(machine, cpu, pfn):
     """A page-table entry that mapped the page is gone (its reference is not dropped here)."""
     page = page_of(machine, pfn)
-    if fetch_add(page, "mapcount", -1) == 1:
+    before = fetch_add(page, "mapcount", -1)
+    VM_BUG_ON_PAGE(before <= 0, page)
+    if before == 1:
         anon = page.flags & U(PG_anon) != U(0)
         mod_node_page_state(machine, cpu.id, page_to_nid(machine, pfn), NR_ANON_MAPPED if anon else NR_FILE_MAPPED, -1)
 
@@ -139,7 +142,10 @@ def get_page(page):
 def put_page(cpu, pfn):
     """Drop a reference; the last one frees the page."""
     machine = machine_of(cpu)
-    if fetch_add(page_of(machine, pfn), "refcount", -1) == 1:
+    page = page_of(machine, pfn)
+    before = fetch_add(page, "refcount", -1)
+    VM_BUG_ON_PAGE(before <= 0, page)
+    if before == 1:
         free_pages(cpu, pfn, 0)
 
 

@@ -10,7 +10,7 @@ from numaemu.compile import hot, kernel
 from numaemu.kernel.gfp import GFP_HIGHUSER_MOVABLE, GFP_KERNEL, __GFP_ZERO
 from numaemu.kernel.mempolicy import vma_alloc_folio
 from numaemu.kernel.mmzone import page_of, page_to_nid
-from numaemu.kernel.page_alloc import alloc_pages, free_pages
+from numaemu.kernel.page_alloc import alloc_pages
 from numaemu.kernel.pgtable import pfn_pte, pte_pfn, table_at
 from numaemu.kernel.rmap import mapping_of, mapping_put, put_page
 from numaemu.kernel.smp import machine_of
@@ -31,7 +31,7 @@ def new_tree_page(cpu, words, index):
     entry = pfn_pte(pfn, _SLOT)
     before = compare_exchange(u64.array(words), index, U(0), entry)
     if before != U(0):
-        free_pages(cpu, pfn, 0)
+        put_page(cpu, pfn)
         return before
     mod_node_page_state(machine, cpu.id, page_to_nid(machine, pfn), NR_KERNEL_PAGES, 1)
     return entry
@@ -82,8 +82,7 @@ def shmem_get_folio(cpu, vma, address):
     page.mapping, page.index = vma.mapping, index
     before = compare_exchange(u64.array(slot), 0, U(0), pfn_pte(pfn, _SLOT))
     if before != U(0):
-        page.refcount = 0
-        free_pages(cpu, pfn, 0)
+        put_page(cpu, pfn)
         return pte_pfn(before)
     count_shmem(machine, cpu, pfn, 1)
     fetch_add(mapping, "nr_pages", 1)
