@@ -116,6 +116,7 @@ class Mmu:
         if "node" not in entry or write and not entry["writable"]:
             return False
         entry["dirty"] |= write
+        self.l1_hits += one is not None
         if one or two:
             self.assists += 1              # the page is there, only its D bit has to be set
             self.clock_ns += self.l2_ns

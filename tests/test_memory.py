@@ -9,6 +9,9 @@ from loopback import SMALL_TLB, Loopback
 from numaemu import OutOfMemory, SegmentationFault
 from numaemu.build import JIT
 from numaemu.kernel.gfp import GFP_KERNEL
+from numaemu.kernel.pgtable import install_table
+from numaemu.kernel.shmem import new_tree_page
+from numaemu.pointer import u64
 from numaemu.uapi import MADV_DONTNEED, MAP_ANONYMOUS, MAP_PRIVATE, MAP_SHARED, PROT_READ, PROT_WRITE
 
 BASE, PAGES, RW = 0x1000_0000, 8, PROT_READ | PROT_WRITE
@@ -211,4 +214,19 @@ def test_shared_memory_lives_as_long_as_a_mapping(two_nodes):
     assert loop.vmstat()["nr_shmem"] == 1
     area.munmap()
     assert loop.vmstat()["nr_shmem"] == 0
+    loop.audit()
+
+
+@pytest.mark.interpreted
+def test_a_table_that_came_too_late_is_free_again(two_nodes):
+    """Two CPUs made the same page table (and the same table of a shared object); the slower one's page goes back."""
+    loop, task = two_nodes, two_nodes.task()
+    task.mmap("4KiB", addr=BASE).touch()
+    task.mmap("4KiB", flags=MAP_SHARED | MAP_ANONYMOUS).touch()
+    cpu, mm = loop.cpu(), loop.mm(task)
+    pgd = loop.machine.memory + mm.pgd
+    pfn = task.kernel.alloc_pages(GFP_KERNEL)
+    standing = install_table(cpu, mm, pgd, 0, pfn)
+    assert standing == u64.array(pgd)[0] and standing >> np.uint64(12) != pfn
+    assert new_tree_page(cpu, pgd, 0) == standing
     loop.audit()

@@ -105,6 +105,8 @@ def test_get_mempolicy(three):
     task.set_mempolicy(MPOL_INTERLEAVE, "1-2")
     assert task.get_mempolicy(flags=MPOL_F_NODE) == (1, [1, 2])          # the node of the next page
     area = task.mmap("4KiB")
+    assert task.node_of(area.addr) == 0                                  # the page of zeros
+    area.touch()
     assert task.node_of(area.addr) in (1, 2)
     with pytest.raises(OSError) as caught:
         task.get_mempolicy(0x1000)

@@ -1,11 +1,12 @@
 """TLBs, page walk and the emulated clock, on page tables written by hand."""
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from loopback import Loopback
 from naive import Mmu
 
+from numaemu.build import JIT
 from numaemu.access import LOAD_MANY, STORE_MANY
 from numaemu.errors import SegmentationFault
 from numaemu.mmu import (_PAGE_ACCESSED, _PAGE_DIRTY, _PAGE_PRESENT, _PAGE_RW, _PAGE_USER, cpu_t, clock_ns, tlb_flush_all,
@@ -78,12 +79,13 @@ def geometries(draw, most_sets):
     return {"entries": ways * draw(st.integers(1, most_sets)), "ways": ways, "latency_ns": draw(st.integers(0, 5))}
 
 
-PAGES = 24
+PAGES = 10
 steps = st.lists(st.tuples(st.sampled_from(["load", "store", "load", "store", "flush page", "flush all"]),
                            st.lists(st.integers(0, PAGES - 1), min_size=1, max_size=6)), max_size=60)
 
 
 @pytest.mark.interpreted
+@settings(max_examples=200 if JIT else 20)
 @given(geometries(5), geometries(9), st.lists(st.sampled_from(["none", "ro", "rw", "rw"]), min_size=PAGES, max_size=PAGES),
        steps)
 def test_two_levels_count_as_the_naive_mmu(l1, l2, kinds, todo):
