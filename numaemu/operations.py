@@ -16,6 +16,7 @@ from numaemu.kernel.mmap import find_position, vma_index
 from numaemu.kernel.mmzone import MAX_NR_ZONES, page_of, page_zone
 from numaemu.kernel.pgtable import mm_of
 from numaemu.kernel.rmap import vma_of
+from numaemu.kernel.stats import cpu_figures, task_numbers
 from numaemu.mmu import X86_PF_PROT, X86_PF_WRITE
 from numaemu.pointer import u64
 from numaemu.uapi import SIGKILL, SIGSEGV
@@ -111,7 +112,6 @@ class Operations:
         return self.tasks[found].mm
 
     def number_of_pid(self, pid):
-        from numaemu.kernel.proc import task_numbers
         for number in task_numbers(self.machine):
             if self.tasks[number].pid == pid:
                 return number
@@ -235,7 +235,6 @@ class Operations:
 
     def counters(self, number):
         """This CPU's figures and the task's faults."""
-        from numaemu.kernel.stats import cpu_figures
         task = self.tasks[number]
         return {**cpu_figures(self.machine, self.cpu.cpu_number), "task_minor_faults": task.min_flt,
                 "task_major_faults": task.maj_flt}

@@ -11,6 +11,7 @@ from numaemu.kernel.page_alloc import page_is_buddy
 from numaemu.kernel.pgtable import (_PAGE_SPECIAL, is_migration_entry, mm_of, pte_offset, pte_pfn, pte_present, ptep_get,
                                     skip_missing)
 from numaemu.kernel.rmap import vma_of
+from numaemu.kernel.stats import task_numbers
 from numaemu.param import MAX_ORDER, NR_ORDERS
 from numaemu.pointer import i64, u64
 
@@ -171,7 +172,6 @@ def audit_mappings(machine, base):
     """Map counts and rss against the page tables of all address spaces."""
     mapcounts = np.zeros(machine.max_pfn, np.int32)
     tasks = task_t.array(machine.tasks)
-    from numaemu.kernel.stats import task_numbers
     for mm_number in sorted({tasks[n].mm for n in task_numbers(machine)}):
         rss = np.zeros(2, np.int64)
         bad = count_mapped(base, mm_number, mapcounts, rss)

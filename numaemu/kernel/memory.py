@@ -297,8 +297,8 @@ def change_protection(cpu, mm_number, start, end, writable, accessible, private)
         if pte_present(pte) or is_migration_entry(pte):
             if not writable:
                 wanted &= ~_PAGE_RW
-        if pte_present(pte):
             wanted = wanted | _PAGE_USER if accessible else wanted & ~_PAGE_USER
+        if pte_present(pte):
             if writable and private and can_change_pte_writable(machine, pte):
                 wanted |= _PAGE_RW
         if wanted != pte:

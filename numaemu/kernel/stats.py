@@ -1,13 +1,12 @@
 """The figures of a running machine as plain dictionaries: what `machine.stats()` and the JSON of a run hold."""
-from numaemu.kernel.mm_types import task_t
+from numaemu.kernel.mm_types import TASK_RUNNING, pool_t, task_t
 from numaemu.kernel.mmzone import MAX_NR_ZONES, zone_of
-from numaemu.kernel.vmstat import fold_node, fold_numa, fold_vm_events, free_pages
+from numaemu.kernel.vmstat import VM_EVENTS, fold_node, fold_numa, fold_vm_events, free_pages, percpu_of
 from numaemu.mmu import clock_ns, cpu_t
 
 
 def task_numbers(machine):
     """Numbers of the tasks that are alive."""
-    from numaemu.kernel.mm_types import TASK_RUNNING, pool_t
     used = pool_t.at(machine.task_pool).used
     return [n for n in range(1, used + 1) if task_t.array(machine.tasks)[n].state == TASK_RUNNING]
 
@@ -35,7 +34,6 @@ def cpu_figures(machine, number):
 
 
 def _events(machine, number):
-    from numaemu.kernel.vmstat import VM_EVENTS, percpu_of
     counts = percpu_of(machine, number).as_numpy()["event"]
     return {name: int(counts[i]) for i, name in enumerate(VM_EVENTS)}
 
