@@ -3,7 +3,7 @@ import sys
 
 import pytest
 
-from numaemu.build import DEBUG, JIT
+from numaemu.build import DEBUG
 from numaemu.kernel.gfp import GFP_KERNEL
 from numaemu.kernel.migrate import putback_page
 from numaemu.kernel.mmdebug import VM_BUG_ON, VM_BUG_ON_PAGE
@@ -52,8 +52,3 @@ def test_wrong_use_of_pages_is_caught(two_nodes):
     block = alloc_block(loop.machine, loop.zones()[0].number, 3, 0)
     free_block(loop.machine, block, 3)
     assert raised(free_block, loop.machine, block, 3)
-
-
-@pytest.mark.skipif(DEBUG or not JIT, reason="compiled release build")
-def test_the_release_build_has_no_trace_of_it():
-    assert "VM_BUG_ON" not in free_unref_page.compiled.inspect_llvm()

@@ -6,13 +6,12 @@ from hypothesis import strategies as st
 from loopback import Loopback
 from naive import Mmu
 
-from numaemu.build import JIT
 from numaemu.access import LOAD_MANY, STORE_MANY
+from numaemu.build import JIT
 from numaemu.errors import SegmentationFault
-from numaemu.mmu import (_PAGE_ACCESSED, _PAGE_DIRTY, _PAGE_PRESENT, _PAGE_RW, _PAGE_USER, cpu_t, clock_ns, tlb_flush_all,
+from numaemu.mmu import (_PAGE_ACCESSED, _PAGE_DIRTY, _PAGE_PRESENT, _PAGE_RW, _PAGE_USER, clock_ns, cpu_t, tlb_flush_all,
                          tlb_flush_page, walk)
 from numaemu.pointer import u64
-from numaemu.topology import load_topology
 
 PRESENT = int(_PAGE_PRESENT | _PAGE_USER)
 RW, ACCESSED, DIRTY = int(_PAGE_RW), int(_PAGE_ACCESSED), int(_PAGE_DIRTY)
@@ -202,4 +201,3 @@ def test_accesses_of_a_vector_to_one_page_cost_like_single_ones():
 def test_cpu_struct_keeps_contended_words_in_lines_of_their_own():
     for field in ("ipi_pending", "reply_value", "inside"):
         assert cpu_t.offsets[field] % 64 == 0, field
-    assert load_topology("uma").l1.sets * load_topology("uma").l1.ways == load_topology("uma").l1.entries

@@ -11,8 +11,7 @@ from naive import Buddy
 
 from numaemu.build import JIT
 from numaemu.kernel.gfp import GFP_HIGHUSER_MOVABLE, GFP_KERNEL, __GFP_DMA, __GFP_THISNODE, __GFP_ZERO
-from numaemu.kernel.mm_types import PG_buddy
-from numaemu.kernel.mmzone import MAX_NR_ZONES, MIGRATE_TYPES, WMARK_HIGH, WMARK_LOW, WMARK_MIN, ZONE_DMA, ZONE_DMA32, \
+from numaemu.kernel.mmzone import MAX_NR_ZONES, WMARK_HIGH, WMARK_LOW, WMARK_MIN, ZONE_DMA, ZONE_DMA32, \
     ZONE_MOVABLE, ZONE_NAMES, ZONE_NORMAL, zone_of, zonelist
 from numaemu.kernel.page_alloc import alloc_block, free_block
 from numaemu.kernel.mm_init import node_order, zone_batchsize
@@ -279,7 +278,3 @@ def test_a_pageblock_changes_hands_when_a_type_runs_out(two_nodes):
     pfns = [alloc_block(loop.machine, zone.number, 0, 0) for _ in range(600)]
     assert len({pfn >> 9 for pfn in pfns}) <= 3
     assert all(types[pfn >> 9] == 0 for pfn in pfns)
-
-
-def test_free_lists_know_five_types():
-    assert MIGRATE_TYPES == 5 and MAX_NR_ZONES == 5 and PG_buddy
