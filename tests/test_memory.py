@@ -228,5 +228,6 @@ def test_a_table_that_came_too_late_is_free_again(two_nodes):
     pfn = task.kernel.alloc_pages(GFP_KERNEL)
     standing = install_table(cpu, mm, pgd, 0, pfn)
     assert standing == u64.array(pgd)[0] and standing >> np.uint64(12) != pfn
+    loop.audit()
     assert new_tree_page(cpu, pgd, 0) == standing
     loop.audit()
