@@ -9,8 +9,8 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 PYTEST := $(BIN)/python -m pytest -q
 
-# Tests marked `small` also run with the JIT off and in the debug build.
-SMALL := -m small
+# Tests marked `interpreted` also run with the JIT off and in the debug build.
+INTERPRETED := -m interpreted
 
 .PHONY: run test bench setup layers clean
 
@@ -19,8 +19,8 @@ run: $(READY)
 
 test: layers
 	$(PYTEST) -n auto
-	NUMBA_DISABLE_JIT=1 $(PYTEST) $(SMALL) -n auto
-	NUMAEMU_DEBUG=1 $(PYTEST) $(SMALL) -n auto
+	NUMBA_DISABLE_JIT=1 $(PYTEST) $(INTERPRETED) -n auto
+	NUMAEMU_DEBUG=1 $(PYTEST) $(INTERPRETED) -n auto
 
 bench: $(READY)
 	$(BIN)/python -m numaemu bench
@@ -29,7 +29,7 @@ setup: $(READY)
 
 # The floors of the package (a file imports only from floors below its own), where they are written down.
 layers: $(READY)
-	@if grep -qs '^\[tool.importlinter\]' pyproject.toml || test -e .importlinter; then $(BIN)/lint-imports; fi
+	@if grep -qs '^\[tool.importlinter\]' pyproject.toml || test -e .importlinter; then $(BIN)/lint-imports --no-cache; fi
 
 $(READY): pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)

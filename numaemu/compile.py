@@ -8,7 +8,8 @@
 
 In a signature a struct's name with a star is a pointer to it (`i64*`: to
 words), `u64` … `f64` and `void` are what they say, `bool` is 0 or
-1 in an i64, and `u64[]` is a NumPy array. With the JIT off all of them are the plain Python functions.
+1 in an i64, and `u64[]` is a NumPy array. With the JIT off all of them are the plain Python functions, behind a
+conversion of words to the kinds of the signature.
 """
 import ctypes
 import functools
@@ -17,6 +18,7 @@ import sys
 import traceback
 
 import numba
+import numpy as np
 from llvmlite import binding as llvm
 from numba import types
 from numba.extending import typeof_impl
@@ -81,6 +83,22 @@ class Kernel:
 
 typeof_impl.register(Kernel)(lambda value, context: value.external)
 
+_WORDS = {types.uint8: np.uint8, types.uint16: np.uint16, types.uint32: np.uint32, types.uint64: np.uint64,
+          types.int32: int, types.int64: int, types.float32: float, types.float64: float}
+
+
+def twin(function, sig):
+    """The plain function with the JIT off: words of arguments and result become what the signature says, as compiled."""
+    casts = [_WORDS.get(t) for t in sig.args]
+    result_cast = _WORDS.get(sig.return_type)
+
+    @functools.wraps(function)
+    def call(*args):
+        answer = function(*[cast(a) if cast else a for cast, a in zip(casts, args, strict=True)])
+        return result_cast(answer) if result_cast else answer
+    return call
+
+
 hot = numba.njit(**_OPTIONS, forceinline=True)
 
 
@@ -88,7 +106,7 @@ def kernel(signature):
     """See the module's text."""
     def decorate(function):
         if not JIT:
-            return function
+            return twin(function, parse_signature(signature))
         compiled = Kernel(function, parse_signature(signature))
         _announce(function)
         return compiled
@@ -98,6 +116,8 @@ def kernel(signature):
 def entry(signature):
     """See the module's text."""
     def decorate(function):
+        if not JIT:
+            return twin(function, parse_signature(signature))
         compiled = numba.njit(parse_signature(signature), **_OPTIONS)(function)
         _announce(function)
         return compiled
@@ -108,7 +128,7 @@ def callback(signature):
     """See the module's text."""
     def decorate(function):
         if not JIT:
-            return PythonCallback(function)
+            return PythonCallback(twin(function, parse_signature(signature)))
         compiled = numba.cfunc(parse_signature(signature), **_OPTIONS)(function)
         _announce(function)
         return compiled

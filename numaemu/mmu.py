@@ -39,7 +39,7 @@ tlb_entry_t = Struct("tlb_entry_t", [
     ("tag", u64),       # page address | TAG_VALID
     ("wtag", u64),      # the same if a store needs no walk (writable, D already set), else 0
     ("host", u64),      # where the frame lies in this process | the node that owns it
-    ("age", i64),       # tick of the last use
+    ("age", i64),       # number of the access that used it last, from 1; 0: empty
 ], nbytes=32)
 
 cpu_t = Struct("cpu_t", [
@@ -140,7 +140,7 @@ def fill_l1(cpu, page_number, tag, wtag, host):
     """Put a translation into the L1 TLB in place of the set's oldest; its slot."""
     slot = l1_victim(cpu, page_number)
     entry = cpu.l1[slot]
-    entry.tag, entry.wtag, entry.host, entry.age = tag, wtag, host, cpu.tick
+    entry.tag, entry.wtag, entry.host, entry.age = tag, wtag, host, cpu.tick + 1
     cpu.l1_hint[page_number & U(L1_HINTS - 1)] = slot
     return slot
 
@@ -207,7 +207,7 @@ def tlb_walk(cpu, address, write, slot, slot2):
         slot2 = l2_victim(cpu, page_number)
         cpu.l2_hint[page_number & U(L2_HINTS - 1)] = slot2
     two = cpu.l2[slot2]
-    two.tag, two.wtag, two.host, two.age = tag, wtag, frame | node, cpu.tick
+    two.tag, two.wtag, two.host, two.age = tag, wtag, frame | node, cpu.tick + 1
     if slot < 0:
         return fill_l1(cpu, page_number, tag, wtag, frame | node)
     one = cpu.l1[slot]
@@ -227,7 +227,7 @@ def tlb_refill(cpu, address, write):
     slot2 = l2_find(cpu, page_number, tag)
     if slot < 0 and slot2 >= 0 and not (write and cpu.l2[slot2].wtag != tag):
         entry = cpu.l2[slot2]
-        entry.age = cpu.tick
+        entry.age = cpu.tick + 1
         cpu.l2_hits += 1
         return fill_l1(cpu, page_number, tag, entry.wtag, entry.host)
     return tlb_walk(cpu, address, write, slot, slot2)
@@ -261,8 +261,9 @@ def tlb_flush_page(cpu, address):
 
 @kernel("i64(cpu_t*)")
 def clock_ns(cpu):
-    """The CPU's emulated time: what the kernel charged, plus each access and walk load at its node's latency."""
-    total = cpu.clock_base_ns + cpu.l2_hits * cpu.l2_latency_ns + (cpu.walks + cpu.assists) * cpu.l2_latency_ns
+    """The CPU's emulated time: what the kernel charged, each access and walk load at its node's latency, each TLB look-up."""
+    total = cpu.clock_base_ns + cpu.tick * cpu.l1_latency_ns
+    total += (cpu.l2_hits + cpu.walks + cpu.assists) * cpu.l2_latency_ns
     for node in range(MAX_NODES):
         total += (cpu.accesses[node] + cpu.walk_loads[node]) * cpu.latency_ns[node]
     return total

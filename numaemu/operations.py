@@ -17,9 +17,9 @@ from numaemu.kernel.mmap import find_position, vma_index
 from numaemu.kernel.mmzone import MAX_NR_ZONES, page_of, page_zone
 from numaemu.kernel.pgtable import mm_of
 from numaemu.kernel.rmap import vma_of
+from numaemu.kernel.stats import cpu_figures, task_numbers
 from numaemu.mmu import X86_PF_PROT, X86_PF_WRITE
-from numaemu.pointer import u64
-from numaemu.uapi import SIGKILL, SIGSEGV
+from numaemu.uapi import SIGKILL
 
 BUFFER_BYTES = 1 << 20           # results from this size on come from a buffer that is kept
 
@@ -112,7 +112,6 @@ class Operations:
         return number if not pid else self.number_of_pid(pid)
 
     def number_of_pid(self, pid):
-        from numaemu.kernel.stats import task_numbers
         for number in task_numbers(self.machine):
             if self.tasks[number].pid == pid:
                 return number
@@ -250,7 +249,6 @@ class Operations:
 
     def counters(self, number):
         """This CPU's figures and the task's faults."""
-        from numaemu.kernel.stats import cpu_figures
         task = self.tasks[number]
         return {**cpu_figures(self.machine, self.cpu.cpu_number), "task_minor_faults": task.min_flt,
                 "task_major_faults": task.maj_flt}

@@ -140,7 +140,7 @@ def check_story(figures):
     assert figures["tasks"] == []
 
 
-@pytest.mark.small
+@pytest.mark.interpreted
 def test_quiet_prints_only_the_result(workload):
     path = workload('def main(machine):\n    """Nothing."""\n    return [len(machine.cpus), machine.topology.name]\n')
     done = numaemu("run", "--quiet", path, "--machine", "uma", "--cpus-per-node", "3", "--memory-per-node", "32MiB",

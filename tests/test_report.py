@@ -12,7 +12,7 @@ from rich.console import Console
 from numaemu import report
 from numaemu.topology import load_topology
 
-pytestmark = pytest.mark.small
+pytestmark = pytest.mark.interpreted
 
 
 def figures(topology, busy_cpus, result=None):

@@ -1,9 +1,9 @@
 """The audit of a machine that stands still: every frame accounted for, every count right. Raises on the first mismatch."""
 import numpy as np
 
-from numaemu.compile import entry, hot, kernel
+from numaemu.compile import entry
 from numaemu.errors import MachineCheck
-from numaemu.kernel.mm_types import PG_anon, PG_buddy, PG_pcp, PG_table, VM_SHARED, pool_t, task_t
+from numaemu.kernel.mm_types import PG_anon, PG_buddy, PG_pcp, PG_table, task_t
 from numaemu.kernel.mmap import vma_index
 from numaemu.kernel.mmzone import (MAX_NR_ZONES, MIGRATE_PCPTYPES, MIGRATE_TYPES, ZONE_NAMES, page_of, pcp_of, zone_of)
 from numaemu.kernel.mm_types import machine_t
@@ -11,8 +11,8 @@ from numaemu.kernel.page_alloc import page_is_buddy
 from numaemu.kernel.pgtable import (_PAGE_SPECIAL, is_migration_entry, mm_of, pte_offset, pte_pfn, pte_present, ptep_get,
                                     skip_missing)
 from numaemu.kernel.rmap import vma_of
+from numaemu.kernel.stats import task_numbers
 from numaemu.param import MAX_ORDER, NR_ORDERS
-from numaemu.pointer import i64, u64
 
 U = np.uint64
 FREE, PCP, TABLE, USED, BAD = range(5)       # what validate_zone counts, and where it found something wrong
@@ -23,7 +23,7 @@ def validate_zone(machine_address, number, counts):
     """Walk a zone's frames from the first to the virgin range: 0, or the pfn of the first one that is in two states."""
     machine = machine_t.at(machine_address)
     zone = zone_of(machine, number)
-    pfn, first_used = zone.start_pfn, zone.start_pfn
+    pfn = zone.start_pfn
     while pfn < zone.virgin_pfn:
         page = page_of(machine, pfn)
         flags, step = page.flags, 1
@@ -140,15 +140,24 @@ def page_text(machine, pfn):
            f"order {page.private}, mapping {page.mapping}, index {page.index}"
 
 
-def audit(machine):
-    """Check everything; {zone name: {free, pcp, tables, used}} in pages. Raises MachineCheck."""
-    base, report = int(machine.address), {}
+def audit_mappings(machine, base):
+    """Map counts and rss against the page tables of all address spaces."""
+    mapcounts = np.zeros(machine.max_pfn, np.int32)
+    tasks = task_t.array(machine.tasks)
+    for mm_number in sorted({tasks[n].mm for n in task_numbers(machine)}):
+        rss = np.zeros(2, np.int64)
+        bad = count_mapped(base, mm_number, mapcounts, rss)
+        if bad:
+            raise MachineCheck(f"address space {mm_number}: the page at {bad:#x} does not know that it is mapped there")
+        mm = mm_of(machine, mm_number)
+        if (mm.rss[1], mm.rss[3]) != tuple(rss):
+            raise MachineCheck(f"address space {mm_number}: rss says {mm.rss[1]} anonymous and {mm.rss[3]} shared pages, "
+                               f"its tables map {rss[0]} and {rss[1]}")
     for number in range(machine.nr_nodes * MAX_NR_ZONES):
-        zone = zone_of(machine, number)
-        if zone.present_pages:
-            report[f"node{zone.node}/{ZONE_NAMES[zone.type]}"] = audit_zone(machine, base, number, zone)
-    audit_mappings(machine, base)
-    return report
+        if zone_of(machine, number).present_pages:
+            bad = compare_mapcounts(base, number, mapcounts)
+            if bad:
+                raise MachineCheck(f"{page_text(machine, bad)}: {mapcounts[bad]} page-table entries map it")
 
 
 def audit_zone(machine, base, number, zone):
@@ -167,22 +176,13 @@ def audit_zone(machine, base, number, zone):
     return {"free": int(zone.free_pages), "pcp": int(pcp[0]), "tables": int(counts[TABLE]), "used": int(counts[USED])}
 
 
-def audit_mappings(machine, base):
-    """Map counts and rss against the page tables of all address spaces."""
-    mapcounts = np.zeros(machine.max_pfn, np.int32)
-    tasks = task_t.array(machine.tasks)
-    from numaemu.kernel.stats import task_numbers
-    for mm_number in sorted({tasks[n].mm for n in task_numbers(machine)}):
-        rss = np.zeros(2, np.int64)
-        bad = count_mapped(base, mm_number, mapcounts, rss)
-        if bad:
-            raise MachineCheck(f"address space {mm_number}: the page at {bad:#x} does not know that it is mapped there")
-        mm = mm_of(machine, mm_number)
-        if (mm.rss[1], mm.rss[3]) != tuple(rss):
-            raise MachineCheck(f"address space {mm_number}: rss says {mm.rss[1]} anonymous and {mm.rss[3]} shared pages, "
-                               f"its tables map {rss[0]} and {rss[1]}")
+def audit(machine):
+    """Check everything; {zone name: {free, pcp, tables, used}} in pages. Raises MachineCheck."""
+    base, report = int(machine.address), {}
     for number in range(machine.nr_nodes * MAX_NR_ZONES):
-        if zone_of(machine, number).present_pages:
-            bad = compare_mapcounts(base, number, mapcounts)
-            if bad:
-                raise MachineCheck(f"{page_text(machine, bad)}: {mapcounts[bad]} page-table entries map it")
+        zone = zone_of(machine, number)
+        if zone.present_pages:
+            report[f"node{zone.node}/{ZONE_NAMES[zone.type]}"] = audit_zone(machine, base, number, zone)
+    audit_mappings(machine, base)
+    return report
+

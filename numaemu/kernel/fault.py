@@ -4,7 +4,7 @@ import numpy as np
 from numaemu.compile import callback, kernel
 from numaemu.kernel.memory import (VM_FAULT_OK, VM_FAULT_OOM, VM_FAULT_RETRY, handle_mm_fault, pte_offset)
 from numaemu.kernel.mempolicy import current_task
-from numaemu.kernel.mm_types import VM_READ, VM_WRITE
+from numaemu.kernel.mm_types import VM_EXEC, VM_READ, VM_WRITE
 from numaemu.kernel.mmap import find_vma
 from numaemu.kernel.pgtable import mm_of, pte_present, ptep_get
 from numaemu.kernel.rmap import vma_of
@@ -34,8 +34,8 @@ def bad_area(cpu, mm, address, write, signal):
 
 @kernel("bool(vma_t*, bool)")
 def access_error(vma, write):
-    """True if the VMA does not allow the access."""
-    return vma.flags & (VM_WRITE if write else (VM_READ | VM_WRITE)) == 0
+    """True if the VMA does not allow the access; whatever else a page allows, x86 page tables let it be read."""
+    return vma.flags & (VM_WRITE if write else (VM_READ | VM_WRITE | VM_EXEC)) == 0
 
 
 @kernel("u64(cpu_t*, u64, bool)")

@@ -6,7 +6,7 @@ from numaemu.kernel.gfp import GFP_HIGHUSER_MOVABLE, __GFP_ZERO
 from numaemu.kernel.mempolicy import alloc_table_page, vma_alloc_folio
 from numaemu.kernel.mm_types import MM_ANONPAGES, MM_SHMEMPAGES, PG_anon, VM_SHARED, VM_WRITE
 from numaemu.kernel.mmzone import page_of
-from numaemu.kernel.page_alloc import get_page, put_page, try_get_page
+from numaemu.kernel.page_alloc import put_page, try_get_page
 from numaemu.kernel.pgtable import (_PAGE_SPECIAL, free_table, install_table, is_migration_entry, mm_of, pfn_pte, pte_offset,
                                     pte_pfn, pte_present, ptep_cmpxchg, ptep_get, ptep_get_and_clear, skip_missing,
                                     table_at)
@@ -326,8 +326,8 @@ def change_protection(cpu, mm_number, start, end, writable, accessible, private)
         if pte_present(pte) or is_migration_entry(pte):
             if not writable:
                 wanted &= ~_PAGE_RW
-        if pte_present(pte):
             wanted = wanted | _PAGE_USER if accessible else wanted & ~_PAGE_USER
+        if pte_present(pte):
             if writable and private and can_change_pte_writable(machine, pte):
                 wanted |= _PAGE_RW
         if wanted != pte:

@@ -8,11 +8,12 @@ from numaemu.kernel.mmzone import page_to_nid
 from numaemu.kernel.page_alloc import alloc_pages
 from numaemu.kernel.smp import machine_of
 from numaemu.kernel.vmstat import NUMA_INTERLEAVE_HIT, percpu_of
-from numaemu.uapi import (MPOL_BIND, MPOL_DEFAULT, MPOL_INTERLEAVE, MPOL_LOCAL, MPOL_PREFERRED, MPOL_PREFERRED_MANY,
-                          MPOL_WEIGHTED_INTERLEAVE, errno)
+from numaemu.uapi import (MPOL_BIND, MPOL_DEFAULT, MPOL_F_RELATIVE_NODES, MPOL_F_STATIC_NODES, MPOL_INTERLEAVE, MPOL_LOCAL,
+                          MPOL_PREFERRED, MPOL_PREFERRED_MANY, MPOL_WEIGHTED_INTERLEAVE, errno)
 
 U = np.uint64
 NO_INTERLEAVE_INDEX = -1         # not a page of a range: interleave by the task's own turn
+MPOL_MODE_FLAGS = MPOL_F_STATIC_NODES | MPOL_F_RELATIVE_NODES      # one of them at most
 EINVAL = errno.EINVAL
 
 
@@ -119,7 +120,7 @@ def alloc_table_page(cpu):
 @kernel("i64(machine_t*, policy_t*, i64, i64, u64)")
 def mpol_new(machine, policy, mode, flags, nodes):
     """Check and write a policy as Linux's mpol_new and mpol_set_nodemask do: 0 or -EINVAL."""
-    if mode < 0 or mode > MPOL_WEIGHTED_INTERLEAVE:
+    if mode < 0 or mode > MPOL_WEIGHTED_INTERLEAVE or flags & ~MPOL_MODE_FLAGS != 0 or flags == MPOL_MODE_FLAGS:
         return -EINVAL
     if mode == MPOL_DEFAULT:
         if nodes != U(0):
@@ -127,6 +128,8 @@ def mpol_new(machine, policy, mode, flags, nodes):
         policy.mode, policy.flags, policy.nodes = MPOL_DEFAULT, 0, U(0)
         return 0
     if mode == MPOL_PREFERRED and nodes == U(0):
+        if flags != 0:
+            return -EINVAL
         mode = MPOL_LOCAL
     elif mode == MPOL_LOCAL:
         if nodes != U(0) or flags != 0:

@@ -8,8 +8,9 @@ import numpy as np
 
 from numaemu.compile import hot, kernel
 from numaemu.kernel.gfp import GFP_HIGHUSER_MOVABLE, __GFP_THISNODE
-from numaemu.kernel.mempolicy import first_set, mpol_new, node_isset, same_policy, vma_alloc_folio
-from numaemu.kernel.mm_types import PG_anon, PG_locked, policy_t
+from numaemu.kernel.mempolicy import node_isset, vma_alloc_folio
+from numaemu.kernel.mm_types import PG_anon, PG_locked
+from numaemu.kernel.mmdebug import VM_BUG_ON_PAGE
 from numaemu.kernel.mmap import (find_position, find_vma, merge_range, range_is_mapped, split_range, vma_index)
 from numaemu.kernel.mmzone import page_of, page_to_nid
 from numaemu.kernel.page_alloc import alloc_pages, get_page, put_page, try_get_page
@@ -63,7 +64,9 @@ def isolate_page(machine, ptep, pte):
 @kernel("void(cpu_t*, i64)")
 def putback_page(cpu, pfn):
     """Unlock and unpin."""
-    fetch_and(page_of(machine_of(cpu), pfn), "flags", ~U(PG_locked))
+    page = page_of(machine_of(cpu), pfn)
+    before = fetch_and(page, "flags", ~U(PG_locked))
+    VM_BUG_ON_PAGE(before & U(PG_locked) == U(0), page)
     put_page(cpu, pfn)
 
 
@@ -171,6 +174,7 @@ def move_to_new_folio(cpu, old, new):
     """
     machine = machine_of(cpu)
     page, target = page_of(machine, old), page_of(machine, new)
+    VM_BUG_ON_PAGE(page.flags & U(PG_locked) == U(0), page)
     anon = page.flags & U(PG_anon) != U(0)
     references = 1 if anon else 2            # ours, and the tree's
     if load_acquire(page, "mapcount") != 0 or \
@@ -403,6 +407,15 @@ def page_node(machine, mm_number, address):
     if pte & _PAGE_SPECIAL != U(0):
         return -EFAULT
     return page_to_nid(machine, pte_pfn(pte))
+
+
+@kernel("i64(machine_t*, i64, u64)")
+def lookup_node(machine, mm_number, address):
+    """Node of whatever frame is mapped at `address`, be it the page of zeros; -EFAULT if none is."""
+    ptep = pte_offset(machine, mm_of(machine, mm_number), address)
+    if ptep == U(0) or ptep_get(ptep) == U(0):
+        return -EFAULT
+    return page_to_nid(machine, pte_pfn(ptep_get(ptep)))
 
 
 @kernel("i64(cpu_t*, migrate_t*, i64*)")

@@ -79,40 +79,6 @@ def map_memory(topology, machine, max_pfn):
         structs.close()
 
 
-def boot(topology, reserve=None):
-    """A machine of this shape in shared memory: (machine, addresses of its blocks by name).
-
-    reserve: {(node, zone type): (managed, free)} in pages, for a machine that must have as much memory in use at its
-    start as a recorded one; default: nothing is in use but the first page and the page of zeros.
-    """
-    max_pfn = max((start + nbytes) // PAGE_SIZE for ranges in topology.physical_ranges() for start, nbytes in ranges)
-    nr_actors = 1 + topology.nr_nodes + topology.nr_cpus
-    blocks = control_layout(topology, max_pfn, nr_actors).place()
-    machine = machine_t.at(blocks["machine"])
-    for name, address in blocks.items():
-        if name in machine_t.kinds:
-            setattr(machine, name, address)
-    machine.nr_nodes, machine.nr_cpus = topology.nr_nodes, topology.nr_cpus
-    machine.max_pfn, machine.nr_actors = max_pfn, nr_actors
-    machine.node_mask = (1 << topology.nr_nodes) - 1
-    machine.zero_pfn, machine.next_pid = ZERO_PFN, 100
-    machine.max_map_count = topology.sysctl.get("vm.max_map_count", MAX_MAP_COUNT)
-    for name, value in topology.cost.items():
-        setattr(machine, name, value)
-    init_pools(machine, blocks)
-    map_memory(topology, machine, max_pfn)
-    init_zones(topology, machine, reserve or {})
-    machine.memory_mask = sum(1 << n for n in range(topology.nr_nodes) if node_managed_pages(machine, n) > 0)
-    build_zonelists(topology, machine)
-    setup_per_zone_wmarks(machine, topology.sysctl)
-    for node in range(topology.nr_nodes):
-        machine.il_weights[node] = 1
-    init_cpus(topology, machine)
-    page = page_of(machine, ZERO_PFN)
-    page.refcount = 1
-    return machine, blocks
-
-
 def init_pools(machine, blocks):
     for i, (name, capacity) in enumerate((("task", MAX_TASKS), ("mm", MAX_MMS), ("vma", MAX_VMAS), ("mapping", MAX_VMAS))):
         pool = pool_t.array(blocks["pools"])[i]
@@ -120,20 +86,25 @@ def init_pools(machine, blocks):
         setattr(machine, f"{name}_pool", pool.address)
 
 
-# -- zones ---------------------------------------------------------------------------------------------------
+def zone_batchsize(managed):
+    """Pages moved at once between free lists and a CPU's list: Linux's zone_batchsize."""
+    batch = max(1, min(managed * PAGE_SIZE // (1 << 22), (1 << 20) // PAGE_SIZE) // 4)
+    return max(1, (1 << int(math.log2(batch + batch // 2))) - 1)
 
-def zone_ranges(topology):
-    """{(node, zone type): (first pfn, pages)}: by address, with ZONE_MOVABLE cut from the top of each node."""
-    ranges = {}
-    for node, parts in enumerate(topology.physical_ranges()):
-        for start, nbytes in parts:
-            first, last = start // PAGE_SIZE, (start + nbytes) // PAGE_SIZE
-            for kind, low, high in ((ZONE_DMA, 0, DMA_END), (ZONE_DMA32, DMA_END, DMA32_END),
-                                    (ZONE_NORMAL, DMA32_END, 1 << 60)):
-                begin, end = max(first, low), min(last, high)
-                if begin < end:
-                    ranges[node, kind] = (begin, end - begin)
-    return with_movable(topology, ranges)
+
+def init_zone(machine, node, kind, begin, pages, reserve):
+    """One zone: what is in use from the start lies at its bottom, the rest is virgin."""
+    zone = zone_of(machine, node * MAX_NR_ZONES + kind)
+    first_free = begin
+    if begin == 0:                       # page 0 is never given out; then comes the page of zeros
+        begin, pages, first_free = 1, pages - 1, ZERO_PFN + 1
+    managed, free = reserve or (pages - (first_free - begin), pages - (first_free - begin))
+    zone.start_pfn, zone.spanned_pages, zone.present_pages, zone.managed_pages = begin, pages, pages, managed
+    zone.virgin_end = begin + pages
+    zone.virgin_pfn = max(begin + pages - free, first_free)
+    zone.free_pages = zone.virgin_end - zone.virgin_pfn
+    zone.pcp_batch = zone_batchsize(managed)
+    zone.pcp_high = min(int(zone.pcp_batch) << PCP_BATCH_SCALE_MAX, PCP_HIGH_MAX)
 
 
 def with_movable(topology, ranges):
@@ -157,6 +128,20 @@ def with_movable(topology, ranges):
     return ranges
 
 
+def zone_ranges(topology):
+    """{(node, zone type): (first pfn, pages)}: by address, with ZONE_MOVABLE cut from the top of each node."""
+    ranges = {}
+    for node, parts in enumerate(topology.physical_ranges()):
+        for start, nbytes in parts:
+            first, last = start // PAGE_SIZE, (start + nbytes) // PAGE_SIZE
+            for kind, low, high in ((ZONE_DMA, 0, DMA_END), (ZONE_DMA32, DMA_END, DMA32_END),
+                                    (ZONE_NORMAL, DMA32_END, 1 << 60)):
+                begin, end = max(first, low), min(last, high)
+                if begin < end:
+                    ranges[node, kind] = (begin, end - begin)
+    return with_movable(topology, ranges)
+
+
 def init_zones(topology, machine, reserve):
     node_of, zone_type = u8.array(machine.block_node), u8.array(machine.block_zone)
     types = u8.array(machine.block_type)
@@ -172,72 +157,6 @@ def init_zones(topology, machine, reserve):
             zone = zone_of(machine, node * MAX_NR_ZONES + kind)
             zone.node, zone.type, zone.number = node, kind, node * MAX_NR_ZONES + kind
 
-
-def init_zone(machine, node, kind, begin, pages, reserve):
-    """One zone: what is in use from the start lies at its bottom, the rest is virgin."""
-    zone = zone_of(machine, node * MAX_NR_ZONES + kind)
-    first_free = begin
-    if begin == 0:                       # page 0 is never given out; then comes the page of zeros
-        begin, pages, first_free = 1, pages - 1, ZERO_PFN + 1
-    managed, free = reserve or (pages - (first_free - begin), pages - (first_free - begin))
-    zone.start_pfn, zone.spanned_pages, zone.present_pages, zone.managed_pages = begin, pages, pages, managed
-    zone.virgin_end = begin + pages
-    zone.virgin_pfn = max(begin + pages - free, first_free)
-    zone.free_pages = zone.virgin_end - zone.virgin_pfn
-    zone.pcp_batch = zone_batchsize(managed)
-    zone.pcp_high = min(int(zone.pcp_batch) << PCP_BATCH_SCALE_MAX, PCP_HIGH_MAX)
-
-
-def zone_batchsize(managed):
-    """Pages moved at once between free lists and a CPU's list: Linux's zone_batchsize."""
-    batch = max(1, min(managed * PAGE_SIZE // (1 << 22), (1 << 20) // PAGE_SIZE) // 4)
-    return max(1, (1 << int(math.log2(batch + batch // 2))) - 1)
-
-
-def node_managed_pages(machine, node):
-    return sum(zone_of(machine, node * MAX_NR_ZONES + kind).managed_pages for kind in range(MAX_NR_ZONES))
-
-
-# -- watermarks ----------------------------------------------------------------------------------------------
-
-def calculate_min_free_kbytes(machine):
-    """Linux's default: the square root of 16 times the low memory in kB, between 128 kB and 256 MiB."""
-    lowmem_kbytes = sum(node_managed_pages(machine, n) for n in range(machine.nr_nodes)) * (PAGE_SIZE >> 10)
-    return max(128, min(math.isqrt(lowmem_kbytes * 16), 262144))
-
-
-def setup_per_zone_wmarks(machine, sysctl):
-    """min, low and high of every zone, and what each keeps back from allocations that could use a higher one."""
-    min_kbytes = sysctl.get("vm.min_free_kbytes", calculate_min_free_kbytes(machine))
-    factor = sysctl.get("vm.watermark_scale_factor", WATERMARK_SCALE_FACTOR)
-    pages_min = min_kbytes >> 2
-    zones = [zone_of(machine, number) for number in range(machine.nr_nodes * MAX_NR_ZONES)]
-    lowmem = sum(z.managed_pages for z in zones if z.type not in (ZONE_HIGHMEM, ZONE_MOVABLE)) or 1
-    for zone in zones:
-        share = pages_min * zone.managed_pages // lowmem
-        if zone.type in (ZONE_HIGHMEM, ZONE_MOVABLE):
-            minimum = max(32, min(zone.managed_pages // 1024, 128)) if zone.managed_pages else 0
-        else:
-            minimum = share
-        gap = max(share >> 2, zone.managed_pages * factor // 10000)
-        zone.watermark[WMARK_MIN] = minimum
-        zone.watermark[WMARK_LOW], zone.watermark[WMARK_HIGH] = minimum + gap, minimum + 2 * gap
-    setup_per_zone_lowmem_reserve(machine, sysctl.get("vm.lowmem_reserve_ratio", LOWMEM_RESERVE_RATIO))
-
-
-def setup_per_zone_lowmem_reserve(machine, ratio):
-    ratio = list(ratio) + list(LOWMEM_RESERVE_RATIO[len(ratio):])      # those not given keep their default
-    for node in range(machine.nr_nodes):
-        for kind in range(MAX_NR_ZONES - 1):
-            zone = zone_of(machine, node * MAX_NR_ZONES + kind)
-            above = 0
-            for upper in range(kind + 1, MAX_NR_ZONES):
-                above += zone_of(machine, node * MAX_NR_ZONES + upper).managed_pages
-                clear = ratio[kind] < 1 or zone.managed_pages == 0
-                zone.lowmem_reserve[upper] = 0 if clear else above // ratio[kind]
-
-
-# -- zonelists -----------------------------------------------------------------------------------------------
 
 def node_order(topology):
     """Fallback order of every node: by distance; equally far ones by number after it and by load, as Linux does it.
@@ -272,7 +191,46 @@ def build_zonelists(topology, machine):
             lists[node * MAX_NODES + i] = order[i] if i < len(order) else -1
 
 
-# -- CPUs ----------------------------------------------------------------------------------------------------
+def setup_per_zone_lowmem_reserve(machine, ratio):
+    ratio = list(ratio) + list(LOWMEM_RESERVE_RATIO[len(ratio):])      # those not given keep their default
+    for node in range(machine.nr_nodes):
+        for kind in range(MAX_NR_ZONES - 1):
+            zone = zone_of(machine, node * MAX_NR_ZONES + kind)
+            above = 0
+            for upper in range(kind + 1, MAX_NR_ZONES):
+                above += zone_of(machine, node * MAX_NR_ZONES + upper).managed_pages
+                clear = ratio[kind] < 1 or zone.managed_pages == 0
+                zone.lowmem_reserve[upper] = 0 if clear else above // ratio[kind]
+
+
+def node_managed_pages(machine, node):
+    return sum(zone_of(machine, node * MAX_NR_ZONES + kind).managed_pages for kind in range(MAX_NR_ZONES))
+
+
+def calculate_min_free_kbytes(machine):
+    """Linux's default: the square root of 16 times the low memory in kB, between 128 kB and 256 MiB."""
+    lowmem_kbytes = sum(node_managed_pages(machine, n) for n in range(machine.nr_nodes)) * (PAGE_SIZE >> 10)
+    return max(128, min(math.isqrt(lowmem_kbytes * 16), 262144))
+
+
+def setup_per_zone_wmarks(machine, sysctl):
+    """min, low and high of every zone, and what each keeps back from allocations that could use a higher one."""
+    min_kbytes = sysctl.get("vm.min_free_kbytes", calculate_min_free_kbytes(machine))
+    factor = sysctl.get("vm.watermark_scale_factor", WATERMARK_SCALE_FACTOR)
+    pages_min = min_kbytes >> 2
+    zones = [zone_of(machine, number) for number in range(machine.nr_nodes * MAX_NR_ZONES)]
+    lowmem = sum(z.managed_pages for z in zones if z.type not in (ZONE_HIGHMEM, ZONE_MOVABLE)) or 1
+    for zone in zones:
+        share = pages_min * zone.managed_pages // lowmem
+        if zone.type in (ZONE_HIGHMEM, ZONE_MOVABLE):
+            minimum = max(32, min(zone.managed_pages // 1024, 128)) if zone.managed_pages else 0
+        else:
+            minimum = share
+        gap = max(share >> 2, zone.managed_pages * factor // 10000)
+        zone.watermark[WMARK_MIN] = minimum
+        zone.watermark[WMARK_LOW], zone.watermark[WMARK_HIGH] = minimum + gap, minimum + 2 * gap
+    setup_per_zone_lowmem_reserve(machine, sysctl.get("vm.lowmem_reserve_ratio", LOWMEM_RESERVE_RATIO))
+
 
 def init_cpus(topology, machine):
     for number in range(topology.nr_cpus):
@@ -287,3 +245,46 @@ def init_cpus(topology, machine):
             setattr(cpu, f"{level}_mask", sets - 1 if sets & (sets - 1) == 0 else 0)
         for node in range(topology.nr_nodes):
             cpu.latency_ns[node] = topology.latency_ns[int(cpu.node)][node]
+
+
+def boot(topology, reserve=None):
+    """A machine of this shape in shared memory: (machine, addresses of its blocks by name).
+
+    reserve: {(node, zone type): (managed, free)} in pages, for a machine that must have as much memory in use at its
+    start as a recorded one; default: nothing is in use but the first page and the page of zeros.
+    """
+    max_pfn = max((start + nbytes) // PAGE_SIZE for ranges in topology.physical_ranges() for start, nbytes in ranges)
+    nr_actors = 1 + topology.nr_nodes + topology.nr_cpus
+    blocks = control_layout(topology, max_pfn, nr_actors).place()
+    machine = machine_t.at(blocks["machine"])
+    for name, address in blocks.items():
+        if name in machine_t.kinds:
+            setattr(machine, name, address)
+    machine.nr_nodes, machine.nr_cpus = topology.nr_nodes, topology.nr_cpus
+    machine.max_pfn, machine.nr_actors = max_pfn, nr_actors
+    machine.node_mask = (1 << topology.nr_nodes) - 1
+    machine.zero_pfn, machine.next_pid = ZERO_PFN, 100
+    machine.max_map_count = topology.sysctl.get("vm.max_map_count", MAX_MAP_COUNT)
+    for name, value in topology.cost.items():
+        setattr(machine, name, value)
+    init_pools(machine, blocks)
+    map_memory(topology, machine, max_pfn)
+    init_zones(topology, machine, reserve or {})
+    machine.memory_mask = sum(1 << n for n in range(topology.nr_nodes) if node_managed_pages(machine, n) > 0)
+    build_zonelists(topology, machine)
+    setup_per_zone_wmarks(machine, topology.sysctl)
+    for node in range(topology.nr_nodes):
+        machine.il_weights[node] = 1
+    init_cpus(topology, machine)
+    page = page_of(machine, ZERO_PFN)
+    page.refcount = 1
+    return machine, blocks
+
+
+# -- zones ---------------------------------------------------------------------------------------------------
+
+# -- watermarks ----------------------------------------------------------------------------------------------
+
+# -- zonelists -----------------------------------------------------------------------------------------------
+
+# -- CPUs ----------------------------------------------------------------------------------------------------

@@ -6,11 +6,10 @@ mmap_lock held for reading, changed under the lock held for writing.
 import numpy as np
 
 from numaemu.compile import hot, kernel
-from numaemu.kernel.mempolicy import copy_policy, mpol_new, same_policy
+from numaemu.kernel.mempolicy import copy_policy, same_policy
 from numaemu.kernel.memory import (change_protection, free_pgd_range, gather_of, tlb_flush_mmu, unmap_page_range,
                                    zap_page_range)
-from numaemu.kernel.mm_types import (VM_GROWSDOWN, VM_MAYREAD, VM_MAYSHARE, VM_MAYWRITE, VM_READ, VM_SHARED, VM_WRITE,
-                                     policy_t)
+from numaemu.kernel.mm_types import (VM_MAYREAD, VM_MAYSHARE, VM_MAYWRITE, VM_READ, VM_SHARED, VM_WRITE)
 from numaemu.kernel.pgtable import mm_of
 from numaemu.kernel.pool import pool_get, pool_put
 from numaemu.kernel.rmap import link_vma, mapping_of, mapping_put, new_mapping, unlink_vma, vma_of
@@ -18,8 +17,8 @@ from numaemu.kernel.shmem import shmem_evict
 from numaemu.kernel.smp import machine_of
 from numaemu.mmu import TASK_SIZE
 from numaemu.param import VMA_INDEX_SLOTS
-from numaemu.pointer import i64, load_acquire
-from numaemu.uapi import (MADV_DONTNEED, MADV_WILLNEED, MAP_ANONYMOUS, MAP_FIXED, MAP_FIXED_NOREPLACE, MAP_PRIVATE,
+from numaemu.pointer import i64
+from numaemu.uapi import (MADV_DONTNEED, MAP_ANONYMOUS, MAP_FIXED, MAP_FIXED_NOREPLACE, MAP_PRIVATE,
                           MAP_SHARED, PROT_EXEC, PROT_READ, PROT_WRITE, errno)
 
 U = np.uint64
@@ -193,7 +192,7 @@ def topdown_gap(machine, mm_number, length):
 @kernel("u64(machine_t*, i64, u64, u64, bool)")
 def get_unmapped_area(machine, mm_number, hint, length, anonymous):
     """Where a new mapping goes; 0 if nowhere. Whole multiples of 2 MiB are aligned so, as since Linux 6.7."""
-    if hint != U(0) and hint + length <= TASK_SIZE:
+    if hint != U(0) and hint <= TASK_SIZE - length:
         number = find_vma(machine, mm_number, hint)
         if number == 0 or vma_of(machine, number).start >= hint + length:
             return hint
@@ -295,16 +294,16 @@ def do_mmap(cpu, mm_number, hint, length, prot, flags):
     """mmap(2) of anonymous memory: the address, or a negative errno. The mmap_lock is held for writing."""
     machine = machine_of(cpu)
     mm = mm_of(machine, mm_number)
-    length = (length + PAGE - U(1)) & ~(PAGE - U(1))
     if length == U(0) or flags & (MAP_SHARED | MAP_PRIVATE) == 0 or flags & MAP_ANONYMOUS == 0:
         return -EINVAL
     if length > TASK_SIZE or mm.map_count >= machine.max_map_count:
         return -ENOMEM
+    length = (length + PAGE - U(1)) & ~(PAGE - U(1))
     address = hint & ~(PAGE - U(1))
     if flags & (MAP_FIXED | MAP_FIXED_NOREPLACE):
         if hint != address or address == U(0):
             return -EINVAL
-        if address + length > TASK_SIZE:
+        if address > TASK_SIZE - length:
             return -ENOMEM
         blocker = find_vma(machine, mm_number, address)
         if blocker != 0 and vma_of(machine, blocker).start < address + length:
@@ -346,9 +345,9 @@ def do_mprotect(cpu, mm_number, start, length, prot):
     end = start + ((length + PAGE - U(1)) & ~(PAGE - U(1)))
     if start & (PAGE - U(1)) != U(0) or prot & ~(PROT_READ | PROT_WRITE | PROT_EXEC) != 0:
         return -EINVAL
-    if end == start:
+    if length == U(0):
         return 0
-    if end < start or end > TASK_SIZE or not range_is_mapped(machine, mm_number, start, end):
+    if end <= start or end > TASK_SIZE or not range_is_mapped(machine, mm_number, start, end):
         return -ENOMEM
     error = split_range(cpu, mm_number, start, end)
     if error != 0:
@@ -389,7 +388,7 @@ def do_brk(cpu, mm_number, brk):
     """brk(2): the new end of the heap, or the old one if that cannot be. The mmap_lock is held for writing."""
     machine = machine_of(cpu)
     mm = mm_of(machine, mm_number)
-    if brk < mm.start_brk:
+    if brk < mm.start_brk or brk > TASK_SIZE:
         return np.int64(mm.brk)
     new = (brk + PAGE - U(1)) & ~(PAGE - U(1))
     old = (mm.brk + PAGE - U(1)) & ~(PAGE - U(1))

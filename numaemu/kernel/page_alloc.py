@@ -20,9 +20,9 @@ from numaemu.compile import hot, kernel
 from numaemu.kernel.gfp import ___GFP_DIRECT_RECLAIM, __GFP_DMA, __GFP_DMA32, __GFP_MOVABLE, __GFP_RECLAIMABLE, \
     __GFP_THISNODE, __GFP_ZERO
 from numaemu.kernel.mm_types import PG_buddy, PG_pcp, PG_used
-from numaemu.kernel.mmzone import (MAX_NR_ZONES, NODE_RUNS, MIGRATE_MOVABLE, MIGRATE_RECLAIMABLE, MIGRATE_TYPES,
-                                   MIGRATE_UNMOVABLE, WMARK_LOW, WMARK_MIN, ZONE_DMA, ZONE_DMA32, ZONE_HIGHMEM,
-                                   ZONE_MOVABLE, ZONE_NORMAL, node_t, page_of, page_to_nid, page_zone, pcp_of, zone_of,
+from numaemu.kernel.mmdebug import VM_BUG_ON_PAGE
+from numaemu.kernel.mmzone import (MAX_NR_ZONES, MIGRATE_MOVABLE, MIGRATE_RECLAIMABLE, MIGRATE_TYPES,
+                                   MIGRATE_UNMOVABLE, NODE_RUNS, WMARK_LOW, WMARK_MIN, ZONE_DMA, ZONE_DMA32, ZONE_MOVABLE, ZONE_NORMAL, node_t, page_of, page_to_nid, page_zone, pcp_of, zone_of,
                                    zonelist)
 from numaemu.kernel.smp import (MSG_ALLOC, MSG_DRAIN, MSG_DRAIN_ALL, MSG_FALLBACK, MSG_FILL, MSG_FREE,
                                 MSG_WAKE_KSWAPD, actor_of_node, machine_of, reply, request, send, wait_for_event, wake_cpu)
@@ -53,6 +53,7 @@ def set_pageblock_migratetype(machine, pfn, migratetype):
 def add_to_free_list(machine, zone, pfn, order, migratetype, to_tail):
     """Link a free block into its list and mark it."""
     area, page = zone.free_area[order], page_of(machine, pfn)
+    VM_BUG_ON_PAGE(page.flags & (_BUDDY | _PCP) != U(0) or pfn & ((1 << order) - 1) != 0, page)
     page.flags = (page.flags & _USED) | _BUDDY
     page.private, page.migratetype = order, migratetype
     head, tail = area.head[migratetype], area.tail[migratetype]
@@ -73,6 +74,7 @@ def del_page_from_free_list(machine, zone, pfn, order):
     """Unlink a free block."""
     area, page = zone.free_area[order], page_of(machine, pfn)
     migratetype = page.migratetype
+    VM_BUG_ON_PAGE(page.flags & _BUDDY == U(0) or page.private != order, page)
     if page.lru_prev != 0:
         page_of(machine, page.lru_prev).lru_next = page.lru_next
     else:
@@ -208,11 +210,16 @@ def __rmqueue_fallback(machine, zone, order, migratetype):
 
 @kernel("i64(machine_t*, zone_t*, i64, i64)")
 def __rmqueue(machine, zone, order, migratetype):
-    """One block of `order`: own type, untouched memory, then another type's; its pfn or 0."""
+    """One block of `order`: own type, untouched memory, then another type's; its pfn or 0.
+
+    Untouched memory is movable and may begin with blocks that are too small: on until one serves, or until one of
+    the highest order lies there to be stolen from, as on a machine whose memory is all on its lists.
+    """
     pfn = __rmqueue_smallest(machine, zone, order, migratetype)
-    if pfn == 0 and (zone.free_area[MAX_ORDER].head[MIGRATE_MOVABLE] == 0 or migratetype == MIGRATE_MOVABLE):
-        if touch_virgin(machine, zone):
-            pfn = __rmqueue_smallest(machine, zone, order, migratetype)
+    while pfn == 0 and (migratetype == MIGRATE_MOVABLE or zone.free_area[MAX_ORDER].head[MIGRATE_MOVABLE] == 0):
+        if not touch_virgin(machine, zone):
+            break
+        pfn = __rmqueue_smallest(machine, zone, order, migratetype)
     if pfn == 0:
         pfn = __rmqueue_fallback(machine, zone, order, migratetype)
     return pfn
@@ -324,6 +331,7 @@ def free_block(machine, pfn, order):
     """Serve MSG_FREE: a block of 2**order pages comes back."""
     for i in range(1 << order):
         page = page_of(machine, pfn + i)
+        VM_BUG_ON_PAGE(page.flags & (_BUDDY | _PCP) != U(0) or page.mapcount != 0, page)
         page.refcount = 0
         page.flags &= _USED
     zone = zone_of(machine, page_zone(machine, pfn))
@@ -438,6 +446,7 @@ def rmqueue_pcplist(cpu, zone, migratetype, preferred_node, mark):
         return 0
     pfn = pcp.head
     page = page_of(machine, pfn)
+    VM_BUG_ON_PAGE(page.flags & _PCP == U(0), page)
     pcp.head = page.lru_next
     pcp.count -= 1
     prefetch(page_of(machine, page.lru_next).address)
@@ -512,6 +521,7 @@ def prep_new_page(machine, cpu, pfn, order, gfp):
     """Make allocated pages fit for use; frames that were never given out are zero already and need no clearing."""
     for i in range(1 << order):
         page = page_of(machine, pfn + i)
+        VM_BUG_ON_PAGE(page.flags & _BUDDY != U(0) or page.refcount != 0 or page.mapcount != 0, page)
         if gfp & __GFP_ZERO:
             frame = machine.memory + (U(pfn + i) << U(12))
             load_acquire(u64.array(frame), 0)          # a reading host fault maps 16 neighbours, a writing one only this
@@ -606,6 +616,7 @@ def free_unref_page(cpu, pfn):
     """A single page nobody refers to goes on this CPU's list; what is too much goes back to its node, coldest first."""
     machine = machine_of(cpu)
     page, zone = page_of(machine, pfn), zone_of(machine, page_zone(machine, pfn))
+    VM_BUG_ON_PAGE(page.flags & (_BUDDY | _PCP) != U(0) or page.refcount != 0 or page.mapcount != 0, page)
     pcp = pcp_of(machine, cpu.id, zone.number).lists[page.migratetype]
     page.flags = _USED | _PCP
     page.lru_next = pcp.head
@@ -653,6 +664,8 @@ def try_get_page(page):
 @kernel("void(cpu_t*, i64)")
 def put_page(cpu, pfn):
     """Drop a reference; the last one frees the page."""
-    machine = machine_of(cpu)
-    if fetch_add(page_of(machine, pfn), "refcount", -1) == 1:
+    page = page_of(machine_of(cpu), pfn)
+    before = fetch_add(page, "refcount", -1)
+    VM_BUG_ON_PAGE(before <= 0, page)
+    if before == 1:
         free_pages(cpu, pfn, 0)

@@ -1,6 +1,7 @@
 """Tables of structs handed out by number, from 1: tasks, address spaces, VMAs, mappings. Shared by all CPUs, locked."""
 from numaemu.compile import kernel
 from numaemu.kernel.mm_types import pool_t
+from numaemu.kernel.mmdebug import VM_BUG_ON
 from numaemu.kernel.smp import spin_lock, spin_unlock
 from numaemu.pointer import address_of, i64
 
@@ -28,6 +29,7 @@ def pool_put(cpu, address, number):
     pool = pool_t.at(address)
     lock = address_of(pool, "lock")
     spin_lock(cpu, lock)
+    VM_BUG_ON(number < 1 or number > pool.used or pool.nr_returned >= pool.used)
     i64.array(pool.returned)[pool.nr_returned] = number
     pool.nr_returned += 1
     spin_unlock(lock)

@@ -39,6 +39,19 @@ def error(number, path):
     return OSError(number, os.strerror(number), path)      # the subclass that fits the number
 
 
+def paths(system):
+    """The path of every file there is now."""
+    nodes = range(system.machine.nr_nodes)
+    yield from FIXED
+    yield from (f"{node_sysfs.ROOT}/node{node}/{name}" for node in nodes for name in node_sysfs.NODE_FILES)
+    yield from (f"{sysctl.WEIGHTS}/node{node}" for node in nodes)
+    yield from (f"/proc/{pid}/{name}" for pid in proc_task.pids(system.machine) for name in proc_task.PID_FILES)
+
+
+def is_directory(system, path):
+    return any(file.startswith(path.rstrip("/") + "/") for file in paths(system))
+
+
 def open_file(system, path, mode):
     """The reader (mode 0) or the writer (mode 1) of a file."""
     found = find(system, path)
@@ -60,19 +73,6 @@ def write(system, path, text):
 
 
 # -- directories ---------------------------------------------------------------------------------------------
-
-def paths(system):
-    """The path of every file there is now."""
-    nodes = range(system.machine.nr_nodes)
-    yield from FIXED
-    yield from (f"{node_sysfs.ROOT}/node{node}/{name}" for node in nodes for name in node_sysfs.NODE_FILES)
-    yield from (f"{sysctl.WEIGHTS}/node{node}" for node in nodes)
-    yield from (f"/proc/{pid}/{name}" for pid in proc_task.pids(system.machine) for name in proc_task.PID_FILES)
-
-
-def is_directory(system, path):
-    return any(file.startswith(path.rstrip("/") + "/") for file in paths(system))
-
 
 def listdir(system, path):
     """The names in a directory, sorted."""

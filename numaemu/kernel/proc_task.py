@@ -130,6 +130,17 @@ def mpol_to_str(mode, flags, nodes):
     return f"{text}:{list_text(n for n in range(MAX_NODES) if int(nodes) >> n & 1)}" if nodes else text
 
 
+def page_words(counts):
+    """What numa_maps says of the pages of a range: nothing if there are none."""
+    pages, anon, dirty, mapcount_max = (int(counts[i]) for i in (PAGES, ANON, DIRTY, MAPCOUNT_MAX))
+    if not pages:
+        return []
+    shown = (("anon", anon, anon), ("dirty", dirty, dirty), ("mapped", pages, pages not in (anon, dirty)),
+             ("mapmax", mapcount_max, mapcount_max > 1), ("active", 0, True))
+    nodes = [f"N{node}={n}" for node, n in enumerate(counts[FIRST_NODE:].tolist()) if n]
+    return [f"{name}={value}" for name, value, when in shown if when] + nodes + ["kernelpagesize_kB=4"]
+
+
 def show_numa_map(system, task, mm_number, vma):
     """A line of numa_maps. No page is on the active list, as no page is on any; no page is in a swap cache."""
     mm, counts = mm_of(system.machine, mm_number), np.zeros(NR_COUNTS, np.int64)
@@ -144,17 +155,6 @@ def show_numa_map(system, task, mm_number, vma):
         words.append("stack")
     gather_stats(int(system.machine.address), mm_number, vma["start"], vma["end"], counts)
     return " ".join(words + page_words(counts)) + "\n"
-
-
-def page_words(counts):
-    """What numa_maps says of the pages of a range: nothing if there are none."""
-    pages, anon, dirty, mapcount_max = (int(counts[i]) for i in (PAGES, ANON, DIRTY, MAPCOUNT_MAX))
-    if not pages:
-        return []
-    shown = (("anon", anon, anon), ("dirty", dirty, dirty), ("mapped", pages, pages not in (anon, dirty)),
-             ("mapmax", mapcount_max, mapcount_max > 1), ("active", 0, True))
-    nodes = [f"N{node}={n}" for node, n in enumerate(counts[FIRST_NODE:].tolist()) if n]
-    return [f"{name}={value}" for name, value, when in shown if when] + nodes + ["kernelpagesize_kB=4"]
 
 
 def numa_maps(system, number, mm_number):

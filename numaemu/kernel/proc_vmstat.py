@@ -102,6 +102,12 @@ def buddyinfo(system):
     return "\n".join(lines) + "\n"
 
 
+def block_counts(machine, zone):
+    """Page blocks of each migratetype: pagetypeinfo_showblockcount_print"""
+    first, last = zone.start_pfn >> PAGEBLOCK_ORDER, (zone.start_pfn + zone.spanned_pages - 1) >> PAGEBLOCK_ORDER
+    return np.bincount(u8.array(machine.block_type).as_numpy(last + 1)[first:], minlength=len(MIGRATE_NAMES))
+
+
 def pagetypeinfo(system):
     """/proc/pagetypeinfo: pagetypeinfo_show, once for every node with memory"""
     lines = []
@@ -120,35 +126,13 @@ def pagetypeinfo(system):
     return "\n".join(lines) + "\n"
 
 
-def block_counts(machine, zone):
-    """Page blocks of each migratetype: pagetypeinfo_showblockcount_print"""
-    first, last = zone.start_pfn >> PAGEBLOCK_ORDER, (zone.start_pfn + zone.spanned_pages - 1) >> PAGEBLOCK_ORDER
-    return np.bincount(u8.array(machine.block_type).as_numpy(last + 1)[first:], minlength=len(MIGRATE_NAMES))
-
-
 # -- zoneinfo ------------------------------------------------------------------------------------------------
 
-def zoneinfo(system):
-    """/proc/zoneinfo: zoneinfo_show_print for every zone, populated or not"""
-    lines = []
-    for node in range(system.machine.nr_nodes):
-        with_node_stats = True
-        for kind in ZONES:
-            zone = zone_of(system.machine, node * MAX_NR_ZONES + kind)
-            lines.append(zone_title(zone))
-            if zone.present_pages > 0 and with_node_stats:
-                lines += ["  per-node stats", *node_stats(system, node)]
-                with_node_stats = False
-            lines += zone_marks(zone)
-            if zone.present_pages > 0:
-                lines += [f"      {'nr_free_pages':<12} {zone.free_pages}", *pagesets(system.machine, zone)]
-        lines += device_zone(node)
-    return "\n".join(lines) + "\n"
-
-
-def node_stats(system, node):
-    values = stats.linux_names(fold_node(system.machine, node))
-    return [f"      {name:<12} {values[name]}" for name in NODE_ITEMS if name in values]
+def device_zone(node):
+    """ZONE_DEVICE, which is always empty here."""
+    names = ("boost", "min", "low", "high", "promo", "spanned", "present", "managed", "cma")
+    return [f"Node {node}, zone {'Device':>8}", "  pages free     0", *(f"        {name:<8} 0" for name in names),
+            "        protection: (0, 0, 0, 0, 0)"]
 
 
 def protection(zone):
@@ -167,6 +151,11 @@ def zone_marks(zone):
             f"        protection: ({protection(zone)})"]
 
 
+def node_stats(system, node):
+    values = stats.linux_names(fold_node(system.machine, node))
+    return [f"      {name:<12} {values[name]}" for name in NODE_ITEMS if name in values]
+
+
 def pagesets(machine, zone):
     """The CPUs' page lists (what lies on a CPU's shelf is its own, too). The counters of a zone are never behind, so
     the threshold up to which Linux lets a CPU's part differ is 0; kswapd never gives up a node yet.
@@ -180,11 +169,22 @@ def pagesets(machine, zone):
     return [*lines, "  node_unreclaimable:  0", f"  start_pfn:           {zone.start_pfn}"]
 
 
-def device_zone(node):
-    """ZONE_DEVICE, which is always empty here."""
-    names = ("boost", "min", "low", "high", "promo", "spanned", "present", "managed", "cma")
-    return [f"Node {node}, zone {'Device':>8}", "  pages free     0", *(f"        {name:<8} 0" for name in names),
-            "        protection: (0, 0, 0, 0, 0)"]
+def zoneinfo(system):
+    """/proc/zoneinfo: zoneinfo_show_print for every zone, populated or not"""
+    lines = []
+    for node in range(system.machine.nr_nodes):
+        with_node_stats = True
+        for kind in ZONES:
+            zone = zone_of(system.machine, node * MAX_NR_ZONES + kind)
+            lines.append(zone_title(zone))
+            if zone.present_pages > 0 and with_node_stats:
+                lines += ["  per-node stats", *node_stats(system, node)]
+                with_node_stats = False
+            lines += zone_marks(zone)
+            if zone.present_pages > 0:
+                lines += [f"      {'nr_free_pages':<12} {zone.free_pages}", *pagesets(system.machine, zone)]
+        lines += device_zone(node)
+    return "\n".join(lines) + "\n"
 
 
 FILES = {"/proc/buddyinfo": buddyinfo, "/proc/pagetypeinfo": pagetypeinfo, "/proc/zoneinfo": zoneinfo,

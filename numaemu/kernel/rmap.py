@@ -9,6 +9,7 @@ import numpy as np
 
 from numaemu.compile import hot, kernel
 from numaemu.kernel.mm_types import MM_ANONPAGES, MM_SHMEMPAGES, PG_anon, mapping_t, vma_t
+from numaemu.kernel.mmdebug import VM_BUG_ON_PAGE
 from numaemu.kernel.mmzone import page_of, page_to_nid
 from numaemu.kernel.pool import pool_get, pool_put
 from numaemu.kernel.smp import machine_of, spin_lock, spin_unlock
@@ -123,7 +124,9 @@ def folio_dup_rmap(machine, cpu, pfn):
 def folio_remove_rmap(machine, cpu, pfn):
     """A page-table entry that mapped the page is gone (its reference is not dropped here)."""
     page = page_of(machine, pfn)
-    if fetch_add(page, "mapcount", -1) == 1:
+    before = fetch_add(page, "mapcount", -1)
+    VM_BUG_ON_PAGE(before <= 0, page)
+    if before == 1:
         anon = page.flags & U(PG_anon) != U(0)
         mod_node_page_state(machine, cpu.id, page_to_nid(machine, pfn), NR_ANON_MAPPED if anon else NR_FILE_MAPPED, -1)
 

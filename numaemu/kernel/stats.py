@@ -1,20 +1,24 @@
 """The figures of a running machine as plain dictionaries: what `machine.stats()` and the JSON of a run hold."""
-from numaemu.kernel.mm_types import task_t
+from numaemu.kernel.mm_types import TASK_RUNNING, pool_t, task_t
 from numaemu.kernel.mmzone import (MAX_NR_ZONES, WMARK_HIGH, WMARK_LOW, WMARK_MIN, ZONE_HIGHMEM, ZONE_MOVABLE,
                                    ZONE_NAMES, zone_of)
-from numaemu.kernel.vmstat import fold_node, fold_numa, fold_vm_events, free_pages
+from numaemu.kernel.vmstat import VM_EVENTS, fold_node, fold_numa, fold_vm_events, free_pages, percpu_of
 from numaemu.mmu import clock_ns, cpu_t
 
 
 def task_numbers(machine):
     """Numbers of the tasks that are alive."""
-    from numaemu.kernel.mm_types import TASK_RUNNING, pool_t
     used = pool_t.at(machine.task_pool).used
     return [n for n in range(1, used + 1) if task_t.array(machine.tasks)[n].state == TASK_RUNNING]
 
 
 def task_name(task):
     return bytes(task.comm.as_numpy()).rstrip(b"\0").decode(errors="replace")
+
+
+def _events(machine, number):
+    counts = percpu_of(machine, number).as_numpy()["event"]
+    return {name: int(counts[i]) for i, name in enumerate(VM_EVENTS)}
 
 
 def cpu_figures(machine, number):
@@ -35,20 +39,15 @@ def cpu_figures(machine, number):
     }
 
 
-def _events(machine, number):
-    from numaemu.kernel.vmstat import VM_EVENTS, percpu_of
-    counts = percpu_of(machine, number).as_numpy()["event"]
-    return {name: int(counts[i]) for i, name in enumerate(VM_EVENTS)}
-
-
-def node_figures(machine, topology, node):
-    """One node's numastat, memory in kB, and accesses to its memory by the node of the CPU."""
-    accesses = [0] * machine.nr_nodes
-    for number in range(machine.nr_cpus):
-        cpu = cpu_t.array(machine.cpus)[number]
-        accesses[cpu.node] += cpu.accesses[node]
-    return {"node": node, "numastat": fold_numa(machine, node), "meminfo": node_meminfo(machine, node),
-            "accesses_from": accesses, "zones": zone_figures(machine, node)}
+def node_meminfo(machine, node):
+    """kB, by Linux's names."""
+    pages = fold_node(machine, node)
+    managed = sum(zone_of(machine, node * MAX_NR_ZONES + t).managed_pages for t in range(MAX_NR_ZONES))
+    free = free_pages(machine, node)
+    return {"MemTotal": managed * 4, "MemFree": free * 4, "MemUsed": (managed - free) * 4,
+            "FilePages": pages["nr_file_pages"] * 4, "Mapped": pages["nr_mapped"] * 4,
+            "AnonPages": pages["nr_anon_pages"] * 4, "Shmem": pages["nr_shmem"] * 4,
+            "PageTables": pages["nr_page_table_pages"] * 4, "Slab": pages["nr_kernel_pages"] * 4}
 
 
 def zone_figures(machine, node):
@@ -67,15 +66,14 @@ def zone_figures(machine, node):
     return zones
 
 
-def node_meminfo(machine, node):
-    """kB, by Linux's names."""
-    pages = fold_node(machine, node)
-    managed = sum(zone_of(machine, node * MAX_NR_ZONES + t).managed_pages for t in range(MAX_NR_ZONES))
-    free = free_pages(machine, node)
-    return {"MemTotal": managed * 4, "MemFree": free * 4, "MemUsed": (managed - free) * 4,
-            "FilePages": pages["nr_file_pages"] * 4, "Mapped": pages["nr_mapped"] * 4,
-            "AnonPages": pages["nr_anon_pages"] * 4, "Shmem": pages["nr_shmem"] * 4,
-            "PageTables": pages["nr_page_table_pages"] * 4, "Slab": pages["nr_kernel_pages"] * 4}
+def node_figures(machine, topology, node):
+    """One node's numastat, memory in kB, and accesses to its memory by the node of the CPU."""
+    accesses = [0] * machine.nr_nodes
+    for number in range(machine.nr_cpus):
+        cpu = cpu_t.array(machine.cpus)[number]
+        accesses[cpu.node] += cpu.accesses[node]
+    return {"node": node, "numastat": fold_numa(machine, node), "meminfo": node_meminfo(machine, node),
+            "accesses_from": accesses, "zones": zone_figures(machine, node)}
 
 
 # names in vmstat of what is counted under another; pages of the kernel's own trees are slab pages in Linux

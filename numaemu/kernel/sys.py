@@ -7,8 +7,8 @@ import numpy as np
 
 from numaemu.compile import entry, hot, kernel
 from numaemu.kernel.fork import alloc_task, do_exit, dup_mm, mm_alloc, mmput, setup_arg_pages
-from numaemu.kernel.mempolicy import copy_policy, current_task, do_set_mempolicy, mpol_new, next_node_in
-from numaemu.kernel.migrate import do_mbind, do_migrate_pages, do_move_pages, page_node
+from numaemu.kernel.mempolicy import current_task, do_set_mempolicy, mpol_new, next_node_in
+from numaemu.kernel.migrate import do_mbind, do_migrate_pages, do_move_pages, lookup_node, page_node
 from numaemu.kernel.mm_types import policy_t, task_t
 from numaemu.kernel.mmap import do_brk, do_madvise, do_mmap, do_mprotect, do_munmap, find_vma
 from numaemu.kernel.page_alloc import alloc_pages, drain_local_pages, free_pages, put_page
@@ -18,7 +18,7 @@ from numaemu.kernel.smp import enter, leave, machine_of, read_lock, read_unlock,
 from numaemu.kernel.tlb import switch_mm
 from numaemu.mmu import clock_ns, cpu_t
 from numaemu.pointer import address_of, compare_exchange, fetch_add, i64, load_acquire, u64
-from numaemu.uapi import (MPOL_DEFAULT, MPOL_F_ADDR, MPOL_F_MEMS_ALLOWED, MPOL_F_NODE, MPOL_INTERLEAVE, MPOL_MF_MOVE,
+from numaemu.uapi import (MPOL_F_ADDR, MPOL_F_MEMS_ALLOWED, MPOL_F_NODE, MPOL_INTERLEAVE, MPOL_MF_MOVE,
                           MPOL_MF_MOVE_ALL, MPOL_WEIGHTED_INTERLEAVE, errno)
 
 U = np.uint64
@@ -148,7 +148,7 @@ def sys_get_mempolicy(cpu_address, task, address, flags, answer_address):
             return -EFAULT
         policy = vma_of(machine, number).policy
         if flags & MPOL_F_NODE:
-            node = page_node(machine, cpu.mm, address)
+            node = lookup_node(machine, cpu.mm, address)
             answer[0], answer[1] = U(max(node, 0)), policy.nodes
             return min(node, 0)
     elif address != U(0):

@@ -58,6 +58,13 @@ def read_sysctl(system, key):
     return "\t".join(str(v) for v in (value if isinstance(value, tuple) else (value,))) + "\n"
 
 
+def lowmem_reserve_ratio(key, old, values):
+    """lowmem_reserve_ratio_sysctl_handler: those not given stay as they are, anything below 1 switches one off."""
+    if max(values) > INT_MAX:
+        raise invalid(f"{key} is {max(values)}, must be at most {INT_MAX}")
+    return tuple(max(v, 0) for v in values) + old[len(values):]
+
+
 def write_sysctl(system, key, text):
     """proc_dointvec_minmax, then what the setting's own handler does. Words after the last number are ignored."""
     old = system.sysctl[key]
@@ -76,13 +83,6 @@ def write_sysctl(system, key, text):
     system.sysctl[key] = value
     if key in HANDLERS:
         HANDLERS[key](system)
-
-
-def lowmem_reserve_ratio(key, old, values):
-    """lowmem_reserve_ratio_sysctl_handler: those not given stay as they are, anything below 1 switches one off."""
-    if max(values) > INT_MAX:
-        raise invalid(f"{key} is {max(values)}, must be at most {INT_MAX}")
-    return tuple(max(v, 0) for v in values) + old[len(values):]
 
 
 def must_be_zero(key, value):

@@ -1,0 +1,194 @@
+"""A whole machine in one process: the kernel, its nodes and its coordinator, each served the moment it is rung.
+
+    CPU code -- send() --> mailbox -- on_ring --> Loopback.ring(actor) --> the actor's own handlers, at once
+             -- wait ---> on_wait --> Loopback.deliver(): CPUs that stand inside accesses answer their shootdowns
+
+Node and Coordinator are the real classes; only bells are calls, so there is one order of events, no process, no
+waiting, and it runs with the JIT off too. `task()` gives the usual Task objects.
+"""
+import faulthandler
+import os
+
+from numaemu import cpu as cpu_process
+from numaemu import shm
+from numaemu.actor import Actor, World
+from numaemu.build import JIT
+from numaemu.coordinator import Coordinator
+from numaemu.kernel import proc, stats
+from numaemu.kernel import sys as syscalls
+from numaemu.kernel.check import audit
+from numaemu.kernel.fault import exc_page_fault
+from numaemu.kernel.mm_init import boot, control_layout
+from numaemu.kernel.mm_types import mm_t, page_t, task_t, vma_t
+from numaemu.kernel.mmap import vma_index
+from numaemu.kernel.mmzone import MAX_NR_ZONES, zone_of
+from numaemu.kernel.pgtable import pte_offset
+from numaemu.kernel.smp import MSG_NONE, actor_of_cpu
+from numaemu.kernel.tlb import answer_ipi
+from numaemu.mailbox import fall_asleep, fetch
+from numaemu.actor import Message
+from numaemu.mmu import cpu_t
+from numaemu.node import Node
+from numaemu.operations import Operations
+from numaemu.param import PAGE_SIZE
+from numaemu.pointer import Pointer, u64
+from numaemu.task import Task
+from numaemu.topology import load_topology
+
+FRUITLESS_WAITS = 10_000       # in one process nobody else can end a wait: more of them are a deadlock
+SMALL_TLB = dict(l1={"entries": 4, "ways": 2}, l2={"entries": 8, "ways": 4})     # quick to flush with the JIT off
+
+
+class CallBell:
+    """Stands for an actor's semaphore: ringing it runs the actor."""
+
+    def __init__(self, ring):
+        self.release = ring
+
+
+class LoopbackWorld(World):
+    def __init__(self, topology, machine, blocks, ring):
+        self.topology, self.machine, self.blocks = topology, machine, blocks
+        self.bells = [CallBell(lambda n=n: ring(n)) for n in range(machine.nr_actors)]
+
+
+class LoopbackCpu(cpu_process.Cpu):
+    """A CPU without its process: what Operations and the coordinator's calls need."""
+
+    def __init__(self, world, number):
+        Actor.__init__(self, world, actor_of_cpu(world.machine, number))
+        self.cpu_number, self.state = number, cpu_t.array(world.machine.cpus)[number]
+        self.turn = cpu_process.Turn()
+        self.operations = Operations(self)
+
+    _send_bulk = Actor._send_bulk
+
+
+class Loopback:
+    """A machine of this shape (as load_topology takes it), booted in this process until `close`."""
+
+    def __init__(self, source=None, reserve=None, **keywords):
+        self.topology = load_topology(source, **keywords)
+        self.machine, self.blocks = boot(self.topology, reserve)
+        self.world = LoopbackWorld(self.topology, self.machine, self.blocks, self.ring)
+        self.cpus = [LoopbackCpu(self.world, n) for n in range(self.machine.nr_cpus)]
+        nodes = [Node(self.world, n) for n in range(self.machine.nr_nodes)]
+        self.actors = [Coordinator(self.world, None, {}), *nodes, *self.cpus]
+        self.fruitless = 0
+        self._keep = []
+        self.machine.on_ring = self._callback(lambda actor, _b, _c: self.ring(actor))
+        self.machine.on_wake = self._callback(lambda *_: None)
+        self.machine.on_wait = self._callback(lambda *_: self.deliver())
+        for cpu in self.cpus:
+            cpu.state.on_fault, cpu.state.on_ipi = exc_page_fault.address, answer_ipi.address
+        for actor in self.actors:
+            fall_asleep(actor.mailbox)
+
+    def _callback(self, function):
+        def answer(*args):
+            try:
+                function(*args)
+            except BaseException:        # it must not come up inside compiled code
+                import traceback
+                traceback.print_exc()
+                os._exit(70)
+            return 0
+        return cpu_process._address_of(answer)
+
+    # -- the bells
+
+    def ring(self, number):
+        """Serve an actor's mailbox until it is empty."""
+        actor = self.actors[number]
+        while True:
+            while fetch(int(actor.mailbox.address), actor._words) != MSG_NONE:
+                actor.dispatch(Message(*actor._words.tolist()))
+            if fall_asleep(actor.mailbox):
+                return
+
+    def deliver(self):
+        """Somebody waits: CPUs that are inside and have a shootdown pending answer it now."""
+        pending = [cpu for cpu in self.cpus if cpu.state.ipi_pending and cpu.state.inside]
+        for cpu in pending:
+            answer = answer_ipi.ctypes if JIT else answer_ipi
+            answer(int(cpu.state.address), 0, 0)
+        self.fruitless = 0 if pending else self.fruitless + 1
+        if self.fruitless > FRUITLESS_WAITS:
+            faulthandler.dump_traceback()
+            os._exit(71)
+
+    # -- tasks: this object is their site
+
+    def task(self, cpu=0, name="task"):
+        """A new task on a CPU."""
+        number = self.cpus[cpu].start_task(name)
+        return Task(number, self.cpus[cpu].pid_of(number), self)
+
+    def call_op(self, number, method, args):
+        return self.cpus[task_t.array(self.machine.tasks)[number].cpu].operations.run(number, method, args)
+
+    def where(self, number):
+        cpu = task_t.array(self.machine.tasks)[number].cpu
+        return cpu, self.topology.node_of_cpu(cpu)
+
+    # -- what tests look at
+
+    def cpu(self, number=0):
+        """cpu_t of a CPU."""
+        return self.cpus[number].state
+
+    def page(self, pfn):
+        return page_t.array(self.machine.mem_map)[pfn]
+
+    def mm(self, task):
+        return mm_t.array(self.machine.mms)[task_t.array(self.machine.tasks)[task._number].mm]
+
+    def vmas(self, task):
+        """The VMAs of a task, in the order of its index."""
+        number = task_t.array(self.machine.tasks)[task._number].mm
+        index = vma_index(self.machine, number)
+        return [vma_t.array(self.machine.vmas)[index[i]] for i in range(self.mm(task).map_count)]
+
+    def pte(self, task, address):
+        """The leaf entry of an address, 0 if its table is missing."""
+        ptep = int(pte_offset(self.machine, self.mm(task), address))
+        return int(u64.array(ptep)[0]) if ptep else 0
+
+    def zones(self):
+        """The zones that have memory."""
+        zones = [zone_of(self.machine, n) for n in range(self.machine.nr_nodes * MAX_NR_ZONES)]
+        return [zone for zone in zones if zone.present_pages]
+
+    def buddyinfo(self):
+        return proc.buddyinfo(self.machine, self.topology)
+
+    def vmstat(self):
+        return stats.vmstat(self.machine)
+
+    def audit(self):
+        return audit(self.machine)
+
+    def drain(self):
+        """Every page that nobody uses goes back to its node's free lists."""
+        for cpu in self.cpus:
+            syscalls.drain_pages(int(cpu.state.address))
+        for actor in self.actors:
+            if isinstance(actor, Node):
+                actor.rpc_drain_all()
+
+    # -- the end
+
+    def close(self):
+        """Give the host its memory back."""
+        machine, nbytes = self.machine, control_layout(self.topology, self.machine.max_pfn, self.machine.nr_actors).nbytes
+        memory, mem_map, frames = int(machine.memory), int(machine.mem_map), machine.max_pfn
+        for address, size in ((memory, frames * PAGE_SIZE), (mem_map, frames * page_t.nbytes),
+                              (int(machine.address), nbytes)):
+            shm._libc.munmap(address, size)
+        self.machine = Pointer(0, machine.struct)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.close()

@@ -1,0 +1,156 @@
+"""Slow, obvious twins of the emulator's algorithms, for the property tests. Nothing here knows the package."""
+
+
+class Buddy:
+    """Which pages of [first, end) are free, one bool each: the truth that free lists only index.
+
+    Orders up to `max_order`: a block of order n is 2**n pages and begins at a multiple of 2**n.
+    """
+
+    def __init__(self, first, end, max_order):
+        self.first, self.end, self.max_order = first, end, max_order
+        self.free = dict.fromkeys(range(first, end), True)
+
+    def run(self, start, order):
+        return range(start, start + (1 << order))
+
+    def is_free(self, start, order):
+        return all(self.free.get(pfn, False) for pfn in self.run(start, order))
+
+    def can_serve(self, order):
+        """True if some aligned run of 2**order pages is free."""
+        step = 1 << order
+        return any(self.is_free(start, order) for start in range(self.first // step * step, self.end, step))
+
+    def take(self, start, order):
+        assert start % (1 << order) == 0, f"block at {start} is not aligned to order {order}"
+        for pfn in self.run(start, order):
+            assert self.free[pfn], f"page {pfn} was given out twice"
+            self.free[pfn] = False
+
+    def give_back(self, start, order):
+        for pfn in self.run(start, order):
+            assert not self.free[pfn]
+            self.free[pfn] = True
+
+    def nr_free(self):
+        return sum(self.free.values())
+
+    def blocks(self):
+        """{order: number of blocks} when everything free is coalesced as far as it goes."""
+        counts, pfn = [0] * (self.max_order + 1), self.first
+        while pfn < self.end:
+            order = self.max_order
+            while order >= 0 and not (pfn % (1 << order) == 0 and self.is_free(pfn, order)):
+                order -= 1
+            if order < 0:
+                pfn += 1
+            else:
+                counts[order] += 1
+                pfn += 1 << order
+        return counts
+
+
+class Level:
+    """One TLB level: a list per set, least recently used first; {page, dirty}."""
+
+    def __init__(self, entries, ways):
+        self.ways, self.sets = ways, [[] for _ in range(entries // ways)]
+
+    def set_of(self, page):
+        return self.sets[page % len(self.sets)]
+
+    def find(self, page):
+        return next((entry for entry in self.set_of(page) if entry["page"] == page), None)
+
+    def use(self, entry):
+        """Make it the most recently used."""
+        where = self.set_of(entry["page"])
+        where.remove(entry)
+        where.append(entry)
+
+    def insert(self, page, dirty):
+        where = self.set_of(page)
+        if len(where) == self.ways:
+            where.pop(0)
+        where.append({"page": page, "dirty": dirty})
+
+    def forget(self, page):
+        where = self.set_of(page)
+        where[:] = [entry for entry in where if entry["page"] != page]
+
+    def forget_all(self):
+        for where in self.sets:
+            where.clear()
+
+
+class Mmu:
+    """Two TLB levels and a page table {page: {"node", "writable", "dirty", "tables": node of each table}}."""
+
+    def __init__(self, l1, l2, pages, latency, l1_ns, l2_ns):
+        self.l1, self.l2, self.pages = Level(*l1), Level(*l2), pages
+        self.latency, self.l1_ns, self.l2_ns = latency, l1_ns, l2_ns
+        self.l1_hits = self.l2_hits = self.walks = self.assists = self.walk_loads = self.clock_ns = 0
+
+    def access(self, page, write):
+        """One access; False: a fault (whose walk has been paid)."""
+        one, two = self.l1.find(page), self.l2.find(page)
+        if one and (one["dirty"] or not write):
+            self.l1_hits += 1
+            self.l1.use(one)
+        elif not one and two and (two["dirty"] or not write):
+            self.l2_hits += 1
+            self.clock_ns += self.l2_ns
+            self.l2.use(two)
+            self.l1.insert(page, two["dirty"])
+        elif not self.walk(page, write, one, two):
+            return False
+        self.clock_ns += self.l1_ns + self.latency[self.pages[page]["node"]]
+        return True
+
+    def walk(self, page, write, one, two):
+        entry = self.pages.get(page)
+        tables = entry["tables"]
+        self.walk_loads += len(tables)
+        self.clock_ns += sum(self.latency[node] for node in tables)
+        if "node" not in entry or write and not entry["writable"]:
+            return False
+        entry["dirty"] |= write
+        self.l1_hits += one is not None
+        if one or two:
+            self.assists += 1              # the page is there, only its D bit has to be set
+            self.clock_ns += self.l2_ns
+        if not one and two:
+            self.l2_hits += 1
+            self.clock_ns += self.l2_ns
+        if not one and not two:
+            self.walks += 1
+            self.clock_ns += self.l2_ns
+        dirty = entry["dirty"] and entry["writable"]
+        for level, found in ((self.l2, two), (self.l1, one)):
+            if found:
+                found["dirty"] = dirty
+                level.use(found)
+            else:
+                level.insert(page, dirty)
+        return True
+
+
+def runs(pages):
+    """[(first, end, value)]: pages in a row with equal values, from {page: value}."""
+    found = []
+    for page in sorted(pages):
+        if found and found[-1][1] == page and found[-1][2] == pages[page]:
+            found[-1][1] = page + 1
+        else:
+            found.append([page, page + 1, pages[page]])
+    return [tuple(run) for run in found]
+
+
+def highest_gap(pages, top, length):
+    """First page of the highest free piece of `length` pages that ends at `top` or below a mapped page under it."""
+    ends = [top, *(start for start, _, _ in runs(dict.fromkeys(pages)) if start < top)]
+    for end in sorted(ends, reverse=True):
+        if not any(page in pages for page in range(end - length, end)):
+            return end - length
+    return None

@@ -1,0 +1,79 @@
+"""The compile cache: a change of any file that compiled code comes from is noticed, no change is a hit."""
+import os
+import pathlib
+import shutil
+import subprocess
+import sys
+
+import pytest
+
+import numaemu
+from numaemu.build import JIT, PACKAGE, UPPER_FLOORS
+
+USER = """
+import sys
+import numba
+from numaemu.param import PAGE_SHIFT
+from numaemu.mmu import set_index
+import numpy as np
+
+@numba.njit(cache=True)
+def user(page):
+    return set_index(np.uint64(page), np.uint64(5), np.uint64(0))
+
+print(user(13), sum(user.stats.cache_hits.values()), sum(set_index.stats.cache_hits.values()))
+"""
+
+
+@pytest.fixture
+def package(tmp_path):
+    """A copy of the ground floor and a user's file beside it."""
+    (tmp_path / "numaemu").mkdir()
+    for name in ("__init__", "build", "compile", "pointer", "param", "mmu", "errors", "shm"):
+        shutil.copy(PACKAGE / f"{name}.py", tmp_path / "numaemu")
+    (tmp_path / "user.py").write_text(USER)
+    return tmp_path
+
+
+def run(where, **environment):
+    """(answer, cache hits) of the user's kernel in a fresh process."""
+    keep = {k: v for k, v in os.environ.items() if not k.startswith(("NUMBA_", "NUMAEMU_"))}
+    done = subprocess.run([sys.executable, "user.py"], cwd=where, capture_output=True, text=True,
+                          env={**keep, "PYTHONPATH": str(where), **environment})
+    assert done.returncode == 0, done.stderr
+    answer, hits, _ = done.stdout.split()
+    return int(answer), int(hits)
+
+
+@pytest.mark.skipif(not JIT, reason="there is no cache without compiled code")
+def test_a_change_in_a_callees_file_is_noticed(package):
+    """user() -> set_index() in mmu.py: page 13 of 5 sets is set 3; the changed callee adds 100."""
+    assert run(package) == (3, 0)
+    assert run(package) == (3, 1)                       # nothing changed: loaded
+    mmu = package / "numaemu" / "mmu.py"
+    text = mmu.read_text()
+    changed = text.replace("else np.int64(page_number % sets)", "else np.int64(page_number % sets) + 100")
+    assert changed != text
+    mmu.write_text(changed)
+    assert run(package) == (103, 0)
+    assert run(package) == (103, 1)
+    (package / "numaemu" / "cli.py").write_text("# above the compiled floors\n")
+    assert run(package) == (103, 1)
+    (package / "numaemu" / "kernel.py").write_text("# a floor of compiled code\n")
+    assert run(package) == (103, 0)
+
+
+@pytest.mark.skipif(not JIT, reason="there is no cache without compiled code")
+def test_the_debug_build_keeps_a_cache_of_its_own(package):
+    assert run(package) == (3, 0)
+    assert run(package, NUMAEMU_DEBUG="1") == (3, 0)
+    assert run(package) == run(package, NUMAEMU_DEBUG="1") == (3, 1)
+
+
+def test_no_kernel_lies_on_an_upper_floor():
+    """What the stamp leaves out declares nothing compiled and no Struct."""
+    for name in sorted(UPPER_FLOORS):
+        path = pathlib.Path(numaemu.__file__).parent / name
+        text = path.read_text() if path.exists() else ""
+        for word in ("@kernel", "@hot", "@entry", "@callback", "Struct("):
+            assert word not in text, f"{name}: {word}"

@@ -1,0 +1,266 @@
+"""Mappings against a dictionary of pages: what is mapped where, with which permission, in the fewest possible VMAs."""
+import errno
+
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+from loopback import SMALL_TLB, Loopback
+from naive import highest_gap, runs
+
+from numaemu import SegmentationFault
+from numaemu.build import JIT
+from numaemu.kernel.fork import MMAP_BASE
+from numaemu.kernel.mm_types import VM_SHARED
+from numaemu.mmu import TASK_SIZE
+from numaemu.uapi import (MADV_DONTNEED, MAP_ANONYMOUS, MAP_FIXED, MAP_FIXED_NOREPLACE, MAP_PRIVATE, MAP_SHARED, MPOL_BIND,
+                          MPOL_DEFAULT, PROT_EXEC, PROT_NONE, PROT_READ, PROT_WRITE)
+
+PROTS = [PROT_NONE, PROT_READ, PROT_READ | PROT_WRITE, PROT_READ | PROT_EXEC]
+ARENA = 0x1000_0000 >> 12        # where MAP_FIXED mappings of the test go: 24 pages from here
+TOP = int(MMAP_BASE) >> 12
+ANONYMOUS = MAP_PRIVATE | MAP_ANONYMOUS
+
+
+@st.composite
+def ranges(draw):
+    start = draw(st.integers(0, 23))
+    return ARENA + start, draw(st.integers(1, 24 - start))
+
+
+class MappingMachine(RuleBasedStateMachine):
+    """One task maps, unmaps, protects and binds pages; the twin holds {page: (prot, what, policy)}.
+
+    `what` is 0 for private memory and the number of its object for shared: pages in a row with equal values are
+    exactly what one VMA may describe.
+    """
+
+    def __init__(self):
+        super().__init__()
+        self.loop = Loopback(nodes=2, cpus_per_node=1, memory_per_node="8MiB", **SMALL_TLB)
+        self.task = self.loop.task()
+        self.stack = self.as_runs()
+        self.pages, self.objects = {}, 0
+        self.brk = self.start_brk = self.task.brk()
+
+    def as_runs(self):
+        return [(int(v.start) >> 12, int(v.end) >> 12) for v in self.loop.vmas(self.task)]
+
+    def put(self, first, n, prot, shared):
+        self.objects += 1
+        for page in range(first, first + n):
+            self.pages[page] = (prot, self.objects if shared else 0, None)
+
+    @rule(where=ranges(), prot=st.sampled_from(PROTS), shared=st.booleans(), replace=st.booleans())
+    def mmap_fixed(self, where, prot, shared, replace):
+        first, n = where
+        kind = MAP_SHARED | MAP_ANONYMOUS if shared else ANONYMOUS
+        taken = any(page in self.pages for page in range(first, first + n))
+        try:
+            self.task.mmap(n << 12, prot, kind | (MAP_FIXED if replace else MAP_FIXED_NOREPLACE), addr=first << 12)
+            assert replace or not taken
+            self.put(first, n, prot, shared)
+        except OSError as error:
+            assert error.errno == errno.EEXIST and taken and not replace
+
+    @rule(n=st.integers(1, 8), prot=st.sampled_from(PROTS))
+    def mmap_anywhere(self, n, prot):
+        got = self.task.mmap(n << 12, prot, ANONYMOUS).addr >> 12
+        assert got == highest_gap(self.pages, TOP, n)
+        self.put(got, n, prot, False)
+
+    @rule(where=ranges())
+    def munmap(self, where):
+        first, n = where
+        self.task.munmap(first << 12, n << 12)
+        for page in range(first, first + n):
+            self.pages.pop(page, None)
+
+    @precondition(lambda self: any(page >= ARENA + 24 for page in self.pages))
+    @rule(data=st.data())
+    def munmap_elsewhere(self, data):
+        page = data.draw(st.sampled_from([p for p in sorted(self.pages) if p >= ARENA + 24]))
+        self.task.munmap(page << 12, 4096)
+        del self.pages[page]
+
+    def change(self, where, call, **change):
+        """A call that needs every page of the range mapped, else fails with ENOMEM or EFAULT and changes nothing."""
+        first, n = where
+        pages = range(first, first + n)
+        try:
+            call(first << 12, n << 12)
+            assert all(page in self.pages for page in pages)
+            for page in pages:
+                prot, what, policy = self.pages[page]
+                self.pages[page] = (change.get("prot", prot), what, change.get("policy", policy))
+        except OSError as error:
+            assert error.errno in (errno.ENOMEM, errno.EFAULT) and not all(page in self.pages for page in pages)
+
+    @rule(where=ranges(), prot=st.sampled_from(PROTS))
+    def mprotect(self, where, prot):
+        self.change(where, lambda start, length: self.task.mprotect(start, length, prot), prot=prot)
+
+    @rule(where=ranges(), node=st.sampled_from([None, 0, 1]))
+    def mbind(self, where, node):
+        mode = MPOL_DEFAULT if node is None else MPOL_BIND
+        self.change(where, lambda start, length: self.task.mbind(start, length, mode, node), policy=node)
+
+    @rule(where=ranges(), offset=st.integers(0, 4095), write=st.booleans())
+    def access(self, where, offset, write):
+        page = where[0]
+        prot = self.pages.get(page, (PROT_NONE,))[0]
+        allowed = prot & (PROT_WRITE if write else PROT_READ | PROT_WRITE | PROT_EXEC)
+        try:
+            if write:
+                self.task.write((page << 12) + offset, b"x")
+            else:
+                self.task.read((page << 12) + offset, 1)
+            assert allowed
+        except SegmentationFault:
+            assert not allowed
+
+    @rule(where=ranges())
+    def forget(self, where):
+        first, n = where
+        self.change(where, lambda start, length: self.task.madvise(start, length, MADV_DONTNEED))
+
+    @rule(grow=st.integers(-9000, 20_000))
+    def set_brk(self, grow):
+        wanted = self.brk + grow
+        got = self.task.brk(wanted)
+        if wanted < self.start_brk:
+            assert got == self.brk
+            return
+        assert got == wanted
+        old, new = -(-self.brk // 4096), -(-wanted // 4096)
+        if new > old:
+            self.put(old, new - old, PROT_READ | PROT_WRITE, False)
+        for page in range(new, old):
+            self.pages.pop(page)
+        self.brk = wanted
+
+    @rule(brk=st.sampled_from([1, 1 << 47, (1 << 64) - 1, (1 << 64) - 4096]))
+    def refuse_brk(self, brk):
+        assert self.task.brk(brk) == self.brk
+
+    @invariant()
+    def vmas_are_the_runs_of_equal_pages(self):
+        found = {}
+        for vma in self.loop.vmas(self.task):
+            first, end = int(vma.start) >> 12, int(vma.end) >> 12
+            assert first < end
+            if (first, end) in self.stack:
+                continue
+            assert vma.mm and vma.flags & VM_SHARED == (VM_SHARED if self.pages[first][1] else 0)
+            found[first, end] = (vma.flags & 7, vma.policy.mode, int(vma.policy.nodes))
+        expected = {(first, end): (prot, MPOL_DEFAULT if node is None else MPOL_BIND, 0 if node is None else 1 << node)
+                    for first, end, (prot, _, node) in runs(self.pages)}
+        assert found == expected
+        assert list(found) == sorted(found)
+        assert self.loop.mm(self.task).total_vm == len(self.pages) + sum(end - first for first, end in self.stack)
+
+    @invariant()
+    def every_frame_is_accounted_for(self):
+        self.loop.audit()
+
+    def teardown(self):
+        self.task.exit()
+        self.loop.drain()
+        self.loop.audit()
+        assert self.loop.vmstat()["nr_page_table_pages"] == 0
+        self.loop.close()
+
+
+MappingMachine.TestCase.settings = settings(max_examples=60 if JIT else 4, stateful_step_count=40)
+TestMappings = pytest.mark.interpreted(MappingMachine.TestCase)
+
+
+@pytest.mark.interpreted
+@pytest.mark.parametrize("address, length, flags, error", [
+    (0, 0, ANONYMOUS, errno.EINVAL),                                     # no length
+    (0, 4096, MAP_ANONYMOUS, errno.EINVAL),                              # neither shared nor private
+    (0x1000_0001, 4096, ANONYMOUS | MAP_FIXED, errno.EINVAL),            # not a page's beginning
+    (0, 1 << 47, ANONYMOUS, errno.ENOMEM),                               # more than there is
+    (int(TASK_SIZE) - 4096, 8192, ANONYMOUS | MAP_FIXED, errno.ENOMEM),  # over the end
+    ((1 << 64) - 4096, 8192, ANONYMOUS | MAP_FIXED, errno.ENOMEM),       # around the end of all addresses
+    ((1 << 64) - 4096, 4096, ANONYMOUS | MAP_FIXED, errno.ENOMEM),
+    (0, (1 << 64) - 1, ANONYMOUS, errno.ENOMEM),
+])
+def test_mmap_refuses(two_nodes, address, length, flags, error):
+    task = two_nodes.task()
+    with pytest.raises(OSError) as caught:
+        task.mmap(length, PROT_READ, flags, addr=address)
+    assert caught.value.errno == error
+    assert len(two_nodes.vmas(task)) == 1
+
+
+@pytest.mark.interpreted
+def test_a_hint_beyond_user_space_is_ignored(two_nodes):
+    task = two_nodes.task()
+    assert task.mmap(8192, addr=(1 << 64) - 4096).addr == int(MMAP_BASE) - 8192
+
+
+@pytest.mark.interpreted
+def test_a_hint_is_taken_where_it_is_free(two_nodes):
+    task = two_nodes.task()
+    assert task.mmap(8192, addr=0x1000_0000).addr == 0x1000_0000
+    assert task.mmap(8192, addr=0x1000_1000).addr == int(MMAP_BASE) - 8192
+
+
+@pytest.mark.interpreted
+def test_large_mappings_are_aligned_to_2_mib(two_nodes):
+    """As since Linux 6.7: whole multiples of 2 MiB begin at one."""
+    task = two_nodes.task()
+    task.mmap(4096)
+    assert task.mmap("4MiB").addr % (2 << 20) == 0
+    assert task.mmap((4 << 20) + 4096).addr % (2 << 20) != 0
+
+
+@pytest.mark.interpreted
+@pytest.mark.parametrize("start, length, error", [(1, 4096, errno.EINVAL), (0x1000_0000, 0, errno.EINVAL),
+                                                  (int(TASK_SIZE), 4096, errno.EINVAL)])
+def test_munmap_refuses(two_nodes, start, length, error):
+    with pytest.raises(OSError) as caught:
+        two_nodes.task().munmap(start, length)
+    assert caught.value.errno == error
+
+
+@pytest.mark.interpreted
+def test_max_map_count(loopback):
+    """One VMA more than vm.max_map_count is refused, also when it would come from a split."""
+    loop = loopback(nodes=1, cpus_per_node=1, memory_per_node="8MiB", sysctl={"vm.max_map_count": 4})
+    task = loop.task()                                    # the stack is the first
+    area = task.mmap("12KiB")
+    task.munmap(area.addr + 4096, 4096)                   # 3 now:  [stack] [a] . [b]
+    task.mmap(4096, PROT_READ, ANONYMOUS | MAP_FIXED, addr=0x1000_0000)
+    with pytest.raises(OSError, match="Cannot allocate"):
+        task.mmap(4096, PROT_READ, ANONYMOUS | MAP_FIXED, addr=0x2000_0000)
+    assert len(loop.vmas(task)) == 4
+
+
+@pytest.mark.interpreted
+def test_execute_permission_lets_read_as_on_x86(two_nodes):
+    """x86 page tables know no execute-only pages: PROT_EXEC memory can be read, touched before or not."""
+    task = two_nodes.task()
+    area = task.mmap(8192)
+    task.write(area.addr, b"code")
+    task.mprotect(area.addr, 8192, PROT_EXEC)
+    assert task.read(area.addr, 4) == b"code"
+    assert task.read(area.addr + 4096, 4) == bytes(4)
+
+
+@pytest.mark.interpreted
+def test_unmapping_all_gives_the_tables_back(two_nodes):
+    """Page tables of a hole between two neighbours are freed, those that still serve one are not.
+
+        | a |        b        | c |      one leaf table serves 2 MiB
+    """
+    task = two_nodes.task()
+    area = task.mmap("8MiB", addr=0x1000_0000)
+    area.touch(stride=2 << 20)
+    before = two_nodes.mm(task).pgtables
+    task.munmap(area.addr + (2 << 20), "4MiB")
+    assert two_nodes.mm(task).pgtables == before - 2
+    area.munmap()
+    assert two_nodes.mm(task).pgtables == 1
+    two_nodes.audit()
