@@ -49,8 +49,8 @@ def min_free_kbytes(zones):
     low = max(-(-zone["min"] * total // zone["managed"]) for zone in zones.values())
     high = min(((zone["min"] + 1) * total - 1) // zone["managed"] for zone in zones.values())
     if low > high:
-        raise ConfigError(f"no min_free_kbytes gives the recorded min of zones {', '.join(zones)}: one needs {low * 4}, "
-                          f"another at most {high * 4 + 3}")
+        raise ConfigError(f"no min_free_kbytes gives the recorded min of zones {', '.join(zones)}: one needs "
+                          f"{low * 4}, another at most {high * 4 + 3}")
     return low * 4
 
 
@@ -130,7 +130,7 @@ def main(case_path, json_path=None):
     write_json(json_path, {"observed": observed})
     verdict = judge.judge(case, observed)
     print(table(verdict))
-    print(f"{name}: {'agrees' if verdict.agrees else 'disagrees'} with Linux {case.get('kernel', '')}".rstrip())
+    print(f"{name}: {'agrees' if verdict.agrees else 'disagrees'} with {case.get('kernel', 'Linux')}")
     return AGREES if verdict.agrees else DISAGREES
 
 

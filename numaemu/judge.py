@@ -181,7 +181,8 @@ def compare_dumps(case, observed, verdict):
                 compare_region(case, ours.get("regions", {}).get(name), region, exact, f"{where}/{name}", verdict)
             compare_maps(ours, linux, where, verdict)
             if case.name.startswith("a4") and "oom_score" in linux:
-                verdict.near("dumps", f"{where}: oom_score", ours.get("oom_score", -1), linux["oom_score"], 0.0, OOM_SCORE)
+                verdict.near("dumps", f"{where}: oom_score", ours.get("oom_score", -1), linux["oom_score"], 0.0,
+                             OOM_SCORE)
 
 
 def compare_region(case, ours, linux, exact, where, verdict):
@@ -208,8 +209,8 @@ def compare_maps(ours, linux, where, verdict):
         return
     low = min(start for start, _ in fixed) - MAPS_MARGIN
     high = max(start + length for start, length in fixed) + MAPS_MARGIN
-    mine, theirs = ([" ".join(line.split()[:2]) for line in dump.get("maps", []) if low <= int(line.split("-")[0], 16) < high]
-                    for dump in (ours, linux))
+    mine, theirs = ([" ".join(line.split()[:2]) for line in dump.get("maps", [])
+                     if low <= int(line.split("-")[0], 16) < high] for dump in (ours, linux))
     verdict.check("dumps", mine == theirs, f"{where}: maps", mine[:4], theirs[:4])
 
 

@@ -17,7 +17,8 @@ PLACES = {ABSENT: "absent", EFAULT: "efault"}
 def snapshot(machine):
     """{zones, nodes: {n: numastat}, vmstat} of a running machine."""
     stats = machine.stats()
-    zones = {f"node{node['node']}/{name}": figures for node in stats["nodes"] for name, figures in node["zones"].items()}
+    zones = {f"node{node['node']}/{name}": figures
+             for node in stats["nodes"] for name, figures in node["zones"].items()}
     nodes = {str(node["node"]): {"numastat": node["numastat"]} for node in stats["nodes"]}
     return {"zones": zones, "nodes": nodes, "vmstat": stats["vmstat"]}
 
@@ -34,7 +35,8 @@ def delta(before, after):
         "vmstat": difference(before["vmstat"], after["vmstat"]),
         "nodes": {node: {"numastat": difference(before["nodes"][node]["numastat"], figures["numastat"])}
                   for node, figures in after["nodes"].items()},
-        "free_pages": {zone: figures["free"] - before["zones"][zone]["free"] for zone, figures in after["zones"].items()}}
+        "free_pages": {zone: figures["free"] - before["zones"][zone]["free"]
+                       for zone, figures in after["zones"].items()}}
 
 
 def deltas(snapshots):

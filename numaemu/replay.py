@@ -145,7 +145,8 @@ class Replay:
         return {"task": name, "ret": 0, "errno": 0}
 
     def op_fork(self, process, step):
-        child = Process(step["child"], fork(process.task, numbers(step["cpu"])[0]), dict(process.regions), process.random)
+        task = fork(process.task, numbers(step["cpu"])[0])
+        child = Process(step["child"], task, dict(process.regions), process.random)
         self.processes[child.name] = child
         return {"ret": child.task.pid, "errno": 0}
 
@@ -223,7 +224,8 @@ class Replay:
 
     def op_mbind(self, process, step):
         flags = sum(MBIND_FLAGS[name] for name in step.get("flags", "").split("|") if name)
-        process.task.mbind(*self.range_of(process, step), POLICIES[step["policy"]], numbers(step.get("nodes", "")), flags)
+        policy, nodes = POLICIES[step["policy"]], numbers(step.get("nodes", ""))
+        process.task.mbind(*self.range_of(process, step), policy, nodes, flags)
         return {"ret": 0, "errno": 0}
 
     def op_get_mempolicy(self, process, step):

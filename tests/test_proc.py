@@ -293,6 +293,9 @@ def test_numa_maps_of_shared_pages(machine, task):
     file = r"default file=/dev/zero\040(deleted)"
     assert ranges(machine, task.pid)[shared.addr] == f"{file} dirty=4 mapped=8 active=0 N0=8 kernelpagesize_kB=4"
     child = task.fork()
+    assert "N0" not in ranges(machine, child.pid)[shared.addr]   # shared mappings are not copied, but faulted in
+    child.touch(shared.addr, 0x4000)
+    child.touch(shared.addr + 0x4000, 0x4000, write=False)
     for pid in (task.pid, child.pid):
         found = ranges(machine, pid)
         assert found[private.addr] == "default anon=8 dirty=8 mapmax=2 active=0 N0=8 kernelpagesize_kB=4"
