@@ -11,10 +11,10 @@ import os
 
 from numaemu import cpu as cpu_process
 from numaemu import shm
-from numaemu.actor import Actor, World
+from numaemu.actor import Actor, Message, World
 from numaemu.build import JIT
 from numaemu.coordinator import Coordinator
-from numaemu.kernel import proc, stats
+from numaemu.kernel import proc_vmstat, stats
 from numaemu.kernel import sys as syscalls
 from numaemu.kernel.check import audit
 from numaemu.kernel.fault import exc_page_fault
@@ -24,9 +24,9 @@ from numaemu.kernel.mmap import vma_index
 from numaemu.kernel.mmzone import MAX_NR_ZONES, zone_of
 from numaemu.kernel.pgtable import pte_offset
 from numaemu.kernel.smp import MSG_NONE, actor_of_cpu
+from numaemu.kernel.sysctl import System
 from numaemu.kernel.tlb import answer_ipi
-from numaemu.mailbox import fall_asleep, fetch
-from numaemu.actor import Message
+from numaemu.mailbox import fall_asleep
 from numaemu.mmu import cpu_t
 from numaemu.node import Node
 from numaemu.operations import Operations
@@ -101,7 +101,7 @@ class Loopback:
         """Serve an actor's mailbox until it is empty."""
         actor = self.actors[number]
         while True:
-            while fetch(int(actor.mailbox.address), actor._words) != MSG_NONE:
+            while actor.fetch() != MSG_NONE:
                 actor.dispatch(Message(*actor._words.tolist()))
             if fall_asleep(actor.mailbox):
                 return
@@ -160,7 +160,7 @@ class Loopback:
         return [zone for zone in zones if zone.present_pages]
 
     def buddyinfo(self):
-        return proc.buddyinfo(self.machine, self.topology)
+        return proc_vmstat.buddyinfo(System(self.machine, self.topology))
 
     def vmstat(self):
         return stats.vmstat(self.machine)

@@ -6,6 +6,7 @@ import pytest
 
 from numaemu import shm
 from numaemu.build import JIT
+from numaemu.pointer import i64
 from numaemu.mailbox import MAILBOX_SLOTS, fall_asleep, fetch, has_mail, mailbox_t, message_t, post
 
 pytestmark = pytest.mark.interpreted
@@ -19,7 +20,7 @@ def mailbox():
 def take(mailbox):
     """The next message as a list, or None."""
     words = np.zeros(7, np.int64)
-    return words.tolist() if fetch(int(mailbox.address), words) else None
+    return words.tolist() if fetch(mailbox, i64.array(words.ctypes.data)) else None
 
 
 def test_a_message_is_one_cache_line():

@@ -133,8 +133,8 @@ class MemoryMachine(RuleBasedStateMachine):
         used = self.loop.audit()
         assert sum(zone["used"] + zone["tables"] + zone["pcp"] for zone in used.values()) == 1      # the page of zeros
         assert {name: self.loop.vmstat()[name] for name in ("nr_anon_pages", "nr_mapped", "nr_shmem", "nr_page_table_pages",
-                                                             "nr_kernel_pages")} == \
-            dict.fromkeys(("nr_anon_pages", "nr_mapped", "nr_shmem", "nr_page_table_pages", "nr_kernel_pages"), 0)
+                                                             "nr_slab_unreclaimable")} == \
+            dict.fromkeys(("nr_anon_pages", "nr_mapped", "nr_shmem", "nr_page_table_pages", "nr_slab_unreclaimable"), 0)
         self.loop.close()
 
 

@@ -59,9 +59,9 @@ def access(machine, addresses, write):
     addresses, values = np.array(addresses, np.uint64), np.zeros(len(addresses), np.uint64)
     try:
         if write:
-            STORE_MANY[8](cpu.address, addresses, values, 1)
+            STORE_MANY[8](cpu.address, addresses.ctypes.data, values.ctypes.data, len(addresses), 1)
         else:
-            LOAD_MANY[8](cpu.address, addresses, values)
+            LOAD_MANY[8](cpu.address, addresses.ctypes.data, values.ctypes.data, len(addresses))
     except SegmentationFault:
         pass
     return cpu.tick - before

@@ -40,7 +40,8 @@ def load_and_stay_inside(loop, task, area):
     """A CPU in the middle of its accesses: between two of them, for the test."""
     cpu = loop.cpu(task.cpu)
     syscalls.begin_access(cpu.address, task._number)
-    LOAD_MANY[8](cpu.address, area.pages(), np.zeros(len(area.pages()), np.uint64))
+    pages, values = area.pages(), np.zeros(len(area.pages()), np.uint64)
+    LOAD_MANY[8](cpu.address, pages.ctypes.data, values.ctypes.data, len(pages))
 
 
 @pytest.mark.parametrize("pages, single", [(1, True), (TLB_SINGLE_PAGE_FLUSH_CEILING, True),
