@@ -68,27 +68,24 @@ class Area:
         if at:
             found, expected = int(self.task.load([at])[0]), int(word(U(at), U(owner))) if owner else 0
             raise Wrong(f"{self.task} on cpu {self.task.cpu}: {int(at):#x} (area {self.start:#x}-{self.end:#x}): expected "
-                        f"{expected:#x}, found at first something else, now {found:#x}")
+                        f"{expected:#x}, found {found:#x}")
         return -(-(end - start) // self.step)
-
-    def pages(self):
-        return np.arange(self.start, self.end, PAGE, dtype=U)
 
     def random_part(self, rng):
         """A random range of whole pages inside."""
-        first, last = sorted(rng.integers(0, (self.end - self.start) // PAGE, 2))
-        return self.start + int(first) * PAGE, (int(last) - int(first) + 1) * PAGE
+        first, last = sorted(int(n) for n in rng.integers(self.start // PAGE, -(-self.end // PAGE), 2))
+        return first * PAGE, (last - first + 1) * PAGE
 
 
 def move(task, area, rng, memory, all_of_them=False):
     """Some pages go to random nodes, by one of three calls."""
-    how, start_bytes = rng.integers(3), area.random_part(rng)
+    how, (start, nbytes) = rng.integers(3), area.random_part(rng)
     flag = numaemu.MPOL_MF_MOVE_ALL if all_of_them else numaemu.MPOL_MF_MOVE
     if how == 0:
-        pages = np.arange(start_bytes[0], sum(start_bytes), PAGE, dtype=U)
+        pages = np.arange(start, start + nbytes, PAGE, dtype=U)
         task.move_pages(pages, rng.choice(memory, len(pages)), flag)
     elif how == 1:
-        task.mbind(*start_bytes, numaemu.MPOL_INTERLEAVE, memory, flag)
+        task.mbind(start, nbytes, numaemu.MPOL_INTERLEAVE, memory, flag)
     else:
         task.migrate_pages([int(rng.choice(memory))], [int(rng.choice(memory))])
 
@@ -225,8 +222,8 @@ def zappers(task, seed, cpus, memory, pages):
 
 
 def hog(task, seed, cpus, memory, pages):
-    """Allocate until nobody can serve, or 32 times a usual area; then the end of the task gives everything back."""
-    area = Area(task, task.mmap(32 * pages * PAGE).addr, 32 * pages * PAGE, seed, step=PAGE)
+    """Allocate until nobody can serve, or 128 times a usual area; then the end of the task gives everything back."""
+    area = Area(task, task.mmap(128 * pages * PAGE).addr, 128 * pages * PAGE, seed, step=PAGE)
     area.fill()
     return area.verify()
 
