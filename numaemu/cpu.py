@@ -205,21 +205,21 @@ class Cpu(Actor):
         except Exception as error:
             self.tell(owner, "finished", run, failure(error))
 
-    def rpc_op(self, number, method, args):
+    def rpc_op(self, number, pid, method, args):
         """An operation of a task that is driven from elsewhere; it may take long, so it gets a thread."""
-        return self.threads.submit(self.do_op, number, method, args)
+        return self.threads.submit(self.do_op, number, pid, method, args)
 
-    def do_op(self, number, method, args):
-        return self.operations.run(number, method, args)
+    def do_op(self, number, pid, method, args):
+        return self.operations.run(number, pid, method, args)
 
     # -- the Task object's side
 
-    def call_op(self, number, method, args):
+    def call_op(self, number, pid, method, args):
         """Run an operation of a task of this process: here, or on the CPU it has moved to."""
         cpu = task_t.array(self.machine.tasks)[number].cpu
         if cpu == self.cpu_number:
-            return self.operations.run(number, method, args)
-        return self.ask(actor_of_cpu(self.machine, cpu), "op", number, method, args).result()
+            return self.operations.run(number, pid, method, args)
+        return self.ask(actor_of_cpu(self.machine, cpu), "op", number, pid, method, args).result()
 
     def where(self, number):
         """(cpu, node) of a task."""

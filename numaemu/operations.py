@@ -53,11 +53,11 @@ class Operations:
         self.tasks = task_t.array(self.machine.tasks)
         self.spare = None
 
-    def run(self, number, method, args):
-        """One operation, in this CPU's turn."""
+    def run(self, number, pid, method, args):
+        """One operation of task `pid`, in this CPU's turn. Its number may be another's by now, if it was killed."""
         with self.cpu.turn:
             task = self.tasks[number]
-            if task.state == TASK_DEAD:
+            if task.state == TASK_DEAD or task.pid != pid:
                 raise OSError(errno.ESRCH, "the task has ended")
             return getattr(self, method)(number, *args)
 

@@ -232,7 +232,7 @@ STORIES = (private, threads, together, cow, zappers, hog)
 
 
 def out_of_memory(error):
-    return isinstance(error, numaemu.OutOfMemory) or isinstance(error, OSError) and error.errno in (errno.ENOMEM, errno.ESRCH)
+    return isinstance(error, numaemu.OutOfMemory) or isinstance(error, OSError) and error.errno == errno.ENOMEM
 
 
 def gather(handles):
