@@ -21,6 +21,7 @@ U = np.uint64
 SHARED = numaemu.MAP_SHARED | numaemu.MAP_ANONYMOUS
 READ, WRITE = numaemu.PROT_READ, numaemu.PROT_READ | numaemu.PROT_WRITE
 PAGE = 4096
+COUNTS = 20000             # of a thread in the story `order`
 
 
 @numba.njit(cache=True)
@@ -204,21 +205,60 @@ def cow(task, seed, cpus, memory, pages):
 
 
 def zapper(task, seed, start, nbytes, rounds):
-    """Give the same pages back as other threads do: afterwards each word is 0 or what somebody writes there, ours stay."""
-    area, rng = Area(task, start, nbytes, seed), np.random.default_rng(seed)
+    """Give back pages that other threads give back too, at the same moment: then our words in them are 0."""
+    area, verified = Area(task, start, nbytes, seed, step=PAGE), 0
     for _ in range(rounds):
-        task.madvise(*area.random_part(rng), numaemu.MADV_DONTNEED)
-        values = task.load(np.arange(start, start + nbytes, 512, dtype=U))
-        if not np.isin(values, [0, 0x5A5A5A5A]).all():
-            raise Wrong(f"{task}: pages given back hold {set(map(hex, values.tolist()))}")
-        task.store(np.arange(start, start + nbytes, 512, dtype=U), U(0x5A5A5A5A))
-    return rounds
+        area.fill()
+        task.madvise(start & -PAGE, -(-nbytes // PAGE) * PAGE, numaemu.MADV_DONTNEED)
+        verified += area.verify(0)
+    return verified
 
 
 def zappers(task, seed, cpus, memory, pages):
     """Threads that madvise(DONTNEED) and write the same range; pages come and go under everybody's feet."""
     area = task.mmap(pages * PAGE)
-    return gather([task.clone(zapper, seed + i, area.addr, area.nbytes, 10, cpu=cpu) for i, cpu in enumerate(cpus[:4])])
+    return gather([task.clone(zapper, seed + i, area.addr + 8 * i, area.nbytes - 8 * i, 20, cpu=cpu) for i, cpu in enumerate(cpus[:4])])
+
+
+@numba.njit(cache=True)
+def count_up(cpu, private, public, n):
+    """Count in a private page first, then in a shared one."""
+    for i in range(1, n + 1):
+        store_u64(cpu, private, U(i))
+        store_u64(cpu, public, U(i))
+
+
+@numba.njit(cache=True)
+def watch(cpu, private, public, n):
+    """Who sees the public count must see the private one: the public count where that was not so, or 0."""
+    while True:
+        seen = load_u64(cpu, public)
+        if load_u64(cpu, private) < seen:
+            return seen
+        if seen == n:
+            return U(0)
+
+
+def counter(task, private, public):
+    task.call(count_up, U(private), U(public), COUNTS)
+    return COUNTS
+
+
+def watcher(task, private, public):
+    seen = int(task.call(watch, U(private), U(public), U(COUNTS)))
+    if seen:
+        raise Wrong(f"{task} on cpu {task.cpu}: {private:#x} was behind {public:#x} when that was {seen}")
+    return COUNTS
+
+
+def order(task, seed, cpus, memory, pages):
+    """Two threads count in one private page, a third watches, while forks make all of them copy it again and again."""
+    private, public = task.mmap(PAGE).touch().addr, task.mmap(PAGE, flags=SHARED).touch().addr
+    handles = [task.clone(counter, private + 64 * i, public + 64 * i, cpu=cpu) for i, cpu in enumerate(cpus[1:3])]
+    handles += [task.clone(watcher, private + 64 * i, public + 64 * i, cpu=cpus[0]) for i in range(len(handles))]
+    while not all(handle.done() for handle in handles):
+        task.fork(lambda child: None, cpu=cpus[-1]).result()
+    return gather(handles)
 
 
 def hog(task, seed, cpus, memory, pages):
@@ -228,7 +268,7 @@ def hog(task, seed, cpus, memory, pages):
     return area.verify()
 
 
-STORIES = (private, threads, together, cow, zappers, hog)
+STORIES = (private, threads, together, cow, zappers, order, hog)
 
 
 def out_of_memory(error):
