@@ -45,6 +45,15 @@ def permissions(vma):
     return "".join(c if vma.flags & bit else "-" for bit, c in letters) + ("s" if vma.flags & VM_SHARED else "p")
 
 
+def release_gil(function):
+    """Let a user's kernel, before it is first compiled, run without Python's lock: this process must serve its mailbox
+    even while a kernel spins until somebody else stores a word.
+    """
+    options = getattr(function, "targetoptions", None)
+    if options is not None and not function.overloads:
+        options["nogil"] = True
+
+
 class Operations:
     """The operations of one CPU."""
 
@@ -173,6 +182,7 @@ class Operations:
 
     def call(self, number, function, args):
         """A user's compiled kernel: function(cpu, *args)."""
+        release_gil(function)
         return self.accessing(number, function, self.cpu.state, *args)
 
     def fault(self, number):
