@@ -4,6 +4,7 @@ import importlib
 import pathlib
 import sys
 
+import numpy as np
 import pytest
 
 import numaemu
@@ -147,6 +148,33 @@ def test_a_dead_task_does_not_act_as_the_next_one_with_its_number(cxl):
         assert error.value.errno == errno.ESRCH
     next_one.mmap(4096).touch()
     next_one.exit()
+
+
+def give_back_all(task, start, nbytes, stop):
+    """Touch a range and give it back, again and again."""
+    for _ in range(200):
+        task.touch(start, nbytes)
+        task.madvise(start, nbytes, numaemu.MADV_DONTNEED)
+    task.store([stop], np.uint64(1))
+
+
+def give_back_first(task, start, stop):
+    """How often the first page still held what was written before we gave it back."""
+    stale = 0
+    while not task.load([stop])[0]:
+        task.write(start, b"01234567")
+        task.madvise(start, 4096, numaemu.MADV_DONTNEED)
+        stale += task.read(start, 8) != bytes(8)
+    return stale
+
+
+def test_pages_two_threads_give_back_at_once_are_forgotten_by_both(ring):
+    def story(task):
+        area, stop = task.mmap("16MiB"), task.mmap(4096).touch().addr
+        first = task.clone(give_back_first, area.addr, stop, cpu=2)
+        task.clone(give_back_all, area.addr, area.nbytes, stop, cpu=1).result()
+        return first.result()
+    assert ring.run(story) == 0
 
 
 def test_out_of_memory_ends_one_task_only():
