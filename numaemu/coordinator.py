@@ -119,10 +119,10 @@ class Coordinator(Actor):
         """An interactive task: (task number, pid)."""
         return self.ask(self.cpu_actor(cpu), "new_task", name)
 
-    def rpc_op(self, number, method, args):
+    def rpc_op(self, number, pid, method, args):
         """An operation of a task, wherever it is."""
         cpu = task_t.array(self.machine.tasks)[number].cpu
-        return self.ask(self.cpu_actor(cpu), "op", number, method, args)
+        return self.ask(self.cpu_actor(cpu), "op", number, pid, method, args)
 
     def rpc_where(self, number):
         """(cpu, node) of a task."""

@@ -171,27 +171,35 @@ class Cpu(Actor):
     def pid_of(self, number):
         return task_t.array(self.machine.tasks)[number].pid
 
+    # A new task waits for the CPU's turn, and who has it may wait for this thread to serve the mailbox (a drain of
+    # all page lists): so it waits in a thread of its own.
+
     def rpc_new_task(self, name):
+        return self.threads.submit(self.new_task, name)
+
+    def new_task(self, name):
         number = self.start_task(name)
         return number, self.pid_of(number)
 
     def rpc_spawn(self, owner, run, name, payload):
         """Run a pickled (function, args) as a new task; its result goes to `owner` as run `run`."""
-        number = self.start_task(name)
-        pid = self.pid_of(number)
-        self.threads.submit(self.run_task, owner, run, number, payload)
+        return self.threads.submit(self.spawn, owner, run, name, payload)
+
+    def spawn(self, owner, run, name, payload):
+        number, pid = self.new_task(name)
+        self.threads.submit(self.run_task, owner, run, number, pid, payload)
         return number, pid
 
     def rpc_adopt(self, owner, run, number, payload):
         """Run a function as a task that fork or clone has made on another CPU."""
         task_t.array(self.machine.tasks)[number].cpu = self.cpu_number
         pid = self.pid_of(number)
-        self.threads.submit(self.run_task, owner, run, number, payload)
+        self.threads.submit(self.run_task, owner, run, number, pid, payload)
         return number, pid
 
-    def run_task(self, owner, run, number, payload):
+    def run_task(self, owner, run, number, pid, payload):
         """The thread of a spawned function: call it, end the task, report."""
-        task = Task(number, self.pid_of(number), self)
+        task = Task(number, pid, self)
         try:
             function, args = load_function(payload)
             answer = function(task, *args)
@@ -205,21 +213,21 @@ class Cpu(Actor):
         except Exception as error:
             self.tell(owner, "finished", run, failure(error))
 
-    def rpc_op(self, number, method, args):
+    def rpc_op(self, number, pid, method, args):
         """An operation of a task that is driven from elsewhere; it may take long, so it gets a thread."""
-        return self.threads.submit(self.do_op, number, method, args)
+        return self.threads.submit(self.do_op, number, pid, method, args)
 
-    def do_op(self, number, method, args):
-        return self.operations.run(number, method, args)
+    def do_op(self, number, pid, method, args):
+        return self.operations.run(number, pid, method, args)
 
     # -- the Task object's side
 
-    def call_op(self, number, method, args):
+    def call_op(self, number, pid, method, args):
         """Run an operation of a task of this process: here, or on the CPU it has moved to."""
         cpu = task_t.array(self.machine.tasks)[number].cpu
         if cpu == self.cpu_number:
-            return self.operations.run(number, method, args)
-        return self.ask(actor_of_cpu(self.machine, cpu), "op", number, method, args).result()
+            return self.operations.run(number, pid, method, args)
+        return self.ask(actor_of_cpu(self.machine, cpu), "op", number, pid, method, args).result()
 
     def where(self, number):
         """(cpu, node) of a task."""

@@ -253,9 +253,9 @@ class Machine:
         self._runs[run] = future
         return run, future
 
-    def call_op(self, number, method, args):
+    def call_op(self, number, pid, method, args):
         """Task's site: run an operation of a task on its CPU."""
-        return self._ask("op", number, method, args)
+        return self._ask("op", number, pid, method, args)
 
     def where(self, number):
         """Task's site: (cpu, node) of a task."""

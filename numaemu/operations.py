@@ -45,6 +45,15 @@ def permissions(vma):
     return "".join(c if vma.flags & bit else "-" for bit, c in letters) + ("s" if vma.flags & VM_SHARED else "p")
 
 
+def release_gil(function):
+    """Let a user's kernel, before it is first compiled, run without Python's lock: this process must serve its mailbox
+    even while a kernel spins until somebody else stores a word.
+    """
+    options = getattr(function, "targetoptions", None)
+    if options is not None and not function.overloads:
+        options["nogil"] = True
+
+
 class Operations:
     """The operations of one CPU."""
 
@@ -53,11 +62,11 @@ class Operations:
         self.tasks = task_t.array(self.machine.tasks)
         self.spare = None
 
-    def run(self, number, method, args):
-        """One operation, in this CPU's turn."""
+    def run(self, number, pid, method, args):
+        """One operation of task `pid`, in this CPU's turn. Its number may be another's by now, if it was killed."""
         with self.cpu.turn:
             task = self.tasks[number]
-            if task.state == TASK_DEAD:
+            if task.state == TASK_DEAD or task.pid != pid:
                 raise OSError(errno.ESRCH, "the task has ended")
             return getattr(self, method)(number, *args)
 
@@ -173,6 +182,7 @@ class Operations:
 
     def call(self, number, function, args):
         """A user's compiled kernel: function(cpu, *args)."""
+        release_gil(function)
         return self.accessing(number, function, self.cpu.state, *args)
 
     def fault(self, number):

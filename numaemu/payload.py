@@ -8,8 +8,11 @@ import importlib
 import importlib.util
 import pickle
 import sys
+import threading
 
 from numaemu.wire import dumps
+
+_loading = threading.Lock()      # tasks start in threads: none may see a module whose text another still runs
 
 
 def dump_function(function, args):
@@ -25,7 +28,8 @@ def load_function(payload):
     """(function, args)"""
     source, body = pickle.loads(payload)
     if source:
-        load_module(*source)
+        with _loading:
+            load_module(*source)
     return pickle.loads(body)
 
 

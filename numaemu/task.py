@@ -59,7 +59,7 @@ class Task:
         self.kernel = KernelCalls(self)
 
     def _op(self, method, *args):
-        return self._site.call_op(self._number, method, args)
+        return self._site.call_op(self._number, self.pid, method, args)
 
     def __repr__(self):
         return f"<task {self.pid}>"
@@ -165,7 +165,7 @@ class Task:
         cpu = self.cpu if cpu is None else cpu
         if function is not None:
             return self._site.start(number, pid, cpu, function, args)
-        self._site.call_op(number, "place", (number, cpu)[1:])
+        self._site.call_op(number, pid, "place", (cpu,))
         return Task(number, pid, self._site)
 
     def exit(self, code=0):
@@ -176,7 +176,7 @@ class Task:
         """kill(2): any signal ends the task, 0 only looks whether it is there. Its memory is freed where it runs."""
         number = self._op("find", pid)
         if sig:
-            self._site.call_op(number, "die", (sig,))
+            self._site.call_op(number, pid, "die", (sig,))
 
     # -- what it is
 

@@ -34,7 +34,7 @@ def mm_alloc(cpu):
     if number == 0:
         return 0
     mm = mm_of(machine, number)
-    mm.mmap_lock, mm.users, mm.tlb_gen, mm.pgtables = 0, 1, 1, 0
+    mm.mmap_lock, mm.users, mm.tlb_gen, mm.pgtables, mm.tlb_flush_pending = 0, 1, 1, 0, 0
     for word in range(CPU_WORDS):
         mm.cpumask[word] = U(0)
     for counter in range(NR_MM_COUNTERS):

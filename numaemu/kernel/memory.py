@@ -6,10 +6,10 @@ from numaemu.kernel.gfp import GFP_HIGHUSER_MOVABLE, __GFP_ZERO
 from numaemu.kernel.mempolicy import alloc_table_page, vma_alloc_folio
 from numaemu.kernel.mm_types import MM_ANONPAGES, MM_SHMEMPAGES, PG_anon, VM_SHARED, VM_WRITE
 from numaemu.kernel.mmzone import page_of
-from numaemu.kernel.page_alloc import put_page, try_get_page
-from numaemu.kernel.pgtable import (_PAGE_SPECIAL, free_table, install_table, is_migration_entry, mm_of, pfn_pte, pte_offset,
-                                    pte_pfn, pte_present, ptep_cmpxchg, ptep_get, ptep_get_and_clear, skip_missing,
-                                    table_at)
+from numaemu.kernel.page_alloc import get_page, put_page, try_get_page
+from numaemu.kernel.pgtable import (_MIGRATION_ANON, _PAGE_SPECIAL, free_table, install_table, is_migration_entry,
+                                    mm_of, pfn_pte, pte_offset, pte_pfn, pte_present, ptep_cmpxchg, ptep_get,
+                                    ptep_get_and_clear, skip_missing, table_at)
 from numaemu.kernel.rmap import (anon_vma_prepare, folio_add_anon_rmap, folio_dup_rmap, folio_remove_rmap, mapping_of,
                                  rss_counter, vma_of)
 from numaemu.kernel.shmem import filemap_get_folio, shmem_get_folio
@@ -118,7 +118,10 @@ def do_shared_fault(cpu, mm, vma_number, address, write, ptep):
 
 @kernel("i64(cpu_t*, mm_t*, i64, u64, u64, u64)")
 def wp_page_copy(cpu, mm, vma_number, address, ptep, pte):
-    """Copy on write. The old frame loses our reference only after every CPU has forgotten it."""
+    """Copy on write. The old frame loses our reference only after every CPU has forgotten it.
+
+    The copy becomes writable only then as well: else one CPU could write to it while another still reads the old one.
+    """
     machine = machine_of(cpu)
     vma, old = vma_of(machine, vma_number), pte_pfn(pte)
     special = pte & _PAGE_SPECIAL != U(0)
@@ -131,11 +134,15 @@ def wp_page_copy(cpu, mm, vma_number, address, ptep, pte):
         copy_bytes(machine.memory + (U(new) << U(12)), machine.memory + (U(old) << U(12)), 4096)
         cpu.clock_base_ns += machine.copy_page_ns
     folio_add_anon_rmap(machine, cpu, page_of(machine, new), new, vma, address)
-    if not ptep_cmpxchg(ptep, pte, pfn_pte(new, _WRITTEN)):
+    get_page(page_of(machine, new))      # ours until all have forgotten the old frame: nobody may reuse the copy before
+    if not ptep_cmpxchg(ptep, pte, pfn_pte(new, _READ_ONLY)):
         folio_remove_rmap(machine, cpu, new)
+        put_page(cpu, new)
         put_page(cpu, new)
         return VM_FAULT_OK
     flush_tlb_mm_range(cpu, vma.mm, address & ~U(4095), (address & ~U(4095)) + U(4096))
+    ptep_cmpxchg(ptep, pfn_pte(new, _READ_ONLY), pfn_pte(new, _WRITTEN))
+    put_page(cpu, new)
     if special:
         fetch_add(mm.rss, MM_ANONPAGES, 1)
     else:
@@ -220,8 +227,8 @@ def tlb_flush_mmu(cpu, mm_number, start, end):
 @kernel("i64(machine_t*, cpu_t*, mm_t*, u64)")
 def zap_pte(machine, cpu, mm, pte):
     """A leaf entry has been taken out: account for it; the pfn whose reference is to be dropped, or 0."""
-    if is_migration_entry(pte):
-        fetch_add(mm.rss, rss_counter(page_of(machine, pte_pfn(pte))), -1)
+    if is_migration_entry(pte):          # the page may be gone by now: the entry itself says of which kind it was
+        fetch_add(mm.rss, MM_ANONPAGES if pte & _MIGRATION_ANON != U(0) else MM_SHMEMPAGES, -1)
         return 0
     if not pte_present(pte) or pte & _PAGE_SPECIAL != U(0):
         return 0
@@ -256,10 +263,18 @@ def unmap_page_range(cpu, mm_number, start, end):
 
 @kernel("void(cpu_t*, i64, u64, u64)")
 def zap_page_range(cpu, mm_number, start, end):
-    """Take pages out, flush, free: madvise(MADV_DONTNEED)."""
-    gather_of(machine_of(cpu), cpu)[0] = 0
-    if unmap_page_range(cpu, mm_number, start, end):
+    """Take pages out, flush, free: madvise(MADV_DONTNEED).
+
+    Several threads may do so at once: who finds an entry gone flushes too, since who took it out may not have flushed
+    yet (mm_tlb_flush_nested).
+    """
+    machine = machine_of(cpu)
+    mm = mm_of(machine, mm_number)
+    gather_of(machine, cpu)[0] = 0
+    fetch_add(mm, "tlb_flush_pending", 1)
+    if unmap_page_range(cpu, mm_number, start, end) or load_acquire(mm, "tlb_flush_pending") > 1:
         tlb_flush_mmu(cpu, mm_number, start, end)
+    fetch_add(mm, "tlb_flush_pending", -1)
 
 
 @kernel("bool(cpu_t*, i64, i64, u64, u64, u64, u64)")
@@ -307,7 +322,8 @@ def can_change_pte_writable(machine, pte):
     if pte & _PAGE_SPECIAL != U(0):
         return False
     page = page_of(machine, pte_pfn(pte))
-    return page.flags & U(PG_anon) != U(0) and load_acquire(page, "mapcount") == 1
+    return page.flags & U(PG_anon) != U(0) and load_acquire(page, "mapcount") == 1 and \
+        load_acquire(page, "refcount") == 1          # more: a sharer's entry may just be a migration entry
 
 
 @kernel("void(cpu_t*, i64, u64, u64, bool, bool, bool)")

@@ -14,7 +14,7 @@ from numaemu.kernel.mmdebug import VM_BUG_ON_PAGE
 from numaemu.kernel.mmap import (find_position, find_vma, merge_range, range_is_mapped, split_range, vma_index)
 from numaemu.kernel.mmzone import page_of, page_to_nid
 from numaemu.kernel.page_alloc import alloc_pages, get_page, put_page, try_get_page
-from numaemu.kernel.pgtable import (_MIGRATION, _PAGE_SPECIAL, is_migration_entry, mm_of, pfn_pte, pte_offset, pte_pfn,
+from numaemu.kernel.pgtable import (_MIGRATION, _MIGRATION_ANON, _PAGE_SPECIAL, is_migration_entry, mm_of, pfn_pte, pte_offset, pte_pfn,
                                     pte_present, ptep_cmpxchg, ptep_get, skip_missing)
 from numaemu.kernel.rmap import folio_dup_rmap, folio_remove_rmap, mapping_of, page_address_in_vma, vma_of
 from numaemu.kernel.shmem import count_shmem, shmem_slot
@@ -101,11 +101,12 @@ def try_to_migrate_one(cpu, batch, pfn, vma, address):
     ptep = pte_offset(machine, mm_of(machine, vma.mm), address)
     if ptep == U(0):
         return
+    kind = _MIGRATION | _MIGRATION_ANON if page_of(machine, pfn).flags & U(PG_anon) != U(0) else _MIGRATION
     while True:
         pte = ptep_get(ptep)
         if not pte_present(pte) or pte_pfn(pte) != pfn or pte & _PAGE_SPECIAL != U(0):
             return
-        if ptep_cmpxchg(ptep, pte, pfn_pte(pfn, _MIGRATION | (pte & (_PAGE_RW | _PAGE_USER | _PAGE_DIRTY)))):
+        if ptep_cmpxchg(ptep, pte, pfn_pte(pfn, kind | (pte & (_PAGE_RW | _PAGE_USER | _PAGE_DIRTY)))):
             break
     folio_remove_rmap(machine, cpu, pfn)
     put_page(cpu, pfn)
@@ -437,7 +438,7 @@ def add_page_for_migration(cpu, batch, address, node, flags):
         return here
     ptep = pte_offset(machine, mm_of(machine, batch.mm), address)
     pte = ptep_get(ptep)
-    if not pte_present(pte):
+    if not pte_present(pte) or pte & _PAGE_SPECIAL != U(0):      # it has changed since we looked
         return -EBUSY
     if not page_movable(page_of(machine, pte_pfn(pte)), flags):
         return -EACCES

@@ -63,7 +63,8 @@ mm_t = Struct("mm_t", [
     ("cpumask", u64, CPU_WORDS),    # CPUs whose TLB may hold entries of it
     ("rss", i64, NR_MM_COUNTERS),   # pages
     ("pgtables", i64),              # page-table pages, the top level included
-    ("_pad", u64, 4),
+    ("tlb_flush_pending", i64),     # CPUs that are taking entries out and have not flushed yet
+    ("_pad", u64, 3),
     # under mmap_lock held for writing
     ("pgd", u64),                   # physical address of the top-level table
     ("map_count", i64),             # VMAs

@@ -3,7 +3,8 @@
 Tables lie in emulated frames. An upper entry goes from 0 to a table once, by compare-exchange, and back to 0 only
 under the mmap_lock held for writing; a leaf entry changes at any time, by compare-exchange or exchange only.
 
-A leaf that is not present and not 0 is a *migration entry*: pfn << 12 | _MIGRATION | the old R/W bit.
+A leaf that is not present and not 0 is a *migration entry*: pfn << 12 | _MIGRATION | the old R/W, U/S and D bits,
+and _MIGRATION_ANON if the page is anonymous.
 """
 import numpy as np
 
@@ -18,7 +19,7 @@ from numaemu.pointer import compare_exchange, exchange, fetch_add, load_acquire,
 
 U = np.uint64
 _PAGE_SPECIAL = U(1 << 9)        # software bit: the zero page, no struct page to count
-_MIGRATION = U(1 << 10)
+_MIGRATION, _MIGRATION_ANON = U(1 << 10), U(1 << 11)
 _PAGE_TABLE = _PAGE_PRESENT | _PAGE_RW | _PAGE_USER | _PAGE_ACCESSED
 ADDRESS_SPACE = U(1) << U(47)
 

@@ -1,0 +1,188 @@
+"""Every workload on a small machine: what its docstring claims, exactly."""
+import errno
+import importlib
+import pathlib
+import sys
+
+import numpy as np
+import pytest
+
+import numaemu
+from numaemu import Machine
+
+FOLDER = pathlib.Path(__file__).parent.parent / "workloads"
+SMALL = {  # name: keywords of a machine like the preset, with little memory
+    "one node": dict(nodes=1, cpus_per_node=4, memory_per_node="24MiB"),
+    "two nodes": dict(nodes=2, cpus_per_node=2, memory_per_node="12MiB"),
+    "four nodes": dict(nodes=4, cpus_per_node=1, memory_per_node="8MiB"),
+}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def workloads():
+    """The folder of the workloads is where their modules are found."""
+    sys.path.insert(0, str(FOLDER))
+    yield
+    sys.path.remove(str(FOLDER))
+
+
+@pytest.fixture(scope="module")
+def ring():
+    with Machine("four-node-ring") as machine:
+        yield machine
+        machine.check()
+
+
+@pytest.fixture(scope="module")
+def cxl():
+    with Machine("cxl") as machine:
+        yield machine
+        machine.check()
+
+
+def run(name, machine, *args):
+    """What a workload's main returns."""
+    argv, sys.argv = sys.argv, [name, *map(str, args)]
+    try:
+        return importlib.import_module(name).main(machine)
+    finally:
+        sys.argv = argv
+
+
+def test_first_touch_puts_each_share_on_its_readers_node(ring):
+    for node, (cpu, pages) in zip(ring.nodes, run("first_touch", ring).items(), strict=True):
+        assert cpu == f"cpu {node.cpus[0]} on node {node.id}"
+        assert [pages[f"pages on node {n.id}"] for n in ring.nodes] == [256 * (n.id == node.id) for n in ring.nodes]
+
+
+@pytest.mark.parametrize("preset", ["ring", "cxl"])
+def test_latency_returns_the_configured_matrix(preset, request):
+    machine = request.getfixturevalue(preset)
+    measured = run("latency", machine)
+    rows = [n.id for n in machine.nodes if n.cpus]
+    assert list(measured) == [f"node {n}, ns" for n in rows]
+    for n in rows:
+        assert list(measured[f"node {n}, ns"].values()) == pytest.approx(machine.topology.latency_ns[n], rel=0.01)
+
+
+def test_interleave_vs_bind_shows_who_goes_where(ring):
+    result = run("interleave_vs_bind", ring)
+    loads = 2 * 128 * 4096 // 64                 # of the two CPUs of a node
+    assert result["bound to node 0"]["accesses by node"] == [[loads, 0, 0, 0]] * 4
+    assert result["interleaved"]["accesses by node"] == [[loads // 4] * 4] * 4
+    assert result["first touch"]["accesses by node"] == [[loads * (i == j) for j in range(4)] for i in range(4)]
+    bound, spread, local = (case["slowest thread us"] for case in result.values())
+    assert bound > spread > local
+
+
+def test_shootdown_storm_interrupts_every_other_thread_once_per_page(ring):
+    table = run("shootdown_storm", ring)
+    assert [row["threads"] for row in table] == [1, 2, 3, 4, 8]
+    for row in table:
+        others = row["threads"] - 1
+        assert row["shootdowns sent"] == (row["munmaps"] if others else 0)
+        assert row["received"] == row["munmaps"] * others
+        assert (row["ns per munmap"] > table[0]["ns per munmap"]) == (others > 0)
+
+
+@pytest.mark.parametrize("preset", ["ring", "cxl"])
+def test_node_overflow_goes_by_distance(preset, request):
+    machine = request.getfixturevalue(preset)
+    result = run("node_overflow", machine)
+    assert sorted(result["nodes in the order they served"]) == [n.id for n in machine.nodes]
+    assert result["nodes in the order they served"][0] == 0
+    assert result["distances"] == sorted(machine.nodes[0].distances)
+    first, *others = result["numastat"].values()
+    assert first["numa_miss"] == 0 < first["numa_hit"]
+    assert first["numa_foreign"] == sum(node["numa_miss"] for node in others) > 0
+    assert all(node["numa_miss"] > 0 == node["numa_foreign"] for node in others)
+
+
+def test_migration_moves_contents_and_latency(cxl):
+    steps = run("migration", cxl)
+    assert [step["pages on node"] for step in steps] == [{2: 64}, {0: 64}, {2: 64}]
+    assert [step["ns per load"] for step in steps] == [250, 80, 250]
+    assert {step["contents"] for step in steps} == {"as written"}
+
+
+def test_stream_triad_is_as_fast_as_the_latencies_say(ring):
+    result = run("stream_triad", ring)
+    assert result["local GB/s"] / result["remote GB/s"] == pytest.approx(176 / 80, rel=0.1)
+
+
+def test_pointer_chase_steps_where_the_tlbs_end(cxl):
+    l2, table = cxl.topology.l2, {row["KiB"] // 4: row["ns per load"] for row in run("pointer_chase", cxl)}
+    walk = 80 + l2.latency_ns + 4 * 80
+    for pages, ns in table.items():
+        expected = 80 if pages <= 64 else 80 + l2.latency_ns if pages < l2.entries else walk
+        if pages != l2.entries:
+            assert ns == expected
+
+
+def test_policies_place_where_they_say(ring):
+    assert list(run("policies", ring).values()) == [
+        [240, 0, 0, 0], [240, 0, 0, 0], [0, 0, 0, 240], [0, 0, 0, 240], [0, 0, 0, 240],
+        [60, 60, 60, 60], [60, 60, 60, 60]]
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("machine_name", SMALL)
+def test_stress_finds_nothing_when_memory_runs_out(machine_name, seed):
+    with Machine(**SMALL[machine_name]) as machine:
+        machine.seed = seed
+        assert run("stress", machine, 6)["words verified"] > 0
+
+
+def test_stress_finds_nothing_on_a_larger_machine(ring):
+    counts = run("stress", ring, 3)
+    assert "out of memory" not in counts and counts["pgmigrate_success"] > 0
+
+
+def test_a_dead_task_does_not_act_as_the_next_one_with_its_number(cxl):
+    dead = cxl.task(cpu=0)
+    dead.exit()
+    next_one = cxl.task(cpu=0)                   # gets the number that is free again
+    for action in (lambda: dead.mmap(4096), dead.exit):
+        with pytest.raises(OSError) as error:
+            action()
+        assert error.value.errno == errno.ESRCH
+    next_one.mmap(4096).touch()
+    next_one.exit()
+
+
+def give_back_all(task, start, nbytes, stop):
+    """Touch a range and give it back, again and again."""
+    for _ in range(200):
+        task.touch(start, nbytes)
+        task.madvise(start, nbytes, numaemu.MADV_DONTNEED)
+    task.store([stop], np.uint64(1))
+
+
+def give_back_first(task, start, stop):
+    """How often the first page still held what was written before we gave it back."""
+    stale = 0
+    while not task.load([stop])[0]:
+        task.write(start, b"01234567")
+        task.madvise(start, 4096, numaemu.MADV_DONTNEED)
+        stale += task.read(start, 8) != bytes(8)
+    return stale
+
+
+def test_pages_two_threads_give_back_at_once_are_forgotten_by_both(ring):
+    def story(task):
+        area, stop = task.mmap("16MiB"), task.mmap(4096).touch().addr
+        first = task.clone(give_back_first, area.addr, stop, cpu=2)
+        task.clone(give_back_all, area.addr, area.nbytes, stop, cpu=1).result()
+        return first.result()
+    assert ring.run(story) == 0
+
+
+def test_out_of_memory_ends_one_task_only():
+    with Machine(**SMALL["two nodes"]) as machine:
+        other = machine.task(cpu=1)
+        kept = other.mmap(64 * 4096).array()
+        kept[:] = range(len(kept))
+        with pytest.raises(numaemu.OutOfMemory):
+            machine.run(lambda task: task.mmap("64MiB").touch(), cpu=0)
+        assert (kept[:] == range(len(kept))).all()
+        machine.check()
