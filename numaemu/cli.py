@@ -88,6 +88,8 @@ def start_early(path, options):
             body = ast.parse(file.read()).body
         stated = [ast.literal_eval(node.value) for node in body if isinstance(node, ast.Assign)
                   and [getattr(target, "id", "") for target in node.targets] == ["MACHINE"]]
+        if not any(isinstance(node, ast.FunctionDef) and node.name == "main" for node in body):
+            return
         choose_topology(options, types.SimpleNamespace(MACHINE=stated[-1] if stated else None, __file__=path))
     except (ConfigError, SyntaxError, ValueError, OSError):
         return                       # what is wrong is said where it is needed; nothing is started
