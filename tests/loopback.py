@@ -124,8 +124,8 @@ class Loopback:
         number = self.cpus[cpu].start_task(name)
         return Task(number, self.cpus[cpu].pid_of(number), self)
 
-    def call_op(self, number, method, args):
-        return self.cpus[task_t.array(self.machine.tasks)[number].cpu].operations.run(number, method, args)
+    def call_op(self, number, pid, method, args):
+        return self.cpus[task_t.array(self.machine.tasks)[number].cpu].operations.run(number, pid, method, args)
 
     def where(self, number):
         cpu = task_t.array(self.machine.tasks)[number].cpu
