@@ -286,42 +286,42 @@ def store_vector(cpu, addresses, values, n, step, kind):
         count_access(cpu, slot, True, i - start)
 
 
-@entry("void(u64, u64, u64, i64)")
+@entry("void(u64, u64, u64, i64)", nogil=True)
 def load_many_u8(cpu_address, addresses, values, n):
     load_vector(cpu_t.at(cpu_address), u64.array(addresses), u8.array(values), n, u8)
 
 
-@entry("void(u64, u64, u64, i64, i64)")
+@entry("void(u64, u64, u64, i64, i64)", nogil=True)
 def store_many_u8(cpu_address, addresses, values, n, step):
     store_vector(cpu_t.at(cpu_address), u64.array(addresses), u8.array(values), n, step, u8)
 
 
-@entry("void(u64, u64, u64, i64)")
+@entry("void(u64, u64, u64, i64)", nogil=True)
 def load_many_u16(cpu_address, addresses, values, n):
     load_vector(cpu_t.at(cpu_address), u64.array(addresses), u16.array(values), n, u16)
 
 
-@entry("void(u64, u64, u64, i64, i64)")
+@entry("void(u64, u64, u64, i64, i64)", nogil=True)
 def store_many_u16(cpu_address, addresses, values, n, step):
     store_vector(cpu_t.at(cpu_address), u64.array(addresses), u16.array(values), n, step, u16)
 
 
-@entry("void(u64, u64, u64, i64)")
+@entry("void(u64, u64, u64, i64)", nogil=True)
 def load_many_u32(cpu_address, addresses, values, n):
     load_vector(cpu_t.at(cpu_address), u64.array(addresses), u32.array(values), n, u32)
 
 
-@entry("void(u64, u64, u64, i64, i64)")
+@entry("void(u64, u64, u64, i64, i64)", nogil=True)
 def store_many_u32(cpu_address, addresses, values, n, step):
     store_vector(cpu_t.at(cpu_address), u64.array(addresses), u32.array(values), n, step, u32)
 
 
-@entry("void(u64, u64, u64, i64)")
+@entry("void(u64, u64, u64, i64)", nogil=True)
 def load_many_u64(cpu_address, addresses, values, n):
     load_vector(cpu_t.at(cpu_address), u64.array(addresses), u64.array(values), n, u64)
 
 
-@entry("void(u64, u64, u64, i64, i64)")
+@entry("void(u64, u64, u64, i64, i64)", nogil=True)
 def store_many_u64(cpu_address, addresses, values, n, step):
     store_vector(cpu_t.at(cpu_address), u64.array(addresses), u64.array(values), n, step, u64)
 
@@ -331,7 +331,7 @@ LOAD_MANY = {1: load_many_u8, 2: load_many_u16, 4: load_many_u32, 8: load_many_u
 STORE_MANY = {1: store_many_u8, 2: store_many_u16, 4: store_many_u32, 8: store_many_u64}
 
 
-@entry("void(u64, u64, u64, u64, bool)")
+@entry("void(u64, u64, u64, u64, bool)", nogil=True)
 def touch_range(cpu_address, start, end, stride, write):
     """One access per `stride` bytes in [start, end); a writing touch leaves the contents as they are."""
     cpu, address = cpu_t.at(cpu_address), start
@@ -345,7 +345,7 @@ def touch_range(cpu_address, start, end, stride, write):
         address += stride
 
 
-@entry("void(u64, u64, u64, i64, bool)")
+@entry("void(u64, u64, u64, i64, bool)", nogil=True)
 def copy_range(cpu_address, address, buffer, nbytes, write):
     """Copy between emulated memory at `address` and host memory at `buffer`, counted as one access per 8 bytes."""
     cpu, done = cpu_t.at(cpu_address), 0

@@ -113,12 +113,12 @@ def kernel(signature):
     return decorate
 
 
-def entry(signature):
-    """See the module's text."""
+def entry(signature, nogil=False):
+    """See the module's text. With `nogil` other Python threads of the process run meanwhile: for what may take long."""
     def decorate(function):
         if not JIT:
             return twin(function, parse_signature(signature))
-        compiled = numba.njit(parse_signature(signature), **_OPTIONS)(function)
+        compiled = numba.njit(parse_signature(signature), **_OPTIONS, nogil=nogil)(function)
         _announce(function)
         return compiled
     return decorate

@@ -24,7 +24,7 @@ from numaemu.kernel.check import audit
 from numaemu.kernel.mm_init import boot
 from numaemu.kernel.mm_types import task_t
 from numaemu.kernel.mmzone import zone_of
-from numaemu.kernel.smp import (MSG_DRAIN_ALL, MSG_DRIVER, MSG_FALLBACK, MSG_FILL, MSG_WAKE_KSWAPD,
+from numaemu.kernel.smp import (MSG_DRAIN_ALL, MSG_DRIVER, MSG_FALLBACK, MSG_FILL,
                                 actor_of_cpu, actor_of_node, reply)
 from numaemu.kernel.tlb import serve_shootdowns
 from numaemu.mmu import cpu_t
@@ -42,7 +42,7 @@ class Coordinator(Actor):
         self.frames = collections.deque()
         self.runs = {}                                   # run number -> respond function of the driver's request
         self.handlers = {MSG_FALLBACK: self.on_fallback,
-                         MSG_DRAIN_ALL: self.on_drain_all, MSG_WAKE_KSWAPD: self.on_wake_kswapd,
+                         MSG_DRAIN_ALL: self.on_drain_all,
                          MSG_DRIVER: self.on_driver}
 
     # -- for the kernel
@@ -56,18 +56,17 @@ class Coordinator(Actor):
         self.send(actor_of_node(node), MSG_FILL, message.a, message.b, message.c, message.d)
 
     def on_drain_all(self, message):
-        """drain_all_pages: nodes take shelves back, idle CPUs return their lists; then the asking CPU goes on."""
-        self.serve("drain_all", (message.a,), lambda answer: reply(self.machine, message.d, message.token, 0))
+        """drain_all_pages: idle CPUs return their lists, nodes take shelves back; the asking CPU learns how many came."""
+        self.serve("drain_all", (message.a,), lambda pages: reply(self.machine, message.d, message.token, pages))
 
     def rpc_drain_all(self, but=-1):
-        others = [self.ask(actor_of_cpu(self.machine, c), "drain") for c in range(self.machine.nr_cpus) if c != but]
-        for future in others:
+        """Pages that came back to the free lists. CPU `but` has drained itself and waits for the answer."""
+        for future in [self.ask(actor_of_cpu(self.machine, c), "drain") for c in range(self.machine.nr_cpus) if c != but]:
             yield future
+        pages = 0
         for future in [self.ask(actor_of_node(n), "drain_all") for n in range(self.machine.nr_nodes)]:
-            yield future
-
-    def on_wake_kswapd(self, message):
-        """A zonelist is below its low watermarks. Reclaim is not there yet; who asked goes on with what is left."""
+            pages += yield future
+        return pages
 
     # -- the driver
 

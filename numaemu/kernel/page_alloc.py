@@ -25,7 +25,7 @@ from numaemu.kernel.mmzone import (MAX_NR_ZONES, MIGRATE_MOVABLE, MIGRATE_RECLAI
                                    MIGRATE_UNMOVABLE, NODE_RUNS, WMARK_LOW, WMARK_MIN, ZONE_DMA, ZONE_DMA32, ZONE_MOVABLE, ZONE_NORMAL, node_t, page_of, page_to_nid, page_zone, pcp_of, zone_of,
                                    zonelist)
 from numaemu.kernel.smp import (MSG_ALLOC, MSG_DRAIN, MSG_DRAIN_ALL, MSG_FALLBACK, MSG_FILL, MSG_FREE,
-                                MSG_WAKE_KSWAPD, actor_of_node, machine_of, reply, request, send, wait_for_event, wake_cpu)
+                                actor_of_node, machine_of, reply, request, send, wait_for_event, wake_cpu)
 from numaemu.kernel.vmstat import (ALLOCSTALL, NUMA_FALLBACK, PGFREE, count_vm_events, pgalloc_event, zone_statistics)
 from numaemu.mailbox import fetch
 from numaemu.param import MAX_NODES, MAX_ORDER, NR_ORDERS, PAGEBLOCK_ORDER
@@ -34,6 +34,7 @@ from numaemu.pointer import (clear_bytes, compare_exchange, exchange, fetch_add,
 
 U = np.uint64
 _BUDDY, _PCP, _USED = U(PG_buddy), U(PG_pcp), U(PG_used)
+MAX_RECLAIM_RETRIES = 16         # as Linux's slow path
 POPULATE_FROM = 128              # pages of a chain from which on its second half is made present ahead; measured
 
 
@@ -584,15 +585,14 @@ def drain_local_pages(cpu):
 
 @kernel("i64(cpu_t*, i64, i64, i64, u64)")
 def __alloc_pages_slowpath(cpu, gfp, order, nid, nodemask):
-    """Nothing above the low watermarks: wake kswapd, then down to min, then collect what lies on per-CPU lists."""
-    machine = machine_of(cpu)
-    send(machine, 0, MSG_WAKE_KSWAPD, cpu.id, 0, nid, order, 0, 0)
-    pfn = get_page_from_freelist(cpu, gfp, order, nid, nodemask, WMARK_MIN)
-    if pfn == 0 and gfp & ___GFP_DIRECT_RECLAIM:
-        count_vm_events(machine, cpu.id, ALLOCSTALL, 1)
+    """Nothing above the low watermarks: down to min; then collect unused pages from everybody's lists while some come."""
+    pfn, tries = get_page_from_freelist(cpu, gfp, order, nid, nodemask, WMARK_MIN), 0
+    while pfn == 0 and gfp & ___GFP_DIRECT_RECLAIM and tries < MAX_RECLAIM_RETRIES:
+        count_vm_events(machine_of(cpu), cpu.id, ALLOCSTALL, 1)
         drain_local_pages(cpu)
-        request(cpu, 0, MSG_DRAIN_ALL, cpu.id, 0, 0)
+        returned = request(cpu, 0, MSG_DRAIN_ALL, cpu.id, 0, 0)
         pfn = get_page_from_freelist(cpu, gfp, order, nid, nodemask, WMARK_MIN)
+        tries = tries + 1 if returned > 0 else MAX_RECLAIM_RETRIES
     return pfn
 
 

@@ -234,7 +234,11 @@ def create_task(cpu_address):
     if mm == 0:
         return -ENOMEM
     number = alloc_task(cpu, mm, 0)
-    if number == 0 or setup_arg_pages(cpu, mm) != 0:
+    if number == 0:
+        mmput(cpu, mm)
+        return -ENOMEM
+    if setup_arg_pages(cpu, mm) != 0:
+        do_exit(cpu, number, 0)
         return -ENOMEM
     return number
 
@@ -247,7 +251,10 @@ def sys_fork(cpu_address, task):
     if mm == 0:
         return -ENOMEM
     number = alloc_task(cpu, mm, task)
-    return number if number != 0 else -ENOMEM
+    if number == 0:
+        mmput(cpu, mm)
+        return -ENOMEM
+    return number
 
 
 @entry("i64(u64, i64)")
