@@ -9,12 +9,13 @@ nothing pending, which would have hit the same L1 entry, and count it so.
 """
 import numpy as np
 
+from numaemu.atomic import compare_exchange, load_acquire
 from numaemu.compile import entry, hot, kernel
 from numaemu.errors import SegmentationFault
 from numaemu.mmu import _PAGE_PRESENT, NODE_MASK, OFFSET_MASK, PAGE_MASK, PTE_PFN_MASK, TAG_VALID, cpu_t, tlb_refill
+from numaemu.native import call_address, copy_bytes, prefetch
 from numaemu.param import L1_HINTS
-from numaemu.pointer import (address_of, call_address, compare_exchange, copy_bytes, f32, f64, i32, i64, load_acquire, prefetch, u8, u16,
-                             u32, u64)
+from numaemu.pointer import address_of, f32, f64, i32, i64, u8, u16, u32, u64
 
 U = np.uint64
 SERVED = U(1)            # kernel/fault.py's answer

@@ -18,10 +18,11 @@ import numpy as np
 import posix_ipc
 
 from numaemu import shm
+from numaemu.atomic import load_acquire, store_release
 from numaemu.kernel.smp import MSG_CALL, MSG_NONE, MSG_RESULT
 from numaemu.mailbox import fall_asleep, fetch, mailbox_t, post
 from numaemu.param import OUTBOX_BYTES
-from numaemu.pointer import i64, load_acquire, store_release, u8
+from numaemu.pointer import i64, u8
 from numaemu.wire import Failure, dumps, failure, outcome, settle
 
 COORDINATOR = 0

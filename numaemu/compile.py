@@ -24,7 +24,8 @@ from numba import types
 from numba.extending import typeof_impl
 
 from numaemu.build import JIT
-from numaemu.pointer import SCALARS, STRUCTS, ItemsType, PointerType, PythonCallback
+from numaemu.native import PythonCallback
+from numaemu.pointer import SCALARS, STRUCTS, ItemsType, PointerType
 
 _OPTIONS = dict(cache=True, error_model="numpy", boundscheck=False)
 _NAMES = {"u8": types.uint8, "u16": types.uint16, "u32": types.uint32, "u64": types.uint64, "i32": types.int32,

@@ -24,8 +24,7 @@ from numaemu.kernel.check import audit
 from numaemu.kernel.mm_init import boot
 from numaemu.kernel.mm_types import task_t
 from numaemu.kernel.mmzone import zone_of
-from numaemu.kernel.smp import (MSG_DRAIN_ALL, MSG_DRIVER, MSG_FALLBACK, MSG_FILL,
-                                actor_of_cpu, actor_of_node, reply)
+from numaemu.kernel.smp import MSG_DRAIN_ALL, MSG_DRIVER, MSG_FALLBACK, MSG_FILL, actor_of_cpu, actor_of_node, reply
 from numaemu.kernel.tlb import serve_shootdowns
 from numaemu.mmu import cpu_t
 from numaemu.shm import die_with_parent

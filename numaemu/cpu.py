@@ -26,8 +26,8 @@ from numaemu.kernel.mm_types import TASK_NAME_BYTES, task_t
 from numaemu.kernel.smp import actor_of_cpu
 from numaemu.kernel.tlb import answer_ipi
 from numaemu.mmu import cpu_t
+from numaemu.native import PythonCallback
 from numaemu.operations import Operations, kill_task
-from numaemu.pointer import PythonCallback
 from numaemu.payload import dump_function, load_function
 from numaemu.task import Handle, Task
 from numaemu.wire import failure, settle

@@ -12,8 +12,9 @@ Who writes what: `tail` any sender, atomically; a slot the sender that holds its
 over by `turn`; `head` the receiver only; `asleep` the receiver sets it *before* it looks a last time, a sender looks
 at it *after* it has posted, both sequentially consistent, so one of the two sees the other and no message sleeps.
 """
+from numaemu.atomic import exchange, fetch_add, load_acquire, store_release, store_seq_cst
 from numaemu.compile import kernel
-from numaemu.pointer import Struct, exchange, fetch_add, i64, load_acquire, store_release, store_seq_cst, u64
+from numaemu.pointer import Struct, i64, u64
 
 MAILBOX_SLOTS = 4096       # more than all processes can have outstanding: each waits for most of its answers
 

@@ -14,9 +14,10 @@ loads = tick - stores, L1 hits = tick - L2 hits - walks, and the clock is the su
 """
 import numpy as np
 
+from numaemu.atomic import compare_exchange
 from numaemu.compile import hot, kernel
 from numaemu.param import CPU_WORDS, L1_ENTRIES_MAX, L1_HINTS, L2_ENTRIES_MAX, L2_HINTS, MAX_NODES
-from numaemu.pointer import Struct, compare_exchange, i64, u8, u16, u64
+from numaemu.pointer import Struct, i64, u8, u16, u64
 
 U = np.uint64
 

@@ -1,7 +1,7 @@
 """A NUMA node's process: it owns its frames, its page structs and its zones' free lists, and serves requests for pages."""
 from numaemu.actor import Actor
+from numaemu.kernel.buddy import free_pcppages_bulk, serve_pages, take_back_shelves
 from numaemu.kernel.mmzone import MAX_NR_ZONES, zone_of
-from numaemu.kernel.page_alloc import free_pcppages_bulk, serve_pages, take_back_shelves
 
 
 class Node(Actor):

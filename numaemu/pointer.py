@@ -19,10 +19,8 @@ import functools
 import operator
 
 import numpy as np
-from llvmlite import binding as llvm
 from llvmlite import ir
 from numba import types
-from numba.core import cgutils
 from numba.core.imputils import lower_constant
 from numba.core.typing.templates import (AbstractTemplate, AttributeTemplate, bound_function, infer_getattr,
                                          infer_global, signature)
@@ -106,18 +104,18 @@ _CTYPES = {"u1": ctypes.c_uint8, "u2": ctypes.c_uint16, "u4": ctypes.c_uint32, "
            "i4": ctypes.c_int32, "i8": ctypes.c_int64, "f4": ctypes.c_float, "f8": ctypes.c_double}
 
 
-def _ctype(kind):
+def ctype_of(kind):
     return _CTYPES[kind.dtype.str[1:]]
 
 
 def _read(address, kind):
-    value = _ctype(kind).from_address(address).value
+    value = ctype_of(kind).from_address(address).value
     return kind.dtype.type(value) if kind.dtype.kind == "u" else value
 
 
 def _write(address, kind, value):
     value = float(value) if kind.dtype.kind == "f" else int(value)
-    _ctype(kind).from_address(address).value = value
+    ctype_of(kind).from_address(address).value = value
 
 
 class Pointer:
@@ -270,18 +268,18 @@ def _items(kind, length, address):
     return Items(address, kind, length)
 
 
-def _field_type(struct, name):
+def field_type(struct, name):
     kind, count = struct.kinds[name], struct.counts[name]
     if count:
         return ItemsType(kind, count)
-    return _item_type(kind)
+    return item_type(kind)
 
 
-def _item_type(kind):
+def item_type(kind):
     return PointerType(kind) if isinstance(kind, Struct) else numpy_support.from_dtype(kind.dtype)
 
 
-def _word(context, builder, address, typ):
+def word_at(context, builder, address, typ):
     return builder.inttoptr(address, context.get_value_type(typ).as_pointer())
 
 
@@ -289,10 +287,10 @@ def _load(context, builder, address, typ):
     """A nested struct or array is its address; a scalar is loaded."""
     if isinstance(typ, (PointerType, ItemsType)):
         return address
-    return builder.load(_word(context, builder, address, typ))
+    return builder.load(word_at(context, builder, address, typ))
 
 
-def _field_address(builder, struct, pointer, name):
+def field_address(builder, struct, pointer, name):
     return builder.add(pointer, ir.Constant(_I64, struct.offsets[name]))
 
 
@@ -304,7 +302,7 @@ def _check_bounds(context, builder, typ, index):
             context.call_conv.return_user_exc(builder, IndexError, (f"index outside of {typ.name}",))
 
 
-def _item_address(context, builder, typ, index_type, pointer, index):
+def item_address(context, builder, typ, index_type, pointer, index):
     index = context.cast(builder, index, index_type, types.int64)
     _check_bounds(context, builder, typ, index)
     return builder.add(pointer, builder.mul(index, ir.Constant(_I64, typ.kind.nbytes)))
@@ -318,7 +316,7 @@ class _Fields(AttributeTemplate):
 
     def generic_resolve(self, typ, name):
         if name in typ.struct.kinds:
-            return _field_type(typ.struct, name)
+            return field_type(typ.struct, name)
         if name == "address":
             return types.uint64
 
@@ -336,7 +334,7 @@ class _Address(AttributeTemplate):
 def _(context, builder, typ, pointer, name):
     if name == "address":
         return pointer
-    return _load(context, builder, _field_address(builder, typ.struct, pointer, name), _field_type(typ.struct, name))
+    return _load(context, builder, field_address(builder, typ.struct, pointer, name), field_type(typ.struct, name))
 
 
 @lower_getattr_generic(ItemsType)
@@ -347,8 +345,8 @@ def _(context, builder, typ, pointer, name):
 @lower_setattr_generic(PointerType)
 def _(context, builder, sig, args, name):
     typ, given = sig.args
-    kind = _field_type(typ.struct, name)
-    word = _word(context, builder, _field_address(builder, typ.struct, args[0], name), kind)
+    kind = field_type(typ.struct, name)
+    word = word_at(context, builder, field_address(builder, typ.struct, args[0], name), kind)
     builder.store(context.cast(builder, args[1], given, kind), word)
 
 
@@ -356,26 +354,26 @@ def _(context, builder, sig, args, name):
 class _GetItem(AbstractTemplate):
     def generic(self, args, kws):
         if isinstance(args[0], ItemsType) and isinstance(args[1], types.Integer):
-            return signature(_item_type(args[0].kind), *args)
+            return signature(item_type(args[0].kind), *args)
 
 
 @infer_global(operator.setitem)
 class _SetItem(AbstractTemplate):
     def generic(self, args, kws):
         if isinstance(args[0], ItemsType) and isinstance(args[1], types.Integer):
-            return signature(types.none, args[0], args[1], _item_type(args[0].kind))
+            return signature(types.none, args[0], args[1], item_type(args[0].kind))
 
 
 @lower_builtin(operator.getitem, ItemsType, types.Integer)
 def _(context, builder, sig, args):
-    address = _item_address(context, builder, sig.args[0], sig.args[1], *args)
+    address = item_address(context, builder, sig.args[0], sig.args[1], *args)
     return _load(context, builder, address, sig.return_type)
 
 
 @lower_builtin(operator.setitem, ItemsType, types.Integer, types.Any)
 def _(context, builder, sig, args):
-    address = _item_address(context, builder, sig.args[0], sig.args[1], *args[:2])
-    builder.store(args[2], _word(context, builder, address, sig.args[2]))
+    address = item_address(context, builder, sig.args[0], sig.args[1], *args[:2])
+    builder.store(args[2], word_at(context, builder, address, sig.args[2]))
     return context.get_dummy_value()
 
 
@@ -432,169 +430,6 @@ def compiled_twin(function):
     return decorate
 
 
-# -- atomics -------------------------------------------------------------------------------------------------
-#
-# Each works on a field of a struct (`fetch_add(page, "refcount", 1)`) or on an item of an array
-# (`fetch_add(words, i, 1)`). Orders: loads acquire, stores release, everything else sequentially consistent.
-
-def _atomic_kind(target, where):
-    if isinstance(target, PointerType) and isinstance(where, types.StringLiteral):
-        return _field_type(target.struct, where.literal_value)
-    if isinstance(target, ItemsType) and isinstance(where, types.Integer):
-        return _item_type(target.kind)
-    return None
-
-
-def _atomic_word(context, builder, sig, args, kind):
-    target, where = sig.args[:2]
-    if isinstance(target, PointerType):
-        address = _field_address(builder, target.struct, args[0], where.literal_value)
-    else:
-        address = _item_address(context, builder, target, where, args[0], args[1])
-    return _word(context, builder, address, kind)
-
-
-def _twin_source(bits):
-    """IR text of the atomics on one width, for Python code."""
-    t, align = f"i{bits}", bits // 8
-    lines = [f"define {t} @load_{t}(ptr %p) {{ %v = load atomic {t}, ptr %p acquire, align {align}\n ret {t} %v }}",
-             f"define void @store_{t}(ptr %p, {t} %v) {{ store atomic {t} %v, ptr %p seq_cst, align {align}\n ret void }}",
-             f"define {t} @cas_{t}(ptr %p, {t} %a, {t} %b) {{ %r = cmpxchg ptr %p, {t} %a, {t} %b seq_cst seq_cst\n"
-             f" %v = extractvalue {{ {t}, i1 }} %r, 0\n ret {t} %v }}"]
-    for op in ("add", "or", "and", "xchg"):
-        lines.append(f"define {t} @{op}_{t}(ptr %p, {t} %v) {{ %r = atomicrmw {op} ptr %p, {t} %v seq_cst\n ret {t} %r }}")
-    return "\n".join(lines)
-
-
-class _Twins:
-    """The atomics for Python code: the same instructions, compiled from a few lines of IR when first used."""
-
-    def __init__(self):
-        self.engine, self.functions = None, {}
-
-    def get(self, op, kind, nargs):
-        key = op, kind.name
-        if key not in self.functions:
-            ctype = _ctype(kind)
-            result = None if op == "store" else ctype
-            address = self._address(f"{op}_i{kind.nbytes * 8}")
-            self.functions[key] = ctypes.CFUNCTYPE(result, ctypes.c_uint64, *[ctype] * nargs)(address)
-        return self.functions[key]
-
-    def _address(self, name):
-        if self.engine is None:
-            llvm.initialize_native_target()
-            llvm.initialize_native_asmprinter()
-            module = llvm.parse_assembly("\n".join(_twin_source(bits) for bits in (32, 64)))
-            machine = llvm.Target.from_default_triple().create_target_machine()
-            self.engine = llvm.create_mcjit_compiler(module, machine)
-            self.engine.finalize_object()
-        return self.engine.get_function_address(name)
-
-
-_twins = _Twins()
-
-
-def _atomic(op, target, where, *values):
-    """The Python side of every atomic."""
-    if isinstance(target, Pointer):
-        address, kind = target.address + target.struct.offsets[where], target.struct.kinds[where]
-    else:
-        address, kind = target._at(where), target.kind
-    result = _twins.get(op, kind, len(values))(address, *[int(v) for v in values])
-    return kind.dtype.type(result) if result is not None and kind.dtype.kind == "u" else result
-
-
-def load_acquire(target, where):
-    """The word; whatever its writer did before its release store is visible."""
-    return _atomic("load", target, where)
-
-
-def store_release(target, where, value):
-    """Write the word after everything written before."""
-    _atomic("store", target, where, value)
-
-
-def store_seq_cst(target, where, value):
-    """Write the word, before any later load of this thread (a full fence)."""
-    _atomic("store", target, where, value)
-
-
-def fetch_add(target, where, value):
-    """Add; the value before."""
-    return _atomic("add", target, where, value)
-
-
-def fetch_or(target, where, value):
-    """Set bits; the value before."""
-    return _atomic("or", target, where, value)
-
-
-def fetch_and(target, where, value):
-    """Keep bits; the value before."""
-    return _atomic("and", target, where, value)
-
-
-def exchange(target, where, value):
-    """Write; the value before."""
-    return _atomic("xchg", target, where, value)
-
-
-def compare_exchange(target, where, old, new):
-    """Write `new` if the word is `old`; the value before, so success is `== old`."""
-    return _atomic("cas", target, where, old, new)
-
-
-@compiled_twin(load_acquire)
-def _(target, where):
-    kind = _atomic_kind(target, where)
-
-    def codegen(context, builder, sig, args):
-        return builder.load_atomic(_atomic_word(context, builder, sig, args, kind), "acquire", align=kind.bitwidth // 8)
-    return kind and (kind, codegen)
-
-
-def _compiled_store(function, order):
-    @compiled_twin(function)
-    def _(target, where, value):
-        kind = _atomic_kind(target, where)
-
-        def codegen(context, builder, sig, args):
-            new = context.cast(builder, args[2], sig.args[2], kind)
-            builder.store_atomic(new, _atomic_word(context, builder, sig, args, kind), order, align=kind.bitwidth // 8)
-            return context.get_dummy_value()
-        return kind and (types.none, codegen)
-
-
-def _compiled_rmw(function, operation):
-    @compiled_twin(function)
-    def _(target, where, value):
-        kind = _atomic_kind(target, where)
-
-        def codegen(context, builder, sig, args):
-            new = context.cast(builder, args[2], sig.args[2], kind)
-            return builder.atomic_rmw(operation, _atomic_word(context, builder, sig, args, kind), new, "seq_cst")
-        return kind and (kind, codegen)
-
-
-_compiled_store(store_release, "release")
-_compiled_store(store_seq_cst, "seq_cst")
-for _function, _operation in ((fetch_add, "add"), (fetch_or, "or"), (fetch_and, "and"), (exchange, "xchg")):
-    _compiled_rmw(_function, _operation)
-
-
-@compiled_twin(compare_exchange)
-def _(target, where, old, new):
-    kind = _atomic_kind(target, where)
-
-    def codegen(context, builder, sig, args):
-        expected = context.cast(builder, args[2], sig.args[2], kind)
-        desired = context.cast(builder, args[3], sig.args[3], kind)
-        pair = builder.cmpxchg(_atomic_word(context, builder, sig, args, kind), expected, desired, "seq_cst", "seq_cst")
-        return builder.extract_value(pair, 0)
-    return kind and (kind, codegen)
-
-
 def address_of(pointer, field):
     """Host address of a field, for locks and other words that functions take by address."""
     return np.uint64(pointer.address + pointer.struct.offsets[field])
@@ -603,107 +438,6 @@ def address_of(pointer, field):
 @compiled_twin(address_of)
 def _(pointer, field):
     def codegen(context, builder, sig, args):
-        return _field_address(builder, pointer.struct, args[0], field.literal_value)
+        return field_address(builder, pointer.struct, args[0], field.literal_value)
     if isinstance(pointer, PointerType) and isinstance(field, types.StringLiteral):
         return types.uint64, codegen
-
-
-# -- raw memory and calls through an address -----------------------------------------------------------------
-
-_python_callbacks = {}
-
-
-class PythonCallback:
-    """A Python function behind a number that stands for its address while the JIT is off, in this process and its forks."""
-
-    def __init__(self, function):
-        self.function, self.address = function, 1 + len(_python_callbacks)
-        _python_callbacks[self.address] = function
-
-    def __call__(self, *args):
-        return self.function(*args)
-
-
-def call_address(function, a, b, c):
-    """Call a `callback` (or a ctypes function pointer) by its address: uint64 f(uint64, uint64, uint64).
-
-    Compiled code reaches what it must not link (the fault path) or what is Python (waiting for a message) this way.
-    """
-    return _python_callbacks[int(function)](a, b, c)
-
-
-@compiled_twin(call_address)
-def _(function, a, b, c):
-    def codegen(context, builder, sig, args):
-        words = [context.cast(builder, v, t, types.uint64) for v, t in zip(args, sig.args)]
-        callee = builder.inttoptr(words[0], ir.FunctionType(_I64, [_I64] * 3).as_pointer())
-        return builder.call(callee, words[1:])
-    return types.uint64, codegen
-
-
-def clear_bytes(address, nbytes):
-    """memset(address, 0, nbytes)."""
-    ctypes.memset(int(address), 0, int(nbytes))
-
-
-def copy_bytes(target, source, nbytes):
-    """memcpy(target, source, nbytes)."""
-    ctypes.memmove(int(target), int(source), int(nbytes))
-
-
-@compiled_twin(clear_bytes)
-def _(address, nbytes):
-    def codegen(context, builder, sig, args):
-        pointer = builder.inttoptr(context.cast(builder, args[0], sig.args[0], types.uint64), ir.IntType(8).as_pointer())
-        size = context.cast(builder, args[1], sig.args[1], types.int64)
-        callee = builder.module.declare_intrinsic("llvm.memset", [ir.IntType(8).as_pointer(), _I64])
-        builder.call(callee, [pointer, ir.Constant(ir.IntType(8), 0), size, ir.Constant(ir.IntType(1), 0)])
-        return context.get_dummy_value()
-    return types.none, codegen
-
-
-@compiled_twin(copy_bytes)
-def _(target, source, nbytes):
-    def codegen(context, builder, sig, args):
-        byte = ir.IntType(8).as_pointer()
-        to, of = (builder.inttoptr(context.cast(builder, a, t, types.uint64), byte) for a, t in zip(args[:2], sig.args))
-        size = context.cast(builder, args[2], sig.args[2], types.int64)
-        callee = builder.module.declare_intrinsic("llvm.memcpy", [byte, byte, _I64])
-        builder.call(callee, [to, of, size, ir.Constant(ir.IntType(1), 0)])
-        return context.get_dummy_value()
-    return types.none, codegen
-
-
-def prefetch(address):
-    """Ask the host's cache for the line at `address`; does nothing else, and nothing at all in Python."""
-
-
-@compiled_twin(prefetch)
-def _(address):
-    def codegen(context, builder, sig, args):
-        byte = ir.IntType(8).as_pointer()
-        i32 = ir.IntType(32)
-        pointer = builder.inttoptr(context.cast(builder, args[0], sig.args[0], types.uint64), byte)
-        kind = ir.FunctionType(ir.VoidType(), [byte, i32, i32, i32])
-        callee = builder.module.declare_intrinsic("llvm.prefetch", [byte], kind)
-        builder.call(callee, [pointer, i32(0), i32(3), i32(1)])
-        return context.get_dummy_value()
-    return types.none, codegen
-
-
-_MADV_POPULATE_WRITE = 23
-
-
-def populate(address, nbytes):
-    """Ask the host to make a range present (madvise); a host that cannot will do so at the first touch."""
-
-
-@compiled_twin(populate)
-def _(address, nbytes):
-    def codegen(context, builder, sig, args):
-        kind = ir.FunctionType(ir.IntType(32), [_I64, _I64, ir.IntType(32)])
-        callee = cgutils.get_or_insert_function(builder.module, kind, "madvise")
-        words = [context.cast(builder, v, t, types.uint64) for v, t in zip(args, sig.args)]
-        builder.call(callee, [*words, ir.Constant(ir.IntType(32), _MADV_POPULATE_WRITE)])
-        return context.get_dummy_value()
-    return types.none, codegen

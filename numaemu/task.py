@@ -5,7 +5,7 @@ process, a message if not.
 """
 import numpy as np
 
-from numaemu.uapi import (MAP_ANONYMOUS, MAP_PRIVATE, MPOL_F_ADDR, MPOL_F_NODE, MPOL_MF_MOVE, PROT_READ, PROT_WRITE)
+from numaemu.uapi import MAP_ANONYMOUS, MAP_PRIVATE, MPOL_F_ADDR, MPOL_F_NODE, MPOL_MF_MOVE, PROT_READ, PROT_WRITE
 from numaemu.units import parse_size
 
 

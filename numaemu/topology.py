@@ -14,9 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from numaemu.errors import ConfigError
-from numaemu.units import (
-    GiB, MiB, TiB, check_list, check_table, format_size, nearest, parse_int, parse_size
-)
+from numaemu.units import GiB, MiB, TiB, check_list, check_table, format_size, nearest, parse_int, parse_size
 
 # --- limits -------------------------------------------------------------------------------------
 MAX_NODES = 64  # a process each; a node mask fits one 64-bit word

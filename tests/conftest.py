@@ -9,7 +9,7 @@ from loopback import SMALL_TLB, Loopback
 
 from numaemu.build import JIT
 
-hypothesis.settings.register_profile("numaemu", deadline=None, print_blob=True, max_examples=50 if JIT else 8,
+hypothesis.settings.register_profile("numaemu", derandomize=True, deadline=None, print_blob=True, max_examples=50 if JIT else 8,
                                      suppress_health_check=list(hypothesis.HealthCheck))
 hypothesis.settings.load_profile("numaemu")
 

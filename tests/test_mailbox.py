@@ -6,8 +6,8 @@ import pytest
 
 from numaemu import shm
 from numaemu.build import JIT
-from numaemu.pointer import i64
 from numaemu.mailbox import MAILBOX_SLOTS, fall_asleep, fetch, has_mail, mailbox_t, message_t, post
+from numaemu.pointer import i64
 
 pytestmark = pytest.mark.interpreted
 

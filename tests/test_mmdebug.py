@@ -4,10 +4,11 @@ import sys
 import pytest
 
 from numaemu.build import DEBUG
+from numaemu.kernel.buddy import alloc_block, free_block
 from numaemu.kernel.gfp import GFP_KERNEL
 from numaemu.kernel.migrate import putback_page
 from numaemu.kernel.mmdebug import VM_BUG_ON, VM_BUG_ON_PAGE
-from numaemu.kernel.page_alloc import alloc_block, free_block, free_unref_page, put_page
+from numaemu.kernel.page_alloc import free_unref_page, put_page
 from numaemu.kernel.rmap import folio_remove_rmap
 
 pytestmark = pytest.mark.interpreted

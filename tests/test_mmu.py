@@ -9,8 +9,8 @@ from naive import Mmu
 from numaemu.access import LOAD_MANY, STORE_MANY
 from numaemu.build import JIT
 from numaemu.errors import SegmentationFault
-from numaemu.mmu import (_PAGE_ACCESSED, _PAGE_DIRTY, _PAGE_PRESENT, _PAGE_RW, _PAGE_USER, clock_ns, cpu_t, tlb_flush_all,
-                         tlb_flush_page, walk)
+from numaemu.mmu import (_PAGE_ACCESSED, _PAGE_DIRTY, _PAGE_PRESENT, _PAGE_RW, _PAGE_USER, clock_ns, cpu_t,
+                         tlb_flush_all, tlb_flush_page, walk)
 from numaemu.pointer import u64
 
 PRESENT = int(_PAGE_PRESENT | _PAGE_USER)

@@ -10,11 +10,11 @@ from loopback import SMALL_TLB, Loopback
 from naive import Buddy
 
 from numaemu.build import JIT
-from numaemu.kernel.gfp import GFP_HIGHUSER_MOVABLE, GFP_KERNEL, __GFP_DMA, __GFP_THISNODE, __GFP_ZERO
-from numaemu.kernel.mmzone import MAX_NR_ZONES, WMARK_HIGH, WMARK_LOW, WMARK_MIN, ZONE_DMA, ZONE_DMA32, \
-    ZONE_MOVABLE, ZONE_NAMES, ZONE_NORMAL, zone_of, zonelist
-from numaemu.kernel.page_alloc import alloc_block, free_block
+from numaemu.kernel.buddy import alloc_block, free_block
+from numaemu.kernel.gfp import __GFP_DMA, __GFP_THISNODE, __GFP_ZERO, GFP_HIGHUSER_MOVABLE, GFP_KERNEL
 from numaemu.kernel.mm_init import node_order, zone_batchsize
+from numaemu.kernel.mmzone import (MAX_NR_ZONES, WMARK_HIGH, WMARK_LOW, WMARK_MIN, ZONE_DMA, ZONE_DMA32, ZONE_MOVABLE,
+                                   ZONE_NAMES, ZONE_NORMAL, zone_of, zonelist)
 from numaemu.param import MAX_ORDER, NR_ORDERS
 from numaemu.pointer import u8
 from numaemu.topology import load_topology

@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 
 from numaemu import shm
+from numaemu.atomic import (compare_exchange, exchange, fetch_add, fetch_and, fetch_or, load_acquire, store_release,
+                            store_seq_cst)
 from numaemu.build import DEBUG, JIT
 from numaemu.compile import entry, hot, kernel
-from numaemu.pointer import (Struct, compare_exchange, exchange, f64, fetch_add, fetch_and, fetch_or, i32, i64, load_acquire,
-                             store_release, store_seq_cst, u8, u16, u64)
+from numaemu.pointer import Struct, f64, i32, i64, u8, u16, u64
 
 pytestmark = pytest.mark.interpreted
 

@@ -15,10 +15,8 @@ from hypothesis import strategies as st
 
 from numaemu import errors
 from numaemu.errors import ConfigError
-from numaemu.topology import (
-    DEFAULT_COST, KNOWN_SYSCTLS, NodeSpec, TlbSpec, Topology, list_presets, load_topology,
-    preset_path,
-)
+from numaemu.topology import (DEFAULT_COST, KNOWN_SYSCTLS, NodeSpec, TlbSpec, Topology, list_presets, load_topology,
+                              preset_path)
 from numaemu.units import GiB, KiB, MiB, TiB, format_size, parse_size
 
 PRESETS = {  # name: (nodes, CPUs, bytes, set of distances, set of latencies)

@@ -3,13 +3,12 @@ import numpy as np
 
 from numaemu.compile import entry
 from numaemu.errors import MachineCheck
-from numaemu.kernel.mm_types import PG_anon, PG_buddy, PG_pcp, PG_table, task_t
+from numaemu.kernel.buddy import page_is_buddy
+from numaemu.kernel.mm_types import PG_anon, PG_buddy, PG_pcp, PG_table, machine_t, task_t
 from numaemu.kernel.mmap import vma_index
-from numaemu.kernel.mmzone import (MAX_NR_ZONES, MIGRATE_PCPTYPES, MIGRATE_TYPES, ZONE_NAMES, page_of, pcp_of, zone_of)
-from numaemu.kernel.mm_types import machine_t
-from numaemu.kernel.page_alloc import page_is_buddy
-from numaemu.kernel.pgtable import (_PAGE_SPECIAL, is_migration_entry, mm_of, pte_offset, pte_pfn, pte_present, ptep_get,
-                                    skip_missing)
+from numaemu.kernel.mmzone import MAX_NR_ZONES, MIGRATE_PCPTYPES, MIGRATE_TYPES, ZONE_NAMES, page_of, pcp_of, zone_of
+from numaemu.kernel.pgtable import (_PAGE_SPECIAL, is_migration_entry, mm_of, pte_offset, pte_pfn, pte_present,
+                                    ptep_get, skip_missing)
 from numaemu.kernel.rmap import vma_of
 from numaemu.kernel.stats import task_numbers
 from numaemu.param import MAX_ORDER, NR_ORDERS

@@ -2,7 +2,7 @@
 import numpy as np
 
 from numaemu.compile import callback, kernel
-from numaemu.kernel.memory import (VM_FAULT_OK, VM_FAULT_OOM, VM_FAULT_RETRY, handle_mm_fault, pte_offset)
+from numaemu.kernel.memory import VM_FAULT_OK, VM_FAULT_OOM, VM_FAULT_RETRY, handle_mm_fault, pte_offset
 from numaemu.kernel.mempolicy import current_task
 from numaemu.kernel.mm_types import VM_EXEC, VM_READ, VM_WRITE
 from numaemu.kernel.mmap import find_vma

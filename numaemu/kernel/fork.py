@@ -1,11 +1,12 @@
 """Tasks and their address spaces: Linux's kernel/fork.c, exit.c and the fork part of mm/mmap.c."""
 import numpy as np
 
+from numaemu.atomic import fetch_add
 from numaemu.compile import kernel
 from numaemu.kernel.gfp import GFP_PGTABLE_USER
-from numaemu.kernel.mempolicy import copy_policy
 from numaemu.kernel.memory import VM_FAULT_OK, copy_page_range
-from numaemu.kernel.mm_types import NR_MM_COUNTERS, TASK_DEAD, TASK_RUNNING, VM_GROWSDOWN, task_t
+from numaemu.kernel.mempolicy import copy_policy
+from numaemu.kernel.mm_types import NR_MM_COUNTERS, TASK_DEAD, TASK_RUNNING, VM_GROWSDOWN, PG_table, task_t
 from numaemu.kernel.mmap import calc_vm_flags, insert_at, mmap_region, new_vma, unmap_region, vma_index
 from numaemu.kernel.mmzone import page_of
 from numaemu.kernel.page_alloc import alloc_pages
@@ -13,11 +14,10 @@ from numaemu.kernel.pgtable import mm_of, pgd_free
 from numaemu.kernel.pool import pool_get, pool_put
 from numaemu.kernel.rmap import link_vma, vma_of
 from numaemu.kernel.smp import machine_of, write_lock, write_unlock
-from numaemu.kernel.mm_types import PG_table
 from numaemu.kernel.tlb import drop_mm, flush_tlb_mm_range
 from numaemu.mmu import TASK_SIZE
 from numaemu.param import CPU_WORDS
-from numaemu.pointer import address_of, fetch_add
+from numaemu.pointer import address_of
 from numaemu.uapi import MAP_PRIVATE, PROT_READ, PROT_WRITE, errno
 
 U = np.uint64

@@ -1,10 +1,11 @@
 """Page faults, unmapping and copying of page tables: Linux's mm/memory.c."""
 import numpy as np
 
+from numaemu.atomic import exchange, fetch_add, load_acquire
 from numaemu.compile import hot, kernel
-from numaemu.kernel.gfp import GFP_HIGHUSER_MOVABLE, __GFP_ZERO
+from numaemu.kernel.gfp import __GFP_ZERO, GFP_HIGHUSER_MOVABLE
 from numaemu.kernel.mempolicy import alloc_table_page, vma_alloc_folio
-from numaemu.kernel.mm_types import MM_ANONPAGES, MM_SHMEMPAGES, PG_anon, VM_SHARED, VM_WRITE
+from numaemu.kernel.mm_types import MM_ANONPAGES, MM_SHMEMPAGES, VM_SHARED, VM_WRITE, PG_anon
 from numaemu.kernel.mmzone import page_of
 from numaemu.kernel.page_alloc import get_page, put_page, try_get_page
 from numaemu.kernel.pgtable import (_MIGRATION_ANON, _PAGE_SPECIAL, free_table, install_table, is_migration_entry,
@@ -17,8 +18,9 @@ from numaemu.kernel.smp import machine_of, relax
 from numaemu.kernel.tlb import flush_tlb_mm_range
 from numaemu.kernel.vmstat import PGREUSE, count_vm_events
 from numaemu.mmu import _PAGE_ACCESSED, _PAGE_DIRTY, _PAGE_PRESENT, _PAGE_RW, _PAGE_USER
+from numaemu.native import copy_bytes
 from numaemu.param import GATHER_PAGES
-from numaemu.pointer import copy_bytes, exchange, fetch_add, i64, load_acquire, u64
+from numaemu.pointer import i64, u64
 
 U = np.uint64
 VM_FAULT_OK, VM_FAULT_OOM, VM_FAULT_SIGBUS, VM_FAULT_SIGSEGV, VM_FAULT_RETRY = range(5)

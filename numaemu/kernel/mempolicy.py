@@ -8,8 +8,8 @@ from numaemu.kernel.mmzone import page_to_nid
 from numaemu.kernel.page_alloc import alloc_pages
 from numaemu.kernel.smp import machine_of
 from numaemu.kernel.vmstat import NUMA_INTERLEAVE_HIT, percpu_of
-from numaemu.uapi import (MPOL_BIND, MPOL_DEFAULT, MPOL_F_RELATIVE_NODES, MPOL_F_STATIC_NODES, MPOL_INTERLEAVE, MPOL_LOCAL,
-                          MPOL_PREFERRED, MPOL_PREFERRED_MANY, MPOL_WEIGHTED_INTERLEAVE, errno)
+from numaemu.uapi import (MPOL_BIND, MPOL_DEFAULT, MPOL_F_RELATIVE_NODES, MPOL_F_STATIC_NODES, MPOL_INTERLEAVE,
+                          MPOL_LOCAL, MPOL_PREFERRED, MPOL_PREFERRED_MANY, MPOL_WEIGHTED_INTERLEAVE, errno)
 
 U = np.uint64
 NO_INTERLEAVE_INDEX = -1         # not a page of a range: interleave by the task's own turn

@@ -6,25 +6,26 @@ faults on a migration entry waits until it is replaced. A page that somebody els
 """
 import numpy as np
 
+from numaemu.atomic import compare_exchange, fetch_and, fetch_or, load_acquire, store_release
 from numaemu.compile import hot, kernel
-from numaemu.kernel.gfp import GFP_HIGHUSER_MOVABLE, __GFP_THISNODE
+from numaemu.kernel.gfp import __GFP_THISNODE, GFP_HIGHUSER_MOVABLE
 from numaemu.kernel.mempolicy import node_isset, vma_alloc_folio
 from numaemu.kernel.mm_types import PG_anon, PG_locked
+from numaemu.kernel.mmap import find_position, find_vma, merge_range, range_is_mapped, split_range, vma_index
 from numaemu.kernel.mmdebug import VM_BUG_ON_PAGE
-from numaemu.kernel.mmap import (find_position, find_vma, merge_range, range_is_mapped, split_range, vma_index)
 from numaemu.kernel.mmzone import page_of, page_to_nid
 from numaemu.kernel.page_alloc import alloc_pages, get_page, put_page, try_get_page
-from numaemu.kernel.pgtable import (_MIGRATION, _MIGRATION_ANON, _PAGE_SPECIAL, is_migration_entry, mm_of, pfn_pte, pte_offset, pte_pfn,
-                                    pte_present, ptep_cmpxchg, ptep_get, skip_missing)
+from numaemu.kernel.pgtable import (_MIGRATION, _MIGRATION_ANON, _PAGE_SPECIAL, is_migration_entry, mm_of, pfn_pte,
+                                    pte_offset, pte_pfn, pte_present, ptep_cmpxchg, ptep_get, skip_missing)
 from numaemu.kernel.rmap import folio_dup_rmap, folio_remove_rmap, mapping_of, page_address_in_vma, vma_of
 from numaemu.kernel.shmem import count_shmem, shmem_slot
 from numaemu.kernel.smp import machine_of, spin_lock, spin_unlock
 from numaemu.kernel.tlb import flush_tlb_mm_range
 from numaemu.kernel.vmstat import PGMIGRATE_FAIL, PGMIGRATE_SUCCESS, count_vm_events
 from numaemu.mmu import _PAGE_ACCESSED, _PAGE_DIRTY, _PAGE_PRESENT, _PAGE_RW, _PAGE_USER
-from numaemu.pointer import (Struct, address_of, compare_exchange, copy_bytes, fetch_and, fetch_or, i64, load_acquire,
-                             store_release, u64)
-from numaemu.uapi import (MPOL_DEFAULT, MPOL_MF_MOVE, MPOL_MF_MOVE_ALL, MPOL_MF_STRICT, errno)
+from numaemu.native import copy_bytes
+from numaemu.pointer import Struct, address_of, i64, u64
+from numaemu.uapi import MPOL_DEFAULT, MPOL_MF_MOVE, MPOL_MF_MOVE_ALL, MPOL_MF_STRICT, errno
 
 U = np.uint64
 NR_MAX_BATCHED_MIGRATION = 512           # pages (Linux: HPAGE_PMD_NR)

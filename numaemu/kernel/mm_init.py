@@ -7,14 +7,15 @@ import numpy as np
 
 from numaemu import shm
 from numaemu.kernel.migrate import migrate_t
-from numaemu.kernel.mm_types import mapping_t, machine_t, mm_t, page_t, pool_t, task_t, vma_t
-from numaemu.kernel.mmzone import (MAX_NR_ZONES, MIGRATE_MOVABLE, WMARK_HIGH, WMARK_LOW, WMARK_MIN, ZONE_DMA, ZONE_DMA32,
-                                   ZONE_HIGHMEM, ZONE_MOVABLE, ZONE_NORMAL, node_t, page_of, pcp_t, zone_of, zone_t)
+from numaemu.kernel.mm_types import machine_t, mapping_t, mm_t, page_t, pool_t, task_t, vma_t
+from numaemu.kernel.mmzone import (MAX_NR_ZONES, MIGRATE_MOVABLE, WMARK_HIGH, WMARK_LOW, WMARK_MIN, ZONE_DMA,
+                                   ZONE_DMA32, ZONE_HIGHMEM, ZONE_MOVABLE, ZONE_NORMAL, node_t, page_of, pcp_t,
+                                   zone_of, zone_t)
 from numaemu.kernel.vmstat import percpu_t
 from numaemu.mailbox import mailbox_t
 from numaemu.mmu import cpu_t
-from numaemu.param import (GATHER_PAGES, MAX_MAP_COUNT, MAX_MMS, MAX_NODES, MAX_TASKS, MAX_VMAS, OUTBOX_BYTES, PAGE_SIZE,
-                           PAGEBLOCK_ORDER, PAGEBLOCK_PAGES, VMA_INDEX_SLOTS)
+from numaemu.param import (GATHER_PAGES, MAX_MAP_COUNT, MAX_MMS, MAX_NODES, MAX_TASKS, MAX_VMAS, OUTBOX_BYTES,
+                           PAGE_SIZE, PAGEBLOCK_ORDER, PAGEBLOCK_PAGES, VMA_INDEX_SLOTS)
 from numaemu.pointer import i64, u8
 
 DMA_END, DMA32_END = (16 << 20) // PAGE_SIZE, (4 << 30) // PAGE_SIZE      # pfn

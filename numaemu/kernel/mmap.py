@@ -6,10 +6,10 @@ mmap_lock held for reading, changed under the lock held for writing.
 import numpy as np
 
 from numaemu.compile import hot, kernel
-from numaemu.kernel.mempolicy import copy_policy, same_policy
 from numaemu.kernel.memory import (change_protection, free_pgd_range, gather_of, tlb_flush_mmu, unmap_page_range,
                                    zap_page_range)
-from numaemu.kernel.mm_types import (VM_MAYREAD, VM_MAYSHARE, VM_MAYWRITE, VM_READ, VM_SHARED, VM_WRITE)
+from numaemu.kernel.mempolicy import copy_policy, same_policy
+from numaemu.kernel.mm_types import VM_MAYREAD, VM_MAYSHARE, VM_MAYWRITE, VM_READ, VM_SHARED, VM_WRITE
 from numaemu.kernel.pgtable import mm_of
 from numaemu.kernel.pool import pool_get, pool_put
 from numaemu.kernel.rmap import link_vma, mapping_of, mapping_put, new_mapping, unlink_vma, vma_of
@@ -18,8 +18,8 @@ from numaemu.kernel.smp import machine_of
 from numaemu.mmu import TASK_SIZE
 from numaemu.param import VMA_INDEX_SLOTS
 from numaemu.pointer import i64
-from numaemu.uapi import (MADV_DONTNEED, MAP_ANONYMOUS, MAP_FIXED, MAP_FIXED_NOREPLACE, MAP_PRIVATE,
-                          MAP_SHARED, PROT_EXEC, PROT_READ, PROT_WRITE, errno)
+from numaemu.uapi import (MADV_DONTNEED, MAP_ANONYMOUS, MAP_FIXED, MAP_FIXED_NOREPLACE, MAP_PRIVATE, MAP_SHARED,
+                          PROT_EXEC, PROT_READ, PROT_WRITE, errno)
 
 U = np.uint64
 EINVAL, ENOMEM, EEXIST, EACCES = errno.EINVAL, errno.ENOMEM, errno.EEXIST, errno.EACCES

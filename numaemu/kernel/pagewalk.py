@@ -9,13 +9,14 @@ that is being changed it is a mixture of before and after, as numa_maps is on Li
 """
 import numpy as np
 
+from numaemu.atomic import load_acquire
 from numaemu.compile import entry, hot, kernel
 from numaemu.kernel.mm_types import PG_anon, PG_buddy, PG_pcp, PG_table, machine_t
 from numaemu.kernel.mmzone import page_of, page_to_nid, page_zone, zone_of
 from numaemu.kernel.pgtable import _PAGE_SPECIAL, mm_of, pte_pfn, pte_present, ptep_get, table_at
 from numaemu.mmu import _PAGE_DIRTY
 from numaemu.param import MAX_NODES
-from numaemu.pointer import load_acquire, u64
+from numaemu.pointer import u64
 
 U = np.uint64
 PAGES, DIRTY, ANON, MAPCOUNT_MAX, FIRST_NODE = range(5)      # struct numa_maps; then the pages of each node

@@ -8,6 +8,7 @@ and _MIGRATION_ANON if the page is anonymous.
 """
 import numpy as np
 
+from numaemu.atomic import compare_exchange, exchange, fetch_add, load_acquire
 from numaemu.compile import hot, kernel
 from numaemu.kernel.mm_types import PG_table, mm_t
 from numaemu.kernel.mmzone import page_of, page_to_nid
@@ -15,7 +16,7 @@ from numaemu.kernel.page_alloc import put_page
 from numaemu.kernel.smp import machine_of
 from numaemu.kernel.vmstat import NR_PAGETABLE, mod_node_page_state
 from numaemu.mmu import _PAGE_ACCESSED, _PAGE_PRESENT, _PAGE_RW, _PAGE_USER, PTE_PFN_MASK
-from numaemu.pointer import compare_exchange, exchange, fetch_add, load_acquire, u64
+from numaemu.pointer import u64
 
 U = np.uint64
 _PAGE_SPECIAL = U(1 << 9)        # software bit: the zero page, no struct page to count

@@ -18,8 +18,8 @@ from numaemu.kernel.proc_meminfo import kilobytes
 from numaemu.kernel.stats import task_name
 from numaemu.mmu import cpu_t
 from numaemu.param import MAX_NODES
-from numaemu.uapi import (MPOL_BIND, MPOL_DEFAULT, MPOL_F_RELATIVE_NODES, MPOL_F_STATIC_NODES, MPOL_INTERLEAVE, MPOL_LOCAL,
-                          MPOL_PREFERRED, MPOL_PREFERRED_MANY, MPOL_WEIGHTED_INTERLEAVE)
+from numaemu.uapi import (MPOL_BIND, MPOL_DEFAULT, MPOL_F_RELATIVE_NODES, MPOL_F_STATIC_NODES, MPOL_INTERLEAVE,
+                          MPOL_LOCAL, MPOL_PREFERRED, MPOL_PREFERRED_MANY, MPOL_WEIGHTED_INTERLEAVE)
 
 POLICY_MODES = {MPOL_DEFAULT: "default", MPOL_PREFERRED: "prefer", MPOL_BIND: "bind", MPOL_INTERLEAVE: "interleave",
                 MPOL_WEIGHTED_INTERLEAVE: "weighted interleave", MPOL_LOCAL: "local",

@@ -7,6 +7,7 @@ spin lock; a VMA leaves it before its page tables are freed, so a walker under t
 """
 import numpy as np
 
+from numaemu.atomic import compare_exchange, fetch_add, load_acquire
 from numaemu.compile import hot, kernel
 from numaemu.kernel.mm_types import MM_ANONPAGES, MM_SHMEMPAGES, PG_anon, mapping_t, vma_t
 from numaemu.kernel.mmdebug import VM_BUG_ON_PAGE
@@ -14,7 +15,7 @@ from numaemu.kernel.mmzone import page_of, page_to_nid
 from numaemu.kernel.pool import pool_get, pool_put
 from numaemu.kernel.smp import machine_of, spin_lock, spin_unlock
 from numaemu.kernel.vmstat import NR_ANON_MAPPED, NR_FILE_MAPPED, mod_node_page_state
-from numaemu.pointer import address_of, compare_exchange, fetch_add, load_acquire
+from numaemu.pointer import address_of
 
 U = np.uint64
 

@@ -6,8 +6,9 @@ reference to each page. It is freed with the last VMA that maps it.
 """
 import numpy as np
 
+from numaemu.atomic import compare_exchange, fetch_add, load_acquire
 from numaemu.compile import hot, kernel
-from numaemu.kernel.gfp import GFP_HIGHUSER_MOVABLE, GFP_KERNEL, __GFP_ZERO
+from numaemu.kernel.gfp import __GFP_ZERO, GFP_HIGHUSER_MOVABLE, GFP_KERNEL
 from numaemu.kernel.mempolicy import vma_alloc_folio
 from numaemu.kernel.mmzone import page_of, page_to_nid
 from numaemu.kernel.page_alloc import alloc_pages, get_page, put_page, try_get_page
@@ -15,7 +16,7 @@ from numaemu.kernel.pgtable import pfn_pte, pte_pfn, table_at
 from numaemu.kernel.rmap import mapping_of, mapping_put
 from numaemu.kernel.smp import machine_of, relax
 from numaemu.kernel.vmstat import NR_FILE_PAGES, NR_KERNEL_PAGES, NR_SHMEM, mod_node_page_state
-from numaemu.pointer import address_of, compare_exchange, fetch_add, load_acquire, u64
+from numaemu.pointer import address_of, u64
 
 U = np.uint64
 _SLOT = U(1)                     # an entry that is in use

@@ -7,11 +7,13 @@ it owes nobody an answer and catches up before its next access.
 """
 import numpy as np
 
+from numaemu.atomic import compare_exchange, exchange, load_acquire, store_release, store_seq_cst
 from numaemu.compile import hot, kernel
 from numaemu.kernel.mm_types import machine_t, mm_t
 from numaemu.mailbox import mailbox_t, post
 from numaemu.mmu import cpu_t, tlb_flush_all
-from numaemu.pointer import call_address, compare_exchange, exchange, i64, load_acquire, store_release, store_seq_cst, u64
+from numaemu.native import call_address
+from numaemu.pointer import i64, u64
 
 U = np.uint64
 SPINS = 100          # tries for a lock before the host may run somebody else; assumed

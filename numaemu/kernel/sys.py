@@ -5,6 +5,7 @@ if another was loaded), takes the locks and calls the function that does the wor
 """
 import numpy as np
 
+from numaemu.atomic import compare_exchange, fetch_add, load_acquire
 from numaemu.compile import entry, hot, kernel
 from numaemu.kernel.fork import alloc_task, do_exit, dup_mm, mm_alloc, mmput, setup_arg_pages
 from numaemu.kernel.mempolicy import current_task, do_set_mempolicy, mpol_new, next_node_in
@@ -17,7 +18,7 @@ from numaemu.kernel.rmap import vma_of
 from numaemu.kernel.smp import enter, leave, machine_of, read_lock, read_unlock, write_lock, write_unlock
 from numaemu.kernel.tlb import switch_mm
 from numaemu.mmu import clock_ns, cpu_t
-from numaemu.pointer import address_of, compare_exchange, fetch_add, i64, load_acquire, u64
+from numaemu.pointer import address_of, i64, u64
 from numaemu.uapi import (MPOL_F_ADDR, MPOL_F_MEMS_ALLOWED, MPOL_F_NODE, MPOL_INTERLEAVE, MPOL_MF_MOVE,
                           MPOL_MF_MOVE_ALL, MPOL_WEIGHTED_INTERLEAVE, errno)
 

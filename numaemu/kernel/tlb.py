@@ -10,15 +10,15 @@ then are frames reused.
 """
 import numpy as np
 
+from numaemu.atomic import exchange, fetch_add, fetch_and, fetch_or, load_acquire, store_release, store_seq_cst
 from numaemu.compile import callback, hot, kernel
 from numaemu.kernel.mm_types import mm_t
-from numaemu.kernel.smp import (MSG_SHOOTDOWN, leave, machine_of, send, wait_for_event, wake_cpu)
+from numaemu.kernel.smp import MSG_SHOOTDOWN, leave, machine_of, send, wait_for_event, wake_cpu
 from numaemu.kernel.vmstat import (NR_TLB_LOCAL_FLUSH_ALL, NR_TLB_LOCAL_FLUSH_ONE, NR_TLB_REMOTE_FLUSH,
                                    NR_TLB_REMOTE_FLUSH_RECEIVED, count_vm_events)
 from numaemu.mailbox import fetch
 from numaemu.mmu import cpu_t, tlb_flush_all, tlb_flush_page
 from numaemu.param import CPU_WORDS
-from numaemu.pointer import exchange, fetch_add, fetch_and, fetch_or, load_acquire, store_release, store_seq_cst
 
 U = np.uint64
 TLB_SINGLE_PAGE_FLUSH_CEILING = 33       # pages; beyond it the whole TLB is flushed (tlb.c)

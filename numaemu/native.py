@@ -1,0 +1,111 @@
+"""Raw host memory, and calls through an address.
+
+Compiled code reaches what it must not link (the fault path of a user's kernel) or what is Python (waiting for a message)
+by calling an address that stands in a struct.
+"""
+import ctypes
+
+from llvmlite import ir
+from numba import types
+from numba.core import cgutils
+
+from numaemu.pointer import compiled_twin
+
+_I64 = ir.IntType(64)
+_python_callbacks = {}
+
+
+class PythonCallback:
+    """A Python function behind a number that stands for its address while the JIT is off, in this process and its forks."""
+
+    def __init__(self, function):
+        self.function, self.address = function, 1 + len(_python_callbacks)
+        _python_callbacks[self.address] = function
+
+    def __call__(self, *args):
+        return self.function(*args)
+
+
+def call_address(function, a, b, c):
+    """Call a `callback` (or a ctypes function pointer) by its address: uint64 f(uint64, uint64, uint64).
+
+    Compiled code reaches what it must not link (the fault path) or what is Python (waiting for a message) this way.
+    """
+    return _python_callbacks[int(function)](a, b, c)
+
+
+@compiled_twin(call_address)
+def _(function, a, b, c):
+    def codegen(context, builder, sig, args):
+        words = [context.cast(builder, v, t, types.uint64) for v, t in zip(args, sig.args)]
+        callee = builder.inttoptr(words[0], ir.FunctionType(_I64, [_I64] * 3).as_pointer())
+        return builder.call(callee, words[1:])
+    return types.uint64, codegen
+
+
+def clear_bytes(address, nbytes):
+    """memset(address, 0, nbytes)."""
+    ctypes.memset(int(address), 0, int(nbytes))
+
+
+def copy_bytes(target, source, nbytes):
+    """memcpy(target, source, nbytes)."""
+    ctypes.memmove(int(target), int(source), int(nbytes))
+
+
+@compiled_twin(clear_bytes)
+def _(address, nbytes):
+    def codegen(context, builder, sig, args):
+        pointer = builder.inttoptr(context.cast(builder, args[0], sig.args[0], types.uint64), ir.IntType(8).as_pointer())
+        size = context.cast(builder, args[1], sig.args[1], types.int64)
+        callee = builder.module.declare_intrinsic("llvm.memset", [ir.IntType(8).as_pointer(), _I64])
+        builder.call(callee, [pointer, ir.Constant(ir.IntType(8), 0), size, ir.Constant(ir.IntType(1), 0)])
+        return context.get_dummy_value()
+    return types.none, codegen
+
+
+@compiled_twin(copy_bytes)
+def _(target, source, nbytes):
+    def codegen(context, builder, sig, args):
+        byte = ir.IntType(8).as_pointer()
+        to, of = (builder.inttoptr(context.cast(builder, a, t, types.uint64), byte) for a, t in zip(args[:2], sig.args))
+        size = context.cast(builder, args[2], sig.args[2], types.int64)
+        callee = builder.module.declare_intrinsic("llvm.memcpy", [byte, byte, _I64])
+        builder.call(callee, [to, of, size, ir.Constant(ir.IntType(1), 0)])
+        return context.get_dummy_value()
+    return types.none, codegen
+
+
+def prefetch(address):
+    """Ask the host's cache for the line at `address`; does nothing else, and nothing at all in Python."""
+
+
+@compiled_twin(prefetch)
+def _(address):
+    def codegen(context, builder, sig, args):
+        byte = ir.IntType(8).as_pointer()
+        i32 = ir.IntType(32)
+        pointer = builder.inttoptr(context.cast(builder, args[0], sig.args[0], types.uint64), byte)
+        kind = ir.FunctionType(ir.VoidType(), [byte, i32, i32, i32])
+        callee = builder.module.declare_intrinsic("llvm.prefetch", [byte], kind)
+        builder.call(callee, [pointer, i32(0), i32(3), i32(1)])
+        return context.get_dummy_value()
+    return types.none, codegen
+
+
+_MADV_POPULATE_WRITE = 23
+
+
+def populate(address, nbytes):
+    """Ask the host to make a range present (madvise); a host that cannot will do so at the first touch."""
+
+
+@compiled_twin(populate)
+def _(address, nbytes):
+    def codegen(context, builder, sig, args):
+        kind = ir.FunctionType(ir.IntType(32), [_I64, _I64, ir.IntType(32)])
+        callee = cgutils.get_or_insert_function(builder.module, kind, "madvise")
+        words = [context.cast(builder, v, t, types.uint64) for v, t in zip(args, sig.args)]
+        builder.call(callee, [*words, ir.Constant(ir.IntType(32), _MADV_POPULATE_WRITE)])
+        return context.get_dummy_value()
+    return types.none, codegen
