@@ -20,17 +20,18 @@ from numaemu.shm import adopt_orphans, die_with_parent
 def preload(control):
     """Import everything compiled, telling the driver how far it is."""
     from numaemu.compile import on_compiled
-    on_compiled(lambda name: tell(control, "compiled", name))
+    on_compiled(lambda name: tell(control, "compiled", name) or os._exit(0))
     import numaemu.coordinator  # noqa: F401  (imports every kernel)
 
 
 def tell(control, *thing):
-    """A frame to the driver."""
+    """A frame to the driver; False if it has gone (then `serve` comes to the end of the stream and ends everything)."""
     payload = pickle.dumps(thing)
     try:
         control.sendall(len(payload).to_bytes(8, "big") + payload)
     except OSError:
-        os._exit(0)          # the driver has gone
+        return False
+    return True
 
 
 def serve(control, coordinator_main):
