@@ -35,7 +35,7 @@ PROT = {"r": uapi.PROT_READ, "w": uapi.PROT_WRITE, "x": uapi.PROT_EXEC}
 RANGE = {"region", "offset", "length"}
 KEYS = {
     "spawn": {"cpu"}, "fork": {"child", "cpu"}, "exit": {"code"}, "setcpu": {"cpus"},
-    "mmap": {"region", "size", "kind", "share", "prot", "addr", "fixed_replace"}, "munmap": RANGE,
+    "mmap": {"region", "size", "kind", "share", "prot", "addr", "fixed_replace", "populate"}, "munmap": RANGE,
     "mprotect": RANGE | {"prot"}, "madvise": RANGE | {"advice"},
     "touch": RANGE | {"stride", "mode", "order", "repeat"},
     "set_mempolicy": {"policy", "nodes"}, "mbind": RANGE | {"policy", "nodes", "flags"},
@@ -166,6 +166,8 @@ class Replay:
         flags = uapi.MAP_ANONYMOUS | (uapi.MAP_SHARED if step.get("share") == "shared" else uapi.MAP_PRIVATE)
         if "addr" in step:
             flags |= uapi.MAP_FIXED if step.get("fixed_replace") else uapi.MAP_FIXED_NOREPLACE
+        if step.get("populate"):
+            flags |= uapi.MAP_POPULATE
         mapping = process.task.mmap(step["size"], protection(step.get("prot", "rw")), flags, addr=step.get("addr"))
         process.regions[step["region"]] = (mapping.addr, mapping.nbytes)
         return {"ret": mapping.addr, "errno": 0, "minflt": 0, "majflt": 0}

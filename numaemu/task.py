@@ -30,6 +30,14 @@ def _span(part):
     return range(int(first), int(last or first) + 1)
 
 
+def loadable(dtype):
+    """The dtype, if one access can move it."""
+    dtype = np.dtype(dtype)
+    if dtype.itemsize not in (1, 2, 4, 8) or dtype.hasobject:
+        raise TypeError(f"dtype {dtype} has {dtype.itemsize} bytes, an access moves 1, 2, 4 or 8")
+    return dtype
+
+
 def nodes_of(mask):
     """The nodes of a mask, in order."""
     return [n for n in range(64) if mask >> n & 1]
@@ -127,11 +135,13 @@ class Task:
     # -- accesses
 
     def load(self, addresses, dtype=np.uint64):
-        """The values at an array of addresses, one emulated load each."""
-        return self._op("load", addresses, np.dtype(dtype).str)
+        """The values at an array of addresses, one emulated load each, of 1, 2, 4 or 8 bytes."""
+        return self._op("load", addresses, loadable(dtype).str)
 
     def store(self, addresses, values):
         """Store values (or one for all) at an array of addresses, one emulated store each."""
+        values = np.asarray(values)
+        loadable(values.dtype)
         self._op("store", addresses, values)
 
     def read(self, addr, nbytes):
@@ -231,7 +241,7 @@ class Mapping:
 
     def array(self, dtype=np.uint64, offset=0, length=None):
         """The range as an array of `dtype`; every element access is an emulated access."""
-        dtype = np.dtype(dtype)
+        dtype = loadable(dtype)
         length = (self.nbytes - offset) // dtype.itemsize if length is None else length
         return VirtualArray(self.task, self.addr + offset, dtype, length)
 

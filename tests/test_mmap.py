@@ -13,8 +13,8 @@ from numaemu.build import JIT
 from numaemu.kernel.fork import MMAP_BASE
 from numaemu.kernel.mm_types import VM_SHARED
 from numaemu.mmu import TASK_SIZE
-from numaemu.uapi import (MADV_DONTNEED, MAP_ANONYMOUS, MAP_FIXED, MAP_FIXED_NOREPLACE, MAP_PRIVATE, MAP_SHARED,
-                          MPOL_BIND, MPOL_DEFAULT, PROT_EXEC, PROT_NONE, PROT_READ, PROT_WRITE)
+from numaemu.uapi import (MADV_DONTNEED, MAP_ANONYMOUS, MAP_FIXED, MAP_FIXED_NOREPLACE, MAP_POPULATE, MAP_PRIVATE,
+                          MAP_SHARED, MPOL_BIND, MPOL_DEFAULT, PROT_EXEC, PROT_NONE, PROT_READ, PROT_WRITE)
 
 PROTS = [PROT_NONE, PROT_READ, PROT_READ | PROT_WRITE, PROT_READ | PROT_EXEC]
 ARENA = 0x1000_0000 >> 12        # where MAP_FIXED mappings of the test go: 24 pages from here
@@ -263,4 +263,17 @@ def test_unmapping_all_gives_the_tables_back(two_nodes):
     assert two_nodes.mm(task).pgtables == before - 2
     area.munmap()
     assert two_nodes.mm(task).pgtables == 0          # the top-level table is not counted
+    two_nodes.audit()
+
+
+@pytest.mark.parametrize("prot, backed", [(PROT_READ | PROT_WRITE, True), (PROT_READ, False)])
+def test_map_populate_faults_everything_in(two_nodes, prot, backed):
+    """Writable private memory gets pages of its own, read-only memory the page of zeros (-EFAULT to move_pages)."""
+    task = two_nodes.task()
+    area = task.mmap("64KiB", prot=prot, flags=MAP_PRIVATE | MAP_ANONYMOUS | MAP_POPULATE)
+    assert set(area.nodes().tolist()) == ({0} if backed else {-14})
+    faults = task.counters()["task_minor_faults"]
+    task.load(area.pages())
+    assert faults == 16 and task.counters()["task_minor_faults"] == faults
+    area.munmap()
     two_nodes.audit()

@@ -8,6 +8,7 @@ import numpy as np
 from numaemu.atomic import compare_exchange, fetch_add, load_acquire
 from numaemu.compile import entry, hot, kernel
 from numaemu.kernel.fork import alloc_task, do_exit, dup_mm, mm_alloc, mmput, setup_arg_pages
+from numaemu.kernel.gup import mm_populate
 from numaemu.kernel.mempolicy import current_task, do_set_mempolicy, mpol_new, next_node_in
 from numaemu.kernel.migrate import do_mbind, do_migrate_pages, do_move_pages, lookup_node, page_node
 from numaemu.kernel.mm_types import policy_t, task_t
@@ -19,7 +20,7 @@ from numaemu.kernel.smp import enter, leave, machine_of, read_lock, read_unlock,
 from numaemu.kernel.tlb import switch_mm
 from numaemu.mmu import clock_ns, cpu_t
 from numaemu.pointer import address_of, i64, u64
-from numaemu.uapi import (MPOL_F_ADDR, MPOL_F_MEMS_ALLOWED, MPOL_F_NODE, MPOL_INTERLEAVE, MPOL_MF_MOVE,
+from numaemu.uapi import (MAP_POPULATE, MPOL_F_ADDR, MPOL_F_MEMS_ALLOWED, MPOL_F_NODE, MPOL_INTERLEAVE, MPOL_MF_MOVE,
                           MPOL_MF_MOVE_ALL, MPOL_WEIGHTED_INTERLEAVE, errno)
 
 U = np.uint64
@@ -74,6 +75,8 @@ def sys_mmap(cpu_address, task, hint, length, prot, flags):
     write_lock(cpu, mmap_lock(cpu))
     result = do_mmap(cpu, cpu.mm, hint, length, prot, flags)
     write_unlock(mmap_lock(cpu))
+    if result > 0 and flags & MAP_POPULATE:
+        mm_populate(cpu, U(result), length)
     return result
 
 
