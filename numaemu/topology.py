@@ -56,7 +56,7 @@ KNOWN_SYSCTLS = {  # lowest and highest value, as the sysctl tables of Linux 6.1
     "vm.watermark_scale_factor": (1, 3000),
     "vm.lowmem_reserve_ratio": (0, INT_MAX),  # one number per zone
     "vm.overcommit_memory": (0, 2),
-    "vm.max_map_count": (0, INT_MAX),
+    "vm.max_map_count": (0, 65530),  # what the index of an address space has room for
     "vm.zone_reclaim_mode": (0, INT_MAX),
     "vm.swappiness": (0, 200),
     "kernel.numa_balancing": (0, 4),
