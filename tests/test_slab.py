@@ -74,7 +74,8 @@ class SlabMachine(RuleBasedStateMachine):
     @rule(cpu=st.integers(0, 3), times=st.sampled_from([1, 8, 100]), data=st.data())
     def free(self, cpu, times, data):
         for _ in range(min(times, len(self.live))):
-            address = sorted(self.live)[data.draw(st.integers(0, len(self.live) - 1)) if times == 1 else self.seed % len(self.live)]
+            position = data.draw(st.integers(0, len(self.live) - 1)) if times == 1 else self.seed % len(self.live)
+            address = sorted(self.live)[position]
             self.seed += 7
             self.give_back(self.tasks[cpu], address)
 

@@ -8,7 +8,8 @@ A task asks for objects of many sizes, a few of each, first from kmalloc, then o
 """
 import numaemu
 
-SIZES = (8, 24, 64, 65, 96, 100, 128, 129, 192, 200, 300, 512, 600, 1024, 1100, 2048, 2100, 4096, 4097, 8192, 8193, 20000, 40000)
+SIZES = (8, 24, 64, 65, 96, 100, 128, 129, 192, 200, 300, 512, 600, 1024, 1100, 2048,
+         2100, 4096, 4097, 8192, 8193, 20000, 40000)
 COUNT = 64                       # objects of each size
 
 

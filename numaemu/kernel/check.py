@@ -12,8 +12,8 @@ from numaemu.kernel.pgtable import (_PAGE_SPECIAL, is_migration_entry, mm_of, pt
                                     ptep_get, skip_missing)
 from numaemu.kernel.rmap import vma_of
 from numaemu.kernel.slab import (MAX_KMEM_CACHES, PAGE_OFFSET, SLAB_DEBUG_FLAGS, SLAB_RECLAIM_ACCOUNT, PG_large_kmalloc,
-                                 PG_slab, cache_name, cache_of, cpu_slab, free_index, get_node, live_caches, number_of, object_at,
-                                 objects_in_use, slab_frozen, slab_inuse, slab_objects)
+                                 PG_slab, cache_name, cache_of, cpu_slab, free_index, get_node, live_caches,
+                                 number_of, object_at, objects_in_use, slab_frozen, slab_inuse, slab_objects)
 from numaemu.kernel.stats import task_numbers
 from numaemu.kernel.vmstat import fold_node
 from numaemu.param import MAX_ORDER, NR_ORDERS
@@ -198,7 +198,8 @@ def validate_partial(machine_address, number, counts):
             page = page_of(machine, pfn)
             length += 1
             if page.flags & U(PG_slab) == U(0) or page.mapping != number or page.lru_prev != previous or \
-                    slab_frozen(page.private) or free_index(page.private) == 0 or page_zone(machine, pfn) // MAX_NR_ZONES != node:
+                    slab_frozen(page.private) or free_index(page.private) == 0 or \
+                    page_zone(machine, pfn) // MAX_NR_ZONES != node:
                 return pfn
             previous, pfn = pfn, page.lru_next
         if length != n.nr_partial or n.last != previous or n.list_lock != U(0):

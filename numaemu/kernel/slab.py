@@ -464,7 +464,7 @@ def get_partial_node(cpu, number, node, beyond):
 
 @kernel("bool(cpu_t*, i64, i64, i64)")
 def get_partial(cpu, number, gfp, node):
-    """A partial slab of the node wanted; if any will do, another's that has plenty. Mirrors get_partial, get_any_partial."""
+    """A partial slab of the node wanted; if any will do, another's that has plenty (get_any_partial)."""
     machine = machine_of(cpu)
     if get_partial_node(cpu, number, cpu.node if node < 0 else node, 0):
         return True
@@ -483,7 +483,7 @@ def get_partial(cpu, number, gfp, node):
 
 @kernel("u64(cpu_t*, i64, i64, i64)")
 def alloc_debug(cpu, number, gfp, node):
-    """An object of a cache with debug flags: under the lock, checked. 0: no memory, or somebody wrote to a free object."""
+    """An object of a cache with debug flags, checked. 0: no memory, or somebody wrote to a free object."""
     machine = machine_of(cpu)
     cache = cache_of(machine, number)
     nid, fresh = cpu.node if node < 0 else node, 0

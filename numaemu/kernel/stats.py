@@ -42,12 +42,13 @@ def cpu_figures(machine, number):
 def node_meminfo(machine, node):
     """kB, by Linux's names."""
     pages = fold_node(machine, node)
+    slab = pages["nr_kernel_pages"] + pages["nr_slab_reclaimable"] + pages["nr_slab_unreclaimable"]
     managed = sum(zone_of(machine, node * MAX_NR_ZONES + t).managed_pages for t in range(MAX_NR_ZONES))
     free = free_pages(machine, node)
     return {"MemTotal": managed * 4, "MemFree": free * 4, "MemUsed": (managed - free) * 4,
             "FilePages": pages["nr_file_pages"] * 4, "Mapped": pages["nr_mapped"] * 4,
             "AnonPages": pages["nr_anon_pages"] * 4, "Shmem": pages["nr_shmem"] * 4,
-            "PageTables": pages["nr_page_table_pages"] * 4, "Slab": (pages["nr_kernel_pages"] + pages["nr_slab_reclaimable"] + pages["nr_slab_unreclaimable"]) * 4}
+            "PageTables": pages["nr_page_table_pages"] * 4, "Slab": slab * 4}
 
 
 def zone_figures(machine, node):

@@ -18,7 +18,8 @@ from numaemu.kernel.pool import pool_get, pool_put
 from numaemu.kernel.rmap import vma_of
 from numaemu.kernel.slab import (deactivate_slab, kfree, kmalloc_node, kmem_cache_shrink, kmem_cache_shutdown, ksize,
                                  slab_alloc_node, slab_free)
-from numaemu.kernel.smp import enter, leave, machine_of, read_lock, read_unlock, spin_lock, spin_unlock, write_lock, write_unlock
+from numaemu.kernel.smp import (enter, leave, machine_of, read_lock, read_unlock, spin_lock, spin_unlock, write_lock,
+                                write_unlock)
 from numaemu.kernel.tlb import switch_mm
 from numaemu.mmu import clock_ns, cpu_t
 from numaemu.pointer import address_of, i64, u64
