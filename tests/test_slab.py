@@ -120,7 +120,7 @@ class SlabMachine(RuleBasedStateMachine):
 
 
 SlabMachine.TestCase.settings = settings(max_examples=25 if JIT else 2, stateful_step_count=30)
-TestSlab = SlabMachine.TestCase
+TestSlab = pytest.mark.interpreted(SlabMachine.TestCase)
 
 
 @pytest.fixture
@@ -134,6 +134,7 @@ def checked(task, **keywords):
     return task.kernel.kmem_cache_create("checked", 100, flags=DEBUG, **keywords)
 
 
+@pytest.mark.interpreted
 @pytest.mark.parametrize("offset, what", [(100, "Right Redzone overwritten"), (-1, "Left Redzone overwritten")])
 def test_overrun_is_caught_when_the_object_is_freed(two_nodes, task, offset, what):
     cache = checked(task)
@@ -147,6 +148,7 @@ def test_overrun_is_caught_when_the_object_is_freed(two_nodes, task, offset, wha
     cache.destroy()
 
 
+@pytest.mark.interpreted
 def test_double_free_names_both_parties(two_nodes, task):
     cache, other = checked(task), two_nodes.task(1)
     address = cache.alloc(GFP_KERNEL)
@@ -157,6 +159,7 @@ def test_double_free_names_both_parties(two_nodes, task):
     cache.destroy()
 
 
+@pytest.mark.interpreted
 def test_use_after_free_is_caught_by_the_next_to_get_the_object(task):
     cache = checked(task)
     address = cache.alloc(GFP_KERNEL)
@@ -169,6 +172,7 @@ def test_use_after_free_is_caught_by_the_next_to_get_the_object(task):
     cache.destroy()
 
 
+@pytest.mark.interpreted
 def test_double_free_of_the_last_object_is_caught_without_debug_options(task):
     address = task.kernel.kmalloc(100, GFP_ATOMIC)
     task.kernel.kfree(address)
@@ -176,6 +180,7 @@ def test_double_free_of_the_last_object_is_caught_without_debug_options(task):
         task.kernel.kfree(address)
 
 
+@pytest.mark.interpreted
 def test_what_is_not_an_object_is_refused(task):
     cache, other = task.kernel.kmem_cache_create("one", 64), task.kernel.kmem_cache_create("two", 64)
     address = cache.alloc(GFP_KERNEL)
@@ -192,6 +197,7 @@ def test_what_is_not_an_object_is_refused(task):
         task.kernel.kmem_cache_create("two", 8)
 
 
+@pytest.mark.interpreted
 def test_destroy_with_objects_left_names_cache_and_count(task):
     cache = task.kernel.kmem_cache_create("leaky", 64)
     left = [cache.alloc(GFP_KERNEL) for _ in range(3)]
@@ -202,6 +208,7 @@ def test_destroy_with_objects_left_names_cache_and_count(task):
     cache.destroy()
 
 
+@pytest.mark.interpreted
 def test_kmalloc_sizes_and_limits(task):
     kernel = task.kernel
     for size, real in ((1, 8), (65, 96), (97, 128), (129, 192), (193, 256), (8192, 8192), (8193, 16384), (4 << 20, 4 << 20)):
@@ -217,6 +224,7 @@ def test_kmalloc_sizes_and_limits(task):
     assert waste["large"]["allocated"] == 16384 + (4 << 20)
 
 
+@pytest.mark.interpreted
 def test_kmem_cache_alloc_node_places_objects(two_nodes, task):
     cache = task.kernel.kmem_cache_create("placed", 256)
     for nid in (1, 0, 1):
@@ -228,12 +236,14 @@ def test_kmem_cache_alloc_node_places_objects(two_nodes, task):
     cache.destroy()
 
 
+@pytest.mark.interpreted
 def test_orders_are_those_of_linux():
     """calculate_order on a machine of 4 CPUs; 16 objects at least, at most 1/16 of a slab unused if that can be."""
     assert {size: calculate_order(size, 4) for size in (8, 64, 192, 256, 512, 1024, 4096, 8192, 5000)} == \
         {8: 0, 64: 0, 192: 0, 256: 0, 512: 1, 1024: 2, 4096: 3, 8192: 3, 5000: 3}
 
 
+@pytest.mark.interpreted
 def test_slabinfo_has_linux_format(two_nodes, task):
     cache = task.kernel.kmem_cache_create("shown", 512)
     objects = [cache.alloc(GFP_KERNEL) for _ in range(20)]
@@ -247,6 +257,7 @@ def test_slabinfo_has_linux_format(two_nodes, task):
     cache.destroy()
 
 
+@pytest.mark.interpreted
 def test_the_audit_sees_a_broken_list(two_nodes):
     task = two_nodes.task(0)
     address = task.kernel.kmalloc(8, GFP_KERNEL)
