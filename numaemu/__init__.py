@@ -2,7 +2,8 @@
 import importlib as _importlib
 
 from numaemu import uapi as _uapi
-from numaemu.errors import BusError, ConfigError, MachineCheck, NumaemuError, OutOfMemory, SegmentationFault
+from numaemu.errors import (BusError, ConfigError, KernelBug, MachineCheck, NumaemuError, OutOfMemory,
+                            SegmentationFault)
 from numaemu.kernel import gfp as _gfp
 from numaemu.units import GiB, KiB, MiB, TiB
 
@@ -16,9 +17,12 @@ globals().update(_constants)
 # What is imported when it is first used, so that a driver loads no compiled code that it does not need.
 _LATER = {"Machine": "machine", "Task": "task", "Handle": "task",
           **{f"{how}_{kind}": "access" for how in ("load", "store")
-             for kind in ("u8", "u16", "u32", "u64", "i32", "i64", "f32", "f64")}}
+             for kind in ("u8", "u16", "u32", "u64", "i32", "i64", "f32", "f64")},
+          **{name: "kernel.slab" for name in ("kmem_cache_alloc", "kmem_cache_free", "SLAB_RED_ZONE", "SLAB_POISON",
+                                              "SLAB_STORE_USER", "SLAB_HWCACHE_ALIGN", "SLAB_CACHE_DMA",
+                                              "SLAB_RECLAIM_ACCOUNT")}}
 
-__all__ = ["BusError", "ConfigError", "MachineCheck", "NumaemuError", "OutOfMemory", "SegmentationFault",
+__all__ = ["BusError", "ConfigError", "KernelBug", "MachineCheck", "NumaemuError", "OutOfMemory", "SegmentationFault",
            "KiB", "MiB", "GiB", "TiB", *_constants, *_LATER]
 
 

@@ -258,6 +258,14 @@ class Cpu(Actor):
             self.turn.__exit__()
         return True
 
+    def rpc_flush_slab(self, number):
+        """Give this CPU's slab of a cache up, if no operation is running."""
+        if self.turn.try_enter():
+            try:
+                syscalls.flush_slab(self.state.address, number)
+            finally:
+                self.turn.__exit__()
+
     def rpc_hold(self):
         """Let no operation run until `release`."""
         return self.threads.submit(self.turn.__enter__)

@@ -22,6 +22,10 @@ class MachineCheck(NumaemuError):
     """A process of the emulator died, or its state is inconsistent (exit status 3)."""
 
 
+class KernelBug(NumaemuError):
+    """Kernel code misused kernel memory: an overrun, a double free, a use after free, objects left in a cache."""
+
+
 class SegmentationFault(NumaemuError):
     """An access to an address that is not mapped, or not mapped for this access (SIGSEGV)."""
 

@@ -230,6 +230,61 @@ class KernelCalls:
         return self._task._op("page", pfn)
 
 
+    def kmalloc(self, size, gfp, nid=-1):
+        """`size` bytes of kernel memory: its address, or None if nobody could serve it."""
+        return self._task._op("kmalloc", size, gfp, nid) or None
+
+    def kfree(self, address):
+        """Give memory from kmalloc back; KernelBug if there is none at this address."""
+        self._task._op("kfree", address or 0)
+
+    def ksize(self, address):
+        """How many bytes kmalloc really gave."""
+        return self._task._op("ksize", address)
+
+    def kmalloc_waste(self):
+        """{cache: objects, requested, allocated and wasted bytes} of all kmalloc calls since boot."""
+        return self._task._op("kmalloc_waste")
+
+    def kmem_cache_create(self, name, size, align=0, flags=0, ctor=None):
+        """A cache of objects of `size` bytes; `ctor`: bytes that every new object begins with."""
+        return KmemCache(self._task, self._task._op("kmem_cache_create", name, size, align, flags, ctor), name)
+
+    def read(self, address, nbytes):
+        """Bytes at a kernel address (nothing is charged)."""
+        return self._task._op("kernel_read", address, nbytes)
+
+    def write(self, address, data):
+        """Write bytes at a kernel address."""
+        self._task._op("kernel_write", address, bytes(data))
+
+
+class KmemCache:
+    """A slab cache. `number` is what compiled code gives to numaemu.kmem_cache_alloc and kmem_cache_free."""
+
+    def __init__(self, task, number, name):
+        self.task, self.number, self.name = task, number, name
+
+    def __repr__(self):
+        return f"<kmem_cache {self.name}>"
+
+    def alloc(self, gfp, nid=-1):
+        """The address of an object, near node `nid` if given; None if nobody could serve it."""
+        return self.task._op("kmem_cache_alloc", self.number, gfp, nid) or None
+
+    def free(self, address):
+        """Give an object back."""
+        self.task._op("kmem_cache_free", self.number, address)
+
+    def shrink(self):
+        """Give empty slabs back to the page allocator."""
+        self.task._op("kmem_cache_shrink", self.number)
+
+    def destroy(self):
+        """End the cache, which nobody may use any more; KernelBug if objects are left."""
+        self.task._op("kmem_cache_destroy", self.number)
+
+
 class Mapping:
     """A mapped range: addr and nbytes."""
 

@@ -186,3 +186,13 @@ def test_out_of_memory_ends_one_task_only():
             machine.run(lambda task: task.mmap("64MiB").touch(), cpu=0)
         assert (kept[:] == range(len(kept))).all()
         machine.check()
+
+
+def test_kmalloc_waste_is_what_the_caches_sizes_make_it():
+    with Machine(**SMALL["two nodes"]) as machine:
+        result = run("kmalloc_waste", machine)
+        machine.check()
+    rows = result["by size"]
+    assert [rows[f"{n} bytes"]["kmalloc gives"] for n in (8, 65, 96, 129, 4097, 8193)] == [8, 96, 96, 192, 8192, 16384]
+    assert rows["8 bytes"]["lost %"] == 0 and rows["8 bytes"]["lost raw %"] == 99.8
+    assert result["kmalloc pages"] < result["raw buddy pages"]

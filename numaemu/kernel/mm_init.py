@@ -11,6 +11,7 @@ from numaemu.kernel.mm_types import machine_t, mapping_t, mm_t, page_t, pool_t, 
 from numaemu.kernel.mmzone import (MAX_NR_ZONES, MIGRATE_MOVABLE, WMARK_HIGH, WMARK_LOW, WMARK_MIN, ZONE_DMA,
                                    ZONE_DMA32, ZONE_HIGHMEM, ZONE_MOVABLE, ZONE_NORMAL, node_t, page_of, pcp_t,
                                    zone_of, zone_t)
+from numaemu.kernel.slab import kmem_cache_init, slab_blocks
 from numaemu.kernel.vmstat import percpu_t
 from numaemu.mailbox import mailbox_t
 from numaemu.mmu import cpu_t
@@ -56,7 +57,8 @@ def control_layout(topology, max_pfn, nr_actors):
             ("mappings", MAX_VMAS * mapping_t.nbytes), ("vma_index", MAX_MMS * VMA_INDEX_SLOTS * 8),
             ("gather", cpus * GATHER_PAGES * 8), ("migrate", cpus * migrate_t.nbytes),
             ("pools", 4 * pool_t.nbytes), ("task_stack", MAX_TASKS * 8), ("mm_stack", MAX_MMS * 8),
-            ("vma_stack", MAX_VMAS * 8), ("mapping_stack", MAX_VMAS * 8), ("outboxes", nr_actors * OUTBOX_BYTES)):
+            ("vma_stack", MAX_VMAS * 8), ("mapping_stack", MAX_VMAS * 8), ("outboxes", nr_actors * OUTBOX_BYTES),
+            *slab_blocks(topology)):
         layout.add(name, nbytes)
     return layout
 
@@ -277,6 +279,7 @@ def boot(topology, reserve=None):
     for node in range(topology.nr_nodes):
         machine.il_weights[node] = 1
     init_cpus(topology, machine)
+    kmem_cache_init(machine, blocks["kmem_cache_stack"])
     page = page_of(machine, ZERO_PFN)
     page.refcount = 1
     return machine, blocks

@@ -114,4 +114,7 @@ machine_t = Struct("machine_t", [
     ("next_pid", i64), ("next_mm_id", i64),        # atomically
     ("migrate", u64),               # migrate_t[nr_cpus]
     ("gather", u64),                # i64[nr_cpus][GATHER_PAGES]: pages between unmapping and freeing
+    ("kmem_caches", u64), ("kmem_cache_cpus", u64), ("kmem_cache_nodes", u64), ("kmem_cache_pool", u64),    # slab.py
+    ("slab_bugs", u64),             # slab_bug_t[nr_cpus]
+    ("slab_mutex", u64),            # spin lock: caches are made and destroyed
 ])

@@ -47,10 +47,10 @@ def zeros(names):
 
 
 def slab_lines(state):
-    """Kernel pages that belong to an object (the trees of shared objects) are what Linux has in slabs."""
-    unreclaimable = state["nr_kernel_pages"]
-    return [line("KReclaimable", 0), line("Slab", unreclaimable), line("SReclaimable", 0),
-            line("SUnreclaim", unreclaimable)]
+    """Kernel pages that belong to an object (the trees of shared objects) are Linux's cache radix_tree_node."""
+    reclaimable, unreclaimable = state["nr_kernel_pages"] + state["nr_slab_reclaimable"], state["nr_slab_unreclaimable"]
+    return [line("KReclaimable", reclaimable), line("Slab", reclaimable + unreclaimable),
+            line("SReclaimable", reclaimable), line("SUnreclaim", unreclaimable)]
 
 
 HUGE_LINES = "AnonHugePages ShmemHugePages ShmemPmdMapped FileHugePages FilePmdMapped Unaccepted"

@@ -42,12 +42,13 @@ def cpu_figures(machine, number):
 def node_meminfo(machine, node):
     """kB, by Linux's names."""
     pages = fold_node(machine, node)
+    slab = pages["nr_kernel_pages"] + pages["nr_slab_reclaimable"] + pages["nr_slab_unreclaimable"]
     managed = sum(zone_of(machine, node * MAX_NR_ZONES + t).managed_pages for t in range(MAX_NR_ZONES))
     free = free_pages(machine, node)
     return {"MemTotal": managed * 4, "MemFree": free * 4, "MemUsed": (managed - free) * 4,
             "FilePages": pages["nr_file_pages"] * 4, "Mapped": pages["nr_mapped"] * 4,
             "AnonPages": pages["nr_anon_pages"] * 4, "Shmem": pages["nr_shmem"] * 4,
-            "PageTables": pages["nr_page_table_pages"] * 4, "Slab": pages["nr_kernel_pages"] * 4}
+            "PageTables": pages["nr_page_table_pages"] * 4, "Slab": slab * 4}
 
 
 def zone_figures(machine, node):
@@ -76,14 +77,19 @@ def node_figures(machine, topology, node):
             "accesses_from": accesses, "zones": zone_figures(machine, node)}
 
 
-# names in vmstat of what is counted under another; pages of the kernel's own trees are slab pages in Linux
-VMSTAT_NAMES = {"interleave_hit": "numa_interleave", "local_node": "numa_local", "other_node": "numa_other",
-                "nr_kernel_pages": "nr_slab_unreclaimable"}
+# names in vmstat of what is counted under another
+VMSTAT_NAMES = {"interleave_hit": "numa_interleave", "local_node": "numa_local", "other_node": "numa_other"}
 
 
 def linux_names(counts):
-    """Counters of a node under the names that vmstat has for them."""
-    return {VMSTAT_NAMES.get(name, name): value for name, value in counts.items()}
+    """Counters of a node under the names that vmstat has for them.
+
+    Pages of the kernel's own trees are pages of a slab cache in Linux (radix_tree_node, SLAB_RECLAIM_ACCOUNT).
+    """
+    named = {VMSTAT_NAMES.get(name, name): value for name, value in counts.items()}
+    if "nr_kernel_pages" in named:
+        named["nr_slab_reclaimable"] += named.pop("nr_kernel_pages")
+    return named
 
 
 def vmstat(machine):

@@ -15,8 +15,10 @@ VM_EVENTS = ("pgalloc_dma", "pgalloc_dma32", "pgalloc_normal", "pgalloc_highmem"
 NUMA_STATS = ("numa_hit", "numa_miss", "numa_foreign", "interleave_hit", "local_node", "other_node")
 NUMA_HIT, NUMA_MISS, NUMA_FOREIGN, NUMA_INTERLEAVE_HIT, NUMA_LOCAL, NUMA_OTHER = range(6)
 
-NODE_STATS = ("nr_anon_pages", "nr_mapped", "nr_file_pages", "nr_shmem", "nr_page_table_pages", "nr_kernel_pages")
-NR_ANON_MAPPED, NR_FILE_MAPPED, NR_FILE_PAGES, NR_SHMEM, NR_PAGETABLE, NR_KERNEL_PAGES = range(6)
+NODE_STATS = ("nr_anon_pages", "nr_mapped", "nr_file_pages", "nr_shmem", "nr_page_table_pages", "nr_kernel_pages",
+              "nr_slab_reclaimable", "nr_slab_unreclaimable")
+(NR_ANON_MAPPED, NR_FILE_MAPPED, NR_FILE_PAGES, NR_SHMEM, NR_PAGETABLE, NR_KERNEL_PAGES, NR_SLAB_RECLAIMABLE,
+ NR_SLAB_UNRECLAIMABLE) = range(8)
 
 numa_stat_t = Struct("numa_stat_t", [("item", i64, 8)])
 node_stat_t = Struct("node_stat_t", [("item", i64, 8)])
