@@ -6,6 +6,7 @@ from numaemu.kernel.memory import VM_FAULT_OK, VM_FAULT_OOM, VM_FAULT_RETRY, han
 from numaemu.kernel.mempolicy import current_task
 from numaemu.kernel.mm_types import VM_EXEC, VM_READ, VM_WRITE
 from numaemu.kernel.mmap import find_vma
+from numaemu.kernel.page_alloc import fatal_signal_pending
 from numaemu.kernel.pgtable import mm_of, pte_present, ptep_get
 from numaemu.kernel.rmap import vma_of
 from numaemu.kernel.smp import let_others_run, machine_of, read_lock, read_unlock
@@ -58,7 +59,7 @@ def do_user_addr_fault(cpu, address, write):
         if code != VM_FAULT_RETRY:
             break
         let_others_run(cpu)      # the page is being moved
-    if code == VM_FAULT_OOM:
+    if code == VM_FAULT_OOM or fatal_signal_pending(cpu):    # a victim's memory is being taken away: nothing more for it
         return bad_area(cpu, mm, address, write, SIGKILL)
     if code != VM_FAULT_OK:
         return bad_area(cpu, mm, address, write, SIGSEGV)
