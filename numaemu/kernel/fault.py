@@ -2,7 +2,8 @@
 import numpy as np
 
 from numaemu.compile import callback, kernel
-from numaemu.kernel.memory import VM_FAULT_OK, VM_FAULT_OOM, VM_FAULT_RETRY, handle_mm_fault, pte_offset
+from numaemu.kernel.memory import (FAULT_AROUND_BYTES, VM_FAULT_OK, VM_FAULT_OOM, VM_FAULT_RETRY, handle_mm_fault,
+                                   pte_offset, zap_page_range)
 from numaemu.kernel.mempolicy import current_task
 from numaemu.kernel.mm_types import VM_EXEC, VM_READ, VM_WRITE
 from numaemu.kernel.mmap import find_vma
@@ -54,12 +55,19 @@ def do_user_addr_fault(cpu, address, write):
             answer = bad_area(cpu, mm, address, write, SIGSEGV)
             read_unlock(lock)
             return answer
-        code = handle_mm_fault(cpu, mm, number, address, write)
+        code = VM_FAULT_OOM
+        if not fatal_signal_pending(cpu):        # a victim's memory is being taken away: nothing more for it
+            code = handle_mm_fault(cpu, mm, number, address, write)
+            if fatal_signal_pending(cpu):        # chosen meanwhile: the reaper may have passed by, and another thread
+                code = VM_FAULT_OOM              # would go on with this page without a fault
+                vma = vma_of(machine, number)        # as far as fault-around may have mapped
+                zap_page_range(cpu, mm_number, max(address & ~(FAULT_AROUND_BYTES - U(1)), vma.start),
+                               min((address | (FAULT_AROUND_BYTES - U(1))) + U(1), vma.end))
         read_unlock(lock)
         if code != VM_FAULT_RETRY:
             break
         let_others_run(cpu)      # the page is being moved
-    if code == VM_FAULT_OOM or fatal_signal_pending(cpu):    # a victim's memory is being taken away: nothing more for it
+    if code == VM_FAULT_OOM:
         return bad_area(cpu, mm, address, write, SIGKILL)
     if code != VM_FAULT_OK:
         return bad_area(cpu, mm, address, write, SIGSEGV)

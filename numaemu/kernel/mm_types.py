@@ -52,7 +52,7 @@ mapping_t = Struct("mapping_t", [   # struct anon_vma / struct address_space: wh
     ("nr_pages", i64),              # shmem: pages present, atomically
 ])
 
-OOM_NONE, OOM_VICTIM, OOM_REAPING, OOM_SKIP = range(4)           # mm->oom_state; Linux: MMF_OOM_VICTIM, MMF_OOM_SKIP
+OOM_NONE, OOM_VICTIM, OOM_REAPING, OOM_REAPED, OOM_SKIP = range(5)   # mm->oom_state; Linux: MMF_OOM_*
 
 # mm->rss[]
 MM_FILEPAGES, MM_ANONPAGES, MM_SWAPENTS, MM_SHMEMPAGES, NR_MM_COUNTERS = range(5)

@@ -18,8 +18,8 @@ from numaemu.compile import callback, entry, kernel
 from numaemu.kernel.fork import exit_mm, mmput
 from numaemu.kernel.gfp import gfp_text
 from numaemu.kernel.memory import zap_page_range
-from numaemu.kernel.mm_types import (MM_ANONPAGES, MM_FILEPAGES, MM_SHMEMPAGES, MM_SWAPENTS, OOM_NONE, OOM_REAPING, OOM_SKIP,
-                                     OOM_VICTIM, TASK_DEAD, TASK_RUNNING, TASK_ZOMBIE, pool_t, task_t)
+from numaemu.kernel.mm_types import (MM_ANONPAGES, MM_FILEPAGES, MM_SHMEMPAGES, MM_SWAPENTS, OOM_NONE, OOM_REAPED, OOM_REAPING,
+                                     OOM_SKIP, OOM_VICTIM, TASK_DEAD, TASK_RUNNING, TASK_ZOMBIE, pool_t, task_t)
 from numaemu.kernel.mmap import vma_index
 from numaemu.kernel.mmzone import MAX_NR_ZONES, WMARK_HIGH, zone_of
 from numaemu.kernel.node_sysfs import has_memory, list_text
@@ -38,7 +38,7 @@ from numaemu.uapi import MPOL_BIND, SIGKILL
 
 U = np.uint64
 OOM_SCORE_ADJ_MIN, OOM_SCORE_ADJ_MAX = -1000, 1000
-REAP_S = 10.0                    # a victim that could not be reaped for so long no longer holds up the next; assumed
+EXIT_S = 10.0                    # a victim that has not ended by then no longer holds up the next; assumed
 CONSTRAINT_NONE, CONSTRAINT_CPUSET, CONSTRAINT_MEMORY_POLICY = range(3)
 CONSTRAINTS = ("CONSTRAINT_NONE", "CONSTRAINT_CPUSET", "CONSTRAINT_MEMORY_POLICY")
 AGAIN, HOPELESS = 0, -1          # answers to MSG_OOM beside an address space to reap
@@ -90,11 +90,11 @@ def oom_reap_task_mm(cpu, mm_number):
         return False
     mm = mm_of(machine_of(cpu), mm_number)
     done = False
+    exit_idle_victims(cpu, mm_number)
     if compare_exchange(mm, "oom_state", OOM_VICTIM, OOM_REAPING) == OOM_VICTIM:
-        exit_idle_victims(cpu, mm_number)
         done = __oom_reap_task_mm(cpu, mm_number)
         drain_local_pages(cpu)
-        store_release(mm, "oom_state", OOM_SKIP if done else OOM_VICTIM)
+        store_release(mm, "oom_state", OOM_REAPED if done else OOM_VICTIM)
     mmput(cpu, mm_number)
     if done:
         drain_local_pages(cpu)
@@ -241,8 +241,8 @@ class OomKiller:
         """An address space whose end will give memory back soon, or 0 (oom_evaluate_task's abort)."""
         for number, (mm_id, since) in list(self.dying.items()):
             mm = mm_of(self.machine, number)
-            if mm.id == mm_id and mm.users > 0 and mm.oom_state in (OOM_VICTIM, OOM_REAPING):
-                if time.monotonic() - since < REAP_S:
+            if mm.id == mm_id and mm.users > 0 and mm.oom_state in (OOM_VICTIM, OOM_REAPING, OOM_REAPED):
+                if time.monotonic() - since < EXIT_S:
                     return number
                 mm.oom_state = OOM_SKIP
             del self.dying[number]
