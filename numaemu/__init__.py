@@ -2,8 +2,7 @@
 import importlib as _importlib
 
 from numaemu import uapi as _uapi
-from numaemu.errors import (BusError, ConfigError, KernelBug, MachineCheck, NumaemuError, OutOfMemory,
-                            SegmentationFault)
+from numaemu.errors import BusError, ConfigError, KernelBug, MachineCheck, NumaemuError, OutOfMemory, SegmentationFault
 from numaemu.kernel import gfp as _gfp
 from numaemu.units import GiB, KiB, MiB, TiB
 

@@ -24,11 +24,13 @@ from numaemu.kernel.check import audit
 from numaemu.kernel.mm_init import boot
 from numaemu.kernel.mm_types import task_t
 from numaemu.kernel.mmzone import zone_of
-from numaemu.kernel.smp import MSG_DRAIN_ALL, MSG_DRIVER, MSG_FALLBACK, MSG_FILL, actor_of_cpu, actor_of_node, reply
+from numaemu.kernel.oom_kill import AGAIN, OomKiller, Panic
+from numaemu.kernel.smp import (MSG_DRAIN_ALL, MSG_DRIVER, MSG_FALLBACK, MSG_FILL, MSG_OOM, actor_of_cpu,
+                                actor_of_node, reply)
 from numaemu.kernel.tlb import serve_shootdowns
 from numaemu.mmu import cpu_t
 from numaemu.shm import die_with_parent
-from numaemu.wire import dumps, failure, receive_frame, send_frame
+from numaemu.wire import Failure, dumps, failure, receive_frame, send_frame
 
 SUPERVISE_S = 0.5        # how often at the latest dead children are looked for, should a signal get lost
 
@@ -38,10 +40,12 @@ class Coordinator(Actor):
         super().__init__(world, COORDINATOR)
         self.link, self.children = link, children        # socket to the driver; {pid: name}
         self.system = proc.System(world.machine, world.topology)
+        self.oom = OomKiller(self.system)
         self.frames = collections.deque()
         self.runs = {}                                   # run number -> respond function of the driver's request
         self.handlers = {MSG_FALLBACK: self.on_fallback,
                          MSG_DRAIN_ALL: self.on_drain_all,
+                         MSG_OOM: self.on_oom,
                          MSG_DRIVER: self.on_driver}
 
     # -- for the kernel
@@ -66,6 +70,40 @@ class Coordinator(Actor):
         for future in [self.ask(actor_of_node(n), "drain_all") for n in range(self.machine.nr_nodes)]:
             pages += yield future
         return pages
+
+    def on_oom(self, message):
+        """Nothing is left for an allocation: find a victim. The CPU learns whose memory it may take (oom_kill.py)."""
+        self.serve("oom", (message.a // 16, message.a % 16, message.b, message.d),
+                   lambda answer: self.answer_oom(message, answer))
+
+    def answer_oom(self, message, answer):
+        if isinstance(answer, Failure):          # the CPU would wait for ever
+            self.panic(answer.where)
+        reply(self.machine, message.d, message.token, answer)
+
+    def rpc_oom(self, gfp, order, nodemask, cpu):
+        """The victim's mm, after its idle CPUs have ended its tasks; or AGAIN."""
+        if self.oom.busy:
+            return AGAIN
+        self.oom.busy = True
+        try:
+            yield from self.rpc_drain_all(cpu)
+            answer, victims = self.oom.out_of_memory(gfp, order, nodemask, cpu)
+            for future in [self.ask(actor_of_cpu(self.machine, c), "oom_exit", victims)
+                           for c in range(self.machine.nr_cpus) if victims]:
+                yield future
+            return answer
+        except Panic as error:
+            self.panic(str(error))
+        finally:
+            self.oom.busy = False
+
+    def panic(self, text):
+        """The end of the machine, in Linux's words."""
+        self.tell_driver("panic", f"Kernel panic - not syncing: {text}")
+        for pid in self.children:
+            os.kill(pid, signal.SIGKILL)
+        os._exit(3)
 
     # -- the driver
 

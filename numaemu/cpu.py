@@ -23,6 +23,7 @@ from numaemu.build import JIT
 from numaemu.kernel import sys as syscalls
 from numaemu.kernel.fault import exc_page_fault
 from numaemu.kernel.mm_types import TASK_NAME_BYTES, task_t
+from numaemu.kernel.oom_kill import alloc_pages_may_oom
 from numaemu.kernel.smp import actor_of_cpu
 from numaemu.kernel.tlb import answer_ipi
 from numaemu.mmu import cpu_t
@@ -30,7 +31,7 @@ from numaemu.native import PythonCallback
 from numaemu.operations import Operations, kill_task
 from numaemu.payload import dump_function, load_function
 from numaemu.task import Handle, Task
-from numaemu.wire import failure, settle
+from numaemu.wire import Failure, failure, settle
 
 WAIT_S = 0.2             # how long a CPU sleeps at most before it looks again, should a bell get lost
 _CALLBACK = ctypes.CFUNCTYPE(ctypes.c_uint64, ctypes.c_uint64, ctypes.c_uint64, ctypes.c_uint64)
@@ -72,6 +73,7 @@ def install_callbacks(world):
     for number in range(machine.nr_cpus):
         cpu = cpu_t.array(machine.cpus)[number]
         cpu.on_fault, cpu.on_ipi = exc_page_fault.address, answer_ipi.address
+    machine.on_oom = alloc_pages_may_oom.address
 
 
 class Turn:
@@ -205,9 +207,10 @@ class Cpu(Actor):
             answer = function(task, *args)
         except BaseException as error:
             answer = failure(error)
-        finally:
-            kill_task(task)
-            sys.stdout.flush()
+        killed = kill_task(task)
+        if killed and not isinstance(answer, Failure):
+            answer = failure(killed)             # it was dead already when it returned
+        sys.stdout.flush()
         try:
             self.tell(owner, "finished", run, answer)
         except Exception as error:
@@ -265,6 +268,21 @@ class Cpu(Actor):
                 syscalls.flush_slab(self.state.address, number)
             finally:
                 self.turn.__exit__()
+
+    def rpc_oom_exit(self, numbers):
+        """End the OOM killer's victims among this CPU's tasks: at once, or after the operation that is running."""
+        if not self.turn.try_enter():
+            self.threads.submit(self.oom_exit, numbers)
+            return False
+        try:
+            self.operations.oom_exit(numbers)
+        finally:
+            self.turn.__exit__()
+        return True
+
+    def oom_exit(self, numbers):
+        with self.turn:
+            self.operations.oom_exit(numbers)
 
     def rpc_hold(self):
         """Let no operation run until `release`."""

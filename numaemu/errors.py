@@ -35,4 +35,4 @@ class BusError(NumaemuError):
 
 
 class OutOfMemory(NumaemuError):
-    """The task was killed because no node could serve its allocation."""
+    """The task was OOM-killed: memory ran out, and its end gave most of it back."""

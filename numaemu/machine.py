@@ -203,6 +203,8 @@ class Machine:
             self._booted.set_result(words[0])
         elif kind == "failed":
             settle(self._booted, words[0])
+        elif kind == "panic":
+            self._die(words[0])
         elif kind == "died":
             name, pid, status, doing = words
             self._die(f"emulator process '{name}' (pid {pid}) died: {_describe(status)}{doing}")
@@ -280,6 +282,10 @@ class Machine:
     def listdir(self, path):
         """The names in a directory of the emulated /proc or /sys."""
         return self._ask("listdir", path)
+
+    def dmesg(self):
+        """The kernel's log: reports of the OOM killer."""
+        return self.read("/dev/kmsg")
 
     def stats(self):
         """The figures so far, as the JSON of a run has them."""

@@ -83,6 +83,19 @@ def region(task, address, nbytes, nr_nodes):
             "node_runs_total": len(runs), "node_sequence_hash": sequence_hash(status)}
 
 
+def oom_events(log):
+    """The OOM killer's reports in the kernel's log: per kill who asked, the summary, the victim."""
+    events = []
+    for line in log.splitlines():
+        if "invoked oom-killer" in line:
+            events.append({"invoked": line})
+        elif line.startswith("oom-kill:"):
+            events[-1]["summary"] = line
+        elif line.startswith("Out of memory: Killed"):
+            events[-1]["killed"] = line
+    return events
+
+
 def task_files(machine, pid):
     """What /proc/<pid> says, as far as the machine has it: maps, status, oom_score."""
     found = {}

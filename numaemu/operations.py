@@ -16,9 +16,10 @@ from numaemu.kernel import slab
 from numaemu.kernel import sys as syscalls
 from numaemu.kernel.gfp import __GFP_ZERO as GFP_ZERO
 from numaemu.kernel.gfp import GFP_KERNEL
-from numaemu.kernel.mm_types import TASK_DEAD, VM_EXEC, VM_READ, VM_SHARED, VM_WRITE, task_t
+from numaemu.kernel.mm_types import TASK_DEAD, TASK_RUNNING, VM_EXEC, VM_READ, VM_SHARED, VM_WRITE, task_t
 from numaemu.kernel.mmap import find_position, vma_index
 from numaemu.kernel.mmzone import MAX_NR_ZONES, page_of, page_zone, zone_of
+from numaemu.kernel.oom_kill import epitaph, is_zombie, oom_exit, release_task
 from numaemu.kernel.pgtable import mm_of
 from numaemu.kernel.rmap import vma_of
 from numaemu.kernel.smp import actor_of_cpu
@@ -38,11 +39,14 @@ def check(result):
 
 
 def kill_task(task):
-    """End a task if it is still alive (its function has returned, or it was killed)."""
+    """End a task if it is still alive (its function has returned); the OutOfMemory it has not been told of, if any."""
     try:
         task.exit(0)
-    except (OSError, OutOfMemory):
+    except OSError:
         pass
+    except OutOfMemory as error:
+        return error
+    return None
 
 
 def permissions(vma):
@@ -72,9 +76,37 @@ class Operations:
         """One operation of task `pid`, in this CPU's turn. Its number may be another's by now, if it was killed."""
         with self.cpu.turn:
             task = self.tasks[number]
+            if is_zombie(task, pid):
+                raise self.oom_killed(number)
             if task.state == TASK_DEAD or task.pid != pid:
                 raise OSError(errno.ESRCH, "the task has ended")
-            return getattr(self, method)(number, *args)
+            try:
+                answer = getattr(self, method)(number, *args)
+            except Exception:
+                if task.oom_victim == pid and task.pid == pid and task.state != TASK_DEAD:
+                    raise self.oom_killed(number) from None
+                raise
+            if task.oom_victim == pid and task.pid == pid and task.state != TASK_DEAD:
+                if method in ("fork", "clone"):
+                    self.die(answer[0], SIGKILL)         # nobody will ever hold it
+                raise self.oom_killed(number)
+            return answer
+
+    def oom_exit(self, numbers):
+        """Victims of the OOM killer end between two operations; their next one tells them."""
+        for number in numbers:
+            task = self.tasks[number]
+            if task.cpu == self.cpu.cpu_number and task.state == TASK_RUNNING and task.oom_victim == task.pid:
+                oom_exit(self.address, number)
+
+    def oom_killed(self, number):
+        """The exception for a victim, which is gone after it."""
+        task = self.tasks[number]
+        if task.state == TASK_RUNNING:
+            oom_exit(self.address, number)
+        error = OutOfMemory(epitaph(self.machine, task))
+        release_task(self.address, number)
+        return error
 
     # -- mappings
 
@@ -204,6 +236,8 @@ class Operations:
         who = f"task {pid} ({name}) on cpu {self.cpu.cpu_number}"
         if signal == SIGKILL:
             syscalls.end_access(self.address)
+            if task.oom_victim == pid:           # `run` tells it
+                return OutOfMemory("killed by the OOM killer")
             rss = int(mm_of(self.machine, mm).rss[1]) * 4
             syscalls.sys_exit(self.address, number, SIGKILL)
             return OutOfMemory(f"{who}: no node it may use can serve a {what.split()[0]} at {address:#x}; it was killed "

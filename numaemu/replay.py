@@ -34,7 +34,7 @@ PROT = {"r": uapi.PROT_READ, "w": uapi.PROT_WRITE, "x": uapi.PROT_EXEC}
 # the keys each step may have; another one would change what it means
 RANGE = {"region", "offset", "length"}
 KEYS = {
-    "spawn": {"cpu"}, "fork": {"child", "cpu"}, "exit": {"code"}, "setcpu": {"cpus"},
+    "spawn": {"cpu", "oom_score_adj"}, "fork": {"child", "cpu"}, "exit": {"code"}, "setcpu": {"cpus"},
     "mmap": {"region", "size", "kind", "share", "prot", "addr", "fixed_replace", "populate"}, "munmap": RANGE,
     "mprotect": RANGE | {"prot"}, "madvise": RANGE | {"advice"},
     "touch": RANGE | {"stride", "mode", "order", "repeat"},
@@ -104,7 +104,7 @@ class Replay:
         final = {name: {"task": name, "pid": process.task.pid, **process.state}
                  for name, process in self.processes.items()}
         return {"step_results": self.results, "snapshots": self.snapshots, "deltas": observe.deltas(self.snapshots),
-                "dumps": self.dumps, "oom": [], "final": final, "files": self.files}
+                "dumps": self.dumps, "oom": observe.oom_events(self.machine.dmesg()), "final": final, "files": self.files}
 
     def play(self, step):
         """One step: its result, as the recording has it."""
@@ -142,6 +142,9 @@ class Replay:
     def op_spawn(self, step):
         name, task = step["task"], fork(self.init, numbers(step["cpu"])[0])
         self.processes[name] = Process(name, task)
+        self.machine.write(f"/proc/{task.pid}/comm", f"task{name}")
+        if "oom_score_adj" in step:
+            self.machine.write(f"/proc/{task.pid}/oom_score_adj", step["oom_score_adj"])
         return {"task": name, "ret": 0, "errno": 0}
 
     def op_fork(self, process, step):

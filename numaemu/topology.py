@@ -60,6 +60,9 @@ KNOWN_SYSCTLS = {  # lowest and highest value, as the sysctl tables of Linux 6.1
     "vm.zone_reclaim_mode": (0, INT_MAX),
     "vm.swappiness": (0, 200),
     "kernel.numa_balancing": (0, 4),
+    "vm.panic_on_oom": (0, 2),
+    "vm.oom_kill_allocating_task": (0, INT_MAX),
+    "vm.oom_dump_tasks": (0, INT_MAX),
 }
 
 # --- what a machine file may say ----------------------------------------------------------------

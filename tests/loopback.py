@@ -8,6 +8,7 @@ waiting, and it runs with the JIT off too. `task()` gives the usual Task objects
 """
 import faulthandler
 import os
+import types
 
 from numaemu import cpu as cpu_process
 from numaemu import shm
@@ -22,6 +23,7 @@ from numaemu.kernel.mm_init import boot, control_layout
 from numaemu.kernel.mm_types import mm_t, page_t, task_t, vma_t
 from numaemu.kernel.mmap import vma_index
 from numaemu.kernel.mmzone import MAX_NR_ZONES, zone_of
+from numaemu.kernel.oom_kill import alloc_pages_may_oom
 from numaemu.kernel.pgtable import pte_offset
 from numaemu.kernel.smp import MSG_NONE, actor_of_cpu
 from numaemu.kernel.sysctl import System
@@ -62,6 +64,7 @@ class LoopbackCpu(cpu_process.Cpu):
         self.operations = Operations(self)
 
     _send_bulk = Actor._send_bulk
+    threads = types.SimpleNamespace(submit=lambda *_: None)      # what cannot be done at once happens later, by itself
 
 
 class Loopback:
@@ -79,6 +82,7 @@ class Loopback:
         self.machine.on_ring = self._callback(lambda actor, _b, _c: self.ring(actor))
         self.machine.on_wake = self._callback(lambda *_: None)
         self.machine.on_wait = self._callback(lambda *_: self.deliver())
+        self.machine.on_oom = alloc_pages_may_oom.address
         for cpu in self.cpus:
             cpu.state.on_fault, cpu.state.on_ipi = exc_page_fault.address, answer_ipi.address
         for actor in self.actors:

@@ -11,7 +11,7 @@ from naive import Buddy
 
 from numaemu.build import JIT
 from numaemu.kernel.buddy import alloc_block, free_block
-from numaemu.kernel.gfp import __GFP_DMA, __GFP_THISNODE, __GFP_ZERO, GFP_HIGHUSER_MOVABLE, GFP_KERNEL
+from numaemu.kernel.gfp import ___GFP_NORETRY, __GFP_DMA, __GFP_THISNODE, __GFP_ZERO, GFP_HIGHUSER_MOVABLE, GFP_KERNEL
 from numaemu.kernel.mm_init import node_order, zone_batchsize
 from numaemu.kernel.mmzone import (MAX_NR_ZONES, WMARK_HIGH, WMARK_LOW, WMARK_MIN, ZONE_DMA, ZONE_DMA32, ZONE_MOVABLE,
                                    ZONE_NAMES, ZONE_NORMAL, zone_of, zonelist)
@@ -227,7 +227,7 @@ def test_overflow_goes_along_the_zonelist(loopback):
     loop.task(cpu=1)
     nodes = []
     while True:
-        pfn = task.kernel.alloc_pages(GFP_HIGHUSER_MOVABLE, 3)
+        pfn = task.kernel.alloc_pages(GFP_HIGHUSER_MOVABLE | ___GFP_NORETRY, 3)      # nobody is to be killed
         if pfn is None:
             break
         nodes.append(task.kernel.page(pfn)["node"])

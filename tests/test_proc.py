@@ -352,7 +352,7 @@ def test_status(machine, task):
 
 def test_a_task_that_has_ended_has_no_files(machine):
     task = machine.task(cpu=2)
-    assert machine.listdir(f"/proc/{task.pid}") == ["maps", "numa_maps", "status"]
+    assert machine.listdir(f"/proc/{task.pid}") == ["comm", "maps", "numa_maps", "oom_score", "oom_score_adj", "status"]
     assert str(task.pid) in machine.listdir("/proc")
     task.exit()
     for name in ("maps", "numa_maps", "status"):

@@ -10,8 +10,8 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from loopback import SMALL_TLB, Loopback
 
 import numaemu
-from numaemu import (GFP_ATOMIC, GFP_KERNEL, SLAB_HWCACHE_ALIGN, SLAB_POISON, SLAB_RECLAIM_ACCOUNT,
-                     SLAB_RED_ZONE, SLAB_STORE_USER, KernelBug, kmem_cache_alloc, kmem_cache_free)
+from numaemu import (GFP_ATOMIC, GFP_KERNEL, SLAB_HWCACHE_ALIGN, SLAB_POISON, SLAB_RECLAIM_ACCOUNT, SLAB_RED_ZONE,
+                     SLAB_STORE_USER, KernelBug, kmem_cache_alloc, kmem_cache_free)
 from numaemu.build import JIT
 from numaemu.errors import MachineCheck
 from numaemu.kernel.proc_slabinfo import slabinfo

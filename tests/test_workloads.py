@@ -177,6 +177,16 @@ def test_pages_two_threads_give_back_at_once_are_forgotten_by_both(ring):
     assert ring.run(story) == 0
 
 
+@pytest.mark.parametrize("small", SMALL)
+def test_oom_victim_is_chosen_by_points(small):
+    with Machine(**SMALL[small]) as machine:
+        result = run("oom_victim", machine)
+        machine.check()
+    assert result["victims"] == ["expendable", "hungry"] and result["survivors"] == ["protected", "modest"]
+    assert result["scores"]["protected"] == 0 < result["scores"]["modest"] < result["scores"]["expendable"]
+    assert result["free_share"] > 0.4
+
+
 def test_out_of_memory_ends_one_task_only():
     with Machine(**SMALL["two nodes"]) as machine:
         other = machine.task(cpu=1)

@@ -2,10 +2,12 @@
 import numpy as np
 
 from numaemu.compile import callback, kernel
-from numaemu.kernel.memory import VM_FAULT_OK, VM_FAULT_OOM, VM_FAULT_RETRY, handle_mm_fault, pte_offset
+from numaemu.kernel.memory import (FAULT_AROUND_BYTES, VM_FAULT_OK, VM_FAULT_OOM, VM_FAULT_RETRY, handle_mm_fault,
+                                   pte_offset, zap_page_range)
 from numaemu.kernel.mempolicy import current_task
 from numaemu.kernel.mm_types import VM_EXEC, VM_READ, VM_WRITE
 from numaemu.kernel.mmap import find_vma
+from numaemu.kernel.page_alloc import fatal_signal_pending
 from numaemu.kernel.pgtable import mm_of, pte_present, ptep_get
 from numaemu.kernel.rmap import vma_of
 from numaemu.kernel.smp import let_others_run, machine_of, read_lock, read_unlock
@@ -53,7 +55,14 @@ def do_user_addr_fault(cpu, address, write):
             answer = bad_area(cpu, mm, address, write, SIGSEGV)
             read_unlock(lock)
             return answer
-        code = handle_mm_fault(cpu, mm, number, address, write)
+        code = VM_FAULT_OOM
+        if not fatal_signal_pending(cpu):        # a victim's memory is being taken away: nothing more for it
+            code = handle_mm_fault(cpu, mm, number, address, write)
+            if fatal_signal_pending(cpu):        # chosen meanwhile: the reaper may have passed by, and another thread
+                code = VM_FAULT_OOM              # would go on with this page without a fault
+                vma = vma_of(machine, number)        # as far as fault-around may have mapped
+                zap_page_range(cpu, mm_number, max(address & ~(FAULT_AROUND_BYTES - U(1)), vma.start),
+                               min((address | (FAULT_AROUND_BYTES - U(1))) + U(1), vma.end))
         read_unlock(lock)
         if code != VM_FAULT_RETRY:
             break

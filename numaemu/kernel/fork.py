@@ -6,7 +6,8 @@ from numaemu.compile import kernel
 from numaemu.kernel.gfp import GFP_PGTABLE_USER
 from numaemu.kernel.memory import VM_FAULT_OK, copy_page_range
 from numaemu.kernel.mempolicy import copy_policy
-from numaemu.kernel.mm_types import NR_MM_COUNTERS, TASK_DEAD, TASK_RUNNING, VM_GROWSDOWN, PG_table, task_t
+from numaemu.kernel.mm_types import (NR_MM_COUNTERS, OOM_NONE, TASK_DEAD, TASK_RUNNING, TASK_ZOMBIE, VM_GROWSDOWN,
+                                     PG_table, task_t)
 from numaemu.kernel.mmap import calc_vm_flags, insert_at, mmap_region, new_vma, unmap_region, vma_index
 from numaemu.kernel.mmzone import page_of
 from numaemu.kernel.page_alloc import alloc_pages
@@ -35,6 +36,7 @@ def mm_alloc(cpu):
         return 0
     mm = mm_of(machine, number)
     mm.mmap_lock, mm.users, mm.tlb_gen, mm.pgtables, mm.tlb_flush_pending = 0, 1, 1, 0, 0
+    mm.oom_state = OOM_NONE
     for word in range(CPU_WORDS):
         mm.cpumask[word] = U(0)
     for counter in range(NR_MM_COUNTERS):
@@ -148,14 +150,21 @@ def alloc_task(cpu, mm_number, parent):
 
 
 @kernel("void(cpu_t*, i64, i64)")
-def do_exit(cpu, task_number, signal):
-    """A task ends: its share of the address space goes, then its number may be used again."""
-    machine = machine_of(cpu)
-    task = task_t.array(machine.tasks)[task_number]
+def exit_mm(cpu, task_number, signal):
+    """A task leaves its address space; nobody runs it any more, but its number stays its own."""
+    task = task_t.array(machine_of(cpu).tasks)[task_number]
     mm_number = task.mm
-    task.state, task.exit_signal, task.mm = TASK_DEAD, signal, 0
+    task.state, task.exit_signal, task.mm = TASK_ZOMBIE, signal, 0
     if mm_number != 0:
         mmput(cpu, mm_number)
     if cpu.task == task_number:
         cpu.task = 0
+
+
+@kernel("void(cpu_t*, i64, i64)")
+def do_exit(cpu, task_number, signal):
+    """A task ends: its share of the address space goes, then its number may be used again."""
+    machine = machine_of(cpu)
+    exit_mm(cpu, task_number, signal)
+    task_t.array(machine.tasks)[task_number].state = TASK_DEAD
     pool_put(cpu, machine.task_pool, task_number)

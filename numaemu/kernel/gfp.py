@@ -17,3 +17,23 @@ GFP_USER = GFP_KERNEL | __GFP_HARDWALL
 GFP_HIGHUSER = GFP_USER | __GFP_HIGHMEM
 GFP_HIGHUSER_MOVABLE = GFP_HIGHUSER | __GFP_MOVABLE
 GFP_PGTABLE_USER = GFP_KERNEL_ACCOUNT | __GFP_ZERO
+
+# -- as Linux 6.12 prints them -------------------------------------------------------------------------------
+
+_NAMES = ("__GFP_DMA __GFP_HIGHMEM __GFP_DMA32 __GFP_MOVABLE __GFP_RECLAIMABLE __GFP_HIGH __GFP_IO __GFP_FS __GFP_ZERO "
+          "__GFP_DIRECT_RECLAIM __GFP_KSWAPD_RECLAIM __GFP_WRITE __GFP_NOWARN __GFP_RETRY_MAYFAIL __GFP_NOFAIL "
+          "__GFP_NORETRY __GFP_MEMALLOC __GFP_COMP __GFP_NOMEMALLOC __GFP_HARDWALL __GFP_THISNODE __GFP_ACCOUNT").split()
+_WHOLE = {"GFP_HIGHUSER_MOVABLE": GFP_HIGHUSER_MOVABLE, "GFP_HIGHUSER": GFP_HIGHUSER, "GFP_USER": GFP_USER,
+          "GFP_KERNEL_ACCOUNT": GFP_KERNEL_ACCOUNT, "GFP_KERNEL": GFP_KERNEL, "GFP_ATOMIC": GFP_ATOMIC,
+          "GFP_NOWAIT": GFP_NOWAIT}      # the first that fits, as in __def_gfpflag_names
+
+
+def gfp_text(gfp):
+    """(Linux's value, %pGg). Linux has an unused bit after __GFP_ZERO."""
+    names, rest = [], gfp
+    for name, flags in _WHOLE.items():
+        if rest & flags == flags:
+            names, rest = [name], rest & ~flags
+            break
+    names += [name for bit, name in enumerate(_NAMES) if rest >> bit & 1]
+    return gfp & 0x1FF | gfp >> 9 << 10, "|".join(names) or "none"

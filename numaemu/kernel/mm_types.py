@@ -52,6 +52,8 @@ mapping_t = Struct("mapping_t", [   # struct anon_vma / struct address_space: wh
     ("nr_pages", i64),              # shmem: pages present, atomically
 ])
 
+OOM_NONE, OOM_VICTIM, OOM_REAPING, OOM_REAPED, OOM_SKIP = range(5)   # mm->oom_state; Linux: MMF_OOM_*
+
 # mm->rss[]
 MM_FILEPAGES, MM_ANONPAGES, MM_SWAPENTS, MM_SHMEMPAGES, NR_MM_COUNTERS = range(5)
 
@@ -64,7 +66,8 @@ mm_t = Struct("mm_t", [
     ("rss", i64, NR_MM_COUNTERS),   # pages
     ("pgtables", i64),              # page-table pages, the top level included
     ("tlb_flush_pending", i64),     # CPUs that are taking entries out and have not flushed yet
-    ("_pad", u64, 3),
+    ("oom_state", i64),             # OOM_*: NONE, VICTIM by the coordinator, the others by who reaps
+    ("_pad", u64, 2),
     # under mmap_lock held for writing
     ("pgd", u64),                   # physical address of the top-level table
     ("map_count", i64),             # VMAs
@@ -75,7 +78,7 @@ mm_t = Struct("mm_t", [
 ])
 
 TASK_NAME_BYTES = 16                # TASK_COMM_LEN
-TASK_DEAD, TASK_RUNNING = 0, 1
+TASK_DEAD, TASK_RUNNING, TASK_ZOMBIE = range(3)      # zombie: OOM-killed, its function does not know yet
 
 task_t = Struct("task_t", [
     # by the CPU the task is on
@@ -85,6 +88,9 @@ task_t = Struct("task_t", [
     ("min_flt", i64), ("maj_flt", i64),
     ("exit_signal", i64), ("oom_score_adj", i64), ("clock_ns", i64),
     ("comm", u8, TASK_NAME_BYTES),
+    # by the coordinator, when it chooses a victim
+    ("oom_victim", i64),                      # its pid: SIGKILL is pending; else the mark means nothing
+    ("oom_rss", i64), ("oom_nodes", u64), ("oom_asker", i64),       # pages at the kill, the nodes asked, who asked (pid)
 ])
 
 pool_t = Struct("pool_t", [         # a table of structs handed out by number, from 1
@@ -113,6 +119,8 @@ machine_t = Struct("machine_t", [
     ("anon_vma_lock", u64),         # spin lock: a VMA gets its first mapping
     ("next_pid", i64), ("next_mm_id", i64),        # atomically
     ("migrate", u64),               # migrate_t[nr_cpus]
+    ("on_oom", u64),                # the slow path's way up: oom_kill.alloc_pages_may_oom; 0: allocations fail
+    ("oom_kills", i64),             # by the coordinator
     ("gather", u64),                # i64[nr_cpus][GATHER_PAGES]: pages between unmapping and freeing
     ("kmem_caches", u64), ("kmem_cache_cpus", u64), ("kmem_cache_nodes", u64), ("kmem_cache_pool", u64),    # slab.py
     ("slab_bugs", u64),             # slab_bug_t[nr_cpus]

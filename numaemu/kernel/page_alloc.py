@@ -15,9 +15,9 @@ import numpy as np
 
 from numaemu.atomic import compare_exchange, exchange, fetch_add, load_acquire, store_release, store_seq_cst
 from numaemu.compile import hot, kernel
-from numaemu.kernel.gfp import (___GFP_DIRECT_RECLAIM, __GFP_DMA, __GFP_DMA32, __GFP_MOVABLE, __GFP_RECLAIMABLE,
-                                __GFP_THISNODE, __GFP_ZERO)
-from numaemu.kernel.mm_types import PG_buddy, PG_pcp, PG_used
+from numaemu.kernel.gfp import (___GFP_DIRECT_RECLAIM, ___GFP_NORETRY, ___GFP_RETRY_MAYFAIL, __GFP_DMA, __GFP_DMA32,
+                                __GFP_FS, __GFP_MOVABLE, __GFP_RECLAIMABLE, __GFP_THISNODE, __GFP_ZERO)
+from numaemu.kernel.mm_types import PG_buddy, PG_pcp, PG_used, task_t
 from numaemu.kernel.mmdebug import VM_BUG_ON_PAGE
 from numaemu.kernel.mmzone import (MAX_NR_ZONES, MIGRATE_MOVABLE, MIGRATE_RECLAIMABLE, MIGRATE_TYPES,
                                    MIGRATE_UNMOVABLE, WMARK_LOW, WMARK_MIN, ZONE_DMA, ZONE_DMA32, ZONE_MOVABLE,
@@ -25,13 +25,14 @@ from numaemu.kernel.mmzone import (MAX_NR_ZONES, MIGRATE_MOVABLE, MIGRATE_RECLAI
 from numaemu.kernel.smp import (MSG_ALLOC, MSG_DRAIN, MSG_DRAIN_ALL, MSG_FALLBACK, MSG_FILL, MSG_FREE, actor_of_node,
                                 machine_of, request, send, wait_for_event)
 from numaemu.kernel.vmstat import ALLOCSTALL, NUMA_FALLBACK, PGFREE, count_vm_events, pgalloc_event, zone_statistics
-from numaemu.native import clear_bytes, prefetch
+from numaemu.native import call_address, clear_bytes, prefetch
 from numaemu.param import MAX_NODES, NR_ORDERS
 from numaemu.pointer import u64
 
 U = np.uint64
 _BUDDY, _PCP, _USED = U(PG_buddy), U(PG_pcp), U(PG_used)
 MAX_RECLAIM_RETRIES = 16         # as Linux's slow path
+PAGE_ALLOC_COSTLY_ORDER = 3
 
 
 @kernel("bool(zone_t*, i64, i64, i64)")
@@ -238,11 +239,38 @@ def drain_local_pages(cpu):
             pcp.batch = 0
 
 
+@hot
+def fatal_signal_pending(cpu):
+    """True if the OOM killer has chosen the running task."""
+    task = task_t.array(machine_of(cpu).tasks)[cpu.task]
+    return cpu.task != 0 and load_acquire(task, "oom_victim") == task.pid
+
+
+@kernel("bool(cpu_t*, i64, i64, u64)")
+def may_oom(cpu, gfp, order, nodemask):
+    """Let the OOM killer find memory, for allocations that Linux kills for; False: this one fails.
+
+    Mirrors __alloc_pages_may_oom.
+    """
+    machine = machine_of(cpu)
+    if machine.on_oom == U(0) or gfp & (___GFP_NORETRY | ___GFP_RETRY_MAYFAIL | __GFP_THISNODE) or not gfp & __GFP_FS:
+        return False
+    if order > PAGE_ALLOC_COSTLY_ORDER or gfp_zone(gfp) < ZONE_NORMAL:
+        return False
+    return call_address(machine.on_oom, cpu.address, U(gfp * 16 + order), nodemask) != U(0)
+
+
 @kernel("i64(cpu_t*, i64, i64, i64, u64)")
 def __alloc_pages_slowpath(cpu, gfp, order, nid, nodemask):
-    """Nothing above the low watermarks: down to min; then collect unused pages from everybody's lists while some come."""
+    """Nothing above the low watermarks: down to min; then collect unused pages from everybody's lists while some come;
+    then the OOM killer.
+    """
     pfn, tries = get_page_from_freelist(cpu, gfp, order, nid, nodemask, WMARK_MIN), 0
-    while pfn == 0 and gfp & ___GFP_DIRECT_RECLAIM and tries < MAX_RECLAIM_RETRIES:
+    while pfn == 0 and gfp & ___GFP_DIRECT_RECLAIM:
+        if tries == MAX_RECLAIM_RETRIES:
+            if not may_oom(cpu, gfp, order, nodemask):
+                break
+            tries = 0
         count_vm_events(machine_of(cpu), cpu.id, ALLOCSTALL, 1)
         drain_local_pages(cpu)
         returned = request(cpu, 0, MSG_DRAIN_ALL, cpu.id, 0, 0)

@@ -25,7 +25,9 @@ def find(system, path):
         return FIXED[path]
     if (match := _PID.fullmatch(path)) and match[2] in proc_task.PID_FILES:
         if proc_task.number_of_pid(system.machine, int(match[1])):
-            return functools.partial(proc_task.show, pid=int(match[1]), name=match[2]), None
+            pid, write = int(match[1]), proc_task.PID_WRITERS.get(match[2])
+            return (functools.partial(proc_task.show, pid=pid, name=match[2]),
+                    write and (lambda system, text: write(system, pid, text)))
     if (match := _NODE.fullmatch(path)) and match[2] in node_sysfs.NODE_FILES:
         if int(match[1]) < system.machine.nr_nodes:
             return functools.partial(node_sysfs.NODE_FILES[match[2]], node=int(match[1])), None

@@ -8,14 +8,17 @@ import os
 
 import numpy as np
 
-from numaemu.kernel.mm_types import (MM_ANONPAGES, MM_FILEPAGES, MM_SHMEMPAGES, MM_SWAPENTS, TASK_RUNNING, VM_EXEC,
-                                     VM_MAYSHARE, VM_READ, VM_SHARED, VM_STACK, VM_WRITE, pool_t, task_t, vma_t)
+from numaemu.kernel.mm_types import (MM_ANONPAGES, MM_FILEPAGES, MM_SHMEMPAGES, MM_SWAPENTS, TASK_NAME_BYTES,
+                                     TASK_RUNNING, VM_EXEC, VM_MAYSHARE, VM_READ, VM_SHARED, VM_STACK, VM_WRITE,
+                                     pool_t, task_t, vma_t)
 from numaemu.kernel.mmap import vma_index
 from numaemu.kernel.node_sysfs import has_memory, list_text, mask_text
+from numaemu.kernel.oom_kill import OOM_SCORE_ADJ_MAX, OOM_SCORE_ADJ_MIN, oom_score
 from numaemu.kernel.pagewalk import ANON, DIRTY, FIRST_NODE, MAPCOUNT_MAX, NR_COUNTS, PAGES, gather_stats
 from numaemu.kernel.pgtable import mm_of
 from numaemu.kernel.proc_meminfo import kilobytes
 from numaemu.kernel.stats import task_name
+from numaemu.kernel.sysctl import invalid, strtoul
 from numaemu.mmu import cpu_t
 from numaemu.param import MAX_NODES
 from numaemu.uapi import (MPOL_BIND, MPOL_DEFAULT, MPOL_F_RELATIVE_NODES, MPOL_F_STATIC_NODES, MPOL_INTERLEAVE,
@@ -205,4 +208,42 @@ def status(system, number, mm_number):
     return "".join(f"{name}:\t{value}\n" for name, value in fields.items())
 
 
-PID_FILES = {"maps": maps, "numa_maps": numa_maps, "status": status}
+# -- oom -----------------------------------------------------------------------------------------------------
+
+def show_oom_score(system, number, _mm_number):
+    """/proc/<pid>/oom_score"""
+    return f"{oom_score(system.machine, task_t.array(system.machine.tasks)[number])}\n"
+
+
+def show_oom_score_adj(system, number, _mm_number):
+    """/proc/<pid>/oom_score_adj"""
+    return f"{task_t.array(system.machine.tasks)[number].oom_score_adj}\n"
+
+
+def write_oom_score_adj(system, pid, text):
+    """__set_oom_adj: for every thread, and every process that shares the memory."""
+    value = strtoul(text.strip())
+    if value is None or not OOM_SCORE_ADJ_MIN <= value <= OOM_SCORE_ADJ_MAX:
+        raise invalid(f"oom_score_adj is {text.strip()!r}, must be {OOM_SCORE_ADJ_MIN} to {OOM_SCORE_ADJ_MAX}")
+    number, (_, alive) = number_of_pid(system.machine, pid), live_tasks(system.machine)
+    tasks = task_t.array(system.machine.tasks)
+    for other in alive.tolist():
+        if tasks[other].mm == tasks[number].mm:
+            tasks[other].oom_score_adj = value
+
+
+def show_comm(system, number, _mm_number):
+    """/proc/<pid>/comm"""
+    return task_name(task_t.array(system.machine.tasks)[number]) + "\n"
+
+
+def write_comm(system, pid, text):
+    """comm_write: at most 15 bytes"""
+    task = task_t.array(system.machine.tasks)[number_of_pid(system.machine, pid)]
+    for i, byte in enumerate(text.strip("\n").encode()[:TASK_NAME_BYTES - 1].ljust(TASK_NAME_BYTES, b"\0")):
+        task.comm[i] = byte
+
+
+PID_FILES = {"maps": maps, "numa_maps": numa_maps, "status": status, "oom_score": show_oom_score,
+             "oom_score_adj": show_oom_score_adj, "comm": show_comm}
+PID_WRITERS = {"comm": write_comm, "oom_score_adj": write_oom_score_adj}

@@ -99,7 +99,7 @@ def vmstat(machine):
         counts = linux_names(fold_node(machine, node)) | linux_names(fold_numa(machine, node))
         for name, value in counts.items():
             totals[name] = totals.get(name, 0) + value
-    return totals | fold_vm_events(machine)
+    return totals | fold_vm_events(machine) | {"oom_kill": machine.oom_kills}
 
 
 def task_figures(machine, number):

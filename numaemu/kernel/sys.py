@@ -238,6 +238,7 @@ def sys_migrate_pages(cpu_address, task, target, old, new):
 def create_task(cpu_address):
     """A task with an address space of its own (what init's fork and exec would give): its number, or -ENOMEM."""
     cpu = cpu_t.at(cpu_address)
+    cpu.task = 0                         # its allocations are nobody's yet
     mm = mm_alloc(cpu)
     if mm == 0:
         return -ENOMEM

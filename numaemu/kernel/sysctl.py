@@ -4,6 +4,7 @@ They live in the coordinator, the only process that reads or writes /proc and /s
 stands in shared memory as well and is written there by the handlers below: watermarks and reserves in the zones,
 max_map_count and the interleave weights in the machine. Boot has set these from the same values.
 """
+import collections
 import errno
 import re
 
@@ -20,8 +21,12 @@ DEFAULTS = {                             # Linux 6.12; min_free_kbytes is calcul
     "vm.swappiness": 60,                 # mm/vmscan.c
     "vm.zone_reclaim_mode": 0,
     "kernel.numa_balancing": 0,
+    "vm.panic_on_oom": 0,
+    "vm.oom_kill_allocating_task": 0,
+    "vm.oom_dump_tasks": 1,
 }
 WEIGHTS = "/sys/kernel/mm/mempolicy/weighted_interleave"
+KMSG_LINES = 10_000              # of the kernel's log; assumed
 _NUMBER = re.compile(r"(-?)(0[xX][0-9a-fA-F]+|0[0-7]*|[1-9][0-9]*)")
 
 
@@ -30,6 +35,7 @@ class System:
 
     def __init__(self, machine, topology):
         self.machine, self.topology = machine, topology
+        self.kmsg = collections.deque(maxlen=KMSG_LINES)
         self.sysctl = {"vm.min_free_kbytes": calculate_min_free_kbytes(machine), **DEFAULTS, **topology.sysctl}
         given = tuple(self.sysctl["vm.lowmem_reserve_ratio"])
         self.sysctl["vm.lowmem_reserve_ratio"] = given + LOWMEM_RESERVE_RATIO[len(given):]
@@ -160,7 +166,13 @@ def write_thp(_system, text):
         raise invalid(f"transparent huge pages are not there yet: {text.strip()!r}, must be 'never'")
 
 
+def dmesg(system):
+    """The kernel's log."""
+    return "".join(line + "\n" for line in system.kmsg)
+
+
 FILES = {                                # path: (read, write), None: not allowed
+    "/dev/kmsg": (dmesg, None),
     "/proc/sys/vm/drop_caches": (None, write_drop_caches),
     "/proc/sys/vm/stat_refresh": (refresh_stats, refresh_stats),
     "/sys/kernel/mm/transparent_hugepage/enabled": (read_thp, write_thp),

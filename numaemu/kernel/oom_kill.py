@@ -1,0 +1,344 @@
+"""When nothing is left, one process has to go: Linux's mm/oom_kill.c.
+
+    asking CPU: slow path -> MSG_OOM -> coordinator: out_of_memory, select_bad_process, oom_kill_process (marks the tasks)
+                                        -> CPUs of the victim that are between two operations: exit_mm there, at once
+             <- the victim's address space: the asking CPU takes its pages itself (oom_reaper), then tries again
+
+So memory comes back although the victim may be anywhere: idle, waiting for memory itself (its allocation fails), or
+inside accesses (its entries are gone, and its next fault says that it is dead). Linux reaps private memory only; here
+shared ranges are unmapped too, since that is how a task inside accesses learns of its end: Linux sends it an interrupt.
+A victim stays a zombie until its function has been told.
+"""
+import time
+
+import numpy as np
+
+from numaemu.atomic import compare_exchange, load_acquire, store_release
+from numaemu.compile import callback, entry, kernel
+from numaemu.kernel.fork import exit_mm, mmput
+from numaemu.kernel.gfp import gfp_text
+from numaemu.kernel.memory import zap_page_range
+from numaemu.kernel.mm_types import (MM_ANONPAGES, MM_FILEPAGES, MM_SHMEMPAGES, MM_SWAPENTS, OOM_NONE, OOM_REAPED,
+                                     OOM_REAPING, OOM_SKIP, OOM_VICTIM, TASK_DEAD, TASK_RUNNING, TASK_ZOMBIE, pool_t,
+                                     task_t)
+from numaemu.kernel.mmap import vma_index
+from numaemu.kernel.mmzone import MAX_NR_ZONES, WMARK_HIGH, zone_of
+from numaemu.kernel.node_sysfs import has_memory, list_text
+from numaemu.kernel.page_alloc import drain_local_pages, fatal_signal_pending, gfp_zone, zone_watermark_ok
+from numaemu.kernel.pgtable import mm_of
+from numaemu.kernel.pool import pool_put
+from numaemu.kernel.proc_meminfo import kilobytes
+from numaemu.kernel.rmap import vma_of
+from numaemu.kernel.show_mem import show_mem
+from numaemu.kernel.smp import MSG_OOM, let_others_run, machine_of, read_unlock, request
+from numaemu.kernel.stats import task_name
+from numaemu.mmu import cpu_t
+from numaemu.param import MAX_NODES
+from numaemu.pointer import address_of
+from numaemu.uapi import MPOL_BIND, SIGKILL
+
+U = np.uint64
+OOM_SCORE_ADJ_MIN, OOM_SCORE_ADJ_MAX = -1000, 1000
+EXIT_S = 10.0                    # a victim that has not ended by then no longer holds up the next; assumed
+CONSTRAINT_NONE, CONSTRAINT_CPUSET, CONSTRAINT_MEMORY_POLICY = range(3)
+CONSTRAINTS = ("CONSTRAINT_NONE", "CONSTRAINT_CPUSET", "CONSTRAINT_MEMORY_POLICY")
+AGAIN, HOPELESS = 0, -1          # answers to MSG_OOM beside an address space to reap
+
+
+# -- on the asking CPU ---------------------------------------------------------------------------------------
+
+@kernel("bool(cpu_t*, i64)")
+def mmget_not_zero(cpu, mm_number):
+    """One more user of an address space that has any."""
+    mm = mm_of(machine_of(cpu), mm_number)
+    while True:
+        users = load_acquire(mm, "users")
+        if users <= 0:
+            return False
+        if compare_exchange(mm, "users", users, users + 1) == users:
+            return True
+
+
+@kernel("bool(cpu_t*, i64)")
+def __oom_reap_task_mm(cpu, mm_number):
+    """Take every page out of a victim's address space; False: somebody changes it at this moment."""
+    machine = machine_of(cpu)
+    mm = mm_of(machine, mm_number)
+    seen = load_acquire(mm, "mmap_lock")
+    if seen < 0 or compare_exchange(mm, "mmap_lock", seen, seen + 1) != seen:
+        return False
+    for position in range(mm.map_count):
+        vma = vma_of(machine, vma_index(machine, mm_number)[position])
+        zap_page_range(cpu, mm_number, vma.start, vma.end)
+    read_unlock(address_of(mm, "mmap_lock"))
+    return True
+
+
+@kernel("void(cpu_t*, i64)")
+def exit_idle_victims(cpu, mm_number):
+    """Tasks of the victim on this CPU stand between two operations, as one of another task runs: end them here."""
+    machine = machine_of(cpu)
+    for number in range(1, pool_t.at(machine.task_pool).used + 1):
+        task = task_t.array(machine.tasks)[number]
+        if task.mm == mm_number and task.cpu == cpu.id and number != cpu.task and task.oom_victim == task.pid:
+            exit_mm(cpu, number, SIGKILL)
+
+
+@kernel("bool(cpu_t*, i64)")
+def oom_reap_task_mm(cpu, mm_number):
+    """oom_reap_task: False if there was nothing to do, or it could not be done now."""
+    if not mmget_not_zero(cpu, mm_number):
+        return False
+    mm = mm_of(machine_of(cpu), mm_number)
+    done = False
+    exit_idle_victims(cpu, mm_number)
+    if compare_exchange(mm, "oom_state", OOM_VICTIM, OOM_REAPING) == OOM_VICTIM:
+        done = __oom_reap_task_mm(cpu, mm_number)
+        drain_local_pages(cpu)
+        store_release(mm, "oom_state", OOM_REAPED if done else OOM_VICTIM)
+    mmput(cpu, mm_number)
+    if done:
+        drain_local_pages(cpu)
+    return done
+
+
+@callback("u64(u64, u64, u64)")
+def alloc_pages_may_oom(cpu_address, what, nodemask):
+    """__alloc_pages_may_oom, from the slow path: 1 to try again, 0: the allocation fails. what = gfp * 16 + order"""
+    cpu = cpu_t.at(cpu_address)
+    if fatal_signal_pending(cpu):
+        return U(0)
+    mm_number = request(cpu, 0, MSG_OOM, np.int64(what), np.int64(nodemask), 0)
+    if mm_number == HOPELESS or fatal_signal_pending(cpu):
+        return U(0)
+    if mm_number == AGAIN or not oom_reap_task_mm(cpu, mm_number):
+        let_others_run(cpu)
+    return U(1)
+
+
+@entry("void(u64, i64)")
+def oom_exit(cpu_address, number):
+    """A victim's end, on its CPU between two operations."""
+    exit_mm(cpu_t.at(cpu_address), number, SIGKILL)
+
+
+@entry("void(u64, i64)")
+def release_task(cpu_address, number):
+    """The zombie's function has been told: its number may be used again."""
+    cpu = cpu_t.at(cpu_address)
+    task_t.array(machine_of(cpu).tasks)[number].state = TASK_DEAD
+    pool_put(cpu, machine_of(cpu).task_pool, number)
+
+
+# -- in the coordinator --------------------------------------------------------------------------------------
+
+class Panic(Exception):
+    """The kernel gives up."""
+
+
+class OomControl:
+    """struct oom_control: one allocation that nobody can serve, and what was decided about it."""
+
+    def __init__(self, system, gfp, order, nodemask, cpu):
+        self.system, self.gfp, self.order, self.cpu = system, gfp, order, cpu
+        machine = system.machine
+        self.tasks = task_t.array(machine.tasks)
+        self.current = self.tasks[cpu_t.array(machine.cpus)[cpu].task]
+        self.nodemask = nodemask & ((1 << machine.nr_nodes) - 1)
+        self.constraint, self.totalpages, self.chosen, self.chosen_points = CONSTRAINT_NONE, 0, 0, None
+
+
+def totalram_pages(machine):
+    return sum(zone_of(machine, number).managed_pages for number in range(machine.nr_nodes * MAX_NR_ZONES))
+
+
+def constrained_alloc(oc):
+    """Fill in constraint and totalpages. There is no swap yet."""
+    machine = oc.system.machine
+    oc.totalpages = totalram_pages(machine)
+    if int(machine.memory_mask) & ~oc.nodemask:
+        zones = [zone_of(machine, node * MAX_NR_ZONES + kind) for node in range(machine.nr_nodes)
+                 if oc.nodemask >> node & 1 for kind in range(MAX_NR_ZONES)]
+        oc.totalpages = sum(zone.present_pages for zone in zones)
+        oc.constraint = CONSTRAINT_MEMORY_POLICY
+    return oc.constraint
+
+
+def pgtable_pages(mm):
+    """mm_pgtables_bytes: the top-level table is not counted."""
+    return mm.pgtables - 1
+
+
+def oom_badness(machine, task, totalpages):
+    """The pages that the end of a task would give back, plus its oom_score_adj in thousandths; None: never."""
+    if task.pid == 1 or task.mm == 0 or task.oom_score_adj == OOM_SCORE_ADJ_MIN:
+        return None
+    mm = mm_of(machine, task.mm)
+    if mm.oom_state == OOM_SKIP:
+        return None
+    rss = sum(mm.rss[kind] for kind in (MM_FILEPAGES, MM_ANONPAGES, MM_SHMEMPAGES, MM_SWAPENTS))
+    return rss + pgtable_pages(mm) + task.oom_score_adj * (totalpages // 1000)
+
+
+def oom_score(machine, task):
+    """/proc/<pid>/oom_score: proc_oom_score"""
+    totalpages = totalram_pages(machine)
+    badness = oom_badness(machine, task, totalpages)
+    return 0 if badness is None else int((1000 + int(badness * 1000 / totalpages)) * 2 / 3)
+
+
+def processes(oc):
+    """for_each_process: the number of one living thread of each, oldest first."""
+    found, seen = [], set()
+    for number in range(1, pool_t.at(oc.system.machine.task_pool).used + 1):
+        task = oc.tasks[number]
+        if task.state == TASK_RUNNING and task.mm and task.tgid not in seen:
+            seen.add(task.tgid)
+            found.append(number)
+    return sorted(found, key=lambda number: oc.tasks[number].tgid)
+
+
+def mempolicy_in_oom_domain(task, nodemask):
+    """False for a task bound to other nodes than those that ran out."""
+    return task.policy.mode != MPOL_BIND or int(task.policy.nodes) & nodemask != 0
+
+
+def oom_eligible(oc, task):
+    return oc.constraint != CONSTRAINT_MEMORY_POLICY or mempolicy_in_oom_domain(task, oc.nodemask)
+
+
+def select_bad_process(oc):
+    """oc.chosen: the task with the most points; the youngest of equals, as Linux's >= over its list gives."""
+    for number in processes(oc):
+        task = oc.tasks[number]
+        points = oom_badness(oc.system.machine, task, oc.totalpages) if oom_eligible(oc, task) else None
+        if points is not None and (oc.chosen_points is None or points >= oc.chosen_points):
+            oc.chosen, oc.chosen_points = number, points
+
+
+def last_attempt_helps(oc):
+    """Linux's last try under the high watermark, lest a kill that has just freed memory is followed by another."""
+    machine, highest = oc.system.machine, gfp_zone(oc.gfp)
+    for node in range(machine.nr_nodes):
+        for kind in range(highest + 1) if oc.nodemask >> node & 1 else ():
+            zone = zone_of(machine, node * MAX_NR_ZONES + kind)
+            if zone.managed_pages and zone_watermark_ok(zone, oc.order, zone.watermark[WMARK_HIGH], highest):
+                return True
+    return False
+
+
+class OomKiller:
+    """The coordinator's part: what was decided, and who is dying."""
+
+    def __init__(self, system):
+        self.system, self.machine = system, system.machine
+        self.busy = False                # one decision at a time: oom_lock
+        self.dying = {}                  # mm number: (mm id, when its owner was chosen)
+
+    def log(self, *lines):
+        self.system.kmsg.extend(lines)
+
+    def dying_mm(self):
+        """An address space whose end will give memory back soon, or 0 (oom_evaluate_task's abort)."""
+        for number, (mm_id, since) in list(self.dying.items()):
+            mm = mm_of(self.machine, number)
+            if mm.id == mm_id and mm.users > 0 and mm.oom_state in (OOM_VICTIM, OOM_REAPING, OOM_REAPED):
+                if time.monotonic() - since < EXIT_S:
+                    return number
+                mm.oom_state = OOM_SKIP
+            del self.dying[number]
+        return 0
+
+    def out_of_memory(self, gfp, order, nodemask, cpu):
+        """(answer for the CPU, numbers of the tasks marked as victims)"""
+        oc = OomControl(self.system, gfp, order, nodemask, cpu)
+        dying = self.dying_mm()
+        if dying:
+            return dying, []
+        if last_attempt_helps(oc):
+            return AGAIN, []
+        constrained_alloc(oc)
+        self.check_panic_on_oom(oc)
+        if self.system.sysctl["vm.oom_kill_allocating_task"] and oc.current.mm and oom_eligible(oc, oc.current) \
+                and oom_badness(self.machine, oc.current, oc.totalpages) is not None:
+            oc.chosen = cpu_t.array(self.machine.cpus)[cpu].task
+        else:
+            select_bad_process(oc)
+        if not oc.chosen:
+            self.dump_header(oc)
+            self.log("Out of memory and no killable processes...")
+            raise Panic("System is deadlocked on memory")
+        return self.oom_kill_process(oc)
+
+    def check_panic_on_oom(self, oc):
+        setting = self.system.sysctl["vm.panic_on_oom"]
+        if setting == 2 or setting == 1 and oc.constraint == CONSTRAINT_NONE:
+            self.dump_header(oc)
+            raise Panic(f"Out of memory: {'compulsory' if setting == 2 else 'system-wide'} panic_on_oom is enabled")
+
+    def dump_header(self, oc):
+        """Who asked for what, the memory there is, the tasks."""
+        task = oc.current
+        linux, name = gfp_text(oc.gfp)
+        self.log(f"{task_name(task) or 'swapper'} invoked oom-killer: gfp_mask={linux:#x}({name}), order={oc.order}, "
+                 f"oom_score_adj={task.oom_score_adj}", *show_mem(self.system))
+        if self.system.sysctl["vm.oom_dump_tasks"]:
+            self.dump_tasks(oc)
+
+    def dump_tasks(self, oc):
+        self.log("Tasks state (memory values in pages):",
+                 "[  pid  ]   uid  tgid total_vm      rss rss_anon rss_file rss_shmem pgtables_bytes swapents "
+                 "oom_score_adj name")
+        for number in processes(oc):
+            task = oc.tasks[number]
+            mm = mm_of(self.machine, task.mm)
+            if oom_eligible(oc, task):
+                anon, file, shmem = (mm.rss[kind] for kind in (MM_ANONPAGES, MM_FILEPAGES, MM_SHMEMPAGES))
+                self.log(f"[{task.pid:7d}] {0:5d} {task.tgid:5d} {mm.total_vm:8d} {anon + file + shmem:8d} {anon:8d} "
+                         f"{file:8d} {shmem:9d} {pgtable_pages(mm) * 4096:8d} {mm.rss[MM_SWAPENTS]:8d}         "
+                         f"{task.oom_score_adj:5d} {task_name(task)}")
+
+    def oom_kill_process(self, oc):
+        """Report, count and mark every task that uses the victim's memory."""
+        victim = oc.tasks[oc.chosen]
+        mm_number = victim.mm
+        mm = mm_of(self.machine, mm_number)
+        self.dump_header(oc)
+        mask = "(null)" if oc.constraint == CONSTRAINT_NONE else list_text(n for n in range(MAX_NODES) if oc.nodemask >> n & 1)
+        self.log(f"oom-kill:constraint={CONSTRAINTS[oc.constraint]},nodemask={mask},cpuset=/,"
+                 f"mems_allowed={list_text(has_memory(self.system))},global_oom,task_memcg=/,task={task_name(victim)},"
+                 f"pid={victim.pid},uid=0")
+        anon, file, shmem = (mm.rss[kind] for kind in (MM_ANONPAGES, MM_FILEPAGES, MM_SHMEMPAGES))
+        self.log(f"Out of memory: Killed process {victim.pid} ({task_name(victim)}) total-vm:{kilobytes(mm.total_vm)}kB, "
+                 f"anon-rss:{kilobytes(anon)}kB, file-rss:{kilobytes(file)}kB, shmem-rss:{kilobytes(shmem)}kB, UID:0 "
+                 f"pgtables:{kilobytes(pgtable_pages(mm))}kB oom_score_adj:{victim.oom_score_adj}")
+        self.machine.oom_kills += 1
+        self.dying[mm_number] = mm.id, time.monotonic()
+        if mm.oom_state == OOM_NONE:
+            mm.oom_state = OOM_VICTIM
+        marked, before = [], None
+        while marked != before:          # a thread may be cloned meanwhile, by one not yet marked
+            before, marked = marked, [n for n in range(1, pool_t.at(self.machine.task_pool).used + 1)
+                                      if oc.tasks[n].mm == mm_number and self.mark(oc, oc.tasks[n], anon + file + shmem)]
+        return mm_number, marked
+
+    @staticmethod
+    def mark(oc, task, rss):
+        """mark_oom_victim and SIGKILL. The mark is the pid, so that the next task of this number is not meant by it."""
+        pid = task.pid
+        task.oom_rss, task.oom_nodes, task.oom_asker = rss, oc.nodemask, oc.current.pid
+        task.oom_victim = pid
+        return task.state == TASK_RUNNING
+
+
+def epitaph(machine, task):
+    """What the victim's function is told."""
+    nodes = list_text(n for n in range(machine.nr_nodes) if int(task.oom_nodes) >> n & 1)
+    asker = "it" if task.oom_asker == task.pid else f"task {task.oom_asker}"
+    return (f"task {task.pid} ({task_name(task)}) on cpu {task.cpu}: killed by the OOM killer with "
+            f"{kilobytes(task.oom_rss)} kB resident: {asker} asked for memory of nodes {nodes} and nobody could serve")
+
+
+def is_zombie(task, pid):
+    """True for a victim whose function has not been told yet."""
+    return task.state == TASK_ZOMBIE and task.pid == pid
