@@ -19,7 +19,7 @@ U = np.uint64
 SPINS = 100          # tries for a lock before the host may run somebody else; assumed
 
 # kinds of messages; a, b, c, d are their words
-(MSG_NONE, MSG_REPLY, MSG_STOP,
+(MSG_NONE,
  MSG_FILL,           # CPU -> node, coordinator -> node: zone, migratetype, pages, cpu: fill that CPU's shelf
  MSG_DRAIN,          # CPU -> node: zone: take back what was returned
  MSG_ALLOC,          # CPU -> node: zone, order, migratetype: one block; the reply is its pfn or 0
@@ -31,8 +31,7 @@ SPINS = 100          # tries for a lock before the host may run somebody else; a
  MSG_CALL,           # bulk: a Python call (method, arguments) pickled in the sender's outbox: offset, bytes
  MSG_RESULT,         # bulk: its answer
  MSG_DRIVER,         # the coordinator's link thread: a frame from the driver has arrived
- MSG_SYNC,           # anybody -> node: answers when everything before it is done
- ) = range(15)
+ ) = range(12)
 
 
 @hot
