@@ -8,6 +8,8 @@ import pytest
 
 from numaemu import GFP_KERNEL, MAP_ANONYMOUS, MAP_SHARED, MPOL_BIND, Machine, MachineCheck, OutOfMemory, load_u64
 from numaemu.kernel.gfp import ___GFP_NORETRY, GFP_HIGHUSER_MOVABLE, gfp_text
+from numaemu.kernel.mm_types import task_t
+from numaemu.kernel.oom_kill import oom_badness
 
 SMALL = dict(nodes=2, cpus_per_node=2, memory_per_node="16MiB")
 SHARED = MAP_SHARED | MAP_ANONYMOUS
@@ -47,6 +49,15 @@ def test_the_largest_goes_although_another_asks(tiny):
     assert caught.value.errno == errno.ESRCH
     tiny.drain()
     tiny.audit()
+
+@pytest.mark.interpreted
+def test_badness_counts_pages_and_the_tables_below_the_top_level(tiny):
+    """One touched page and its pud, pmd and leaf table: 4 pages; nothing touched: 0."""
+    task = tiny.task()
+    struct = task_t.array(tiny.machine.tasks)[task._number]
+    assert oom_badness(tiny.machine, struct, 1000) == 0
+    task.mmap(4096).touch()
+    assert oom_badness(tiny.machine, struct, 1000) == 4
 
 
 @pytest.mark.interpreted

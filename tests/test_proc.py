@@ -498,3 +498,12 @@ def test_numbers_lists_and_masks_as_the_kernel_writes_them():
         [12, -7, 31, 8, 0, None, None, None, None]
     assert [list_text(n) for n in ([], [3], [0, 1, 2, 5, 7, 8])] == ["", "3", "0-2,5,7-8"]
     assert mask_text([], 6) == "00" and mask_text([0, 33], 40) == "02,00000001" and mask_text([63], 64) == "80000000,00000000"
+
+
+def test_vmpte_counts_the_tables_below_the_top_level(machine):
+    """One touched page needs a pud, a pmd and a leaf table: 12 kB; a task that touched nothing has none."""
+    task = machine.task()
+    assert "VmPTE:\t       0 kB" in machine.read(f"/proc/{task.pid}/status")
+    task.mmap(4096).touch()
+    assert "VmPTE:\t      12 kB" in machine.read(f"/proc/{task.pid}/status")
+    task.exit()

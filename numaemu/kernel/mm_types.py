@@ -64,7 +64,7 @@ mm_t = Struct("mm_t", [
     ("tlb_gen", i64),               # grows with every flush
     ("cpumask", u64, CPU_WORDS),    # CPUs whose TLB may hold entries of it
     ("rss", i64, NR_MM_COUNTERS),   # pages
-    ("pgtables", i64),              # page-table pages, the top level included
+    ("pgtables", i64),              # page-table pages below the top level
     ("tlb_flush_pending", i64),     # CPUs that are taking entries out and have not flushed yet
     ("oom_state", i64),             # OOM_*: NONE, VICTIM by the coordinator, the others by who reaps
     ("_pad", u64, 2),

@@ -13,7 +13,7 @@ import time
 
 import numpy as np
 
-from numaemu.atomic import compare_exchange, load_acquire, store_release
+from numaemu.atomic import compare_exchange, exchange, load_acquire
 from numaemu.compile import callback, entry, kernel
 from numaemu.kernel.fork import exit_mm, mmput
 from numaemu.kernel.gfp import gfp_text
@@ -95,7 +95,7 @@ def oom_reap_task_mm(cpu, mm_number):
     if compare_exchange(mm, "oom_state", OOM_VICTIM, OOM_REAPING) == OOM_VICTIM:
         done = __oom_reap_task_mm(cpu, mm_number)
         drain_local_pages(cpu)
-        store_release(mm, "oom_state", OOM_REAPED if done else OOM_VICTIM)
+        compare_exchange(mm, "oom_state", OOM_REAPING, OOM_REAPED if done else OOM_VICTIM)      # unless given up: SKIP
     mmput(cpu, mm_number)
     if done:
         drain_local_pages(cpu)
@@ -164,11 +164,6 @@ def constrained_alloc(oc):
     return oc.constraint
 
 
-def pgtable_pages(mm):
-    """mm_pgtables_bytes: the top-level table is not counted."""
-    return mm.pgtables - 1
-
-
 def oom_badness(machine, task, totalpages):
     """The pages that the end of a task would give back, plus its oom_score_adj in thousandths; None: never."""
     if task.pid == 1 or task.mm == 0 or task.oom_score_adj == OOM_SCORE_ADJ_MIN:
@@ -177,7 +172,7 @@ def oom_badness(machine, task, totalpages):
     if mm.oom_state == OOM_SKIP:
         return None
     rss = sum(mm.rss[kind] for kind in (MM_FILEPAGES, MM_ANONPAGES, MM_SHMEMPAGES, MM_SWAPENTS))
-    return rss + pgtable_pages(mm) + task.oom_score_adj * (totalpages // 1000)
+    return rss + mm.pgtables + task.oom_score_adj * (totalpages // 1000)
 
 
 def oom_score(machine, task):
@@ -245,7 +240,7 @@ class OomKiller:
             if mm.id == mm_id and mm.users > 0 and mm.oom_state in (OOM_VICTIM, OOM_REAPING, OOM_REAPED):
                 if time.monotonic() - since < EXIT_S:
                     return number
-                mm.oom_state = OOM_SKIP
+                exchange(mm, "oom_state", OOM_SKIP)       # final: a reaper's compare-exchange no longer succeeds
             del self.dying[number]
         return 0
 
@@ -295,7 +290,7 @@ class OomKiller:
             if oom_eligible(oc, task):
                 anon, file, shmem = (mm.rss[kind] for kind in (MM_ANONPAGES, MM_FILEPAGES, MM_SHMEMPAGES))
                 self.log(f"[{task.pid:7d}] {0:5d} {task.tgid:5d} {mm.total_vm:8d} {anon + file + shmem:8d} {anon:8d} "
-                         f"{file:8d} {shmem:9d} {pgtable_pages(mm) * 4096:8d} {mm.rss[MM_SWAPENTS]:8d}         "
+                         f"{file:8d} {shmem:9d} {mm.pgtables * 4096:8d} {mm.rss[MM_SWAPENTS]:8d}         "
                          f"{task.oom_score_adj:5d} {task_name(task)}")
 
     def oom_kill_process(self, oc):
@@ -311,11 +306,10 @@ class OomKiller:
         anon, file, shmem = (mm.rss[kind] for kind in (MM_ANONPAGES, MM_FILEPAGES, MM_SHMEMPAGES))
         self.log(f"Out of memory: Killed process {victim.pid} ({task_name(victim)}) total-vm:{kilobytes(mm.total_vm)}kB, "
                  f"anon-rss:{kilobytes(anon)}kB, file-rss:{kilobytes(file)}kB, shmem-rss:{kilobytes(shmem)}kB, UID:0 "
-                 f"pgtables:{kilobytes(pgtable_pages(mm))}kB oom_score_adj:{victim.oom_score_adj}")
+                 f"pgtables:{kilobytes(mm.pgtables)}kB oom_score_adj:{victim.oom_score_adj}")
         self.machine.oom_kills += 1
         self.dying[mm_number] = mm.id, time.monotonic()
-        if mm.oom_state == OOM_NONE:
-            mm.oom_state = OOM_VICTIM
+        compare_exchange(mm, "oom_state", OOM_NONE, OOM_VICTIM)
         marked, before = [], None
         while marked != before:          # a thread may be cloned meanwhile, by one not yet marked
             before, marked = marked, [n for n in range(1, pool_t.at(self.machine.task_pool).used + 1)

@@ -186,7 +186,7 @@ def memory_fields(machine, mm_number):
     anon, file, shmem = (mm.rss[i] for i in (MM_ANONPAGES, MM_FILEPAGES, MM_SHMEMPAGES))
     pages = {"VmSize": mm.total_vm, "VmLck": 0, "VmPin": 0, "VmRSS": anon + file + shmem, "RssAnon": anon, "RssFile": file,
              "RssShmem": shmem, "VmData": vm["data"], "VmStk": vm["stack"], "VmExe": 0, "VmLib": vm["exec"],
-             "VmPTE": mm.pgtables - 1, "VmSwap": mm.rss[MM_SWAPENTS], "HugetlbPages": 0}
+             "VmPTE": mm.pgtables, "VmSwap": mm.rss[MM_SWAPENTS], "HugetlbPages": 0}
     return {name: f"{kilobytes(n):8d} kB" for name, n in pages.items()}
 
 
