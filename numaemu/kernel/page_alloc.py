@@ -24,7 +24,7 @@ from numaemu.kernel.mmzone import (MAX_NR_ZONES, MIGRATE_MOVABLE, MIGRATE_RECLAI
                                    ZONE_NORMAL, page_of, page_to_nid, page_zone, pcp_of, zone_of, zonelist)
 from numaemu.kernel.smp import (MSG_ALLOC, MSG_DRAIN, MSG_DRAIN_ALL, MSG_FALLBACK, MSG_FILL, MSG_FREE, actor_of_node,
                                 machine_of, request, send, wait_for_event)
-from numaemu.kernel.vmstat import ALLOCSTALL, NUMA_FALLBACK, PGFREE, count_vm_events, pgalloc_event, zone_statistics
+from numaemu.kernel.vmstat import ALLOCSTALL_DMA, NUMA_FALLBACK, PGFREE, count_vm_events, pgalloc_event, zone_statistics
 from numaemu.native import call_address, clear_bytes, prefetch
 from numaemu.param import MAX_NODES, NR_ORDERS
 from numaemu.pointer import u64
@@ -271,7 +271,7 @@ def __alloc_pages_slowpath(cpu, gfp, order, nid, nodemask):
             if not may_oom(cpu, gfp, order, nodemask):
                 break
             tries = 0
-        count_vm_events(machine_of(cpu), cpu.id, ALLOCSTALL, 1)
+        count_vm_events(machine_of(cpu), cpu.id, ALLOCSTALL_DMA + gfp_zone(gfp), 1)
         drain_local_pages(cpu)
         returned = request(cpu, 0, MSG_DRAIN_ALL, cpu.id, 0, 0)
         pfn = get_page_from_freelist(cpu, gfp, order, nid, nodemask, WMARK_MIN)

@@ -4,27 +4,58 @@ from numaemu.kernel.mmzone import MAX_NR_ZONES, zone_of
 from numaemu.param import MAX_NODES
 from numaemu.pointer import Struct, i64
 
-VM_EVENTS = ("pgalloc_dma", "pgalloc_dma32", "pgalloc_normal", "pgalloc_highmem", "pgalloc_movable", "pgfree",
-             "pgfault", "pgmajfault", "pgreuse", "pgmigrate_success", "pgmigrate_fail", "allocstall", "numa_fallback",
-             "nr_tlb_remote_flush", "nr_tlb_remote_flush_received", "nr_tlb_local_flush_all",
-             "nr_tlb_local_flush_one", "oom_kill")
-(PGALLOC_DMA, PGALLOC_DMA32, PGALLOC_NORMAL, PGALLOC_HIGHMEM, PGALLOC_MOVABLE, PGFREE, PGFAULT, PGMAJFAULT, PGREUSE,
- PGMIGRATE_SUCCESS, PGMIGRATE_FAIL, ALLOCSTALL, NUMA_FALLBACK, NR_TLB_REMOTE_FLUSH, NR_TLB_REMOTE_FLUSH_RECEIVED,
- NR_TLB_LOCAL_FLUSH_ALL, NR_TLB_LOCAL_FLUSH_ONE, OOM_KILL) = range(len(VM_EVENTS))
+VM_EVENTS = (
+    "pgpgin pgpgout pswpin pswpout "
+    "pgalloc_dma pgalloc_dma32 pgalloc_normal pgalloc_highmem pgalloc_movable "
+    "allocstall_dma allocstall_dma32 allocstall_normal allocstall_highmem allocstall_movable "
+    "pgfree pgactivate pgdeactivate pglazyfree pgfault pgmajfault pglazyfreed pgrefill pgreuse "
+    "pgsteal_kswapd pgsteal_direct pgscan_kswapd pgscan_direct pgscan_direct_throttle pgscan_anon pgscan_file "
+    "pgsteal_anon pgsteal_file slabs_scanned kswapd_low_wmark_hit_quickly kswapd_high_wmark_hit_quickly pageoutrun "
+    "pgrotated drop_pagecache drop_slab oom_kill pgmigrate_success pgmigrate_fail "
+    "compact_migrate_scanned compact_free_scanned compact_isolated compact_stall compact_fail compact_success "
+    "compact_daemon_wake compact_daemon_migrate_scanned compact_daemon_free_scanned "
+    "unevictable_pgs_culled unevictable_pgs_scanned unevictable_pgs_rescued unevictable_pgs_mlocked "
+    "unevictable_pgs_munlocked unevictable_pgs_cleared unevictable_pgs_stranded "
+    "nr_tlb_remote_flush nr_tlb_remote_flush_received nr_tlb_local_flush_all nr_tlb_local_flush_one "
+    "swap_ra swap_ra_hit swpin_zero swpout_zero numa_fallback").split()
+(PGPGIN, PGPGOUT, PSWPIN, PSWPOUT,
+ PGALLOC_DMA, PGALLOC_DMA32, PGALLOC_NORMAL, PGALLOC_HIGHMEM, PGALLOC_MOVABLE,
+ ALLOCSTALL_DMA, ALLOCSTALL_DMA32, ALLOCSTALL_NORMAL, ALLOCSTALL_HIGHMEM, ALLOCSTALL_MOVABLE,
+ PGFREE, PGACTIVATE, PGDEACTIVATE, PGLAZYFREE, PGFAULT, PGMAJFAULT, PGLAZYFREED, PGREFILL, PGREUSE,
+ PGSTEAL_KSWAPD, PGSTEAL_DIRECT, PGSCAN_KSWAPD, PGSCAN_DIRECT, PGSCAN_DIRECT_THROTTLE, PGSCAN_ANON, PGSCAN_FILE,
+ PGSTEAL_ANON, PGSTEAL_FILE, SLABS_SCANNED, KSWAPD_LOW_WMARK_HIT_QUICKLY, KSWAPD_HIGH_WMARK_HIT_QUICKLY, PAGEOUTRUN,
+ PGROTATED, DROP_PAGECACHE, DROP_SLAB, OOM_KILL, PGMIGRATE_SUCCESS, PGMIGRATE_FAIL,
+ COMPACT_MIGRATE_SCANNED, COMPACT_FREE_SCANNED, COMPACT_ISOLATED, COMPACT_STALL, COMPACT_FAIL, COMPACT_SUCCESS,
+ COMPACT_DAEMON_WAKE, COMPACT_DAEMON_MIGRATE_SCANNED, COMPACT_DAEMON_FREE_SCANNED,
+ UNEVICTABLE_PGS_CULLED, UNEVICTABLE_PGS_SCANNED, UNEVICTABLE_PGS_RESCUED, UNEVICTABLE_PGS_MLOCKED,
+ UNEVICTABLE_PGS_MUNLOCKED, UNEVICTABLE_PGS_CLEARED, UNEVICTABLE_PGS_STRANDED,
+ NR_TLB_REMOTE_FLUSH, NR_TLB_REMOTE_FLUSH_RECEIVED, NR_TLB_LOCAL_FLUSH_ALL, NR_TLB_LOCAL_FLUSH_ONE,
+ SWAP_RA, SWAP_RA_HIT, SWPIN_ZERO, SWPOUT_ZERO, NUMA_FALLBACK) = range(len(VM_EVENTS))
 
 NUMA_STATS = ("numa_hit", "numa_miss", "numa_foreign", "interleave_hit", "local_node", "other_node")
 NUMA_HIT, NUMA_MISS, NUMA_FOREIGN, NUMA_INTERLEAVE_HIT, NUMA_LOCAL, NUMA_OTHER = range(6)
 
-NODE_STATS = ("nr_anon_pages", "nr_mapped", "nr_file_pages", "nr_shmem", "nr_page_table_pages", "nr_kernel_pages",
-              "nr_slab_reclaimable", "nr_slab_unreclaimable")
-(NR_ANON_MAPPED, NR_FILE_MAPPED, NR_FILE_PAGES, NR_SHMEM, NR_PAGETABLE, NR_KERNEL_PAGES, NR_SLAB_RECLAIMABLE,
- NR_SLAB_UNRECLAIMABLE) = range(8)
+# the first five are the LRU lists, in the order of LRU_*
+NODE_STATS = (
+    "nr_inactive_anon nr_active_anon nr_inactive_file nr_active_file nr_unevictable "
+    "nr_slab_reclaimable nr_slab_unreclaimable nr_isolated_anon nr_isolated_file "
+    "workingset_nodes workingset_refault_anon workingset_refault_file workingset_activate_anon workingset_activate_file "
+    "workingset_restore_anon workingset_restore_file workingset_nodereclaim "
+    "nr_anon_pages nr_mapped nr_file_pages nr_dirty nr_writeback nr_shmem nr_vmscan_write nr_vmscan_immediate_reclaim "
+    "nr_dirtied nr_written nr_kernel_stack nr_page_table_pages nr_swapcached nr_kernel_pages nr_mlock").split()
+(NR_INACTIVE_ANON, NR_ACTIVE_ANON, NR_INACTIVE_FILE, NR_ACTIVE_FILE, NR_UNEVICTABLE,
+ NR_SLAB_RECLAIMABLE, NR_SLAB_UNRECLAIMABLE, NR_ISOLATED_ANON, NR_ISOLATED_FILE,
+ WORKINGSET_NODES, WORKINGSET_REFAULT_ANON, WORKINGSET_REFAULT_FILE, WORKINGSET_ACTIVATE_ANON, WORKINGSET_ACTIVATE_FILE,
+ WORKINGSET_RESTORE_ANON, WORKINGSET_RESTORE_FILE, WORKINGSET_NODERECLAIM,
+ NR_ANON_MAPPED, NR_FILE_MAPPED, NR_FILE_PAGES, NR_FILE_DIRTY, NR_WRITEBACK, NR_SHMEM, NR_VMSCAN_WRITE,
+ NR_VMSCAN_IMMEDIATE_RECLAIM,
+ NR_DIRTIED, NR_WRITTEN, NR_KERNEL_STACK, NR_PAGETABLE, NR_SWAPCACHE, NR_KERNEL_PAGES, NR_MLOCK) = range(len(NODE_STATS))
 
 numa_stat_t = Struct("numa_stat_t", [("item", i64, 8)])
-node_stat_t = Struct("node_stat_t", [("item", i64, 8)])
+node_stat_t = Struct("node_stat_t", [("item", i64, 40)])
 
 percpu_t = Struct("percpu_t", [         # written by its CPU only
-    ("event", i64, 64),
+    ("event", i64, 128),
     ("numa", numa_stat_t, MAX_NODES),   # by node
     ("node", node_stat_t, MAX_NODES),   # by node: what this CPU added minus what it took away
 ])
