@@ -21,6 +21,7 @@ from numaemu.kernel.slab import (deactivate_slab, kfree, kmalloc_node, kmem_cach
                                  slab_alloc_node, slab_free)
 from numaemu.kernel.smp import (enter, leave, machine_of, read_lock, read_unlock, spin_lock, spin_unlock, write_lock,
                                 write_unlock)
+from numaemu.kernel.swap import lru_add_drain
 from numaemu.kernel.tlb import switch_mm
 from numaemu.mmu import clock_ns, cpu_t
 from numaemu.pointer import address_of, i64, u64
@@ -288,7 +289,15 @@ def sys_exit(cpu_address, task, signal):
 @entry("void(u64)")
 def drain_pages(cpu_address):
     """Give everything on this CPU's page lists back (a CPU that is asked to, between two operations)."""
-    drain_local_pages(cpu_t.at(cpu_address))
+    cpu = cpu_t.at(cpu_address)
+    lru_add_drain(cpu)
+    drain_local_pages(cpu)
+
+
+@entry("void(u64)")
+def drain_lru(cpu_address):
+    """Empty this CPU's LRU batches (a CPU that is asked to, between two operations)."""
+    lru_add_drain(cpu_t.at(cpu_address))
 
 
 @entry("i64(u64)")
