@@ -20,6 +20,7 @@ import posix_ipc
 from numaemu import access  # noqa: F401  (its kernels are loaded before anything forks)
 from numaemu.actor import COORDINATOR, Actor
 from numaemu.build import JIT
+from numaemu.kernel import kernel_calls
 from numaemu.kernel import sys as syscalls
 from numaemu.kernel.fault import exc_page_fault
 from numaemu.kernel.mm_types import TASK_NAME_BYTES, task_t
@@ -265,7 +266,7 @@ class Cpu(Actor):
         """Give this CPU's slab of a cache up, if no operation is running."""
         if self.turn.try_enter():
             try:
-                syscalls.flush_slab(self.state.address, number)
+                kernel_calls.flush_slab(self.state.address, number)
             finally:
                 self.turn.__exit__()
 

@@ -15,7 +15,8 @@ from numaemu import (GFP_ATOMIC, GFP_KERNEL, SLAB_HWCACHE_ALIGN, SLAB_POISON, SL
 from numaemu.build import JIT
 from numaemu.errors import MachineCheck
 from numaemu.kernel.proc_slabinfo import slabinfo
-from numaemu.kernel.slab import KMALLOC_SIZES, PAGE_OFFSET, calculate_order, cpu_slab
+from numaemu.kernel.slab_common import KMALLOC_SIZES, calculate_order
+from numaemu.kernel.slab_types import PAGE_OFFSET, cache_of, cpu_slab, get_node
 from numaemu.kernel.sysctl import System
 
 GFP_ZERO = numaemu.__GFP_ZERO
@@ -234,6 +235,46 @@ def test_kmem_cache_alloc_node_places_objects(two_nodes, task):
         for address in objects:
             cache.free(address)
     cache.destroy()
+
+
+@pytest.mark.interpreted
+@pytest.mark.parametrize("flags", [0, DEBUG])
+def test_a_node_without_memory_does_not_cost_a_slab_per_object(two_nodes, task, flags):
+    taken = list(iter(lambda: task.kernel.alloc_pages(GFP_ATOMIC | numaemu.__GFP_THISNODE, nid=1), None))
+    cache = task.kernel.kmem_cache_create("homeless", 64, flags=flags)
+    objects = [cache.alloc(GFP_KERNEL, nid=1) for _ in range(100)]
+    slabs = sum(get_node(two_nodes.machine, cache.number, n).nr_slabs for n in range(2))
+    assert slabs < 10                    # Linux takes another node's partial slab if there are more than min_partial
+    for address in objects:
+        cache.free(address)
+    for pfn in taken:
+        task.kernel.free_pages(pfn)
+    cache.destroy()
+
+
+@pytest.mark.interpreted
+def test_a_node_that_does_not_exist_is_refused(task):
+    cache = task.kernel.kmem_cache_create("placed", 8)
+    for function in (lambda: task.kernel.kmalloc(20000, GFP_KERNEL, nid=2), lambda: cache.alloc(GFP_KERNEL, nid=2)):
+        with pytest.raises(ValueError, match="node 2 is not one of 0 to 1"):
+            function()
+    cache.destroy()
+
+
+@pytest.mark.interpreted
+def test_a_wild_free_pointer_is_named_and_not_followed(two_nodes, task):
+    cache = task.kernel.kmem_cache_create("wild", 64, flags=SLAB_RED_ZONE)       # its free pointer lies in the object
+    kept, address = cache.alloc(GFP_KERNEL), cache.alloc(GFP_KERNEL)
+    cache.free(address)
+    wild = address + 10**9 * cache_of(two_nodes.machine, cache.number).size      # one would begin there, were it a slab
+    task.kernel.write(address + 32, wild.to_bytes(8, "little"))
+    cache.free(kept)
+    assert cache.alloc(GFP_KERNEL) == kept
+    with pytest.raises(KernelBug, match=rf"Freepointer corrupt: object {address:#x}, byte \+32 is 0x..; found by"):
+        cache.alloc(GFP_KERNEL)
+    cache.free(kept)
+    with pytest.raises(KernelBug, match="46 objects remaining"):     # those of the slab whose list is lost
+        cache.destroy()
 
 
 @pytest.mark.interpreted

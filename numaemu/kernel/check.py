@@ -11,10 +11,10 @@ from numaemu.kernel.mmzone import (MAX_NR_ZONES, MIGRATE_PCPTYPES, MIGRATE_TYPES
 from numaemu.kernel.pgtable import (_PAGE_SPECIAL, is_migration_entry, mm_of, pte_offset, pte_pfn, pte_present,
                                     ptep_get, skip_missing)
 from numaemu.kernel.rmap import vma_of
-from numaemu.kernel.slab import (MAX_KMEM_CACHES, PAGE_OFFSET, SLAB_DEBUG_FLAGS, SLAB_RECLAIM_ACCOUNT,
-                                 PG_large_kmalloc, PG_slab, cache_name, cache_of, cpu_slab, free_index, get_node,
-                                 live_caches, number_of, object_at, objects_in_use, slab_frozen, slab_inuse,
-                                 slab_objects)
+from numaemu.kernel.slab_types import (MAX_KMEM_CACHES, PAGE_OFFSET, SLAB_DEBUG_FLAGS, SLAB_RECLAIM_ACCOUNT,
+                                       PG_large_kmalloc, PG_slab, cache_name, cache_of, cpu_slab, free_index,
+                                       get_node, live_caches, number_of, object_at, objects_in_use, slab_frozen,
+                                       slab_inuse, slab_objects)
 from numaemu.kernel.stats import task_numbers
 from numaemu.kernel.vmstat import fold_node
 from numaemu.param import MAX_ORDER, NR_ORDERS

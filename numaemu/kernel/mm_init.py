@@ -11,7 +11,7 @@ from numaemu.kernel.mm_types import machine_t, mapping_t, mm_t, page_t, pool_t, 
 from numaemu.kernel.mmzone import (MAX_NR_ZONES, MIGRATE_MOVABLE, WMARK_HIGH, WMARK_LOW, WMARK_MIN, ZONE_DMA,
                                    ZONE_DMA32, ZONE_HIGHMEM, ZONE_MOVABLE, ZONE_NORMAL, node_t, page_of, pcp_t,
                                    zone_of, zone_t)
-from numaemu.kernel.slab import kmem_cache_init, slab_blocks
+from numaemu.kernel.slab_common import kmem_cache_init, slab_blocks
 from numaemu.kernel.vmstat import percpu_t
 from numaemu.mailbox import mailbox_t
 from numaemu.mmu import cpu_t

@@ -1,0 +1,141 @@
+"""What a CPU does for task.kernel: the kernel's own allocators. A part of Operations (operations.py)."""
+import ctypes
+import errno
+import os
+
+from numaemu.errors import KernelBug
+from numaemu.kernel import kernel_calls, slab_common, slab_types
+from numaemu.kernel.gfp import __GFP_ZERO as GFP_ZERO
+from numaemu.kernel.gfp import GFP_KERNEL
+from numaemu.kernel.mmzone import page_zone, zone_of
+from numaemu.kernel.slab_debug import take_bug
+from numaemu.kernel.smp import actor_of_cpu
+from numaemu.param import PAGE_SIZE
+
+
+class KernelOperations:
+    """Needs `machine`, `cpu` and the `address` of the CPU's struct."""
+
+    # -- slab caches and kmalloc
+
+    def no_bug(self):
+        """Raise KernelBug if this CPU's kernel has found one."""
+        bug = take_bug(self.machine, self.cpu.cpu_number)
+        if bug is not None:
+            raise bug from None
+
+    def checked_nid(self, nid):
+        """A node number, or -1 for no wish."""
+        if not -1 <= nid < self.machine.nr_nodes:
+            raise ValueError(f"node {nid} is not one of 0 to {self.machine.nr_nodes - 1}")
+        return nid
+
+    def kmalloc(self, number, size, gfp, nid):
+        if not 0 <= size <= slab_common.KMALLOC_MAX_SIZE:
+            raise ValueError(f"kmalloc of {size} bytes: at most {slab_common.KMALLOC_MAX_SIZE} (KMALLOC_MAX_SIZE)")
+        address = kernel_calls.kernel_kmalloc(self.address, number, size, gfp, self.checked_nid(nid))
+        self.no_bug()
+        return int(address)
+
+    def kfree(self, number, address):
+        if kernel_calls.kernel_kfree(self.address, number, address):
+            self.no_bug()
+
+    def ksize(self, number, address):
+        nbytes = kernel_calls.kernel_ksize(self.address, number, address)
+        if nbytes < 0:
+            raise KernelBug(f"ksize: Invalid object pointer: {address:#x} is not from kmalloc")
+        return nbytes
+
+    def kmalloc_waste(self, number):
+        return slab_common.kmalloc_waste(self.machine)
+
+    def kernel_bytes(self, address, nbytes):
+        """Host address of a range of the direct map that has memory behind it."""
+        last = address + max(nbytes, 1) - 1
+        first_pfn, last_pfn = ((a - int(slab_types.PAGE_OFFSET)) >> 12 for a in (address, last))
+        for pfn in (first_pfn, last_pfn):
+            zone = zone_of(self.machine, page_zone(self.machine, pfn)) if 0 <= pfn < self.machine.max_pfn else None
+            if zone is None or not zone.start_pfn <= pfn < zone.start_pfn + zone.spanned_pages:
+                raise KernelBug(f"unable to handle page fault for address {address:#x}: no memory there")
+        return int(self.machine.memory) + address - int(slab_types.PAGE_OFFSET)
+
+    def kernel_read(self, number, address, nbytes):
+        return ctypes.string_at(self.kernel_bytes(address, nbytes), nbytes)
+
+    def kernel_write(self, number, address, data):
+        ctypes.memmove(self.kernel_bytes(address, len(data)), data, len(data))
+
+    def kmem_cache_create(self, number, name, size, align, flags, ctor):
+        """The new cache's number."""
+        if not 0 < len(name.encode()) < slab_types.CACHE_NAME_BYTES or any(c.isspace() for c in name):
+            limit = f"1 to {slab_types.CACHE_NAME_BYTES - 1} bytes, no spaces"
+            raise ValueError(f"kmem_cache_create: name {name!r} must have {limit}")
+        if not 0 < size <= slab_common.KMALLOC_MAX_SIZE:
+            raise ValueError(f"kmem_cache_create: {name}: {size} bytes, must be 1 to {slab_common.KMALLOC_MAX_SIZE}")
+        if align < 0 or align & (align - 1) or align > PAGE_SIZE:
+            raise ValueError(f"kmem_cache_create: {name}: align {align} must be a power of two up to {PAGE_SIZE}")
+        if ctor is not None and len(ctor) > size:
+            raise ValueError(f"kmem_cache_create: {name}: ctor of {len(ctor)} bytes for objects of {size}")
+        image = 0
+        if ctor is not None:
+            image = self.kmalloc(number, size, GFP_KERNEL | GFP_ZERO, -1)
+            if not image:
+                raise OSError(errno.ENOMEM, os.strerror(errno.ENOMEM))
+            self.kernel_write(number, image, ctor)
+        kernel_calls.slab_mutex(self.address, 1)
+        cache = 0
+        try:
+            if any(slab_types.cache_name(self.machine, n) == name for n in slab_types.live_caches(self.machine)):
+                raise ValueError(f"kmem_cache_create: {name}: there is a cache of this name")
+            cache = kernel_calls.get_cache_number(self.address)
+            if cache == 0:
+                raise OSError(errno.ENOMEM, f"kmem_cache_create: {name}: at most {slab_types.MAX_KMEM_CACHES - 1} caches")
+            try:
+                slab_common.init_cache(self.machine, cache, name, size, align, flags, image)
+            except ValueError:
+                kernel_calls.kernel_cache_shutdown(self.address, cache)
+                cache = 0
+                raise
+        finally:
+            kernel_calls.slab_mutex(self.address, 0)
+            if image and not cache:
+                self.kfree(number, image)
+        return cache
+
+    def live_cache(self, cache):
+        if not 0 < cache < slab_types.MAX_KMEM_CACHES or not slab_types.cache_of(self.machine, cache).live:
+            raise KernelBug(f"cache number {cache}: No such cache")
+
+    def kmem_cache_alloc(self, number, cache, gfp, nid):
+        self.live_cache(cache)
+        address = kernel_calls.kernel_cache_alloc(self.address, number, cache, gfp, self.checked_nid(nid))
+        self.no_bug()
+        return int(address)
+
+    def kmem_cache_free(self, number, cache, address):
+        self.live_cache(cache)
+        if kernel_calls.kernel_cache_free(self.address, number, cache, address):
+            self.no_bug()
+
+    def kmem_cache_shrink(self, number, cache):
+        """CPUs that run no operation give their slabs up, then empty slabs go."""
+        self.live_cache(cache)
+        others = [c for c in range(self.machine.nr_cpus) if c != self.cpu.cpu_number]
+        for future in [self.cpu.ask(actor_of_cpu(self.machine, c), "flush_slab", cache) for c in others]:
+            future.result()
+        kernel_calls.flush_slab(self.address, cache)
+        kernel_calls.kernel_cache_shrink(self.address, cache)
+
+    def kmem_cache_destroy(self, number, cache):
+        self.live_cache(cache)
+        name, image = slab_types.cache_name(self.machine, cache), int(slab_types.cache_of(self.machine, cache).ctor)
+        kernel_calls.slab_mutex(self.address, 1)
+        try:
+            left = kernel_calls.kernel_cache_shutdown(self.address, cache)
+        finally:
+            kernel_calls.slab_mutex(self.address, 0)
+        if left:
+            raise KernelBug(f"cache {name}: {left} objects remaining on kmem_cache_destroy(); the cache stays")
+        if image:
+            self.kfree(number, image)
