@@ -27,6 +27,7 @@ from numaemu.pointer import address_of, u64
 
 U = np.uint64
 
+
 # -- partial lists -------------------------------------------------------------------------------------------
 
 @hot
@@ -299,7 +300,7 @@ def free_debug(cpu, number, pfn, address):
 
 @hot
 def find_slab(cpu, number, gfp, nid):
-    """Give this CPU, which has none, a slab with free objects: a partial one or a new one. False: there are no pages."""
+    """Give this CPU, which has none, a slab with free objects: a partial one or a new one. False: no pages."""
     machine = machine_of(cpu)
     if get_partial(cpu, number, gfp, nid):
         return True

@@ -128,7 +128,8 @@ def calculate_sizes(cache, nr_cpus):
     cache.size = size = align_up(size, align)
     order = calculate_order(size, nr_cpus)
     if order > MAX_ORDER:
-        raise ValueError(f"kmem_cache_create: {size} bytes for an object with its metadata, at most {KMALLOC_MAX_SIZE}")
+        raise ValueError(f"kmem_cache_create: {size} bytes for an object with its metadata, at most "
+                         f"{KMALLOC_MAX_SIZE}")
     cache.order, cache.min_order = order, get_order(size)
     cache.min_partial = min(max((size.bit_length() - 1) // 2, MIN_PARTIAL), MAX_PARTIAL)
     cache.allocflags = ((___GFP_COMP if order else 0) | (__GFP_DMA if flags & SLAB_CACHE_DMA else 0)
@@ -272,7 +273,8 @@ def ksize(cpu, address):
     if pfn == 0:
         return -1
     page = page_of(machine, pfn)
-    return PAGE_SIZE << np.int64(page.order) if page.flags & _LARGE != U(0) else cache_of(machine, page.mapping).object_size
+    large = page.flags & _LARGE != U(0)
+    return PAGE_SIZE << np.int64(page.order) if large else cache_of(machine, page.mapping).object_size
 
 
 def kmalloc_waste(machine):
@@ -282,7 +284,8 @@ def kmalloc_waste(machine):
         cpus = [cpu_slab(machine, number, c) for c in range(machine.nr_cpus)]
         objects, requested = sum(c.allocs for c in cpus), sum(c.requested for c in cpus)
         if objects:
-            given = objects * cache_of(machine, number).object_size if number else sum(c.large_pages for c in cpus) * PAGE_SIZE
+            large = sum(c.large_pages for c in cpus) * PAGE_SIZE
+            given = objects * cache_of(machine, number).object_size if number else large
             waste[cache_name(machine, number) if number else "large"] = {
                 "objects": objects, "requested": requested, "allocated": given, "wasted": given - requested}
     return waste

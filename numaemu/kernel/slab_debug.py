@@ -11,7 +11,8 @@ import numpy as np
 from numaemu.compile import hot, kernel
 from numaemu.errors import KernelBug
 from numaemu.kernel.mm_types import task_t
-from numaemu.kernel.slab_types import (MAX_KMEM_CACHES, SLAB_POISON, SLAB_RED_ZONE, cache_name, cache_of, host_of, track_t)
+from numaemu.kernel.slab_types import (MAX_KMEM_CACHES, SLAB_POISON, SLAB_RED_ZONE, cache_name, cache_of, host_of,
+                                       track_t)
 from numaemu.kernel.smp import machine_of
 from numaemu.mmu import clock_ns
 from numaemu.pointer import Struct, i64, u8, u64
@@ -158,6 +159,7 @@ def take_bug(machine, cpu_number):
         text += f", byte {int(bug.where) - int(bug.object):+d} is {bug.found:#04x}"
         text += f", must be {bug.expected:#04x}" if bug.kind != BUG_FREEPOINTER else ""
     if bug.tracked:
-        text += f"; allocated by {who(bug.alloc)}" + (f"; freed by {who(bug.free)}" if bug.free.when_ns else "; not freed yet")
+        freed = f"freed by {who(bug.free)}" if bug.free.when_ns else "not freed yet"
+        text += f"; allocated by {who(bug.alloc)}; {freed}"
     bug.kind = BUG_NONE
     return KernelBug(f"{text}; found by pid {bug.pid} on cpu {cpu_number}")
