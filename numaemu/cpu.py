@@ -27,6 +27,7 @@ from numaemu.kernel.mm_types import TASK_NAME_BYTES, task_t
 from numaemu.kernel.oom_kill import alloc_pages_may_oom
 from numaemu.kernel.smp import actor_of_cpu
 from numaemu.kernel.tlb import answer_ipi
+from numaemu.kernel_operations import Constructors
 from numaemu.mmu import cpu_t
 from numaemu.native import PythonCallback
 from numaemu.operations import Operations, kill_task
@@ -71,6 +72,8 @@ def install_callbacks(world):
         return 0
 
     machine.on_ring, machine.on_wake, machine.on_wait = (_address_of(f) for f in (on_ring, on_wake, on_wait))
+    world.constructors = Constructors(machine)
+    machine.on_ctor = _address_of(world.constructors)
     for number in range(machine.nr_cpus):
         cpu = cpu_t.array(machine.cpus)[number]
         cpu.on_fault, cpu.on_ipi = exc_page_fault.address, answer_ipi.address

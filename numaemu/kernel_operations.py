@@ -11,6 +11,44 @@ from numaemu.kernel.mmzone import page_zone, zone_of
 from numaemu.kernel.slab_debug import take_bug
 from numaemu.kernel.smp import actor_of_cpu
 from numaemu.param import PAGE_SIZE
+from numaemu.payload import load_function
+
+
+class NewObject:
+    """What a constructor gets: an object of a new slab, `nbytes` zeros at kernel address `address`."""
+
+    def __init__(self, machine, address, nbytes):
+        self.address, self.nbytes = address, nbytes
+        self.host = int(machine.memory) + address - int(slab_types.PAGE_OFFSET)
+
+    def write(self, offset, data):
+        """Write bytes at an offset."""
+        if offset < 0 or offset + len(data) > self.nbytes:
+            raise ValueError(f"{len(data)} bytes at offset {offset} of an object of {self.nbytes} bytes")
+        ctypes.memmove(self.host + offset, bytes(data), len(data))
+
+
+class Constructors:
+    """Calls the functions of caches that have one, in whatever process makes a slab: Linux's setup_object.
+
+    A function lies in kernel memory as pickled by kmem_cache_create, and is loaded here when it is first needed.
+    """
+
+    def __init__(self, machine):
+        self.machine, self.loaded, self.error = machine, {}, None
+
+    def __call__(self, number, address, _):
+        try:
+            cache = slab_types.cache_of(self.machine, int(number))
+            host = int(self.machine.memory) + int(cache.ctor) - int(slab_types.PAGE_OFFSET)
+            payload = ctypes.string_at(host, cache.ctor_bytes)
+            if payload not in self.loaded:
+                self.loaded[payload], _ = load_function(payload)
+            self.loaded[payload](NewObject(self.machine, int(address), cache.object_size))
+        except Exception as error:
+            self.error = error
+            return 1
+        return 0
 
 
 class KernelOperations:
@@ -21,8 +59,12 @@ class KernelOperations:
     def no_bug(self):
         """Raise KernelBug if this CPU's kernel has found one."""
         bug = take_bug(self.machine, self.cpu.cpu_number)
-        if bug is not None:
-            raise bug from None
+        if bug is None:
+            return
+        error, self.cpu.world.constructors.error = self.cpu.world.constructors.error, None
+        if error is not None:
+            raise KernelBug(f"{bug}: {error!r}") from error
+        raise bug from None
 
     def checked_nid(self, nid):
         """A node number, or -1 for no wish."""
@@ -66,6 +108,18 @@ class KernelOperations:
     def kernel_write(self, number, address, data):
         ctypes.memmove(self.kernel_bytes(address, len(data)), data, len(data))
 
+    def store_ctor(self, number, name, size, ctor):
+        """A constructor in kernel memory: (its address, bytes of a pickled function or 0)."""
+        function = not isinstance(ctor, bytes)
+        data = ctor[0] if function else ctor
+        if not function and len(data) > size:
+            raise ValueError(f"kmem_cache_create: {name}: ctor of {len(data)} bytes for objects of {size}")
+        image = self.kmalloc(number, len(data) if function else size, GFP_KERNEL | GFP_ZERO, -1)
+        if not image:
+            raise OSError(errno.ENOMEM, os.strerror(errno.ENOMEM))
+        self.kernel_write(number, image, data)
+        return image, len(data) if function else 0
+
     def kmem_cache_create(self, number, name, size, align, flags, ctor):
         """The new cache's number."""
         if not 0 < len(name.encode()) < slab_types.CACHE_NAME_BYTES or any(c.isspace() for c in name):
@@ -75,14 +129,7 @@ class KernelOperations:
             raise ValueError(f"kmem_cache_create: {name}: {size} bytes, must be 1 to {slab_common.KMALLOC_MAX_SIZE}")
         if align < 0 or align & (align - 1) or align > PAGE_SIZE:
             raise ValueError(f"kmem_cache_create: {name}: align {align} must be a power of two up to {PAGE_SIZE}")
-        if ctor is not None and len(ctor) > size:
-            raise ValueError(f"kmem_cache_create: {name}: ctor of {len(ctor)} bytes for objects of {size}")
-        image = 0
-        if ctor is not None:
-            image = self.kmalloc(number, size, GFP_KERNEL | GFP_ZERO, -1)
-            if not image:
-                raise OSError(errno.ENOMEM, os.strerror(errno.ENOMEM))
-            self.kernel_write(number, image, ctor)
+        image, nbytes = self.store_ctor(number, name, size, ctor) if ctor is not None else (0, 0)
         kernel_calls.slab_mutex(self.address, 1)
         cache = 0
         try:
@@ -90,9 +137,10 @@ class KernelOperations:
                 raise ValueError(f"kmem_cache_create: {name}: there is a cache of this name")
             cache = kernel_calls.get_cache_number(self.address)
             if cache == 0:
-                raise OSError(errno.ENOMEM, f"kmem_cache_create: {name}: at most {slab_types.MAX_KMEM_CACHES - 1} caches")
+                limit = f"at most {slab_types.MAX_KMEM_CACHES - 1} caches"
+                raise OSError(errno.ENOMEM, f"kmem_cache_create: {name}: {limit}")
             try:
-                slab_common.init_cache(self.machine, cache, name, size, align, flags, image)
+                slab_common.init_cache(self.machine, cache, name, size, align, flags, image, nbytes)
             except ValueError:
                 kernel_calls.kernel_cache_shutdown(self.address, cache)
                 cache = 0

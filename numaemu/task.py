@@ -5,6 +5,7 @@ process, a message if not.
 """
 import numpy as np
 
+from numaemu.payload import dump_function
 from numaemu.uapi import MAP_ANONYMOUS, MAP_PRIVATE, MPOL_F_ADDR, MPOL_F_NODE, MPOL_MF_MOVE, PROT_READ, PROT_WRITE
 from numaemu.units import parse_size
 
@@ -247,7 +248,14 @@ class KernelCalls:
         return self._task._op("kmalloc_waste")
 
     def kmem_cache_create(self, name, size, align=0, flags=0, ctor=None):
-        """A cache of objects of `size` bytes; `ctor`: bytes that every new object begins with."""
+        """A cache of objects of `size` bytes.
+
+        `ctor`: bytes that every new object begins with; or a function that is called with each object of a new slab,
+        once, before it is given out. That has `address`, `nbytes` and `write(offset, data)`, and holds zeros. It runs
+        inside the kernel of the CPU that needs the slab, so it may do nothing else. Objects are freed in this state.
+        """
+        if callable(ctor):
+            ctor = (dump_function(ctor, ()),)
         return KmemCache(self._task, self._task._op("kmem_cache_create", name, size, align, flags, ctor), name)
 
     def read(self, address, nbytes):

@@ -28,6 +28,7 @@ from numaemu.kernel.pgtable import pte_offset
 from numaemu.kernel.smp import MSG_NONE, actor_of_cpu
 from numaemu.kernel.sysctl import System
 from numaemu.kernel.tlb import answer_ipi
+from numaemu.kernel_operations import Constructors
 from numaemu.mailbox import fall_asleep
 from numaemu.mmu import cpu_t
 from numaemu.node import Node
@@ -82,6 +83,8 @@ class Loopback:
         self.machine.on_ring = self._callback(lambda actor, _b, _c: self.ring(actor))
         self.machine.on_wake = self._callback(lambda *_: None)
         self.machine.on_wait = self._callback(lambda *_: self.deliver())
+        self.world.constructors = Constructors(self.machine)
+        self.machine.on_ctor = cpu_process._address_of(self.world.constructors)
         self.machine.on_oom = alloc_pages_may_oom.address
         for cpu in self.cpus:
             cpu.state.on_fault, cpu.state.on_ipi = exc_page_fault.address, answer_ipi.address

@@ -277,6 +277,42 @@ def test_a_wild_free_pointer_is_named_and_not_followed(two_nodes, task):
         cache.destroy()
 
 
+def list_head(new):
+    """An empty list of Linux: both links point to itself."""
+    new.write(8, 2 * new.address.to_bytes(8, "little"))
+
+
+@pytest.mark.interpreted
+@pytest.mark.parametrize("flags", [0, DEBUG])
+def test_a_constructor_is_called_once_for_each_object_of_a_new_slab(two_nodes, task, flags):
+    calls = []
+    cache = task.kernel.kmem_cache_create("heads", 24, flags=flags, ctor=list_head)
+    per_slab = 4096 // cache_of(two_nodes.machine, cache.number).size
+    two_nodes.world.constructors.loaded.clear()
+    first = cache.alloc(GFP_KERNEL)
+    (payload, function), = two_nodes.world.constructors.loaded.items()
+    two_nodes.world.constructors.loaded[payload] = lambda new: (calls.append(new.address), function(new))
+    objects = [first] + [cache.alloc(GFP_KERNEL) for _ in range(2 * per_slab)]
+    assert len(calls) == len(set(calls)) == 2 * per_slab and set(objects[per_slab:]) <= set(calls)
+    for address in objects:
+        assert task.kernel.read(address, 24) == bytes(8) + 2 * address.to_bytes(8, "little")
+        cache.free(address)
+    cache.free(cache.alloc(GFP_KERNEL))
+    assert len(calls) == 2 * per_slab
+    cache.destroy()
+
+
+@pytest.mark.interpreted
+def test_a_constructor_that_raises_costs_nothing(two_nodes, task):
+    cache = task.kernel.kmem_cache_create("clumsy", 24, ctor=lambda new: new.write(20, b"12345"))
+    for nid in (-1, 1):
+        with pytest.raises(KernelBug, match="cache clumsy: Constructor failed: .*5 bytes at offset 20 of an object of 24"):
+            cache.alloc(GFP_KERNEL, nid=nid)
+    assert get_node(two_nodes.machine, cache.number, 0).nr_slabs == 0
+    two_nodes.audit()
+    cache.destroy()
+
+
 @pytest.mark.interpreted
 def test_orders_are_those_of_linux():
     """calculate_order on a machine of 4 CPUs; 16 objects at least, at most 1/16 of a slab unused if that can be."""
@@ -383,4 +419,28 @@ def test_a_bug_in_a_compiled_kernel_is_raised_in_its_task(machine):
     with pytest.raises(KernelBug, match="cache twice: Object already free"):
         machine.run(lambda t, n: t.call(free_twice, n, GFP_KERNEL), cache.number, cpu=2)
     cache.destroy()
+    task.exit()
+
+
+def first_words(task, number):
+    """What two new objects hold, and where they lie."""
+    objects = [task._op("kmem_cache_alloc", number, GFP_KERNEL, -1) for _ in range(2)]
+    found = [(address, task.kernel.read(address, 24)) for address in objects]
+    for address in objects:
+        task._op("kmem_cache_free", number, address)
+    return found
+
+
+@pytest.mark.skipif(not JIT, reason="processes")
+def test_every_process_calls_a_constructor(machine):
+    task = machine.task(cpu=0)
+    cache = task.kernel.kmem_cache_create("everywhere", 24, ctor=list_head)
+    for cpu in range(4):
+        for address, contents in machine.run(first_words, cache.number, cpu=cpu):
+            assert contents == bytes(8) + 2 * address.to_bytes(8, "little")
+    cache.destroy()
+    broken = task.kernel.kmem_cache_create("broken", 8, ctor=lambda new: 1 / 0)
+    with pytest.raises(KernelBug, match="cache broken: Constructor failed.*division by zero"):
+        machine.run(lambda t, number: t._op("kmem_cache_alloc", number, GFP_KERNEL, -1), broken.number, cpu=3)
+    broken.destroy()
     task.exit()

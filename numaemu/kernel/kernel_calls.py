@@ -1,4 +1,4 @@
-"""What a task asks the kernel's own allocators for (task.kernel): slab caches and kmalloc, as sys.py has system calls."""
+"""What a task asks the kernel's own allocators for (task.kernel), as sys.py has the system calls."""
 from numaemu.compile import entry
 from numaemu.kernel.pool import pool_get, pool_put
 from numaemu.kernel.slab import deactivate_slab, slab_alloc_node, slab_free

@@ -125,4 +125,5 @@ machine_t = Struct("machine_t", [
     ("kmem_caches", u64), ("kmem_cache_cpus", u64), ("kmem_cache_nodes", u64), ("kmem_cache_pool", u64),    # slab.py
     ("slab_bugs", u64),             # slab_bug_t[nr_cpus]
     ("slab_mutex", u64),            # spin lock: caches are made and destroyed
+    ("on_ctor", u64),               # callback into Python: construct an object of a cache
 ])

@@ -12,16 +12,16 @@ from numaemu.kernel.gfp import (___GFP_DIRECT_RECLAIM, ___GFP_NOFAIL, ___GFP_NOR
                                 __GFP_MOVABLE, __GFP_RECLAIMABLE, __GFP_THISNODE, __GFP_ZERO, GFP_NOWAIT)
 from numaemu.kernel.mmzone import page_of, page_to_nid, zonelist
 from numaemu.kernel.page_alloc import alloc_pages, free_pages, put_page
-from numaemu.kernel.slab_debug import (BUG_DOUBLE_FREE, BUG_FREEPOINTER, BUG_NO_CACHE, BUG_NONE, BUG_NOT_AN_OBJECT,
-                                       BUG_WRONG_CACHE, bug_found, check_object, init_object, set_track, slab_bug,
-                                       slab_bug_of)
+from numaemu.kernel.slab_debug import (BUG_CTOR, BUG_DOUBLE_FREE, BUG_FREEPOINTER, BUG_NO_CACHE, BUG_NONE,
+                                       BUG_NOT_AN_OBJECT, BUG_WRONG_CACHE, bug_found, check_object, init_object,
+                                       set_track, slab_bug, slab_bug_of)
 from numaemu.kernel.slab_types import (_SLAB, MAX_KMEM_CACHES, SLAB_DEBUG_FLAGS, SLAB_RECLAIM_ACCOUNT, cache_of,
                                        cpu_slab, free_index, free_pointer, get_node, host_of, number_of, object_at,
                                        page_address, set_free_pointer, slab_frozen, slab_inuse, slab_objects,
                                        slab_word, track_t, virt_to_head)
 from numaemu.kernel.smp import machine_of, spin_lock, spin_unlock
 from numaemu.kernel.vmstat import NR_SLAB_RECLAIMABLE, NR_SLAB_UNRECLAIMABLE, mod_node_page_state
-from numaemu.native import clear_bytes, copy_bytes
+from numaemu.native import call_address, clear_bytes, copy_bytes
 from numaemu.param import MAX_NODES, PAGE_SIZE
 from numaemu.pointer import address_of, u64
 
@@ -67,9 +67,43 @@ def account_slab(machine, cpu, cache, pfn, pages):
     mod_node_page_state(machine, cpu.id, page_to_nid(machine, pfn), item, pages)
 
 
+@hot
+def setup_object(cpu, cache, number, address):
+    """Make an object of a new slab: its red zones and poison, then its constructor. False: that raised an exception."""
+    if cache.flags & SLAB_DEBUG_FLAGS:
+        if cache.track != U(0):
+            clear_bytes(host_of(cpu, address + cache.track), 2 * track_t.nbytes)
+        init_object(cpu, cache, address, False)
+    if cache.ctor == U(0):
+        return True
+    if cache.ctor_bytes == 0:
+        copy_bytes(host_of(cpu, address), host_of(cpu, cache.ctor), cache.object_size)
+        return True
+    clear_bytes(host_of(cpu, address), cache.object_size)        # what it does not write is the same every time
+    if call_address(machine_of(cpu).on_ctor, U(number), address, U(0)) == U(0):
+        return True
+    slab_bug(cpu, BUG_CTOR, number, address, U(0), 0)
+    return False
+
+
+@hot
+def free_slab_pages(cpu, pfn):
+    page = page_of(machine_of(cpu), pfn)
+    order = np.int64(page.order)
+    page.flags &= ~_SLAB
+    page.mapping, page.private = 0, 0
+    if order == 0:
+        put_page(cpu, pfn)
+    else:
+        free_pages(cpu, pfn, order)
+
+
 @kernel("i64(cpu_t*, i64, i64, i64)")
 def new_slab(cpu, number, gfp, nid):
-    """A slab of free objects that is on no list; its pfn, or 0: there are no pages. Mirrors allocate_slab."""
+    """A slab of free objects that is on no list; its pfn, or 0: no pages, or its constructor failed.
+
+    Mirrors allocate_slab.
+    """
     machine = machine_of(cpu)
     cache = cache_of(machine, number)
     gfp = (gfp & ~(__GFP_ZERO | __GFP_MOVABLE | __GFP_HIGHMEM | __GFP_RECLAIMABLE)) | cache.allocflags
@@ -88,12 +122,9 @@ def new_slab(cpu, number, gfp, nid):
     page.mapping, page.lru_next, page.lru_prev = number, 0, 0
     for i in range(1, objects + 1):
         address = object_at(cache, pfn, i)
-        if cache.flags & SLAB_DEBUG_FLAGS:
-            if cache.track != U(0):
-                clear_bytes(host_of(cpu, address + cache.track), 2 * track_t.nbytes)
-            init_object(cpu, cache, address, False)
-        if cache.ctor != U(0):
-            copy_bytes(host_of(cpu, address), host_of(cpu, cache.ctor), cache.object_size)
+        if not setup_object(cpu, cache, number, address):
+            free_slab_pages(cpu, pfn)
+            return 0
         set_free_pointer(cpu, cache, address, object_at(cache, pfn, i + 1 if i < objects else 0))
     page.private = slab_word(1, 0, objects, 0)
     n = get_node(machine, number, page_to_nid(machine, pfn))
@@ -108,16 +139,11 @@ def discard_slab(cpu, number, pfn):
     """Give the pages of a slab that is empty and on no list back."""
     machine = machine_of(cpu)
     cache, page = cache_of(machine, number), page_of(machine, pfn)
-    n, order = get_node(machine, number, page_to_nid(machine, pfn)), np.int64(page.order)
+    n = get_node(machine, number, page_to_nid(machine, pfn))
     fetch_add(n, "nr_slabs", -1)
     fetch_add(n, "total_objects", -slab_objects(page.private))
-    account_slab(machine, cpu, cache, pfn, -(1 << order))
-    page.flags &= ~_SLAB
-    page.mapping, page.private = 0, 0
-    if order == 0:
-        put_page(cpu, pfn)
-    else:
-        free_pages(cpu, pfn, order)
+    account_slab(machine, cpu, cache, pfn, -(1 << np.int64(page.order)))
+    free_slab_pages(cpu, pfn)
 
 
 @kernel("void(cpu_t*, i64, i64)")
@@ -338,7 +364,7 @@ def __slab_alloc(cpu, number, gfp, node):
             deactivate_slab(cpu, number, cpu.id)
     if c.freelist == U(0):
         found = find_slab(cpu, number, GFP_NOWAIT | __GFP_THISNODE, nid) if wish else False
-        if not found and not find_slab(cpu, number, gfp, nid):
+        if not found and (bug_found(cpu) or not find_slab(cpu, number, gfp, nid)):
             return U(0)
     address = c.freelist
     c.freelist = free_pointer(cpu, cache, address)

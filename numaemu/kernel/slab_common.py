@@ -145,7 +145,7 @@ def calculate_alignment(flags, align, size):
     return align_up(max(align, 8), 8)
 
 
-def init_cache(machine, number, name, size, align, flags, ctor=0):
+def init_cache(machine, number, name, size, align, flags, ctor=0, ctor_bytes=0):
     """Write a cache's struct; it may be used from then on."""
     cache, raw = cache_of(machine, number), name.encode()[:CACHE_NAME_BYTES - 1].ljust(CACHE_NAME_BYTES, b"\0")
     for field in cache.struct.kinds:
@@ -153,7 +153,7 @@ def init_cache(machine, number, name, size, align, flags, ctor=0):
             setattr(cache, field, 0)
     for i, byte in enumerate(raw):
         cache.name[i] = byte
-    cache.flags, cache.object_size, cache.ctor = flags, size, ctor
+    cache.flags, cache.object_size, cache.ctor, cache.ctor_bytes = flags, size, ctor, ctor_bytes
     cache.align = calculate_alignment(flags, align, size)
     calculate_sizes(cache, machine.nr_cpus)
     cache.live = 1

@@ -24,9 +24,10 @@ SLUB_RED_INACTIVE, SLUB_RED_ACTIVE, POISON_INUSE, POISON_FREE, POISON_END = 0xBB
 
 # what may be wrong; the texts are Linux's
 (BUG_NONE, BUG_NO_CACHE, BUG_NOT_AN_OBJECT, BUG_WRONG_CACHE, BUG_DOUBLE_FREE, BUG_LEFT_REDZONE, BUG_RIGHT_REDZONE,
- BUG_POISON, BUG_FREEPOINTER) = range(9)
+ BUG_POISON, BUG_FREEPOINTER, BUG_CTOR) = range(10)
 BUG_TEXTS = ("", "No such cache", "Invalid object pointer", "Object of another cache", "Object already free",
-             "Left Redzone overwritten", "Right Redzone overwritten", "Poison overwritten", "Freepointer corrupt")
+             "Left Redzone overwritten", "Right Redzone overwritten", "Poison overwritten", "Freepointer corrupt",
+             "Constructor failed")
 
 slab_bug_t = Struct("slab_bug_t", [         # the last bug this CPU has found; its CPU only
     ("kind", i64), ("cache", i64),
@@ -59,7 +60,7 @@ def slab_bug(cpu, kind, number, address, where, expected):
     bug.pid = current_pid(cpu)
     if where != U(0):
         bug.found = np.int64(u8.array(host_of(cpu, where))[0])
-    if valid and kind >= BUG_DOUBLE_FREE and cache_of(machine, number).track != U(0):
+    if valid and BUG_DOUBLE_FREE <= kind < BUG_CTOR and cache_of(machine, number).track != U(0):
         tracks = track_t.array(host_of(cpu, address + cache_of(machine, number).track))
         bug.tracked = 1
         bug.alloc.pid, bug.alloc.cpu, bug.alloc.when_ns = tracks[0].pid, tracks[0].cpu, tracks[0].when_ns

@@ -62,7 +62,8 @@ kmem_cache_t = Struct("kmem_cache_t", [     # written when it is created
     ("red_left_pad", u64),                  # bytes of red zone before an object
     ("track", u64),                         # of the two track_t, 0 = none
     ("order", i64), ("min_order", i64), ("min_partial", i64),
-    ("ctor", u64),                          # address of the bytes that a new object holds, 0 = none
+    ("ctor", u64),                          # address of the bytes that a new object holds, 0 = none;
+    ("ctor_bytes", i64),                    # if not 0: of a function, pickled in so many bytes, that makes it
     ("name", u8, CACHE_NAME_BYTES),
 ])
 
