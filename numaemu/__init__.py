@@ -18,8 +18,9 @@ _LATER = {"Machine": "machine", "Task": "task", "Handle": "task",
           **{f"{how}_{kind}": "access" for how in ("load", "store")
              for kind in ("u8", "u16", "u32", "u64", "i32", "i64", "f32", "f64")},
           "kmem_cache_alloc": "kernel.slab", "kmem_cache_free": "kernel.slab",
-          **{f"SLAB_{name}": "kernel.slab_types" for name in ("RED_ZONE", "POISON", "STORE_USER", "HWCACHE_ALIGN",
-                                                              "CACHE_DMA", "RECLAIM_ACCOUNT")}}
+          **{f"SLAB_{name}": "kernel.slab_types"
+             for name in ("CONSISTENCY_CHECKS", "RED_ZONE", "POISON", "STORE_USER", "HWCACHE_ALIGN", "CACHE_DMA",
+                          "RECLAIM_ACCOUNT")}}
 
 __all__ = ["BusError", "ConfigError", "KernelBug", "MachineCheck", "NumaemuError", "OutOfMemory", "SegmentationFault",
            "KiB", "MiB", "GiB", "TiB", *_constants, *_LATER]

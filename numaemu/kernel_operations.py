@@ -8,7 +8,7 @@ from numaemu.kernel import kernel_calls, slab_common, slab_types
 from numaemu.kernel.gfp import __GFP_ZERO as GFP_ZERO
 from numaemu.kernel.gfp import GFP_KERNEL
 from numaemu.kernel.mmzone import page_zone, zone_of
-from numaemu.kernel.slab_debug import take_bug
+from numaemu.kernel.slab_debug import kmem_cache_flags, take_bug
 from numaemu.kernel.smp import actor_of_cpu
 from numaemu.param import PAGE_SIZE
 from numaemu.payload import load_function
@@ -120,7 +120,7 @@ class KernelOperations:
         self.kernel_write(number, image, data)
         return image, len(data) if function else 0
 
-    def kmem_cache_create(self, number, name, size, align, flags, ctor):
+    def kmem_cache_create(self, number, name, size, align, flags, ctor, colour):
         """The new cache's number."""
         if not 0 < len(name.encode()) < slab_types.CACHE_NAME_BYTES or any(c.isspace() for c in name):
             limit = f"1 to {slab_types.CACHE_NAME_BYTES - 1} bytes, no spaces"
@@ -129,6 +129,7 @@ class KernelOperations:
             raise ValueError(f"kmem_cache_create: {name}: {size} bytes, must be 1 to {slab_common.KMALLOC_MAX_SIZE}")
         if align < 0 or align & (align - 1) or align > PAGE_SIZE:
             raise ValueError(f"kmem_cache_create: {name}: align {align} must be a power of two up to {PAGE_SIZE}")
+        flags = kmem_cache_flags(flags, name, self.cpu.world.topology.kernel.get("slab_debug"))
         image, nbytes = self.store_ctor(number, name, size, ctor) if ctor is not None else (0, 0)
         kernel_calls.slab_mutex(self.address, 1)
         cache = 0
@@ -140,7 +141,7 @@ class KernelOperations:
                 limit = f"at most {slab_types.MAX_KMEM_CACHES - 1} caches"
                 raise OSError(errno.ENOMEM, f"kmem_cache_create: {name}: {limit}")
             try:
-                slab_common.init_cache(self.machine, cache, name, size, align, flags, image, nbytes)
+                slab_common.init_cache(self.machine, cache, name, size, align, flags, image, nbytes, colour)
             except ValueError:
                 kernel_calls.kernel_cache_shutdown(self.address, cache)
                 cache = 0

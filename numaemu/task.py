@@ -247,16 +247,17 @@ class KernelCalls:
         """{cache: objects, requested, allocated and wasted bytes} of all kmalloc calls since boot."""
         return self._task._op("kmalloc_waste")
 
-    def kmem_cache_create(self, name, size, align=0, flags=0, ctor=None):
+    def kmem_cache_create(self, name, size, align=0, flags=0, ctor=None, colour=False):
         """A cache of objects of `size` bytes.
 
         `ctor`: bytes that every new object begins with; or a function that is called with each object of a new slab,
         once, before it is given out. That has `address`, `nbytes` and `write(offset, data)`, and holds zeros. It runs
         inside the kernel of the CPU that needs the slab, so it may do nothing else. Objects are freed in this state.
+        `colour`: slabs begin at different cache lines, in turn, as far as they have bytes to spare (as Linux's old SLAB).
         """
         if callable(ctor):
             ctor = (dump_function(ctor, ()),)
-        return KmemCache(self._task, self._task._op("kmem_cache_create", name, size, align, flags, ctor), name)
+        return KmemCache(self._task, self._task._op("kmem_cache_create", name, size, align, flags, ctor, colour), name)
 
     def read(self, address, nbytes):
         """Bytes at a kernel address (nothing is charged)."""

@@ -16,6 +16,7 @@ from numaemu.build import JIT
 from numaemu.errors import MachineCheck
 from numaemu.kernel.proc_slabinfo import slabinfo
 from numaemu.kernel.slab_common import KMALLOC_SIZES, calculate_order
+from numaemu.kernel.slab_debug import kmem_cache_flags
 from numaemu.kernel.slab_types import PAGE_OFFSET, cache_of, cpu_slab, get_node
 from numaemu.kernel.sysctl import System
 
@@ -311,6 +312,47 @@ def test_a_constructor_that_raises_costs_nothing(two_nodes, task):
     assert get_node(two_nodes.machine, cache.number, 0).nr_slabs == 0
     two_nodes.audit()
     cache.destroy()
+
+
+@pytest.mark.interpreted
+@pytest.mark.parametrize("flags, object_size", [(0, 600), (DEBUG, 1100)])
+def test_colours_shift_the_slabs_of_a_cache_by_cache_lines(two_nodes, task, flags, object_size):
+    cache = task.kernel.kmem_cache_create("coloured", object_size, flags=flags, colour=True)
+    size, nbytes = cache_of(two_nodes.machine, cache.number).size, 4096 << cache_of(two_nodes.machine, cache.number).order
+    colours = nbytes % size // 64 + 1
+    per_slab = nbytes // size
+    objects = [cache.alloc(GFP_KERNEL) for _ in range(2 * colours * per_slab)]
+    firsts = [objects[i] % nbytes for i in range(0, len(objects), per_slab)]
+    assert colours > 1 and [first - firsts[0] for first in firsts] == [64 * i for i in range(colours)] * 2
+    two_nodes.audit()
+    for address in objects:
+        cache.free(address)
+    cache.destroy()
+
+
+SLAB_DEBUG_CASES = {  # the option: its flags for kmalloc-64, kmalloc-8, kmalloc-rcl-64
+    None: (0, 0, 0), "": (0x10D00, 0x10D00, 0x10D00), "FZ": (0x500, 0x500, 0x500), "-": (0, 0, 0),
+    "Z,kmalloc-64": (0x400, 0, 0), ",kmalloc-rcl*": (0, 0, 0x10D00), "p,kmalloc-8,x;U": (0x10000, 0x800, 0x10000),
+    "Z;-,kmalloc-8": (0x400, 0, 0x400)}
+
+
+@pytest.mark.interpreted
+@pytest.mark.parametrize("option, expected", SLAB_DEBUG_CASES.items())
+def test_slab_debug_chooses_flags_by_name(option, expected):
+    assert tuple(kmem_cache_flags(0, name, option) for name in ("kmalloc-64", "kmalloc-8", "kmalloc-rcl-64")) == expected
+
+
+@pytest.mark.interpreted
+def test_slab_debug_of_the_machine_file_finds_an_overrun(loopback):
+    loop = loopback(nodes=1, cpus_per_node=1, memory_per_node="8MiB", kernel={"slab_debug": "FZPU,kmalloc-64,mine"})
+    kernel = loop.task(0).kernel
+    mine, plain, other = kernel.kmem_cache_create("mine", 64), kernel.kmalloc(64, GFP_KERNEL), kernel.kmalloc(96, GFP_KERNEL)
+    for address, free in ((mine.alloc(GFP_KERNEL), mine.free), (plain, kernel.kfree)):
+        kernel.write(address + 64, b"!")
+        with pytest.raises(KernelBug, match="Right Redzone overwritten: .*allocated by pid"):
+            free(address)
+    kernel.kfree(other)
+    loop.audit()
 
 
 @pytest.mark.interpreted

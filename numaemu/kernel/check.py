@@ -149,7 +149,7 @@ def count_free(machine, cache, pfn, address):
     """Length of a list of free objects of one slab, from `address` on; -1: it leaves the slab or has no end."""
     objects, n = slab_objects(page_of(machine, pfn).private), 0
     while address != U(0):
-        which = number_of(cache, pfn, address)
+        which = number_of(machine, cache, pfn, address)
         n += 1
         if which < 1 or which > objects or n > objects:
             return -1
@@ -175,7 +175,7 @@ def validate_slabs(machine_address, number, counts, pages):
         if which < 1 or which >= MAX_KMEM_CACHES or cache_of(machine, which).live == 0:
             return pfn
         cache, word, at = cache_of(machine, which), page.private, which * NR_SLAB_COUNTS
-        free = count_free(machine, cache, pfn, object_at(cache, pfn, free_index(word)))
+        free = count_free(machine, cache, pfn, object_at(machine, cache, pfn, free_index(word)))
         if free < 0 or free != slab_objects(word) - slab_inuse(word):
             return pfn
         counts[at + SLABS] += 1

@@ -279,7 +279,7 @@ def boot(topology, reserve=None):
     for node in range(topology.nr_nodes):
         machine.il_weights[node] = 1
     init_cpus(topology, machine)
-    kmem_cache_init(machine, blocks["kmem_cache_stack"])
+    kmem_cache_init(machine, blocks["kmem_cache_stack"], topology.kernel.get("slab_debug"))
     page = page_of(machine, ZERO_PFN)
     page.refcount = 1
     return machine, blocks

@@ -87,6 +87,16 @@ def setup_object(cpu, cache, number, address):
 
 
 @hot
+def slab_colour(machine, number, pfn, left_over):
+    """Bytes before the first object: the node's next colour, taken in turn; 0: the cache is not coloured."""
+    cache = cache_of(machine, number)
+    if cache.colour_off == 0 or left_over < cache.colour_off:
+        return 0
+    turn = fetch_add(get_node(machine, number, page_to_nid(machine, pfn)), "colour_next", 1)
+    return turn % (left_over // cache.colour_off + 1) * cache.colour_off
+
+
+@hot
 def free_slab_pages(cpu, pfn):
     page = page_of(machine_of(cpu), pfn)
     order = np.int64(page.order)
@@ -120,12 +130,13 @@ def new_slab(cpu, number, gfp, nid):
     page, objects = page_of(machine, pfn), (PAGE_SIZE << order) // cache.size
     page.flags |= _SLAB
     page.mapping, page.lru_next, page.lru_prev = number, 0, 0
+    page.index = slab_colour(machine, number, pfn, (PAGE_SIZE << order) % cache.size)
     for i in range(1, objects + 1):
-        address = object_at(cache, pfn, i)
+        address = object_at(machine, cache, pfn, i)
         if not setup_object(cpu, cache, number, address):
             free_slab_pages(cpu, pfn)
             return 0
-        set_free_pointer(cpu, cache, address, object_at(cache, pfn, i + 1 if i < objects else 0))
+        set_free_pointer(cpu, cache, address, object_at(machine, cache, pfn, i + 1 if i < objects else 0))
     page.private = slab_word(1, 0, objects, 0)
     n = get_node(machine, number, page_to_nid(machine, pfn))
     fetch_add(n, "nr_slabs", 1)
@@ -164,8 +175,8 @@ def deactivate_slab(cpu, number, owner):
         word = load_acquire(page, "private")
         first, inuse = free_index(word), slab_inuse(word) - count
         if count > 0:
-            set_free_pointer(cpu, cache, tail, object_at(cache, pfn, first))
-            first = number_of(cache, pfn, c.freelist)
+            set_free_pointer(cpu, cache, tail, object_at(machine, cache, pfn, first))
+            first = number_of(machine, cache, pfn, c.freelist)
         if compare_exchange(page, "private", word, slab_word(first, inuse, slab_objects(word), 0)) == word:
             break
     discard = inuse == 0 and n.nr_partial >= cache.min_partial
@@ -186,7 +197,7 @@ def freeze_slab(cpu, machine, cache, c, pfn):
         objects = slab_objects(word)
         if compare_exchange(page, "private", word, slab_word(0, objects, objects, 1)) == word:
             break
-    c.freelist, c.slab, c.offset = object_at(cache, pfn, free_index(word)), pfn, cache.offset
+    c.freelist, c.slab, c.offset = object_at(machine, cache, pfn, free_index(word)), pfn, cache.offset
     c.base = page_address(pfn)
     c.end = c.base + (U(PAGE_SIZE) << U(page.order))
 
@@ -260,8 +271,8 @@ def alloc_debug(cpu, number, gfp, nid):
     pfn = n.first
     page = page_of(machine, pfn)
     word = page.private
-    address = object_at(cache, pfn, free_index(word))
-    following = number_of(cache, pfn, free_pointer(cpu, cache, address))
+    address = object_at(machine, cache, pfn, free_index(word))
+    following = number_of(machine, cache, pfn, free_pointer(cpu, cache, address))
     if following < 0 or following > slab_objects(word):
         slab_bug(cpu, BUG_FREEPOINTER, number, address, address + cache.offset, 0)
         address, following = U(0), 0             # what the list held beyond is lost, as in Linux
@@ -283,10 +294,11 @@ def alloc_debug(cpu, number, gfp, nid):
 @hot
 def on_freelist(cpu, cache, pfn, address):
     """True if the object is on its slab's list of free ones, as far as that can be followed. Under the lock."""
-    word = page_of(machine_of(cpu), pfn).private
-    at = object_at(cache, pfn, free_index(word))
+    machine = machine_of(cpu)
+    word = page_of(machine, pfn).private
+    at = object_at(machine, cache, pfn, free_index(word))
     for _ in range(slab_objects(word)):
-        if at == address or not 1 <= number_of(cache, pfn, at) <= slab_objects(word):
+        if at == address or not 1 <= number_of(machine, cache, pfn, at) <= slab_objects(word):
             break
         at = free_pointer(cpu, cache, at)
     return at == address
@@ -310,8 +322,8 @@ def free_debug(cpu, number, pfn, address):
         first, inuse = free_index(word), slab_inuse(word) - 1
         init_object(cpu, cache, address, False)
         set_track(cpu, cache, address, 1)
-        set_free_pointer(cpu, cache, address, object_at(cache, pfn, first))
-        page.private = slab_word(number_of(cache, pfn, address), inuse, slab_objects(word), 0)
+        set_free_pointer(cpu, cache, address, object_at(machine, cache, pfn, first))
+        page.private = slab_word(number_of(machine, cache, pfn, address), inuse, slab_objects(word), 0)
         cpu_slab(machine, number, cpu.id).frees += 1
         discard = inuse == 0 and n.nr_partial >= cache.min_partial
         if first != 0 and discard:
@@ -387,7 +399,7 @@ def __slab_free(cpu, number, address):
     if page.mapping != number:
         slab_bug(cpu, BUG_WRONG_CACHE, number, address, U(0), 0)
         return BUG_WRONG_CACHE
-    which = number_of(cache, pfn, address)
+    which = number_of(machine, cache, pfn, address)
     if which < 1 or which > slab_objects(page.private):
         slab_bug(cpu, BUG_NOT_AN_OBJECT, number, address, U(0), 0)
         return BUG_NOT_AN_OBJECT
@@ -401,7 +413,7 @@ def __slab_free(cpu, number, address):
         if pfn == c.slab or first == which or inuse < 0:     # its own slab's: the head of its list once more
             slab_bug(cpu, BUG_DOUBLE_FREE, number, address, U(0), 0)
             return BUG_DOUBLE_FREE
-        set_free_pointer(cpu, cache, address, object_at(cache, pfn, first))
+        set_free_pointer(cpu, cache, address, object_at(machine, cache, pfn, first))
         locked = slab_frozen(word) == 0 and (first == 0 or inuse == 0)
         if locked:
             spin_lock(cpu, lock)

@@ -8,7 +8,7 @@ from numaemu.kernel.mm_types import pool_t
 from numaemu.kernel.mmzone import page_of, page_to_nid
 from numaemu.kernel.page_alloc import alloc_pages, free_pages
 from numaemu.kernel.slab import deactivate_slab, discard_slab, remove_partial, slab_alloc_node, slab_free
-from numaemu.kernel.slab_debug import BUG_NONE, BUG_NOT_AN_OBJECT, slab_bug, slab_bug_t
+from numaemu.kernel.slab_debug import BUG_NONE, BUG_NOT_AN_OBJECT, kmem_cache_flags, slab_bug, slab_bug_t
 from numaemu.kernel.slab_types import (_LARGE, _SLAB, CACHE_NAME_BYTES, MAX_KMEM_CACHES, SLAB_CACHE_DMA,
                                        SLAB_HWCACHE_ALIGN, SLAB_POISON, SLAB_RECLAIM_ACCOUNT, SLAB_RED_ZONE,
                                        SLAB_STORE_USER, cache_name, cache_of, cpu_slab, get_node,
@@ -145,7 +145,7 @@ def calculate_alignment(flags, align, size):
     return align_up(max(align, 8), 8)
 
 
-def init_cache(machine, number, name, size, align, flags, ctor=0, ctor_bytes=0):
+def init_cache(machine, number, name, size, align, flags, ctor=0, ctor_bytes=0, colour=False):
     """Write a cache's struct; it may be used from then on."""
     cache, raw = cache_of(machine, number), name.encode()[:CACHE_NAME_BYTES - 1].ljust(CACHE_NAME_BYTES, b"\0")
     for field in cache.struct.kinds:
@@ -155,6 +155,7 @@ def init_cache(machine, number, name, size, align, flags, ctor=0, ctor_bytes=0):
         cache.name[i] = byte
     cache.flags, cache.object_size, cache.ctor, cache.ctor_bytes = flags, size, ctor, ctor_bytes
     cache.align = calculate_alignment(flags, align, size)
+    cache.colour_off = max(CACHE_LINE, cache.align) if colour else 0
     calculate_sizes(cache, machine.nr_cpus)
     cache.live = 1
 
@@ -172,13 +173,15 @@ def size_name(size):
     return f"{size // 1024}k" if size >= 1024 else str(size)
 
 
-def kmem_cache_init(machine, stack):
+def kmem_cache_init(machine, stack, slab_debug):
     """At boot: the table of caches, and those of kmalloc as numbers 1, 2, …, type by type."""
     pool = pool_t.at(machine.kmem_cache_pool)
     pool.capacity, pool.returned = MAX_KMEM_CACHES, stack
     for kind, (prefix, flags) in enumerate(KMALLOC_TYPES):
         for i, size in enumerate(KMALLOC_SIZES):
-            init_cache(machine, 1 + kind * _KINDS + i, f"{prefix}-{size_name(size)}", size, size & -size, flags)
+            name = f"{prefix}-{size_name(size)}"
+            given = kmem_cache_flags(flags, name, slab_debug)
+            init_cache(machine, 1 + kind * _KINDS + i, name, size, size & -size, given)
     pool.used = len(KMALLOC_TYPES) * _KINDS
 
 

@@ -11,8 +11,8 @@ import numpy as np
 from numaemu.compile import hot, kernel
 from numaemu.errors import KernelBug
 from numaemu.kernel.mm_types import task_t
-from numaemu.kernel.slab_types import (MAX_KMEM_CACHES, SLAB_POISON, SLAB_RED_ZONE, cache_name, cache_of, host_of,
-                                       track_t)
+from numaemu.kernel.slab_types import (MAX_KMEM_CACHES, SLAB_CONSISTENCY_CHECKS, SLAB_DEBUG_FLAGS, SLAB_POISON,
+                                       SLAB_RED_ZONE, SLAB_STORE_USER, cache_name, cache_of, host_of, track_t)
 from numaemu.kernel.smp import machine_of
 from numaemu.mmu import clock_ns
 from numaemu.pointer import Struct, i64, u8, u64
@@ -164,3 +164,30 @@ def take_bug(machine, cpu_number):
         text += f"; allocated by {who(bug.alloc)}; {freed}"
     bug.kind = BUG_NONE
     return KernelBug(f"{text}; found by pid {bug.pid} on cpu {cpu_number}")
+
+
+# -- the boot option slab_debug ------------------------------------------------------------------------------
+
+OPTIONS = {"F": SLAB_CONSISTENCY_CHECKS, "Z": SLAB_RED_ZONE, "P": SLAB_POISON, "U": SLAB_STORE_USER}
+
+
+def options_of(letters):
+    """Debug flags of "FZ"; of "": all; of "-": none."""
+    if letters == "":
+        return SLAB_DEBUG_FLAGS
+    return 0 if "-" in letters else sum(OPTIONS[letter] for letter in set(letters.upper()))
+
+
+def kmem_cache_flags(flags, name, slab_debug):
+    """A cache's flags with what slab_debug= adds: the first block that names it, else the last without names.
+
+    The option is "letters[,caches][;letters[,caches]]…", where a cache's name may end in *; None: it was not given.
+    """
+    everywhere = 0
+    for block in slab_debug.split(";") if slab_debug is not None else ():
+        letters, *patterns = block.split(",")
+        if not patterns:
+            everywhere = options_of(letters)
+        elif any(name == p or p.endswith("*") and name.startswith(p[:-1]) for p in patterns):
+            return flags | options_of(letters)
+    return flags | everywhere

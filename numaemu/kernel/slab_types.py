@@ -1,7 +1,7 @@
 """What a slab cache is made of: Linux's include/linux/slab.h and mm/slab.h. The structs, and what is read out of them.
 
-A slab is one block of pages. Its head page says whose it is (`mapping`) and how full, in one word (`private`) that
-changes by compare-exchange only:
+A slab is one block of pages. Its head page says whose it is (`mapping`), how many bytes before its first object are
+its colour (`index`), and how full it is, in one word (`private`) that changes by compare-exchange only:
 
     63..48   47      46..32    31..16   15..0
     --       frozen  objects   inuse    1 + index of the first free object (0: none)
@@ -31,9 +31,9 @@ MAX_KMEM_CACHES = 1024                      # assumed; Linux has no limit
 CACHE_NAME_BYTES = 32
 
 # include/linux/slab.h
-(SLAB_RED_ZONE, SLAB_POISON, SLAB_HWCACHE_ALIGN, SLAB_CACHE_DMA, SLAB_STORE_USER, SLAB_RECLAIM_ACCOUNT) = \
-    (1 << bit for bit in (10, 11, 13, 14, 16, 17))
-SLAB_DEBUG_FLAGS = SLAB_RED_ZONE | SLAB_POISON | SLAB_STORE_USER
+(SLAB_CONSISTENCY_CHECKS, SLAB_RED_ZONE, SLAB_POISON, SLAB_HWCACHE_ALIGN, SLAB_CACHE_DMA, SLAB_STORE_USER,
+ SLAB_RECLAIM_ACCOUNT) = (1 << bit for bit in (8, 10, 11, 13, 14, 16, 17))
+SLAB_DEBUG_FLAGS = SLAB_CONSISTENCY_CHECKS | SLAB_RED_ZONE | SLAB_POISON | SLAB_STORE_USER
 
 kmem_cache_cpu_t = Struct("kmem_cache_cpu_t", [     # its CPU only
     ("freelist", u64),               # first object of this CPU's own list, 0 = empty
@@ -49,8 +49,8 @@ kmem_cache_cpu_t = Struct("kmem_cache_cpu_t", [     # its CPU only
 kmem_cache_node_t = Struct("kmem_cache_node_t", [
     ("list_lock", u64),                                # spin lock
     ("nr_partial", i64), ("first", i64), ("last", i64),     # under it: slabs (pfn) linked by lru_next, lru_prev
-    ("nr_slabs", i64), ("total_objects", i64),         # atomically
-    ("_pad", u64, 2),
+    ("nr_slabs", i64), ("total_objects", i64), ("colour_next", i64),     # atomically
+    ("_pad", u64),
 ], nbytes=64)
 
 kmem_cache_t = Struct("kmem_cache_t", [     # written when it is created
@@ -62,6 +62,7 @@ kmem_cache_t = Struct("kmem_cache_t", [     # written when it is created
     ("red_left_pad", u64),                  # bytes of red zone before an object
     ("track", u64),                         # of the two track_t, 0 = none
     ("order", i64), ("min_order", i64), ("min_partial", i64),
+    ("colour_off", i64),                    # bytes between two colours; 0: all slabs begin alike
     ("ctor", u64),                          # address of the bytes that a new object holds, 0 = none;
     ("ctor_bytes", i64),                    # if not 0: of a function, pickled in so many bytes, that makes it
     ("name", u8, CACHE_NAME_BYTES),
@@ -126,17 +127,22 @@ def slab_word(first, inuse, objects, frozen):
 
 
 @hot
-def object_at(cache, pfn, first):
-    """Address of the object with number `first` - 1, 0 for 0."""
-    return page_address(pfn) + cache.red_left_pad + U((first - 1) * cache.size) if first != 0 else U(0)
+def first_object(machine, cache, pfn):
+    return page_address(pfn) + U(page_of(machine, pfn).index) + cache.red_left_pad
 
 
 @hot
-def number_of(cache, pfn, address):
+def object_at(machine, cache, pfn, first):
+    """Address of the object with number `first` - 1, 0 for 0."""
+    return first_object(machine, cache, pfn) + U((first - 1) * cache.size) if first != 0 else U(0)
+
+
+@hot
+def number_of(machine, cache, pfn, address):
     """1 + the index of the object at an address of the slab, 0 for address 0; -1: none begins there."""
     if address == U(0):
         return 0
-    start = page_address(pfn) + cache.red_left_pad
+    start = first_object(machine, cache, pfn)
     if address < start:
         return -1
     distance = np.int64(address - start)
