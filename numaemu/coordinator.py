@@ -25,8 +25,9 @@ from numaemu.kernel.mm_init import boot
 from numaemu.kernel.mm_types import task_t
 from numaemu.kernel.mmzone import zone_of
 from numaemu.kernel.oom_kill import AGAIN, OomKiller, Panic
-from numaemu.kernel.smp import (MSG_DRAIN_ALL, MSG_DRIVER, MSG_FALLBACK, MSG_FILL, MSG_OOM, actor_of_cpu,
+from numaemu.kernel.smp import (MSG_DRAIN_ALL, MSG_DRIVER, MSG_FALLBACK, MSG_FILL, MSG_LRU_DRAIN_ALL, MSG_OOM, actor_of_cpu,
                                 actor_of_node, reply)
+from numaemu.kernel.swap import cpu_needs_drain
 from numaemu.kernel.tlb import serve_shootdowns
 from numaemu.mmu import cpu_t
 from numaemu.shm import die_with_parent
@@ -45,6 +46,7 @@ class Coordinator(Actor):
         self.runs = {}                                   # run number -> respond function of the driver's request
         self.handlers = {MSG_FALLBACK: self.on_fallback,
                          MSG_DRAIN_ALL: self.on_drain_all,
+                         MSG_LRU_DRAIN_ALL: self.on_lru_drain_all,
                          MSG_OOM: self.on_oom,
                          MSG_DRIVER: self.on_driver}
 
@@ -70,6 +72,16 @@ class Coordinator(Actor):
         for future in [self.ask(actor_of_node(n), "drain_all") for n in range(self.machine.nr_nodes)]:
             pages += yield future
         return pages
+
+    def on_lru_drain_all(self, message):
+        """lru_add_drain_all: CPUs with pages on their way to the LRU lists put them there."""
+        self.serve("lru_drain_all", (message.a,), lambda _: reply(self.machine, message.d, message.token, 0))
+
+    def rpc_lru_drain_all(self, but=-1):
+        """CPU `but` has drained itself and waits for the answer."""
+        behind = [c for c in range(self.machine.nr_cpus) if c != but and cpu_needs_drain(self.machine, c)]
+        for future in [self.ask(actor_of_cpu(self.machine, c), "drain_lru") for c in behind]:
+            yield future
 
     def on_oom(self, message):
         """Nothing is left for an allocation: find a victim. The CPU learns whose memory it may take (oom_kill.py)."""

@@ -265,6 +265,14 @@ class Cpu(Actor):
             self.turn.__exit__()
         return True
 
+    def rpc_drain_lru(self):
+        """Empty this CPU's LRU batches, if no operation is running."""
+        if self.turn.try_enter():
+            try:
+                syscalls.drain_lru(self.state.address)
+            finally:
+                self.turn.__exit__()
+
     def rpc_flush_slab(self, number):
         """Give this CPU's slab of a cache up, if no operation is running."""
         if self.turn.try_enter():
@@ -289,8 +297,12 @@ class Cpu(Actor):
             self.operations.oom_exit(numbers)
 
     def rpc_hold(self):
-        """Let no operation run until `release`."""
-        return self.threads.submit(self.turn.__enter__)
+        """Let no operation run until `release`; what waited for its LRU list is on it by then."""
+        return self.threads.submit(self.hold)
+
+    def hold(self):
+        self.turn.__enter__()
+        syscalls.drain_lru(self.state.address)
 
     def rpc_release(self):
         self.turn.__exit__()

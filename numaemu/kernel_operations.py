@@ -5,9 +5,12 @@ import os
 
 from numaemu.errors import KernelBug
 from numaemu.kernel import kernel_calls, slab_common, slab_types
+from numaemu.kernel import shrinker as shrinker_calls
 from numaemu.kernel.gfp import __GFP_ZERO as GFP_ZERO
 from numaemu.kernel.gfp import GFP_KERNEL
+from numaemu.kernel.list_lru import LIST_HEAD_BYTES, MAX_SHRINKERS, list_lru_node, shrinker_of
 from numaemu.kernel.mmzone import page_zone, zone_of
+from numaemu.kernel.shrinker import live_shrinkers
 from numaemu.kernel.slab_debug import kmem_cache_flags, take_bug
 from numaemu.kernel.smp import actor_of_cpu
 from numaemu.param import PAGE_SIZE
@@ -66,9 +69,9 @@ class KernelOperations:
             raise KernelBug(f"{bug}: {error!r}") from error
         raise bug from None
 
-    def checked_nid(self, nid):
+    def checked_nid(self, nid, least=-1):
         """A node number, or -1 for no wish."""
-        if not -1 <= nid < self.machine.nr_nodes:
+        if not least <= nid < self.machine.nr_nodes:
             raise ValueError(f"node {nid} is not one of 0 to {self.machine.nr_nodes - 1}")
         return nid
 
@@ -178,6 +181,8 @@ class KernelOperations:
 
     def kmem_cache_destroy(self, number, cache):
         self.live_cache(cache)
+        if any(shrinker_of(self.machine, n).cache == cache for n in live_shrinkers(self.machine)):
+            raise KernelBug(f"cache {slab_types.cache_name(self.machine, cache)}: its shrinker is still registered")
         name, image = slab_types.cache_name(self.machine, cache), int(slab_types.cache_of(self.machine, cache).ctor)
         kernel_calls.slab_mutex(self.address, 1)
         try:
@@ -188,3 +193,56 @@ class KernelOperations:
             raise KernelBug(f"cache {name}: {left} objects remaining on kmem_cache_destroy(); the cache stays")
         if image:
             self.kfree(number, image)
+
+    # -- shrinkers
+
+    def register_shrinker(self, number, cache, link, seeks, batch):
+        """The new shrinker's number."""
+        self.live_cache(cache)
+        kind, name = slab_types.cache_of(self.machine, cache), slab_types.cache_name(self.machine, cache)
+        if not kind.flags & slab_types.SLAB_RECLAIM_ACCOUNT:
+            raise ValueError(f"register_shrinker: cache {name} is not SLAB_RECLAIM_ACCOUNT")
+        if link % 8 or not 0 <= link <= kind.object_size - LIST_HEAD_BYTES:
+            limit = f"a multiple of 8, at most {kind.object_size - LIST_HEAD_BYTES}"
+            raise ValueError(f"register_shrinker: cache {name}: link is {link}, must be {limit}")
+        if seeks < 0 or batch < 1:
+            raise ValueError(f"register_shrinker: cache {name}: seeks {seeks}, batch {batch} must be at least 0 and 1")
+        shrinker = shrinker_calls.register_shrinker(self.address, cache, link, seeks, batch)
+        if shrinker == 0:
+            raise OSError(errno.ENOMEM, f"register_shrinker: at most {MAX_SHRINKERS - 1} shrinkers")
+        return shrinker
+
+    def live_shrinker(self, shrinker):
+        if shrinker not in live_shrinkers(self.machine):
+            raise KernelBug(f"shrinker {shrinker}: no such shrinker")
+
+    def unregister_shrinker(self, number, shrinker):
+        self.live_shrinker(shrinker)
+        left = sum(self.list_lru_count(number, shrinker, nid) for nid in range(self.machine.nr_nodes))
+        if left:
+            raise KernelBug(f"shrinker {shrinker}: {left} objects are still on its lists")
+        shrinker_calls.unregister_shrinker(self.address, shrinker)
+
+    def on_lru(self, number, shrinker, address, call):
+        self.live_shrinker(shrinker)
+        done = call(self.address, number, shrinker, address)
+        if done < 0:
+            name = slab_types.cache_name(self.machine, shrinker_of(self.machine, shrinker).cache)
+            raise KernelBug(f"list_lru: {address:#x} is no object of cache {name}")
+        return bool(done)
+
+    def list_lru_add(self, number, shrinker, address):
+        return self.on_lru(number, shrinker, address, kernel_calls.kernel_lru_add)
+
+    def list_lru_del(self, number, shrinker, address):
+        return self.on_lru(number, shrinker, address, kernel_calls.kernel_lru_del)
+
+    def list_lru_count(self, number, shrinker, nid):
+        self.live_shrinker(shrinker)
+        return list_lru_node(self.machine, shrinker, self.checked_nid(nid, 0)).nr_items
+
+    def shrink_slab(self, number, gfp, nid, priority):
+        return kernel_calls.kernel_shrink_slab(self.address, gfp, self.checked_nid(nid, 0), priority)
+
+    def drop_slab(self, number):
+        return kernel_calls.kernel_drop_slab(self.address)

@@ -16,7 +16,7 @@ import numpy as np
 
 from numaemu.atomic import compare_exchange
 from numaemu.compile import hot, kernel
-from numaemu.param import CPU_WORDS, L1_ENTRIES_MAX, L1_HINTS, L2_ENTRIES_MAX, L2_HINTS, MAX_NODES
+from numaemu.param import CONTEXT_WORDS, CPU_WORDS, L1_ENTRIES_MAX, L1_HINTS, L2_ENTRIES_MAX, L2_HINTS, MAX_NODES
 from numaemu.pointer import Struct, i64, u8, u16, u64
 
 U = np.uint64
@@ -45,7 +45,7 @@ tlb_entry_t = Struct("tlb_entry_t", [
 
 cpu_t = Struct("cpu_t", [
     # written by the coordinator (set) and this CPU (cleared), atomically; a cache line of their own
-    ("ipi_pending", u64), ("ipi_from", u64, CPU_WORDS), ("_pad0", u64, 3),
+    ("ipi_pending", u64), ("ipi_from", u64, CONTEXT_WORDS), ("_pad0", u64, 2),
     # the answer to this CPU's one outstanding request: written by who serves it, then `reply_seq` (release)
     ("reply_value", i64), ("reply_seq", i64), ("waiting", u64), ("_pad2", u64, 5),
     # the shootdown this CPU initiates: written by it, read by its targets until `acks` is 0 (they subtract)
@@ -74,6 +74,7 @@ cpu_t = Struct("cpu_t", [
     ("accesses", i64, MAX_NODES), ("walk_loads", i64, MAX_NODES),    # by the node whose memory was accessed
     ("cr2", u64), ("error_code", u64), ("signal", i64),              # the last fault that could not be served
     ("task", i64),              # number of the task that runs
+    ("flags", u64),             # PF_MEMALLOC, PF_KSWAPD: current->flags
     ("policy", u64, 3),         # a mempolicy on its way to a range
     ("scratch", u64),           # a word on its way through an unaligned access
     ("l1_hint", u16, L1_HINTS), ("l2_hint", u16, L2_HINTS),

@@ -14,6 +14,7 @@ PTRS_PER_TABLE = 512             # entries of one x86-64 page table
 MAX_NODES = 64                   # Linux's MAX_NUMNODES may be 1024; a nodemask is one 64-bit word here
 MAX_CPUS = 256                   # a cpumask is four 64-bit words
 CPU_WORDS = MAX_CPUS // 64       # words of a cpumask
+CONTEXT_WORDS = (MAX_CPUS + MAX_NODES) // 64     # words of a mask of CPUs and nodes' kernel threads
 
 MAX_ORDER = 10                   # the largest buddy block is 2**10 pages, as in Linux 6
 NR_ORDERS = MAX_ORDER + 1
@@ -30,5 +31,6 @@ MAX_MMS = 1 << 13                # address spaces
 MAX_VMAS = 1 << 20               # mappings of all address spaces together
 MAX_MAP_COUNT = 65530            # mappings of one address space (Linux's default of vm.max_map_count)
 VMA_INDEX_SLOTS = 1 << 16        # room for them in the sorted index of one address space
+FOLIO_BATCH_SIZE = 31            # pages on their way to an LRU list, per CPU and kind (PAGEVEC_SIZE)
 GATHER_PAGES = 8192              # pages unmapped between two flushes (Linux gathers up to about 10,000)
 OUTBOX_BYTES = 1 << 30           # bulk data one process may have on its way; sparse

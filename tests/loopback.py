@@ -173,6 +173,8 @@ class Loopback:
         return stats.vmstat(self.machine)
 
     def audit(self):
+        for cpu in self.cpus:
+            syscalls.drain_lru(int(cpu.state.address))
         return audit(self.machine)
 
     def drain(self):

@@ -153,7 +153,7 @@ def test_frames_are_not_free_before_the_acknowledgement(four):
         deliver()
     four.deliver = look
     area.munmap()
-    assert seen and set(seen) == {1} and four.page(pfn).refcount == 0
+    assert seen and min(seen) > 0 and four.page(pfn).refcount == 0
 
 
 def test_flush_of_an_address_space_that_is_loaded_elsewhere_only(four):

@@ -328,7 +328,7 @@ def free_block(machine, pfn, order):
 def take_back_shelves(machine, zone_number):
     """The node's part of drain_all_pages: chains that CPUs have not taken yet go back to the lists; pages."""
     zone, n = zone_of(machine, zone_number), 0
-    for cpu in range(machine.nr_cpus):
+    for cpu in range(machine.nr_cpu_ids):
         for migratetype in range(MIGRATE_RECLAIMABLE + 1):
             shelf = pcp_of(machine, cpu, zone_number).lists[migratetype]
             pfn = load_acquire(shelf, "shelf")

@@ -4,19 +4,23 @@ import numpy as np
 from numaemu.compile import entry, hot
 from numaemu.errors import MachineCheck
 from numaemu.kernel.buddy import page_is_buddy
-from numaemu.kernel.mm_types import PG_anon, PG_buddy, PG_pcp, PG_table, machine_t, task_t
+from numaemu.kernel.mm_inline import folio_lru_list
+from numaemu.kernel.list_lru import list_lru_node, shrinker_of
+from numaemu.kernel.mm_types import PG_anon, PG_buddy, PG_lru, PG_pcp, PG_table, machine_t, task_t
 from numaemu.kernel.mmap import vma_index
-from numaemu.kernel.mmzone import (MAX_NR_ZONES, MIGRATE_PCPTYPES, MIGRATE_TYPES, ZONE_NAMES, page_of, page_zone,
-                                   pcp_of, zone_of)
+from numaemu.kernel.mmzone import (MAX_NR_ZONES, MIGRATE_PCPTYPES, MIGRATE_TYPES, NR_LRU_LISTS, ZONE_NAMES, lruvec_of,
+                                   page_of, page_to_nid, page_zone, pcp_of, zone_of)
 from numaemu.kernel.pgtable import (_PAGE_SPECIAL, is_migration_entry, mm_of, pte_offset, pte_pfn, pte_present,
                                     ptep_get, skip_missing)
 from numaemu.kernel.rmap import vma_of
+from numaemu.kernel.shrinker import live_shrinkers, validate_list_lru
 from numaemu.kernel.slab_types import (MAX_KMEM_CACHES, PAGE_OFFSET, SLAB_DEBUG_FLAGS, SLAB_RECLAIM_ACCOUNT,
                                        PG_large_kmalloc, PG_slab, cache_name, cache_of, cpu_slab, free_index,
                                        get_node, live_caches, number_of, object_at, objects_in_use, slab_frozen,
                                        slab_inuse, slab_objects)
 from numaemu.kernel.stats import task_numbers
 from numaemu.kernel.vmstat import fold_node
+from numaemu.mmu import cpu_t
 from numaemu.param import MAX_ORDER, NR_ORDERS
 from numaemu.pointer import u64
 
@@ -80,7 +84,7 @@ def count_pcp(machine_address, number, counts):
     """Pages on CPUs' lists and shelves and on their way back for one zone: 0, or the pfn of a broken chain."""
     machine = machine_t.at(machine_address)
     zone = zone_of(machine, number)
-    for cpu in range(machine.nr_cpus):
+    for cpu in range(machine.nr_cpu_ids):
         for migratetype in range(MIGRATE_PCPTYPES):
             pcp = pcp_of(machine, cpu, number).lists[migratetype]
             pfn, n = pcp.head, 0
@@ -208,7 +212,7 @@ def validate_partial(machine_address, number, counts):
         counts[SLABS] += n.nr_slabs
         counts[OBJECTS] += n.total_objects
         counts[SLAB_PARTIAL] += length
-    for cpu in range(machine.nr_cpus):
+    for cpu in range(machine.nr_cpu_ids):
         c = cpu_slab(machine, number, cpu)
         if c.slab == 0:
             if c.freelist != U(0):
@@ -221,6 +225,16 @@ def validate_partial(machine_address, number, counts):
         counts[SLAB_FREE] += free
         counts[SLAB_FROZEN] += 1
     return 0
+
+
+def audit_shrinkers(machine):
+    """Every list of unused objects."""
+    for number in live_shrinkers(machine):
+        bad = validate_list_lru(int(cpu_t.array(machine.cpus)[0].address), number)
+        if bad:
+            name, lru = cache_name(machine, shrinker_of(machine, number).cache), list_lru_node(machine, number, bad - 1)
+            raise MachineCheck(f"cache {name}: its list of unused objects on node {bad - 1} is broken or not "
+                               f"{lru.nr_items} long")
 
 
 def audit_slabs(machine, base):
@@ -251,6 +265,55 @@ def audit_slabs(machine, base):
         if counted != tuple(pages[2 * node:2 * node + 2]):
             raise MachineCheck(f"node {node}: {counted} pages counted in slabs (reclaimable, not), "
                                f"{tuple(pages[2 * node:2 * node + 2])} found")
+
+
+@entry("i64(u64, i64, i64[])")
+def validate_lruvec(machine_address, node, counts):
+    """Walk a node's LRU lists: 0 or the pfn of a page that does not belong where it stands. counts: pages of each zone."""
+    machine = machine_t.at(machine_address)
+    lruvec = lruvec_of(machine, node)
+    for lru in range(NR_LRU_LISTS):
+        pfn, previous, n = lruvec.head[lru], 0, 0
+        while pfn != 0:
+            page = page_of(machine, pfn)
+            if page.flags & U(PG_lru) == U(0) or page.flags & U(PG_buddy | PG_pcp | PG_table) != U(0) or \
+                    page.refcount <= 0 or page.lru_prev != previous or folio_lru_list(page) != lru or \
+                    page_to_nid(machine, pfn) != node:
+                return pfn
+            counts[lru * MAX_NR_ZONES + page_zone(machine, pfn) % MAX_NR_ZONES] += 1
+            n += 1
+            previous, pfn = pfn, page.lru_next
+        if n != lruvec.nr[lru] or lruvec.tail[lru] != previous:
+            return max(previous, 1)
+    return 0
+
+
+@entry("i64(u64, i64)")
+def count_lru_flags(machine_address, number):
+    """Pages of a zone that say they are on a list."""
+    machine = machine_t.at(machine_address)
+    zone, n = zone_of(machine, number), 0
+    for pfn in range(zone.start_pfn, zone.virgin_pfn):
+        if page_of(machine, pfn).flags & U(PG_lru) != U(0):
+            n += 1
+    return n
+
+
+def audit_lru(machine, base):
+    """Every LRU list, its counts, and that no page is lost: what says it is on a list is on one."""
+    for node in range(machine.nr_nodes):
+        counts = np.zeros(NR_LRU_LISTS * MAX_NR_ZONES, np.int64)
+        bad = validate_lruvec(base, node, counts)
+        lruvec = lruvec_of(machine, node)
+        if bad:
+            raise MachineCheck(f"node {node}: LRU list inconsistent at {page_text(machine, bad)}")
+        if (counts != lruvec.zone_nr.as_numpy()).any():
+            raise MachineCheck(f"node {node}: LRU pages by list and zone are {counts.tolist()}, counted "
+                               f"{lruvec.zone_nr.as_numpy().tolist()}")
+        zones = [n for n in range(node * MAX_NR_ZONES, (node + 1) * MAX_NR_ZONES) if zone_of(machine, n).present_pages]
+        flagged = sum(count_lru_flags(base, number) for number in zones)
+        if flagged != counts.sum():
+            raise MachineCheck(f"node {node}: {flagged} pages say they are on an LRU list, {counts.sum()} are")
 
 
 def page_text(machine, pfn):
@@ -304,5 +367,7 @@ def audit(machine):
             report[f"node{zone.node}/{ZONE_NAMES[zone.type]}"] = audit_zone(machine, base, number, zone)
     audit_mappings(machine, base)
     audit_slabs(machine, base)
+    audit_shrinkers(machine)
+    audit_lru(machine, base)
     return report
 

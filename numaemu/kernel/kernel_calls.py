@@ -1,6 +1,8 @@
 """What a task asks the kernel's own allocators for (task.kernel), as sys.py has the system calls."""
 from numaemu.compile import entry
+from numaemu.kernel.list_lru import list_lru_add, list_lru_del
 from numaemu.kernel.pool import pool_get, pool_put
+from numaemu.kernel.shrinker import drop_slab, shrink_slab
 from numaemu.kernel.slab import deactivate_slab, slab_alloc_node, slab_free
 from numaemu.kernel.slab_common import kfree, kmalloc_node, kmem_cache_shrink, kmem_cache_shutdown, ksize
 from numaemu.kernel.smp import machine_of, spin_lock, spin_unlock
@@ -76,3 +78,25 @@ def slab_mutex(cpu_address, lock):
         spin_lock(cpu, word)
     else:
         spin_unlock(word)
+
+
+@entry("i64(u64, i64, i64, u64)")
+def kernel_lru_add(cpu_address, task, number, address):
+    """list_lru_add: 1, 0 or -1."""
+    return list_lru_add(running(cpu_address, task), number, address)
+
+
+@entry("i64(u64, i64, i64, u64)")
+def kernel_lru_del(cpu_address, task, number, address):
+    """list_lru_del: 1 or 0."""
+    return list_lru_del(running(cpu_address, task), number, address)
+
+
+@entry("i64(u64, i64, i64, i64)")
+def kernel_shrink_slab(cpu_address, gfp, nid, priority):
+    return shrink_slab(cpu_t.at(cpu_address), gfp, nid, priority)
+
+
+@entry("i64(u64)")
+def kernel_drop_slab(cpu_address):
+    return drop_slab(cpu_t.at(cpu_address))

@@ -116,10 +116,10 @@ def list_lru_add(cpu, number, address):
 
 @kernel("i64(cpu_t*, i64, u64)")
 def list_lru_del(cpu, number, address):
-    """An object is needed again: 1, it is the caller's; 0: it was not on the list, or has been freed; -1: no object."""
+    """An object is needed again: 1, it is the caller's; 0: it was not on the list, or has been freed."""
     nid = nid_of_object(cpu, number, address)
     if nid < 0:
-        return -1
+        return 0
     machine = machine_of(cpu)
     lru, item = list_lru_node(machine, number, nid), address + shrinker_of(machine, number).link
     lock = address_of(lru, "lock")

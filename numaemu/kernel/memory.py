@@ -5,9 +5,10 @@ from numaemu.atomic import exchange, fetch_add, load_acquire
 from numaemu.compile import hot, kernel
 from numaemu.kernel.gfp import __GFP_ZERO, GFP_HIGHUSER_MOVABLE
 from numaemu.kernel.mempolicy import alloc_table_page, vma_alloc_folio
-from numaemu.kernel.mm_types import MM_ANONPAGES, MM_SHMEMPAGES, VM_SHARED, VM_WRITE, PG_anon
+from numaemu.kernel.mm_inline import folio_clear, folio_set, folio_test
+from numaemu.kernel.mm_types import MM_ANONPAGES, MM_SHMEMPAGES, VM_SHARED, VM_WRITE, PG_anon, PG_anon_exclusive, PG_lru
 from numaemu.kernel.mmzone import page_of
-from numaemu.kernel.page_alloc import get_page, put_page, try_get_page
+from numaemu.kernel.page_alloc import put_page, release_pages, try_get_page
 from numaemu.kernel.pgtable import (_MIGRATION_ANON, _PAGE_SPECIAL, free_table, install_table, is_migration_entry,
                                     mm_of, pfn_pte, pte_offset, pte_pfn, pte_present, ptep_cmpxchg, ptep_get,
                                     ptep_get_and_clear, skip_missing, table_at)
@@ -15,6 +16,7 @@ from numaemu.kernel.rmap import (anon_vma_prepare, folio_add_anon_rmap, folio_du
                                  rss_counter, vma_of)
 from numaemu.kernel.shmem import filemap_get_folio, shmem_get_folio
 from numaemu.kernel.smp import machine_of, relax
+from numaemu.kernel.swap import folio_add_lru, folio_add_new_lru, lru_add_drain
 from numaemu.kernel.tlb import flush_tlb_mm_range
 from numaemu.kernel.vmstat import PGREUSE, count_vm_events
 from numaemu.mmu import _PAGE_ACCESSED, _PAGE_DIRTY, _PAGE_PRESENT, _PAGE_RW, _PAGE_USER
@@ -24,6 +26,7 @@ from numaemu.pointer import i64, u64
 
 U = np.uint64
 VM_FAULT_OK, VM_FAULT_OOM, VM_FAULT_SIGBUS, VM_FAULT_SIGSEGV, VM_FAULT_RETRY = range(5)
+RELEASE_BATCH = 64               # pages freed under one look at the LRU lists
 FAULT_AROUND_BYTES = U(64 << 10)     # fault_around_pages
 _READ_ONLY = _PAGE_PRESENT | _PAGE_USER | _PAGE_ACCESSED
 _WRITTEN = _READ_ONLY | _PAGE_RW | _PAGE_DIRTY
@@ -61,10 +64,14 @@ def do_anonymous_page(cpu, mm, vma_number, address, write, ptep):
         return VM_FAULT_OOM
     page = page_of(machine, pfn)
     folio_add_anon_rmap(machine, cpu, page, pfn, vma, address)
+    page.flags |= U(PG_anon_exclusive)
+    page.refcount = 2                    # the entry's, and that of its way to the LRU list
     if not ptep_cmpxchg(ptep, U(0), pfn_pte(pfn, _WRITTEN)):
         folio_remove_rmap(machine, cpu, pfn)       # another thread was faster
+        page.refcount = 1
         put_page(cpu, pfn)
         return VM_FAULT_OK
+    folio_add_new_lru(cpu, pfn)
     fetch_add(mm.rss, MM_ANONPAGES, 1)
     return VM_FAULT_OK
 
@@ -136,15 +143,16 @@ def wp_page_copy(cpu, mm, vma_number, address, ptep, pte):
         copy_bytes(machine.memory + (U(new) << U(12)), machine.memory + (U(old) << U(12)), 4096)
         cpu.clock_base_ns += machine.copy_page_ns
     folio_add_anon_rmap(machine, cpu, page_of(machine, new), new, vma, address)
-    get_page(page_of(machine, new))      # ours until all have forgotten the old frame: nobody may reuse the copy before
+    page_of(machine, new).refcount = 2   # one is ours until all have forgotten the old frame: nobody may reuse the copy before
     if not ptep_cmpxchg(ptep, pte, pfn_pte(new, _READ_ONLY)):
         folio_remove_rmap(machine, cpu, new)
-        put_page(cpu, new)
+        page_of(machine, new).refcount = 1
         put_page(cpu, new)
         return VM_FAULT_OK
     flush_tlb_mm_range(cpu, vma.mm, address & ~U(4095), (address & ~U(4095)) + U(4096))
+    folio_set(page_of(machine, new), PG_anon_exclusive)
     ptep_cmpxchg(ptep, pfn_pte(new, _READ_ONLY), pfn_pte(new, _WRITTEN))
-    put_page(cpu, new)
+    folio_add_new_lru(cpu, new)
     if special:
         fetch_add(mm.rss, MM_ANONPAGES, 1)
     else:
@@ -154,6 +162,17 @@ def wp_page_copy(cpu, mm, vma_number, address, ptep, pte):
         folio_remove_rmap(machine, cpu, old)
         put_page(cpu, old)
     return VM_FAULT_OK
+
+
+@kernel("bool(cpu_t*, i64)")
+def wp_can_reuse_anon_folio(cpu, pfn):
+    """True if the only reference to an anonymous page is that of the one entry that maps it."""
+    page = page_of(machine_of(cpu), pfn)
+    if load_acquire(page, "mapcount") != 1:
+        return False
+    if load_acquire(page, "refcount") > 1 and not folio_test(page, PG_lru):
+        lru_add_drain(cpu)
+    return load_acquire(page, "refcount") == 1
 
 
 @kernel("i64(cpu_t*, mm_t*, i64, u64, u64, u64)")
@@ -166,8 +185,9 @@ def do_wp_page(cpu, mm, vma_number, address, ptep, pte):
         ptep_cmpxchg(ptep, pte, pte | _PAGE_RW | _PAGE_DIRTY | _PAGE_ACCESSED)
         return VM_FAULT_OK
     page = page_of(machine, old)
-    if not special and page.flags & U(PG_anon) != U(0) and load_acquire(page, "mapcount") == 1 \
-            and load_acquire(page, "refcount") == 1:
+    if not special and folio_test(page, PG_anon) and (folio_test(page, PG_anon_exclusive) or
+                                                      wp_can_reuse_anon_folio(cpu, old)):
+        folio_set(page, PG_anon_exclusive)
         if ptep_cmpxchg(ptep, pte, pte | _PAGE_RW | _PAGE_DIRTY | _PAGE_ACCESSED):
             count_vm_events(machine, cpu.id, PGREUSE, 1)
         return VM_FAULT_OK
@@ -218,11 +238,17 @@ def tlb_flush_mmu(cpu, mm_number, start, end):
     machine = machine_of(cpu)
     mm, gather = mm_of(machine, mm_number), gather_of(machine, cpu)
     flush_tlb_mm_range(cpu, mm_number, start, end)
-    for i in range(1, gather[0] + 1):
-        if gather[i] < 0:
+    lru_add_drain(cpu)
+    first, end_of_all = 1, gather[0] + 1
+    while first < end_of_all:
+        i = first
+        while i < end_of_all and i < first + RELEASE_BATCH and gather[i] > 0:
+            i += 1
+        release_pages(cpu, gather, first, i)
+        if i < end_of_all and gather[i] < 0:
             free_table(cpu, mm, -gather[i])
-        else:
-            put_page(cpu, gather[i])
+            i += 1
+        first = i
     gather[0] = 0
 
 
@@ -324,8 +350,7 @@ def can_change_pte_writable(machine, pte):
     if pte & _PAGE_SPECIAL != U(0):
         return False
     page = page_of(machine, pte_pfn(pte))
-    return page.flags & U(PG_anon) != U(0) and load_acquire(page, "mapcount") == 1 and \
-        load_acquire(page, "refcount") == 1          # more: a sharer's entry may just be a migration entry
+    return folio_test(page, PG_anon) and folio_test(page, PG_anon_exclusive)
 
 
 @kernel("void(cpu_t*, i64, u64, u64, bool, bool, bool)")
@@ -380,6 +405,8 @@ def copy_present_pte(machine, cpu, child, source, target):
         if pte_pfn(ptep_get(source)) != pte_pfn(pte) or not pte_present(ptep_get(source)):
             put_page(cpu, pte_pfn(pte))
             return False
+        if folio_test(page, PG_anon_exclusive):
+            folio_clear(page, PG_anon_exclusive)
         folio_dup_rmap(machine, cpu, pte_pfn(pte))
         fetch_add(child.rss, rss_counter(page), 1)
     u64.array(target)[0] = copy & ~_PAGE_DIRTY

@@ -6,11 +6,13 @@ faults on a migration entry waits until it is replaced. A page that somebody els
 """
 import numpy as np
 
-from numaemu.atomic import compare_exchange, fetch_and, fetch_or, load_acquire, store_release
+from numaemu.atomic import compare_exchange, fetch_add, load_acquire, store_release
 from numaemu.compile import hot, kernel
 from numaemu.kernel.gfp import __GFP_THISNODE, GFP_HIGHUSER_MOVABLE
 from numaemu.kernel.mempolicy import node_isset, vma_alloc_folio
-from numaemu.kernel.mm_types import PG_anon, PG_locked
+from numaemu.kernel.mm_inline import folio_clear, folio_set
+from numaemu.kernel.mm_types import (PG_active, PG_anon, PG_anon_exclusive, PG_dirty, PG_locked, PG_mlocked, PG_referenced,
+                                     PG_swapbacked, PG_unevictable, PG_uptodate, PG_workingset)
 from numaemu.kernel.mmap import find_position, find_vma, merge_range, range_is_mapped, split_range, vma_index
 from numaemu.kernel.mmdebug import VM_BUG_ON_PAGE
 from numaemu.kernel.mmzone import page_of, page_to_nid
@@ -20,6 +22,8 @@ from numaemu.kernel.pgtable import (_MIGRATION, _MIGRATION_ANON, _PAGE_SPECIAL, 
 from numaemu.kernel.rmap import folio_dup_rmap, folio_remove_rmap, mapping_of, page_address_in_vma, vma_of
 from numaemu.kernel.shmem import count_shmem, shmem_slot
 from numaemu.kernel.smp import machine_of, spin_lock, spin_unlock
+from numaemu.kernel.swap import (count_isolated, folio_add_lru, folio_isolate_lru, folio_putback_lru,
+                                 lru_add_drain_all)
 from numaemu.kernel.tlb import flush_tlb_mm_range
 from numaemu.kernel.vmstat import PGMIGRATE_FAIL, PGMIGRATE_SUCCESS, count_vm_events
 from numaemu.mmu import _PAGE_ACCESSED, _PAGE_DIRTY, _PAGE_PRESENT, _PAGE_RW, _PAGE_USER
@@ -29,6 +33,9 @@ from numaemu.uapi import MPOL_DEFAULT, MPOL_MF_MOVE, MPOL_MF_MOVE_ALL, MPOL_MF_S
 
 U = np.uint64
 NR_MAX_BATCHED_MIGRATION = 512           # pages (Linux: HPAGE_PMD_NR)
+# what a page takes along to its new frame (folio_migrate_flags)
+MIGRATED_FLAGS = U(PG_anon | PG_anon_exclusive | PG_swapbacked | PG_active | PG_referenced | PG_unevictable | PG_mlocked |
+                   PG_workingset | PG_dirty | PG_uptodate)
 MIGRATE_MMS = 32                         # address spaces one batch may touch before it is cut
 BY_POLICY = -1                           # target node: ask the VMA's policy
 EIO, EINVAL, EFAULT, ENOENT, EACCES, EBUSY, ENODEV = (errno.EIO, errno.EINVAL, errno.EFAULT, errno.ENOENT, errno.EACCES,
@@ -49,26 +56,35 @@ def batch_of(machine, cpu):
     return migrate_t.array(machine.migrate)[cpu.id]
 
 
-@kernel("i64(machine_t*, u64, u64)")
-def isolate_page(machine, ptep, pte):
-    """Lock and pin the page a present entry maps; its pfn, or 0: it is busy or has just gone."""
-    pfn = pte_pfn(pte)
+@kernel("i64(cpu_t*, u64, u64)")
+def isolate_page(cpu, ptep, pte):
+    """Lock the page a present entry maps and take it off its LRU list; its pfn, or 0: it is busy or has just gone."""
+    machine, pfn = machine_of(cpu), pte_pfn(pte)
     page = page_of(machine, pfn)
     if not try_get_page(page):
         return 0
-    if ptep_get(ptep) == pte or pte_pfn(ptep_get(ptep)) == pfn:
-        if fetch_or(page, "flags", U(PG_locked)) & U(PG_locked) == U(0):
+    now = ptep_get(ptep)
+    if pte_present(now) and pte_pfn(now) == pfn and not folio_set(page, PG_locked):
+        if folio_isolate_lru(cpu, pfn):
+            fetch_add(page, "refcount", -1)      # the reference of its isolation is enough
+            count_isolated(machine, cpu, pfn, 1)
             return pfn
-    return -pfn                  # pinned, to be put by the caller
-
-
-@kernel("void(cpu_t*, i64)")
-def putback_page(cpu, pfn):
-    """Unlock and unpin."""
-    page = page_of(machine_of(cpu), pfn)
-    before = fetch_and(page, "flags", ~U(PG_locked))
-    VM_BUG_ON_PAGE(before & U(PG_locked) == U(0), page)
+        folio_clear(page, PG_locked)
     put_page(cpu, pfn)
+    return 0
+
+
+@kernel("void(cpu_t*, i64, bool)")
+def putback_page(cpu, pfn, moved):
+    """Unlock an isolated page: back to its list, or, if its contents have moved, drop the last reference."""
+    machine = machine_of(cpu)
+    locked = folio_clear(page_of(machine, pfn), PG_locked)
+    VM_BUG_ON_PAGE(not locked, page_of(machine, pfn))
+    count_isolated(machine, cpu, pfn, -1)
+    if moved:
+        put_page(cpu, pfn)
+    else:
+        folio_putback_lru(cpu, pfn)
 
 
 @kernel("bool(migrate_t*, i64, u64)")
@@ -183,7 +199,7 @@ def move_to_new_folio(cpu, old, new):
             compare_exchange(page, "refcount", references, 0) != references:
         return False
     target.mapping, target.index = page.mapping, page.index
-    target.flags |= page.flags & U(PG_anon)
+    target.flags |= page.flags & MIGRATED_FLAGS
     copy_bytes(machine.memory + (U(new) << U(12)), machine.memory + (U(old) << U(12)), 4096)
     cpu.clock_base_ns += machine.copy_page_ns
     if not anon:
@@ -211,10 +227,12 @@ def migrate_pages_batch(cpu, batch):
         if new != 0:
             moved = move_to_new_folio(cpu, old, new)
             rmap_walk(cpu, batch, old, new if moved else old, False)
-            put_page(cpu, new)           # the reference of its allocation: the entries hold their own
-            if not moved:
+            if moved:
+                folio_add_lru(cpu, new)
+            else:
                 batch.new[i] = 0
-        putback_page(cpu, old)
+            put_page(cpu, new)           # the reference of its allocation: the entries hold their own
+        putback_page(cpu, old, batch.new[i] != 0)
         if batch.new[i] == 0:
             failed += 1
     count_vm_events(machine, cpu.id, PGMIGRATE_SUCCESS, batch.nr - failed)
@@ -249,10 +267,8 @@ def queue_one(cpu, batch, ptep, pte, address, flags):
     machine = machine_of(cpu)
     if not page_movable(page_of(machine, pte_pfn(pte)), flags):
         return 0
-    pfn = isolate_page(machine, ptep, pte)
-    if pfn <= 0:
-        if pfn < 0:
-            put_page(cpu, -pfn)
+    pfn = isolate_page(cpu, ptep, pte)
+    if pfn == 0:
         return 1
     if add_to_batch(batch, pfn, address, 0):
         return migrate_pages_batch(cpu, batch)
@@ -316,6 +332,8 @@ def do_mbind(cpu, mm_number, start, length, policy, nodes, flags):
         return -EFAULT
     batch = batch_of(machine, cpu)
     batch.nr, batch.mm, batch.target = 0, mm_number, BY_POLICY
+    if flags & (MPOL_MF_MOVE | MPOL_MF_MOVE_ALL):
+        lru_add_drain_all(cpu)
     if flags & MPOL_MF_STRICT and flags & (MPOL_MF_MOVE | MPOL_MF_MOVE_ALL) == 0:
         if queue_pages_range(cpu, batch, start, end, nodes, False, flags) < 0:
             return -EIO
@@ -380,6 +398,7 @@ def do_migrate_pages(cpu, mm_number, old, new, flags):
     """migrate_pages(2): pages that could not be moved. The mmap_lock is held for reading."""
     machine = machine_of(cpu)
     batch, failed, todo = batch_of(machine, cpu), 0, old
+    lru_add_drain_all(cpu)
     while todo != U(0):
         source, target = next_migration(todo, old, new)
         if source < 0:
@@ -443,10 +462,8 @@ def add_page_for_migration(cpu, batch, address, node, flags):
         return -EBUSY
     if not page_movable(page_of(machine, pte_pfn(pte)), flags):
         return -EACCES
-    pfn = isolate_page(machine, ptep, pte)
-    if pfn <= 0:
-        if pfn < 0:
-            put_page(cpu, -pfn)
+    pfn = isolate_page(cpu, ptep, pte)
+    if pfn == 0:
         return -EBUSY
     add_to_batch(batch, pfn, address, 0)
     return -1000                 # queued
@@ -461,6 +478,7 @@ def do_move_pages(cpu, mm_number, addresses, nodes, status, nr, flags):
     machine = machine_of(cpu)
     batch, failed = batch_of(machine, cpu), 0
     batch.nr, batch.mm = 0, mm_number
+    lru_add_drain_all(cpu)
     for i in range(nr):
         node = nodes[i]
         if node < 0 or node >= machine.nr_nodes or not node_isset(machine.memory_mask, node):

@@ -9,9 +9,11 @@ from numaemu import shm
 from numaemu.kernel.migrate import migrate_t
 from numaemu.kernel.mm_types import machine_t, mapping_t, mm_t, page_t, pool_t, task_t, vma_t
 from numaemu.kernel.mmzone import (MAX_NR_ZONES, MIGRATE_MOVABLE, WMARK_HIGH, WMARK_LOW, WMARK_MIN, ZONE_DMA,
-                                   ZONE_DMA32, ZONE_HIGHMEM, ZONE_MOVABLE, ZONE_NORMAL, node_t, page_of, pcp_t,
-                                   zone_of, zone_t)
+                                   ZONE_DMA32, ZONE_HIGHMEM, ZONE_MOVABLE, ZONE_NORMAL, lruvec_t, node_t, page_of,
+                                   pcp_t, zone_of, zone_t)
+from numaemu.kernel.shrinker import shrinker_blocks
 from numaemu.kernel.slab_common import kmem_cache_init, slab_blocks
+from numaemu.kernel.swap import cpu_fbatches_t
 from numaemu.kernel.vmstat import percpu_t
 from numaemu.mailbox import mailbox_t
 from numaemu.mmu import cpu_t
@@ -45,7 +47,8 @@ class Layout:
 
 def control_layout(topology, max_pfn, nr_actors):
     """All tables that every process shares."""
-    nodes, cpus, zones = topology.nr_nodes, topology.nr_cpus, topology.nr_nodes * MAX_NR_ZONES
+    nodes, zones = topology.nr_nodes, topology.nr_nodes * MAX_NR_ZONES
+    cpus = topology.nr_cpus + nodes      # contexts: a node's kernel threads have one, too
     blocks = max_pfn // PAGEBLOCK_PAGES + 1
     layout = Layout()
     for name, nbytes in (
@@ -55,10 +58,11 @@ def control_layout(topology, max_pfn, nr_actors):
             ("mailboxes", nr_actors * mailbox_t.nbytes), ("zonelists", nodes * MAX_NODES * 8),
             ("tasks", MAX_TASKS * task_t.nbytes), ("mms", MAX_MMS * mm_t.nbytes), ("vmas", MAX_VMAS * vma_t.nbytes),
             ("mappings", MAX_VMAS * mapping_t.nbytes), ("vma_index", MAX_MMS * VMA_INDEX_SLOTS * 8),
+            ("cpu_fbatches", cpus * cpu_fbatches_t.nbytes), ("lruvecs", nodes * lruvec_t.nbytes),
             ("gather", cpus * GATHER_PAGES * 8), ("migrate", cpus * migrate_t.nbytes),
             ("pools", 4 * pool_t.nbytes), ("task_stack", MAX_TASKS * 8), ("mm_stack", MAX_MMS * 8),
             ("vma_stack", MAX_VMAS * 8), ("mapping_stack", MAX_VMAS * 8), ("outboxes", nr_actors * OUTBOX_BYTES),
-            *slab_blocks(topology)):
+            *slab_blocks(topology), *shrinker_blocks(topology)):
         layout.add(name, nbytes)
     return layout
 
@@ -236,9 +240,12 @@ def setup_per_zone_wmarks(machine, sysctl):
 
 
 def init_cpus(topology, machine):
-    for number in range(topology.nr_cpus):
+    """CPUs, and behind them the contexts of the nodes' kernel threads, which never access memory as tasks do."""
+    for number in range(machine.nr_cpu_ids):
         cpu = cpu_t.array(machine.cpus)[number]
-        cpu.id, cpu.node, cpu.machine = number, topology.node_of_cpu(number), machine.address
+        real = number < topology.nr_cpus
+        cpu.id, cpu.node = number, topology.node_of_cpu(number) if real else number - topology.nr_cpus
+        cpu.machine = machine.address
         cpu.memory, cpu.block_node = machine.memory, machine.block_node
         for level, spec in (("l1", topology.l1), ("l2", topology.l2)):
             sets = spec.entries // spec.ways
@@ -264,6 +271,7 @@ def boot(topology, reserve=None):
         if name in machine_t.kinds:
             setattr(machine, name, address)
     machine.nr_nodes, machine.nr_cpus = topology.nr_nodes, topology.nr_cpus
+    machine.nr_cpu_ids = topology.nr_cpus + topology.nr_nodes
     machine.max_pfn, machine.nr_actors = max_pfn, nr_actors
     machine.node_mask = (1 << topology.nr_nodes) - 1
     machine.zero_pfn, machine.next_pid = ZERO_PFN, 100
@@ -284,11 +292,3 @@ def boot(topology, reserve=None):
     page.refcount = 1
     return machine, blocks
 
-
-# -- zones ---------------------------------------------------------------------------------------------------
-
-# -- watermarks ----------------------------------------------------------------------------------------------
-
-# -- zonelists -----------------------------------------------------------------------------------------------
-
-# -- CPUs ----------------------------------------------------------------------------------------------------

@@ -8,13 +8,16 @@ from numaemu.pointer import Struct, i32, i64, u8, u64
 
 # page->flags: Linux's names; the order is ours (Linux's differs between configurations)
 PG_buddy, PG_table, PG_swapbacked, PG_anon, PG_reserved, PG_locked = (1 << i for i in range(6))
+(PG_lru, PG_active, PG_referenced, PG_unevictable, PG_workingset, PG_dirty, PG_writeback, PG_swapcache, PG_reclaim,
+ PG_mlocked) = (1 << i for i in range(6, 16))
+PG_uptodate, PG_anon_exclusive = 1 << 18, 1 << 19
 PG_used = 1 << 16        # the emulator's own: the frame has been given out before (its host memory may hold data)
 PG_pcp = 1 << 17         # the emulator's own: on a per-CPU list or on its way to one
 
 page_t = Struct("page_t", [
     # by whoever owns the page at that moment: its node while free, the CPU that allocated it, then atomically
     ("flags", u64),
-    ("lru_next", i64), ("lru_prev", i64),    # list links (pfn): free list, per-CPU list
+    ("lru_next", i64), ("lru_prev", i64),    # list links (pfn): free list, per-CPU list, LRU list
     ("mapping", i64),                        # number of the mapping_t (rmap family), 0 = not mapped
     ("index", i64),                          # page number within the mapping (for anonymous memory: address / 4096)
     ("private", i64),                        # buddy: the order of the free block; else free for the owner's use
@@ -105,6 +108,7 @@ machine_t = Struct("machine_t", [
     # set at boot, read by all
     ("memory", u64), ("mem_map", u64), ("block_node", u64), ("block_zone", u64), ("block_type", u64),
     ("nr_nodes", i64), ("nr_cpus", i64), ("max_pfn", i64), ("nr_actors", i64),
+    ("nr_cpu_ids", i64),            # CPUs, and behind them one context for each node's kernel threads
     ("zones", u64), ("nodes", u64), ("cpus", u64), ("percpu", u64), ("pcps", u64), ("mailboxes", u64),
     ("mms", u64), ("vmas", u64), ("vma_index", u64), ("mappings", u64), ("tasks", u64),
     ("mm_pool", u64), ("vma_pool", u64), ("mapping_pool", u64), ("task_pool", u64),
@@ -118,12 +122,15 @@ machine_t = Struct("machine_t", [
     ("il_weights", i64, MAX_NODES), # /sys/kernel/mm/mempolicy/weighted_interleave/nodeN
     ("anon_vma_lock", u64),         # spin lock: a VMA gets its first mapping
     ("next_pid", i64), ("next_mm_id", i64),        # atomically
-    ("migrate", u64),               # migrate_t[nr_cpus]
+    ("migrate", u64),               # migrate_t[nr_cpu_ids]
     ("on_oom", u64),                # the slow path's way up: oom_kill.alloc_pages_may_oom; 0: allocations fail
     ("oom_kills", i64),             # by the coordinator
-    ("gather", u64),                # i64[nr_cpus][GATHER_PAGES]: pages between unmapping and freeing
+    ("gather", u64),                # i64[nr_cpu_ids][GATHER_PAGES]: pages between unmapping and freeing
     ("kmem_caches", u64), ("kmem_cache_cpus", u64), ("kmem_cache_nodes", u64), ("kmem_cache_pool", u64),    # slab.py
-    ("slab_bugs", u64),             # slab_bug_t[nr_cpus]
+    ("slab_bugs", u64),             # slab_bug_t[nr_cpu_ids]
+    ("cpu_fbatches", u64),          # cpu_fbatches_t[nr_cpu_ids]: swap.py
+    ("lruvecs", u64),               # lruvec_t[nr_nodes]
     ("slab_mutex", u64),            # spin lock: caches are made and destroyed
     ("on_ctor", u64),               # callback into Python: construct an object of a cache
+    ("shrinkers", u64), ("list_lrus", u64),        # list_lru.py
 ])

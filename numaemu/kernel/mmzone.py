@@ -57,6 +57,18 @@ pcp_t = Struct("pcp_t", [            # struct per_cpu_pages: one for each CPU an
     ("lists", pcp_list_t, MIGRATE_PCPTYPES),
 ])
 
+# the LRU lists of a node: enum lru_list
+LRU_INACTIVE_ANON, LRU_ACTIVE_ANON, LRU_INACTIVE_FILE, LRU_ACTIVE_FILE, LRU_UNEVICTABLE, NR_LRU_LISTS = range(6)
+LRU_ACTIVE, LRU_FILE = 1, 2      # LRU_BASE + LRU_ACTIVE + LRU_FILE
+
+lruvec_t = Struct("lruvec_t", [      # struct lruvec; everything under lru_lock, counts also read as single words
+    ("lru_lock", u64), ("_pad", u64, 7),
+    ("head", i64, NR_LRU_LISTS), ("tail", i64, NR_LRU_LISTS),      # pfn, 0 = empty; pages are added at the head
+    ("nr", i64, NR_LRU_LISTS),                                     # pages
+    ("zone_nr", i64, NR_LRU_LISTS * MAX_NR_ZONES),                 # by list and zone type: mem_cgroup_per_node.lru_zone_size
+    ("anon_cost", i64), ("file_cost", i64),                        # pages whose reclaim was in vain, fading
+])
+
 NODE_RUNS = 32                   # pieces of a chain that are made present on the host at once
 
 node_t = Struct("node_t", [          # written by the node only
@@ -86,6 +98,12 @@ def page_zone(machine, pfn):
 def page_to_nid(machine, pfn):
     """The node that owns a frame."""
     return int(u8.array(machine.block_node)[pfn >> 9])
+
+
+@hot
+def lruvec_of(machine, node):
+    """The LRU lists of a node."""
+    return lruvec_t.array(machine.lruvecs)[node]
 
 
 @hot

@@ -17,6 +17,7 @@ from numaemu.atomic import compare_exchange, exchange, fetch_add, load_acquire, 
 from numaemu.compile import hot, kernel
 from numaemu.kernel.gfp import (___GFP_DIRECT_RECLAIM, ___GFP_NORETRY, ___GFP_RETRY_MAYFAIL, __GFP_DMA, __GFP_DMA32,
                                 __GFP_FS, __GFP_MOVABLE, __GFP_RECLAIMABLE, __GFP_THISNODE, __GFP_ZERO)
+from numaemu.kernel.mm_inline import __page_cache_release, unlock_lruvec
 from numaemu.kernel.mm_types import PG_buddy, PG_pcp, PG_used, task_t
 from numaemu.kernel.mmdebug import VM_BUG_ON_PAGE
 from numaemu.kernel.mmzone import (MAX_NR_ZONES, MIGRATE_MOVABLE, MIGRATE_RECLAIMABLE, MIGRATE_TYPES,
@@ -351,4 +352,23 @@ def put_page(cpu, pfn):
     before = fetch_add(page, "refcount", -1)
     VM_BUG_ON_PAGE(before <= 0, page)
     if before == 1:
+        unlock_lruvec(machine_of(cpu), __page_cache_release(cpu, pfn, -1))
         free_pages(cpu, pfn, 0)
+
+
+@kernel("void(cpu_t*, i64*, i64, i64)")
+def release_pages(cpu, pfns, first, end):
+    """Drop a reference to each of pfns[first:end]; what is free then goes, taking each lru_lock as seldom as may be."""
+    machine, locked = machine_of(cpu), -1
+    for i in range(first, end):
+        page = page_of(machine, pfns[i])
+        before = fetch_add(page, "refcount", -1)
+        VM_BUG_ON_PAGE(before <= 0, page)
+        if before == 1:
+            locked = __page_cache_release(cpu, pfns[i], locked)
+        else:
+            pfns[i] = 0
+    unlock_lruvec(machine, locked)
+    for i in range(first, end):
+        if pfns[i] != 0:
+            free_unref_page(cpu, pfns[i])

@@ -54,7 +54,15 @@ def slab_lines(state):
 
 
 HUGE_LINES = "AnonHugePages ShmemHugePages ShmemPmdMapped FileHugePages FilePmdMapped Unaccepted"
-LRU_LINES = "Active Inactive Active(anon) Inactive(anon) Active(file) Inactive(file) Unevictable Mlocked"
+
+
+def lru_lines(state):
+    """The LRU lists, and pages locked into memory."""
+    anon, file = (state["nr_active_anon"], state["nr_inactive_anon"]), (state["nr_active_file"], state["nr_inactive_file"])
+    return [line("Active", anon[0] + file[0]), line("Inactive", anon[1] + file[1]),
+            line("Active(anon)", anon[0]), line("Inactive(anon)", anon[1]),
+            line("Active(file)", file[0]), line("Inactive(file)", file[1]),
+            line("Unevictable", state["nr_unevictable"]), line("Mlocked", state["nr_mlock"])]
 
 
 def meminfo(system):
@@ -65,8 +73,10 @@ def meminfo(system):
     free = sum(free_pages(machine, node) for node in nodes)
     lines = [line("MemTotal", kilobytes(total)), line("MemFree", kilobytes(free)),
              line("MemAvailable", kilobytes(si_mem_available(machine, free))), *zeros("Buffers"),
-             line("Cached", state["nr_file_pages"]), *zeros(f"SwapCached {LRU_LINES}"),
-             *zeros("SwapTotal SwapFree Zswap Zswapped Dirty Writeback"),
+             line("Cached", state["nr_file_pages"] - state["nr_swapcached"]), line("SwapCached", state["nr_swapcached"]),
+             *lru_lines(state),
+             *zeros("SwapTotal SwapFree Zswap Zswapped"),
+             line("Dirty", state["nr_dirty"]), line("Writeback", state["nr_writeback"]),
              line("AnonPages", state["nr_anon_pages"]), line("Mapped", state["nr_mapped"]),
              line("Shmem", state["nr_shmem"]), *slab_lines(state), *zeros("KernelStack"),
              line("PageTables", state["nr_page_table_pages"]), *zeros("SecPageTables NFS_Unstable Bounce WritebackTmp"),
@@ -85,7 +95,8 @@ def node_meminfo(system, node):
     state = state_kb(machine, [node])
     total, free = node_managed_pages(machine, node), free_pages(machine, node)
     lines = [line("MemTotal", kilobytes(total)), line("MemFree", kilobytes(free)),
-             line("MemUsed", kilobytes(total - free)), *zeros(f"SwapCached {LRU_LINES} Dirty Writeback"),
+             line("MemUsed", kilobytes(total - free)), line("SwapCached", state["nr_swapcached"]), *lru_lines(state),
+             line("Dirty", state["nr_dirty"]), line("Writeback", state["nr_writeback"]),
              line("FilePages", state["nr_file_pages"]), line("Mapped", state["nr_mapped"]),
              line("AnonPages", state["nr_anon_pages"]), line("Shmem", state["nr_shmem"]), *zeros("KernelStack"),
              line("PageTables", state["nr_page_table_pages"]), *zeros("SecPageTables NFS_Unstable Bounce WritebackTmp"),

@@ -9,7 +9,7 @@ import numpy as np
 
 from numaemu.atomic import compare_exchange, fetch_add, load_acquire
 from numaemu.compile import hot, kernel
-from numaemu.kernel.mm_types import MM_ANONPAGES, MM_SHMEMPAGES, PG_anon, mapping_t, vma_t
+from numaemu.kernel.mm_types import MM_ANONPAGES, MM_SHMEMPAGES, PG_anon, PG_swapbacked, mapping_t, vma_t
 from numaemu.kernel.mmdebug import VM_BUG_ON_PAGE
 from numaemu.kernel.mmzone import page_of, page_to_nid
 from numaemu.kernel.pool import pool_get, pool_put
@@ -104,11 +104,11 @@ def page_address_in_vma(page, vma):
 
 @hot
 def folio_add_anon_rmap(machine, cpu, page, pfn, vma, address):
-    """A new anonymous page gets its first page-table entry."""
+    """A new anonymous page gets its first page-table entry (folio_add_new_anon_rmap)."""
     page.mapping = vma.mapping
     page.index = vma.pgoff + np.int64((address - vma.start) >> U(12))
     page.mapcount = 1
-    page.flags |= U(PG_anon)
+    page.flags |= U(PG_anon | PG_swapbacked)
     mod_node_page_state(machine, cpu.id, page_to_nid(machine, pfn), NR_ANON_MAPPED, 1)
 
 

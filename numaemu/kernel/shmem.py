@@ -10,11 +10,13 @@ from numaemu.atomic import compare_exchange, fetch_add, load_acquire
 from numaemu.compile import hot, kernel
 from numaemu.kernel.gfp import __GFP_ZERO, GFP_HIGHUSER_MOVABLE, GFP_KERNEL
 from numaemu.kernel.mempolicy import vma_alloc_folio
+from numaemu.kernel.mm_types import PG_swapbacked
 from numaemu.kernel.mmzone import page_of, page_to_nid
-from numaemu.kernel.page_alloc import alloc_pages, get_page, put_page, try_get_page
+from numaemu.kernel.page_alloc import alloc_pages, put_page, try_get_page
 from numaemu.kernel.pgtable import pfn_pte, pte_pfn, table_at
 from numaemu.kernel.rmap import mapping_of, mapping_put
 from numaemu.kernel.smp import machine_of, relax
+from numaemu.kernel.swap import folio_add_new_lru
 from numaemu.kernel.vmstat import NR_FILE_PAGES, NR_KERNEL_PAGES, NR_SHMEM, mod_node_page_state
 from numaemu.pointer import address_of, u64
 
@@ -74,11 +76,13 @@ def shmem_add_folio(cpu, vma, address, slot, index):
         return 0
     page = page_of(machine, pfn)
     page.mapping, page.index = vma.mapping, index
-    get_page(page)
+    page.flags |= U(PG_swapbacked)
+    page.refcount = 3                    # the caller's, the tree's, that of its way to the LRU list
     if compare_exchange(u64.array(slot), 0, U(0), pfn_pte(pfn, _SLOT)) != U(0):
-        put_page(cpu, pfn)               # another CPU was faster: look again
+        page.refcount = 1                # another CPU was faster: look again
         put_page(cpu, pfn)
         return AGAIN
+    folio_add_new_lru(cpu, pfn)
     count_shmem(machine, cpu, pfn, 1)
     fetch_add(mapping_of(machine, vma.mapping), "nr_pages", 1)
     return pfn

@@ -11,7 +11,7 @@ TYPE_LETTERS = {MIGRATE_UNMOVABLE: "U", MIGRATE_MOVABLE: "M", MIGRATE_RECLAIMABL
 def free_pcp(machine, zone):
     """Pages on the per-CPU lists of a zone."""
     return sum(pcp_of(machine, cpu, zone.node * MAX_NR_ZONES + zone.type).lists[kind].count
-               for cpu in range(machine.nr_cpus) for kind in range(MIGRATE_PCPTYPES))
+               for cpu in range(machine.nr_cpu_ids) for kind in range(MIGRATE_PCPTYPES))
 
 
 def zone_lines(machine, zone):

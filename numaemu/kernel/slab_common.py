@@ -62,7 +62,7 @@ def kmem_cache_shutdown(cpu, number):
     """Take every CPU's slab away and give empty slabs back; objects that are left. Nobody may use the cache."""
     machine = machine_of(cpu)
     left = 0
-    for owner in range(machine.nr_cpus):
+    for owner in range(machine.nr_cpu_ids):
         deactivate_slab(cpu, number, owner)
         c = cpu_slab(machine, number, owner)
         left += c.allocs - c.frees
@@ -72,7 +72,7 @@ def kmem_cache_shutdown(cpu, number):
             left += get_node(machine, number, node).total_objects
     if left == 0:
         cache_of(machine, number).live = 0
-        for owner in range(machine.nr_cpus):
+        for owner in range(machine.nr_cpu_ids):
             c = cpu_slab(machine, number, owner)
             c.allocs, c.frees, c.requested = 0, 0, 0
     return left
@@ -162,10 +162,11 @@ def init_cache(machine, number, name, size, align, flags, ctor=0, ctor_bytes=0, 
 
 def slab_blocks(topology):
     """The blocks of shared memory that caches need: (name, bytes)."""
+    contexts = topology.nr_cpus + topology.nr_nodes
     return (("kmem_caches", MAX_KMEM_CACHES * kmem_cache_t.nbytes),
-            ("kmem_cache_cpus", MAX_KMEM_CACHES * topology.nr_cpus * kmem_cache_cpu_t.nbytes),
+            ("kmem_cache_cpus", MAX_KMEM_CACHES * contexts * kmem_cache_cpu_t.nbytes),
             ("kmem_cache_nodes", MAX_KMEM_CACHES * topology.nr_nodes * kmem_cache_node_t.nbytes),
-            ("slab_bugs", topology.nr_cpus * slab_bug_t.nbytes),
+            ("slab_bugs", contexts * slab_bug_t.nbytes),
             ("kmem_cache_pool", pool_t.nbytes), ("kmem_cache_stack", MAX_KMEM_CACHES * 8))
 
 
@@ -284,7 +285,7 @@ def kmalloc_waste(machine):
     """Bytes asked for against bytes given out since boot, by general cache; "large": straight from the buddy."""
     waste = {}
     for number in range(len(KMALLOC_TYPES) * _KINDS + 1):
-        cpus = [cpu_slab(machine, number, c) for c in range(machine.nr_cpus)]
+        cpus = [cpu_slab(machine, number, c) for c in range(machine.nr_cpu_ids)]
         objects, requested = sum(c.allocs for c in cpus), sum(c.requested for c in cpus)
         if objects:
             large = sum(c.large_pages for c in cpus) * PAGE_SIZE

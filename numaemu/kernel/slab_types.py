@@ -79,7 +79,7 @@ def cache_of(machine, number):
 @hot
 def cpu_slab(machine, number, cpu_number):
     """this_cpu_ptr(s->cpu_slab)"""
-    return kmem_cache_cpu_t.array(machine.kmem_cache_cpus)[number * machine.nr_cpus + cpu_number]
+    return kmem_cache_cpu_t.array(machine.kmem_cache_cpus)[number * machine.nr_cpu_ids + cpu_number]
 
 
 @hot
@@ -192,4 +192,4 @@ def live_caches(machine):
 
 
 def objects_in_use(machine, number):
-    return sum(cpu_slab(machine, number, c).allocs - cpu_slab(machine, number, c).frees for c in range(machine.nr_cpus))
+    return sum(cpu_slab(machine, number, c).allocs - cpu_slab(machine, number, c).frees for c in range(machine.nr_cpu_ids))

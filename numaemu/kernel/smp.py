@@ -27,11 +27,12 @@ SPINS = 100          # tries for a lock before the host may run somebody else; a
  MSG_FALLBACK,       # CPU -> coordinator: zone, migratetype, pages: another node's zone has to fill my shelf
  MSG_SHOOTDOWN,      # CPU -> coordinator: my flush_* words say what; acknowledged by its targets
  MSG_DRAIN_ALL,      # CPU -> coordinator: everybody gives unused pages back; the reply is how many came
+ MSG_LRU_DRAIN_ALL,  # CPU -> coordinator: CPUs that run no operation empty their LRU batches; the reply comes when they have
  MSG_OOM,            # CPU -> coordinator: gfp * 16 + order, nodes: nothing is left; the reply is a victim's mm
  MSG_CALL,           # bulk: a Python call (method, arguments) pickled in the sender's outbox: offset, bytes
  MSG_RESULT,         # bulk: its answer
  MSG_DRIVER,         # the coordinator's link thread: a frame from the driver has arrived
- ) = range(12)
+ ) = range(13)
 
 
 @hot

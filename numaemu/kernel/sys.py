@@ -16,7 +16,8 @@ from numaemu.kernel.mmap import do_brk, do_madvise, do_mmap, do_mprotect, do_mun
 from numaemu.kernel.page_alloc import alloc_pages, drain_local_pages, free_pages, put_page
 from numaemu.kernel.pgtable import mm_of
 from numaemu.kernel.rmap import vma_of
-from numaemu.kernel.smp import (enter, leave, machine_of, read_lock, read_unlock, write_lock, write_unlock)
+from numaemu.kernel.smp import enter, leave, machine_of, read_lock, read_unlock, write_lock, write_unlock
+from numaemu.kernel.swap import lru_add_drain
 from numaemu.kernel.tlb import switch_mm
 from numaemu.mmu import clock_ns, cpu_t
 from numaemu.pointer import address_of, i64, u64
@@ -284,7 +285,15 @@ def sys_exit(cpu_address, task, signal):
 @entry("void(u64)")
 def drain_pages(cpu_address):
     """Give everything on this CPU's page lists back (a CPU that is asked to, between two operations)."""
-    drain_local_pages(cpu_t.at(cpu_address))
+    cpu = cpu_t.at(cpu_address)
+    lru_add_drain(cpu)
+    drain_local_pages(cpu)
+
+
+@entry("void(u64)")
+def drain_lru(cpu_address):
+    """Empty this CPU's LRU batches (a CPU that is asked to, between two operations)."""
+    lru_add_drain(cpu_t.at(cpu_address))
 
 
 @entry("i64(u64)")

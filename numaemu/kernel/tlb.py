@@ -18,7 +18,7 @@ from numaemu.kernel.vmstat import (NR_TLB_LOCAL_FLUSH_ALL, NR_TLB_LOCAL_FLUSH_ON
                                    NR_TLB_REMOTE_FLUSH_RECEIVED, count_vm_events)
 from numaemu.mailbox import fetch
 from numaemu.mmu import cpu_t, tlb_flush_all, tlb_flush_page
-from numaemu.param import CPU_WORDS
+from numaemu.param import CONTEXT_WORDS, CPU_WORDS
 
 U = np.uint64
 TLB_SINGLE_PAGE_FLUSH_CEILING = 33       # pages; beyond it the whole TLB is flushed (tlb.c)
@@ -57,7 +57,7 @@ def answer_ipi(cpu_address, _b, _c):
     cpu = cpu_t.at(cpu_address)
     machine = machine_of(cpu)
     exchange(cpu, "ipi_pending", 0)
-    for word in range(CPU_WORDS):
+    for word in range(CONTEXT_WORDS):
         bits = exchange(cpu.ipi_from, word, 0)
         bit = 0
         while bits != U(0):

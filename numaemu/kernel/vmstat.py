@@ -1,6 +1,6 @@
 """Counters: Linux's mm/vmstat.c. Each CPU counts in its own block, without atomics; readers add the blocks up."""
 from numaemu.compile import hot
-from numaemu.kernel.mmzone import MAX_NR_ZONES, zone_of
+from numaemu.kernel.mmzone import MAX_NR_ZONES, NR_LRU_LISTS, lruvec_of, zone_of
 from numaemu.param import MAX_NODES
 from numaemu.pointer import Struct, i64
 
@@ -35,7 +35,7 @@ VM_EVENTS = (
 NUMA_STATS = ("numa_hit", "numa_miss", "numa_foreign", "interleave_hit", "local_node", "other_node")
 NUMA_HIT, NUMA_MISS, NUMA_FOREIGN, NUMA_INTERLEAVE_HIT, NUMA_LOCAL, NUMA_OTHER = range(6)
 
-# the first five are the LRU lists, in the order of LRU_*
+# the first five are the lengths of the LRU lists, in the order of LRU_*: the lists count them
 NODE_STATS = (
     "nr_inactive_anon nr_active_anon nr_inactive_file nr_active_file nr_unevictable "
     "nr_slab_reclaimable nr_slab_unreclaimable nr_isolated_anon nr_isolated_file "
@@ -98,20 +98,22 @@ def pgalloc_event(machine, zone):
 
 def fold_vm_events(machine):
     """All CPUs' events added up: {name: count}."""
-    total = sum(percpu_of(machine, c).as_numpy()["event"] for c in range(machine.nr_cpus))
+    total = sum(percpu_of(machine, c).as_numpy()["event"] for c in range(machine.nr_cpu_ids))
     return {name: int(total[i]) for i, name in enumerate(VM_EVENTS)}
 
 
 def fold_numa(machine, node):
     """numastat of one node: {name: count}."""
-    total = sum(percpu_of(machine, c).as_numpy()["numa"][node]["item"] for c in range(machine.nr_cpus))
+    total = sum(percpu_of(machine, c).as_numpy()["numa"][node]["item"] for c in range(machine.nr_cpu_ids))
     return {name: int(total[i]) for i, name in enumerate(NUMA_STATS)}
 
 
 def fold_node(machine, node):
     """Page counters of one node: {name: pages}."""
-    total = sum(percpu_of(machine, c).as_numpy()["node"][node]["item"] for c in range(machine.nr_cpus))
-    return {name: int(total[i]) for i, name in enumerate(NODE_STATS)}
+    total = sum(percpu_of(machine, c).as_numpy()["node"][node]["item"] for c in range(machine.nr_cpu_ids))
+    counts = {name: int(total[i]) for i, name in enumerate(NODE_STATS)}
+    lruvec = lruvec_of(machine, node)
+    return counts | {NODE_STATS[lru]: lruvec.nr[lru] for lru in range(NR_LRU_LISTS)}
 
 
 def free_pages(machine, node):
