@@ -21,6 +21,7 @@ from numaemu import zcomp
 from numaemu import access  # noqa: F401  (its kernels are loaded before anything forks)
 from numaemu.actor import COORDINATOR, Actor
 from numaemu.build import JIT
+from numaemu.kernel import kernel_calls
 from numaemu.kernel import sys as syscalls
 from numaemu.kernel.fault import exc_page_fault
 from numaemu.kernel.kswapd import wake_all_kswapds
@@ -30,6 +31,7 @@ from numaemu.kernel.smp import actor_of_cpu
 from numaemu.kernel.swapon import try_to_unuse
 from numaemu.kernel.tlb import answer_ipi
 from numaemu.kernel.vmscan import try_to_free_pages
+from numaemu.kernel_operations import Constructors
 from numaemu.mmu import cpu_t
 from numaemu.native import PythonCallback
 from numaemu.operations import Operations, kill_task
@@ -74,6 +76,8 @@ def install_callbacks(world):
         return 0
 
     machine.on_ring, machine.on_wake, machine.on_wait = (_address_of(f) for f in (on_ring, on_wake, on_wait))
+    world.constructors = Constructors(machine)
+    machine.on_ctor = _address_of(world.constructors)
     for number in range(machine.nr_cpus):
         cpu = cpu_t.array(machine.cpus)[number]
         cpu.on_fault, cpu.on_ipi = exc_page_fault.address, answer_ipi.address
@@ -284,7 +288,7 @@ class Cpu(Actor):
         """Give this CPU's slab of a cache up, if no operation is running."""
         if self.turn.try_enter():
             try:
-                syscalls.flush_slab(self.state.address, number)
+                kernel_calls.flush_slab(self.state.address, number)
             finally:
                 self.turn.__exit__()
 

@@ -5,6 +5,7 @@ process, a message if not.
 """
 import numpy as np
 
+from numaemu.payload import dump_function
 from numaemu.uapi import MAP_ANONYMOUS, MAP_PRIVATE, MPOL_F_ADDR, MPOL_F_NODE, MPOL_MF_MOVE, PROT_READ, PROT_WRITE
 from numaemu.units import parse_size
 
@@ -246,9 +247,32 @@ class KernelCalls:
         """{cache: objects, requested, allocated and wasted bytes} of all kmalloc calls since boot."""
         return self._task._op("kmalloc_waste")
 
-    def kmem_cache_create(self, name, size, align=0, flags=0, ctor=None):
-        """A cache of objects of `size` bytes; `ctor`: bytes that every new object begins with."""
-        return KmemCache(self._task, self._task._op("kmem_cache_create", name, size, align, flags, ctor), name)
+    def kmem_cache_create(self, name, size, align=0, flags=0, ctor=None, colour=False):
+        """A cache of objects of `size` bytes.
+
+        `ctor`: bytes that every new object begins with; or a function that is called with each object of a new slab,
+        once, before it is given out. That has `address`, `nbytes` and `write(offset, data)`, and holds zeros. It runs
+        inside the kernel of the CPU that needs the slab, so it may do nothing else. Objects are freed in this state.
+        `colour`: slabs begin at different cache lines, in turn, as far as they have bytes to spare (as Linux's old SLAB).
+        """
+        if callable(ctor):
+            ctor = (dump_function(ctor, ()),)
+        return KmemCache(self._task, self._task._op("kmem_cache_create", name, size, align, flags, ctor, colour), name)
+
+    def register_shrinker(self, cache, link=0, seeks=2, batch=128):
+        """Let memory pressure free objects of a cache (SLAB_RECLAIM_ACCOUNT) that nobody uses: a Shrinker.
+
+        Objects keep 16 bytes at `link` for it. `seeks`: how dear an object is to make again, 2 as a page of a file.
+        """
+        return Shrinker(self._task, self._task._op("register_shrinker", cache.number, link, seeks, batch))
+
+    def shrink_slab(self, gfp, nid, priority):
+        """What reclaim does on a node: every shrinker frees a share of its objects; how many. Mirrors shrink_slab."""
+        return self._task._op("shrink_slab", gfp, nid, priority)
+
+    def drop_slab(self):
+        """Free all objects that shrinkers can; how many. What vm.drop_caches = 2 does."""
+        return self._task._op("drop_slab")
 
     def read(self, address, nbytes):
         """Bytes at a kernel address (nothing is charged)."""
@@ -283,6 +307,29 @@ class KmemCache:
     def destroy(self):
         """End the cache, which nobody may use any more; KernelBug if objects are left."""
         self.task._op("kmem_cache_destroy", self.number)
+
+
+class Shrinker:
+    """What lets a cache's unused objects go. `number` is what compiled code gives to numaemu.list_lru_add and list_lru_del."""
+
+    def __init__(self, task, number):
+        self.task, self.number = task, number
+
+    def list_lru_add(self, address):
+        """Nobody uses an object any more, it may be freed from now on; False if it was on the list."""
+        return self.task._op("list_lru_add", self.number, address)
+
+    def list_lru_del(self, address):
+        """Use an object again; False if it was not on the list, because it has been freed."""
+        return self.task._op("list_lru_del", self.number, address)
+
+    def list_lru_count(self, nid):
+        """Objects on a node's list."""
+        return self.task._op("list_lru_count", self.number, nid)
+
+    def unregister(self):
+        """End the shrinker, whose lists are empty."""
+        self.task._op("unregister_shrinker", self.number)
 
 
 class Mapping:

@@ -28,6 +28,7 @@ from numaemu.kernel.pgtable import pte_offset
 from numaemu.kernel.smp import MSG_NONE, actor_of_cpu
 from numaemu.kernel.sysctl import System
 from numaemu.kernel.tlb import answer_ipi
+from numaemu.kernel_operations import Constructors
 from numaemu.mailbox import fall_asleep
 from numaemu.mmu import cpu_t
 from numaemu.node import Node
@@ -86,6 +87,8 @@ class Loopback:
         self.machine.on_wait = self._callback(lambda *_: self.deliver())
         cpu_process.install_ways_up(self.machine)
         self.working = False
+        self.world.constructors = Constructors(self.machine)
+        self.machine.on_ctor = cpu_process._address_of(self.world.constructors)
         for cpu in self.cpus:
             cpu.state.on_fault, cpu.state.on_ipi = exc_page_fault.address, answer_ipi.address
         for actor in self.actors:

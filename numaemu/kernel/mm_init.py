@@ -12,7 +12,8 @@ from numaemu.kernel.mmzone import (MAX_NR_ZONES, MIGRATE_MOVABLE, WMARK_HIGH, WM
                                    ZONE_DMA32, ZONE_HIGHMEM, ZONE_MOVABLE, ZONE_NORMAL, lruvec_t, node_t, page_of,
                                    pcp_t, zone_of, zone_t)
 from numaemu.kernel.pageout import scan_control_t
-from numaemu.kernel.slab import kmem_cache_init, slab_blocks
+from numaemu.kernel.shrinker import shrinker_blocks
+from numaemu.kernel.slab_common import kmem_cache_init, slab_blocks
 from numaemu.kernel.swap import cpu_fbatches_t
 from numaemu.kernel.swapfile import MAX_SWAP_ENTRIES, MAX_SWAPFILES, SWP_OFFSET_BITS, swap_t
 from numaemu.kernel.vmstat import percpu_t
@@ -67,7 +68,7 @@ def control_layout(topology, max_pfn, nr_actors):
             ("scan_controls", cpus * scan_control_t.nbytes), ("swap", swap_t.nbytes), ("zstat", zstat_t.nbytes),
             ("zbufs", cpus * ZBUF_BYTES), ("swap_map", MAX_SWAP_ENTRIES * 4), ("swap_cache", MAX_SWAP_ENTRIES * 8),
             ("zeromap", MAX_SWAP_ENTRIES), ("ztable", MAX_SWAP_ENTRIES * 8), ("swap_data", MAX_SWAP_ENTRIES * PAGE_SIZE),
-            *slab_blocks(topology)):
+            *slab_blocks(topology), *shrinker_blocks(topology)):
         layout.add(name, nbytes)
     return layout
 
@@ -306,7 +307,7 @@ def boot(topology, reserve=None):
         machine.il_weights[node] = 1
     init_cpus(topology, machine)
     init_swap(topology, machine, blocks)
-    kmem_cache_init(machine, blocks["kmem_cache_stack"])
+    kmem_cache_init(machine, blocks["kmem_cache_stack"], topology.kernel.get("slab_debug"))
     page = page_of(machine, ZERO_PFN)
     page.refcount = 1
     return machine, blocks

@@ -128,7 +128,7 @@ machine_t = Struct("machine_t", [
     ("oom_kills", i64),             # by the coordinator
     ("gather", u64),                # i64[nr_cpu_ids][GATHER_PAGES]: pages between unmapping and freeing
     ("kmem_caches", u64), ("kmem_cache_cpus", u64), ("kmem_cache_nodes", u64), ("kmem_cache_pool", u64),    # slab.py
-    ("slab_bugs", u64),             # slab_bug_t[nr_cpus]
+    ("slab_bugs", u64),             # slab_bug_t[nr_cpu_ids]
     ("cpu_fbatches", u64),          # cpu_fbatches_t[nr_cpu_ids]: swap.py
     ("lruvecs", u64),               # lruvec_t[nr_nodes]
     ("swap", u64),                  # swap_t: swapfile.py
@@ -143,4 +143,6 @@ machine_t = Struct("machine_t", [
     ("on_wake_kthread", u64),       # callback into Python: ring the kernel threads of a node
     ("swappiness", i64),            # sysctl vm.swappiness
     ("slab_mutex", u64),            # spin lock: caches are made and destroyed
+    ("on_ctor", u64),               # callback into Python: construct an object of a cache
+    ("shrinkers", u64), ("list_lrus", u64),        # list_lru.py
 ])

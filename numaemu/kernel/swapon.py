@@ -131,12 +131,12 @@ def unuse_cache(cpu, kind):
     """Pages that are in memory give their slots of the area up."""
     machine = machine_of(cpu)
     first = kind << SWP_OFFSET_BITS
-    for entry in range(first + 1, first + swap_of(machine).info[kind].max):
-        pfn = swap_cache_get_folio(cpu, entry) if load_acquire(swap_map(machine), entry) != 0 else 0
+    for slot in range(first + 1, first + swap_of(machine).info[kind].max):
+        pfn = swap_cache_get_folio(cpu, slot) if load_acquire(swap_map(machine), slot) != 0 else 0
         if pfn != 0:
             page = page_of(machine, pfn)
             folio_lock(cpu, page)
-            if folio_test(page, PG_swapcache) and page.private == entry:
+            if folio_test(page, PG_swapcache) and page.private == slot:
                 folio_free_swap(cpu, pfn)
             folio_unlock(page)
             put_page(cpu, pfn)

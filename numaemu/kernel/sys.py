@@ -15,12 +15,8 @@ from numaemu.kernel.mm_types import policy_t, task_t
 from numaemu.kernel.mmap import do_brk, do_madvise, do_mmap, do_mprotect, do_munmap, find_vma
 from numaemu.kernel.page_alloc import alloc_pages, drain_local_pages, free_pages, put_page
 from numaemu.kernel.pgtable import mm_of
-from numaemu.kernel.pool import pool_get, pool_put
 from numaemu.kernel.rmap import vma_of
-from numaemu.kernel.slab import (deactivate_slab, kfree, kmalloc_node, kmem_cache_shrink, kmem_cache_shutdown, ksize,
-                                 slab_alloc_node, slab_free)
-from numaemu.kernel.smp import (enter, leave, machine_of, read_lock, read_unlock, spin_lock, spin_unlock, write_lock,
-                                write_unlock)
+from numaemu.kernel.smp import enter, leave, machine_of, read_lock, read_unlock, write_lock, write_unlock
 from numaemu.kernel.swap import lru_add_drain
 from numaemu.kernel.tlb import switch_mm
 from numaemu.mmu import clock_ns, cpu_t
@@ -323,72 +319,3 @@ def kernel_free_pages(cpu_address, task, pfn, order):
         put_page(cpu, pfn)
     else:
         free_pages(cpu, pfn, order)
-
-
-@entry("u64(u64, i64, i64, i64, i64)")
-def kernel_kmalloc(cpu_address, task, size, gfp, nid):
-    """kmalloc_node: an address, or 0."""
-    return kmalloc_node(running(cpu_address, task), size, gfp, nid)
-
-
-@entry("i64(u64, i64, u64)")
-def kernel_kfree(cpu_address, task, address):
-    """0, or a BUG_* that is noted."""
-    return kfree(running(cpu_address, task), address)
-
-
-@entry("i64(u64, i64, u64)")
-def kernel_ksize(cpu_address, task, address):
-    return ksize(running(cpu_address, task), address)
-
-
-@entry("u64(u64, i64, i64, i64, i64)")
-def kernel_cache_alloc(cpu_address, task, number, gfp, nid):
-    """kmem_cache_alloc_node: an address, or 0."""
-    return slab_alloc_node(running(cpu_address, task), number, gfp, nid)
-
-
-@entry("i64(u64, i64, i64, u64)")
-def kernel_cache_free(cpu_address, task, number, address):
-    """kmem_cache_free: 0, or a BUG_* that is noted."""
-    return slab_free(running(cpu_address, task), number, address)
-
-
-@entry("void(u64, i64)")
-def flush_slab(cpu_address, number):
-    """This CPU gives its slab of a cache up."""
-    cpu = cpu_t.at(cpu_address)
-    deactivate_slab(cpu, number, cpu.id)
-
-
-@entry("void(u64, i64)")
-def kernel_cache_shrink(cpu_address, number):
-    kmem_cache_shrink(cpu_t.at(cpu_address), number)
-
-
-@entry("i64(u64, i64)")
-def kernel_cache_shutdown(cpu_address, number):
-    """The objects that are left; if none, the cache is gone."""
-    cpu = cpu_t.at(cpu_address)
-    left = kmem_cache_shutdown(cpu, number)
-    if left == 0:
-        pool_put(cpu, machine_of(cpu).kmem_cache_pool, number)
-    return left
-
-
-@entry("i64(u64)")
-def get_cache_number(cpu_address):
-    """A number for a new cache, or 0."""
-    cpu = cpu_t.at(cpu_address)
-    return pool_get(cpu, machine_of(cpu).kmem_cache_pool)
-
-
-@entry("void(u64, bool)")
-def slab_mutex(cpu_address, lock):
-    """Take or release the lock under which caches are made and destroyed."""
-    cpu = cpu_t.at(cpu_address)
-    word = address_of(machine_of(cpu), "slab_mutex")
-    if lock:
-        spin_lock(cpu, word)
-    else:
-        spin_unlock(word)

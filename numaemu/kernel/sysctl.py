@@ -11,6 +11,7 @@ import re
 from numaemu.kernel.mm_init import (LOWMEM_RESERVE_RATIO, WATERMARK_SCALE_FACTOR, calculate_min_free_kbytes,
                                     setup_per_zone_lowmem_reserve, setup_per_zone_wmarks)
 from numaemu.param import MAX_MAP_COUNT, VMA_INDEX_SLOTS
+from numaemu.kernel.swapfile import swap_of
 from numaemu.topology import INT_MAX, KNOWN_SYSCTLS
 
 DEFAULTS = {                             # Linux 6.12; min_free_kbytes is calculated

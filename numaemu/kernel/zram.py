@@ -9,7 +9,8 @@ import numpy as np
 from numaemu.atomic import exchange, fetch_add
 from numaemu.compile import hot, kernel
 from numaemu.kernel.gfp import ___GFP_NOWARN, GFP_NOWAIT
-from numaemu.kernel.slab import host_of, kfree, kmalloc_node
+from numaemu.kernel.slab_common import kfree, kmalloc_node
+from numaemu.kernel.slab_types import host_of
 from numaemu.kernel.smp import machine_of
 from numaemu.native import call_address, copy_bytes
 from numaemu.pointer import Struct, i64, u64
