@@ -249,6 +249,10 @@ class Cpu(Actor):
         """A function that a task here has started is done."""
         settle(self.runs.pop(run), answer)
 
+    def printk(self, lines):
+        """Lines for the kernel's log."""
+        self.tell(COORDINATOR, "printk", lines)
+
     # -- for the coordinator
 
     def rpc_drain(self):

@@ -20,12 +20,13 @@ from numaemu.kernel.mm_types import TASK_DEAD, TASK_RUNNING, VM_EXEC, VM_READ, V
 from numaemu.kernel.mmap import find_position, vma_index
 from numaemu.kernel.mmzone import MAX_NR_ZONES, page_of, page_zone, zone_of
 from numaemu.kernel.oom_kill import epitaph, is_zombie, oom_exit, release_task
+from numaemu.kernel.page_alloc import BAD_TEXTS
 from numaemu.kernel.pgtable import mm_of
 from numaemu.kernel.rmap import vma_of
 from numaemu.kernel.smp import actor_of_cpu
-from numaemu.kernel.stats import cpu_figures, task_numbers
+from numaemu.kernel.stats import cpu_figures, task_name, task_numbers
 from numaemu.mmu import X86_PF_PROT, X86_PF_WRITE
-from numaemu.param import PAGE_SIZE
+from numaemu.param import MAX_ORDER, PAGE_SIZE
 from numaemu.uapi import SIGKILL
 
 BUFFER_BYTES = 1 << 20           # results from this size on come from a buffer that is kept
@@ -312,7 +313,29 @@ class Operations:
         return syscalls.kernel_alloc_pages(self.address, number, gfp, order, nid, nodes)
 
     def free_pages(self, number, pfn, order):
-        syscalls.kernel_free_pages(self.address, number, pfn, order)
+        self.present(pfn, order)
+        bad = syscalls.kernel_free_pages(self.address, number, pfn, order)
+        if bad:
+            raise self.bad_page(number, pfn, order, bad)
+
+    def present(self, pfn, order):
+        """Raise unless 2**order page structs are there."""
+        if not 0 <= order <= MAX_ORDER:
+            raise ValueError(f"order {order} must be 0 to {MAX_ORDER}")
+        for at in (pfn, pfn + (1 << order) - 1):
+            zone = zone_of(self.machine, page_zone(self.machine, at)) if 0 <= at < self.machine.max_pfn else None
+            if zone is None or not zone.start_pfn <= at < zone.start_pfn + zone.spanned_pages:
+                raise KernelBug(f"pfn {at} order {order}: no memory there")
+
+    def bad_page(self, number, pfn, order, bad):
+        """bad_page: the kernel's log gets the page struct, the caller the exception."""
+        page, why = page_of(self.machine, pfn), BAD_TEXTS[bad]
+        allocated = f", allocated with order {page.order}" if page.refcount > 0 else ""
+        self.cpu.printk([
+            f"BUG: Bad page state in process {task_name(self.tasks[number])}  pfn:{pfn:05x}",
+            f"page: refcount:{page.refcount} mapcount:{page.mapcount} mapping:{page.mapping} index:{page.index:#x} "
+            f"pfn:{pfn:#x}", f"flags: {int(page.flags):#x} order:{page.order}", f"page dumped because: {why}"])
+        return KernelBug(f"Bad page state: pfn {pfn} order {order}: {why}{allocated}; it was not freed")
 
     def page(self, number, pfn):
         """Node, zone and counts of a page, for who looks inside."""

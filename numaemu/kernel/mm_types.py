@@ -8,6 +8,7 @@ from numaemu.pointer import Struct, i32, i64, u8, u64
 
 # page->flags: Linux's names; the order is ours (Linux's differs between configurations)
 PG_buddy, PG_table, PG_swapbacked, PG_anon, PG_reserved, PG_locked = (1 << i for i in range(6))
+PG_head, PG_tail = 1 << 18, 1 << 19      # of a compound page; a tail's lru_next is its head (Linux: compound_head)
 PG_used = 1 << 16        # the emulator's own: the frame has been given out before (its host memory may hold data)
 PG_pcp = 1 << 17         # the emulator's own: on a per-CPU list or on its way to one
 
@@ -120,6 +121,11 @@ machine_t = Struct("machine_t", [
     ("next_pid", i64), ("next_mm_id", i64),        # atomically
     ("migrate", u64),               # migrate_t[nr_cpus]
     ("on_oom", u64),                # the slow path's way up: oom_kill.alloc_pages_may_oom; 0: allocations fail
+    ("on_reclaim", u64), ("on_compact", u64),      # likewise: try_to_free_pages, try_to_compact_pages; 0: not there
+    ("on_wake_kswapd", u64),        # likewise: wakeup_kswapd(cpu, gfp << 8 | order << 4 | highest zone, node)
+    ("watermark_boost_factor", i64),               # sysctl vm.watermark_boost_factor
+    ("page_group_by_mobility_disabled", i64), ("highmem", i64),       # set at boot: 0 or 1
+    ("trails", u64), ("slowpaths", u64),           # trail_t[nr_cpus], slowpath_t[nr_cpus][2]
     ("oom_kills", i64),             # by the coordinator
     ("gather", u64),                # i64[nr_cpus][GATHER_PAGES]: pages between unmapping and freeing
     ("kmem_caches", u64), ("kmem_cache_cpus", u64), ("kmem_cache_nodes", u64), ("kmem_cache_pool", u64),    # slab.py

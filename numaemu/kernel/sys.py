@@ -13,7 +13,8 @@ from numaemu.kernel.mempolicy import current_task, do_set_mempolicy, mpol_new, n
 from numaemu.kernel.migrate import do_mbind, do_migrate_pages, do_move_pages, lookup_node, page_node
 from numaemu.kernel.mm_types import policy_t, task_t
 from numaemu.kernel.mmap import do_brk, do_madvise, do_mmap, do_mprotect, do_munmap, find_vma
-from numaemu.kernel.page_alloc import alloc_pages, drain_local_pages, free_pages, put_page
+from numaemu.kernel.page_alloc import __free_pages, alloc_pages
+from numaemu.kernel.pcplist import drain_local_pages
 from numaemu.kernel.pgtable import mm_of
 from numaemu.kernel.pool import pool_get, pool_put
 from numaemu.kernel.rmap import vma_of
@@ -306,14 +307,10 @@ def kernel_alloc_pages(cpu_address, task, gfp, order, nid, nodes):
     return alloc_pages(cpu, gfp, order, cpu.node if nid < 0 else nid, nodes & machine_of(cpu).node_mask)
 
 
-@entry("void(u64, i64, i64, i64)")
+@entry("i64(u64, i64, i64, i64)")
 def kernel_free_pages(cpu_address, task, pfn, order):
-    """__free_pages of a block whose last reference this is."""
-    cpu = running(cpu_address, task)
-    if order == 0:
-        put_page(cpu, pfn)
-    else:
-        free_pages(cpu, pfn, order)
+    """__free_pages: 0, or BAD_*."""
+    return __free_pages(running(cpu_address, task), pfn, order)
 
 
 @entry("u64(u64, i64, i64, i64, i64)")
