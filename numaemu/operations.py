@@ -18,13 +18,14 @@ from numaemu.kernel.gfp import __GFP_ZERO as GFP_ZERO
 from numaemu.kernel.gfp import GFP_KERNEL
 from numaemu.kernel.mm_types import TASK_DEAD, TASK_RUNNING, VM_EXEC, VM_READ, VM_SHARED, VM_WRITE, task_t
 from numaemu.kernel.mmap import find_position, vma_index
-from numaemu.kernel.mmzone import MAX_NR_ZONES, page_of, page_zone, zone_of
+from numaemu.kernel.mmzone import MAX_NR_ZONES, ZONE_HIGHMEM, page_of, page_zone, zone_of
 from numaemu.kernel.oom_kill import epitaph, is_zombie, oom_exit, release_task
-from numaemu.kernel.page_alloc import BAD_TEXTS
+from numaemu.kernel.page_alloc import BAD_TEXTS, compound_head, compound_order
 from numaemu.kernel.pgtable import mm_of
 from numaemu.kernel.rmap import vma_of
 from numaemu.kernel.smp import actor_of_cpu
 from numaemu.kernel.stats import cpu_figures, task_name, task_numbers
+from numaemu.kernel.trail import read_trail
 from numaemu.mmu import X86_PF_PROT, X86_PF_WRITE
 from numaemu.param import MAX_ORDER, PAGE_SIZE
 from numaemu.uapi import SIGKILL
@@ -310,7 +311,39 @@ class Operations:
     # -- task.kernel
 
     def alloc_pages(self, number, gfp, order, nid, nodes):
+        self.check_allocation(order, nid)
         return syscalls.kernel_alloc_pages(self.address, number, gfp, order, nid, nodes)
+
+    def check_allocation(self, order, nid):
+        if order < 0:
+            raise ValueError(f"order {order} must not be negative")
+        if not -1 <= nid < self.machine.nr_nodes:
+            raise ValueError(f"node {nid} is not one of 0 to {self.machine.nr_nodes - 1}")
+
+    def explain_pages(self, number, gfp, order, nid, nodes):
+        """(pfn, steps of the trail, how many more there were)"""
+        self.check_allocation(order, nid)
+        pfn = syscalls.kernel_explain_pages(self.address, number, gfp, order, nid, nodes)
+        return pfn, *read_trail(self.machine, self.cpu.cpu_number)
+
+    def page_address(self, number, pfn):
+        """Where a page lies in the direct map; 0: it is high memory."""
+        self.present(pfn, 0)
+        if page_zone(self.machine, pfn) % MAX_NR_ZONES == ZONE_HIGHMEM:
+            return 0
+        return int(slab.PAGE_OFFSET) + (pfn << 12)
+
+    def virt_to_pfn(self, number, address):
+        """The page at an address of the direct map."""
+        pfn = (address - int(slab.PAGE_OFFSET)) >> 12
+        self.kernel_bytes(address, 1)
+        return pfn
+
+    def free_hot_cold_page(self, number, pfn, cold):
+        self.present(pfn, 0)
+        bad = syscalls.kernel_free_hot_cold_page(self.address, number, pfn, cold)
+        if bad:
+            raise self.bad_page(number, pfn, 0, bad)
 
     def free_pages(self, number, pfn, order):
         self.present(pfn, order)
@@ -340,7 +373,9 @@ class Operations:
     def page(self, number, pfn):
         """Node, zone and counts of a page, for who looks inside."""
         page, zone = page_of(self.machine, pfn), page_zone(self.machine, pfn)
-        return {"pfn": pfn, "node": zone // MAX_NR_ZONES, "zone": zone % MAX_NR_ZONES, "flags": int(page.flags),
+        head = compound_head(self.machine, pfn)
+        return {"pfn": pfn, "compound_head": head, "compound_order": compound_order(page_of(self.machine, head)),
+                "node": zone // MAX_NR_ZONES, "zone": zone % MAX_NR_ZONES, "flags": int(page.flags),
                 "refcount": page.refcount, "mapcount": page.mapcount}
 
     # -- slab caches and kmalloc

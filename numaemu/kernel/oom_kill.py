@@ -215,7 +215,8 @@ def select_bad_process(oc):
 
 def last_attempt_helps(oc):
     """Linux's last try under the high watermark, lest a kill that has just freed memory is followed by another."""
-    machine, highest = oc.system.machine, gfp_zone(machine, oc.gfp)
+    machine = oc.system.machine
+    highest = gfp_zone(machine, oc.gfp)
     for node in range(machine.nr_nodes):
         for kind in range(highest + 1) if oc.nodemask >> node & 1 else ():
             zone = zone_of(machine, node * MAX_NR_ZONES + kind)

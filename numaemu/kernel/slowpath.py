@@ -55,13 +55,11 @@ def note(cpu, kind, flags, value):
 
 # -- finding more memory -------------------------------------------------------------------------------------
 
-@kernel("i64(cpu_t*, i64, i64)")
-def drain_all_pages(cpu, gfp, order):
-    """Collect unused pages from everybody's lists and shelves: how many came back."""
+@kernel("void(cpu_t*)")
+def drain_all_pages(cpu):
+    """Collect unused pages from everybody's lists and shelves."""
     drain_local_pages(cpu)
-    pages = request(cpu, 0, MSG_DRAIN_ALL, cpu.id, 0, 0)
-    note(cpu, TRAIL_DRAIN, 0, pages)
-    return pages
+    note(cpu, TRAIL_DRAIN, 0, request(cpu, 0, MSG_DRAIN_ALL, cpu.id, 0, 0))
 
 
 @kernel("bool(cpu_t*, i64, u64, bool)")
@@ -106,8 +104,8 @@ def __alloc_pages_direct_reclaim(cpu, gfp, order, nid, nodemask, alloc_flags, st
         pfn = get_page_from_freelist(cpu, gfp, order, nid, nodemask, alloc_flags)
     if pfn == 0:
         unreserve_highatomic(cpu, gfp, nodemask, False)
-        if drain_all_pages(cpu, gfp, order) > 0 or state.progress > 0:
-            pfn = get_page_from_freelist(cpu, gfp, order, nid, nodemask, alloc_flags)
+        drain_all_pages(cpu)
+        pfn = get_page_from_freelist(cpu, gfp, order, nid, nodemask, alloc_flags)
     return pfn
 
 
@@ -147,7 +145,7 @@ def __alloc_pages_may_oom(cpu, gfp, order, nid, nodemask, state):
         return 0
     again = call_address(machine.on_oom, cpu.address, U(gfp * 16 + order), nodemask) != U(0)
     note(cpu, TRAIL_OOM, 0, 1 if again else 0)
-    state.progress = 1 if again else 0
+    state.progress = 1 if again or fatal_signal_pending(cpu) else 0      # a victim tries again, with ALLOC_OOM
     if again and gfp & __GFP_NOFAIL:
         return get_page_from_freelist(cpu, gfp, order, nid, nodemask, ALLOC_NO_WATERMARKS)
     return 0
@@ -221,11 +219,10 @@ def should_compact_retry(cpu, gfp, order, nodemask, alloc_flags, state):
 @kernel("bool(cpu_t*, i64, i64, u64, i64, slowpath_t*)")
 def should_retry(cpu, gfp, order, nodemask, alloc_flags, state):
     """After a round of reclaim and compaction that brought no page: is another one worth it?"""
-    costly, can_compact = order > PAGE_ALLOC_COSTLY_ORDER, gfp_compaction_allowed(gfp)
     progress = state.progress
     if should_reclaim_retry(cpu, gfp, order, nodemask, alloc_flags, state):
         return True
-    return progress > 0 and can_compact and should_compact_retry(cpu, gfp, order, nodemask, alloc_flags, state)
+    return progress > 0 and gfp_compaction_allowed(gfp) and should_compact_retry(cpu, gfp, order, nodemask, alloc_flags, state)
 
 
 # -- the slow path -------------------------------------------------------------------------------------------
