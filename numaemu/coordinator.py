@@ -21,12 +21,14 @@ from numaemu.actor import COORDINATOR, Actor, World
 from numaemu.compile import die_on_unraisable
 from numaemu.kernel import proc, stats, swapon
 from numaemu.kernel.check import audit
+from numaemu.kernel.internal import ALLOC_BITS
 from numaemu.kernel.mm_init import boot
 from numaemu.kernel.mm_types import task_t
 from numaemu.kernel.mmzone import zone_of
 from numaemu.kernel.oom_kill import AGAIN, OomKiller, Panic
+from numaemu.kernel.show_mem import AllocationWarnings
 from numaemu.kernel.smp import (MSG_DRAIN_ALL, MSG_DRIVER, MSG_FALLBACK, MSG_FILL, MSG_LRU_DRAIN_ALL, MSG_OOM,
-                                MSG_WAKE_KTHREAD, actor_of_cpu, actor_of_node, reply)
+                                MSG_WAKE_KTHREAD, MSG_WARN_ALLOC, actor_of_cpu, actor_of_node, reply)
 from numaemu.kernel.swap import cpu_needs_drain
 from numaemu.kernel.tlb import serve_shootdowns
 from numaemu.mmu import cpu_t
@@ -41,7 +43,7 @@ class Coordinator(Actor):
         super().__init__(world, COORDINATOR)
         self.link, self.children = link, children        # socket to the driver; {pid: name}
         self.system = proc.System(world.machine, world.topology)
-        self.oom = OomKiller(self.system)
+        self.oom, self.warnings = OomKiller(self.system), AllocationWarnings(self.system)
         self.frames = collections.deque()
         self.runs = {}                                   # run number -> respond function of the driver's request
         self.handlers = {MSG_FALLBACK: self.on_fallback,
@@ -49,6 +51,7 @@ class Coordinator(Actor):
                          MSG_LRU_DRAIN_ALL: self.on_lru_drain_all,
                          MSG_WAKE_KTHREAD: self.on_wake_kthread,
                          MSG_OOM: self.on_oom,
+                         MSG_WARN_ALLOC: self.on_warn_alloc,
                          MSG_DRIVER: self.on_driver}
 
     # -- for the kernel
@@ -58,7 +61,7 @@ class Coordinator(Actor):
 
     def on_fallback(self, message):
         """A CPU may not be served by its preferred node: the owner of the zone it falls back to fills its shelf."""
-        node = zone_of(self.machine, message.a // 4).node
+        node = zone_of(self.machine, message.a >> ALLOC_BITS).node
         self.send(actor_of_node(node), MSG_FILL, message.a, message.b, message.c, message.d)
 
     def on_drain_all(self, message):
@@ -87,6 +90,10 @@ class Coordinator(Actor):
         behind = [c for c in range(self.machine.nr_cpus) if c != but and cpu_needs_drain(self.machine, c)]
         for future in [self.ask(actor_of_cpu(self.machine, c), "drain_lru") for c in behind]:
             yield future
+
+    def on_warn_alloc(self, message):
+        """An allocation has failed: the kernel's log says so."""
+        self.warnings.warn(message.a // 16, message.a % 16, message.b, message.c)
 
     def on_oom(self, message):
         """Nothing is left for an allocation: find a victim. The CPU learns whose memory it may take (oom_kill.py)."""
@@ -189,6 +196,10 @@ class Coordinator(Actor):
     def rpc_finished(self, run, answer):
         """A spawned function has returned or raised."""
         self.tell_driver("finished", run, answer)
+
+    def rpc_printk(self, lines):
+        """A CPU's lines for the kernel's log."""
+        self.system.kmsg.extend(lines)
 
     def rpc_printed(self, text):
         self.tell_driver("printed", text)

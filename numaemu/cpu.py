@@ -24,7 +24,7 @@ from numaemu.build import JIT
 from numaemu.kernel import kernel_calls
 from numaemu.kernel import sys as syscalls
 from numaemu.kernel.fault import exc_page_fault
-from numaemu.kernel.kswapd import wake_all_kswapds
+from numaemu.kernel.kswapd import wake_kswapd
 from numaemu.kernel.mm_types import TASK_NAME_BYTES, task_t
 from numaemu.kernel.oom_kill import alloc_pages_may_oom
 from numaemu.kernel.smp import actor_of_cpu
@@ -88,7 +88,7 @@ def install_ways_up(machine):
     """What lies above the page allocator, and the libraries that compress."""
     machine.on_compress, machine.on_decompress = _address_of(zcomp.on_compress), _address_of(zcomp.on_decompress)
     machine.on_oom = alloc_pages_may_oom.address
-    machine.on_reclaim, machine.on_wake_kswapd = try_to_free_pages.address, wake_all_kswapds.address
+    machine.on_reclaim, machine.on_wake_kswapd = try_to_free_pages.address, wake_kswapd.address
 
 
 class Turn:
@@ -263,6 +263,10 @@ class Cpu(Actor):
     def rpc_finished(self, run, answer):
         """A function that a task here has started is done."""
         settle(self.runs.pop(run), answer)
+
+    def printk(self, lines):
+        """Lines for the kernel's log."""
+        self.tell(COORDINATOR, "printk", lines)
 
     # -- for the coordinator
 

@@ -14,13 +14,17 @@ from numaemu.errors import KernelBug, OutOfMemory, SegmentationFault
 from numaemu.kernel import sys as syscalls
 from numaemu.kernel.mm_types import TASK_DEAD, TASK_RUNNING, VM_EXEC, VM_READ, VM_SHARED, VM_WRITE, task_t
 from numaemu.kernel.mmap import find_position, vma_index
-from numaemu.kernel.mmzone import MAX_NR_ZONES, page_of, page_zone
+from numaemu.kernel.mmzone import MAX_NR_ZONES, ZONE_HIGHMEM, page_of, page_zone, zone_of
 from numaemu.kernel.oom_kill import epitaph, is_zombie, oom_exit, release_task
+from numaemu.kernel.page_alloc import BAD_TEXTS, compound_head, compound_order
 from numaemu.kernel.pgtable import mm_of
 from numaemu.kernel.rmap import vma_of
-from numaemu.kernel.stats import cpu_figures, task_numbers
+from numaemu.kernel.slab_types import PAGE_OFFSET
+from numaemu.kernel.stats import cpu_figures, task_name, task_numbers
+from numaemu.kernel.trail import read_trail
 from numaemu.kernel_operations import KernelOperations
 from numaemu.mmu import X86_PF_PROT, X86_PF_WRITE
+from numaemu.param import MAX_ORDER
 from numaemu.uapi import SIGKILL
 
 BUFFER_BYTES = 1 << 20           # results from this size on come from a buffer that is kept
@@ -304,13 +308,69 @@ class Operations(KernelOperations):
     # -- task.kernel
 
     def alloc_pages(self, number, gfp, order, nid, nodes):
+        self.check_allocation(order, nid)
         return syscalls.kernel_alloc_pages(self.address, number, gfp, order, nid, nodes)
 
+    def check_allocation(self, order, nid):
+        if order < 0:
+            raise ValueError(f"order {order} must not be negative")
+        if not -1 <= nid < self.machine.nr_nodes:
+            raise ValueError(f"node {nid} is not one of 0 to {self.machine.nr_nodes - 1}")
+
+    def explain_pages(self, number, gfp, order, nid, nodes):
+        """(pfn, steps of the trail, how many more there were)"""
+        self.check_allocation(order, nid)
+        pfn = syscalls.kernel_explain_pages(self.address, number, gfp, order, nid, nodes)
+        return pfn, *read_trail(self.machine, self.cpu.cpu_number)
+
+    def page_address(self, number, pfn):
+        """Where a page lies in the direct map; 0: it is high memory."""
+        self.present(pfn, 0)
+        if page_zone(self.machine, pfn) % MAX_NR_ZONES == ZONE_HIGHMEM:
+            return 0
+        return int(PAGE_OFFSET) + (pfn << 12)
+
+    def virt_to_pfn(self, number, address):
+        """The page at an address of the direct map."""
+        pfn = (address - int(PAGE_OFFSET)) >> 12
+        self.kernel_bytes(address, 1)
+        return pfn
+
+    def free_hot_cold_page(self, number, pfn, cold):
+        self.present(pfn, 0)
+        bad = syscalls.kernel_free_hot_cold_page(self.address, number, pfn, cold)
+        if bad:
+            raise self.bad_page(number, pfn, 0, bad)
+
     def free_pages(self, number, pfn, order):
-        syscalls.kernel_free_pages(self.address, number, pfn, order)
+        self.present(pfn, order)
+        bad = syscalls.kernel_free_pages(self.address, number, pfn, order)
+        if bad:
+            raise self.bad_page(number, pfn, order, bad)
+
+    def present(self, pfn, order):
+        """Raise unless 2**order page structs are there."""
+        if not 0 <= order <= MAX_ORDER:
+            raise ValueError(f"order {order} must be 0 to {MAX_ORDER}")
+        for at in (pfn, pfn + (1 << order) - 1):
+            zone = zone_of(self.machine, page_zone(self.machine, at)) if 0 <= at < self.machine.max_pfn else None
+            if zone is None or not zone.start_pfn <= at < zone.start_pfn + zone.spanned_pages:
+                raise KernelBug(f"pfn {at} order {order}: no memory there")
+
+    def bad_page(self, number, pfn, order, bad):
+        """bad_page: the kernel's log gets the page struct, the caller the exception."""
+        page, why = page_of(self.machine, pfn), BAD_TEXTS[bad]
+        allocated = f", allocated with order {page.order}" if page.refcount > 0 else ""
+        self.cpu.printk([
+            f"BUG: Bad page state in process {task_name(self.tasks[number])}  pfn:{pfn:05x}",
+            f"page: refcount:{page.refcount} mapcount:{page.mapcount} mapping:{page.mapping} index:{page.index:#x} "
+            f"pfn:{pfn:#x}", f"flags: {int(page.flags):#x} order:{page.order}", f"page dumped because: {why}"])
+        return KernelBug(f"Bad page state: pfn {pfn} order {order}: {why}{allocated}; it was not freed")
 
     def page(self, number, pfn):
         """Node, zone and counts of a page, for who looks inside."""
         page, zone = page_of(self.machine, pfn), page_zone(self.machine, pfn)
-        return {"pfn": pfn, "node": zone // MAX_NR_ZONES, "zone": zone % MAX_NR_ZONES, "flags": int(page.flags),
+        head = compound_head(self.machine, pfn)
+        return {"pfn": pfn, "compound_head": head, "compound_order": compound_order(page_of(self.machine, head)),
+                "node": zone // MAX_NR_ZONES, "zone": zone % MAX_NR_ZONES, "flags": int(page.flags),
                 "refcount": page.refcount, "mapcount": page.mapcount}

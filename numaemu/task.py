@@ -5,10 +5,13 @@ process, a message if not.
 """
 import numpy as np
 
+from numaemu.explain import Trail
+from numaemu.kernel import gfp as gfp_types
 from numaemu.payload import dump_function
 from numaemu.uapi import MAP_ANONYMOUS, MAP_PRIVATE, MPOL_F_ADDR, MPOL_F_NODE, MPOL_MF_MOVE, PROT_READ, PROT_WRITE
 from numaemu.units import parse_size
 
+HIGHMEM, ZERO = (getattr(gfp_types, f"__GFP_{name}") for name in ("HIGHMEM", "ZERO"))     # a class would mangle the names
 
 def node_mask(nodes):
     """A mask from a node, several nodes, text like "0,2-3", or None for none."""
@@ -217,14 +220,66 @@ class KernelCalls:
     def __init__(self, task):
         self._task = task
 
-    def alloc_pages(self, gfp, order=0, nid=-1, nodes=None):
-        """2**order pages: the first pfn, or None if nobody could serve it. Mirrors alloc_pages_node."""
+    # -- pages, by pfn
+
+    def alloc_pages(self, gfp, order=0, nid=-1, nodes=None, explain=False):
+        """2**order pages: the first pfn, or None if nobody could serve it. With `explain` (pfn, trail): the trail is a
+        list of the steps that were taken, prints as a table and has pfn and cost_ns.
+        """
         mask = node_mask(nodes) if nodes is not None else (1 << 64) - 1
-        return self._task._op("alloc_pages", gfp, order, nid, mask) or None
+        if not explain:
+            return self._task._op("alloc_pages", gfp, order, nid, mask) or None
+        pfn, steps, lost = self._task._op("explain_pages", gfp, order, nid, mask)
+        return pfn or None, Trail(pfn or None, gfp, order, steps, lost)
+
+    def alloc_page(self, gfp):
+        """One page: its pfn, or None."""
+        return self.alloc_pages(gfp)
+
+    def alloc_pages_node(self, nid, gfp, order=0):
+        """As alloc_pages, near node `nid` (-1: this CPU's)."""
+        return self.alloc_pages(gfp, order, nid)
 
     def free_pages(self, pfn, order=0):
-        """Give 2**order pages back. Mirrors __free_pages."""
-        self._task._op("free_pages", pfn, order)
+        """Drop a reference to 2**order pages and free them if it was the last, as __free_pages; KernelBug if they are
+        free already or a compound page of another order. Also takes an address from get_free_pages, as free_pages.
+        """
+        self._task._op("free_pages", self._pfn(pfn), order)
+
+    def free_page(self, pfn):
+        """Give one page back."""
+        self.free_pages(pfn, 0)
+
+    def free_hot_page(self, pfn):
+        """Give one page back, to be the next that this CPU takes."""
+        self._task._op("free_hot_cold_page", self._pfn(pfn), False)
+
+    def free_cold_page(self, pfn):
+        """Give one page back, to be the last of this CPU's list."""
+        self._task._op("free_hot_cold_page", self._pfn(pfn), True)
+
+    def page_address(self, pfn):
+        """Where a page lies in the kernel's direct map; None: it is high memory."""
+        return self._task._op("page_address", pfn) or None
+
+    def _pfn(self, where):
+        """A pfn, from itself or from an address in the direct map (which no pfn is as large as)."""
+        return where if where < 1 << 52 else self._task._op("virt_to_pfn", where)
+
+    # -- pages, by address
+
+    def get_free_pages(self, gfp, order=0):
+        """2**order pages: their address in the direct map, or None; never high memory. Mirrors __get_free_pages."""
+        pfn = self.alloc_pages(gfp & ~HIGHMEM, order)
+        return self.page_address(pfn) if pfn else None
+
+    def get_free_page(self, gfp):
+        """One page: its address. Mirrors __get_free_page."""
+        return self.get_free_pages(gfp)
+
+    def get_zeroed_page(self, gfp):
+        """One page of zeros: its address."""
+        return self.get_free_pages(gfp | ZERO)
 
     def page(self, pfn):
         """What the page struct says: node, zone, flags, counts."""
@@ -281,6 +336,10 @@ class KernelCalls:
     def write(self, address, data):
         """Write bytes at a kernel address."""
         self._task._op("kernel_write", address, bytes(data))
+
+
+for _name in ("free_pages", "get_free_pages", "get_free_page"):       # Linux's names; inside a class they would be mangled
+    setattr(KernelCalls, f"__{_name}", getattr(KernelCalls, _name))
 
 
 class KmemCache:

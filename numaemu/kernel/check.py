@@ -3,9 +3,9 @@ import numpy as np
 
 from numaemu.compile import entry, hot
 from numaemu.errors import MachineCheck
-from numaemu.kernel.buddy import page_is_buddy
-from numaemu.kernel.mm_inline import folio_lru_list
+from numaemu.kernel.free_area import page_is_buddy
 from numaemu.kernel.list_lru import list_lru_node, shrinker_of
+from numaemu.kernel.mm_inline import folio_lru_list
 from numaemu.kernel.mm_types import PG_anon, PG_buddy, PG_lru, PG_pcp, PG_table, machine_t, task_t
 from numaemu.kernel.mmap import vma_index
 from numaemu.kernel.mmzone import (MAX_NR_ZONES, MIGRATE_PCPTYPES, MIGRATE_TYPES, NR_LRU_LISTS, ZONE_NAMES, lruvec_of,
@@ -350,7 +350,7 @@ def audit_zone(machine, base, number, zone):
         if bad:
             raise MachineCheck(f"{where}: {function.__name__}: inconsistent at {page_text(machine, bad)}")
     virgin = zone.virgin_end - zone.virgin_pfn
-    if counts[FREE] != listed[0] or counts[FREE] + virgin != zone.free_pages:
+    if counts[FREE] != listed[0] or counts[FREE] + virgin - zone.nr_isolated != zone.free_pages:
         raise MachineCheck(f"{where}: {counts[FREE]} pages marked free, {listed[0]} on free lists, {virgin} untouched, but "
                            f"free_pages says {zone.free_pages}")
     if counts[PCP] != pcp[0]:

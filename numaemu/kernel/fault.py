@@ -7,7 +7,7 @@ from numaemu.kernel.memory import (FAULT_AROUND_BYTES, VM_FAULT_MAJOR, VM_FAULT_
 from numaemu.kernel.mempolicy import current_task
 from numaemu.kernel.mm_types import VM_EXEC, VM_READ, VM_WRITE
 from numaemu.kernel.mmap import find_vma
-from numaemu.kernel.page_alloc import fatal_signal_pending
+from numaemu.kernel.slowpath import fatal_signal_pending
 from numaemu.kernel.pgtable import mm_of, pte_present, ptep_get
 from numaemu.kernel.rmap import vma_of
 from numaemu.kernel.smp import let_others_run, machine_of, read_lock, read_unlock

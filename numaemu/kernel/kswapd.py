@@ -6,20 +6,19 @@ import numpy as np
 
 from numaemu.compile import callback, kernel
 from numaemu.kernel.gfp import GFP_KERNEL
-from numaemu.kernel.mm_types import PF_KSWAPD, PF_MEMALLOC
-from numaemu.kernel.mmzone import KSWAPD, MAX_NR_ZONES, node_of, zone_of, zonelist
-from numaemu.kernel.page_alloc import MAX_RECLAIM_RETRIES, drain_local_pages, zone_watermark_ok
+from numaemu.kernel.internal import MAX_RECLAIM_RETRIES, PF_KSWAPD, PF_MEMALLOC
+from numaemu.kernel.mmzone import (KSWAPD, LRU_ACTIVE_ANON, LRU_INACTIVE_ANON, MAX_NR_ZONES, WMARK_HIGH, lruvec_of, node_of,
+                                   wmark_pages, zone_of)
 from numaemu.kernel.pageout import scan_control_of
-from numaemu.kernel.smp import MSG_DRAIN, actor_of_node, machine_of, request, wake_kthread
+from numaemu.kernel.smp import machine_of, wake_kthread
 from numaemu.kernel.swapfile import get_nr_swap_pages
-from numaemu.kernel.mmzone import LRU_ACTIVE_ANON, LRU_INACTIVE_ANON, lruvec_of
-from numaemu.kernel.vmscan import (DEF_PRIORITY, high_wmark_pages, inactive_is_low, init_scan_control, shrink_active_list,
+from numaemu.kernel.vmscan import (DEF_PRIORITY, free_to_zones, inactive_is_low, init_scan_control, shrink_active_list,
                                    shrink_node, snapshot_refaults)
 from numaemu.kernel.vmstat import (KSWAPD_HIGH_WMARK_HIT_QUICKLY, KSWAPD_LOW_WMARK_HIT_QUICKLY, PAGEOUTRUN,
                                    count_vm_events)
+from numaemu.kernel.watermark import __zone_watermark_ok
 from numaemu.kernel.workingset import SWAP_CLUSTER_MAX
 from numaemu.mmu import cpu_t
-from numaemu.param import MAX_NODES
 
 U = np.uint64
 
@@ -29,7 +28,7 @@ def pgdat_balanced(machine, node, order, highest_zoneidx):
     """True if a zone of the node can serve an allocation of this order above its high watermark."""
     for kind in range(highest_zoneidx + 1):
         zone = zone_of(machine, node * MAX_NR_ZONES + kind)
-        if zone.managed_pages > 0 and zone_watermark_ok(zone, order, high_wmark_pages(zone), highest_zoneidx):
+        if zone.managed_pages > 0 and __zone_watermark_ok(zone, order, wmark_pages(zone, WMARK_HIGH), highest_zoneidx, 0, zone.free_pages):
             return True
     return False
 
@@ -57,28 +56,11 @@ def wakeup_kswapd(cpu, node, order, highest_zoneidx):
 
 
 @callback("u64(u64, u64, u64)")
-def wake_all_kswapds(cpu_address, packed, nodemask):
-    """The allocator's way up: an allocation (nid << 16 | order << 8 | highest zone) found no zone above its low mark."""
-    cpu = cpu_t.at(cpu_address)
-    machine, word = machine_of(cpu), np.int64(packed)
-    nodes = zonelist(machine, word >> 16)
-    for i in range(MAX_NODES):
-        node = nodes[i]
-        if node < 0:
-            break
-        if (nodemask >> U(node)) & U(1) != U(0):
-            wakeup_kswapd(cpu, node, (word >> 8) & 255, word & 255)
+def wake_kswapd(cpu_address, packed, node):
+    """The allocator's way up: an allocation (gfp << 8 | order << 4 | highest zone) may use this node, which is short."""
+    word = np.int64(packed)
+    wakeup_kswapd(cpu_t.at(cpu_address), np.int64(node), (word >> 4) & 15, word & 15)
     return U(0)
-
-
-@kernel("void(cpu_t*, i64)")
-def free_to_zones(cpu, node):
-    """What this context has freed goes to the free lists, and is counted there when this returns."""
-    machine = machine_of(cpu)
-    drain_local_pages(cpu)
-    for kind in range(MAX_NR_ZONES):
-        if zone_of(machine, node * MAX_NR_ZONES + kind).returned != 0:
-            request(cpu, actor_of_node(node), MSG_DRAIN, node * MAX_NR_ZONES + kind, 0, 0)
 
 
 @kernel("bool(cpu_t*, scan_control_t*, i64)")
@@ -89,7 +71,7 @@ def kswapd_shrink_node(cpu, sc, node):
     for kind in range(sc.reclaim_idx + 1):
         zone = zone_of(machine, node * MAX_NR_ZONES + kind)
         if zone.managed_pages > 0:
-            sc.nr_to_reclaim += max(high_wmark_pages(zone), SWAP_CLUSTER_MAX)
+            sc.nr_to_reclaim += max(wmark_pages(zone, WMARK_HIGH), SWAP_CLUSTER_MAX)
     shrink_node(cpu, sc, node)
     free_to_zones(cpu, node)
     if sc.order > 0 and sc.nr_reclaimed >= 2 << sc.order:        # compact_gap: the rest is compaction's
@@ -142,7 +124,7 @@ def balance_pgdat(cpu, node, order, highest_zoneidx):
     """Reclaim until a zone of the node is above its high watermark, or nothing more can be had."""
     machine, sc, pgdat = machine_of(cpu), scan_control_of(cpu), node_of(machine_of(cpu), node)
     count_vm_events(machine, cpu.id, PAGEOUTRUN, 1)
-    init_scan_control(sc, GFP_KERNEL, order, machine.node_mask)
+    init_scan_control(machine, sc, GFP_KERNEL, order, machine.node_mask)
     sc.kswapd = 1
     boost = boosted_pages(machine, node, highest_zoneidx)
     left = balance_priorities(cpu, node, order, highest_zoneidx, boost)
@@ -164,7 +146,7 @@ def kswapd(cpu, node):
     """What a wake-up of kswapd does: balance the node, and again if it was asked for more meanwhile."""
     machine = machine_of(cpu)
     pgdat = node_of(machine, node)
-    flags, cpu.flags = cpu.flags, cpu.flags | U(PF_MEMALLOC | PF_KSWAPD)
+    flags, cpu.flags = cpu.flags, cpu.flags | PF_MEMALLOC | PF_KSWAPD
     while True:
         order, highest = pgdat.kswapd_order, pgdat.kswapd_highest_zoneidx
         pgdat.kswapd_order = pgdat.kswapd_highest_zoneidx = 0

@@ -19,6 +19,7 @@ MIGRATE_TYPES = 5
 MIGRATE_NAMES = ("Unmovable", "Movable", "Reclaimable", "HighAtomic", "Isolate")
 
 WMARK_MIN, WMARK_LOW, WMARK_HIGH, NR_WMARK = 0, 1, 2, 3
+ZONE_BOOSTED_WATERMARK = 1       # zone->flags: kswapd shall be woken for the boost
 
 free_area_t = Struct("free_area_t", [
     ("head", i64, MIGRATE_TYPES), ("tail", i64, MIGRATE_TYPES),     # pfn of the first and last free block, 0 = none
@@ -34,12 +35,18 @@ zone_t = Struct("zone_t", [
     # set at boot (watermarks also by sysctl, by the node)
     ("node", i64), ("type", i64),
     ("start_pfn", i64), ("spanned_pages", i64), ("present_pages", i64), ("managed_pages", i64),
-    ("watermark", i64, NR_WMARK), ("watermark_boost", i64),
+    ("watermark", i64, NR_WMARK),
+    ("watermark_boost", i64),        # pages on top of each mark: the node adds, kswapd takes away, atomically
     ("lowmem_reserve", i64, MAX_NR_ZONES),
     ("pcp_batch", i64), ("pcp_high", i64),
     ("number", i64),                 # node * MAX_NR_ZONES + type
+    # ZONE_*: bits set by the node, cleared by CPUs, atomically
+    ("flags", u64),
     # written by the node only
     ("virgin_pfn", i64), ("virgin_end", i64),     # never handed out: not on a list, its page structs not written
+    ("nr_reserved_highatomic", i64), ("nr_free_highatomic", i64),      # pages of such pageblocks; those that are free
+    ("nr_isolated", i64),            # free pages that nobody may have; not in free_pages
+    ("block_counts", i64, 2),        # free and movable pages of the pageblock that is looked at
     ("free_area", free_area_t, NR_ORDERS),
 ])
 
@@ -132,3 +139,9 @@ def pcp_of(machine, cpu, zone):
 def zonelist(machine, node):
     """Node numbers in the order in which `node` falls back; -1 ends."""
     return i64.array(machine.zonelists + U(node * MAX_NODES * 8))
+
+
+@hot
+def wmark_pages(zone, mark):
+    """A watermark as it is in force: with the boost."""
+    return zone.watermark[mark] + zone.watermark_boost

@@ -59,7 +59,7 @@ def swap_lines(machine):
     """Slots, free ones; what zswap holds compressed and how much that was."""
     swap, stat = swap_of(machine), zstat_of(machine)
     zswap = machine.zswap_enabled
-    return [line("SwapTotal", kilobytes(swap.total_swap_pages)), line("SwapFree", kilobytes(max(swap.nr_swap_pages, 0))),
+    return [line("SwapTotal", kilobytes(swap.total_swap_pages)), line("SwapFree", kilobytes(max(machine.nr_swap_pages, 0))),
             line("Zswap", stat.compr_bytes >> 10 if zswap else 0), line("Zswapped", stat.orig_bytes >> 10 if zswap else 0)]
 
 

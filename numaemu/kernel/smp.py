@@ -21,9 +21,9 @@ SPINS = 100          # tries for a lock before the host may run somebody else; a
 
 # kinds of messages; a, b, c, d are their words
 (MSG_NONE,
- MSG_FILL,           # CPU -> node, coordinator -> node: zone, migratetype, pages, cpu: fill that CPU's shelf
+ MSG_FILL,           # CPU -> node, coordinator -> node: zone and alloc flags, migratetype, pages, cpu: fill that CPU's shelf
  MSG_DRAIN,          # CPU -> node: zone: take back what was returned
- MSG_ALLOC,          # CPU -> node: zone, order, migratetype: one block; the reply is its pfn or 0
+ MSG_ALLOC,          # CPU -> node: zone and alloc flags, order, migratetype: one block; the reply is its pfn or 0
  MSG_FREE,           # CPU -> node: pfn, order: one block back
  MSG_FALLBACK,       # CPU -> coordinator: zone, migratetype, pages: another node's zone has to fill my shelf
  MSG_SHOOTDOWN,      # CPU -> coordinator: my flush_* words say what; acknowledged by its targets
@@ -31,10 +31,12 @@ SPINS = 100          # tries for a lock before the host may run somebody else; a
  MSG_LRU_DRAIN_ALL,  # CPU -> coordinator: CPUs that run no operation empty their LRU batches; the reply comes when they have
  MSG_WAKE_KTHREAD,   # CPU -> coordinator: node: its kernel threads have work (node_t.kthread_pending says which)
  MSG_OOM,            # CPU -> coordinator: gfp * 16 + order, nodes: nothing is left; the reply is a victim's mm
+ MSG_UNRESERVE,      # CPU -> node: zone, migratetype, force: a pageblock kept for atomic allocations; the reply is 1 or 0
+ MSG_WARN_ALLOC,     # CPU -> coordinator: gfp * 16 + order, nodes: an allocation has failed: say so
  MSG_CALL,           # bulk: a Python call (method, arguments) pickled in the sender's outbox: offset, bytes
  MSG_RESULT,         # bulk: its answer
  MSG_DRIVER,         # the coordinator's link thread: a frame from the driver has arrived
- ) = range(14)
+ ) = range(16)
 
 
 @hot

@@ -26,8 +26,8 @@ from numaemu.kernel.zram import zs_free
 from numaemu.pointer import Struct, address_of, i32, i64, u8, u64
 
 U = np.uint64
-MAX_SWAPFILES = 8
-SWP_OFFSET_BITS = 24                     # an area has at most 2**24 slots, 64 GiB
+MAX_SWAPFILES = 4
+SWP_OFFSET_BITS = 22                     # an area has at most 2**22 slots, 16 GiB
 MAX_SWAP_ENTRIES = MAX_SWAPFILES << SWP_OFFSET_BITS
 SWAP_HAS_CACHE = 1 << 30                 # in swap_map: the entry has a page in the swap cache, or is about to
 SWAP_BAD = -1                            # in swap_map: the slot is being cleaned up
@@ -48,7 +48,7 @@ swap_info_t = Struct("swap_info_t", [
 swap_t = Struct("swap_t", [              # what all areas share
     ("info", swap_info_t, MAX_SWAPFILES),
     ("swap_map", u64), ("swap_cache", u64), ("zeromap", u64),                     # tables by entry
-    ("nr_swap_pages", i64), ("total_swap_pages", i64),           # free slots, slots; atomically
+    ("total_swap_pages", i64),           # slots, atomically
     ("swapin_readahead_hits", i64), ("prev_offset", i64), ("last_readahead_pages", i64),       # hints, plain
     ("page_cluster", i64),               # sysctl vm.page-cluster
 ])
@@ -82,7 +82,7 @@ def swap_cache(machine):
 @hot
 def get_nr_swap_pages(machine):
     """Free slots of all areas."""
-    return load_acquire(swap_of(machine), "nr_swap_pages")
+    return load_acquire(machine, "nr_swap_pages")
 
 
 @hot
@@ -135,7 +135,7 @@ def scan_swap_map_slots(cpu, swap, kind):
         info.cluster_next = offset + 1
     if found != 0:
         fetch_add(info, "inuse_pages", 1)
-        fetch_add(swap, "nr_swap_pages", -1)
+        fetch_add(machine_of(cpu), "nr_swap_pages", -1)
     spin_unlock(lock)
     if found != 0:
         u8.array(swap.zeromap)[found] = 0
@@ -148,7 +148,7 @@ def folio_alloc_swap(cpu):
     """A slot of the area with the highest priority that has one: the entry, or 0."""
     machine = machine_of(cpu)
     swap = swap_of(machine)
-    if load_acquire(swap, "nr_swap_pages") <= 0:
+    if load_acquire(machine, "nr_swap_pages") <= 0:
         return 0
     tried = 0
     for _ in range(MAX_SWAPFILES):
@@ -178,7 +178,7 @@ def swap_range_free(cpu, entry):
     spin_lock(cpu, lock)
     fetch_add(info, "inuse_pages", -1)
     if info.flags & SWP_WRITEOK != 0:        # else its free slots do not count any more: swapoff
-        fetch_add(swap, "nr_swap_pages", 1)
+        fetch_add(machine, "nr_swap_pages", 1)
     spin_unlock(lock)
 
 

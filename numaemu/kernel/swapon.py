@@ -65,7 +65,7 @@ def swapon(machine, name, nbytes, priority=None, kind="disk"):
     info.kind = SWAP_ZRAM if kind == "zram" else SWAP_DISK
     info.max, info.inuse_pages, info.cluster_next = pages, 0, 1
     fetch_add(swap, "total_swap_pages", pages - 1)
-    fetch_add(swap, "nr_swap_pages", pages - 1)
+    fetch_add(machine, "nr_swap_pages", pages - 1)
     store_release(info, "flags", SWP_USED | SWP_WRITEOK)
 
 
@@ -83,7 +83,7 @@ def swapoff_begin(machine, name):
             locked(info)
             info.flags = SWP_USED
             fetch_add(swap, "total_swap_pages", 1 - info.max)
-            fetch_add(swap, "nr_swap_pages", info.inuse_pages + 1 - info.max)
+            fetch_add(machine, "nr_swap_pages", info.inuse_pages + 1 - info.max)
             store_release(info, "lock", U(0))
             return info.type
     raise OSError(errno.EINVAL, "not a swap area", name)
@@ -99,7 +99,7 @@ def swapoff_end(machine, kind):
     locked(info)
     info.flags = SWP_USED | SWP_WRITEOK
     fetch_add(swap, "total_swap_pages", info.max - 1)
-    fetch_add(swap, "nr_swap_pages", info.max - 1 - info.inuse_pages)
+    fetch_add(machine, "nr_swap_pages", info.max - 1 - info.inuse_pages)
     store_release(info, "lock", U(0))
     raise OSError(errno.ENOMEM, f"{info.inuse_pages} pages do not fit into memory", area_name(info))
 

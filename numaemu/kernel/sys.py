@@ -9,16 +9,20 @@ from numaemu.atomic import compare_exchange, fetch_add, load_acquire
 from numaemu.compile import entry, hot, kernel
 from numaemu.kernel.fork import alloc_task, do_exit, dup_mm, mm_alloc, mmput, setup_arg_pages
 from numaemu.kernel.gup import mm_populate
+from numaemu.kernel.internal import ALLOC_WMARK_LOW
 from numaemu.kernel.mempolicy import current_task, do_set_mempolicy, mpol_new, next_node_in
 from numaemu.kernel.migrate import do_mbind, do_migrate_pages, do_move_pages, lookup_node, page_node
 from numaemu.kernel.mm_types import policy_t, task_t
 from numaemu.kernel.mmap import do_brk, do_madvise, do_mmap, do_mprotect, do_munmap, find_vma
-from numaemu.kernel.page_alloc import alloc_pages, drain_local_pages, free_pages, put_page
+from numaemu.kernel.mmzone import page_of, page_zone
+from numaemu.kernel.page_alloc import __free_pages, alloc_pages, free_cold_page, free_page_is_bad
+from numaemu.kernel.pcplist import drain_local_pages
 from numaemu.kernel.pgtable import mm_of
 from numaemu.kernel.rmap import vma_of
 from numaemu.kernel.smp import enter, leave, machine_of, read_lock, read_unlock, write_lock, write_unlock
 from numaemu.kernel.swap import lru_add_drain
 from numaemu.kernel.tlb import switch_mm
+from numaemu.kernel.trail import TRAIL_START, TRAIL_TAKEN, leave_trail, trail_t
 from numaemu.mmu import clock_ns, cpu_t
 from numaemu.pointer import address_of, i64, u64
 from numaemu.uapi import (MAP_POPULATE, MPOL_F_ADDR, MPOL_F_MEMS_ALLOWED, MPOL_F_NODE, MPOL_INTERLEAVE, MPOL_MF_MOVE,
@@ -311,11 +315,33 @@ def kernel_alloc_pages(cpu_address, task, gfp, order, nid, nodes):
     return alloc_pages(cpu, gfp, order, cpu.node if nid < 0 else nid, nodes & machine_of(cpu).node_mask)
 
 
-@entry("void(u64, i64, i64, i64)")
-def kernel_free_pages(cpu_address, task, pfn, order):
-    """__free_pages of a block whose last reference this is."""
+@entry("i64(u64, i64, i64, i64, i64, u64)")
+def kernel_explain_pages(cpu_address, task, gfp, order, nid, nodes):
+    """The same, leaving a trail."""
     cpu = running(cpu_address, task)
-    if order == 0:
-        put_page(cpu, pfn)
-    else:
-        free_pages(cpu, pfn, order)
+    trail_t.array(machine_of(cpu).trails)[cpu.id].count = 0
+    cpu.trail = 1
+    leave_trail(cpu, TRAIL_START, -1, 0, 0, 0)
+    pfn = alloc_pages(cpu, gfp, order, cpu.node if nid < 0 else nid, nodes & machine_of(cpu).node_mask)
+    if pfn != 0:
+        leave_trail(cpu, TRAIL_TAKEN, page_zone(machine_of(cpu), pfn), ALLOC_WMARK_LOW, 0, pfn)
+    cpu.trail = 0
+    return pfn
+
+
+@entry("i64(u64, i64, i64, bool)")
+def kernel_free_hot_cold_page(cpu_address, task, pfn, cold):
+    """free_hot_page, free_cold_page: 0, or BAD_*."""
+    cpu = running(cpu_address, task)
+    if not cold:
+        return __free_pages(cpu, pfn, 0)
+    bad = free_page_is_bad(machine_of(cpu), pfn, 0)
+    if bad == 0 and fetch_add(page_of(machine_of(cpu), pfn), "refcount", -1) == 1:
+        free_cold_page(cpu, pfn)
+    return bad
+
+
+@entry("i64(u64, i64, i64, i64)")
+def kernel_free_pages(cpu_address, task, pfn, order):
+    """__free_pages: 0, or BAD_*."""
+    return __free_pages(running(cpu_address, task), pfn, order)

@@ -8,17 +8,22 @@ import numpy as np
 
 from numaemu.atomic import fetch_add
 from numaemu.compile import callback, hot, kernel
+from numaemu.kernel.internal import MAX_RECLAIM_RETRIES
 from numaemu.kernel.mm_inline import (folio_clear, folio_is_file_lru, folio_set, folio_test, link_page, lruvec_add_folio,
                                       lruvec_del_folio, workingset_age_nonresident)
-from numaemu.kernel.mm_types import PF_MEMALLOC, PG_active, PG_lru, PG_reclaim, PG_unevictable, PG_workingset
+from numaemu.kernel.mm_types import PG_active, PG_lru, PG_reclaim, PG_unevictable, PG_workingset
 from numaemu.kernel.mmzone import (KSWAPD, LRU_ACTIVE, LRU_ACTIVE_ANON, LRU_ACTIVE_FILE, LRU_FILE, LRU_INACTIVE_ANON,
                                    LRU_INACTIVE_FILE, MAX_NR_ZONES, WMARK_HIGH, WMARK_MIN, ZONE_NORMAL, lruvec_of, node_of,
-                                   page_of, page_zone, zone_of, zonelist)
-from numaemu.kernel.page_alloc import MAX_RECLAIM_RETRIES, free_unref_page, gfp_zone, put_page, try_get_page
+                                   page_of, page_zone, wmark_pages, zone_of, zonelist)
+from numaemu.kernel.page_alloc import free_unref_page, put_page, try_get_page
+from numaemu.kernel.watermark import gfp_zone
 from numaemu.kernel.page_io import end_swap_write
 from numaemu.kernel.pageout import KEEP, WRITTEN, scan_control_of, shrink_folio_list
 from numaemu.kernel.rmap import REFERENCED_EXEC, folio_referenced
-from numaemu.kernel.smp import let_others_run, machine_of, spin_lock, spin_unlock, wake_kthread
+from numaemu.kernel.pcplist import drain_local_pages
+from numaemu.kernel.shrinker import shrink_slab
+from numaemu.kernel.smp import (MSG_DRAIN, actor_of_node, let_others_run, machine_of, request, spin_lock, spin_unlock,
+                                wake_kthread)
 from numaemu.kernel.swap import folio_rotate_reclaimable, lru_add_drain
 from numaemu.kernel.swapfile import get_nr_swap_pages
 from numaemu.kernel.vmstat import (ALLOCSTALL_DMA, NR_ISOLATED_ANON, PGDEACTIVATE, PGREFILL, PGSCAN_ANON, PGSCAN_DIRECT,
@@ -37,11 +42,6 @@ DEACTIVATE_ANON, DEACTIVATE_FILE = 1, 2  # scan_control_t.may_deactivate
 SCAN_EQUAL, SCAN_FRACT, SCAN_ANON, SCAN_FILE = range(4)
 SWAP_CLUSTER_MAX_SKIPPED = SWAP_CLUSTER_MAX << 10        # pages of zones that do not help, passed over at once
 THROTTLE_TURNS = 16                      # turns a direct reclaimer gives kswapd before it reclaims all the same; assumed
-
-
-@hot
-def high_wmark_pages(zone):
-    return zone.watermark[WMARK_HIGH] + zone.watermark_boost
 
 
 # -- lists ---------------------------------------------------------------------------------------------------
@@ -224,7 +224,7 @@ def prepare_scan_control(cpu, sc, node):
     for kind in range(MAX_NR_ZONES):
         zone = zone_of(machine, node * MAX_NR_ZONES + kind)
         if zone.managed_pages > 0:
-            high += high_wmark_pages(zone)
+            high += wmark_pages(zone, WMARK_HIGH)
             free += zone.free_pages
     tiny = lruvec.nr[LRU_ACTIVE_FILE] + inactive_file + free <= high
     sc.file_is_tiny = 0
@@ -319,6 +319,7 @@ def shrink_node(cpu, sc, node):
     before = sc.nr_reclaimed
     prepare_scan_control(cpu, sc, node)
     shrink_lruvec(cpu, sc, node)
+    shrink_slab(cpu, sc.gfp, node, sc.priority)
     if sc.nr_reclaimed > before:
         node_of(machine_of(cpu), node).kswapd_failures = 0
     elif sc.cache_trim_mode:
@@ -333,13 +334,23 @@ def snapshot_refaults(machine, node):
         lruvec.refaults[file] = node_page_state(machine, node, WORKINGSET_ACTIVATE_ANON + file)
 
 
+@kernel("void(cpu_t*, i64)")
+def free_to_zones(cpu, node):
+    """What this context has freed goes to the free lists, and is counted there when this returns."""
+    machine = machine_of(cpu)
+    drain_local_pages(cpu)
+    for kind in range(MAX_NR_ZONES):
+        if zone_of(machine, node * MAX_NR_ZONES + kind).returned != 0:
+            request(cpu, actor_of_node(node), MSG_DRAIN, node * MAX_NR_ZONES + kind, 0, 0)
+
+
 # -- direct reclaim ------------------------------------------------------------------------------------------
 
-@kernel("void(scan_control_t*, i64, i64, u64)")
-def init_scan_control(sc, gfp, order, nodemask):
+@kernel("void(machine_t*, scan_control_t*, i64, i64, u64)")
+def init_scan_control(machine, sc, gfp, order, nodemask):
     """A scan_control as reclaim begins with it."""
     sc.nr_to_reclaim, sc.nr_scanned, sc.nr_reclaimed = SWAP_CLUSTER_MAX, 0, 0
-    sc.gfp, sc.order, sc.priority, sc.reclaim_idx = gfp, order, DEF_PRIORITY, gfp_zone(gfp)
+    sc.gfp, sc.order, sc.priority, sc.reclaim_idx = gfp, order, DEF_PRIORITY, gfp_zone(machine, gfp)
     sc.nodemask, sc.kswapd = np.int64(nodemask), 0
     sc.may_writepage, sc.may_unmap, sc.may_swap = 1, 1, 1
     sc.force_deactivate, sc.skipped_deactivate, sc.ignore_references = 0, 0, 0
@@ -388,7 +399,7 @@ def allow_direct_reclaim(machine, node):
     for kind in range(ZONE_NORMAL + 1):
         zone = zone_of(machine, node * MAX_NR_ZONES + kind)
         if zone.managed_pages > 0:
-            reserve += zone.watermark[WMARK_MIN] + zone.watermark_boost
+            reserve += wmark_pages(zone, WMARK_MIN)
             free += zone.free_pages
     return reserve == 0 or free > reserve // 2 or node_of(machine, node).kswapd_failures >= MAX_RECLAIM_RETRIES
 
@@ -407,7 +418,7 @@ def throttle_direct_reclaim(cpu, sc, nid):
         if allow_direct_reclaim(machine, node):
             return
         count_vm_events(machine, cpu.id, PGSCAN_DIRECT_THROTTLE, 1)
-        wake_kthread(cpu, node, KSWAPD)
+        wake_kthread(cpu, node, U(KSWAPD))
         for _ in range(THROTTLE_TURNS):
             let_others_run(cpu)
             if allow_direct_reclaim(machine, node):
@@ -419,10 +430,11 @@ def throttle_direct_reclaim(cpu, sc, nid):
 def try_to_free_pages(cpu_address, packed, nodemask):
     """The slow path's way up: reclaim for an allocation (gfp * 16 + order); pages reclaimed."""
     cpu = cpu_t.at(cpu_address)
-    sc = scan_control_of(cpu)
-    init_scan_control(sc, np.int64(packed >> U(4)), np.int64(packed & U(15)), nodemask)
+    machine, sc = machine_of(cpu), scan_control_of(cpu)
+    init_scan_control(machine, sc, np.int64(packed >> U(4)), np.int64(packed & U(15)), nodemask)
     throttle_direct_reclaim(cpu, sc, cpu.node)
-    flags, cpu.flags = cpu.flags, cpu.flags | U(PF_MEMALLOC)
     reclaimed = do_try_to_free_pages(cpu, sc, cpu.node)
-    cpu.flags = flags
+    for node in range(machine.nr_nodes):
+        if (nodemask >> U(node)) & U(1) != U(0):
+            free_to_zones(cpu, node)
     return U(reclaimed)
