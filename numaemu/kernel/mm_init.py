@@ -11,6 +11,7 @@ from numaemu.kernel.mm_types import machine_t, mapping_t, mm_t, page_t, pool_t, 
 from numaemu.kernel.mmzone import (MAX_NR_ZONES, MIGRATE_MOVABLE, WMARK_HIGH, WMARK_LOW, WMARK_MIN, ZONE_DMA,
                                    ZONE_DMA32, ZONE_HIGHMEM, ZONE_MOVABLE, ZONE_NORMAL, lruvec_t, node_t, page_of,
                                    pcp_t, zone_of, zone_t)
+from numaemu.kernel.percpu import percpu_blocks
 from numaemu.kernel.shrinker import shrinker_blocks
 from numaemu.kernel.slab_common import kmem_cache_init, slab_blocks
 from numaemu.kernel.swap import cpu_fbatches_t
@@ -62,7 +63,8 @@ def control_layout(topology, max_pfn, nr_actors):
             ("gather", cpus * GATHER_PAGES * 8), ("migrate", cpus * migrate_t.nbytes),
             ("pools", 4 * pool_t.nbytes), ("task_stack", MAX_TASKS * 8), ("mm_stack", MAX_MMS * 8),
             ("vma_stack", MAX_VMAS * 8), ("mapping_stack", MAX_VMAS * 8), ("outboxes", nr_actors * OUTBOX_BYTES),
-            *slab_blocks(topology), *shrinker_blocks(topology)):
+            *slab_blocks(topology), *shrinker_blocks(topology),
+            *percpu_blocks(topology)):
         layout.add(name, nbytes)
     return layout
 
