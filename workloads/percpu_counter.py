@@ -72,8 +72,6 @@ def main(machine):
     for run in [machine.spawn(count_on_this_cpu, counter, cpu=cpu) for cpu in cpus]:
         run.result()
     table["a copy per CPU, all CPUs"] = row(len(cpus), 100 * ROUNDS * len(cpus), total(counter))
-    homes = [kernel.page((kernel.per_cpu_ptr(counter, cpu) - 0xFFFF_8880_0000_0000) >> 12)["node"] for cpu in cpus]
     kernel.free_percpu(counter)
     reader.exit()
-    return {"one counter, two kinds of sharing": table,
-            "node of each CPU's copy": {f"cpu {cpu}": home for cpu, home in zip(cpus, homes, strict=True)}}
+    return table
