@@ -19,14 +19,14 @@ from numaemu import cpu as cpu_process
 from numaemu import node as node_process
 from numaemu.actor import COORDINATOR, Actor, World
 from numaemu.compile import die_on_unraisable
-from numaemu.kernel import proc, stats
+from numaemu.kernel import proc, stats, swapon
 from numaemu.kernel.check import audit
 from numaemu.kernel.mm_init import boot
 from numaemu.kernel.mm_types import task_t
 from numaemu.kernel.mmzone import zone_of
 from numaemu.kernel.oom_kill import AGAIN, OomKiller, Panic
-from numaemu.kernel.smp import (MSG_DRAIN_ALL, MSG_DRIVER, MSG_FALLBACK, MSG_FILL, MSG_LRU_DRAIN_ALL, MSG_OOM, actor_of_cpu,
-                                actor_of_node, reply)
+from numaemu.kernel.smp import (MSG_DRAIN_ALL, MSG_DRIVER, MSG_FALLBACK, MSG_FILL, MSG_LRU_DRAIN_ALL, MSG_OOM,
+                                MSG_WAKE_KTHREAD, actor_of_cpu, actor_of_node, reply)
 from numaemu.kernel.swap import cpu_needs_drain
 from numaemu.kernel.tlb import serve_shootdowns
 from numaemu.mmu import cpu_t
@@ -47,6 +47,7 @@ class Coordinator(Actor):
         self.handlers = {MSG_FALLBACK: self.on_fallback,
                          MSG_DRAIN_ALL: self.on_drain_all,
                          MSG_LRU_DRAIN_ALL: self.on_lru_drain_all,
+                         MSG_WAKE_KTHREAD: self.on_wake_kthread,
                          MSG_OOM: self.on_oom,
                          MSG_DRIVER: self.on_driver}
 
@@ -72,6 +73,10 @@ class Coordinator(Actor):
         for future in [self.ask(actor_of_node(n), "drain_all") for n in range(self.machine.nr_nodes)]:
             pages += yield future
         return pages
+
+    def on_wake_kthread(self, message):
+        """A node is short of something: its kernel threads have work."""
+        self.world.kthread_bells[message.a].release()
 
     def on_lru_drain_all(self, message):
         """lru_add_drain_all: CPUs with pages on their way to the LRU lists put them there."""
@@ -208,15 +213,28 @@ class Coordinator(Actor):
     def rpc_check(self):
         """Hold every CPU between two operations, let the nodes finish, and audit."""
         cpus = [actor_of_cpu(self.machine, c) for c in range(self.machine.nr_cpus)]
-        for future in [self.ask(actor, "hold") for actor in cpus]:
-            yield future
+        nodes = [actor_of_node(n) for n in range(self.machine.nr_nodes)]
+        for actors in (cpus, nodes):
+            for future in [self.ask(actor, "hold") for actor in actors]:
+                yield future
         try:
-            for future in [self.ask(actor_of_node(n), "sync") for n in range(self.machine.nr_nodes)]:
+            for future in [self.ask(actor, "sync") for actor in nodes]:
                 yield future
             return audit(self.machine)
         finally:
-            for actor in cpus:
+            for actor in cpus + nodes:
                 self.tell(actor, "release")
+
+    # -- swap
+
+    def rpc_swapon(self, name, nbytes, priority, kind):
+        swapon.swapon(self.machine, name, nbytes, priority, kind)
+
+    def rpc_swapoff(self, name):
+        """Everything that the area holds comes back first, on CPU 0."""
+        kind = swapon.swapoff_begin(self.machine, name)
+        yield self.ask(actor_of_cpu(self.machine, 0), "unuse", kind)
+        swapon.swapoff_end(self.machine, kind)
 
     # -- supervision
 

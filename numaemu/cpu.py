@@ -17,16 +17,20 @@ import threading
 
 import posix_ipc
 
+from numaemu import zcomp
 from numaemu import access  # noqa: F401  (its kernels are loaded before anything forks)
 from numaemu.actor import COORDINATOR, Actor
 from numaemu.build import JIT
 from numaemu.kernel import kernel_calls
 from numaemu.kernel import sys as syscalls
 from numaemu.kernel.fault import exc_page_fault
+from numaemu.kernel.kswapd import wake_all_kswapds
 from numaemu.kernel.mm_types import TASK_NAME_BYTES, task_t
 from numaemu.kernel.oom_kill import alloc_pages_may_oom
 from numaemu.kernel.smp import actor_of_cpu
+from numaemu.kernel.swapon import try_to_unuse
 from numaemu.kernel.tlb import answer_ipi
+from numaemu.kernel.vmscan import try_to_free_pages
 from numaemu.kernel_operations import Constructors
 from numaemu.mmu import cpu_t
 from numaemu.native import PythonCallback
@@ -77,7 +81,14 @@ def install_callbacks(world):
     for number in range(machine.nr_cpus):
         cpu = cpu_t.array(machine.cpus)[number]
         cpu.on_fault, cpu.on_ipi = exc_page_fault.address, answer_ipi.address
+    install_ways_up(machine)
+
+
+def install_ways_up(machine):
+    """What lies above the page allocator, and the libraries that compress."""
+    machine.on_compress, machine.on_decompress = _address_of(zcomp.on_compress), _address_of(zcomp.on_decompress)
     machine.on_oom = alloc_pages_may_oom.address
+    machine.on_reclaim, machine.on_wake_kswapd = try_to_free_pages.address, wake_all_kswapds.address
 
 
 class Turn:
@@ -295,6 +306,14 @@ class Cpu(Actor):
     def oom_exit(self, numbers):
         with self.turn:
             self.operations.oom_exit(numbers)
+
+    def rpc_unuse(self, kind):
+        """Bring what a swap area holds back into memory, between two operations."""
+        return self.threads.submit(self.unuse, kind)
+
+    def unuse(self, kind):
+        with self.turn:
+            try_to_unuse(self.state.address, kind)
 
     def rpc_hold(self):
         """Let no operation run until `release`; what waited for its LRU list is on it by then."""

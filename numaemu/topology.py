@@ -49,6 +49,8 @@ DEFAULT_COST = {  # ns
     "syscall_ns": 100,  # entry and return of a system call; assumed
     "shootdown_ns": 1500,  # the initiator, per shootdown request; assumed
     "ipi_ns": 1000,  # a CPU that answers a shootdown; assumed
+    "compress_ns": 3000,  # zram: compressing one page; assumed
+    "decompress_ns": 1500,  # zram: decompressing one page; assumed
     "message_ns": 2000,  # a request to a node or the coordinator and its answer; assumed
 }
 KNOWN_SYSCTLS = {  # lowest and highest value, as the sysctl tables of Linux 6.12 have them
@@ -59,6 +61,7 @@ KNOWN_SYSCTLS = {  # lowest and highest value, as the sysctl tables of Linux 6.1
     "vm.max_map_count": (0, 65530),  # what the index of an address space has room for
     "vm.zone_reclaim_mode": (0, INT_MAX),
     "vm.swappiness": (0, 200),
+    "vm.page-cluster": (0, 31),
     "kernel.numa_balancing": (0, 4),
     "vm.panic_on_oom": (0, 2),
     "vm.oom_kill_allocating_task": (0, INT_MAX),

@@ -20,10 +20,10 @@ from numaemu.kernel import sys as syscalls
 from numaemu.kernel.check import audit
 from numaemu.kernel.fault import exc_page_fault
 from numaemu.kernel.mm_init import boot, control_layout
+from numaemu.kernel.kthread import run_kthreads
 from numaemu.kernel.mm_types import mm_t, page_t, task_t, vma_t
 from numaemu.kernel.mmap import vma_index
 from numaemu.kernel.mmzone import MAX_NR_ZONES, zone_of
-from numaemu.kernel.oom_kill import alloc_pages_may_oom
 from numaemu.kernel.pgtable import pte_offset
 from numaemu.kernel.smp import MSG_NONE, actor_of_cpu
 from numaemu.kernel.sysctl import System
@@ -53,6 +53,8 @@ class LoopbackWorld(World):
     def __init__(self, topology, machine, blocks, ring):
         self.topology, self.machine, self.blocks = topology, machine, blocks
         self.bells = [CallBell(lambda n=n: ring(n)) for n in range(machine.nr_actors)]
+        self.due = []                    # nodes whose kernel threads have been woken
+        self.kthread_bells = [CallBell(lambda n=n: self.due.append(n)) for n in range(machine.nr_nodes)]
 
 
 class LoopbackCpu(cpu_process.Cpu):
@@ -83,9 +85,10 @@ class Loopback:
         self.machine.on_ring = self._callback(lambda actor, _b, _c: self.ring(actor))
         self.machine.on_wake = self._callback(lambda *_: None)
         self.machine.on_wait = self._callback(lambda *_: self.deliver())
+        cpu_process.install_ways_up(self.machine)
+        self.working = False
         self.world.constructors = Constructors(self.machine)
         self.machine.on_ctor = cpu_process._address_of(self.world.constructors)
-        self.machine.on_oom = alloc_pages_may_oom.address
         for cpu in self.cpus:
             cpu.state.on_fault, cpu.state.on_ipi = exc_page_fault.address, answer_ipi.address
         for actor in self.actors:
@@ -115,6 +118,7 @@ class Loopback:
 
     def deliver(self):
         """Somebody waits: CPUs that are inside and have a shootdown pending answer it now."""
+        self.run_kthreads()
         pending = [cpu for cpu in self.cpus if cpu.state.ipi_pending and cpu.state.inside]
         for cpu in pending:
             answer = answer_ipi.ctypes if JIT else answer_ipi
@@ -124,6 +128,14 @@ class Loopback:
             faulthandler.dump_traceback()
             os._exit(71)
 
+    def run_kthreads(self):
+        """Kernel threads run when somebody waits, and between two operations."""
+        while self.world.due and not self.working:
+            self.working = True
+            node = self.world.due.pop(0)
+            run_kthreads(int(cpu_t.array(self.machine.cpus)[self.machine.nr_cpus + node].address))
+            self.working = False
+
     # -- tasks: this object is their site
 
     def task(self, cpu=0, name="task"):
@@ -132,7 +144,10 @@ class Loopback:
         return Task(number, self.cpus[cpu].pid_of(number), self)
 
     def call_op(self, number, pid, method, args):
-        return self.cpus[task_t.array(self.machine.tasks)[number].cpu].operations.run(number, pid, method, args)
+        try:
+            return self.cpus[task_t.array(self.machine.tasks)[number].cpu].operations.run(number, pid, method, args)
+        finally:
+            self.run_kthreads()
 
     def where(self, number):
         cpu = task_t.array(self.machine.tasks)[number].cpu

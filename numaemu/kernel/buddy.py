@@ -354,6 +354,8 @@ def serve_pages(machine, mailbox, words):
             fill_shelf(machine, a // 4, b, c, d, a % 4)
         elif kind == MSG_DRAIN:          # a = zone
             free_pcppages_bulk(machine, zone_of(machine, a))
+            if token != 0:
+                reply(machine, d, token, 0)
         elif kind == MSG_ALLOC:          # a = zone, b = order, c = migratetype, d = CPU
             reply(machine, d, token, alloc_block(machine, a, b, c))
         elif kind == MSG_FREE:           # a = pfn, b = order

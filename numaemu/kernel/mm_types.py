@@ -10,7 +10,8 @@ from numaemu.pointer import Struct, i32, i64, u8, u64
 PG_buddy, PG_table, PG_swapbacked, PG_anon, PG_reserved, PG_locked = (1 << i for i in range(6))
 (PG_lru, PG_active, PG_referenced, PG_unevictable, PG_workingset, PG_dirty, PG_writeback, PG_swapcache, PG_reclaim,
  PG_mlocked) = (1 << i for i in range(6, 16))
-PG_uptodate, PG_anon_exclusive = 1 << 18, 1 << 19
+PG_uptodate, PG_anon_exclusive, PG_readahead = 1 << 18, 1 << 19, 1 << 20
+PF_MEMALLOC, PF_KSWAPD = 0x800, 0x20000      # current->flags, in cpu_t: this context is reclaiming, is kswapd
 PG_used = 1 << 16        # the emulator's own: the frame has been given out before (its host memory may hold data)
 PG_pcp = 1 << 17         # the emulator's own: on a per-CPU list or on its way to one
 
@@ -29,7 +30,7 @@ page_t = Struct("page_t", [
 VM_READ, VM_WRITE, VM_EXEC, VM_SHARED = 1, 2, 4, 8
 VM_MAYREAD, VM_MAYWRITE, VM_MAYEXEC, VM_MAYSHARE = 0x10, 0x20, 0x40, 0x80
 VM_GROWSDOWN, VM_STACK, VM_HEAP = 0x100, 0x100, 1 << 40
-VM_NORESERVE = 0x200000
+VM_LOCKED, VM_NORESERVE = 0x2000, 0x200000
 
 policy_t = Struct("policy_t", [     # struct mempolicy; mode 0 (MPOL_DEFAULT) = none of its own
     ("mode", i64), ("flags", i64), ("nodes", u64),
@@ -130,6 +131,17 @@ machine_t = Struct("machine_t", [
     ("slab_bugs", u64),             # slab_bug_t[nr_cpu_ids]
     ("cpu_fbatches", u64),          # cpu_fbatches_t[nr_cpu_ids]: swap.py
     ("lruvecs", u64),               # lruvec_t[nr_nodes]
+    ("swap", u64),                  # swap_t: swapfile.py
+    ("ztable", u64), ("zstat", u64), ("zbufs", u64),      # u64 by swap entry, zstat_t, a buffer per context: zram.py
+    ("on_compress", u64), ("on_decompress", u64),         # callbacks into Python: a library's work
+    ("zswap_enabled", i64),
+    ("disk_read_latency_ns", i64), ("disk_write_latency_ns", i64), ("disk_page_ns", i64),
+    ("compress_ns", i64), ("decompress_ns", i64),
+    ("scan_controls", u64),         # scan_control_t[nr_cpu_ids]: vmscan.py
+    ("on_wake_kswapd", u64),        # the allocator's way up: kswapd.wake_all_kswapds
+    ("on_reclaim", u64),            # the slow path's way up: vmscan.try_to_free_pages
+    ("on_wake_kthread", u64),       # callback into Python: ring the kernel threads of a node
+    ("swappiness", i64),            # sysctl vm.swappiness
     ("slab_mutex", u64),            # spin lock: caches are made and destroyed
     ("on_ctor", u64),               # callback into Python: construct an object of a cache
     ("shrinkers", u64), ("list_lrus", u64),        # list_lru.py

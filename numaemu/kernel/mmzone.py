@@ -67,12 +67,22 @@ lruvec_t = Struct("lruvec_t", [      # struct lruvec; everything under lru_lock,
     ("nr", i64, NR_LRU_LISTS),                                     # pages
     ("zone_nr", i64, NR_LRU_LISTS * MAX_NR_ZONES),                 # by list and zone type: mem_cgroup_per_node.lru_zone_size
     ("anon_cost", i64), ("file_cost", i64),                        # pages whose reclaim was in vain, fading
+    ("nonresident_age", i64),        # evictions and activations so far, atomically: the clock of workingset.py
+    ("refaults", i64, 2),            # WORKINGSET_ACTIVATE_ANON and _FILE as of the last reclaim; plain, a hint
 ])
 
 NODE_RUNS = 32                   # pieces of a chain that are made present on the host at once
 
-node_t = Struct("node_t", [          # written by the node only
-    ("nr_runs", i64), ("run_pfn", i64, NODE_RUNS), ("run_pages", i64, NODE_RUNS),
+KSWAPD, KCOMPACTD, FLUSHER = 1, 2, 4     # work for a node's kernel threads: node_t.kthread_pending
+
+node_t = Struct("node_t", [          # pg_data_t
+    ("nr_runs", i64), ("run_pfn", i64, NODE_RUNS), ("run_pages", i64, NODE_RUNS),      # the node's main thread only
+    ("_pad", u64, 7),
+    ("kthread_pending", u64),        # set by whoever wakes one, taken by the node's kernel threads; atomically
+    ("kthread_running", i64),        # 1 while they work
+    # hints for kswapd: written by CPUs that wake it, reset by it; plain, a lost one is asked for again
+    ("kswapd_order", i64), ("kswapd_highest_zoneidx", i64), ("kswapd_failures", i64),
+    ("kcompactd_max_order", i64), ("kcompactd_highest_zoneidx", i64),
 ])
 
 
@@ -98,6 +108,12 @@ def page_zone(machine, pfn):
 def page_to_nid(machine, pfn):
     """The node that owns a frame."""
     return int(u8.array(machine.block_node)[pfn >> 9])
+
+
+@hot
+def node_of(machine, node):
+    """NODE_DATA"""
+    return node_t.array(machine.nodes)[node]
 
 
 @hot

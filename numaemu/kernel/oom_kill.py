@@ -15,7 +15,7 @@ import numpy as np
 
 from numaemu.atomic import compare_exchange, exchange, load_acquire
 from numaemu.compile import callback, entry, kernel
-from numaemu.kernel.fork import exit_mm, mmput
+from numaemu.kernel.fork import exit_mm, mmget_not_zero, mmput
 from numaemu.kernel.gfp import gfp_text
 from numaemu.kernel.memory import zap_page_range
 from numaemu.kernel.mm_types import (MM_ANONPAGES, MM_FILEPAGES, MM_SHMEMPAGES, MM_SWAPENTS, OOM_NONE, OOM_REAPED,
@@ -46,18 +46,6 @@ AGAIN, HOPELESS = 0, -1          # answers to MSG_OOM beside an address space to
 
 
 # -- on the asking CPU ---------------------------------------------------------------------------------------
-
-@kernel("bool(cpu_t*, i64)")
-def mmget_not_zero(cpu, mm_number):
-    """One more user of an address space that has any."""
-    mm = mm_of(machine_of(cpu), mm_number)
-    while True:
-        users = load_acquire(mm, "users")
-        if users <= 0:
-            return False
-        if compare_exchange(mm, "users", users, users + 1) == users:
-            return True
-
 
 @kernel("bool(cpu_t*, i64)")
 def __oom_reap_task_mm(cpu, mm_number):

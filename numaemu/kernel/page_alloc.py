@@ -15,17 +15,17 @@ import numpy as np
 
 from numaemu.atomic import compare_exchange, exchange, fetch_add, load_acquire, store_release, store_seq_cst
 from numaemu.compile import hot, kernel
-from numaemu.kernel.gfp import (___GFP_DIRECT_RECLAIM, ___GFP_NORETRY, ___GFP_RETRY_MAYFAIL, __GFP_DMA, __GFP_DMA32,
+from numaemu.kernel.gfp import (___GFP_DIRECT_RECLAIM, ___GFP_KSWAPD_RECLAIM, ___GFP_NORETRY, ___GFP_RETRY_MAYFAIL, __GFP_DMA, __GFP_DMA32,
                                 __GFP_FS, __GFP_MOVABLE, __GFP_RECLAIMABLE, __GFP_THISNODE, __GFP_ZERO)
 from numaemu.kernel.mm_inline import __page_cache_release, unlock_lruvec
-from numaemu.kernel.mm_types import PG_buddy, PG_pcp, PG_used, task_t
+from numaemu.kernel.mm_types import PF_MEMALLOC, PG_buddy, PG_pcp, PG_used, task_t
 from numaemu.kernel.mmdebug import VM_BUG_ON_PAGE
 from numaemu.kernel.mmzone import (MAX_NR_ZONES, MIGRATE_MOVABLE, MIGRATE_RECLAIMABLE, MIGRATE_TYPES,
                                    MIGRATE_UNMOVABLE, WMARK_LOW, WMARK_MIN, ZONE_DMA, ZONE_DMA32, ZONE_MOVABLE,
                                    ZONE_NORMAL, page_of, page_to_nid, page_zone, pcp_of, zone_of, zonelist)
 from numaemu.kernel.smp import (MSG_ALLOC, MSG_DRAIN, MSG_DRAIN_ALL, MSG_FALLBACK, MSG_FILL, MSG_FREE, actor_of_node,
                                 machine_of, request, send, wait_for_event)
-from numaemu.kernel.vmstat import ALLOCSTALL_DMA, NUMA_FALLBACK, PGFREE, count_vm_events, pgalloc_event, zone_statistics
+from numaemu.kernel.vmstat import NUMA_FALLBACK, PGFREE, count_vm_events, pgalloc_event, zone_statistics
 from numaemu.native import call_address, clear_bytes, prefetch
 from numaemu.param import MAX_NODES, NR_ORDERS
 from numaemu.pointer import u64
@@ -266,13 +266,25 @@ def __alloc_pages_slowpath(cpu, gfp, order, nid, nodemask):
     """Nothing above the low watermarks: down to min; then collect unused pages from everybody's lists while some come;
     then the OOM killer.
     """
+    machine = machine_of(cpu)
+    if gfp & ___GFP_KSWAPD_RECLAIM and machine.on_wake_kswapd != U(0):
+        call_address(machine.on_wake_kswapd, cpu.address, U(nid << 16 | order << 8 | gfp_zone(gfp)), nodemask)
     pfn, tries = get_page_from_freelist(cpu, gfp, order, nid, nodemask, WMARK_MIN), 0
+    if cpu.flags & U(PF_MEMALLOC) != U(0):
+        return pfn
     while pfn == 0 and gfp & ___GFP_DIRECT_RECLAIM:
         if tries == MAX_RECLAIM_RETRIES:
             if not may_oom(cpu, gfp, order, nodemask):
                 break
             tries = 0
-        count_vm_events(machine_of(cpu), cpu.id, ALLOCSTALL_DMA + gfp_zone(gfp), 1)
+        if machine.on_reclaim != U(0):
+            freed = call_address(machine.on_reclaim, cpu.address, U(gfp * 16 + order), nodemask)
+            pfn = get_page_from_freelist(cpu, gfp, order, nid, nodemask, WMARK_MIN)
+            if pfn != 0:
+                break
+            if freed > U(0) and tries < MAX_RECLAIM_RETRIES - 1:
+                tries += 1
+                continue
         drain_local_pages(cpu)
         returned = request(cpu, 0, MSG_DRAIN_ALL, cpu.id, 0, 0)
         pfn = get_page_from_freelist(cpu, gfp, order, nid, nodemask, WMARK_MIN)

@@ -11,6 +11,7 @@ import re
 from numaemu.kernel.mm_init import (LOWMEM_RESERVE_RATIO, WATERMARK_SCALE_FACTOR, calculate_min_free_kbytes,
                                     setup_per_zone_lowmem_reserve, setup_per_zone_wmarks)
 from numaemu.param import MAX_MAP_COUNT, VMA_INDEX_SLOTS
+from numaemu.kernel.swapfile import swap_of
 from numaemu.topology import INT_MAX, KNOWN_SYSCTLS
 
 DEFAULTS = {                             # Linux 6.12; min_free_kbytes is calculated
@@ -19,6 +20,7 @@ DEFAULTS = {                             # Linux 6.12; min_free_kbytes is calcul
     "vm.max_map_count": MAX_MAP_COUNT,
     "vm.overcommit_memory": 0,           # OVERCOMMIT_GUESS
     "vm.swappiness": 60,                 # mm/vmscan.c
+    "vm.page-cluster": 3,                # mm/swap.c
     "vm.zone_reclaim_mode": 0,
     "kernel.numa_balancing": 0,
     "vm.panic_on_oom": 0,
@@ -119,6 +121,14 @@ def set_lowmem_reserve(system):
     setup_per_zone_lowmem_reserve(system.machine, system.sysctl["vm.lowmem_reserve_ratio"])
 
 
+def set_swappiness(system):
+    system.machine.swappiness = system.sysctl["vm.swappiness"]
+
+
+def set_page_cluster(system):
+    swap_of(system.machine).page_cluster = system.sysctl["vm.page-cluster"]
+
+
 def set_max_map_count(system):
     system.machine.max_map_count = system.sysctl["vm.max_map_count"]
 
@@ -126,7 +136,8 @@ def set_max_map_count(system):
 CHECKS = {"vm.max_map_count": must_fit_index, "vm.overcommit_memory": must_be_zero,
           "kernel.numa_balancing": must_be_zero}
 HANDLERS = {"vm.min_free_kbytes": set_watermarks, "vm.watermark_scale_factor": set_watermarks,
-            "vm.lowmem_reserve_ratio": set_lowmem_reserve, "vm.max_map_count": set_max_map_count}
+            "vm.lowmem_reserve_ratio": set_lowmem_reserve, "vm.max_map_count": set_max_map_count,
+            "vm.swappiness": set_swappiness, "vm.page-cluster": set_page_cluster}
 
 
 def write_drop_caches(_system, text):
