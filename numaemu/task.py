@@ -295,11 +295,11 @@ class KernelCalls:
         return self._task._op("per_cpu_ptr", handle, cpu)
 
     def this_cpu_add(self, handle, n=1):
-        """Add to this CPU's copy, a 64-bit word."""
+        """Add to this CPU's copy, a signed 64-bit word."""
         self._task._op("this_cpu_add", handle, n)
 
     def this_cpu_read(self, handle):
-        """This CPU's copy, a 64-bit word."""
+        """This CPU's copy, a signed 64-bit word."""
         return self._task._op("this_cpu_read", handle)
 
     @contextlib.contextmanager

@@ -132,7 +132,7 @@ def kernel_this_cpu_add(cpu_address, task, handle, n):
     this_cpu_add(running(cpu_address, task), handle, n)
 
 
-@entry("u64(u64, i64, i64)")
+@entry("i64(u64, i64, i64)")
 def kernel_this_cpu_read(cpu_address, task, handle):
     return this_cpu_read(running(cpu_address, task), handle)
 

@@ -25,7 +25,7 @@ from numaemu.kernel.smp import machine_of, relax, spin_lock, spin_unlock
 from numaemu.mmu import cpu_t
 from numaemu.native import clear_bytes
 from numaemu.param import PAGE_SHIFT, PAGE_SIZE
-from numaemu.pointer import Struct, address_of, i64, u8, u64
+from numaemu.pointer import Struct, address_of, i64, u8
 
 U = np.uint64
 UNIT_SHIFT = 15
@@ -74,13 +74,13 @@ def per_cpu_ptr(cpu, handle, cpu_number):
 @hot
 def this_cpu_ptr(cpu, handle):
     """This process sees this CPU's copy there."""
-    return u64.array(host_of(cpu, per_cpu_ptr(cpu, handle, cpu.id)))
+    return i64.array(host_of(cpu, per_cpu_ptr(cpu, handle, cpu.id)))
 
 
 @hot
 def this_cpu_add(cpu, handle, n):
-    """Add to this CPU's copy, a 64-bit word: nobody else writes it, so it is a plain load and store."""
-    this_cpu_ptr(cpu, handle)[0] += np.uint64(n)
+    """Add to this CPU's copy, a signed word: nobody else writes it, so it is a plain load and store."""
+    this_cpu_ptr(cpu, handle)[0] += n
 
 
 @hot
