@@ -19,6 +19,7 @@ _LATER = {"Machine": "machine", "Task": "task", "Handle": "task",
              for kind in ("u8", "u16", "u32", "u64", "i32", "i64", "f32", "f64")},
           "kmem_cache_alloc": "kernel.slab", "kmem_cache_free": "kernel.slab",
           "list_lru_add": "kernel.list_lru", "list_lru_del": "kernel.list_lru",
+          "per_cpu_ptr": "kernel.percpu", "this_cpu_add": "kernel.percpu", "this_cpu_read": "kernel.percpu",
           **{f"SLAB_{name}": "kernel.slab_types"
              for name in ("CONSISTENCY_CHECKS", "RED_ZONE", "POISON", "STORE_USER", "HWCACHE_ALIGN", "CACHE_DMA",
                           "RECLAIM_ACCOUNT")}}

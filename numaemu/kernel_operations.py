@@ -10,6 +10,7 @@ from numaemu.kernel.gfp import __GFP_ZERO as GFP_ZERO
 from numaemu.kernel.gfp import GFP_KERNEL
 from numaemu.kernel.list_lru import LIST_HEAD_BYTES, MAX_SHRINKERS, list_lru_node, shrinker_of
 from numaemu.kernel.mmzone import page_zone, zone_of
+from numaemu.kernel.percpu import UNIT_SIZE, VAR_NAME_BYTES, define_per_cpu
 from numaemu.kernel.shrinker import live_shrinkers
 from numaemu.kernel.slab_debug import kmem_cache_flags, take_bug
 from numaemu.kernel.smp import actor_of_cpu
@@ -246,3 +247,54 @@ class KernelOperations:
 
     def drop_slab(self, number):
         return kernel_calls.kernel_drop_slab(self.address)
+
+    # -- per-CPU memory
+
+    def alloc_percpu(self, number, size, align, gfp):
+        if not 0 < size <= UNIT_SIZE or not 0 < align <= PAGE_SIZE or align & (align - 1):
+            limit = f"1 to {UNIT_SIZE} bytes, aligned to a power of two up to {PAGE_SIZE}"
+            raise ValueError(f"alloc_percpu: {size} bytes, aligned to {align}, must be {limit}")
+        return kernel_calls.kernel_alloc_percpu(self.address, number, size, align, gfp)
+
+    def free_percpu(self, number, handle):
+        if not kernel_calls.kernel_free_percpu(self.address, number, handle):
+            raise KernelBug(f"free_percpu: nothing begins at {handle:#x}")
+
+    def define_per_cpu(self, number, name, size, align):
+        if not 0 < len(name.encode()) < VAR_NAME_BYTES:
+            raise ValueError(f"per-CPU variable {name!r}: must have 1 to {VAR_NAME_BYTES - 1} bytes")
+        if size < 1 or align < 1 or align & (align - 1):
+            limit = "must be positive, and a power of two"
+            raise ValueError(f"per-CPU variable {name}: {size} bytes, aligned to {align}: {limit}")
+        if not kernel_calls.make_first_chunk(self.address):
+            raise OSError(errno.ENOMEM, f"per-CPU variable {name}: no memory for the first chunk")
+        kernel_calls.pcpu_mutex(self.address, 1)
+        try:
+            return define_per_cpu(self.machine, name, size, align)
+        finally:
+            kernel_calls.pcpu_mutex(self.address, 0)
+
+    def valid_handle(self, handle, nbytes=1):
+        if kernel_calls.percpu_bytes(self.address, handle) < nbytes:
+            raise KernelBug(f"per-CPU memory: no {nbytes} bytes at {handle:#x}")
+        return handle
+
+    def per_cpu_ptr(self, number, handle, cpu):
+        if not 0 <= cpu < self.machine.nr_cpus:
+            raise ValueError(f"cpu {cpu} is not one of 0 to {self.machine.nr_cpus - 1}")
+        return int(kernel_calls.kernel_per_cpu_ptr(self.address, self.valid_handle(handle), cpu))
+
+    def this_cpu_add(self, number, handle, n):
+        kernel_calls.kernel_this_cpu_add(self.address, number, self.valid_handle(handle, 8), n)
+
+    def this_cpu_read(self, number, handle):
+        return int(kernel_calls.kernel_this_cpu_read(self.address, number, self.valid_handle(handle, 8)))
+
+    def get_cpu_var(self, number, handle):
+        """This CPU's copy; no other task runs here until put_cpu_var."""
+        address = self.per_cpu_ptr(number, handle, self.cpu.cpu_number)
+        self.preempt_disable(number)
+        return address
+
+    def put_cpu_var(self, number):
+        self.preempt_enable(number)

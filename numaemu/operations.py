@@ -70,26 +70,47 @@ class Operations(KernelOperations):
         self.cpu, self.machine, self.address = cpu, cpu.machine, int(cpu.state.address)
         self.tasks = task_t.array(self.machine.tasks)
         self.spare = None
+        self.preempt_count, self.running_alone = 0, None      # (number, pid) of the task that keeps the turn
 
     def run(self, number, pid, method, args):
         """One operation of task `pid`, in this CPU's turn. Its number may be another's by now, if it was killed."""
-        with self.cpu.turn:
+        if self.running_alone != (number, pid) or method == "die":       # a kill waits until its victim may be preempted
+            self.cpu.turn.__enter__()
+        try:
+            return self.run_in_turn(number, pid, method, args)
+        finally:
             task = self.tasks[number]
-            if is_zombie(task, pid):
-                raise self.oom_killed(number)
-            if task.state == TASK_DEAD or task.pid != pid:
-                raise OSError(errno.ESRCH, "the task has ended")
-            try:
-                answer = getattr(self, method)(number, *args)
-            except Exception:
-                if task.oom_victim == pid and task.pid == pid and task.state != TASK_DEAD:
-                    raise self.oom_killed(number) from None
-                raise
+            if self.preempt_count == 0 or task.pid != pid or task.state != TASK_RUNNING:
+                self.preempt_count, self.running_alone = 0, None
+                self.cpu.turn.__exit__()
+
+    def preempt_disable(self, number):
+        """Keep the turn after this operation, for this task's next ones."""
+        self.preempt_count += 1
+        self.running_alone = number, self.tasks[number].pid
+
+    def preempt_enable(self, number):
+        if self.preempt_count == 0:
+            raise KernelBug("preempt_enable: preemption is not disabled on this CPU")
+        self.preempt_count -= 1
+
+    def run_in_turn(self, number, pid, method, args):
+        task = self.tasks[number]
+        if is_zombie(task, pid):
+            raise self.oom_killed(number)
+        if task.state == TASK_DEAD or task.pid != pid:
+            raise OSError(errno.ESRCH, "the task has ended")
+        try:
+            answer = getattr(self, method)(number, *args)
+        except Exception:
             if task.oom_victim == pid and task.pid == pid and task.state != TASK_DEAD:
-                if method in ("fork", "clone"):
-                    self.die(answer[0], SIGKILL)         # nobody will ever hold it
-                raise self.oom_killed(number)
-            return answer
+                raise self.oom_killed(number) from None
+            raise
+        if task.oom_victim == pid and task.pid == pid and task.state != TASK_DEAD:
+            if method in ("fork", "clone"):
+                self.die(answer[0], SIGKILL)         # nobody will ever hold it
+            raise self.oom_killed(number)
+        return answer
 
     def oom_exit(self, numbers):
         """Victims of the OOM killer end between two operations; their next one tells them."""
@@ -289,6 +310,9 @@ class Operations(KernelOperations):
             raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
         task = self.tasks[number]
         if task.cpu not in cpus:
+            if self.preempt_count:
+                where = f"task {task.pid} may not leave cpu {task.cpu} before put_cpu_var"
+                raise KernelBug(f"scheduling while atomic: {where}")
             task.cpu = cpus[0]
         return task.cpu
 

@@ -3,10 +3,14 @@
 A Task does nothing itself: its `site` runs an operation on the CPU the task is on — a plain call if that is this
 process, a message if not.
 """
+import contextlib
+
 import numpy as np
 
+from numaemu.errors import NumaemuError
 from numaemu.explain import Trail
 from numaemu.kernel import gfp as gfp_types
+from numaemu.kernel.gfp import GFP_KERNEL
 from numaemu.payload import dump_function
 from numaemu.uapi import MAP_ANONYMOUS, MAP_PRIVATE, MPOL_F_ADDR, MPOL_F_NODE, MPOL_MF_MOVE, PROT_READ, PROT_WRITE
 from numaemu.units import parse_size
@@ -329,6 +333,42 @@ class KernelCalls:
         """Free all objects that shrinkers can; how many. What vm.drop_caches = 2 does."""
         return self._task._op("drop_slab")
 
+    def alloc_percpu(self, size, align=8, gfp=GFP_KERNEL):
+        """`size` zero bytes for each CPU, on its node: a handle for per_cpu_ptr and its kin; None: no memory."""
+        return self._task._op("alloc_percpu", size, align, gfp) or None
+
+    def free_percpu(self, handle):
+        """Give memory from alloc_percpu back."""
+        self._task._op("free_percpu", handle)
+
+    def define_per_cpu(self, name, size=8, align=8):
+        """The handle of a static per-CPU variable: DEFINE_PER_CPU the first time, DECLARE_PER_CPU from then on."""
+        return self._task._op("define_per_cpu", name, size, align)
+
+    def per_cpu_ptr(self, handle, cpu):
+        """The kernel address of a CPU's copy."""
+        return self._task._op("per_cpu_ptr", handle, cpu)
+
+    def this_cpu_add(self, handle, n=1):
+        """Add to this CPU's copy, a signed 64-bit word."""
+        self._task._op("this_cpu_add", handle, n)
+
+    def this_cpu_read(self, handle):
+        """This CPU's copy, a signed 64-bit word."""
+        return self._task._op("this_cpu_read", handle)
+
+    @contextlib.contextmanager
+    def get_cpu_var(self, handle):
+        """The address of this CPU's copy, for a block of operations in which no other task runs on this CPU."""
+        address = self._task._op("get_cpu_var", handle)
+        try:
+            yield address
+        except BaseException:
+            with contextlib.suppress(OSError, NumaemuError):         # the task may have ended
+                self._task._op("put_cpu_var")
+            raise
+        self._task._op("put_cpu_var")
+
     def read(self, address, nbytes):
         """Bytes at a kernel address (nothing is charged)."""
         return self._task._op("kernel_read", address, nbytes)
@@ -369,7 +409,7 @@ class KmemCache:
 
 
 class Shrinker:
-    """What lets a cache's unused objects go. `number` is what compiled code gives to numaemu.list_lru_add and list_lru_del."""
+    """What lets a cache's unused objects go. Compiled code gives `number` to numaemu.list_lru_add and _del."""
 
     def __init__(self, task, number):
         self.task, self.number = task, number

@@ -202,7 +202,23 @@ def test_kmalloc_waste_is_what_the_caches_sizes_make_it():
     with Machine(**SMALL["two nodes"]) as machine:
         result = run("kmalloc_waste", machine)
         machine.check()
-    rows = result["by size"]
-    assert [rows[f"{n} bytes"]["kmalloc gives"] for n in (8, 65, 96, 129, 4097, 8193)] == [8, 96, 96, 192, 8192, 16384]
-    assert rows["8 bytes"]["lost %"] == 0 and rows["8 bytes"]["lost raw %"] == 99.8
-    assert result["kmalloc pages"] < result["raw buddy pages"]
+    rows, total = result, result["64 of each, in all"]
+    assert [rows[f"{n} bytes"]["kmalloc"] for n in (8, 65, 96, 129, 4097, 8193)] == [8, 96, 96, 192, 8192, 16384]
+    assert rows["8 bytes"]["lost %"] == 0 and rows["8 bytes"]["pages lost %"] == 99.8
+    assert total["asked"] < total["kmalloc"] < total["pages"]
+
+
+def test_percpu_counter_loses_half_of_what_is_counted_unprotected(cxl):
+    assert {way: (row["increments"], row["lost"]) for way, row in run("percpu_counter", cxl).items()} == {
+        "load, other task, store": (400, 200), "get_cpu_var, put_cpu_var": (400, 0),
+        "a copy per CPU, all CPUs": (20_000 * cxl.topology.nr_cpus, 0)}
+
+
+def test_slab_vs_buddy_saves_memory_for_small_objects(ring):
+    result = run("slab_vs_buddy", ring)
+    for size in (16, 64, 256, 1024):
+        slab, buddy = result[f"{size} bytes, slab"], result[f"{size} bytes, buddy"]
+        assert buddy["pages"] == slab["objects"] == 1000 and buddy["lost %"] == pytest.approx(100 - size / 40.96, abs=0.1)
+        assert slab["pages"] * 4096 >= 1000 * size and slab["pages"] < buddy["pages"] and slab["lost %"] < buddy["lost %"]
+    assert result["4096 bytes, slab"]["pages"] >= 1000
+    assert result["64 bytes, slab"]["ns per pair"] < 1.5 * result["64 bytes, buddy"]["ns per pair"]

@@ -28,13 +28,15 @@ def main(machine):
     for size in SIZES:
         addresses = [kernel.kmalloc(size, numaemu.GFP_KERNEL) for _ in range(COUNT)]
         real, order = kernel.ksize(addresses[0]), max((size - 1) // 4096, 0).bit_length()
-        rows[f"{size} bytes"] = {"kmalloc gives": real, "lost %": percent(real - size, real),
-                                 "raw pages give": 4096 << order, "lost raw %": percent((4096 << order) - size, 4096 << order)}
+        rows[f"{size} bytes"] = {"asked": size, "kmalloc": real, "lost %": percent(real - size, real),
+                                 "pages": 4096 << order, "pages lost %": percent((4096 << order) - size, 4096 << order)}
         kept += addresses
-    requested, slab_pages = COUNT * sum(SIZES), pages_in_use(machine) - before
-    raw_pages = COUNT * sum(1 << max((size - 1) // 4096, 0).bit_length() for size in SIZES)
+    requested, slabs = COUNT * sum(SIZES), 4096 * (pages_in_use(machine) - before)
+    raw = 4096 * COUNT * sum(1 << max((size - 1) // 4096, 0).bit_length() for size in SIZES)
     for address in kept:
         kernel.kfree(address)
     task.exit()
-    return {"by size": rows, "requested bytes": requested, "kmalloc pages": slab_pages, "raw buddy pages": raw_pages,
-            "kmalloc uses %": percent(requested, slab_pages * 4096), "raw buddy uses %": percent(requested, raw_pages * 4096)}
+    rows[f"{COUNT} of each, in all"] = {"asked": requested, "kmalloc": slabs,
+                                        "lost %": percent(slabs - requested, slabs), "pages": raw,
+                                        "pages lost %": percent(raw - requested, raw)}
+    return rows

@@ -10,6 +10,7 @@ from numaemu.kernel.mm_types import PG_anon, PG_buddy, PG_lru, PG_pcp, PG_table,
 from numaemu.kernel.mmap import vma_index
 from numaemu.kernel.mmzone import (MAX_NR_ZONES, MIGRATE_PCPTYPES, MIGRATE_TYPES, NR_LRU_LISTS, ZONE_NAMES, lruvec_of,
                                    page_of, page_to_nid, page_zone, pcp_of, zone_of)
+from numaemu.kernel.percpu import validate_percpu
 from numaemu.kernel.pgtable import (_PAGE_SPECIAL, is_migration_entry, mm_of, pte_offset, pte_pfn, pte_present,
                                     ptep_get, skip_missing)
 from numaemu.kernel.rmap import vma_of
@@ -237,6 +238,13 @@ def audit_shrinkers(machine):
                                f"{lru.nr_items} long")
 
 
+def audit_percpu(machine):
+    """The maps of all per-CPU chunks."""
+    bad = validate_percpu(int(cpu_t.array(machine.cpus)[0].address), np.zeros(3, np.int64))
+    if bad:
+        raise MachineCheck(f"per-CPU chunk {bad}: its map, its counts and its units do not agree")
+
+
 def audit_slabs(machine, base):
     """Every slab page, list and count of every cache; slab pages against the nodes' counters."""
     found, pages = np.zeros(MAX_KMEM_CACHES * NR_SLAB_COUNTS, np.int64), np.zeros(2 * machine.nr_nodes, np.int64)
@@ -368,6 +376,7 @@ def audit(machine):
     audit_mappings(machine, base)
     audit_slabs(machine, base)
     audit_shrinkers(machine)
+    audit_percpu(machine)
     audit_lru(machine, base)
     return report
 

@@ -1,6 +1,9 @@
 """What a task asks the kernel's own allocators for (task.kernel), as sys.py has the system calls."""
 from numaemu.compile import entry
 from numaemu.kernel.list_lru import list_lru_add, list_lru_del
+from numaemu.kernel.percpu import (CHUNK_LIVE, FREE, MAX_CHUNKS, PCPU_MIN_ALLOC_SIZE, REST, UNIT_SHIFT, UNIT_SIZE,
+                                   UNIT_SLOTS, alloc_percpu, chunk_of, first_chunk, free_percpu, per_cpu_ptr,
+                                   this_cpu_add, this_cpu_read)
 from numaemu.kernel.pool import pool_get, pool_put
 from numaemu.kernel.shrinker import drop_slab, shrink_slab
 from numaemu.kernel.slab import deactivate_slab, slab_alloc_node, slab_free
@@ -100,3 +103,62 @@ def kernel_shrink_slab(cpu_address, gfp, nid, priority):
 @entry("i64(u64)")
 def kernel_drop_slab(cpu_address):
     return drop_slab(cpu_t.at(cpu_address))
+
+
+@entry("i64(u64, i64, i64, i64, i64)")
+def kernel_alloc_percpu(cpu_address, task, size, align, gfp):
+    """alloc_percpu_gfp: a handle, or 0."""
+    return alloc_percpu(running(cpu_address, task), size, align, gfp)
+
+
+@entry("i64(u64, i64, i64)")
+def kernel_free_percpu(cpu_address, task, handle):
+    """1, or 0: nothing begins there."""
+    return free_percpu(running(cpu_address, task), handle)
+
+
+@entry("i64(u64)")
+def make_first_chunk(cpu_address):
+    return first_chunk(cpu_t.at(cpu_address))
+
+
+@entry("u64(u64, i64, i64)")
+def kernel_per_cpu_ptr(cpu_address, handle, cpu_number):
+    return per_cpu_ptr(cpu_t.at(cpu_address), handle, cpu_number)
+
+
+@entry("void(u64, i64, i64, i64)")
+def kernel_this_cpu_add(cpu_address, task, handle, n):
+    this_cpu_add(running(cpu_address, task), handle, n)
+
+
+@entry("i64(u64, i64, i64)")
+def kernel_this_cpu_read(cpu_address, task, handle):
+    return this_cpu_read(running(cpu_address, task), handle)
+
+
+@entry("i64(u64, i64)")
+def percpu_bytes(cpu_address, handle):
+    """Bytes behind a handle, up to the end of its area; 0: there is no area."""
+    machine = machine_of(cpu_t.at(cpu_address))
+    number, at = handle >> UNIT_SHIFT, handle & (UNIT_SIZE - 1)
+    if number < 1 or number >= MAX_CHUNKS or chunk_of(machine, number).state != CHUNK_LIVE:
+        return 0
+    slot, kinds = at // PCPU_MIN_ALLOC_SIZE, chunk_of(machine, number).map
+    if kinds[slot] == FREE:
+        return 0
+    end = slot + 1
+    while end < UNIT_SLOTS and kinds[end] == REST:
+        end += 1
+    return end * PCPU_MIN_ALLOC_SIZE - at
+
+
+@entry("void(u64, bool)")
+def pcpu_mutex(cpu_address, lock):
+    """Take or release the lock under which static variables are laid out."""
+    cpu = cpu_t.at(cpu_address)
+    word = address_of(machine_of(cpu), "pcpu_lock")
+    if lock:
+        spin_lock(cpu, word)
+    else:
+        spin_unlock(word)

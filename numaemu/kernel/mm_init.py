@@ -12,6 +12,7 @@ from numaemu.kernel.mmzone import (MAX_NR_ZONES, MIGRATE_MOVABLE, WMARK_HIGH, WM
                                    ZONE_DMA32, ZONE_HIGHMEM, ZONE_MOVABLE, ZONE_NORMAL, lruvec_t, node_t, page_of,
                                    pcp_t, zone_of, zone_t)
 from numaemu.kernel.pageout import scan_control_t
+from numaemu.kernel.percpu import percpu_blocks
 from numaemu.kernel.shrinker import shrinker_blocks
 from numaemu.kernel.slab_common import kmem_cache_init, slab_blocks
 from numaemu.kernel.slowpath import slowpath_t
@@ -71,7 +72,8 @@ def control_layout(topology, max_pfn, nr_actors):
             ("scan_controls", cpus * scan_control_t.nbytes), ("swap", swap_t.nbytes), ("zstat", zstat_t.nbytes),
             ("zbufs", cpus * ZBUF_BYTES), ("swap_map", MAX_SWAP_ENTRIES * 4), ("swap_cache", MAX_SWAP_ENTRIES * 8),
             ("zeromap", MAX_SWAP_ENTRIES), ("ztable", MAX_SWAP_ENTRIES * 8), ("swap_data", MAX_SWAP_ENTRIES * PAGE_SIZE),
-            *slab_blocks(topology), *shrinker_blocks(topology)):
+            *slab_blocks(topology), *shrinker_blocks(topology),
+            *percpu_blocks(topology)):
         layout.add(name, nbytes)
     return layout
 

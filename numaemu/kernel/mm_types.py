@@ -148,4 +148,6 @@ machine_t = Struct("machine_t", [
     ("slab_mutex", u64),            # spin lock: caches are made and destroyed
     ("on_ctor", u64),               # callback into Python: construct an object of a cache
     ("shrinkers", u64), ("list_lrus", u64),        # list_lru.py
+    ("pcpu_lock", u64),             # spin lock: percpu.py
+    ("pcpu_chunks", u64), ("pcpu_units", u64), ("per_cpu_vars", u64),      # pcpu_units: pfn, i64[MAX_CHUNKS][nr_cpus]
 ])

@@ -5,6 +5,7 @@ not have yet is 0, as on a machine that does not use it. Lines that are sums are
 """
 from numaemu.kernel.mm_init import node_managed_pages
 from numaemu.kernel.mmzone import MAX_NR_ZONES, WMARK_HIGH, zone_of
+from numaemu.kernel.percpu import pcpu_nr_pages
 from numaemu.kernel.swapfile import swap_of
 from numaemu.kernel.vmstat import fold_node, free_pages
 from numaemu.kernel.zram import zstat_of
@@ -91,7 +92,8 @@ def meminfo(system):
              line("Shmem", state["nr_shmem"]), *slab_lines(state), *zeros("KernelStack"),
              line("PageTables", state["nr_page_table_pages"]), *zeros("SecPageTables NFS_Unstable Bounce WritebackTmp"),
              line("CommitLimit", kilobytes(total * OVERCOMMIT_RATIO // 100)), *zeros("Committed_AS"),
-             line("VmallocTotal", VMALLOC_BYTES >> 10), *zeros("VmallocUsed VmallocChunk Percpu"),
+             line("VmallocTotal", VMALLOC_BYTES >> 10), *zeros("VmallocUsed VmallocChunk"),
+             line("Percpu", kilobytes(pcpu_nr_pages(machine))),
              f"HardwareCorrupted: {0:5d} kB", *zeros(HUGE_LINES),
              *(f"HugePages_{what}:   {0:5d}" if what == "Total" else f"HugePages_{what}:    {0:5d}"
                for what in ("Total", "Free", "Rsvd", "Surp")),
