@@ -3,7 +3,7 @@ import numpy as np
 
 from numaemu.compile import entry, hot
 from numaemu.errors import MachineCheck
-from numaemu.kernel.free_area import page_is_buddy
+from numaemu.kernel.free_area import get_pageblock_migratetype, must_stay_apart, page_is_buddy
 from numaemu.kernel.mm_types import PG_anon, PG_buddy, PG_pcp, PG_table, machine_t, task_t
 from numaemu.kernel.mmap import vma_index
 from numaemu.kernel.mmzone import (MAX_NR_ZONES, MIGRATE_PCPTYPES, MIGRATE_TYPES, ZONE_NAMES, page_of, page_zone,
@@ -37,7 +37,8 @@ def validate_zone(machine_address, number, counts):
             step = 1 << page.private
             if flags & U(PG_pcp) != U(0) or page.private > MAX_ORDER or pfn & (step - 1) != 0:
                 return pfn
-            if page.private < MAX_ORDER and page_is_buddy(machine, zone, pfn ^ step, page.private):
+            if page.private < MAX_ORDER and page_is_buddy(machine, zone, pfn ^ step, page.private) and not \
+                    must_stay_apart(machine, pfn ^ step, page.private, get_pageblock_migratetype(machine, pfn)):
                 return pfn
             counts[FREE] += step
         elif flags & U(PG_pcp) != U(0):
