@@ -17,7 +17,8 @@ globals().update(_constants)
 _LATER = {"Machine": "machine", "Task": "task", "Handle": "task",
           **{f"{how}_{kind}": "access" for how in ("load", "store")
              for kind in ("u8", "u16", "u32", "u64", "i32", "i64", "f32", "f64")},
-          **{name: "kernel.slab" for name in ("kmem_cache_alloc", "kmem_cache_free", "SLAB_RED_ZONE", "SLAB_POISON",
+          "alloc_page": "kernel.page_alloc", "free_page": "kernel.page_alloc",
+         **{name: "kernel.slab" for name in ("kmem_cache_alloc", "kmem_cache_free", "SLAB_RED_ZONE", "SLAB_POISON",
                                               "SLAB_STORE_USER", "SLAB_HWCACHE_ALIGN", "SLAB_CACHE_DMA",
                                               "SLAB_RECLAIM_ACCOUNT")}}
 
