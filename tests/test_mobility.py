@@ -1,4 +1,4 @@
-"""Grouping by mobility, against a naive twin: fallback, claiming, boosts; pageblocks for atomic allocations, isolation."""
+"""Grouping by mobility, against a naive twin; boosts, pageblocks for atomic allocations, isolation."""
 import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
@@ -8,11 +8,12 @@ from naive import MobilityBuddy
 
 from numaemu import GFP_HIGHUSER_MOVABLE, GFP_KERNEL, __GFP_NORETRY, __GFP_NOWARN
 from numaemu.build import JIT
+from numaemu.kernel import mobility
 from numaemu.kernel.buddy import alloc_block, free_block
 from numaemu.kernel.internal import ALLOC_HIGHATOMIC, ALLOC_KSWAPD, ALLOC_NOFRAGMENT, ALLOC_OOM
-from numaemu.kernel.mmzone import (MIGRATE_HIGHATOMIC, MIGRATE_ISOLATE, MIGRATE_MOVABLE, MIGRATE_RECLAIMABLE, MIGRATE_TYPES,
-                                   MIGRATE_UNMOVABLE, WMARK_HIGH, WMARK_MIN, ZONE_BOOSTED_WATERMARK, ZONE_NORMAL, zone_of)
-from numaemu.kernel import mobility
+from numaemu.kernel.mmzone import (MIGRATE_HIGHATOMIC, MIGRATE_ISOLATE, MIGRATE_MOVABLE, MIGRATE_RECLAIMABLE,
+                                   MIGRATE_TYPES, MIGRATE_UNMOVABLE, WMARK_HIGH, WMARK_MIN, ZONE_BOOSTED_WATERMARK,
+                                   ZONE_NORMAL, zone_of)
 from numaemu.param import MAX_ORDER, NR_ORDERS
 from numaemu.pointer import u8
 
@@ -33,8 +34,8 @@ class MobilityMachine(RuleBasedStateMachine):
         self.naive = MobilityBuddy(int(self.zone.virgin_pfn), int(self.zone.virgin_end), MAX_ORDER)
         self.taken = []
 
-    @rule(order=st.sampled_from([0, 0, 1, 2, 3, 5, 8, 9, 10]), migratetype=st.integers(0, 2), times=st.sampled_from([1, 4, 40]),
-          flags=st.sampled_from([0, 0, 0, ALLOC_NOFRAGMENT]))
+    @rule(order=st.sampled_from([0, 0, 1, 2, 3, 5, 8, 9, 10]), migratetype=st.integers(0, 2),
+          times=st.sampled_from([1, 4, 40]), flags=st.sampled_from([0, 0, 0, ALLOC_NOFRAGMENT]))
     def take(self, order, migratetype, times, flags):
         for _ in range(times):
             pfn = alloc_block(self.machine, self.zone.number, order, migratetype, flags)

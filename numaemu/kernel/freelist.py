@@ -54,12 +54,13 @@ def wake_for_boost(cpu, zone):
         wakeup_kswapd(cpu, 0, 0, zone.node, zone.type)
 
 
-@kernel("i64(cpu_t*, zone_t*, i64, i64, i64, i64)")
-def rmqueue_slow(cpu, zone, order, migratetype, preferred_node, alloc_flags):
+@kernel("i64(cpu_t*, zone_t*, i64, i64, i64)")
+def rmqueue_slow(cpu, zone, order, migratetype, alloc_flags):
     """A block from the node itself; a single page only for those whom no list has served and who must not fail."""
     if order == 0 and not alloc_flags & (ALLOC_OOM | ALLOC_NON_BLOCK):
         return 0
-    return request(cpu, actor_of_node(zone.node), MSG_ALLOC, zone.number << ALLOC_BITS | alloc_flags, order, migratetype)
+    what = zone.number << ALLOC_BITS | alloc_flags
+    return request(cpu, actor_of_node(zone.node), MSG_ALLOC, what, order, migratetype)
 
 
 @kernel("i64(cpu_t*, zone_t*, i64, i64, i64)")
@@ -81,7 +82,7 @@ def rmqueue(cpu, zone, gfp, order, migratetype, preferred_node, alloc_flags):
         else:
             pfn = rmqueue_pcplist(cpu, zone, migratetype, preferred_node, alloc_flags)
     if pfn == 0:
-        pfn = rmqueue_slow(cpu, zone, order, migratetype, preferred_node, alloc_flags)
+        pfn = rmqueue_slow(cpu, zone, order, migratetype, alloc_flags)
     if alloc_flags & ALLOC_KSWAPD and zone.flags & _BOOSTED != U(0):
         wake_for_boost(cpu, zone)
     return pfn
