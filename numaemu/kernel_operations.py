@@ -133,7 +133,7 @@ class KernelOperations:
             raise ValueError(f"kmem_cache_create: {name}: {size} bytes, must be 1 to {slab_common.KMALLOC_MAX_SIZE}")
         if align < 0 or align & (align - 1) or align > PAGE_SIZE:
             raise ValueError(f"kmem_cache_create: {name}: align {align} must be a power of two up to {PAGE_SIZE}")
-        flags = kmem_cache_flags(flags, name, self.cpu.world.topology.kernel.get("slab_debug"))
+        flags = kmem_cache_flags(flags, name, self.cpu.world.topology.kernel["slab_debug"] or None)
         image, nbytes = self.store_ctor(number, name, size, ctor) if ctor is not None else (0, 0)
         kernel_calls.slab_mutex(self.address, 1)
         cache = 0

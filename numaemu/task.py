@@ -15,7 +15,7 @@ from numaemu.payload import dump_function
 from numaemu.uapi import MAP_ANONYMOUS, MAP_PRIVATE, MPOL_F_ADDR, MPOL_F_NODE, MPOL_MF_MOVE, PROT_READ, PROT_WRITE
 from numaemu.units import parse_size
 
-HIGHMEM, ZERO = (getattr(gfp_types, f"__GFP_{name}") for name in ("HIGHMEM", "ZERO"))     # a class would mangle the names
+HIGHMEM, ZERO = (getattr(gfp_types, f"__GFP_{name}") for name in ("HIGHMEM", "ZERO"))     # mangled inside a class
 
 def node_mask(nodes):
     """A mask from a node, several nodes, text like "0,2-3", or None for none."""
@@ -378,7 +378,7 @@ class KernelCalls:
         self._task._op("kernel_write", address, bytes(data))
 
 
-for _name in ("free_pages", "get_free_pages", "get_free_page"):       # Linux's names; inside a class they would be mangled
+for _name in ("free_pages", "get_free_pages", "get_free_page"):       # Linux's names, which a class would mangle
     setattr(KernelCalls, f"__{_name}", getattr(KernelCalls, _name))
 
 

@@ -56,6 +56,8 @@ DEFAULT_COST = {  # ns
 KNOWN_SYSCTLS = {  # lowest and highest value, as the sysctl tables of Linux 6.12 have them
     "vm.min_free_kbytes": (0, INT_MAX),
     "vm.watermark_scale_factor": (1, 3000),
+    "vm.watermark_boost_factor": (0, INT_MAX),
+    "vm.percpu_pagelist_high_fraction": (0, INT_MAX),  # 0, or at least MIN_HIGH_FRACTION
     "vm.lowmem_reserve_ratio": (0, INT_MAX),  # one number per zone
     "vm.overcommit_memory": (0, 2),
     "vm.max_map_count": (0, 65530),  # what the index of an address space has room for
@@ -68,19 +70,23 @@ KNOWN_SYSCTLS = {  # lowest and highest value, as the sysctl tables of Linux 6.1
     "vm.oom_dump_tasks": (0, INT_MAX),
 }
 
-KERNEL_OPTIONS = ("slab_debug",)  # of Linux's command line
 SLAB_DEBUG_LETTERS = "FZPU-"  # Linux also has T (trace), A (failslab), O (no larger slabs)
 
 # --- what a machine file may say ----------------------------------------------------------------
+DEFAULT_KERNEL = {"page_group_by_mobility": True, "slab_debug": ""}  # the kernel's boot options
+ZONE_LAYOUTS = ("x86-64", "x86-32")  # DMA, DMA32, Normal; DMA, Normal up to 896 MiB, HighMem
+MAX_MEMORY_32 = 64 * GiB  # 36 bits of physical address, with PAE
+MIN_HIGH_FRACTION = 8  # MIN_PERCPU_PAGELIST_HIGH_FRACTION
+
 SIZE_KEYS = ("low_memory", "kernelcore", "movablecore")
-SCALAR_KEYS = ("name", "paging", "page_size", *SIZE_KEYS)
+SCALAR_KEYS = ("name", "paging", "page_size", "zone_layout", *SIZE_KEYS)
 MACHINE_KEYS = (*SCALAR_KEYS, "node", "distance", "latency", "tlb", "sysctl", "cost", "kernel")
 NODE_KEYWORDS = ("nodes", "cpus_per_node", "memory_per_node", "memory_only_nodes")
 TABLES = {  # with known keys
     **DEFAULT_TLB,
     "sysctl": KNOWN_SYSCTLS,
     "cost": DEFAULT_COST,
-    "kernel": KERNEL_OPTIONS,
+    "kernel": DEFAULT_KERNEL,
 }
 MATRICES = {  # unit, lowest and highest value
     "distance": ("", LOCAL_DISTANCE, MAX_DISTANCE),
@@ -128,7 +134,8 @@ class Topology:
     l2: TlbSpec
     sysctl: dict[str, int | tuple[int, ...]]
     cost: dict[str, int]  # ns, the keys of DEFAULT_COST
-    kernel: dict[str, str]  # KERNEL_OPTIONS that were given
+    kernel: dict[str, bool | str]  # boot options, the keys of DEFAULT_KERNEL
+    zone_layout: str  # one of ZONE_LAYOUTS
     low_memory: int  # bytes of RAM below 4 GiB of the physical address space
     kernelcore: int | None  # bytes kept out of ZONE_MOVABLE, as Linux's boot parameter
     movablecore: int | None  # bytes given to ZONE_MOVABLE; only one of the two is set
@@ -192,6 +199,7 @@ class Topology:
             sysctl=_parse_sysctl(machine.get("sysctl", {}), where),
             cost=_parse_cost(machine.get("cost", {}), where),
             kernel=_parse_kernel(machine.get("kernel", {}), where),
+            zone_layout=_parse_zone_layout(machine, sum(node.memory_bytes for node in nodes), where),
             **_parse_sizes(machine, sum(node.memory_bytes for node in nodes), where),
         )
 
@@ -202,6 +210,7 @@ class Topology:
             "name": self.name,
             "paging": self.paging,
             "page_size": self.page_size,
+            "zone_layout": self.zone_layout,
             **{key: format_size(size) for key, size in sizes.items() if size is not None},
             "node": [
                 {"memory": format_size(node.memory_bytes), "cpus": list(node.cpus)}
@@ -212,7 +221,7 @@ class Topology:
             "tlb": {"l1": vars(self.l1).copy(), "l2": vars(self.l2).copy()},
             "sysctl": {k: list(v) if isinstance(v, tuple) else v for k, v in self.sysctl.items()},
             "cost": dict(self.cost),
-            **({"kernel": dict(self.kernel)} if self.kernel else {}),
+            "kernel": dict(self.kernel),
         }
 
     def to_toml(self) -> str:
@@ -224,7 +233,7 @@ class Topology:
         for key in MATRICES:
             rows = [f"    {_toml(row)}," for row in machine[key]["matrix"]]
             lines += ["", f"[{key}]", "matrix = [", *rows, "]"]
-        for key in ("tlb", "sysctl", "cost", *(["kernel"] if self.kernel else [])):
+        for key in ("tlb", "sysctl", "cost", "kernel"):
             quote = _toml if key == "sysctl" else str  # their keys have dots
             rows = [f"{quote(name)} = {_toml(value)}" for name, value in machine[key].items()]
             lines += ["", f"[{key}]", *rows]
@@ -507,6 +516,9 @@ def _parse_sysctl(table: Any, where: str) -> dict[str, int | tuple[int, ...]]:
 
 def _parse_sysctl_value(key: str, value: Any, where: str) -> int | tuple[int, ...]:
     least, most = KNOWN_SYSCTLS[key]
+    if key == "vm.percpu_pagelist_high_fraction" and value in range(1, MIN_HIGH_FRACTION):
+        limit = f"must be 0 or at least {MIN_HIGH_FRACTION}"
+        raise ConfigError.at(where, f"sysctl: {key} is {value}, {limit}")
     if key != "vm.lowmem_reserve_ratio":
         return parse_int(value, f"sysctl: {key}", where, least, most)
     if isinstance(value, str):
@@ -525,16 +537,28 @@ def _parse_cost(table: Any, where: str) -> dict[str, int]:
     }
 
 
-def _parse_kernel(table: Any, where: str) -> dict[str, str]:
-    options = check_table(table, KERNEL_OPTIONS, "kernel", where)
-    for key, text in options.items():
-        if not isinstance(text, str):
-            raise ConfigError.at(where, f"kernel: {key} is {text!r}, must be text")
-        for letters in (block.partition(",")[0] for block in text.split(";")):
-            if wrong := set(letters.upper()) - set(SLAB_DEBUG_LETTERS):
-                limit = f"must be of {SLAB_DEBUG_LETTERS}, then names of caches after a comma"
-                raise ConfigError.at(where, f"kernel: {key}: option {min(wrong)!r}, {limit}")
-    return dict(options)
+def _parse_kernel(table: Any, where: str) -> dict[str, bool | str]:
+    options = DEFAULT_KERNEL | check_table(table, DEFAULT_KERNEL, "kernel", where)
+    for key, value in options.items():
+        if not isinstance(value, type(DEFAULT_KERNEL[key])):
+            kind = "true or false" if isinstance(DEFAULT_KERNEL[key], bool) else "text"
+            raise ConfigError.at(where, f"kernel: {key} is {value!r}, must be {kind}")
+    for letters in (block.partition(",")[0] for block in options["slab_debug"].split(";")):
+        if wrong := set(letters.upper()) - set(SLAB_DEBUG_LETTERS):
+            limit = f"must be of {SLAB_DEBUG_LETTERS}, then names of caches after a comma"
+            raise ConfigError.at(where, f"kernel: slab_debug: option {min(wrong)!r}, {limit}")
+    return options
+
+
+def _parse_zone_layout(machine: dict[str, Any], memory_bytes: int, where: str) -> str:
+    layout = machine.get("zone_layout", ZONE_LAYOUTS[0])
+    if layout not in ZONE_LAYOUTS:
+        known = " or ".join(map(repr, ZONE_LAYOUTS))
+        raise ConfigError.at(where, f"zone_layout is {layout!r}, must be {known}")
+    if layout == "x86-32" and memory_bytes > MAX_MEMORY_32:
+        text = f"machine has {format_size(memory_bytes)} of memory, must be at most"
+        raise ConfigError.at(where, f"{text} {format_size(MAX_MEMORY_32)} with zone_layout 'x86-32'")
+    return layout
 
 
 def _toml(value: Any) -> str:

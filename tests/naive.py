@@ -154,3 +154,108 @@ def highest_gap(pages, top, length):
         if not any(page in pages for page in range(end - length, end)):
             return end - length
     return None
+
+
+class MobilityBuddy:
+    """Free lists as plain Python lists by migratetype and order, with Linux's rules of falling back, said the long way.
+
+    Every page in use counts as one that cannot be moved. `untouched` memory is movable and comes onto the lists block by
+    block, as it is needed.
+    """
+
+    FALLBACKS = {0: (2, 1), 1: (2, 0), 2: (0, 1)}        # unmovable, movable, reclaimable
+    BLOCK = 9
+
+    def __init__(self, first, end, max_order):
+        self.untouched, self.end, self.max_order = first, end, max_order
+        self.lists = [[[] for _ in range(max_order + 1)] for _ in range(5)]
+        self.types = dict.fromkeys(range(end >> self.BLOCK), 1)
+
+    def touch(self):
+        pfn = self.untouched
+        if pfn >= self.end:
+            return False
+        order = max(o for o in range(self.max_order + 1) if pfn % (1 << o) == 0 and pfn + (1 << o) <= self.end)
+        self.untouched += 1 << order
+        self.lists[self.types[pfn >> self.BLOCK]][order].append(pfn)
+        return True
+
+    def smallest(self, order, kind):
+        for current in range(order, self.max_order + 1):
+            if self.lists[kind][current]:
+                return self.cut(self.lists[kind][current].pop(0), order, current, kind)
+        return 0
+
+    def cut(self, pfn, order, current, kind):
+        while current > order:
+            current -= 1
+            self.lists[kind][current].insert(0, pfn + (1 << current))
+        return pfn
+
+    def alloc(self, order, kind, nofragment):
+        pfn = self.smallest(order, kind)
+        while not pfn and (kind == 1 or not self.lists[1][self.max_order]) and self.touch():
+            pfn = self.smallest(order, kind)
+        return pfn or self.fallback(order, kind, nofragment)
+
+    def donor(self, order, kind):
+        return next((other for other in self.FALLBACKS[kind] if self.lists[other][order]), None)
+
+    def fallback(self, order, kind, nofragment):
+        least = max(order, self.BLOCK) if nofragment else order
+        fitting = [o for o in range(least, self.max_order + 1) if self.donor(o, kind) is not None]
+        if not fitting:
+            return 0
+        current = fitting[-1]
+        if kind == 1 and current < self.BLOCK // 2:
+            current = next(o for o in range(order, self.max_order + 1) if self.donor(o, kind) is not None)
+        other = self.donor(current, kind)
+        pfn = self.lists[other][current][0]
+        if current >= self.BLOCK:
+            self.lists[other][current].pop(0)
+            for block in range(pfn >> self.BLOCK, pfn + (1 << current) >> self.BLOCK):
+                self.types[block] = kind
+            return self.cut(pfn, order, current, kind)
+        block = pfn >> self.BLOCK
+        if (current >= self.BLOCK // 2 or kind != 1) and self.is_worth_claiming(block, kind):
+            self.claim(block, kind)
+            return self.smallest(order, kind)
+        self.lists[other][current].pop(0)
+        return self.cut(pfn, order, current, other)
+
+    def free_blocks(self, block):
+        """(pfn, order, kind) of the free blocks in a pageblock, by address."""
+        return sorted((pfn, order, kind) for kind in range(5) for order in range(self.BLOCK + 1)
+                      for pfn in self.lists[kind][order] if pfn >> self.BLOCK == block)
+
+    def is_worth_claiming(self, block, kind):
+        pages = 1 << self.BLOCK
+        begin = max(block * pages, 1)                    # page 0 is in no zone
+        if begin != block * pages:
+            return False
+        free = sum(1 << order for _, order, _ in self.free_blocks(block))
+        free += max(0, (block + 1) * pages - max(self.untouched, block * pages))
+        alike = pages - free if kind != 1 and self.types[block] == 1 else 0
+        return free + alike >= pages // 2
+
+    def claim(self, block, kind):
+        while self.untouched < (block + 1) << self.BLOCK and self.touch():
+            pass
+        for pfn, order, other in self.free_blocks(block):
+            self.lists[other][order].remove(pfn)
+            self.lists[kind][order].insert(0, pfn)
+        self.types[block] = kind
+
+    def free(self, pfn, order):
+        kind = self.types[pfn >> self.BLOCK]
+        while order < self.max_order:
+            buddy = pfn ^ 1 << order
+            owner = next((k for k in range(5) if buddy in self.lists[k][order]), None)
+            if owner is None:
+                break
+            self.lists[owner][order].remove(buddy)
+            if order >= self.BLOCK:
+                for block in range(buddy >> self.BLOCK, buddy + (1 << order) >> self.BLOCK):
+                    self.types[block] = kind
+            pfn, order = min(pfn, buddy), order + 1
+        self.lists[kind][order].insert(0, pfn)

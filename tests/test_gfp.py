@@ -1,4 +1,6 @@
 """Allocation flags and the slow path: what each flag lets an allocation do, in Linux's order, and the trail that shows it."""
+import numba
+import numpy as np
 import pytest
 
 import numaemu
@@ -6,7 +8,7 @@ from numaemu import (GFP_ATOMIC, GFP_DMA, GFP_DMA32, GFP_HIGHUSER, GFP_HIGHUSER_
                      GFP_NOWAIT, GFP_TRANSHUGE, GFP_TRANSHUGE_LIGHT, GFP_USER, __GFP_COLD, __GFP_COMP, __GFP_HIGH,
                      __GFP_KSWAPD_RECLAIM, __GFP_MEMALLOC, __GFP_MOVABLE, __GFP_NOFAIL, __GFP_NOMEMALLOC, __GFP_NORETRY,
                      __GFP_NOWARN, __GFP_RECLAIM, __GFP_RECLAIMABLE, __GFP_REPEAT, __GFP_RETRY_MAYFAIL, __GFP_THISNODE,
-                     __GFP_WAIT, __GFP_ZERO, KernelBug, OutOfMemory)
+                     __GFP_WAIT, __GFP_ZERO, KernelBug, OutOfMemory, alloc_page, free_page)
 from numaemu.kernel import gfp
 from numaemu.kernel.gfp import gfp_text
 from numaemu.kernel.internal import COMPACT_DONE, PF_MEMALLOC
@@ -329,6 +331,34 @@ def test_a_double_free_is_caught(two_nodes, order):
         kernel.free_pages(pfn, order)
     with pytest.raises(KernelBug, match="no memory there"):
         kernel.free_pages(1 << 40, order)
+    two_nodes.audit()
+
+
+@numba.njit
+def take_and_free(cpu, mask, held):
+    for i in range(held.size):
+        held[i] = alloc_page(cpu, mask)
+    for i in range(held.size):
+        free_page(cpu, held[i])
+
+
+@numba.njit
+def free_twice(cpu, mask):
+    pfn = alloc_page(cpu, mask)
+    free_page(cpu, pfn)
+    free_page(cpu, pfn)
+
+
+def test_pages_in_a_users_kernel(two_nodes):
+    task, held = two_nodes.task(), np.zeros(100, np.int64)
+    before = two_nodes.vmstat()
+    task.call(take_and_free, GFP_KERNEL, held)
+    assert len(set(held.tolist())) == 100 and all(held)
+    after = two_nodes.vmstat()
+    assert {name: after[name] - before[name] for name in ("pgalloc_dma", "pgfree", "numa_hit", "numa_local")} == \
+        dict.fromkeys(("pgalloc_dma", "pgfree", "numa_hit", "numa_local"), 100)
+    with pytest.raises(KernelBug, match="Bad page state"):
+        task.call(free_twice, GFP_KERNEL)
     two_nodes.audit()
 
 

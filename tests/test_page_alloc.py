@@ -10,11 +10,12 @@ from loopback import SMALL_TLB, Loopback
 from naive import Buddy
 
 from numaemu.build import JIT
-from numaemu.kernel.buddy import alloc_block, free_block
+from numaemu.kernel.buddy import alloc_block, fill_shelf, free_block
 from numaemu.kernel.gfp import ___GFP_NORETRY, __GFP_DMA, __GFP_THISNODE, __GFP_ZERO, GFP_HIGHUSER_MOVABLE, GFP_KERNEL
+from numaemu.kernel.internal import ALLOC_AHEAD
 from numaemu.kernel.mm_init import node_order, zone_batchsize
 from numaemu.kernel.mmzone import (MAX_NR_ZONES, WMARK_HIGH, WMARK_LOW, WMARK_MIN, ZONE_DMA, ZONE_DMA32, ZONE_MOVABLE,
-                                   ZONE_NAMES, ZONE_NORMAL, zone_of, zonelist)
+                                   ZONE_NAMES, ZONE_NORMAL, pcp_of, zone_of, zonelist)
 from numaemu.param import MAX_ORDER, NR_ORDERS
 from numaemu.pointer import u8
 from numaemu.topology import load_topology
@@ -278,3 +279,36 @@ def test_a_pageblock_changes_hands_when_a_type_runs_out(two_nodes):
     pfns = [alloc_block(loop.machine, zone.number, 0, 0, 0) for _ in range(600)]
     assert len({pfn >> 9 for pfn in pfns}) <= 3
     assert all(types[pfn >> 9] == 0 for pfn in pfns)
+
+
+# -- per-CPU lists -------------------------------------------------------------------------------------------
+
+@pytest.mark.interpreted
+def test_a_checked_chain_is_given_whole_one_asked_for_ahead_stays_above_low(two_nodes):
+    """rmqueue_bulk looks at no watermark: the CPU has done so."""
+    loop, zone = two_nodes, two_nodes.zones()[0]
+    while zone.free_pages > zone.watermark[WMARK_LOW] + 8:
+        alloc_block(loop.machine, zone.number, 0, 1, 0)
+    assert fill_shelf(loop.machine, zone.number, 1, 32, 0, ALLOC_AHEAD) == 8
+    loop.drain()
+    assert fill_shelf(loop.machine, zone.number, 1, 32, 0, 0) == 32
+    loop.drain()
+    loop.audit()
+
+
+@pytest.mark.interpreted
+@pytest.mark.parametrize("fraction, high", [(8, 4094 // 8 // 2), (100, 4094 // 100 // 2), (100_000, 4), (0, 32)])
+def test_percpu_pagelist_high_fraction(loopback, fraction, high):
+    """A CPU's share of managed / fraction, at least four batches; the batch stays."""
+    loop = loopback(nodes=1, cpus_per_node=2, memory_per_node="16MiB")
+    zone, write = loop.zones()[0], loop.actors[0].rpc_write
+    assert (zone.managed_pages, zone.pcp_batch, zone.pcp_high) == (4094, 1, 32)
+    write("/proc/sys/vm/percpu_pagelist_high_fraction", str(fraction))
+    assert (zone.pcp_batch, zone.pcp_high) == (1, high)
+    with pytest.raises(OSError, match="must be 0 or at least 8"):
+        write("/proc/sys/vm/percpu_pagelist_high_fraction", "7")
+    kernel = loop.task().kernel
+    for pfn in [kernel.alloc_pages(GFP_KERNEL) for _ in range(600)]:
+        kernel.free_pages(pfn)
+        assert all(pcp_of(loop.machine, 0, zone.number).lists[kind].count <= high for kind in range(3))
+    loop.audit()

@@ -25,6 +25,7 @@ PRESETS = {  # name: (nodes, CPUs, bytes, set of distances, set of latencies)
     "four-node-ring": (4, 8, GiB, {10, 16, 22}, {80, 128, 176}),
     "cxl": (3, 4, 2 * GiB, {10, 21, 31}, {80, 140, 250}),
     "eight-socket": (8, 32, 8 * GiB, {10, 21, 31}, {80, 140, 220}),
+    "x86-32": (1, 2, 2 * GiB, {10}, {80}),
 }
 
 TWO_NODES = """

@@ -3,7 +3,7 @@ import numpy as np
 
 from numaemu.compile import entry, hot
 from numaemu.errors import MachineCheck
-from numaemu.kernel.free_area import page_is_buddy
+from numaemu.kernel.free_area import get_pageblock_migratetype, must_stay_apart, page_is_buddy
 from numaemu.kernel.list_lru import list_lru_node, shrinker_of
 from numaemu.kernel.mm_inline import folio_lru_list
 from numaemu.kernel.mm_types import PG_anon, PG_buddy, PG_lru, PG_pcp, PG_table, machine_t, task_t
@@ -16,9 +16,9 @@ from numaemu.kernel.pgtable import (_PAGE_SPECIAL, is_migration_entry, mm_of, pt
 from numaemu.kernel.rmap import vma_of
 from numaemu.kernel.shrinker import live_shrinkers, validate_list_lru
 from numaemu.kernel.slab_types import (MAX_KMEM_CACHES, PAGE_OFFSET, SLAB_DEBUG_FLAGS, SLAB_RECLAIM_ACCOUNT,
-                                       PG_large_kmalloc, PG_slab, cache_name, cache_of, cpu_slab, free_index,
-                                       get_node, live_caches, number_of, object_at, objects_in_use, slab_frozen,
-                                       slab_inuse, slab_objects)
+                                       PG_large_kmalloc, PG_slab, cache_name, cache_of, cpu_slab, free_index, get_node,
+                                       live_caches, number_of, object_at, objects_in_use, slab_frozen, slab_inuse,
+                                       slab_objects)
 from numaemu.kernel.stats import task_numbers
 from numaemu.kernel.vmstat import fold_node
 from numaemu.mmu import cpu_t
@@ -42,7 +42,8 @@ def validate_zone(machine_address, number, counts):
             step = 1 << page.private
             if flags & U(PG_pcp) != U(0) or page.private > MAX_ORDER or pfn & (step - 1) != 0:
                 return pfn
-            if page.private < MAX_ORDER and page_is_buddy(machine, zone, pfn ^ step, page.private):
+            if page.private < MAX_ORDER and page_is_buddy(machine, zone, pfn ^ step, page.private) and not \
+                    must_stay_apart(machine, pfn ^ step, page.private, get_pageblock_migratetype(machine, pfn)):
                 return pfn
             counts[FREE] += step
         elif flags & U(PG_pcp) != U(0):

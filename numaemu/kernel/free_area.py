@@ -93,7 +93,7 @@ def migratetype_is_mergeable(migratetype):
 
 
 @hot
-def must_stay_apart(machine, pfn, buddy, order, migratetype):
+def must_stay_apart(machine, buddy, order, migratetype):
     """True if a pageblock that is kept for something would melt into another one."""
     if order < PAGEBLOCK_ORDER:
         return False
@@ -114,7 +114,7 @@ def __free_one_page(machine, zone, pfn, order, migratetype):
     zone.free_pages += 1 << order
     while order < MAX_ORDER:
         buddy = pfn ^ (1 << order)
-        if not page_is_buddy(machine, zone, buddy, order) or must_stay_apart(machine, pfn, buddy, order, migratetype):
+        if not page_is_buddy(machine, zone, buddy, order) or must_stay_apart(machine, buddy, order, migratetype):
             break
         del_page_from_free_list(machine, zone, buddy, order)
         if order >= PAGEBLOCK_ORDER:

@@ -6,13 +6,15 @@ from numaemu.compile import hot, kernel
 from numaemu.kernel.gfp import __GFP_COLD, __GFP_THISNODE
 from numaemu.kernel.internal import (ALLOC_BITS, ALLOC_KSWAPD, ALLOC_NO_WATERMARKS, ALLOC_NOFRAGMENT, ALLOC_NON_BLOCK,
                                      ALLOC_OOM)
-from numaemu.kernel.mmzone import (MAX_NR_ZONES, ZONE_BOOSTED_WATERMARK, ZONE_NORMAL, pcp_of, zone_of, zonelist)
+from numaemu.kernel.mmzone import (MAX_NR_ZONES, WMARK_LOW, ZONE_BOOSTED_WATERMARK, ZONE_NORMAL, page_of, pcp_of,
+                                   wmark_pages, zone_of, zonelist)
 from numaemu.kernel.pcplist import rmqueue_pcplist, take_coldest, take_shelf
 from numaemu.kernel.smp import MSG_ALLOC, actor_of_node, machine_of, request
 from numaemu.kernel.trail import TRAIL_KSWAPD, TRAIL_MARK_FAILED, TRAIL_NO_PAGE, leave_trail
-from numaemu.kernel.vmstat import PGALLOC_DMA, count_vm_events, zone_statistics
+from numaemu.kernel.vmstat import (NUMA_HIT, NUMA_LOCAL, NUMA_OTHER, PGALLOC_DMA, count_vm_events, percpu_of,
+                                   zone_statistics)
 from numaemu.kernel.watermark import gfp_migratetype, gfp_zone, zone_watermark_fast
-from numaemu.native import call_address
+from numaemu.native import call_address, prefetch
 from numaemu.param import MAX_NODES
 
 U = np.uint64
@@ -52,12 +54,13 @@ def wake_for_boost(cpu, zone):
         wakeup_kswapd(cpu, 0, 0, zone.node, zone.type)
 
 
-@kernel("i64(cpu_t*, zone_t*, i64, i64, i64, i64)")
-def rmqueue_slow(cpu, zone, order, migratetype, preferred_node, alloc_flags):
+@kernel("i64(cpu_t*, zone_t*, i64, i64, i64)")
+def rmqueue_slow(cpu, zone, order, migratetype, alloc_flags):
     """A block from the node itself; a single page only for those whom no list has served and who must not fail."""
     if order == 0 and not alloc_flags & (ALLOC_OOM | ALLOC_NON_BLOCK):
         return 0
-    return request(cpu, actor_of_node(zone.node), MSG_ALLOC, zone.number << ALLOC_BITS | alloc_flags, order, migratetype)
+    what = zone.number << ALLOC_BITS | alloc_flags
+    return request(cpu, actor_of_node(zone.node), MSG_ALLOC, what, order, migratetype)
 
 
 @kernel("i64(cpu_t*, zone_t*, i64, i64, i64)")
@@ -79,7 +82,7 @@ def rmqueue(cpu, zone, gfp, order, migratetype, preferred_node, alloc_flags):
         else:
             pfn = rmqueue_pcplist(cpu, zone, migratetype, preferred_node, alloc_flags)
     if pfn == 0:
-        pfn = rmqueue_slow(cpu, zone, order, migratetype, preferred_node, alloc_flags)
+        pfn = rmqueue_slow(cpu, zone, order, migratetype, alloc_flags)
     if alloc_flags & ALLOC_KSWAPD and zone.flags & _BOOSTED != U(0):
         wake_for_boost(cpu, zone)
     return pfn
@@ -126,6 +129,34 @@ def walk_zonelist(cpu, gfp, order, nid, nodemask, alloc_flags):
             if cpu.trail != 0:
                 leave_trail(cpu, TRAIL_NO_PAGE, zone.number, alloc_flags, highest, 0)
     return AGAIN if alloc_flags & ALLOC_NOFRAGMENT else 0
+
+
+@hot
+def page_at_hand(cpu, machine, gfp, nid, nodemask):
+    """What the walk comes to nearly always: a page of this CPU's list for nid's highest zone, above low; else 0."""
+    if gfp & __GFP_COLD or (nodemask >> U(nid)) & U(1) == U(0):
+        return 0
+    highest = gfp_zone(machine, gfp)
+    kind = highest
+    zone = zone_of(machine, nid * MAX_NR_ZONES + kind)
+    while zone.managed_pages == 0:
+        if kind == 0:
+            return 0
+        kind -= 1
+        zone = zone_of(machine, nid * MAX_NR_ZONES + kind)
+    pcp = pcp_of(machine, cpu.id, zone.number).lists[gfp_migratetype(machine, gfp)]
+    pfn = pcp.head
+    mark = wmark_pages(zone, WMARK_LOW) + zone.lowmem_reserve[highest]
+    if pfn == 0 or zone.flags != U(0) or zone.free_pages - zone.nr_free_highatomic <= mark:
+        return 0
+    pcp.head = page_of(machine, pfn).lru_next
+    pcp.count -= 1
+    prefetch(page_of(machine, pcp.head).address)
+    here = percpu_of(machine, cpu.id)
+    here.event[PGALLOC_DMA + kind] += 1
+    here.numa[nid].item[NUMA_HIT] += 1
+    here.numa[nid].item[NUMA_LOCAL if nid == cpu.node else NUMA_OTHER] += 1
+    return pfn
 
 
 @kernel("i64(cpu_t*, i64, i64, i64, u64, i64)")

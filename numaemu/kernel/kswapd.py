@@ -4,6 +4,7 @@ It runs in the node's context of kernel threads (kthread.py), until a zone is ab
 """
 import numpy as np
 
+from numaemu.atomic import exchange
 from numaemu.compile import callback, kernel
 from numaemu.kernel.gfp import GFP_KERNEL
 from numaemu.kernel.internal import MAX_RECLAIM_RETRIES, PF_KSWAPD, PF_MEMALLOC
@@ -137,7 +138,7 @@ def balance_pgdat(cpu, node, order, highest_zoneidx):
         pgdat.kswapd_failures += 1
     if boost > 0:
         for kind in range(highest_zoneidx + 1):      # all of it: what comes meanwhile comes with a wake-up of its own
-            zone_of(machine, node * MAX_NR_ZONES + kind).watermark_boost = 0
+            exchange(zone_of(machine, node * MAX_NR_ZONES + kind), "watermark_boost", 0)
     snapshot_refaults(machine, node)
 
 

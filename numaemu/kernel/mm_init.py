@@ -8,7 +8,8 @@ import numpy as np
 from numaemu import shm
 from numaemu.kernel.migrate import migrate_t
 from numaemu.kernel.mm_types import machine_t, mapping_t, mm_t, page_t, pool_t, task_t, vma_t
-from numaemu.kernel.mmzone import (MAX_NR_ZONES, MIGRATE_MOVABLE, WMARK_HIGH, WMARK_LOW, WMARK_MIN, ZONE_DMA,
+from numaemu.kernel.mmzone import (MAX_NR_ZONES, MIGRATE_MOVABLE, MIGRATE_TYPES, MIGRATE_UNMOVABLE,
+                                   PCP_BATCH_SCALE_MAX, PCP_HIGH_MAX, WMARK_HIGH, WMARK_LOW, WMARK_MIN, ZONE_DMA,
                                    ZONE_DMA32, ZONE_HIGHMEM, ZONE_MOVABLE, ZONE_NORMAL, lruvec_t, node_t, page_of,
                                    pcp_t, zone_of, zone_t)
 from numaemu.kernel.pageout import scan_control_t
@@ -17,22 +18,28 @@ from numaemu.kernel.shrinker import shrinker_blocks
 from numaemu.kernel.slab_common import kmem_cache_init, slab_blocks
 from numaemu.kernel.slowpath import slowpath_t
 from numaemu.kernel.swap import cpu_fbatches_t
-from numaemu.kernel.swapfile import MAX_SWAP_ENTRIES, MAX_SWAPFILES, SWP_OFFSET_BITS, swap_t
+from numaemu.kernel.swapfile import MAX_SWAPFILES, MAX_SWAP_ENTRIES, SWP_OFFSET_BITS, swap_t
 from numaemu.kernel.trail import trail_t
 from numaemu.kernel.vmstat import percpu_t
 from numaemu.kernel.zram import ZBUF_BYTES, zstat_t
 from numaemu.mailbox import mailbox_t
 from numaemu.mmu import cpu_t
 from numaemu.param import (GATHER_PAGES, MAX_MAP_COUNT, MAX_MMS, MAX_NODES, MAX_TASKS, MAX_VMAS, OUTBOX_BYTES,
-                           PAGE_SIZE, PAGEBLOCK_ORDER, PAGEBLOCK_PAGES, VMA_INDEX_SLOTS)
+                           PAGEBLOCK_ORDER, PAGEBLOCK_PAGES, PAGE_SIZE, VMA_INDEX_SLOTS)
 from numaemu.pointer import i64, u8
 
+HIGHMEM_START = (896 << 20) // PAGE_SIZE         # pfn; what a 32-bit kernel maps directly ends here
 DMA_END, DMA32_END = (16 << 20) // PAGE_SIZE, (4 << 30) // PAGE_SIZE      # pfn
 ZERO_PFN = 1                                    # the shared page of zeros
 LOWMEM_RESERVE_RATIO = (256, 256, 32, 0, 0)     # sysctl_lowmem_reserve_ratio, by zone
 WATERMARK_SCALE_FACTOR = 10                     # of 10,000
-PCP_BATCH_SCALE_MAX = 5                         # the longest chain a CPU takes at once is batch << this (Kconfig)
-PCP_HIGH_MAX = 1024                             # pages, likewise; measured
+WATERMARK_BOOST_FACTOR = 15000                  # likewise, of the high watermark
+
+
+ZONE_BORDERS = {                                # zone type, first pfn, end
+    "x86-64": ((ZONE_DMA, 0, DMA_END), (ZONE_DMA32, DMA_END, DMA32_END), (ZONE_NORMAL, DMA32_END, 1 << 60)),
+    "x86-32": ((ZONE_DMA, 0, DMA_END), (ZONE_NORMAL, DMA_END, HIGHMEM_START), (ZONE_HIGHMEM, HIGHMEM_START, 1 << 60)),
+}
 
 
 class Layout:
@@ -122,7 +129,6 @@ def init_zone(machine, node, kind, begin, pages, reserve):
     zone.virgin_pfn = max(begin + pages - free, first_free)
     zone.free_pages = zone.virgin_end - zone.virgin_pfn
     zone.pcp_batch = zone_batchsize(managed)
-    zone.pcp_high = min(int(zone.pcp_batch) << PCP_BATCH_SCALE_MAX, PCP_HIGH_MAX)
 
 
 def with_movable(topology, ranges):
@@ -152,12 +158,16 @@ def zone_ranges(topology):
     for node, parts in enumerate(topology.physical_ranges()):
         for start, nbytes in parts:
             first, last = start // PAGE_SIZE, (start + nbytes) // PAGE_SIZE
-            for kind, low, high in ((ZONE_DMA, 0, DMA_END), (ZONE_DMA32, DMA_END, DMA32_END),
-                                    (ZONE_NORMAL, DMA32_END, 1 << 60)):
+            for kind, low, high in ZONE_BORDERS[topology.zone_layout]:
                 begin, end = max(first, low), min(last, high)
                 if begin < end:
                     ranges[node, kind] = (begin, end - begin)
     return with_movable(topology, ranges)
+
+
+def groups_by_mobility(topology):
+    """False if the machine file says so, or if there are hardly more pageblocks than migratetypes (build_all_zonelists)."""
+    return topology.kernel["page_group_by_mobility"] and topology.memory_bytes >= PAGEBLOCK_PAGES * PAGE_SIZE * MIGRATE_TYPES
 
 
 def init_zones(topology, machine, reserve):
@@ -168,7 +178,8 @@ def init_zones(topology, machine, reserve):
         size = last - first
         node_of.as_numpy(last)[first:] = np.full(size, node, np.uint8)
         zone_type.as_numpy(last)[first:] = np.full(size, kind, np.uint8)
-        types.as_numpy(last)[first:] = np.full(size, MIGRATE_MOVABLE, np.uint8)
+        grouped = MIGRATE_UNMOVABLE if machine.page_group_by_mobility_disabled else MIGRATE_MOVABLE
+        types.as_numpy(last)[first:] = np.full(size, grouped, np.uint8)
         init_zone(machine, node, kind, begin, pages, reserve.get((node, kind)))
     for node in range(topology.nr_nodes):
         for kind in range(MAX_NR_ZONES):
@@ -227,7 +238,8 @@ def node_managed_pages(machine, node):
 
 def calculate_min_free_kbytes(machine):
     """Linux's default: the square root of 16 times the low memory in kB, between 128 kB and 256 MiB."""
-    lowmem_kbytes = sum(node_managed_pages(machine, n) for n in range(machine.nr_nodes)) * (PAGE_SIZE >> 10)
+    zones = [zone_of(machine, number) for number in range(machine.nr_nodes * MAX_NR_ZONES)]
+    lowmem_kbytes = sum(zone.managed_pages for zone in zones if zone.type not in (ZONE_HIGHMEM, ZONE_MOVABLE)) * (PAGE_SIZE >> 10)
     return max(128, min(math.isqrt(lowmem_kbytes * 16), 262144))
 
 
@@ -245,9 +257,28 @@ def setup_per_zone_wmarks(machine, sysctl):
         else:
             minimum = share
         gap = max(share >> 2, zone.managed_pages * factor // 10000)
+        zone.watermark_boost = 0
         zone.watermark[WMARK_MIN] = minimum
         zone.watermark[WMARK_LOW], zone.watermark[WMARK_HIGH] = minimum + gap, minimum + 2 * gap
     setup_per_zone_lowmem_reserve(machine, sysctl.get("vm.lowmem_reserve_ratio", LOWMEM_RESERVE_RATIO))
+
+
+def zone_highsize(machine, zone, fraction):
+    """Pages a CPU's list may hold: without vm.percpu_pagelist_high_fraction as many as the longest chain it may take,
+    else its share of that fraction of the zone, at least four batches.
+    """
+    if fraction == 0:
+        return min(int(zone.pcp_batch) << PCP_BATCH_SCALE_MAX, PCP_HIGH_MAX)
+    local = sum(cpu_t.array(machine.cpus)[number].node == zone.node for number in range(machine.nr_cpus))
+    return max(zone.managed_pages // fraction // (local or machine.nr_cpus), zone.pcp_batch * 4)
+
+
+def setup_per_zone_pageset(machine, sysctl):
+    """pcp->high of every zone; the batch depends on the zone only."""
+    for number in range(machine.nr_nodes * MAX_NR_ZONES):
+        zone = zone_of(machine, number)
+        if zone.managed_pages:
+            zone.pcp_high = zone_highsize(machine, zone, sysctl.get("vm.percpu_pagelist_high_fraction", 0))
 
 
 def init_cpus(topology, machine):
@@ -303,16 +334,20 @@ def boot(topology, reserve=None):
     for name, value in topology.cost.items():
         setattr(machine, name, value)
     init_pools(machine, blocks)
+    machine.page_group_by_mobility_disabled = not groups_by_mobility(topology)
+    machine.highmem = topology.zone_layout == "x86-32"
     map_memory(topology, machine, max_pfn)
     init_zones(topology, machine, reserve or {})
     machine.memory_mask = sum(1 << n for n in range(topology.nr_nodes) if node_managed_pages(machine, n) > 0)
     build_zonelists(topology, machine)
     setup_per_zone_wmarks(machine, topology.sysctl)
+    setup_per_zone_pageset(machine, topology.sysctl)
+    machine.watermark_boost_factor = topology.sysctl.get("vm.watermark_boost_factor", WATERMARK_BOOST_FACTOR)
     for node in range(topology.nr_nodes):
         machine.il_weights[node] = 1
     init_cpus(topology, machine)
     init_swap(topology, machine, blocks)
-    kmem_cache_init(machine, blocks["kmem_cache_stack"], topology.kernel.get("slab_debug"))
+    kmem_cache_init(machine, blocks["kmem_cache_stack"], topology.kernel["slab_debug"] or None)
     page = page_of(machine, ZERO_PFN)
     page.refcount = 1
     return machine, blocks

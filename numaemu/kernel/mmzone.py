@@ -21,6 +21,9 @@ MIGRATE_NAMES = ("Unmovable", "Movable", "Reclaimable", "HighAtomic", "Isolate")
 WMARK_MIN, WMARK_LOW, WMARK_HIGH, NR_WMARK = 0, 1, 2, 3
 ZONE_BOOSTED_WATERMARK = 1       # zone->flags: kswapd shall be woken for the boost
 
+PCP_BATCH_SCALE_MAX = 5          # the longest chain a CPU takes at once is batch << this (Kconfig)
+PCP_HIGH_MAX = 1024              # pages, likewise; measured
+
 free_area_t = Struct("free_area_t", [
     ("head", i64, MIGRATE_TYPES), ("tail", i64, MIGRATE_TYPES),     # pfn of the first and last free block, 0 = none
     ("nr_free", i64, MIGRATE_TYPES),                                # blocks

@@ -5,18 +5,18 @@ import numpy as np
 
 from numaemu.atomic import compare_exchange, fetch_or, load_acquire
 from numaemu.compile import hot, kernel
-from numaemu.kernel.free_area import (__rmqueue_smallest, add_to_free_list, change_pageblock_range,
+from numaemu.kernel.free_area import (__free_one_page, __rmqueue_smallest, add_to_free_list, change_pageblock_range,
                                       del_page_from_free_list, expand, get_pageblock_migratetype,
                                       migratetype_is_mergeable, page_is_buddy, set_pageblock_migratetype, touch_virgin)
 from numaemu.kernel.internal import ALLOC_HIGHATOMIC, ALLOC_KSWAPD, ALLOC_NOFRAGMENT, ALLOC_NON_BLOCK, ALLOC_OOM
-from numaemu.kernel.mm_types import PG_anon, PG_buddy, PG_swapbacked
+from numaemu.kernel.mm_types import PG_buddy, PG_lru
 from numaemu.kernel.mmzone import (MIGRATE_HIGHATOMIC, MIGRATE_ISOLATE, MIGRATE_MOVABLE, MIGRATE_RECLAIMABLE,
                                    MIGRATE_UNMOVABLE, WMARK_HIGH, ZONE_BOOSTED_WATERMARK, page_of)
 from numaemu.param import MAX_ORDER, NR_ORDERS, PAGEBLOCK_ORDER, PAGEBLOCK_PAGES
 
 U = np.uint64
 _BUDDY = U(PG_buddy)
-_MOVES = U(PG_anon | PG_swapbacked)      # in use and movable: Linux asks whether the page is on an LRU list
+_MOVES = U(PG_lru)
 
 
 # -- whole pageblocks ----------------------------------------------------------------------------------------
@@ -193,6 +193,18 @@ def __rmqueue(machine, zone, order, migratetype, alloc_flags):
     return pfn
 
 
+@kernel("void(machine_t*, zone_t*, i64, i64)")
+def change_pageblock(machine, zone, pfn, migratetype):
+    """Give a pageblock another migratetype; if it is wholly free it may coalesce with its neighbours now."""
+    block = block_start(pfn)
+    __move_freepages_block(machine, zone, block, migratetype)
+    set_pageblock_migratetype(machine, block, migratetype)
+    if page_is_buddy(machine, zone, block, PAGEBLOCK_ORDER):
+        del_page_from_free_list(machine, zone, block, PAGEBLOCK_ORDER)
+        zone.free_pages -= PAGEBLOCK_PAGES
+        __free_one_page(machine, zone, block, PAGEBLOCK_ORDER, migratetype)
+
+
 # -- pageblocks for large atomic allocations -----------------------------------------------------------------
 
 @kernel("void(machine_t*, zone_t*, i64, i64)")
@@ -224,13 +236,13 @@ def unreserve_highatomic_pageblock(machine, zone, migratetype, force):
             continue
         if order < PAGEBLOCK_ORDER:
             pages = PAGEBLOCK_PAGES
-            __move_freepages_block(machine, zone, pfn, migratetype)
-            set_pageblock_migratetype(machine, pfn, migratetype)
+            change_pageblock(machine, zone, pfn, migratetype)
         else:
             pages = 1 << order
             del_page_from_free_list(machine, zone, pfn, order)
             change_pageblock_range(machine, pfn, order, migratetype)
-            add_to_free_list(machine, zone, pfn, order, migratetype, False)
+            zone.free_pages -= pages
+            __free_one_page(machine, zone, pfn, order, migratetype)
         zone.nr_reserved_highatomic -= min(pages, zone.nr_reserved_highatomic)
         return True
     return False
@@ -266,16 +278,14 @@ def split_free_block(machine, zone, pfn):
             return
 
 
-@kernel("bool(machine_t*, zone_t*, i64, i64)")
+@kernel("void(machine_t*, zone_t*, i64, i64)")
 def set_migratetype(machine, zone, pfn, migratetype):
     """Move one pageblock between isolated and not; its free pages go with it."""
     block = block_start(pfn)
     while zone.virgin_pfn < block + PAGEBLOCK_PAGES and zone.virgin_end > block and touch_virgin(machine, zone):
         pass
     split_free_block(machine, zone, block)
-    __move_freepages_block(machine, zone, block, migratetype)
-    set_pageblock_migratetype(machine, block, migratetype)
-    return True
+    change_pageblock(machine, zone, block, migratetype)
 
 
 @kernel("bool(machine_t*, zone_t*, i64, i64)")

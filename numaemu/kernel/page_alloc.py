@@ -7,8 +7,9 @@ import numpy as np
 
 from numaemu.atomic import compare_exchange, fetch_add, load_acquire
 from numaemu.compile import hot, kernel
+from numaemu.errors import KernelBug
 from numaemu.kernel.free_area import get_pageblock_migratetype
-from numaemu.kernel.freelist import get_page_from_freelist
+from numaemu.kernel.freelist import get_page_from_freelist, page_at_hand
 from numaemu.kernel.gfp import __GFP_COMP, __GFP_KSWAPD_RECLAIM, __GFP_ZERO
 from numaemu.kernel.internal import ALLOC_KSWAPD, ALLOC_NOFRAGMENT, ALLOC_WMARK_LOW, PF_MEMALLOC
 from numaemu.kernel.mm_inline import __page_cache_release, unlock_lruvec
@@ -27,6 +28,7 @@ from numaemu.pointer import u64
 U = np.uint64
 _BUDDY, _PCP, _USED = U(PG_buddy), U(PG_pcp), U(PG_used)
 _HEAD, _TAIL = U(PG_head), U(PG_tail)
+_SPECIAL = _BUDDY | _PCP | _HEAD | _TAIL
 
 # what __free_pages may find wrong with a page: Linux's bad_page
 BAD_NONE, BAD_FREE, BAD_TAIL, BAD_ORDER, BAD_MAPCOUNT, BAD_REFCOUNT = range(6)
@@ -83,6 +85,12 @@ def alloc_pages(cpu, gfp, order, nid, nodemask):
 
     Mirrors __alloc_pages_noprof.
     """
+    machine = machine_of(cpu)
+    if order == 0:
+        pfn = page_at_hand(cpu, machine, gfp, nid, nodemask)
+        if pfn != 0:
+            prep_page(machine, cpu, pfn, 0, gfp).refcount = 1
+            return pfn
     if order > MAX_ORDER:
         return 0
     flags = ALLOC_WMARK_LOW | ALLOC_NOFRAGMENT | (ALLOC_KSWAPD if gfp & __GFP_KSWAPD_RECLAIM else 0)
@@ -92,7 +100,7 @@ def alloc_pages(cpu, gfp, order, nid, nodemask):
         if pfn == 0:
             return 0
     if order == 0:
-        prep_page(machine_of(cpu), cpu, pfn, 0, gfp).refcount = 1
+        prep_page(machine, cpu, pfn, 0, gfp).refcount = 1
     else:
         prep_block(cpu, pfn, order, gfp)
     return pfn
@@ -186,13 +194,17 @@ def __free_pages(cpu, pfn, order):
     If somebody else holds the first page of a block that is not compound, the others are freed without it.
     """
     machine = machine_of(cpu)
-    page, bad = page_of(machine, pfn), free_page_is_bad(machine, pfn, order)
+    page = page_of(machine, pfn)
+    plain = order == 0 and page.refcount > 0 and page.mapcount == 0 and page.flags & _SPECIAL == U(0)
+    bad = BAD_NONE if plain else free_page_is_bad(machine, pfn, order)
     while bad == BAD_NONE:
         seen = load_acquire(page, "refcount")
         if seen <= 0:
             return BAD_FREE
         if compare_exchange(page, "refcount", seen, seen - 1) == seen:
-            if seen == 1:
+            if seen == 1 and order == 0:
+                free_unref_page(cpu, pfn)
+            elif seen == 1:
                 free_pages(cpu, pfn, order)
             elif page.flags & _HEAD == U(0):
                 while order > 0:
@@ -200,6 +212,21 @@ def __free_pages(cpu, pfn, order):
                     free_pages(cpu, pfn + (1 << order), order)
             break
     return bad
+
+
+# in compiled code of a user
+
+@hot
+def alloc_page(cpu, gfp):
+    """One page near this CPU: its pfn, or 0: no memory."""
+    return alloc_pages(cpu, gfp, 0, cpu.node, machine_of(cpu).node_mask)
+
+
+@hot
+def free_page(cpu, pfn):
+    """Drop a reference to one page; the last one frees it."""
+    if __free_pages(cpu, pfn, 0) != BAD_NONE:
+        raise KernelBug("Bad page state: free already, or part of a larger block: pfn, order", pfn, 0)
 
 
 # -- references ----------------------------------------------------------------------------------------------

@@ -18,7 +18,8 @@ from numaemu.compile import kernel
 from numaemu.kernel.internal import ALLOC_AHEAD, ALLOC_BITS
 from numaemu.kernel.mm_types import PG_pcp
 from numaemu.kernel.mmdebug import VM_BUG_ON_PAGE
-from numaemu.kernel.mmzone import MAX_NR_ZONES, MIGRATE_RECLAIMABLE, page_of, pcp_of, zone_of
+from numaemu.kernel.mmzone import (MAX_NR_ZONES, MIGRATE_RECLAIMABLE, PCP_BATCH_SCALE_MAX, PCP_HIGH_MAX, page_of, pcp_of,
+                                   zone_of)
 from numaemu.kernel.smp import (MSG_DRAIN, MSG_FALLBACK, MSG_FILL, actor_of_node, machine_of, send, wait_for_event)
 from numaemu.kernel.vmstat import NUMA_FALLBACK, count_vm_events
 from numaemu.native import prefetch
@@ -33,7 +34,8 @@ def ask_node(cpu, zone, migratetype, preferred_node, alloc_flags):
     machine = machine_of(cpu)
     pcp = pcp_of(machine, cpu.id, zone.number).lists[migratetype]
     pcp.asked = 1
-    pcp.batch = min(max(2 * pcp.batch, zone.pcp_batch), zone.pcp_high)
+    longest = min(zone.pcp_high, zone.pcp_batch << PCP_BATCH_SCALE_MAX, PCP_HIGH_MAX)
+    pcp.batch = min(max(2 * pcp.batch, zone.pcp_batch), longest)
     sent = zone.number << ALLOC_BITS | alloc_flags
     if zone.node == preferred_node:
         send(machine, actor_of_node(zone.node), MSG_FILL, cpu.id, 0, sent, migratetype, pcp.batch, cpu.id)

@@ -1,19 +1,20 @@
 """buddyinfo, pagetypeinfo, zoneinfo and vmstat as text: the /proc files of Linux's mm/vmstat.c.
 
-Zones are shown as a 64-bit kernel has them, with the (empty) zone of device memory last: no HighMem.
+Zones are shown as a 64-bit kernel has them, with the (empty) zone of device memory last, or as one of 32 bits with HighMem.
 Only counters that the emulator keeps are printed, under Linux's names and in Linux's order.
 """
 import numpy as np
 
 from numaemu.kernel import stats
 from numaemu.kernel.mmzone import (MAX_NR_ZONES, MIGRATE_MOVABLE, MIGRATE_NAMES, MIGRATE_PCPTYPES, NR_ORDERS,
-                                   WMARK_HIGH, WMARK_LOW, WMARK_MIN, ZONE_DMA, ZONE_DMA32, ZONE_MOVABLE, ZONE_NAMES,
+                                   WMARK_HIGH, WMARK_LOW, WMARK_MIN, ZONE_DMA, ZONE_DMA32, ZONE_HIGHMEM, ZONE_MOVABLE, ZONE_NAMES,
                                    ZONE_NORMAL, pcp_of, zone_of)
 from numaemu.kernel.vmstat import fold_node, fold_numa, free_pages
 from numaemu.param import PAGEBLOCK_ORDER, PAGEBLOCK_PAGES
 from numaemu.pointer import u8
 
 ZONES = (ZONE_DMA, ZONE_DMA32, ZONE_NORMAL, ZONE_MOVABLE)
+ZONES_32 = (ZONE_DMA, ZONE_NORMAL, ZONE_HIGHMEM, ZONE_MOVABLE)
 
 # vmstat_text of Linux 6.12, as far as it may come to matter; what is not counted is not printed
 NODE_ITEMS = (
@@ -135,20 +136,25 @@ def device_zone(node):
             "        protection: (0, 0, 0, 0, 0)"]
 
 
-def protection(zone):
-    """lowmem_reserve by the zones of a 64-bit kernel; device memory adds nothing to what lies above."""
-    reserve = [zone.lowmem_reserve[kind] for kind in ZONES]
-    return ", ".join(str(pages) for pages in [*reserve, reserve[-1]])
+def zone_kinds(machine):
+    """The zone types of the machine's kernel."""
+    return ZONES_32 if machine.highmem else ZONES
 
 
-def zone_marks(zone):
+def protection(machine, zone):
+    """lowmem_reserve by the kernel's zones; device memory, of 64 bits only, adds nothing to what lies above."""
+    reserve = [zone.lowmem_reserve[kind] for kind in zone_kinds(machine)]
+    return ", ".join(str(pages) for pages in reserve + reserve[-1:] * (not machine.highmem))
+
+
+def zone_marks(machine, zone):
     """Pages free, watermarks, sizes. WMARK_PROMO lies as far above high as high above low."""
     low, high = zone.watermark[WMARK_LOW], zone.watermark[WMARK_HIGH]
     values = {"boost": zone.watermark_boost, "min": zone.watermark[WMARK_MIN], "low": low, "high": high,
               "promo": 2 * high - low, "spanned": zone.spanned_pages, "present": zone.present_pages,
               "managed": zone.managed_pages, "cma": 0}
     return [f"  pages free     {zone.free_pages}", *(f"        {name:<8} {value}" for name, value in values.items()),
-            f"        protection: ({protection(zone)})"]
+            f"        protection: ({protection(machine, zone)})"]
 
 
 def node_stats(system, node):
@@ -174,16 +180,17 @@ def zoneinfo(system):
     lines = []
     for node in range(system.machine.nr_nodes):
         with_node_stats = True
-        for kind in ZONES:
+        for kind in zone_kinds(system.machine):
             zone = zone_of(system.machine, node * MAX_NR_ZONES + kind)
             lines.append(zone_title(zone))
             if zone.present_pages > 0 and with_node_stats:
                 lines += ["  per-node stats", *node_stats(system, node)]
                 with_node_stats = False
-            lines += zone_marks(zone)
+            lines += zone_marks(system.machine, zone)
             if zone.present_pages > 0:
                 lines += [f"      {'nr_free_pages':<12} {zone.free_pages}", *pagesets(system.machine, zone)]
-        lines += device_zone(node)
+        if not system.machine.highmem:
+            lines += device_zone(node)
     return "\n".join(lines) + "\n"
 
 

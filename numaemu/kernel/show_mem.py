@@ -8,7 +8,7 @@ from numaemu.kernel.mmzone import (MAX_NR_ZONES, MIGRATE_HIGHATOMIC, MIGRATE_ISO
                                    MIGRATE_UNMOVABLE, NR_ORDERS, WMARK_HIGH, WMARK_LOW, WMARK_MIN, ZONE_NAMES, pcp_of)
 from numaemu.kernel.node_sysfs import has_memory, list_text
 from numaemu.kernel.proc_meminfo import kilobytes
-from numaemu.kernel.proc_vmstat import ZONES, free_blocks, populated_zones
+from numaemu.kernel.proc_vmstat import free_blocks, populated_zones, zone_kinds
 from numaemu.kernel.stats import task_name
 from numaemu.kernel.vmstat import fold_node
 from numaemu.mmu import cpu_t
@@ -33,7 +33,7 @@ def zone_lines(machine, zone):
             f"boost:{kilobytes(zone.watermark_boost)}kB {marks} "
             f"reserved_highatomic:{kilobytes(zone.nr_reserved_highatomic)}kB present:{kilobytes(zone.present_pages)}kB "
             f"managed:{kilobytes(zone.managed_pages)}kB free_pcp:{kilobytes(free_pcp(machine, zone))}kB",
-            "lowmem_reserve[]: " + " ".join(str(zone.lowmem_reserve[kind]) for kind in ZONES)]
+            "lowmem_reserve[]: " + " ".join(str(zone.lowmem_reserve[kind]) for kind in zone_kinds(machine))]
 
 
 def buddy_line(zone):

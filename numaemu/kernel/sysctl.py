@@ -8,14 +8,17 @@ import collections
 import errno
 import re
 
-from numaemu.kernel.mm_init import (LOWMEM_RESERVE_RATIO, WATERMARK_SCALE_FACTOR, calculate_min_free_kbytes,
-                                    setup_per_zone_lowmem_reserve, setup_per_zone_wmarks)
-from numaemu.param import MAX_MAP_COUNT, VMA_INDEX_SLOTS
+from numaemu.kernel.mm_init import (LOWMEM_RESERVE_RATIO, WATERMARK_BOOST_FACTOR, WATERMARK_SCALE_FACTOR,
+                                    calculate_min_free_kbytes, setup_per_zone_lowmem_reserve, setup_per_zone_pageset,
+                                    setup_per_zone_wmarks)
 from numaemu.kernel.swapfile import swap_of
-from numaemu.topology import INT_MAX, KNOWN_SYSCTLS
+from numaemu.param import MAX_MAP_COUNT, VMA_INDEX_SLOTS
+from numaemu.topology import INT_MAX, KNOWN_SYSCTLS, MIN_HIGH_FRACTION
 
 DEFAULTS = {                             # Linux 6.12; min_free_kbytes is calculated
     "vm.watermark_scale_factor": WATERMARK_SCALE_FACTOR,
+    "vm.watermark_boost_factor": WATERMARK_BOOST_FACTOR,
+    "vm.percpu_pagelist_high_fraction": 0,
     "vm.lowmem_reserve_ratio": LOWMEM_RESERVE_RATIO,
     "vm.max_map_count": MAX_MAP_COUNT,
     "vm.overcommit_memory": 0,           # OVERCOMMIT_GUESS
@@ -133,9 +136,25 @@ def set_max_map_count(system):
     system.machine.max_map_count = system.sysctl["vm.max_map_count"]
 
 
+def set_watermark_boost_factor(system):
+    system.machine.watermark_boost_factor = system.sysctl["vm.watermark_boost_factor"]
+
+
+def must_be_fraction(key, value):
+    """percpu_pagelist_high_fraction_sysctl_handler"""
+    if 0 < value < MIN_HIGH_FRACTION:
+        raise invalid(f"{key} is {value}, must be 0 or at least {MIN_HIGH_FRACTION}")
+
+
+def set_pagesets(system):
+    """zone_set_pageset_high_and_batch of every zone: a single word again; a longer list is cut at the next free."""
+    setup_per_zone_pageset(system.machine, system.sysctl)
+
+
 CHECKS = {"vm.max_map_count": must_fit_index, "vm.overcommit_memory": must_be_zero,
-          "kernel.numa_balancing": must_be_zero}
+          "kernel.numa_balancing": must_be_zero, "vm.percpu_pagelist_high_fraction": must_be_fraction}
 HANDLERS = {"vm.min_free_kbytes": set_watermarks, "vm.watermark_scale_factor": set_watermarks,
+            "vm.watermark_boost_factor": set_watermark_boost_factor, "vm.percpu_pagelist_high_fraction": set_pagesets,
             "vm.lowmem_reserve_ratio": set_lowmem_reserve, "vm.max_map_count": set_max_map_count,
             "vm.swappiness": set_swappiness, "vm.page-cluster": set_page_cluster}
 
@@ -177,6 +196,16 @@ def write_thp(_system, text):
         raise invalid(f"transparent huge pages are not there yet: {text.strip()!r}, must be 'never'")
 
 
+def read_lru_gen(_system):
+    """enabled_show of mm/vmscan.c: the classic LRU lists are the only ones there are."""
+    return "0x0000\n"
+
+
+def write_lru_gen(_system, text):
+    if text.strip() not in ("0", "n", "N", "0x0000"):
+        raise invalid(f"the multi-generational LRU is not there: {text.strip()!r}, must be 0")
+
+
 def dmesg(system):
     """The kernel's log."""
     return "".join(line + "\n" for line in system.kmsg)
@@ -187,6 +216,7 @@ FILES = {                                # path: (read, write), None: not allowe
     "/proc/sys/vm/drop_caches": (None, write_drop_caches),
     "/proc/sys/vm/stat_refresh": (refresh_stats, refresh_stats),
     "/sys/kernel/mm/transparent_hugepage/enabled": (read_thp, write_thp),
+    "/sys/kernel/mm/lru_gen/enabled": (read_lru_gen, write_lru_gen),
 }
 FILES |= {"/proc/sys/" + key.replace(".", "/"):
           (lambda system, key=key: read_sysctl(system, key), lambda system, text, key=key: write_sysctl(system, key, text))
