@@ -17,13 +17,12 @@ from numaemu.kernel import sys as syscalls
 from numaemu.kernel.gfp import __GFP_ZERO as GFP_ZERO
 from numaemu.kernel.gfp import GFP_KERNEL
 from numaemu.kernel.mm_types import TASK_DEAD, TASK_RUNNING, VM_EXEC, VM_READ, VM_SHARED, VM_WRITE, task_t
-from numaemu.kernel.mmap import find_position, vma_index
 from numaemu.kernel.mmzone import MAX_NR_ZONES, page_of, page_zone, zone_of
 from numaemu.kernel.oom_kill import epitaph, is_zombie, oom_exit, release_task
 from numaemu.kernel.pgtable import mm_of
-from numaemu.kernel.rmap import vma_of
 from numaemu.kernel.smp import actor_of_cpu
 from numaemu.kernel.stats import cpu_figures, task_numbers
+from numaemu.kernel.vma_index import find_position, vma_index, vma_of
 from numaemu.mmu import X86_PF_PROT, X86_PF_WRITE
 from numaemu.param import PAGE_SIZE
 from numaemu.uapi import SIGKILL
@@ -87,7 +86,7 @@ class Operations:
                     raise self.oom_killed(number) from None
                 raise
             if task.oom_victim == pid and task.pid == pid and task.state != TASK_DEAD:
-                if method in ("fork", "clone"):
+                if method in ("fork", "clone", "vfork"):
                     self.die(answer[0], SIGKILL)         # nobody will ever hold it
                 raise self.oom_killed(number)
             return answer
@@ -119,11 +118,54 @@ class Operations:
     def mprotect(self, number, addr, length, prot):
         check(syscalls.sys_mprotect(self.address, number, addr, length, prot))
 
-    def madvise(self, number, addr, length, advice):
-        check(syscalls.sys_madvise(self.address, number, addr, length, advice))
+    def madvise(self, number, addr, length, advice, stride, each):
+        for start in range(addr, addr + max(length, 1), max(stride, 1)):
+            part = min(each, addr + length - start)
+            check(syscalls.sys_madvise(self.address, number, start, part, advice))
+
+    def mremap(self, number, addr, old_len, new_len, flags, new_addr):
+        return check(syscalls.sys_mremap(self.address, number, addr, old_len, new_len, flags, new_addr))
 
     def brk(self, number, addr):
         return syscalls.sys_brk(self.address, number, addr)
+
+    def prctl_set_mm(self, number, option, addr):
+        check(syscalls.sys_prctl_set_mm(self.address, number, option, addr))
+
+    def mlock2(self, number, addr, length, flags):
+        check(syscalls.sys_mlock2(self.address, number, addr, length, flags))
+
+    def munlock(self, number, addr, length):
+        check(syscalls.sys_munlock(self.address, number, addr, length))
+
+    def mlockall(self, number, flags):
+        check(syscalls.sys_mlockall(self.address, number, flags))
+
+    def munlockall(self, number):
+        check(syscalls.sys_munlockall(self.address, number))
+
+    def mincore(self, number, addr, length):
+        """A byte per page."""
+        answer = np.zeros(-(-length // PAGE_SIZE), np.uint8)
+        check(syscalls.sys_mincore(self.address, number, addr, length, answer.ctypes.data))
+        return answer
+
+    def msync(self, number, addr, length, flags):
+        check(syscalls.sys_msync(self.address, number, addr, length, flags))
+
+    def setrlimit(self, number, which, soft, hard):
+        check(syscalls.sys_setrlimit(self.address, number, which, soft, hard))
+
+    def getrlimit(self, number, which):
+        """(soft, hard)"""
+        rlim = self.tasks[number].rlim
+        return int(rlim[2 * which]), int(rlim[2 * which + 1])
+
+    def setuid(self, number, uid):
+        self.tasks[number].uid = uid
+
+    def sleep(self, number, ns):
+        syscalls.sys_sleep(self.address, number, ns)
 
     # -- policies and placement
 
@@ -270,6 +312,10 @@ class Operations:
 
     def clone(self, number):
         child = check(syscalls.sys_clone(self.address, number))
+        return child, self.tasks[child].pid
+
+    def vfork(self, number):
+        child = check(syscalls.sys_vfork(self.address, number))
         return child, self.tasks[child].pid
 
     def exit(self, number, code):

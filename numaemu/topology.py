@@ -51,11 +51,16 @@ DEFAULT_COST = {  # ns
     "ipi_ns": 1000,  # a CPU that answers a shootdown; assumed
     "message_ns": 2000,  # a request to a node or the coordinator and its answer; assumed
 }
+LONG_MAX = (1 << 63) - 1
 KNOWN_SYSCTLS = {  # lowest and highest value, as the sysctl tables of Linux 6.12 have them
     "vm.min_free_kbytes": (0, INT_MAX),
     "vm.watermark_scale_factor": (1, 3000),
     "vm.lowmem_reserve_ratio": (0, INT_MAX),  # one number per zone
     "vm.overcommit_memory": (0, 2),
+    "vm.overcommit_ratio": (0, INT_MAX),
+    "vm.overcommit_kbytes": (0, LONG_MAX),
+    "vm.admin_reserve_kbytes": (0, LONG_MAX),
+    "vm.user_reserve_kbytes": (0, LONG_MAX),
     "vm.max_map_count": (0, 65530),  # what the index of an address space has room for
     "vm.zone_reclaim_mode": (0, INT_MAX),
     "vm.swappiness": (0, 200),

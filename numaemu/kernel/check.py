@@ -5,17 +5,16 @@ from numaemu.compile import entry, hot
 from numaemu.errors import MachineCheck
 from numaemu.kernel.buddy import page_is_buddy
 from numaemu.kernel.mm_types import PG_anon, PG_buddy, PG_pcp, PG_table, machine_t, task_t
-from numaemu.kernel.mmap import vma_index
 from numaemu.kernel.mmzone import (MAX_NR_ZONES, MIGRATE_PCPTYPES, MIGRATE_TYPES, ZONE_NAMES, page_of, page_zone,
                                    pcp_of, zone_of)
 from numaemu.kernel.pgtable import (_PAGE_SPECIAL, is_migration_entry, mm_of, pte_offset, pte_pfn, pte_present,
                                     ptep_get, skip_missing)
-from numaemu.kernel.rmap import vma_of
 from numaemu.kernel.slab import (MAX_KMEM_CACHES, PAGE_OFFSET, SLAB_DEBUG_FLAGS, SLAB_RECLAIM_ACCOUNT,
                                  PG_large_kmalloc, PG_slab, cache_name, cache_of, cpu_slab, free_index, get_node,
                                  live_caches, number_of, object_at, objects_in_use, slab_frozen, slab_inuse,
                                  slab_objects)
 from numaemu.kernel.stats import task_numbers
+from numaemu.kernel.vma_index import vma_index, vma_of
 from numaemu.kernel.vmstat import fold_node
 from numaemu.param import MAX_ORDER, NR_ORDERS
 from numaemu.pointer import u64

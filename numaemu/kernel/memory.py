@@ -5,17 +5,19 @@ from numaemu.atomic import exchange, fetch_add, load_acquire
 from numaemu.compile import hot, kernel
 from numaemu.kernel.gfp import __GFP_ZERO, GFP_HIGHUSER_MOVABLE
 from numaemu.kernel.mempolicy import alloc_table_page, vma_alloc_folio
-from numaemu.kernel.mm_types import MM_ANONPAGES, MM_SHMEMPAGES, VM_SHARED, VM_WRITE, PG_anon
+from numaemu.kernel.mlock import mlock_folio
+from numaemu.kernel.mm_types import MM_ANONPAGES, MM_SHMEMPAGES, VM_LOCKED, VM_SHARED, VM_WRITE, PG_anon, PG_mlocked
 from numaemu.kernel.mmzone import page_of
 from numaemu.kernel.page_alloc import get_page, put_page, try_get_page
 from numaemu.kernel.pgtable import (_MIGRATION_ANON, _PAGE_SPECIAL, free_table, install_table, is_migration_entry,
                                     mm_of, pfn_pte, pte_offset, pte_pfn, pte_present, ptep_cmpxchg, ptep_get,
                                     ptep_get_and_clear, skip_missing, table_at)
-from numaemu.kernel.rmap import (anon_vma_prepare, folio_add_anon_rmap, folio_dup_rmap, folio_remove_rmap, mapping_of,
-                                 rss_counter, vma_of)
+from numaemu.kernel.rmap import (folio_add_anon_rmap, folio_dup_rmap, folio_remove_rmap, mapping_of, rss_counter,
+                                 vma_of)
 from numaemu.kernel.shmem import filemap_get_folio, shmem_get_folio
 from numaemu.kernel.smp import machine_of, relax
 from numaemu.kernel.tlb import flush_tlb_mm_range
+from numaemu.kernel.vma import anon_vma_prepare, munlock_unless_locked
 from numaemu.kernel.vmstat import PGREUSE, count_vm_events
 from numaemu.mmu import _PAGE_ACCESSED, _PAGE_DIRTY, _PAGE_PRESENT, _PAGE_RW, _PAGE_USER
 from numaemu.native import copy_bytes
@@ -82,6 +84,8 @@ def set_shared_pte(cpu, mm, vma, pfn, ptep, dirty):
     folio_dup_rmap(machine, cpu, pfn)
     if ptep_cmpxchg(ptep, U(0), pfn_pte(pfn, bits)):
         fetch_add(mm.rss, MM_SHMEMPAGES, 1)
+        if vma.flags & VM_LOCKED:
+            mlock_folio(cpu, pfn)
     else:
         folio_remove_rmap(machine, cpu, pfn)
         put_page(cpu, pfn)
@@ -152,6 +156,8 @@ def wp_page_copy(cpu, mm, vma_number, address, ptep, pte):
             fetch_add(mm.rss, MM_SHMEMPAGES, -1)
             fetch_add(mm.rss, MM_ANONPAGES, 1)
         folio_remove_rmap(machine, cpu, old)
+        if vma.flags & VM_LOCKED and page_of(machine, old).flags & U(PG_mlocked) != U(0):
+            munlock_unless_locked(cpu, old)
         put_page(cpu, old)
     return VM_FAULT_OK
 

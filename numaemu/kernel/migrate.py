@@ -10,17 +10,20 @@ from numaemu.atomic import compare_exchange, fetch_and, fetch_or, load_acquire, 
 from numaemu.compile import hot, kernel
 from numaemu.kernel.gfp import __GFP_THISNODE, GFP_HIGHUSER_MOVABLE
 from numaemu.kernel.mempolicy import node_isset, vma_alloc_folio
-from numaemu.kernel.mm_types import PG_anon, PG_locked
-from numaemu.kernel.mmap import find_position, find_vma, merge_range, range_is_mapped, split_range, vma_index
+from numaemu.kernel.mlock import mlock_folio
+from numaemu.kernel.mm_types import VM_LOCKED, PG_anon, PG_locked, PG_swapbacked
+from numaemu.kernel.mmap import range_is_mapped
 from numaemu.kernel.mmdebug import VM_BUG_ON_PAGE
 from numaemu.kernel.mmzone import page_of, page_to_nid
 from numaemu.kernel.page_alloc import alloc_pages, get_page, put_page, try_get_page
 from numaemu.kernel.pgtable import (_MIGRATION, _MIGRATION_ANON, _PAGE_SPECIAL, is_migration_entry, mm_of, pfn_pte,
                                     pte_offset, pte_pfn, pte_present, ptep_cmpxchg, ptep_get, skip_missing)
-from numaemu.kernel.rmap import folio_dup_rmap, folio_remove_rmap, mapping_of, page_address_in_vma, vma_of
+from numaemu.kernel.rmap import folio_dup_rmap, folio_remove_rmap, mapping_of, page_address_in_vma
 from numaemu.kernel.shmem import count_shmem, shmem_slot
 from numaemu.kernel.smp import machine_of, spin_lock, spin_unlock
 from numaemu.kernel.tlb import flush_tlb_mm_range
+from numaemu.kernel.vma import merge_range, split_range
+from numaemu.kernel.vma_index import find_position, find_vma, vma_index, vma_of
 from numaemu.kernel.vmstat import PGMIGRATE_FAIL, PGMIGRATE_SUCCESS, count_vm_events
 from numaemu.mmu import _PAGE_ACCESSED, _PAGE_DIRTY, _PAGE_PRESENT, _PAGE_RW, _PAGE_USER
 from numaemu.native import copy_bytes
@@ -130,6 +133,8 @@ def remove_migration_pte(cpu, old, new, vma, address):
         folio_dup_rmap(machine, cpu, new)
         kept = pte & (_PAGE_RW | _PAGE_USER | _PAGE_DIRTY)
         if ptep_cmpxchg(ptep, pte, pfn_pte(new, _PAGE_PRESENT | _PAGE_ACCESSED | kept)):
+            if vma.flags & VM_LOCKED:
+                mlock_folio(cpu, new)
             return
         folio_remove_rmap(machine, cpu, new)
         put_page(cpu, new)
@@ -183,7 +188,7 @@ def move_to_new_folio(cpu, old, new):
             compare_exchange(page, "refcount", references, 0) != references:
         return False
     target.mapping, target.index = page.mapping, page.index
-    target.flags |= page.flags & U(PG_anon)
+    target.flags |= page.flags & U(PG_anon | PG_swapbacked)
     copy_bytes(machine.memory + (U(new) << U(12)), machine.memory + (U(old) << U(12)), 4096)
     cpu.clock_base_ns += machine.copy_page_ns
     if not anon:

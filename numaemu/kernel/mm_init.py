@@ -23,6 +23,8 @@ DMA_END, DMA32_END = (16 << 20) // PAGE_SIZE, (4 << 30) // PAGE_SIZE      # pfn
 ZERO_PFN = 1                                    # the shared page of zeros
 LOWMEM_RESERVE_RATIO = (256, 256, 32, 0, 0)     # sysctl_lowmem_reserve_ratio, by zone
 WATERMARK_SCALE_FACTOR = 10                     # of 10,000
+OVERCOMMIT_RATIO = 50                           # sysctl_overcommit_ratio, percent: mm/util.c
+USER_RESERVE_KB, ADMIN_RESERVE_KB = 128 << 10, 8 << 10      # at most, else a 32nd of what is free: mm/mmap.c
 PCP_BATCH_SCALE_MAX = 5                         # the longest chain a CPU takes at once is batch << this (Kconfig)
 PCP_HIGH_MAX = 1024                             # pages, likewise; measured
 
@@ -250,6 +252,19 @@ def init_cpus(topology, machine):
             cpu.latency_ns[node] = topology.latency_ns[int(cpu.node)][node]
 
 
+def init_commit_limit(topology, machine):
+    """How much memory may be promised: init_user_reserve, init_admin_reserve, and the settings the machine file gives."""
+    nodes = range(topology.nr_nodes)
+    machine.total_ram_pages = sum(node_managed_pages(machine, node) for node in nodes)
+    free_kb = sum(zone_of(machine, n).free_pages for n in range(topology.nr_nodes * MAX_NR_ZONES)) * (PAGE_SIZE // 1024)
+    given = {"vm.overcommit_memory": 0, "vm.overcommit_ratio": OVERCOMMIT_RATIO, "vm.overcommit_kbytes": 0,
+             "vm.user_reserve_kbytes": min(free_kb // 32, USER_RESERVE_KB),
+             "vm.admin_reserve_kbytes": min(free_kb // 32, ADMIN_RESERVE_KB), **topology.sysctl}
+    for name in ("overcommit_memory", "overcommit_ratio", "overcommit_kbytes", "user_reserve_kbytes",
+                 "admin_reserve_kbytes"):
+        setattr(machine, name, given[f"vm.{name}"])
+
+
 def boot(topology, reserve=None):
     """A machine of this shape in shared memory: (machine, addresses of its blocks by name).
 
@@ -275,6 +290,7 @@ def boot(topology, reserve=None):
     init_zones(topology, machine, reserve or {})
     machine.memory_mask = sum(1 << n for n in range(topology.nr_nodes) if node_managed_pages(machine, n) > 0)
     build_zonelists(topology, machine)
+    init_commit_limit(topology, machine)
     setup_per_zone_wmarks(machine, topology.sysctl)
     for node in range(topology.nr_nodes):
         machine.il_weights[node] = 1

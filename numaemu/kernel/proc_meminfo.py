@@ -5,12 +5,12 @@ not have yet is 0, as on a machine that does not use it. Lines that are sums are
 """
 from numaemu.kernel.mm_init import node_managed_pages
 from numaemu.kernel.mmzone import MAX_NR_ZONES, WMARK_HIGH, zone_of
+from numaemu.kernel.util import vm_commit_limit
 from numaemu.kernel.vmstat import fold_node, free_pages
 from numaemu.param import PAGE_SHIFT
 
 VMALLOC_BYTES = (32 << 40) - 1           # VMALLOC_TOTAL with four-level paging: Linux's pgtable_64_types.h
 HUGE_PAGE_KB = 2048
-OVERCOMMIT_RATIO = 50                    # sysctl_overcommit_ratio, percent: Linux's mm/util.c
 
 
 def kilobytes(pages):
@@ -70,7 +70,8 @@ def meminfo(system):
              line("AnonPages", state["nr_anon_pages"]), line("Mapped", state["nr_mapped"]),
              line("Shmem", state["nr_shmem"]), *slab_lines(state), *zeros("KernelStack"),
              line("PageTables", state["nr_page_table_pages"]), *zeros("SecPageTables NFS_Unstable Bounce WritebackTmp"),
-             line("CommitLimit", kilobytes(total * OVERCOMMIT_RATIO // 100)), *zeros("Committed_AS"),
+             line("CommitLimit", kilobytes(int(vm_commit_limit(machine)))),
+             line("Committed_AS", kilobytes(max(machine.vm_committed_as, 0))),
              line("VmallocTotal", VMALLOC_BYTES >> 10), *zeros("VmallocUsed VmallocChunk Percpu"),
              f"HardwareCorrupted: {0:5d} kB", *zeros(HUGE_LINES),
              *(f"HugePages_{what}:   {0:5d}" if what == "Total" else f"HugePages_{what}:    {0:5d}"

@@ -11,7 +11,6 @@ import numpy as np
 from numaemu.kernel.mm_types import (MM_ANONPAGES, MM_FILEPAGES, MM_SHMEMPAGES, MM_SWAPENTS, TASK_NAME_BYTES,
                                      TASK_RUNNING, VM_EXEC, VM_MAYSHARE, VM_READ, VM_SHARED, VM_STACK, VM_WRITE,
                                      pool_t, task_t, vma_t)
-from numaemu.kernel.mmap import vma_index
 from numaemu.kernel.node_sysfs import has_memory, list_text, mask_text
 from numaemu.kernel.oom_kill import OOM_SCORE_ADJ_MAX, OOM_SCORE_ADJ_MIN, oom_score
 from numaemu.kernel.pagewalk import ANON, DIRTY, FIRST_NODE, MAPCOUNT_MAX, NR_COUNTS, PAGES, gather_stats
@@ -19,6 +18,7 @@ from numaemu.kernel.pgtable import mm_of
 from numaemu.kernel.proc_meminfo import kilobytes
 from numaemu.kernel.stats import task_name
 from numaemu.kernel.sysctl import invalid, strtoul
+from numaemu.kernel.vma_index import vma_index
 from numaemu.mmu import cpu_t
 from numaemu.param import MAX_NODES
 from numaemu.uapi import (MPOL_BIND, MPOL_DEFAULT, MPOL_F_RELATIVE_NODES, MPOL_F_STATIC_NODES, MPOL_INTERLEAVE,
