@@ -1,10 +1,12 @@
 """mremap: where the mapping is then, what is in it, what it costs, and what Linux refuses."""
 import errno
 
+import numba
 import numpy as np
 import pytest
 
-from numaemu import GFP_KERNEL, SegmentationFault
+from numaemu import GFP_KERNEL, SegmentationFault, load_u64, store_u64
+from numaemu.build import JIT
 from numaemu.kernel.mm_types import VM_ACCOUNT, VM_LOCKED
 from numaemu.uapi import (MAP_ANONYMOUS, MAP_PRIVATE, MAP_SHARED, MREMAP_DONTUNMAP, MREMAP_FIXED, MREMAP_MAYMOVE,
                           PROT_READ, PROT_WRITE)
@@ -218,3 +220,36 @@ def test_without_memory_for_tables_all_is_as_before(loopback):
     assert task.load(np.arange(BASE, BASE + 4 * PAGE, PAGE), np.uint8).tolist() == [1, 2, 3, 4]
     assert committed(loop) == before and loop.mm(task).total_vm == 33 + 4
     loop.audit()
+
+
+@numba.njit
+def write_on(cpu, address, flag):
+    """Store rising numbers at one address until the flag is set; the last one."""
+    number = 0
+    while load_u64(cpu, flag) == 0:
+        number += 1
+        store_u64(cpu, address, np.uint64(number))
+    return number
+
+
+@pytest.mark.skipif(not JIT, reason="a kernel that runs on another CPU meanwhile")
+def test_nobody_writes_through_the_old_address(machine):
+    """A thread stores without end; its page is moved away below it. What was moved does not change any more."""
+    task = machine.task(cpu=0)
+    flag, area = task.mmap(PAGE, flags=SHARED).touch(), task.mmap(PAGE).touch()
+    thread = task.clone(run_writer, area.addr, flag.addr, cpu=2)
+    moved = []
+    while len(moved) < 50:
+        if task.load([area.addr])[0]:
+            place = task.mremap(area.addr, PAGE, PAGE, MREMAP_MAYMOVE | MREMAP_DONTUNMAP).addr
+            moved.append((place, task.load([place])[0]))
+    task.store([flag.addr], np.uint64(1))
+    last = thread.result(60)
+    numbers = [number for _, number in moved]
+    assert numbers == [task.load([place])[0] for place, _ in moved]
+    assert numbers == sorted(numbers) and 0 < numbers[0] and numbers[-1] <= last
+    task.exit()
+
+
+def run_writer(task, address, flag):
+    return task.call(write_on, address, flag)
