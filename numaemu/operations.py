@@ -24,17 +24,11 @@ from numaemu.kernel.smp import actor_of_cpu
 from numaemu.kernel.stats import cpu_figures, task_numbers
 from numaemu.kernel.vma_index import find_position, vma_index, vma_of
 from numaemu.mmu import X86_PF_PROT, X86_PF_WRITE
+from numaemu.operations_mm import MmOperations, check
 from numaemu.param import PAGE_SIZE
 from numaemu.uapi import SIGKILL
 
 BUFFER_BYTES = 1 << 20           # results from this size on come from a buffer that is kept
-
-
-def check(result):
-    """A system call's result, or OSError."""
-    if result < 0:
-        raise OSError(-result, os.strerror(-result))
-    return result
 
 
 def kill_task(task):
@@ -63,7 +57,7 @@ def release_gil(function):
         options["nogil"] = True
 
 
-class Operations:
+class Operations(MmOperations):
     """The operations of one CPU."""
 
     def __init__(self, cpu):
@@ -106,66 +100,6 @@ class Operations:
         error = OutOfMemory(epitaph(self.machine, task))
         release_task(self.address, number)
         return error
-
-    # -- mappings
-
-    def mmap(self, number, addr, length, prot, flags):
-        return check(syscalls.sys_mmap(self.address, number, addr, length, prot, flags))
-
-    def munmap(self, number, addr, length):
-        check(syscalls.sys_munmap(self.address, number, addr, length))
-
-    def mprotect(self, number, addr, length, prot):
-        check(syscalls.sys_mprotect(self.address, number, addr, length, prot))
-
-    def madvise(self, number, addr, length, advice, stride, each):
-        for start in range(addr, addr + max(length, 1), max(stride, 1)):
-            part = min(each, addr + length - start)
-            check(syscalls.sys_madvise(self.address, number, start, part, advice))
-
-    def mremap(self, number, addr, old_len, new_len, flags, new_addr):
-        return check(syscalls.sys_mremap(self.address, number, addr, old_len, new_len, flags, new_addr))
-
-    def brk(self, number, addr):
-        return syscalls.sys_brk(self.address, number, addr)
-
-    def prctl_set_mm(self, number, option, addr):
-        check(syscalls.sys_prctl_set_mm(self.address, number, option, addr))
-
-    def mlock2(self, number, addr, length, flags):
-        check(syscalls.sys_mlock2(self.address, number, addr, length, flags))
-
-    def munlock(self, number, addr, length):
-        check(syscalls.sys_munlock(self.address, number, addr, length))
-
-    def mlockall(self, number, flags):
-        check(syscalls.sys_mlockall(self.address, number, flags))
-
-    def munlockall(self, number):
-        check(syscalls.sys_munlockall(self.address, number))
-
-    def mincore(self, number, addr, length):
-        """A byte per page."""
-        answer = np.zeros(-(-length // PAGE_SIZE), np.uint8)
-        check(syscalls.sys_mincore(self.address, number, addr, length, answer.ctypes.data))
-        return answer
-
-    def msync(self, number, addr, length, flags):
-        check(syscalls.sys_msync(self.address, number, addr, length, flags))
-
-    def setrlimit(self, number, which, soft, hard):
-        check(syscalls.sys_setrlimit(self.address, number, which, soft, hard))
-
-    def getrlimit(self, number, which):
-        """(soft, hard)"""
-        rlim = self.tasks[number].rlim
-        return int(rlim[2 * which]), int(rlim[2 * which + 1])
-
-    def setuid(self, number, uid):
-        self.tasks[number].uid = uid
-
-    def sleep(self, number, ns):
-        syscalls.sys_sleep(self.address, number, ns)
 
     # -- policies and placement
 
@@ -318,7 +252,20 @@ class Operations:
         child = check(syscalls.sys_vfork(self.address, number))
         return child, self.tasks[child].pid
 
+    def setuid(self, number, uid):
+        self.tasks[number].uid = uid
+
+    def sleep(self, number, ns):
+        syscalls.sys_sleep(self.address, number, ns)
+
+    def wait(self, number, pid):
+        """(pid, status) of a child that has ended, or None: none has."""
+        status = np.zeros(1, np.int64)
+        found = check(syscalls.sys_wait4(self.address, number, pid, status.ctypes.data))
+        return (found, int(status[0])) if found else None
+
     def exit(self, number, code):
+        self.tasks[number].exit_code = code
         syscalls.sys_exit(self.address, number, 0)
 
     def find(self, number, pid):

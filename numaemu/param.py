@@ -31,4 +31,5 @@ MAX_VMAS = 1 << 20               # mappings of all address spaces together
 MAX_MAP_COUNT = 65530            # mappings of one address space (Linux's default of vm.max_map_count)
 VMA_INDEX_SLOTS = 1 << 16        # room for them in the sorted index of one address space
 GATHER_PAGES = 8192              # pages unmapped between two flushes (Linux gathers up to about 10,000)
+EXIT_RECORDS = 1 << 12           # ended processes that nobody has waited for; older ones are forgotten
 OUTBOX_BYTES = 1 << 30           # bulk data one process may have on its way; sparse

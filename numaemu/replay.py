@@ -42,7 +42,7 @@ KEYS = {
     "mmap": {"region", "size", "kind", "share", "prot", "addr", "align", "fixed_replace", "populate", "noreserve", "locked"},
     "munmap": RANGE, "mprotect": RANGE | {"prot"}, "madvise": RANGE | {"advice", "stride", "each"},
     "mremap": RANGE | {"size", "new_size", "addr", "maymove", "dontunmap", "flags", "new_region"}, "mlock": RANGE | {"onfault"},
-    "munlock": RANGE, "brk": {"size", "delta", "region"}, "kill": {"sig"}, "join": set(),
+    "munlock": RANGE, "brk": {"size", "delta", "length", "region"}, "kill": {"sig"}, "join": set(),
     "touch": RANGE | {"stride", "mode", "order", "repeat", "chunk", "pause_ms", "duration_ms", "async"},
     "set_mempolicy": {"policy", "nodes"}, "mbind": RANGE | {"policy", "nodes", "flags"},
     "get_mempolicy": {"region", "offset", "next_node"}, "move_pages": RANGE | {"nodes"},
@@ -237,7 +237,7 @@ class Replay:
 
     def op_brk(self, process, step):
         """The heap grows (or shrinks) by so many bytes, which are the region, if one is named."""
-        old, delta = process.task.brk(), step.get("delta", step.get("size", 0))
+        old, delta = process.task.brk(), step.get("delta", step.get("size", step.get("length", 0)))
         new = process.task.brk(old + delta)
         if new != old + delta:
             raise OSError(errno.ENOMEM, "brk")

@@ -3,11 +3,16 @@
 A Task does nothing itself: its `site` runs an operation on the CPU the task is on — a plain call if that is this
 process, a message if not.
 """
+import time
+
 import numpy as np
 
 from numaemu.uapi import (MAP_ANONYMOUS, MAP_PRIVATE, MPOL_F_ADDR, MPOL_F_NODE, MPOL_MF_MOVE, PR_SET_MM, PROT_READ,
-                          PROT_WRITE)
+                          PROT_WRITE, WNOHANG)
 from numaemu.units import parse_size
+
+
+WAIT_POLL_S = 0.002              # between two looks of wait
 
 
 def node_mask(nodes):
@@ -238,6 +243,17 @@ class Task:
     def exit(self, code=0):
         """End the task: its memory goes back."""
         self._op("exit", code)
+
+    def wait(self, pid=-1, flags=0):
+        """waitpid(2): (pid, status) of a child that has ended (threads are none): signal, or exit code << 8.
+
+        With WNOHANG None if none has ended yet; ChildProcessError if there is none to wait for.
+        """
+        if pid < -1 or pid == 0:
+            raise NotImplementedError(f"wait for pid {pid}: process groups are not there")
+        while (answer := self._op("wait", pid)) is None and not flags & WNOHANG:
+            time.sleep(WAIT_POLL_S)
+        return answer
 
     def kill(self, pid, sig):
         """kill(2): any signal ends the task, 0 only looks whether it is there. Its memory is freed where it runs."""

@@ -1,14 +1,14 @@
 """Tasks and their address spaces: Linux's kernel/fork.c, exit.c and the fork part of mm/mmap.c."""
 import numpy as np
 
-from numaemu.atomic import fetch_add
+from numaemu.atomic import compare_exchange, fetch_add, load_acquire, store_release
 from numaemu.compile import kernel
 from numaemu.kernel.gfp import GFP_PGTABLE_USER
 from numaemu.kernel.memory import VM_FAULT_OK, copy_page_range
 from numaemu.kernel.mempolicy import copy_policy
 from numaemu.kernel.mm_types import (NR_MM_COUNTERS, OOM_NONE, TASK_DEAD, TASK_RUNNING, TASK_ZOMBIE, VM_ACCOUNT,
                                      VM_DONTCOPY, VM_GROWSDOWN, VM_LOCKED_MASK, VM_SHARED, VM_WIPEONFORK, PG_table,
-                                     task_t)
+                                     exit_t, pool_t, task_t)
 from numaemu.kernel.mmap import calc_vm_flags, mmap_region, unmap_region
 from numaemu.kernel.mmzone import page_of
 from numaemu.kernel.page_alloc import alloc_pages
@@ -20,7 +20,7 @@ from numaemu.kernel.util import vm_acct_memory, vm_enough_memory, vm_stat_accoun
 from numaemu.kernel.vma import join_family, new_vma, vma_pages
 from numaemu.kernel.vma_index import insert_at, vma_index, vma_of
 from numaemu.mmu import TASK_SIZE
-from numaemu.param import CPU_WORDS
+from numaemu.param import CPU_WORDS, EXIT_RECORDS
 from numaemu.pointer import address_of
 from numaemu.uapi import (MAP_PRIVATE, PROT_READ, PROT_WRITE, RLIM_INFINITY, RLIM_NLIMITS, RLIMIT_STACK,
                           errno)
@@ -159,14 +159,14 @@ def alloc_task(cpu, mm_number, parent):
     task.tgid, task.ppid, task.mm, task.cpu, task.state = task.pid, 0, mm_number, cpu.id, TASK_RUNNING
     task.policy.mode, task.policy.flags, task.policy.nodes = 0, 0, U(0)
     task.il_prev, task.il_weight, task.min_flt, task.maj_flt = 0, 0, 0, 0
-    task.exit_signal, task.oom_score_adj, task.clock_ns, task.uid = 0, 0, 0, 0
+    task.exit_signal, task.exit_code, task.oom_score_adj, task.clock_ns, task.uid = 0, 0, 0, 0, 0
     for i in range(2 * RLIM_NLIMITS):
         task.rlim[i] = INFINITY
     task.rlim[2 * RLIMIT_STACK] = _STK_LIM
     if parent != 0:
         of = tasks[parent]
         copy_policy(task.policy, of.policy)
-        task.ppid, task.il_prev, task.il_weight = of.pid, of.il_prev, of.il_weight
+        task.ppid, task.il_prev, task.il_weight = of.tgid, of.il_prev, of.il_weight
         task.oom_score_adj, task.uid = of.oom_score_adj, of.uid
         for i in range(2 * RLIM_NLIMITS):
             task.rlim[i] = of.rlim[i]
@@ -175,12 +175,44 @@ def alloc_task(cpu, mm_number, parent):
     return number
 
 
+@kernel("void(machine_t*, task_t*)")
+def exit_notify(machine, task):
+    """Leave word for a parent that waits."""
+    slot = fetch_add(machine, "next_exit", 1) % EXIT_RECORDS
+    record = exit_t.array(machine.exits)[slot]
+    store_release(record, "pid", 0)
+    record.ppid, record.status = task.ppid, task.exit_signal | (task.exit_code & 255) << 8
+    store_release(record, "pid", task.pid)
+
+
+@kernel("i64(machine_t*, task_t*, i64, i64*)")
+def do_wait(machine, parent, pid, status):
+    """wait4(2) for one child (pid > 0) or any: its pid and status[0], 0 if none has ended yet, or -ECHILD."""
+    tasks = task_t.array(machine.tasks)
+    alive = False
+    for number in range(1, pool_t.at(machine.task_pool).used + 1):      # first, so that nobody ends unseen in between
+        task = tasks[number]
+        if task.state == TASK_RUNNING and task.ppid == parent.tgid and task.tgid == task.pid and (pid == -1 or pid == task.pid):
+            alive = True
+    for slot in range(EXIT_RECORDS):
+        record = exit_t.array(machine.exits)[slot]
+        found = load_acquire(record, "pid")
+        if found != 0 and record.ppid == parent.tgid and (pid == -1 or pid == found):
+            status[0] = record.status
+            if compare_exchange(record, "pid", found, 0) == found:
+                return found
+    return 0 if alive else -errno.ECHILD
+
+
 @kernel("void(cpu_t*, i64, i64)")
 def exit_mm(cpu, task_number, signal):
     """A task leaves its address space; nobody runs it any more, but its number stays its own."""
     task = task_t.array(machine_of(cpu).tasks)[task_number]
     mm_number = task.mm
-    task.state, task.exit_signal, task.mm = TASK_ZOMBIE, signal, 0
+    task.exit_signal, task.mm = signal, 0
+    if task.tgid == task.pid and task.ppid != 0:
+        exit_notify(machine_of(cpu), task)
+    task.state = TASK_ZOMBIE
     if mm_number != 0:
         mmput(cpu, mm_number)
     if cpu.task == task_number:

@@ -122,6 +122,27 @@ def do_shared_fault(cpu, mm, vma_number, address, write, ptep):
     return VM_FAULT_OK
 
 
+@hot
+def install_copy(cpu, mm, mm_number, address, ptep, pte, new):
+    """Put a copied page in the old one's place and let every CPU forget that one; False if the entry has changed.
+
+    A task that is alone in its address space meets nobody else's TLB, so its copy may be writable at once.
+    """
+    if load_acquire(mm, "users") == 1:
+        if not ptep_cmpxchg(ptep, pte, pfn_pte(new, _WRITTEN)):
+            return False
+        flush_tlb_mm_range(cpu, mm_number, address, address + U(4096))
+        return True
+    page = page_of(machine_of(cpu), new)
+    get_page(page)                       # ours until all have forgotten the old frame: nobody may reuse the copy before
+    changed = ptep_cmpxchg(ptep, pte, pfn_pte(new, _READ_ONLY))
+    if changed:
+        flush_tlb_mm_range(cpu, mm_number, address, address + U(4096))
+        ptep_cmpxchg(ptep, pfn_pte(new, _READ_ONLY), pfn_pte(new, _WRITTEN))
+    put_page(cpu, new)
+    return changed
+
+
 @kernel("i64(cpu_t*, mm_t*, i64, u64, u64, u64)")
 def wp_page_copy(cpu, mm, vma_number, address, ptep, pte):
     """Copy on write. The old frame loses our reference only after every CPU has forgotten it.
@@ -140,15 +161,10 @@ def wp_page_copy(cpu, mm, vma_number, address, ptep, pte):
         copy_bytes(machine.memory + (U(new) << U(12)), machine.memory + (U(old) << U(12)), 4096)
         cpu.clock_base_ns += machine.copy_page_ns
     folio_add_anon_rmap(machine, cpu, page_of(machine, new), new, vma, address)
-    get_page(page_of(machine, new))      # ours until all have forgotten the old frame: nobody may reuse the copy before
-    if not ptep_cmpxchg(ptep, pte, pfn_pte(new, _READ_ONLY)):
+    if not install_copy(cpu, mm, vma.mm, address & ~U(4095), ptep, pte, new):
         folio_remove_rmap(machine, cpu, new)
         put_page(cpu, new)
-        put_page(cpu, new)
         return VM_FAULT_OK
-    flush_tlb_mm_range(cpu, vma.mm, address & ~U(4095), (address & ~U(4095)) + U(4096))
-    ptep_cmpxchg(ptep, pfn_pte(new, _READ_ONLY), pfn_pte(new, _WRITTEN))
-    put_page(cpu, new)
     if special:
         fetch_add(mm.rss, MM_ANONPAGES, 1)
     else:

@@ -7,7 +7,7 @@ import numpy as np
 
 from numaemu import shm
 from numaemu.kernel.migrate import migrate_t
-from numaemu.kernel.mm_types import machine_t, mapping_t, mm_t, page_t, pool_t, task_t, vma_t
+from numaemu.kernel.mm_types import exit_t, machine_t, mapping_t, mm_t, page_t, pool_t, task_t, vma_t
 from numaemu.kernel.mmzone import (MAX_NR_ZONES, MIGRATE_MOVABLE, WMARK_HIGH, WMARK_LOW, WMARK_MIN, ZONE_DMA,
                                    ZONE_DMA32, ZONE_HIGHMEM, ZONE_MOVABLE, ZONE_NORMAL, node_t, page_of, pcp_t,
                                    zone_of, zone_t)
@@ -15,7 +15,7 @@ from numaemu.kernel.slab import kmem_cache_init, slab_blocks
 from numaemu.kernel.vmstat import percpu_t
 from numaemu.mailbox import mailbox_t
 from numaemu.mmu import cpu_t
-from numaemu.param import (GATHER_PAGES, MAX_MAP_COUNT, MAX_MMS, MAX_NODES, MAX_TASKS, MAX_VMAS, OUTBOX_BYTES,
+from numaemu.param import (EXIT_RECORDS, GATHER_PAGES, MAX_MAP_COUNT, MAX_MMS, MAX_NODES, MAX_TASKS, MAX_VMAS, OUTBOX_BYTES,
                            PAGE_SIZE, PAGEBLOCK_ORDER, PAGEBLOCK_PAGES, VMA_INDEX_SLOTS)
 from numaemu.pointer import i64, u8
 
@@ -57,7 +57,7 @@ def control_layout(topology, max_pfn, nr_actors):
             ("mailboxes", nr_actors * mailbox_t.nbytes), ("zonelists", nodes * MAX_NODES * 8),
             ("tasks", MAX_TASKS * task_t.nbytes), ("mms", MAX_MMS * mm_t.nbytes), ("vmas", MAX_VMAS * vma_t.nbytes),
             ("mappings", MAX_VMAS * mapping_t.nbytes), ("vma_index", MAX_MMS * VMA_INDEX_SLOTS * 8),
-            ("gather", cpus * GATHER_PAGES * 8), ("migrate", cpus * migrate_t.nbytes),
+            ("exits", EXIT_RECORDS * exit_t.nbytes), ("gather", cpus * GATHER_PAGES * 8), ("migrate", cpus * migrate_t.nbytes),
             ("pools", 4 * pool_t.nbytes), ("task_stack", MAX_TASKS * 8), ("mm_stack", MAX_MMS * 8),
             ("vma_stack", MAX_VMAS * 8), ("mapping_stack", MAX_VMAS * 8), ("outboxes", nr_actors * OUTBOX_BYTES),
             *slab_blocks(topology)):

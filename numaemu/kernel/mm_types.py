@@ -97,7 +97,7 @@ task_t = Struct("task_t", [
     ("policy", policy_t),
     ("il_prev", i64), ("il_weight", i64),     # next node of task interleaving: the last one, what is left of its weight
     ("min_flt", i64), ("maj_flt", i64),
-    ("exit_signal", i64), ("oom_score_adj", i64), ("clock_ns", i64),
+    ("exit_signal", i64), ("exit_code", i64), ("oom_score_adj", i64), ("clock_ns", i64),
     ("comm", u8, TASK_NAME_BYTES),
     ("rlim", u64, 2 * RLIM_NLIMITS),          # soft, hard; the same in every thread of a process
     ("uid", i64),                             # 0 has every capability, any other none
@@ -105,6 +105,11 @@ task_t = Struct("task_t", [
     ("oom_victim", i64),                      # its pid: SIGKILL is pending; else the mark means nothing
     ("oom_rss", i64), ("oom_nodes", u64), ("oom_asker", i64),       # pages at the kill, the nodes asked, who asked (pid)
 ])
+
+exit_t = Struct("exit_t", [         # a process that has ended, until its parent has waited for it
+    ("pid", i64),                   # last by who ends, with release; 0 again by compare-exchange by who has waited
+    ("ppid", i64), ("status", i64), # as wait4(2) gives it
+], nbytes=24)
 
 pool_t = Struct("pool_t", [         # a table of structs handed out by number, from 1
     ("lock", u64),
@@ -138,6 +143,7 @@ machine_t = Struct("machine_t", [
     ("kmem_caches", u64), ("kmem_cache_cpus", u64), ("kmem_cache_nodes", u64), ("kmem_cache_pool", u64),    # slab.py
     ("slab_bugs", u64),             # slab_bug_t[nr_cpus]
     ("slab_mutex", u64),            # spin lock: caches are made and destroyed
+    ("exits", u64), ("next_exit", i64),            # exit_t[EXIT_RECORDS], a ring; atomically
     ("vm_committed_as", i64), ("next_anon_vma", i64),      # atomically
     ("total_ram_pages", i64), ("total_swap_pages", i64),
     ("overcommit_memory", i64), ("overcommit_ratio", i64), ("overcommit_kbytes", i64),      # sysctl, by the coordinator
