@@ -157,7 +157,7 @@ def test_hash_of_a_sequence():
 @pytest.mark.parametrize("step, op", [
     ({"op": "sh", "cmd": "swapon /dev/vdb"}, "sh"),
     ({"op": "mmap", "task": "T0", "region": "a", "size": MIB, "kind": "hugetlb"}, "mmap kind=hugetlb"),
-    ({"op": "touch", "task": "T0", "region": "a", "async": 1}, "touch async"),
+    ({"op": "touch", "task": "T0", "region": "a", "order": "spiral"}, "touch order=spiral"),
     ({"op": "mbind", "task": "T0", "region": "a", "policy": "bind", "flags": "lazy"}, "mbind flags=lazy")])
 def test_not_supported_is_found_before_anything_starts(step, op):
     with pytest.raises(NotSupported) as raised:

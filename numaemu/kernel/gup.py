@@ -5,13 +5,29 @@ from numaemu.compile import hot, kernel
 from numaemu.kernel.fault import SERVED, do_user_addr_fault
 from numaemu.kernel.mm_types import VM_ACCESS_FLAGS, VM_LOCKED, VM_LOCKONFAULT, VM_SHARED, VM_WRITE
 from numaemu.kernel.pgtable import is_migration_entry, mm_of, pte_offset, ptep_get
-from numaemu.kernel.smp import machine_of
+from numaemu.kernel.smp import machine_of, read_lock, read_unlock
 from numaemu.kernel.vma_index import find_vma, vma_of
 from numaemu.mmu import _PAGE_RW
+from numaemu.pointer import address_of
 from numaemu.uapi import SIGKILL, errno
 
 U = np.uint64
 ENOMEM, EFAULT, EINVAL = errno.ENOMEM, errno.EFAULT, errno.EINVAL
+
+
+@hot
+def vma_above(cpu, at):
+    """(start, end, flags) of the first VMA that ends above `at`, copied under the lock; all 0 if there is none."""
+    machine = machine_of(cpu)
+    lock = address_of(mm_of(machine, cpu.mm), "mmap_lock")
+    start, end, flags = U(0), U(0), 0
+    read_lock(cpu, lock)
+    number = find_vma(machine, cpu.mm, at)
+    if number != 0:
+        vma = vma_of(machine, number)
+        start, end, flags = vma.start, vma.end, vma.flags
+    read_unlock(lock)
+    return start, end, flags
 
 
 @hot
@@ -50,37 +66,33 @@ def mm_populate(cpu, start, end, ignore_errors, only_locked):
 
     Between two VMAs nothing is locked; the mapping may change meanwhile, and a fault looks again.
     """
-    machine, at = machine_of(cpu), start
+    at = start
     while at < end:
-        number = find_vma(machine, cpu.mm, at)
-        if number == 0 or vma_of(machine, number).start >= end:
+        first, last, flags = vma_above(cpu, at)
+        if last == U(0) or first >= end:
             return 0
-        vma = vma_of(machine, number)
-        until, flags = min(vma.end, end), vma.flags
         if not only_locked or flags & VM_LOCKED:
-            error = populate_vma_page_range(cpu, max(at, vma.start), until, flags)
+            error = populate_vma_page_range(cpu, max(at, first), min(last, end), flags)
             if error != 0 and not ignore_errors:
                 return error
-        at = until
+        at = last
     return 0
 
 
 @kernel("i64(cpu_t*, u64, u64, bool)")
 def madvise_populate(cpu, start, length, write):
     """MADV_POPULATE_READ and _WRITE: 0 or a negative errno."""
-    machine = machine_of(cpu)
     end = start + ((length + U(4095)) & ~U(4095))
     if start & U(4095) != U(0) or end < start:
         return -EINVAL
     at = start
     while at < end:
-        number = find_vma(machine, cpu.mm, at)
-        if number == 0 or vma_of(machine, number).start > at:
+        first, last, flags = vma_above(cpu, at)
+        if last == U(0) or first > at:
             return -ENOMEM
-        vma = vma_of(machine, number)
-        if vma.flags & (VM_WRITE if write else VM_ACCESS_FLAGS) == 0:
+        if flags & (VM_WRITE if write else VM_ACCESS_FLAGS) == 0:
             return -EINVAL
-        until = min(vma.end, end)
+        until = min(last, end)
         error = faultin_page_range(cpu, at, until, write)
         if error != 0:
             return error

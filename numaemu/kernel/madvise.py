@@ -18,8 +18,8 @@ from numaemu.kernel.vma_index import find_position, map_count, vma_at
 from numaemu.kernel.vmstat import PGLAZYFREE, count_vm_events
 from numaemu.mmu import _PAGE_ACCESSED, _PAGE_DIRTY
 from numaemu.uapi import (MADV_COLD, MADV_DODUMP, MADV_DOFORK, MADV_DONTDUMP, MADV_DONTFORK, MADV_DONTNEED,
-                          MADV_DONTNEED_LOCKED, MADV_FREE, MADV_HUGEPAGE, MADV_KEEPONFORK, MADV_NOHUGEPAGE,
-                          MADV_RANDOM, MADV_SEQUENTIAL, MADV_WILLNEED, MADV_WIPEONFORK, errno)
+                          MADV_DONTNEED_LOCKED, MADV_FREE, MADV_HUGEPAGE, MADV_KEEPONFORK, MADV_RANDOM,
+                          MADV_SEQUENTIAL, MADV_WILLNEED, MADV_WIPEONFORK, errno)
 
 U = np.uint64
 EINVAL, ENOMEM, EAGAIN = errno.EINVAL, errno.ENOMEM, errno.EAGAIN

@@ -82,12 +82,14 @@ def set_shared_pte(cpu, mm, vma, pfn, ptep, dirty):
     if vma.flags & VM_WRITE:
         bits |= _PAGE_RW
     folio_dup_rmap(machine, cpu, pfn)
+    if vma.flags & VM_LOCKED:
+        mlock_folio(cpu, pfn)
     if ptep_cmpxchg(ptep, U(0), pfn_pte(pfn, bits)):
         fetch_add(mm.rss, MM_SHMEMPAGES, 1)
-        if vma.flags & VM_LOCKED:
-            mlock_folio(cpu, pfn)
     else:
         folio_remove_rmap(machine, cpu, pfn)
+        if vma.flags & VM_LOCKED and page_of(machine, pfn).flags & U(PG_mlocked) != U(0):
+            munlock_unless_locked(cpu, pfn)
         put_page(cpu, pfn)
 
 

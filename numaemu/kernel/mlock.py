@@ -5,7 +5,7 @@ in its mlock_count; here the last one of them is found by a look at the page's f
 """
 import numpy as np
 
-from numaemu.atomic import fetch_and, fetch_or
+from numaemu.atomic import fetch_and, fetch_or, load_acquire
 from numaemu.compile import kernel
 from numaemu.kernel.mm_types import PG_mlocked
 from numaemu.kernel.mmzone import page_of, page_to_nid
@@ -17,18 +17,20 @@ U = np.uint64
 
 
 @kernel("void(cpu_t*, i64)")
-def mlock_folio(cpu, pfn):
-    """Mark a page that a VM_LOCKED VMA maps."""
-    machine = machine_of(cpu)
-    if fetch_or(page_of(machine, pfn), "flags", U(PG_mlocked)) & U(PG_mlocked) == U(0):
-        mod_node_page_state(machine, cpu.id, page_to_nid(machine, pfn), NR_MLOCK, 1)
-        count_vm_events(machine, cpu.id, UNEVICTABLE_PGS_MLOCKED, 1)
-
-
-@kernel("void(cpu_t*, i64)")
 def munlock_folio(cpu, pfn):
     """Take the mark away: no VM_LOCKED VMA maps the page any more."""
     machine = machine_of(cpu)
     if fetch_and(page_of(machine, pfn), "flags", ~U(PG_mlocked)) & U(PG_mlocked) != U(0):
         mod_node_page_state(machine, cpu.id, page_to_nid(machine, pfn), NR_MLOCK, -1)
         count_vm_events(machine, cpu.id, UNEVICTABLE_PGS_MUNLOCKED, 1)
+
+
+@kernel("void(cpu_t*, i64)")
+def mlock_folio(cpu, pfn):
+    """Mark a page that a VM_LOCKED VMA maps. Its last entry may just have gone: who looks later sees the other's word."""
+    machine = machine_of(cpu)
+    if fetch_or(page_of(machine, pfn), "flags", U(PG_mlocked)) & U(PG_mlocked) == U(0):
+        mod_node_page_state(machine, cpu.id, page_to_nid(machine, pfn), NR_MLOCK, 1)
+        count_vm_events(machine, cpu.id, UNEVICTABLE_PGS_MLOCKED, 1)
+    if load_acquire(page_of(machine, pfn), "mapcount") == 0:
+        munlock_folio(cpu, pfn)

@@ -13,7 +13,7 @@ from numaemu.kernel.shmem import shmem_evict
 from numaemu.kernel.smp import machine_of
 from numaemu.kernel.util import (accountable_mapping, can_do_mlock, may_expand_vm, mlock_future_ok, rlimit,
                                  vm_acct_memory, vm_enough_memory, vm_stat_account)
-from numaemu.kernel.vma import (anon_vma_prepare, merge_at, merge_range, mlock_vma_pages_range, move_start, new_vma,
+from numaemu.kernel.vma import (anon_vma_prepare, merge_at, mlock_vma_pages_range, move_start, new_vma,
                                 split_range, vma_pages)
 from numaemu.kernel.vma_index import (STACK_GUARD_GAP, find_position, find_vma, find_vma_intersection, insert_at,
                                       map_count, remove_at, vm_start_gap, vma_at, vma_index, vma_of)
