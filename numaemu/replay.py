@@ -262,9 +262,10 @@ class Replay:
         return {"ret": 0, "errno": 0}
 
     def op_madvise(self, process, step):
-        """About the whole range, or `each` bytes out of every `stride`."""
-        process.task.madvise(*self.range_of(process, step), ADVICE[step["advice"]], step.get("stride"), step.get("each"))
-        return {"ret": 0, "errno": 0}
+        """About the whole range, or `each` bytes out of every `stride`: then the result is how many calls."""
+        address, nbytes = self.range_of(process, step)
+        process.task.madvise(address, nbytes, ADVICE[step["advice"]], step.get("stride"), step.get("each"))
+        return {"ret": -(-nbytes // step["stride"]) if "stride" in step else 0, "errno": 0}
 
     # -- accesses
 
