@@ -4,8 +4,9 @@ import errno
 import numpy as np
 import pytest
 
-from numaemu import SegmentationFault
+from numaemu import MachineCheck, SegmentationFault
 from numaemu.kernel.fork import STACK_TOP
+from numaemu.kernel.mm_types import PG_mlocked
 from numaemu.uapi import (MADV_DONTNEED, MAP_ANONYMOUS, MAP_FIXED, MAP_GROWSDOWN, MAP_LOCKED, MAP_NORESERVE,
                           MAP_PRIVATE, MAP_SHARED, MCL_CURRENT, MCL_FUTURE, MLOCK_ONFAULT, MS_ASYNC, MS_INVALIDATE,
                           MS_SYNC, PROT_NONE, PROT_READ, PROT_WRITE, RLIM_INFINITY, RLIMIT_AS, RLIMIT_DATA,
@@ -310,3 +311,18 @@ def test_mincore_and_msync_refuse(loop):
     refused(errno.ENOMEM, task.msync, BASE, PAGE, MS_SYNC)
     task.mlock(area.addr, PAGE)
     refused(errno.EBUSY, task.msync, area.addr, PAGE, MS_INVALIDATE)
+
+
+@pytest.mark.parametrize("what", ["locked_vm", "total_vm", "vm_committed_as", "nr_mlock"])
+def test_the_audit_sees_a_wrong_count(loop, what):
+    task = loop.task()
+    area = task.mmap(2 * PAGE)
+    task.mlock(area.addr, PAGE)
+    loop.audit()
+    if what == "nr_mlock":
+        loop.page(loop.pte(task, area.addr) >> 12).flags &= ~np.uint64(PG_mlocked)
+    else:
+        holder = loop.machine if what == "vm_committed_as" else loop.mm(task)
+        setattr(holder, what, getattr(holder, what) + 1)
+    with pytest.raises(MachineCheck, match=what):
+        loop.audit()
