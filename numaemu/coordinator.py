@@ -19,7 +19,7 @@ from numaemu import cpu as cpu_process
 from numaemu import node as node_process
 from numaemu.actor import COORDINATOR, Actor, World
 from numaemu.compile import die_on_unraisable
-from numaemu.kernel import proc, stats, swapon
+from numaemu.kernel import proc, proc_smaps, stats, swapon
 from numaemu.kernel.check import audit
 from numaemu.kernel.internal import ALLOC_BITS
 from numaemu.kernel.mm_init import boot
@@ -211,6 +211,9 @@ class Coordinator(Actor):
 
     def rpc_write(self, path, value):
         return proc.write(self.system, path, value)
+
+    def rpc_pagemap(self, pid, addr, nbytes):
+        return proc_smaps.pagemap(self.system, pid, addr, nbytes)
 
     def rpc_listdir(self, path):
         return proc.listdir(self.system, path)

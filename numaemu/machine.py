@@ -280,6 +280,12 @@ class Machine:
         """Write to a file of the emulated /proc or /sys."""
         return self._ask("write", path, str(value))
 
+    def pagemap(self, pid, addr, nbytes):
+        """The words of /proc/<pid>/pagemap for a range, one per page: bit 63 present, 62 a swap or migration entry, 61
+        shared, 56 mapped once, 55 soft-dirty, 0 to 54 the frame. The file itself would be 256 GiB long.
+        """
+        return self._ask("pagemap", pid, addr, nbytes)
+
     def listdir(self, path):
         """The names in a directory of the emulated /proc or /sys."""
         return self._ask("listdir", path)

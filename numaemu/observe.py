@@ -97,9 +97,10 @@ def oom_events(log):
 
 
 def task_files(machine, pid):
-    """What /proc/<pid> says, as far as the machine has it: maps, status, oom_score."""
+    """What /proc/<pid> says, as far as the machine has it."""
     found = {}
-    for name, parse in (("maps", str.splitlines), ("status", _status), ("oom_score", int), ("oom_score_adj", int)):
+    for name, parse in (("maps", str.splitlines), ("status", _status), ("smaps_rollup", _status), ("oom_score", int),
+                        ("oom_score_adj", int)):
         try:
             found[name] = parse(machine.read(f"/proc/{pid}/{name}"))
         except FileNotFoundError:

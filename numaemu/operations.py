@@ -13,28 +13,21 @@ from numaemu.access import LOAD_MANY, STORE_MANY, copy_range, touch_range
 from numaemu.errors import KernelBug, OutOfMemory, SegmentationFault
 from numaemu.kernel import sys as syscalls
 from numaemu.kernel.mm_types import TASK_DEAD, TASK_RUNNING, VM_EXEC, VM_READ, VM_SHARED, VM_WRITE, task_t
-from numaemu.kernel.mmap import find_position, vma_index
 from numaemu.kernel.mmzone import MAX_NR_ZONES, ZONE_HIGHMEM, page_of, page_zone, zone_of
 from numaemu.kernel.oom_kill import epitaph, is_zombie, oom_exit, release_task
 from numaemu.kernel.page_alloc import BAD_TEXTS, compound_head, compound_order
 from numaemu.kernel.pgtable import mm_of
-from numaemu.kernel.rmap import vma_of
 from numaemu.kernel.slab_types import PAGE_OFFSET
 from numaemu.kernel.stats import cpu_figures, task_name, task_numbers
 from numaemu.kernel.trail import read_trail
+from numaemu.kernel.vma_index import find_position, vma_index, vma_of
 from numaemu.kernel_operations import KernelOperations
 from numaemu.mmu import X86_PF_PROT, X86_PF_WRITE
+from numaemu.operations_mm import MmOperations, check
 from numaemu.param import MAX_ORDER
 from numaemu.uapi import SIGKILL
 
 BUFFER_BYTES = 1 << 20           # results from this size on come from a buffer that is kept
-
-
-def check(result):
-    """A system call's result, or OSError."""
-    if result < 0:
-        raise OSError(-result, os.strerror(-result))
-    return result
 
 
 def kill_task(task):
@@ -63,7 +56,7 @@ def release_gil(function):
         options["nogil"] = True
 
 
-class Operations(KernelOperations):
+class Operations(KernelOperations, MmOperations):
     """The operations of one CPU."""
 
     def __init__(self, cpu):
@@ -107,7 +100,7 @@ class Operations(KernelOperations):
                 raise self.oom_killed(number) from None
             raise
         if task.oom_victim == pid and task.pid == pid and task.state != TASK_DEAD:
-            if method in ("fork", "clone"):
+            if method in ("fork", "clone", "vfork"):
                 self.die(answer[0], SIGKILL)         # nobody will ever hold it
             raise self.oom_killed(number)
         return answer
@@ -127,23 +120,6 @@ class Operations(KernelOperations):
         error = OutOfMemory(epitaph(self.machine, task))
         release_task(self.address, number)
         return error
-
-    # -- mappings
-
-    def mmap(self, number, addr, length, prot, flags):
-        return check(syscalls.sys_mmap(self.address, number, addr, length, prot, flags))
-
-    def munmap(self, number, addr, length):
-        check(syscalls.sys_munmap(self.address, number, addr, length))
-
-    def mprotect(self, number, addr, length, prot):
-        check(syscalls.sys_mprotect(self.address, number, addr, length, prot))
-
-    def madvise(self, number, addr, length, advice):
-        check(syscalls.sys_madvise(self.address, number, addr, length, advice))
-
-    def brk(self, number, addr):
-        return syscalls.sys_brk(self.address, number, addr)
 
     # -- policies and placement
 
@@ -292,7 +268,24 @@ class Operations(KernelOperations):
         child = check(syscalls.sys_clone(self.address, number))
         return child, self.tasks[child].pid
 
+    def vfork(self, number):
+        child = check(syscalls.sys_vfork(self.address, number))
+        return child, self.tasks[child].pid
+
+    def setuid(self, number, uid):
+        self.tasks[number].uid = uid
+
+    def sleep(self, number, ns):
+        syscalls.sys_sleep(self.address, number, ns)
+
+    def wait(self, number, pid):
+        """(pid, status) of a child that has ended, or None: none has."""
+        status = np.zeros(1, np.int64)
+        found = check(syscalls.sys_wait4(self.address, number, pid, status.ctypes.data))
+        return (found, int(status[0])) if found else None
+
     def exit(self, number, code):
+        self.tasks[number].exit_code = code
         syscalls.sys_exit(self.address, number, 0)
 
     def find(self, number, pid):

@@ -33,4 +33,5 @@ MAX_MAP_COUNT = 65530            # mappings of one address space (Linux's defaul
 VMA_INDEX_SLOTS = 1 << 16        # room for them in the sorted index of one address space
 FOLIO_BATCH_SIZE = 31            # pages on their way to an LRU list, per CPU and kind (PAGEVEC_SIZE)
 GATHER_PAGES = 8192              # pages unmapped between two flushes (Linux gathers up to about 10,000)
+EXIT_RECORDS = 1 << 12           # ended processes that nobody has waited for; older ones are forgotten
 OUTBOX_BYTES = 1 << 30           # bulk data one process may have on its way; sparse

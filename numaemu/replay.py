@@ -4,6 +4,7 @@ Every task is a descendant of one process, PID 1, as in the recording: a small s
 and a shared log buffer below the stack. That decides where mmap finds room, and what a fork costs.
 """
 import errno
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -20,7 +21,7 @@ IMAGE = ((0x4C5000, 7, False, 5),                # data
          (0x4CC000, 58, False, 58),              # heap
          (0x7FFFF78D0000, 0x729, True, 16),      # log buffer; new mappings go below it
          (0x7FFFF7FF9000, 6, True, 1))           # vvar, vdso
-HEAP, LOG = 0x4CC000, 0x7FFFF78D0000
+HEAP, HEAP_PAGES, LOG = 0x4CC000, 58, 0x7FFFF78D0000
 STACK, STACK_PAGES = 0x7FFFFFFDE000, 33
 CHILD_WRITES, PARENT_WRITES = 4, 3               # pages of the stack written soon after a fork, by each side; measured
 
@@ -28,16 +29,21 @@ POLICIES = {name: getattr(uapi, f"MPOL_{name.upper()}") for name in (
     "default", "preferred", "bind", "interleave", "local", "preferred_many", "weighted_interleave")}
 MBIND_FLAGS = {name: getattr(uapi, f"MPOL_MF_{name.upper()}") for name in ("strict", "move", "move_all")}
 ADVICE = {name: getattr(uapi, f"MADV_{name.upper()}") for name in (
-    "normal", "random", "sequential", "willneed", "dontneed")}
+    "normal", "random", "sequential", "willneed", "dontneed", "free", "cold", "dontfork", "dofork", "wipeonfork", "keeponfork",
+    "dontdump", "dodump", "hugepage", "nohugepage", "populate_read", "populate_write")}
+MREMAP_FLAGS = {name: getattr(uapi, f"MREMAP_{name.upper()}") for name in ("maymove", "fixed", "dontunmap")}
+FLAGS = {"mremap": MREMAP_FLAGS}
 PROT = {"r": uapi.PROT_READ, "w": uapi.PROT_WRITE, "x": uapi.PROT_EXEC}
 
 # the keys each step may have; another one would change what it means
 RANGE = {"region", "offset", "length"}
 KEYS = {
     "spawn": {"cpu", "oom_score_adj"}, "fork": {"child", "cpu"}, "exit": {"code"}, "setcpu": {"cpus"},
-    "mmap": {"region", "size", "kind", "share", "prot", "addr", "fixed_replace", "populate"}, "munmap": RANGE,
-    "mprotect": RANGE | {"prot"}, "madvise": RANGE | {"advice"},
-    "touch": RANGE | {"stride", "mode", "order", "repeat"},
+    "mmap": {"region", "size", "kind", "share", "prot", "addr", "align", "fixed_replace", "populate", "noreserve", "locked"},
+    "munmap": RANGE, "mprotect": RANGE | {"prot"}, "madvise": RANGE | {"advice", "stride", "each"},
+    "mremap": RANGE | {"size", "new_size", "addr", "maymove", "dontunmap", "flags", "new_region"}, "mlock": RANGE | {"onfault"},
+    "munlock": RANGE, "brk": {"size", "delta", "length", "region"}, "kill": {"sig"}, "join": set(),
+    "touch": RANGE | {"stride", "mode", "order", "repeat", "chunk", "pause_ms", "duration_ms", "async"},
     "set_mempolicy": {"policy", "nodes"}, "mbind": RANGE | {"policy", "nodes", "flags"},
     "get_mempolicy": {"region", "offset", "next_node"}, "move_pages": RANGE | {"nodes"},
     "migrate_pages": {"from", "to"},
@@ -65,7 +71,7 @@ def check_steps(steps):
                 raise NotSupported(f"{op} {key}")
             if key in VALUES and value not in VALUES[key]:
                 raise NotSupported(f"{op} {key}={value}")
-        unknown = set(step.get("flags", "").split("|")) - {"", *MBIND_FLAGS}
+        unknown = set(step.get("flags", "").split("|")) - {"", *FLAGS.get(op, MBIND_FLAGS)}
         if unknown:
             raise NotSupported(f"{op} flags={step['flags']}")
 
@@ -78,13 +84,14 @@ def numbers(text):
 
 @dataclass
 class Process:
-    """A task of the scenario."""
+    """A task of the scenario; a step that it plays meanwhile (`async`) answers in `running`."""
 
     name: str
     task: object
     regions: dict = field(default_factory=dict)          # name: (address, bytes)
     random: int = XORSHIFT_SEED                          # state of its generator
     state: dict = field(default_factory=lambda: {"dead": 0, "sig": 0, "code": -1})
+    running: object = None
 
 
 class Replay:
@@ -93,6 +100,7 @@ class Replay:
     def __init__(self, machine, steps):
         self.machine, self.steps = machine, steps
         self.processes, self.results, self.snapshots, self.dumps, self.files = {}, [], {}, {}, {}
+        self.threads = ThreadPoolExecutor()
         self.init = boot_init(machine)
 
     def run(self, until=None):
@@ -101,6 +109,8 @@ class Replay:
             self.results.append({"step": index, **self.play(step), "op": step["op"]})
             if step["op"] == until:
                 break
+        for process in self.processes.values():
+            self.op_join(process, {})
         final = {name: {"task": name, "pid": process.task.pid, **process.state}
                  for name, process in self.processes.items()}
         return {"step_results": self.results, "snapshots": self.snapshots, "deltas": observe.deltas(self.snapshots),
@@ -108,11 +118,20 @@ class Replay:
 
     def play(self, step):
         """One step: its result, as the recording has it."""
-        method = getattr(self, f"op_{step['op']}")
         if "task" not in step or step["op"] == "spawn":
-            return method(step) or {}
+            return getattr(self, f"op_{step['op']}")(step) or {}
         process = self.processes[step["task"]]
         result = {"task": process.name}
+        if process.running is not None and step["op"] not in ("join", "kill"):
+            self.op_join(process, step)
+        if step.get("async"):
+            process.running = self.threads.submit(self.perform, process, step, result)
+            return result
+        return self.perform(process, step, result)
+
+    def perform(self, process, step, result):
+        """A step of a task: its result."""
+        method = getattr(self, f"op_{step['op']}")
         if process.state["dead"]:
             return result | {"state": "DEAD"}
         try:
@@ -148,7 +167,7 @@ class Replay:
         return {"task": name, "ret": 0, "errno": 0}
 
     def op_fork(self, process, step):
-        task = fork(process.task, numbers(step["cpu"])[0])
+        task = fork(process.task, numbers(step["cpu"])[0] if "cpu" in step else process.task.cpu)
         child = Process(step["child"], task, dict(process.regions), process.random)
         self.processes[child.name] = child
         return {"ret": child.task.pid, "errno": 0}
@@ -158,6 +177,19 @@ class Replay:
         process.task.exit(code)
         process.state = {"dead": 1, "sig": 0, "code": code}
         return {"state": "DEAD", "status": code << 8, "sig": 0, "code": code}
+
+    def op_kill(self, process, step):
+        """The controller's signal; what the task is doing meanwhile ends with it."""
+        signal = step.get("sig", uapi.SIGKILL)
+        self.init.kill(process.task.pid, signal)
+        if signal:
+            process.state = {"dead": 1, "sig": signal, "code": -1}
+        return {"ret": 0, "errno": 0}
+
+    def op_join(self, process, step):
+        """Wait for the step that the task plays meanwhile."""
+        running, process.running = process.running, None
+        return running.result() if running is not None else {"ret": 0, "errno": 0}
 
     def op_setcpu(self, process, step):
         cpu = process.task.sched_setaffinity(set(numbers(step["cpus"])))
@@ -169,11 +201,57 @@ class Replay:
         flags = uapi.MAP_ANONYMOUS | (uapi.MAP_SHARED if step.get("share") == "shared" else uapi.MAP_PRIVATE)
         if "addr" in step:
             flags |= uapi.MAP_FIXED if step.get("fixed_replace") else uapi.MAP_FIXED_NOREPLACE
-        if step.get("populate"):
-            flags |= uapi.MAP_POPULATE
+        for name in ("populate", "noreserve", "locked"):
+            if step.get(name):
+                flags |= getattr(uapi, f"MAP_{name.upper()}")
+        if step.get("align"):
+            return self.mmap_aligned(process, step, flags)
         mapping = process.task.mmap(step["size"], protection(step.get("prot", "rw")), flags, addr=step.get("addr"))
         process.regions[step["region"]] = (mapping.addr, mapping.nbytes)
         return {"ret": mapping.addr, "errno": 0, "minflt": 0, "majflt": 0}
+
+    def mmap_aligned(self, process, step, flags):
+        """A region at a multiple of `align`: mapped larger, then cut at both ends."""
+        size, align = step["size"], step["align"]
+        whole = process.task.mmap(size + align, protection(step.get("prot", "rw")), flags & ~uapi.MAP_POPULATE)
+        start = -(-whole.addr // align) * align
+        if start > whole.addr:
+            process.task.munmap(whole.addr, start - whole.addr)
+        process.task.munmap(start + size, whole.addr + align - start)
+        if flags & uapi.MAP_POPULATE:
+            process.task.madvise(start, size, uapi.MADV_POPULATE_WRITE)
+        process.regions[step["region"]] = (start, size)
+        return {"ret": start, "errno": 0, "minflt": 0, "majflt": 0}
+
+    def op_mremap(self, process, step):
+        """The region (or the part named) gets another size, and another place if it may or must."""
+        address, nbytes = self.range_of(process, step)
+        flags = sum(MREMAP_FLAGS[name] for name in step.get("flags", "").split("|") if name)
+        flags |= sum(MREMAP_FLAGS[name] for name in ("maymove", "dontunmap") if step.get(name))
+        if "addr" in step:
+            flags |= uapi.MREMAP_FIXED | uapi.MREMAP_MAYMOVE
+        size = step.get("new_size", step.get("size", nbytes))
+        moved = process.task.mremap(address, nbytes, size, flags, step.get("addr"))
+        process.regions[step.get("new_region", step["region"])] = (moved.addr, moved.nbytes)
+        return {"ret": moved.addr, "errno": 0}
+
+    def op_brk(self, process, step):
+        """The heap grows (or shrinks) by so many bytes, which are the region, if one is named."""
+        old, delta = process.task.brk(), step.get("delta", step.get("size", step.get("length", 0)))
+        new = process.task.brk(old + delta)
+        if new != old + delta:
+            raise OSError(errno.ENOMEM, "brk")
+        if "region" in step:
+            process.regions[step["region"]] = (-(-old // PAGE) * PAGE, delta)
+        return {"ret": new, "errno": 0}
+
+    def op_mlock(self, process, step):
+        process.task.mlock(*self.range_of(process, step), uapi.MLOCK_ONFAULT if step.get("onfault") else 0)
+        return {"ret": 0, "errno": 0}
+
+    def op_munlock(self, process, step):
+        process.task.munlock(*self.range_of(process, step))
+        return {"ret": 0, "errno": 0}
 
     def op_munmap(self, process, step):
         process.task.munmap(*self.range_of(process, step))
@@ -184,8 +262,10 @@ class Replay:
         return {"ret": 0, "errno": 0}
 
     def op_madvise(self, process, step):
-        process.task.madvise(*self.range_of(process, step), ADVICE[step["advice"]])
-        return {"ret": 0, "errno": 0}
+        """About the whole range, or `each` bytes out of every `stride`: then the result is how many calls."""
+        address, nbytes = self.range_of(process, step)
+        process.task.madvise(address, nbytes, ADVICE[step["advice"]], step.get("stride"), step.get("each"))
+        return {"ret": -(-nbytes // step["stride"]) if "stride" in step else 0, "errno": 0}
 
     # -- accesses
 
@@ -194,17 +274,33 @@ class Replay:
         address, nbytes = self.range_of(process, step)
         stride = step.get("stride", PAGE)
         indices = self.touch_order(process, -(-nbytes // stride), step.get("order", "seq"), step.get("repeat", 1))
-        before = process.task.counters()
-        for start in range(0, len(indices), ACCESSES):
-            part = indices[start:start + ACCESSES]
+        before, until = process.task.counters(), None
+        if "duration_ms" in step:
+            until = process.task.clock_ns + step["duration_ms"] * 1_000_000
+        done = 0
+        while True:
+            done += self.access(process, step, address, indices)
+            if until is None or process.task.clock_ns >= until:
+                break
+        after = process.task.counters()
+        minor, major = (after[name] - before[name] for name in ("task_minor_faults", "task_major_faults"))
+        return {"ret": done, "errno": 0, "minflt": minor, "majflt": major}
+
+    @staticmethod
+    def access(process, step, address, indices):
+        """The accesses of a touch, once through, with a pause after every `chunk` bytes; how many."""
+        stride, pause = step.get("stride", PAGE), step.get("pause_ms", 0)
+        portion = max(step["chunk"] // stride, 1) if "chunk" in step else ACCESSES
+        for start in range(0, len(indices), portion):
+            part = indices[start:start + portion]
             places = np.uint64(address) + part * np.uint64(stride)
             if step.get("mode") == "read":
                 process.task.load(places, np.uint8)
             else:
                 process.task.store(places, (part + np.uint64(1)).astype(np.uint8))
-        after = process.task.counters()
-        minor, major = (after[name] - before[name] for name in ("task_minor_faults", "task_major_faults"))
-        return {"ret": len(indices), "errno": 0, "minflt": minor, "majflt": major}
+            if pause:
+                process.task.sleep(pause)
+        return len(indices)
 
     @staticmethod
     def touch_order(process, count, order, repeat):
@@ -298,12 +394,14 @@ def write_pages(task, address, pages):
 
 
 def boot_init(machine):
-    """PID 1, on CPU 0."""
+    """PID 1, on CPU 0. Its heap is where brk has put it."""
     init = machine.task(cpu=0, name="init")
     for address, pages, shared, written in IMAGE:
         flags = uapi.MAP_ANONYMOUS | uapi.MAP_FIXED | (uapi.MAP_SHARED if shared else uapi.MAP_PRIVATE)
         init.mmap(pages * PAGE, flags=flags, addr=address)
         write_pages(init, address, written)
+    for option, address in ((uapi.PR_SET_MM_START_BRK, HEAP), (uapi.PR_SET_MM_BRK, HEAP + HEAP_PAGES * PAGE)):
+        init.prctl(uapi.PR_SET_MM, option, address)
     write_pages(init, STACK, STACK_PAGES)
     return init
 

@@ -4,6 +4,7 @@ A Task does nothing itself: its `site` runs an operation on the CPU the task is 
 process, a message if not.
 """
 import contextlib
+import time
 
 import numpy as np
 
@@ -12,10 +13,14 @@ from numaemu.explain import Trail
 from numaemu.kernel import gfp as gfp_types
 from numaemu.kernel.gfp import GFP_KERNEL
 from numaemu.payload import dump_function
-from numaemu.uapi import MAP_ANONYMOUS, MAP_PRIVATE, MPOL_F_ADDR, MPOL_F_NODE, MPOL_MF_MOVE, PROT_READ, PROT_WRITE
+from numaemu.uapi import (MAP_ANONYMOUS, MAP_PRIVATE, MPOL_F_ADDR, MPOL_F_NODE, MPOL_MF_MOVE, PROT_READ, PROT_WRITE,
+                          PR_SET_MM, WNOHANG)
 from numaemu.units import parse_size
 
 HIGHMEM, ZERO = (getattr(gfp_types, f"__GFP_{name}") for name in ("HIGHMEM", "ZERO"))     # mangled inside a class
+
+WAIT_POLL_S = 0.002              # between two looks of wait
+
 
 def node_mask(nodes):
     """A mask from a node, several nodes, text like "0,2-3", or None for none."""
@@ -98,9 +103,61 @@ class Task:
         """mprotect(2)"""
         self._op("mprotect", addr, parse_size(length, "mprotect length"), prot)
 
-    def madvise(self, addr, length, advice):
-        """madvise(2)"""
-        self._op("madvise", addr, parse_size(length, "madvise length"), advice)
+    def madvise(self, addr, length, advice, stride=None, each=None):
+        """madvise(2); with `stride` one call for `each` bytes at every so many of the range."""
+        nbytes = parse_size(length, "madvise length")
+        self._op("madvise", addr, nbytes, advice, stride or nbytes, each or nbytes)
+
+    def mremap(self, addr, old_len, new_len, flags=0, new_addr=None):
+        """mremap(2): the Mapping as it is then."""
+        old, new = parse_size(old_len, "mremap length"), parse_size(new_len, "mremap length")
+        return Mapping(self, self._op("mremap", addr, old, new, flags, new_addr or 0), new)
+
+    def mlock(self, addr, length, flags=0):
+        """mlock(2), or mlock2(2) with MLOCK_ONFAULT."""
+        self._op("mlock2", addr, parse_size(length, "mlock length"), flags)
+
+    def munlock(self, addr, length):
+        """munlock(2)"""
+        self._op("munlock", addr, parse_size(length, "munlock length"))
+
+    def mlockall(self, flags):
+        """mlockall(2) with MCL_*"""
+        self._op("mlockall", flags)
+
+    def munlockall(self):
+        """munlockall(2)"""
+        self._op("munlockall")
+
+    def mincore(self, addr, length):
+        """mincore(2): 1 for each page that is in memory, else 0, as an array."""
+        return self._op("mincore", addr, parse_size(length, "mincore length"))
+
+    def msync(self, addr, length, flags):
+        """msync(2) with MS_*"""
+        self._op("msync", addr, parse_size(length, "msync length"), flags)
+
+    def setrlimit(self, which, soft, hard=None):
+        """setrlimit(2) with RLIMIT_*; bytes, or RLIM_INFINITY. Without `hard` only the soft limit changes."""
+        self._op("setrlimit", which, soft, self.getrlimit(which)[1] if hard is None else hard)
+
+    def getrlimit(self, which):
+        """getrlimit(2): (soft, hard)"""
+        return self._op("getrlimit", which)
+
+    def setuid(self, uid):
+        """Become another user: 0 (every task at first) has every capability, others none."""
+        self._op("setuid", uid)
+
+    def prctl(self, option, arg, addr):
+        """prctl(2), of which there is PR_SET_MM with PR_SET_MM_START_BRK and PR_SET_MM_BRK."""
+        if option != PR_SET_MM:
+            raise NotImplementedError(f"prctl option {option} is not there, only PR_SET_MM ({PR_SET_MM})")
+        self._op("prctl_set_mm", arg, addr)
+
+    def sleep(self, ms):
+        """The clock of the CPU moves on by `ms` milliseconds of emulated time."""
+        self._op("sleep", round(ms * 1_000_000))
 
     def brk(self, addr=0):
         """Set the end of the heap; the end it has now (0 asks)."""
@@ -178,6 +235,10 @@ class Task:
         """A thread that shares the address space: as fork."""
         return self._child("clone", function, args, cpu)
 
+    def vfork(self, function=None, *args, cpu=None):
+        """A process of its own in the same address space, as between vfork(2) and exec; the parent does not wait."""
+        return self._child("vfork", function, args, cpu)
+
     def _child(self, how, function, args, cpu):
         number, pid = self._op(how)
         cpu = self.cpu if cpu is None else cpu
@@ -189,6 +250,17 @@ class Task:
     def exit(self, code=0):
         """End the task: its memory goes back."""
         self._op("exit", code)
+
+    def wait(self, pid=-1, flags=0):
+        """waitpid(2): (pid, status) of a child that has ended (threads are none): signal, or exit code << 8.
+
+        With WNOHANG None if none has ended yet; ChildProcessError if there is none to wait for.
+        """
+        if pid < -1 or pid == 0:
+            raise NotImplementedError(f"wait for pid {pid}: process groups are not there")
+        while (answer := self._op("wait", pid)) is None and not flags & WNOHANG:
+            time.sleep(WAIT_POLL_S)
+        return answer
 
     def kill(self, pid, sig):
         """kill(2): any signal ends the task, 0 only looks whether it is there. Its memory is freed where it runs."""

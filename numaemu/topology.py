@@ -53,6 +53,7 @@ DEFAULT_COST = {  # ns
     "decompress_ns": 1500,  # zram: decompressing one page; assumed
     "message_ns": 2000,  # a request to a node or the coordinator and its answer; assumed
 }
+LONG_MAX = (1 << 63) - 1
 KNOWN_SYSCTLS = {  # lowest and highest value, as the sysctl tables of Linux 6.12 have them
     "vm.min_free_kbytes": (0, INT_MAX),
     "vm.watermark_scale_factor": (1, 3000),
@@ -60,6 +61,10 @@ KNOWN_SYSCTLS = {  # lowest and highest value, as the sysctl tables of Linux 6.1
     "vm.percpu_pagelist_high_fraction": (0, INT_MAX),  # 0, or at least MIN_HIGH_FRACTION
     "vm.lowmem_reserve_ratio": (0, INT_MAX),  # one number per zone
     "vm.overcommit_memory": (0, 2),
+    "vm.overcommit_ratio": (0, INT_MAX),
+    "vm.overcommit_kbytes": (0, LONG_MAX),
+    "vm.admin_reserve_kbytes": (0, LONG_MAX),
+    "vm.user_reserve_kbytes": (0, LONG_MAX),
     "vm.max_map_count": (0, 65530),  # what the index of an address space has room for
     "vm.zone_reclaim_mode": (0, INT_MAX),
     "vm.swappiness": (0, 200),

@@ -15,19 +15,19 @@ from numaemu import shm
 from numaemu.actor import Actor, Message, World
 from numaemu.build import JIT
 from numaemu.coordinator import Coordinator
-from numaemu.kernel import proc_vmstat, stats
 from numaemu.kernel import sys as syscalls
+from numaemu.kernel import proc_vmstat, stats
 from numaemu.kernel.check import audit
 from numaemu.kernel.fault import exc_page_fault
-from numaemu.kernel.mm_init import boot, control_layout
 from numaemu.kernel.kthread import run_kthreads
+from numaemu.kernel.mm_init import boot, control_layout
 from numaemu.kernel.mm_types import mm_t, page_t, task_t, vma_t
-from numaemu.kernel.mmap import vma_index
 from numaemu.kernel.mmzone import MAX_NR_ZONES, zone_of
 from numaemu.kernel.pgtable import pte_offset
 from numaemu.kernel.smp import MSG_NONE, actor_of_cpu
 from numaemu.kernel.sysctl import System
 from numaemu.kernel.tlb import answer_ipi
+from numaemu.kernel.vma_index import vma_index
 from numaemu.kernel_operations import Constructors
 from numaemu.mailbox import fall_asleep
 from numaemu.mmu import cpu_t

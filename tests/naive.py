@@ -1,4 +1,5 @@
 """Slow, obvious twins of the emulator's algorithms, for the property tests. Nothing here knows the package."""
+import itertools
 
 
 class Buddy:
@@ -134,6 +135,97 @@ class Mmu:
             else:
                 level.insert(page, dirty)
         return True
+
+
+class Vmas:
+    """The VMAs of one task as a list of dicts, in pages: split and merged one by one, by the words of Linux 6.12."""
+
+    def __init__(self):
+        self.vmas, self.anon_vmas = [], itertools.count(1)
+
+    def inside(self, first, end):
+        return [v for v in self.vmas if first <= v["start"] and v["end"] <= end]
+
+    def split(self, page):
+        for i, vma in enumerate(self.vmas):
+            if vma["start"] < page < vma["end"]:
+                self.vmas.insert(i + 1, {**vma, "start": page, "pgoff": vma["pgoff"] + page - vma["start"]})
+                vma["end"] = page
+
+    def map(self, first, end, prot, what=0):
+        """A new mapping, of an object `what` or private (0), where nothing is."""
+        vma = {"start": first, "end": end, "prot": prot, "what": what, "policy": None, "anon": 0,
+               "pgoff": 0 if what else first, "account": not what and bool(prot & 2)}
+        self.vmas = sorted([*self.vmas, vma], key=lambda v: v["start"])
+        self.merge(vma)
+
+    def unmap(self, first, end):
+        self.split(first), self.split(end)
+        self.vmas = [v for v in self.vmas if not (first <= v["start"] and v["end"] <= end)]
+
+    def hole(self, first, end):
+        """The first page of a range that is not mapped, or its end."""
+        return next((p for p in range(first, end) if not any(v["start"] <= p < v["end"] for v in self.vmas)), end)
+
+    def protect(self, first, end, prot):
+        """mprotect, up to the first hole."""
+        at, end = first, self.hole(first, end)
+        while at < end:
+            vma = next(v for v in self.vmas if v["start"] <= at < v["end"])
+            until = min(vma["end"], end)
+            if vma["prot"] != prot:
+                self.split(at), self.split(until)
+                vma = next(v for v in self.vmas if v["start"] == at)
+                if prot & 2 and not vma["what"]:
+                    vma["account"] = True
+                elif not prot & 2 and not vma["anon"]:
+                    vma["account"] = False
+                vma["prot"] = prot
+                self.merge(vma)
+            at = until
+
+    def bind(self, first, end, policy):
+        """mbind of what is all mapped: the last one may go into the next, the others only into the one before."""
+        self.split(first), self.split(end)
+        for vma in self.inside(first, end):
+            vma["policy"] = policy
+        for vma in self.inside(first, end):
+            self.merge(vma, vma["end"] == end)
+
+    def touch(self, page):
+        """The first write to a private VMA gives it an anon_vma, a neighbour's if that one differs in nothing else."""
+        i = next(i for i, v in enumerate(self.vmas) if v["start"] <= page < v["end"])
+        vma = self.vmas[i]
+        if vma["what"] or vma["anon"]:
+            return
+        for low, high, other in ((i, i + 1, i + 1), (i - 1, i, i - 1)):
+            if 0 <= low and high < len(self.vmas) and self.alike(self.vmas[low], self.vmas[high], ("account", "policy", "what")) \
+                    and self.vmas[other]["anon"]:
+                vma["anon"] = self.vmas[other]["anon"]
+                return
+        vma["anon"] = next(self.anon_vmas)
+
+    @staticmethod
+    def alike(low, high, names):
+        return low["end"] == high["start"] and low["pgoff"] + low["end"] - low["start"] == high["pgoff"] and \
+            all(low[name] == high[name] for name in names)
+
+    def merge(self, vma, with_next=True):
+        """A VMA that has changed goes into its neighbours; not if it has pages and the neighbour has not."""
+        everything = ("prot", "account", "policy", "what")
+        i = next(i for i, v in enumerate(self.vmas) if v is vma)
+        low = self.vmas[i - 1] if i else None
+        high = self.vmas[i + 1] if with_next and i + 1 < len(self.vmas) else None
+        left = low and self.alike(low, vma, everything) and vma["anon"] in (0, low["anon"])
+        right = high and self.alike(vma, high, everything) and vma["anon"] in (0, high["anon"])
+        if left and right and low["anon"] and high["anon"] and low["anon"] != high["anon"]:
+            right = False
+        if left or right:
+            parts = [v for v, here in ((low, left), (vma, True), (high, right)) if here]
+            whole = {**vma, "start": parts[0]["start"], "end": parts[-1]["end"], "pgoff": parts[0]["pgoff"],
+                     "anon": max(v["anon"] for v in parts)}
+            at = i - 1 if left else i
+            self.vmas[at:at + len(parts)] = [whole]
 
 
 def runs(pages):

@@ -90,6 +90,50 @@ def test_shared_pages_stay_where_they_are():
     assert move["ret"] == 0 and bind["ret"] == 0 and (strict["ret"], strict["errno"]) == (-1, 5)
 
 
+def play(*steps):
+    """Results of steps that follow the first two of FIRST_TOUCH, and all that was seen."""
+    seen = conform.replay(case(*FIRST_TOUCH["steps"][:2], *steps))
+    return seen["step_results"][2:], seen
+
+
+def test_calls_on_address_spaces():
+    t0 = {"task": "T0", "region": "a"}
+    results, seen = play(
+        {"op": "touch", **t0}, {"op": "madvise", **t0, "advice": "dontneed", "stride": 8192, "each": 4096},
+        {"op": "mlock", **t0, "length": 8192}, {"op": "munlock", **t0, "length": 8192},
+        {"op": "mmap", "task": "T0", "region": "b", "size": MIB, "align": 4 * MIB, "noreserve": 1},
+        {"op": "mremap", **t0, "size": 2 * MIB, "maymove": 1}, {"op": "mremap", **t0, "size": 4 * MIB},
+        {"op": "brk", "task": "T0", "region": "heap", "size": 8192}, {"op": "touch", "task": "T0", "region": "heap"},
+        {"op": "mlock", "task": "T0", "region": "b", "length": 4096}, {"op": "dump", "task": "T0", "label": "end"})
+    assert [r["ret"] for r in results[:4]] == [256, 128, 0, 0]
+    assert results[4]["ret"] % (4 * MIB) == 0 and results[5]["ret"] > 0 and results[8]["ret"] == 2
+    assert results[6]["ret"] > 0 or results[6]["errno"] == 12
+    regions = seen["dumps"]["end"]["T0"]["regions"]
+    assert regions["a"]["pages"]["node1"] == 128 + 1         # mlock brought one in again
+    assert regions["heap"]["pages"]["node1"] == 2 and int(regions["heap"]["addr"], 16) == 0x4CC000 + 58 * 4096
+    files = seen["dumps"]["end"]["T0"]
+    assert files["status"]["VmLck"] == 4 and files["smaps_rollup"]["Rss"] == files["status"]["VmRSS"]
+
+
+def test_touching_in_portions_for_a_while():
+    results, _ = play({"op": "touch", "task": "T0", "region": "a", "chunk": 65536, "pause_ms": 4},
+                      {"op": "touch", "task": "T0", "region": "a", "mode": "read", "duration_ms": 1},
+                      {"op": "touch", "task": "T0", "region": "a", "repeat": 3, "order": "random"})
+    assert (results[0]["ret"], results[0]["minflt"]) == (256, 256)
+    assert results[1]["ret"] > 256 and results[1]["ret"] % 256 == 0 and results[1]["minflt"] == 0
+    assert results[2]["ret"] == 768
+
+
+def test_touching_meanwhile_and_a_kill():
+    results, seen = play({"op": "touch", "task": "T0", "region": "a", "async": 1}, {"op": "join", "task": "T0"},
+                         {"op": "fork", "task": "T0", "child": "T1"},
+                         {"op": "touch", "task": "T1", "region": "a", "async": 1}, {"op": "kill", "task": "T1", "sig": 9},
+                         {"op": "nop", "task": "T1"}, {"op": "touch", "task": "T0", "region": "a"})
+    assert "ret" not in results[0] and (results[1]["ret"], results[1]["minflt"]) == (256, 256)
+    assert (results[4]["ret"], results[5]["state"], results[6]["ret"]) == (0, "DEAD", 256)
+    assert seen["final"]["T1"]["sig"] == 9 and seen["final"]["T0"]["dead"] == 0
+
+
 def test_a_task_that_finds_no_memory_is_killed():
     spawn = FIRST_TOUCH["steps"][0]
     seen = conform.replay(case(
@@ -157,7 +201,7 @@ def test_hash_of_a_sequence():
 @pytest.mark.parametrize("step, op", [
     ({"op": "sh", "cmd": "swapon /dev/vdb"}, "sh"),
     ({"op": "mmap", "task": "T0", "region": "a", "size": MIB, "kind": "hugetlb"}, "mmap kind=hugetlb"),
-    ({"op": "touch", "task": "T0", "region": "a", "async": 1}, "touch async"),
+    ({"op": "touch", "task": "T0", "region": "a", "order": "spiral"}, "touch order=spiral"),
     ({"op": "mbind", "task": "T0", "region": "a", "policy": "bind", "flags": "lazy"}, "mbind flags=lazy")])
 def test_not_supported_is_found_before_anything_starts(step, op):
     with pytest.raises(NotSupported) as raised:

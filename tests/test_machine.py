@@ -11,8 +11,8 @@ import numpy as np
 import psutil
 import pytest
 
-from numaemu import (MADV_DONTNEED, MAP_ANONYMOUS, MAP_SHARED, MPOL_BIND, PROT_READ, MachineCheck, OutOfMemory,
-                     SegmentationFault)
+from numaemu import (MADV_DONTNEED, MAP_ANONYMOUS, MAP_NORESERVE, MAP_PRIVATE, MAP_SHARED, MPOL_BIND, PROT_READ,
+                     MachineCheck, OutOfMemory, SegmentationFault)
 from numaemu.machine import Machine
 
 
@@ -130,7 +130,7 @@ def test_what_a_function_raises_arrives_with_its_traceback(machine):
 
 def eat(task, nodes):
     task.set_mempolicy(MPOL_BIND, nodes)
-    task.mmap("128MiB").touch()
+    task.mmap("128MiB", flags=MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE).touch()
 
 
 def keep(task):

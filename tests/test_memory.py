@@ -1,4 +1,6 @@
 """Address spaces against dictionaries of words: faults, fork and copy on write, shared memory, zapping, migration."""
+import errno
+
 import numpy as np
 import pytest
 from hypothesis import settings
@@ -12,16 +14,18 @@ from numaemu.kernel.gfp import GFP_KERNEL
 from numaemu.kernel.pgtable import install_table
 from numaemu.kernel.shmem import new_tree_page
 from numaemu.pointer import u64
-from numaemu.uapi import MADV_DONTNEED, MAP_ANONYMOUS, MAP_PRIVATE, MAP_SHARED, PROT_READ, PROT_WRITE
+from numaemu.uapi import (MADV_DONTNEED, MAP_ANONYMOUS, MAP_NORESERVE, MAP_PRIVATE, MAP_SHARED, MREMAP_DONTUNMAP,
+                          MREMAP_FIXED, MREMAP_MAYMOVE, PROT_READ, PROT_WRITE)
 
 BASE, PAGES, RW = 0x1000_0000, 8, PROT_READ | PROT_WRITE
+UNRESERVED = MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE         # more than there is
 
 
 class Process:
     """A task and its twin: {page: cell}; a cell is [word, shared]. Forking copies private cells and shares the others."""
 
     def __init__(self, task, cells=None):
-        self.task, self.cells = task, cells or {}
+        self.task, self.cells = task, {} if cells is None else cells
 
     def fork(self, task):
         return Process(task, {page: cell if cell[1] else list(cell) for page, cell in self.cells.items()})
@@ -46,7 +50,7 @@ class MemoryMachine(RuleBasedStateMachine):
         process, n = self.pick(who), min(n, PAGES - page)
         kind = MAP_SHARED if shared else MAP_PRIVATE
         process.task.mmap(n << 12, RW, kind | MAP_ANONYMOUS | 0x10, addr=BASE + (page << 12))
-        process.cells |= {p: [0, shared] for p in range(page, page + n)}
+        process.cells.update({p: [0, shared] for p in range(page, page + n)})
 
     @rule(who=who, page=page, n=st.integers(1, PAGES))
     def munmap(self, who, page, n):
@@ -81,17 +85,56 @@ class MemoryMachine(RuleBasedStateMachine):
         process, n = self.pick(who), min(n, PAGES - page)
         try:
             process.task.madvise(BASE + (page << 12), n << 12, MADV_DONTNEED)
-        except OSError:
+        except OSError as error:
+            if error.errno == errno.EINVAL:              # locked: what lies before it was forgotten
+                process.task.munlockall()
+                return self.forget(who, page, n)
             assert not all(p in process.cells for p in range(page, page + n))
         for p in range(page, page + n):
             if p in process.cells and not process.cells[p][1]:
                 process.cells[p][0] = 0
 
+    @rule(who=who, page=page, to=page, n=st.integers(1, 3), keep=st.booleans())
+    def mremap(self, who, page, to, n, keep):
+        """Pages go to another place. What was there is unmapped even if the range turns out to be no single mapping."""
+        process, n = self.pick(who), min(n, PAGES - max(page, to))
+        if abs(page - to) < n:
+            return
+        cells, flags = process.cells, MREMAP_MAYMOVE | MREMAP_FIXED | (MREMAP_DONTUNMAP if keep else 0)
+        try:
+            process.task.mremap(BASE + (page << 12), n << 12, n << 12, flags, BASE + (to << 12))
+            moved = True
+        except OSError:
+            moved = False
+            assert page not in cells or n > 1
+        taken = page in cells
+        for i in range(n):
+            if taken:
+                cells.pop(to + i, None)
+            if moved:
+                cells[to + i] = cells[page + i]
+                if not keep:
+                    del cells[page + i]
+                elif not cells[page + i][1]:
+                    cells[page + i] = [0, False]
+
+    @rule(who=who, page=page, n=st.integers(1, PAGES), lock=st.booleans())
+    def mlock(self, who, page, n, lock):
+        process, n = self.pick(who), min(n, PAGES - page)
+        try:
+            (process.task.mlock if lock else process.task.munlock)(BASE + (page << 12), n << 12)
+            assert all(p in process.cells for p in range(page, page + n))
+        except OSError:
+            assert not all(p in process.cells for p in range(page, page + n))
+
     @precondition(lambda self: len(self.processes) < 6)
-    @rule(who=who, cpu=cpus)
-    def fork(self, who, cpu):
+    @rule(who=who, cpu=cpus, thread=st.booleans())
+    def fork(self, who, cpu, thread):
         process = self.pick(who)
-        self.processes.append(process.fork(process.task.fork(cpu=cpu)))
+        if thread:
+            self.processes.append(Process(process.task.clone(cpu=cpu), process.cells))
+        else:
+            self.processes.append(process.fork(process.task.fork(cpu=cpu)))
 
     @precondition(lambda self: len(self.processes) > 1)
     @rule(who=who)
@@ -133,8 +176,10 @@ class MemoryMachine(RuleBasedStateMachine):
         used = self.loop.audit()
         assert sum(zone["used"] + zone["tables"] + zone["pcp"] for zone in used.values()) == 1      # the page of zeros
         assert {name: self.loop.vmstat()[name] for name in ("nr_anon_pages", "nr_mapped", "nr_shmem", "nr_page_table_pages",
-                                                             "nr_slab_unreclaimable")} == \
-            dict.fromkeys(("nr_anon_pages", "nr_mapped", "nr_shmem", "nr_page_table_pages", "nr_slab_unreclaimable"), 0)
+                                                             "nr_slab_unreclaimable", "nr_mlock")} == \
+            dict.fromkeys(("nr_anon_pages", "nr_mapped", "nr_shmem", "nr_page_table_pages", "nr_slab_unreclaimable",
+                           "nr_mlock"), 0)
+        assert self.loop.machine.vm_committed_as == 0
         self.loop.close()
 
 
@@ -176,7 +221,7 @@ def test_out_of_memory_ends_only_the_task(loopback):
     bystander, task = loop.task(), loop.task(name="greedy")
     bystander.write(bystander.mmap("4KiB", addr=BASE).addr, b"here")
     with pytest.raises(OutOfMemory, match="greedy"):
-        task.mmap("16MiB").touch()
+        task.mmap("16MiB", flags=UNRESERVED).touch()
     assert bystander.read(BASE, 4) == b"here"
     loop.drain()
     loop.audit()
@@ -188,7 +233,7 @@ def test_fork_without_memory_fails_and_leaves_nothing(loopback):
     """The child's tables do not fit any more: ENOMEM, and everything it had is given back."""
     loop = loopback(nodes=1, cpus_per_node=1, memory_per_node="4MiB")
     task = loop.task()
-    area = task.mmap("64MiB")
+    area = task.mmap("64MiB", flags=UNRESERVED)
     task.store(area.pages()[::512], np.uint64(7))             # 32 leaf tables
     loop.machine.on_oom = 0              # no OOM killer: what a fork meets whose task has just been chosen by it
     held = list(iter(lambda: task.kernel.alloc_pages(GFP_KERNEL), None))

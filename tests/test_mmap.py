@@ -6,11 +6,11 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 from loopback import SMALL_TLB, Loopback
-from naive import highest_gap, runs
+from naive import Vmas, highest_gap
 
 from numaemu import SegmentationFault
 from numaemu.build import JIT
-from numaemu.kernel.fork import MMAP_BASE
+from numaemu.kernel.fork import MMAP_BASE, STACK_TOP
 from numaemu.kernel.mm_types import VM_SHARED
 from numaemu.mmu import TASK_SIZE
 from numaemu.uapi import (MADV_DONTNEED, MAP_ANONYMOUS, MAP_FIXED, MAP_FIXED_NOREPLACE, MAP_POPULATE, MAP_PRIVATE,
@@ -32,7 +32,7 @@ class MappingMachine(RuleBasedStateMachine):
     """One task maps, unmaps, protects and binds pages; the twin holds {page: (prot, what, policy)}.
 
     `what` is 0 for private memory and the number of its object for shared: pages in a row with equal values are
-    exactly what one VMA may describe.
+    what one VMA may describe; which do share one, the other twin knows.
     """
 
     def __init__(self):
@@ -40,7 +40,7 @@ class MappingMachine(RuleBasedStateMachine):
         self.loop = Loopback(nodes=2, cpus_per_node=1, memory_per_node="8MiB", **SMALL_TLB)
         self.task = self.loop.task()
         self.stack = self.as_runs()
-        self.pages, self.objects = {}, 0
+        self.pages, self.objects, self.twin = {}, 0, Vmas()
         self.brk = self.start_brk = self.task.brk()
 
     def as_runs(self):
@@ -48,6 +48,8 @@ class MappingMachine(RuleBasedStateMachine):
 
     def put(self, first, n, prot, shared):
         self.objects += 1
+        self.twin.unmap(first, first + n)
+        self.twin.map(first, first + n, prot, self.objects if shared else 0)
         for page in range(first, first + n):
             self.pages[page] = (prot, self.objects if shared else 0, None)
 
@@ -73,6 +75,7 @@ class MappingMachine(RuleBasedStateMachine):
     def munmap(self, where):
         first, n = where
         self.task.munmap(first << 12, n << 12)
+        self.twin.unmap(first, first + n)
         for page in range(first, first + n):
             self.pages.pop(page, None)
 
@@ -81,24 +84,34 @@ class MappingMachine(RuleBasedStateMachine):
     def munmap_elsewhere(self, data):
         page = data.draw(st.sampled_from([p for p in sorted(self.pages) if p >= ARENA + 24]))
         self.task.munmap(page << 12, 4096)
+        self.twin.unmap(page, page + 1)
         del self.pages[page]
 
-    def change(self, where, call, **change):
-        """A call that needs every page of the range mapped, else fails with ENOMEM or EFAULT and changes nothing."""
+    def change(self, where, call, partly=False, **change):
+        """A call that needs every page of the range mapped, else fails with ENOMEM or EFAULT.
+
+        What lies before the first hole is changed all the same if `partly`, else nothing is.
+        """
         first, n = where
         pages = range(first, first + n)
         try:
             call(first << 12, n << 12)
             assert all(page in self.pages for page in pages)
-            for page in pages:
-                prot, what, policy = self.pages[page]
-                self.pages[page] = (change.get("prot", prot), what, change.get("policy", policy))
         except OSError as error:
             assert error.errno in (errno.ENOMEM, errno.EFAULT) and not all(page in self.pages for page in pages)
+            hole = next(page for page in pages if page not in self.pages)
+            pages = range(first, hole) if partly else ()
+        if pages and "prot" in change:
+            self.twin.protect(first, pages[-1] + 1, change["prot"])
+        elif pages and "policy" in change:
+            self.twin.bind(first, pages[-1] + 1, change["policy"])
+        for page in pages:
+            prot, what, policy = self.pages[page]
+            self.pages[page] = (change.get("prot", prot), what, change.get("policy", policy))
 
     @rule(where=ranges(), prot=st.sampled_from(PROTS))
     def mprotect(self, where, prot):
-        self.change(where, lambda start, length: self.task.mprotect(start, length, prot), prot=prot)
+        self.change(where, lambda start, length: self.task.mprotect(start, length, prot), partly=True, prot=prot)
 
     @rule(where=ranges(), node=st.sampled_from([None, 0, 1]))
     def mbind(self, where, node):
@@ -113,6 +126,7 @@ class MappingMachine(RuleBasedStateMachine):
         try:
             if write:
                 self.task.write((page << 12) + offset, b"x")
+                self.twin.touch(page)
             else:
                 self.task.read((page << 12) + offset, 1)
             assert allowed
@@ -128,13 +142,15 @@ class MappingMachine(RuleBasedStateMachine):
     def set_brk(self, grow):
         wanted = self.brk + grow
         got = self.task.brk(wanted)
-        if wanted < self.start_brk:
-            assert got == self.brk
+        old, new = -(-self.brk // 4096), -(-wanted // 4096)
+        if wanted < self.start_brk or new < old and not any(page in self.pages for page in range(new, old)):
+            assert got == self.brk           # below the heap, or munmap has taken all that would go
             return
         assert got == wanted
-        old, new = -(-self.brk // 4096), -(-wanted // 4096)
         if new > old:
             self.put(old, new - old, PROT_READ | PROT_WRITE, False)
+        if new < old:
+            self.twin.unmap(new, old)
         for page in range(new, old):
             self.pages.pop(page, None)      # munmap may have taken it already
         self.brk = wanted
@@ -144,7 +160,7 @@ class MappingMachine(RuleBasedStateMachine):
         assert self.task.brk(brk) == self.brk
 
     @invariant()
-    def vmas_are_the_runs_of_equal_pages(self):
+    def vmas_are_those_of_the_twin(self):
         found = {}
         for vma in self.loop.vmas(self.task):
             first, end = int(vma.start) >> 12, int(vma.end) >> 12
@@ -153,9 +169,10 @@ class MappingMachine(RuleBasedStateMachine):
                 continue
             assert vma.mm and vma.flags & VM_SHARED == (VM_SHARED if self.pages[first][1] else 0)
             found[first, end] = (vma.flags & 7, vma.policy.mode, int(vma.policy.nodes))
-        expected = {(first, end): (prot, MPOL_DEFAULT if node is None else MPOL_BIND, 0 if node is None else 1 << node)
-                    for first, end, (prot, _, node) in runs(self.pages)}
+        expected = {(v["start"], v["end"]): (v["prot"], MPOL_DEFAULT if v["policy"] is None else MPOL_BIND,
+                                             0 if v["policy"] is None else 1 << v["policy"]) for v in self.twin.vmas}
         assert found == expected
+        assert {page for first, end in found for page in range(first, end)} == set(self.pages)
         assert list(found) == sorted(found)
         assert self.loop.mm(self.task).total_vm == len(self.pages) + sum(end - first for first, end in self.stack)
 
@@ -227,15 +244,19 @@ def test_munmap_refuses(two_nodes, start, length, error):
 
 @pytest.mark.interpreted
 def test_max_map_count(loopback):
-    """One VMA more than vm.max_map_count is refused, also when it would come from a split."""
+    """As on Linux: a split is refused from vm.max_map_count on, a new mapping only beyond it."""
     loop = loopback(nodes=1, cpus_per_node=1, memory_per_node="8MiB", sysctl={"vm.max_map_count": 4})
     task = loop.task()                                    # the stack is the first
     area = task.mmap("12KiB")
     task.munmap(area.addr + 4096, 4096)                   # 3 now:  [stack] [a] . [b]
     task.mmap(4096, PROT_READ, ANONYMOUS | MAP_FIXED, addr=0x1000_0000)
     with pytest.raises(OSError, match="Cannot allocate"):
-        task.mmap(4096, PROT_READ, ANONYMOUS | MAP_FIXED, addr=0x2000_0000)
-    assert len(loop.vmas(task)) == 4
+        task.mprotect(0x1000_0000, 4096, PROT_READ)       # changes nothing, so needs nothing
+        task.mprotect(int(STACK_TOP) - 8192, 4096, PROT_READ)
+    task.mmap(4096, PROT_READ, ANONYMOUS | MAP_FIXED, addr=0x2000_0000)
+    with pytest.raises(OSError, match="Cannot allocate"):
+        task.mmap(4096, PROT_READ, ANONYMOUS | MAP_FIXED, addr=0x3000_0000)
+    assert len(loop.vmas(task)) == 5
 
 
 @pytest.mark.interpreted

@@ -6,18 +6,20 @@ import numba
 import numpy as np
 import pytest
 
-from numaemu import GFP_KERNEL, MAP_ANONYMOUS, MAP_SHARED, MPOL_BIND, Machine, MachineCheck, OutOfMemory, load_u64
+from numaemu import (GFP_KERNEL, MAP_ANONYMOUS, MAP_NORESERVE, MAP_PRIVATE, MAP_SHARED, MPOL_BIND, Machine, MachineCheck,
+                     OutOfMemory, load_u64)
 from numaemu.kernel.gfp import ___GFP_NORETRY, GFP_HIGHUSER_MOVABLE, gfp_text
 from numaemu.kernel.mm_types import task_t
 from numaemu.kernel.oom_kill import oom_badness
 
 SMALL = dict(nodes=2, cpus_per_node=2, memory_per_node="16MiB")
 SHARED = MAP_SHARED | MAP_ANONYMOUS
+UNRESERVED = MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE         # more than there is
 
 
-def filled(task, size, value, flags=None):
+def filled(task, size, value, flags=UNRESERVED):
     """A mapping whose every page begins with `value`."""
-    mapping = task.mmap(size) if flags is None else task.mmap(size, flags=flags)
+    mapping = task.mmap(size, flags=flags)
     task.store(mapping.pages(), np.uint64(value))
     return mapping
 
@@ -69,7 +71,7 @@ def test_the_adjustment_spares_and_prefers(tiny):
     kept = filled(never, "3600KiB", 1)
     filled(first, "256KiB", 2)
     with pytest.raises(OutOfMemory, match=r"\(asks\)"):
-        asks.mmap("16MiB").touch()
+        asks.mmap("16MiB", flags=UNRESERVED).touch()
     with pytest.raises(OutOfMemory, match=r"\(first\)"):
         first.mmap(4096)
     assert holds(never, kept, 1)
@@ -87,7 +89,7 @@ def test_a_bound_allocation_spares_who_is_bound_elsewhere(tiny):
     asks.set_mempolicy(MPOL_BIND, [0])
     kept = filled(elsewhere, "3500KiB", 1)
     with pytest.raises(OutOfMemory, match=r"\(asks\) .*: it asked for memory of nodes 0 and"):
-        asks.mmap("16MiB").touch()
+        asks.mmap("16MiB", flags=UNRESERVED).touch()
     assert holds(elsewhere, kept, 1)
     log = list(tiny.actors[0].system.kmsg)
     assert log[0].startswith("asks invoked oom-killer: gfp_mask=0x100dca(GFP_HIGHUSER_MOVABLE|__GFP_ZERO), order=0, oom_sc")
@@ -105,7 +107,7 @@ def test_who_asks_goes_first_if_set_so(tiny):
     big, asks = tiny.task(cpu=1), tiny.task(cpu=0, name="asks")
     kept = filled(big, "6MiB", 1)
     with pytest.raises(OutOfMemory, match="asks"):
-        asks.mmap("8MiB").touch()
+        asks.mmap("8MiB", flags=UNRESERVED).touch()
     assert holds(big, kept, 1)
 
 
@@ -260,7 +262,7 @@ def test_panic_on_oom(setting, bind, text):
         if bind:
             task.set_mempolicy(MPOL_BIND, bind)
         with pytest.raises(MachineCheck, match=f"Kernel panic - not syncing: Out of memory: {text} panic_on_oom is enabled"):
-            task.mmap("64MiB").touch()
+            task.mmap("64MiB", flags=UNRESERVED).touch()
 
 
 def test_nobody_left_to_kill():
@@ -268,4 +270,4 @@ def test_nobody_left_to_kill():
         task = machine.task()
         machine.write(f"/proc/{task.pid}/oom_score_adj", "-1000")
         with pytest.raises(MachineCheck, match="System is deadlocked on memory"):
-            task.mmap("64MiB").touch()
+            task.mmap("64MiB", flags=UNRESERVED).touch()

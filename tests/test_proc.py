@@ -325,7 +325,7 @@ def test_policy_text():
     assert mpol_to_str(MPOL_WEIGHTED_INTERLEAVE, 0, 0b1101) == "weighted interleave:0,2-3"
 
 
-STATUS = """Name State Tgid Ngid Pid PPid TracerPid VmSize VmLck VmPin VmRSS RssAnon RssFile RssShmem VmData VmStk VmExe VmLib
+STATUS = """Name State Tgid Ngid Pid PPid TracerPid Uid VmPeak VmSize VmLck VmPin VmHWM VmRSS RssAnon RssFile RssShmem VmData VmStk VmExe VmLib
 VmPTE VmSwap HugetlbPages Threads Cpus_allowed Cpus_allowed_list Mems_allowed Mems_allowed_list""".split()
 
 
@@ -352,7 +352,8 @@ def test_status(machine, task):
 
 def test_a_task_that_has_ended_has_no_files(machine):
     task = machine.task(cpu=2)
-    assert machine.listdir(f"/proc/{task.pid}") == ["comm", "maps", "numa_maps", "oom_score", "oom_score_adj", "status"]
+    assert machine.listdir(f"/proc/{task.pid}") == ["comm", "maps", "numa_maps", "oom_score", "oom_score_adj", "smaps",
+                                                      "smaps_rollup", "statm", "status"]
     assert str(task.pid) in machine.listdir("/proc")
     task.exit()
     for name in ("maps", "numa_maps", "status"):
@@ -463,7 +464,7 @@ def test_transparent_hugepages(machine):
     ("/proc/sys/vm/min_free_kbytes", "2147483648"), ("/proc/sys/vm/watermark_scale_factor", "0"),
     ("/proc/sys/vm/watermark_scale_factor", "3001"), ("/proc/sys/vm/swappiness", "201"),
     ("/proc/sys/vm/lowmem_reserve_ratio", "256 x"), ("/proc/sys/vm/max_map_count", "65536"),
-    ("/proc/sys/vm/drop_caches", "5"), ("/proc/sys/vm/overcommit_memory", "2"), ("/proc/sys/kernel/numa_balancing", "1"),
+    ("/proc/sys/vm/drop_caches", "5"), ("/proc/sys/vm/overcommit_memory", "3"), ("/proc/sys/kernel/numa_balancing", "1"),
     ("/sys/kernel/mm/mempolicy/weighted_interleave/node0", "256"), ("/sys/kernel/mm/transparent_hugepage/enabled", "madvise"),
 ])
 def test_values_out_of_range_are_refused(machine, path, value):

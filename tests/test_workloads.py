@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 
 import numaemu
-from numaemu import Machine
+from numaemu import MAP_ANONYMOUS, MAP_NORESERVE, MAP_PRIVATE, Machine
 
 FOLDER = pathlib.Path(__file__).parent.parent / "workloads"
+UNRESERVED = MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE
 SMALL = {  # name: keywords of a machine like the preset, with little memory
     "one node": dict(nodes=1, cpus_per_node=4, memory_per_node="24MiB"),
     "two nodes": dict(nodes=2, cpus_per_node=2, memory_per_node="12MiB"),
@@ -193,7 +194,7 @@ def test_out_of_memory_ends_one_task_only():
         kept = other.mmap(64 * 4096).array()
         kept[:] = range(len(kept))
         with pytest.raises(numaemu.OutOfMemory):
-            machine.run(lambda task: task.mmap("64MiB").touch(), cpu=0)
+            machine.run(lambda task: task.mmap("64MiB", flags=UNRESERVED).touch(), cpu=0)
         assert (kept[:] == range(len(kept))).all()
         machine.check()
 

@@ -6,20 +6,21 @@ from numaemu.errors import MachineCheck
 from numaemu.kernel.free_area import get_pageblock_migratetype, must_stay_apart, page_is_buddy
 from numaemu.kernel.list_lru import list_lru_node, shrinker_of
 from numaemu.kernel.mm_inline import folio_lru_list
-from numaemu.kernel.mm_types import PG_anon, PG_buddy, PG_lru, PG_pcp, PG_table, machine_t, task_t
-from numaemu.kernel.mmap import vma_index
+from numaemu.kernel.mm_types import (VM_ACCOUNT, VM_EXEC, VM_LOCKED, VM_SHARED, VM_STACK, VM_WRITE, PG_anon, PG_buddy,
+                                     PG_lru, PG_mlocked, PG_pcp, PG_table, machine_t, page_t, pool_t, task_t, vma_t)
 from numaemu.kernel.mmzone import (MAX_NR_ZONES, MIGRATE_PCPTYPES, MIGRATE_TYPES, NR_LRU_LISTS, ZONE_NAMES, lruvec_of,
                                    page_of, page_to_nid, page_zone, pcp_of, zone_of)
 from numaemu.kernel.percpu import validate_percpu
 from numaemu.kernel.pgtable import (_PAGE_SPECIAL, is_migration_entry, mm_of, pte_offset, pte_pfn, pte_present,
                                     ptep_get, skip_missing)
-from numaemu.kernel.rmap import vma_of
+from numaemu.kernel.rmap import mapping_of
 from numaemu.kernel.shrinker import live_shrinkers, validate_list_lru
 from numaemu.kernel.slab_types import (MAX_KMEM_CACHES, PAGE_OFFSET, SLAB_DEBUG_FLAGS, SLAB_RECLAIM_ACCOUNT,
                                        PG_large_kmalloc, PG_slab, cache_name, cache_of, cpu_slab, free_index, get_node,
                                        live_caches, number_of, object_at, objects_in_use, slab_frozen, slab_inuse,
                                        slab_objects)
 from numaemu.kernel.stats import task_numbers
+from numaemu.kernel.vma_index import vma_index, vma_of
 from numaemu.kernel.vmstat import fold_node
 from numaemu.mmu import cpu_t
 from numaemu.param import MAX_ORDER, NR_ORDERS
@@ -351,6 +352,41 @@ def audit_mappings(machine, base):
                 raise MachineCheck(f"{page_text(machine, bad)}: {mapcounts[bad]} page-table entries map it")
 
 
+def vm_pages(vmas):
+    """What an address space's counters must be, from its VMAs, in pages: vm_stat_account, VM_LOCKED, VM_ACCOUNT."""
+    flags, pages = vmas["flags"], ((vmas["end"] - vmas["start"]) >> U(12)).astype(np.int64)
+    executable, stack = flags & (VM_EXEC | VM_WRITE | VM_STACK) == VM_EXEC, flags & VM_STACK != 0
+    data = flags & (VM_WRITE | VM_SHARED | VM_STACK) == VM_WRITE
+    parts = {"total_vm": flags >= 0, "exec_vm": executable, "stack_vm": stack & ~executable, "data_vm": data & ~executable,
+             "locked_vm": flags & VM_LOCKED != 0, "charged": flags & VM_ACCOUNT != 0}
+    return {name: int(pages[which].sum()) for name, which in parts.items()}
+
+
+def audit_accounts(machine):
+    """The counters of address spaces and the commit charge against the VMAs, nr_mlock against the pages' marks."""
+    tasks, charged, objects = task_t.array(machine.tasks), 0, set()
+    table = vma_t.array(machine.vmas).as_numpy(pool_t.at(machine.vma_pool).used + 1)
+    for mm_number in sorted({tasks[n].mm for n in task_numbers(machine)} - {0}):
+        mm = mm_of(machine, mm_number)
+        vmas = table[vma_index(machine, mm_number).as_numpy(mm.map_count)]
+        wanted = vm_pages(vmas)
+        charged += wanted.pop("charged")
+        objects |= set(vmas["mapping"][vmas["flags"] & VM_SHARED != 0].tolist())
+        for name, pages in wanted.items():
+            if getattr(mm, name) != pages:
+                raise MachineCheck(f"address space {mm_number}: {name} is {getattr(mm, name)}, its VMAs have {pages} pages")
+    charged += sum(mapping_of(machine, number).acct for number in objects)
+    if charged != machine.vm_committed_as:
+        raise MachineCheck(f"vm_committed_as is {machine.vm_committed_as}, all VMAs are charged {charged} pages")
+    for node in range(machine.nr_nodes):
+        zones = [zone_of(machine, node * MAX_NR_ZONES + kind) for kind in range(MAX_NR_ZONES)]
+        flags = [page_t.array(page_of(machine, z.start_pfn).address).as_numpy(z.virgin_pfn - z.start_pfn)["flags"]
+                 for z in zones if z.present_pages]
+        marked, counted = sum(int(np.count_nonzero(f & U(PG_mlocked))) for f in flags), fold_node(machine, node)["nr_mlock"]
+        if marked != counted:
+            raise MachineCheck(f"node {node}: nr_mlock is {counted}, {marked} pages are marked")
+
+
 def audit_zone(machine, base, number, zone):
     where = f"node {zone.node} zone {ZONE_NAMES[zone.type]}"
     counts, listed, pcp = np.zeros(5, np.int64), np.zeros(1, np.int64), np.zeros(1, np.int64)
@@ -375,6 +411,7 @@ def audit(machine):
         if zone.present_pages:
             report[f"node{zone.node}/{ZONE_NAMES[zone.type]}"] = audit_zone(machine, base, number, zone)
     audit_mappings(machine, base)
+    audit_accounts(machine)
     audit_slabs(machine, base)
     audit_shrinkers(machine)
     audit_percpu(machine)

@@ -2,15 +2,15 @@
 import numpy as np
 
 from numaemu.compile import callback, kernel
-from numaemu.kernel.memory import (FAULT_AROUND_BYTES, VM_FAULT_MAJOR, VM_FAULT_OK, VM_FAULT_OOM, VM_FAULT_RETRY, handle_mm_fault,
-                                   pte_offset, zap_page_range)
+from numaemu.kernel.memory import (FAULT_AROUND_BYTES, VM_FAULT_MAJOR, VM_FAULT_OK, VM_FAULT_OOM, VM_FAULT_RETRY,
+                                   handle_mm_fault, zap_page_range)
 from numaemu.kernel.mempolicy import current_task
-from numaemu.kernel.mm_types import VM_EXEC, VM_READ, VM_WRITE
-from numaemu.kernel.mmap import find_vma
+from numaemu.kernel.mm_types import VM_EXEC, VM_GROWSDOWN, VM_READ, VM_WRITE
+from numaemu.kernel.mmap import expand_downwards
+from numaemu.kernel.pgtable import mm_of, pte_offset, pte_present, ptep_get
 from numaemu.kernel.slowpath import fatal_signal_pending
-from numaemu.kernel.pgtable import mm_of, pte_present, ptep_get
-from numaemu.kernel.rmap import vma_of
-from numaemu.kernel.smp import let_others_run, machine_of, read_lock, read_unlock
+from numaemu.kernel.smp import let_others_run, machine_of, read_lock, read_unlock, write_lock, write_unlock
+from numaemu.kernel.vma_index import find_vma, vma_of
 from numaemu.kernel.vmstat import PGFAULT, count_vm_events
 from numaemu.mmu import TASK_SIZE, X86_PF_PROT, X86_PF_USER, X86_PF_WRITE, cpu_t
 from numaemu.pointer import address_of
@@ -40,6 +40,20 @@ def access_error(vma, write):
     return vma.flags & (VM_WRITE if write else (VM_READ | VM_WRITE | VM_EXEC)) == 0
 
 
+@kernel("bool(cpu_t*, i64, u64)")
+def expand_stack(cpu, mm_number, address):
+    """Let the stack that begins above `address` grow down to it; True if something is mapped there now."""
+    machine = machine_of(cpu)
+    lock = address_of(mm_of(machine, mm_number), "mmap_lock")
+    write_lock(cpu, lock)
+    number, grown = find_vma(machine, mm_number, address), False
+    if number != 0:
+        vma = vma_of(machine, number)
+        grown = vma.start <= address or (vma.flags & VM_GROWSDOWN != 0 and expand_downwards(cpu, number, address) == 0)
+    write_unlock(lock)
+    return grown
+
+
 @kernel("u64(cpu_t*, u64, bool)")
 def do_user_addr_fault(cpu, address, write):
     """Serve a fault of the running task: SERVED, or FAILED with the reason left in the CPU's words."""
@@ -51,6 +65,11 @@ def do_user_addr_fault(cpu, address, write):
     while True:
         read_lock(cpu, lock)
         number = find_vma(machine, mm_number, address) if address < TASK_SIZE else 0
+        if number != 0 and vma_of(machine, number).start > address and vma_of(machine, number).flags & VM_GROWSDOWN:
+            read_unlock(lock)
+            grown = expand_stack(cpu, mm_number, address)
+            read_lock(cpu, lock)
+            number = find_vma(machine, mm_number, address) if grown else 0
         if number == 0 or vma_of(machine, number).start > address or access_error(vma_of(machine, number), write):
             answer = bad_area(cpu, mm, address, write, SIGSEGV)
             read_unlock(lock)

@@ -1,30 +1,34 @@
 """Tasks and their address spaces: Linux's kernel/fork.c, exit.c and the fork part of mm/mmap.c."""
 import numpy as np
 
-from numaemu.atomic import compare_exchange, fetch_add, load_acquire
+from numaemu.atomic import compare_exchange, fetch_add, load_acquire, store_release
 from numaemu.compile import kernel
 from numaemu.kernel.gfp import GFP_PGTABLE_USER
 from numaemu.kernel.memory import VM_FAULT_OK, copy_page_range
 from numaemu.kernel.mempolicy import copy_policy
-from numaemu.kernel.mm_types import (NR_MM_COUNTERS, OOM_NONE, TASK_DEAD, TASK_RUNNING, TASK_ZOMBIE, VM_GROWSDOWN,
-                                     PG_table, task_t)
-from numaemu.kernel.mmap import calc_vm_flags, insert_at, mmap_region, new_vma, unmap_region, vma_index
+from numaemu.kernel.mm_types import (NR_MM_COUNTERS, OOM_NONE, TASK_DEAD, TASK_RUNNING, TASK_ZOMBIE, VM_ACCOUNT,
+                                     VM_DONTCOPY, VM_GROWSDOWN, VM_LOCKED_MASK, VM_SHARED, VM_WIPEONFORK, PG_table,
+                                     exit_t, pool_t, task_t)
+from numaemu.kernel.mmap import calc_vm_flags, mmap_region, unmap_region
 from numaemu.kernel.mmzone import page_of
 from numaemu.kernel.page_alloc import alloc_pages
 from numaemu.kernel.pgtable import mm_of, pgd_free
 from numaemu.kernel.pool import pool_get, pool_put
-from numaemu.kernel.rmap import link_vma, vma_of
 from numaemu.kernel.smp import machine_of, write_lock, write_unlock
 from numaemu.kernel.tlb import drop_mm, flush_tlb_mm_range
+from numaemu.kernel.util import vm_acct_memory, vm_enough_memory, vm_stat_account
+from numaemu.kernel.vma import join_family, new_vma, vma_pages
+from numaemu.kernel.vma_index import insert_at, vma_index, vma_of
 from numaemu.mmu import TASK_SIZE
-from numaemu.param import CPU_WORDS
+from numaemu.param import CPU_WORDS, EXIT_RECORDS
 from numaemu.pointer import address_of
-from numaemu.uapi import MAP_PRIVATE, PROT_READ, PROT_WRITE, errno
+from numaemu.uapi import MAP_PRIVATE, PROT_READ, PROT_WRITE, RLIMIT_STACK, RLIM_INFINITY, RLIM_NLIMITS, errno
 
 U = np.uint64
 MMAP_BASE = U(0x7FFF_F7FF_F000)          # as without address randomisation, below 128 MiB for the stack
 START_BRK = U(0x5555_5555_9000)          # of a small position-independent program
 STACK_TOP, STACK_BYTES = U(0x7FFF_FFFF_F000), U(132 << 10)
+_STK_LIM, INFINITY = U(8 << 20), U(RLIM_INFINITY)        # RLIMIT_STACK of init; nothing else is limited here
 
 
 @kernel("i64(cpu_t*)")
@@ -41,7 +45,8 @@ def mm_alloc(cpu):
         mm.cpumask[word] = U(0)
     for counter in range(NR_MM_COUNTERS):
         mm.rss[counter] = 0
-    mm.map_count, mm.total_vm, mm.hiwater_rss = 0, 0, 0
+    mm.map_count, mm.total_vm, mm.hiwater_rss, mm.hiwater_vm = 0, 0, 0, 0
+    mm.data_vm, mm.stack_vm, mm.exec_vm, mm.locked_vm, mm.def_flags = 0, 0, 0, 0, 0
     mm.mmap_base, mm.start_brk, mm.brk, mm.start_stack = MMAP_BASE, START_BRK, START_BRK, STACK_TOP - U(0x1000)
     mm.id = fetch_add(machine, "next_mm_id", 1) + 1
     pfn = alloc_pages(cpu, GFP_PGTABLE_USER, 0, cpu.node, machine.node_mask)
@@ -62,18 +67,28 @@ def setup_arg_pages(cpu, mm_number):
 
 @kernel("i64(cpu_t*, i64, i64)")
 def dup_vma(cpu, child_number, parent_vma):
-    """A copy of a parent's VMA at the end of the child's index: its number or 0."""
+    """A copy of a parent's VMA at the end of the child's index: its number or 0. Mirrors anon_vma_fork too.
+
+    Locks are not inherited; a copy has an anon_vma of its own, and what is wiped on fork none.
+    """
     machine = machine_of(cpu)
     of = vma_of(machine, parent_vma)
-    number = new_vma(cpu, child_number, of.start, of.end, of.flags, of.pgoff)
+    if of.flags & VM_ACCOUNT and vm_enough_memory(cpu, child_number, vma_pages(of)) != 0:
+        return 0
+    number = new_vma(cpu, child_number, of.start, of.end, of.flags & ~VM_LOCKED_MASK, of.pgoff)
     if number == 0:
+        if of.flags & VM_ACCOUNT:
+            vm_acct_memory(machine, -vma_pages(of))
         return 0
     vma = vma_of(machine, number)
     copy_policy(vma.policy, of.policy)
-    vma.mapping, vma.file = of.mapping, of.file
-    if vma.mapping != 0:
-        link_vma(cpu, vma.mapping, number)
+    vma.file = of.file
+    if of.flags & VM_WIPEONFORK == 0:
+        join_family(cpu, number, parent_vma)
+        if vma.mapping != 0 and vma.flags & VM_SHARED == 0:
+            vma.anon_vma, vma.chained = fetch_add(machine, "next_anon_vma", 1) + 1, 1
     insert_at(machine, child_number, mm_of(machine, child_number).map_count, number)
+    vm_stat_account(mm_of(machine, child_number), vma.flags, vma_pages(vma))
     return number
 
 
@@ -83,11 +98,16 @@ def dup_mmap(cpu, parent_number, child_number):
     machine = machine_of(cpu)
     parent, child = mm_of(machine, parent_number), mm_of(machine, child_number)
     child.mmap_base, child.start_brk, child.brk = parent.mmap_base, parent.start_brk, parent.brk
-    child.start_stack, child.total_vm = parent.start_stack, parent.total_vm
+    child.start_stack = parent.start_stack
     error = 0
     for position in range(parent.map_count):
-        number = dup_vma(cpu, child_number, vma_index(machine, parent_number)[position])
-        if number == 0 or copy_page_range(cpu, parent_number, child_number, number) != VM_FAULT_OK:
+        of_number = vma_index(machine, parent_number)[position]
+        flags = vma_of(machine, of_number).flags
+        if flags & VM_DONTCOPY:
+            continue
+        number = dup_vma(cpu, child_number, of_number)
+        if number == 0 or (flags & VM_WIPEONFORK == 0 and
+                           copy_page_range(cpu, parent_number, child_number, number) != VM_FAULT_OK):
             error = -errno.ENOMEM
             break
     flush_tlb_mm_range(cpu, parent_number, U(0), TASK_SIZE)
@@ -150,15 +170,49 @@ def alloc_task(cpu, mm_number, parent):
     task.tgid, task.ppid, task.mm, task.cpu, task.state = task.pid, 0, mm_number, cpu.id, TASK_RUNNING
     task.policy.mode, task.policy.flags, task.policy.nodes = 0, 0, U(0)
     task.il_prev, task.il_weight, task.min_flt, task.maj_flt = 0, 0, 0, 0
-    task.exit_signal, task.oom_score_adj, task.clock_ns = 0, 0, 0
+    task.exit_signal, task.exit_code, task.oom_score_adj, task.clock_ns, task.uid = 0, 0, 0, 0, 0
+    for i in range(2 * RLIM_NLIMITS):
+        task.rlim[i] = INFINITY
+    task.rlim[2 * RLIMIT_STACK] = _STK_LIM
     if parent != 0:
         of = tasks[parent]
         copy_policy(task.policy, of.policy)
-        task.ppid, task.il_prev, task.il_weight = of.pid, of.il_prev, of.il_weight
-        task.oom_score_adj = of.oom_score_adj
+        task.ppid, task.il_prev, task.il_weight = of.tgid, of.il_prev, of.il_weight
+        task.oom_score_adj, task.uid = of.oom_score_adj, of.uid
+        for i in range(2 * RLIM_NLIMITS):
+            task.rlim[i] = of.rlim[i]
         for i in range(16):
             task.comm[i] = of.comm[i]
     return number
+
+
+@kernel("void(machine_t*, task_t*)")
+def exit_notify(machine, task):
+    """Leave word for a parent that waits."""
+    slot = fetch_add(machine, "next_exit", 1) % EXIT_RECORDS
+    record = exit_t.array(machine.exits)[slot]
+    store_release(record, "pid", 0)
+    record.ppid, record.status = task.ppid, task.exit_signal | (task.exit_code & 255) << 8
+    store_release(record, "pid", task.pid)
+
+
+@kernel("i64(machine_t*, task_t*, i64, i64*)")
+def do_wait(machine, parent, pid, status):
+    """wait4(2) for one child (pid > 0) or any: its pid and status[0], 0 if none has ended yet, or -ECHILD."""
+    tasks = task_t.array(machine.tasks)
+    alive = False
+    for number in range(1, pool_t.at(machine.task_pool).used + 1):      # first, so that nobody ends unseen in between
+        task = tasks[number]
+        if task.state == TASK_RUNNING and task.ppid == parent.tgid and task.tgid == task.pid and (pid == -1 or pid == task.pid):
+            alive = True
+    for slot in range(EXIT_RECORDS):
+        record = exit_t.array(machine.exits)[slot]
+        found = load_acquire(record, "pid")
+        if found != 0 and record.ppid == parent.tgid and (pid == -1 or pid == found):
+            status[0] = record.status
+            if compare_exchange(record, "pid", found, 0) == found:
+                return found
+    return 0 if alive else -errno.ECHILD
 
 
 @kernel("void(cpu_t*, i64, i64)")
@@ -166,7 +220,10 @@ def exit_mm(cpu, task_number, signal):
     """A task leaves its address space; nobody runs it any more, but its number stays its own."""
     task = task_t.array(machine_of(cpu).tasks)[task_number]
     mm_number = task.mm
-    task.state, task.exit_signal, task.mm = TASK_ZOMBIE, signal, 0
+    task.exit_signal, task.mm = signal, 0
+    if task.tgid == task.pid and task.ppid != 0:
+        exit_notify(machine_of(cpu), task)
+    task.state = TASK_ZOMBIE
     if mm_number != 0:
         mmput(cpu, mm_number)
     if cpu.task == task_number:

@@ -4,7 +4,7 @@ import numpy as np
 from numaemu.atomic import fetch_and
 from numaemu.compile import hot, kernel
 from numaemu.kernel.gfp import __GFP_COLD, __GFP_THISNODE
-from numaemu.kernel.internal import (ALLOC_BITS, ALLOC_KSWAPD, ALLOC_NO_WATERMARKS, ALLOC_NOFRAGMENT, ALLOC_NON_BLOCK,
+from numaemu.kernel.internal import (ALLOC_BITS, ALLOC_KSWAPD, ALLOC_NOFRAGMENT, ALLOC_NON_BLOCK, ALLOC_NO_WATERMARKS,
                                      ALLOC_OOM)
 from numaemu.kernel.mmzone import (MAX_NR_ZONES, WMARK_LOW, ZONE_BOOSTED_WATERMARK, ZONE_NORMAL, page_of, pcp_of,
                                    wmark_pages, zone_of, zonelist)

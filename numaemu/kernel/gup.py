@@ -1,31 +1,100 @@
 """Faulting pages in for somebody who does not touch them: Linux's mm/gup.c."""
 import numpy as np
 
-from numaemu.compile import kernel
+from numaemu.compile import hot, kernel
 from numaemu.kernel.fault import SERVED, do_user_addr_fault
-from numaemu.kernel.mm_types import VM_SHARED, VM_WRITE
-from numaemu.kernel.mmap import find_vma
-from numaemu.kernel.pgtable import mm_of, pte_offset, ptep_get
-from numaemu.kernel.rmap import vma_of
-from numaemu.kernel.smp import machine_of
+from numaemu.kernel.mm_types import VM_ACCESS_FLAGS, VM_LOCKED, VM_LOCKONFAULT, VM_SHARED, VM_WRITE
+from numaemu.kernel.pgtable import is_migration_entry, mm_of, pte_offset, ptep_get
+from numaemu.kernel.smp import machine_of, read_lock, read_unlock
+from numaemu.kernel.vma_index import find_vma, vma_of
+from numaemu.mmu import _PAGE_RW
+from numaemu.pointer import address_of
+from numaemu.uapi import SIGKILL, errno
 
 U = np.uint64
+ENOMEM, EFAULT, EINVAL = errno.ENOMEM, errno.EFAULT, errno.EINVAL
 
 
-@kernel("void(cpu_t*, u64, u64)")
-def mm_populate(cpu, start, length):
-    """MAP_POPULATE: fault in what is missing of a new mapping, for writing where it is private and writable.
-
-    The first page that cannot be had ends it silently, as on Linux. Mirrors __mm_populate and populate_vma_page_range.
-    """
+@hot
+def vma_above(cpu, at):
+    """(start, end, flags) of the first VMA that ends above `at`, copied under the lock; all 0 if there is none."""
     machine = machine_of(cpu)
-    number = find_vma(machine, cpu.mm, start)
-    write = number != 0 and vma_of(machine, number).flags & (VM_WRITE | VM_SHARED) == VM_WRITE
-    address = start
-    while address < start + length:
-        ptep = pte_offset(machine, mm_of(machine, cpu.mm), address)
-        if ptep == U(0) or ptep_get(ptep) == U(0):
-            if do_user_addr_fault(cpu, address, write) != SERVED:
-                cpu.signal = 0
-                return
+    lock = address_of(mm_of(machine, cpu.mm), "mmap_lock")
+    start, end, flags = U(0), U(0), 0
+    read_lock(cpu, lock)
+    number = find_vma(machine, cpu.mm, at)
+    if number != 0:
+        vma = vma_of(machine, number)
+        start, end, flags = vma.start, vma.end, vma.flags
+    read_unlock(lock)
+    return start, end, flags
+
+
+@hot
+def needs_fault(machine, mm_number, address, write):
+    """True if nothing is mapped at an address, or not for writing."""
+    ptep = pte_offset(machine, mm_of(machine, mm_number), address)
+    pte = ptep_get(ptep) if ptep != U(0) else U(0)
+    return pte == U(0) or is_migration_entry(pte) or (write and pte & _PAGE_RW == U(0))
+
+
+@kernel("i64(cpu_t*, u64, u64, bool)")
+def faultin_page_range(cpu, start, end, write):
+    """Fault in what is missing of a range: 0, -ENOMEM, or -EFAULT where the mapping does not allow it."""
+    machine, address = machine_of(cpu), start
+    while address < end:
+        if needs_fault(machine, cpu.mm, address, write) and do_user_addr_fault(cpu, address, write) != SERVED:
+            signal, cpu.signal = cpu.signal, 0
+            return -ENOMEM if signal == SIGKILL else -EFAULT
         address += U(4096)
+    return 0
+
+
+@kernel("i64(cpu_t*, u64, u64, i64)")
+def populate_vma_page_range(cpu, start, end, flags):
+    """Fault in a part of a VMA with these flags, for writing where it is private and writable: 0 or a negative errno."""
+    if flags & VM_LOCKONFAULT:
+        return 0
+    if flags & VM_ACCESS_FLAGS == 0:
+        return -EFAULT
+    return faultin_page_range(cpu, start, end, flags & (VM_WRITE | VM_SHARED) == VM_WRITE)
+
+
+@kernel("i64(cpu_t*, u64, u64, bool, bool)")
+def mm_populate(cpu, start, end, ignore_errors, only_locked):
+    """MAP_POPULATE and mlock: fault in what is mapped of a range: 0 or a negative errno. Mirrors __mm_populate.
+
+    Between two VMAs nothing is locked; the mapping may change meanwhile, and a fault looks again.
+    """
+    at = start
+    while at < end:
+        first, last, flags = vma_above(cpu, at)
+        if last == U(0) or first >= end:
+            return 0
+        if not only_locked or flags & VM_LOCKED:
+            error = populate_vma_page_range(cpu, max(at, first), min(last, end), flags)
+            if error != 0 and not ignore_errors:
+                return error
+        at = last
+    return 0
+
+
+@kernel("i64(cpu_t*, u64, u64, bool)")
+def madvise_populate(cpu, start, length, write):
+    """MADV_POPULATE_READ and _WRITE: 0 or a negative errno."""
+    end = start + ((length + U(4095)) & ~U(4095))
+    if start & U(4095) != U(0) or end < start:
+        return -EINVAL
+    at = start
+    while at < end:
+        first, last, flags = vma_above(cpu, at)
+        if last == U(0) or first > at:
+            return -ENOMEM
+        if flags & (VM_WRITE if write else VM_ACCESS_FLAGS) == 0:
+            return -EINVAL
+        until = min(last, end)
+        error = faultin_page_range(cpu, at, until, write)
+        if error != 0:
+            return error
+        at = until
+    return 0

@@ -8,8 +8,8 @@ from numaemu.atomic import exchange
 from numaemu.compile import callback, kernel
 from numaemu.kernel.gfp import GFP_KERNEL
 from numaemu.kernel.internal import MAX_RECLAIM_RETRIES, PF_KSWAPD, PF_MEMALLOC
-from numaemu.kernel.mmzone import (KSWAPD, LRU_ACTIVE_ANON, LRU_INACTIVE_ANON, MAX_NR_ZONES, WMARK_HIGH, lruvec_of, node_of,
-                                   wmark_pages, zone_of)
+from numaemu.kernel.mmzone import (KSWAPD, LRU_ACTIVE_ANON, LRU_INACTIVE_ANON, MAX_NR_ZONES, WMARK_HIGH, lruvec_of,
+                                   node_of, wmark_pages, zone_of)
 from numaemu.kernel.pageout import scan_control_of
 from numaemu.kernel.smp import machine_of, wake_kthread
 from numaemu.kernel.swapfile import get_nr_swap_pages

@@ -3,18 +3,19 @@ import numpy as np
 
 from numaemu.atomic import exchange, fetch_add, load_acquire
 from numaemu.compile import hot, kernel
-from numaemu.kernel.gfp import __GFP_ZERO, GFP_HIGHUSER_MOVABLE
+from numaemu.kernel.gfp import GFP_HIGHUSER_MOVABLE, __GFP_ZERO
 from numaemu.kernel.mempolicy import alloc_table_page, current_task, vma_alloc_folio
+from numaemu.kernel.mlock import mlock_folio
 from numaemu.kernel.mm_inline import folio_clear, folio_set, folio_test
 from numaemu.kernel.mm_types import (MM_ANONPAGES, MM_SHMEMPAGES, MM_SWAPENTS, VM_LOCKED, VM_SHARED, VM_WRITE, PG_anon,
-                                     PG_anon_exclusive, PG_lru, PG_swapcache)
+                                     PG_anon_exclusive, PG_lru, PG_mlocked, PG_swapcache)
 from numaemu.kernel.mmzone import page_of
 from numaemu.kernel.page_alloc import get_page, put_page, release_pages, try_get_page
 from numaemu.kernel.pgtable import (_MIGRATION_ANON, _PAGE_SPECIAL, _SWP_EXCLUSIVE, free_table, install_table,
-                                    is_migration_entry, is_swap_entry, mm_of, pfn_pte, pte_offset, pte_pfn, pte_present,
-                                    pte_to_swp_entry, ptep_cmpxchg, ptep_get, ptep_get_and_clear, skip_missing, table_at)
-from numaemu.kernel.rmap import (anon_vma_prepare, folio_add_anon_rmap, folio_dup_rmap, folio_remove_rmap, mapping_of,
-                                 rss_counter, vma_of)
+                                    is_migration_entry, is_swap_entry, mm_of, pfn_pte, pte_offset, pte_pfn,
+                                    pte_present, pte_to_swp_entry, ptep_cmpxchg, ptep_get, ptep_get_and_clear,
+                                    skip_missing, table_at)
+from numaemu.kernel.rmap import folio_add_anon_rmap, folio_dup_rmap, folio_remove_rmap, mapping_of, rss_counter
 from numaemu.kernel.shmem import filemap_get_folio, shmem_get_folio
 from numaemu.kernel.smp import machine_of, relax
 from numaemu.kernel.swap import folio_add_new_lru, lru_add_drain
@@ -22,6 +23,8 @@ from numaemu.kernel.swap_state import swap_cache_get_hit, swap_cluster_readahead
 from numaemu.kernel.swapfile import (folio_free_swap, folio_lock, folio_trylock, folio_unlock, free_swap_and_cache,
                                      free_swap_cache, swap_duplicate, swap_entry_put, vm_swap_full)
 from numaemu.kernel.tlb import flush_tlb_mm_range
+from numaemu.kernel.vma import anon_vma_prepare, munlock_unless_locked
+from numaemu.kernel.vma_index import vma_of
 from numaemu.kernel.vmstat import PGMAJFAULT, PGREUSE, count_vm_events
 from numaemu.mmu import _PAGE_ACCESSED, _PAGE_DIRTY, _PAGE_PRESENT, _PAGE_RW, _PAGE_USER
 from numaemu.native import copy_bytes
@@ -91,10 +94,14 @@ def set_shared_pte(cpu, mm, vma, pfn, ptep, dirty):
     if vma.flags & VM_WRITE:
         bits |= _PAGE_RW
     folio_dup_rmap(machine, cpu, pfn)
+    if vma.flags & VM_LOCKED:
+        mlock_folio(cpu, pfn)
     if ptep_cmpxchg(ptep, U(0), pfn_pte(pfn, bits)):
         fetch_add(mm.rss, MM_SHMEMPAGES, 1)
     else:
         folio_remove_rmap(machine, cpu, pfn)
+        if vma.flags & VM_LOCKED and page_of(machine, pfn).flags & U(PG_mlocked) != U(0):
+            munlock_unless_locked(cpu, pfn)
         put_page(cpu, pfn)
 
 
@@ -129,6 +136,29 @@ def do_shared_fault(cpu, mm, vma_number, address, write, ptep):
     return VM_FAULT_OK
 
 
+@hot
+def install_copy(cpu, mm, mm_number, address, ptep, pte, new):
+    """Put a copied page in the old one's place and let every CPU forget that one; False if the entry has changed.
+
+    A task that is alone in its address space meets nobody else's TLB, so its copy may be writable at once. The second
+    reference is ours until all have forgotten the old frame, so that nobody reuses the copy before; then it goes along
+    on the way to the LRU list.
+    """
+    page, alone = page_of(machine_of(cpu), new), load_acquire(mm, "users") == 1
+    page.refcount = 2
+    if alone:
+        page.flags |= U(PG_anon_exclusive)
+    if not ptep_cmpxchg(ptep, pte, pfn_pte(new, _WRITTEN if alone else _READ_ONLY)):
+        page.refcount = 1
+        return False
+    flush_tlb_mm_range(cpu, mm_number, address, address + U(4096))
+    if not alone:
+        folio_set(page, PG_anon_exclusive)
+        ptep_cmpxchg(ptep, pfn_pte(new, _READ_ONLY), pfn_pte(new, _WRITTEN))
+    folio_add_new_lru(cpu, new)
+    return True
+
+
 @kernel("i64(cpu_t*, mm_t*, i64, u64, u64, u64)")
 def wp_page_copy(cpu, mm, vma_number, address, ptep, pte):
     """Copy on write. The old frame loses our reference only after every CPU has forgotten it.
@@ -147,16 +177,10 @@ def wp_page_copy(cpu, mm, vma_number, address, ptep, pte):
         copy_bytes(machine.memory + (U(new) << U(12)), machine.memory + (U(old) << U(12)), 4096)
         cpu.clock_base_ns += machine.copy_page_ns
     folio_add_anon_rmap(machine, cpu, page_of(machine, new), new, vma, address)
-    page_of(machine, new).refcount = 2   # one is ours until all have forgotten the old frame: nobody may reuse the copy before
-    if not ptep_cmpxchg(ptep, pte, pfn_pte(new, _READ_ONLY)):
+    if not install_copy(cpu, mm, vma.mm, address & ~U(4095), ptep, pte, new):
         folio_remove_rmap(machine, cpu, new)
-        page_of(machine, new).refcount = 1
         put_page(cpu, new)
         return VM_FAULT_OK
-    flush_tlb_mm_range(cpu, vma.mm, address & ~U(4095), (address & ~U(4095)) + U(4096))
-    folio_set(page_of(machine, new), PG_anon_exclusive)
-    ptep_cmpxchg(ptep, pfn_pte(new, _READ_ONLY), pfn_pte(new, _WRITTEN))
-    folio_add_new_lru(cpu, new)
     if special:
         fetch_add(mm.rss, MM_ANONPAGES, 1)
     else:
@@ -164,6 +188,8 @@ def wp_page_copy(cpu, mm, vma_number, address, ptep, pte):
             fetch_add(mm.rss, MM_SHMEMPAGES, -1)
             fetch_add(mm.rss, MM_ANONPAGES, 1)
         folio_remove_rmap(machine, cpu, old)
+        if vma.flags & VM_LOCKED and page_of(machine, old).flags & U(PG_mlocked) != U(0):
+            munlock_unless_locked(cpu, old)
         put_page(cpu, old)
     return VM_FAULT_OK
 

@@ -2,7 +2,7 @@
 import numpy as np
 
 from numaemu.compile import hot, kernel
-from numaemu.kernel.gfp import ___GFP_DIRECT_RECLAIM, GFP_PGTABLE_USER
+from numaemu.kernel.gfp import GFP_PGTABLE_USER, ___GFP_DIRECT_RECLAIM
 from numaemu.kernel.mm_types import task_t
 from numaemu.kernel.mmzone import page_to_nid
 from numaemu.kernel.page_alloc import alloc_pages

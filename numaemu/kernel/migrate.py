@@ -8,23 +8,25 @@ import numpy as np
 
 from numaemu.atomic import compare_exchange, fetch_add, load_acquire, store_release
 from numaemu.compile import hot, kernel
-from numaemu.kernel.gfp import __GFP_THISNODE, GFP_HIGHUSER_MOVABLE
+from numaemu.kernel.gfp import GFP_HIGHUSER_MOVABLE, __GFP_THISNODE
 from numaemu.kernel.mempolicy import node_isset, vma_alloc_folio
+from numaemu.kernel.mlock import mlock_folio
 from numaemu.kernel.mm_inline import folio_clear, folio_set
-from numaemu.kernel.mm_types import (PG_active, PG_anon, PG_anon_exclusive, PG_dirty, PG_locked, PG_mlocked, PG_referenced,
-                                     PG_swapbacked, PG_unevictable, PG_uptodate, PG_workingset)
-from numaemu.kernel.mmap import find_position, find_vma, merge_range, range_is_mapped, split_range, vma_index
+from numaemu.kernel.mm_types import (VM_LOCKED, PG_active, PG_anon, PG_anon_exclusive, PG_dirty, PG_locked, PG_mlocked,
+                                     PG_referenced, PG_swapbacked, PG_unevictable, PG_uptodate, PG_workingset)
+from numaemu.kernel.mmap import range_is_mapped
 from numaemu.kernel.mmdebug import VM_BUG_ON_PAGE
 from numaemu.kernel.mmzone import page_of, page_to_nid
 from numaemu.kernel.page_alloc import alloc_pages, get_page, put_page, try_get_page
 from numaemu.kernel.pgtable import (_MIGRATION, _MIGRATION_ANON, _PAGE_SPECIAL, is_migration_entry, mm_of, pfn_pte,
                                     pte_offset, pte_pfn, pte_present, ptep_cmpxchg, ptep_get, skip_missing)
-from numaemu.kernel.rmap import folio_dup_rmap, folio_remove_rmap, mapping_of, page_address_in_vma, vma_of
+from numaemu.kernel.rmap import folio_dup_rmap, folio_remove_rmap, mapping_of, page_address_in_vma
 from numaemu.kernel.shmem import count_shmem, shmem_slot
 from numaemu.kernel.smp import machine_of, spin_lock, spin_unlock
-from numaemu.kernel.swap import (count_isolated, folio_add_lru, folio_isolate_lru, folio_putback_lru,
-                                 lru_add_drain_all)
+from numaemu.kernel.swap import count_isolated, folio_add_lru, folio_isolate_lru, folio_putback_lru, lru_add_drain_all
 from numaemu.kernel.tlb import set_tlb_ubc_flush_pending, tlbflush_unmap_batch_t, try_to_unmap_flush
+from numaemu.kernel.vma import merge_range, split_range
+from numaemu.kernel.vma_index import find_position, find_vma, vma_index, vma_of
 from numaemu.kernel.vmstat import PGMIGRATE_FAIL, PGMIGRATE_SUCCESS, count_vm_events
 from numaemu.mmu import _PAGE_ACCESSED, _PAGE_DIRTY, _PAGE_PRESENT, _PAGE_RW, _PAGE_USER
 from numaemu.native import copy_bytes
@@ -120,6 +122,8 @@ def remove_migration_pte(cpu, old, new, vma, address):
         folio_dup_rmap(machine, cpu, new)
         kept = pte & (_PAGE_RW | _PAGE_USER | _PAGE_DIRTY)
         if ptep_cmpxchg(ptep, pte, pfn_pte(new, _PAGE_PRESENT | _PAGE_ACCESSED | kept)):
+            if vma.flags & VM_LOCKED:
+                mlock_folio(cpu, new)
             return
         folio_remove_rmap(machine, cpu, new)
         put_page(cpu, new)

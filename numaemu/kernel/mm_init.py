@@ -7,7 +7,7 @@ import numpy as np
 
 from numaemu import shm
 from numaemu.kernel.migrate import migrate_t
-from numaemu.kernel.mm_types import machine_t, mapping_t, mm_t, page_t, pool_t, task_t, vma_t
+from numaemu.kernel.mm_types import exit_t, machine_t, mapping_t, mm_t, page_t, pool_t, task_t, vma_t
 from numaemu.kernel.mmzone import (MAX_NR_ZONES, MIGRATE_MOVABLE, MIGRATE_TYPES, MIGRATE_UNMOVABLE,
                                    PCP_BATCH_SCALE_MAX, PCP_HIGH_MAX, WMARK_HIGH, WMARK_LOW, WMARK_MIN, ZONE_DMA,
                                    ZONE_DMA32, ZONE_HIGHMEM, ZONE_MOVABLE, ZONE_NORMAL, lruvec_t, node_t, page_of,
@@ -24,8 +24,8 @@ from numaemu.kernel.vmstat import percpu_t
 from numaemu.kernel.zram import ZBUF_BYTES, zstat_t
 from numaemu.mailbox import mailbox_t
 from numaemu.mmu import cpu_t
-from numaemu.param import (GATHER_PAGES, MAX_MAP_COUNT, MAX_MMS, MAX_NODES, MAX_TASKS, MAX_VMAS, OUTBOX_BYTES,
-                           PAGEBLOCK_ORDER, PAGEBLOCK_PAGES, PAGE_SIZE, VMA_INDEX_SLOTS)
+from numaemu.param import (EXIT_RECORDS, GATHER_PAGES, MAX_MAP_COUNT, MAX_MMS, MAX_NODES, MAX_TASKS, MAX_VMAS,
+                           OUTBOX_BYTES, PAGEBLOCK_ORDER, PAGEBLOCK_PAGES, PAGE_SIZE, VMA_INDEX_SLOTS)
 from numaemu.pointer import i64, u8
 
 HIGHMEM_START = (896 << 20) // PAGE_SIZE         # pfn; what a 32-bit kernel maps directly ends here
@@ -34,8 +34,8 @@ ZERO_PFN = 1                                    # the shared page of zeros
 LOWMEM_RESERVE_RATIO = (256, 256, 32, 0, 0)     # sysctl_lowmem_reserve_ratio, by zone
 WATERMARK_SCALE_FACTOR = 10                     # of 10,000
 WATERMARK_BOOST_FACTOR = 15000                  # likewise, of the high watermark
-
-
+OVERCOMMIT_RATIO = 50                           # sysctl_overcommit_ratio, percent: mm/util.c
+USER_RESERVE_KB, ADMIN_RESERVE_KB = 128 << 10, 8 << 10      # at most, else a 32nd of what is free: mm/mmap.c
 ZONE_BORDERS = {                                # zone type, first pfn, end
     "x86-64": ((ZONE_DMA, 0, DMA_END), (ZONE_DMA32, DMA_END, DMA32_END), (ZONE_NORMAL, DMA32_END, 1 << 60)),
     "x86-32": ((ZONE_DMA, 0, DMA_END), (ZONE_NORMAL, DMA_END, HIGHMEM_START), (ZONE_HIGHMEM, HIGHMEM_START, 1 << 60)),
@@ -73,7 +73,7 @@ def control_layout(topology, max_pfn, nr_actors):
             ("mappings", MAX_VMAS * mapping_t.nbytes), ("vma_index", MAX_MMS * VMA_INDEX_SLOTS * 8),
             ("cpu_fbatches", cpus * cpu_fbatches_t.nbytes), ("lruvecs", nodes * lruvec_t.nbytes),
             ("trails", cpus * trail_t.nbytes), ("slowpaths", 2 * cpus * slowpath_t.nbytes),
-            ("gather", cpus * GATHER_PAGES * 8), ("migrate", cpus * migrate_t.nbytes),
+            ("exits", EXIT_RECORDS * exit_t.nbytes), ("gather", cpus * GATHER_PAGES * 8), ("migrate", cpus * migrate_t.nbytes),
             ("pools", 4 * pool_t.nbytes), ("task_stack", MAX_TASKS * 8), ("mm_stack", MAX_MMS * 8),
             ("vma_stack", MAX_VMAS * 8), ("mapping_stack", MAX_VMAS * 8), ("outboxes", nr_actors * OUTBOX_BYTES),
             ("scan_controls", cpus * scan_control_t.nbytes), ("swap", swap_t.nbytes), ("zstat", zstat_t.nbytes),
@@ -299,6 +299,19 @@ def init_cpus(topology, machine):
             cpu.latency_ns[node] = topology.latency_ns[int(cpu.node)][node]
 
 
+def init_commit_limit(topology, machine):
+    """How much memory may be promised: init_user_reserve, init_admin_reserve, and the settings the machine file gives."""
+    nodes = range(topology.nr_nodes)
+    machine.total_ram_pages = sum(node_managed_pages(machine, node) for node in nodes)
+    free_kb = sum(zone_of(machine, n).free_pages for n in range(topology.nr_nodes * MAX_NR_ZONES)) * (PAGE_SIZE // 1024)
+    given = {"vm.overcommit_memory": 0, "vm.overcommit_ratio": OVERCOMMIT_RATIO, "vm.overcommit_kbytes": 0,
+             "vm.user_reserve_kbytes": min(free_kb // 32, USER_RESERVE_KB),
+             "vm.admin_reserve_kbytes": min(free_kb // 32, ADMIN_RESERVE_KB), **topology.sysctl}
+    for name in ("overcommit_memory", "overcommit_ratio", "overcommit_kbytes", "user_reserve_kbytes",
+                 "admin_reserve_kbytes"):
+        setattr(machine, name, given[f"vm.{name}"])
+
+
 def init_swap(topology, machine, blocks):
     """No area yet; what reclaim starts from."""
     swap = swap_t.at(blocks["swap"])
@@ -340,6 +353,7 @@ def boot(topology, reserve=None):
     init_zones(topology, machine, reserve or {})
     machine.memory_mask = sum(1 << n for n in range(topology.nr_nodes) if node_managed_pages(machine, n) > 0)
     build_zonelists(topology, machine)
+    init_commit_limit(topology, machine)
     setup_per_zone_wmarks(machine, topology.sysctl)
     setup_per_zone_pageset(machine, topology.sysctl)
     machine.watermark_boost_factor = topology.sysctl.get("vm.watermark_boost_factor", WATERMARK_BOOST_FACTOR)

@@ -4,7 +4,8 @@ Frame numbers (pfn), counts and indices are signed, bit words and addresses unsi
 numbers: a page is named by its pfn, an address space, a VMA, a task by its place in its table; 0 is 'none'.
 """
 from numaemu.param import CPU_WORDS, MAX_NODES
-from numaemu.pointer import Struct, i32, i64, u8, u64
+from numaemu.pointer import Struct, i32, i64, u64, u8
+from numaemu.uapi import RLIM_NLIMITS
 
 # page->flags: Linux's names; the order is ours (Linux's differs between configurations)
 PG_buddy, PG_table, PG_swapbacked, PG_anon, PG_reserved, PG_locked = (1 << i for i in range(6))
@@ -30,7 +31,11 @@ page_t = Struct("page_t", [
 VM_READ, VM_WRITE, VM_EXEC, VM_SHARED = 1, 2, 4, 8
 VM_MAYREAD, VM_MAYWRITE, VM_MAYEXEC, VM_MAYSHARE = 0x10, 0x20, 0x40, 0x80
 VM_GROWSDOWN, VM_STACK, VM_HEAP = 0x100, 0x100, 1 << 40
-VM_LOCKED, VM_NORESERVE = 0x2000, 0x200000
+VM_LOCKED, VM_SEQ_READ, VM_RAND_READ, VM_DONTCOPY, VM_DONTEXPAND = 0x2000, 0x8000, 0x10000, 0x20000, 0x40000
+VM_LOCKONFAULT, VM_ACCOUNT, VM_NORESERVE, VM_WIPEONFORK, VM_DONTDUMP = 0x80000, 0x100000, 0x200000, 0x2000000, 0x4000000
+VM_SOFTDIRTY, VM_HUGEPAGE, VM_NOHUGEPAGE = 0x8000000, 0x20000000, 0x40000000
+VM_ACCESS_FLAGS = VM_READ | VM_WRITE | VM_EXEC
+VM_LOCKED_MASK = VM_LOCKED | VM_LOCKONFAULT
 
 policy_t = Struct("policy_t", [     # struct mempolicy; mode 0 (MPOL_DEFAULT) = none of its own
     ("mode", i64), ("flags", i64), ("nodes", u64),
@@ -43,6 +48,8 @@ vma_t = Struct("vma_t", [           # written under the mmap_lock of its mm, hel
     ("mm", i64),
     ("mapping", i64),               # rmap family (anon_vma) or shared object; 0 until the first fault
     ("file", i64),                  # 0: anonymous
+    ("anon_vma", i64),              # whose pages a private VMA has, 0 until the first fault: VMAs with equal ones may merge
+    ("chained", i64),               # 1: forked, so its anon_vma_chain in Linux has more than one member
     ("policy", policy_t),
     ("family_next", i64), ("family_prev", i64),    # the other VMAs of the mapping; under the mapping's lock
 ])
@@ -54,6 +61,7 @@ mapping_t = Struct("mapping_t", [   # struct anon_vma / struct address_space: wh
     ("shared", i64),                # 1: a shared object with pages of its own (shmem)
     ("root", u64),                  # shmem: physical address of the tree of its pages, 0 = none yet
     ("nr_pages", i64),              # shmem: pages present, atomically
+    ("acct", i64),                  # shmem: pages charged against the commit limit
 ])
 
 OOM_NONE, OOM_VICTIM, OOM_REAPING, OOM_REAPED, OOM_SKIP = range(5)   # mm->oom_state; Linux: MMF_OOM_*
@@ -75,7 +83,9 @@ mm_t = Struct("mm_t", [
     # under mmap_lock held for writing
     ("pgd", u64),                   # physical address of the top-level table
     ("map_count", i64),             # VMAs
-    ("total_vm", i64),              # pages mapped
+    ("total_vm", i64),              # pages mapped; of these:
+    ("data_vm", i64), ("stack_vm", i64), ("exec_vm", i64), ("locked_vm", i64),
+    ("hiwater_vm", i64), ("def_flags", i64),       # the largest total_vm; flags of new VMAs (mlockall)
     ("mmap_base", u64), ("start_brk", u64), ("brk", u64), ("start_stack", u64),
     ("hiwater_rss", i64),
     ("id", i64),                    # unlike its number, never used twice
@@ -90,12 +100,19 @@ task_t = Struct("task_t", [
     ("policy", policy_t),
     ("il_prev", i64), ("il_weight", i64),     # next node of task interleaving: the last one, what is left of its weight
     ("min_flt", i64), ("maj_flt", i64),
-    ("exit_signal", i64), ("oom_score_adj", i64), ("clock_ns", i64),
+    ("exit_signal", i64), ("exit_code", i64), ("oom_score_adj", i64), ("clock_ns", i64),
     ("comm", u8, TASK_NAME_BYTES),
+    ("rlim", u64, 2 * RLIM_NLIMITS),          # soft, hard; the same in every thread of a process
+    ("uid", i64),                             # 0 has every capability, any other none
     # by the coordinator, when it chooses a victim
     ("oom_victim", i64),                      # its pid: SIGKILL is pending; else the mark means nothing
     ("oom_rss", i64), ("oom_nodes", u64), ("oom_asker", i64),       # pages at the kill, the nodes asked, who asked (pid)
 ])
+
+exit_t = Struct("exit_t", [         # a process that has ended, until its parent has waited for it
+    ("pid", i64),                   # last by who ends, with release; 0 again by compare-exchange by who has waited
+    ("ppid", i64), ("status", i64), # as wait4(2) gives it
+], nbytes=24)
 
 pool_t = Struct("pool_t", [         # a table of structs handed out by number, from 1
     ("lock", u64),
@@ -150,4 +167,9 @@ machine_t = Struct("machine_t", [
     ("shrinkers", u64), ("list_lrus", u64),        # list_lru.py
     ("pcpu_lock", u64),             # spin lock: percpu.py
     ("pcpu_chunks", u64), ("pcpu_units", u64), ("per_cpu_vars", u64),      # pcpu_units: pfn, i64[MAX_CHUNKS][nr_cpus]
+    ("exits", u64), ("next_exit", i64),            # exit_t[EXIT_RECORDS], a ring; atomically
+    ("vm_committed_as", i64), ("next_anon_vma", i64),      # atomically
+    ("total_ram_pages", i64), ("total_swap_pages", i64),          # the second atomically
+    ("overcommit_memory", i64), ("overcommit_ratio", i64), ("overcommit_kbytes", i64),      # sysctl, by the coordinator
+    ("admin_reserve_kbytes", i64), ("user_reserve_kbytes", i64),
 ])

@@ -1,200 +1,63 @@
-"""Address spaces and their mappings: Linux's mm/mmap.c, mm/vma.c, mm/mprotect.c and mm/madvise.c.
-
-The VMAs of an address space stand in an index sorted by address (numbers into the VMA table), read under its
-mmap_lock held for reading, changed under the lock held for writing.
-"""
+"""Address spaces: mmap, munmap, brk and the growth of stacks. Linux's mm/mmap.c and the unmapping part of mm/vma.c."""
 import numpy as np
 
 from numaemu.compile import hot, kernel
-from numaemu.kernel.memory import (change_protection, free_pgd_range, gather_of, tlb_flush_mmu, unmap_page_range,
-                                   zap_page_range)
-from numaemu.kernel.mempolicy import copy_policy, same_policy
-from numaemu.kernel.mm_types import VM_MAYREAD, VM_MAYSHARE, VM_MAYWRITE, VM_READ, VM_SHARED, VM_WRITE
+from numaemu.kernel.memory import free_pgd_range, gather_of, tlb_flush_mmu, unmap_page_range
+from numaemu.kernel.mm_types import (MM_ANONPAGES, MM_FILEPAGES, MM_SHMEMPAGES, VM_ACCESS_FLAGS, VM_ACCOUNT,
+                                     VM_GROWSDOWN, VM_LOCKED, VM_LOCKED_MASK, VM_MAYEXEC, VM_MAYREAD, VM_MAYSHARE,
+                                     VM_MAYWRITE, VM_NORESERVE, VM_SHARED, VM_SOFTDIRTY)
 from numaemu.kernel.pgtable import mm_of
-from numaemu.kernel.pool import pool_get, pool_put
-from numaemu.kernel.rmap import link_vma, mapping_of, mapping_put, new_mapping, unlink_vma, vma_of
+from numaemu.kernel.pool import pool_put
+from numaemu.kernel.rmap import link_vma, mapping_of, mapping_put, new_mapping, unlink_vma
 from numaemu.kernel.shmem import shmem_evict
 from numaemu.kernel.smp import machine_of
+from numaemu.kernel.util import (accountable_mapping, can_do_mlock, may_expand_vm, mlock_future_ok, rlimit,
+                                 vm_acct_memory, vm_enough_memory, vm_stat_account)
+from numaemu.kernel.vma import (anon_vma_prepare, merge_at, mlock_vma_pages_range, move_start, new_vma, split_range,
+                                vma_pages)
+from numaemu.kernel.vma_index import (STACK_GUARD_GAP, find_position, find_vma, find_vma_intersection, insert_at,
+                                      map_count, remove_at, vm_start_gap, vma_at, vma_index, vma_of)
 from numaemu.mmu import TASK_SIZE
-from numaemu.param import VMA_INDEX_SLOTS
-from numaemu.pointer import i64
-from numaemu.uapi import (MADV_DONTNEED, MAP_ANONYMOUS, MAP_FIXED, MAP_FIXED_NOREPLACE, MAP_PRIVATE, MAP_SHARED,
-                          PROT_EXEC, PROT_READ, PROT_WRITE, errno)
+from numaemu.uapi import (MAP_ANONYMOUS, MAP_FIXED, MAP_FIXED_NOREPLACE, MAP_GROWSDOWN, MAP_LOCKED, MAP_NORESERVE,
+                          MAP_PRIVATE, MAP_SHARED, OVERCOMMIT_NEVER, PROT_EXEC, PROT_READ, PROT_WRITE, RLIMIT_DATA,
+                          RLIMIT_STACK, errno)
 
 U = np.uint64
-EINVAL, ENOMEM, EEXIST, EACCES = errno.EINVAL, errno.ENOMEM, errno.EEXIST, errno.EACCES
+EINVAL, ENOMEM, EEXIST, EPERM, EAGAIN = errno.EINVAL, errno.ENOMEM, errno.EEXIST, errno.EPERM, errno.EAGAIN
 PMD_SIZE = U(1) << U(21)
 PAGE = U(4096)
+MMAP_MIN_ADDR = U(0x10000)           # dac_mmap_min_addr
 
-
-# -- the index -----------------------------------------------------------------------------------------------
 
 @hot
-def vma_index(machine, mm_number):
-    """VMA numbers of an address space, by address."""
-    return i64.array(machine.vma_index + U(mm_number * VMA_INDEX_SLOTS * 8))
+def page_align(length):
+    """Whole pages; 0 if that is more than a word holds."""
+    return (length + PAGE - U(1)) & ~(PAGE - U(1)) if length <= ~(PAGE - U(1)) else U(0)
 
 
-@kernel("i64(machine_t*, i64, u64)")
-def find_position(machine, mm_number, address):
-    """Position of the first VMA that ends above `address`; map_count if none."""
-    index, low, high = vma_index(machine, mm_number), 0, mm_of(machine, mm_number).map_count
-    while low < high:
-        middle = (low + high) // 2
-        if vma_of(machine, index[middle]).end > address:
-            high = middle
-        else:
-            low = middle + 1
-    return low
-
-
-@kernel("i64(machine_t*, i64, u64)")
-def find_vma(machine, mm_number, address):
-    """Number of the first VMA that ends above `address`, or 0 (it may begin above it). Linux's find_vma."""
-    position = find_position(machine, mm_number, address)
-    if position == mm_of(machine, mm_number).map_count:
-        return 0
-    return vma_index(machine, mm_number)[position]
-
-
-@kernel("void(machine_t*, i64, i64, i64)")
-def insert_at(machine, mm_number, position, vma_number):
-    mm, index = mm_of(machine, mm_number), vma_index(machine, mm_number)
-    for i in range(mm.map_count, position, -1):
-        index[i] = index[i - 1]
-    index[position] = vma_number
-    mm.map_count += 1
-
-
-@kernel("void(machine_t*, i64, i64)")
-def remove_at(machine, mm_number, position):
-    mm, index = mm_of(machine, mm_number), vma_index(machine, mm_number)
-    mm.map_count -= 1
-    for i in range(position, mm.map_count):
-        index[i] = index[i + 1]
-
-
-# -- making, splitting, merging ------------------------------------------------------------------------------
-
-@kernel("i64(cpu_t*, i64, u64, u64, i64, i64)")
-def new_vma(cpu, mm_number, start, end, flags, pgoff):
-    """A VMA with no policy and no mapping, not yet in the index; its number or 0: table full."""
-    machine = machine_of(cpu)
-    number = pool_get(cpu, machine.vma_pool)
-    if number != 0:
-        vma = vma_of(machine, number)
-        vma.start, vma.end, vma.flags, vma.pgoff, vma.mm = start, end, flags, pgoff, mm_number
-        vma.mapping, vma.file, vma.family_next, vma.family_prev = 0, 0, 0, 0
-        vma.policy.mode, vma.policy.flags, vma.policy.nodes = 0, 0, U(0)
-    return number
-
-
-@kernel("i64(cpu_t*, i64, i64, u64)")
-def split_vma(cpu, mm_number, position, address):
-    """Cut the VMA at `position` in two at `address`, which lies inside it: 0 or -ENOMEM."""
-    machine = machine_of(cpu)
-    if mm_of(machine, mm_number).map_count >= machine.max_map_count:
-        return -ENOMEM
-    low_number = vma_index(machine, mm_number)[position]
-    low = vma_of(machine, low_number)
-    pgoff = low.pgoff + np.int64((address - low.start) >> U(12))
-    number = new_vma(cpu, mm_number, address, low.end, low.flags, pgoff)
-    if number == 0:
-        return -ENOMEM
-    high = vma_of(machine, number)
-    copy_policy(high.policy, low.policy)
-    high.mapping, high.file = low.mapping, low.file
-    if low.mapping != 0:
-        link_vma(cpu, low.mapping, number)
-    low.end = address
-    insert_at(machine, mm_number, position + 1, number)
-    return 0
-
-
-@kernel("i64(cpu_t*, i64, u64, u64)")
-def split_range(cpu, mm_number, start, end):
-    """Make VMA borders at `start` and `end` where they cut a VMA: 0 or -ENOMEM."""
-    machine = machine_of(cpu)
-    for address in (start, end):
-        position = find_position(machine, mm_number, address)
-        if position < mm_of(machine, mm_number).map_count:
-            vma = vma_of(machine, vma_index(machine, mm_number)[position])
-            if vma.start < address:
-                error = split_vma(cpu, mm_number, position, address)
-                if error != 0:
-                    return error
-    return 0
-
-
-@kernel("bool(vma_t*, vma_t*)")
-def can_merge(low, high):
-    """Two neighbours that differ in nothing: is_mergeable_vma and is_mergeable_anon_vma."""
-    if low.end != high.start or low.flags != high.flags or low.file != high.file:
-        return False
-    if not same_policy(low.policy, high.policy):
-        return False
-    if low.pgoff + np.int64((low.end - low.start) >> U(12)) != high.pgoff:
-        return False
-    if low.flags & VM_SHARED:
-        return low.mapping == high.mapping
-    return low.mapping == high.mapping or low.mapping == 0 or high.mapping == 0
-
-
-@kernel("bool(cpu_t*, i64, i64)")
-def vma_merge(cpu, mm_number, position):
-    """Melt the VMA at `position` with the one after it if they can; True if so."""
-    machine = machine_of(cpu)
-    if position < 0 or position + 1 >= mm_of(machine, mm_number).map_count:
-        return False
-    index = vma_index(machine, mm_number)
-    low_number, high_number = index[position], index[position + 1]
-    low, high = vma_of(machine, low_number), vma_of(machine, high_number)
-    if not can_merge(low, high):
-        return False
-    if low.mapping == 0 and high.mapping != 0:
-        link_vma(cpu, high.mapping, low_number)
-        low.mapping = high.mapping
-    low.end = high.end
-    if high.mapping != 0:
-        unlink_vma(cpu, high_number)
-    remove_at(machine, mm_number, position + 1)
-    pool_put(cpu, machine.vma_pool, high_number)
-    return True
-
-
-@kernel("void(cpu_t*, i64, u64, u64)")
-def merge_range(cpu, mm_number, start, end):
-    """Melt what has become equal in and around [start, end)."""
-    machine = machine_of(cpu)
-    position = max(find_position(machine, mm_number, start) - 1, 0)
-    while position + 1 < mm_of(machine, mm_number).map_count:
-        if vma_of(machine, vma_index(machine, mm_number)[position]).start > end:
-            break
-        if not vma_merge(cpu, mm_number, position):
-            position += 1
-
-
-# -- mmap ----------------------------------------------------------------------------------------------------
+# -- where there is room -------------------------------------------------------------------------------------
 
 @kernel("u64(machine_t*, i64, u64)")
 def topdown_gap(machine, mm_number, length):
-    """Start of the highest free piece of `length` bytes below mmap_base, or 0."""
-    mm, index = mm_of(machine, mm_number), vma_index(machine, mm_number)
+    """Start of the highest free piece of `length` bytes below mmap_base, or 0. Mirrors unmapped_area_topdown."""
+    mm = mm_of(machine, mm_number)
     top = mm.mmap_base
     for position in range(mm.map_count - 1, -1, -1):
-        vma = vma_of(machine, index[position])
+        vma = vma_at(machine, mm_number, position)
         if vma.end <= top and top - vma.end >= length:
             return top - length
-        top = min(top, vma.start)
-    return top - length if top >= length + U(0x10000) else U(0)
+        top = min(top, vm_start_gap(vma))
+    return top - length if top >= length + MMAP_MIN_ADDR else U(0)
 
 
 @kernel("u64(machine_t*, i64, u64, u64, bool)")
 def get_unmapped_area(machine, mm_number, hint, length, anonymous):
     """Where a new mapping goes; 0 if nowhere. Whole multiples of 2 MiB are aligned so, as since Linux 6.7."""
+    if length > TASK_SIZE:
+        return U(0)
     if hint != U(0) and hint <= TASK_SIZE - length:
         number = find_vma(machine, mm_number, hint)
-        if number == 0 or vma_of(machine, number).start >= hint + length:
+        if number == 0 or vm_start_gap(vma_of(machine, number)) >= hint + length:
             return hint
     if anonymous and length >= PMD_SIZE and length & (PMD_SIZE - U(1)) == U(0):
         found = topdown_gap(machine, mm_number, length + PMD_SIZE)
@@ -203,32 +66,13 @@ def get_unmapped_area(machine, mm_number, hint, length, anonymous):
     return topdown_gap(machine, mm_number, length)
 
 
+# -- munmap --------------------------------------------------------------------------------------------------
+
 @hot
-def calc_vm_flags(prot, flags):
-    vm_flags = VM_MAYREAD | VM_MAYWRITE | (prot & (PROT_READ | PROT_WRITE | PROT_EXEC))
-    return vm_flags | VM_SHARED | VM_MAYSHARE if flags & MAP_SHARED else vm_flags
-
-
-@kernel("i64(cpu_t*, i64, u64, u64, i64)")
-def mmap_region(cpu, mm_number, address, length, vm_flags):
-    """Put a new VMA at a free place, melting it with equal neighbours: the address or a negative errno."""
-    machine = machine_of(cpu)
-    shared = vm_flags & VM_SHARED != 0
-    pgoff = 0 if shared else np.int64(address >> U(12))
-    number = new_vma(cpu, mm_number, address, address + length, vm_flags, pgoff)
-    if number == 0:
-        return -ENOMEM
-    if shared:
-        mapping = new_mapping(cpu, 1)
-        if mapping == 0:
-            pool_put(cpu, machine.vma_pool, number)
-            return -ENOMEM
-        vma_of(machine, number).mapping = mapping
-        link_vma(cpu, mapping, number)
-    insert_at(machine, mm_number, find_position(machine, mm_number, address), number)
-    mm_of(machine, mm_number).total_vm += np.int64(length >> U(12))
-    merge_range(cpu, mm_number, address, address + length)
-    return np.int64(address)
+def update_hiwater(mm):
+    """Before memory goes: remember how much there was. update_hiwater_rss, update_hiwater_vm"""
+    mm.hiwater_rss = max(mm.hiwater_rss, mm.rss[MM_ANONPAGES] + mm.rss[MM_FILEPAGES] + mm.rss[MM_SHMEMPAGES])
+    mm.hiwater_vm = max(mm.hiwater_vm, mm.total_vm)
 
 
 @kernel("void(cpu_t*, i64)")
@@ -238,29 +82,43 @@ def free_vma(cpu, vma_number):
     mapping = vma_of(machine, vma_number).mapping
     if mapping != 0 and unlink_vma(cpu, vma_number):
         if mapping_of(machine, mapping).shared:
+            vm_acct_memory(machine, -mapping_of(machine, mapping).acct)
             shmem_evict(cpu, mapping)
         else:
             mapping_put(cpu, mapping)
     pool_put(cpu, machine.vma_pool, vma_number)
 
 
+@kernel("bool(cpu_t*, mm_t*, i64, vma_t*)")
+def unmap_vma(cpu, mm, mm_number, vma):
+    """Take out a VMA's pages and what it was charged with; True if entries changed."""
+    if vma.flags & VM_LOCKED:
+        vma.flags &= ~VM_LOCKED_MASK
+        mm.locked_vm -= vma_pages(vma)
+        mlock_vma_pages_range(cpu, vma, vma.start, vma.end)
+    changed = unmap_page_range(cpu, mm_number, vma.start, vma.end)
+    vm_stat_account(mm, vma.flags, -vma_pages(vma))
+    if vma.flags & VM_ACCOUNT:
+        vm_acct_memory(machine_of(cpu), -vma_pages(vma))
+    return changed
+
+
 @kernel("void(cpu_t*, i64, i64, i64)")
 def unmap_region(cpu, mm_number, first, last):
     """Unmap the VMAs at positions [first, last): pages, then tables that nobody else needs, one flush for all."""
     machine = machine_of(cpu)
-    mm, index = mm_of(machine, mm_number), vma_index(machine, mm_number)
-    start, end = vma_of(machine, index[first]).start, vma_of(machine, index[last - 1]).end
-    floor = vma_of(machine, index[first - 1]).end if first > 0 else U(0)
-    ceiling = vma_of(machine, index[last]).start if last < mm.map_count else U(1) << U(47)
+    mm = mm_of(machine, mm_number)
+    start, end = vma_at(machine, mm_number, first).start, vma_at(machine, mm_number, last - 1).end
+    floor = vma_at(machine, mm_number, first - 1).end if first > 0 else U(0)
+    ceiling = vma_at(machine, mm_number, last).start if last < mm.map_count else U(1) << U(47)
     gather_of(machine, cpu)[0] = 0
     changed = False
+    update_hiwater(mm)
     for position in range(first, last):
-        vma = vma_of(machine, index[position])
-        if unmap_page_range(cpu, mm_number, vma.start, vma.end):
+        if unmap_vma(cpu, mm, mm_number, vma_at(machine, mm_number, position)):
             changed = True
-        mm.total_vm -= np.int64((vma.end - vma.start) >> U(12))
     for _ in range(first, last):
-        number = index[first]
+        number = vma_index(machine, mm_number)[first]
         remove_at(machine, mm_number, first)
         free_vma(cpu, number)
     if free_pgd_range(cpu, mm_number, start, end, floor, ceiling):
@@ -273,7 +131,7 @@ def unmap_region(cpu, mm_number, first, last):
 def do_munmap(cpu, mm_number, start, length):
     """munmap(2): 0 or a negative errno. The mmap_lock is held for writing."""
     machine = machine_of(cpu)
-    length = (length + PAGE - U(1)) & ~(PAGE - U(1))
+    length = page_align(length)
     if start & (PAGE - U(1)) != U(0) or length == U(0) or start > TASK_SIZE or length > TASK_SIZE - start:
         return -EINVAL
     error = split_range(cpu, mm_number, start, start + length)
@@ -281,12 +139,98 @@ def do_munmap(cpu, mm_number, start, length):
         return error
     first = find_position(machine, mm_number, start)
     last = find_position(machine, mm_number, start + length - U(1))
-    if last < mm_of(machine, mm_number).map_count and \
-            vma_of(machine, vma_index(machine, mm_number)[last]).start < start + length:
+    if last < map_count(machine, mm_number) and vma_at(machine, mm_number, last).start < start + length:
         last += 1
     if last > first:
         unmap_region(cpu, mm_number, first, last)
     return 0
+
+
+# -- mmap ----------------------------------------------------------------------------------------------------
+
+@hot
+def calc_vm_flags(prot, flags):
+    vm_flags = VM_MAYREAD | VM_MAYWRITE | VM_MAYEXEC | (prot & (PROT_READ | PROT_WRITE | PROT_EXEC))
+    if flags & MAP_GROWSDOWN:
+        vm_flags |= VM_GROWSDOWN
+    if flags & MAP_LOCKED:
+        vm_flags |= VM_LOCKED
+    return vm_flags | VM_SHARED | VM_MAYSHARE if flags & MAP_SHARED else vm_flags
+
+
+@kernel("i64(cpu_t*, i64, i64)")
+def shmem_zero_setup(cpu, vma_number, charge):
+    """A shared mapping of nothing gets an object of its own, which is charged whole: 0 or -ENOMEM."""
+    machine = machine_of(cpu)
+    mapping = new_mapping(cpu, 1)
+    if mapping == 0:
+        return -ENOMEM
+    mapping_of(machine, mapping).acct = charge
+    vma_of(machine, vma_number).mapping = mapping
+    link_vma(cpu, mapping, vma_number)
+    return 0
+
+
+@kernel("i64(cpu_t*, i64, u64, u64, i64)")
+def insert_region(cpu, mm_number, address, length, vm_flags):
+    """The VMA of mmap_region, charged already, melted with equal neighbours: 0 or -ENOMEM."""
+    machine = machine_of(cpu)
+    shared, pages = vm_flags & VM_SHARED != 0, np.int64(length >> U(12))
+    number = new_vma(cpu, mm_number, address, address + length, vm_flags, 0 if shared else np.int64(address >> U(12)))
+    if number == 0:
+        return -ENOMEM
+    if shared and shmem_zero_setup(cpu, number, 0 if vm_flags & VM_NORESERVE else pages) != 0:
+        pool_put(cpu, machine.vma_pool, number)
+        return -ENOMEM
+    position = find_position(machine, mm_number, address)
+    insert_at(machine, mm_number, position, number)
+    vm_stat_account(mm_of(machine, mm_number), vm_flags, pages)
+    if vm_flags & VM_LOCKED:
+        mm_of(machine, mm_number).locked_vm += pages
+    merge_at(cpu, mm_number, position, True)
+    return 0
+
+
+@kernel("i64(cpu_t*, i64, u64, u64, i64)")
+def mmap_region(cpu, mm_number, address, length, vm_flags):
+    """Put a new VMA at a free place: the address or a negative errno."""
+    machine = machine_of(cpu)
+    pages = np.int64(length >> U(12))
+    if not may_expand_vm(cpu, mm_of(machine, mm_number), vm_flags, pages):
+        return -ENOMEM
+    vm_flags |= VM_SOFTDIRTY
+    charge = 0
+    if accountable_mapping(vm_flags):
+        charge, vm_flags = pages, vm_flags | VM_ACCOUNT
+    elif vm_flags & VM_SHARED and vm_flags & VM_NORESERVE == 0:
+        charge = pages
+    if charge != 0 and vm_enough_memory(cpu, mm_number, charge) != 0:
+        return -ENOMEM
+    if insert_region(cpu, mm_number, address, length, vm_flags) != 0:
+        vm_acct_memory(machine, -charge)
+        return -ENOMEM
+    return np.int64(address)
+
+
+@kernel("i64(cpu_t*, i64, u64, u64, i64)")
+def place_mapping(cpu, mm_number, hint, length, flags):
+    """Where mmap puts it, as an address, or a negative errno: MAP_FIXED, MAP_FIXED_NOREPLACE or a free place."""
+    machine = machine_of(cpu)
+    address = hint & ~(PAGE - U(1))
+    if flags & (MAP_FIXED | MAP_FIXED_NOREPLACE) == 0:
+        if address != U(0):
+            address = max(address, MMAP_MIN_ADDR)        # round_hint_to_min
+        address = get_unmapped_area(machine, mm_number, address, length, True)
+        return np.int64(address) if address != U(0) else -ENOMEM
+    if length > TASK_SIZE or address > TASK_SIZE - length:
+        return -ENOMEM
+    if hint != address:
+        return -EINVAL
+    if address < MMAP_MIN_ADDR:
+        return -EPERM
+    if flags & MAP_FIXED_NOREPLACE and find_vma_intersection(machine, mm_number, address, address + length) != 0:
+        return -EEXIST
+    return np.int64(address)
 
 
 @kernel("i64(cpu_t*, i64, u64, u64, i64, i64)")
@@ -296,30 +240,66 @@ def do_mmap(cpu, mm_number, hint, length, prot, flags):
     mm = mm_of(machine, mm_number)
     if length == U(0) or flags & (MAP_SHARED | MAP_PRIVATE) == 0 or flags & MAP_ANONYMOUS == 0:
         return -EINVAL
-    if length > TASK_SIZE or mm.map_count >= machine.max_map_count:
+    length = page_align(length)
+    if length == U(0) or mm.map_count > machine.max_map_count:
         return -ENOMEM
-    length = (length + PAGE - U(1)) & ~(PAGE - U(1))
-    address = hint & ~(PAGE - U(1))
-    if flags & (MAP_FIXED | MAP_FIXED_NOREPLACE):
-        if hint != address or address == U(0):
-            return -EINVAL
-        if address > TASK_SIZE - length:
-            return -ENOMEM
-        blocker = find_vma(machine, mm_number, address)
-        if blocker != 0 and vma_of(machine, blocker).start < address + length:
-            if flags & MAP_FIXED_NOREPLACE:
-                return -EEXIST
-            error = do_munmap(cpu, mm_number, address, length)
-            if error != 0:
-                return error
-    else:
-        address = get_unmapped_area(machine, mm_number, address, length, True)
-        if address == U(0):
-            return -ENOMEM
-    return mmap_region(cpu, mm_number, address, length, calc_vm_flags(prot, flags))
+    address = place_mapping(cpu, mm_number, hint, length, flags)
+    if address < 0:
+        return address
+    vm_flags = calc_vm_flags(prot, flags) | mm.def_flags
+    if flags & MAP_LOCKED and not can_do_mlock(cpu):
+        return -EPERM
+    if not mlock_future_ok(cpu, mm, vm_flags, length):
+        return -EAGAIN
+    if flags & MAP_SHARED and vm_flags & VM_GROWSDOWN:
+        return -EINVAL
+    if flags & MAP_NORESERVE and machine.overcommit_memory != OVERCOMMIT_NEVER:
+        vm_flags |= VM_NORESERVE
+    if find_vma_intersection(machine, mm_number, U(address), U(address) + length) != 0:
+        error = do_munmap(cpu, mm_number, U(address), length)
+        if error != 0:
+            return error
+    return mmap_region(cpu, mm_number, U(address), length, vm_flags)
 
 
-# -- munmap --------------------------------------------------------------------------------------------------
+# -- stacks --------------------------------------------------------------------------------------------------
+
+@kernel("i64(cpu_t*, mm_t*, vma_t*, u64)")
+def acct_stack_growth(cpu, mm, vma, start):
+    """Whether a stack may grow down to `start`, which is charged then: 0 or -ENOMEM."""
+    grow = vma.start - start
+    if not may_expand_vm(cpu, mm, vma.flags, np.int64(grow >> U(12))) or vma.end - start > rlimit(cpu, RLIMIT_STACK) or \
+            not mlock_future_ok(cpu, mm, vma.flags, grow):
+        return -ENOMEM
+    return vm_enough_memory(cpu, vma.mm, np.int64(grow >> U(12)))
+
+
+@kernel("i64(cpu_t*, i64, u64)")
+def expand_downwards(cpu, vma_number, address):
+    """Let a VM_GROWSDOWN mapping grow down to `address`: 0 or -ENOMEM. The mmap_lock is held for writing."""
+    machine = machine_of(cpu)
+    vma, start = vma_of(machine, vma_number), address & ~(PAGE - U(1))
+    mm = mm_of(machine, vma.mm)
+    if start < MMAP_MIN_ADDR:
+        return -EPERM
+    position = find_position(machine, vma.mm, vma.start)
+    if position > 0:
+        below = vma_at(machine, vma.mm, position - 1)
+        if below.flags & VM_GROWSDOWN == 0 and below.flags & VM_ACCESS_FLAGS and start - below.end < STACK_GUARD_GAP:
+            return -ENOMEM
+        if below.end > start:
+            return -ENOMEM
+    grow = np.int64((vma.start - start) >> U(12))
+    if vma.mapping == 0 and not anon_vma_prepare(cpu, vma_number):
+        return -ENOMEM
+    if grow > vma.pgoff or acct_stack_growth(cpu, mm, vma, start) != 0:
+        return -ENOMEM
+    if vma.flags & VM_LOCKED:
+        mm.locked_vm += grow
+    vm_stat_account(mm, vma.flags, grow)
+    move_start(cpu, vma, start, vma.pgoff - grow)
+    return 0
+
 
 # -- walks over a range of mappings --------------------------------------------------------------------------
 
@@ -328,9 +308,9 @@ def range_is_mapped(machine, mm_number, start, end):
     """True if no hole lies in [start, end)."""
     position, at = find_position(machine, mm_number, start), start
     while at < end:
-        if position == mm_of(machine, mm_number).map_count:
+        if position == map_count(machine, mm_number):
             return False
-        vma = vma_of(machine, vma_index(machine, mm_number)[position])
+        vma = vma_at(machine, mm_number, position)
         if vma.start > at:
             return False
         at = vma.end
@@ -338,49 +318,30 @@ def range_is_mapped(machine, mm_number, start, end):
     return True
 
 
-@kernel("i64(cpu_t*, i64, u64, u64, i64)")
-def do_mprotect(cpu, mm_number, start, length, prot):
-    """mprotect(2): 0 or a negative errno. The mmap_lock is held for writing."""
-    machine = machine_of(cpu)
-    end = start + ((length + PAGE - U(1)) & ~(PAGE - U(1)))
-    if start & (PAGE - U(1)) != U(0) or prot & ~(PROT_READ | PROT_WRITE | PROT_EXEC) != 0:
-        return -EINVAL
-    if length == U(0):
-        return 0
-    if end <= start or end > TASK_SIZE or not range_is_mapped(machine, mm_number, start, end):
-        return -ENOMEM
-    error = split_range(cpu, mm_number, start, end)
-    if error != 0:
-        return error
-    position = find_position(machine, mm_number, start)
-    while position < mm_of(machine, mm_number).map_count:
-        vma = vma_of(machine, vma_index(machine, mm_number)[position])
-        if vma.start >= end:
-            break
-        vma.flags = (vma.flags & ~(VM_READ | VM_WRITE | PROT_EXEC)) | prot
-        change_protection(cpu, mm_number, vma.start, vma.end, prot & PROT_WRITE != 0, prot != 0,
-                          vma.flags & VM_SHARED == 0)
-        position += 1
-    merge_range(cpu, mm_number, start, end)
-    return 0
+# -- brk -----------------------------------------------------------------------------------------------------
 
-
-@kernel("i64(cpu_t*, i64, u64, u64, i64)")
-def do_madvise(cpu, mm_number, start, length, advice):
-    """madvise(2) for DONTNEED; NORMAL to WILLNEED change nothing here. The mmap_lock is held for reading."""
+@kernel("bool(cpu_t*, i64, u64, u64)")
+def grow_brk(cpu, mm_number, old, new):
+    """do_brk_flags, after the checks of brk(2); success."""
     machine = machine_of(cpu)
-    end = start + ((length + PAGE - U(1)) & ~(PAGE - U(1)))
-    if start & (PAGE - U(1)) != U(0) or end < start or advice < 0 or advice > MADV_DONTNEED:
-        return -EINVAL
-    if advice == MADV_DONTNEED:
-        position = find_position(machine, mm_number, start)
-        while position < mm_of(machine, mm_number).map_count:
-            vma = vma_of(machine, vma_index(machine, mm_number)[position])
-            if vma.start >= end:
-                break
-            zap_page_range(cpu, mm_number, max(vma.start, start), min(vma.end, end))
-            position += 1
-    return 0 if range_is_mapped(machine, mm_number, start, end) else -ENOMEM
+    mm = mm_of(machine, mm_number)
+    flags, pages = calc_vm_flags(PROT_READ | PROT_WRITE, MAP_PRIVATE) | VM_ACCOUNT | VM_SOFTDIRTY | mm.def_flags, \
+        np.int64((new - old) >> U(12))
+    if new > TASK_SIZE or not mlock_future_ok(cpu, mm, mm.def_flags, new - old):
+        return False
+    if not may_expand_vm(cpu, mm, flags, pages) or mm.map_count > machine.max_map_count:
+        return False
+    if find_vma_intersection(machine, mm_number, old, new) != 0:
+        return False
+    position = find_position(machine, mm_number, old)
+    if position < mm.map_count and vm_start_gap(vma_at(machine, mm_number, position)) < new + PAGE:
+        return False
+    if vm_enough_memory(cpu, mm_number, pages) != 0:
+        return False
+    if insert_region(cpu, mm_number, old, new - old, flags) != 0:
+        vm_acct_memory(machine, -pages)
+        return False
+    return True
 
 
 @kernel("i64(cpu_t*, i64, u64)")
@@ -388,19 +349,13 @@ def do_brk(cpu, mm_number, brk):
     """brk(2): the new end of the heap, or the old one if that cannot be. The mmap_lock is held for writing."""
     machine = machine_of(cpu)
     mm = mm_of(machine, mm_number)
-    if brk < mm.start_brk or brk > TASK_SIZE:
+    if brk < mm.start_brk or brk > TASK_SIZE or brk - mm.start_brk > rlimit(cpu, RLIMIT_DATA):
         return np.int64(mm.brk)
-    new = (brk + PAGE - U(1)) & ~(PAGE - U(1))
-    old = (mm.brk + PAGE - U(1)) & ~(PAGE - U(1))
+    new, old = page_align(brk), page_align(mm.brk)
     if new < old:
-        if do_munmap(cpu, mm_number, new, old - new) != 0:
+        if find_vma_intersection(machine, mm_number, new, old) == 0 or do_munmap(cpu, mm_number, new, old - new) != 0:
             return np.int64(mm.brk)
-    elif new > old:
-        blocker = find_vma(machine, mm_number, old)
-        if blocker != 0 and vma_of(machine, blocker).start < new + PAGE:
-            return np.int64(mm.brk)
-        flags = calc_vm_flags(PROT_READ | PROT_WRITE, MAP_PRIVATE)
-        if mmap_region(cpu, mm_number, old, new - old, flags) < 0:
-            return np.int64(mm.brk)
+    elif new > old and not grow_brk(cpu, mm_number, old, new):
+        return np.int64(mm.brk)
     mm.brk = brk
     return np.int64(brk)

@@ -4,7 +4,7 @@ import numpy as np
 from numaemu.compile import hot
 from numaemu.kernel.mm_types import page_t
 from numaemu.param import MAX_NODES, NR_ORDERS
-from numaemu.pointer import Struct, i64, u8, u64
+from numaemu.pointer import Struct, i64, u64, u8
 
 U = np.uint64
 

@@ -21,18 +21,17 @@ from numaemu.kernel.memory import zap_page_range
 from numaemu.kernel.mm_types import (MM_ANONPAGES, MM_FILEPAGES, MM_SHMEMPAGES, MM_SWAPENTS, OOM_NONE, OOM_REAPED,
                                      OOM_REAPING, OOM_SKIP, OOM_VICTIM, TASK_DEAD, TASK_RUNNING, TASK_ZOMBIE, pool_t,
                                      task_t)
-from numaemu.kernel.mmap import vma_index
 from numaemu.kernel.mmzone import MAX_NR_ZONES, WMARK_HIGH, wmark_pages, zone_of
 from numaemu.kernel.node_sysfs import has_memory, list_text
 from numaemu.kernel.pcplist import drain_local_pages
 from numaemu.kernel.pgtable import mm_of
 from numaemu.kernel.pool import pool_put
 from numaemu.kernel.proc_meminfo import kilobytes
-from numaemu.kernel.rmap import vma_of
 from numaemu.kernel.show_mem import show_mem
 from numaemu.kernel.slowpath import fatal_signal_pending
 from numaemu.kernel.smp import MSG_OOM, let_others_run, machine_of, read_unlock, request
 from numaemu.kernel.stats import task_name
+from numaemu.kernel.vma_index import vma_index, vma_of
 from numaemu.kernel.watermark import gfp_zone, zone_watermark_ok
 from numaemu.mmu import cpu_t
 from numaemu.param import MAX_NODES

@@ -15,7 +15,7 @@ from numaemu.kernel.vmstat import (NR_WRITEBACK, NR_WRITTEN, PGPGIN, PGPGOUT, PS
                                    ZSWPIN, ZSWPOUT, count_vm_events, mod_node_page_state)
 from numaemu.kernel.zram import zs_load, zs_store
 from numaemu.native import clear_bytes, copy_bytes
-from numaemu.pointer import u8, u64
+from numaemu.pointer import u64, u8
 
 U = np.uint64
 PAGE_KEEP, PAGE_SUCCESS, PAGE_WRITEBACK = range(3)       # pageout's answers: failed, written, on its way

@@ -12,8 +12,8 @@ from numaemu.atomic import compare_exchange, load_acquire, store_release
 from numaemu.compile import hot, kernel
 from numaemu.kernel.gfp import __GFP_FS, __GFP_IO
 from numaemu.kernel.mm_inline import folio_clear, folio_is_file_lru, folio_set, folio_test
-from numaemu.kernel.mm_types import (PG_active, PG_anon, PG_dirty, PG_mlocked, PG_reclaim, PG_referenced, PG_swapbacked,
-                                     PG_swapcache, PG_unevictable, PG_writeback)
+from numaemu.kernel.mm_types import (PG_active, PG_anon, PG_dirty, PG_mlocked, PG_reclaim, PG_referenced,
+                                     PG_swapbacked, PG_swapcache, PG_unevictable, PG_writeback)
 from numaemu.kernel.mmzone import NR_LRU_LISTS, page_of, page_to_nid
 from numaemu.kernel.page_alloc import free_unref_page, get_page
 from numaemu.kernel.page_io import PAGE_KEEP, PAGE_WRITEBACK, swap_writepage

@@ -11,10 +11,10 @@ import numpy as np
 
 from numaemu.atomic import load_acquire
 from numaemu.compile import entry, hot, kernel
-from numaemu.kernel.mm_types import PG_anon, PG_buddy, PG_pcp, PG_table, machine_t
+from numaemu.kernel.mm_types import PG_anon, PG_buddy, PG_pcp, PG_swapbacked, PG_table, machine_t
 from numaemu.kernel.mmzone import page_of, page_to_nid, page_zone, zone_of
 from numaemu.kernel.pgtable import _PAGE_SPECIAL, mm_of, pte_pfn, pte_present, ptep_get, table_at
-from numaemu.mmu import _PAGE_DIRTY
+from numaemu.mmu import _PAGE_ACCESSED, _PAGE_DIRTY
 from numaemu.param import MAX_NODES
 from numaemu.pointer import u64
 
@@ -41,45 +41,144 @@ def table_of(machine, word):
     return table_at(machine, word)
 
 
+# what /proc/<pid>/smaps counts of a range: bytes, of which the shares (PSS) are 4096 / mapcount per page
+(RSS, PSS, PSS_DIRTY, PSS_ANON, PSS_SHMEM, SHARED_CLEAN, SHARED_DIRTY, PRIVATE_CLEAN, PRIVATE_DIRTY, REFERENCED,
+ ANONYMOUS, LAZYFREE, NR_SMAPS) = range(13)
+PSS_SHIFT = 12
+
+# a word of /proc/<pid>/pagemap
+PM_SOFT_DIRTY, PM_MMAP_EXCLUSIVE, PM_FILE, PM_SWAP, PM_PRESENT = (U(1 << bit) for bit in (55, 56, 61, 62, 63))
+
+
+@hot
+def mapped_page(machine, pte):
+    """The frame that a leaf entry maps and that counts as the task's, or 0."""
+    pfn = pte_pfn(pte)
+    if not pte_present(pte) or pte & _PAGE_SPECIAL != U(0) or not pfn_valid(machine, pfn) or \
+            page_of(machine, pfn).flags & U(PG_buddy | PG_pcp | PG_table) != U(0):
+        return 0
+    return pfn
+
+
+@hot
+def is_dirty(flags, pte):
+    """An anonymous page counts as dirty whatever its entry says, unless it may be dropped (MADV_FREE).
+
+    Nothing else holds its content, and as long as there is no swap Linux never cleans one (fork clears D in a child's
+    entries here, but not there).
+    """
+    return pte & _PAGE_DIRTY != U(0) or flags & U(PG_anon | PG_swapbacked) == U(PG_anon | PG_swapbacked)
+
+
 @hot
 def gather_pte(machine, pte, counts):
-    """Count what a leaf entry maps. Mirrors can_gather_numa_stats and gather_stats.
-
-    An anonymous page counts as dirty whatever its entry says: nothing else holds its content, and as long as there
-    is no swap Linux never cleans one (fork clears D in a child's entries here, but not there).
-    """
-    pfn = pte_pfn(pte)
-    if not pte_present(pte) or pte & _PAGE_SPECIAL != U(0) or not pfn_valid(machine, pfn):
+    """Count what a leaf entry maps, for numa_maps. Mirrors can_gather_numa_stats and gather_stats."""
+    pfn = mapped_page(machine, pte)
+    if pfn == 0:
         return
     page = page_of(machine, pfn)
-    flags = page.flags
-    if flags & U(PG_buddy | PG_pcp | PG_table) != U(0):
-        return
-    anon = flags & U(PG_anon) != U(0)
     counts[PAGES] += 1
-    if anon:
+    if page.flags & U(PG_anon) != U(0):
         counts[ANON] += 1
-    if anon or pte & _PAGE_DIRTY != U(0):
+    if is_dirty(page.flags, pte):
         counts[DIRTY] += 1
     counts[MAPCOUNT_MAX] = max(counts[MAPCOUNT_MAX], np.int64(load_acquire(page, "mapcount")))
     counts[FIRST_NODE + page_to_nid(machine, pfn)] += 1
 
 
-@entry("void(u64, i64, u64, u64, i64[])")
-def gather_stats(machine_address, mm_number, start, end, counts):
-    """Add the pages that [start, end) of an address space maps to `counts` (NR_COUNTS words)."""
+@hot
+def smaps_pte(machine, pte, counts):
+    """Count what a leaf entry maps, for smaps. Mirrors smaps_pte_entry and smaps_account."""
+    pfn = mapped_page(machine, pte)
+    if pfn == 0:
+        return
+    page = page_of(machine, pfn)
+    flags, sharers = page.flags, max(np.int64(load_acquire(page, "mapcount")), 1)
+    anon, dirty, share = flags & U(PG_anon) != U(0), is_dirty(flags, pte), (4096 << PSS_SHIFT) // sharers
+    counts[RSS] += 4096
+    counts[PSS] += share
+    counts[PSS_ANON if anon else PSS_SHMEM] += share
+    if dirty:
+        counts[PSS_DIRTY] += share
+        counts[PRIVATE_DIRTY if sharers == 1 else SHARED_DIRTY] += 4096
+    else:
+        counts[PRIVATE_CLEAN if sharers == 1 else SHARED_CLEAN] += 4096
+    if pte & _PAGE_ACCESSED != U(0):
+        counts[REFERENCED] += 4096
+    if anon:
+        counts[ANONYMOUS] += 4096
+        if not dirty:
+            counts[LAZYFREE] += 4096
+
+
+@hot
+def pagemap_word(machine, pte):
+    """What pagemap says of a leaf entry. Mirrors pte_to_pagemap_entry; the page of zeros is nobody's, so has no flags."""
+    if pte == U(0):
+        return U(0)
+    if not pte_present(pte):
+        return PM_SWAP
+    word, pfn = PM_PRESENT | U(pte_pfn(pte)), mapped_page(machine, pte)
+    if pfn != 0:
+        page = page_of(machine, pfn)
+        if page.flags & U(PG_anon) == U(0):
+            word |= PM_FILE
+        if load_acquire(page, "mapcount") == 1:
+            word |= PM_MMAP_EXCLUSIVE
+    return word
+
+
+@kernel("i64(machine_t*, i64, u64)")
+def missing_shift(machine, mm_number, address):
+    """12 if an address has a leaf table; else the shift of the upper entry that has none below it."""
+    table, shift = table_of(machine, mm_of(machine, mm_number).pgd), 39
+    while shift > 12 and table != U(0):
+        table = table_of(machine, load_acquire(u64.array(table), np.int64((address >> U(shift)) & U(511))))
+        if table != U(0):
+            shift -= 9
+    return shift
+
+
+@kernel("u64(machine_t*, i64, u64)")
+def leaf_entry(machine, mm_number, address):
+    """The leaf entry of an address, 0 if there is no table for it (any more)."""
+    table = table_of(machine, mm_of(machine, mm_number).pgd)
+    for shift in (39, 30, 21):
+        if table == U(0):
+            return U(0)
+        table = table_of(machine, load_acquire(u64.array(table), np.int64((address >> U(shift)) & U(511))))
+    return ptep_get(table + (((address >> U(12)) & U(511)) << U(3))) if table != U(0) else U(0)
+
+
+@hot
+def next_present(machine, mm_number, address):
+    """The next address from this one on that has a leaf table."""
+    shift = missing_shift(machine, mm_number, address)
+    return address if shift == 12 else ((address >> U(shift)) + U(1)) << U(shift)
+
+
+@entry("void(u64, i64, u64, u64, i64[], bool)")
+def walk_page_range(machine_address, mm_number, start, end, counts, smaps):
+    """Add the pages that [start, end) of an address space maps to `counts`: NR_SMAPS words for smaps, else NR_COUNTS."""
     machine = machine_t.at(machine_address)
     address = start
     while address < end:
-        table, shift = table_of(machine, mm_of(machine, mm_number).pgd), 39
-        while shift > 12 and table != U(0):
-            table = table_of(machine, load_acquire(u64.array(table), np.int64((address >> U(shift)) & U(511))))
-            if table != U(0):
-                shift -= 9
-        if table == U(0):                        # nothing here: on to where the missing table would end
-            address = ((address >> U(shift)) + U(1)) << U(shift)
-            continue
-        table_end = min(end, (address | U(0x1FFFFF)) + U(1))
-        while address < table_end:
-            gather_pte(machine, ptep_get(table + (((address >> U(12)) & U(511)) << U(3))), counts)
-            address += U(4096)
+        if address & U(0x1FFFFF) == U(0) or address == start:
+            there = next_present(machine, mm_number, address)
+            if there != address:
+                address = there
+                continue
+        pte = leaf_entry(machine, mm_number, address)
+        if smaps:
+            smaps_pte(machine, pte, counts)
+        else:
+            gather_pte(machine, pte, counts)
+        address += U(4096)
+
+
+@entry("void(u64, i64, u64, u64[])")
+def pagemap_read(machine_address, mm_number, start, words):
+    """The words of /proc/<pid>/pagemap for the pages from `start` on, without the bits that only the VMA knows."""
+    machine = machine_t.at(machine_address)
+    for i in range(len(words)):
+        words[i] = pagemap_word(machine, leaf_entry(machine, mm_number, start + U(i * 4096)))

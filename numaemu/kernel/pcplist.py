@@ -18,9 +18,9 @@ from numaemu.compile import kernel
 from numaemu.kernel.internal import ALLOC_AHEAD, ALLOC_BITS
 from numaemu.kernel.mm_types import PG_pcp
 from numaemu.kernel.mmdebug import VM_BUG_ON_PAGE
-from numaemu.kernel.mmzone import (MAX_NR_ZONES, MIGRATE_RECLAIMABLE, PCP_BATCH_SCALE_MAX, PCP_HIGH_MAX, page_of, pcp_of,
-                                   zone_of)
-from numaemu.kernel.smp import (MSG_DRAIN, MSG_FALLBACK, MSG_FILL, actor_of_node, machine_of, send, wait_for_event)
+from numaemu.kernel.mmzone import (MAX_NR_ZONES, MIGRATE_RECLAIMABLE, PCP_BATCH_SCALE_MAX, PCP_HIGH_MAX, page_of,
+                                   pcp_of, zone_of)
+from numaemu.kernel.smp import MSG_DRAIN, MSG_FALLBACK, MSG_FILL, actor_of_node, machine_of, send, wait_for_event
 from numaemu.kernel.vmstat import NUMA_FALLBACK, count_vm_events
 from numaemu.native import prefetch
 

@@ -16,7 +16,7 @@ from numaemu.kernel.mmzone import page_of, page_to_nid
 from numaemu.kernel.page_alloc import put_page
 from numaemu.kernel.smp import machine_of
 from numaemu.kernel.vmstat import NR_PAGETABLE, mod_node_page_state
-from numaemu.mmu import _PAGE_ACCESSED, _PAGE_PRESENT, _PAGE_RW, _PAGE_USER, PTE_PFN_MASK
+from numaemu.mmu import PTE_PFN_MASK, _PAGE_ACCESSED, _PAGE_PRESENT, _PAGE_RW, _PAGE_USER
 from numaemu.pointer import u64
 
 U = np.uint64

@@ -8,12 +8,13 @@ import functools
 import os
 import re
 
-from numaemu.kernel import node_sysfs, proc_meminfo, proc_slabinfo, proc_task, proc_vmstat, swapon, sysctl
+from numaemu.kernel import node_sysfs, proc_meminfo, proc_slabinfo, proc_smaps, proc_task, proc_vmstat, swapon, sysctl
 from numaemu.kernel.sysctl import System  # noqa: F401  (what read, write and listdir take)
 
 FIXED = {path: (read, None) for module in (proc_vmstat, proc_meminfo, proc_slabinfo, node_sysfs)
          for path, read in module.FILES.items()}
 FIXED |= sysctl.FILES | swapon.FILES
+PID_FILES = proc_task.PID_FILES | proc_smaps.PID_FILES
 _PID = re.compile(r"/proc/(\d+)/(\w+)")
 _NODE = re.compile(rf"{node_sysfs.ROOT}/node(\d+)/(\w+)")
 _WEIGHT = re.compile(rf"{sysctl.WEIGHTS}/node(\d+)")
@@ -23,10 +24,10 @@ def find(system, path):
     """The reader and the writer of a file (None: not permitted), or None: there is no such file."""
     if path in FIXED:
         return FIXED[path]
-    if (match := _PID.fullmatch(path)) and match[2] in proc_task.PID_FILES:
+    if (match := _PID.fullmatch(path)) and match[2] in PID_FILES:
         if proc_task.number_of_pid(system.machine, int(match[1])):
             pid, write = int(match[1]), proc_task.PID_WRITERS.get(match[2])
-            return (functools.partial(proc_task.show, pid=pid, name=match[2]),
+            return (functools.partial(proc_task.show, pid=pid, name=match[2], make=PID_FILES[match[2]]),
                     write and (lambda system, text: write(system, pid, text)))
     if (match := _NODE.fullmatch(path)) and match[2] in node_sysfs.NODE_FILES:
         if int(match[1]) < system.machine.nr_nodes:
@@ -48,7 +49,7 @@ def paths(system):
     yield from FIXED
     yield from (f"{node_sysfs.ROOT}/node{node}/{name}" for node in nodes for name in node_sysfs.NODE_FILES)
     yield from (f"{sysctl.WEIGHTS}/node{node}" for node in nodes)
-    yield from (f"/proc/{pid}/{name}" for pid in proc_task.pids(system.machine) for name in proc_task.PID_FILES)
+    yield from (f"/proc/{pid}/{name}" for pid in proc_task.pids(system.machine) for name in PID_FILES)
 
 
 def is_directory(system, path):

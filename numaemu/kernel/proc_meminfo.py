@@ -6,14 +6,13 @@ not have yet is 0, as on a machine that does not use it. Lines that are sums are
 from numaemu.kernel.mm_init import node_managed_pages
 from numaemu.kernel.mmzone import MAX_NR_ZONES, WMARK_HIGH, zone_of
 from numaemu.kernel.percpu import pcpu_nr_pages
-from numaemu.kernel.swapfile import swap_of
+from numaemu.kernel.util import vm_commit_limit
 from numaemu.kernel.vmstat import fold_node, free_pages
 from numaemu.kernel.zram import zstat_of
 from numaemu.param import PAGE_SHIFT
 
 VMALLOC_BYTES = (32 << 40) - 1           # VMALLOC_TOTAL with four-level paging: Linux's pgtable_64_types.h
 HUGE_PAGE_KB = 2048
-OVERCOMMIT_RATIO = 50                    # sysctl_overcommit_ratio, percent: Linux's mm/util.c
 
 
 def kilobytes(pages):
@@ -58,9 +57,9 @@ def slab_lines(state):
 
 def swap_lines(machine):
     """Slots, free ones; what zswap holds compressed and how much that was."""
-    swap, stat = swap_of(machine), zstat_of(machine)
+    stat = zstat_of(machine)
     zswap = machine.zswap_enabled
-    return [line("SwapTotal", kilobytes(swap.total_swap_pages)), line("SwapFree", kilobytes(max(machine.nr_swap_pages, 0))),
+    return [line("SwapTotal", kilobytes(machine.total_swap_pages)), line("SwapFree", kilobytes(max(machine.nr_swap_pages, 0))),
             line("Zswap", stat.compr_bytes >> 10 if zswap else 0), line("Zswapped", stat.orig_bytes >> 10 if zswap else 0)]
 
 
@@ -91,7 +90,8 @@ def meminfo(system):
              line("AnonPages", state["nr_anon_pages"]), line("Mapped", state["nr_mapped"]),
              line("Shmem", state["nr_shmem"]), *slab_lines(state), *zeros("KernelStack"),
              line("PageTables", state["nr_page_table_pages"]), *zeros("SecPageTables NFS_Unstable Bounce WritebackTmp"),
-             line("CommitLimit", kilobytes(total * OVERCOMMIT_RATIO // 100)), *zeros("Committed_AS"),
+             line("CommitLimit", kilobytes(int(vm_commit_limit(machine)))),
+             line("Committed_AS", kilobytes(max(machine.vm_committed_as, 0))),
              line("VmallocTotal", VMALLOC_BYTES >> 10), *zeros("VmallocUsed VmallocChunk"),
              line("Percpu", kilobytes(pcpu_nr_pages(machine))),
              f"HardwareCorrupted: {0:5d} kB", *zeros(HUGE_LINES),

@@ -9,16 +9,16 @@ import os
 import numpy as np
 
 from numaemu.kernel.mm_types import (MM_ANONPAGES, MM_FILEPAGES, MM_SHMEMPAGES, MM_SWAPENTS, TASK_NAME_BYTES,
-                                     TASK_RUNNING, VM_EXEC, VM_MAYSHARE, VM_READ, VM_SHARED, VM_STACK, VM_WRITE,
-                                     pool_t, task_t, vma_t)
-from numaemu.kernel.mmap import vma_index
+                                     TASK_RUNNING, VM_EXEC, VM_MAYSHARE, VM_READ, VM_SHARED, VM_WRITE, pool_t, task_t,
+                                     vma_t)
 from numaemu.kernel.node_sysfs import has_memory, list_text, mask_text
 from numaemu.kernel.oom_kill import OOM_SCORE_ADJ_MAX, OOM_SCORE_ADJ_MIN, oom_score
-from numaemu.kernel.pagewalk import ANON, DIRTY, FIRST_NODE, MAPCOUNT_MAX, NR_COUNTS, PAGES, gather_stats
+from numaemu.kernel.pagewalk import ANON, DIRTY, FIRST_NODE, MAPCOUNT_MAX, NR_COUNTS, PAGES, walk_page_range
 from numaemu.kernel.pgtable import mm_of
 from numaemu.kernel.proc_meminfo import kilobytes
 from numaemu.kernel.stats import task_name
 from numaemu.kernel.sysctl import invalid, strtoul
+from numaemu.kernel.vma_index import vma_index
 from numaemu.mmu import cpu_t
 from numaemu.param import MAX_NODES
 from numaemu.uapi import (MPOL_BIND, MPOL_DEFAULT, MPOL_F_RELATIVE_NODES, MPOL_F_STATIC_NODES, MPOL_INTERLEAVE,
@@ -55,8 +55,10 @@ def gone(path):
     return FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), path)
 
 
-def show(system, pid, name):
-    """The text of /proc/<pid>/<name>; FileNotFoundError if there is no such task, or it ends meanwhile."""
+def show(system, pid, name, make):
+    """/proc/<pid>/<name>, which make(system, task's number, mm's number) gives; FileNotFoundError if there is no such
+    task, or it ends meanwhile.
+    """
     number = number_of_pid(system.machine, pid)
     if number == 0:
         raise gone(f"/proc/{pid}/{name}")
@@ -64,7 +66,7 @@ def show(system, pid, name):
     mm_number = task.mm
     mm = mm_of(system.machine, mm_number)
     mm_id = mm.id
-    text = PID_FILES[name](system, number, mm_number)
+    text = make(system, number, mm_number)
     if (task.pid, task.mm, mm.id, task.state) != (pid, mm_number, mm_id, TASK_RUNNING):
         raise gone(f"/proc/{pid}/{name}")
     return text
@@ -156,7 +158,7 @@ def show_numa_map(system, task, mm_number, vma):
         words.append("heap")
     elif is_initial_stack(mm, vma):
         words.append("stack")
-    gather_stats(int(system.machine.address), mm_number, vma["start"], vma["end"], counts)
+    walk_page_range(int(system.machine.address), mm_number, vma["start"], vma["end"], counts, 0)
     return " ".join(words + page_words(counts)) + "\n"
 
 
@@ -168,39 +170,37 @@ def numa_maps(system, number, mm_number):
 
 # -- status --------------------------------------------------------------------------------------------------
 
-def vm_pages(vmas):
-    """mm->data_vm, stack_vm and exec_vm in pages: Linux's vm_stat_account"""
-    flags, pages = vmas["flags"], (vmas["end"] - vmas["start"]) >> np.uint64(12)
-    stack = flags & VM_STACK != 0
-    executable = flags & (VM_EXEC | VM_WRITE | VM_STACK) == VM_EXEC
-    data = flags & (VM_WRITE | VM_SHARED | VM_STACK) == VM_WRITE
-    return {name: int(pages[which].sum()) for name, which in (("data", data & ~executable), ("stack", stack),
-                                                             ("exec", executable))}
-
-
-def memory_fields(machine, mm_number):
+def memory_fields(mm):
     """task_mem, in kB. The top-level table is not in VmPTE, as in mm_pgtables_bytes; no file backs a program here, so
-    all executable pages are a library's.
+    all executable pages are a library's. Nothing pins pages.
     """
-    mm, vm = mm_of(machine, mm_number), vm_pages(copy_vmas(machine, mm_number))
     anon, file, shmem = (mm.rss[i] for i in (MM_ANONPAGES, MM_FILEPAGES, MM_SHMEMPAGES))
-    pages = {"VmSize": mm.total_vm, "VmLck": 0, "VmPin": 0, "VmRSS": anon + file + shmem, "RssAnon": anon, "RssFile": file,
-             "RssShmem": shmem, "VmData": vm["data"], "VmStk": vm["stack"], "VmExe": 0, "VmLib": vm["exec"],
-             "VmPTE": mm.pgtables, "VmSwap": mm.rss[MM_SWAPENTS], "HugetlbPages": 0}
+    rss = anon + file + shmem
+    pages = {"VmPeak": max(mm.hiwater_vm, mm.total_vm), "VmSize": mm.total_vm, "VmLck": mm.locked_vm, "VmPin": 0,
+             "VmHWM": max(mm.hiwater_rss, rss), "VmRSS": rss, "RssAnon": anon, "RssFile": file, "RssShmem": shmem,
+             "VmData": mm.data_vm, "VmStk": mm.stack_vm, "VmExe": 0, "VmLib": mm.exec_vm, "VmPTE": mm.pgtables,
+             "VmSwap": mm.rss[MM_SWAPENTS], "HugetlbPages": 0}
     return {name: f"{kilobytes(n):8d} kB" for name, n in pages.items()}
+
+
+def statm(system, _number, mm_number):
+    """/proc/<pid>/statm, in pages: proc_pid_statm"""
+    mm = mm_of(system.machine, mm_number)
+    anon, shared = mm.rss[MM_ANONPAGES], mm.rss[MM_FILEPAGES] + mm.rss[MM_SHMEMPAGES]
+    return f"{mm.total_vm} {anon + shared} {shared} 0 0 {mm.data_vm + mm.stack_vm} 0\n"
 
 
 def status(system, number, mm_number):
     """/proc/<pid>/status: the lines of proc_pid_status that concern tasks, memory and placement, in its order.
 
-    Not there: users, signals, capabilities and context switches, which are not emulated; VmPeak and VmHWM, which
-    nobody keeps yet. A task runs on the CPU it was put on and nowhere else, so that is what it is allowed.
+    Not there: groups, signals, capabilities and context switches, which are not emulated. A task runs on the CPU it was put on and nowhere else, so that is what it is allowed.
     """
     machine, task = system.machine, task_t.array(system.machine.tasks)[number]
     running = cpu_t.array(machine.cpus)[task.cpu].task == number
     tasks, alive = live_tasks(machine)
     fields = {"Name": task_name(task), "State": "R (running)" if running else "S (sleeping)", "Tgid": task.tgid, "Ngid": 0,
-              "Pid": task.pid, "PPid": task.ppid, "TracerPid": 0, **memory_fields(machine, mm_number),
+              "Pid": task.pid, "PPid": task.ppid, "TracerPid": 0,
+              "Uid": "\t".join([str(task.uid)] * 4), **memory_fields(mm_of(machine, mm_number)),
               "Threads": int((tasks[alive]["tgid"] == task.tgid).sum()),
               "Cpus_allowed": mask_text([task.cpu], machine.nr_cpus), "Cpus_allowed_list": list_text([task.cpu]),
               "Mems_allowed": mask_text(has_memory(system), MAX_NODES),
@@ -245,5 +245,5 @@ def write_comm(system, pid, text):
 
 
 PID_FILES = {"maps": maps, "numa_maps": numa_maps, "status": status, "oom_score": show_oom_score,
-             "oom_score_adj": show_oom_score_adj, "comm": show_comm}
+             "oom_score_adj": show_oom_score_adj, "comm": show_comm, "statm": statm}
 PID_WRITERS = {"comm": write_comm, "oom_score_adj": write_oom_score_adj}

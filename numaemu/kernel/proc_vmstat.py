@@ -6,11 +6,11 @@ Only counters that the emulator keeps are printed, under Linux's names and in Li
 import numpy as np
 
 from numaemu.kernel import stats
-from numaemu.kernel.mmzone import (MAX_NR_ZONES, MIGRATE_MOVABLE, MIGRATE_NAMES, MIGRATE_PCPTYPES, NR_ORDERS,
-                                   WMARK_HIGH, WMARK_LOW, WMARK_MIN, ZONE_DMA, ZONE_DMA32, ZONE_HIGHMEM, ZONE_MOVABLE, ZONE_NAMES,
+from numaemu.kernel.mmzone import (MAX_NR_ZONES, MIGRATE_MOVABLE, MIGRATE_NAMES, MIGRATE_PCPTYPES, WMARK_HIGH,
+                                   WMARK_LOW, WMARK_MIN, ZONE_DMA, ZONE_DMA32, ZONE_HIGHMEM, ZONE_MOVABLE, ZONE_NAMES,
                                    ZONE_NORMAL, pcp_of, zone_of)
 from numaemu.kernel.vmstat import fold_node, fold_numa, free_pages
-from numaemu.param import PAGEBLOCK_ORDER, PAGEBLOCK_PAGES
+from numaemu.param import NR_ORDERS, PAGEBLOCK_ORDER, PAGEBLOCK_PAGES
 from numaemu.pointer import u8
 
 ZONES = (ZONE_DMA, ZONE_DMA32, ZONE_NORMAL, ZONE_MOVABLE)

@@ -7,20 +7,22 @@ spin lock; a VMA leaves it before its page tables are freed, so a walker under t
 """
 import numpy as np
 
-from numaemu.atomic import compare_exchange, fetch_add, load_acquire
+from numaemu.atomic import fetch_add, load_acquire
 from numaemu.compile import hot, kernel
+from numaemu.kernel.mlock import mlock_folio, munlock_folio
 from numaemu.kernel.mm_inline import folio_clear, folio_set, folio_test
 from numaemu.kernel.mm_types import (MM_ANONPAGES, MM_SHMEMPAGES, MM_SWAPENTS, VM_EXEC, VM_LOCKED, PG_anon,
-                                     PG_anon_exclusive, PG_dirty, PG_swapbacked, PG_swapcache, mapping_t, vma_t)
+                                     PG_anon_exclusive, PG_dirty, PG_mlocked, PG_swapbacked, PG_swapcache, mapping_t)
 from numaemu.kernel.mmdebug import VM_BUG_ON_PAGE
 from numaemu.kernel.mmzone import page_of, page_to_nid
 from numaemu.kernel.page_alloc import put_page
-from numaemu.kernel.pgtable import (_PAGE_SPECIAL, _SWP_EXCLUSIVE, mm_of, pte_offset, pte_pfn, pte_present, ptep_cmpxchg,
-                                    ptep_get, swp_entry_to_pte)
+from numaemu.kernel.pgtable import (_PAGE_SPECIAL, _SWP_EXCLUSIVE, mm_of, pte_offset, pte_pfn, pte_present,
+                                    ptep_cmpxchg, ptep_get, swp_entry_to_pte)
 from numaemu.kernel.pool import pool_get, pool_put
 from numaemu.kernel.smp import machine_of, spin_lock, spin_unlock
 from numaemu.kernel.swapfile import swap_duplicate, swap_entry_put
 from numaemu.kernel.tlb import set_tlb_ubc_flush_pending
+from numaemu.kernel.vma_index import vma_of
 from numaemu.kernel.vmstat import NR_ANON_MAPPED, NR_FILE_MAPPED, mod_node_page_state
 from numaemu.mmu import _PAGE_ACCESSED, _PAGE_DIRTY
 from numaemu.pointer import address_of
@@ -28,11 +30,6 @@ from numaemu.pointer import address_of
 U = np.uint64
 UNMAP_TRIES = 4                  # at an entry that changes as we look
 REFERENCED_LOCKED, REFERENCED_EXEC = 1 << 40, 1 << 41      # folio_referenced: VMAs that map the page are mlocked, executable
-
-
-@hot
-def vma_of(machine, number):
-    return vma_t.array(machine.vmas)[number]
 
 
 @hot
@@ -48,7 +45,7 @@ def new_mapping(cpu, shared):
     if number != 0:
         mapping = mapping_of(machine, number)
         mapping.users, mapping.first_vma, mapping.shared = 0, 0, shared      # not the lock: a late walker may hold it
-        mapping.root, mapping.nr_pages = U(0), 0
+        mapping.root, mapping.nr_pages, mapping.acct = U(0), 0, 0
     return number
 
 
@@ -86,22 +83,6 @@ def unlink_vma(cpu, vma_number):
     return last
 
 
-@kernel("bool(cpu_t*, i64)")
-def anon_vma_prepare(cpu, vma_number):
-    """Give an anonymous VMA its family before its first page; several threads may come at once. False: table full."""
-    machine = machine_of(cpu)
-    vma = vma_of(machine, vma_number)
-    lock = address_of(machine, "anon_vma_lock")
-    spin_lock(cpu, lock)
-    if vma.mapping == 0:
-        number = new_mapping(cpu, 0)
-        if number != 0:
-            link_vma(cpu, number, vma_number)
-            compare_exchange(vma, "mapping", 0, number)
-    spin_unlock(lock)
-    return load_acquire(vma, "mapping") != 0
-
-
 @kernel("u64(page_t*, vma_t*)")
 def page_address_in_vma(page, vma):
     """Where a page of the family would lie in this VMA; 0 if outside."""
@@ -119,6 +100,8 @@ def folio_add_anon_rmap(machine, cpu, page, pfn, vma, address):
     page.index = vma.pgoff + np.int64((address - vma.start) >> U(12))
     page.mapcount = 1
     page.flags |= U(PG_anon | PG_swapbacked)
+    if vma.flags & VM_LOCKED:
+        mlock_folio(cpu, pfn)
     mod_node_page_state(machine, cpu.id, page_to_nid(machine, pfn), NR_ANON_MAPPED, 1)
 
 
@@ -138,6 +121,8 @@ def folio_remove_rmap(machine, cpu, pfn):
     before = fetch_add(page, "mapcount", -1)
     VM_BUG_ON_PAGE(before <= 0, page)
     if before == 1:
+        if page.flags & U(PG_mlocked) != U(0):
+            munlock_folio(cpu, pfn)
         anon = page.flags & U(PG_anon) != U(0)
         mod_node_page_state(machine, cpu.id, page_to_nid(machine, pfn), NR_ANON_MAPPED if anon else NR_FILE_MAPPED, -1)
 

@@ -8,7 +8,7 @@ import numpy as np
 
 from numaemu.atomic import compare_exchange, fetch_add, load_acquire
 from numaemu.compile import hot, kernel
-from numaemu.kernel.gfp import __GFP_ZERO, GFP_HIGHUSER_MOVABLE, GFP_KERNEL
+from numaemu.kernel.gfp import GFP_HIGHUSER_MOVABLE, GFP_KERNEL, __GFP_ZERO
 from numaemu.kernel.mempolicy import vma_alloc_folio
 from numaemu.kernel.mm_types import PG_swapbacked
 from numaemu.kernel.mmzone import page_of, page_to_nid

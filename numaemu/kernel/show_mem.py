@@ -4,15 +4,16 @@ And the report of an allocation that failed, warn_alloc of mm/page_alloc.c.
 """
 from numaemu.kernel.gfp import gfp_text
 from numaemu.kernel.mm_types import task_t
-from numaemu.kernel.mmzone import (MAX_NR_ZONES, MIGRATE_HIGHATOMIC, MIGRATE_ISOLATE, MIGRATE_MOVABLE, MIGRATE_PCPTYPES, MIGRATE_RECLAIMABLE,
-                                   MIGRATE_UNMOVABLE, NR_ORDERS, WMARK_HIGH, WMARK_LOW, WMARK_MIN, ZONE_NAMES, pcp_of)
+from numaemu.kernel.mmzone import (MAX_NR_ZONES, MIGRATE_HIGHATOMIC, MIGRATE_ISOLATE, MIGRATE_MOVABLE,
+                                   MIGRATE_PCPTYPES, MIGRATE_RECLAIMABLE, MIGRATE_UNMOVABLE, WMARK_HIGH, WMARK_LOW,
+                                   WMARK_MIN, ZONE_NAMES, pcp_of)
 from numaemu.kernel.node_sysfs import has_memory, list_text
 from numaemu.kernel.proc_meminfo import kilobytes
 from numaemu.kernel.proc_vmstat import free_blocks, populated_zones, zone_kinds
 from numaemu.kernel.stats import task_name
 from numaemu.kernel.vmstat import fold_node
 from numaemu.mmu import cpu_t
-from numaemu.param import MAX_NODES
+from numaemu.param import MAX_NODES, NR_ORDERS
 
 TYPE_LETTERS = {MIGRATE_UNMOVABLE: "U", MIGRATE_MOVABLE: "M", MIGRATE_RECLAIMABLE: "E", MIGRATE_HIGHATOMIC: "H",
                 MIGRATE_ISOLATE: "I"}

@@ -8,14 +8,14 @@ import numpy as np
 from numaemu.atomic import compare_exchange, fetch_add, load_acquire
 from numaemu.compile import hot, kernel
 from numaemu.errors import KernelBug
-from numaemu.kernel.gfp import (___GFP_DIRECT_RECLAIM, ___GFP_NOFAIL, ___GFP_NORETRY, ___GFP_NOWARN, __GFP_HIGHMEM,
-                                __GFP_MOVABLE, __GFP_RECLAIMABLE, __GFP_THISNODE, __GFP_ZERO, GFP_NOWAIT)
+from numaemu.kernel.gfp import (GFP_NOWAIT, __GFP_HIGHMEM, __GFP_MOVABLE, __GFP_RECLAIMABLE, __GFP_THISNODE,
+                                __GFP_ZERO, ___GFP_DIRECT_RECLAIM, ___GFP_NOFAIL, ___GFP_NORETRY, ___GFP_NOWARN)
 from numaemu.kernel.mmzone import page_of, page_to_nid, zonelist
 from numaemu.kernel.page_alloc import alloc_pages, free_pages, put_page
-from numaemu.kernel.slab_debug import (BUG_CTOR, BUG_DOUBLE_FREE, BUG_FREEPOINTER, BUG_NO_CACHE, BUG_NONE,
-                                       BUG_NOT_AN_OBJECT, BUG_WRONG_CACHE, bug_found, check_object, init_object,
-                                       set_track, slab_bug, slab_bug_of)
-from numaemu.kernel.slab_types import (_SLAB, MAX_KMEM_CACHES, SLAB_DEBUG_FLAGS, SLAB_RECLAIM_ACCOUNT, cache_of,
+from numaemu.kernel.slab_debug import (BUG_CTOR, BUG_DOUBLE_FREE, BUG_FREEPOINTER, BUG_NONE, BUG_NOT_AN_OBJECT,
+                                       BUG_NO_CACHE, BUG_WRONG_CACHE, bug_found, check_object, init_object, set_track,
+                                       slab_bug, slab_bug_of)
+from numaemu.kernel.slab_types import (MAX_KMEM_CACHES, SLAB_DEBUG_FLAGS, SLAB_RECLAIM_ACCOUNT, _SLAB, cache_of,
                                        cpu_slab, free_index, free_pointer, get_node, host_of, number_of, object_at,
                                        page_address, set_free_pointer, slab_frozen, slab_inuse, slab_objects,
                                        slab_word, track_t, virt_to_head)

@@ -3,17 +3,16 @@ import numpy as np
 
 from numaemu.atomic import load_acquire
 from numaemu.compile import hot, kernel
-from numaemu.kernel.gfp import ___GFP_COMP, __GFP_DMA, __GFP_RECLAIMABLE
+from numaemu.kernel.gfp import __GFP_DMA, __GFP_RECLAIMABLE, ___GFP_COMP
 from numaemu.kernel.mm_types import pool_t
 from numaemu.kernel.mmzone import page_of, page_to_nid
 from numaemu.kernel.page_alloc import alloc_pages, free_pages
 from numaemu.kernel.slab import deactivate_slab, discard_slab, remove_partial, slab_alloc_node, slab_free
 from numaemu.kernel.slab_debug import BUG_NONE, BUG_NOT_AN_OBJECT, kmem_cache_flags, slab_bug, slab_bug_t
-from numaemu.kernel.slab_types import (_LARGE, _SLAB, CACHE_NAME_BYTES, MAX_KMEM_CACHES, SLAB_CACHE_DMA,
-                                       SLAB_HWCACHE_ALIGN, SLAB_POISON, SLAB_RECLAIM_ACCOUNT, SLAB_RED_ZONE,
-                                       SLAB_STORE_USER, cache_name, cache_of, cpu_slab, get_node,
-                                       kmem_cache_cpu_t, kmem_cache_node_t, kmem_cache_t, page_address, slab_inuse,
-                                       track_t, virt_to_head)
+from numaemu.kernel.slab_types import (CACHE_NAME_BYTES, MAX_KMEM_CACHES, SLAB_CACHE_DMA, SLAB_HWCACHE_ALIGN,
+                                       SLAB_POISON, SLAB_RECLAIM_ACCOUNT, SLAB_RED_ZONE, SLAB_STORE_USER, _LARGE,
+                                       _SLAB, cache_name, cache_of, cpu_slab, get_node, kmem_cache_cpu_t,
+                                       kmem_cache_node_t, kmem_cache_t, page_address, slab_inuse, track_t, virt_to_head)
 from numaemu.kernel.smp import machine_of, spin_lock, spin_unlock
 from numaemu.kernel.vmstat import NR_SLAB_UNRECLAIMABLE, mod_node_page_state
 from numaemu.param import MAX_ORDER, PAGE_SIZE

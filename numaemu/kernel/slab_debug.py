@@ -15,7 +15,7 @@ from numaemu.kernel.slab_types import (MAX_KMEM_CACHES, SLAB_CONSISTENCY_CHECKS,
                                        SLAB_RED_ZONE, SLAB_STORE_USER, cache_name, cache_of, host_of, track_t)
 from numaemu.kernel.smp import machine_of
 from numaemu.mmu import clock_ns
-from numaemu.pointer import Struct, i64, u8, u64
+from numaemu.pointer import Struct, i64, u64, u8
 
 U = np.uint64
 

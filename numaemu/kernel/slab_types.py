@@ -20,7 +20,7 @@ from numaemu.compile import hot, kernel
 from numaemu.kernel.mm_types import pool_t
 from numaemu.kernel.mmzone import page_of, page_zone, zone_of
 from numaemu.param import MAX_ORDER
-from numaemu.pointer import Struct, i64, u8, u64
+from numaemu.pointer import Struct, i64, u64, u8
 
 U = np.uint64
 PAGE_OFFSET = U(0xFFFF_8880_0000_0000)      # where the kernel sees physical address 0

@@ -13,15 +13,15 @@ from numaemu.kernel.internal import (ALLOC_CPUSET, ALLOC_KSWAPD, ALLOC_MIN_RESER
                                      ALLOC_WMARK_HIGH, COMPACT_DEFERRED, COMPACT_DONE, COMPACT_SKIPPED,
                                      DEF_COMPACT_PRIORITY, INIT_COMPACT_PRIORITY, MAX_COMPACT_RETRIES,
                                      MAX_RECLAIM_RETRIES, MIN_COMPACT_COSTLY_PRIORITY, MIN_COMPACT_PRIORITY,
-                                     PAGE_ALLOC_COSTLY_ORDER, PF_MEMALLOC, gfp_compaction_allowed, gfp_pfmemalloc_flags,
-                                     gfp_to_alloc_flags)
+                                     PAGE_ALLOC_COSTLY_ORDER, PF_MEMALLOC, gfp_compaction_allowed,
+                                     gfp_pfmemalloc_flags, gfp_to_alloc_flags)
 from numaemu.kernel.mm_types import task_t
-from numaemu.kernel.mmzone import (LRU_ACTIVE_ANON, LRU_ACTIVE_FILE, LRU_INACTIVE_ANON, LRU_INACTIVE_FILE, MAX_NR_ZONES,
-                                   MIGRATE_MOVABLE, WMARK_LOW, WMARK_MIN, ZONE_DMA, ZONE_NORMAL, lruvec_of, wmark_pages,
-                                   zone_of)
+from numaemu.kernel.mmzone import (LRU_ACTIVE_ANON, LRU_ACTIVE_FILE, LRU_INACTIVE_ANON, LRU_INACTIVE_FILE,
+                                   MAX_NR_ZONES, MIGRATE_MOVABLE, WMARK_LOW, WMARK_MIN, ZONE_DMA, ZONE_NORMAL,
+                                   lruvec_of, wmark_pages, zone_of)
 from numaemu.kernel.pcplist import drain_local_pages
-from numaemu.kernel.smp import (MSG_DRAIN_ALL, MSG_UNRESERVE, MSG_WARN_ALLOC, actor_of_node, let_others_run, machine_of,
-                                request, send)
+from numaemu.kernel.smp import (MSG_DRAIN_ALL, MSG_UNRESERVE, MSG_WARN_ALLOC, actor_of_node, let_others_run,
+                                machine_of, request, send)
 from numaemu.kernel.trail import (TRAIL_COMPACT, TRAIL_DRAIN, TRAIL_FAILED, TRAIL_OOM, TRAIL_RECLAIM, TRAIL_RESERVES,
                                   TRAIL_RETRY, TRAIL_SLOWPATH, TRAIL_UNRESERVE, leave_trail)
 from numaemu.kernel.vmstat import ALLOCSTALL_DMA, COMPACT_FAIL, COMPACT_STALL, COMPACT_SUCCESS, count_vm_events

@@ -8,11 +8,10 @@ import numpy as np
 
 from numaemu.atomic import fetch_and, fetch_or
 from numaemu.compile import hot, kernel
-from numaemu.kernel.mm_inline import (folio_clear, folio_is_file_lru, folio_set, folio_test,
-                                      lruvec_add_folio, lruvec_del_folio, relock_lruvec, unlock_lruvec,
-                                      workingset_age_nonresident)
-from numaemu.kernel.mm_types import (PG_active, PG_dirty, PG_lru, PG_mlocked, PG_referenced, PG_swapbacked, PG_swapcache,
-                                     PG_unevictable, PG_anon)
+from numaemu.kernel.mm_inline import (folio_clear, folio_is_file_lru, folio_set, folio_test, lruvec_add_folio,
+                                      lruvec_del_folio, relock_lruvec, unlock_lruvec, workingset_age_nonresident)
+from numaemu.kernel.mm_types import (PG_active, PG_anon, PG_dirty, PG_lru, PG_mlocked, PG_referenced, PG_swapbacked,
+                                     PG_swapcache, PG_unevictable)
 from numaemu.kernel.mmzone import lruvec_of, page_of, page_to_nid
 from numaemu.kernel.page_alloc import get_page, put_page
 from numaemu.kernel.smp import MSG_LRU_DRAIN_ALL, machine_of, request

@@ -23,7 +23,7 @@ from numaemu.kernel.page_alloc import put_page, try_get_page
 from numaemu.kernel.smp import machine_of, relax, spin_lock, spin_unlock
 from numaemu.kernel.vmstat import NR_FILE_PAGES, NR_SWAPCACHE, mod_node_page_state
 from numaemu.kernel.zram import zs_free
-from numaemu.pointer import Struct, address_of, i32, i64, u8, u64
+from numaemu.pointer import Struct, address_of, i32, i64, u64, u8
 
 U = np.uint64
 MAX_SWAPFILES = 4
@@ -48,7 +48,6 @@ swap_info_t = Struct("swap_info_t", [
 swap_t = Struct("swap_t", [              # what all areas share
     ("info", swap_info_t, MAX_SWAPFILES),
     ("swap_map", u64), ("swap_cache", u64), ("zeromap", u64),                     # tables by entry
-    ("total_swap_pages", i64),           # slots, atomically
     ("swapin_readahead_hits", i64), ("prev_offset", i64), ("last_readahead_pages", i64),       # hints, plain
     ("page_cluster", i64),               # sysctl vm.page-cluster
 ])
@@ -88,7 +87,7 @@ def get_nr_swap_pages(machine):
 @hot
 def vm_swap_full(machine):
     """More than half of the slots are taken: then pages that are in memory again give theirs up."""
-    return get_nr_swap_pages(machine) * 2 < swap_of(machine).total_swap_pages
+    return get_nr_swap_pages(machine) * 2 < machine.total_swap_pages
 
 
 # -- page locks ----------------------------------------------------------------------------------------------

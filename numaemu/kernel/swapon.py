@@ -14,15 +14,14 @@ from numaemu.kernel.fork import mmget_not_zero, mmput
 from numaemu.kernel.memory import VM_FAULT_OOM, handle_mm_fault
 from numaemu.kernel.mm_inline import folio_test
 from numaemu.kernel.mm_types import PG_swapcache, pool_t
-from numaemu.kernel.mmap import vma_index
 from numaemu.kernel.mmzone import page_of
 from numaemu.kernel.page_alloc import put_page
 from numaemu.kernel.pgtable import is_swap_entry, mm_of, pte_offset, pte_to_swp_entry, ptep_get, skip_missing
-from numaemu.kernel.rmap import vma_of
 from numaemu.kernel.smp import machine_of, read_lock, read_unlock
 from numaemu.kernel.swapfile import (MAX_SWAPFILES, SWAP_DISK, SWAP_NAME_BYTES, SWAP_ZRAM, SWP_OFFSET_BITS, SWP_USED,
                                      SWP_WRITEOK, folio_free_swap, folio_lock, folio_unlock, swap_cache_get_folio,
                                      swap_map, swap_of, swp_type)
+from numaemu.kernel.vma_index import vma_index, vma_of
 from numaemu.kernel.zram import ALGORITHMS, zstat_of
 from numaemu.mmu import cpu_t
 from numaemu.param import PAGE_SIZE
@@ -64,7 +63,7 @@ def swapon(machine, name, nbytes, priority=None, kind="disk"):
     info.prio = lowest - 1 if priority is None else priority
     info.kind = SWAP_ZRAM if kind == "zram" else SWAP_DISK
     info.max, info.inuse_pages, info.cluster_next = pages, 0, 1
-    fetch_add(swap, "total_swap_pages", pages - 1)
+    fetch_add(machine, "total_swap_pages", pages - 1)
     fetch_add(machine, "nr_swap_pages", pages - 1)
     store_release(info, "flags", SWP_USED | SWP_WRITEOK)
 
@@ -77,12 +76,11 @@ def locked(info):
 
 def swapoff_begin(machine, name):
     """No new slots of the area from now on; its number."""
-    swap = swap_of(machine)
     for info in areas(machine):
         if area_name(info) == name and info.flags & SWP_WRITEOK:
             locked(info)
             info.flags = SWP_USED
-            fetch_add(swap, "total_swap_pages", 1 - info.max)
+            fetch_add(machine, "total_swap_pages", 1 - info.max)
             fetch_add(machine, "nr_swap_pages", info.inuse_pages + 1 - info.max)
             store_release(info, "lock", U(0))
             return info.type
@@ -98,7 +96,7 @@ def swapoff_end(machine, kind):
         return
     locked(info)
     info.flags = SWP_USED | SWP_WRITEOK
-    fetch_add(swap, "total_swap_pages", info.max - 1)
+    fetch_add(machine, "total_swap_pages", info.max - 1)
     fetch_add(machine, "nr_swap_pages", info.max - 1 - info.inuse_pages)
     store_release(info, "lock", U(0))
     raise OSError(errno.ENOMEM, f"{info.inuse_pages} pages do not fit into memory", area_name(info))

@@ -7,25 +7,23 @@ import numpy as np
 
 from numaemu.atomic import compare_exchange, fetch_add, load_acquire
 from numaemu.compile import entry, hot, kernel
-from numaemu.kernel.fork import alloc_task, do_exit, dup_mm, mm_alloc, mmput, setup_arg_pages
-from numaemu.kernel.gup import mm_populate
+from numaemu.kernel.fork import alloc_task, do_exit, do_wait, dup_mm, mm_alloc, mmput, setup_arg_pages
 from numaemu.kernel.internal import ALLOC_WMARK_LOW
 from numaemu.kernel.mempolicy import current_task, do_set_mempolicy, mpol_new, next_node_in
 from numaemu.kernel.migrate import do_mbind, do_migrate_pages, do_move_pages, lookup_node, page_node
 from numaemu.kernel.mm_types import policy_t, task_t
-from numaemu.kernel.mmap import do_brk, do_madvise, do_mmap, do_mprotect, do_munmap, find_vma
 from numaemu.kernel.mmzone import page_of, page_zone
 from numaemu.kernel.page_alloc import __free_pages, alloc_pages, free_cold_page, free_page_is_bad
 from numaemu.kernel.pcplist import drain_local_pages
 from numaemu.kernel.pgtable import mm_of
-from numaemu.kernel.rmap import vma_of
 from numaemu.kernel.smp import enter, leave, machine_of, read_lock, read_unlock, write_lock, write_unlock
 from numaemu.kernel.swap import lru_add_drain
 from numaemu.kernel.tlb import switch_mm
 from numaemu.kernel.trail import TRAIL_START, TRAIL_TAKEN, leave_trail, trail_t
+from numaemu.kernel.vma_index import find_vma, vma_of
 from numaemu.mmu import clock_ns, cpu_t
 from numaemu.pointer import address_of, i64, u64
-from numaemu.uapi import (MAP_POPULATE, MPOL_F_ADDR, MPOL_F_MEMS_ALLOWED, MPOL_F_NODE, MPOL_INTERLEAVE, MPOL_MF_MOVE,
+from numaemu.uapi import (MPOL_F_ADDR, MPOL_F_MEMS_ALLOWED, MPOL_F_NODE, MPOL_INTERLEAVE, MPOL_MF_MOVE,
                           MPOL_MF_MOVE_ALL, MPOL_WEIGHTED_INTERLEAVE, errno)
 
 U = np.uint64
@@ -72,53 +70,6 @@ def begin_access(cpu_address, task_number):
 def end_access(cpu_address):
     """Go outside."""
     leave(cpu_t.at(cpu_address))
-
-
-@entry("i64(u64, i64, u64, u64, i64, i64)")
-def sys_mmap(cpu_address, task, hint, length, prot, flags):
-    cpu = running(cpu_address, task)
-    write_lock(cpu, mmap_lock(cpu))
-    result = do_mmap(cpu, cpu.mm, hint, length, prot, flags)
-    write_unlock(mmap_lock(cpu))
-    if result > 0 and flags & MAP_POPULATE:
-        mm_populate(cpu, U(result), length)
-    return result
-
-
-@entry("i64(u64, i64, u64, u64)")
-def sys_munmap(cpu_address, task, start, length):
-    cpu = running(cpu_address, task)
-    write_lock(cpu, mmap_lock(cpu))
-    result = do_munmap(cpu, cpu.mm, start, length)
-    write_unlock(mmap_lock(cpu))
-    return result
-
-
-@entry("i64(u64, i64, u64, u64, i64)")
-def sys_mprotect(cpu_address, task, start, length, prot):
-    cpu = running(cpu_address, task)
-    write_lock(cpu, mmap_lock(cpu))
-    result = do_mprotect(cpu, cpu.mm, start, length, prot)
-    write_unlock(mmap_lock(cpu))
-    return result
-
-
-@entry("i64(u64, i64, u64, u64, i64)")
-def sys_madvise(cpu_address, task, start, length, advice):
-    cpu = running(cpu_address, task)
-    read_lock(cpu, mmap_lock(cpu))
-    result = do_madvise(cpu, cpu.mm, start, length, advice)
-    read_unlock(mmap_lock(cpu))
-    return result
-
-
-@entry("i64(u64, i64, u64)")
-def sys_brk(cpu_address, task, brk):
-    cpu = running(cpu_address, task)
-    write_lock(cpu, mmap_lock(cpu))
-    result = do_brk(cpu, cpu.mm, brk)
-    write_unlock(mmap_lock(cpu))
-    return result
 
 
 @entry("i64(u64, i64, i64, i64, u64)")
@@ -279,6 +230,30 @@ def sys_clone(cpu_address, task):
     child, parent = task_t.array(machine.tasks)[number], task_t.array(machine.tasks)[task]
     child.tgid, child.ppid = parent.tgid, parent.ppid
     return number
+
+
+@entry("i64(u64, i64)")
+def sys_vfork(cpu_address, task):
+    """clone(2) with CLONE_VM alone: a process of its own in the same address space; its number, or -ENOMEM."""
+    cpu = running(cpu_address, task)
+    number = alloc_task(cpu, cpu.mm, task)
+    if number == 0:
+        return -ENOMEM
+    fetch_add(mm_of(machine_of(cpu), cpu.mm), "users", 1)
+    return number
+
+
+@entry("i64(u64, i64, i64, u64)")
+def sys_wait4(cpu_address, task, pid, status_address):
+    """wait4(2) with WNOHANG: a child that has ended, 0 or -ECHILD; its status goes to the host address given."""
+    machine = machine_of(running(cpu_address, task))
+    return do_wait(machine, task_t.array(machine.tasks)[task], pid, i64.array(status_address))
+
+
+@entry("void(u64, i64, i64)")
+def sys_sleep(cpu_address, task, ns):
+    """The CPU's clock moves on; nothing else happens."""
+    running(cpu_address, task).clock_base_ns += ns
 
 
 @entry("void(u64, i64, i64)")

@@ -8,9 +8,9 @@ import collections
 import errno
 import re
 
-from numaemu.kernel.mm_init import (LOWMEM_RESERVE_RATIO, WATERMARK_BOOST_FACTOR, WATERMARK_SCALE_FACTOR,
-                                    calculate_min_free_kbytes, setup_per_zone_lowmem_reserve, setup_per_zone_pageset,
-                                    setup_per_zone_wmarks)
+from numaemu.kernel.mm_init import (LOWMEM_RESERVE_RATIO, OVERCOMMIT_RATIO, WATERMARK_BOOST_FACTOR,
+                                    WATERMARK_SCALE_FACTOR, calculate_min_free_kbytes, setup_per_zone_lowmem_reserve,
+                                    setup_per_zone_pageset, setup_per_zone_wmarks)
 from numaemu.kernel.swapfile import swap_of
 from numaemu.param import MAX_MAP_COUNT, VMA_INDEX_SLOTS
 from numaemu.topology import INT_MAX, KNOWN_SYSCTLS, MIN_HIGH_FRACTION
@@ -22,6 +22,8 @@ DEFAULTS = {                             # Linux 6.12; min_free_kbytes is calcul
     "vm.lowmem_reserve_ratio": LOWMEM_RESERVE_RATIO,
     "vm.max_map_count": MAX_MAP_COUNT,
     "vm.overcommit_memory": 0,           # OVERCOMMIT_GUESS
+    "vm.overcommit_ratio": OVERCOMMIT_RATIO,
+    "vm.overcommit_kbytes": 0,
     "vm.swappiness": 60,                 # mm/vmscan.c
     "vm.page-cluster": 3,                # mm/swap.c
     "vm.zone_reclaim_mode": 0,
@@ -30,6 +32,7 @@ DEFAULTS = {                             # Linux 6.12; min_free_kbytes is calcul
     "vm.oom_kill_allocating_task": 0,
     "vm.oom_dump_tasks": 1,
 }
+OVERCOMMIT = ("overcommit_memory", "overcommit_ratio", "overcommit_kbytes", "admin_reserve_kbytes", "user_reserve_kbytes")
 WEIGHTS = "/sys/kernel/mm/mempolicy/weighted_interleave"
 KMSG_LINES = 10_000              # of the kernel's log; assumed
 _NUMBER = re.compile(r"(-?)(0[xX][0-9a-fA-F]+|0[0-7]*|[1-9][0-9]*)")
@@ -41,9 +44,32 @@ class System:
     def __init__(self, machine, topology):
         self.machine, self.topology = machine, topology
         self.kmsg = collections.deque(maxlen=KMSG_LINES)
-        self.sysctl = {"vm.min_free_kbytes": calculate_min_free_kbytes(machine), **DEFAULTS, **topology.sysctl}
+        self.sysctl = {"vm.min_free_kbytes": calculate_min_free_kbytes(machine), **DEFAULTS, **reserves(machine), **topology.sysctl}
         given = tuple(self.sysctl["vm.lowmem_reserve_ratio"])
         self.sysctl["vm.lowmem_reserve_ratio"] = given + LOWMEM_RESERVE_RATIO[len(given):]
+
+
+def reserves(machine):
+    """init_user_reserve and init_admin_reserve, as boot has calculated them."""
+    return {f"vm.{name}": getattr(machine, name) for name in ("user_reserve_kbytes", "admin_reserve_kbytes")}
+
+
+def set_overcommit(system):
+    """What may be promised: single words that __vm_enough_memory reads; an old value is an earlier moment's."""
+    for name in OVERCOMMIT:
+        setattr(system.machine, name, system.sysctl[f"vm.{name}"])
+
+
+def set_overcommit_ratio(system):
+    """overcommit_ratio_handler: the limit in kB means nothing any more."""
+    system.sysctl["vm.overcommit_kbytes"] = 0
+    set_overcommit(system)
+
+
+def set_overcommit_kbytes(system):
+    """overcommit_kbytes_handler: the ratio means nothing any more."""
+    system.sysctl["vm.overcommit_ratio"] = 0
+    set_overcommit(system)
 
 
 def invalid(text):
@@ -151,12 +177,14 @@ def set_pagesets(system):
     setup_per_zone_pageset(system.machine, system.sysctl)
 
 
-CHECKS = {"vm.max_map_count": must_fit_index, "vm.overcommit_memory": must_be_zero,
-          "kernel.numa_balancing": must_be_zero, "vm.percpu_pagelist_high_fraction": must_be_fraction}
+CHECKS = {"vm.max_map_count": must_fit_index, "kernel.numa_balancing": must_be_zero, "vm.percpu_pagelist_high_fraction": must_be_fraction}
 HANDLERS = {"vm.min_free_kbytes": set_watermarks, "vm.watermark_scale_factor": set_watermarks,
             "vm.watermark_boost_factor": set_watermark_boost_factor, "vm.percpu_pagelist_high_fraction": set_pagesets,
             "vm.lowmem_reserve_ratio": set_lowmem_reserve, "vm.max_map_count": set_max_map_count,
-            "vm.swappiness": set_swappiness, "vm.page-cluster": set_page_cluster}
+            "vm.swappiness": set_swappiness, "vm.page-cluster": set_page_cluster,
+            "vm.overcommit_memory": set_overcommit, "vm.overcommit_ratio": set_overcommit_ratio,
+            "vm.overcommit_kbytes": set_overcommit_kbytes, "vm.admin_reserve_kbytes": set_overcommit,
+            "vm.user_reserve_kbytes": set_overcommit}
 
 
 def write_drop_caches(_system, text):

@@ -9,27 +9,27 @@ import numpy as np
 from numaemu.atomic import fetch_add
 from numaemu.compile import callback, hot, kernel
 from numaemu.kernel.internal import MAX_RECLAIM_RETRIES
-from numaemu.kernel.mm_inline import (folio_clear, folio_is_file_lru, folio_set, folio_test, link_page, lruvec_add_folio,
-                                      lruvec_del_folio, workingset_age_nonresident)
+from numaemu.kernel.mm_inline import (folio_clear, folio_is_file_lru, folio_set, folio_test, link_page,
+                                      lruvec_add_folio, lruvec_del_folio, workingset_age_nonresident)
 from numaemu.kernel.mm_types import PG_active, PG_lru, PG_reclaim, PG_unevictable, PG_workingset
 from numaemu.kernel.mmzone import (KSWAPD, LRU_ACTIVE, LRU_ACTIVE_ANON, LRU_ACTIVE_FILE, LRU_FILE, LRU_INACTIVE_ANON,
-                                   LRU_INACTIVE_FILE, MAX_NR_ZONES, WMARK_HIGH, WMARK_MIN, ZONE_NORMAL, lruvec_of, node_of,
-                                   page_of, page_zone, wmark_pages, zone_of, zonelist)
+                                   LRU_INACTIVE_FILE, MAX_NR_ZONES, WMARK_HIGH, WMARK_MIN, ZONE_NORMAL, lruvec_of,
+                                   node_of, page_of, page_zone, wmark_pages, zone_of, zonelist)
 from numaemu.kernel.page_alloc import free_unref_page, put_page, try_get_page
-from numaemu.kernel.watermark import gfp_zone
 from numaemu.kernel.page_io import end_swap_write
 from numaemu.kernel.pageout import KEEP, WRITTEN, scan_control_of, shrink_folio_list
-from numaemu.kernel.rmap import REFERENCED_EXEC, folio_referenced
 from numaemu.kernel.pcplist import drain_local_pages
+from numaemu.kernel.rmap import REFERENCED_EXEC, folio_referenced
 from numaemu.kernel.shrinker import shrink_slab
 from numaemu.kernel.smp import (MSG_DRAIN, actor_of_node, let_others_run, machine_of, request, spin_lock, spin_unlock,
                                 wake_kthread)
 from numaemu.kernel.swap import folio_rotate_reclaimable, lru_add_drain
 from numaemu.kernel.swapfile import get_nr_swap_pages
-from numaemu.kernel.vmstat import (ALLOCSTALL_DMA, NR_ISOLATED_ANON, PGDEACTIVATE, PGREFILL, PGSCAN_ANON, PGSCAN_DIRECT,
-                                   PGSCAN_DIRECT_THROTTLE, PGSCAN_KSWAPD, PGSTEAL_ANON, PGSTEAL_DIRECT,
-                                   PGSTEAL_KSWAPD, WORKINGSET_ACTIVATE_ANON, count_vm_events,
-                                   mod_node_page_state, node_page_state)
+from numaemu.kernel.vmstat import (ALLOCSTALL_DMA, NR_ISOLATED_ANON, PGDEACTIVATE, PGREFILL, PGSCAN_ANON,
+                                   PGSCAN_DIRECT, PGSCAN_DIRECT_THROTTLE, PGSCAN_KSWAPD, PGSTEAL_ANON, PGSTEAL_DIRECT,
+                                   PGSTEAL_KSWAPD, WORKINGSET_ACTIVATE_ANON, count_vm_events, mod_node_page_state,
+                                   node_page_state)
+from numaemu.kernel.watermark import gfp_zone
 from numaemu.kernel.workingset import SWAP_CLUSTER_MAX, lru_note_cost
 from numaemu.mmu import cpu_t
 from numaemu.param import MAX_NODES

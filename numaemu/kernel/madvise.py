@@ -1,0 +1,180 @@
+"""madvise(2) and mincore(2): Linux's mm/madvise.c and mm/mincore.c."""
+import numpy as np
+
+from numaemu.atomic import fetch_add, fetch_and, load_acquire
+from numaemu.compile import hot, kernel
+from numaemu.kernel.memory import zap_page_range
+from numaemu.kernel.mm_types import (VM_DONTCOPY, VM_DONTDUMP, VM_HUGEPAGE, VM_LOCKED, VM_NOHUGEPAGE, VM_RAND_READ,
+                                     VM_SEQ_READ, VM_SHARED, VM_WIPEONFORK, PG_anon, PG_swapbacked)
+from numaemu.kernel.mmap import page_align, update_hiwater
+from numaemu.kernel.mmzone import page_of
+from numaemu.kernel.page_alloc import put_page, try_get_page
+from numaemu.kernel.pgtable import (_PAGE_SPECIAL, mm_of, pte_offset, pte_pfn, pte_present, ptep_cmpxchg, ptep_get,
+                                    skip_missing)
+from numaemu.kernel.smp import machine_of
+from numaemu.kernel.tlb import flush_tlb_mm_range
+from numaemu.kernel.vma import vma_modify_flags
+from numaemu.kernel.vma_index import find_position, map_count, vma_at
+from numaemu.kernel.vmstat import PGLAZYFREE, count_vm_events
+from numaemu.mmu import _PAGE_ACCESSED, _PAGE_DIRTY
+from numaemu.uapi import (MADV_COLD, MADV_DODUMP, MADV_DOFORK, MADV_DONTDUMP, MADV_DONTFORK, MADV_DONTNEED,
+                          MADV_DONTNEED_LOCKED, MADV_FREE, MADV_HUGEPAGE, MADV_KEEPONFORK, MADV_RANDOM,
+                          MADV_SEQUENTIAL, MADV_WILLNEED, MADV_WIPEONFORK, errno)
+
+U = np.uint64
+EINVAL, ENOMEM, EAGAIN = errno.EINVAL, errno.ENOMEM, errno.EAGAIN
+
+
+@hot
+def changes_flags(advice):
+    """True if the advice is kept in the VMA's flags, which takes the mmap_lock for writing (madvise_need_mmap_write)."""
+    return advice <= MADV_SEQUENTIAL or advice == MADV_DONTFORK or advice == MADV_DOFORK or \
+        (advice >= MADV_HUGEPAGE and advice <= MADV_KEEPONFORK)
+
+
+@hot
+def madvise_behavior_valid(advice):
+    """What do_madvise below can do. Not there: REMOVE, PAGEOUT, COLLAPSE, memory failure; MERGEABLE needs KSM."""
+    return advice >= 0 and (advice <= MADV_DONTNEED or advice == MADV_FREE or advice == MADV_DONTNEED_LOCKED or
+                            advice == MADV_COLD or changes_flags(advice))
+
+
+# -- advice kept in the flags --------------------------------------------------------------------------------
+
+@hot
+def advised_flags(flags, advice):
+    """The flags that a VMA has after the advice."""
+    if advice <= MADV_SEQUENTIAL:
+        flags &= ~(VM_RAND_READ | VM_SEQ_READ)
+        if advice == MADV_RANDOM:
+            flags |= VM_RAND_READ
+        elif advice == MADV_SEQUENTIAL:
+            flags |= VM_SEQ_READ
+    elif advice == MADV_DONTFORK:
+        flags |= VM_DONTCOPY
+    elif advice == MADV_DOFORK:
+        flags &= ~VM_DONTCOPY
+    elif advice == MADV_WIPEONFORK:
+        flags |= VM_WIPEONFORK
+    elif advice == MADV_KEEPONFORK:
+        flags &= ~VM_WIPEONFORK
+    elif advice == MADV_DONTDUMP:
+        flags |= VM_DONTDUMP
+    elif advice == MADV_DODUMP:
+        flags &= ~VM_DONTDUMP
+    elif advice == MADV_HUGEPAGE:
+        flags = (flags & ~VM_NOHUGEPAGE) | VM_HUGEPAGE
+    else:
+        flags = (flags & ~VM_HUGEPAGE) | VM_NOHUGEPAGE
+    return flags
+
+
+@kernel("i64(cpu_t*, i64, i64, u64, u64, i64)")
+def madvise_update_vma(cpu, mm_number, position, start, end, advice):
+    """0 or a negative errno"""
+    flags = vma_at(machine_of(cpu), mm_number, position).flags
+    if advice == MADV_WIPEONFORK and flags & VM_SHARED:
+        return -EINVAL
+    new = advised_flags(flags, advice)
+    if new == flags:
+        return 0
+    return -EAGAIN if vma_modify_flags(cpu, mm_number, position, start, end, new) < 0 else 0
+
+
+# -- advice about pages --------------------------------------------------------------------------------------
+
+@hot
+def lazy_free(machine, cpu, ptep, pte):
+    """Let reclaim drop a page unless it is written again (PG_swapbacked off, entry clean); True if the entry changed.
+
+    Only a page that nobody else maps: for the others it would be more than advice. Mirrors madvise_free_pte_range.
+    """
+    page = page_of(machine, pte_pfn(pte))
+    if page.flags & U(PG_anon) == U(0) or not try_get_page(page):
+        return False
+    changed = False
+    if ptep_get(ptep) == pte and load_acquire(page, "mapcount") == 1:
+        clean = pte & ~(_PAGE_DIRTY | _PAGE_ACCESSED)
+        if clean == pte or ptep_cmpxchg(ptep, pte, clean):
+            changed = clean != pte
+            if fetch_and(page, "flags", ~U(PG_swapbacked)) & U(PG_swapbacked) != U(0):
+                count_vm_events(machine, cpu.id, PGLAZYFREE, 1)
+    put_page(cpu, pte_pfn(pte))
+    return changed
+
+
+@hot
+def make_cold(ptep, pte):
+    """A page that was not used lately, as far as its entry tells; True if the entry changed."""
+    return pte & _PAGE_ACCESSED != U(0) and ptep_cmpxchg(ptep, pte, pte & ~_PAGE_ACCESSED)
+
+
+@kernel("void(cpu_t*, i64, u64, u64, bool)")
+def madvise_pages(cpu, mm_number, start, end, free):
+    """MADV_FREE (`free`) or MADV_COLD for the pages of a range."""
+    machine = machine_of(cpu)
+    mm, address, changed = mm_of(machine, mm_number), start, False
+    fetch_add(mm, "tlb_flush_pending", 1)
+    while address < end:
+        ptep = pte_offset(machine, mm, address)
+        if ptep == U(0):
+            address = skip_missing(machine, mm, address)
+            continue
+        pte = ptep_get(ptep)
+        if pte_present(pte) and pte & _PAGE_SPECIAL == U(0):
+            if lazy_free(machine, cpu, ptep, pte) if free else make_cold(ptep, pte):
+                changed = True
+        address += U(4096)
+    if changed or load_acquire(mm, "tlb_flush_pending") > 1:
+        flush_tlb_mm_range(cpu, mm_number, start, end)
+    fetch_add(mm, "tlb_flush_pending", -1)
+
+
+@kernel("i64(cpu_t*, i64, i64, u64, u64, i64)")
+def madvise_vma_behavior(cpu, mm_number, position, start, end, advice):
+    """One VMA's part of an advice: 0 or a negative errno."""
+    machine = machine_of(cpu)
+    if changes_flags(advice):
+        return madvise_update_vma(cpu, mm_number, position, start, end, advice)
+    if advice == MADV_WILLNEED:
+        return 0                                         # nothing is swapped out that could be brought in
+    flags = vma_at(machine, mm_number, position).flags
+    if flags & VM_LOCKED and advice != MADV_DONTNEED_LOCKED:
+        return -EINVAL
+    if advice == MADV_COLD:
+        madvise_pages(cpu, mm_number, start, end, False)
+    elif advice == MADV_FREE:
+        if flags & VM_SHARED:
+            return -EINVAL
+        madvise_pages(cpu, mm_number, start, end, True)
+    else:
+        update_hiwater(mm_of(machine, mm_number))
+        zap_page_range(cpu, mm_number, start, end)
+    return 0
+
+
+@kernel("i64(cpu_t*, i64, u64, u64, i64)")
+def do_madvise(cpu, mm_number, start, length, advice):
+    """madvise(2): 0 or a negative errno; holes are passed over and told of in the end.
+
+    The mmap_lock is held, for writing if changes_flags(advice).
+    """
+    machine = machine_of(cpu)
+    end = start + page_align(length)
+    if not madvise_behavior_valid(advice) or start & U(4095) != U(0) or end < start or \
+            (length != U(0) and page_align(length) == U(0)):
+        return -EINVAL
+    at, unmapped = start, 0
+    while at < end:
+        position = find_position(machine, mm_number, at)
+        if position >= map_count(machine, mm_number) or vma_at(machine, mm_number, position).start >= end:
+            return -ENOMEM
+        vma = vma_at(machine, mm_number, position)
+        if vma.start > at:
+            at, unmapped = vma.start, -ENOMEM
+        until = min(vma.end, end)
+        error = madvise_vma_behavior(cpu, mm_number, position, at, until, advice)
+        if error != 0:
+            return error
+        at = until
+    return unmapped

@@ -1,0 +1,84 @@
+"""mprotect(2): Linux's mm/mprotect.c."""
+import numpy as np
+
+from numaemu.compile import kernel
+from numaemu.kernel.memory import change_protection
+from numaemu.kernel.mm_types import VM_ACCESS_FLAGS, VM_ACCOUNT, VM_EXEC, VM_NORESERVE, VM_READ, VM_SHARED, VM_WRITE
+from numaemu.kernel.mmap import page_align
+from numaemu.kernel.pgtable import mm_of
+from numaemu.kernel.smp import machine_of
+from numaemu.kernel.util import may_expand_vm, vm_acct_memory, vm_enough_memory, vm_stat_account
+from numaemu.kernel.vma import vma_modify_flags
+from numaemu.kernel.vma_index import find_position, map_count, vma_at
+from numaemu.mmu import TASK_SIZE
+from numaemu.uapi import PROT_EXEC, PROT_READ, PROT_WRITE, errno
+
+U = np.uint64
+EINVAL, ENOMEM, EACCES = errno.EINVAL, errno.ENOMEM, errno.EACCES
+
+
+@kernel("i64(cpu_t*, i64, vma_t*, i64, i64)")
+def charge_change(cpu, mm_number, vma, new_flags, pages):
+    """What VM_ACCOUNT becomes with new permissions: the flags, charged if need be, or -ENOMEM."""
+    mm, old = mm_of(machine_of(cpu), mm_number), vma.flags
+    if new_flags & VM_WRITE:
+        if not may_expand_vm(cpu, mm, new_flags, pages) and may_expand_vm(cpu, mm, old, pages):
+            return -ENOMEM
+        if old & (VM_ACCOUNT | VM_WRITE | VM_SHARED | VM_NORESERVE) == 0:
+            if vm_enough_memory(cpu, mm_number, pages) != 0:
+                return -ENOMEM
+            return new_flags | VM_ACCOUNT
+    elif old & VM_ACCOUNT and old & VM_SHARED == 0 and vma.anon_vma == 0:
+        return new_flags & ~VM_ACCOUNT           # never touched: nothing is promised any more
+    return new_flags
+
+
+@kernel("i64(cpu_t*, i64, i64, u64, u64, i64)")
+def mprotect_fixup(cpu, mm_number, position, start, end, prot):
+    """Change [start, end) of one VMA: the position it has then, or a negative errno."""
+    machine = machine_of(cpu)
+    mm, vma, pages = mm_of(machine, mm_number), vma_at(machine, mm_number, position), np.int64((end - start) >> U(12))
+    old = vma.flags
+    flags = (old & ~(VM_READ | VM_WRITE | VM_EXEC)) | prot
+    if flags & ~(flags >> 4) & VM_ACCESS_FLAGS:
+        return -EACCES
+    if flags == old:
+        return position
+    flags = charge_change(cpu, mm_number, vma, flags, pages)
+    if flags < 0:
+        return flags
+    position = vma_modify_flags(cpu, mm_number, position, start, end, flags)
+    if position < 0:
+        if flags & ~old & VM_ACCOUNT:
+            vm_acct_memory(machine, -pages)
+        return position
+    if old & ~flags & VM_ACCOUNT:
+        vm_acct_memory(machine, -pages)
+    change_protection(cpu, mm_number, start, end, prot & PROT_WRITE != 0, prot != 0, flags & VM_SHARED == 0)
+    vm_stat_account(mm, old, -pages)
+    vm_stat_account(mm, flags, pages)
+    return position
+
+
+@kernel("i64(cpu_t*, i64, u64, u64, i64)")
+def do_mprotect(cpu, mm_number, start, length, prot):
+    """mprotect(2): 0 or a negative errno; what lies before the first hole is changed. The mmap_lock is held for writing."""
+    machine = machine_of(cpu)
+    end = start + page_align(length)
+    if start & U(4095) != U(0) or prot & ~(PROT_READ | PROT_WRITE | PROT_EXEC) != 0:
+        return -EINVAL
+    if length == U(0):
+        return 0
+    if end <= start or end > TASK_SIZE:
+        return -ENOMEM
+    position, at = find_position(machine, mm_number, start), start
+    while at < end:
+        if position >= map_count(machine, mm_number) or vma_at(machine, mm_number, position).start > at:
+            return -ENOMEM
+        until = min(vma_at(machine, mm_number, position).end, end)
+        position = mprotect_fixup(cpu, mm_number, position, at, until, prot)
+        if position < 0:
+            return position
+        at = until
+        position = find_position(machine, mm_number, at)
+    return 0

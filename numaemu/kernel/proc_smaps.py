@@ -1,0 +1,88 @@
+"""/proc/<pid>/smaps, smaps_rollup and pagemap: the part of Linux's fs/proc/task_mmu.c that looks at every page."""
+import numpy as np
+
+from numaemu.kernel.mm_types import (VM_ACCOUNT, VM_DONTCOPY, VM_DONTDUMP, VM_DONTEXPAND, VM_EXEC, VM_GROWSDOWN,
+                                     VM_HUGEPAGE, VM_LOCKED, VM_LOCKONFAULT, VM_MAYEXEC, VM_MAYREAD, VM_MAYSHARE,
+                                     VM_MAYWRITE, VM_NOHUGEPAGE, VM_NORESERVE, VM_RAND_READ, VM_READ, VM_SEQ_READ,
+                                     VM_SHARED, VM_SOFTDIRTY, VM_WIPEONFORK, VM_WRITE, task_t)
+from numaemu.kernel.pagewalk import (ANONYMOUS, LAZYFREE, NR_SMAPS, PM_SOFT_DIRTY, PRIVATE_CLEAN, PRIVATE_DIRTY, PSS,
+                                     PSS_ANON, PSS_DIRTY, PSS_SHIFT, PSS_SHMEM, REFERENCED, RSS, SHARED_CLEAN,
+                                     SHARED_DIRTY, pagemap_read, walk_page_range)
+from numaemu.kernel.pgtable import mm_of
+from numaemu.kernel.proc_task import NAME_COLUMN, copy_vmas, gone, number_of_pid, show_map_vma
+from numaemu.mmu import TASK_SIZE
+
+FLAG_NAMES = ((VM_READ, "rd"), (VM_WRITE, "wr"), (VM_EXEC, "ex"), (VM_SHARED, "sh"), (VM_MAYREAD, "mr"), (VM_MAYWRITE, "mw"),
+              (VM_MAYEXEC, "me"), (VM_MAYSHARE, "ms"), (VM_GROWSDOWN, "gd"), (VM_LOCKED, "lo"), (VM_SEQ_READ, "sr"),
+              (VM_RAND_READ, "rr"), (VM_DONTCOPY, "dc"), (VM_DONTEXPAND, "de"), (VM_LOCKONFAULT, "lf"),
+              (VM_ACCOUNT, "ac"), (VM_NORESERVE, "nr"), (VM_WIPEONFORK, "wf"), (VM_DONTDUMP, "dd"),
+              (VM_SOFTDIRTY, "sd"), (VM_HUGEPAGE, "hg"), (VM_NOHUGEPAGE, "nh"))       # show_smap_vma_flags, by bit
+COUNTED = {"Shared_Clean": SHARED_CLEAN, "Shared_Dirty": SHARED_DIRTY, "Private_Clean": PRIVATE_CLEAN,
+           "Private_Dirty": PRIVATE_DIRTY, "Referenced": REFERENCED, "Anonymous": ANONYMOUS}
+NOT_THERE = "AnonHugePages ShmemPmdMapped FilePmdMapped Shared_Hugetlb Private_Hugetlb Swap SwapPss".split()
+
+
+def line(name, nbytes):
+    return f"{name + ':':<16}{nbytes >> 10:8d} kB\n"
+
+
+def gather(system, mm_number, vma):
+    """What a VMA's pages come to: (counts, bytes of the share that is locked)."""
+    counts = np.zeros(NR_SMAPS, np.int64)
+    walk_page_range(int(system.machine.address), mm_number, vma["start"], vma["end"], counts, 1)
+    return counts, int(counts[PSS]) if vma["flags"] & VM_LOCKED else 0
+
+
+def show_smap(counts, locked, rollup):
+    """__show_smap: the lines that smaps and smaps_rollup have in common."""
+    shares = {"Pss": PSS, "Pss_Dirty": PSS_DIRTY}
+    if rollup:
+        shares |= {"Pss_Anon": PSS_ANON, "Pss_File": None, "Pss_Shmem": PSS_SHMEM}
+    text = line("Rss", int(counts[RSS]))
+    text += "".join(line(name, int(counts[i]) >> PSS_SHIFT if i is not None else 0) for name, i in shares.items())
+    text += "".join(line(name, int(counts[i])) for name, i in COUNTED.items()) + line("KSM", 0)
+    text += line("LazyFree", int(counts[LAZYFREE])) + "".join(line(name, 0) for name in NOT_THERE)
+    return text + line("Locked", locked >> PSS_SHIFT)
+
+
+def smaps(system, _number, mm_number):
+    """/proc/<pid>/smaps"""
+    mm, text = mm_of(system.machine, mm_number), []
+    for vma in copy_vmas(system.machine, mm_number):
+        counts, locked = gather(system, mm_number, vma)
+        flags = "".join(name + " " for bit, name in FLAG_NAMES if vma["flags"] & bit)
+        text.append(show_map_vma(mm, vma) + line("Size", int(vma["end"] - vma["start"])) + line("KernelPageSize", 4096) +
+                    line("MMUPageSize", 4096) + show_smap(counts, locked, False) + f"THPeligible:    {0:8d}\n"
+                    f"VmFlags: {flags}\n")
+    return "".join(text)
+
+
+def smaps_rollup(system, _number, mm_number):
+    """/proc/<pid>/smaps_rollup"""
+    vmas = copy_vmas(system.machine, mm_number)
+    total, locked = np.zeros(NR_SMAPS, np.int64), 0
+    for vma in vmas:
+        counts, more = gather(system, mm_number, vma)
+        total, locked = total + counts, locked + more
+    start, end = (int(vmas["start"][0]), int(vmas["end"][-1])) if len(vmas) else (0, 0)
+    head = f"{start:08x}-{end:08x} ---p 00000000 00:00 0 ".ljust(NAME_COLUMN)
+    return head + "[rollup]\n" + show_smap(total, locked, True)
+
+
+def pagemap(system, pid, addr, nbytes):
+    """The words of /proc/<pid>/pagemap for [addr, addr + nbytes)."""
+    number = number_of_pid(system.machine, pid)
+    if number == 0:
+        raise gone(f"/proc/{pid}/pagemap")
+    start, end = addr & -4096, min(addr + nbytes, int(TASK_SIZE))
+    words = np.zeros(max(-(-(end - start) // 4096), 0), np.uint64)
+    mm_number = task_t.array(system.machine.tasks)[number].mm
+    pagemap_read(int(system.machine.address), mm_number, start, words)
+    for vma in copy_vmas(system.machine, mm_number):
+        if vma["flags"] & VM_SOFTDIRTY:
+            first, last = (max(int(vma[edge]) - start, 0) >> 12 for edge in ("start", "end"))
+            words[first:last] |= PM_SOFT_DIRTY
+    return words
+
+
+PID_FILES = {"smaps": smaps, "smaps_rollup": smaps_rollup}

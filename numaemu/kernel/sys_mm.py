@@ -1,0 +1,236 @@
+"""System calls on the running task's address space; how they are entered stands in sys.py."""
+import numpy as np
+
+from numaemu.compile import entry, hot
+from numaemu.kernel.gup import madvise_populate, mm_populate
+from numaemu.kernel.madvise import changes_flags, do_madvise
+from numaemu.kernel.mlock_vma import apply_mlockall_flags, do_mlock, do_mlockall, do_munlock
+from numaemu.kernel.mm_types import TASK_RUNNING, VM_LOCKED, pool_t, task_t
+from numaemu.kernel.mmap import do_brk, do_mmap, do_munmap, page_align, range_is_mapped
+from numaemu.kernel.mprotect import do_mprotect
+from numaemu.kernel.mremap import do_mremap
+from numaemu.kernel.pgtable import is_migration_entry, mm_of, pte_offset, pte_present, ptep_get
+from numaemu.kernel.smp import machine_of, read_lock, read_unlock, write_lock, write_unlock
+from numaemu.kernel.sys import mmap_lock, running
+from numaemu.kernel.vma_index import find_vma, vma_of
+from numaemu.mmu import TASK_SIZE
+from numaemu.pointer import u8
+from numaemu.uapi import (MADV_POPULATE_READ, MADV_POPULATE_WRITE, MAP_POPULATE, MCL_CURRENT, MS_ASYNC, MS_INVALIDATE,
+                          MS_SYNC, PROT_WRITE, PR_SET_MM_BRK, PR_SET_MM_START_BRK, RLIM_NLIMITS, errno)
+
+U = np.uint64
+EINVAL, ENOMEM, EFAULT, EPERM, EAGAIN, EBUSY = (errno.EINVAL, errno.ENOMEM, errno.EFAULT, errno.EPERM, errno.EAGAIN,
+                                                errno.EBUSY)
+
+
+@entry("i64(u64, i64, u64, u64, i64, i64)")
+def sys_mmap(cpu_address, task, hint, length, prot, flags):
+    cpu = running(cpu_address, task)
+    write_lock(cpu, mmap_lock(cpu))
+    result = do_mmap(cpu, cpu.mm, hint, length, prot, flags)
+    locked = result > 0 and vma_of(machine_of(cpu), find_vma(machine_of(cpu), cpu.mm, U(result))).flags & VM_LOCKED != 0
+    write_unlock(mmap_lock(cpu))
+    if result > 0 and (locked or flags & MAP_POPULATE):
+        mm_populate(cpu, U(result), U(result) + page_align(length), True, False)
+    return result
+
+
+@entry("i64(u64, i64, u64, u64)")
+def sys_munmap(cpu_address, task, start, length):
+    cpu = running(cpu_address, task)
+    write_lock(cpu, mmap_lock(cpu))
+    result = do_munmap(cpu, cpu.mm, start, length)
+    write_unlock(mmap_lock(cpu))
+    return result
+
+
+@entry("i64(u64, i64, u64, u64, i64)")
+def sys_mprotect(cpu_address, task, start, length, prot):
+    cpu = running(cpu_address, task)
+    write_lock(cpu, mmap_lock(cpu))
+    result = do_mprotect(cpu, cpu.mm, start, length, prot)
+    locked = mm_of(machine_of(cpu), cpu.mm).locked_vm > 0
+    write_unlock(mmap_lock(cpu))
+    if result == 0 and locked and prot & PROT_WRITE:     # pages of its own for what is locked and was read-only
+        mm_populate(cpu, start, start + page_align(length), True, True)
+    return result
+
+
+@entry("i64(u64, i64, u64, u64, u64, i64, u64)")
+def sys_mremap(cpu_address, task, address, old_length, new_length, flags, new_address):
+    cpu = running(cpu_address, task)
+    machine, locked = machine_of(cpu), False
+    write_lock(cpu, mmap_lock(cpu))
+    result = do_mremap(cpu, cpu.mm, address, old_length, new_length, flags, new_address)
+    if result > 0:
+        number = find_vma(machine, cpu.mm, U(result))
+        locked = vma_of(machine, number).flags & VM_LOCKED != 0
+    write_unlock(mmap_lock(cpu))
+    if locked and page_align(new_length) > page_align(old_length):
+        mm_populate(cpu, U(result) + page_align(old_length), U(result) + page_align(new_length), True, False)
+    return result
+
+
+@entry("i64(u64, i64, u64, u64, i64)")
+def sys_madvise(cpu_address, task, start, length, advice):
+    cpu = running(cpu_address, task)
+    if advice == MADV_POPULATE_READ or advice == MADV_POPULATE_WRITE:
+        return madvise_populate(cpu, start, length, advice == MADV_POPULATE_WRITE)
+    if changes_flags(advice):
+        write_lock(cpu, mmap_lock(cpu))
+        result = do_madvise(cpu, cpu.mm, start, length, advice)
+        write_unlock(mmap_lock(cpu))
+        return result
+    read_lock(cpu, mmap_lock(cpu))
+    result = do_madvise(cpu, cpu.mm, start, length, advice)
+    read_unlock(mmap_lock(cpu))
+    return result
+
+
+@entry("i64(u64, i64, u64)")
+def sys_brk(cpu_address, task, brk):
+    cpu = running(cpu_address, task)
+    mm = mm_of(machine_of(cpu), cpu.mm)
+    write_lock(cpu, mmap_lock(cpu))
+    old = mm.brk
+    result = do_brk(cpu, cpu.mm, brk)
+    locked = mm.def_flags & VM_LOCKED != 0
+    write_unlock(mmap_lock(cpu))
+    if locked and U(result) > old:
+        mm_populate(cpu, page_align(old), page_align(U(result)), True, False)
+    return result
+
+
+@entry("i64(u64, i64, i64, u64)")
+def sys_prctl_set_mm(cpu_address, task, option, address):
+    """prctl(PR_SET_MM) for the bounds of the heap: 0 or -EINVAL."""
+    cpu = running(cpu_address, task)
+    mm = mm_of(machine_of(cpu), cpu.mm)
+    if option != PR_SET_MM_START_BRK and option != PR_SET_MM_BRK:
+        return -EINVAL
+    write_lock(cpu, mmap_lock(cpu))
+    if option == PR_SET_MM_START_BRK:
+        mm.start_brk = address
+    else:
+        mm.brk = address
+    write_unlock(mmap_lock(cpu))
+    return 0
+
+
+# -- locked memory -------------------------------------------------------------------------------------------
+
+@hot
+def posix_mlock_error(error):
+    """What a failed population is to mlock's caller: __mlock_posix_error_return"""
+    return -ENOMEM if error == -EFAULT else -EAGAIN if error == -ENOMEM else error
+
+
+@entry("i64(u64, i64, u64, u64, i64)")
+def sys_mlock2(cpu_address, task, start, length, flags):
+    cpu = running(cpu_address, task)
+    write_lock(cpu, mmap_lock(cpu))
+    result = do_mlock(cpu, cpu.mm, start, length, flags)
+    write_unlock(mmap_lock(cpu))
+    if result == 0:
+        first = start & ~U(4095)
+        result = posix_mlock_error(mm_populate(cpu, first, first + page_align(length + (start - first)), False, False))
+    return result
+
+
+@entry("i64(u64, i64, u64, u64)")
+def sys_munlock(cpu_address, task, start, length):
+    cpu = running(cpu_address, task)
+    write_lock(cpu, mmap_lock(cpu))
+    result = do_munlock(cpu, cpu.mm, start, length)
+    write_unlock(mmap_lock(cpu))
+    return result
+
+
+@entry("i64(u64, i64, i64)")
+def sys_mlockall(cpu_address, task, flags):
+    cpu = running(cpu_address, task)
+    write_lock(cpu, mmap_lock(cpu))
+    result = do_mlockall(cpu, cpu.mm, flags)
+    write_unlock(mmap_lock(cpu))
+    if result == 0 and flags & MCL_CURRENT:
+        mm_populate(cpu, U(0), TASK_SIZE, True, False)
+    return result
+
+
+@entry("i64(u64, i64)")
+def sys_munlockall(cpu_address, task):
+    cpu = running(cpu_address, task)
+    write_lock(cpu, mmap_lock(cpu))
+    apply_mlockall_flags(cpu, cpu.mm, 0)
+    write_unlock(mmap_lock(cpu))
+    return 0
+
+
+@entry("i64(u64, i64, u64, u64, u64)")
+def sys_mincore(cpu_address, task, start, length, answer_address):
+    """mincore(2): a byte per page, 1 if it is in memory, at the host address of the answer; 0 or a negative errno.
+
+    What a shared object has in memory is in memory for everybody who maps it; that is asked of the page tables here, so
+    a page that only another task has touched counts as not there.
+    """
+    cpu = running(cpu_address, task)
+    machine, end = machine_of(cpu), start + page_align(length)
+    if start & U(4095) != U(0):
+        return -EINVAL
+    if end < start or end > TASK_SIZE:
+        return -ENOMEM
+    result = 0
+    read_lock(cpu, mmap_lock(cpu))
+    if not range_is_mapped(machine, cpu.mm, start, end):
+        result = -ENOMEM
+    for i in range(np.int64((end - start) >> U(12)) if result == 0 else 0):
+        ptep = pte_offset(machine, mm_of(machine, cpu.mm), start + U(i * 4096))
+        pte = ptep_get(ptep) if ptep != U(0) else U(0)
+        u8.array(answer_address)[i] = 1 if pte_present(pte) or is_migration_entry(pte) else 0
+    read_unlock(mmap_lock(cpu))
+    return result
+
+
+@entry("i64(u64, i64, u64, u64, i64)")
+def sys_msync(cpu_address, task, start, length, flags):
+    """msync(2): what it checks; memory without a file has nowhere to be written. 0 or a negative errno."""
+    cpu = running(cpu_address, task)
+    machine, end = machine_of(cpu), start + page_align(length)
+    if flags & ~(MS_ASYNC | MS_INVALIDATE | MS_SYNC) or start & U(4095) != U(0) or \
+            flags & (MS_ASYNC | MS_SYNC) == MS_ASYNC | MS_SYNC:
+        return -EINVAL
+    if end < start:
+        return -ENOMEM
+    result = 0
+    read_lock(cpu, mmap_lock(cpu))
+    if not range_is_mapped(machine, cpu.mm, start, end):
+        result = -ENOMEM
+    elif flags & MS_INVALIDATE:
+        at = start
+        while at < end:
+            vma = vma_of(machine, find_vma(machine, cpu.mm, at))
+            if vma.flags & VM_LOCKED:
+                result = -EBUSY
+            at = vma.end
+    read_unlock(mmap_lock(cpu))
+    return result
+
+
+# -- limits --------------------------------------------------------------------------------------------------
+
+@entry("i64(u64, i64, i64, u64, u64)")
+def sys_setrlimit(cpu_address, task, which, soft, hard):
+    """setrlimit(2), for every thread of the process: 0 or a negative errno."""
+    cpu = running(cpu_address, task)
+    machine = machine_of(cpu)
+    tasks = task_t.array(machine.tasks)
+    caller = tasks[task]
+    if which < 0 or which >= RLIM_NLIMITS or soft > hard:
+        return -EINVAL
+    if hard > caller.rlim[2 * which + 1] and caller.uid != 0:
+        return -EPERM
+    for number in range(1, pool_t.at(machine.task_pool).used + 1):
+        other = tasks[number]
+        if other.state == TASK_RUNNING and other.tgid == caller.tgid:
+            other.rlim[2 * which], other.rlim[2 * which + 1] = soft, hard
+    return 0

@@ -1,0 +1,292 @@
+"""Making, splitting and merging VMAs: Linux's mm/vma.c, and the first anon_vma of a VMA from mm/rmap.c.
+
+A private VMA's `anon_vma` says whose pages it has: VMAs split from one another have the same, a forked copy gets one of
+its own and is `chained`. Its `mapping` is the family of all of them (rmap.py), so equal anon_vmas have equal mappings.
+"""
+import numpy as np
+
+from numaemu.atomic import compare_exchange, fetch_add, load_acquire
+from numaemu.compile import hot, kernel
+from numaemu.kernel.mempolicy import copy_policy, same_policy
+from numaemu.kernel.mlock import mlock_folio, munlock_folio
+from numaemu.kernel.mm_types import VM_ACCESS_FLAGS, VM_LOCKED, VM_SHARED, VM_SOFTDIRTY
+from numaemu.kernel.mmzone import page_of
+from numaemu.kernel.page_alloc import put_page, try_get_page
+from numaemu.kernel.pgtable import _PAGE_SPECIAL, mm_of, pte_offset, pte_pfn, pte_present, ptep_get, skip_missing
+from numaemu.kernel.pool import pool_get, pool_put
+from numaemu.kernel.rmap import link_vma, mapping_of, new_mapping, page_address_in_vma, unlink_vma
+from numaemu.kernel.smp import machine_of, spin_lock, spin_unlock
+from numaemu.kernel.vma_index import find_position, insert_at, map_count, remove_at, vma_at, vma_index, vma_of
+from numaemu.pointer import address_of
+from numaemu.uapi import errno
+
+U = np.uint64
+ENOMEM = errno.ENOMEM
+
+
+@hot
+def vma_pages(vma):
+    return np.int64((vma.end - vma.start) >> U(12))
+
+
+@kernel("i64(cpu_t*, i64, u64, u64, i64, i64)")
+def new_vma(cpu, mm_number, start, end, flags, pgoff):
+    """A VMA with no policy and no mapping, not yet in the index; its number or 0: table full."""
+    machine = machine_of(cpu)
+    number = pool_get(cpu, machine.vma_pool)
+    if number != 0:
+        vma = vma_of(machine, number)
+        vma.start, vma.end, vma.flags, vma.pgoff, vma.mm = start, end, flags, pgoff, mm_number
+        vma.mapping, vma.file, vma.family_next, vma.family_prev = 0, 0, 0, 0
+        vma.anon_vma, vma.chained = 0, 0
+        vma.policy.mode, vma.policy.flags, vma.policy.nodes = 0, 0, U(0)
+    return number
+
+
+@kernel("void(cpu_t*, i64, i64)")
+def join_family(cpu, vma_number, of_number):
+    """Let a VMA have the pages of another: its mapping and anon_vma (anon_vma_clone)."""
+    machine = machine_of(cpu)
+    vma, of = vma_of(machine, vma_number), vma_of(machine, of_number)
+    vma.anon_vma, vma.chained = of.anon_vma, of.chained
+    if of.mapping != 0:
+        link_vma(cpu, of.mapping, vma_number)
+        compare_exchange(vma, "mapping", 0, of.mapping)
+
+
+# -- the first page ------------------------------------------------------------------------------------------
+
+@kernel("bool(vma_t*, vma_t*)")
+def anon_vma_compatible(low, high):
+    """Two neighbours that may become one when their permissions are equal."""
+    return low.end == high.start and same_policy(low.policy, high.policy) and low.file == high.file and \
+        (low.flags ^ high.flags) & ~(VM_ACCESS_FLAGS | VM_SOFTDIRTY) == 0 and high.pgoff == low.pgoff + vma_pages(low)
+
+
+@kernel("i64(machine_t*, i64)")
+def find_mergeable_anon_vma(machine, vma_number):
+    """A neighbour whose anon_vma a VMA may share, so that both can be merged later; its number or 0."""
+    vma = vma_of(machine, vma_number)
+    position = find_position(machine, vma.mm, vma.start)
+    for place in (position + 1, position - 1):           # the next one first
+        if place < 0 or place >= map_count(machine, vma.mm):
+            continue
+        other = vma_at(machine, vma.mm, place)
+        compatible = anon_vma_compatible(vma, other) if place > position else anon_vma_compatible(other, vma)
+        if compatible and other.anon_vma != 0 and other.chained == 0:
+            return vma_index(machine, vma.mm)[place]
+    return 0
+
+
+@kernel("bool(cpu_t*, i64)")
+def anon_vma_prepare(cpu, vma_number):
+    """Give an anonymous VMA its family before its first page; several threads may come at once. False: table full."""
+    machine = machine_of(cpu)
+    vma = vma_of(machine, vma_number)
+    lock = address_of(machine, "anon_vma_lock")
+    spin_lock(cpu, lock)
+    if vma.mapping == 0:
+        neighbour = find_mergeable_anon_vma(machine, vma_number)
+        if neighbour != 0:
+            join_family(cpu, vma_number, neighbour)
+        else:
+            number = new_mapping(cpu, 0)
+            if number != 0:
+                link_vma(cpu, number, vma_number)
+                vma.anon_vma = fetch_add(machine, "next_anon_vma", 1) + 1
+                compare_exchange(vma, "mapping", 0, number)
+    spin_unlock(lock)
+    return load_acquire(vma, "mapping") != 0
+
+
+# -- splitting -----------------------------------------------------------------------------------------------
+
+@kernel("i64(cpu_t*, i64, i64, u64)")
+def split_vma(cpu, mm_number, position, address):
+    """Cut the VMA at `position` in two at `address`, which lies inside it: 0 or -ENOMEM."""
+    machine = machine_of(cpu)
+    if map_count(machine, mm_number) >= machine.max_map_count:
+        return -ENOMEM
+    low_number = vma_index(machine, mm_number)[position]
+    low = vma_of(machine, low_number)
+    pgoff = low.pgoff + np.int64((address - low.start) >> U(12))
+    number = new_vma(cpu, mm_number, address, low.end, low.flags, pgoff)
+    if number == 0:
+        return -ENOMEM
+    high = vma_of(machine, number)
+    copy_policy(high.policy, low.policy)
+    high.file = low.file
+    join_family(cpu, number, low_number)
+    low.end = address
+    insert_at(machine, mm_number, position + 1, number)
+    return 0
+
+
+@kernel("i64(cpu_t*, i64, u64)")
+def split_at(cpu, mm_number, address):
+    """Make a VMA border at `address` if it cuts a VMA: 0 or -ENOMEM."""
+    machine = machine_of(cpu)
+    position = find_position(machine, mm_number, address)
+    if position < map_count(machine, mm_number) and vma_at(machine, mm_number, position).start < address:
+        return split_vma(cpu, mm_number, position, address)
+    return 0
+
+
+@kernel("i64(cpu_t*, i64, u64, u64)")
+def split_range(cpu, mm_number, start, end):
+    """Make VMA borders at `start` and `end` where they cut a VMA: 0 or -ENOMEM."""
+    error = split_at(cpu, mm_number, start)
+    return error if error != 0 else split_at(cpu, mm_number, end)
+
+
+# -- merging -------------------------------------------------------------------------------------------------
+
+@kernel("bool(vma_t*, vma_t*)")
+def is_mergeable_anon_vma(vma, into):
+    """The pages of `vma` may become those of its neighbour `into`, but not if that one was forked or has none itself."""
+    if vma.anon_vma == into.anon_vma:
+        return True
+    return vma.anon_vma == 0 and into.chained == 0
+
+
+@kernel("bool(vma_t*, vma_t*)")
+def is_mergeable_vma(low, high):
+    """Two neighbours that differ in nothing but whose pages they have; can_vma_merge_before and _after."""
+    if low.end != high.start or (low.flags ^ high.flags) & ~VM_SOFTDIRTY != 0 or low.file != high.file:
+        return False
+    if low.flags & VM_SHARED and low.mapping != high.mapping:
+        return False
+    return same_policy(low.policy, high.policy) and low.pgoff + vma_pages(low) == high.pgoff
+
+
+@kernel("void(cpu_t*, vma_t*, u64, i64)")
+def move_start(cpu, vma, start, pgoff):
+    """Let a VMA begin elsewhere; under the family's lock, since a walk over the family needs both words."""
+    if vma.mapping == 0:
+        vma.start, vma.pgoff = start, pgoff
+        return
+    lock = address_of(mapping_of(machine_of(cpu), vma.mapping), "lock")
+    spin_lock(cpu, lock)
+    vma.start, vma.pgoff = start, pgoff
+    spin_unlock(lock)
+
+
+@kernel("void(cpu_t*, i64, i64, bool)")
+def swallow(cpu, mm_number, position, keep_high):
+    """Make one VMA of those at `position` and behind it; one of them has no pages, or both have the same anon_vma."""
+    machine = machine_of(cpu)
+    low_number, high_number = vma_index(machine, mm_number)[position], vma_index(machine, mm_number)[position + 1]
+    low, high = vma_of(machine, low_number), vma_of(machine, high_number)
+    kept, gone = (high, low) if keep_high else (low, high)
+    kept_number, gone_number = (high_number, low_number) if keep_high else (low_number, high_number)
+    if kept.mapping == 0 and gone.mapping != 0:
+        join_family(cpu, kept_number, gone_number)
+    if keep_high:
+        move_start(cpu, kept, gone.start, gone.pgoff)
+    else:
+        kept.end = gone.end
+    kept.flags |= gone.flags
+    if gone.mapping != 0:
+        unlink_vma(cpu, gone_number)
+    remove_at(machine, mm_number, position if keep_high else position + 1)
+    pool_put(cpu, machine.vma_pool, gone_number)
+
+
+@kernel("i64(cpu_t*, i64, i64, bool)")
+def merge_at(cpu, mm_number, position, with_next):
+    """Merge a VMA that is new or has changed with its neighbours; the position where it is now.
+
+    A VMA with pages is not merged into a neighbour without any, though the other way round is fine: so until Linux 6.16.
+    """
+    machine = machine_of(cpu)
+    vma, left, right = vma_at(machine, mm_number, position), False, False
+    if position > 0:
+        low = vma_at(machine, mm_number, position - 1)
+        left = is_mergeable_vma(low, vma) and is_mergeable_anon_vma(vma, low)
+    if with_next and position + 1 < map_count(machine, mm_number):
+        high = vma_at(machine, mm_number, position + 1)
+        right = is_mergeable_vma(vma, high) and is_mergeable_anon_vma(vma, high)
+        if left and right:
+            low = vma_at(machine, mm_number, position - 1)
+            right = low.anon_vma == high.anon_vma or low.anon_vma == 0 or high.anon_vma == 0
+    if right:
+        swallow(cpu, mm_number, position, True)
+    if left:
+        swallow(cpu, mm_number, position - 1, False)
+        return position - 1
+    return position
+
+
+@kernel("void(cpu_t*, i64, u64, u64)")
+def merge_range(cpu, mm_number, start, end):
+    """Merge the VMAs of [start, end) that have changed, from the lowest on, each with those before it."""
+    machine = machine_of(cpu)
+    position = find_position(machine, mm_number, start)
+    while position < map_count(machine, mm_number):
+        vma = vma_at(machine, mm_number, position)
+        if vma.start >= end:
+            break
+        position = merge_at(cpu, mm_number, position, vma.end >= end) + 1
+
+
+@kernel("i64(cpu_t*, i64, i64, u64, u64, i64)")
+def vma_modify_flags(cpu, mm_number, position, start, end, flags):
+    """Give [start, end) of the VMA at `position` new flags: the position it has then, after splits and merges, or -ENOMEM."""
+    machine = machine_of(cpu)
+    if vma_at(machine, mm_number, position).start < start:
+        if split_vma(cpu, mm_number, position, start) != 0:
+            return -ENOMEM
+        position += 1
+    if vma_at(machine, mm_number, position).end > end:
+        if split_vma(cpu, mm_number, position, end) != 0:
+            return -ENOMEM
+    vma_at(machine, mm_number, position).flags = flags
+    return merge_at(cpu, mm_number, position, True)
+
+
+# -- locked pages --------------------------------------------------------------------------------------------
+
+@hot
+def maps_page(machine, vma, pfn):
+    """True if the VMA has a page-table entry for the page."""
+    address = page_address_in_vma(page_of(machine, pfn), vma)
+    ptep = pte_offset(machine, mm_of(machine, vma.mm), address) if address != U(0) else U(0)
+    return ptep != U(0) and pte_present(ptep_get(ptep)) and pte_pfn(ptep_get(ptep)) == pfn
+
+
+@kernel("void(cpu_t*, i64)")
+def munlock_unless_locked(cpu, pfn):
+    """A VMA that locked the page does so no longer: unlock it unless another one still does. The caller has a reference."""
+    machine = machine_of(cpu)
+    mapping = mapping_of(machine, page_of(machine, pfn).mapping)
+    lock, locked = address_of(mapping, "lock"), False
+    spin_lock(cpu, lock)
+    number = mapping.first_vma
+    while number != 0 and not locked:
+        vma = vma_of(machine, number)
+        locked = vma.flags & VM_LOCKED != 0 and maps_page(machine, vma, pfn)
+        number = vma.family_next
+    if not locked:
+        munlock_folio(cpu, pfn)
+    spin_unlock(lock)
+
+
+@kernel("void(cpu_t*, vma_t*, u64, u64)")
+def mlock_vma_pages_range(cpu, vma, start, end):
+    """Lock or unlock the pages that a VMA maps already, as its flags (set before) say."""
+    machine = machine_of(cpu)
+    mm, address = mm_of(machine, vma.mm), start
+    while address < end:
+        ptep = pte_offset(machine, mm, address)
+        if ptep == U(0):
+            address = skip_missing(machine, mm, address)
+            continue
+        pte = ptep_get(ptep)
+        if pte_present(pte) and pte & _PAGE_SPECIAL == U(0) and try_get_page(page_of(machine, pte_pfn(pte))):
+            if ptep_get(ptep) == pte:
+                if vma.flags & VM_LOCKED:
+                    mlock_folio(cpu, pte_pfn(pte))
+                else:
+                    munlock_unless_locked(cpu, pte_pfn(pte))
+            put_page(cpu, pte_pfn(pte))
+        address += U(4096)

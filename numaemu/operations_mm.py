@@ -1,0 +1,70 @@
+"""What a CPU does for its tasks' address spaces: the part of Operations that asks kernel/sys_mm.py."""
+import os
+
+import numpy as np
+
+from numaemu.kernel import sys_mm
+from numaemu.param import PAGE_SIZE
+
+
+def check(result):
+    """A system call's result, or OSError."""
+    if result < 0:
+        raise OSError(-result, os.strerror(-result))
+    return result
+
+
+class MmOperations:
+    """The operations on mappings; `address` and `tasks` are those of Operations."""
+
+    def mmap(self, number, addr, length, prot, flags):
+        return check(sys_mm.sys_mmap(self.address, number, addr, length, prot, flags))
+
+    def munmap(self, number, addr, length):
+        check(sys_mm.sys_munmap(self.address, number, addr, length))
+
+    def mprotect(self, number, addr, length, prot):
+        check(sys_mm.sys_mprotect(self.address, number, addr, length, prot))
+
+    def madvise(self, number, addr, length, advice, stride, each):
+        for start in range(addr, addr + max(length, 1), max(stride, 1)):
+            part = min(each, addr + length - start)
+            check(sys_mm.sys_madvise(self.address, number, start, part, advice))
+
+    def mremap(self, number, addr, old_len, new_len, flags, new_addr):
+        return check(sys_mm.sys_mremap(self.address, number, addr, old_len, new_len, flags, new_addr))
+
+    def brk(self, number, addr):
+        return sys_mm.sys_brk(self.address, number, addr)
+
+    def prctl_set_mm(self, number, option, addr):
+        check(sys_mm.sys_prctl_set_mm(self.address, number, option, addr))
+
+    def mlock2(self, number, addr, length, flags):
+        check(sys_mm.sys_mlock2(self.address, number, addr, length, flags))
+
+    def munlock(self, number, addr, length):
+        check(sys_mm.sys_munlock(self.address, number, addr, length))
+
+    def mlockall(self, number, flags):
+        check(sys_mm.sys_mlockall(self.address, number, flags))
+
+    def munlockall(self, number):
+        check(sys_mm.sys_munlockall(self.address, number))
+
+    def mincore(self, number, addr, length):
+        """A byte per page."""
+        answer = np.zeros(-(-length // PAGE_SIZE), np.uint8)
+        check(sys_mm.sys_mincore(self.address, number, addr, length, answer.ctypes.data))
+        return answer
+
+    def msync(self, number, addr, length, flags):
+        check(sys_mm.sys_msync(self.address, number, addr, length, flags))
+
+    def setrlimit(self, number, which, soft, hard):
+        check(sys_mm.sys_setrlimit(self.address, number, which, soft, hard))
+
+    def getrlimit(self, number, which):
+        """(soft, hard)"""
+        rlim = self.tasks[number].rlim
+        return int(rlim[2 * which]), int(rlim[2 * which + 1])

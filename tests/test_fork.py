@@ -1,0 +1,111 @@
+"""Processes: fork, vfork, threads, their ends, kill and wait."""
+import errno
+
+import numpy as np
+import pytest
+
+from numaemu import SegmentationFault
+from numaemu.param import EXIT_RECORDS
+from numaemu.uapi import MAP_ANONYMOUS, MAP_SHARED, SIGKILL, SIGSEGV, SIGTERM, WNOHANG
+
+pytestmark = pytest.mark.interpreted
+
+
+def test_wait_tells_how_a_child_ended(two_nodes):
+    task = two_nodes.task()
+    children = [task.fork(cpu=n % 2) for n in range(3)]
+    assert task.wait(flags=WNOHANG) is None
+    children[1].exit(7)
+    assert task.wait(children[0].pid, WNOHANG) is None
+    assert task.wait() == (children[1].pid, 7 << 8)
+    task.kill(children[2].pid, SIGTERM)
+    task.kill(children[0].pid, 0)                            # only looks
+    children[0].kill(children[0].pid, SIGKILL)
+    assert sorted([task.wait(), task.wait()]) == [(children[0].pid, SIGKILL), (children[2].pid, SIGTERM)]
+    with pytest.raises(ChildProcessError):
+        task.wait()
+    with pytest.raises(OSError) as caught:
+        task.kill(children[0].pid, 0)
+    assert caught.value.errno == errno.ESRCH
+
+
+def test_a_thread_is_no_child_but_its_children_are_the_process_s(two_nodes):
+    task = two_nodes.task()
+    thread = task.clone()
+    child = thread.fork()
+    child.exit(1)
+    assert thread.wait(child.pid) == (child.pid, 1 << 8)
+    other = thread.fork()
+    thread.exit()
+    other.exit(2)
+    assert task.wait() == (other.pid, 2 << 8)
+    with pytest.raises(ChildProcessError):
+        task.wait()
+
+
+def test_children_that_nobody_waits_for_are_forgotten(two_nodes):
+    task = two_nodes.task()
+    machine = two_nodes.machine
+    task.fork().exit(1)
+    machine.next_exit += EXIT_RECORDS - 1                    # as if so many had ended meanwhile
+    last = task.fork()
+    last.exit(2)
+    assert task.wait() == (last.pid, 2 << 8)
+    with pytest.raises(ChildProcessError):
+        task.wait()
+
+
+def test_vfork_shares_the_address_space(two_nodes):
+    """The child is a process of its own: its end leaves the parent's memory, and the other way round."""
+    task = two_nodes.task()
+    area = task.mmap("64KiB").touch()
+    child = task.vfork(cpu=1)
+    child.store([area.addr], np.uint64(5))
+    more = child.mmap("64KiB").touch()
+    assert task.load([area.addr]).tolist() == [5] and two_nodes.mm(task).users == 2
+    assert two_nodes.vmstat()["nr_anon_pages"] == 32
+    task.exit()
+    assert child.load([area.addr]).tolist() == [5]
+    child.munmap(more.addr, more.nbytes)
+    child.exit()
+    assert two_nodes.vmstat()["nr_anon_pages"] == 0 and two_nodes.machine.vm_committed_as == 0
+    two_nodes.audit()
+
+
+def test_the_end_of_one_sharer_leaves_the_others_pages(two_nodes):
+    task = two_nodes.task()
+    private, shared = task.mmap("64KiB").touch(), task.mmap("64KiB", flags=MAP_SHARED | MAP_ANONYMOUS).touch()
+    child, thread = task.fork(cpu=1), task.clone(cpu=1)
+    child.load(shared.pages())
+    task.store(private.pages(), np.uint64(3))
+    with pytest.raises(SegmentationFault):
+        thread.load([0x1000])
+    thread.kill(task.pid, SIGSEGV)
+    assert thread.load(private.pages()).tolist() == [3] * 16
+    assert 3 not in child.load(private.pages()).tolist()
+    thread.exit()
+    two_nodes.audit()
+    child.exit()
+    assert two_nodes.vmstat()["nr_shmem"] == 0 and two_nodes.machine.vm_committed_as == 0
+
+
+def test_a_copy_may_be_written_at_once_only_without_other_threads(two_nodes):
+    """Both ways of wp_page_copy leave one page each, writable and dirty."""
+    for threads in (0, 1):
+        task = two_nodes.task()
+        area = task.mmap(4096).touch()
+        child = task.fork()
+        others = [child.clone(cpu=1) for _ in range(threads)]
+        child.store([area.addr], np.uint64(9))
+        assert two_nodes.pte(child, area.addr) & 0x42 == 0x42
+        assert task.load([area.addr]).tolist() != [9]
+        for each in (*others, child, task):
+            each.exit()
+        two_nodes.audit()
+
+
+def test_sleep_moves_the_clock(two_nodes):
+    task = two_nodes.task()
+    before = task.clock_ns
+    task.sleep(2.5)
+    assert 2_500_000 <= task.clock_ns - before < 2_600_000

@@ -1,0 +1,107 @@
+"""madvise: what each advice does to pages and flags, and what Linux refuses."""
+import errno
+
+import numpy as np
+import pytest
+
+from numaemu.kernel.mm_types import VM_RAND_READ, VM_SEQ_READ, PG_swapbacked
+from numaemu.mmu import _PAGE_ACCESSED, _PAGE_DIRTY
+from numaemu.uapi import (MADV_COLD, MADV_DONTNEED, MADV_DONTNEED_LOCKED, MADV_FREE, MADV_MERGEABLE, MADV_NORMAL,
+                          MADV_PAGEOUT, MADV_POPULATE_READ, MADV_POPULATE_WRITE, MADV_RANDOM, MADV_SEQUENTIAL,
+                          MADV_WILLNEED, MADV_WIPEONFORK, MAP_ANONYMOUS, MAP_LOCKED, MAP_PRIVATE, MAP_SHARED,
+                          PROT_NONE, PROT_READ)
+
+PAGE = 4096
+SHARED = MAP_SHARED | MAP_ANONYMOUS
+
+pytestmark = pytest.mark.interpreted
+
+
+def refused(error, call, *args):
+    with pytest.raises(OSError) as caught:
+        call(*args)
+    assert caught.value.errno == error
+
+
+def page_of(loop, task, address):
+    return loop.page(loop.pte(task, address) >> 12)
+
+
+def test_free_marks_pages_that_reclaim_may_drop(two_nodes):
+    task = two_nodes.task()
+    area = task.mmap(4 * PAGE)
+    task.store(area.pages()[:3], np.uint8(7))
+    task.madvise(area.addr, 4 * PAGE, MADV_FREE)
+    for i in range(3):
+        assert not page_of(two_nodes, task, area.addr + i * PAGE).flags & np.uint64(PG_swapbacked)
+        assert not two_nodes.pte(task, area.addr + i * PAGE) & int(_PAGE_DIRTY | _PAGE_ACCESSED)
+    assert two_nodes.vmstat()["pglazyfree"] == 3
+    assert task.load(area.pages(), np.uint8).tolist() == [7, 7, 7, 0]
+    task.store(area.pages()[:1], np.uint8(8))
+    assert two_nodes.pte(task, area.addr) & int(_PAGE_DIRTY)          # which tells reclaim to keep it
+    task.madvise(area.addr, 4 * PAGE, MADV_FREE)
+    assert two_nodes.vmstat()["pglazyfree"] == 3                      # only new ones count
+
+
+def test_free_spares_pages_that_others_map(two_nodes):
+    task = two_nodes.task()
+    area = task.mmap(PAGE).touch()
+    child = task.fork()
+    task.madvise(area.addr, PAGE, MADV_FREE)
+    assert page_of(two_nodes, task, area.addr).flags & np.uint64(PG_swapbacked)
+    child.exit()
+
+
+def test_cold_pages_have_not_been_used(two_nodes):
+    task = two_nodes.task()
+    area = task.mmap(PAGE).touch()
+    task.madvise(area.addr, PAGE, MADV_COLD)
+    assert two_nodes.pte(task, area.addr) & int(_PAGE_ACCESSED | _PAGE_DIRTY) == int(_PAGE_DIRTY)
+    task.load([area.addr], np.uint8)
+    assert two_nodes.pte(task, area.addr) & int(_PAGE_ACCESSED)
+
+
+@pytest.mark.parametrize("advice, status", [(MADV_POPULATE_WRITE, 0), (MADV_POPULATE_READ, -errno.EFAULT)])
+def test_populate(two_nodes, advice, status):
+    task = two_nodes.task()
+    area = task.mmap(4 * PAGE)
+    task.madvise(area.addr, 2 * PAGE, advice)
+    assert area.nodes().tolist() == [status, status, -errno.ENOENT, -errno.ENOENT]
+    faults = task.counters()["task_minor_faults"]
+    task.load(area.pages()[:2], np.uint8)
+    assert task.counters()["task_minor_faults"] == faults
+
+
+def test_order_of_reading(two_nodes):
+    task = two_nodes.task()
+    area = task.mmap(PAGE)
+    for advice, flags in ((MADV_RANDOM, VM_RAND_READ), (MADV_SEQUENTIAL, VM_SEQ_READ), (MADV_NORMAL, 0)):
+        task.madvise(area.addr, PAGE, advice)
+        assert two_nodes.vmas(task)[0].flags & (VM_RAND_READ | VM_SEQ_READ) == flags
+
+
+def test_a_hole_is_passed_over(two_nodes):
+    task = two_nodes.task()
+    area = task.mmap(3 * PAGE).touch()
+    task.munmap(area.addr + PAGE, PAGE)
+    refused(errno.ENOMEM, task.madvise, area.addr, 3 * PAGE, MADV_DONTNEED)
+    assert two_nodes.mm(task).rss[1] == 0
+
+
+def test_refused(two_nodes):
+    task = two_nodes.task()
+    area, shared = task.mmap(2 * PAGE), task.mmap(2 * PAGE, flags=SHARED)
+    locked = task.mmap(2 * PAGE, flags=MAP_PRIVATE | MAP_ANONYMOUS | MAP_LOCKED)
+    for advice in (MADV_MERGEABLE, MADV_PAGEOUT, 5, 26, -1):
+        refused(errno.EINVAL, task.madvise, area.addr, PAGE, advice)
+    refused(errno.EINVAL, task.madvise, area.addr + 1, PAGE, MADV_WILLNEED)
+    for advice in (MADV_FREE, MADV_WIPEONFORK):
+        refused(errno.EINVAL, task.madvise, shared.addr, PAGE, advice)
+    for advice in (MADV_FREE, MADV_DONTNEED, MADV_COLD):
+        refused(errno.EINVAL, task.madvise, locked.addr, PAGE, advice)
+    task.madvise(locked.addr, PAGE, MADV_DONTNEED_LOCKED)
+    assert two_nodes.vmstat()["nr_mlock"] == 1
+    refused(errno.EINVAL, task.madvise, task.mmap(PAGE, prot=PROT_READ).addr, PAGE, MADV_POPULATE_WRITE)
+    refused(errno.EINVAL, task.madvise, task.mmap(PAGE, prot=PROT_NONE).addr, PAGE, MADV_POPULATE_READ)
+    refused(errno.ENOMEM, task.madvise, 0x1000_0000, PAGE, MADV_POPULATE_READ)
+    task.madvise(area.addr, 0, MADV_DONTNEED)

@@ -1,0 +1,117 @@
+"""smaps, smaps_rollup and pagemap: Linux's lines, and figures that follow from what a task did."""
+import re
+
+import numpy as np
+import pytest
+
+from numaemu.kernel.fork import STACK_TOP
+from numaemu.uapi import MADV_DONTFORK, MADV_FREE, MADV_RANDOM, MAP_ANONYMOUS, MAP_SHARED, PROT_READ
+
+PAGE = 4096
+NAMES = """Size KernelPageSize MMUPageSize Rss Pss Pss_Dirty Shared_Clean Shared_Dirty Private_Clean Private_Dirty Referenced
+Anonymous KSM LazyFree AnonHugePages ShmemPmdMapped FilePmdMapped Shared_Hugetlb Private_Hugetlb Swap SwapPss
+Locked""".split()
+
+pytestmark = pytest.mark.interpreted
+
+
+def read(loop, task, name):
+    return loop.actors[0].rpc_read(f"/proc/{task.pid}/{name}")
+
+
+def smaps(loop, task):
+    """{start: ({name: kB}, flags)}"""
+    found = {}
+    for line in read(loop, task, "smaps").splitlines():
+        if match := re.match(r"([0-9a-f]{8,})-", line):
+            found[int(match[1], 16)] = fields = {}
+        elif line.startswith("VmFlags: "):
+            fields["VmFlags"] = line[9:]
+        elif match := re.fullmatch(r"(\w+): +(\d+) kB", line):
+            assert line == f"{match[1] + ':':<16}{int(match[2]):8d} kB"
+            fields[match[1]] = int(match[2])
+        else:
+            assert line == "THPeligible:           0"
+    return found
+
+
+def test_what_a_range_holds(two_nodes):
+    task = two_nodes.task()
+    area, shared = task.mmap(8 * PAGE), task.mmap(4 * PAGE, flags=MAP_SHARED | MAP_ANONYMOUS)
+    task.store(area.pages()[:6], np.uint8(1))
+    task.load(area.pages()[6:], np.uint8)                    # the page of zeros is nobody's
+    task.store(shared.pages()[:2], np.uint8(1))
+    task.load(shared.pages()[2:3], np.uint8)
+    child = task.fork()
+    child.store(area.pages()[:2], np.uint8(2))
+    task.mlock(area.addr, 0)
+    fields = smaps(two_nodes, task)[area.addr]
+    assert list(fields) == [*NAMES, "VmFlags"]
+    assert fields["Rss"] == fields["Anonymous"] == 24 and fields["Pss"] == fields["Pss_Dirty"] == 2 * 4 + 4 * 2
+    assert fields["Private_Dirty"] == 8 and fields["Shared_Dirty"] == 16
+    assert fields["VmFlags"] == "rd wr mr mw me ac sd "
+    fields = smaps(two_nodes, task)[shared.addr]
+    assert (fields["Rss"], fields["Private_Dirty"], fields["Private_Clean"], fields["Anonymous"]) == (12, 8, 4, 0)
+    assert fields["VmFlags"] == "rd wr sh mr mw me ms sd "
+    assert smaps(two_nodes, task)[int(STACK_TOP) - 33 * PAGE]["VmFlags"] == "rd wr mr mw me gd ac sd "
+
+
+def test_flags_and_marks(two_nodes):
+    task = two_nodes.task()
+    area = task.mmap(4 * PAGE).touch()
+    task.madvise(area.addr, PAGE, MADV_FREE)
+    task.mlock(area.addr + 2 * PAGE, 2 * PAGE)
+    task.madvise(area.addr + 2 * PAGE, 2 * PAGE, MADV_RANDOM)
+    task.madvise(area.addr + 2 * PAGE, 2 * PAGE, MADV_DONTFORK)
+    first, second = smaps(two_nodes, task)[area.addr], smaps(two_nodes, task)[area.addr + 2 * PAGE]
+    assert (first["LazyFree"], first["Private_Clean"], first["Referenced"], first["Locked"]) == (4, 4, 4, 0)
+    assert second["Locked"] == 8 and second["VmFlags"] == "rd wr mr mw me lo rr dc ac sd "
+
+
+def test_rollup_is_the_sum(two_nodes):
+    task = two_nodes.task()
+    task.mmap(8 * PAGE).touch()
+    task.mmap(4 * PAGE, flags=MAP_SHARED | MAP_ANONYMOUS).touch()
+    task.fork()
+    head, *lines = read(two_nodes, task, "smaps_rollup").splitlines()
+    assert re.fullmatch(r"[0-9a-f]{12}-7ffffffff000 ---p 00000000 00:00 0 +\[rollup\]", head)
+    rollup = {line.split(":")[0]: int(line.split()[1]) for line in lines}
+    parts = smaps(two_nodes, task).values()
+    for name in NAMES[3:]:
+        assert rollup[name] == sum(fields[name] for fields in parts)
+    assert (rollup["Pss_Anon"], rollup["Pss_File"], rollup["Pss_Shmem"]) == (16, 0, 16)
+    assert list(rollup)[:7] == ["Rss", "Pss", "Pss_Dirty", "Pss_Anon", "Pss_File", "Pss_Shmem", "Shared_Clean"]
+
+
+def test_statm_and_status(two_nodes):
+    task = two_nodes.task()
+    area = task.mmap(8 * PAGE).touch()
+    task.mmap(4 * PAGE, flags=MAP_SHARED | MAP_ANONYMOUS).touch()
+    assert read(two_nodes, task, "statm") == f"{8 + 4 + 33} 12 4 0 0 {8 + 33} 0\n"
+    task.mlock(area.addr, 2 * PAGE)
+    area.munmap()
+    status = dict(line.split(":\t") for line in read(two_nodes, task, "status").splitlines())
+    kb = {name: int(value.split()[0]) for name, value in status.items() if value.endswith(" kB")}
+    assert (kb["VmPeak"], kb["VmSize"], kb["VmHWM"], kb["VmRSS"]) == (4 * 45, 4 * 37, 48, 16)
+    assert kb["VmLck"] == 0 and status["Uid"] == "0\t0\t0\t0"
+
+
+def test_pagemap(two_nodes):
+    task = two_nodes.task()
+    area = task.mmap(4 * PAGE)
+    shared = task.mmap(PAGE, flags=MAP_SHARED | MAP_ANONYMOUS).touch()
+    task.store(area.pages()[:2], np.uint8(1))
+    task.load(area.pages()[2:3], np.uint8)
+    child = task.fork()
+    child.store(area.pages()[:1], np.uint8(1))
+    words = two_nodes.actors[0].rpc_pagemap(task.pid, area.addr - PAGE, 5 * PAGE).tolist()
+    frame = two_nodes.pte(task, area.addr + PAGE) >> 12
+    assert words[2] == 1 << 63 | 1 << 55 | frame and words[1] >> 55 == 1 << 8 | 2 | 1
+    assert words[3] == 1 << 63 | 1 << 55 | two_nodes.machine.zero_pfn and words[4] == 1 << 55
+    word = int(two_nodes.actors[0].rpc_pagemap(task.pid, shared.addr, PAGE)[0])
+    assert word >> 55 == (1 << 8 | 1 << 6 | 1 << 1 | 1)
+    readonly = task.mmap(PAGE, prot=PROT_READ)
+    readonly.munmap()
+    assert two_nodes.actors[0].rpc_pagemap(task.pid, 0x1000_0000, 2 * PAGE).tolist() == [0, 0]
+    with pytest.raises(FileNotFoundError):
+        two_nodes.actors[0].rpc_pagemap(99999, 0, PAGE)
