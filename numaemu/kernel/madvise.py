@@ -1,24 +1,31 @@
 """madvise(2) and mincore(2): Linux's mm/madvise.c and mm/mincore.c."""
 import numpy as np
 
-from numaemu.atomic import fetch_add, fetch_and, load_acquire
+from numaemu.atomic import fetch_add, load_acquire
 from numaemu.compile import hot, kernel
+from numaemu.kernel.gfp import GFP_KERNEL
 from numaemu.kernel.memory import zap_page_range
+from numaemu.kernel.mm_inline import folio_clear, folio_test
 from numaemu.kernel.mm_types import (VM_DONTCOPY, VM_DONTDUMP, VM_HUGEPAGE, VM_LOCKED, VM_NOHUGEPAGE, VM_RAND_READ,
-                                     VM_SEQ_READ, VM_SHARED, VM_WIPEONFORK, PG_anon, PG_swapbacked)
+                                     VM_SEQ_READ, VM_SHARED, VM_WIPEONFORK, PG_anon, PG_dirty, PG_referenced,
+                                     PG_swapcache)
 from numaemu.kernel.mmap import page_align, update_hiwater
-from numaemu.kernel.mmzone import page_of
+from numaemu.kernel.mmzone import page_of, page_to_nid
 from numaemu.kernel.page_alloc import put_page, try_get_page
+from numaemu.kernel.pageout import scan_control_of
 from numaemu.kernel.pgtable import (_PAGE_SPECIAL, mm_of, pte_offset, pte_pfn, pte_present, ptep_cmpxchg, ptep_get,
                                     skip_missing)
 from numaemu.kernel.smp import machine_of
+from numaemu.kernel.swap import folio_deactivate, folio_isolate_lru, folio_mark_lazyfree, lru_add_drain
+from numaemu.kernel.swapfile import folio_free_swap, folio_trylock, folio_unlock
 from numaemu.kernel.tlb import flush_tlb_mm_range
 from numaemu.kernel.vma import vma_modify_flags
 from numaemu.kernel.vma_index import find_position, map_count, vma_at
-from numaemu.kernel.vmstat import PGLAZYFREE, count_vm_events
+from numaemu.kernel.vmscan import init_scan_control, reclaim_pages
+from numaemu.kernel.workingset import SWAP_CLUSTER_MAX
 from numaemu.mmu import _PAGE_ACCESSED, _PAGE_DIRTY
 from numaemu.uapi import (MADV_COLD, MADV_DODUMP, MADV_DOFORK, MADV_DONTDUMP, MADV_DONTFORK, MADV_DONTNEED,
-                          MADV_DONTNEED_LOCKED, MADV_FREE, MADV_HUGEPAGE, MADV_KEEPONFORK, MADV_RANDOM,
+                          MADV_DONTNEED_LOCKED, MADV_FREE, MADV_HUGEPAGE, MADV_KEEPONFORK, MADV_PAGEOUT, MADV_RANDOM,
                           MADV_SEQUENTIAL, MADV_WILLNEED, MADV_WIPEONFORK, errno)
 
 U = np.uint64
@@ -34,9 +41,9 @@ def changes_flags(advice):
 
 @hot
 def madvise_behavior_valid(advice):
-    """What do_madvise below can do. Not there: REMOVE, PAGEOUT, COLLAPSE, memory failure; MERGEABLE needs KSM."""
+    """What do_madvise below can do. Not there: REMOVE, COLLAPSE, memory failure; MERGEABLE needs KSM."""
     return advice >= 0 and (advice <= MADV_DONTNEED or advice == MADV_FREE or advice == MADV_DONTNEED_LOCKED or
-                            advice == MADV_COLD or changes_flags(advice))
+                            advice == MADV_COLD or advice == MADV_PAGEOUT or changes_flags(advice))
 
 
 # -- advice kept in the flags --------------------------------------------------------------------------------
@@ -89,24 +96,77 @@ def lazy_free(machine, cpu, ptep, pte):
 
     Only a page that nobody else maps: for the others it would be more than advice. Mirrors madvise_free_pte_range.
     """
-    page = page_of(machine, pte_pfn(pte))
-    if page.flags & U(PG_anon) == U(0) or not try_get_page(page):
+    pfn = pte_pfn(pte)
+    page = page_of(machine, pfn)
+    if not folio_test(page, PG_anon) or not try_get_page(page):
         return False
     changed = False
     if ptep_get(ptep) == pte and load_acquire(page, "mapcount") == 1:
+        if folio_test(page, PG_swapcache) and folio_trylock(page):
+            folio_free_swap(cpu, pfn)
+            folio_unlock(page)
         clean = pte & ~(_PAGE_DIRTY | _PAGE_ACCESSED)
         if clean == pte or ptep_cmpxchg(ptep, pte, clean):
             changed = clean != pte
-            if fetch_and(page, "flags", ~U(PG_swapbacked)) & U(PG_swapbacked) != U(0):
-                count_vm_events(machine, cpu.id, PGLAZYFREE, 1)
+            folio_clear(page, PG_dirty)
+            folio_mark_lazyfree(cpu, pfn)
+    put_page(cpu, pfn)
+    return changed
+
+
+@hot
+def make_cold(machine, cpu, ptep, pte):
+    """A page that was not used lately, as far as its entry tells, and no active one; True if the entry changed."""
+    page = page_of(machine, pte_pfn(pte))
+    if load_acquire(page, "mapcount") != 1 or not try_get_page(page):
+        return False
+    changed = False
+    if ptep_get(ptep) == pte:
+        changed = pte & _PAGE_ACCESSED != U(0) and ptep_cmpxchg(ptep, pte, pte & ~_PAGE_ACCESSED)
+        folio_clear(page, PG_referenced)
+        folio_deactivate(cpu, pte_pfn(pte))
     put_page(cpu, pte_pfn(pte))
     return changed
 
 
 @hot
-def make_cold(ptep, pte):
-    """A page that was not used lately, as far as its entry tells; True if the entry changed."""
-    return pte & _PAGE_ACCESSED != U(0) and ptep_cmpxchg(ptep, pte, pte & ~_PAGE_ACCESSED)
+def isolate_for_pageout(machine, cpu, sc, ptep, pte):
+    """Take a page that only this entry maps off its list into the batch; True if it is there."""
+    pfn = pte_pfn(pte)
+    page = page_of(machine, pfn)
+    if load_acquire(page, "mapcount") != 1 or not try_get_page(page):
+        return False
+    taken = ptep_get(ptep) == pte and folio_isolate_lru(cpu, pfn)
+    put_page(cpu, pfn)
+    if taken:
+        sc.pfn[sc.nr_taken] = pfn
+        sc.nr_taken += 1
+    return taken
+
+
+@kernel("void(cpu_t*, i64, u64, u64)")
+def madvise_pageout(cpu, mm_number, start, end):
+    """MADV_PAGEOUT: reclaim the pages of a range, in batches of one node each."""
+    machine = machine_of(cpu)
+    mm, sc, address, node = mm_of(machine, mm_number), scan_control_of(cpu), start, -1
+    lru_add_drain(cpu)
+    init_scan_control(machine, sc, GFP_KERNEL, 0, machine.node_mask)
+    sc.nr_taken = 0
+    while address < end:
+        ptep = pte_offset(machine, mm, address)
+        if ptep == U(0):
+            address = skip_missing(machine, mm, address)
+            continue
+        pte = ptep_get(ptep)
+        if pte_present(pte) and pte & _PAGE_SPECIAL == U(0):
+            if sc.nr_taken == SWAP_CLUSTER_MAX or (sc.nr_taken > 0 and page_to_nid(machine, pte_pfn(pte)) != node):
+                reclaim_pages(cpu, sc, node)
+            if isolate_for_pageout(machine, cpu, sc, ptep, pte):
+                node = page_to_nid(machine, pte_pfn(pte))
+        address += U(4096)
+    if sc.nr_taken > 0:
+        reclaim_pages(cpu, sc, node)
+    lru_add_drain(cpu)
 
 
 @kernel("void(cpu_t*, i64, u64, u64, bool)")
@@ -122,7 +182,7 @@ def madvise_pages(cpu, mm_number, start, end, free):
             continue
         pte = ptep_get(ptep)
         if pte_present(pte) and pte & _PAGE_SPECIAL == U(0):
-            if lazy_free(machine, cpu, ptep, pte) if free else make_cold(ptep, pte):
+            if lazy_free(machine, cpu, ptep, pte) if free else make_cold(machine, cpu, ptep, pte):
                 changed = True
         address += U(4096)
     if changed or load_acquire(mm, "tlb_flush_pending") > 1:
@@ -141,7 +201,9 @@ def madvise_vma_behavior(cpu, mm_number, position, start, end, advice):
     flags = vma_at(machine, mm_number, position).flags
     if flags & VM_LOCKED and advice != MADV_DONTNEED_LOCKED:
         return -EINVAL
-    if advice == MADV_COLD:
+    if advice == MADV_PAGEOUT:
+        madvise_pageout(cpu, mm_number, start, end)
+    elif advice == MADV_COLD:
         madvise_pages(cpu, mm_number, start, end, False)
     elif advice == MADV_FREE:
         if flags & VM_SHARED:

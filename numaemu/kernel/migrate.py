@@ -11,9 +11,10 @@ from numaemu.compile import hot, kernel
 from numaemu.kernel.gfp import GFP_HIGHUSER_MOVABLE, __GFP_THISNODE
 from numaemu.kernel.mempolicy import node_isset, vma_alloc_folio
 from numaemu.kernel.mlock import mlock_folio
-from numaemu.kernel.mm_inline import folio_clear, folio_set
+from numaemu.kernel.mm_inline import folio_clear, folio_set, folio_test
 from numaemu.kernel.mm_types import (VM_LOCKED, PG_active, PG_anon, PG_anon_exclusive, PG_dirty, PG_locked, PG_mlocked,
-                                     PG_referenced, PG_swapbacked, PG_unevictable, PG_uptodate, PG_workingset)
+                                     PG_referenced, PG_swapbacked, PG_swapcache, PG_unevictable, PG_uptodate,
+                                     PG_workingset)
 from numaemu.kernel.mmap import range_is_mapped
 from numaemu.kernel.mmdebug import VM_BUG_ON_PAGE
 from numaemu.kernel.mmzone import page_of, page_to_nid
@@ -24,6 +25,7 @@ from numaemu.kernel.rmap import folio_dup_rmap, folio_remove_rmap, mapping_of, p
 from numaemu.kernel.shmem import count_shmem, shmem_slot
 from numaemu.kernel.smp import machine_of, spin_lock, spin_unlock
 from numaemu.kernel.swap import count_isolated, folio_add_lru, folio_isolate_lru, folio_putback_lru, lru_add_drain_all
+from numaemu.kernel.swapfile import __delete_from_swap_cache, add_to_swap_cache
 from numaemu.kernel.tlb import set_tlb_ubc_flush_pending, tlbflush_unmap_batch_t, try_to_unmap_flush
 from numaemu.kernel.vma import merge_range, split_range
 from numaemu.kernel.vma_index import find_position, find_vma, vma_index, vma_of
@@ -162,6 +164,17 @@ def alloc_migration_target(cpu, batch, i):
     return alloc_pages(cpu, GFP_HIGHUSER_MOVABLE | __GFP_THISNODE, 0, batch.target, machine.node_mask)
 
 
+@kernel("void(cpu_t*, i64, i64)")
+def migrate_swap_cache(cpu, old, new):
+    """The swap cache's reference goes over to the new frame; the old one's count is frozen, so nobody finds it."""
+    machine = machine_of(cpu)
+    page, entry = page_of(machine, old), page_of(machine, old).private
+    get_page(page_of(machine, new))
+    __delete_from_swap_cache(cpu, old, 0)
+    add_to_swap_cache(cpu, new, entry)
+    page.private = 0
+
+
 @kernel("bool(cpu_t*, i64, i64)")
 def move_to_new_folio(cpu, old, new):
     """Copy contents and identity; a shared object's tree points to the new frame. False: somebody uses the page.
@@ -172,7 +185,8 @@ def move_to_new_folio(cpu, old, new):
     page, target = page_of(machine, old), page_of(machine, new)
     VM_BUG_ON_PAGE(page.flags & U(PG_locked) == U(0), page)
     anon = page.flags & U(PG_anon) != U(0)
-    references = 1 if anon else 2            # ours, and the tree's
+    cached = anon and folio_test(page, PG_swapcache)
+    references = 2 if cached or not anon else 1      # ours, and the tree's or the swap cache's
     if load_acquire(page, "mapcount") != 0 or \
             compare_exchange(page, "refcount", references, 0) != references:
         return False
@@ -180,6 +194,8 @@ def move_to_new_folio(cpu, old, new):
     target.flags |= page.flags & MIGRATED_FLAGS
     copy_bytes(machine.memory + (U(new) << U(12)), machine.memory + (U(old) << U(12)), 4096)
     cpu.clock_base_ns += machine.copy_page_ns
+    if cached:
+        migrate_swap_cache(cpu, old, new)
     if not anon:
         get_page(target)
         slot = shmem_slot(cpu, mapping_of(machine, page.mapping), page.index)

@@ -9,8 +9,6 @@ inside accesses (its entries are gone, and its next fault says that it is dead).
 shared ranges are unmapped too, since that is how a task inside accesses learns of its end: Linux sends it an interrupt.
 A victim stays a zombie until its function has been told.
 """
-import time
-
 import numpy as np
 
 from numaemu.atomic import compare_exchange, exchange, load_acquire
@@ -40,7 +38,7 @@ from numaemu.uapi import MPOL_BIND, SIGKILL
 
 U = np.uint64
 OOM_SCORE_ADJ_MIN, OOM_SCORE_ADJ_MAX = -1000, 1000
-EXIT_S = 10.0                    # a victim that has not ended by then no longer holds up the next; assumed
+EXIT_ASKS = 1000                 # allocations that may ask in vain before a victim that has not ended holds up no other; assumed
 CONSTRAINT_NONE, CONSTRAINT_CPUSET, CONSTRAINT_MEMORY_POLICY = range(3)
 CONSTRAINTS = ("CONSTRAINT_NONE", "CONSTRAINT_CPUSET", "CONSTRAINT_MEMORY_POLICY")
 AGAIN, HOPELESS = 0, -1          # answers to MSG_OOM beside an address space to reap
@@ -225,10 +223,11 @@ class OomKiller:
 
     def dying_mm(self):
         """An address space whose end will give memory back soon, or 0 (oom_evaluate_task's abort)."""
-        for number, (mm_id, since) in list(self.dying.items()):
+        for number, (mm_id, asked) in list(self.dying.items()):
             mm = mm_of(self.machine, number)
             if mm.id == mm_id and mm.users > 0 and mm.oom_state in (OOM_VICTIM, OOM_REAPING, OOM_REAPED):
-                if time.monotonic() - since < EXIT_S:
+                if asked < EXIT_ASKS:
+                    self.dying[number] = mm_id, asked + 1
                     return number
                 exchange(mm, "oom_state", OOM_SKIP)       # final: a reaper's compare-exchange no longer succeeds
             del self.dying[number]
@@ -298,7 +297,7 @@ class OomKiller:
                  f"anon-rss:{kilobytes(anon)}kB, file-rss:{kilobytes(file)}kB, shmem-rss:{kilobytes(shmem)}kB, UID:0 "
                  f"pgtables:{kilobytes(mm.pgtables)}kB oom_score_adj:{victim.oom_score_adj}")
         self.machine.oom_kills += 1
-        self.dying[mm_number] = mm.id, time.monotonic()
+        self.dying[mm_number] = mm.id, 0
         compare_exchange(mm, "oom_state", OOM_NONE, OOM_VICTIM)
         marked, before = [], None
         while marked != before:          # a thread may be cloned meanwhile, by one not yet marked

@@ -202,6 +202,17 @@ def shrink_active_list(cpu, sc, node, lru, nr_to_scan):
         lru_note_cost(cpu, lruvec, 1 if lru >= LRU_FILE else 0, 0, rotated)
 
 
+@kernel("i64(cpu_t*, scan_control_t*, i64)")
+def reclaim_pages(cpu, sc, node):
+    """Reclaim the isolated pages of the batch, all of one node, whether they were used or not: pages freed."""
+    sc.ignore_references = 1
+    freed = shrink_folio_list(cpu, sc)
+    move_folios_to_lru(cpu, sc, node)
+    end_writes(cpu, sc)
+    sc.nr_taken = 0
+    return freed
+
+
 # -- how much of which list ----------------------------------------------------------------------------------
 
 @kernel("void(cpu_t*, scan_control_t*, i64)")
