@@ -19,23 +19,24 @@ def _zstd():
 
 def on_compress(frame, buffer, algorithm):
     """Compress the page at host address `frame` into `buffer`: bytes, or 0 if it does not get smaller."""
-    page = ctypes.string_at(frame, PAGE_SIZE)
+    page = ctypes.string_at(int(frame), PAGE_SIZE)
     if algorithm == LZ4:
         data = lz4.block.compress(page, store_size=False)
     else:
         data = _zstd()[0].compress(page)
     if len(data) >= min(PAGE_SIZE, ZBUF_BYTES):
         return 0
-    ctypes.memmove(buffer, data, len(data))
+    ctypes.memmove(int(buffer), data, len(data))
     return len(data)
 
 
 def on_decompress(place, frame, algorithm):
     """Decompress what lies behind the header at `place` into the page at `frame`."""
+    place = int(place)
     data = ctypes.string_at(place + HEADER, ctypes.c_int64.from_address(place).value)
     if algorithm == LZ4:
         page = lz4.block.decompress(data, uncompressed_size=PAGE_SIZE)
     else:
         page = _zstd()[1].decompress(data, max_output_size=PAGE_SIZE)
-    ctypes.memmove(frame, page, PAGE_SIZE)
+    ctypes.memmove(int(frame), page, PAGE_SIZE)
     return 0

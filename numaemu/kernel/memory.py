@@ -72,10 +72,10 @@ def do_anonymous_page(cpu, mm, vma_number, address, write, ptep):
     page = page_of(machine, pfn)
     folio_add_anon_rmap(machine, cpu, page, pfn, vma, address)
     page.flags |= U(PG_anon_exclusive)
-    page.refcount = 2                    # the entry's, and that of its way to the LRU list
+    get_page(page)                       # for its way to the LRU list; a late try_get_page may come between: atomically
     if not ptep_cmpxchg(ptep, U(0), pfn_pte(pfn, _WRITTEN)):
         folio_remove_rmap(machine, cpu, pfn)       # another thread was faster
-        page.refcount = 1
+        put_page(cpu, pfn)
         put_page(cpu, pfn)
         return VM_FAULT_OK
     folio_add_new_lru(cpu, pfn)
@@ -145,11 +145,11 @@ def install_copy(cpu, mm, mm_number, address, ptep, pte, new):
     on the way to the LRU list.
     """
     page, alone = page_of(machine_of(cpu), new), load_acquire(mm, "users") == 1
-    page.refcount = 2
+    get_page(page)
     if alone:
         page.flags |= U(PG_anon_exclusive)
     if not ptep_cmpxchg(ptep, pte, pfn_pte(new, _WRITTEN if alone else _READ_ONLY)):
-        page.refcount = 1
+        put_page(cpu, new)
         return False
     flush_tlb_mm_range(cpu, mm_number, address, address + U(4096))
     if not alone:
@@ -174,10 +174,20 @@ def wp_page_copy(cpu, mm, vma_number, address, ptep, pte):
     if new == 0:
         return VM_FAULT_OOM
     if not special:
+        if not try_get_page(page_of(machine, old)):
+            put_page(cpu, new)
+            return VM_FAULT_RETRY            # it is being moved, or reclaimed
+        if ptep_get(ptep) != pte:
+            put_page(cpu, old)
+            put_page(cpu, new)
+            return VM_FAULT_OK
         copy_bytes(machine.memory + (U(new) << U(12)), machine.memory + (U(old) << U(12)), 4096)
         cpu.clock_base_ns += machine.copy_page_ns
     folio_add_anon_rmap(machine, cpu, page_of(machine, new), new, vma, address)
-    if not install_copy(cpu, mm, vma.mm, address & ~U(4095), ptep, pte, new):
+    installed = install_copy(cpu, mm, vma.mm, address & ~U(4095), ptep, pte, new)
+    if not special:
+        put_page(cpu, old)
+    if not installed:
         folio_remove_rmap(machine, cpu, new)
         put_page(cpu, new)
         return VM_FAULT_OK

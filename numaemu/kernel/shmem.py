@@ -77,9 +77,9 @@ def shmem_add_folio(cpu, vma, address, slot, index):
     page = page_of(machine, pfn)
     page.mapping, page.index = vma.mapping, index
     page.flags |= U(PG_swapbacked)
-    page.refcount = 3                    # the caller's, the tree's, that of its way to the LRU list
+    fetch_add(page, "refcount", 2)       # the tree's, that of its way to the LRU list
     if compare_exchange(u64.array(slot), 0, U(0), pfn_pte(pfn, _SLOT)) != U(0):
-        page.refcount = 1                # another CPU was faster: look again
+        fetch_add(page, "refcount", -2)  # another CPU was faster: look again
         put_page(cpu, pfn)
         return AGAIN
     folio_add_new_lru(cpu, pfn)

@@ -1,7 +1,7 @@
 """Swap cache look-ups and readahead: Linux's mm/swap_state.c."""
 import numpy as np
 
-from numaemu.atomic import exchange
+from numaemu.atomic import exchange, fetch_add
 from numaemu.compile import kernel
 from numaemu.kernel.gfp import GFP_HIGHUSER_MOVABLE
 from numaemu.kernel.mempolicy import vma_alloc_folio
@@ -76,7 +76,7 @@ def __read_swap_cache_async(cpu, vma, address, entry):
         return pfn
     page, shadow = page_of(machine, new), swap_cache(machine)[entry]
     page.flags |= U(PG_locked | PG_swapbacked)
-    page.refcount = 3                    # the caller's, the cache's, that of its way to the LRU list
+    fetch_add(page, "refcount", 2)       # the cache's, that of its way to the LRU list
     add_to_swap_cache(cpu, new, entry)
     if shadow < 0:
         workingset_refault(cpu, new, shadow)

@@ -1,0 +1,342 @@
+"""The LRU lists against naive ones, and pages that go to swap and come back."""
+import errno
+
+import hypothesis.strategies as st
+import numpy as np
+import pytest
+from hypothesis import settings
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+from loopback import SMALL_TLB, Loopback
+
+from numaemu import GFP_KERNEL, MADV_PAGEOUT, MAP_ANONYMOUS, MAP_NORESERVE, MAP_PRIVATE, Machine
+from numaemu.build import JIT
+from numaemu.kernel import swap, swapon
+from numaemu.kernel.mm_types import PG_swapbacked
+from numaemu.kernel.mmzone import LRU_ACTIVE, LRU_FILE, lruvec_of
+from numaemu.kernel.sysctl import System
+from numaemu.param import FOLIO_BATCH_SIZE
+
+UNRESERVED = MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE
+
+
+# -- the lists -----------------------------------------------------------------------------------------------
+
+class NaiveLru:
+    """Pages of one CPU on lists of Python, the newest first; a batch is a list of what waits."""
+
+    def __init__(self):
+        self.lists = {lru: [] for lru in range(4)}
+        self.batches = {kind: [] for kind in range(swap.NR_FBATCHES)}
+        self.active, self.referenced, self.file, self.isolated = set(), set(), set(), set()
+
+    def list_of(self, pfn):
+        return self.lists[(LRU_FILE if pfn in self.file else 0) + (LRU_ACTIVE if pfn in self.active else 0)]
+
+    def on_list(self, pfn):
+        return any(pfn in pages for pages in self.lists.values())
+
+    def take_off(self, pfn):
+        for pages in self.lists.values():
+            if pfn in pages:
+                pages.remove(pfn)
+
+    def queue(self, kind, pfn):
+        self.batches[kind].append(pfn)
+        if len(self.batches[kind]) == FOLIO_BATCH_SIZE:
+            self.drain_one(kind)
+
+    def drain_one(self, kind):
+        pages, self.batches[kind] = self.batches[kind], []
+        for pfn in pages:
+            if kind != swap.LRU_ADD and not self.on_list(pfn):
+                continue
+            if kind == swap.LRU_ACTIVATE and pfn in self.active or kind == swap.LRU_DEACTIVATE and pfn not in self.active:
+                continue
+            self.take_off(pfn)
+            if kind == swap.LRU_ACTIVATE:
+                self.active.add(pfn)
+            if kind in (swap.LRU_MOVE_TAIL, swap.LRU_DEACTIVATE):
+                self.active.discard(pfn)
+            if kind == swap.LRU_DEACTIVATE:
+                self.referenced.discard(pfn)
+            self.list_of(pfn).insert(len(self.list_of(pfn)) if kind == swap.LRU_MOVE_TAIL else 0, pfn)
+
+    def drain(self):
+        for kind in range(swap.NR_FBATCHES):
+            if self.batches[kind]:
+                self.drain_one(kind)
+
+    def activate(self, pfn):
+        if pfn not in self.active and self.on_list(pfn):
+            self.queue(swap.LRU_ACTIVATE, pfn)
+
+    def mark_accessed(self, pfn):
+        if pfn not in self.referenced:
+            self.referenced.add(pfn)
+            return
+        if pfn in self.active:
+            return
+        if self.on_list(pfn):
+            self.activate(pfn)
+        elif pfn in self.batches[swap.LRU_ADD]:
+            self.active.add(pfn)
+        self.referenced.discard(pfn)
+
+
+class LruMachine(RuleBasedStateMachine):
+    """Pages of one task's kernel allocations, moved through the lists by hand."""
+
+    def __init__(self):
+        super().__init__()
+        self.loop = Loopback(nodes=1, cpus_per_node=1, memory_per_node="4MiB", **SMALL_TLB)
+        self.task, self.cpu, self.naive, self.pages = self.loop.task(), self.loop.cpu(), NaiveLru(), []
+        swap.lru_add_drain(self.cpu)                 # what the new task has touched goes out of the way
+        self.before = self.lists()
+
+    def lists(self):
+        """The four evictable lists, from the head."""
+        lruvec, found = lruvec_of(self.loop.machine, 0), {}
+        for lru in range(4):
+            pages, pfn = [], lruvec.head[lru]
+            while pfn:
+                pages.append(pfn)
+                pfn = self.loop.page(pfn).lru_next
+            found[lru] = pages
+        return found
+
+    @rule(file=st.booleans())
+    def add(self, file):
+        pfn = self.task.kernel.alloc_pages(GFP_KERNEL, 0)
+        if file:
+            self.naive.file.add(pfn)
+        else:
+            self.loop.page(pfn).flags |= PG_swapbacked
+        self.pages.append(pfn)
+        swap.folio_add_lru(self.cpu, pfn)
+        self.naive.queue(swap.LRU_ADD, pfn)
+
+    def pick(self, data):
+        return data.draw(st.sampled_from(self.pages))
+
+    @precondition(lambda self: self.pages)
+    @rule(data=st.data())
+    def mark_accessed(self, data):
+        pfn = self.pick(data)
+        swap.folio_mark_accessed(self.cpu, pfn)
+        self.naive.mark_accessed(pfn)
+
+    @precondition(lambda self: self.pages)
+    @rule(data=st.data())
+    def activate(self, data):
+        pfn = self.pick(data)
+        swap.folio_activate(self.cpu, pfn)
+        self.naive.activate(pfn)
+
+    @precondition(lambda self: self.pages)
+    @rule(data=st.data())
+    def deactivate(self, data):
+        pfn = self.pick(data)
+        swap.folio_deactivate(self.cpu, pfn)
+        if pfn in self.naive.active and self.naive.on_list(pfn):
+            self.naive.queue(swap.LRU_DEACTIVATE, pfn)
+
+    @precondition(lambda self: self.pages)
+    @rule(data=st.data())
+    def rotate(self, data):
+        pfn = self.pick(data)
+        swap.folio_rotate_reclaimable(self.cpu, pfn)
+        if self.naive.on_list(pfn):
+            self.naive.queue(swap.LRU_MOVE_TAIL, pfn)
+
+    @precondition(lambda self: self.pages)
+    @rule(data=st.data())
+    def isolate_or_put_back(self, data):
+        pfn = self.pick(data)
+        if pfn in self.naive.isolated:
+            swap.folio_putback_lru(self.cpu, pfn)
+            self.naive.isolated.discard(pfn)
+            self.naive.queue(swap.LRU_ADD, pfn)
+        else:
+            taken = swap.folio_isolate_lru(self.cpu, pfn)
+            assert bool(taken) == self.naive.on_list(pfn)
+            if taken:
+                self.naive.take_off(pfn)
+                self.naive.isolated.add(pfn)
+
+    @rule()
+    def drain(self):
+        swap.lru_add_drain(self.cpu)
+        self.naive.drain()
+
+    @invariant()
+    def lists_agree(self):
+        ours = self.lists()
+        for lru in range(4):
+            known = [pfn for pfn in ours[lru] if pfn not in self.before[lru]]
+            assert known == self.naive.lists[lru]
+            assert lruvec_of(self.loop.machine, 0).nr[lru] == len(ours[lru])
+
+    def teardown(self):
+        for pfn in list(self.naive.isolated):
+            swap.folio_putback_lru(self.cpu, pfn)
+        swap.lru_add_drain(self.cpu)
+        self.loop.audit()
+        self.loop.close()
+
+
+TestLru = LruMachine.TestCase
+TestLru.settings = settings(max_examples=30 if JIT else 5, stateful_step_count=60)
+pytestmark = []
+TestLru.pytestmark = [pytest.mark.interpreted]
+
+
+# -- swap ----------------------------------------------------------------------------------------------------
+
+def system(loop):
+    return System(loop.machine, loop.topology)
+
+
+def patterned(task, size, seed):
+    """A mapping larger than memory may be, and what each page's first word holds."""
+    mapping = task.mmap(size, flags=UNRESERVED)
+    values = np.arange(1, len(mapping.pages()) + 1, dtype=np.uint64) * np.uint64(seed)
+    task.store(mapping.pages(), values)
+    return mapping, values
+
+
+@pytest.mark.interpreted
+@pytest.mark.parametrize("kind", ["disk", "zram"])
+def test_what_does_not_fit_comes_back_as_it_was(loopback, kind):
+    loop = loopback(nodes=1, cpus_per_node=1, memory_per_node="4MiB")
+    swapon.swapon(loop.machine, "area", 16 << 20, kind=kind)
+    task = loop.task()
+    mapping, values = patterned(task, "6MiB", 7)
+    assert (task.load(mapping.pages()) == values).all()
+    counted = loop.vmstat()
+    assert counted["pswpout"] > 400 and counted["pswpin"] > 400 and counted["pgmajfault"] > 0
+    assert counted["pgsteal_anon"] == counted["pgsteal_kswapd"] + counted["pgsteal_direct"]
+    assert counted["workingset_refault_anon"] >= counted["pswpin"] > 0
+    loop.audit()
+
+
+@pytest.mark.interpreted
+def test_pageout_leaves_the_page_in_the_swap_cache_until_it_is_reclaimed(loopback):
+    loop = loopback(nodes=1, cpus_per_node=1, memory_per_node="8MiB")
+    swapon.swapon(loop.machine, "area", 16 << 20)
+    task = loop.task()
+    mapping, values = patterned(task, "256KiB", 3)
+    task.madvise(mapping.addr, mapping.nbytes, MADV_PAGEOUT)
+    assert not any(loop.pte(task, int(address)) & 1 for address in mapping.pages())
+    counted = loop.vmstat()
+    assert counted["pswpout"] == counted["nr_swapcached"] == len(values) and counted["pgmajfault"] == 0
+    assert (task.load(mapping.pages()) == values).all()
+    counted = loop.vmstat()
+    assert counted["pgmajfault"] == counted["pswpin"] == 0, "the pages were still in memory"
+    loop.audit()
+
+
+@pytest.mark.interpreted
+def test_pages_of_zeros_are_noted_not_written(loopback):
+    loop = loopback(nodes=1, cpus_per_node=1, memory_per_node="8MiB")
+    swapon.swapon(loop.machine, "area", 16 << 20)
+    task = loop.task()
+    mapping = task.mmap("64KiB")
+    task.store(mapping.pages(), np.uint64(0))
+    task.madvise(mapping.addr, mapping.nbytes, MADV_PAGEOUT)
+    counted = loop.vmstat()
+    assert counted["swpout_zero"] == 16 and counted["pswpout"] == 0 and counted["nr_swapcached"] == 0
+    assert set(task.load(mapping.pages()).tolist()) == {0}
+    assert loop.vmstat()["swpin_zero"] == 16
+    loop.audit()
+
+
+@pytest.mark.interpreted
+def test_a_child_shares_what_is_swapped_out_and_each_side_writes_its_own(loopback):
+    loop = loopback(nodes=1, cpus_per_node=1, memory_per_node="8MiB")
+    swapon.swapon(loop.machine, "area", 16 << 20)
+    task = loop.task()
+    mapping, values = patterned(task, "64KiB", 5)
+    task.madvise(mapping.addr, mapping.nbytes, MADV_PAGEOUT)
+    child = task.fork()
+    child.store(mapping.pages()[:8], np.uint64(99))
+    assert (task.load(mapping.pages()) == values).all()
+    task.store(mapping.pages()[8:], np.uint64(77))
+    assert child.load(mapping.pages()).tolist() == [99] * 8 + values[8:].tolist()
+    loop.audit()
+    task.exit()
+    assert child.load(mapping.pages()).tolist() == [99] * 8 + values[8:].tolist()
+    child.exit()
+    assert swapon.areas(loop.machine)[0].inuse_pages == 0
+    loop.audit()
+
+
+@pytest.mark.interpreted
+def test_slots_go_with_what_named_them(loopback):
+    loop = loopback(nodes=1, cpus_per_node=1, memory_per_node="8MiB")
+    swapon.swapon(loop.machine, "area", 16 << 20)
+    task = loop.task()
+    mapping, _ = patterned(task, "64KiB", 5)
+    task.madvise(mapping.addr, mapping.nbytes, MADV_PAGEOUT)
+    area = swapon.areas(loop.machine)[0]
+    assert area.inuse_pages == 16 and loop.machine.nr_swap_pages == 4095 - 16
+    task.munmap(mapping.addr, mapping.nbytes)
+    assert area.inuse_pages == 0 and loop.machine.nr_swap_pages == 4095
+    loop.audit()
+
+
+def test_swapoff_brings_everything_back():
+    with Machine(nodes=1, cpus_per_node=2, memory_per_node="32MiB") as machine:
+        machine.swapon("64MiB", name="first", priority=5)
+        machine.swapon("64MiB", name="second")
+        task = machine.task()
+        mapping, values = patterned(task, "1MiB", 9)
+        task.madvise(mapping.addr, mapping.nbytes, MADV_PAGEOUT)
+        lines = machine.read("/proc/swaps").splitlines()
+        assert lines[1].split() == ["first", "partition", "65532", "1024", "5"]
+        assert lines[2].split() == ["second", "partition", "65532", "0", "-2"]
+        machine.swapoff("first")
+        assert [line.split()[0] for line in machine.read("/proc/swaps").splitlines()[1:]] == ["second"]
+        assert (task.load(mapping.pages()) == values).all()
+        machine.check()
+
+
+def test_swap_area_errors():
+    with Machine(nodes=1, cpus_per_node=1, memory_per_node="16MiB") as machine:
+        machine.swapon("8MiB", name="a")
+        with pytest.raises(OSError, match="in use: 'a'") as caught:
+            machine.swapon("8MiB", name="a")
+        assert caught.value.errno == errno.EBUSY
+        with pytest.raises(ValueError, match="4096 bytes, must be 8 KiB to 16 GiB"):
+            machine.swapon("4KiB", name="b")
+        with pytest.raises(ValueError, match="kind 'tape' is not one of disk, zram"):
+            machine.swapon("1MiB", name="b", kind="tape")
+        with pytest.raises(OSError, match="not a swap area: 'c'"):
+            machine.swapoff("c")
+
+
+def churn(task, size, seed, rounds):
+    """Write half of the pages of a range at random, again and again, and look at what was there; errors found."""
+    rng, mapping = np.random.default_rng(seed), task.mmap(size, flags=UNRESERVED)
+    pages = mapping.pages()
+    shadow, wrong = np.zeros(len(pages), np.uint64), 0
+    for _ in range(rounds):
+        picked = rng.permutation(len(pages))[:len(pages) // 2]
+        places = pages[picked] + np.uint64(8) * (picked.astype(np.uint64) % np.uint64(512))
+        wrong += int((task.load(places) != shadow[picked]).sum())
+        shadow[picked] = rng.integers(1, 1 << 60, len(picked)).astype(np.uint64)
+        task.store(places, shadow[picked])
+    return wrong
+
+
+@pytest.mark.parametrize("kind", ["disk", "zram"])
+def test_all_cpus_at_many_times_the_memory(kind):
+    """Four CPUs on two nodes, each with more memory than the machine has."""
+    with Machine(nodes=2, cpus_per_node=2, memory_per_node="16MiB") as machine:
+        area = machine.swapon("256MiB", kind=kind)
+        handles = [machine.spawn(churn, "40MiB", cpu, 4, cpu=cpu) for cpu in range(4)]
+        assert [handle.result() for handle in handles] == [0] * 4
+        counted = machine.stats()["vmstat"]
+        assert counted["pswpout"] > 0 and counted["pswpin"] > 0 and counted["oom_kill"] == 0
+        machine.check()
+        machine.swapoff(area)            # every slot can be given back
+        machine.check()
