@@ -41,6 +41,7 @@ class Coordinator(Actor):
         super().__init__(world, COORDINATOR)
         self.link, self.children = link, children        # socket to the driver; {pid: name}
         self.system = proc.System(world.machine, world.topology)
+        self.system.compact_nodes = self.compact_nodes
         self.oom = OomKiller(self.system)
         self.frames = collections.deque()
         self.runs = {}                                   # run number -> respond function of the driver's request
@@ -82,6 +83,17 @@ class Coordinator(Actor):
         behind = [c for c in range(self.machine.nr_cpus) if c != but and cpu_needs_drain(self.machine, c)]
         for future in [self.ask(actor_of_cpu(self.machine, c), "drain_lru") for c in behind]:
             yield future
+
+    def compact_nodes(self, nodes):
+        """compact_nodes, compact_node of mm/compaction.c: a CPU that runs no operation does it, if there is one."""
+        yield from self.rpc_lru_drain_all()
+        for node in nodes:
+            cpus = sorted(range(self.machine.nr_cpus), key=lambda c: (self.world.topology.node_of_cpu(c) != node, c))
+            for cpu in cpus:
+                if (yield self.ask(actor_of_cpu(self.machine, cpu), "compact_node", node, False)):
+                    break
+            else:
+                yield self.ask(actor_of_cpu(self.machine, cpus[0]), "compact_node", node, True)
 
     def on_oom(self, message):
         """Nothing is left for an allocation: find a victim. The CPU learns whose memory it may take (oom_kill.py)."""

@@ -21,6 +21,7 @@ from numaemu import access  # noqa: F401  (its kernels are loaded before anythin
 from numaemu.actor import COORDINATOR, Actor
 from numaemu.build import JIT
 from numaemu.kernel import sys as syscalls
+from numaemu.kernel.compaction import compact_node_now, direct_compact
 from numaemu.kernel.fault import exc_page_fault
 from numaemu.kernel.mm_types import TASK_NAME_BYTES, task_t
 from numaemu.kernel.oom_kill import alloc_pages_may_oom
@@ -73,7 +74,7 @@ def install_callbacks(world):
     for number in range(machine.nr_cpus):
         cpu = cpu_t.array(machine.cpus)[number]
         cpu.on_fault, cpu.on_ipi = exc_page_fault.address, answer_ipi.address
-    machine.on_oom = alloc_pages_may_oom.address
+    machine.on_oom, machine.on_compact = alloc_pages_may_oom.address, direct_compact.address
 
 
 class Turn:
@@ -268,6 +269,21 @@ class Cpu(Actor):
                 syscalls.drain_lru(self.state.address)
             finally:
                 self.turn.__exit__()
+
+    def rpc_compact_node(self, node, wait):
+        """Compact a node in this CPU's turn; False: it is busy and was not to wait. It takes long: in a thread of its own."""
+        if not wait and not self.turn.try_enter():
+            return False
+        return self.threads.submit(self.compact_node, node, wait)
+
+    def compact_node(self, node, enter):
+        if enter:
+            self.turn.__enter__()
+        try:
+            compact_node_now(self.state.address, node)
+        finally:
+            self.turn.__exit__()
+        return True
 
     def rpc_flush_slab(self, number):
         """Give this CPU's slab of a cache up, if no operation is running."""

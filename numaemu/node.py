@@ -1,6 +1,7 @@
 """A NUMA node's process: it owns its frames, its page structs and its zones' free lists, and serves requests for pages."""
 from numaemu.actor import Actor
-from numaemu.kernel.buddy import free_pcppages_bulk, serve_pages, take_back_shelves
+from numaemu.kernel.buddy import free_pcppages_bulk, take_back_shelves
+from numaemu.kernel.compaction_free import serve_node
 from numaemu.kernel.mmzone import MAX_NR_ZONES, zone_of
 
 
@@ -13,7 +14,7 @@ class Node(Actor):
         self.zones = range(node * MAX_NR_ZONES, (node + 1) * MAX_NR_ZONES)
 
     def fetch(self):
-        return serve_pages(self.machine, self.mailbox, self._pointer)
+        return serve_node(self.machine, self.mailbox, self._pointer)
 
     def rpc_sync(self):
         """Everything sent to this node before is done; so are the returned pages."""

@@ -18,6 +18,7 @@ from numaemu.coordinator import Coordinator
 from numaemu.kernel import proc_vmstat, stats
 from numaemu.kernel import sys as syscalls
 from numaemu.kernel.check import audit
+from numaemu.kernel.compaction import compact_node_now, direct_compact
 from numaemu.kernel.fault import exc_page_fault
 from numaemu.kernel.mm_init import boot, control_layout
 from numaemu.kernel.mm_types import mm_t, page_t, task_t, vma_t
@@ -36,6 +37,7 @@ from numaemu.param import PAGE_SIZE
 from numaemu.pointer import Pointer, u64
 from numaemu.task import Task
 from numaemu.topology import load_topology
+from numaemu.wire import Failure
 
 FRUITLESS_WAITS = 10_000       # in one process nobody else can end a wait: more of them are a deadlock
 SMALL_TLB = dict(l1={"entries": 4, "ways": 2}, l2={"entries": 8, "ways": 4})     # quick to flush with the JIT off
@@ -64,6 +66,10 @@ class LoopbackCpu(cpu_process.Cpu):
         self.operations = Operations(self)
 
     _send_bulk = Actor._send_bulk
+    def rpc_compact_node(self, node, _wait):
+        compact_node_now(int(self.state.address), node)
+        return True
+
     threads = types.SimpleNamespace(submit=lambda *_: None)      # what cannot be done at once happens later, by itself
 
 
@@ -82,7 +88,7 @@ class Loopback:
         self.machine.on_ring = self._callback(lambda actor, _b, _c: self.ring(actor))
         self.machine.on_wake = self._callback(lambda *_: None)
         self.machine.on_wait = self._callback(lambda *_: self.deliver())
-        self.machine.on_oom = alloc_pages_may_oom.address
+        self.machine.on_oom, self.machine.on_compact = alloc_pages_may_oom.address, direct_compact.address
         for cpu in self.cpus:
             cpu.state.on_fault, cpu.state.on_ipi = exc_page_fault.address, answer_ipi.address
         for actor in self.actors:
@@ -168,6 +174,12 @@ class Loopback:
 
     def vmstat(self):
         return stats.vmstat(self.machine)
+
+    def write(self, path, text):
+        """Write to a file of /proc or /sys, by the coordinator."""
+        answers = []
+        self.actors[0].serve("write", (path, text), answers.append)
+        assert answers and not isinstance(answers[0], Failure), answers
 
     def audit(self):
         for cpu in self.cpus:

@@ -6,6 +6,7 @@ import math
 import numpy as np
 
 from numaemu import shm
+from numaemu.kernel.compaction_free import compact_control_t
 from numaemu.kernel.migrate import migrate_t
 from numaemu.kernel.mm_types import machine_t, mapping_t, mm_t, page_t, pool_t, task_t, vma_t
 from numaemu.kernel.mmzone import (MAX_NR_ZONES, MIGRATE_MOVABLE, WMARK_HIGH, WMARK_LOW, WMARK_MIN, ZONE_DMA,
@@ -24,6 +25,7 @@ DMA_END, DMA32_END = (16 << 20) // PAGE_SIZE, (4 << 30) // PAGE_SIZE      # pfn
 ZERO_PFN = 1                                    # the shared page of zeros
 LOWMEM_RESERVE_RATIO = (256, 256, 32, 0, 0)     # sysctl_lowmem_reserve_ratio, by zone
 WATERMARK_SCALE_FACTOR = 10                     # of 10,000
+COMPACTION_SYSCTLS = {"extfrag_threshold": 500, "compaction_proactiveness": 20, "compact_unevictable_allowed": 1}
 PCP_BATCH_SCALE_MAX = 5                         # the longest chain a CPU takes at once is batch << this (Kconfig)
 PCP_HIGH_MAX = 1024                             # pages, likewise; measured
 
@@ -52,6 +54,7 @@ def control_layout(topology, max_pfn, nr_actors):
     layout = Layout()
     for name, nbytes in (
             ("machine", machine_t.nbytes), ("block_node", blocks), ("block_zone", blocks), ("block_type", blocks),
+            ("block_skip", blocks), ("compact", cpus * compact_control_t.nbytes),
             ("zones", zones * zone_t.nbytes), ("nodes", nodes * node_t.nbytes), ("cpus", cpus * cpu_t.nbytes),
             ("percpu", cpus * percpu_t.nbytes), ("pcps", cpus * zones * pcp_t.nbytes),
             ("mailboxes", nr_actors * mailbox_t.nbytes), ("zonelists", nodes * MAX_NODES * 8),
@@ -277,6 +280,8 @@ def boot(topology, reserve=None):
     machine.max_map_count = topology.sysctl.get("vm.max_map_count", MAX_MAP_COUNT)
     for name, value in topology.cost.items():
         setattr(machine, name, value)
+    for name, default in COMPACTION_SYSCTLS.items():
+        setattr(machine, name, topology.sysctl.get(f"vm.{name}", default))
     init_pools(machine, blocks)
     map_memory(topology, machine, max_pfn)
     init_zones(topology, machine, reserve or {})
@@ -285,6 +290,7 @@ def boot(topology, reserve=None):
     setup_per_zone_wmarks(machine, topology.sysctl)
     for node in range(topology.nr_nodes):
         machine.il_weights[node] = 1
+        node_t.array(machine.nodes)[node].kcompactd_highest_zoneidx = MAX_NR_ZONES - 1
     init_cpus(topology, machine)
     kmem_cache_init(machine, blocks["kmem_cache_stack"])
     page = page_of(machine, ZERO_PFN)

@@ -131,4 +131,9 @@ machine_t = Struct("machine_t", [
     ("cpu_fbatches", u64),          # cpu_fbatches_t[nr_cpu_ids]: swap.py
     ("lruvecs", u64),               # lruvec_t[nr_nodes]
     ("slab_mutex", u64),            # spin lock: caches are made and destroyed
+    ("compact", u64),               # compact_control_t[nr_cpu_ids]: compaction_free.py
+    ("block_skip", u64),            # u8 per pageblock: compaction found nothing there (PB_migrate_skip)
+    ("on_compact", u64),            # the slow path's way up: compaction.direct_compact; 0: there is none
+    ("on_wake_kthread", u64),       # wake a node's kernel threads: (node, bit of the thread, 0); 0: there are none
+    ("extfrag_threshold", i64), ("compaction_proactiveness", i64), ("compact_unevictable_allowed", i64),     # sysctls
 ])

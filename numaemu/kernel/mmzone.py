@@ -41,6 +41,11 @@ zone_t = Struct("zone_t", [
     # written by the node only
     ("virgin_pfn", i64), ("virgin_end", i64),     # never handed out: not on a list, its page structs not written
     ("free_area", free_area_t, NR_ORDERS),
+    # by any context that compacts, single words without a lock: hints (compaction_free.py)
+    ("compact_cached_free_pfn", i64), ("compact_cached_migrate_pfn", i64, 2),      # where to go on: async, sync
+    ("compact_init_free_pfn", i64), ("compact_init_migrate_pfn", i64),
+    ("compact_considered", i64), ("compact_defer_shift", i64), ("compact_order_failed", i64),
+    ("compact_blockskip_flush", i64),
 ])
 
 pcp_list_t = Struct("pcp_list_t", [
@@ -71,8 +76,12 @@ lruvec_t = Struct("lruvec_t", [      # struct lruvec; everything under lru_lock,
 
 NODE_RUNS = 32                   # pieces of a chain that are made present on the host at once
 
-node_t = Struct("node_t", [          # written by the node only
+node_t = Struct("node_t", [
+    # written by the node only
     ("nr_runs", i64), ("run_pfn", i64, NODE_RUNS), ("run_pages", i64, NODE_RUNS),
+    # kcompactd: raised by who wakes it, taken back by itself; as in Linux, a lost request comes again
+    ("kcompactd_max_order", i64), ("kcompactd_highest_zoneidx", i64),
+    ("proactive_next_ns", i64),          # by kcompactd: when it looks at the fragmentation score again
 ])
 
 

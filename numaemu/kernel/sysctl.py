@@ -8,8 +8,9 @@ import collections
 import errno
 import re
 
-from numaemu.kernel.mm_init import (LOWMEM_RESERVE_RATIO, WATERMARK_SCALE_FACTOR, calculate_min_free_kbytes,
+from numaemu.kernel.mm_init import (COMPACTION_SYSCTLS, LOWMEM_RESERVE_RATIO, WATERMARK_SCALE_FACTOR, calculate_min_free_kbytes,
                                     setup_per_zone_lowmem_reserve, setup_per_zone_wmarks)
+from numaemu.kernel.mmzone import node_t
 from numaemu.param import MAX_MAP_COUNT, VMA_INDEX_SLOTS
 from numaemu.topology import INT_MAX, KNOWN_SYSCTLS
 
@@ -24,6 +25,7 @@ DEFAULTS = {                             # Linux 6.12; min_free_kbytes is calcul
     "vm.panic_on_oom": 0,
     "vm.oom_kill_allocating_task": 0,
     "vm.oom_dump_tasks": 1,
+    **{f"vm.{name}": value for name, value in COMPACTION_SYSCTLS.items()},
 }
 WEIGHTS = "/sys/kernel/mm/mempolicy/weighted_interleave"
 KMSG_LINES = 10_000              # of the kernel's log; assumed
@@ -36,6 +38,7 @@ class System:
     def __init__(self, machine, topology):
         self.machine, self.topology = machine, topology
         self.kmsg = collections.deque(maxlen=KMSG_LINES)
+        self.compact_nodes = None            # the coordinator's: compact these nodes, as a generator of its steps
         self.sysctl = {"vm.min_free_kbytes": calculate_min_free_kbytes(machine), **DEFAULTS, **topology.sysctl}
         given = tuple(self.sysctl["vm.lowmem_reserve_ratio"])
         self.sysctl["vm.lowmem_reserve_ratio"] = given + LOWMEM_RESERVE_RATIO[len(given):]
@@ -123,10 +126,19 @@ def set_max_map_count(system):
     system.machine.max_map_count = system.sysctl["vm.max_map_count"]
 
 
+def set_compaction(system):
+    """compaction_proactiveness_sysctl_handler looks at the fragmentation score at once; the others need nothing more."""
+    for name in COMPACTION_SYSCTLS:
+        setattr(system.machine, name, system.sysctl[f"vm.{name}"])
+    for node in range(system.machine.nr_nodes):
+        node_t.array(system.machine.nodes)[node].proactive_next_ns = 0
+
+
 CHECKS = {"vm.max_map_count": must_fit_index, "vm.overcommit_memory": must_be_zero,
           "kernel.numa_balancing": must_be_zero}
 HANDLERS = {"vm.min_free_kbytes": set_watermarks, "vm.watermark_scale_factor": set_watermarks,
-            "vm.lowmem_reserve_ratio": set_lowmem_reserve, "vm.max_map_count": set_max_map_count}
+            "vm.lowmem_reserve_ratio": set_lowmem_reserve, "vm.max_map_count": set_max_map_count,
+            **dict.fromkeys([f"vm.{name}" for name in COMPACTION_SYSCTLS], set_compaction)}
 
 
 def write_drop_caches(_system, text):
@@ -135,6 +147,14 @@ def write_drop_caches(_system, text):
     value = strtoul(words[0]) if words else None
     if value is None or not 1 <= value <= 4:
         raise invalid(f"vm.drop_caches is {text.strip()!r}, must be 1 to 4")
+
+
+def write_compact_memory(system, text):
+    """sysctl_compaction_handler: 1 compacts every node. What comes back is done step by step by the coordinator."""
+    words = text.split()
+    if not words or strtoul(words[0]) != 1:
+        raise invalid(f"vm.compact_memory is {text.strip()!r}, must be 1")
+    return system.compact_nodes(range(system.machine.nr_nodes))
 
 
 def refresh_stats(_system, _text=""):
@@ -173,6 +193,7 @@ def dmesg(system):
 
 FILES = {                                # path: (read, write), None: not allowed
     "/dev/kmsg": (dmesg, None),
+    "/proc/sys/vm/compact_memory": (None, write_compact_memory),
     "/proc/sys/vm/drop_caches": (None, write_drop_caches),
     "/proc/sys/vm/stat_refresh": (refresh_stats, refresh_stats),
     "/sys/kernel/mm/transparent_hugepage/enabled": (read_thp, write_thp),

@@ -1,0 +1,460 @@
+"""Compaction: used movable pages move to the end of their zone, so that free ones become large blocks. Linux's mm/compaction.c.
+
+    zone start | migrate scanner -->            <-- free scanner | zone end
+
+The migrate scanner (compaction_scan.py) isolates pages from the LRU lists, pageblock by pageblock; the free scanner
+(compaction_free.py, run by the node) isolates as many free pages; migrate.py moves them all with one shootdown, whoever
+uses them at that moment. Compaction ends when the scanners meet or a block of the wanted order is there.
+"""
+import numpy as np
+
+from numaemu.compile import callback, entry, hot, kernel
+from numaemu.kernel.compaction_free import (COMPACT_ALL, COMPACT_COMPLETE, COMPACT_CONTENDED, COMPACT_CONTINUE,
+                                            COMPACT_DEFERRED, COMPACT_MAX_DEFER_SHIFT, COMPACT_NOT_SUITABLE_ZONE,
+                                            COMPACT_PARTIAL_SKIPPED, COMPACT_PRIO_ASYNC, COMPACT_PRIO_SYNC_FULL,
+                                            COMPACT_SKIPPED, COMPACT_SUCCESS, MIGRATE_ASYNC, MIGRATE_SYNC,
+                                            MIGRATE_SYNC_LIGHT, compact_control_of, compaction_defer_reset,
+                                            compaction_deferred, compaction_restarting, defer_compaction,
+                                            extfrag_for_order, fragmentation_index, get_pageblock_skip, pageblock_end,
+                                            pageblock_start, set_pageblock_skip)
+from numaemu.kernel.compaction_scan import isolate_migratepages, putback_from
+from numaemu.kernel.gfp import __GFP_IO, GFP_KERNEL
+from numaemu.kernel.migrate import COMPACTION, batch_of, migrate_pages_batch
+from numaemu.kernel.mm_types import PG_buddy, PG_lru, PG_pcp
+from numaemu.kernel.mmzone import (MAX_NR_ZONES, MIGRATE_MOVABLE, WMARK_LOW, WMARK_MIN, node_t, page_of, zone_of,
+                                   zonelist)
+from numaemu.kernel.page_alloc import (PAGE_ALLOC_COSTLY_ORDER, drain_local_pages, fatal_signal_pending,
+                                       gfp_migratetype, gfp_zone, return_chain, zone_watermark_ok)
+from numaemu.kernel.shmem import release_mapping
+from numaemu.kernel.smp import MSG_DRAIN_ALL, MSG_ISOLATE_FREE, actor_of_node, machine_of, request
+from numaemu.kernel.swap import lru_add_drain
+from numaemu.kernel.vmstat import (COMPACT_DAEMON_FREE_SCANNED, COMPACT_DAEMON_MIGRATE_SCANNED, COMPACT_DAEMON_WAKE,
+                                   COMPACT_FREE_SCANNED, COMPACT_ISOLATED, COMPACT_MIGRATE_SCANNED, count_vm_events)
+from numaemu.mmu import cpu_t
+from numaemu.native import call_address
+from numaemu.param import MAX_NODES, NR_ORDERS, PAGEBLOCK_ORDER, PAGEBLOCK_PAGES
+from numaemu.pointer import u8
+
+U = np.uint64
+COMPACTION_HPAGE_ORDER = PAGEBLOCK_ORDER
+HPAGE_FRAG_CHECK_INTERVAL_NS = 500_000_000
+KCOMPACTD = 2                    # bit of machine.on_wake_kthread
+
+
+# -- when to begin and when to stop --------------------------------------------------------------------------------
+
+@kernel("i64(machine_t*, zone_t*, i64, i64)")
+def compaction_suitable(machine, zone, order, highest_zoneidx):
+    """COMPACT_CONTINUE, or why not: too little is free to move into, or the lack is not fragmentation."""
+    mark = zone.watermark[WMARK_LOW if order > PAGE_ALLOC_COSTLY_ORDER else WMARK_MIN] + (2 << order)
+    if not zone_watermark_ok(zone, 0, mark, highest_zoneidx):
+        return COMPACT_SKIPPED
+    if order > PAGE_ALLOC_COSTLY_ORDER and 0 <= fragmentation_index(zone, order) <= machine.extfrag_threshold:
+        return COMPACT_NOT_SUITABLE_ZONE
+    return COMPACT_CONTINUE
+
+
+@kernel("i64(machine_t*, zone_t*, i64, i64)")
+def compaction_suit_allocation_order(machine, zone, order, highest_zoneidx):
+    """COMPACT_SUCCESS if the allocation would succeed already."""
+    if zone_watermark_ok(zone, order, zone.watermark[WMARK_MIN], highest_zoneidx):
+        return COMPACT_SUCCESS
+    return COMPACT_CONTINUE if compaction_suitable(machine, zone, order, highest_zoneidx) == COMPACT_CONTINUE \
+        else COMPACT_SKIPPED
+
+
+@hot
+def compact_scanners_met(cc):
+    return cc.free_pfn >> PAGEBLOCK_ORDER <= cc.migrate_pfn >> PAGEBLOCK_ORDER
+
+
+@hot
+def last_pageblock(zone):
+    return pageblock_start(zone.start_pfn + zone.spanned_pages - 1)
+
+
+@kernel("void(zone_t*)")
+def reset_cached_positions(zone):
+    """The next compaction begins at both ends."""
+    zone.compact_cached_migrate_pfn[0] = zone.compact_cached_migrate_pfn[1] = zone.start_pfn
+    zone.compact_cached_free_pfn = last_pageblock(zone)
+
+
+@kernel("bool(zone_t*, i64, i64)")
+def suitable_block_free(zone, order, migratetype):
+    """True if a block for this allocation is on a list, its own or one that may be stolen from (find_suitable_fallback)."""
+    for current in range(order, NR_ORDERS):
+        may_steal = current >= PAGEBLOCK_ORDER // 2 or migratetype != MIGRATE_MOVABLE
+        for other in range(3):           # unmovable, movable, reclaimable
+            if zone.free_area[current].nr_free[other] > 0 and (other == migratetype or may_steal):
+                return True
+    return False
+
+
+@kernel("i64(zone_t*)")
+def fragmentation_score_zone(zone):
+    """Hundredths of the free memory that no huge page could use."""
+    return extfrag_for_order(zone, COMPACTION_HPAGE_ORDER)
+
+
+@kernel("i64(machine_t*, i64)")
+def fragmentation_score_node(machine, node):
+    """The same for a node: its zones' scores by their size."""
+    present = score = 0
+    for kind in range(MAX_NR_ZONES):
+        present += zone_of(machine, node * MAX_NR_ZONES + kind).present_pages
+    for kind in range(MAX_NR_ZONES):
+        zone = zone_of(machine, node * MAX_NR_ZONES + kind)
+        score += zone.present_pages * fragmentation_score_zone(zone) // (present + 1)
+    return score
+
+
+@hot
+def fragmentation_score_wmark(machine, low):
+    """Proactive compaction begins above the high mark and ends at the low one."""
+    mark = max(100 - machine.compaction_proactiveness, 5)
+    return mark if low else min(mark + 10, 100)
+
+
+@kernel("i64(cpu_t*, compact_control_t*)")
+def compact_finished(cpu, cc):
+    """COMPACT_CONTINUE, or how compaction of this zone ends."""
+    machine = machine_of(cpu)
+    zone = zone_of(machine, cc.zone)
+    if compact_scanners_met(cc):
+        reset_cached_positions(zone)
+        if cc.direct_compaction != 0:
+            zone.compact_blockskip_flush = 1
+        return COMPACT_COMPLETE if cc.whole_zone != 0 else COMPACT_PARTIAL_SKIPPED
+    if cc.contended != 0 or fatal_signal_pending(cpu):
+        return COMPACT_CONTENDED
+    if cc.proactive_compaction != 0:
+        return COMPACT_CONTINUE if fragmentation_score_zone(zone) > fragmentation_score_wmark(machine, True) \
+            else COMPACT_SUCCESS
+    if cc.order == COMPACT_ALL or cc.migrate_pfn & (PAGEBLOCK_PAGES - 1) != 0:      # a pageblock is always finished
+        return COMPACT_CONTINUE
+    return COMPACT_SUCCESS if suitable_block_free(zone, cc.order, cc.migratetype) else COMPACT_CONTINUE
+
+
+# -- forgetting the hints ------------------------------------------------------------------------------------------
+
+@kernel("bool(machine_t*, zone_t*, i64, bool, bool)")
+def __reset_isolation_pfn(machine, zone, pfn, check_source, check_target):
+    """Clear a pageblock's hint if a sample finds a page to move or a free one there."""
+    block = pageblock_start(pfn)
+    if check_source and check_target and not get_pageblock_skip(machine, block):
+        return True
+    if not check_source and check_target and int(u8.array(machine.block_type)[pfn >> PAGEBLOCK_ORDER]) != MIGRATE_MOVABLE:
+        return False
+    at, end = max(block, zone.start_pfn), min(pageblock_end(pfn), zone.start_pfn + zone.spanned_pages)
+    while at < end:
+        virgin = zone.virgin_pfn <= at < zone.virgin_end
+        flags = U(PG_buddy) if virgin else page_of(machine, at).flags
+        if check_source and flags & U(PG_lru) != U(0) or check_target and flags & U(PG_buddy) != U(0):
+            set_pageblock_skip(machine, block, 0)
+            return True
+        at += 1 << PAGE_ALLOC_COSTLY_ORDER
+    return False
+
+
+@kernel("void(machine_t*, zone_t*)")
+def __reset_isolation_suitable(machine, zone):
+    """Clear the hints of a zone from both ends, and let the scanners begin where something is to be found."""
+    if zone.compact_blockskip_flush == 0:
+        return
+    zone.compact_blockskip_flush = 0
+    migrate, free = zone.start_pfn, zone.start_pfn + zone.spanned_pages - 1
+    first_source, last_target = free, migrate
+    source_set = target_set = False
+    while migrate < free:
+        if __reset_isolation_pfn(machine, zone, migrate, True, source_set) and migrate < first_source:
+            source_set, first_source = True, migrate
+            zone.compact_init_migrate_pfn = migrate
+            zone.compact_cached_migrate_pfn[0] = zone.compact_cached_migrate_pfn[1] = migrate
+        if __reset_isolation_pfn(machine, zone, free, target_set, True) and free > last_target:
+            target_set, last_target = True, free
+            zone.compact_init_free_pfn = zone.compact_cached_free_pfn = free
+        migrate += PAGEBLOCK_PAGES
+        free -= PAGEBLOCK_PAGES
+    if first_source >= last_target:
+        zone.compact_cached_migrate_pfn[0] = zone.compact_cached_migrate_pfn[1] = migrate
+        zone.compact_cached_free_pfn = free
+
+# -- one zone ------------------------------------------------------------------------------------------------------
+
+@kernel("void(cpu_t*, compact_control_t*, i64)")
+def isolate_freepages(cpu, cc, wanted):
+    """Let the zone's node bring the chain of free pages to this length, if it can (see compaction_free.py)."""
+    machine = machine_of(cpu)
+    cc.nr_migratepages = wanted
+    before = cc.free_isolated
+    request(cpu, actor_of_node(zone_of(machine, cc.zone).node), MSG_ISOLATE_FREE, cc.zone, 0, 0)
+    count_vm_events(machine, cpu.id, COMPACT_ISOLATED, cc.free_isolated - before)
+
+
+@kernel("void(cpu_t*, compact_control_t*)")
+def release_freepages(cpu, cc):
+    """Free pages that nothing was moved to go back to the node; the free scanner may find them again."""
+    machine = machine_of(cpu)
+    zone, first, last, highest = zone_of(machine, cc.zone), cc.freepages, cc.freepages, 0
+    if first == 0:
+        return
+    pfn = first
+    while pfn != 0:
+        page = page_of(machine, pfn)
+        page.flags |= U(PG_pcp)
+        highest, last, pfn = max(highest, pfn), pfn, page.lru_next
+    cc.freepages = cc.nr_freepages = 0
+    return_chain(cpu, zone, first, last)
+    zone.compact_cached_free_pfn = max(zone.compact_cached_free_pfn, pageblock_start(highest))
+
+
+@kernel("bool(cpu_t*, compact_control_t*)")
+def migrate_isolated(cpu, cc):
+    """Move what is isolated; False: there is not room for all of it, and the rest is back on its lists."""
+    batch = batch_of(machine_of(cpu), cpu)
+    if cc.nr_freepages < batch.nr:
+        isolate_freepages(cpu, cc, batch.nr)
+    short = cc.nr_freepages < batch.nr
+    if short:
+        cc.migrate_pfn = batch.old[cc.nr_freepages]
+        putback_from(cpu, cc.nr_freepages)
+    nr, batch.target = batch.nr, COMPACTION
+    migrate_pages_batch(cpu, batch)
+    for i in range(nr):
+        release_mapping(cpu, batch.place[i])
+    return not short
+
+
+@kernel("void(cpu_t*, compact_control_t*)")
+def drain_freed(cpu, cc):
+    """What was freed so far merges: from this CPU's lists back to the node, which has done so when it answers."""
+    lru_add_drain(cpu)
+    drain_local_pages(cpu)
+    isolate_freepages(cpu, cc, 0)
+
+
+@kernel("void(machine_t*, compact_control_t*)")
+def place_scanners(machine, cc):
+    """At both ends of the zone, or where the last compaction stopped."""
+    zone, sync = zone_of(machine, cc.zone), 0 if cc.mode == MIGRATE_ASYNC else 1
+    end = zone.start_pfn + zone.spanned_pages
+    cc.migrate_pfn, cc.free_pfn = zone.start_pfn, last_pageblock(zone)
+    if cc.whole_zone != 0:
+        return
+    if zone.start_pfn <= zone.compact_cached_free_pfn < end:
+        cc.free_pfn = zone.compact_cached_free_pfn
+    else:
+        zone.compact_cached_free_pfn = cc.free_pfn
+    if zone.start_pfn <= zone.compact_cached_migrate_pfn[sync] < end:
+        cc.migrate_pfn = zone.compact_cached_migrate_pfn[sync]
+    else:
+        zone.compact_cached_migrate_pfn[0] = zone.compact_cached_migrate_pfn[1] = cc.migrate_pfn
+    if cc.migrate_pfn <= zone.compact_init_migrate_pfn:
+        cc.whole_zone = 1
+
+
+@kernel("i64(cpu_t*, compact_control_t*)")
+def compact_zone_loop(cpu, cc):
+    """Isolate and move until compact_finished says how it ends."""
+    machine = machine_of(cpu)
+    batch, last_migrated = batch_of(machine, cpu), 0
+    while True:
+        result = compact_finished(cpu, cc)
+        if result != COMPACT_CONTINUE:
+            return result
+        cc.finish_pageblock = 1 if last_migrated != 0 and last_migrated == pageblock_start(cc.migrate_pfn) else 0
+        if not isolate_migratepages(cpu, cc):
+            putback_from(cpu, 0)
+            return COMPACT_CONTENDED
+        if batch.nr > 0:
+            last_migrated = pageblock_start(cc.migrate_pfn - 1)
+            if not migrate_isolated(cpu, cc) and not compact_scanners_met(cc):
+                return COMPACT_CONTENDED
+        if cc.order > 0 and last_migrated != 0 and last_migrated < cc.migrate_pfn & ~((1 << cc.order) - 1):
+            drain_freed(cpu, cc)
+            last_migrated = 0
+
+
+@kernel("i64(cpu_t*, compact_control_t*)")
+def compact_zone(cpu, cc):
+    """Compact a zone as the rest of `cc` says: a COMPACT_* result."""
+    machine = machine_of(cpu)
+    zone = zone_of(machine, cc.zone)
+    cc.total_migrate_scanned = cc.total_free_scanned = cc.free_isolated = 0
+    cc.freepages = cc.nr_freepages = cc.contended = cc.finish_pageblock = 0
+    cc.migratetype = gfp_migratetype(cc.gfp)
+    if cc.order != COMPACT_ALL:
+        result = compaction_suit_allocation_order(machine, zone, cc.order, cc.highest_zoneidx)
+        if result != COMPACT_CONTINUE:
+            return result
+        if compaction_restarting(zone, cc.order):
+            __reset_isolation_suitable(machine, zone)
+    place_scanners(machine, cc)
+    batch_of(machine, cpu).nr = 0
+    lru_add_drain(cpu)
+    result = compact_zone_loop(cpu, cc)
+    release_freepages(cpu, cc)
+    count_vm_events(machine, cpu.id, COMPACT_MIGRATE_SCANNED, cc.total_migrate_scanned)
+    count_vm_events(machine, cpu.id, COMPACT_FREE_SCANNED, cc.total_free_scanned)
+    return result
+
+
+# -- direct: for an allocation -------------------------------------------------------------------------------------
+
+@kernel("void(compact_control_t*, i64, i64, i64, i64)")
+def init_control(cc, order, gfp, mode, highest_zoneidx):
+    """Everything else off."""
+    cc.order, cc.gfp, cc.mode, cc.highest_zoneidx = order, gfp, mode, highest_zoneidx
+    cc.direct_compaction = cc.whole_zone = cc.ignore_skip_hint = cc.ignore_block_suitable = cc.proactive_compaction = 0
+
+
+@kernel("i64(cpu_t*, i64, i64, i64, i64)")
+def compact_zone_order(cpu, zone_number, order, gfp, prio):
+    """Compact one zone for an allocation."""
+    cc = compact_control_of(machine_of(cpu), cpu.id)
+    init_control(cc, order, gfp, MIGRATE_ASYNC if prio == COMPACT_PRIO_ASYNC else MIGRATE_SYNC_LIGHT, gfp_zone(gfp))
+    cc.zone, cc.direct_compaction = zone_number, 1
+    if prio == COMPACT_PRIO_SYNC_FULL:
+        cc.whole_zone = cc.ignore_skip_hint = cc.ignore_block_suitable = 1
+    return compact_zone(cpu, cc)
+
+
+@kernel("i64(cpu_t*, i64, i64, i64, u64)")
+def try_to_compact_pages(cpu, gfp, order, prio, nodemask):
+    """Compact the zones that an allocation may use, nearest first, until a block is there: the best COMPACT_* result."""
+    machine, result = machine_of(cpu), COMPACT_SKIPPED
+    if gfp & __GFP_IO == 0:
+        return result
+    nodes = zonelist(machine, cpu.node)
+    for i in range(MAX_NODES):
+        node = nodes[i]
+        if node < 0:
+            break
+        if (nodemask >> U(node)) & U(1) == U(0):
+            continue
+        for kind in range(gfp_zone(gfp), -1, -1):
+            zone = zone_of(machine, node * MAX_NR_ZONES + kind)
+            if zone.managed_pages == 0:
+                continue
+            if prio > COMPACT_PRIO_SYNC_FULL and compaction_deferred(zone, order):
+                result = max(result, COMPACT_DEFERRED)
+                continue
+            status = compact_zone_order(cpu, zone.number, order, gfp, prio)
+            result = max(result, status)
+            if status == COMPACT_SUCCESS:
+                compaction_defer_reset(zone, order, False)
+                return result
+            if prio != COMPACT_PRIO_ASYNC and (status == COMPACT_COMPLETE or status == COMPACT_PARTIAL_SKIPPED):
+                defer_compaction(zone, order)
+            if fatal_signal_pending(cpu):
+                return result
+    return result
+
+
+@callback("u64(u64, u64, u64)")
+def direct_compact(cpu_address, gfp_order_prio, nodemask):
+    """The slow path's way up, machine.on_compact: gfp * 64 + order * 4 + prio."""
+    word = np.int64(gfp_order_prio)
+    return U(try_to_compact_pages(cpu_t.at(cpu_address), word // 64, word // 4 % 16, word % 4, nodemask))
+
+
+# -- everything: compact_memory, kcompactd -------------------------------------------------------------------------
+
+@kernel("void(cpu_t*, i64, bool)")
+def compact_node(cpu, node, proactive):
+    """Compact all zones of a node, wholly or (proactive) until the score is low enough."""
+    machine = machine_of(cpu)
+    cc = compact_control_of(machine, cpu.id)
+    for kind in range(MAX_NR_ZONES):
+        zone = zone_of(machine, node * MAX_NR_ZONES + kind)
+        if zone.present_pages == 0:
+            continue
+        init_control(cc, COMPACT_ALL, GFP_KERNEL, MIGRATE_SYNC_LIGHT if proactive else MIGRATE_SYNC, kind)
+        cc.zone, cc.whole_zone, cc.ignore_skip_hint = zone.number, 1, 1
+        cc.proactive_compaction = 1 if proactive else 0
+        compact_zone(cpu, cc)
+        if proactive:
+            count_vm_events(machine, cpu.id, COMPACT_DAEMON_MIGRATE_SCANNED, cc.total_migrate_scanned)
+            count_vm_events(machine, cpu.id, COMPACT_DAEMON_FREE_SCANNED, cc.total_free_scanned)
+    lru_add_drain(cpu)
+    drain_local_pages(cpu)
+
+
+@kernel("bool(machine_t*, i64)")
+def kcompactd_node_suitable(machine, node):
+    """True if compaction of a zone could serve what is asked of kcompactd."""
+    n = node_t.array(machine.nodes)[node]
+    for kind in range(n.kcompactd_highest_zoneidx + 1):
+        zone = zone_of(machine, node * MAX_NR_ZONES + kind)
+        if zone.managed_pages > 0 and compaction_suit_allocation_order(
+                machine, zone, n.kcompactd_max_order, n.kcompactd_highest_zoneidx) == COMPACT_CONTINUE:
+            return True
+    return False
+
+
+@kernel("void(cpu_t*, i64, i64, i64)")
+def wakeup_kcompactd(cpu, node, order, highest_zoneidx):
+    """Let kcompactd make blocks of this order in the background."""
+    machine = machine_of(cpu)
+    n = node_t.array(machine.nodes)[node]
+    if order == 0:
+        return
+    n.kcompactd_max_order = max(n.kcompactd_max_order, order)
+    n.kcompactd_highest_zoneidx = min(n.kcompactd_highest_zoneidx, highest_zoneidx)
+    if machine.on_wake_kthread != U(0) and kcompactd_node_suitable(machine, node):
+        call_address(machine.on_wake_kthread, U(node), U(KCOMPACTD), U(0))
+
+
+@kernel("void(cpu_t*, i64)")
+def kcompactd_do_work(cpu, node):
+    """What kcompactd does when it is woken, in its node's context."""
+    machine = machine_of(cpu)
+    n, cc = node_t.array(machine.nodes)[node], compact_control_of(machine, cpu.id)
+    order, highest = n.kcompactd_max_order, n.kcompactd_highest_zoneidx
+    count_vm_events(machine, cpu.id, COMPACT_DAEMON_WAKE, 1)
+    for kind in range(highest + 1):
+        zone = zone_of(machine, node * MAX_NR_ZONES + kind)
+        if zone.managed_pages == 0 or compaction_deferred(zone, order) or compaction_suit_allocation_order(
+                machine, zone, order, highest) != COMPACT_CONTINUE:
+            continue
+        init_control(cc, order, GFP_KERNEL, MIGRATE_SYNC_LIGHT, highest)
+        cc.zone = zone.number
+        result = compact_zone(cpu, cc)
+        if result == COMPACT_SUCCESS:
+            compaction_defer_reset(zone, order, False)
+        elif result == COMPACT_PARTIAL_SKIPPED or result == COMPACT_COMPLETE:
+            request(cpu, 0, MSG_DRAIN_ALL, -1, 0, 0)
+            defer_compaction(zone, order)
+        count_vm_events(machine, cpu.id, COMPACT_DAEMON_MIGRATE_SCANNED, cc.total_migrate_scanned)
+        count_vm_events(machine, cpu.id, COMPACT_DAEMON_FREE_SCANNED, cc.total_free_scanned)
+    if n.kcompactd_max_order <= order:
+        n.kcompactd_max_order = 0
+    if n.kcompactd_highest_zoneidx >= highest:
+        n.kcompactd_highest_zoneidx = MAX_NR_ZONES - 1
+
+
+@kernel("bool(cpu_t*, i64, i64)")
+def proactive_compact_node(cpu, node, now_ns):
+    """kcompactd without being woken: each 500 ms of the node's emulated time compact it if its score is above the mark.
+
+    In vain, it does so 64 times as seldom. True if it has compacted.
+    """
+    machine = machine_of(cpu)
+    n = node_t.array(machine.nodes)[node]
+    if machine.compaction_proactiveness == 0 or now_ns < n.proactive_next_ns:
+        return False
+    n.proactive_next_ns = now_ns + HPAGE_FRAG_CHECK_INTERVAL_NS
+    before = fragmentation_score_node(machine, node)
+    if before <= fragmentation_score_wmark(machine, False):
+        return False
+    compact_node(cpu, node, True)
+    if fragmentation_score_node(machine, node) >= before:
+        n.proactive_next_ns = now_ns + (HPAGE_FRAG_CHECK_INTERVAL_NS << COMPACT_MAX_DEFER_SHIFT)
+    return True
+
+
+@entry("void(u64, i64)", nogil=True)
+def compact_node_now(cpu_address, node):
+    """compact_memory, and a node's `compact`, on a context that runs nothing else."""
+    compact_node(cpu_t.at(cpu_address), node, False)
