@@ -25,6 +25,7 @@ from numaemu.kernel.mm_init import boot
 from numaemu.kernel.mm_types import task_t
 from numaemu.kernel.mmzone import zone_of
 from numaemu.kernel.oom_kill import AGAIN, OomKiller, Panic
+from numaemu.kernel.pageblocks import pageblocks
 from numaemu.kernel.smp import (MSG_DRAIN_ALL, MSG_DRIVER, MSG_FALLBACK, MSG_FILL, MSG_LRU_DRAIN_ALL, MSG_OOM, actor_of_cpu,
                                 actor_of_node, reply)
 from numaemu.kernel.swap import cpu_needs_drain
@@ -213,6 +214,9 @@ class Coordinator(Actor):
 
     def rpc_stats(self):
         return stats.collect(self.machine, self.world.topology)
+
+    def rpc_pageblocks(self):
+        return pageblocks(self.machine)
 
     def rpc_processes(self):
         return {name: pid for pid, name in self.children.items()} | {"coordinator": os.getpid()}

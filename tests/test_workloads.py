@@ -206,3 +206,12 @@ def test_kmalloc_waste_is_what_the_caches_sizes_make_it():
     assert [rows[f"{n} bytes"]["kmalloc gives"] for n in (8, 65, 96, 129, 4097, 8193)] == [8, 96, 96, 192, 8192, 16384]
     assert rows["8 bytes"]["lost %"] == 0 and rows["8 bytes"]["lost raw %"] == 99.8
     assert result["kmalloc pages"] < result["raw buddy pages"]
+
+
+def test_compaction_gathers_crumbs():
+    with Machine(nodes=1, cpus_per_node=1, memory_per_node="64MiB") as machine:
+        result = run("compaction", machine)
+        machine.check()
+    share = {moment: float(text.rstrip(" %")) for moment, text in result["in 2 MiB blocks"].items()}
+    assert share["before"] < 60 and share["after"] > share["before"] + 20
+    assert result["contents"]["after"] == "as written" and result["pages moved"]["after"] > 1000
