@@ -17,9 +17,11 @@ globals().update(_constants)
 _LATER = {"Machine": "machine", "Task": "task", "Handle": "task",
           **{f"{how}_{kind}": "access" for how in ("load", "store")
              for kind in ("u8", "u16", "u32", "u64", "i32", "i64", "f32", "f64")},
-          **{name: "kernel.slab" for name in ("kmem_cache_alloc", "kmem_cache_free", "SLAB_RED_ZONE", "SLAB_POISON",
-                                              "SLAB_STORE_USER", "SLAB_HWCACHE_ALIGN", "SLAB_CACHE_DMA",
-                                              "SLAB_RECLAIM_ACCOUNT")}}
+          "kmem_cache_alloc": "kernel.slab", "kmem_cache_free": "kernel.slab",
+          "list_lru_add": "kernel.list_lru", "list_lru_del": "kernel.list_lru",
+          **{f"SLAB_{name}": "kernel.slab_types"
+             for name in ("CONSISTENCY_CHECKS", "RED_ZONE", "POISON", "STORE_USER", "HWCACHE_ALIGN", "CACHE_DMA",
+                          "RECLAIM_ACCOUNT")}}
 
 __all__ = ["BusError", "ConfigError", "KernelBug", "MachineCheck", "NumaemuError", "OutOfMemory", "SegmentationFault",
            "KiB", "MiB", "GiB", "TiB", *_constants, *_LATER]

@@ -46,6 +46,7 @@ class World:
     def __init__(self, topology, machine, blocks):
         self.topology, self.machine, self.blocks = topology, machine, blocks
         self.bells = [shm.doorbell() for _ in range(machine.nr_actors)]          # an actor's mailbox has mail
+        self.kthread_bells = [shm.doorbell() for _ in range(machine.nr_nodes)]   # a node's kernel threads have work
         self.wait_bells = [shm.doorbell() for _ in range(machine.nr_cpu_ids)]    # what a CPU waits for may have come
 
     def outbox(self, actor):

@@ -19,15 +19,17 @@ from numaemu import cpu as cpu_process
 from numaemu import node as node_process
 from numaemu.actor import COORDINATOR, Actor, World
 from numaemu.compile import die_on_unraisable
-from numaemu.kernel import proc, stats
+from numaemu.kernel import proc, stats, swapon
 from numaemu.kernel.check import audit
+from numaemu.kernel.internal import ALLOC_BITS
 from numaemu.kernel.mm_init import boot
 from numaemu.kernel.mm_types import task_t
 from numaemu.kernel.mmzone import zone_of
 from numaemu.kernel.oom_kill import AGAIN, OomKiller, Panic
 from numaemu.kernel.pageblocks import pageblocks
-from numaemu.kernel.smp import (MSG_DRAIN_ALL, MSG_DRIVER, MSG_FALLBACK, MSG_FILL, MSG_LRU_DRAIN_ALL, MSG_OOM, actor_of_cpu,
-                                actor_of_node, reply)
+from numaemu.kernel.show_mem import AllocationWarnings
+from numaemu.kernel.smp import (MSG_DRAIN_ALL, MSG_DRIVER, MSG_FALLBACK, MSG_FILL, MSG_LRU_DRAIN_ALL, MSG_OOM,
+                                MSG_WAKE_KTHREAD, MSG_WARN_ALLOC, actor_of_cpu, actor_of_node, reply)
 from numaemu.kernel.swap import cpu_needs_drain
 from numaemu.kernel.tlb import serve_shootdowns
 from numaemu.mmu import cpu_t
@@ -43,13 +45,15 @@ class Coordinator(Actor):
         self.link, self.children = link, children        # socket to the driver; {pid: name}
         self.system = proc.System(world.machine, world.topology)
         self.system.compact_nodes = self.compact_nodes
-        self.oom = OomKiller(self.system)
+        self.oom, self.warnings = OomKiller(self.system), AllocationWarnings(self.system)
         self.frames = collections.deque()
         self.runs = {}                                   # run number -> respond function of the driver's request
         self.handlers = {MSG_FALLBACK: self.on_fallback,
                          MSG_DRAIN_ALL: self.on_drain_all,
                          MSG_LRU_DRAIN_ALL: self.on_lru_drain_all,
+                         MSG_WAKE_KTHREAD: self.on_wake_kthread,
                          MSG_OOM: self.on_oom,
+                         MSG_WARN_ALLOC: self.on_warn_alloc,
                          MSG_DRIVER: self.on_driver}
 
     # -- for the kernel
@@ -59,7 +63,7 @@ class Coordinator(Actor):
 
     def on_fallback(self, message):
         """A CPU may not be served by its preferred node: the owner of the zone it falls back to fills its shelf."""
-        node = zone_of(self.machine, message.a // 4).node
+        node = zone_of(self.machine, message.a >> ALLOC_BITS).node
         self.send(actor_of_node(node), MSG_FILL, message.a, message.b, message.c, message.d)
 
     def on_drain_all(self, message):
@@ -75,6 +79,10 @@ class Coordinator(Actor):
             pages += yield future
         return pages
 
+    def on_wake_kthread(self, message):
+        """A node is short of something: its kernel threads have work."""
+        self.world.kthread_bells[message.a].release()
+
     def on_lru_drain_all(self, message):
         """lru_add_drain_all: CPUs with pages on their way to the LRU lists put them there."""
         self.serve("lru_drain_all", (message.a,), lambda _: reply(self.machine, message.d, message.token, 0))
@@ -86,15 +94,14 @@ class Coordinator(Actor):
             yield future
 
     def compact_nodes(self, nodes):
-        """compact_nodes, compact_node of mm/compaction.c: a CPU that runs no operation does it, if there is one."""
+        """compact_nodes, compact_node of mm/compaction.c: the nodes' kernel threads do it."""
         yield from self.rpc_lru_drain_all()
-        for node in nodes:
-            cpus = sorted(range(self.machine.nr_cpus), key=lambda c: (self.world.topology.node_of_cpu(c) != node, c))
-            for cpu in cpus:
-                if (yield self.ask(actor_of_cpu(self.machine, cpu), "compact_node", node, False)):
-                    break
-            else:
-                yield self.ask(actor_of_cpu(self.machine, cpus[0]), "compact_node", node, True)
+        for future in [self.ask(actor_of_node(node), "compact_node") for node in nodes]:
+            yield future
+
+    def on_warn_alloc(self, message):
+        """An allocation has failed: the kernel's log says so."""
+        self.warnings.warn(message.a // 16, message.a % 16, message.b, message.c)
 
     def on_oom(self, message):
         """Nothing is left for an allocation: find a victim. The CPU learns whose memory it may take (oom_kill.py)."""
@@ -198,6 +205,10 @@ class Coordinator(Actor):
         """A spawned function has returned or raised."""
         self.tell_driver("finished", run, answer)
 
+    def rpc_printk(self, lines):
+        """A CPU's lines for the kernel's log."""
+        self.system.kmsg.extend(lines)
+
     def rpc_printed(self, text):
         self.tell_driver("printed", text)
 
@@ -224,15 +235,28 @@ class Coordinator(Actor):
     def rpc_check(self):
         """Hold every CPU between two operations, let the nodes finish, and audit."""
         cpus = [actor_of_cpu(self.machine, c) for c in range(self.machine.nr_cpus)]
-        for future in [self.ask(actor, "hold") for actor in cpus]:
-            yield future
+        nodes = [actor_of_node(n) for n in range(self.machine.nr_nodes)]
+        for actors in (cpus, nodes):
+            for future in [self.ask(actor, "hold") for actor in actors]:
+                yield future
         try:
-            for future in [self.ask(actor_of_node(n), "sync") for n in range(self.machine.nr_nodes)]:
+            for future in [self.ask(actor, "sync") for actor in nodes]:
                 yield future
             return audit(self.machine)
         finally:
-            for actor in cpus:
+            for actor in cpus + nodes:
                 self.tell(actor, "release")
+
+    # -- swap
+
+    def rpc_swapon(self, name, nbytes, priority, kind):
+        swapon.swapon(self.machine, name, nbytes, priority, kind)
+
+    def rpc_swapoff(self, name):
+        """Everything that the area holds comes back first, on CPU 0."""
+        kind = swapon.swapoff_begin(self.machine, name)
+        yield self.ask(actor_of_cpu(self.machine, 0), "unuse", kind)
+        swapon.swapoff_end(self.machine, kind)
 
     # -- supervision
 

@@ -17,16 +17,22 @@ import threading
 
 import posix_ipc
 
+from numaemu import zcomp
 from numaemu import access  # noqa: F401  (its kernels are loaded before anything forks)
 from numaemu.actor import COORDINATOR, Actor
 from numaemu.build import JIT
+from numaemu.kernel import kernel_calls
 from numaemu.kernel import sys as syscalls
-from numaemu.kernel.compaction import compact_node_now, direct_compact
+from numaemu.kernel.compaction import direct_compact
 from numaemu.kernel.fault import exc_page_fault
+from numaemu.kernel.kswapd import wake_kswapd
 from numaemu.kernel.mm_types import TASK_NAME_BYTES, task_t
 from numaemu.kernel.oom_kill import alloc_pages_may_oom
 from numaemu.kernel.smp import actor_of_cpu
+from numaemu.kernel.swapon import try_to_unuse
 from numaemu.kernel.tlb import answer_ipi
+from numaemu.kernel.vmscan import try_to_free_pages
+from numaemu.kernel_operations import Constructors
 from numaemu.mmu import cpu_t
 from numaemu.native import PythonCallback
 from numaemu.operations import Operations, kill_task
@@ -71,10 +77,19 @@ def install_callbacks(world):
         return 0
 
     machine.on_ring, machine.on_wake, machine.on_wait = (_address_of(f) for f in (on_ring, on_wake, on_wait))
+    world.constructors = Constructors(machine)
+    machine.on_ctor = _address_of(world.constructors)
     for number in range(machine.nr_cpus):
         cpu = cpu_t.array(machine.cpus)[number]
         cpu.on_fault, cpu.on_ipi = exc_page_fault.address, answer_ipi.address
+    install_ways_up(machine)
+
+
+def install_ways_up(machine):
+    """What lies above the page allocator, and the libraries that compress."""
+    machine.on_compress, machine.on_decompress = _address_of(zcomp.on_compress), _address_of(zcomp.on_decompress)
     machine.on_oom, machine.on_compact = alloc_pages_may_oom.address, direct_compact.address
+    machine.on_reclaim, machine.on_wake_kswapd = try_to_free_pages.address, wake_kswapd.address
 
 
 class Turn:
@@ -250,6 +265,10 @@ class Cpu(Actor):
         """A function that a task here has started is done."""
         settle(self.runs.pop(run), answer)
 
+    def printk(self, lines):
+        """Lines for the kernel's log."""
+        self.tell(COORDINATOR, "printk", lines)
+
     # -- for the coordinator
 
     def rpc_drain(self):
@@ -270,26 +289,11 @@ class Cpu(Actor):
             finally:
                 self.turn.__exit__()
 
-    def rpc_compact_node(self, node, wait):
-        """Compact a node in this CPU's turn; False: it is busy and was not to wait. It takes long: in a thread of its own."""
-        if not wait and not self.turn.try_enter():
-            return False
-        return self.threads.submit(self.compact_node, node, wait)
-
-    def compact_node(self, node, enter):
-        if enter:
-            self.turn.__enter__()
-        try:
-            compact_node_now(self.state.address, node)
-        finally:
-            self.turn.__exit__()
-        return True
-
     def rpc_flush_slab(self, number):
         """Give this CPU's slab of a cache up, if no operation is running."""
         if self.turn.try_enter():
             try:
-                syscalls.flush_slab(self.state.address, number)
+                kernel_calls.flush_slab(self.state.address, number)
             finally:
                 self.turn.__exit__()
 
@@ -307,6 +311,14 @@ class Cpu(Actor):
     def oom_exit(self, numbers):
         with self.turn:
             self.operations.oom_exit(numbers)
+
+    def rpc_unuse(self, kind):
+        """Bring what a swap area holds back into memory, between two operations."""
+        return self.threads.submit(self.unuse, kind)
+
+    def unuse(self, kind):
+        with self.turn:
+            try_to_unuse(self.state.address, kind)
 
     def rpc_hold(self):
         """Let no operation run until `release`; what waited for its LRU list is on it by then."""

@@ -20,6 +20,7 @@ from numaemu.errors import MachineCheck
 from numaemu.payload import dump_function
 from numaemu.task import Handle, Task
 from numaemu.topology import load_topology
+from numaemu.units import parse_size
 from numaemu.wire import dumps, receive_frame, send_frame, settle
 
 END_S = 5.0              # how long an ending machine is waited for before its processes are killed
@@ -286,6 +287,18 @@ class Machine:
     def dmesg(self):
         """The kernel's log: reports of the OOM killer."""
         return self.read("/dev/kmsg")
+
+    # -- swap
+
+    def swapon(self, size, name=None, priority=None, kind="disk"):
+        """Add a swap area, header page included; `kind` "zram" keeps its pages compressed in memory. Its name."""
+        name = name or {"disk": "/dev/vdb", "zram": "/dev/zram0"}.get(kind, kind)
+        self._ask("swapon", name, parse_size(size, "swapon size"), priority, kind)
+        return name
+
+    def swapoff(self, name):
+        """Bring everything back that a swap area holds, and take it away."""
+        self._ask("swapoff", name)
 
     def stats(self):
         """The figures so far, as the JSON of a run has them."""

@@ -74,7 +74,8 @@ cpu_t = Struct("cpu_t", [
     ("accesses", i64, MAX_NODES), ("walk_loads", i64, MAX_NODES),    # by the node whose memory was accessed
     ("cr2", u64), ("error_code", u64), ("signal", i64),              # the last fault that could not be served
     ("task", i64),              # number of the task that runs
-    ("flags", u64),             # PF_MEMALLOC, PF_KSWAPD: current->flags
+    ("flags", i64),             # PF_*
+    ("trail", i64),             # 1: the page allocator notes its steps
     ("policy", u64, 3),         # a mempolicy on its way to a range
     ("scratch", u64),           # a word on its way through an unaligned access
     ("l1_hint", u16, L1_HINTS), ("l2_hint", u16, L2_HINTS),

@@ -1,8 +1,19 @@
-"""A NUMA node's process: it owns its frames, its page structs and its zones' free lists, and serves requests for pages."""
+"""A NUMA node's process: it owns its frames, its page structs and its zones' free lists, and serves requests for pages.
+
+A second thread of it runs the node's kernel threads (kswapd, kcompactd, ...) in a context of their own, as a CPU would:
+they take locks, wait for shootdowns and ask the first thread for pages as CPUs do, so that it never waits for them.
+"""
+import threading
+from concurrent.futures import Future
+
 from numaemu.actor import Actor
 from numaemu.kernel.buddy import free_pcppages_bulk, take_back_shelves
+from numaemu.kernel.compaction import compact_node_now
 from numaemu.kernel.compaction_free import serve_node
+from numaemu.kernel.kthread import run_kthreads
 from numaemu.kernel.mmzone import MAX_NR_ZONES, zone_of
+from numaemu.kernel.sys import drain_lru
+from numaemu.mmu import cpu_t
 
 
 class Node(Actor):
@@ -12,9 +23,51 @@ class Node(Actor):
         super().__init__(world, 1 + node)
         self.node = node
         self.zones = range(node * MAX_NR_ZONES, (node + 1) * MAX_NR_ZONES)
+        self.context = cpu_t.array(self.machine.cpus)[self.machine.nr_cpus + node]
+        self.sending = threading.Lock()          # the outbox has one owner at a time
+        self.turn = threading.Lock()             # held while kernel threads work, and while they must not
+
+    def run(self):
+        threading.Thread(target=self.serve_kthreads, daemon=True, name="kthreads").start()
+        super().run()
+
+    def serve_kthreads(self):
+        while True:
+            self.world.kthread_bells[self.node].acquire()
+            with self.turn:
+                run_kthreads(self.context.address)
+
+    def _send_bulk(self, to, kind, token, thing):
+        with self.sending:
+            super()._send_bulk(to, kind, token, thing)
 
     def fetch(self):
         return serve_node(self.machine, self.mailbox, self._pointer)
+
+    def rpc_compact_node(self):
+        """Compact this node, when its kernel threads have nothing else to do."""
+        done = Future()
+        threading.Thread(target=self.compact_node, args=(done,), daemon=True).start()
+        return done
+
+    def compact_node(self, done):
+        with self.turn:
+            compact_node_now(self.context.address, self.node)
+        done.set_result(None)
+
+    def rpc_hold(self):
+        """Let no kernel thread run until `release`."""
+        held = Future()
+        threading.Thread(target=self.hold, args=(held,)).start()
+        return held
+
+    def hold(self, held):
+        self.turn.acquire()
+        drain_lru(self.context.address)
+        held.set_result(None)
+
+    def rpc_release(self):
+        self.turn.release()
 
     def rpc_sync(self):
         """Everything sent to this node before is done; so are the returned pages."""

@@ -3,7 +3,6 @@
 Called with the task's number, by `Task` in the same process or by message. Results are plain values; a failed system
 call raises OSError with Linux's errno, an access that the kernel refuses raises SegmentationFault or OutOfMemory.
 """
-import ctypes
 import errno
 import os
 import sys
@@ -12,20 +11,20 @@ import numpy as np
 
 from numaemu.access import LOAD_MANY, STORE_MANY, copy_range, touch_range
 from numaemu.errors import KernelBug, OutOfMemory, SegmentationFault
-from numaemu.kernel import slab
 from numaemu.kernel import sys as syscalls
-from numaemu.kernel.gfp import __GFP_ZERO as GFP_ZERO
-from numaemu.kernel.gfp import GFP_KERNEL
 from numaemu.kernel.mm_types import TASK_DEAD, TASK_RUNNING, VM_EXEC, VM_READ, VM_SHARED, VM_WRITE, task_t
 from numaemu.kernel.mmap import find_position, vma_index
-from numaemu.kernel.mmzone import MAX_NR_ZONES, page_of, page_zone, zone_of
+from numaemu.kernel.mmzone import MAX_NR_ZONES, ZONE_HIGHMEM, page_of, page_zone, zone_of
 from numaemu.kernel.oom_kill import epitaph, is_zombie, oom_exit, release_task
+from numaemu.kernel.page_alloc import BAD_TEXTS, compound_head, compound_order
 from numaemu.kernel.pgtable import mm_of
 from numaemu.kernel.rmap import vma_of
-from numaemu.kernel.smp import actor_of_cpu
-from numaemu.kernel.stats import cpu_figures, task_numbers
+from numaemu.kernel.slab_types import PAGE_OFFSET
+from numaemu.kernel.stats import cpu_figures, task_name, task_numbers
+from numaemu.kernel.trail import read_trail
+from numaemu.kernel_operations import KernelOperations
 from numaemu.mmu import X86_PF_PROT, X86_PF_WRITE
-from numaemu.param import PAGE_SIZE
+from numaemu.param import MAX_ORDER
 from numaemu.uapi import SIGKILL
 
 BUFFER_BYTES = 1 << 20           # results from this size on come from a buffer that is kept
@@ -64,7 +63,7 @@ def release_gil(function):
         options["nogil"] = True
 
 
-class Operations:
+class Operations(KernelOperations):
     """The operations of one CPU."""
 
     def __init__(self, cpu):
@@ -309,130 +308,69 @@ class Operations:
     # -- task.kernel
 
     def alloc_pages(self, number, gfp, order, nid, nodes):
+        self.check_allocation(order, nid)
         return syscalls.kernel_alloc_pages(self.address, number, gfp, order, nid, nodes)
 
+    def check_allocation(self, order, nid):
+        if order < 0:
+            raise ValueError(f"order {order} must not be negative")
+        if not -1 <= nid < self.machine.nr_nodes:
+            raise ValueError(f"node {nid} is not one of 0 to {self.machine.nr_nodes - 1}")
+
+    def explain_pages(self, number, gfp, order, nid, nodes):
+        """(pfn, steps of the trail, how many more there were)"""
+        self.check_allocation(order, nid)
+        pfn = syscalls.kernel_explain_pages(self.address, number, gfp, order, nid, nodes)
+        return pfn, *read_trail(self.machine, self.cpu.cpu_number)
+
+    def page_address(self, number, pfn):
+        """Where a page lies in the direct map; 0: it is high memory."""
+        self.present(pfn, 0)
+        if page_zone(self.machine, pfn) % MAX_NR_ZONES == ZONE_HIGHMEM:
+            return 0
+        return int(PAGE_OFFSET) + (pfn << 12)
+
+    def virt_to_pfn(self, number, address):
+        """The page at an address of the direct map."""
+        pfn = (address - int(PAGE_OFFSET)) >> 12
+        self.kernel_bytes(address, 1)
+        return pfn
+
+    def free_hot_cold_page(self, number, pfn, cold):
+        self.present(pfn, 0)
+        bad = syscalls.kernel_free_hot_cold_page(self.address, number, pfn, cold)
+        if bad:
+            raise self.bad_page(number, pfn, 0, bad)
+
     def free_pages(self, number, pfn, order):
-        syscalls.kernel_free_pages(self.address, number, pfn, order)
+        self.present(pfn, order)
+        bad = syscalls.kernel_free_pages(self.address, number, pfn, order)
+        if bad:
+            raise self.bad_page(number, pfn, order, bad)
+
+    def present(self, pfn, order):
+        """Raise unless 2**order page structs are there."""
+        if not 0 <= order <= MAX_ORDER:
+            raise ValueError(f"order {order} must be 0 to {MAX_ORDER}")
+        for at in (pfn, pfn + (1 << order) - 1):
+            zone = zone_of(self.machine, page_zone(self.machine, at)) if 0 <= at < self.machine.max_pfn else None
+            if zone is None or not zone.start_pfn <= at < zone.start_pfn + zone.spanned_pages:
+                raise KernelBug(f"pfn {at} order {order}: no memory there")
+
+    def bad_page(self, number, pfn, order, bad):
+        """bad_page: the kernel's log gets the page struct, the caller the exception."""
+        page, why = page_of(self.machine, pfn), BAD_TEXTS[bad]
+        allocated = f", allocated with order {page.order}" if page.refcount > 0 else ""
+        self.cpu.printk([
+            f"BUG: Bad page state in process {task_name(self.tasks[number])}  pfn:{pfn:05x}",
+            f"page: refcount:{page.refcount} mapcount:{page.mapcount} mapping:{page.mapping} index:{page.index:#x} "
+            f"pfn:{pfn:#x}", f"flags: {int(page.flags):#x} order:{page.order}", f"page dumped because: {why}"])
+        return KernelBug(f"Bad page state: pfn {pfn} order {order}: {why}{allocated}; it was not freed")
 
     def page(self, number, pfn):
         """Node, zone and counts of a page, for who looks inside."""
         page, zone = page_of(self.machine, pfn), page_zone(self.machine, pfn)
-        return {"pfn": pfn, "node": zone // MAX_NR_ZONES, "zone": zone % MAX_NR_ZONES, "flags": int(page.flags),
+        head = compound_head(self.machine, pfn)
+        return {"pfn": pfn, "compound_head": head, "compound_order": compound_order(page_of(self.machine, head)),
+                "node": zone // MAX_NR_ZONES, "zone": zone % MAX_NR_ZONES, "flags": int(page.flags),
                 "refcount": page.refcount, "mapcount": page.mapcount}
-
-    # -- slab caches and kmalloc
-
-    def no_bug(self):
-        """Raise KernelBug if this CPU's kernel has found one."""
-        bug = slab.take_bug(self.machine, self.cpu.cpu_number)
-        if bug is not None:
-            raise bug from None
-
-    def kmalloc(self, number, size, gfp, nid):
-        if not 0 <= size <= slab.KMALLOC_MAX_SIZE:
-            raise ValueError(f"kmalloc of {size} bytes: at most {slab.KMALLOC_MAX_SIZE} (KMALLOC_MAX_SIZE)")
-        address = syscalls.kernel_kmalloc(self.address, number, size, gfp, nid)
-        self.no_bug()
-        return int(address)
-
-    def kfree(self, number, address):
-        if syscalls.kernel_kfree(self.address, number, address):
-            self.no_bug()
-
-    def ksize(self, number, address):
-        nbytes = syscalls.kernel_ksize(self.address, number, address)
-        if nbytes < 0:
-            raise KernelBug(f"ksize: Invalid object pointer: {address:#x} is not from kmalloc")
-        return nbytes
-
-    def kmalloc_waste(self, number):
-        return slab.kmalloc_waste(self.machine)
-
-    def kernel_bytes(self, address, nbytes):
-        """Host address of a range of the direct map that has memory behind it."""
-        last = address + max(nbytes, 1) - 1
-        first_pfn, last_pfn = ((a - int(slab.PAGE_OFFSET)) >> 12 for a in (address, last))
-        for pfn in (first_pfn, last_pfn):
-            zone = zone_of(self.machine, page_zone(self.machine, pfn)) if 0 <= pfn < self.machine.max_pfn else None
-            if zone is None or not zone.start_pfn <= pfn < zone.start_pfn + zone.spanned_pages:
-                raise KernelBug(f"unable to handle page fault for address {address:#x}: no memory there")
-        return int(self.machine.memory) + address - int(slab.PAGE_OFFSET)
-
-    def kernel_read(self, number, address, nbytes):
-        return ctypes.string_at(self.kernel_bytes(address, nbytes), nbytes)
-
-    def kernel_write(self, number, address, data):
-        ctypes.memmove(self.kernel_bytes(address, len(data)), data, len(data))
-
-    def kmem_cache_create(self, number, name, size, align, flags, ctor):
-        """The new cache's number."""
-        if not 0 < len(name.encode()) < slab.CACHE_NAME_BYTES or any(c.isspace() for c in name):
-            raise ValueError(f"kmem_cache_create: name {name!r} must have 1 to {slab.CACHE_NAME_BYTES - 1} bytes, no spaces")
-        if not 0 < size <= slab.KMALLOC_MAX_SIZE:
-            raise ValueError(f"kmem_cache_create: {name}: {size} bytes, must be 1 to {slab.KMALLOC_MAX_SIZE}")
-        if align < 0 or align & (align - 1) or align > PAGE_SIZE:
-            raise ValueError(f"kmem_cache_create: {name}: align {align} must be a power of two up to {PAGE_SIZE}")
-        if ctor is not None and len(ctor) > size:
-            raise ValueError(f"kmem_cache_create: {name}: ctor of {len(ctor)} bytes for objects of {size}")
-        image = 0
-        if ctor is not None:
-            image = self.kmalloc(number, size, GFP_KERNEL | GFP_ZERO, -1)
-            if not image:
-                raise OSError(errno.ENOMEM, os.strerror(errno.ENOMEM))
-            self.kernel_write(number, image, ctor)
-        syscalls.slab_mutex(self.address, 1)
-        cache = 0
-        try:
-            if any(slab.cache_name(self.machine, n) == name for n in slab.live_caches(self.machine)):
-                raise ValueError(f"kmem_cache_create: {name}: there is a cache of this name")
-            cache = syscalls.get_cache_number(self.address)
-            if cache == 0:
-                raise OSError(errno.ENOMEM, f"kmem_cache_create: {name}: at most {slab.MAX_KMEM_CACHES - 1} caches")
-            try:
-                slab.init_cache(self.machine, cache, name, size, align, flags, image)
-            except ValueError:
-                syscalls.kernel_cache_shutdown(self.address, cache)
-                cache = 0
-                raise
-        finally:
-            syscalls.slab_mutex(self.address, 0)
-            if image and not cache:
-                self.kfree(number, image)
-        return cache
-
-    def live_cache(self, cache):
-        if not 0 < cache < slab.MAX_KMEM_CACHES or not slab.cache_of(self.machine, cache).live:
-            raise KernelBug(f"cache number {cache}: No such cache")
-
-    def kmem_cache_alloc(self, number, cache, gfp, nid):
-        self.live_cache(cache)
-        address = syscalls.kernel_cache_alloc(self.address, number, cache, gfp, nid)
-        self.no_bug()
-        return int(address)
-
-    def kmem_cache_free(self, number, cache, address):
-        self.live_cache(cache)
-        if syscalls.kernel_cache_free(self.address, number, cache, address):
-            self.no_bug()
-
-    def kmem_cache_shrink(self, number, cache):
-        """CPUs that run no operation give their slabs up, then empty slabs go."""
-        self.live_cache(cache)
-        others = [c for c in range(self.machine.nr_cpus) if c != self.cpu.cpu_number]
-        for future in [self.cpu.ask(actor_of_cpu(self.machine, c), "flush_slab", cache) for c in others]:
-            future.result()
-        syscalls.flush_slab(self.address, cache)
-        syscalls.kernel_cache_shrink(self.address, cache)
-
-    def kmem_cache_destroy(self, number, cache):
-        self.live_cache(cache)
-        name, image = slab.cache_name(self.machine, cache), int(slab.cache_of(self.machine, cache).ctor)
-        syscalls.slab_mutex(self.address, 1)
-        try:
-            left = syscalls.kernel_cache_shutdown(self.address, cache)
-        finally:
-            syscalls.slab_mutex(self.address, 0)
-        if left:
-            raise KernelBug(f"cache {name}: {left} objects remaining on kmem_cache_destroy(); the cache stays")
-        if image:
-            self.kfree(number, image)

@@ -5,9 +5,13 @@ process, a message if not.
 """
 import numpy as np
 
+from numaemu.explain import Trail
+from numaemu.kernel import gfp as gfp_types
+from numaemu.payload import dump_function
 from numaemu.uapi import MAP_ANONYMOUS, MAP_PRIVATE, MPOL_F_ADDR, MPOL_F_NODE, MPOL_MF_MOVE, PROT_READ, PROT_WRITE
 from numaemu.units import parse_size
 
+HIGHMEM, ZERO = (getattr(gfp_types, f"__GFP_{name}") for name in ("HIGHMEM", "ZERO"))     # a class would mangle the names
 
 def node_mask(nodes):
     """A mask from a node, several nodes, text like "0,2-3", or None for none."""
@@ -216,14 +220,66 @@ class KernelCalls:
     def __init__(self, task):
         self._task = task
 
-    def alloc_pages(self, gfp, order=0, nid=-1, nodes=None):
-        """2**order pages: the first pfn, or None if nobody could serve it. Mirrors alloc_pages_node."""
+    # -- pages, by pfn
+
+    def alloc_pages(self, gfp, order=0, nid=-1, nodes=None, explain=False):
+        """2**order pages: the first pfn, or None if nobody could serve it. With `explain` (pfn, trail): the trail is a
+        list of the steps that were taken, prints as a table and has pfn and cost_ns.
+        """
         mask = node_mask(nodes) if nodes is not None else (1 << 64) - 1
-        return self._task._op("alloc_pages", gfp, order, nid, mask) or None
+        if not explain:
+            return self._task._op("alloc_pages", gfp, order, nid, mask) or None
+        pfn, steps, lost = self._task._op("explain_pages", gfp, order, nid, mask)
+        return pfn or None, Trail(pfn or None, gfp, order, steps, lost)
+
+    def alloc_page(self, gfp):
+        """One page: its pfn, or None."""
+        return self.alloc_pages(gfp)
+
+    def alloc_pages_node(self, nid, gfp, order=0):
+        """As alloc_pages, near node `nid` (-1: this CPU's)."""
+        return self.alloc_pages(gfp, order, nid)
 
     def free_pages(self, pfn, order=0):
-        """Give 2**order pages back. Mirrors __free_pages."""
-        self._task._op("free_pages", pfn, order)
+        """Drop a reference to 2**order pages and free them if it was the last, as __free_pages; KernelBug if they are
+        free already or a compound page of another order. Also takes an address from get_free_pages, as free_pages.
+        """
+        self._task._op("free_pages", self._pfn(pfn), order)
+
+    def free_page(self, pfn):
+        """Give one page back."""
+        self.free_pages(pfn, 0)
+
+    def free_hot_page(self, pfn):
+        """Give one page back, to be the next that this CPU takes."""
+        self._task._op("free_hot_cold_page", self._pfn(pfn), False)
+
+    def free_cold_page(self, pfn):
+        """Give one page back, to be the last of this CPU's list."""
+        self._task._op("free_hot_cold_page", self._pfn(pfn), True)
+
+    def page_address(self, pfn):
+        """Where a page lies in the kernel's direct map; None: it is high memory."""
+        return self._task._op("page_address", pfn) or None
+
+    def _pfn(self, where):
+        """A pfn, from itself or from an address in the direct map (which no pfn is as large as)."""
+        return where if where < 1 << 52 else self._task._op("virt_to_pfn", where)
+
+    # -- pages, by address
+
+    def get_free_pages(self, gfp, order=0):
+        """2**order pages: their address in the direct map, or None; never high memory. Mirrors __get_free_pages."""
+        pfn = self.alloc_pages(gfp & ~HIGHMEM, order)
+        return self.page_address(pfn) if pfn else None
+
+    def get_free_page(self, gfp):
+        """One page: its address. Mirrors __get_free_page."""
+        return self.get_free_pages(gfp)
+
+    def get_zeroed_page(self, gfp):
+        """One page of zeros: its address."""
+        return self.get_free_pages(gfp | ZERO)
 
     def page(self, pfn):
         """What the page struct says: node, zone, flags, counts."""
@@ -246,9 +302,32 @@ class KernelCalls:
         """{cache: objects, requested, allocated and wasted bytes} of all kmalloc calls since boot."""
         return self._task._op("kmalloc_waste")
 
-    def kmem_cache_create(self, name, size, align=0, flags=0, ctor=None):
-        """A cache of objects of `size` bytes; `ctor`: bytes that every new object begins with."""
-        return KmemCache(self._task, self._task._op("kmem_cache_create", name, size, align, flags, ctor), name)
+    def kmem_cache_create(self, name, size, align=0, flags=0, ctor=None, colour=False):
+        """A cache of objects of `size` bytes.
+
+        `ctor`: bytes that every new object begins with; or a function that is called with each object of a new slab,
+        once, before it is given out. That has `address`, `nbytes` and `write(offset, data)`, and holds zeros. It runs
+        inside the kernel of the CPU that needs the slab, so it may do nothing else. Objects are freed in this state.
+        `colour`: slabs begin at different cache lines, in turn, as far as they have bytes to spare (as Linux's old SLAB).
+        """
+        if callable(ctor):
+            ctor = (dump_function(ctor, ()),)
+        return KmemCache(self._task, self._task._op("kmem_cache_create", name, size, align, flags, ctor, colour), name)
+
+    def register_shrinker(self, cache, link=0, seeks=2, batch=128):
+        """Let memory pressure free objects of a cache (SLAB_RECLAIM_ACCOUNT) that nobody uses: a Shrinker.
+
+        Objects keep 16 bytes at `link` for it. `seeks`: how dear an object is to make again, 2 as a page of a file.
+        """
+        return Shrinker(self._task, self._task._op("register_shrinker", cache.number, link, seeks, batch))
+
+    def shrink_slab(self, gfp, nid, priority):
+        """What reclaim does on a node: every shrinker frees a share of its objects; how many. Mirrors shrink_slab."""
+        return self._task._op("shrink_slab", gfp, nid, priority)
+
+    def drop_slab(self):
+        """Free all objects that shrinkers can; how many. What vm.drop_caches = 2 does."""
+        return self._task._op("drop_slab")
 
     def read(self, address, nbytes):
         """Bytes at a kernel address (nothing is charged)."""
@@ -257,6 +336,10 @@ class KernelCalls:
     def write(self, address, data):
         """Write bytes at a kernel address."""
         self._task._op("kernel_write", address, bytes(data))
+
+
+for _name in ("free_pages", "get_free_pages", "get_free_page"):       # Linux's names; inside a class they would be mangled
+    setattr(KernelCalls, f"__{_name}", getattr(KernelCalls, _name))
 
 
 class KmemCache:
@@ -283,6 +366,29 @@ class KmemCache:
     def destroy(self):
         """End the cache, which nobody may use any more; KernelBug if objects are left."""
         self.task._op("kmem_cache_destroy", self.number)
+
+
+class Shrinker:
+    """What lets a cache's unused objects go. `number` is what compiled code gives to numaemu.list_lru_add and list_lru_del."""
+
+    def __init__(self, task, number):
+        self.task, self.number = task, number
+
+    def list_lru_add(self, address):
+        """Nobody uses an object any more, it may be freed from now on; False if it was on the list."""
+        return self.task._op("list_lru_add", self.number, address)
+
+    def list_lru_del(self, address):
+        """Use an object again; False if it was not on the list, because it has been freed."""
+        return self.task._op("list_lru_del", self.number, address)
+
+    def list_lru_count(self, nid):
+        """Objects on a node's list."""
+        return self.task._op("list_lru_count", self.number, nid)
+
+    def unregister(self):
+        """End the shrinker, whose lists are empty."""
+        self.task._op("unregister_shrinker", self.number)
 
 
 class Mapping:

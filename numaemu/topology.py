@@ -49,6 +49,8 @@ DEFAULT_COST = {  # ns
     "syscall_ns": 100,  # entry and return of a system call; assumed
     "shootdown_ns": 1500,  # the initiator, per shootdown request; assumed
     "ipi_ns": 1000,  # a CPU that answers a shootdown; assumed
+    "compress_ns": 3000,  # zram: compressing one page; assumed
+    "decompress_ns": 1500,  # zram: decompressing one page; assumed
     "message_ns": 2000,  # a request to a node or the coordinator and its answer; assumed
 }
 KNOWN_SYSCTLS = {  # lowest and highest value, as the sysctl tables of Linux 6.12 have them
@@ -59,6 +61,7 @@ KNOWN_SYSCTLS = {  # lowest and highest value, as the sysctl tables of Linux 6.1
     "vm.max_map_count": (0, 65530),  # what the index of an address space has room for
     "vm.zone_reclaim_mode": (0, INT_MAX),
     "vm.swappiness": (0, 200),
+    "vm.page-cluster": (0, 31),
     "kernel.numa_balancing": (0, 4),
     "vm.panic_on_oom": (0, 2),
     "vm.oom_kill_allocating_task": (0, INT_MAX),
@@ -68,12 +71,20 @@ KNOWN_SYSCTLS = {  # lowest and highest value, as the sysctl tables of Linux 6.1
     "vm.compact_unevictable_allowed": (0, 1),
 }
 
+KERNEL_OPTIONS = ("slab_debug",)  # of Linux's command line
+SLAB_DEBUG_LETTERS = "FZPU-"  # Linux also has T (trace), A (failslab), O (no larger slabs)
+
 # --- what a machine file may say ----------------------------------------------------------------
 SIZE_KEYS = ("low_memory", "kernelcore", "movablecore")
 SCALAR_KEYS = ("name", "paging", "page_size", *SIZE_KEYS)
-MACHINE_KEYS = (*SCALAR_KEYS, "node", "distance", "latency", "tlb", "sysctl", "cost")
+MACHINE_KEYS = (*SCALAR_KEYS, "node", "distance", "latency", "tlb", "sysctl", "cost", "kernel")
 NODE_KEYWORDS = ("nodes", "cpus_per_node", "memory_per_node", "memory_only_nodes")
-TABLES = {**DEFAULT_TLB, "sysctl": KNOWN_SYSCTLS, "cost": DEFAULT_COST}  # with known keys
+TABLES = {  # with known keys
+    **DEFAULT_TLB,
+    "sysctl": KNOWN_SYSCTLS,
+    "cost": DEFAULT_COST,
+    "kernel": KERNEL_OPTIONS,
+}
 MATRICES = {  # unit, lowest and highest value
     "distance": ("", LOCAL_DISTANCE, MAX_DISTANCE),
     "latency": (" ns", 1, MAX_LATENCY_NS),
@@ -120,6 +131,7 @@ class Topology:
     l2: TlbSpec
     sysctl: dict[str, int | tuple[int, ...]]
     cost: dict[str, int]  # ns, the keys of DEFAULT_COST
+    kernel: dict[str, str]  # KERNEL_OPTIONS that were given
     low_memory: int  # bytes of RAM below 4 GiB of the physical address space
     kernelcore: int | None  # bytes kept out of ZONE_MOVABLE, as Linux's boot parameter
     movablecore: int | None  # bytes given to ZONE_MOVABLE; only one of the two is set
@@ -182,6 +194,7 @@ class Topology:
             l2=_parse_tlb("l2", tlb.get("l2", {}), MAX_L2_ENTRIES, where),
             sysctl=_parse_sysctl(machine.get("sysctl", {}), where),
             cost=_parse_cost(machine.get("cost", {}), where),
+            kernel=_parse_kernel(machine.get("kernel", {}), where),
             **_parse_sizes(machine, sum(node.memory_bytes for node in nodes), where),
         )
 
@@ -202,6 +215,7 @@ class Topology:
             "tlb": {"l1": vars(self.l1).copy(), "l2": vars(self.l2).copy()},
             "sysctl": {k: list(v) if isinstance(v, tuple) else v for k, v in self.sysctl.items()},
             "cost": dict(self.cost),
+            **({"kernel": dict(self.kernel)} if self.kernel else {}),
         }
 
     def to_toml(self) -> str:
@@ -213,7 +227,7 @@ class Topology:
         for key in MATRICES:
             rows = [f"    {_toml(row)}," for row in machine[key]["matrix"]]
             lines += ["", f"[{key}]", "matrix = [", *rows, "]"]
-        for key in ("tlb", "sysctl", "cost"):
+        for key in ("tlb", "sysctl", "cost", *(["kernel"] if self.kernel else [])):
             quote = _toml if key == "sysctl" else str  # their keys have dots
             rows = [f"{quote(name)} = {_toml(value)}" for name, value in machine[key].items()]
             lines += ["", f"[{key}]", *rows]
@@ -232,8 +246,8 @@ def load_topology(
     Keywords (None counts as not given): `nodes` (a fresh set like the source's first node with
     CPUs, with default matrices), `cpus_per_node` (of nodes that have CPUs), `memory_per_node`,
     `memory_only_nodes` (that many more, without CPUs), `distance` and `latency` (matrices), `l1`
-    and `l2` (dicts of entries, ways, latency_ns), `sysctl`, `cost`, and a machine file's own
-    `name`, `paging`, `page_size`, `low_memory`, `kernelcore`, `movablecore`.  `where` names the
+    and `l2` (dicts of entries, ways, latency_ns), `sysctl`, `cost`, `kernel`, and a machine file's
+    own `name`, `paging`, `page_size`, `low_memory`, `kernelcore`, `movablecore`.  `where` names the
     place of the keywords in errors.
     """
     check_table(keywords, KEYWORDS, "machine", where)
@@ -512,6 +526,18 @@ def _parse_cost(table: Any, where: str) -> dict[str, int]:
         key: parse_int(given.get(key, default), f"cost: {key}", where, 0, MAX_COST_NS)
         for key, default in DEFAULT_COST.items()
     }
+
+
+def _parse_kernel(table: Any, where: str) -> dict[str, str]:
+    options = check_table(table, KERNEL_OPTIONS, "kernel", where)
+    for key, text in options.items():
+        if not isinstance(text, str):
+            raise ConfigError.at(where, f"kernel: {key} is {text!r}, must be text")
+        for letters in (block.partition(",")[0] for block in text.split(";")):
+            if wrong := set(letters.upper()) - set(SLAB_DEBUG_LETTERS):
+                limit = f"must be of {SLAB_DEBUG_LETTERS}, then names of caches after a comma"
+                raise ConfigError.at(where, f"kernel: {key}: option {min(wrong)!r}, {limit}")
+    return dict(options)
 
 
 def _toml(value: Any) -> str:

@@ -9,6 +9,7 @@ waiting, and it runs with the JIT off too. `task()` gives the usual Task objects
 import faulthandler
 import os
 import types
+from concurrent.futures import Future
 
 from numaemu import cpu as cpu_process
 from numaemu import shm
@@ -18,17 +19,18 @@ from numaemu.coordinator import Coordinator
 from numaemu.kernel import proc_vmstat, stats
 from numaemu.kernel import sys as syscalls
 from numaemu.kernel.check import audit
-from numaemu.kernel.compaction import compact_node_now, direct_compact
+from numaemu.kernel.compaction import compact_node_now
 from numaemu.kernel.fault import exc_page_fault
 from numaemu.kernel.mm_init import boot, control_layout
+from numaemu.kernel.kthread import run_kthreads
 from numaemu.kernel.mm_types import mm_t, page_t, task_t, vma_t
 from numaemu.kernel.mmap import vma_index
 from numaemu.kernel.mmzone import MAX_NR_ZONES, zone_of
-from numaemu.kernel.oom_kill import alloc_pages_may_oom
 from numaemu.kernel.pgtable import pte_offset
 from numaemu.kernel.smp import MSG_NONE, actor_of_cpu
 from numaemu.kernel.sysctl import System
 from numaemu.kernel.tlb import answer_ipi
+from numaemu.kernel_operations import Constructors
 from numaemu.mailbox import fall_asleep
 from numaemu.mmu import cpu_t
 from numaemu.node import Node
@@ -53,7 +55,10 @@ class CallBell:
 class LoopbackWorld(World):
     def __init__(self, topology, machine, blocks, ring):
         self.topology, self.machine, self.blocks = topology, machine, blocks
+        self.compactions = []
         self.bells = [CallBell(lambda n=n: ring(n)) for n in range(machine.nr_actors)]
+        self.due = []                    # nodes whose kernel threads have been woken
+        self.kthread_bells = [CallBell(lambda n=n: self.due.append(n)) for n in range(machine.nr_nodes)]
 
 
 class LoopbackCpu(cpu_process.Cpu):
@@ -66,11 +71,16 @@ class LoopbackCpu(cpu_process.Cpu):
         self.operations = Operations(self)
 
     _send_bulk = Actor._send_bulk
-    def rpc_compact_node(self, node, _wait):
-        compact_node_now(int(self.state.address), node)
-        return True
-
     threads = types.SimpleNamespace(submit=lambda *_: None)      # what cannot be done at once happens later, by itself
+
+
+class LoopbackNode(Node):
+    """A node that compacts after what it is just doing: compaction needs its answers."""
+
+    def rpc_compact_node(self):
+        done = Future()
+        self.world.compactions.append((self, done))
+        return done
 
 
 class Loopback:
@@ -81,14 +91,17 @@ class Loopback:
         self.machine, self.blocks = boot(self.topology, reserve)
         self.world = LoopbackWorld(self.topology, self.machine, self.blocks, self.ring)
         self.cpus = [LoopbackCpu(self.world, n) for n in range(self.machine.nr_cpus)]
-        nodes = [Node(self.world, n) for n in range(self.machine.nr_nodes)]
+        nodes = [LoopbackNode(self.world, n) for n in range(self.machine.nr_nodes)]
         self.actors = [Coordinator(self.world, None, {}), *nodes, *self.cpus]
         self.fruitless = 0
         self._keep = []
         self.machine.on_ring = self._callback(lambda actor, _b, _c: self.ring(actor))
         self.machine.on_wake = self._callback(lambda *_: None)
         self.machine.on_wait = self._callback(lambda *_: self.deliver())
-        self.machine.on_oom, self.machine.on_compact = alloc_pages_may_oom.address, direct_compact.address
+        cpu_process.install_ways_up(self.machine)
+        self.working = False
+        self.world.constructors = Constructors(self.machine)
+        self.machine.on_ctor = cpu_process._address_of(self.world.constructors)
         for cpu in self.cpus:
             cpu.state.on_fault, cpu.state.on_ipi = exc_page_fault.address, answer_ipi.address
         for actor in self.actors:
@@ -118,6 +131,7 @@ class Loopback:
 
     def deliver(self):
         """Somebody waits: CPUs that are inside and have a shootdown pending answer it now."""
+        self.run_kthreads()
         pending = [cpu for cpu in self.cpus if cpu.state.ipi_pending and cpu.state.inside]
         for cpu in pending:
             answer = answer_ipi.ctypes if JIT else answer_ipi
@@ -127,6 +141,14 @@ class Loopback:
             faulthandler.dump_traceback()
             os._exit(71)
 
+    def run_kthreads(self):
+        """Kernel threads run when somebody waits, and between two operations."""
+        while self.world.due and not self.working:
+            self.working = True
+            node = self.world.due.pop(0)
+            run_kthreads(int(cpu_t.array(self.machine.cpus)[self.machine.nr_cpus + node].address))
+            self.working = False
+
     # -- tasks: this object is their site
 
     def task(self, cpu=0, name="task"):
@@ -135,7 +157,10 @@ class Loopback:
         return Task(number, self.cpus[cpu].pid_of(number), self)
 
     def call_op(self, number, pid, method, args):
-        return self.cpus[task_t.array(self.machine.tasks)[number].cpu].operations.run(number, pid, method, args)
+        try:
+            return self.cpus[task_t.array(self.machine.tasks)[number].cpu].operations.run(number, pid, method, args)
+        finally:
+            self.run_kthreads()
 
     def where(self, number):
         cpu = task_t.array(self.machine.tasks)[number].cpu
@@ -179,6 +204,10 @@ class Loopback:
         """Write to a file of /proc or /sys, by the coordinator."""
         answers = []
         self.actors[0].serve("write", (path, text), answers.append)
+        while self.world.compactions:
+            node, done = self.world.compactions.pop(0)
+            compact_node_now(int(node.context.address), node.node)
+            done.set_result(None)
         assert answers and not isinstance(answers[0], Failure), answers
 
     def audit(self):

@@ -8,19 +8,19 @@ import numpy as np
 import pytest
 
 from numaemu.kernel import proc
-from numaemu.kernel.compaction import (KCOMPACTD, compact_node, direct_compact, kcompactd_do_work, place_scanners,
+from numaemu.kernel.compaction import (compact_node, direct_compact, place_scanners,
                                        proactive_compact_node, release_freepages, wakeup_kcompactd)
-from numaemu.kernel.compaction_free import (COMPACT_ALL, COMPACT_COMPLETE, COMPACT_DEFERRED, COMPACT_PRIO_ASYNC,
-                                            COMPACT_PRIO_SYNC_FULL, COMPACT_PRIO_SYNC_LIGHT, COMPACT_SKIPPED,
-                                            COMPACT_SUCCESS, MIGRATE_SYNC, compact_control_of, compaction_defer_reset,
+from numaemu.kernel.compaction_free import (COMPACT_ALL, MIGRATE_SYNC, compact_control_of, compaction_defer_reset,
                                             compaction_deferred, defer_compaction, extfrag_for_order,
                                             fragmentation_index, get_pageblock_skip, isolate_freepages,
                                             unusable_free_index)
 from numaemu.kernel.compaction_scan import isolate_migratepages, isolate_migratepages_block, putback_from
 from numaemu.kernel.gfp import __GFP_MOVABLE, GFP_HIGHUSER_MOVABLE, GFP_KERNEL
+from numaemu.kernel.internal import (COMPACT_DONE, COMPACT_PRIO_ASYNC, COMPACT_PRIO_SYNC_FULL, COMPACT_PRIO_SYNC_LIGHT,
+                                     COMPACT_SKIPPED)
 from numaemu.kernel.migrate import batch_of
 from numaemu.kernel.mm_types import PG_anon, PG_locked, PG_lru
-from numaemu.kernel.mmzone import MIGRATE_MOVABLE, node_t, zone_t
+from numaemu.kernel.mmzone import MIGRATE_MOVABLE, node_of, zone_t
 from numaemu.kernel.pgtable import pte_pfn
 from numaemu.native import call_address
 from numaemu.uapi import MADV_DONTNEED, MAP_ANONYMOUS, MAP_SHARED, MPOL_BIND
@@ -306,7 +306,7 @@ def test_direct_compaction_makes_one_block_and_stops(loopback, prio):
         task.kernel.alloc_pages(__GFP_MOVABLE, order)
     status = on_compact(loop, order, prio)
     loop.drain()
-    assert status == COMPACT_SUCCESS and free_pages(loop, order) >= 1 << order
+    assert status == COMPACT_DONE and free_pages(loop, order) >= 1 << order
     assert 0 < loop.vmstat()["pgmigrate_success"] < 3000
     assert intact(task, addresses, words)
     loop.audit()
@@ -316,7 +316,7 @@ def test_direct_compaction_is_skipped_where_it_cannot_help(loopback):
     """Without memory to move into, or for an allocation that must not start I/O."""
     loop = loopback(nodes=1, cpus_per_node=1, memory_per_node="16MiB", sysctl={"vm.min_free_kbytes": 8192})
     fragmented(loop, 1500)
-    assert on_compact(loop, 9, COMPACT_PRIO_SYNC_LIGHT) in (COMPACT_SKIPPED, COMPACT_SUCCESS)
+    assert on_compact(loop, 9, COMPACT_PRIO_SYNC_LIGHT) in (COMPACT_SKIPPED, COMPACT_DONE)
     assert on_compact(loop, 9, COMPACT_PRIO_SYNC_LIGHT, gfp=__GFP_MOVABLE) == COMPACT_SKIPPED
     assert loop.vmstat()["pgmigrate_success"] == 0
 
@@ -342,17 +342,15 @@ def test_deferring():
 def test_kcompactd(loopback):
     """Woken for an order, it makes such blocks, counts what it did and forgets the order."""
     loop = loopback(nodes=1, cpus_per_node=1, memory_per_node="64MiB", sysctl={"vm.min_free_kbytes": 256})
-    woken = []
-    loop.machine.on_wake_kthread = loop._callback(lambda *words: woken.append(words))
     task, addresses, words = fragmented(loop, 14000)
     while free_pages(loop, 8):
         task.kernel.alloc_pages(__GFP_MOVABLE, 8)
-    node = node_t.array(loop.machine.nodes)[0]
+    node = node_of(loop.machine, 0)
     wakeup_kcompactd(loop.cpu(), 0, 0, 2)
-    assert not woken
+    assert not node.kthread_pending and loop.vmstat()["compact_daemon_wake"] == 0
     wakeup_kcompactd(loop.cpu(), 0, 8, 2)
-    assert woken == [(0, KCOMPACTD, 0)] and node.kcompactd_max_order == 8
-    kcompactd_do_work(loop.cpu(), 0)
+    assert node.kcompactd_max_order == 8
+    loop.run_kthreads()
     loop.drain()
     counts = loop.vmstat()
     assert free_pages(loop, 8) >= 256 and node.kcompactd_max_order == 0

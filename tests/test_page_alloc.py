@@ -44,7 +44,7 @@ class BuddyMachine(RuleBasedStateMachine):
     @rule(order=st.integers(0, MAX_ORDER), migratetype=st.integers(0, 2), times=st.sampled_from([1, 1, 8]))
     def take(self, order, migratetype, times):
         for _ in range(times):
-            pfn = alloc_block(self.machine, self.zone.number, order, migratetype)
+            pfn = alloc_block(self.machine, self.zone.number, order, migratetype, 0)
             assert (pfn != 0) == self.naive.can_serve(order), f"order {order} migratetype {migratetype}: pfn {pfn}"
             if pfn != 0:
                 self.naive.take(pfn, order)
@@ -110,7 +110,7 @@ def test_pages_come_home_through_every_cpu(steps):
 def test_the_first_block_of_any_order_comes_from_untouched_memory(loopback, order):
     """Untouched memory begins with small blocks (pages 2, 4, 8, … of zone DMA): they do not hide the large ones."""
     loop = loopback(nodes=1, cpus_per_node=1, memory_per_node="16MiB")
-    pfn = alloc_block(loop.machine, loop.zones()[0].number, order, 1)
+    pfn = alloc_block(loop.machine, loop.zones()[0].number, order, 1, 0)
     assert pfn != 0 and pfn % (1 << order) == 0
 
 
@@ -275,6 +275,6 @@ def test_a_pageblock_changes_hands_when_a_type_runs_out(two_nodes):
     zone = loop.zones()[0]
     types = u8.array(int(loop.machine.block_type)).as_numpy(zone.virgin_end >> 9)
     assert set(types[:zone.virgin_end >> 9]) == {1}
-    pfns = [alloc_block(loop.machine, zone.number, 0, 0) for _ in range(600)]
+    pfns = [alloc_block(loop.machine, zone.number, 0, 0, 0) for _ in range(600)]
     assert len({pfn >> 9 for pfn in pfns}) <= 3
     assert all(types[pfn >> 9] == 0 for pfn in pfns)

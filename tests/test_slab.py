@@ -15,7 +15,9 @@ from numaemu import (GFP_ATOMIC, GFP_KERNEL, SLAB_HWCACHE_ALIGN, SLAB_POISON, SL
 from numaemu.build import JIT
 from numaemu.errors import MachineCheck
 from numaemu.kernel.proc_slabinfo import slabinfo
-from numaemu.kernel.slab import KMALLOC_SIZES, PAGE_OFFSET, calculate_order, cpu_slab
+from numaemu.kernel.slab_common import KMALLOC_SIZES, calculate_order
+from numaemu.kernel.slab_debug import kmem_cache_flags
+from numaemu.kernel.slab_types import PAGE_OFFSET, cache_of, cpu_slab, get_node
 from numaemu.kernel.sysctl import System
 
 GFP_ZERO = numaemu.__GFP_ZERO
@@ -237,6 +239,123 @@ def test_kmem_cache_alloc_node_places_objects(two_nodes, task):
 
 
 @pytest.mark.interpreted
+@pytest.mark.parametrize("flags", [0, DEBUG])
+def test_a_node_without_memory_does_not_cost_a_slab_per_object(two_nodes, task, flags):
+    taken = list(iter(lambda: task.kernel.alloc_pages(GFP_ATOMIC | numaemu.__GFP_THISNODE, nid=1), None))
+    cache = task.kernel.kmem_cache_create("homeless", 64, flags=flags)
+    objects = [cache.alloc(GFP_KERNEL, nid=1) for _ in range(100)]
+    slabs = sum(get_node(two_nodes.machine, cache.number, n).nr_slabs for n in range(2))
+    assert slabs < 10                    # Linux takes another node's partial slab if there are more than min_partial
+    for address in objects:
+        cache.free(address)
+    for pfn in taken:
+        task.kernel.free_pages(pfn)
+    cache.destroy()
+
+
+@pytest.mark.interpreted
+def test_a_node_that_does_not_exist_is_refused(task):
+    cache = task.kernel.kmem_cache_create("placed", 8)
+    for function in (lambda: task.kernel.kmalloc(20000, GFP_KERNEL, nid=2), lambda: cache.alloc(GFP_KERNEL, nid=2)):
+        with pytest.raises(ValueError, match="node 2 is not one of 0 to 1"):
+            function()
+    cache.destroy()
+
+
+@pytest.mark.interpreted
+def test_a_wild_free_pointer_is_named_and_not_followed(two_nodes, task):
+    cache = task.kernel.kmem_cache_create("wild", 64, flags=SLAB_RED_ZONE)       # its free pointer lies in the object
+    kept, address = cache.alloc(GFP_KERNEL), cache.alloc(GFP_KERNEL)
+    cache.free(address)
+    wild = address + 10**9 * cache_of(two_nodes.machine, cache.number).size      # one would begin there, were it a slab
+    task.kernel.write(address + 32, wild.to_bytes(8, "little"))
+    cache.free(kept)
+    assert cache.alloc(GFP_KERNEL) == kept
+    with pytest.raises(KernelBug, match=rf"Freepointer corrupt: object {address:#x}, byte \+32 is 0x..; found by"):
+        cache.alloc(GFP_KERNEL)
+    cache.free(kept)
+    with pytest.raises(KernelBug, match="46 objects remaining"):     # those of the slab whose list is lost
+        cache.destroy()
+
+
+def list_head(new):
+    """An empty list of Linux: both links point to itself."""
+    new.write(8, 2 * new.address.to_bytes(8, "little"))
+
+
+@pytest.mark.interpreted
+@pytest.mark.parametrize("flags", [0, DEBUG])
+def test_a_constructor_is_called_once_for_each_object_of_a_new_slab(two_nodes, task, flags):
+    calls = []
+    cache = task.kernel.kmem_cache_create("heads", 24, flags=flags, ctor=list_head)
+    per_slab = 4096 // cache_of(two_nodes.machine, cache.number).size
+    two_nodes.world.constructors.loaded.clear()
+    first = cache.alloc(GFP_KERNEL)
+    (payload, function), = two_nodes.world.constructors.loaded.items()
+    two_nodes.world.constructors.loaded[payload] = lambda new: (calls.append(new.address), function(new))
+    objects = [first] + [cache.alloc(GFP_KERNEL) for _ in range(2 * per_slab)]
+    assert len(calls) == len(set(calls)) == 2 * per_slab and set(objects[per_slab:]) <= set(calls)
+    for address in objects:
+        assert task.kernel.read(address, 24) == bytes(8) + 2 * address.to_bytes(8, "little")
+        cache.free(address)
+    cache.free(cache.alloc(GFP_KERNEL))
+    assert len(calls) == 2 * per_slab
+    cache.destroy()
+
+
+@pytest.mark.interpreted
+def test_a_constructor_that_raises_costs_nothing(two_nodes, task):
+    cache = task.kernel.kmem_cache_create("clumsy", 24, ctor=lambda new: new.write(20, b"12345"))
+    for nid in (-1, 1):
+        with pytest.raises(KernelBug, match="cache clumsy: Constructor failed: .*5 bytes at offset 20 of an object of 24"):
+            cache.alloc(GFP_KERNEL, nid=nid)
+    assert get_node(two_nodes.machine, cache.number, 0).nr_slabs == 0
+    two_nodes.audit()
+    cache.destroy()
+
+
+@pytest.mark.interpreted
+@pytest.mark.parametrize("flags, object_size", [(0, 600), (DEBUG, 1100)])
+def test_colours_shift_the_slabs_of_a_cache_by_cache_lines(two_nodes, task, flags, object_size):
+    cache = task.kernel.kmem_cache_create("coloured", object_size, flags=flags, colour=True)
+    size, nbytes = cache_of(two_nodes.machine, cache.number).size, 4096 << cache_of(two_nodes.machine, cache.number).order
+    colours = nbytes % size // 64 + 1
+    per_slab = nbytes // size
+    objects = [cache.alloc(GFP_KERNEL) for _ in range(2 * colours * per_slab)]
+    firsts = [objects[i] % nbytes for i in range(0, len(objects), per_slab)]
+    assert colours > 1 and [first - firsts[0] for first in firsts] == [64 * i for i in range(colours)] * 2
+    two_nodes.audit()
+    for address in objects:
+        cache.free(address)
+    cache.destroy()
+
+
+SLAB_DEBUG_CASES = {  # the option: its flags for kmalloc-64, kmalloc-8, kmalloc-rcl-64
+    None: (0, 0, 0), "": (0x10D00, 0x10D00, 0x10D00), "FZ": (0x500, 0x500, 0x500), "-": (0, 0, 0),
+    "Z,kmalloc-64": (0x400, 0, 0), ",kmalloc-rcl*": (0, 0, 0x10D00), "p,kmalloc-8,x;U": (0x10000, 0x800, 0x10000),
+    "Z;-,kmalloc-8": (0x400, 0, 0x400)}
+
+
+@pytest.mark.interpreted
+@pytest.mark.parametrize("option, expected", SLAB_DEBUG_CASES.items())
+def test_slab_debug_chooses_flags_by_name(option, expected):
+    assert tuple(kmem_cache_flags(0, name, option) for name in ("kmalloc-64", "kmalloc-8", "kmalloc-rcl-64")) == expected
+
+
+@pytest.mark.interpreted
+def test_slab_debug_of_the_machine_file_finds_an_overrun(loopback):
+    loop = loopback(nodes=1, cpus_per_node=1, memory_per_node="8MiB", kernel={"slab_debug": "FZPU,kmalloc-64,mine"})
+    kernel = loop.task(0).kernel
+    mine, plain, other = kernel.kmem_cache_create("mine", 64), kernel.kmalloc(64, GFP_KERNEL), kernel.kmalloc(96, GFP_KERNEL)
+    for address, free in ((mine.alloc(GFP_KERNEL), mine.free), (plain, kernel.kfree)):
+        kernel.write(address + 64, b"!")
+        with pytest.raises(KernelBug, match="Right Redzone overwritten: .*allocated by pid"):
+            free(address)
+    kernel.kfree(other)
+    loop.audit()
+
+
+@pytest.mark.interpreted
 def test_orders_are_those_of_linux():
     """calculate_order on a machine of 4 CPUs; 16 objects at least, at most 1/16 of a slab unused if that can be."""
     assert {size: calculate_order(size, 4) for size in (8, 64, 192, 256, 512, 1024, 4096, 8192, 5000)} == \
@@ -342,4 +461,28 @@ def test_a_bug_in_a_compiled_kernel_is_raised_in_its_task(machine):
     with pytest.raises(KernelBug, match="cache twice: Object already free"):
         machine.run(lambda t, n: t.call(free_twice, n, GFP_KERNEL), cache.number, cpu=2)
     cache.destroy()
+    task.exit()
+
+
+def first_words(task, number):
+    """What two new objects hold, and where they lie."""
+    objects = [task._op("kmem_cache_alloc", number, GFP_KERNEL, -1) for _ in range(2)]
+    found = [(address, task.kernel.read(address, 24)) for address in objects]
+    for address in objects:
+        task._op("kmem_cache_free", number, address)
+    return found
+
+
+@pytest.mark.skipif(not JIT, reason="processes")
+def test_every_process_calls_a_constructor(machine):
+    task = machine.task(cpu=0)
+    cache = task.kernel.kmem_cache_create("everywhere", 24, ctor=list_head)
+    for cpu in range(4):
+        for address, contents in machine.run(first_words, cache.number, cpu=cpu):
+            assert contents == bytes(8) + 2 * address.to_bytes(8, "little")
+    cache.destroy()
+    broken = task.kernel.kmem_cache_create("broken", 8, ctor=lambda new: 1 / 0)
+    with pytest.raises(KernelBug, match="cache broken: Constructor failed.*division by zero"):
+        machine.run(lambda t, number: t._op("kmem_cache_alloc", number, GFP_KERNEL, -1), broken.number, cpu=3)
+    broken.destroy()
     task.exit()

@@ -187,6 +187,7 @@ def machines(draw):
         "latency": {"matrix": draw(matrix)},
         "tlb": {"l1": {"entries": ways * draw(st.integers(1, 64)), "ways": ways}},
         "cost": draw(st.dictionaries(st.sampled_from(list(DEFAULT_COST)), st.integers(0, 10**9))),
+        "kernel": draw(st.sampled_from([{}, {"slab_debug": "FZ,kmalloc-*;u"}])),
         "sysctl": draw(
             st.dictionaries(
                 st.sampled_from(["vm.swappiness", "vm.watermark_scale_factor"]), st.integers(1, 200)
@@ -460,6 +461,9 @@ def test_missing_sources_refused(tmp_path):
         ({"l2": {"sets": 3}}, "l2: unknown key 'sets', must be one of entries, ways, latency_ns"),
         ({"sysctl": {"vm.swappiness": -1}}, "sysctl: vm.swappiness is -1, must be at least 0"),
         ({"cost": {"ipi": 1}}, "cost: unknown key 'ipi', did you mean 'ipi_ns'?"),
+        ({"kernel": {"slab_debug": True}}, "kernel: slab_debug is True, must be text"),
+        ({"kernel": {"slab_debug": "FZ,x;T"}},
+         "kernel: slab_debug: option 'T', must be of FZPU-, then names of caches after a comma"),
         ({"page_size": 65536}, "page_size is 65536, must be 4096 with paging 'x86-64-4level'"),
     ],
 )

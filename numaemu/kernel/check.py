@@ -3,7 +3,8 @@ import numpy as np
 
 from numaemu.compile import entry, hot
 from numaemu.errors import MachineCheck
-from numaemu.kernel.buddy import page_is_buddy
+from numaemu.kernel.free_area import page_is_buddy
+from numaemu.kernel.list_lru import list_lru_node, shrinker_of
 from numaemu.kernel.mm_inline import folio_lru_list
 from numaemu.kernel.mm_types import PG_anon, PG_buddy, PG_lru, PG_pcp, PG_table, machine_t, task_t
 from numaemu.kernel.mmap import vma_index
@@ -12,12 +13,14 @@ from numaemu.kernel.mmzone import (MAX_NR_ZONES, MIGRATE_PCPTYPES, MIGRATE_TYPES
 from numaemu.kernel.pgtable import (_PAGE_SPECIAL, is_migration_entry, mm_of, pte_offset, pte_pfn, pte_present,
                                     ptep_get, skip_missing)
 from numaemu.kernel.rmap import vma_of
-from numaemu.kernel.slab import (MAX_KMEM_CACHES, PAGE_OFFSET, SLAB_DEBUG_FLAGS, SLAB_RECLAIM_ACCOUNT,
-                                 PG_large_kmalloc, PG_slab, cache_name, cache_of, cpu_slab, free_index, get_node,
-                                 live_caches, number_of, object_at, objects_in_use, slab_frozen, slab_inuse,
-                                 slab_objects)
+from numaemu.kernel.shrinker import live_shrinkers, validate_list_lru
+from numaemu.kernel.slab_types import (MAX_KMEM_CACHES, PAGE_OFFSET, SLAB_DEBUG_FLAGS, SLAB_RECLAIM_ACCOUNT,
+                                       PG_large_kmalloc, PG_slab, cache_name, cache_of, cpu_slab, free_index,
+                                       get_node, live_caches, number_of, object_at, objects_in_use, slab_frozen,
+                                       slab_inuse, slab_objects)
 from numaemu.kernel.stats import task_numbers
 from numaemu.kernel.vmstat import fold_node
+from numaemu.mmu import cpu_t
 from numaemu.param import MAX_ORDER, NR_ORDERS
 from numaemu.pointer import u64
 
@@ -150,7 +153,7 @@ def count_free(machine, cache, pfn, address):
     """Length of a list of free objects of one slab, from `address` on; -1: it leaves the slab or has no end."""
     objects, n = slab_objects(page_of(machine, pfn).private), 0
     while address != U(0):
-        which = number_of(cache, pfn, address)
+        which = number_of(machine, cache, pfn, address)
         n += 1
         if which < 1 or which > objects or n > objects:
             return -1
@@ -176,7 +179,7 @@ def validate_slabs(machine_address, number, counts, pages):
         if which < 1 or which >= MAX_KMEM_CACHES or cache_of(machine, which).live == 0:
             return pfn
         cache, word, at = cache_of(machine, which), page.private, which * NR_SLAB_COUNTS
-        free = count_free(machine, cache, pfn, object_at(cache, pfn, free_index(word)))
+        free = count_free(machine, cache, pfn, object_at(machine, cache, pfn, free_index(word)))
         if free < 0 or free != slab_objects(word) - slab_inuse(word):
             return pfn
         counts[at + SLABS] += 1
@@ -209,7 +212,7 @@ def validate_partial(machine_address, number, counts):
         counts[SLABS] += n.nr_slabs
         counts[OBJECTS] += n.total_objects
         counts[SLAB_PARTIAL] += length
-    for cpu in range(machine.nr_cpus):
+    for cpu in range(machine.nr_cpu_ids):
         c = cpu_slab(machine, number, cpu)
         if c.slab == 0:
             if c.freelist != U(0):
@@ -222,6 +225,16 @@ def validate_partial(machine_address, number, counts):
         counts[SLAB_FREE] += free
         counts[SLAB_FROZEN] += 1
     return 0
+
+
+def audit_shrinkers(machine):
+    """Every list of unused objects."""
+    for number in live_shrinkers(machine):
+        bad = validate_list_lru(int(cpu_t.array(machine.cpus)[0].address), number)
+        if bad:
+            name, lru = cache_name(machine, shrinker_of(machine, number).cache), list_lru_node(machine, number, bad - 1)
+            raise MachineCheck(f"cache {name}: its list of unused objects on node {bad - 1} is broken or not "
+                               f"{lru.nr_items} long")
 
 
 def audit_slabs(machine, base):
@@ -337,7 +350,7 @@ def audit_zone(machine, base, number, zone):
         if bad:
             raise MachineCheck(f"{where}: {function.__name__}: inconsistent at {page_text(machine, bad)}")
     virgin = zone.virgin_end - zone.virgin_pfn
-    if counts[FREE] != listed[0] or counts[FREE] + virgin != zone.free_pages:
+    if counts[FREE] != listed[0] or counts[FREE] + virgin - zone.nr_isolated != zone.free_pages:
         raise MachineCheck(f"{where}: {counts[FREE]} pages marked free, {listed[0]} on free lists, {virgin} untouched, but "
                            f"free_pages says {zone.free_pages}")
     if counts[PCP] != pcp[0]:
@@ -354,6 +367,7 @@ def audit(machine):
             report[f"node{zone.node}/{ZONE_NAMES[zone.type]}"] = audit_zone(machine, base, number, zone)
     audit_mappings(machine, base)
     audit_slabs(machine, base)
+    audit_shrinkers(machine)
     audit_lru(machine, base)
     return report
 

@@ -9,36 +9,36 @@ uses them at that moment. Compaction ends when the scanners meet or a block of t
 import numpy as np
 
 from numaemu.compile import callback, entry, hot, kernel
-from numaemu.kernel.compaction_free import (COMPACT_ALL, COMPACT_COMPLETE, COMPACT_CONTENDED, COMPACT_CONTINUE,
-                                            COMPACT_DEFERRED, COMPACT_MAX_DEFER_SHIFT, COMPACT_NOT_SUITABLE_ZONE,
-                                            COMPACT_PARTIAL_SKIPPED, COMPACT_PRIO_ASYNC, COMPACT_PRIO_SYNC_FULL,
-                                            COMPACT_SKIPPED, COMPACT_SUCCESS, MIGRATE_ASYNC, MIGRATE_SYNC,
+from numaemu.kernel.compaction_free import (COMPACT_ALL, COMPACT_MAX_DEFER_SHIFT, MIGRATE_ASYNC, MIGRATE_SYNC,
                                             MIGRATE_SYNC_LIGHT, compact_control_of, compaction_defer_reset,
                                             compaction_deferred, compaction_restarting, defer_compaction,
                                             extfrag_for_order, fragmentation_index, get_pageblock_skip, pageblock_end,
                                             pageblock_start, set_pageblock_skip)
 from numaemu.kernel.compaction_scan import isolate_migratepages, putback_from
 from numaemu.kernel.gfp import __GFP_IO, GFP_KERNEL
+from numaemu.kernel.internal import (COMPACT_COMPLETE, COMPACT_CONTENDED, COMPACT_CONTINUE, COMPACT_DEFERRED,
+                                     COMPACT_DONE, COMPACT_NOT_SUITABLE_ZONE, COMPACT_PARTIAL_SKIPPED,
+                                     COMPACT_PRIO_ASYNC, COMPACT_PRIO_SYNC_FULL, COMPACT_SKIPPED,
+                                     PAGE_ALLOC_COSTLY_ORDER)
 from numaemu.kernel.migrate import COMPACTION, batch_of, migrate_pages_batch
 from numaemu.kernel.mm_types import PG_buddy, PG_lru, PG_pcp
-from numaemu.kernel.mmzone import (MAX_NR_ZONES, MIGRATE_MOVABLE, WMARK_LOW, WMARK_MIN, node_t, page_of, zone_of,
-                                   zonelist)
-from numaemu.kernel.page_alloc import (PAGE_ALLOC_COSTLY_ORDER, drain_local_pages, fatal_signal_pending,
-                                       gfp_migratetype, gfp_zone, return_chain, zone_watermark_ok)
+from numaemu.kernel.mmzone import (KCOMPACTD, MAX_NR_ZONES, MIGRATE_MOVABLE, WMARK_LOW, WMARK_MIN, node_of, page_of,
+                                   wmark_pages, zone_of, zonelist)
+from numaemu.kernel.pcplist import drain_local_pages, return_chain
 from numaemu.kernel.shmem import release_mapping
-from numaemu.kernel.smp import MSG_DRAIN_ALL, MSG_ISOLATE_FREE, actor_of_node, machine_of, request
+from numaemu.kernel.slowpath import fatal_signal_pending
+from numaemu.kernel.smp import MSG_DRAIN_ALL, MSG_ISOLATE_FREE, actor_of_node, machine_of, request, wake_kthread
 from numaemu.kernel.swap import lru_add_drain
 from numaemu.kernel.vmstat import (COMPACT_DAEMON_FREE_SCANNED, COMPACT_DAEMON_MIGRATE_SCANNED, COMPACT_DAEMON_WAKE,
                                    COMPACT_FREE_SCANNED, COMPACT_ISOLATED, COMPACT_MIGRATE_SCANNED, count_vm_events)
+from numaemu.kernel.watermark import gfp_migratetype, gfp_zone, zone_watermark_ok
 from numaemu.mmu import cpu_t
-from numaemu.native import call_address
 from numaemu.param import MAX_NODES, NR_ORDERS, PAGEBLOCK_ORDER, PAGEBLOCK_PAGES
 from numaemu.pointer import u8
 
 U = np.uint64
 COMPACTION_HPAGE_ORDER = PAGEBLOCK_ORDER
 HPAGE_FRAG_CHECK_INTERVAL_NS = 500_000_000
-KCOMPACTD = 2                    # bit of machine.on_wake_kthread
 
 
 # -- when to begin and when to stop --------------------------------------------------------------------------------
@@ -46,8 +46,8 @@ KCOMPACTD = 2                    # bit of machine.on_wake_kthread
 @kernel("i64(machine_t*, zone_t*, i64, i64)")
 def compaction_suitable(machine, zone, order, highest_zoneidx):
     """COMPACT_CONTINUE, or why not: too little is free to move into, or the lack is not fragmentation."""
-    mark = zone.watermark[WMARK_LOW if order > PAGE_ALLOC_COSTLY_ORDER else WMARK_MIN] + (2 << order)
-    if not zone_watermark_ok(zone, 0, mark, highest_zoneidx):
+    mark = wmark_pages(zone, WMARK_LOW if order > PAGE_ALLOC_COSTLY_ORDER else WMARK_MIN) + (2 << order)
+    if not zone_watermark_ok(zone, 0, mark, highest_zoneidx, 0):
         return COMPACT_SKIPPED
     if order > PAGE_ALLOC_COSTLY_ORDER and 0 <= fragmentation_index(zone, order) <= machine.extfrag_threshold:
         return COMPACT_NOT_SUITABLE_ZONE
@@ -56,9 +56,9 @@ def compaction_suitable(machine, zone, order, highest_zoneidx):
 
 @kernel("i64(machine_t*, zone_t*, i64, i64)")
 def compaction_suit_allocation_order(machine, zone, order, highest_zoneidx):
-    """COMPACT_SUCCESS if the allocation would succeed already."""
-    if zone_watermark_ok(zone, order, zone.watermark[WMARK_MIN], highest_zoneidx):
-        return COMPACT_SUCCESS
+    """COMPACT_DONE if the allocation would succeed already."""
+    if zone_watermark_ok(zone, order, wmark_pages(zone, WMARK_MIN), highest_zoneidx, 0):
+        return COMPACT_DONE
     return COMPACT_CONTINUE if compaction_suitable(machine, zone, order, highest_zoneidx) == COMPACT_CONTINUE \
         else COMPACT_SKIPPED
 
@@ -130,10 +130,10 @@ def compact_finished(cpu, cc):
         return COMPACT_CONTENDED
     if cc.proactive_compaction != 0:
         return COMPACT_CONTINUE if fragmentation_score_zone(zone) > fragmentation_score_wmark(machine, True) \
-            else COMPACT_SUCCESS
+            else COMPACT_DONE
     if cc.order == COMPACT_ALL or cc.migrate_pfn & (PAGEBLOCK_PAGES - 1) != 0:      # a pageblock is always finished
         return COMPACT_CONTINUE
-    return COMPACT_SUCCESS if suitable_block_free(zone, cc.order, cc.migratetype) else COMPACT_CONTINUE
+    return COMPACT_DONE if suitable_block_free(zone, cc.order, cc.migratetype) else COMPACT_CONTINUE
 
 
 # -- forgetting the hints ------------------------------------------------------------------------------------------
@@ -283,7 +283,7 @@ def compact_zone(cpu, cc):
     zone = zone_of(machine, cc.zone)
     cc.total_migrate_scanned = cc.total_free_scanned = cc.free_isolated = 0
     cc.freepages = cc.nr_freepages = cc.contended = cc.finish_pageblock = 0
-    cc.migratetype = gfp_migratetype(cc.gfp)
+    cc.migratetype = gfp_migratetype(machine, cc.gfp)
     if cc.order != COMPACT_ALL:
         result = compaction_suit_allocation_order(machine, zone, cc.order, cc.highest_zoneidx)
         if result != COMPACT_CONTINUE:
@@ -312,8 +312,9 @@ def init_control(cc, order, gfp, mode, highest_zoneidx):
 @kernel("i64(cpu_t*, i64, i64, i64, i64)")
 def compact_zone_order(cpu, zone_number, order, gfp, prio):
     """Compact one zone for an allocation."""
-    cc = compact_control_of(machine_of(cpu), cpu.id)
-    init_control(cc, order, gfp, MIGRATE_ASYNC if prio == COMPACT_PRIO_ASYNC else MIGRATE_SYNC_LIGHT, gfp_zone(gfp))
+    machine = machine_of(cpu)
+    cc = compact_control_of(machine, cpu.id)
+    init_control(cc, order, gfp, MIGRATE_ASYNC if prio == COMPACT_PRIO_ASYNC else MIGRATE_SYNC_LIGHT, gfp_zone(machine, gfp))
     cc.zone, cc.direct_compaction = zone_number, 1
     if prio == COMPACT_PRIO_SYNC_FULL:
         cc.whole_zone = cc.ignore_skip_hint = cc.ignore_block_suitable = 1
@@ -333,7 +334,7 @@ def try_to_compact_pages(cpu, gfp, order, prio, nodemask):
             break
         if (nodemask >> U(node)) & U(1) == U(0):
             continue
-        for kind in range(gfp_zone(gfp), -1, -1):
+        for kind in range(gfp_zone(machine, gfp), -1, -1):
             zone = zone_of(machine, node * MAX_NR_ZONES + kind)
             if zone.managed_pages == 0:
                 continue
@@ -342,7 +343,7 @@ def try_to_compact_pages(cpu, gfp, order, prio, nodemask):
                 continue
             status = compact_zone_order(cpu, zone.number, order, gfp, prio)
             result = max(result, status)
-            if status == COMPACT_SUCCESS:
+            if status == COMPACT_DONE:
                 compaction_defer_reset(zone, order, False)
                 return result
             if prio != COMPACT_PRIO_ASYNC and (status == COMPACT_COMPLETE or status == COMPACT_PARTIAL_SKIPPED):
@@ -384,7 +385,7 @@ def compact_node(cpu, node, proactive):
 @kernel("bool(machine_t*, i64)")
 def kcompactd_node_suitable(machine, node):
     """True if compaction of a zone could serve what is asked of kcompactd."""
-    n = node_t.array(machine.nodes)[node]
+    n = node_of(machine, node)
     for kind in range(n.kcompactd_highest_zoneidx + 1):
         zone = zone_of(machine, node * MAX_NR_ZONES + kind)
         if zone.managed_pages > 0 and compaction_suit_allocation_order(
@@ -397,20 +398,20 @@ def kcompactd_node_suitable(machine, node):
 def wakeup_kcompactd(cpu, node, order, highest_zoneidx):
     """Let kcompactd make blocks of this order in the background."""
     machine = machine_of(cpu)
-    n = node_t.array(machine.nodes)[node]
+    n = node_of(machine, node)
     if order == 0:
         return
     n.kcompactd_max_order = max(n.kcompactd_max_order, order)
     n.kcompactd_highest_zoneidx = min(n.kcompactd_highest_zoneidx, highest_zoneidx)
-    if machine.on_wake_kthread != U(0) and kcompactd_node_suitable(machine, node):
-        call_address(machine.on_wake_kthread, U(node), U(KCOMPACTD), U(0))
+    if kcompactd_node_suitable(machine, node):
+        wake_kthread(cpu, node, U(KCOMPACTD))
 
 
 @kernel("void(cpu_t*, i64)")
 def kcompactd_do_work(cpu, node):
     """What kcompactd does when it is woken, in its node's context."""
     machine = machine_of(cpu)
-    n, cc = node_t.array(machine.nodes)[node], compact_control_of(machine, cpu.id)
+    n, cc = node_of(machine, node), compact_control_of(machine, cpu.id)
     order, highest = n.kcompactd_max_order, n.kcompactd_highest_zoneidx
     count_vm_events(machine, cpu.id, COMPACT_DAEMON_WAKE, 1)
     for kind in range(highest + 1):
@@ -421,7 +422,7 @@ def kcompactd_do_work(cpu, node):
         init_control(cc, order, GFP_KERNEL, MIGRATE_SYNC_LIGHT, highest)
         cc.zone = zone.number
         result = compact_zone(cpu, cc)
-        if result == COMPACT_SUCCESS:
+        if result == COMPACT_DONE:
             compaction_defer_reset(zone, order, False)
         elif result == COMPACT_PARTIAL_SKIPPED or result == COMPACT_COMPLETE:
             request(cpu, 0, MSG_DRAIN_ALL, -1, 0, 0)
@@ -441,7 +442,7 @@ def proactive_compact_node(cpu, node, now_ns):
     In vain, it does so 64 times as seldom. True if it has compacted.
     """
     machine = machine_of(cpu)
-    n = node_t.array(machine.nodes)[node]
+    n = node_of(machine, node)
     if machine.compaction_proactiveness == 0 or now_ns < n.proactive_next_ns:
         return False
     n.proactive_next_ns = now_ns + HPAGE_FRAG_CHECK_INTERVAL_NS

@@ -9,7 +9,8 @@ Untouched memory needs no scanning: it is free in the largest blocks, which are 
 import numpy as np
 
 from numaemu.compile import hot, kernel
-from numaemu.kernel.buddy import del_page_from_free_list, free_pcppages_bulk, serve_pages, touch_virgin
+from numaemu.kernel.buddy import free_pcppages_bulk, serve_pages
+from numaemu.kernel.free_area import del_page_from_free_list, set_pageblock_migratetype, touch_virgin
 from numaemu.kernel.mm_types import PG_buddy, PG_used
 from numaemu.kernel.mmzone import (MIGRATE_HIGHATOMIC, MIGRATE_MOVABLE, MIGRATE_PCPTYPES, MIGRATE_TYPES, WMARK_MIN,
                                    page_of, zone_of)
@@ -22,10 +23,7 @@ _BUDDY, _USED = U(PG_buddy), U(PG_used)
 COMPACT_CLUSTER_MAX = 32         # SWAP_CLUSTER_MAX
 COMPACT_MAX_DEFER_SHIFT = 6      # compaction is skipped at most 64 times in a row
 
-# enum compact_result, compact_priority, migrate_mode
-(COMPACT_NOT_SUITABLE_ZONE, COMPACT_SKIPPED, COMPACT_DEFERRED, COMPACT_NO_SUITABLE_PAGE, COMPACT_CONTINUE,
- COMPACT_COMPLETE, COMPACT_PARTIAL_SKIPPED, COMPACT_CONTENDED, COMPACT_SUCCESS) = range(9)
-COMPACT_PRIO_SYNC_FULL, COMPACT_PRIO_SYNC_LIGHT, COMPACT_PRIO_ASYNC = range(3)
+# enum migrate_mode
 MIGRATE_ASYNC, MIGRATE_SYNC_LIGHT, MIGRATE_SYNC = range(3)
 COMPACT_ALL = -1                 # order: everything (is_via_compact_memory)
 

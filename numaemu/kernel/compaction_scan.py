@@ -14,8 +14,9 @@ from numaemu.kernel.migrate import NR_MAX_BATCHED_MIGRATION, batch_of, putback_p
 from numaemu.kernel.mm_inline import folio_clear, folio_set, folio_test, lruvec_del_folio, relock_lruvec, unlock_lruvec
 from numaemu.kernel.mm_types import PG_anon, PG_buddy, PG_locked, PG_lru, PG_unevictable
 from numaemu.kernel.mmzone import LRU_UNEVICTABLE, lruvec_of, page_of, zone_of
-from numaemu.kernel.page_alloc import fatal_signal_pending, put_page, try_get_page
+from numaemu.kernel.page_alloc import put_page, try_get_page
 from numaemu.kernel.shmem import folio_hold_mapping, release_mapping
+from numaemu.kernel.slowpath import fatal_signal_pending
 from numaemu.kernel.smp import let_others_run, machine_of
 from numaemu.kernel.swap import count_isolated
 from numaemu.kernel.vmstat import COMPACT_ISOLATED, NR_ISOLATED_ANON, NR_ISOLATED_FILE, count_vm_events, percpu_of

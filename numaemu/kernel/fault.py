@@ -2,12 +2,12 @@
 import numpy as np
 
 from numaemu.compile import callback, kernel
-from numaemu.kernel.memory import (FAULT_AROUND_BYTES, VM_FAULT_OK, VM_FAULT_OOM, VM_FAULT_RETRY, handle_mm_fault,
+from numaemu.kernel.memory import (FAULT_AROUND_BYTES, VM_FAULT_MAJOR, VM_FAULT_OK, VM_FAULT_OOM, VM_FAULT_RETRY, handle_mm_fault,
                                    pte_offset, zap_page_range)
 from numaemu.kernel.mempolicy import current_task
 from numaemu.kernel.mm_types import VM_EXEC, VM_READ, VM_WRITE
 from numaemu.kernel.mmap import find_vma
-from numaemu.kernel.page_alloc import fatal_signal_pending
+from numaemu.kernel.slowpath import fatal_signal_pending
 from numaemu.kernel.pgtable import mm_of, pte_present, ptep_get
 from numaemu.kernel.rmap import vma_of
 from numaemu.kernel.smp import let_others_run, machine_of, read_lock, read_unlock
@@ -69,9 +69,10 @@ def do_user_addr_fault(cpu, address, write):
         let_others_run(cpu)      # the page is being moved
     if code == VM_FAULT_OOM:
         return bad_area(cpu, mm, address, write, SIGKILL)
-    if code != VM_FAULT_OK:
+    if code != VM_FAULT_OK and code != VM_FAULT_MAJOR:
         return bad_area(cpu, mm, address, write, SIGSEGV)
-    task.min_flt += 1
+    if code == VM_FAULT_OK:
+        task.min_flt += 1
     count_vm_events(machine, cpu.id, PGFAULT, 1)
     return SERVED
 

@@ -1,7 +1,7 @@
 """Tasks and their address spaces: Linux's kernel/fork.c, exit.c and the fork part of mm/mmap.c."""
 import numpy as np
 
-from numaemu.atomic import fetch_add
+from numaemu.atomic import compare_exchange, fetch_add, load_acquire
 from numaemu.compile import kernel
 from numaemu.kernel.gfp import GFP_PGTABLE_USER
 from numaemu.kernel.memory import VM_FAULT_OK, copy_page_range
@@ -107,6 +107,18 @@ def mmput(cpu, mm_number):
     pgd_free(cpu, np.int64(mm.pgd >> U(12)))
     mm.pgd = U(0)
     pool_put(cpu, machine.mm_pool, mm_number)
+
+
+@kernel("bool(cpu_t*, i64)")
+def mmget_not_zero(cpu, mm_number):
+    """One more user of an address space that has any."""
+    mm = mm_of(machine_of(cpu), mm_number)
+    while True:
+        users = load_acquire(mm, "users")
+        if users <= 0:
+            return False
+        if compare_exchange(mm, "users", users, users + 1) == users:
+            return True
 
 
 @kernel("i64(cpu_t*, i64)")

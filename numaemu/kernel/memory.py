@@ -4,28 +4,32 @@ import numpy as np
 from numaemu.atomic import exchange, fetch_add, load_acquire
 from numaemu.compile import hot, kernel
 from numaemu.kernel.gfp import __GFP_ZERO, GFP_HIGHUSER_MOVABLE
-from numaemu.kernel.mempolicy import alloc_table_page, vma_alloc_folio
+from numaemu.kernel.mempolicy import alloc_table_page, current_task, vma_alloc_folio
 from numaemu.kernel.mm_inline import folio_clear, folio_set, folio_test
-from numaemu.kernel.mm_types import MM_ANONPAGES, MM_SHMEMPAGES, VM_SHARED, VM_WRITE, PG_anon, PG_anon_exclusive, PG_lru
+from numaemu.kernel.mm_types import (MM_ANONPAGES, MM_SHMEMPAGES, MM_SWAPENTS, VM_LOCKED, VM_SHARED, VM_WRITE, PG_anon,
+                                     PG_anon_exclusive, PG_lru, PG_swapcache)
 from numaemu.kernel.mmzone import page_of
-from numaemu.kernel.page_alloc import put_page, release_pages, try_get_page
-from numaemu.kernel.pgtable import (_MIGRATION_ANON, _PAGE_SPECIAL, free_table, install_table, is_migration_entry,
-                                    mm_of, pfn_pte, pte_offset, pte_pfn, pte_present, ptep_cmpxchg, ptep_get,
-                                    ptep_get_and_clear, skip_missing, table_at)
+from numaemu.kernel.page_alloc import get_page, put_page, release_pages, try_get_page
+from numaemu.kernel.pgtable import (_MIGRATION_ANON, _PAGE_SPECIAL, _SWP_EXCLUSIVE, free_table, install_table,
+                                    is_migration_entry, is_swap_entry, mm_of, pfn_pte, pte_offset, pte_pfn, pte_present,
+                                    pte_to_swp_entry, ptep_cmpxchg, ptep_get, ptep_get_and_clear, skip_missing, table_at)
 from numaemu.kernel.rmap import (anon_vma_prepare, folio_add_anon_rmap, folio_dup_rmap, folio_remove_rmap, mapping_of,
                                  rss_counter, vma_of)
 from numaemu.kernel.shmem import filemap_get_folio, shmem_get_folio
 from numaemu.kernel.smp import machine_of, relax
-from numaemu.kernel.swap import folio_add_lru, folio_add_new_lru, lru_add_drain
+from numaemu.kernel.swap import folio_add_new_lru, lru_add_drain
+from numaemu.kernel.swap_state import swap_cache_get_hit, swap_cluster_readahead
+from numaemu.kernel.swapfile import (folio_free_swap, folio_lock, folio_trylock, folio_unlock, free_swap_and_cache,
+                                     free_swap_cache, swap_duplicate, swap_entry_put, vm_swap_full)
 from numaemu.kernel.tlb import flush_tlb_mm_range
-from numaemu.kernel.vmstat import PGREUSE, count_vm_events
+from numaemu.kernel.vmstat import PGMAJFAULT, PGREUSE, count_vm_events
 from numaemu.mmu import _PAGE_ACCESSED, _PAGE_DIRTY, _PAGE_PRESENT, _PAGE_RW, _PAGE_USER
 from numaemu.native import copy_bytes
 from numaemu.param import GATHER_PAGES
 from numaemu.pointer import i64, u64
 
 U = np.uint64
-VM_FAULT_OK, VM_FAULT_OOM, VM_FAULT_SIGBUS, VM_FAULT_SIGSEGV, VM_FAULT_RETRY = range(5)
+VM_FAULT_OK, VM_FAULT_OOM, VM_FAULT_SIGBUS, VM_FAULT_SIGSEGV, VM_FAULT_RETRY, VM_FAULT_MAJOR = range(6)
 RELEASE_BATCH = 64               # pages freed under one look at the LRU lists
 FAULT_AROUND_BYTES = U(64 << 10)     # fault_around_pages
 _READ_ONLY = _PAGE_PRESENT | _PAGE_USER | _PAGE_ACCESSED
@@ -172,6 +176,9 @@ def wp_can_reuse_anon_folio(cpu, pfn):
         return False
     if load_acquire(page, "refcount") > 1 and not folio_test(page, PG_lru):
         lru_add_drain(cpu)
+    if folio_test(page, PG_swapcache) and folio_trylock(page):
+        folio_free_swap(cpu, pfn)
+        folio_unlock(page)
     return load_acquire(page, "refcount") == 1
 
 
@@ -194,6 +201,64 @@ def do_wp_page(cpu, mm, vma_number, address, ptep, pte):
     return wp_page_copy(cpu, mm, vma_number, address, ptep, pte)
 
 
+@kernel("i64(cpu_t*, mm_t*, i64, u64, u64, u64, i64, bool)")
+def map_swapped_page(cpu, mm, vma_number, address, ptep, pte, pfn, write):
+    """Map a locked page of the swap cache in the place of its swap entry; a VM_FAULT_* code."""
+    machine = machine_of(cpu)
+    page, vma, entry = page_of(machine, pfn), vma_of(machine, vma_number), pte_to_swp_entry(pte)
+    if load_acquire(vma, "mapping") == 0 and not anon_vma_prepare(cpu, vma_number):
+        return VM_FAULT_OOM
+    if load_acquire(page, "mapcount") == 0:
+        page.mapping, page.index = vma.mapping, vma.pgoff + np.int64((address - vma.start) >> U(12))
+        folio_set(page, PG_anon)
+    get_page(page)
+    folio_dup_rmap(machine, cpu, pfn)
+    exclusive = pte & _SWP_EXCLUSIVE != U(0)
+    bits = _READ_ONLY
+    if exclusive:
+        folio_set(page, PG_anon_exclusive)
+        if write:
+            bits = _WRITTEN
+    if not ptep_cmpxchg(ptep, pte, pfn_pte(pfn, bits)):
+        folio_remove_rmap(machine, cpu, pfn)
+        put_page(cpu, pfn)
+        return VM_FAULT_OK               # another thread was faster
+    fetch_add(mm.rss, MM_ANONPAGES, 1)
+    fetch_add(mm.rss, MM_SWAPENTS, -1)
+    swap_entry_put(cpu, entry, 1)
+    if vm_swap_full(machine) or vma.flags & VM_LOCKED or (write and not exclusive):
+        folio_free_swap(cpu, pfn)
+    return VM_FAULT_OK
+
+
+@kernel("i64(cpu_t*, mm_t*, i64, u64, bool, u64, u64)")
+def do_swap_page(cpu, mm, vma_number, address, write, ptep, pte):
+    """A page that was swapped out: from the swap cache, or read from its slot."""
+    machine, code = machine_of(cpu), VM_FAULT_OK
+    entry = pte_to_swp_entry(pte)
+    pfn = swap_cache_get_hit(cpu, entry)
+    if pfn == 0:
+        pfn = swap_cluster_readahead(cpu, vma_of(machine, vma_number), address, entry)
+        if pfn == 0:                     # gone meanwhile, by another thread's fault or unmapping: or no memory
+            return VM_FAULT_OOM if ptep_get(ptep) == pte else VM_FAULT_OK
+        code = VM_FAULT_MAJOR
+        count_vm_events(machine, cpu.id, PGMAJFAULT, 1)
+        current_task(cpu).maj_flt += 1
+    page = page_of(machine, pfn)
+    folio_lock(cpu, page)
+    if folio_test(page, PG_swapcache) and page.private == entry and ptep_get(ptep) == pte:
+        answer = map_swapped_page(cpu, mm, vma_number, address, ptep, pte, pfn, write)
+        if answer != VM_FAULT_OK:
+            code = answer
+    folio_unlock(page)
+    put_page(cpu, pfn)
+    if write and code != VM_FAULT_OOM:
+        now = ptep_get(ptep)
+        if pte_present(now) and now & _PAGE_RW == U(0) and do_wp_page(cpu, mm, vma_number, address, ptep, now) == VM_FAULT_OOM:
+            return VM_FAULT_OOM
+    return code
+
+
 @kernel("i64(cpu_t*, mm_t*, i64, u64, bool)")
 def handle_mm_fault(cpu, mm, vma_number, address, write):
     """Serve a fault in a VMA that allows the access; a VM_FAULT_* code. Mirrors handle_mm_fault, handle_pte_fault."""
@@ -206,6 +271,8 @@ def handle_mm_fault(cpu, mm, vma_number, address, write):
         if vma_of(machine, vma_number).flags & VM_SHARED:
             return do_shared_fault(cpu, mm, vma_number, address, write, ptep)
         return do_anonymous_page(cpu, mm, vma_number, address, write, ptep)
+    if is_swap_entry(pte):
+        return do_swap_page(cpu, mm, vma_number, address, write, ptep, pte)
     if is_migration_entry(pte):
         return VM_FAULT_RETRY
     if write and pte & _PAGE_RW == U(0):
@@ -244,6 +311,8 @@ def tlb_flush_mmu(cpu, mm_number, start, end):
         i = first
         while i < end_of_all and i < first + RELEASE_BATCH and gather[i] > 0:
             i += 1
+        for page in range(first, i):
+            free_swap_cache(cpu, gather[page])
         release_pages(cpu, gather, first, i)
         if i < end_of_all and gather[i] < 0:
             free_table(cpu, mm, -gather[i])
@@ -255,6 +324,10 @@ def tlb_flush_mmu(cpu, mm_number, start, end):
 @kernel("i64(machine_t*, cpu_t*, mm_t*, u64)")
 def zap_pte(machine, cpu, mm, pte):
     """A leaf entry has been taken out: account for it; the pfn whose reference is to be dropped, or 0."""
+    if is_swap_entry(pte):
+        fetch_add(mm.rss, MM_SWAPENTS, -1)
+        free_swap_and_cache(cpu, pte_to_swp_entry(pte))
+        return 0
     if is_migration_entry(pte):          # the page may be gone by now: the entry itself says of which kind it was
         fetch_add(mm.rss, MM_ANONPAGES if pte & _MIGRATION_ANON != U(0) else MM_SHMEMPAGES, -1)
         return 0
@@ -384,6 +457,21 @@ def change_protection(cpu, mm_number, start, end, writable, accessible, private)
 
 # -- fork ----------------------------------------------------------------------------------------------------
 
+@kernel("bool(machine_t*, cpu_t*, mm_t*, u64, u64, u64)")
+def copy_swap_pte(machine, cpu, child, source, target, pte):
+    """Share a swapped-out page with the child (copy_nonpresent_pte). False: look again."""
+    entry = pte_to_swp_entry(pte)
+    if not swap_duplicate(cpu, entry, 1):
+        return False
+    shared = pte & ~_SWP_EXCLUSIVE
+    if not ptep_cmpxchg(source, pte, shared):
+        free_swap_and_cache(cpu, entry)
+        return False
+    fetch_add(child.rss, MM_SWAPENTS, 1)
+    u64.array(target)[0] = shared
+    return True
+
+
 @kernel("bool(machine_t*, cpu_t*, mm_t*, u64, u64)")
 def copy_present_pte(machine, cpu, child, source, target):
     """Share one page with the child: both lose write permission. False: look again.
@@ -391,6 +479,8 @@ def copy_present_pte(machine, cpu, child, source, target):
     The reference comes first, then a second look at the entry: migration may have moved the page in between.
     """
     pte = ptep_get(source)
+    if is_swap_entry(pte):
+        return copy_swap_pte(machine, cpu, child, source, target, pte)
     if is_migration_entry(pte):
         return False
     if not pte_present(pte):

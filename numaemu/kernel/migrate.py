@@ -17,7 +17,7 @@ from numaemu.kernel.mm_types import (PG_active, PG_anon, PG_anon_exclusive, PG_d
 from numaemu.kernel.mmap import find_position, find_vma, merge_range, range_is_mapped, split_range, vma_index
 from numaemu.kernel.mmdebug import VM_BUG_ON_PAGE
 from numaemu.kernel.mmzone import page_of, page_to_nid
-from numaemu.kernel.page_alloc import alloc_pages, get_page, prep_new_page, put_page, try_get_page
+from numaemu.kernel.page_alloc import alloc_pages, get_page, prep_page, put_page, try_get_page
 from numaemu.kernel.pgtable import (_MIGRATION, _MIGRATION_ANON, _PAGE_SPECIAL, is_migration_entry, mm_of, pfn_pte,
                                     pte_offset, pte_pfn, pte_present, ptep_cmpxchg, ptep_get, skip_missing)
 from numaemu.kernel.rmap import folio_dup_rmap, folio_remove_rmap, mapping_of, page_address_in_vma, vma_of
@@ -25,7 +25,7 @@ from numaemu.kernel.shmem import count_shmem, shmem_slot
 from numaemu.kernel.smp import machine_of, spin_lock, spin_unlock
 from numaemu.kernel.swap import (count_isolated, folio_add_new_lru, folio_isolate_lru, folio_putback_lru,
                                  lru_add_drain_all)
-from numaemu.kernel.tlb import flush_tlb_mm_range
+from numaemu.kernel.tlb import set_tlb_ubc_flush_pending, tlbflush_unmap_batch_t, try_to_unmap_flush
 from numaemu.kernel.vmstat import PGMIGRATE_FAIL, PGMIGRATE_SUCCESS, count_vm_events
 from numaemu.mmu import _PAGE_ACCESSED, _PAGE_DIRTY, _PAGE_PRESENT, _PAGE_RW, _PAGE_USER
 from numaemu.native import copy_bytes
@@ -37,7 +37,6 @@ NR_MAX_BATCHED_MIGRATION = 512           # pages (Linux: HPAGE_PMD_NR)
 # what a page takes along to its new frame (folio_migrate_flags)
 MIGRATED_FLAGS = U(PG_anon | PG_anon_exclusive | PG_swapbacked | PG_active | PG_referenced | PG_unevictable | PG_mlocked |
                    PG_workingset | PG_dirty | PG_uptodate)
-MIGRATE_MMS = 32                         # address spaces one batch may touch before it is cut
 BY_POLICY = -1                           # target node: ask the VMA's policy
 COMPACTION = -2                          # target node: take the free scanner's next page
 EIO, EINVAL, EFAULT, ENOENT, EACCES, EBUSY, ENODEV = (errno.EIO, errno.EINVAL, errno.EFAULT, errno.ENOENT, errno.EACCES,
@@ -46,7 +45,7 @@ EIO, EINVAL, EFAULT, ENOENT, EACCES, EBUSY, ENODEV = (errno.EIO, errno.EINVAL, e
 migrate_t = Struct("migrate_t", [        # one for each CPU: the batch it is moving
     ("nr", i64),
     ("mm", i64), ("target", i64),        # whose pages; the node, or BY_POLICY
-    ("nr_mms", i64), ("mms", i64, MIGRATE_MMS), ("mm_start", u64, MIGRATE_MMS), ("mm_end", u64, MIGRATE_MMS),
+    ("tlb_ubc", tlbflush_unmap_batch_t),
     ("old", i64, NR_MAX_BATCHED_MIGRATION), ("new", i64, NR_MAX_BATCHED_MIGRATION),
     ("vaddr", u64, NR_MAX_BATCHED_MIGRATION),
     ("place", i64, NR_MAX_BATCHED_MIGRATION),        # the caller's: where its status belongs
@@ -89,30 +88,6 @@ def putback_page(cpu, pfn, moved):
         folio_putback_lru(cpu, pfn)
 
 
-@kernel("bool(migrate_t*, i64, u64)")
-def note_flush(batch, mm_number, address):
-    """Remember that an entry of this address space has changed; False if the list is full."""
-    for i in range(batch.nr_mms):
-        if batch.mms[i] == mm_number:
-            batch.mm_start[i] = min(batch.mm_start[i], address)
-            batch.mm_end[i] = max(batch.mm_end[i], address + U(4096))
-            return True
-    if batch.nr_mms == MIGRATE_MMS:
-        return False
-    i = batch.nr_mms
-    batch.mms[i], batch.mm_start[i], batch.mm_end[i] = mm_number, address, address + U(4096)
-    batch.nr_mms += 1
-    return True
-
-
-@kernel("void(cpu_t*, migrate_t*)")
-def flush_noted(cpu, batch):
-    """One shootdown for each address space concerned."""
-    for i in range(batch.nr_mms):
-        flush_tlb_mm_range(cpu, batch.mms[i], batch.mm_start[i], batch.mm_end[i])
-    batch.nr_mms = 0
-
-
 @kernel("void(cpu_t*, migrate_t*, i64, vma_t*, u64)")
 def try_to_migrate_one(cpu, batch, pfn, vma, address):
     """Replace one VMA's entry for the page by a migration entry, if it has one."""
@@ -129,8 +104,7 @@ def try_to_migrate_one(cpu, batch, pfn, vma, address):
             break
     folio_remove_rmap(machine, cpu, pfn)
     put_page(cpu, pfn)
-    if not note_flush(batch, vma.mm, address):
-        flush_tlb_mm_range(cpu, vma.mm, address, address + U(4096))
+    set_tlb_ubc_flush_pending(cpu, batch.tlb_ubc, vma.mm, address)
 
 
 @kernel("void(cpu_t*, i64, i64, vma_t*, u64)")
@@ -183,7 +157,7 @@ def compaction_alloc(cpu):
     if pfn != 0:
         cc.freepages = page_of(machine, pfn).lru_next
         cc.nr_freepages -= 1
-        prep_new_page(machine, cpu, pfn, 0, GFP_HIGHUSER_MOVABLE)
+        prep_page(machine, cpu, pfn, 0, GFP_HIGHUSER_MOVABLE).refcount = 1
     return pfn
 
 
@@ -255,12 +229,12 @@ def move_to_new_folio(cpu, old, new):
 def migrate_pages_batch(cpu, batch):
     """Move the batch's pages; `new[i]` is the new frame, or 0 where the page stayed. How many stayed."""
     machine = machine_of(cpu)
-    failed = batch.nr_mms = 0
+    failed = batch.tlb_ubc.nr_mms = 0
     for i in range(batch.nr):
         batch.new[i] = alloc_migration_target(cpu, batch, i)
         if batch.new[i] != 0:
             rmap_walk(cpu, batch, batch.old[i], 0, True)
-    flush_noted(cpu, batch)
+    try_to_unmap_flush(cpu, batch.tlb_ubc)
     for i in range(batch.nr):
         old, new = batch.old[i], batch.new[i]
         if new != 0:

@@ -12,9 +12,15 @@ from numaemu.kernel.mm_types import machine_t, mapping_t, mm_t, page_t, pool_t, 
 from numaemu.kernel.mmzone import (MAX_NR_ZONES, MIGRATE_MOVABLE, WMARK_HIGH, WMARK_LOW, WMARK_MIN, ZONE_DMA,
                                    ZONE_DMA32, ZONE_HIGHMEM, ZONE_MOVABLE, ZONE_NORMAL, lruvec_t, node_t, page_of,
                                    pcp_t, zone_of, zone_t)
-from numaemu.kernel.slab import kmem_cache_init, slab_blocks
+from numaemu.kernel.pageout import scan_control_t
+from numaemu.kernel.shrinker import shrinker_blocks
+from numaemu.kernel.slab_common import kmem_cache_init, slab_blocks
+from numaemu.kernel.slowpath import slowpath_t
 from numaemu.kernel.swap import cpu_fbatches_t
+from numaemu.kernel.swapfile import MAX_SWAP_ENTRIES, MAX_SWAPFILES, SWP_OFFSET_BITS, swap_t
+from numaemu.kernel.trail import trail_t
 from numaemu.kernel.vmstat import percpu_t
+from numaemu.kernel.zram import ZBUF_BYTES, zstat_t
 from numaemu.mailbox import mailbox_t
 from numaemu.mmu import cpu_t
 from numaemu.param import (GATHER_PAGES, MAX_MAP_COUNT, MAX_MMS, MAX_NODES, MAX_TASKS, MAX_VMAS, OUTBOX_BYTES,
@@ -61,10 +67,14 @@ def control_layout(topology, max_pfn, nr_actors):
             ("tasks", MAX_TASKS * task_t.nbytes), ("mms", MAX_MMS * mm_t.nbytes), ("vmas", MAX_VMAS * vma_t.nbytes),
             ("mappings", MAX_VMAS * mapping_t.nbytes), ("vma_index", MAX_MMS * VMA_INDEX_SLOTS * 8),
             ("cpu_fbatches", cpus * cpu_fbatches_t.nbytes), ("lruvecs", nodes * lruvec_t.nbytes),
+            ("trails", cpus * trail_t.nbytes), ("slowpaths", 2 * cpus * slowpath_t.nbytes),
             ("gather", cpus * GATHER_PAGES * 8), ("migrate", cpus * migrate_t.nbytes),
             ("pools", 4 * pool_t.nbytes), ("task_stack", MAX_TASKS * 8), ("mm_stack", MAX_MMS * 8),
             ("vma_stack", MAX_VMAS * 8), ("mapping_stack", MAX_VMAS * 8), ("outboxes", nr_actors * OUTBOX_BYTES),
-            *slab_blocks(topology)):
+            ("scan_controls", cpus * scan_control_t.nbytes), ("swap", swap_t.nbytes), ("zstat", zstat_t.nbytes),
+            ("zbufs", cpus * ZBUF_BYTES), ("swap_map", MAX_SWAP_ENTRIES * 4), ("swap_cache", MAX_SWAP_ENTRIES * 8),
+            ("zeromap", MAX_SWAP_ENTRIES), ("ztable", MAX_SWAP_ENTRIES * 8), ("swap_data", MAX_SWAP_ENTRIES * PAGE_SIZE),
+            *slab_blocks(topology), *shrinker_blocks(topology)):
         layout.add(name, nbytes)
     return layout
 
@@ -259,6 +269,19 @@ def init_cpus(topology, machine):
             cpu.latency_ns[node] = topology.latency_ns[int(cpu.node)][node]
 
 
+def init_swap(topology, machine, blocks):
+    """No area yet; what reclaim starts from."""
+    swap = swap_t.at(blocks["swap"])
+    for name in ("swap_map", "swap_cache", "zeromap"):
+        setattr(swap, name, blocks[name])
+    for kind in range(MAX_SWAPFILES):
+        swap.info[kind].type = kind
+        swap.info[kind].data = blocks["swap_data"] + (kind << SWP_OFFSET_BITS) * PAGE_SIZE
+    swap.swapin_readahead_hits, swap.page_cluster = 4, topology.sysctl.get("vm.page-cluster", 3)
+    machine.disk_read_latency_ns, machine.disk_write_latency_ns, machine.disk_page_ns = 100_000, 30_000, 8_192
+    machine.swappiness = topology.sysctl.get("vm.swappiness", 60)
+
+
 def boot(topology, reserve=None):
     """A machine of this shape in shared memory: (machine, addresses of its blocks by name).
 
@@ -292,7 +315,8 @@ def boot(topology, reserve=None):
         machine.il_weights[node] = 1
         node_t.array(machine.nodes)[node].kcompactd_highest_zoneidx = MAX_NR_ZONES - 1
     init_cpus(topology, machine)
-    kmem_cache_init(machine, blocks["kmem_cache_stack"])
+    init_swap(topology, machine, blocks)
+    kmem_cache_init(machine, blocks["kmem_cache_stack"], topology.kernel.get("slab_debug"))
     page = page_of(machine, ZERO_PFN)
     page.refcount = 1
     return machine, blocks

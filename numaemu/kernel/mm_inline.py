@@ -6,7 +6,7 @@ linked until the same CPU takes the lock (folio_isolate_lru).
 """
 import numpy as np
 
-from numaemu.atomic import fetch_and, fetch_or, load_acquire
+from numaemu.atomic import fetch_add, fetch_and, fetch_or, load_acquire
 from numaemu.compile import hot, kernel
 from numaemu.kernel.mm_types import PG_active, PG_lru, PG_swapbacked, PG_unevictable
 from numaemu.kernel.mmdebug import VM_BUG_ON_PAGE
@@ -50,6 +50,12 @@ def folio_lru_list(page):
     if flags & _UNEVICTABLE != U(0):
         return LRU_UNEVICTABLE
     return (LRU_FILE if flags & _SWAPBACKED == U(0) else 0) + (LRU_ACTIVE if flags & _ACTIVE != U(0) else 0)
+
+
+@hot
+def workingset_age_nonresident(lruvec, pages):
+    """Pages were evicted or activated: what is not resident ages (workingset.py)."""
+    fetch_add(lruvec, "nonresident_age", pages)
 
 
 @hot

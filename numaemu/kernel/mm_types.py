@@ -10,7 +10,8 @@ from numaemu.pointer import Struct, i32, i64, u8, u64
 PG_buddy, PG_table, PG_swapbacked, PG_anon, PG_reserved, PG_locked = (1 << i for i in range(6))
 (PG_lru, PG_active, PG_referenced, PG_unevictable, PG_workingset, PG_dirty, PG_writeback, PG_swapcache, PG_reclaim,
  PG_mlocked) = (1 << i for i in range(6, 16))
-PG_uptodate, PG_anon_exclusive = 1 << 18, 1 << 19
+PG_uptodate, PG_anon_exclusive, PG_readahead = 1 << 18, 1 << 19, 1 << 20
+PG_head, PG_tail = 1 << 21, 1 << 22      # of a compound page; a tail's lru_next is its head (Linux: compound_head)
 PG_used = 1 << 16        # the emulator's own: the frame has been given out before (its host memory may hold data)
 PG_pcp = 1 << 17         # the emulator's own: on a per-CPU list or on its way to one
 
@@ -29,7 +30,7 @@ page_t = Struct("page_t", [
 VM_READ, VM_WRITE, VM_EXEC, VM_SHARED = 1, 2, 4, 8
 VM_MAYREAD, VM_MAYWRITE, VM_MAYEXEC, VM_MAYSHARE = 0x10, 0x20, 0x40, 0x80
 VM_GROWSDOWN, VM_STACK, VM_HEAP = 0x100, 0x100, 1 << 40
-VM_NORESERVE = 0x200000
+VM_LOCKED, VM_NORESERVE = 0x2000, 0x200000
 
 policy_t = Struct("policy_t", [     # struct mempolicy; mode 0 (MPOL_DEFAULT) = none of its own
     ("mode", i64), ("flags", i64), ("nodes", u64),
@@ -124,16 +125,30 @@ machine_t = Struct("machine_t", [
     ("next_pid", i64), ("next_mm_id", i64),        # atomically
     ("migrate", u64),               # migrate_t[nr_cpu_ids]
     ("on_oom", u64),                # the slow path's way up: oom_kill.alloc_pages_may_oom; 0: allocations fail
+    ("on_reclaim", u64), ("on_compact", u64),      # likewise: try_to_free_pages, try_to_compact_pages; 0: not there
+    ("on_wake_kswapd", u64),        # likewise: wakeup_kswapd(cpu, gfp << 8 | order << 4 | highest zone, node)
+    ("watermark_boost_factor", i64),               # sysctl vm.watermark_boost_factor
+    ("page_group_by_mobility_disabled", i64), ("highmem", i64),       # set at boot: 0 or 1
+    ("trails", u64), ("slowpaths", u64),           # trail_t[nr_cpu_ids], slowpath_t[nr_cpu_ids][2]
     ("oom_kills", i64),             # by the coordinator
     ("gather", u64),                # i64[nr_cpu_ids][GATHER_PAGES]: pages between unmapping and freeing
     ("kmem_caches", u64), ("kmem_cache_cpus", u64), ("kmem_cache_nodes", u64), ("kmem_cache_pool", u64),    # slab.py
-    ("slab_bugs", u64),             # slab_bug_t[nr_cpus]
+    ("slab_bugs", u64),             # slab_bug_t[nr_cpu_ids]
     ("cpu_fbatches", u64),          # cpu_fbatches_t[nr_cpu_ids]: swap.py
     ("lruvecs", u64),               # lruvec_t[nr_nodes]
+    ("swap", u64),                  # swap_t: swapfile.py
+    ("nr_swap_pages", i64),         # free slots of all areas, atomically
+    ("ztable", u64), ("zstat", u64), ("zbufs", u64),      # u64 by swap entry, zstat_t, a buffer per context: zram.py
+    ("on_compress", u64), ("on_decompress", u64),         # callbacks into Python: a library's work
+    ("zswap_enabled", i64),
+    ("disk_read_latency_ns", i64), ("disk_write_latency_ns", i64), ("disk_page_ns", i64),
+    ("compress_ns", i64), ("decompress_ns", i64),
+    ("scan_controls", u64),         # scan_control_t[nr_cpu_ids]: vmscan.py
+    ("swappiness", i64),            # sysctl vm.swappiness
     ("slab_mutex", u64),            # spin lock: caches are made and destroyed
+    ("on_ctor", u64),               # callback into Python: construct an object of a cache
+    ("shrinkers", u64), ("list_lrus", u64),        # list_lru.py
     ("compact", u64),               # compact_control_t[nr_cpu_ids]: compaction_free.py
     ("block_skip", u64),            # u8 per pageblock: compaction found nothing there (PB_migrate_skip)
-    ("on_compact", u64),            # the slow path's way up: compaction.direct_compact; 0: there is none
-    ("on_wake_kthread", u64),       # wake a node's kernel threads: (node, bit of the thread, 0); 0: there are none
     ("extfrag_threshold", i64), ("compaction_proactiveness", i64), ("compact_unevictable_allowed", i64),     # sysctls
 ])

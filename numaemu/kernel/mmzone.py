@@ -19,6 +19,7 @@ MIGRATE_TYPES = 5
 MIGRATE_NAMES = ("Unmovable", "Movable", "Reclaimable", "HighAtomic", "Isolate")
 
 WMARK_MIN, WMARK_LOW, WMARK_HIGH, NR_WMARK = 0, 1, 2, 3
+ZONE_BOOSTED_WATERMARK = 1       # zone->flags: kswapd shall be woken for the boost
 
 free_area_t = Struct("free_area_t", [
     ("head", i64, MIGRATE_TYPES), ("tail", i64, MIGRATE_TYPES),     # pfn of the first and last free block, 0 = none
@@ -34,12 +35,18 @@ zone_t = Struct("zone_t", [
     # set at boot (watermarks also by sysctl, by the node)
     ("node", i64), ("type", i64),
     ("start_pfn", i64), ("spanned_pages", i64), ("present_pages", i64), ("managed_pages", i64),
-    ("watermark", i64, NR_WMARK), ("watermark_boost", i64),
+    ("watermark", i64, NR_WMARK),
+    ("watermark_boost", i64),        # pages on top of each mark: the node adds, kswapd takes away, atomically
     ("lowmem_reserve", i64, MAX_NR_ZONES),
     ("pcp_batch", i64), ("pcp_high", i64),
     ("number", i64),                 # node * MAX_NR_ZONES + type
+    # ZONE_*: bits set by the node, cleared by CPUs, atomically
+    ("flags", u64),
     # written by the node only
     ("virgin_pfn", i64), ("virgin_end", i64),     # never handed out: not on a list, its page structs not written
+    ("nr_reserved_highatomic", i64), ("nr_free_highatomic", i64),      # pages of such pageblocks; those that are free
+    ("nr_isolated", i64),            # free pages that nobody may have; not in free_pages
+    ("block_counts", i64, 2),        # free and movable pages of the pageblock that is looked at
     ("free_area", free_area_t, NR_ORDERS),
     # by any context that compacts, single words without a lock: hints (compaction_free.py)
     ("compact_cached_free_pfn", i64), ("compact_cached_migrate_pfn", i64, 2),      # where to go on: async, sync
@@ -72,16 +79,23 @@ lruvec_t = Struct("lruvec_t", [      # struct lruvec; everything under lru_lock,
     ("nr", i64, NR_LRU_LISTS),                                     # pages
     ("zone_nr", i64, NR_LRU_LISTS * MAX_NR_ZONES),                 # by list and zone type: mem_cgroup_per_node.lru_zone_size
     ("anon_cost", i64), ("file_cost", i64),                        # pages whose reclaim was in vain, fading
+    ("nonresident_age", i64),        # evictions and activations so far, atomically: the clock of workingset.py
+    ("refaults", i64, 2),            # WORKINGSET_ACTIVATE_ANON and _FILE as of the last reclaim; plain, a hint
 ])
 
 NODE_RUNS = 32                   # pieces of a chain that are made present on the host at once
 
-node_t = Struct("node_t", [
-    # written by the node only
-    ("nr_runs", i64), ("run_pfn", i64, NODE_RUNS), ("run_pages", i64, NODE_RUNS),
-    # kcompactd: raised by who wakes it, taken back by itself; as in Linux, a lost request comes again
-    ("kcompactd_max_order", i64), ("kcompactd_highest_zoneidx", i64),
-    ("proactive_next_ns", i64),          # by kcompactd: when it looks at the fragmentation score again
+KSWAPD, KCOMPACTD, FLUSHER = 1, 2, 4     # work for a node's kernel threads: node_t.kthread_pending
+
+node_t = Struct("node_t", [          # pg_data_t
+    ("nr_runs", i64), ("run_pfn", i64, NODE_RUNS), ("run_pages", i64, NODE_RUNS),      # the node's main thread only
+    ("_pad", u64, 7),
+    ("kthread_pending", u64),        # set by whoever wakes one, taken by the node's kernel threads; atomically
+    ("kthread_running", i64),        # 1 while they work
+    # hints for kswapd: written by CPUs that wake it, reset by it; plain, a lost one is asked for again
+    ("kswapd_order", i64), ("kswapd_highest_zoneidx", i64), ("kswapd_failures", i64),
+    ("kcompactd_max_order", i64), ("kcompactd_highest_zoneidx", i64),      # for kcompactd, likewise
+    ("proactive_next_ns", i64),      # by kcompactd: when it looks at the fragmentation score again
 ])
 
 
@@ -110,6 +124,12 @@ def page_to_nid(machine, pfn):
 
 
 @hot
+def node_of(machine, node):
+    """NODE_DATA"""
+    return node_t.array(machine.nodes)[node]
+
+
+@hot
 def lruvec_of(machine, node):
     """The LRU lists of a node."""
     return lruvec_t.array(machine.lruvecs)[node]
@@ -125,3 +145,9 @@ def pcp_of(machine, cpu, zone):
 def zonelist(machine, node):
     """Node numbers in the order in which `node` falls back; -1 ends."""
     return i64.array(machine.zonelists + U(node * MAX_NODES * 8))
+
+
+@hot
+def wmark_pages(zone, mark):
+    """A watermark as it is in force: with the boost."""
+    return zone.watermark[mark] + zone.watermark_boost

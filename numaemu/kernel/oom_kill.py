@@ -15,23 +15,25 @@ import numpy as np
 
 from numaemu.atomic import compare_exchange, exchange, load_acquire
 from numaemu.compile import callback, entry, kernel
-from numaemu.kernel.fork import exit_mm, mmput
+from numaemu.kernel.fork import exit_mm, mmget_not_zero, mmput
 from numaemu.kernel.gfp import gfp_text
 from numaemu.kernel.memory import zap_page_range
 from numaemu.kernel.mm_types import (MM_ANONPAGES, MM_FILEPAGES, MM_SHMEMPAGES, MM_SWAPENTS, OOM_NONE, OOM_REAPED,
                                      OOM_REAPING, OOM_SKIP, OOM_VICTIM, TASK_DEAD, TASK_RUNNING, TASK_ZOMBIE, pool_t,
                                      task_t)
 from numaemu.kernel.mmap import vma_index
-from numaemu.kernel.mmzone import MAX_NR_ZONES, WMARK_HIGH, zone_of
+from numaemu.kernel.mmzone import MAX_NR_ZONES, WMARK_HIGH, wmark_pages, zone_of
 from numaemu.kernel.node_sysfs import has_memory, list_text
-from numaemu.kernel.page_alloc import drain_local_pages, fatal_signal_pending, gfp_zone, zone_watermark_ok
+from numaemu.kernel.pcplist import drain_local_pages
 from numaemu.kernel.pgtable import mm_of
 from numaemu.kernel.pool import pool_put
 from numaemu.kernel.proc_meminfo import kilobytes
 from numaemu.kernel.rmap import vma_of
 from numaemu.kernel.show_mem import show_mem
+from numaemu.kernel.slowpath import fatal_signal_pending
 from numaemu.kernel.smp import MSG_OOM, let_others_run, machine_of, read_unlock, request
 from numaemu.kernel.stats import task_name
+from numaemu.kernel.watermark import gfp_zone, zone_watermark_ok
 from numaemu.mmu import cpu_t
 from numaemu.param import MAX_NODES
 from numaemu.pointer import address_of
@@ -46,18 +48,6 @@ AGAIN, HOPELESS = 0, -1          # answers to MSG_OOM beside an address space to
 
 
 # -- on the asking CPU ---------------------------------------------------------------------------------------
-
-@kernel("bool(cpu_t*, i64)")
-def mmget_not_zero(cpu, mm_number):
-    """One more user of an address space that has any."""
-    mm = mm_of(machine_of(cpu), mm_number)
-    while True:
-        users = load_acquire(mm, "users")
-        if users <= 0:
-            return False
-        if compare_exchange(mm, "users", users, users + 1) == users:
-            return True
-
 
 @kernel("bool(cpu_t*, i64)")
 def __oom_reap_task_mm(cpu, mm_number):
@@ -213,11 +203,12 @@ def select_bad_process(oc):
 
 def last_attempt_helps(oc):
     """Linux's last try under the high watermark, lest a kill that has just freed memory is followed by another."""
-    machine, highest = oc.system.machine, gfp_zone(oc.gfp)
+    machine = oc.system.machine
+    highest = gfp_zone(machine, oc.gfp)
     for node in range(machine.nr_nodes):
         for kind in range(highest + 1) if oc.nodemask >> node & 1 else ():
             zone = zone_of(machine, node * MAX_NR_ZONES + kind)
-            if zone.managed_pages and zone_watermark_ok(zone, oc.order, zone.watermark[WMARK_HIGH], highest):
+            if zone.managed_pages and zone_watermark_ok(zone, oc.order, wmark_pages(zone, WMARK_HIGH), highest, 0):
                 return True
     return False
 

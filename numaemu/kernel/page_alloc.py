@@ -1,283 +1,80 @@
-"""The page allocator as a CPU sees it: per-CPU lists, zonelists, watermarks. Linux's mm/page_alloc.c.
+"""The page allocator as a CPU sees it: allocating, freeing, references, compound pages. Linux's mm/page_alloc.c.
 
-The node's half (free lists, expand, rmqueue_bulk, free_pcppages_bulk) is buddy.py. Between the two lies the shelf of a
-`pcp_list_t`: one word per CPU, zone and migratetype, through which a chain of pages (linked by lru_next) changes hands.
-
-    CPU: list empty -> exchange(shelf, 0) -> its own list;  asks for the next chain at once (MSG_FILL), waits only if
-         the shelf is empty too.
-    node: MSG_FILL -> rmqueue_bulk -> shelf
-    CPU: too many freed pages -> pushed on zone.returned (compare-exchange) -> node: free_pcppages_bulk
-
-Who owns a page: on a free list the node; on the shelf whoever exchanges the word; on a per-CPU list that CPU; then
-its users by reference count.
+Single pages come from the CPU's own lists (pcplist.py), larger blocks from the node that owns the zone (buddy.py); which
+zone may serve is freelist.py, what happens when none may slowpath.py.
 """
 import numpy as np
 
-from numaemu.atomic import compare_exchange, exchange, fetch_add, load_acquire, store_release, store_seq_cst
+from numaemu.atomic import compare_exchange, fetch_add, load_acquire
 from numaemu.compile import hot, kernel
-from numaemu.kernel.gfp import (___GFP_DIRECT_RECLAIM, ___GFP_NORETRY, ___GFP_RETRY_MAYFAIL, __GFP_DMA, __GFP_DMA32,
-                                __GFP_FS, __GFP_MOVABLE, __GFP_RECLAIMABLE, __GFP_THISNODE, __GFP_ZERO)
+from numaemu.kernel.free_area import get_pageblock_migratetype
+from numaemu.kernel.freelist import get_page_from_freelist
+from numaemu.kernel.gfp import __GFP_COMP, __GFP_KSWAPD_RECLAIM, __GFP_ZERO
+from numaemu.kernel.internal import ALLOC_KSWAPD, ALLOC_NOFRAGMENT, ALLOC_WMARK_LOW, PF_MEMALLOC
 from numaemu.kernel.mm_inline import __page_cache_release, unlock_lruvec
-from numaemu.kernel.mm_types import PG_buddy, PG_pcp, PG_used, task_t
+from numaemu.kernel.mm_types import PG_buddy, PG_head, PG_pcp, PG_tail, PG_used
 from numaemu.kernel.mmdebug import VM_BUG_ON_PAGE
-from numaemu.kernel.mmzone import (MAX_NR_ZONES, MIGRATE_MOVABLE, MIGRATE_RECLAIMABLE, MIGRATE_TYPES,
-                                   MIGRATE_UNMOVABLE, WMARK_LOW, WMARK_MIN, ZONE_DMA, ZONE_DMA32, ZONE_MOVABLE,
-                                   ZONE_NORMAL, page_of, page_to_nid, page_zone, pcp_of, zone_of, zonelist)
-from numaemu.kernel.smp import (MSG_ALLOC, MSG_DRAIN, MSG_DRAIN_ALL, MSG_FALLBACK, MSG_FILL, MSG_FREE, actor_of_node,
-                                machine_of, request, send, wait_for_event)
-from numaemu.kernel.vmstat import ALLOCSTALL_DMA, NUMA_FALLBACK, PGFREE, count_vm_events, pgalloc_event, zone_statistics
-from numaemu.native import call_address, clear_bytes, prefetch
-from numaemu.param import MAX_NODES, NR_ORDERS
+from numaemu.kernel.mmzone import (MIGRATE_ISOLATE, MIGRATE_MOVABLE, MIGRATE_PCPTYPES, page_of, page_to_nid, page_zone,
+                                   pcp_of, zone_of)
+from numaemu.kernel.pcplist import put_coldest, trim_pcp
+from numaemu.kernel.slowpath import __alloc_pages_slowpath, slowpath_t
+from numaemu.kernel.smp import MSG_FREE, actor_of_node, machine_of, send
+from numaemu.kernel.vmstat import PGFREE, count_vm_events
+from numaemu.native import clear_bytes
+from numaemu.param import MAX_ORDER
 from numaemu.pointer import u64
 
 U = np.uint64
 _BUDDY, _PCP, _USED = U(PG_buddy), U(PG_pcp), U(PG_used)
-MAX_RECLAIM_RETRIES = 16         # as Linux's slow path
-PAGE_ALLOC_COSTLY_ORDER = 3
+_HEAD, _TAIL = U(PG_head), U(PG_tail)
+
+# what __free_pages may find wrong with a page: Linux's bad_page
+BAD_NONE, BAD_FREE, BAD_TAIL, BAD_ORDER, BAD_MAPCOUNT, BAD_REFCOUNT = range(6)
+BAD_TEXTS = ("", "it is free already (double free)", "it is a tail page of a compound page, only the head can be freed",
+             "it is a compound page of another order", "nonzero mapcount", "nonzero _refcount")
 
 
-@kernel("bool(zone_t*, i64, i64, i64)")
-def zone_watermark_ok(zone, order, mark, highest_zone):
-    """True if the zone stays above `mark` and its lowmem reserve when 2**order pages are taken."""
-    free = zone.free_pages - ((1 << order) - 1)
-    if free <= mark + zone.lowmem_reserve[highest_zone]:
-        return False
-    if order == 0:
-        return True
-    for current in range(order, NR_ORDERS):
-        area = zone.free_area[current]
-        for migratetype in range(MIGRATE_TYPES):
-            if area.nr_free[migratetype] > 0:
-                return True
-    return zone.virgin_end - zone.virgin_pfn >= 1 << order
+# -- allocating ----------------------------------------------------------------------------------------------
 
-
-@kernel("void(cpu_t*, zone_t*, i64, i64, i64)")
-def ask_node(cpu, zone, migratetype, preferred_node, mark):
-    """Ask for the next chain: our preferred node directly, any other through the coordinator."""
-    machine = machine_of(cpu)
-    pcp = pcp_of(machine, cpu.id, zone.number).lists[migratetype]
-    pcp.asked = 1
-    pcp.batch = min(max(2 * pcp.batch, zone.pcp_batch), zone.pcp_high)
-    sent = zone.number * 4 + mark
-    if zone.node == preferred_node:
-        send(machine, actor_of_node(zone.node), MSG_FILL, cpu.id, 0, sent, migratetype, pcp.batch, cpu.id)
-    else:
-        count_vm_events(machine, cpu.id, NUMA_FALLBACK, 1)
-        send(machine, 0, MSG_FALLBACK, cpu.id, 0, sent, migratetype, pcp.batch, cpu.id)
-
-
-@kernel("bool(cpu_t*, zone_t*, i64, i64, i64)")
-def take_shelf(cpu, zone, migratetype, preferred_node, mark):
-    """Refill an empty per-CPU list: take the chain on the shelf, or ask and wait for one. False: the node has none."""
-    machine = machine_of(cpu)
-    pcp = pcp_of(machine, cpu.id, zone.number).lists[migratetype]
-    waited = False
-    while True:
-        first = exchange(pcp, "shelf", 0)
-        if first > 0:
-            pcp.head, pcp.count, pcp.asked = first, pcp.shelf_count, 0
-            ask_node(cpu, zone, migratetype, preferred_node, WMARK_LOW)
-            return True
-        if first < 0:
-            pcp.asked = 0
-            if waited:
-                return False
-        if pcp.asked == 0:
-            ask_node(cpu, zone, migratetype, preferred_node, mark)
-        waited = True
-        cpu.clock_base_ns += machine.message_ns
-        while True:
-            store_seq_cst(cpu, "waiting", 1)
-            if load_acquire(pcp, "shelf") != 0:
-                break
-            wait_for_event(cpu)
-        store_release(cpu, "waiting", 0)
-
-
-@kernel("i64(cpu_t*, zone_t*, i64, i64, i64)")
-def rmqueue_pcplist(cpu, zone, migratetype, preferred_node, mark):
-    """One page from this CPU's list for the zone; its pfn or 0."""
-    machine = machine_of(cpu)
-    pcp = pcp_of(machine, cpu.id, zone.number).lists[migratetype]
-    if pcp.head == 0 and not take_shelf(cpu, zone, migratetype, preferred_node, mark):
-        return 0
-    pfn = pcp.head
+@hot
+def prep_page(machine, cpu, pfn, order, gfp):
+    """One page fit for use; a frame that was never given out is zero already and needs no clearing."""
     page = page_of(machine, pfn)
-    VM_BUG_ON_PAGE(page.flags & _PCP == U(0), page)
-    pcp.head = page.lru_next
-    pcp.count -= 1
-    prefetch(page_of(machine, page.lru_next).address)
-    return pfn
+    VM_BUG_ON_PAGE(page.flags & _BUDDY != U(0) or page.refcount != 0 or page.mapcount != 0, page)
+    if gfp & __GFP_ZERO:
+        frame = machine.memory + (U(pfn) << U(12))
+        load_acquire(u64.array(frame), 0)          # a reading host fault maps 16 neighbours, a writing one only this
+        if (page.flags & _USED) != U(0):
+            clear_bytes(frame, 4096)
+        cpu.clock_base_ns += machine.clear_page_ns
+    page.flags = _USED
+    page.mapping, page.index, page.private = 0, 0, 0
+    page.order = order
+    return page
 
 
-@hot
-def gfp_zone(gfp):
-    """The highest zone an allocation may come from."""
-    if gfp & __GFP_DMA:
-        return ZONE_DMA
-    if gfp & __GFP_DMA32:
-        return ZONE_DMA32
-    return ZONE_MOVABLE if gfp & __GFP_MOVABLE else ZONE_NORMAL
-
-
-@hot
-def gfp_migratetype(gfp):
-    if gfp & __GFP_MOVABLE:
-        return MIGRATE_MOVABLE
-    return MIGRATE_RECLAIMABLE if gfp & __GFP_RECLAIMABLE else MIGRATE_UNMOVABLE
-
-
-@kernel("i64(machine_t*, i64, u64, i64)")
-def first_node(machine, nid, nodemask, highest_zone):
-    """The first node of nid's zonelist that may serve: the preferred one, for the counters; -1 if none."""
-    order = zonelist(machine, nid)
-    for i in range(MAX_NODES):
-        node = order[i]
-        if node < 0:
-            return -1
-        if (nodemask >> U(node)) & U(1) != U(0):
-            for kind in range(highest_zone, -1, -1):
-                if zone_of(machine, node * MAX_NR_ZONES + kind).managed_pages > 0:
-                    return node
-    return -1
-
-
-@kernel("i64(cpu_t*, i64, i64, i64, u64, i64)")
-def get_page_from_freelist(cpu, gfp, order, nid, nodemask, mark):
-    """Walk nid's zonelist under watermark `mark`; the pfn of a block, or 0."""
+@kernel("void(cpu_t*, i64, i64, i64)")
+def prep_block(cpu, pfn, order, gfp):
+    """A larger block: only its first page has a reference; with __GFP_COMP the others know their head."""
     machine = machine_of(cpu)
-    highest = gfp_zone(gfp)
-    migratetype = gfp_migratetype(gfp)
-    preferred = first_node(machine, nid, nodemask, highest)
-    if preferred < 0:
-        return 0
-    order_of_nodes = zonelist(machine, nid)
-    for i in range(MAX_NODES):
-        node = order_of_nodes[i]
-        if node < 0:
-            return 0
-        if (nodemask >> U(node)) & U(1) == U(0) or (gfp & __GFP_THISNODE and node != nid):
-            continue
-        for kind in range(highest, -1, -1):
-            zone = zone_of(machine, node * MAX_NR_ZONES + kind)
-            if zone.managed_pages == 0 or not zone_watermark_ok(zone, order, zone.watermark[mark], highest):
-                continue
-            if order == 0:
-                pfn = rmqueue_pcplist(cpu, zone, migratetype, preferred, mark)
-            else:
-                pfn = request(cpu, actor_of_node(node), MSG_ALLOC, zone.number, order, migratetype)
-            if pfn != 0:
-                count_vm_events(machine, cpu.id, pgalloc_event(machine, zone.number), 1 << order)
-                zone_statistics(machine, cpu.id, cpu.node, preferred, node, 1)
-                return pfn
-    return 0
-
-
-@hot
-def prep_new_page(machine, cpu, pfn, order, gfp):
-    """Make allocated pages fit for use; frames that were never given out are zero already and need no clearing."""
     for i in range(1 << order):
-        page = page_of(machine, pfn + i)
-        VM_BUG_ON_PAGE(page.flags & _BUDDY != U(0) or page.refcount != 0 or page.mapcount != 0, page)
-        if gfp & __GFP_ZERO:
-            frame = machine.memory + (U(pfn + i) << U(12))
-            load_acquire(u64.array(frame), 0)          # a reading host fault maps 16 neighbours, a writing one only this
-            if (page.flags & _USED) != U(0):
-                clear_bytes(frame, 4096)
-            cpu.clock_base_ns += machine.clear_page_ns
-        page.flags = _USED
-        page.mapping, page.index, page.private = 0, 0, 0
-        page.mapcount = 0
-        page.refcount = 1
-        page.order = order
-
-
-@kernel("void(cpu_t*, zone_t*, i64, i64)")
-def return_chain(cpu, zone, first, last):
-    """Push a chain of free pages back to its node."""
-    machine = machine_of(cpu)
-    while True:
-        head = load_acquire(zone, "returned")
-        page_of(machine, last).lru_next = head
-        if compare_exchange(zone, "returned", head, first) == head:
-            break
-    if head == 0:
-        send(machine, actor_of_node(zone.node), MSG_DRAIN, cpu.id, 0, zone.number, 0, 0, 0)
-
-
-@kernel("void(cpu_t*, zone_t*, pcp_list_t*, i64)")
-def trim_pcp(cpu, zone, pcp, keep):
-    """Return all but the `keep` newest pages of a per-CPU list."""
-    machine = machine_of(cpu)
-    if pcp.count <= keep:
-        return
-    if keep == 0:
-        first, pcp.head = pcp.head, 0
-    else:
-        last_kept = pcp.head
-        for _ in range(keep - 1):
-            last_kept = page_of(machine, last_kept).lru_next
-        first = page_of(machine, last_kept).lru_next
-        page_of(machine, last_kept).lru_next = 0
-    last = first
-    while page_of(machine, last).lru_next != 0:
-        last = page_of(machine, last).lru_next
-    pcp.count = keep
-    return_chain(cpu, zone, first, last)
-
-
-@kernel("void(cpu_t*)")
-def drain_local_pages(cpu):
-    """Return everything on this CPU's lists, and what stands on its shelves."""
-    machine = machine_of(cpu)
-    for number in range(machine.nr_nodes * MAX_NR_ZONES):
-        zone = zone_of(machine, number)
-        for migratetype in range(MIGRATE_RECLAIMABLE + 1):
-            pcp = pcp_of(machine, cpu.id, number).lists[migratetype]
-            if pcp.count > 0:
-                trim_pcp(cpu, zone, pcp, 0)
-            pcp.batch = 0
-
-
-@hot
-def fatal_signal_pending(cpu):
-    """True if the OOM killer has chosen the running task."""
-    task = task_t.array(machine_of(cpu).tasks)[cpu.task]
-    return cpu.task != 0 and load_acquire(task, "oom_victim") == task.pid
-
-
-@kernel("bool(cpu_t*, i64, i64, u64)")
-def may_oom(cpu, gfp, order, nodemask):
-    """Let the OOM killer find memory, for allocations that Linux kills for; False: this one fails.
-
-    Mirrors __alloc_pages_may_oom.
-    """
-    machine = machine_of(cpu)
-    if machine.on_oom == U(0) or gfp & (___GFP_NORETRY | ___GFP_RETRY_MAYFAIL | __GFP_THISNODE) or not gfp & __GFP_FS:
-        return False
-    if order > PAGE_ALLOC_COSTLY_ORDER or gfp_zone(gfp) < ZONE_NORMAL:
-        return False
-    return call_address(machine.on_oom, cpu.address, U(gfp * 16 + order), nodemask) != U(0)
+        page = prep_page(machine, cpu, pfn + i, order, gfp)
+        if gfp & __GFP_COMP and i > 0:
+            page.flags = _USED | _TAIL
+            page.lru_next = pfn
+    head = page_of(machine, pfn)
+    if gfp & __GFP_COMP:
+        head.flags = _USED | _HEAD
+    head.refcount = 1
 
 
 @kernel("i64(cpu_t*, i64, i64, i64, u64)")
-def __alloc_pages_slowpath(cpu, gfp, order, nid, nodemask):
-    """Nothing above the low watermarks: down to min; then collect unused pages from everybody's lists while some come;
-    then the OOM killer.
-    """
-    pfn, tries = get_page_from_freelist(cpu, gfp, order, nid, nodemask, WMARK_MIN), 0
-    while pfn == 0 and gfp & ___GFP_DIRECT_RECLAIM:
-        if tries == MAX_RECLAIM_RETRIES:
-            if not may_oom(cpu, gfp, order, nodemask):
-                break
-            tries = 0
-        count_vm_events(machine_of(cpu), cpu.id, ALLOCSTALL_DMA + gfp_zone(gfp), 1)
-        drain_local_pages(cpu)
-        returned = request(cpu, 0, MSG_DRAIN_ALL, cpu.id, 0, 0)
-        pfn = get_page_from_freelist(cpu, gfp, order, nid, nodemask, WMARK_MIN)
-        tries = tries + 1 if returned > 0 else MAX_RECLAIM_RETRIES
-    return pfn
+def alloc_pages_slow(cpu, gfp, order, nid, nodemask):
+    """The slow path, with a state of its own for allocations that reclaim itself makes."""
+    machine = machine_of(cpu)
+    inner = 1 if cpu.flags & PF_MEMALLOC else 0
+    state = slowpath_t.array(machine.slowpaths)[2 * cpu.id + inner]
+    return __alloc_pages_slowpath(cpu, gfp, order, nid, nodemask, state)
 
 
 @kernel("i64(cpu_t*, i64, i64, i64, u64)")
@@ -286,13 +83,28 @@ def alloc_pages(cpu, gfp, order, nid, nodemask):
 
     Mirrors __alloc_pages_noprof.
     """
-    machine = machine_of(cpu)
-    pfn = get_page_from_freelist(cpu, gfp, order, nid, nodemask, WMARK_LOW)
+    if order > MAX_ORDER:
+        return 0
+    flags = ALLOC_WMARK_LOW | ALLOC_NOFRAGMENT | (ALLOC_KSWAPD if gfp & __GFP_KSWAPD_RECLAIM else 0)
+    pfn = get_page_from_freelist(cpu, gfp, order, nid, nodemask, flags)
     if pfn == 0:
-        pfn = __alloc_pages_slowpath(cpu, gfp, order, nid, nodemask)
-    if pfn != 0:
-        prep_new_page(machine, cpu, pfn, order, gfp)
+        pfn = alloc_pages_slow(cpu, gfp, order, nid, nodemask)
+        if pfn == 0:
+            return 0
+    if order == 0:
+        prep_page(machine_of(cpu), cpu, pfn, 0, gfp).refcount = 1
+    else:
+        prep_block(cpu, pfn, order, gfp)
     return pfn
+
+
+# -- freeing -------------------------------------------------------------------------------------------------
+
+@kernel("void(cpu_t*, i64)")
+def free_special_page(cpu, pfn):
+    """A single page of a pageblock that has no per-CPU list goes to its node."""
+    machine = machine_of(cpu)
+    send(machine, actor_of_node(page_to_nid(machine, pfn)), MSG_FREE, cpu.id, 0, pfn, 0, 0, 0)
 
 
 @kernel("void(cpu_t*, i64)")
@@ -301,15 +113,38 @@ def free_unref_page(cpu, pfn):
     machine = machine_of(cpu)
     page, zone = page_of(machine, pfn), zone_of(machine, page_zone(machine, pfn))
     VM_BUG_ON_PAGE(page.flags & (_BUDDY | _PCP) != U(0) or page.refcount != 0 or page.mapcount != 0, page)
-    pcp = pcp_of(machine, cpu.id, zone.number).lists[page.migratetype]
+    count_vm_events(machine, cpu.id, PGFREE, 1)
+    migratetype = get_pageblock_migratetype(machine, pfn)
+    if migratetype >= MIGRATE_PCPTYPES:
+        if migratetype == MIGRATE_ISOLATE:
+            free_special_page(cpu, pfn)
+            return
+        migratetype = MIGRATE_MOVABLE
+    pcp = pcp_of(machine, cpu.id, zone.number).lists[migratetype]
     page.flags = _USED | _PCP
     page.lru_next = pcp.head
     pcp.head = pfn
     pcp.count += 1
-    count_vm_events(machine, cpu.id, PGFREE, 1)
     if pcp.count > zone.pcp_high:
         keep = pcp.count // 2
         trim_pcp(cpu, zone, pcp, keep)
+
+
+@kernel("void(cpu_t*, i64)")
+def free_cold_page(cpu, pfn):
+    """As free_unref_page, to the end of the list from which pages are taken last (Linux 4.14)."""
+    machine = machine_of(cpu)
+    page, migratetype = page_of(machine, pfn), get_pageblock_migratetype(machine, pfn)
+    if migratetype >= MIGRATE_PCPTYPES:
+        free_unref_page(cpu, pfn)
+        return
+    zone = zone_of(machine, page_zone(machine, pfn))
+    page.flags = _USED | _PCP
+    count_vm_events(machine, cpu.id, PGFREE, 1)
+    pcp = pcp_of(machine, cpu.id, zone.number).lists[migratetype]
+    put_coldest(machine, pcp, pfn)
+    if pcp.count > zone.pcp_high:
+        trim_pcp(cpu, zone, pcp, pcp.count // 2)
 
 
 @kernel("void(cpu_t*, i64, i64)")
@@ -323,7 +158,64 @@ def free_pages(cpu, pfn, order):
     send(machine, actor_of_node(page_to_nid(machine, pfn)), MSG_FREE, cpu.id, 0, pfn, order, 0, 0)
 
 
+@kernel("i64(machine_t*, i64, i64)")
+def free_page_is_bad(machine, pfn, order):
+    """Why this block cannot be freed, as far as its page structs tell: BAD_*."""
+    head = page_of(machine, pfn)
+    if head.flags & (_BUDDY | _PCP) != U(0) or head.refcount <= 0 and head.flags & _TAIL == U(0):
+        return BAD_FREE
+    if head.flags & _TAIL != U(0):
+        return BAD_TAIL
+    if head.flags & _HEAD != U(0) and head.order != order:
+        return BAD_ORDER
+    for i in range(1 << order):
+        page = page_of(machine, pfn + i)
+        if page.mapcount != 0 and head.refcount == 1:
+            return BAD_MAPCOUNT
+        if i > 0 and page.refcount != 0:
+            return BAD_REFCOUNT
+        if i > 0 and page.flags & (_BUDDY | _PCP) != U(0):
+            return BAD_FREE
+    return BAD_NONE
+
+
+@kernel("i64(cpu_t*, i64, i64)")
+def __free_pages(cpu, pfn, order):
+    """Drop a reference to a block; the last one frees it. 0, or BAD_*: nothing was done.
+
+    If somebody else holds the first page of a block that is not compound, the others are freed without it.
+    """
+    machine = machine_of(cpu)
+    page, bad = page_of(machine, pfn), free_page_is_bad(machine, pfn, order)
+    while bad == BAD_NONE:
+        seen = load_acquire(page, "refcount")
+        if seen <= 0:
+            return BAD_FREE
+        if compare_exchange(page, "refcount", seen, seen - 1) == seen:
+            if seen == 1:
+                free_pages(cpu, pfn, order)
+            elif page.flags & _HEAD == U(0):
+                while order > 0:
+                    order -= 1
+                    free_pages(cpu, pfn + (1 << order), order)
+            break
+    return bad
+
+
 # -- references ----------------------------------------------------------------------------------------------
+
+@hot
+def compound_head(machine, pfn):
+    """The first page of the compound page that `pfn` belongs to, else itself."""
+    page = page_of(machine, pfn)
+    return page.lru_next if page.flags & _TAIL != U(0) else pfn
+
+
+@hot
+def compound_order(page):
+    """The order of a compound page by its head; 0 for any other page."""
+    return np.int64(page.order) if page.flags & _HEAD != U(0) else 0
+
 
 @hot
 def get_page(page):
@@ -347,13 +239,13 @@ def try_get_page(page):
 
 @kernel("void(cpu_t*, i64)")
 def put_page(cpu, pfn):
-    """Drop a reference; the last one frees the page."""
+    """Drop a reference; the last one frees the page, a compound one as a whole."""
     page = page_of(machine_of(cpu), pfn)
     before = fetch_add(page, "refcount", -1)
     VM_BUG_ON_PAGE(before <= 0, page)
     if before == 1:
         unlock_lruvec(machine_of(cpu), __page_cache_release(cpu, pfn, -1))
-        free_pages(cpu, pfn, 0)
+        free_pages(cpu, pfn, compound_order(page))
 
 
 @kernel("void(cpu_t*, i64*, i64, i64)")
@@ -371,4 +263,4 @@ def release_pages(cpu, pfns, first, end):
     unlock_lruvec(machine, locked)
     for i in range(first, end):
         if pfns[i] != 0:
-            free_unref_page(cpu, pfns[i])
+            free_pages(cpu, pfns[i], compound_order(page_of(machine, pfns[i])))

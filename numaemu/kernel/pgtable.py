@@ -3,8 +3,9 @@
 Tables lie in emulated frames. An upper entry goes from 0 to a table once, by compare-exchange, and back to 0 only
 under the mmap_lock held for writing; a leaf entry changes at any time, by compare-exchange or exchange only.
 
-A leaf that is not present and not 0 is a *migration entry*: pfn << 12 | _MIGRATION | the old R/W, U/S and D bits,
-and _MIGRATION_ANON if the page is anonymous.
+A leaf that is not present and not 0 is one of two. A *migration entry*: pfn << 12 | _MIGRATION | the old R/W, U/S and
+D bits, and _MIGRATION_ANON if the page is anonymous. A *swap entry*: swap entry << 12 | _SWAP, and _SWP_EXCLUSIVE if the
+page belonged to this address space alone.
 """
 import numpy as np
 
@@ -21,6 +22,7 @@ from numaemu.pointer import u64
 U = np.uint64
 _PAGE_SPECIAL = U(1 << 9)        # software bit: the zero page, no struct page to count
 _MIGRATION, _MIGRATION_ANON = U(1 << 10), U(1 << 11)
+_SWAP, _SWP_EXCLUSIVE = U(1 << 3), U(1 << 4)
 _PAGE_TABLE = _PAGE_PRESENT | _PAGE_RW | _PAGE_USER | _PAGE_ACCESSED
 ADDRESS_SPACE = U(1) << U(47)
 
@@ -42,7 +44,22 @@ def pte_present(pte):
 
 @hot
 def is_migration_entry(pte):
-    return pte != U(0) and (pte & _PAGE_PRESENT) == U(0)
+    return (pte & (_PAGE_PRESENT | _MIGRATION)) == _MIGRATION
+
+
+@hot
+def is_swap_entry(pte):
+    return (pte & (_PAGE_PRESENT | _MIGRATION | _SWAP)) == _SWAP
+
+
+@hot
+def pte_to_swp_entry(pte):
+    return pte_pfn(pte)
+
+
+@hot
+def swp_entry_to_pte(entry, bits):
+    return pfn_pte(entry, _SWAP | bits)
 
 
 @hot

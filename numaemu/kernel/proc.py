@@ -8,12 +8,12 @@ import functools
 import os
 import re
 
-from numaemu.kernel import node_sysfs, proc_meminfo, proc_slabinfo, proc_task, proc_vmstat, sysctl
+from numaemu.kernel import node_sysfs, proc_meminfo, proc_slabinfo, proc_task, proc_vmstat, swapon, sysctl
 from numaemu.kernel.sysctl import System  # noqa: F401  (what read, write and listdir take)
 
 FIXED = {path: (read, None) for module in (proc_vmstat, proc_meminfo, proc_slabinfo, node_sysfs)
          for path, read in module.FILES.items()}
-FIXED |= sysctl.FILES
+FIXED |= sysctl.FILES | swapon.FILES
 _PID = re.compile(r"/proc/(\d+)/(\w+)")
 _NODE = re.compile(rf"{node_sysfs.ROOT}/node(\d+)/(\w+)")
 _WEIGHT = re.compile(rf"{sysctl.WEIGHTS}/node(\d+)")

@@ -5,7 +5,9 @@ not have yet is 0, as on a machine that does not use it. Lines that are sums are
 """
 from numaemu.kernel.mm_init import node_managed_pages
 from numaemu.kernel.mmzone import MAX_NR_ZONES, WMARK_HIGH, zone_of
+from numaemu.kernel.swapfile import swap_of
 from numaemu.kernel.vmstat import fold_node, free_pages
+from numaemu.kernel.zram import zstat_of
 from numaemu.param import PAGE_SHIFT
 
 VMALLOC_BYTES = (32 << 40) - 1           # VMALLOC_TOTAL with four-level paging: Linux's pgtable_64_types.h
@@ -53,6 +55,14 @@ def slab_lines(state):
             line("SReclaimable", reclaimable), line("SUnreclaim", unreclaimable)]
 
 
+def swap_lines(machine):
+    """Slots, free ones; what zswap holds compressed and how much that was."""
+    swap, stat = swap_of(machine), zstat_of(machine)
+    zswap = machine.zswap_enabled
+    return [line("SwapTotal", kilobytes(swap.total_swap_pages)), line("SwapFree", kilobytes(max(machine.nr_swap_pages, 0))),
+            line("Zswap", stat.compr_bytes >> 10 if zswap else 0), line("Zswapped", stat.orig_bytes >> 10 if zswap else 0)]
+
+
 HUGE_LINES = "AnonHugePages ShmemHugePages ShmemPmdMapped FileHugePages FilePmdMapped Unaccepted"
 
 
@@ -75,7 +85,7 @@ def meminfo(system):
              line("MemAvailable", kilobytes(si_mem_available(machine, free))), *zeros("Buffers"),
              line("Cached", state["nr_file_pages"] - state["nr_swapcached"]), line("SwapCached", state["nr_swapcached"]),
              *lru_lines(state),
-             *zeros("SwapTotal SwapFree Zswap Zswapped"),
+             *swap_lines(machine),
              line("Dirty", state["nr_dirty"]), line("Writeback", state["nr_writeback"]),
              line("AnonPages", state["nr_anon_pages"]), line("Mapped", state["nr_mapped"]),
              line("Shmem", state["nr_shmem"]), *slab_lines(state), *zeros("KernelStack"),

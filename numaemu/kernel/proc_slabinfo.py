@@ -2,7 +2,7 @@
 
 Objects on a CPU's own list count as free here; Linux's SLUB counts them as active.
 """
-from numaemu.kernel.slab import cache_name, cache_of, get_node, live_caches, objects_in_use
+from numaemu.kernel.slab_types import cache_name, cache_of, get_node, live_caches, objects_in_use
 from numaemu.param import PAGE_SIZE
 
 HEADER = ("slabinfo - version: 2.1\n"

@@ -9,15 +9,25 @@ import numpy as np
 
 from numaemu.atomic import compare_exchange, fetch_add, load_acquire
 from numaemu.compile import hot, kernel
-from numaemu.kernel.mm_types import MM_ANONPAGES, MM_SHMEMPAGES, PG_anon, PG_swapbacked, mapping_t, vma_t
+from numaemu.kernel.mm_inline import folio_clear, folio_set, folio_test
+from numaemu.kernel.mm_types import (MM_ANONPAGES, MM_SHMEMPAGES, MM_SWAPENTS, VM_EXEC, VM_LOCKED, PG_anon,
+                                     PG_anon_exclusive, PG_dirty, PG_swapbacked, PG_swapcache, mapping_t, vma_t)
 from numaemu.kernel.mmdebug import VM_BUG_ON_PAGE
 from numaemu.kernel.mmzone import page_of, page_to_nid
+from numaemu.kernel.page_alloc import put_page
+from numaemu.kernel.pgtable import (_PAGE_SPECIAL, _SWP_EXCLUSIVE, mm_of, pte_offset, pte_pfn, pte_present, ptep_cmpxchg,
+                                    ptep_get, swp_entry_to_pte)
 from numaemu.kernel.pool import pool_get, pool_put
 from numaemu.kernel.smp import machine_of, spin_lock, spin_unlock
+from numaemu.kernel.swapfile import swap_duplicate, swap_entry_put
+from numaemu.kernel.tlb import set_tlb_ubc_flush_pending
 from numaemu.kernel.vmstat import NR_ANON_MAPPED, NR_FILE_MAPPED, mod_node_page_state
+from numaemu.mmu import _PAGE_ACCESSED, _PAGE_DIRTY
 from numaemu.pointer import address_of
 
 U = np.uint64
+UNMAP_TRIES = 4                  # at an entry that changes as we look
+REFERENCED_LOCKED, REFERENCED_EXEC = 1 << 40, 1 << 41      # folio_referenced: VMAs that map the page are mlocked, executable
 
 
 @hot
@@ -37,7 +47,7 @@ def new_mapping(cpu, shared):
     number = pool_get(cpu, machine.mapping_pool)
     if number != 0:
         mapping = mapping_of(machine, number)
-        mapping.lock, mapping.users, mapping.first_vma, mapping.shared = U(0), 0, 0, shared
+        mapping.users, mapping.first_vma, mapping.shared = 0, 0, shared      # not the lock: a late walker may hold it
         mapping.root, mapping.nr_pages = U(0), 0
     return number
 
@@ -142,3 +152,122 @@ def rss_counter(page):
 def mapping_put(cpu, number):
     """Free a family's number (nobody is in it any more)."""
     pool_put(cpu, machine_of(cpu).mapping_pool, number)
+
+
+# -- from a page to the entries that map it ------------------------------------------------------------------
+
+@hot
+def folio_pte(machine, pfn, vma):
+    """Host address of the entry of this VMA that maps the page, or 0."""
+    address = page_address_in_vma(page_of(machine, pfn), vma)
+    if address == U(0):
+        return U(0)
+    ptep = pte_offset(machine, mm_of(machine, vma.mm), address)
+    if ptep == U(0):
+        return U(0)
+    pte = ptep_get(ptep)
+    return ptep if pte_present(pte) and pte_pfn(pte) == pfn and pte & _PAGE_SPECIAL == U(0) else U(0)
+
+
+@kernel("i64(cpu_t*, i64)")
+def folio_referenced(cpu, pfn):
+    """How many entries say that the page was accessed, which they forget; + REFERENCED_LOCKED, REFERENCED_EXEC.
+
+    No TLB is flushed for it: as on x86 a CPU whose TLB holds the page may use it again unnoticed for a while.
+    """
+    machine = machine_of(cpu)
+    page = page_of(machine, pfn)
+    if page.mapping == 0 or load_acquire(page, "mapcount") == 0:
+        return 0
+    mapping, answer = mapping_of(machine, page.mapping), 0
+    lock = address_of(mapping, "lock")
+    spin_lock(cpu, lock)
+    number = mapping.first_vma
+    while number != 0:
+        vma = vma_of(machine, number)
+        ptep = folio_pte(machine, pfn, vma)
+        while ptep != U(0):
+            if vma.flags & VM_LOCKED:
+                answer |= REFERENCED_LOCKED
+            pte = ptep_get(ptep)
+            if not pte_present(pte) or pte_pfn(pte) != pfn or pte & _PAGE_ACCESSED == U(0):
+                break
+            if ptep_cmpxchg(ptep, pte, pte & ~_PAGE_ACCESSED):
+                answer += 1
+                if vma.flags & VM_EXEC:
+                    answer |= REFERENCED_EXEC
+                break
+        number = vma.family_next
+    spin_unlock(lock)
+    return answer
+
+
+@kernel("bool(cpu_t*, i64, vma_t*, u64, u64)")
+def unmap_anon_one(cpu, pfn, vma, ptep, pte):
+    """Put a swap entry in the place of an entry that maps an anonymous page; False: look again, or leave it."""
+    machine = machine_of(cpu)
+    page = page_of(machine, pfn)
+    if not folio_test(page, PG_swapbacked):      # lazyfree: to be thrown away, unless it has been written to again
+        if pte & _PAGE_DIRTY != U(0):
+            folio_set(page, PG_swapbacked)
+            return False
+        return ptep_cmpxchg(ptep, pte, U(0))
+    if not folio_test(page, PG_swapcache):
+        return False
+    bits = _SWP_EXCLUSIVE if folio_test(page, PG_anon_exclusive) else U(0)
+    if not swap_duplicate(cpu, page.private, 1):
+        return False
+    if not ptep_cmpxchg(ptep, pte, swp_entry_to_pte(page.private, bits)):
+        swap_entry_put(cpu, page.private, 1)
+        return False
+    fetch_add(mm_of(machine, vma.mm).rss, MM_SWAPENTS, 1)
+    return True
+
+
+@kernel("bool(cpu_t*, tlbflush_unmap_batch_t*, i64, vma_t*)")
+def try_to_unmap_one(cpu, ubc, pfn, vma):
+    """Take one VMA's entry for the page away, to be flushed with the batch; False: it stays."""
+    machine = machine_of(cpu)
+    page = page_of(machine, pfn)
+    for _ in range(UNMAP_TRIES):
+        ptep = folio_pte(machine, pfn, vma)
+        if ptep == U(0):
+            return True
+        if vma.flags & VM_LOCKED:
+            return False
+        pte, anon = ptep_get(ptep), folio_test(page, PG_anon)
+        if not pte_present(pte) or pte_pfn(pte) != pfn:
+            continue
+        if not (unmap_anon_one(cpu, pfn, vma, ptep, pte) if anon else ptep_cmpxchg(ptep, pte, U(0))):
+            continue
+        if pte & _PAGE_DIRTY != U(0):
+            folio_set(page, PG_dirty)
+        set_tlb_ubc_flush_pending(cpu, ubc, vma.mm, page_address_in_vma(page, vma))
+        fetch_add(mm_of(machine, vma.mm).rss, rss_counter(page), -1)
+        folio_remove_rmap(machine, cpu, pfn)
+        put_page(cpu, pfn)
+        return True
+    return False
+
+
+@kernel("bool(cpu_t*, tlbflush_unmap_batch_t*, i64)")
+def try_to_unmap(cpu, ubc, pfn):
+    """Take a locked, isolated page out of all address spaces; True if nothing maps it any more. The caller flushes `ubc`
+    before it uses or writes the frame.
+    """
+    machine = machine_of(cpu)
+    page = page_of(machine, pfn)
+    mapping = mapping_of(machine, page.mapping)
+    lock = address_of(mapping, "lock")
+    spin_lock(cpu, lock)
+    number = mapping.first_vma
+    while number != 0 and load_acquire(page, "mapcount") > 0:
+        vma = vma_of(machine, number)
+        number = vma.family_next
+        if not try_to_unmap_one(cpu, ubc, pfn, vma):
+            break
+    spin_unlock(lock)
+    if load_acquire(page, "mapcount") > 0:
+        return False
+    folio_clear(page, PG_anon_exclusive)
+    return True

@@ -7,9 +7,10 @@ it owes nobody an answer and catches up before its next access.
 """
 import numpy as np
 
-from numaemu.atomic import compare_exchange, exchange, load_acquire, store_release, store_seq_cst
+from numaemu.atomic import compare_exchange, exchange, fetch_or, load_acquire, store_release, store_seq_cst
 from numaemu.compile import hot, kernel
 from numaemu.kernel.mm_types import machine_t, mm_t
+from numaemu.kernel.mmzone import node_of
 from numaemu.mailbox import mailbox_t, post
 from numaemu.mmu import cpu_t, tlb_flush_all
 from numaemu.native import call_address
@@ -20,20 +21,23 @@ SPINS = 100          # tries for a lock before the host may run somebody else; a
 
 # kinds of messages; a, b, c, d are their words
 (MSG_NONE,
- MSG_FILL,           # CPU -> node, coordinator -> node: zone, migratetype, pages, cpu: fill that CPU's shelf
+ MSG_FILL,           # CPU -> node, coordinator -> node: zone and alloc flags, migratetype, pages, cpu: fill that CPU's shelf
  MSG_DRAIN,          # CPU -> node: zone: take back what was returned
- MSG_ALLOC,          # CPU -> node: zone, order, migratetype: one block; the reply is its pfn or 0
+ MSG_ALLOC,          # CPU -> node: zone and alloc flags, order, migratetype: one block; the reply is its pfn or 0
  MSG_FREE,           # CPU -> node: pfn, order: one block back
  MSG_FALLBACK,       # CPU -> coordinator: zone, migratetype, pages: another node's zone has to fill my shelf
  MSG_SHOOTDOWN,      # CPU -> coordinator: my flush_* words say what; acknowledged by its targets
  MSG_DRAIN_ALL,      # CPU -> coordinator: everybody gives unused pages back; the reply is how many came
  MSG_LRU_DRAIN_ALL,  # CPU -> coordinator: CPUs that run no operation empty their LRU batches; the reply comes when they have
+ MSG_WAKE_KTHREAD,   # CPU -> coordinator: node: its kernel threads have work (node_t.kthread_pending says which)
  MSG_OOM,            # CPU -> coordinator: gfp * 16 + order, nodes: nothing is left; the reply is a victim's mm
+ MSG_UNRESERVE,      # CPU -> node: zone, migratetype, force: a pageblock kept for atomic allocations; the reply is 1 or 0
+ MSG_WARN_ALLOC,     # CPU -> coordinator: gfp * 16 + order, nodes: an allocation has failed: say so
  MSG_CALL,           # bulk: a Python call (method, arguments) pickled in the sender's outbox: offset, bytes
  MSG_RESULT,         # bulk: its answer
  MSG_DRIVER,         # the coordinator's link thread: a frame from the driver has arrived
  MSG_ISOLATE_FREE,   # context -> node: zone: my compact_control_t says how many free pages I want; the reply is how many I have
- ) = range(14)
+ ) = range(17)
 
 
 @hot
@@ -124,6 +128,14 @@ def request(cpu, to, kind, a, b, c):
         wait_for_event(cpu)
     store_release(cpu, "waiting", 0)
     return cpu.reply_value
+
+
+@kernel("void(cpu_t*, i64, u64)")
+def wake_kthread(cpu, node, work):
+    """Give a node's kernel threads work (KSWAPD, ...); the coordinator wakes them if they do not have it already."""
+    machine = machine_of(cpu)
+    if fetch_or(node_of(machine, node), "kthread_pending", work) & work == U(0):
+        send(machine, 0, MSG_WAKE_KTHREAD, cpu.id, 0, node, 0, 0, 0)
 
 
 @kernel("void(cpu_t*)")

@@ -6,13 +6,14 @@ batch's own, so it is not freed while it waits there. Batches belong to their CP
 """
 import numpy as np
 
-from numaemu.atomic import compare_exchange, fetch_and, fetch_or, load_acquire
+from numaemu.atomic import fetch_and, fetch_or
 from numaemu.compile import hot, kernel
-from numaemu.kernel.mm_inline import (folio_clear, folio_is_file_lru, folio_lru_list, folio_set, folio_test,
-                                      lruvec_add_folio, lruvec_del_folio, relock_lruvec, unlock_lruvec)
-from numaemu.kernel.mm_types import (PG_active, PG_dirty, PG_lru, PG_mlocked, PG_reclaim, PG_referenced, PG_swapbacked,
-                                     PG_swapcache, PG_unevictable, PG_workingset, PG_anon)
-from numaemu.kernel.mmzone import LRU_UNEVICTABLE, lruvec_of, page_of, page_to_nid
+from numaemu.kernel.mm_inline import (folio_clear, folio_is_file_lru, folio_set, folio_test,
+                                      lruvec_add_folio, lruvec_del_folio, relock_lruvec, unlock_lruvec,
+                                      workingset_age_nonresident)
+from numaemu.kernel.mm_types import (PG_active, PG_dirty, PG_lru, PG_mlocked, PG_referenced, PG_swapbacked, PG_swapcache,
+                                     PG_unevictable, PG_anon)
+from numaemu.kernel.mmzone import lruvec_of, page_of, page_to_nid
 from numaemu.kernel.page_alloc import get_page, put_page
 from numaemu.kernel.smp import MSG_LRU_DRAIN_ALL, machine_of, request
 from numaemu.kernel.vmstat import (NR_ISOLATED_ANON, NR_ISOLATED_FILE, PGACTIVATE, PGDEACTIVATE, PGLAZYFREE, PGROTATED,
@@ -212,6 +213,7 @@ def folio_mark_accessed(cpu, pfn):
         folio_activate(cpu, pfn)
     else:
         __lru_cache_activate_folio(cpu, pfn)
+    workingset_age_nonresident(lruvec_of(machine_of(cpu), page_to_nid(machine_of(cpu), pfn)), 1)
     fetch_and(page, "flags", ~U(PG_referenced))
 
 

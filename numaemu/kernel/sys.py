@@ -9,20 +9,20 @@ from numaemu.atomic import compare_exchange, fetch_add, load_acquire
 from numaemu.compile import entry, hot, kernel
 from numaemu.kernel.fork import alloc_task, do_exit, dup_mm, mm_alloc, mmput, setup_arg_pages
 from numaemu.kernel.gup import mm_populate
+from numaemu.kernel.internal import ALLOC_WMARK_LOW
 from numaemu.kernel.mempolicy import current_task, do_set_mempolicy, mpol_new, next_node_in
 from numaemu.kernel.migrate import do_mbind, do_migrate_pages, do_move_pages, lookup_node, page_node
 from numaemu.kernel.mm_types import policy_t, task_t
 from numaemu.kernel.mmap import do_brk, do_madvise, do_mmap, do_mprotect, do_munmap, find_vma
-from numaemu.kernel.page_alloc import alloc_pages, drain_local_pages, free_pages, put_page
+from numaemu.kernel.mmzone import page_of, page_zone
+from numaemu.kernel.page_alloc import __free_pages, alloc_pages, free_cold_page, free_page_is_bad
+from numaemu.kernel.pcplist import drain_local_pages
 from numaemu.kernel.pgtable import mm_of
-from numaemu.kernel.pool import pool_get, pool_put
 from numaemu.kernel.rmap import vma_of
-from numaemu.kernel.slab import (deactivate_slab, kfree, kmalloc_node, kmem_cache_shrink, kmem_cache_shutdown, ksize,
-                                 slab_alloc_node, slab_free)
-from numaemu.kernel.smp import (enter, leave, machine_of, read_lock, read_unlock, spin_lock, spin_unlock, write_lock,
-                                write_unlock)
+from numaemu.kernel.smp import enter, leave, machine_of, read_lock, read_unlock, write_lock, write_unlock
 from numaemu.kernel.swap import lru_add_drain
 from numaemu.kernel.tlb import switch_mm
+from numaemu.kernel.trail import TRAIL_START, TRAIL_TAKEN, leave_trail, trail_t
 from numaemu.mmu import clock_ns, cpu_t
 from numaemu.pointer import address_of, i64, u64
 from numaemu.uapi import (MAP_POPULATE, MPOL_F_ADDR, MPOL_F_MEMS_ALLOWED, MPOL_F_NODE, MPOL_INTERLEAVE, MPOL_MF_MOVE,
@@ -315,80 +315,33 @@ def kernel_alloc_pages(cpu_address, task, gfp, order, nid, nodes):
     return alloc_pages(cpu, gfp, order, cpu.node if nid < 0 else nid, nodes & machine_of(cpu).node_mask)
 
 
-@entry("void(u64, i64, i64, i64)")
-def kernel_free_pages(cpu_address, task, pfn, order):
-    """__free_pages of a block whose last reference this is."""
+@entry("i64(u64, i64, i64, i64, i64, u64)")
+def kernel_explain_pages(cpu_address, task, gfp, order, nid, nodes):
+    """The same, leaving a trail."""
     cpu = running(cpu_address, task)
-    if order == 0:
-        put_page(cpu, pfn)
-    else:
-        free_pages(cpu, pfn, order)
+    trail_t.array(machine_of(cpu).trails)[cpu.id].count = 0
+    cpu.trail = 1
+    leave_trail(cpu, TRAIL_START, -1, 0, 0, 0)
+    pfn = alloc_pages(cpu, gfp, order, cpu.node if nid < 0 else nid, nodes & machine_of(cpu).node_mask)
+    if pfn != 0:
+        leave_trail(cpu, TRAIL_TAKEN, page_zone(machine_of(cpu), pfn), ALLOC_WMARK_LOW, 0, pfn)
+    cpu.trail = 0
+    return pfn
 
 
-@entry("u64(u64, i64, i64, i64, i64)")
-def kernel_kmalloc(cpu_address, task, size, gfp, nid):
-    """kmalloc_node: an address, or 0."""
-    return kmalloc_node(running(cpu_address, task), size, gfp, nid)
+@entry("i64(u64, i64, i64, bool)")
+def kernel_free_hot_cold_page(cpu_address, task, pfn, cold):
+    """free_hot_page, free_cold_page: 0, or BAD_*."""
+    cpu = running(cpu_address, task)
+    if not cold:
+        return __free_pages(cpu, pfn, 0)
+    bad = free_page_is_bad(machine_of(cpu), pfn, 0)
+    if bad == 0 and fetch_add(page_of(machine_of(cpu), pfn), "refcount", -1) == 1:
+        free_cold_page(cpu, pfn)
+    return bad
 
 
-@entry("i64(u64, i64, u64)")
-def kernel_kfree(cpu_address, task, address):
-    """0, or a BUG_* that is noted."""
-    return kfree(running(cpu_address, task), address)
-
-
-@entry("i64(u64, i64, u64)")
-def kernel_ksize(cpu_address, task, address):
-    return ksize(running(cpu_address, task), address)
-
-
-@entry("u64(u64, i64, i64, i64, i64)")
-def kernel_cache_alloc(cpu_address, task, number, gfp, nid):
-    """kmem_cache_alloc_node: an address, or 0."""
-    return slab_alloc_node(running(cpu_address, task), number, gfp, nid)
-
-
-@entry("i64(u64, i64, i64, u64)")
-def kernel_cache_free(cpu_address, task, number, address):
-    """kmem_cache_free: 0, or a BUG_* that is noted."""
-    return slab_free(running(cpu_address, task), number, address)
-
-
-@entry("void(u64, i64)")
-def flush_slab(cpu_address, number):
-    """This CPU gives its slab of a cache up."""
-    cpu = cpu_t.at(cpu_address)
-    deactivate_slab(cpu, number, cpu.id)
-
-
-@entry("void(u64, i64)")
-def kernel_cache_shrink(cpu_address, number):
-    kmem_cache_shrink(cpu_t.at(cpu_address), number)
-
-
-@entry("i64(u64, i64)")
-def kernel_cache_shutdown(cpu_address, number):
-    """The objects that are left; if none, the cache is gone."""
-    cpu = cpu_t.at(cpu_address)
-    left = kmem_cache_shutdown(cpu, number)
-    if left == 0:
-        pool_put(cpu, machine_of(cpu).kmem_cache_pool, number)
-    return left
-
-
-@entry("i64(u64)")
-def get_cache_number(cpu_address):
-    """A number for a new cache, or 0."""
-    cpu = cpu_t.at(cpu_address)
-    return pool_get(cpu, machine_of(cpu).kmem_cache_pool)
-
-
-@entry("void(u64, bool)")
-def slab_mutex(cpu_address, lock):
-    """Take or release the lock under which caches are made and destroyed."""
-    cpu = cpu_t.at(cpu_address)
-    word = address_of(machine_of(cpu), "slab_mutex")
-    if lock:
-        spin_lock(cpu, word)
-    else:
-        spin_unlock(word)
+@entry("i64(u64, i64, i64, i64)")
+def kernel_free_pages(cpu_address, task, pfn, order):
+    """__free_pages: 0, or BAD_*."""
+    return __free_pages(running(cpu_address, task), pfn, order)

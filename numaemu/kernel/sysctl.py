@@ -12,6 +12,7 @@ from numaemu.kernel.mm_init import (COMPACTION_SYSCTLS, LOWMEM_RESERVE_RATIO, WA
                                     setup_per_zone_lowmem_reserve, setup_per_zone_wmarks)
 from numaemu.kernel.mmzone import node_t
 from numaemu.param import MAX_MAP_COUNT, VMA_INDEX_SLOTS
+from numaemu.kernel.swapfile import swap_of
 from numaemu.topology import INT_MAX, KNOWN_SYSCTLS
 
 DEFAULTS = {                             # Linux 6.12; min_free_kbytes is calculated
@@ -20,6 +21,7 @@ DEFAULTS = {                             # Linux 6.12; min_free_kbytes is calcul
     "vm.max_map_count": MAX_MAP_COUNT,
     "vm.overcommit_memory": 0,           # OVERCOMMIT_GUESS
     "vm.swappiness": 60,                 # mm/vmscan.c
+    "vm.page-cluster": 3,                # mm/swap.c
     "vm.zone_reclaim_mode": 0,
     "kernel.numa_balancing": 0,
     "vm.panic_on_oom": 0,
@@ -122,6 +124,14 @@ def set_lowmem_reserve(system):
     setup_per_zone_lowmem_reserve(system.machine, system.sysctl["vm.lowmem_reserve_ratio"])
 
 
+def set_swappiness(system):
+    system.machine.swappiness = system.sysctl["vm.swappiness"]
+
+
+def set_page_cluster(system):
+    swap_of(system.machine).page_cluster = system.sysctl["vm.page-cluster"]
+
+
 def set_max_map_count(system):
     system.machine.max_map_count = system.sysctl["vm.max_map_count"]
 
@@ -138,6 +148,7 @@ CHECKS = {"vm.max_map_count": must_fit_index, "vm.overcommit_memory": must_be_ze
           "kernel.numa_balancing": must_be_zero}
 HANDLERS = {"vm.min_free_kbytes": set_watermarks, "vm.watermark_scale_factor": set_watermarks,
             "vm.lowmem_reserve_ratio": set_lowmem_reserve, "vm.max_map_count": set_max_map_count,
+            "vm.swappiness": set_swappiness, "vm.page-cluster": set_page_cluster,
             **dict.fromkeys([f"vm.{name}" for name in COMPACTION_SYSCTLS], set_compaction)}
 
 

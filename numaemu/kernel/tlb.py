@@ -19,8 +19,14 @@ from numaemu.kernel.vmstat import (NR_TLB_LOCAL_FLUSH_ALL, NR_TLB_LOCAL_FLUSH_ON
 from numaemu.mailbox import fetch
 from numaemu.mmu import cpu_t, tlb_flush_all, tlb_flush_page
 from numaemu.param import CONTEXT_WORDS, CPU_WORDS
+from numaemu.pointer import Struct, i64, u64
 
 U = np.uint64
+UBC_MMS = 32                             # address spaces one batch of unmapped pages may touch before one is flushed by itself
+
+tlbflush_unmap_batch_t = Struct("tlbflush_unmap_batch_t", [      # its CPU only: entries taken out and not flushed yet
+    ("nr_mms", i64), ("mms", i64, UBC_MMS), ("start", u64, UBC_MMS), ("end", u64, UBC_MMS),
+])
 TLB_SINGLE_PAGE_FLUSH_CEILING = 33       # pages; beyond it the whole TLB is flushed (tlb.c)
 
 
@@ -132,6 +138,30 @@ def flush_tlb_mm_range(cpu, mm_number, start, end):
             break
         wait_for_event(cpu)
     store_release(cpu, "waiting", 0)
+
+
+@kernel("void(cpu_t*, tlbflush_unmap_batch_t*, i64, u64)")
+def set_tlb_ubc_flush_pending(cpu, ubc, mm_number, address):
+    """Remember that an entry of this address space has changed; flushed with the others, before any frame is used again."""
+    for i in range(ubc.nr_mms):
+        if ubc.mms[i] == mm_number:
+            ubc.start[i] = min(ubc.start[i], address)
+            ubc.end[i] = max(ubc.end[i], address + U(4096))
+            return
+    if ubc.nr_mms == UBC_MMS:
+        flush_tlb_mm_range(cpu, mm_number, address, address + U(4096))
+        return
+    i = ubc.nr_mms
+    ubc.mms[i], ubc.start[i], ubc.end[i] = mm_number, address, address + U(4096)
+    ubc.nr_mms += 1
+
+
+@kernel("void(cpu_t*, tlbflush_unmap_batch_t*)")
+def try_to_unmap_flush(cpu, ubc):
+    """One shootdown for each address space concerned."""
+    for i in range(ubc.nr_mms):
+        flush_tlb_mm_range(cpu, ubc.mms[i], ubc.start[i], ubc.end[i])
+    ubc.nr_mms = 0
 
 
 @kernel("void(cpu_t*, i64)")

@@ -1,5 +1,5 @@
 """Counters: Linux's mm/vmstat.c. Each CPU counts in its own block, without atomics; readers add the blocks up."""
-from numaemu.compile import hot
+from numaemu.compile import hot, kernel
 from numaemu.kernel.mmzone import MAX_NR_ZONES, NR_LRU_LISTS, lruvec_of, zone_of
 from numaemu.param import MAX_NODES
 from numaemu.pointer import Struct, i64
@@ -17,7 +17,7 @@ VM_EVENTS = (
     "unevictable_pgs_culled unevictable_pgs_scanned unevictable_pgs_rescued unevictable_pgs_mlocked "
     "unevictable_pgs_munlocked unevictable_pgs_cleared unevictable_pgs_stranded "
     "nr_tlb_remote_flush nr_tlb_remote_flush_received nr_tlb_local_flush_all nr_tlb_local_flush_one "
-    "swap_ra swap_ra_hit swpin_zero swpout_zero numa_fallback").split()
+    "swap_ra swap_ra_hit swpin_zero swpout_zero zswpin zswpout numa_fallback").split()
 (PGPGIN, PGPGOUT, PSWPIN, PSWPOUT,
  PGALLOC_DMA, PGALLOC_DMA32, PGALLOC_NORMAL, PGALLOC_HIGHMEM, PGALLOC_MOVABLE,
  ALLOCSTALL_DMA, ALLOCSTALL_DMA32, ALLOCSTALL_NORMAL, ALLOCSTALL_HIGHMEM, ALLOCSTALL_MOVABLE,
@@ -30,7 +30,7 @@ VM_EVENTS = (
  UNEVICTABLE_PGS_CULLED, UNEVICTABLE_PGS_SCANNED, UNEVICTABLE_PGS_RESCUED, UNEVICTABLE_PGS_MLOCKED,
  UNEVICTABLE_PGS_MUNLOCKED, UNEVICTABLE_PGS_CLEARED, UNEVICTABLE_PGS_STRANDED,
  NR_TLB_REMOTE_FLUSH, NR_TLB_REMOTE_FLUSH_RECEIVED, NR_TLB_LOCAL_FLUSH_ALL, NR_TLB_LOCAL_FLUSH_ONE,
- SWAP_RA, SWAP_RA_HIT, SWPIN_ZERO, SWPOUT_ZERO, NUMA_FALLBACK) = range(len(VM_EVENTS))
+ SWAP_RA, SWAP_RA_HIT, SWPIN_ZERO, SWPOUT_ZERO, ZSWPIN, ZSWPOUT, NUMA_FALLBACK) = range(len(VM_EVENTS))
 
 NUMA_STATS = ("numa_hit", "numa_miss", "numa_foreign", "interleave_hit", "local_node", "other_node")
 NUMA_HIT, NUMA_MISS, NUMA_FOREIGN, NUMA_INTERLEAVE_HIT, NUMA_LOCAL, NUMA_OTHER = range(6)
@@ -94,6 +94,15 @@ def zone_statistics(machine, cpu, cpu_node, preferred_node, node, n):
 def pgalloc_event(machine, zone):
     """The PGALLOC_* event of a zone number."""
     return PGALLOC_DMA + zone % MAX_NR_ZONES
+
+
+@kernel("i64(machine_t*, i64, i64)")
+def node_page_state(machine, node, item):
+    """A counter of a node, all CPUs added up."""
+    total = 0
+    for cpu in range(machine.nr_cpu_ids):
+        total += percpu_of(machine, cpu).node[node].item[item]
+    return total
 
 
 def fold_vm_events(machine):

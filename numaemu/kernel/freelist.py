@@ -1,0 +1,137 @@
+"""One walk along a zonelist under one watermark: get_page_from_freelist and rmqueue of Linux's mm/page_alloc.c."""
+import numpy as np
+
+from numaemu.atomic import fetch_and
+from numaemu.compile import hot, kernel
+from numaemu.kernel.gfp import __GFP_COLD, __GFP_THISNODE
+from numaemu.kernel.internal import (ALLOC_BITS, ALLOC_KSWAPD, ALLOC_NO_WATERMARKS, ALLOC_NOFRAGMENT, ALLOC_NON_BLOCK,
+                                     ALLOC_OOM)
+from numaemu.kernel.mmzone import (MAX_NR_ZONES, ZONE_BOOSTED_WATERMARK, ZONE_NORMAL, pcp_of, zone_of, zonelist)
+from numaemu.kernel.pcplist import rmqueue_pcplist, take_coldest, take_shelf
+from numaemu.kernel.smp import MSG_ALLOC, actor_of_node, machine_of, request
+from numaemu.kernel.trail import TRAIL_KSWAPD, TRAIL_MARK_FAILED, TRAIL_NO_PAGE, leave_trail
+from numaemu.kernel.vmstat import PGALLOC_DMA, count_vm_events, zone_statistics
+from numaemu.kernel.watermark import gfp_migratetype, gfp_zone, zone_watermark_fast
+from numaemu.native import call_address
+from numaemu.param import MAX_NODES
+
+U = np.uint64
+_BOOSTED = U(ZONE_BOOSTED_WATERMARK)
+AGAIN = -1                       # answer of a walk: once more, and types may mix
+
+
+@kernel("void(cpu_t*, i64, i64, i64, i64)")
+def wakeup_kswapd(cpu, gfp, order, nid, highest_zone):
+    """Tell node `nid`'s kswapd that memory is short, if there is one."""
+    if machine_of(cpu).on_wake_kswapd == U(0):
+        return
+    if cpu.trail != 0:
+        leave_trail(cpu, TRAIL_KSWAPD, nid, 0, highest_zone, 0)
+    call_address(machine_of(cpu).on_wake_kswapd, cpu.address, U(gfp << 8 | order << 4 | highest_zone), U(nid))
+
+
+@kernel("void(cpu_t*, i64, i64, i64, u64, i64)")
+def wake_all_kswapds(cpu, gfp, order, nid, nodemask, highest_zone):
+    """The kswapd of every node that the allocation may use."""
+    machine = machine_of(cpu)
+    if machine.on_wake_kswapd == U(0):
+        return
+    order_of_nodes = zonelist(machine, nid)
+    for i in range(MAX_NODES):
+        node = order_of_nodes[i]
+        if node < 0:
+            return
+        if (nodemask >> U(node)) & U(1) != U(0) and not (gfp & __GFP_THISNODE and node != nid):
+            wakeup_kswapd(cpu, gfp, order, node, highest_zone)
+
+
+@kernel("void(cpu_t*, zone_t*)")
+def wake_for_boost(cpu, zone):
+    """A fallback has boosted the zone's watermarks: kswapd shall reach them."""
+    if fetch_and(zone, "flags", ~_BOOSTED) & _BOOSTED != U(0):
+        wakeup_kswapd(cpu, 0, 0, zone.node, zone.type)
+
+
+@kernel("i64(cpu_t*, zone_t*, i64, i64, i64, i64)")
+def rmqueue_slow(cpu, zone, order, migratetype, preferred_node, alloc_flags):
+    """A block from the node itself; a single page only for those whom no list has served and who must not fail."""
+    if order == 0 and not alloc_flags & (ALLOC_OOM | ALLOC_NON_BLOCK):
+        return 0
+    return request(cpu, actor_of_node(zone.node), MSG_ALLOC, zone.number << ALLOC_BITS | alloc_flags, order, migratetype)
+
+
+@kernel("i64(cpu_t*, zone_t*, i64, i64, i64)")
+def rmqueue_cold(cpu, zone, migratetype, preferred_node, alloc_flags):
+    """As rmqueue_pcplist, from the other end."""
+    pcp = pcp_of(machine_of(cpu), cpu.id, zone.number).lists[migratetype]
+    if pcp.head == 0 and not take_shelf(cpu, zone, migratetype, preferred_node, alloc_flags):
+        return 0
+    return take_coldest(machine_of(cpu), pcp)
+
+
+@hot
+def rmqueue(cpu, zone, gfp, order, migratetype, preferred_node, alloc_flags):
+    """A block of the zone; its pfn or 0."""
+    pfn = 0
+    if order == 0:
+        if gfp & __GFP_COLD:
+            pfn = rmqueue_cold(cpu, zone, migratetype, preferred_node, alloc_flags)
+        else:
+            pfn = rmqueue_pcplist(cpu, zone, migratetype, preferred_node, alloc_flags)
+    if pfn == 0:
+        pfn = rmqueue_slow(cpu, zone, order, migratetype, preferred_node, alloc_flags)
+    if alloc_flags & ALLOC_KSWAPD and zone.flags & _BOOSTED != U(0):
+        wake_for_boost(cpu, zone)
+    return pfn
+
+
+@hot
+def nofragment(machine, zone, alloc_flags):
+    """alloc_flags_nofragment: mixing types is avoided only where a lower zone lies beside the preferred one."""
+    if alloc_flags & ALLOC_NOFRAGMENT and (zone.type != ZONE_NORMAL or
+                                           zone_of(machine, zone.number - 1).managed_pages == 0):
+        return alloc_flags & ~ALLOC_NOFRAGMENT
+    return alloc_flags
+
+
+@kernel("i64(cpu_t*, i64, i64, i64, u64, i64)")
+def walk_zonelist(cpu, gfp, order, nid, nodemask, alloc_flags):
+    """The pfn of a block, 0, or AGAIN."""
+    machine = machine_of(cpu)
+    highest, migratetype = gfp_zone(machine, gfp), gfp_migratetype(machine, gfp)
+    order_of_nodes, preferred = zonelist(machine, nid), -1
+    for i in range(MAX_NODES):
+        node = order_of_nodes[i]
+        if node < 0:
+            break
+        if (nodemask >> U(node)) & U(1) == U(0) or (gfp & __GFP_THISNODE and node != nid):
+            continue
+        for kind in range(highest, -1, -1):
+            zone = zone_of(machine, node * MAX_NR_ZONES + kind)
+            if zone.managed_pages == 0:
+                continue
+            if preferred < 0:
+                preferred, alloc_flags = node, nofragment(machine, zone, alloc_flags)
+            elif node != preferred and alloc_flags & ALLOC_NOFRAGMENT:
+                return AGAIN
+            if not alloc_flags & ALLOC_NO_WATERMARKS and not zone_watermark_fast(zone, order, highest, alloc_flags):
+                if cpu.trail != 0:
+                    leave_trail(cpu, TRAIL_MARK_FAILED, zone.number, alloc_flags, highest, 0)
+                continue
+            pfn = rmqueue(cpu, zone, gfp, order, migratetype, preferred, alloc_flags)
+            if pfn != 0:
+                count_vm_events(machine, cpu.id, PGALLOC_DMA + kind, 1 << order)
+                zone_statistics(machine, cpu.id, cpu.node, preferred, node, 1)
+                return pfn
+            if cpu.trail != 0:
+                leave_trail(cpu, TRAIL_NO_PAGE, zone.number, alloc_flags, highest, 0)
+    return AGAIN if alloc_flags & ALLOC_NOFRAGMENT else 0
+
+
+@kernel("i64(cpu_t*, i64, i64, i64, u64, i64)")
+def get_page_from_freelist(cpu, gfp, order, nid, nodemask, alloc_flags):
+    """Walk nid's zonelist; the pfn of a block, or 0."""
+    pfn = walk_zonelist(cpu, gfp, order, nid, nodemask, alloc_flags)
+    if pfn == AGAIN:
+        pfn = walk_zonelist(cpu, gfp, order, nid, nodemask, alloc_flags & ~ALLOC_NOFRAGMENT)
+    return pfn

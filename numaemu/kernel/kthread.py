@@ -1,0 +1,31 @@
+"""A node's kernel threads: what runs in its context behind the CPUs (machine_t.nr_cpu_ids), when the coordinator wakes it.
+
+One thread of the node's process does all of it in turn: kswapd, kcompactd, on node 0 the flusher. Who wants something
+sets its bit in node_t.kthread_pending; the bits are taken by exchange, so that no wake-up is lost.
+"""
+import numpy as np
+
+from numaemu.atomic import exchange, load_acquire, store_release
+from numaemu.compile import entry
+from numaemu.kernel.compaction import kcompactd_do_work
+from numaemu.kernel.kswapd import kswapd
+from numaemu.kernel.mmzone import KCOMPACTD, KSWAPD, node_of
+from numaemu.kernel.smp import machine_of
+from numaemu.mmu import cpu_t
+
+U = np.uint64
+
+
+@entry("void(u64)", nogil=True)
+def run_kthreads(context_address):
+    """Do what is pending until nothing is."""
+    cpu = cpu_t.at(context_address)
+    node, pgdat = cpu.node, node_of(machine_of(cpu), cpu.node)
+    store_release(pgdat, "kthread_running", 1)
+    while load_acquire(pgdat, "kthread_pending") != U(0):
+        pending = exchange(pgdat, "kthread_pending", 0)
+        if pending & U(KSWAPD) != U(0):
+            kswapd(cpu, node)
+        if pending & U(KCOMPACTD) != U(0):
+            kcompactd_do_work(cpu, node)
+    store_release(pgdat, "kthread_running", 0)

@@ -1,0 +1,133 @@
+"""Swap cache look-ups and readahead: Linux's mm/swap_state.c."""
+import numpy as np
+
+from numaemu.atomic import exchange
+from numaemu.compile import kernel
+from numaemu.kernel.gfp import GFP_HIGHUSER_MOVABLE
+from numaemu.kernel.mempolicy import vma_alloc_folio
+from numaemu.kernel.mm_inline import folio_clear, folio_set
+from numaemu.kernel.mm_types import PG_dirty, PG_locked, PG_readahead, PG_swapbacked
+from numaemu.kernel.mmzone import page_of
+from numaemu.kernel.page_alloc import get_page, put_page
+from numaemu.kernel.page_io import swap_read_folio
+from numaemu.kernel.smp import machine_of, relax
+from numaemu.kernel.swap import folio_add_new_lru, lru_add_drain
+from numaemu.kernel.swapfile import (SWAP_HAS_CACHE, add_to_swap_cache, folio_alloc_swap, folio_unlock, swap_cache,
+                                     swap_cache_get_folio, swap_count, swap_duplicate, swap_of, swp_offset, swp_type)
+from numaemu.kernel.vmstat import SWAP_RA, SWAP_RA_HIT, count_vm_events
+from numaemu.kernel.workingset import workingset_refault
+
+U = np.uint64
+NONE, FOUND, READ = range(3)             # how __read_swap_cache_async came by a page, in cpu.scratch
+
+
+@kernel("bool(cpu_t*, i64)")
+def add_to_swap(cpu, pfn):
+    """Give a locked anonymous page a slot and make it the slot's page in the swap cache; False: no slot is free."""
+    machine = machine_of(cpu)
+    entry = folio_alloc_swap(cpu)
+    if entry == 0:
+        return False
+    page = page_of(machine, pfn)
+    get_page(page)
+    add_to_swap_cache(cpu, pfn, entry)
+    folio_set(page, PG_dirty)            # it must be written, whether a page-table entry says so or not
+    return True
+
+
+@kernel("i64(cpu_t*, i64)")
+def swap_cache_get_hit(cpu, entry):
+    """swap_cache_get_folio for a fault: readahead learns that it was right."""
+    machine = machine_of(cpu)
+    pfn = swap_cache_get_folio(cpu, entry)
+    if pfn != 0 and folio_clear(page_of(machine, pfn), PG_readahead):
+        count_vm_events(machine, cpu.id, SWAP_RA_HIT, 1)
+        swap_of(machine).swapin_readahead_hits += 1
+    return pfn
+
+
+@kernel("i64(cpu_t*, vma_t*, u64, i64)")
+def __read_swap_cache_async(cpu, vma, address, entry):
+    """The page of an entry, with a reference: found in the cache, or new and read from the slot; 0: gone, or no memory.
+
+    `address` is where the fault is, whose policy places the page. cpu.scratch says how the page was come by.
+    """
+    machine = machine_of(cpu)
+    new, tries = 0, 0
+    while True:
+        cpu.scratch = U(FOUND)
+        pfn = swap_cache_get_folio(cpu, entry)
+        if pfn != 0 or swap_count(machine, entry) <= 0:
+            break
+        if new == 0:
+            new = vma_alloc_folio(cpu, GFP_HIGHUSER_MOVABLE, vma, address)
+            if new == 0:
+                break
+        if swap_duplicate(cpu, entry, SWAP_HAS_CACHE):
+            cpu.scratch = U(READ)
+            break
+        tries += 1
+        relax(cpu, tries)                # somebody else is just adding it, or taking it away
+    if cpu.scratch == U(FOUND):
+        if new != 0:
+            put_page(cpu, new)
+        if pfn == 0:
+            cpu.scratch = U(NONE)
+        return pfn
+    page, shadow = page_of(machine, new), swap_cache(machine)[entry]
+    page.flags |= U(PG_locked | PG_swapbacked)
+    page.refcount = 3                    # the caller's, the cache's, that of its way to the LRU list
+    add_to_swap_cache(cpu, new, entry)
+    if shadow < 0:
+        workingset_refault(cpu, new, shadow)
+    folio_add_new_lru(cpu, new)
+    swap_read_folio(cpu, new)
+    folio_unlock(page)
+    return new
+
+
+@kernel("i64(machine_t*, i64)")
+def swapin_nr_pages(machine, offset):
+    """How many slots around `offset` to read: more while readahead is right, one where it is not and faults jump."""
+    swap = swap_of(machine)
+    most = 1 << swap.page_cluster
+    if most <= 1:
+        return 1
+    hits = exchange(swap, "swapin_readahead_hits", 0)
+    pages = hits + 2
+    if pages == 2:
+        if offset != swap.prev_offset + 1 and offset != swap.prev_offset - 1:
+            pages = 1
+    else:
+        roundup = 4
+        while roundup < pages:
+            roundup <<= 1
+        pages = roundup
+    pages = max(min(pages, most), swap.last_readahead_pages // 2)
+    if hits == 0:
+        swap.prev_offset = offset
+    swap.last_readahead_pages = pages
+    return pages
+
+
+@kernel("i64(cpu_t*, vma_t*, u64, i64)")
+def swap_cluster_readahead(cpu, vma, address, entry):
+    """Read the slots around an entry into the cache, as many as seem worth it; the entry's page, with a reference, or 0."""
+    machine = machine_of(cpu)
+    offset, info = swp_offset(entry), swap_of(machine).info[swp_type(entry)]
+    mask = swapin_nr_pages(machine, offset) - 1
+    if mask > 0:
+        first = entry - offset
+        for near in range(max(offset & ~mask, 1), min(offset | mask, info.max - 1) + 1):
+            if near == offset:
+                continue
+            pfn = __read_swap_cache_async(cpu, vma, address, first + near)
+            if pfn == 0:
+                continue
+            if cpu.scratch == U(READ):
+                folio_set(page_of(machine, pfn), PG_readahead)
+                count_vm_events(machine, cpu.id, SWAP_RA, 1)
+            put_page(cpu, pfn)
+        lru_add_drain(cpu)
+    cpu.clock_base_ns += machine.disk_read_latency_ns
+    return __read_swap_cache_async(cpu, vma, address, entry)

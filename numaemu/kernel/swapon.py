@@ -1,0 +1,216 @@
+"""Swap areas come and go, and what /proc and /sys say about swap: the outer half of Linux's mm/swapfile.c.
+
+Areas are made by the coordinator. They are partitions of their own, MAX_SWAPFILES at most; one of kind zram keeps its
+pages compressed in memory.
+"""
+import errno
+import time
+
+import numpy as np
+
+from numaemu.atomic import compare_exchange, fetch_add, load_acquire, store_release
+from numaemu.compile import entry, kernel
+from numaemu.kernel.fork import mmget_not_zero, mmput
+from numaemu.kernel.memory import VM_FAULT_OOM, handle_mm_fault
+from numaemu.kernel.mm_inline import folio_test
+from numaemu.kernel.mm_types import PG_swapcache, pool_t
+from numaemu.kernel.mmap import vma_index
+from numaemu.kernel.mmzone import page_of
+from numaemu.kernel.page_alloc import put_page
+from numaemu.kernel.pgtable import is_swap_entry, mm_of, pte_offset, pte_to_swp_entry, ptep_get, skip_missing
+from numaemu.kernel.rmap import vma_of
+from numaemu.kernel.smp import machine_of, read_lock, read_unlock
+from numaemu.kernel.swapfile import (MAX_SWAPFILES, SWAP_DISK, SWAP_NAME_BYTES, SWAP_ZRAM, SWP_OFFSET_BITS, SWP_USED,
+                                     SWP_WRITEOK, folio_free_swap, folio_lock, folio_unlock, swap_cache_get_folio,
+                                     swap_map, swap_of, swp_type)
+from numaemu.kernel.zram import ALGORITHMS, zstat_of
+from numaemu.mmu import cpu_t
+from numaemu.param import PAGE_SIZE
+from numaemu.pointer import address_of
+
+U = np.uint64
+KINDS = ("disk", "zram")
+
+
+def area_name(info):
+    return bytes(info.name.as_numpy()).rstrip(b"\0").decode()
+
+
+def areas(machine):
+    """The areas in use, in the order of their numbers."""
+    swap = swap_of(machine)
+    return [swap.info[kind] for kind in range(MAX_SWAPFILES) if swap.info[kind].flags & SWP_USED]
+
+
+def swapon(machine, name, nbytes, priority=None, kind="disk"):
+    """Add an area of `nbytes`, header page included; those without a priority come after all others, in their order."""
+    swap, pages = swap_of(machine), nbytes // PAGE_SIZE
+    if kind not in KINDS:
+        raise ValueError(f"swapon {name}: kind {kind!r} is not one of {', '.join(KINDS)}")
+    if not 2 <= pages <= 1 << SWP_OFFSET_BITS:
+        raise ValueError(f"swapon {name}: {nbytes} bytes, must be 8 KiB to {PAGE_SIZE << SWP_OFFSET_BITS >> 30} GiB")
+    if not 0 < len(name.encode()) < SWAP_NAME_BYTES:
+        raise ValueError(f"swapon: name {name!r} must have 1 to {SWAP_NAME_BYTES - 1} bytes")
+    if any(area_name(info) == name for info in areas(machine)):
+        raise OSError(errno.EBUSY, "swap area in use", name)
+    free = [swap.info[n] for n in range(MAX_SWAPFILES) if not swap.info[n].flags & SWP_USED]
+    if not free:
+        raise OSError(errno.EPERM, f"at most {MAX_SWAPFILES} swap areas", name)
+    info = free[0]
+    raw = name.encode().ljust(SWAP_NAME_BYTES, b"\0")
+    for i, byte in enumerate(raw):
+        info.name[i] = byte
+    lowest = min([info.prio for info in areas(machine)] + [-1])
+    info.prio = lowest - 1 if priority is None else priority
+    info.kind = SWAP_ZRAM if kind == "zram" else SWAP_DISK
+    info.max, info.inuse_pages, info.cluster_next = pages, 0, 1
+    fetch_add(swap, "total_swap_pages", pages - 1)
+    fetch_add(machine, "nr_swap_pages", pages - 1)
+    store_release(info, "flags", SWP_USED | SWP_WRITEOK)
+
+
+def locked(info):
+    """Take an area's lock from Python; CPUs hold it for moments only."""
+    while compare_exchange(info, "lock", U(0), U(1)) != U(0):
+        time.sleep(0)
+
+
+def swapoff_begin(machine, name):
+    """No new slots of the area from now on; its number."""
+    swap = swap_of(machine)
+    for info in areas(machine):
+        if area_name(info) == name and info.flags & SWP_WRITEOK:
+            locked(info)
+            info.flags = SWP_USED
+            fetch_add(swap, "total_swap_pages", 1 - info.max)
+            fetch_add(machine, "nr_swap_pages", info.inuse_pages + 1 - info.max)
+            store_release(info, "lock", U(0))
+            return info.type
+    raise OSError(errno.EINVAL, "not a swap area", name)
+
+
+def swapoff_end(machine, kind):
+    """Nothing is in the area any more, or some is: then it goes on as before."""
+    swap = swap_of(machine)
+    info = swap.info[kind]
+    if load_acquire(info, "inuse_pages") == 0:
+        info.flags = 0
+        return
+    locked(info)
+    info.flags = SWP_USED | SWP_WRITEOK
+    fetch_add(swap, "total_swap_pages", info.max - 1)
+    fetch_add(machine, "nr_swap_pages", info.max - 1 - info.inuse_pages)
+    store_release(info, "lock", U(0))
+    raise OSError(errno.ENOMEM, f"{info.inuse_pages} pages do not fit into memory", area_name(info))
+
+
+@kernel("bool(cpu_t*, i64, i64)")
+def unuse_mm(cpu, mm_number, kind):
+    """Bring every page of an address space that is in the area back; False: no memory."""
+    machine = machine_of(cpu)
+    mm = mm_of(machine, mm_number)
+    for position in range(mm.map_count):
+        number = vma_index(machine, mm_number)[position]
+        vma = vma_of(machine, number)
+        address = vma.start
+        while address < vma.end:
+            ptep = pte_offset(machine, mm, address)
+            if ptep == U(0):
+                address = skip_missing(machine, mm, address)
+                continue
+            pte = ptep_get(ptep)
+            if is_swap_entry(pte) and swp_type(pte_to_swp_entry(pte)) == kind:
+                if handle_mm_fault(cpu, mm, number, address, False) == VM_FAULT_OOM:
+                    return False
+            address += U(4096)
+    return True
+
+
+@kernel("void(cpu_t*, i64)")
+def unuse_cache(cpu, kind):
+    """Pages that are in memory give their slots of the area up."""
+    machine = machine_of(cpu)
+    first = kind << SWP_OFFSET_BITS
+    for slot in range(first + 1, first + swap_of(machine).info[kind].max):
+        pfn = swap_cache_get_folio(cpu, slot) if load_acquire(swap_map(machine), slot) != 0 else 0
+        if pfn != 0:
+            page = page_of(machine, pfn)
+            folio_lock(cpu, page)
+            if folio_test(page, PG_swapcache) and page.private == slot:
+                folio_free_swap(cpu, pfn)
+            folio_unlock(page)
+            put_page(cpu, pfn)
+
+
+@entry("void(u64, i64)", nogil=True)
+def try_to_unuse(cpu_address, kind):
+    """Empty a swap area, on a CPU between two operations: address spaces first, then what the swap cache still holds."""
+    cpu = cpu_t.at(cpu_address)
+    machine = machine_of(cpu)
+    cpu.task = 0                             # nobody's policy, nobody's faults
+    fits = True
+    for number in range(1, pool_t.at(machine.mm_pool).used + 1):
+        if fits and mmget_not_zero(cpu, number):
+            lock = address_of(mm_of(machine, number), "mmap_lock")
+            read_lock(cpu, lock)
+            fits = unuse_mm(cpu, number, kind)
+            read_unlock(lock)
+            mmput(cpu, number)
+    if fits:
+        unuse_cache(cpu, kind)
+
+
+# -- /proc and /sys ------------------------------------------------------------------------------------------
+
+def swaps(system):
+    """/proc/swaps: swap_show"""
+    lines = ["Filename\t\t\t\tType\t\tSize\t\tUsed\t\tPriority"]
+    for info in areas(system.machine):
+        size, used = (info.max - 1) * 4, info.inuse_pages * 4
+        lines.append(f"{area_name(info):<40}partition\t{size}\t{'' if size >= 10000000 else chr(9)}{used}\t"
+                     f"{'' if used >= 10000000 else chr(9)}{info.prio}")
+    return "\n".join(lines) + "\n"
+
+
+def mm_stat(system):
+    """/sys/block/zram0/mm_stat: original, compressed bytes, memory used (all three of pages that are kept compressed), limit,
+    its maximum, pages of one value (0: zeros are noted, not stored), compacted, huge pages, huge pages ever (not counted: 0)
+    """
+    stat = zstat_of(system.machine)
+    used = stat.compr_bytes + 8 * stat.pages
+    return " ".join(f"{n:8d}" for n in (stat.orig_bytes, stat.compr_bytes, used, 0, 0, 0, 0, stat.huge_pages)) + "\n"
+
+
+def comp_algorithm(system):
+    """The chosen algorithm in brackets, as zram shows it."""
+    chosen = zstat_of(system.machine).algorithm
+    return " ".join(f"[{name}]" if number == chosen else name for number, name in enumerate(ALGORITHMS)) + "\n"
+
+
+def set_algorithm(system, text):
+    """Choose the library, while nothing is kept compressed."""
+    stat, name = zstat_of(system.machine), text.strip()
+    if name not in ALGORITHMS:
+        raise OSError(errno.EINVAL, f"compression {name!r} is not one of {', '.join(ALGORITHMS)}")
+    if stat.pages:
+        raise OSError(errno.EBUSY, f"{stat.pages} pages are kept compressed by {ALGORITHMS[stat.algorithm]}")
+    stat.algorithm = ALGORITHMS.index(name)
+
+
+def zswap_enabled(system):
+    return "Y\n" if system.machine.zswap_enabled else "N\n"
+
+
+def set_zswap_enabled(system, text):
+    if text.strip() not in ("0", "1", "Y", "N", "y", "n"):
+        raise OSError(errno.EINVAL, f"zswap enabled is {text.strip()!r}, must be Y or N")
+    system.machine.zswap_enabled = int(text.strip() in "1Yy")
+
+
+FILES = {
+    "/proc/swaps": (swaps, None),
+    "/sys/block/zram0/mm_stat": (mm_stat, None),
+    "/sys/block/zram0/comp_algorithm": (comp_algorithm, set_algorithm),
+    "/sys/module/zswap/parameters/enabled": (zswap_enabled, set_zswap_enabled),
+    "/sys/module/zswap/parameters/compressor": (comp_algorithm, set_algorithm),
+}
