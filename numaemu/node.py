@@ -8,8 +8,8 @@ from concurrent.futures import Future
 
 from numaemu.actor import Actor
 from numaemu.kernel.buddy import free_pcppages_bulk, take_back_shelves
-from numaemu.kernel.compaction import compact_node_now
 from numaemu.kernel.compaction_free import serve_node
+from numaemu.kernel.kcompactd import compact_node_now
 from numaemu.kernel.kthread import run_kthreads
 from numaemu.kernel.mmzone import MAX_NR_ZONES, zone_of
 from numaemu.kernel.sys import drain_lru

@@ -19,7 +19,7 @@ from numaemu.coordinator import Coordinator
 from numaemu.kernel import proc_vmstat, stats
 from numaemu.kernel import sys as syscalls
 from numaemu.kernel.check import audit
-from numaemu.kernel.compaction import compact_node_now
+from numaemu.kernel.kcompactd import compact_node_now
 from numaemu.kernel.fault import exc_page_fault
 from numaemu.kernel.mm_init import boot, control_layout
 from numaemu.kernel.kthread import run_kthreads

@@ -8,8 +8,7 @@ import numpy as np
 import pytest
 
 from numaemu.kernel import proc
-from numaemu.kernel.compaction import (compact_node, direct_compact, place_scanners,
-                                       proactive_compact_node, release_freepages, wakeup_kcompactd)
+from numaemu.kernel.compaction import direct_compact, place_scanners, release_freepages
 from numaemu.kernel.compaction_free import (COMPACT_ALL, MIGRATE_SYNC, compact_control_of, compaction_defer_reset,
                                             compaction_deferred, defer_compaction, extfrag_for_order,
                                             fragmentation_index, get_pageblock_skip, isolate_freepages,
@@ -18,12 +17,13 @@ from numaemu.kernel.compaction_scan import isolate_migratepages, isolate_migrate
 from numaemu.kernel.gfp import __GFP_MOVABLE, GFP_HIGHUSER_MOVABLE, GFP_KERNEL
 from numaemu.kernel.internal import (COMPACT_DONE, COMPACT_PRIO_ASYNC, COMPACT_PRIO_SYNC_FULL, COMPACT_PRIO_SYNC_LIGHT,
                                      COMPACT_SKIPPED)
+from numaemu.kernel.kcompactd import compact_node, proactive_compact_node, wakeup_kcompactd
 from numaemu.kernel.migrate import batch_of
 from numaemu.kernel.mm_types import PG_anon, PG_locked, PG_lru
 from numaemu.kernel.mmzone import MIGRATE_MOVABLE, node_of, zone_t
 from numaemu.kernel.pgtable import pte_pfn
 from numaemu.native import call_address
-from numaemu.uapi import MADV_DONTNEED, MAP_ANONYMOUS, MAP_SHARED, MPOL_BIND
+from numaemu.uapi import MADV_DONTNEED, MAP_ANONYMOUS, MAP_SHARED
 
 U = np.uint64
 PAGE = 4096

@@ -10,7 +10,7 @@ import numpy as np
 
 from numaemu.compile import hot, kernel
 from numaemu.kernel.buddy import free_pcppages_bulk, serve_pages
-from numaemu.kernel.free_area import del_page_from_free_list, set_pageblock_migratetype, touch_virgin
+from numaemu.kernel.free_area import del_page_from_free_list, touch_virgin
 from numaemu.kernel.mm_types import PG_buddy, PG_used
 from numaemu.kernel.mmzone import (MIGRATE_HIGHATOMIC, MIGRATE_MOVABLE, MIGRATE_PCPTYPES, MIGRATE_TYPES, WMARK_MIN,
                                    page_of, zone_of)

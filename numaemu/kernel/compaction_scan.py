@@ -7,8 +7,8 @@ import numpy as np
 
 from numaemu.atomic import load_acquire
 from numaemu.compile import hot, kernel
-from numaemu.kernel.compaction_free import (COMPACT_ALL, COMPACT_CLUSTER_MAX, MIGRATE_ASYNC, compact_control_of,
-                                            get_pageblock_skip, isolation_suitable, pageblock_end, pageblock_start, set_pageblock_skip)
+from numaemu.kernel.compaction_free import (COMPACT_ALL, COMPACT_CLUSTER_MAX, MIGRATE_ASYNC, get_pageblock_skip,
+                                            isolation_suitable, pageblock_end, pageblock_start, set_pageblock_skip)
 from numaemu.kernel.gfp import __GFP_FS
 from numaemu.kernel.migrate import NR_MAX_BATCHED_MIGRATION, batch_of, putback_page
 from numaemu.kernel.mm_inline import folio_clear, folio_set, folio_test, lruvec_del_folio, relock_lruvec, unlock_lruvec

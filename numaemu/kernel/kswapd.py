@@ -5,9 +5,9 @@ It runs in the node's context of kernel threads (kthread.py), until a zone is ab
 import numpy as np
 
 from numaemu.compile import callback, kernel
-from numaemu.kernel.compaction import wakeup_kcompactd
 from numaemu.kernel.gfp import GFP_KERNEL
 from numaemu.kernel.internal import MAX_RECLAIM_RETRIES, PF_KSWAPD, PF_MEMALLOC
+from numaemu.kernel.kcompactd import wakeup_kcompactd
 from numaemu.kernel.mmzone import (KSWAPD, LRU_ACTIVE_ANON, LRU_INACTIVE_ANON, MAX_NR_ZONES, WMARK_HIGH, lruvec_of, node_of,
                                    wmark_pages, zone_of)
 from numaemu.kernel.pageout import scan_control_of

@@ -7,7 +7,7 @@ import numpy as np
 
 from numaemu.atomic import exchange, load_acquire, store_release
 from numaemu.compile import entry
-from numaemu.kernel.compaction import kcompactd_do_work
+from numaemu.kernel.kcompactd import kcompactd
 from numaemu.kernel.kswapd import kswapd
 from numaemu.kernel.mmzone import KCOMPACTD, KSWAPD, node_of
 from numaemu.kernel.smp import machine_of
@@ -27,5 +27,5 @@ def run_kthreads(context_address):
         if pending & U(KSWAPD) != U(0):
             kswapd(cpu, node)
         if pending & U(KCOMPACTD) != U(0):
-            kcompactd_do_work(cpu, node)
+            kcompactd(cpu, node)
     store_release(pgdat, "kthread_running", 0)
