@@ -1,6 +1,6 @@
-"""A map of memory: one sign for each pageblock, its shape says how full it is and of which mobility, colour says it again.
+"""A map of memory: one sign for each pageblock; its shape says how full it is and of which mobility, its colour again.
 
-    ·  free      ░ ▒ ▓ █  movable, filled by quarters      u U  unmovable, below and from half      r R  reclaimable
+    ·  free    ░ ▒ ▓ █  movable, filled by quarters    u U  unmovable, below and from half    r R  reclaimable
 
 `block_map` takes what `machine.pageblocks()` returns; `side_by_side` shows the same zones at two moments.
 """
@@ -99,7 +99,8 @@ def side_by_side(moments, columns=32):
         for row in zip(*lines):
             table.add_row(row[0][0], *(line for _, line in row))
         heads = [zone_title(zones[i]) for zones in moments.values()]
-        head = heads[0] if len(heads) == 1 else heads[0] + "".join(" → " + h.partition(": ")[2].split(" of ")[0] for h in heads[1:])
+        later = [h.partition(": ")[2].partition(" of ")[0] for h in heads[1:]]
+        head = " → ".join([heads[0], *later])
         note = "" if step == 1 else f" (each sign {step * BLOCK_MIB} MiB)"
         parts += [Text(head + note, style="bold"), table, Text()]
     kinds = sorted({kind for zones in moments.values() for zone in zones for kind in zone["types"]} - {MIGRATE_MOVABLE})

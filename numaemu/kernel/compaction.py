@@ -1,4 +1,4 @@
-"""Compaction: used movable pages move to the end of their zone, so that free ones become large blocks. Linux's mm/compaction.c.
+"""Compaction: used pages move to the end of their zone, so that free ones become large blocks. Linux's mm/compaction.c.
 
     zone start | migrate scanner -->            <-- free scanner | zone end
 
@@ -9,10 +9,10 @@ uses them at that moment. Compaction ends when the scanners meet or a block of t
 import numpy as np
 
 from numaemu.compile import callback, hot, kernel
-from numaemu.kernel.compaction_free import (COMPACT_ALL, MIGRATE_ASYNC, MIGRATE_SYNC_LIGHT, compact_control_of, compaction_defer_reset,
-                                            compaction_deferred, compaction_restarting, defer_compaction,
-                                            extfrag_for_order, fragmentation_index, get_pageblock_skip, pageblock_end,
-                                            pageblock_start, set_pageblock_skip)
+from numaemu.kernel.compaction_free import (COMPACT_ALL, MIGRATE_ASYNC, MIGRATE_SYNC_LIGHT, compact_control_of,
+                                            compaction_defer_reset, compaction_deferred, compaction_restarting,
+                                            defer_compaction, extfrag_for_order, fragmentation_index,
+                                            get_pageblock_skip, pageblock_end, pageblock_start, set_pageblock_skip)
 from numaemu.kernel.compaction_scan import isolate_migratepages, putback_from
 from numaemu.kernel.gfp import __GFP_IO
 from numaemu.kernel.internal import (COMPACT_COMPLETE, COMPACT_CONTENDED, COMPACT_CONTINUE, COMPACT_DEFERRED,
@@ -79,7 +79,7 @@ def reset_cached_positions(zone):
 
 @kernel("bool(zone_t*, i64, i64)")
 def suitable_block_free(zone, order, migratetype):
-    """True if a block for this allocation is on a list, its own or one that may be stolen from (find_suitable_fallback)."""
+    """True if a block for this allocation is on a list of its own or on one to steal from (find_suitable_fallback)."""
     for current in range(order, NR_ORDERS):
         may_steal = current >= PAGEBLOCK_ORDER // 2 or migratetype != MIGRATE_MOVABLE
         for other in range(3):           # unmovable, movable, reclaimable
@@ -129,7 +129,8 @@ def __reset_isolation_pfn(machine, zone, pfn, check_source, check_target):
     block = pageblock_start(pfn)
     if check_source and check_target and not get_pageblock_skip(machine, block):
         return True
-    if not check_source and check_target and int(u8.array(machine.block_type)[pfn >> PAGEBLOCK_ORDER]) != MIGRATE_MOVABLE:
+    migratetype = int(u8.array(machine.block_type)[pfn >> PAGEBLOCK_ORDER])
+    if not check_source and check_target and migratetype != MIGRATE_MOVABLE:
         return False
     at, end = max(block, zone.start_pfn), min(pageblock_end(pfn), zone.start_pfn + zone.spanned_pages)
     while at < end:
@@ -299,7 +300,8 @@ def compact_zone_order(cpu, zone_number, order, gfp, prio):
     """Compact one zone for an allocation."""
     machine = machine_of(cpu)
     cc = compact_control_of(machine, cpu.id)
-    init_control(cc, order, gfp, MIGRATE_ASYNC if prio == COMPACT_PRIO_ASYNC else MIGRATE_SYNC_LIGHT, gfp_zone(machine, gfp))
+    mode = MIGRATE_ASYNC if prio == COMPACT_PRIO_ASYNC else MIGRATE_SYNC_LIGHT
+    init_control(cc, order, gfp, mode, gfp_zone(machine, gfp))
     cc.zone, cc.direct_compaction = zone_number, 1
     if prio == COMPACT_PRIO_SYNC_FULL:
         cc.whole_zone = cc.ignore_skip_hint = cc.ignore_block_suitable = 1
@@ -308,7 +310,7 @@ def compact_zone_order(cpu, zone_number, order, gfp, prio):
 
 @kernel("i64(cpu_t*, i64, i64, i64, u64)")
 def try_to_compact_pages(cpu, gfp, order, prio, nodemask):
-    """Compact the zones that an allocation may use, nearest first, until a block is there: the best COMPACT_* result."""
+    """Compact the zones an allocation may use, nearest first, until a block is there: the best COMPACT_* result."""
     machine, result = machine_of(cpu), COMPACT_SKIPPED
     if gfp & __GFP_IO == 0:
         return result

@@ -1,4 +1,4 @@
-"""Compaction's free scanner, and what compaction remembers of a zone: the part of Linux's mm/compaction.c that a node runs.
+"""Compaction's free scanner, run by a node, and what compaction remembers of a zone. Part of Linux's mm/compaction.c.
 
 Free lists belong to their node, so the free scanner runs there: a context that compacts asks for as many free pages as
 it is about to move (MSG_ISOLATE_FREE) and waits. The node walks pageblocks from the zone's end downward and hands over
@@ -156,7 +156,10 @@ def fill_contig_page_info(zone, suitable_order):
 
 @kernel("i64(zone_t*, i64)")
 def fragmentation_index(zone, order):
-    """Why an allocation would fail, in thousandths: near 0 for lack of memory, near 1000 by fragmentation; -1000: it would not."""
+    """Why an allocation would fail, in thousandths: near 0 for lack of memory, near 1000 by fragmentation.
+
+    -1000: it would not.
+    """
     pages, blocks, suitable = fill_contig_page_info(zone, order)
     if blocks == 0:
         return 0

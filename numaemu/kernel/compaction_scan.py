@@ -1,7 +1,7 @@
-"""Compaction's migrate scanner: movable pages leave their LRU lists, pageblock by pageblock. Part of Linux's mm/compaction.c.
+"""Compaction's migrate scanner: movable pages leave their LRU lists by pageblock. Part of Linux's mm/compaction.c.
 
-It holds nobody's mmap_lock. What keeps the reverse map alive is a hold on each page's family (folio_hold_mapping); a page
-on an LRU list under the lru_lock is not freed, so a reference to it is taken there.
+It holds nobody's mmap_lock. What keeps the reverse map alive is a hold on each page's family (folio_hold_mapping); a
+page on an LRU list under the lru_lock is not freed, so a reference to it is taken there.
 """
 import numpy as np
 

@@ -1,4 +1,4 @@
-"""Compaction in the background and on demand: kcompactd, proactive compaction, compact_memory. Part of Linux's mm/compaction.c.
+"""Compaction in the background and on demand: kcompactd, compact_memory. Part of Linux's mm/compaction.c.
 
 All of it runs in the context of a node's kernel threads (kthread.py).
 """

@@ -31,7 +31,8 @@ def find(system, path):
     if (match := _NODE.fullmatch(path)) and int(match[1]) < system.machine.nr_nodes:
         node, read, write = int(match[1]), node_sysfs.NODE_FILES.get(match[2]), node_sysfs.NODE_WRITERS.get(match[2])
         if read or write:
-            return (read and functools.partial(read, node=node)), (write and (lambda system, text: write(system, node, text)))
+            return (read and functools.partial(read, node=node),
+                    write and (lambda system, text: write(system, node, text)))
     if (match := _WEIGHT.fullmatch(path)) and int(match[1]) < system.machine.nr_nodes:
         node = int(match[1])
         return (functools.partial(sysctl.read_weight, node=node),
@@ -47,7 +48,8 @@ def paths(system):
     """The path of every file there is now."""
     nodes = range(system.machine.nr_nodes)
     yield from FIXED
-    yield from (f"{node_sysfs.ROOT}/node{node}/{name}" for node in nodes for name in (*node_sysfs.NODE_FILES, *node_sysfs.NODE_WRITERS))
+    names = (*node_sysfs.NODE_FILES, *node_sysfs.NODE_WRITERS)
+    yield from (f"{node_sysfs.ROOT}/node{node}/{name}" for node in nodes for name in names)
     yield from (f"{sysctl.WEIGHTS}/node{node}" for node in nodes)
     yield from (f"/proc/{pid}/{name}" for pid in proc_task.pids(system.machine) for name in proc_task.PID_FILES)
 

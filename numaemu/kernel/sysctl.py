@@ -8,8 +8,8 @@ import collections
 import errno
 import re
 
-from numaemu.kernel.mm_init import (COMPACTION_SYSCTLS, LOWMEM_RESERVE_RATIO, WATERMARK_SCALE_FACTOR, calculate_min_free_kbytes,
-                                    setup_per_zone_lowmem_reserve, setup_per_zone_wmarks)
+from numaemu.kernel.mm_init import (COMPACTION_SYSCTLS, LOWMEM_RESERVE_RATIO, WATERMARK_SCALE_FACTOR,
+                                    calculate_min_free_kbytes, setup_per_zone_lowmem_reserve, setup_per_zone_wmarks)
 from numaemu.kernel.mmzone import node_t
 from numaemu.param import MAX_MAP_COUNT, VMA_INDEX_SLOTS
 from numaemu.kernel.swapfile import swap_of
@@ -137,7 +137,7 @@ def set_max_map_count(system):
 
 
 def set_compaction(system):
-    """compaction_proactiveness_sysctl_handler looks at the fragmentation score at once; the others need nothing more."""
+    """compaction_proactiveness_sysctl_handler: the fragmentation score is looked at soon."""
     for name in COMPACTION_SYSCTLS:
         setattr(system.machine, name, system.sysctl[f"vm.{name}"])
     for node in range(system.machine.nr_nodes):
