@@ -26,6 +26,7 @@ from numaemu.kernel.mm_init import boot
 from numaemu.kernel.mm_types import task_t
 from numaemu.kernel.mmzone import zone_of
 from numaemu.kernel.oom_kill import AGAIN, OomKiller, Panic
+from numaemu.kernel.pageblocks import pageblocks
 from numaemu.kernel.show_mem import AllocationWarnings
 from numaemu.kernel.smp import (MSG_DRAIN_ALL, MSG_DRIVER, MSG_FALLBACK, MSG_FILL, MSG_LRU_DRAIN_ALL, MSG_OOM,
                                 MSG_WAKE_KTHREAD, MSG_WARN_ALLOC, actor_of_cpu, actor_of_node, reply)
@@ -43,6 +44,7 @@ class Coordinator(Actor):
         super().__init__(world, COORDINATOR)
         self.link, self.children = link, children        # socket to the driver; {pid: name}
         self.system = proc.System(world.machine, world.topology)
+        self.system.compact_nodes = self.compact_nodes
         self.oom, self.warnings = OomKiller(self.system), AllocationWarnings(self.system)
         self.frames = collections.deque()
         self.runs = {}                                   # run number -> respond function of the driver's request
@@ -89,6 +91,12 @@ class Coordinator(Actor):
         """CPU `but` has drained itself and waits for the answer."""
         behind = [c for c in range(self.machine.nr_cpus) if c != but and cpu_needs_drain(self.machine, c)]
         for future in [self.ask(actor_of_cpu(self.machine, c), "drain_lru") for c in behind]:
+            yield future
+
+    def compact_nodes(self, nodes):
+        """compact_nodes, compact_node of mm/compaction.c: the nodes' kernel threads do it."""
+        yield from self.rpc_lru_drain_all()
+        for future in [self.ask(actor_of_node(node), "compact_node") for node in nodes]:
             yield future
 
     def on_warn_alloc(self, message):
@@ -220,6 +228,9 @@ class Coordinator(Actor):
 
     def rpc_stats(self):
         return stats.collect(self.machine, self.world.topology)
+
+    def rpc_pageblocks(self):
+        return pageblocks(self.machine)
 
     def rpc_processes(self):
         return {name: pid for pid, name in self.children.items()} | {"coordinator": os.getpid()}

@@ -23,6 +23,7 @@ from numaemu.actor import COORDINATOR, Actor
 from numaemu.build import JIT
 from numaemu.kernel import kernel_calls
 from numaemu.kernel import sys as syscalls
+from numaemu.kernel.compaction import direct_compact
 from numaemu.kernel.fault import exc_page_fault
 from numaemu.kernel.kswapd import wake_kswapd
 from numaemu.kernel.mm_types import TASK_NAME_BYTES, task_t
@@ -87,7 +88,7 @@ def install_callbacks(world):
 def install_ways_up(machine):
     """What lies above the page allocator, and the libraries that compress."""
     machine.on_compress, machine.on_decompress = _address_of(zcomp.on_compress), _address_of(zcomp.on_decompress)
-    machine.on_oom = alloc_pages_may_oom.address
+    machine.on_oom, machine.on_compact = alloc_pages_may_oom.address, direct_compact.address
     machine.on_reclaim, machine.on_wake_kswapd = try_to_free_pages.address, wake_kswapd.address
 
 

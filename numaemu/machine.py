@@ -310,6 +310,10 @@ class Machine:
         """The figures so far, as the JSON of a run has them."""
         return self._ask("stats")
 
+    def pageblocks(self):
+        """What lies in each pageblock, by zone: numaemu.blockmap draws it."""
+        return self._ask("pageblocks")
+
     def check(self):
         """Audit every frame; raises MachineCheck on the first inconsistency. {zone: pages by state}"""
         return self._ask("check")

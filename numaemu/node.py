@@ -7,7 +7,9 @@ import threading
 from concurrent.futures import Future
 
 from numaemu.actor import Actor
-from numaemu.kernel.buddy import free_pcppages_bulk, serve_pages, take_back_shelves
+from numaemu.kernel.buddy import free_pcppages_bulk, take_back_shelves
+from numaemu.kernel.compaction_free import serve_node
+from numaemu.kernel.kcompactd import compact_node_now
 from numaemu.kernel.kthread import run_kthreads
 from numaemu.kernel.mmzone import MAX_NR_ZONES, zone_of
 from numaemu.kernel.sys import drain_lru
@@ -40,7 +42,18 @@ class Node(Actor):
             super()._send_bulk(to, kind, token, thing)
 
     def fetch(self):
-        return serve_pages(self.machine, self.mailbox, self._pointer)
+        return serve_node(self.machine, self.mailbox, self._pointer)
+
+    def rpc_compact_node(self):
+        """Compact this node, when its kernel threads have nothing else to do."""
+        done = Future()
+        threading.Thread(target=self.compact_node, args=(done,), daemon=True).start()
+        return done
+
+    def compact_node(self, done):
+        with self.turn:
+            compact_node_now(self.context.address, self.node)
+        done.set_result(None)
 
     def rpc_hold(self):
         """Let no kernel thread run until `release`."""

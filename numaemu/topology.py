@@ -73,6 +73,9 @@ KNOWN_SYSCTLS = {  # lowest and highest value, as the sysctl tables of Linux 6.1
     "vm.panic_on_oom": (0, 2),
     "vm.oom_kill_allocating_task": (0, INT_MAX),
     "vm.oom_dump_tasks": (0, INT_MAX),
+    "vm.extfrag_threshold": (0, 1000),
+    "vm.compaction_proactiveness": (0, 100),
+    "vm.compact_unevictable_allowed": (0, 1),
 }
 
 SLAB_DEBUG_LETTERS = "FZPU-"  # Linux also has T (trace), A (failslab), O (no larger slabs)

@@ -9,6 +9,7 @@ waiting, and it runs with the JIT off too. `task()` gives the usual Task objects
 import faulthandler
 import os
 import types
+from concurrent.futures import Future
 
 from numaemu import cpu as cpu_process
 from numaemu import shm
@@ -18,6 +19,7 @@ from numaemu.coordinator import Coordinator
 from numaemu.kernel import sys as syscalls
 from numaemu.kernel import proc_vmstat, stats
 from numaemu.kernel.check import audit
+from numaemu.kernel.kcompactd import compact_node_now
 from numaemu.kernel.fault import exc_page_fault
 from numaemu.kernel.kthread import run_kthreads
 from numaemu.kernel.mm_init import boot, control_layout
@@ -37,6 +39,7 @@ from numaemu.param import PAGE_SIZE
 from numaemu.pointer import Pointer, u64
 from numaemu.task import Task
 from numaemu.topology import load_topology
+from numaemu.wire import Failure
 
 FRUITLESS_WAITS = 10_000       # in one process nobody else can end a wait: more of them are a deadlock
 SMALL_TLB = dict(l1={"entries": 4, "ways": 2}, l2={"entries": 8, "ways": 4})     # quick to flush with the JIT off
@@ -52,6 +55,7 @@ class CallBell:
 class LoopbackWorld(World):
     def __init__(self, topology, machine, blocks, ring):
         self.topology, self.machine, self.blocks = topology, machine, blocks
+        self.compactions = []
         self.bells = [CallBell(lambda n=n: ring(n)) for n in range(machine.nr_actors)]
         self.due = []                    # nodes whose kernel threads have been woken
         self.kthread_bells = [CallBell(lambda n=n: self.due.append(n)) for n in range(machine.nr_nodes)]
@@ -70,6 +74,15 @@ class LoopbackCpu(cpu_process.Cpu):
     threads = types.SimpleNamespace(submit=lambda *_: None)      # what cannot be done at once happens later, by itself
 
 
+class LoopbackNode(Node):
+    """A node that compacts after what it is just doing: compaction needs its answers."""
+
+    def rpc_compact_node(self):
+        done = Future()
+        self.world.compactions.append((self, done))
+        return done
+
+
 class Loopback:
     """A machine of this shape (as load_topology takes it), booted in this process until `close`."""
 
@@ -78,7 +91,7 @@ class Loopback:
         self.machine, self.blocks = boot(self.topology, reserve)
         self.world = LoopbackWorld(self.topology, self.machine, self.blocks, self.ring)
         self.cpus = [LoopbackCpu(self.world, n) for n in range(self.machine.nr_cpus)]
-        nodes = [Node(self.world, n) for n in range(self.machine.nr_nodes)]
+        nodes = [LoopbackNode(self.world, n) for n in range(self.machine.nr_nodes)]
         self.actors = [Coordinator(self.world, None, {}), *nodes, *self.cpus]
         self.fruitless = 0
         self._keep = []
@@ -186,6 +199,16 @@ class Loopback:
 
     def vmstat(self):
         return stats.vmstat(self.machine)
+
+    def write(self, path, text):
+        """Write to a file of /proc or /sys, by the coordinator."""
+        answers = []
+        self.actors[0].serve("write", (path, text), answers.append)
+        while self.world.compactions:
+            node, done = self.world.compactions.pop(0)
+            compact_node_now(int(node.context.address), node.node)
+            done.set_result(None)
+        assert answers and not isinstance(answers[0], Failure), answers
 
     def audit(self):
         for cpu in self.cpus:

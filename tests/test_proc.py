@@ -228,7 +228,8 @@ def test_node_directory(machine):
     assert machine.read(f"{NODE}/node1/cpumap") == "c\n"
     for name in ("online", "possible", "has_cpu", "has_memory", "has_normal_memory"):
         assert machine.read(f"{NODE}/{name}") == "0-1\n"
-    assert machine.listdir(f"{NODE}/node0") == ["cpulist", "cpumap", "distance", "meminfo", "numastat", "vmstat"]
+    assert machine.listdir(f"{NODE}/node0") == ["compact", "cpulist", "cpumap", "distance", "meminfo", "numastat",
+                                                    "vmstat"]
     assert {"node0", "node1", "online"} <= set(machine.listdir(NODE + "/"))
 
 
@@ -477,7 +478,7 @@ def test_values_out_of_range_are_refused(machine, path, value):
 
 def test_files_that_are_not_there(machine):
     for path in ("/proc/vmallocinfo", "/proc/1/maps", "/proc/999999/status", f"{NODE}/node2/meminfo", f"{NODE}/node0/nothing",
-                 "/sys/kernel/mm/mempolicy/weighted_interleave/node2", "/proc/sys/vm/compact_memory", "buddyinfo"):
+                 "/sys/kernel/mm/mempolicy/weighted_interleave/node2", "/proc/sys/vm/nothing", "buddyinfo"):
         with pytest.raises(FileNotFoundError, match=re.escape(path)):
             machine.read(path)
         with pytest.raises(FileNotFoundError):

@@ -223,3 +223,12 @@ def test_slab_vs_buddy_saves_memory_for_small_objects(ring):
         assert slab["pages"] * 4096 >= 1000 * size and slab["pages"] < buddy["pages"] and slab["lost %"] < buddy["lost %"]
     assert result["4096 bytes, slab"]["pages"] >= 1000
     assert result["64 bytes, slab"]["ns per pair"] < 1.5 * result["64 bytes, buddy"]["ns per pair"]
+
+
+def test_compaction_gathers_crumbs():
+    with Machine(nodes=1, cpus_per_node=1, memory_per_node="64MiB") as machine:
+        result = run("compaction", machine)
+        machine.check()
+    share = {moment: float(text.rstrip(" %")) for moment, text in result["in 2 MiB blocks"].items()}
+    assert share["before"] < 60 and share["after"] > share["before"] + 20
+    assert result["contents"]["after"] == "as written" and result["pages moved"]["after"] > 1000

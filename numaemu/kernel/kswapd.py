@@ -8,6 +8,7 @@ from numaemu.atomic import exchange
 from numaemu.compile import callback, kernel
 from numaemu.kernel.gfp import GFP_KERNEL
 from numaemu.kernel.internal import MAX_RECLAIM_RETRIES, PF_KSWAPD, PF_MEMALLOC
+from numaemu.kernel.kcompactd import wakeup_kcompactd
 from numaemu.kernel.mmzone import (KSWAPD, LRU_ACTIVE_ANON, LRU_INACTIVE_ANON, MAX_NR_ZONES, WMARK_HIGH, lruvec_of,
                                    node_of, wmark_pages, zone_of)
 from numaemu.kernel.pageout import scan_control_of
@@ -159,5 +160,7 @@ def kswapd(cpu, node):
         if pgdat.kswapd_order == 0 and pgdat.kswapd_highest_zoneidx == 0:
             balanced = pgdat_balanced(machine, node, order, highest)
             count_vm_events(machine, cpu.id, KSWAPD_LOW_WMARK_HIT_QUICKLY if balanced else KSWAPD_HIGH_WMARK_HIT_QUICKLY, 1)
+            if pgdat_balanced(machine, node, 0, highest):        # it may sleep: the blocks are compaction's work
+                wakeup_kcompactd(cpu, node, order, highest)
             break
     cpu.flags = flags

@@ -7,8 +7,9 @@ import numpy as np
 
 from numaemu.atomic import exchange, load_acquire, store_release
 from numaemu.compile import entry
+from numaemu.kernel.kcompactd import kcompactd
 from numaemu.kernel.kswapd import kswapd
-from numaemu.kernel.mmzone import KSWAPD, node_of
+from numaemu.kernel.mmzone import KCOMPACTD, KSWAPD, node_of
 from numaemu.kernel.smp import machine_of
 from numaemu.mmu import cpu_t
 
@@ -25,4 +26,6 @@ def run_kthreads(context_address):
         pending = exchange(pgdat, "kthread_pending", 0)
         if pending & U(KSWAPD) != U(0):
             kswapd(cpu, node)
+        if pending & U(KCOMPACTD) != U(0):
+            kcompactd(cpu, node)
     store_release(pgdat, "kthread_running", 0)

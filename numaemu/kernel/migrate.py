@@ -8,6 +8,7 @@ import numpy as np
 
 from numaemu.atomic import compare_exchange, fetch_add, load_acquire, store_release
 from numaemu.compile import hot, kernel
+from numaemu.kernel.compaction_free import compact_control_of
 from numaemu.kernel.gfp import GFP_HIGHUSER_MOVABLE, __GFP_THISNODE
 from numaemu.kernel.mempolicy import node_isset, vma_alloc_folio
 from numaemu.kernel.mlock import mlock_folio
@@ -18,13 +19,14 @@ from numaemu.kernel.mm_types import (VM_LOCKED, PG_active, PG_anon, PG_anon_excl
 from numaemu.kernel.mmap import range_is_mapped
 from numaemu.kernel.mmdebug import VM_BUG_ON_PAGE
 from numaemu.kernel.mmzone import page_of, page_to_nid
-from numaemu.kernel.page_alloc import alloc_pages, get_page, put_page, try_get_page
+from numaemu.kernel.page_alloc import alloc_pages, get_page, prep_page, put_page, try_get_page
 from numaemu.kernel.pgtable import (_MIGRATION, _MIGRATION_ANON, _PAGE_SPECIAL, is_migration_entry, mm_of, pfn_pte,
                                     pte_offset, pte_pfn, pte_present, ptep_cmpxchg, ptep_get, skip_missing)
 from numaemu.kernel.rmap import folio_dup_rmap, folio_remove_rmap, mapping_of, page_address_in_vma
 from numaemu.kernel.shmem import count_shmem, shmem_slot
 from numaemu.kernel.smp import machine_of, spin_lock, spin_unlock
-from numaemu.kernel.swap import count_isolated, folio_add_lru, folio_isolate_lru, folio_putback_lru, lru_add_drain_all
+from numaemu.kernel.swap import (count_isolated, folio_add_new_lru, folio_isolate_lru, folio_putback_lru,
+                                 lru_add_drain_all)
 from numaemu.kernel.swapfile import __delete_from_swap_cache, add_to_swap_cache
 from numaemu.kernel.tlb import set_tlb_ubc_flush_pending, tlbflush_unmap_batch_t, try_to_unmap_flush
 from numaemu.kernel.vma import merge_range, split_range
@@ -41,6 +43,7 @@ NR_MAX_BATCHED_MIGRATION = 512           # pages (Linux: HPAGE_PMD_NR)
 MIGRATED_FLAGS = U(PG_anon | PG_anon_exclusive | PG_swapbacked | PG_active | PG_referenced | PG_unevictable | PG_mlocked |
                    PG_workingset | PG_dirty | PG_uptodate)
 BY_POLICY = -1                           # target node: ask the VMA's policy
+COMPACTION = -2                          # target node: take the free scanner's next page
 EIO, EINVAL, EFAULT, ENOENT, EACCES, EBUSY, ENODEV = (errno.EIO, errno.EINVAL, errno.EFAULT, errno.ENOENT, errno.EACCES,
                                                       errno.EBUSY, errno.ENODEV)
 
@@ -152,10 +155,38 @@ def rmap_walk(cpu, batch, old, new, unmapping):
     spin_unlock(lock)
 
 
+@kernel("i64(cpu_t*)")
+def compaction_alloc(cpu):
+    """The next page of the chain that the free scanner has isolated; 0 if it is empty."""
+    machine = machine_of(cpu)
+    cc = compact_control_of(machine, cpu.id)
+    pfn = cc.freepages
+    if pfn != 0:
+        cc.freepages = page_of(machine, pfn).lru_next
+        cc.nr_freepages -= 1
+        prep_page(machine, cpu, pfn, 0, GFP_HIGHUSER_MOVABLE).refcount = 1
+    return pfn
+
+
+@kernel("void(cpu_t*, i64)")
+def compaction_free(cpu, pfn):
+    """A target that was not used, to which nobody else can refer, goes back to the head of the chain."""
+    machine = machine_of(cpu)
+    cc, page = compact_control_of(machine, cpu.id), page_of(machine, pfn)
+    VM_BUG_ON_PAGE(page.refcount != 1 or page.mapcount != 0, page)
+    page.refcount, page.lru_next = 0, cc.freepages
+    if cc.freepages == 0:
+        cc.last_freepage = pfn
+    cc.freepages = pfn
+    cc.nr_freepages += 1
+
+
 @kernel("i64(cpu_t*, migrate_t*, i64)")
 def alloc_migration_target(cpu, batch, i):
     """The frame that page i of the batch moves to; 0 if there is none on the node."""
     machine = machine_of(cpu)
+    if batch.target == COMPACTION:
+        return compaction_alloc(cpu)
     if batch.target == BY_POLICY:
         number = find_vma(machine, batch.mm, batch.vaddr[i])
         if number == 0:
@@ -173,6 +204,15 @@ def migrate_swap_cache(cpu, old, new):
     __delete_from_swap_cache(cpu, old, 0)
     add_to_swap_cache(cpu, new, entry)
     page.private = 0
+
+
+@hot
+def put_target(cpu, batch, new):
+    """Give a target back that was not used."""
+    if batch.target == COMPACTION:
+        compaction_free(cpu, new)
+    else:
+        put_page(cpu, new)
 
 
 @kernel("bool(cpu_t*, i64, i64)")
@@ -222,10 +262,10 @@ def migrate_pages_batch(cpu, batch):
             moved = move_to_new_folio(cpu, old, new)
             rmap_walk(cpu, batch, old, new if moved else old, False)
             if moved:
-                folio_add_lru(cpu, new)
+                folio_add_new_lru(cpu, new)      # the reference of its allocation: the entries hold their own
             else:
                 batch.new[i] = 0
-            put_page(cpu, new)           # the reference of its allocation: the entries hold their own
+                put_target(cpu, batch, new)
         putback_page(cpu, old, batch.new[i] != 0)
         if batch.new[i] == 0:
             failed += 1

@@ -6,6 +6,7 @@ import math
 import numpy as np
 
 from numaemu import shm
+from numaemu.kernel.compaction_free import compact_control_t
 from numaemu.kernel.migrate import migrate_t
 from numaemu.kernel.mm_types import exit_t, machine_t, mapping_t, mm_t, page_t, pool_t, task_t, vma_t
 from numaemu.kernel.mmzone import (MAX_NR_ZONES, MIGRATE_MOVABLE, MIGRATE_TYPES, MIGRATE_UNMOVABLE,
@@ -36,6 +37,7 @@ WATERMARK_SCALE_FACTOR = 10                     # of 10,000
 WATERMARK_BOOST_FACTOR = 15000                  # likewise, of the high watermark
 OVERCOMMIT_RATIO = 50                           # sysctl_overcommit_ratio, percent: mm/util.c
 USER_RESERVE_KB, ADMIN_RESERVE_KB = 128 << 10, 8 << 10      # at most, else a 32nd of what is free: mm/mmap.c
+COMPACTION_SYSCTLS = {"extfrag_threshold": 500, "compaction_proactiveness": 20, "compact_unevictable_allowed": 1}
 ZONE_BORDERS = {                                # zone type, first pfn, end
     "x86-64": ((ZONE_DMA, 0, DMA_END), (ZONE_DMA32, DMA_END, DMA32_END), (ZONE_NORMAL, DMA32_END, 1 << 60)),
     "x86-32": ((ZONE_DMA, 0, DMA_END), (ZONE_NORMAL, DMA_END, HIGHMEM_START), (ZONE_HIGHMEM, HIGHMEM_START, 1 << 60)),
@@ -66,6 +68,7 @@ def control_layout(topology, max_pfn, nr_actors):
     layout = Layout()
     for name, nbytes in (
             ("machine", machine_t.nbytes), ("block_node", blocks), ("block_zone", blocks), ("block_type", blocks),
+            ("block_skip", blocks), ("compact", cpus * compact_control_t.nbytes),
             ("zones", zones * zone_t.nbytes), ("nodes", nodes * node_t.nbytes), ("cpus", cpus * cpu_t.nbytes),
             ("percpu", cpus * percpu_t.nbytes), ("pcps", cpus * zones * pcp_t.nbytes),
             ("mailboxes", nr_actors * mailbox_t.nbytes), ("zonelists", nodes * MAX_NODES * 8),
@@ -346,6 +349,8 @@ def boot(topology, reserve=None):
     machine.max_map_count = topology.sysctl.get("vm.max_map_count", MAX_MAP_COUNT)
     for name, value in topology.cost.items():
         setattr(machine, name, value)
+    for name, default in COMPACTION_SYSCTLS.items():
+        setattr(machine, name, topology.sysctl.get(f"vm.{name}", default))
     init_pools(machine, blocks)
     machine.page_group_by_mobility_disabled = not groups_by_mobility(topology)
     machine.highmem = topology.zone_layout == "x86-32"
@@ -359,6 +364,7 @@ def boot(topology, reserve=None):
     machine.watermark_boost_factor = topology.sysctl.get("vm.watermark_boost_factor", WATERMARK_BOOST_FACTOR)
     for node in range(topology.nr_nodes):
         machine.il_weights[node] = 1
+        node_t.array(machine.nodes)[node].kcompactd_highest_zoneidx = MAX_NR_ZONES - 1
     init_cpus(topology, machine)
     init_swap(topology, machine, blocks)
     kmem_cache_init(machine, blocks["kmem_cache_stack"], topology.kernel["slab_debug"] or None)

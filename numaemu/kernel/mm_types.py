@@ -172,4 +172,7 @@ machine_t = Struct("machine_t", [
     ("total_ram_pages", i64), ("total_swap_pages", i64),          # the second atomically
     ("overcommit_memory", i64), ("overcommit_ratio", i64), ("overcommit_kbytes", i64),      # sysctl, by the coordinator
     ("admin_reserve_kbytes", i64), ("user_reserve_kbytes", i64),
+    ("compact", u64),               # compact_control_t[nr_cpu_ids]: compaction_free.py
+    ("block_skip", u64),            # u8 per pageblock: compaction found nothing there (PB_migrate_skip)
+    ("extfrag_threshold", i64), ("compaction_proactiveness", i64), ("compact_unevictable_allowed", i64),     # sysctls
 ])

@@ -51,6 +51,11 @@ zone_t = Struct("zone_t", [
     ("nr_isolated", i64),            # free pages that nobody may have; not in free_pages
     ("block_counts", i64, 2),        # free and movable pages of the pageblock that is looked at
     ("free_area", free_area_t, NR_ORDERS),
+    # by any context that compacts, single words without a lock: hints (compaction_free.py)
+    ("compact_cached_free_pfn", i64), ("compact_cached_migrate_pfn", i64, 2),      # where to go on: async, sync
+    ("compact_init_free_pfn", i64), ("compact_init_migrate_pfn", i64),
+    ("compact_considered", i64), ("compact_defer_shift", i64), ("compact_order_failed", i64),
+    ("compact_blockskip_flush", i64),
 ])
 
 pcp_list_t = Struct("pcp_list_t", [
@@ -92,7 +97,8 @@ node_t = Struct("node_t", [          # pg_data_t
     ("kthread_running", i64),        # 1 while they work
     # hints for kswapd: written by CPUs that wake it, reset by it; plain, a lost one is asked for again
     ("kswapd_order", i64), ("kswapd_highest_zoneidx", i64), ("kswapd_failures", i64),
-    ("kcompactd_max_order", i64), ("kcompactd_highest_zoneidx", i64),
+    ("kcompactd_max_order", i64), ("kcompactd_highest_zoneidx", i64),      # for kcompactd, likewise
+    ("proactive_next_ns", i64),      # by kcompactd: when it looks at the fragmentation score again
 ])
 
 

@@ -53,6 +53,14 @@ NODE_FILES = {"cpulist": cpulist, "cpumap": cpumap, "distance": distance, "memin
               "vmstat": node_vmstat}
 
 
+def compact_store(system, node, _text):
+    """Whatever is written compacts the node."""
+    return system.compact_nodes([node])
+
+
+NODE_WRITERS = {"compact": compact_store}
+
+
 # -- which nodes ---------------------------------------------------------------------------------------------
 
 def online(system):

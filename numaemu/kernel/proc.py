@@ -29,9 +29,11 @@ def find(system, path):
             pid, write = int(match[1]), proc_task.PID_WRITERS.get(match[2])
             return (functools.partial(proc_task.show, pid=pid, name=match[2], make=PID_FILES[match[2]]),
                     write and (lambda system, text: write(system, pid, text)))
-    if (match := _NODE.fullmatch(path)) and match[2] in node_sysfs.NODE_FILES:
-        if int(match[1]) < system.machine.nr_nodes:
-            return functools.partial(node_sysfs.NODE_FILES[match[2]], node=int(match[1])), None
+    if (match := _NODE.fullmatch(path)) and int(match[1]) < system.machine.nr_nodes:
+        node, read, write = int(match[1]), node_sysfs.NODE_FILES.get(match[2]), node_sysfs.NODE_WRITERS.get(match[2])
+        if read or write:
+            return (read and functools.partial(read, node=node),
+                    write and (lambda system, text: write(system, node, text)))
     if (match := _WEIGHT.fullmatch(path)) and int(match[1]) < system.machine.nr_nodes:
         node = int(match[1])
         return (functools.partial(sysctl.read_weight, node=node),
@@ -47,7 +49,8 @@ def paths(system):
     """The path of every file there is now."""
     nodes = range(system.machine.nr_nodes)
     yield from FIXED
-    yield from (f"{node_sysfs.ROOT}/node{node}/{name}" for node in nodes for name in node_sysfs.NODE_FILES)
+    names = (*node_sysfs.NODE_FILES, *node_sysfs.NODE_WRITERS)
+    yield from (f"{node_sysfs.ROOT}/node{node}/{name}" for node in nodes for name in names)
     yield from (f"{sysctl.WEIGHTS}/node{node}" for node in nodes)
     yield from (f"/proc/{pid}/{name}" for pid in proc_task.pids(system.machine) for name in PID_FILES)
 
@@ -72,8 +75,8 @@ def read(system, path):
 
 
 def write(system, path, text):
-    """Write to a file."""
-    open_file(system, path, 1)(system, text)
+    """Write to a file; a generator comes back where that takes steps which only the coordinator can do."""
+    return open_file(system, path, 1)(system, text)
 
 
 # -- directories ---------------------------------------------------------------------------------------------

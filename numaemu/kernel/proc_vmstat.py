@@ -6,6 +6,7 @@ Only counters that the emulator keeps are printed, under Linux's names and in Li
 import numpy as np
 
 from numaemu.kernel import stats
+from numaemu.kernel.compaction_free import fragmentation_index, unusable_free_index
 from numaemu.kernel.mmzone import (MAX_NR_ZONES, MIGRATE_MOVABLE, MIGRATE_NAMES, MIGRATE_PCPTYPES, WMARK_HIGH,
                                    WMARK_LOW, WMARK_MIN, ZONE_DMA, ZONE_DMA32, ZONE_HIGHMEM, ZONE_MOVABLE, ZONE_NAMES,
                                    ZONE_NORMAL, pcp_of, zone_of)
@@ -127,6 +128,31 @@ def pagetypeinfo(system):
     return "\n".join(lines) + "\n"
 
 
+# -- fragmentation: /sys/kernel/debug/extfrag ------------------------------------------------------------------
+
+def c_thousandths(index, width):
+    """How C prints index / 1000 and index % 1000, both cut towards 0."""
+    whole, rest = abs(index) // 1000, abs(index) % 1000
+    sign = -1 if index < 0 else 1
+    return f"{sign * whole:{width}d}.{sign * rest:03d} "
+
+
+def extfrag_lines(system, index, width):
+    lines = [zone_title(zone) + " " + "".join(c_thousandths(index(zone, order), width) for order in range(NR_ORDERS))
+             for node in range(system.machine.nr_nodes) for zone in populated_zones(system, node)]
+    return "\n".join(lines) + "\n"
+
+
+def unusable_index(system):
+    """unusable_show_print"""
+    return extfrag_lines(system, unusable_free_index, 1)
+
+
+def extfrag_index(system):
+    """extfrag_show_print"""
+    return extfrag_lines(system, fragmentation_index, 2)
+
+
 # -- zoneinfo ------------------------------------------------------------------------------------------------
 
 def device_zone(node):
@@ -195,4 +221,5 @@ def zoneinfo(system):
 
 
 FILES = {"/proc/buddyinfo": buddyinfo, "/proc/pagetypeinfo": pagetypeinfo, "/proc/zoneinfo": zoneinfo,
-         "/proc/vmstat": vmstat}
+         "/proc/vmstat": vmstat, "/sys/kernel/debug/extfrag/extfrag_index": extfrag_index,
+         "/sys/kernel/debug/extfrag/unusable_index": unusable_index}

@@ -10,7 +10,8 @@ from numaemu.atomic import compare_exchange, fetch_add, load_acquire
 from numaemu.compile import hot, kernel
 from numaemu.kernel.gfp import GFP_HIGHUSER_MOVABLE, GFP_KERNEL, __GFP_ZERO
 from numaemu.kernel.mempolicy import vma_alloc_folio
-from numaemu.kernel.mm_types import PG_swapbacked
+from numaemu.kernel.mm_inline import folio_test
+from numaemu.kernel.mm_types import PG_anon, PG_swapbacked
 from numaemu.kernel.mmzone import page_of, page_to_nid
 from numaemu.kernel.page_alloc import alloc_pages, put_page, try_get_page
 from numaemu.kernel.pgtable import pfn_pte, pte_pfn, table_at
@@ -180,3 +181,52 @@ def shmem_evict(cpu, number):
     if entry != U(0):
         free_tree(cpu, entry)
     mapping_put(cpu, number)
+
+
+# -- holding a family: for who moves pages without the mmap_lock of anybody who maps them --------------------------
+
+@kernel("void(cpu_t*, i64)")
+def release_mapping(cpu, number):
+    """Let a family go; the last holder takes its pages and its number along (free_vma does so for VMAs)."""
+    mapping = mapping_of(machine_of(cpu), number)
+    if fetch_add(mapping, "users", -1) == 1:
+        if mapping.shared:
+            shmem_evict(cpu, number)
+        else:
+            mapping_put(cpu, number)
+
+
+@hot
+def try_hold_mapping(mapping):
+    """One more holder, unless the family has gone."""
+    while True:
+        users = load_acquire(mapping, "users")
+        if users <= 0:
+            return False
+        if compare_exchange(mapping, "users", users, users + 1) == users:
+            return True
+
+
+@kernel("i64(cpu_t*, i64)")
+def folio_hold_mapping(cpu, pfn):
+    """Hold the family of a page, to which the caller has a reference; its number, or 0: the page is nobody's any more.
+
+    The number may be another family's by now; it is the page's own if the page is still mapped, or in the object's
+    tree, after the family is held. Mirrors folio_get_anon_vma.
+    """
+    machine = machine_of(cpu)
+    page = page_of(machine, pfn)
+    number = page.mapping
+    if number == 0 or not try_hold_mapping(mapping_of(machine, number)):
+        return 0
+    if folio_test(page, PG_anon):
+        if load_acquire(page, "mapcount") > 0:
+            return number
+    else:
+        found = filemap_get_folio(cpu, mapping_of(machine, number), page.index)
+        if found != 0:
+            put_page(cpu, found)
+        if found == pfn:
+            return number
+    release_mapping(cpu, number)
+    return 0

@@ -6,6 +6,7 @@ import numpy as np
 
 from numaemu.atomic import load_acquire
 from numaemu.compile import hot, kernel
+from numaemu.kernel.compaction_free import compaction_defer_reset
 from numaemu.kernel.freelist import get_page_from_freelist, wake_all_kswapds
 from numaemu.kernel.gfp import (__GFP_DIRECT_RECLAIM, __GFP_DMA, __GFP_FS, __GFP_HARDWALL, __GFP_NOFAIL,
                                 __GFP_NOMEMALLOC, __GFP_NORETRY, __GFP_NOWARN, __GFP_RETRY_MAYFAIL, __GFP_THISNODE)
@@ -18,7 +19,7 @@ from numaemu.kernel.internal import (ALLOC_CPUSET, ALLOC_KSWAPD, ALLOC_MIN_RESER
 from numaemu.kernel.mm_types import task_t
 from numaemu.kernel.mmzone import (LRU_ACTIVE_ANON, LRU_ACTIVE_FILE, LRU_INACTIVE_ANON, LRU_INACTIVE_FILE,
                                    MAX_NR_ZONES, MIGRATE_MOVABLE, WMARK_LOW, WMARK_MIN, ZONE_DMA, ZONE_NORMAL,
-                                   lruvec_of, wmark_pages, zone_of)
+                                   lruvec_of, page_zone, wmark_pages, zone_of)
 from numaemu.kernel.pcplist import drain_local_pages
 from numaemu.kernel.smp import (MSG_DRAIN_ALL, MSG_UNRESERVE, MSG_WARN_ALLOC, actor_of_node, let_others_run,
                                 machine_of, request, send)
@@ -125,6 +126,8 @@ def __alloc_pages_direct_compact(cpu, gfp, order, nid, nodemask, alloc_flags, st
     count_vm_events(machine, cpu.id, COMPACT_STALL, 1)
     pfn = get_page_from_freelist(cpu, gfp, order, nid, nodemask, alloc_flags)
     count_vm_events(machine, cpu.id, COMPACT_SUCCESS if pfn != 0 else COMPACT_FAIL, 1)
+    if pfn != 0:
+        compaction_defer_reset(zone_of(machine, page_zone(machine, pfn)), order, True)
     return pfn
 
 

@@ -36,7 +36,8 @@ SPINS = 100          # tries for a lock before the host may run somebody else; a
  MSG_CALL,           # bulk: a Python call (method, arguments) pickled in the sender's outbox: offset, bytes
  MSG_RESULT,         # bulk: its answer
  MSG_DRIVER,         # the coordinator's link thread: a frame from the driver has arrived
- ) = range(16)
+ MSG_ISOLATE_FREE,   # context -> node: zone: my compact_control_t says how many free pages I want; the reply is how many I have
+ ) = range(17)
 
 
 @hot

@@ -8,9 +8,10 @@ import collections
 import errno
 import re
 
-from numaemu.kernel.mm_init import (LOWMEM_RESERVE_RATIO, OVERCOMMIT_RATIO, WATERMARK_BOOST_FACTOR,
+from numaemu.kernel.mm_init import (COMPACTION_SYSCTLS, LOWMEM_RESERVE_RATIO, OVERCOMMIT_RATIO, WATERMARK_BOOST_FACTOR,
                                     WATERMARK_SCALE_FACTOR, calculate_min_free_kbytes, setup_per_zone_lowmem_reserve,
                                     setup_per_zone_pageset, setup_per_zone_wmarks)
+from numaemu.kernel.mmzone import node_t
 from numaemu.kernel.swapfile import swap_of
 from numaemu.param import MAX_MAP_COUNT, VMA_INDEX_SLOTS
 from numaemu.topology import INT_MAX, KNOWN_SYSCTLS, MIN_HIGH_FRACTION
@@ -31,6 +32,7 @@ DEFAULTS = {                             # Linux 6.12; min_free_kbytes is calcul
     "vm.panic_on_oom": 0,
     "vm.oom_kill_allocating_task": 0,
     "vm.oom_dump_tasks": 1,
+    **{f"vm.{name}": value for name, value in COMPACTION_SYSCTLS.items()},
 }
 OVERCOMMIT = ("overcommit_memory", "overcommit_ratio", "overcommit_kbytes", "admin_reserve_kbytes", "user_reserve_kbytes")
 WEIGHTS = "/sys/kernel/mm/mempolicy/weighted_interleave"
@@ -44,7 +46,9 @@ class System:
     def __init__(self, machine, topology):
         self.machine, self.topology = machine, topology
         self.kmsg = collections.deque(maxlen=KMSG_LINES)
-        self.sysctl = {"vm.min_free_kbytes": calculate_min_free_kbytes(machine), **DEFAULTS, **reserves(machine), **topology.sysctl}
+        self.compact_nodes = None            # the coordinator's: compact these nodes, as a generator of its steps
+        self.sysctl = {"vm.min_free_kbytes": calculate_min_free_kbytes(machine), **DEFAULTS, **reserves(machine),
+                       **topology.sysctl}
         given = tuple(self.sysctl["vm.lowmem_reserve_ratio"])
         self.sysctl["vm.lowmem_reserve_ratio"] = given + LOWMEM_RESERVE_RATIO[len(given):]
 
@@ -177,14 +181,24 @@ def set_pagesets(system):
     setup_per_zone_pageset(system.machine, system.sysctl)
 
 
-CHECKS = {"vm.max_map_count": must_fit_index, "kernel.numa_balancing": must_be_zero, "vm.percpu_pagelist_high_fraction": must_be_fraction}
+def set_compaction(system):
+    """compaction_proactiveness_sysctl_handler: the fragmentation score is looked at soon."""
+    for name in COMPACTION_SYSCTLS:
+        setattr(system.machine, name, system.sysctl[f"vm.{name}"])
+    for node in range(system.machine.nr_nodes):
+        node_t.array(system.machine.nodes)[node].proactive_next_ns = 0
+
+
+CHECKS = {"vm.max_map_count": must_fit_index, "kernel.numa_balancing": must_be_zero,
+          "vm.percpu_pagelist_high_fraction": must_be_fraction}
 HANDLERS = {"vm.min_free_kbytes": set_watermarks, "vm.watermark_scale_factor": set_watermarks,
             "vm.watermark_boost_factor": set_watermark_boost_factor, "vm.percpu_pagelist_high_fraction": set_pagesets,
             "vm.lowmem_reserve_ratio": set_lowmem_reserve, "vm.max_map_count": set_max_map_count,
             "vm.swappiness": set_swappiness, "vm.page-cluster": set_page_cluster,
             "vm.overcommit_memory": set_overcommit, "vm.overcommit_ratio": set_overcommit_ratio,
             "vm.overcommit_kbytes": set_overcommit_kbytes, "vm.admin_reserve_kbytes": set_overcommit,
-            "vm.user_reserve_kbytes": set_overcommit}
+            "vm.user_reserve_kbytes": set_overcommit,
+            **dict.fromkeys([f"vm.{name}" for name in COMPACTION_SYSCTLS], set_compaction)}
 
 
 def write_drop_caches(_system, text):
@@ -193,6 +207,14 @@ def write_drop_caches(_system, text):
     value = strtoul(words[0]) if words else None
     if value is None or not 1 <= value <= 4:
         raise invalid(f"vm.drop_caches is {text.strip()!r}, must be 1 to 4")
+
+
+def write_compact_memory(system, text):
+    """sysctl_compaction_handler: 1 compacts every node. What comes back is done step by step by the coordinator."""
+    words = text.split()
+    if not words or strtoul(words[0]) != 1:
+        raise invalid(f"vm.compact_memory is {text.strip()!r}, must be 1")
+    return system.compact_nodes(range(system.machine.nr_nodes))
 
 
 def refresh_stats(_system, _text=""):
@@ -241,6 +263,7 @@ def dmesg(system):
 
 FILES = {                                # path: (read, write), None: not allowed
     "/dev/kmsg": (dmesg, None),
+    "/proc/sys/vm/compact_memory": (None, write_compact_memory),
     "/proc/sys/vm/drop_caches": (None, write_drop_caches),
     "/proc/sys/vm/stat_refresh": (refresh_stats, refresh_stats),
     "/sys/kernel/mm/transparent_hugepage/enabled": (read_thp, write_thp),

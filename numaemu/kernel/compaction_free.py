@@ -1,0 +1,298 @@
+"""Compaction's free scanner, run by a node, and what compaction remembers of a zone. Part of Linux's mm/compaction.c.
+
+Free lists belong to their node, so the free scanner runs there: a context that compacts asks for as many free pages as
+it is about to move (MSG_ISOLATE_FREE) and waits. The node walks pageblocks from the zone's end downward and hands over
+a chain of single pages in the context's compact_control_t. What is not used comes back over zone.returned.
+
+Untouched memory needs no scanning: it is free in the largest blocks, which are no targets (suitable_migration_target).
+"""
+import numpy as np
+
+from numaemu.compile import hot, kernel
+from numaemu.kernel.buddy import free_pcppages_bulk, serve_pages
+from numaemu.kernel.free_area import del_page_from_free_list, touch_virgin
+from numaemu.kernel.mm_types import PG_buddy, PG_used
+from numaemu.kernel.mmzone import (MIGRATE_HIGHATOMIC, MIGRATE_MOVABLE, MIGRATE_PCPTYPES, MIGRATE_TYPES, WMARK_MIN,
+                                   page_of, zone_of)
+from numaemu.kernel.smp import MSG_ISOLATE_FREE, reply
+from numaemu.param import NR_ORDERS, PAGEBLOCK_ORDER, PAGEBLOCK_PAGES
+from numaemu.pointer import Struct, i64, u8
+
+U = np.uint64
+_BUDDY, _USED = U(PG_buddy), U(PG_used)
+COMPACT_CLUSTER_MAX = 32         # SWAP_CLUSTER_MAX
+COMPACT_MAX_DEFER_SHIFT = 6      # compaction is skipped at most 64 times in a row
+
+# enum migrate_mode
+MIGRATE_ASYNC, MIGRATE_SYNC_LIGHT, MIGRATE_SYNC = range(3)
+COMPACT_ALL = -1                 # order: everything (is_via_compact_memory)
+
+compact_control_t = Struct("compact_control_t", [       # struct compact_control: one for each context
+    # by the context that compacts
+    ("zone", i64),                       # number
+    ("order", i64), ("gfp", i64), ("mode", i64), ("migratetype", i64), ("highest_zoneidx", i64),
+    ("direct_compaction", i64), ("whole_zone", i64), ("ignore_skip_hint", i64), ("ignore_block_suitable", i64),
+    ("proactive_compaction", i64), ("finish_pageblock", i64), ("contended", i64),
+    ("migrate_pfn", i64),                # the migrate scanner's place
+    ("cluster", i64),                    # pages to isolate at a time
+    ("nr_migratepages", i64),            # pages that want a target
+    ("total_migrate_scanned", i64),
+    # by the zone's node while the context waits for its answer, else by the context
+    ("free_pfn", i64),                   # the free scanner's place
+    ("freepages", i64), ("last_freepage", i64), ("nr_freepages", i64),      # the chain, linked by lru_next; 0 = none
+    ("total_free_scanned", i64), ("free_isolated", i64),
+])
+
+
+@hot
+def compact_control_of(machine, number):
+    return compact_control_t.array(machine.compact)[number]
+
+
+@hot
+def pageblock_start(pfn):
+    return pfn & ~(PAGEBLOCK_PAGES - 1)
+
+
+@hot
+def pageblock_end(pfn):
+    return (pfn & ~(PAGEBLOCK_PAGES - 1)) + PAGEBLOCK_PAGES
+
+
+# -- hints: single words that any context writes without a lock, as in Linux; a lost one costs a scan or saves one -----
+
+@hot
+def get_pageblock_skip(machine, pfn):
+    return u8.array(machine.block_skip)[pfn >> PAGEBLOCK_ORDER] != 0
+
+
+@hot
+def set_pageblock_skip(machine, pfn, skip):
+    u8.array(machine.block_skip)[pfn >> PAGEBLOCK_ORDER] = skip
+
+
+@hot
+def isolation_suitable(machine, cc, pfn):
+    """False if an earlier scan found nothing in this pageblock."""
+    return cc.ignore_skip_hint != 0 or not get_pageblock_skip(machine, pfn)
+
+
+@kernel("void(zone_t*, i64)")
+def defer_compaction(zone, order):
+    """Compaction was in vain: the next attempts are skipped, twice as many as last time."""
+    zone.compact_considered = 0
+    zone.compact_defer_shift = min(zone.compact_defer_shift + 1, COMPACT_MAX_DEFER_SHIFT)
+    zone.compact_order_failed = min(zone.compact_order_failed, order)
+
+
+@kernel("bool(zone_t*, i64)")
+def compaction_deferred(zone, order):
+    """True if this attempt is to be skipped."""
+    if order < zone.compact_order_failed:
+        return False
+    limit = 1 << zone.compact_defer_shift
+    zone.compact_considered += 1
+    if zone.compact_considered >= limit:
+        zone.compact_considered = limit
+        return False
+    return True
+
+
+@kernel("void(zone_t*, i64, bool)")
+def compaction_defer_reset(zone, order, alloc_success):
+    """Compaction has led to a block, or is expected to."""
+    if alloc_success:
+        zone.compact_considered = zone.compact_defer_shift = 0
+    if order >= zone.compact_order_failed:
+        zone.compact_order_failed = order + 1
+
+
+@hot
+def compaction_restarting(zone, order):
+    """True after the longest row of skipped attempts."""
+    return order >= zone.compact_order_failed and zone.compact_defer_shift == COMPACT_MAX_DEFER_SHIFT and \
+        zone.compact_considered >= 1 << zone.compact_defer_shift
+
+
+# -- fragmentation, mm/vmstat.c: words of the free lists are read without a lock, as hints ---------------------
+
+contig_page_info_t = Struct("contig_page_info_t", [
+    ("free_pages", i64), ("free_blocks_total", i64), ("free_blocks_suitable", i64),
+])
+
+
+@hot
+def virgin_order(pfn, end):
+    """The order of the block that untouched memory at `pfn` would be cut into."""
+    order = NR_ORDERS - 1
+    while pfn & ((1 << order) - 1) != 0 or pfn + (1 << order) > end:
+        order -= 1
+    return order
+
+
+@hot
+def fill_contig_page_info(zone, suitable_order):
+    """Of the zone's free blocks: (pages, blocks, blocks of `suitable_order` that they hold)."""
+    pages = blocks = suitable = 0
+    for order in range(NR_ORDERS):
+        n = 0
+        for migratetype in range(MIGRATE_TYPES):
+            n += zone.free_area[order].nr_free[migratetype]
+        blocks += n
+        pages += n << order
+        if order >= suitable_order:
+            suitable += n << (order - suitable_order)
+    pfn, end = zone.virgin_pfn, zone.virgin_end
+    while pfn < end:
+        order = virgin_order(pfn, end)
+        n = (end - pfn) >> order if order == NR_ORDERS - 1 else 1
+        blocks += n
+        pages += n << order
+        if order >= suitable_order:
+            suitable += n << (order - suitable_order)
+        pfn += n << order
+    return pages, blocks, suitable
+
+
+@kernel("i64(zone_t*, i64)")
+def fragmentation_index(zone, order):
+    """Why an allocation would fail, in thousandths: near 0 for lack of memory, near 1000 by fragmentation.
+
+    -1000: it would not.
+    """
+    pages, blocks, suitable = fill_contig_page_info(zone, order)
+    if blocks == 0:
+        return 0
+    if suitable != 0:
+        return -1000
+    return 1000 - (1000 + pages * 1000 // (1 << order)) // blocks
+
+
+@kernel("i64(zone_t*, i64)")
+def unusable_free_index(zone, order):
+    """How much of the free memory an allocation of this order cannot use, in thousandths."""
+    pages, _blocks, suitable = fill_contig_page_info(zone, order)
+    if pages == 0:
+        return 1000
+    return (pages - (suitable << order)) * 1000 // pages
+
+
+@kernel("i64(zone_t*, i64)")
+def extfrag_for_order(zone, order):
+    """The same in hundredths; 0 if nothing is free."""
+    pages, _blocks, suitable = fill_contig_page_info(zone, order)
+    return (pages - (suitable << order)) * 100 // pages if pages != 0 else 0
+
+
+# -- the free scanner, run by the node -------------------------------------------------------------------------
+
+@kernel("bool(machine_t*, compact_control_t*, zone_t*, i64)")
+def suitable_migration_target(machine, cc, zone, block):
+    """False for pageblocks that are free already, or not movable."""
+    if block >= zone.virgin_pfn and block < zone.virgin_end:
+        return False
+    page = page_of(machine, max(block, zone.start_pfn))
+    if page.flags & _BUDDY != U(0) and page.private >= (cc.order if cc.order > 0 else PAGEBLOCK_ORDER):
+        return False
+    return cc.ignore_block_suitable != 0 or u8.array(machine.block_type)[block >> PAGEBLOCK_ORDER] == MIGRATE_MOVABLE
+
+
+@kernel("bool(machine_t*, zone_t*, i64, i64)")
+def __isolate_free_page(machine, zone, pfn, order):
+    """Take a free block off its list, if the zone keeps its min watermark; a large one makes its pageblocks movable."""
+    if zone.free_pages - (1 << order) <= zone.watermark[WMARK_MIN] + zone.lowmem_reserve[0]:
+        return False
+    del_page_from_free_list(machine, zone, pfn, order)
+    zone.free_pages -= 1 << order
+    if order >= PAGEBLOCK_ORDER - 1:
+        types = u8.array(machine.block_type)
+        for block in range(pfn >> PAGEBLOCK_ORDER, ((pfn + (1 << order) - 1) >> PAGEBLOCK_ORDER) + 1):
+            if types[block] < MIGRATE_HIGHATOMIC:
+                types[block] = MIGRATE_MOVABLE
+    return True
+
+
+@hot
+def add_to_freepages(machine, cc, pfn, order):
+    """Cut an isolated block into single pages at the end of the chain (split_map_pages)."""
+    migratetype = int(u8.array(machine.block_type)[pfn >> PAGEBLOCK_ORDER])
+    for at in range(pfn, pfn + (1 << order)):
+        page = page_of(machine, at)
+        page.flags &= _USED
+        page.refcount = page.mapcount = 0
+        page.lru_next, page.order = 0, 0
+        page.migratetype = migratetype if migratetype < MIGRATE_PCPTYPES else MIGRATE_MOVABLE
+        if cc.freepages == 0:
+            cc.freepages = at
+        else:
+            page_of(machine, cc.last_freepage).lru_next = at
+        cc.last_freepage = at
+    cc.nr_freepages += 1 << order
+
+
+@kernel("i64(machine_t*, zone_t*, compact_control_t*, i64, i64, i64)")
+def isolate_freepages_block(machine, zone, cc, start, end, stride):
+    """Isolate free pages of a pageblock until there are enough; where the scan stopped."""
+    at, scanned = start, 0
+    while at < end:
+        scanned += 1
+        page = page_of(machine, at)
+        if page.flags & _BUDDY == U(0):
+            at += stride
+            continue
+        order = page.private
+        if not __isolate_free_page(machine, zone, at, order):
+            break
+        add_to_freepages(machine, cc, at, order)
+        scanned += (1 << order) - 1
+        cc.free_isolated += 1 << order
+        at += 1 << order
+        if cc.nr_freepages >= cc.nr_migratepages:
+            break
+    cc.total_free_scanned += scanned
+    return min(at, end) if stride > 1 else at
+
+
+@kernel("void(machine_t*, i64)")
+def isolate_freepages(machine, cpu_number):
+    """Serve MSG_ISOLATE_FREE: walk down from cc.free_pfn until the chain is as long as what is to be moved, or the
+    migrate scanner is met.
+    """
+    cc = compact_control_of(machine, cpu_number)
+    zone = zone_of(machine, cc.zone)
+    free_pcppages_bulk(machine, zone)
+    if cc.nr_freepages >= cc.nr_migratepages:        # asked only to look at what was returned
+        return
+    at, block, low = cc.free_pfn, pageblock_start(cc.free_pfn), pageblock_end(cc.migrate_pfn)
+    stride = COMPACT_CLUSTER_MAX if cc.mode == MIGRATE_ASYNC else 1
+    while block >= low:
+        end = min(block + PAGEBLOCK_PAGES, zone.start_pfn + zone.spanned_pages)
+        while block < zone.virgin_pfn < end and touch_virgin(machine, zone):
+            pass
+        if suitable_migration_target(machine, cc, zone, block) and isolation_suitable(machine, cc, block):
+            before = cc.nr_freepages
+            at = isolate_freepages_block(machine, zone, cc, at, end, stride)
+            if at >= end:
+                set_pageblock_skip(machine, block, 1)
+                zone.compact_cached_free_pfn = min(zone.compact_cached_free_pfn, block - PAGEBLOCK_PAGES)
+            if cc.nr_freepages >= cc.nr_migratepages:
+                if at >= end:
+                    at = block - PAGEBLOCK_PAGES
+                break
+            if at < end:                 # the watermark is near
+                break
+            stride = 1 if cc.nr_freepages > before else min(COMPACT_CLUSTER_MAX, stride << 1)
+        block -= PAGEBLOCK_PAGES
+        at = block
+    cc.free_pfn = at
+
+
+@kernel("i64(machine_t*, mailbox_t*, i64*)")
+def serve_node(machine, mailbox, words):
+    """A node's loop: serve_pages, and the free scanner."""
+    while True:
+        kind = serve_pages(machine, mailbox, words)
+        if kind != MSG_ISOLATE_FREE:
+            return kind
+        isolate_freepages(machine, words[6])
+        reply(machine, words[6], words[2], compact_control_of(machine, words[6]).nr_freepages)
