@@ -91,18 +91,19 @@ def count_pcp(machine_address, number, counts):
         for migratetype in range(MIGRATE_PCPTYPES):
             pcp = pcp_of(machine, cpu, number).lists[migratetype]
             pfn, n = pcp.head, 0
-            while pfn != 0:
+            while pfn != 0 and n <= pcp.count:
                 n += 1
                 pfn = page_of(machine, pfn).lru_next
             if n != pcp.count:
                 return max(pcp.head, 1)
             counts[0] += n
-            pfn = pcp.shelf
-            while pfn > 0:
-                counts[0] += 1
+            pfn, n = pcp.shelf, 0
+            while pfn > 0 and n <= pcp.shelf_count:
+                n += 1
                 pfn = page_of(machine, pfn).lru_next
+            counts[0] += n
     pfn = zone.returned
-    while pfn > 0:
+    while pfn > 0 and counts[0] <= zone.spanned_pages:
         counts[0] += 1
         pfn = page_of(machine, pfn).lru_next
     return 0
@@ -286,7 +287,7 @@ def validate_lruvec(machine_address, node, counts):
         pfn, previous, n = lruvec.head[lru], 0, 0
         while pfn != 0:
             page = page_of(machine, pfn)
-            if page.flags & U(PG_lru) == U(0) or page.flags & U(PG_buddy | PG_pcp | PG_table) != U(0) or \
+            if n > lruvec.nr[lru] or page.flags & U(PG_lru) == U(0) or page.flags & U(PG_buddy | PG_pcp | PG_table) != U(0) or \
                     page.refcount <= 0 or page.lru_prev != previous or folio_lru_list(page) != lru or \
                     page_to_nid(machine, pfn) != node:
                 return pfn

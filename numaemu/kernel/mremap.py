@@ -16,7 +16,7 @@ from numaemu.kernel.rmap import mapping_of, unlink_vma
 from numaemu.kernel.smp import machine_of, spin_lock, spin_unlock
 from numaemu.kernel.tlb import flush_tlb_mm_range
 from numaemu.kernel.util import may_expand_vm, mlock_future_ok, vm_acct_memory, vm_enough_memory, vm_stat_account
-from numaemu.kernel.vma import join_family, merge_at, new_vma
+from numaemu.kernel.vma import join_family, merge_at, new_vma, vma_pages
 from numaemu.kernel.vma_index import find_position, find_vma, find_vma_intersection, insert_at, vma_of
 from numaemu.mmu import TASK_SIZE
 from numaemu.param import GATHER_PAGES
@@ -107,9 +107,14 @@ def copy_vma(cpu, mm_number, vma_number, start, end, pgoff):
 
 @kernel("void(cpu_t*, i64, i64, u64, u64)")
 def leave_old_vma(cpu, mm_number, vma_number, start, end):
-    """MREMAP_DONTUNMAP: the old VMA stays without pages, not locked, and outside the family if all of it was moved."""
+    """MREMAP_DONTUNMAP: the old VMA stays without pages, not locked, and outside the family if all of it was moved.
+
+    What of it was not moved is no longer locked either; Linux forgets to take that off locked_vm.
+    """
     machine = machine_of(cpu)
     vma = vma_of(machine, vma_number)
+    if vma.flags & VM_LOCKED:
+        mm_of(machine, mm_number).locked_vm -= vma_pages(vma) - np.int64((end - start) >> U(12))
     vma.flags &= ~VM_LOCKED_MASK
     if vma.start == start and vma.end == end and vma.anon_vma != 0:
         unlink_vma(cpu, vma_number)
