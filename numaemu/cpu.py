@@ -26,6 +26,7 @@ from numaemu.kernel.mm_types import TASK_NAME_BYTES, task_t
 from numaemu.kernel.oom_kill import alloc_pages_may_oom
 from numaemu.kernel.smp import actor_of_cpu
 from numaemu.kernel.tlb import answer_ipi
+from numaemu.kernel.truncate import iput_from_below
 from numaemu.mmu import cpu_t
 from numaemu.native import PythonCallback
 from numaemu.operations import Operations, kill_task
@@ -73,7 +74,7 @@ def install_callbacks(world):
     for number in range(machine.nr_cpus):
         cpu = cpu_t.array(machine.cpus)[number]
         cpu.on_fault, cpu.on_ipi = exc_page_fault.address, answer_ipi.address
-    machine.on_oom = alloc_pages_may_oom.address
+    machine.on_oom, machine.on_iput = alloc_pages_may_oom.address, iput_from_below.address
 
 
 class Turn:
@@ -268,6 +269,10 @@ class Cpu(Actor):
                 syscalls.drain_lru(self.state.address)
             finally:
                 self.turn.__exit__()
+
+    def rpc_system(self, method, *args):
+        """What the driver does with files; it waits for this CPU's turn, so it gets a thread."""
+        return self.threads.submit(self.operations.system, method, args)
 
     def rpc_flush_slab(self, number):
         """Give this CPU's slab of a cache up, if no operation is running."""

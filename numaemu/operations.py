@@ -11,11 +11,12 @@ import sys
 import numpy as np
 
 from numaemu.access import LOAD_MANY, STORE_MANY, copy_range, touch_range
-from numaemu.errors import KernelBug, OutOfMemory, SegmentationFault
+from numaemu.errors import BusError, KernelBug, OutOfMemory, SegmentationFault
 from numaemu.kernel import slab
 from numaemu.kernel import sys as syscalls
 from numaemu.kernel.gfp import __GFP_ZERO as GFP_ZERO
 from numaemu.kernel.gfp import GFP_KERNEL
+from numaemu.kernel.inode import file_of, inode_name, inode_of
 from numaemu.kernel.mm_types import TASK_DEAD, TASK_RUNNING, VM_EXEC, VM_READ, VM_SHARED, VM_WRITE, task_t
 from numaemu.kernel.mmap import find_position, vma_index
 from numaemu.kernel.mmzone import MAX_NR_ZONES, page_of, page_zone, zone_of
@@ -25,8 +26,9 @@ from numaemu.kernel.rmap import vma_of
 from numaemu.kernel.smp import actor_of_cpu
 from numaemu.kernel.stats import cpu_figures, task_numbers
 from numaemu.mmu import X86_PF_PROT, X86_PF_WRITE
+from numaemu.operations_file import FileOperations
 from numaemu.param import PAGE_SIZE
-from numaemu.uapi import SIGKILL
+from numaemu.uapi import SIGBUS, SIGKILL
 
 BUFFER_BYTES = 1 << 20           # results from this size on come from a buffer that is kept
 
@@ -64,7 +66,7 @@ def release_gil(function):
         options["nogil"] = True
 
 
-class Operations:
+class Operations(FileOperations):
     """The operations of one CPU."""
 
     def __init__(self, cpu):
@@ -242,6 +244,8 @@ class Operations:
             syscalls.sys_exit(self.address, number, SIGKILL)
             return OutOfMemory(f"{who}: no node it may use can serve a {what.split()[0]} at {address:#x}; it was killed "
                                f"with {rss} kB resident")
+        if signal == SIGBUS:
+            return BusError(f"{who}: {what} {address:#x}: {self.beyond_the_end(mm, address)}")
         present = bool(state.error_code & X86_PF_PROT)
         return SegmentationFault(f"{who}: {what} {address:#x}: {self.describe(mm, address, present)}")
 
@@ -260,6 +264,14 @@ class Operations:
         side = "above the end of" if nearest.end <= address else "below"
         return f"not mapped; nearest is {nearest.start:#x}-{nearest.end:#x} {permissions(nearest)}, " \
                f"{min(distance)} bytes {side} it"
+
+    def beyond_the_end(self, mm, address):
+        """The file whose end an address lies behind."""
+        position = find_position(self.machine, mm, np.uint64(address))
+        vma = vma_of(self.machine, vma_index(self.machine, mm)[position])
+        inode = inode_of(self.machine, file_of(self.machine, vma.file).inode)
+        offset = (vma.pgoff << 12) + address - int(vma.start)
+        return f"byte {offset} of {inode_name(inode)}, which has {inode.i_size}"
 
     # -- the task
 

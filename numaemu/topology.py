@@ -25,6 +25,9 @@ MIN_NODE_MEMORY = 4 * MiB  # one buddy block of the highest order (10)
 LOCAL_DISTANCE, MAX_DISTANCE = 10, 255  # one byte of the ACPI SLIT; 10 is the node itself
 MAX_LATENCY_NS = 1_000_000  # 1 ms, far beyond any memory: catches a wrong unit
 MAX_COST_NS = 1_000_000_000  # 1 s, likewise
+MAX_DISK = 16 * TiB
+MAX_DISK_LATENCY_US = 1_000_000  # 1 s
+MAX_BANDWIDTH = 1 * TiB  # bytes a second
 MAX_L1_ENTRIES, MAX_L2_ENTRIES = 1024, 16384  # bound the TLB arrays of a CPU
 MAX_LOW_MEMORY = 4 * GiB  # where 32-bit physical addresses end; RAM beyond low_memory starts here
 MAX_ZONES = 5  # DMA, DMA32, Normal, Movable, Device: values of vm.lowmem_reserve_ratio
@@ -51,6 +54,12 @@ DEFAULT_COST = {  # ns
     "ipi_ns": 1000,  # a CPU that answers a shootdown; assumed
     "message_ns": 2000,  # a request to a node or the coordinator and its answer; assumed
 }
+DEFAULT_DISK = {  # of a machine's one disk: a SATA SSD; assumed
+    "size": "64GiB",  # nothing is stored on the host but what is written
+    "read_latency_us": 100,  # one request, before its bytes come
+    "write_latency_us": 30,
+    "bandwidth": "500MB/s",  # K, M, G as in sizes: powers of 1024
+}
 KNOWN_SYSCTLS = {  # lowest and highest value, as the sysctl tables of Linux 6.12 have them
     "vm.min_free_kbytes": (0, INT_MAX),
     "vm.watermark_scale_factor": (1, 3000),
@@ -60,6 +69,12 @@ KNOWN_SYSCTLS = {  # lowest and highest value, as the sysctl tables of Linux 6.1
     "vm.zone_reclaim_mode": (0, INT_MAX),
     "vm.swappiness": (0, 200),
     "kernel.numa_balancing": (0, 4),
+    "vm.dirty_ratio": (0, 100),
+    "vm.dirty_background_ratio": (0, 100),
+    "vm.dirty_bytes": (2 * 4096, MAX_MEMORY),
+    "vm.dirty_background_bytes": (1, MAX_MEMORY),
+    "vm.dirty_expire_centisecs": (0, INT_MAX),
+    "vm.dirty_writeback_centisecs": (0, INT_MAX),
     "vm.panic_on_oom": (0, 2),
     "vm.oom_kill_allocating_task": (0, INT_MAX),
     "vm.oom_dump_tasks": (0, INT_MAX),
@@ -68,9 +83,9 @@ KNOWN_SYSCTLS = {  # lowest and highest value, as the sysctl tables of Linux 6.1
 # --- what a machine file may say ----------------------------------------------------------------
 SIZE_KEYS = ("low_memory", "kernelcore", "movablecore")
 SCALAR_KEYS = ("name", "paging", "page_size", *SIZE_KEYS)
-MACHINE_KEYS = (*SCALAR_KEYS, "node", "distance", "latency", "tlb", "sysctl", "cost")
+MACHINE_KEYS = (*SCALAR_KEYS, "node", "distance", "latency", "tlb", "sysctl", "cost", "disk")
 NODE_KEYWORDS = ("nodes", "cpus_per_node", "memory_per_node", "memory_only_nodes")
-TABLES = {**DEFAULT_TLB, "sysctl": KNOWN_SYSCTLS, "cost": DEFAULT_COST}  # with known keys
+TABLES = {**DEFAULT_TLB, "sysctl": KNOWN_SYSCTLS, "cost": DEFAULT_COST, "disk": DEFAULT_DISK}
 MATRICES = {  # unit, lowest and highest value
     "distance": ("", LOCAL_DISTANCE, MAX_DISTANCE),
     "latency": (" ns", 1, MAX_LATENCY_NS),
@@ -92,6 +107,16 @@ class TlbSpec:
     @property
     def sets(self) -> int:
         return self.entries // self.ways
+
+
+@dataclass(frozen=True)
+class DiskSpec:
+    """The disk: a request takes its latency, and its bytes the bandwidth."""
+
+    size: int  # bytes
+    read_latency_us: int
+    write_latency_us: int
+    bandwidth: int  # bytes a second
 
 
 @dataclass(frozen=True)
@@ -117,6 +142,7 @@ class Topology:
     l2: TlbSpec
     sysctl: dict[str, int | tuple[int, ...]]
     cost: dict[str, int]  # ns, the keys of DEFAULT_COST
+    disk: DiskSpec
     low_memory: int  # bytes of RAM below 4 GiB of the physical address space
     kernelcore: int | None  # bytes kept out of ZONE_MOVABLE, as Linux's boot parameter
     movablecore: int | None  # bytes given to ZONE_MOVABLE; only one of the two is set
@@ -179,6 +205,7 @@ class Topology:
             l2=_parse_tlb("l2", tlb.get("l2", {}), MAX_L2_ENTRIES, where),
             sysctl=_parse_sysctl(machine.get("sysctl", {}), where),
             cost=_parse_cost(machine.get("cost", {}), where),
+            disk=_parse_disk(machine.get("disk", {}), where),
             **_parse_sizes(machine, sum(node.memory_bytes for node in nodes), where),
         )
 
@@ -199,6 +226,12 @@ class Topology:
             "tlb": {"l1": vars(self.l1).copy(), "l2": vars(self.l2).copy()},
             "sysctl": {k: list(v) if isinstance(v, tuple) else v for k, v in self.sysctl.items()},
             "cost": dict(self.cost),
+            "disk": {
+                "size": format_size(self.disk.size),
+                "read_latency_us": self.disk.read_latency_us,
+                "write_latency_us": self.disk.write_latency_us,
+                "bandwidth": format_size(self.disk.bandwidth) + "/s",
+            },
         }
 
     def to_toml(self) -> str:
@@ -210,7 +243,7 @@ class Topology:
         for key in MATRICES:
             rows = [f"    {_toml(row)}," for row in machine[key]["matrix"]]
             lines += ["", f"[{key}]", "matrix = [", *rows, "]"]
-        for key in ("tlb", "sysctl", "cost"):
+        for key in ("tlb", "sysctl", "cost", "disk"):
             quote = _toml if key == "sysctl" else str  # their keys have dots
             rows = [f"{quote(name)} = {_toml(value)}" for name, value in machine[key].items()]
             lines += ["", f"[{key}]", *rows]
@@ -509,6 +542,21 @@ def _parse_cost(table: Any, where: str) -> dict[str, int]:
         key: parse_int(given.get(key, default), f"cost: {key}", where, 0, MAX_COST_NS)
         for key, default in DEFAULT_COST.items()
     }
+
+
+def _parse_disk(table: Any, where: str) -> DiskSpec:
+    given = DEFAULT_DISK | check_table(table, DEFAULT_DISK, "disk", where)
+    least = {"least": MEMORY_BLOCK, "most": MAX_DISK, "block": 4096}
+    size = parse_size(given["size"], "disk: size", where, **least)
+    latency = {
+        key: parse_int(given[key], f"disk: {key}", where, 0, MAX_DISK_LATENCY_US, " us")
+        for key in ("read_latency_us", "write_latency_us")
+    }
+    bandwidth = given["bandwidth"]
+    if isinstance(bandwidth, str):
+        bandwidth = bandwidth.strip().removesuffix("/s")
+    bandwidth = parse_size(bandwidth, "disk: bandwidth", where, least=1, most=MAX_BANDWIDTH)
+    return DiskSpec(size, bandwidth=bandwidth, **latency)
 
 
 def _toml(value: Any) -> str:

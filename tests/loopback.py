@@ -28,6 +28,7 @@ from numaemu.kernel.pgtable import pte_offset
 from numaemu.kernel.smp import MSG_NONE, actor_of_cpu
 from numaemu.kernel.sysctl import System
 from numaemu.kernel.tlb import answer_ipi
+from numaemu.kernel.truncate import iput_from_below
 from numaemu.mailbox import fall_asleep
 from numaemu.mmu import cpu_t
 from numaemu.node import Node
@@ -82,7 +83,7 @@ class Loopback:
         self.machine.on_ring = self._callback(lambda actor, _b, _c: self.ring(actor))
         self.machine.on_wake = self._callback(lambda *_: None)
         self.machine.on_wait = self._callback(lambda *_: self.deliver())
-        self.machine.on_oom = alloc_pages_may_oom.address
+        self.machine.on_oom, self.machine.on_iput = alloc_pages_may_oom.address, iput_from_below.address
         for cpu in self.cpus:
             cpu.state.on_fault, cpu.state.on_ipi = exc_page_fault.address, answer_ipi.address
         for actor in self.actors:
@@ -134,6 +135,14 @@ class Loopback:
     def where(self, number):
         cpu = task_t.array(self.machine.tasks)[number].cpu
         return cpu, self.topology.node_of_cpu(cpu)
+
+    def system(self, method, *args):
+        """What the driver asks of CPU 0: create_file, unlink, sync, drop_caches."""
+        return self.cpus[0].operations.system(method, args)
+
+    def create_file(self, path, content, seed=0):
+        data = content if isinstance(content, bytes) else None
+        self.system("create_file", path, len(data) if data is not None else content, data, seed)
 
     # -- what tests look at
 
@@ -189,7 +198,7 @@ class Loopback:
         machine, nbytes = self.machine, control_layout(self.topology, self.machine.max_pfn, self.machine.nr_actors).nbytes
         memory, mem_map, frames = int(machine.memory), int(machine.mem_map), machine.max_pfn
         for address, size in ((memory, frames * PAGE_SIZE), (mem_map, frames * page_t.nbytes),
-                              (int(machine.address), nbytes)):
+                              (int(machine.disk), self.topology.disk.size), (int(machine.address), nbytes)):
             shm._libc.munmap(address, size)
         self.machine = Pointer(0, machine.struct)
 

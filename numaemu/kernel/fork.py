@@ -4,6 +4,7 @@ import numpy as np
 from numaemu.atomic import fetch_add
 from numaemu.compile import kernel
 from numaemu.kernel.gfp import GFP_PGTABLE_USER
+from numaemu.kernel.inode import get_file
 from numaemu.kernel.memory import VM_FAULT_OK, copy_page_range
 from numaemu.kernel.mempolicy import copy_policy
 from numaemu.kernel.mm_types import (NR_MM_COUNTERS, OOM_NONE, TASK_DEAD, TASK_RUNNING, TASK_ZOMBIE, VM_GROWSDOWN,
@@ -13,9 +14,10 @@ from numaemu.kernel.mmzone import page_of
 from numaemu.kernel.page_alloc import alloc_pages
 from numaemu.kernel.pgtable import mm_of, pgd_free
 from numaemu.kernel.pool import pool_get, pool_put
-from numaemu.kernel.rmap import link_vma, vma_of
+from numaemu.kernel.rmap import link_file_vma, link_vma, vma_of
 from numaemu.kernel.smp import machine_of, write_lock, write_unlock
 from numaemu.kernel.tlb import drop_mm, flush_tlb_mm_range
+from numaemu.kernel.truncate import close_files
 from numaemu.mmu import TASK_SIZE
 from numaemu.param import CPU_WORDS
 from numaemu.pointer import address_of
@@ -36,7 +38,7 @@ def mm_alloc(cpu):
         return 0
     mm = mm_of(machine, number)
     mm.mmap_lock, mm.users, mm.tlb_gen, mm.pgtables, mm.tlb_flush_pending = 0, 1, 1, 0, 0
-    mm.oom_state = OOM_NONE
+    mm.oom_state, mm.open_files = OOM_NONE, 0
     for word in range(CPU_WORDS):
         mm.cpumask[word] = U(0)
     for counter in range(NR_MM_COUNTERS):
@@ -57,7 +59,7 @@ def mm_alloc(cpu):
 def setup_arg_pages(cpu, mm_number):
     """The stack of a new program: 0 or a negative errno."""
     flags = calc_vm_flags(PROT_READ | PROT_WRITE, MAP_PRIVATE) | VM_GROWSDOWN
-    return min(mmap_region(cpu, mm_number, STACK_TOP - STACK_BYTES, STACK_BYTES, flags), 0)
+    return min(mmap_region(cpu, mm_number, STACK_TOP - STACK_BYTES, STACK_BYTES, flags, 0, 0), 0)
 
 
 @kernel("i64(cpu_t*, i64, i64)")
@@ -70,7 +72,10 @@ def dup_vma(cpu, child_number, parent_vma):
         return 0
     vma = vma_of(machine, number)
     copy_policy(vma.policy, of.policy)
-    vma.mapping, vma.file = of.mapping, of.file
+    vma.mapping, vma.file, vma.i_mapping = of.mapping, of.file, of.i_mapping
+    if vma.file != 0:
+        get_file(machine, vma.file)
+        link_file_vma(cpu, number)
     if vma.mapping != 0:
         link_vma(cpu, vma.mapping, number)
     insert_at(machine, child_number, mm_of(machine, child_number).map_count, number)
@@ -103,6 +108,8 @@ def mmput(cpu, mm_number):
         return
     if mm.map_count > 0:
         unmap_region(cpu, mm_number, 0, mm.map_count)
+    if mm.open_files > 0:
+        close_files(cpu, mm_number, mm.id)
     drop_mm(cpu, mm_number)
     pgd_free(cpu, np.int64(mm.pgd >> U(12)))
     mm.pgd = U(0)

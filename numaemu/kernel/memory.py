@@ -3,20 +3,24 @@ import numpy as np
 
 from numaemu.atomic import exchange, fetch_add, load_acquire
 from numaemu.compile import hot, kernel
+from numaemu.kernel.do_fault import do_fault, wp_page_shared
 from numaemu.kernel.gfp import __GFP_ZERO, GFP_HIGHUSER_MOVABLE
 from numaemu.kernel.mempolicy import alloc_table_page, vma_alloc_folio
 from numaemu.kernel.mm_inline import folio_clear, folio_set, folio_test
-from numaemu.kernel.mm_types import MM_ANONPAGES, MM_SHMEMPAGES, VM_SHARED, VM_WRITE, PG_anon, PG_anon_exclusive, PG_lru
+from numaemu.kernel.mm_types import (FAULT_AROUND_BYTES, MM_ANONPAGES, MM_FILEPAGES, MM_SHMEMPAGES, VM_FAULT_OK,
+                                     VM_FAULT_OOM, VM_FAULT_RETRY, VM_SHARED, VM_WRITE, PG_anon, PG_anon_exclusive, PG_lru,
+                                     PG_swapbacked)
 from numaemu.kernel.mmzone import page_of
 from numaemu.kernel.page_alloc import put_page, release_pages, try_get_page
-from numaemu.kernel.pgtable import (_MIGRATION_ANON, _PAGE_SPECIAL, free_table, install_table, is_migration_entry,
+from numaemu.kernel.page_writeback import folio_mark_dirty
+from numaemu.kernel.pgtable import (_MIGRATION_ANON, _MIGRATION_FILE, _PAGE_SPECIAL, free_table, install_table, is_migration_entry,
                                     mm_of, pfn_pte, pte_offset, pte_pfn, pte_present, ptep_cmpxchg, ptep_get,
                                     ptep_get_and_clear, skip_missing, table_at)
 from numaemu.kernel.rmap import (anon_vma_prepare, folio_add_anon_rmap, folio_dup_rmap, folio_remove_rmap, mapping_of,
                                  rss_counter, vma_of)
-from numaemu.kernel.shmem import filemap_get_folio, shmem_get_folio
+from numaemu.kernel.shmem import shmem_find_folio, shmem_get_folio
 from numaemu.kernel.smp import machine_of, relax
-from numaemu.kernel.swap import folio_add_lru, folio_add_new_lru, lru_add_drain
+from numaemu.kernel.swap import folio_add_lru, folio_add_new_lru, folio_mark_accessed, lru_add_drain
 from numaemu.kernel.tlb import flush_tlb_mm_range
 from numaemu.kernel.vmstat import PGREUSE, count_vm_events
 from numaemu.mmu import _PAGE_ACCESSED, _PAGE_DIRTY, _PAGE_PRESENT, _PAGE_RW, _PAGE_USER
@@ -25,9 +29,8 @@ from numaemu.param import GATHER_PAGES
 from numaemu.pointer import i64, u64
 
 U = np.uint64
-VM_FAULT_OK, VM_FAULT_OOM, VM_FAULT_SIGBUS, VM_FAULT_SIGSEGV, VM_FAULT_RETRY = range(5)
 RELEASE_BATCH = 64               # pages freed under one look at the LRU lists
-FAULT_AROUND_BYTES = U(64 << 10)     # fault_around_pages
+AROUND = U(FAULT_AROUND_BYTES)
 _READ_ONLY = _PAGE_PRESENT | _PAGE_USER | _PAGE_ACCESSED
 _WRITTEN = _READ_ONLY | _PAGE_RW | _PAGE_DIRTY
 
@@ -98,14 +101,14 @@ def set_shared_pte(cpu, mm, vma, pfn, ptep, dirty):
 def do_fault_around(cpu, mm, vma, address, ptep):
     """A read fault maps what else is there already of the 64 KiB around it. Linux's function and filemap_map_pages."""
     machine = machine_of(cpu)
-    start = max(address & ~(FAULT_AROUND_BYTES - U(1)), vma.start)
-    end = min((address | (FAULT_AROUND_BYTES - U(1))) + U(1), vma.end)
+    start = max(address & ~(AROUND - U(1)), vma.start)
+    end = min((address | (AROUND - U(1))) + U(1), vma.end)
     mapping = mapping_of(machine, vma.mapping)
     near, first = start, ptep - (((address - start) >> U(12)) << U(3))
     while near < end:
         entry = first + (((near - start) >> U(12)) << U(3))
         if ptep_get(entry) == U(0):
-            pfn = filemap_get_folio(cpu, mapping, vma.pgoff + np.int64((near - vma.start) >> U(12)))
+            pfn = shmem_find_folio(cpu, mapping, vma.pgoff + np.int64((near - vma.start) >> U(12)))
             if pfn != 0:
                 set_shared_pte(cpu, mm, vma, pfn, entry, U(0))
         near += U(4096)
@@ -157,7 +160,7 @@ def wp_page_copy(cpu, mm, vma_number, address, ptep, pte):
         fetch_add(mm.rss, MM_ANONPAGES, 1)
     else:
         if page_of(machine, old).flags & U(PG_anon) == U(0):
-            fetch_add(mm.rss, MM_SHMEMPAGES, -1)
+            fetch_add(mm.rss, rss_counter(page_of(machine, old)), -1)
             fetch_add(mm.rss, MM_ANONPAGES, 1)
         folio_remove_rmap(machine, cpu, old)
         put_page(cpu, old)
@@ -182,6 +185,8 @@ def do_wp_page(cpu, mm, vma_number, address, ptep, pte):
     vma, old = vma_of(machine, vma_number), pte_pfn(pte)
     special = pte & _PAGE_SPECIAL != U(0)
     if vma.flags & VM_SHARED:
+        if vma.file != 0:
+            return wp_page_shared(cpu, vma, address, ptep, pte)
         ptep_cmpxchg(ptep, pte, pte | _PAGE_RW | _PAGE_DIRTY | _PAGE_ACCESSED)
         return VM_FAULT_OK
     page = page_of(machine, old)
@@ -203,6 +208,8 @@ def handle_mm_fault(cpu, mm, vma_number, address, write):
         return VM_FAULT_OOM
     pte = ptep_get(ptep)
     if pte == U(0):
+        if vma_of(machine, vma_number).file != 0:
+            return do_fault(cpu, mm, vma_number, address, write, ptep)
         if vma_of(machine, vma_number).flags & VM_SHARED:
             return do_shared_fault(cpu, mm, vma_number, address, write, ptep)
         return do_anonymous_page(cpu, mm, vma_number, address, write, ptep)
@@ -252,16 +259,28 @@ def tlb_flush_mmu(cpu, mm_number, start, end):
     gather[0] = 0
 
 
+@hot
+def zap_file_pte(cpu, pfn, pte):
+    """What the entry knew of a page of a file, the page knows from now on."""
+    if pte & _PAGE_DIRTY != U(0):
+        folio_mark_dirty(cpu, pfn)
+    if pte & _PAGE_ACCESSED != U(0):
+        folio_mark_accessed(cpu, pfn)
+
+
 @kernel("i64(machine_t*, cpu_t*, mm_t*, u64)")
 def zap_pte(machine, cpu, mm, pte):
     """A leaf entry has been taken out: account for it; the pfn whose reference is to be dropped, or 0."""
     if is_migration_entry(pte):          # the page may be gone by now: the entry itself says of which kind it was
-        fetch_add(mm.rss, MM_ANONPAGES if pte & _MIGRATION_ANON != U(0) else MM_SHMEMPAGES, -1)
+        other = MM_FILEPAGES if pte & _MIGRATION_FILE != U(0) else MM_SHMEMPAGES
+        fetch_add(mm.rss, MM_ANONPAGES if pte & _MIGRATION_ANON != U(0) else other, -1)
         return 0
     if not pte_present(pte) or pte & _PAGE_SPECIAL != U(0):
         return 0
     pfn = pte_pfn(pte)
     fetch_add(mm.rss, rss_counter(page_of(machine, pfn)), -1)
+    if page_of(machine, pfn).flags & U(PG_anon | PG_swapbacked) == U(0):
+        zap_file_pte(cpu, pfn, pte)
     folio_remove_rmap(machine, cpu, pfn)
     return pfn
 
@@ -417,12 +436,13 @@ def copy_present_pte(machine, cpu, child, source, target):
 def copy_page_range(cpu, parent_number, child_number, vma_number):
     """Share a VMA's pages with a child's page tables; 0 or VM_FAULT_OOM. The caller flushes the parent.
 
-    Entries of a shared object are not copied (vma_needs_copy): the child's faults find its pages.
+    Entries of a shared object, or of a file of which nothing is private, are not copied (vma_needs_copy): the child's
+    faults find the pages.
     """
     machine = machine_of(cpu)
     parent, child = mm_of(machine, parent_number), mm_of(machine, child_number)
     vma = vma_of(machine, vma_number)
-    if vma.flags & VM_SHARED:
+    if vma.flags & VM_SHARED or (vma.file != 0 and vma.mapping == 0):
         return VM_FAULT_OK
     address = vma.start
     while address < vma.end:

@@ -17,15 +17,17 @@ from numaemu.kernel.mmap import find_position, find_vma, merge_range, range_is_m
 from numaemu.kernel.mmdebug import VM_BUG_ON_PAGE
 from numaemu.kernel.mmzone import page_of, page_to_nid
 from numaemu.kernel.page_alloc import alloc_pages, get_page, put_page, try_get_page
-from numaemu.kernel.pgtable import (_MIGRATION, _MIGRATION_ANON, _PAGE_SPECIAL, is_migration_entry, mm_of, pfn_pte,
+from numaemu.kernel.pgtable import (_MIGRATION, _MIGRATION_ANON, _MIGRATION_FILE, _PAGE_SPECIAL, is_migration_entry, mm_of, pfn_pte,
                                     pte_offset, pte_pfn, pte_present, ptep_cmpxchg, ptep_get, skip_missing)
-from numaemu.kernel.rmap import folio_dup_rmap, folio_remove_rmap, mapping_of, page_address_in_vma, vma_of
-from numaemu.kernel.shmem import count_shmem, shmem_slot
+from numaemu.kernel.rmap import folio_dup_rmap, folio_remove_rmap, mapping_of, next_vma_of, page_address_in_vma, vma_of
+from numaemu.kernel.shmem import count_shmem
 from numaemu.kernel.smp import machine_of, spin_lock, spin_unlock
 from numaemu.kernel.swap import (count_isolated, folio_add_lru, folio_isolate_lru, folio_putback_lru,
                                  lru_add_drain_all)
 from numaemu.kernel.tlb import flush_tlb_mm_range
-from numaemu.kernel.vmstat import PGMIGRATE_FAIL, PGMIGRATE_SUCCESS, count_vm_events
+from numaemu.kernel.vmstat import (NR_FILE_DIRTY, NR_FILE_PAGES, PGMIGRATE_FAIL, PGMIGRATE_SUCCESS, count_vm_events,
+                                   mod_node_page_state)
+from numaemu.kernel.xarray import page_entry, xa_slot
 from numaemu.mmu import _PAGE_ACCESSED, _PAGE_DIRTY, _PAGE_PRESENT, _PAGE_RW, _PAGE_USER
 from numaemu.native import copy_bytes
 from numaemu.pointer import Struct, address_of, i64, u64
@@ -118,7 +120,11 @@ def try_to_migrate_one(cpu, batch, pfn, vma, address):
     ptep = pte_offset(machine, mm_of(machine, vma.mm), address)
     if ptep == U(0):
         return
-    kind = _MIGRATION | _MIGRATION_ANON if page_of(machine, pfn).flags & U(PG_anon) != U(0) else _MIGRATION
+    flags, kind = page_of(machine, pfn).flags, _MIGRATION
+    if flags & U(PG_anon) != U(0):
+        kind |= _MIGRATION_ANON
+    elif flags & U(PG_swapbacked) == U(0):
+        kind |= _MIGRATION_FILE
     while True:
         pte = ptep_get(ptep)
         if not pte_present(pte) or pte_pfn(pte) != pfn or pte & _PAGE_SPECIAL != U(0):
@@ -168,7 +174,7 @@ def rmap_walk(cpu, batch, old, new, unmapping):
                 try_to_migrate_one(cpu, batch, old, vma, address)
             else:
                 remove_migration_pte(cpu, old, new, vma, address)
-        number = vma.family_next
+        number = next_vma_of(mapping, vma)
     spin_unlock(lock)
 
 
@@ -182,6 +188,20 @@ def alloc_migration_target(cpu, batch, i):
             return 0
         return vma_alloc_folio(cpu, GFP_HIGHUSER_MOVABLE, vma_of(machine, number), batch.vaddr[i])
     return alloc_pages(cpu, GFP_HIGHUSER_MOVABLE | __GFP_THISNODE, 0, batch.target, machine.node_mask)
+
+
+@hot
+def move_counts(machine, cpu, page, old, new):
+    """A page of an object is counted on its new node."""
+    if page.flags & U(PG_swapbacked) != U(0):
+        count_shmem(machine, cpu, old, -1)
+        count_shmem(machine, cpu, new, 1)
+        return
+    for pfn, sign in ((old, -1), (new, 1)):
+        node = page_to_nid(machine, pfn)
+        mod_node_page_state(machine, cpu.id, node, NR_FILE_PAGES, sign)
+        if page.flags & U(PG_dirty) != U(0):
+            mod_node_page_state(machine, cpu.id, node, NR_FILE_DIRTY, sign)
 
 
 @kernel("bool(cpu_t*, i64, i64)")
@@ -204,10 +224,9 @@ def move_to_new_folio(cpu, old, new):
     cpu.clock_base_ns += machine.copy_page_ns
     if not anon:
         get_page(target)
-        slot = shmem_slot(cpu, mapping_of(machine, page.mapping), page.index)
-        store_release(u64.array(slot), 0, pfn_pte(new, U(1)))
-        count_shmem(machine, cpu, old, -1)
-        count_shmem(machine, cpu, new, 1)
+        slot = xa_slot(machine, mapping_of(machine, page.mapping), page.index)
+        store_release(u64.array(slot), 0, page_entry(new))
+        move_counts(machine, cpu, page, old, new)
     store_release(page, "refcount", 1)
     return True
 

@@ -6,6 +6,8 @@ import math
 import numpy as np
 
 from numaemu import shm
+from numaemu.kernel.disk import disk_space_t
+from numaemu.kernel.inode import file_t, inode_t
 from numaemu.kernel.migrate import migrate_t
 from numaemu.kernel.mm_types import machine_t, mapping_t, mm_t, page_t, pool_t, task_t, vma_t
 from numaemu.kernel.mmzone import (MAX_NR_ZONES, MIGRATE_MOVABLE, WMARK_HIGH, WMARK_LOW, WMARK_MIN, ZONE_DMA,
@@ -16,14 +18,17 @@ from numaemu.kernel.swap import cpu_fbatches_t
 from numaemu.kernel.vmstat import percpu_t
 from numaemu.mailbox import mailbox_t
 from numaemu.mmu import cpu_t
-from numaemu.param import (GATHER_PAGES, MAX_MAP_COUNT, MAX_MMS, MAX_NODES, MAX_TASKS, MAX_VMAS, OUTBOX_BYTES,
-                           PAGE_SIZE, PAGEBLOCK_ORDER, PAGEBLOCK_PAGES, VMA_INDEX_SLOTS)
+from numaemu.param import (GATHER_PAGES, MAX_FILES, MAX_INODES, MAX_MAP_COUNT, MAX_MMS, MAX_NODES, MAX_TASKS, MAX_VMAS,
+                           OUTBOX_BYTES, PAGE_SIZE, PAGEBLOCK_ORDER, PAGEBLOCK_PAGES, VMA_INDEX_SLOTS)
 from numaemu.pointer import i64, u8
 
 DMA_END, DMA32_END = (16 << 20) // PAGE_SIZE, (4 << 30) // PAGE_SIZE      # pfn
 ZERO_PFN = 1                                    # the shared page of zeros
 LOWMEM_RESERVE_RATIO = (256, 256, 32, 0, 0)     # sysctl_lowmem_reserve_ratio, by zone
 WATERMARK_SCALE_FACTOR = 10                     # of 10,000
+DIRTY_DEFAULTS = {"dirty_ratio": 20, "dirty_background_ratio": 10, "dirty_bytes": 0, "dirty_background_bytes": 0,
+                  "dirty_expire_centisecs": 3000, "dirty_writeback_centisecs": 500}      # mm/page-writeback.c
+NS_PER_CENTISEC = 10_000_000
 PCP_BATCH_SCALE_MAX = 5                         # the longest chain a CPU takes at once is batch << this (Kconfig)
 PCP_HIGH_MAX = 1024                             # pages, likewise; measured
 
@@ -59,8 +64,11 @@ def control_layout(topology, max_pfn, nr_actors):
             ("mappings", MAX_VMAS * mapping_t.nbytes), ("vma_index", MAX_MMS * VMA_INDEX_SLOTS * 8),
             ("cpu_fbatches", cpus * cpu_fbatches_t.nbytes), ("lruvecs", nodes * lruvec_t.nbytes),
             ("gather", cpus * GATHER_PAGES * 8), ("migrate", cpus * migrate_t.nbytes),
-            ("pools", 4 * pool_t.nbytes), ("task_stack", MAX_TASKS * 8), ("mm_stack", MAX_MMS * 8),
-            ("vma_stack", MAX_VMAS * 8), ("mapping_stack", MAX_VMAS * 8), ("outboxes", nr_actors * OUTBOX_BYTES),
+            ("pools", 6 * pool_t.nbytes), ("task_stack", MAX_TASKS * 8), ("mm_stack", MAX_MMS * 8),
+            ("vma_stack", MAX_VMAS * 8), ("mapping_stack", MAX_VMAS * 8),
+            ("inodes", MAX_INODES * inode_t.nbytes), ("files", MAX_FILES * file_t.nbytes),
+            ("inode_stack", MAX_INODES * 8), ("file_stack", MAX_FILES * 8),
+            ("disk_space", disk_space_t.nbytes), ("disk_written", topology.disk.size // PAGE_SIZE // 8 + 8), ("outboxes", nr_actors * OUTBOX_BYTES),
             *slab_blocks(topology)):
         layout.add(name, nbytes)
     return layout
@@ -86,7 +94,8 @@ def map_memory(topology, machine, max_pfn):
 
 
 def init_pools(machine, blocks):
-    for i, (name, capacity) in enumerate((("task", MAX_TASKS), ("mm", MAX_MMS), ("vma", MAX_VMAS), ("mapping", MAX_VMAS))):
+    for i, (name, capacity) in enumerate((("task", MAX_TASKS), ("mm", MAX_MMS), ("vma", MAX_VMAS), ("mapping", MAX_VMAS),
+                                            ("inode", MAX_INODES), ("file", MAX_FILES))):
         pool = pool_t.array(blocks["pools"])[i]
         pool.capacity, pool.returned = capacity, blocks[f"{name}_stack"]
         setattr(machine, f"{name}_pool", pool.address)
@@ -256,6 +265,27 @@ def init_cpus(topology, machine):
             cpu.latency_ns[node] = topology.latency_ns[int(cpu.node)][node]
 
 
+def init_disk(topology, machine):
+    """An empty disk, and the settings of writing back to it."""
+    spec, space = topology.disk, disk_space_t.at(machine.disk_space)
+    machine.disk = shm.shared_block(spec.size)
+    machine.disk_read_ns, machine.disk_write_ns = spec.read_latency_us * 1000, spec.write_latency_us * 1000
+    machine.disk_bandwidth = spec.bandwidth
+    space.nr_pages, space.nr_free = spec.size // PAGE_SIZE, 1
+    space.start[0], space.pages[0] = 0, spec.size // PAGE_SIZE
+    setup_dirty_limits(machine, topology.sysctl)
+
+
+def setup_dirty_limits(machine, sysctl):
+    """What vm.dirty_* say; bytes that are not 0 stand for their ratio."""
+    for name in DIRTY_DEFAULTS:
+        value = sysctl.get(f"vm.{name}", DIRTY_DEFAULTS[name])
+        if name.endswith("_centisecs"):
+            setattr(machine, name.replace("centisecs", "ns"), value * NS_PER_CENTISEC)
+        else:
+            setattr(machine, name if "background" in name else f"vm_{name}", value)
+
+
 def boot(topology, reserve=None):
     """A machine of this shape in shared memory: (machine, addresses of its blocks by name).
 
@@ -286,6 +316,7 @@ def boot(topology, reserve=None):
     for node in range(topology.nr_nodes):
         machine.il_weights[node] = 1
     init_cpus(topology, machine)
+    init_disk(topology, machine)
     kmem_cache_init(machine, blocks["kmem_cache_stack"])
     page = page_of(machine, ZERO_PFN)
     page.refcount = 1

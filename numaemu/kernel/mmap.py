@@ -6,15 +6,18 @@ mmap_lock held for reading, changed under the lock held for writing.
 import numpy as np
 
 from numaemu.compile import hot, kernel
+from numaemu.kernel.inode import file_of, get_file, inode_of
 from numaemu.kernel.memory import (change_protection, free_pgd_range, gather_of, tlb_flush_mmu, unmap_page_range,
                                    zap_page_range)
 from numaemu.kernel.mempolicy import copy_policy, same_policy
 from numaemu.kernel.mm_types import VM_MAYREAD, VM_MAYSHARE, VM_MAYWRITE, VM_READ, VM_SHARED, VM_WRITE
 from numaemu.kernel.pgtable import mm_of
 from numaemu.kernel.pool import pool_get, pool_put
-from numaemu.kernel.rmap import link_vma, mapping_of, mapping_put, new_mapping, unlink_vma, vma_of
+from numaemu.kernel.rmap import (link_file_vma, link_vma, mapping_of, mapping_put, new_mapping, unlink_file_vma, unlink_vma,
+                                 vma_of)
 from numaemu.kernel.shmem import shmem_evict
 from numaemu.kernel.smp import machine_of
+from numaemu.kernel.truncate import fput
 from numaemu.mmu import TASK_SIZE
 from numaemu.param import VMA_INDEX_SLOTS
 from numaemu.pointer import i64
@@ -85,6 +88,7 @@ def new_vma(cpu, mm_number, start, end, flags, pgoff):
         vma = vma_of(machine, number)
         vma.start, vma.end, vma.flags, vma.pgoff, vma.mm = start, end, flags, pgoff, mm_number
         vma.mapping, vma.file, vma.family_next, vma.family_prev = 0, 0, 0, 0
+        vma.i_mapping, vma.file_next, vma.file_prev = 0, 0, 0
         vma.policy.mode, vma.policy.flags, vma.policy.nodes = 0, 0, U(0)
     return number
 
@@ -103,7 +107,10 @@ def split_vma(cpu, mm_number, position, address):
         return -ENOMEM
     high = vma_of(machine, number)
     copy_policy(high.policy, low.policy)
-    high.mapping, high.file = low.mapping, low.file
+    high.mapping, high.file, high.i_mapping = low.mapping, low.file, low.i_mapping
+    if low.file != 0:
+        get_file(machine, low.file)
+        link_file_vma(cpu, number)
     if low.mapping != 0:
         link_vma(cpu, low.mapping, number)
     low.end = address
@@ -140,6 +147,15 @@ def can_merge(low, high):
     return low.mapping == high.mapping or low.mapping == 0 or high.mapping == 0
 
 
+@kernel("void(cpu_t*, i64)")
+def release_file(cpu, vma_number):
+    """A VMA that goes lets its file go."""
+    vma = vma_of(machine_of(cpu), vma_number)
+    if vma.file != 0:
+        unlink_file_vma(cpu, vma_number)
+        fput(cpu, vma.file)
+
+
 @kernel("bool(cpu_t*, i64, i64)")
 def vma_merge(cpu, mm_number, position):
     """Melt the VMA at `position` with the one after it if they can; True if so."""
@@ -155,6 +171,7 @@ def vma_merge(cpu, mm_number, position):
         link_vma(cpu, high.mapping, low_number)
         low.mapping = high.mapping
     low.end = high.end
+    release_file(cpu, high_number)
     if high.mapping != 0:
         unlink_vma(cpu, high_number)
     remove_at(machine, mm_number, position + 1)
@@ -189,9 +206,13 @@ def topdown_gap(machine, mm_number, length):
     return top - length if top >= length + U(0x10000) else U(0)
 
 
-@kernel("u64(machine_t*, i64, u64, u64, bool)")
-def get_unmapped_area(machine, mm_number, hint, length, anonymous):
-    """Where a new mapping goes; 0 if nowhere. Whole multiples of 2 MiB are aligned so, as since Linux 6.7."""
+@kernel("u64(machine_t*, i64, u64, u64, bool, i64)")
+def get_unmapped_area(machine, mm_number, hint, length, anonymous, pgoff):
+    """Where a new mapping goes; 0 if nowhere.
+
+    Anonymous ones of whole multiples of 2 MiB are aligned so, as since Linux 6.7; those of files that contain aligned
+    2 MiB of the file, so that these are aligned in memory too (thp_get_unmapped_area, which file systems use).
+    """
     if hint != U(0) and hint <= TASK_SIZE - length:
         number = find_vma(machine, mm_number, hint)
         if number == 0 or vma_of(machine, number).start >= hint + length:
@@ -200,6 +221,13 @@ def get_unmapped_area(machine, mm_number, hint, length, anonymous):
         found = topdown_gap(machine, mm_number, length + PMD_SIZE)
         if found != U(0):
             return (found + PMD_SIZE) & ~(PMD_SIZE - U(1))
+    offset = U(pgoff) << U(12)
+    aligned = (offset + PMD_SIZE - U(1)) & ~(PMD_SIZE - U(1))
+    if not anonymous and offset + length >= aligned + PMD_SIZE:
+        found = topdown_gap(machine, mm_number, length + PMD_SIZE)
+        if found != U(0):
+            shift = (offset - found) & (PMD_SIZE - U(1))
+            return found + (shift if shift != U(0) else PMD_SIZE)
     return topdown_gap(machine, mm_number, length)
 
 
@@ -209,12 +237,16 @@ def calc_vm_flags(prot, flags):
     return vm_flags | VM_SHARED | VM_MAYSHARE if flags & MAP_SHARED else vm_flags
 
 
-@kernel("i64(cpu_t*, i64, u64, u64, i64)")
-def mmap_region(cpu, mm_number, address, length, vm_flags):
-    """Put a new VMA at a free place, melting it with equal neighbours: the address or a negative errno."""
+@kernel("i64(cpu_t*, i64, u64, u64, i64, i64, i64)")
+def mmap_region(cpu, mm_number, address, length, vm_flags, file, pgoff):
+    """Put a new VMA at a free place, melting it with equal neighbours: the address or a negative errno.
+
+    `file` is an open file, 0 for none; `pgoff` the page of it that the VMA begins with.
+    """
     machine = machine_of(cpu)
-    shared = vm_flags & VM_SHARED != 0
-    pgoff = 0 if shared else np.int64(address >> U(12))
+    shared = vm_flags & VM_SHARED != 0 and file == 0
+    if file == 0:
+        pgoff = 0 if shared else np.int64(address >> U(12))
     number = new_vma(cpu, mm_number, address, address + length, vm_flags, pgoff)
     if number == 0:
         return -ENOMEM
@@ -225,6 +257,11 @@ def mmap_region(cpu, mm_number, address, length, vm_flags):
             return -ENOMEM
         vma_of(machine, number).mapping = mapping
         link_vma(cpu, mapping, number)
+    if file != 0:
+        get_file(machine, file)
+        vma = vma_of(machine, number)
+        vma.file, vma.i_mapping = file, inode_of(machine, file_of(machine, file).inode).mapping
+        link_file_vma(cpu, number)
     insert_at(machine, mm_number, find_position(machine, mm_number, address), number)
     mm_of(machine, mm_number).total_vm += np.int64(length >> U(12))
     merge_range(cpu, mm_number, address, address + length)
@@ -236,6 +273,7 @@ def free_vma(cpu, vma_number):
     """A VMA that is in no index any more: out of its family, whose last member takes the mapping along."""
     machine = machine_of(cpu)
     mapping = vma_of(machine, vma_number).mapping
+    release_file(cpu, vma_number)
     if mapping != 0 and unlink_vma(cpu, vma_number):
         if mapping_of(machine, mapping).shared:
             shmem_evict(cpu, mapping)
@@ -289,12 +327,15 @@ def do_munmap(cpu, mm_number, start, length):
     return 0
 
 
-@kernel("i64(cpu_t*, i64, u64, u64, i64, i64)")
-def do_mmap(cpu, mm_number, hint, length, prot, flags):
-    """mmap(2) of anonymous memory: the address, or a negative errno. The mmap_lock is held for writing."""
+@kernel("i64(cpu_t*, i64, u64, u64, i64, i64, i64, i64)")
+def do_mmap(cpu, mm_number, hint, length, prot, flags, file, pgoff):
+    """mmap(2) of anonymous memory, or of an open file from page `pgoff` on: the address, or a negative errno.
+
+    The mmap_lock is held for writing.
+    """
     machine = machine_of(cpu)
     mm = mm_of(machine, mm_number)
-    if length == U(0) or flags & (MAP_SHARED | MAP_PRIVATE) == 0 or flags & MAP_ANONYMOUS == 0:
+    if length == U(0) or flags & (MAP_SHARED | MAP_PRIVATE) == 0 or (flags & MAP_ANONYMOUS != 0) != (file == 0):
         return -EINVAL
     if length > TASK_SIZE or mm.map_count >= machine.max_map_count:
         return -ENOMEM
@@ -313,10 +354,10 @@ def do_mmap(cpu, mm_number, hint, length, prot, flags):
             if error != 0:
                 return error
     else:
-        address = get_unmapped_area(machine, mm_number, address, length, True)
+        address = get_unmapped_area(machine, mm_number, address, length, file == 0, pgoff)
         if address == U(0):
             return -ENOMEM
-    return mmap_region(cpu, mm_number, address, length, calc_vm_flags(prot, flags))
+    return mmap_region(cpu, mm_number, address, length, calc_vm_flags(prot, flags), file, pgoff)
 
 
 # -- munmap --------------------------------------------------------------------------------------------------
@@ -400,7 +441,7 @@ def do_brk(cpu, mm_number, brk):
         if blocker != 0 and vma_of(machine, blocker).start < new + PAGE:
             return np.int64(mm.brk)
         flags = calc_vm_flags(PROT_READ | PROT_WRITE, MAP_PRIVATE)
-        if mmap_region(cpu, mm_number, old, new - old, flags) < 0:
+        if mmap_region(cpu, mm_number, old, new - old, flags, 0, 0) < 0:
             return np.int64(mm.brk)
     mm.brk = brk
     return np.int64(brk)

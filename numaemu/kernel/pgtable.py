@@ -4,7 +4,7 @@ Tables lie in emulated frames. An upper entry goes from 0 to a table once, by co
 under the mmap_lock held for writing; a leaf entry changes at any time, by compare-exchange or exchange only.
 
 A leaf that is not present and not 0 is a *migration entry*: pfn << 12 | _MIGRATION | the old R/W, U/S and D bits,
-and _MIGRATION_ANON if the page is anonymous.
+and _MIGRATION_ANON if the page is anonymous, _MIGRATION_FILE if it is a file's.
 """
 import numpy as np
 
@@ -20,7 +20,7 @@ from numaemu.pointer import u64
 
 U = np.uint64
 _PAGE_SPECIAL = U(1 << 9)        # software bit: the zero page, no struct page to count
-_MIGRATION, _MIGRATION_ANON = U(1 << 10), U(1 << 11)
+_MIGRATION, _MIGRATION_ANON, _MIGRATION_FILE = U(1 << 10), U(1 << 11), U(1 << 8)
 _PAGE_TABLE = _PAGE_PRESENT | _PAGE_RW | _PAGE_USER | _PAGE_ACCESSED
 ADDRESS_SPACE = U(1) << U(47)
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from numaemu.atomic import compare_exchange, fetch_add, load_acquire
 from numaemu.compile import hot, kernel
-from numaemu.kernel.mm_types import MM_ANONPAGES, MM_SHMEMPAGES, PG_anon, PG_swapbacked, mapping_t, vma_t
+from numaemu.kernel.mm_types import MM_ANONPAGES, MM_FILEPAGES, MM_SHMEMPAGES, PG_anon, PG_swapbacked, mapping_t, vma_t
 from numaemu.kernel.mmdebug import VM_BUG_ON_PAGE
 from numaemu.kernel.mmzone import page_of, page_to_nid
 from numaemu.kernel.pool import pool_get, pool_put
@@ -38,7 +38,7 @@ def new_mapping(cpu, shared):
     if number != 0:
         mapping = mapping_of(machine, number)
         mapping.lock, mapping.users, mapping.first_vma, mapping.shared = U(0), 0, 0, shared
-        mapping.root, mapping.nr_pages = U(0), 0
+        mapping.root, mapping.nr_pages, mapping.host = U(0), 0, 0
     return number
 
 
@@ -74,6 +74,46 @@ def unlink_vma(cpu, vma_number):
     last = fetch_add(mapping, "users", -1) == 1
     spin_unlock(lock)
     return last
+
+
+@kernel("void(cpu_t*, i64)")
+def link_file_vma(cpu, vma_number):
+    """Let a VMA join those that map its file (__vma_link_file)."""
+    machine = machine_of(cpu)
+    vma = vma_of(machine, vma_number)
+    mapping = mapping_of(machine, vma.i_mapping)
+    lock = address_of(mapping, "lock")
+    spin_lock(cpu, lock)
+    vma.file_prev, vma.file_next = 0, mapping.first_vma
+    if mapping.first_vma != 0:
+        vma_of(machine, mapping.first_vma).file_prev = vma_number
+    mapping.first_vma = vma_number
+    fetch_add(mapping, "users", 1)
+    spin_unlock(lock)
+
+
+@kernel("void(cpu_t*, i64)")
+def unlink_file_vma(cpu, vma_number):
+    """Let a VMA leave those that map its file; the file's inode keeps the mapping."""
+    machine = machine_of(cpu)
+    vma = vma_of(machine, vma_number)
+    mapping = mapping_of(machine, vma.i_mapping)
+    lock = address_of(mapping, "lock")
+    spin_lock(cpu, lock)
+    if vma.file_prev != 0:
+        vma_of(machine, vma.file_prev).file_next = vma.file_next
+    else:
+        mapping.first_vma = vma.file_next
+    if vma.file_next != 0:
+        vma_of(machine, vma.file_next).file_prev = vma.file_prev
+    fetch_add(mapping, "users", -1)
+    spin_unlock(lock)
+
+
+@hot
+def next_vma_of(mapping, vma):
+    """The next VMA of a mapping's list, for walks from mapping.first_vma under its lock: a file's has links of its own."""
+    return vma.file_next if mapping.host != 0 else vma.family_next
 
 
 @kernel("bool(cpu_t*, i64)")
@@ -135,7 +175,9 @@ def folio_remove_rmap(machine, cpu, pfn):
 @hot
 def rss_counter(page):
     """Which of an address space's counters the page belongs to."""
-    return MM_ANONPAGES if page.flags & U(PG_anon) != U(0) else MM_SHMEMPAGES
+    if page.flags & U(PG_anon) != U(0):
+        return MM_ANONPAGES
+    return MM_SHMEMPAGES if page.flags & U(PG_swapbacked) != U(0) else MM_FILEPAGES
 
 
 @kernel("void(cpu_t*, i64)")

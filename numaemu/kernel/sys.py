@@ -78,7 +78,7 @@ def end_access(cpu_address):
 def sys_mmap(cpu_address, task, hint, length, prot, flags):
     cpu = running(cpu_address, task)
     write_lock(cpu, mmap_lock(cpu))
-    result = do_mmap(cpu, cpu.mm, hint, length, prot, flags)
+    result = do_mmap(cpu, cpu.mm, hint, length, prot, flags, 0, 0)
     write_unlock(mmap_lock(cpu))
     if result > 0 and flags & MAP_POPULATE:
         mm_populate(cpu, U(result), length)
