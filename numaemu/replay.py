@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from numaemu import observe, uapi
-from numaemu.errors import NumaemuError, OutOfMemory, SegmentationFault
+from numaemu.errors import BusError, NumaemuError, OutOfMemory, SegmentationFault
 
 PAGE = 4096                      # bytes
 ACCESSES = 1 << 16               # accesses of one message
@@ -29,21 +29,57 @@ POLICIES = {name: getattr(uapi, f"MPOL_{name.upper()}") for name in (
 MBIND_FLAGS = {name: getattr(uapi, f"MPOL_MF_{name.upper()}") for name in ("strict", "move", "move_all")}
 ADVICE = {name: getattr(uapi, f"MADV_{name.upper()}") for name in (
     "normal", "random", "sequential", "willneed", "dontneed")}
+SIGNALS = {OutOfMemory: uapi.SIGKILL, SegmentationFault: uapi.SIGSEGV, BusError: uapi.SIGBUS}
 PROT = {"r": uapi.PROT_READ, "w": uapi.PROT_WRITE, "x": uapi.PROT_EXEC}
 
 # the keys each step may have; another one would change what it means
 RANGE = {"region", "offset", "length"}
 KEYS = {
     "spawn": {"cpu", "oom_score_adj"}, "fork": {"child", "cpu"}, "exit": {"code"}, "setcpu": {"cpus"},
-    "mmap": {"region", "size", "kind", "share", "prot", "addr", "fixed_replace", "populate"}, "munmap": RANGE,
+    "mmap": {"region", "size", "kind", "share", "prot", "addr", "fixed_replace", "populate", "path", "fileoff"},
+    "munmap": RANGE, "read_file": {"path", "length", "offset"}, "write_file": {"path", "size"}, "sh": {"cmd", "capture"},
     "mprotect": RANGE | {"prot"}, "madvise": RANGE | {"advice"},
     "touch": RANGE | {"stride", "mode", "order", "repeat"},
     "set_mempolicy": {"policy", "nodes"}, "mbind": RANGE | {"policy", "nodes", "flags"},
     "get_mempolicy": {"region", "offset", "next_node"}, "move_pages": RANGE | {"nodes"},
     "migrate_pages": {"from", "to"},
     "write": {"path", "value"}, "readf": {"path"}, "sleep": {"ms"}, "snap": {"label"}, "dump": {"label"}, "nop": set()}
-VALUES = {"kind": {"anon"}, "share": {"private", "shared"}, "mode": {"read", "write"},
+VALUES = {"kind": {"anon", "file"}, "share": {"private", "shared"}, "mode": {"read", "write"},
           "order": {"seq", "reverse", "random"}, "policy": set(POLICIES), "advice": set(ADVICE)}
+
+
+# files that the recorded disk holds, and bytes of one read(2) or write(2) of its programs
+FILES = {"/mnt/f64": 64 << 20, "/mnt/f256": 256 << 20, "/mnt/f600": 600 << 20}
+CHUNK = 64 << 10
+
+
+def shell_mount(machine):
+    """The disk's files can be seen."""
+    for path, size in FILES.items():
+        machine.create_file(path, size)
+
+
+def shell_sync(machine):
+    machine.sync()
+
+
+def shell_rm(machine, path):
+    machine.unlink(path)
+
+
+# words that a shell command begins with: the function that does it, the words it gets
+SHELL = {("mount", "-t", "ext4", "-o", "noatime", "/dev/vda", "/mnt"): shell_mount, ("sync",): shell_sync, ("rm",): shell_rm}
+
+
+def shell_command(line):
+    """(function, words) of a command that is known, or None."""
+    words = tuple(line.split())
+    for known, function in SHELL.items():
+        if words[:len(known)] == known:
+            rest = words[len(known):]
+            if len(rest) == function.__code__.co_argcount - 1:
+                return function, rest
+    return None
 
 
 class NotSupported(NumaemuError):
@@ -65,6 +101,8 @@ def check_steps(steps):
                 raise NotSupported(f"{op} {key}")
             if key in VALUES and value not in VALUES[key]:
                 raise NotSupported(f"{op} {key}={value}")
+        if op == "sh" and shell_command(step["cmd"]) is None:
+            raise NotSupported(f"sh {step['cmd']}")
         unknown = set(step.get("flags", "").split("|")) - {"", *MBIND_FLAGS}
         if unknown:
             raise NotSupported(f"{op} flags={step['flags']}")
@@ -119,13 +157,13 @@ class Replay:
             return result | (method(process, step) or {})
         except OSError as error:
             return result | {"ret": -1, "errno": error.errno, "minflt": 0, "majflt": 0}
-        except (OutOfMemory, SegmentationFault) as error:
-            return result | self.killed(process, uapi.SIGKILL if isinstance(error, OutOfMemory) else uapi.SIGSEGV)
+        except (OutOfMemory, SegmentationFault, BusError) as error:
+            return result | self.killed(process, SIGNALS[type(error)])
 
     @staticmethod
     def killed(process, signal):
         """A signal has ended a task (a fault that cannot be served)."""
-        if signal == uapi.SIGSEGV:
+        if signal != uapi.SIGKILL:
             process.task.exit()
         process.state = {"dead": 1, "sig": signal, "code": -1}
         return {"state": "DEAD", "status": signal, "sig": signal, "code": -1}
@@ -166,12 +204,18 @@ class Replay:
     # -- mappings
 
     def op_mmap(self, process, step):
-        flags = uapi.MAP_ANONYMOUS | (uapi.MAP_SHARED if step.get("share") == "shared" else uapi.MAP_PRIVATE)
+        flags = uapi.MAP_SHARED if step.get("share") == "shared" else uapi.MAP_PRIVATE
+        file = process.task.open(step["path"], uapi.O_RDWR) if step.get("kind") == "file" else None
+        if file is None:
+            flags |= uapi.MAP_ANONYMOUS
         if "addr" in step:
             flags |= uapi.MAP_FIXED if step.get("fixed_replace") else uapi.MAP_FIXED_NOREPLACE
         if step.get("populate"):
             flags |= uapi.MAP_POPULATE
-        mapping = process.task.mmap(step["size"], protection(step.get("prot", "rw")), flags, addr=step.get("addr"))
+        mapping = process.task.mmap(step["size"], protection(step.get("prot", "rw")), flags, file, step.get("fileoff", 0),
+                                    step.get("addr"))
+        if file is not None:
+            file.close()
         process.regions[step["region"]] = (mapping.addr, mapping.nbytes)
         return {"ret": mapping.addr, "errno": 0, "minflt": 0, "majflt": 0}
 
@@ -221,6 +265,21 @@ class Replay:
         process.random = state
         return drawn
 
+    # -- files
+
+    def op_read_file(self, process, step):
+        """read(2) of CHUNK bytes at a time."""
+        with process.task.open(step["path"]) as file:
+            file.seek(step.get("offset", 0))
+            n = file.read_through(step.get("length"), CHUNK)
+        return {"ret": n, "errno": 0, "minflt": 0, "majflt": 0}
+
+    def op_write_file(self, process, step):
+        """A new file, write(2) of CHUNK bytes at a time."""
+        with process.task.open(step["path"], uapi.O_RDWR | uapi.O_CREAT | uapi.O_TRUNC) as file:
+            n = sum(file.write(bytes(min(CHUNK, step["size"] - done))) for done in range(0, step["size"], CHUNK))
+        return {"ret": n, "errno": 0, "minflt": 0, "majflt": 0}
+
     # -- policies and placement
 
     def op_set_mempolicy(self, process, step):
@@ -255,6 +314,11 @@ class Replay:
         return {"ret": process.task.migrate_pages(numbers(step["from"]), numbers(step["to"])), "errno": 0}
 
     # -- the machine
+
+    def op_sh(self, step):
+        function, words = shell_command(step["cmd"])
+        function(self.machine, *words)
+        return {"ret": 0}
 
     def op_write(self, step):
         path, value = step["path"], str(step["value"])
