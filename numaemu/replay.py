@@ -22,6 +22,7 @@ IMAGE = ((0x4C5000, 7, False, 5),                # data
          (0x7FFFF7FF9000, 6, True, 1))           # vvar, vdso
 HEAP, LOG = 0x4CC000, 0x7FFFF78D0000
 STACK, STACK_PAGES = 0x7FFFFFFDE000, 33
+SHELL_WRITES, SHELL_READS = 45, 85               # pages that a shell with a small program writes and only reads; measured
 CHILD_WRITES, PARENT_WRITES = 4, 3               # pages of the stack written soon after a fork, by each side; measured
 
 POLICIES = {name: getattr(uapi, f"MPOL_{name.upper()}") for name in (
@@ -267,8 +268,16 @@ class Replay:
 
     # -- files
 
+    @staticmethod
+    def user_buffer(process):
+        """The program's buffer of CHUNK bytes, for a moment."""
+        buffer = process.task.mmap(CHUNK)
+        write_pages(process.task, buffer.addr, CHUNK // PAGE)
+        buffer.munmap()
+
     def op_read_file(self, process, step):
         """read(2) of CHUNK bytes at a time."""
+        self.user_buffer(process)
         with process.task.open(step["path"]) as file:
             file.seek(step.get("offset", 0))
             n = file.read_through(step.get("length"), CHUNK)
@@ -276,6 +285,7 @@ class Replay:
 
     def op_write_file(self, process, step):
         """A new file, write(2) of CHUNK bytes at a time."""
+        self.user_buffer(process)
         with process.task.open(step["path"], uapi.O_RDWR | uapi.O_CREAT | uapi.O_TRUNC) as file:
             n = sum(file.write(bytes(min(CHUNK, step["size"] - done))) for done in range(0, step["size"], CHUNK))
         return {"ret": n, "errno": 0, "minflt": 0, "majflt": 0}
@@ -316,8 +326,14 @@ class Replay:
     # -- the machine
 
     def op_sh(self, step):
+        """A shell, and the program it runs: processes of their own for a moment."""
         function, words = shell_command(step["cmd"])
+        shell = fork(self.init, 0)
+        area = shell.mmap((SHELL_WRITES + SHELL_READS) * PAGE)
+        write_pages(shell, area.addr, SHELL_WRITES)
+        shell.load(area.pages()[SHELL_WRITES:], np.uint8)
         function(self.machine, *words)
+        shell.exit()
         return {"ret": 0}
 
     def op_write(self, step):

@@ -18,7 +18,7 @@ from numaemu.kernel.mm_types import (FAULT_AROUND_BYTES, MM_ANONPAGES, MM_FILEPA
 from numaemu.kernel.mmzone import page_of
 from numaemu.kernel.page_alloc import put_page, try_get_page
 from numaemu.kernel.page_writeback import balance_dirty_pages_ratelimited, folio_mark_dirty
-from numaemu.kernel.pagemap import (filemap_get_folio, folio_host_address, folio_lock, folio_trylock, folio_unlock,
+from numaemu.kernel.pagemap import (create_empty_buffers, filemap_get_folio, folio_host_address, folio_lock, folio_trylock, folio_unlock,
                                     read_is_pending)
 from numaemu.kernel.pgtable import pfn_pte, pte_pfn, ptep_cmpxchg, ptep_get
 from numaemu.kernel.rmap import (anon_vma_prepare, folio_add_anon_rmap, folio_dup_rmap, folio_remove_rmap, vma_of)
@@ -154,9 +154,14 @@ def do_shared_file_fault(cpu, mm, vma, address, ptep):
     if found < 0:
         return -found
     pfn = found & (MAJOR - 1)
+    page = page_of(machine, pfn)
+    if not create_empty_buffers(cpu, page):
+        folio_unlock(page)
+        put_page(cpu, pfn)
+        return VM_FAULT_OOM
     folio_mark_dirty(cpu, pfn)
     set_file_pte(cpu, mm, pfn, ptep, _WRITTEN)
-    folio_unlock(page_of(machine, pfn))
+    folio_unlock(page)
     balance_dirty_pages_ratelimited(cpu)
     return fault_code(found)
 
@@ -180,6 +185,10 @@ def wp_page_shared(cpu, vma, address, ptep, pte):
     if not try_get_page(page):
         return VM_FAULT_OK               # it has just gone: the access faults again
     folio_lock(cpu, page)
+    if not create_empty_buffers(cpu, page):
+        folio_unlock(page)
+        put_page(cpu, pfn)
+        return VM_FAULT_OOM
     if page.mapping == vma.i_mapping and page.index == linear_page_index(vma, address) and \
             pte_pfn(ptep_get(ptep)) == pfn:
         folio_mark_dirty(cpu, pfn)

@@ -12,8 +12,8 @@ from numaemu.kernel.mm_types import (VM_FAULT_OOM, VM_FAULT_SIGBUS, VM_RAND_READ
 from numaemu.kernel.mmzone import page_of
 from numaemu.kernel.page_alloc import fatal_signal_pending, put_page
 from numaemu.kernel.page_writeback import balance_dirty_pages_ratelimited, filemap_write_and_wait_range, folio_mark_dirty
-from numaemu.kernel.pagemap import (filemap_add_folio, filemap_alloc_folio, filemap_get_folio, filemap_lock_folio,
-                                    folio_host_address, folio_lock, folio_mark_uptodate, folio_unlock)
+from numaemu.kernel.pagemap import (create_empty_buffers, filemap_add_folio, filemap_alloc_folio, filemap_get_folio,
+                                    filemap_lock_folio, folio_host_address, folio_lock, folio_mark_uptodate, folio_unlock)
 from numaemu.kernel.readahead import (RA_PAGES, add_new_folio, folio_wait, page_cache_async_ra, page_cache_ra_around,
                                       page_cache_sync_ra)
 from numaemu.kernel.smp import machine_of, read_lock, read_unlock, write_lock, write_unlock
@@ -163,6 +163,10 @@ def write_begin(cpu, inode, index, whole):
         else:
             filemap_read_folio(cpu, inode, pfn)
     folio_wait(cpu, pfn)
+    if not create_empty_buffers(cpu, page):
+        folio_unlock(page)
+        put_page(cpu, pfn)
+        return 0
     return pfn
 
 

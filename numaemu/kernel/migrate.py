@@ -11,7 +11,8 @@ from numaemu.compile import hot, kernel
 from numaemu.kernel.gfp import __GFP_THISNODE, GFP_HIGHUSER_MOVABLE
 from numaemu.kernel.mempolicy import node_isset, vma_alloc_folio
 from numaemu.kernel.mm_inline import folio_clear, folio_set
-from numaemu.kernel.mm_types import (PG_active, PG_anon, PG_anon_exclusive, PG_dirty, PG_locked, PG_mlocked, PG_referenced,
+from numaemu.kernel.mm_types import (PG_active, PG_anon, PG_anon_exclusive, PG_dirty, PG_locked, PG_mlocked, PG_private,
+                                     PG_referenced,
                                      PG_swapbacked, PG_unevictable, PG_uptodate, PG_workingset)
 from numaemu.kernel.mmap import find_position, find_vma, merge_range, range_is_mapped, split_range, vma_index
 from numaemu.kernel.mmdebug import VM_BUG_ON_PAGE
@@ -37,7 +38,7 @@ U = np.uint64
 NR_MAX_BATCHED_MIGRATION = 512           # pages (Linux: HPAGE_PMD_NR)
 # what a page takes along to its new frame (folio_migrate_flags)
 MIGRATED_FLAGS = U(PG_anon | PG_anon_exclusive | PG_swapbacked | PG_active | PG_referenced | PG_unevictable | PG_mlocked |
-                   PG_workingset | PG_dirty | PG_uptodate)
+                   PG_workingset | PG_dirty | PG_uptodate | PG_private)
 MIGRATE_MMS = 32                         # address spaces one batch may touch before it is cut
 BY_POLICY = -1                           # target node: ask the VMA's policy
 EIO, EINVAL, EFAULT, ENOENT, EACCES, EBUSY, ENODEV = (errno.EIO, errno.EINVAL, errno.EFAULT, errno.ENOENT, errno.EACCES,
@@ -223,6 +224,7 @@ def move_to_new_folio(cpu, old, new):
     copy_bytes(machine.memory + (U(new) << U(12)), machine.memory + (U(old) << U(12)), 4096)
     cpu.clock_base_ns += machine.copy_page_ns
     if not anon:
+        target.private = page.private
         get_page(target)
         slot = xa_slot(machine, mapping_of(machine, page.mapping), page.index)
         store_release(u64.array(slot), 0, page_entry(new))

@@ -13,7 +13,7 @@ from numaemu.kernel.mm_types import machine_t, mapping_t, mm_t, page_t, pool_t, 
 from numaemu.kernel.mmzone import (MAX_NR_ZONES, MIGRATE_MOVABLE, WMARK_HIGH, WMARK_LOW, WMARK_MIN, ZONE_DMA,
                                    ZONE_DMA32, ZONE_HIGHMEM, ZONE_MOVABLE, ZONE_NORMAL, lruvec_t, node_t, page_of,
                                    pcp_t, zone_of, zone_t)
-from numaemu.kernel.slab import kmem_cache_init, slab_blocks
+from numaemu.kernel.slab import SLAB_RECLAIM_ACCOUNT, init_cache, kmem_cache_init, slab_blocks
 from numaemu.kernel.swap import cpu_fbatches_t
 from numaemu.kernel.vmstat import percpu_t
 from numaemu.mailbox import mailbox_t
@@ -28,6 +28,7 @@ LOWMEM_RESERVE_RATIO = (256, 256, 32, 0, 0)     # sysctl_lowmem_reserve_ratio, b
 WATERMARK_SCALE_FACTOR = 10                     # of 10,000
 DIRTY_DEFAULTS = {"dirty_ratio": 20, "dirty_background_ratio": 10, "dirty_bytes": 0, "dirty_background_bytes": 0,
                   "dirty_expire_centisecs": 3000, "dirty_writeback_centisecs": 500}      # mm/page-writeback.c
+BUFFER_HEAD_BYTES = 104                         # sizeof(struct buffer_head) of this configuration: 39 to a page
 NS_PER_CENTISEC = 10_000_000
 PCP_BATCH_SCALE_MAX = 5                         # the longest chain a CPU takes at once is batch << this (Kconfig)
 PCP_HIGH_MAX = 1024                             # pages, likewise; measured
@@ -265,6 +266,14 @@ def init_cpus(topology, machine):
             cpu.latency_ns[node] = topology.latency_ns[int(cpu.node)][node]
 
 
+def buffer_init(machine):
+    """The slab cache of buffer heads: Linux's function of this name, in fs/buffer.c."""
+    pool = pool_t.at(machine.kmem_cache_pool)
+    pool.used += 1
+    machine.bh_cachep = pool.used
+    init_cache(machine, pool.used, "buffer_head", BUFFER_HEAD_BYTES, 0, SLAB_RECLAIM_ACCOUNT)
+
+
 def init_disk(topology, machine):
     """An empty disk, and the settings of writing back to it."""
     spec, space = topology.disk, disk_space_t.at(machine.disk_space)
@@ -318,6 +327,7 @@ def boot(topology, reserve=None):
     init_cpus(topology, machine)
     init_disk(topology, machine)
     kmem_cache_init(machine, blocks["kmem_cache_stack"])
+    buffer_init(machine)
     page = page_of(machine, ZERO_PFN)
     page.refcount = 1
     return machine, blocks

@@ -10,7 +10,7 @@ from numaemu.pointer import Struct, i32, i64, u8, u64
 PG_buddy, PG_table, PG_swapbacked, PG_anon, PG_reserved, PG_locked = (1 << i for i in range(6))
 (PG_lru, PG_active, PG_referenced, PG_unevictable, PG_workingset, PG_dirty, PG_writeback, PG_swapcache, PG_reclaim,
  PG_mlocked) = (1 << i for i in range(6, 16))
-PG_uptodate, PG_anon_exclusive, PG_readahead = 1 << 18, 1 << 19, 1 << 20
+PG_uptodate, PG_anon_exclusive, PG_readahead, PG_private = 1 << 18, 1 << 19, 1 << 20, 1 << 21
 PG_used = 1 << 16        # the emulator's own: the frame has been given out before (its host memory may hold data)
 PG_pcp = 1 << 17         # the emulator's own: on a per-CPU list or on its way to one
 
@@ -140,6 +140,7 @@ machine_t = Struct("machine_t", [
     ("cpu_fbatches", u64),          # cpu_fbatches_t[nr_cpu_ids]: swap.py
     ("lruvecs", u64),               # lruvec_t[nr_nodes]
     ("inodes", u64), ("files", u64), ("inode_pool", u64), ("file_pool", u64),    # inode.py
+    ("bh_cachep", i64),             # the slab cache of buffer heads
     ("inode_lock", u64),            # spin lock: names, link and open counts of inodes
     ("disk", u64),                  # host address of the disk's contents
     ("disk_space", u64), ("disk_written", u64),    # disk_space_t; a bit for each page ever written

@@ -3,20 +3,23 @@
 A page is in the cache from filemap_add_folio to filemap_remove_folio. The cache has one reference to it; page.mapping
 and page.index say where it stands. Both change only under the page's lock (PG_locked), so who holds the lock and finds
 page.mapping as it should be may trust it. `page.private` is when the page's read from the disk is done, in emulated
-time of one CPU: ns << 9 | that CPU (see folio_wait_read); the bytes themselves are there before PG_uptodate is.
+time of one CPU: ns << 9 | that CPU (see folio_wait_read); the bytes themselves are there before PG_uptodate is. With
+PG_private it is the page's buffer head instead (less PAGE_OFFSET), which a page has from its first write on.
 """
 import numpy as np
 
 from numaemu.atomic import compare_exchange, fetch_add, fetch_or, load_acquire, store_release
 from numaemu.compile import hot, kernel
+from numaemu.kernel.gfp import __GFP_RECLAIMABLE, GFP_NOFS
 from numaemu.kernel.mempolicy import NO_INTERLEAVE_INDEX, alloc_pages_mpol, current_task
 from numaemu.kernel.mm_inline import folio_clear, folio_set, folio_test
-from numaemu.kernel.mm_types import PG_dirty, PG_locked, PG_uptodate, PG_writeback
+from numaemu.kernel.mm_types import PG_dirty, PG_locked, PG_private, PG_uptodate, PG_writeback
 from numaemu.kernel.mmdebug import VM_BUG_ON_PAGE
 from numaemu.kernel.mmzone import page_of, page_to_nid
 from numaemu.kernel.page_alloc import get_page, put_page, try_get_page
 from numaemu.kernel.pgtable import pte_pfn
 from numaemu.kernel.rmap import mapping_of
+from numaemu.kernel.slab import PAGE_OFFSET, slab_alloc_node, slab_free
 from numaemu.kernel.smp import machine_of, relax
 from numaemu.kernel.swap import folio_add_lru
 from numaemu.kernel.vmstat import NR_FILE_PAGES, mod_node_page_state
@@ -60,7 +63,7 @@ def folio_wait_read(cpu, page, longest_ns):
     Clocks of different CPUs cannot be compared: a page that another CPU has asked for counts as there.
     """
     due = page.private
-    if due != 0 and due & ((1 << READ_CPU_BITS) - 1) == cpu.id:
+    if due != 0 and due & ((1 << READ_CPU_BITS) - 1) == cpu.id and not folio_test(page, PG_private):
         page.private = 0
         cpu.clock_base_ns += min(max((due >> READ_CPU_BITS) - clock_ns(cpu), 0), longest_ns)
 
@@ -69,7 +72,31 @@ def folio_wait_read(cpu, page, longest_ns):
 def read_is_pending(cpu, page):
     """True if this CPU would have to wait for the page's read."""
     due = page.private
-    return due != 0 and due & ((1 << READ_CPU_BITS) - 1) == cpu.id and due >> READ_CPU_BITS > clock_ns(cpu)
+    if due == 0 or due & ((1 << READ_CPU_BITS) - 1) != cpu.id or folio_test(page, PG_private):
+        return False
+    return due >> READ_CPU_BITS > clock_ns(cpu)
+
+
+@kernel("bool(cpu_t*, page_t*)")
+def create_empty_buffers(cpu, page):
+    """A locked page is going to be written: it gets a buffer head, as pages of file systems on a disk have one for each
+    of their blocks. False: no memory. Nothing is in it here, but it costs what it costs on Linux.
+    """
+    if folio_test(page, PG_private):
+        return True
+    head = slab_alloc_node(cpu, machine_of(cpu).bh_cachep, GFP_NOFS | __GFP_RECLAIMABLE, -1)
+    if head == U(0):
+        return False
+    page.private = np.int64(head - PAGE_OFFSET)
+    folio_set(page, PG_private)
+    return True
+
+
+@hot
+def drop_buffers(cpu, page):
+    """A page leaves the cache: its buffer head goes (try_to_free_buffers)."""
+    if folio_clear(page, PG_private):
+        slab_free(cpu, machine_of(cpu).bh_cachep, U(page.private) + PAGE_OFFSET)
 
 
 @kernel("i64(cpu_t*, i64)")
@@ -156,6 +183,7 @@ def __filemap_remove_folio(cpu, pfn, shadow):
     VM_BUG_ON_PAGE(not folio_test(page, PG_locked) or folio_test(page, PG_dirty | PG_writeback), page)
     mapping = mapping_of(machine, page.mapping)
     store_release(u64.array(xa_slot(machine, mapping, page.index)), 0, shadow)
+    drop_buffers(cpu, page)
     page.mapping, page.private = 0, 0
     fetch_add(mapping, "nr_pages", -1)
     mod_node_page_state(machine, cpu.id, page_to_nid(machine, pfn), NR_FILE_PAGES, -1)
