@@ -21,7 +21,7 @@ from numaemu.errors import MachineCheck
 from numaemu.payload import dump_function
 from numaemu.task import Handle, Task
 from numaemu.topology import load_topology
-from numaemu.units import parse_size
+from numaemu.units import parse_int, parse_size
 from numaemu.wire import dumps, receive_frame, send_frame, settle
 
 END_S = 5.0              # how long an ending machine is waited for before its processes are killed
@@ -294,7 +294,7 @@ class Machine:
         if isinstance(content, (bytes, bytearray, memoryview)):
             self._ask("system", "create_file", path, len(content), bytes(content), 0)
             return
-        seed = zlib.crc32(path.encode()) + 1 if seed is None else seed
+        seed = zlib.crc32(path.encode()) + 1 if seed is None else parse_int(seed, "seed", path, 0, (1 << 63) - 1)
         self._ask("system", "create_file", path, parse_size(content, "file size"), None, seed)
 
     def files(self):

@@ -6,11 +6,14 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 from loopback import SMALL_TLB, Loopback
 
-from numaemu import BusError, SegmentationFault
+from numaemu import BusError
 from numaemu.build import JIT
 from numaemu.files import seeded_bytes
+from numaemu.kernel import proc
 from numaemu.kernel import sys as syscalls
-from numaemu.uapi import (MADV_DONTNEED, MAP_POPULATE, MAP_PRIVATE, MAP_SHARED, O_APPEND, O_CREAT, O_EXCL, O_RDONLY, O_RDWR, O_TRUNC,
+from numaemu.kernel.gfp import GFP_KERNEL
+from numaemu.kernel.sysctl import System
+from numaemu.uapi import (MADV_DONTNEED, MAP_POPULATE, MAP_PRIVATE, MAP_SHARED, O_APPEND, O_CREAT, O_EXCL, O_RDWR, O_TRUNC,
                           O_WRONLY, PROT_READ, PROT_WRITE, SEEK_END)
 
 PAGES, SEED, PATH = 6, 7, "/mnt/f"       # of the file at first; its mappings are as long as it may become
@@ -192,3 +195,174 @@ class FileMachine(RuleBasedStateMachine):
 
 FileMachine.TestCase.settings = settings(max_examples=60 if JIT else 3, stateful_step_count=40 if JIT else 20)
 TestFiles = pytest.mark.interpreted(FileMachine.TestCase)
+
+
+@pytest.mark.interpreted
+def test_open_files_behave_as_linux_has_them(two_nodes):
+    loop, task = two_nodes, two_nodes.task()
+    with pytest.raises(FileNotFoundError, match="/mnt/none"):
+        task.open("/mnt/none")
+    with pytest.raises(ValueError, match="must begin with /"):
+        task.open("none")
+    file = task.open("/mnt/a", O_RDWR | O_CREAT | O_EXCL)
+    with pytest.raises(FileExistsError):
+        task.open("/mnt/a", O_RDWR | O_CREAT | O_EXCL)
+    assert (file.write(b"hello world"), file.tell(), file.seek(-5, SEEK_END), file.read()) == (11, 11, 6, b"world")
+    log = task.open("/mnt/a", O_WRONLY | O_APPEND)
+    log.write(b"!")
+    log.write(b"?", offset=0)
+    assert file.pread(100, 0) == b"hello world!?"
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        log.read(1)
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        task.open("/mnt/a").write(b"x")
+    with pytest.raises(PermissionError):
+        task.mmap(4096, RW, MAP_SHARED, task.open("/mnt/a"))
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        loop.task()._op("file_read", file.fd, 0, 1)              # another task's
+    assert task.open("/mnt/a", O_RDWR | O_TRUNC).size == 0 and file.pread(100, 0) == b""
+    file.close()
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        file.read(1)
+    loop.audit()
+
+
+@pytest.mark.interpreted
+def test_a_name_that_goes_leaves_the_open_file(two_nodes):
+    loop, task = two_nodes, two_nodes.task()
+    loop.create_file("/mnt/f", b"contents")
+    file = task.open("/mnt/f")
+    area = task.mmap(4096, PROT_READ, MAP_PRIVATE, file)
+    loop.system("unlink", "/mnt/f")
+    file.close()
+    assert task.read(area.addr, 8) == b"contents"
+    with pytest.raises(FileNotFoundError):
+        task.open("/mnt/f")
+    assert loop.vmstat()["nr_file_pages"] == 1
+    area.munmap()
+    assert loop.vmstat()["nr_file_pages"] == 0
+    loop.audit()
+
+
+@pytest.mark.interpreted
+def test_one_copy_of_a_library_serves_many(two_nodes):
+    """Mapped privately by three tasks: 8 pages in memory, each mapped three times."""
+    loop = two_nodes
+    loop.create_file("/lib/libc.so", 8 << 12, 3)
+    tasks = [loop.task(cpu) for cpu in (0, 1, 0)]
+    for task in tasks:
+        area = task.mmap(8 << 12, PROT_READ, MAP_PRIVATE | MAP_POPULATE, task.open("/lib/libc.so"))
+        assert task.read(area.addr, 8 << 12) == seeded_bytes(3, 0, 8 << 12)
+        assert loop.mm(task).rss[0] == 8
+    assert loop.vmstat()["nr_file_pages"] == loop.vmstat()["nr_mapped"] == 8
+    assert loop.vmstat()["pgpgin"] == 32
+    pfn = loop.pte(tasks[0], area.addr) >> 12
+    assert loop.page(pfn).mapcount == 3 and loop.page(pfn).refcount >= 4
+    loop.audit()
+
+
+@pytest.mark.interpreted
+def test_a_page_that_cannot_be_read_for_lack_of_memory_kills_only_the_task(loopback):
+    """Everything but a few pages is taken by others: readahead gives up quietly, the page itself is needed."""
+    loop = loopback(nodes=1, cpus_per_node=1, memory_per_node="4MiB")
+    loop.create_file("/mnt/f", 64 << 12, 3)
+    task = loop.task()
+    file = task.open("/mnt/f")
+    loop.machine.on_oom = 0
+    held = list(iter(lambda: task.kernel.alloc_pages(GFP_KERNEL), None))
+    with pytest.raises(OSError, match="Cannot allocate"):
+        file.read(4096)
+    for pfn in held:
+        task.kernel.free_pages(pfn)
+    assert file.read(4096) == seeded_bytes(3, 0, 4096)
+    loop.audit()
+
+
+@pytest.mark.interpreted
+def test_a_full_disk_is_told(loopback):
+    loop = loopback(nodes=1, cpus_per_node=1, memory_per_node="8MiB", disk={"size": "2MiB"})
+    task = loop.task()
+    loop.create_file("/mnt/a", 400 << 12)
+    file = task.open("/mnt/b", O_RDWR | O_CREAT)
+    with pytest.raises(OSError, match="No space left"):
+        file.write(bytes(113 << 12))
+    assert file.write(bytes(112 << 12)) == 112 << 12
+    loop.system("unlink", "/mnt/a")
+    assert file.write(bytes(300 << 12)) == 300 << 12
+    with pytest.raises(OSError, match="No space left"):
+        loop.create_file("/mnt/c", 2 << 20)
+    assert "/mnt/c" not in proc.files(loop.machine)
+    loop.audit()
+
+
+@pytest.mark.interpreted
+def test_dropping_spares_what_is_dirty_or_mapped(two_nodes):
+    loop, task = two_nodes, two_nodes.task()
+    loop.create_file("/mnt/f", 8 << 12, 3)
+    file = task.open("/mnt/f", O_RDWR)
+    file.read()
+    file.write(b"dirty", 0)
+    area = task.mmap(4096, PROT_READ, MAP_SHARED, file, 7 << 12)
+    task.read(area.addr, 1)
+    mapped = loop.vmstat()["nr_mapped"]
+    assert loop.system("drop_caches") == 7 - mapped
+    assert loop.vmstat()["drop_pagecache"] == 1
+    assert proc.files(loop.machine) == {"/mnt/f": {"size": 8 << 12, "cached": 1 + mapped, "dirty": 1}}
+    loop.audit()
+
+
+@pytest.mark.interpreted
+def test_maps_name_the_file(two_nodes):
+    loop, task = two_nodes, two_nodes.task()
+    loop.create_file("/mnt/f", 8 << 12, 3)
+    area = task.mmap(4 << 12, PROT_READ, MAP_PRIVATE, task.open("/mnt/f"), 2 << 12)
+    system = System(loop.machine, loop.topology)
+    line = next(line for line in proc.read(system, f"/proc/{task.pid}/maps").splitlines() if "/mnt/f" in line)
+    assert line.split() == [f"{area.addr:x}-{area.addr + 0x4000:x}", "r--p", "00002000", "fe:00", "1", "/mnt/f"]
+    task.read(area.addr, 1)
+    assert "file=/mnt/f mapped=" in proc.read(system, f"/proc/{task.pid}/numa_maps")
+    assert "RssFile:\t       4 kB" in proc.read(system, f"/proc/{task.pid}/status")
+    loop.system("unlink", "/mnt/f")
+    assert "/mnt/f (deleted)" in proc.read(system, f"/proc/{task.pid}/maps")
+
+
+@pytest.mark.parametrize("offset", [0, 1, 7, 8, 4090, 12345])
+def test_a_seeded_file_is_what_its_twin_says(two_nodes, offset):
+    two_nodes.create_file("/mnt/f", 20000, 99)
+    assert two_nodes.task().open("/mnt/f").read(5000, offset) == seeded_bytes(99, offset, 5000)
+
+
+def rewrite(task, path):
+    """Writes through a mapping, and write(2), of one file from several CPUs."""
+    file = task.open(path, O_RDWR)
+    area = task.mmap(64 << 12, RW, MAP_SHARED, file)
+    for round_ in range(1, 40):
+        task.store(area.pages() + np.uint64(8 * task.cpu), np.uint64(round_))
+        file.write(bytes([round_]) * 8, offset=(round_ % 64 << 12) + 2048 + 8 * task.cpu)
+        if round_ % 8 == task.cpu:
+            area.msync()
+        if round_ % 8 == 5:
+            task.madvise(area.addr, area.nbytes, MADV_DONTNEED)
+    return task.load(area.pages() + np.uint64(8 * task.cpu)).tolist()
+
+
+def test_many_cpus_write_one_file_while_it_is_written_back(machine):
+    """Four real CPUs store, write, sync and drop at once: nobody's last word is lost, on disk neither."""
+    machine.create_file("/mnt/shared", 64 << 12)
+    handles = [machine.spawn(rewrite, "/mnt/shared", cpu=cpu) for cpu in range(4)]
+    for _ in range(10):
+        machine.write("/proc/sys/vm/drop_caches", "1")
+        machine.sync()
+    assert [handle.result(timeout=120) for handle in handles] == [[39] * 64] * 4
+    machine.sync()
+    machine.write("/proc/sys/vm/drop_caches", "3")
+    assert machine.files()["/mnt/shared"] == {"size": 64 << 12, "cached": 0, "dirty": 0}
+    data = machine.task().open("/mnt/shared").read()
+    for page in range(64):
+        words = np.frombuffer(data[page << 12:][:32], np.uint64)
+        assert words.tolist() == [39] * 4
+        last = max(round_ for round_ in range(1, 40) if round_ % 64 == page) if page in range(1, 40) else None
+        if last:
+            assert data[(page << 12) + 2048:][:32] == bytes([last]) * 32
+    machine.unlink("/mnt/shared")
+    machine.check()

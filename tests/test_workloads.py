@@ -206,3 +206,15 @@ def test_kmalloc_waste_is_what_the_caches_sizes_make_it():
     assert [rows[f"{n} bytes"]["kmalloc gives"] for n in (8, 65, 96, 129, 4097, 8193)] == [8, 96, 96, 192, 8192, 16384]
     assert rows["8 bytes"]["lost %"] == 0 and rows["8 bytes"]["lost raw %"] == 99.8
     assert result["kmalloc pages"] < result["raw buddy pages"]
+
+
+def test_page_cache_spares_the_disk(capsys):
+    with Machine(**SMALL["one node"]) as machine:
+        result = run("page_cache", machine)
+        rows = list(result.values())
+        machine.check()
+    assert "read back from the disk: intact" in capsys.readouterr().out
+    assert [row["pgpgin"] for row in rows] == [8192, 0, 8192, 0, 0]
+    cold, warm, random, warm_random = (row["emulated ms"] for row in rows[:4])
+    assert random > 5 * cold and cold > 10 * warm and warm_random < cold
+    assert (rows[4]["nr_dirtied"], rows[4]["nr_written"], rows[4]["pgpgout"]) == (16, 16, 64)

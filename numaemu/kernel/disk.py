@@ -18,6 +18,7 @@ from numaemu.pointer import Struct, address_of, i64, u64
 U = np.uint64
 KIB_PER_PAGE = 4
 GOLDEN, MIX_1, MIX_2 = U(0x9E3779B97F4A7C15), U(0xBF58476D1CE4E5B9), U(0x94D049BB133111EB)     # splitmix64
+LOW = U(0xFFFF_FFFF)
 _FREE_EXTENTS = MAX_INODES * MAX_EXTENTS + 256       # free pieces lie between used ones: never more of them
 
 disk_space_t = Struct("disk_space_t", [      # under its lock
@@ -121,13 +122,21 @@ def disk_page_written(machine, page):
     return load_acquire(u64.array(machine.disk_written), page >> 6) >> U(page & 63) & U(1) != U(0)
 
 
+@hot
+def multiply(a, b):
+    """The low 64 bits of a product, by halves: with the JIT off a product that does not fit is an error."""
+    low = (a & LOW) * (b & LOW)
+    cross = (((a >> U(32)) * (b & LOW)) & LOW) + (((a & LOW) * (b >> U(32))) & LOW) + (low >> U(32))
+    return (low & LOW) | (cross << U(32))
+
+
 @kernel("void(u64, u64, i64, i64)")
 def pattern(target, seed, first, words):
     """Words `first` and on of the endless pattern of a seed, to host address `target`: splitmix64 of seed and place."""
     for i in range(words):
-        z = (seed + U(first + i + 1)) * GOLDEN
-        z = (z ^ (z >> U(30))) * MIX_1
-        z = (z ^ (z >> U(27))) * MIX_2
+        z = multiply(seed + U(first + i + 1), GOLDEN)
+        z = multiply(z ^ (z >> U(30)), MIX_1)
+        z = multiply(z ^ (z >> U(27)), MIX_2)
         u64.array(target)[i] = z ^ (z >> U(31))
 
 
