@@ -5,9 +5,9 @@ import re
 import pytest
 
 from numaemu import Machine
+from numaemu.kernel import proc
 from numaemu.kernel.node_sysfs import list_text, mask_text
 from numaemu.kernel.proc_task import mpol_to_str
-from numaemu.kernel import proc
 from numaemu.kernel.sysctl import System, strtoul
 from numaemu.uapi import (MAP_ANONYMOUS, MAP_SHARED, MPOL_BIND, MPOL_F_STATIC_NODES, MPOL_INTERLEAVE, MPOL_LOCAL,
                           MPOL_PREFERRED, MPOL_PREFERRED_MANY, MPOL_WEIGHTED_INTERLEAVE, PROT_NONE, PROT_READ)

@@ -29,7 +29,8 @@ def cached(loop, file):
     machine = loop.machine
     mapping = mapping_of(machine, inode_of(machine, file_of(machine, file.fd).inode).mapping)
     pages = [index for index in range(PAGES) if xa_load(machine, mapping, index)]
-    marked = [index for index in pages if loop.page(int(pte_pfn(xa_load(machine, mapping, index)))).flags & np.uint64(PG_readahead)]
+    pfns = [int(pte_pfn(xa_load(machine, mapping, index))) for index in pages]
+    marked = [index for index, pfn in zip(pages, pfns) if loop.page(pfn).flags & np.uint64(PG_readahead)]
     return pages, marked
 
 

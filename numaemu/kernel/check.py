@@ -6,7 +6,8 @@ from numaemu.errors import MachineCheck
 from numaemu.kernel.buddy import page_is_buddy
 from numaemu.kernel.check_files import audit_files
 from numaemu.kernel.mm_inline import folio_lru_list
-from numaemu.kernel.mm_types import (MM_ANONPAGES, MM_FILEPAGES, MM_SHMEMPAGES, NR_MM_COUNTERS, PG_anon, PG_buddy, PG_lru, PG_pcp, PG_swapbacked,
+from numaemu.kernel.mm_types import (MM_ANONPAGES, MM_FILEPAGES, MM_SHMEMPAGES, NR_MM_COUNTERS, PG_anon, PG_buddy,
+                                     PG_lru, PG_pcp, PG_swapbacked,
                                      PG_table, machine_t, task_t)
 from numaemu.kernel.mmap import vma_index
 from numaemu.kernel.mmzone import (MAX_NR_ZONES, MIGRATE_PCPTYPES, MIGRATE_TYPES, NR_LRU_LISTS, ZONE_NAMES, lruvec_of,

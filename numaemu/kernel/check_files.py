@@ -3,11 +3,11 @@ import numpy as np
 
 from numaemu.compile import entry
 from numaemu.errors import MachineCheck
+from numaemu.kernel.disk import disk_space
 from numaemu.kernel.inode import I_LIVE, inode_name, inode_of, inode_t
 from numaemu.kernel.mm_types import (PG_buddy, PG_dirty, PG_locked, PG_pcp, PG_swapbacked, PG_uptodate, PG_writeback, machine_t,
                                      pool_t)
 from numaemu.kernel.mmzone import page_of, page_to_nid
-from numaemu.kernel.disk import disk_space
 from numaemu.kernel.pgtable import pte_pfn
 from numaemu.kernel.rmap import mapping_of, next_vma_of, vma_of
 from numaemu.kernel.vmstat import fold_node
@@ -15,7 +15,7 @@ from numaemu.kernel.xarray import MAX_INDEX, entry_is_page, xa_find, xa_load
 
 U = np.uint64
 PAGES, DIRTY = range(2)
-IDLE_FLAGS = PG_locked | PG_writeback | PG_swapbacked | PG_buddy | PG_pcp      # that no cached page has while all stands still
+IDLE_FLAGS = PG_locked | PG_writeback | PG_swapbacked | PG_buddy | PG_pcp      # of no cached page while all stands still
 
 
 @entry("i64(u64, i64, i64[], i64[])")

@@ -18,7 +18,8 @@ from numaemu.kernel.mm_types import (FAULT_AROUND_BYTES, MM_ANONPAGES, MM_FILEPA
 from numaemu.kernel.mmzone import page_of
 from numaemu.kernel.page_alloc import put_page, try_get_page
 from numaemu.kernel.page_writeback import balance_dirty_pages_ratelimited, folio_mark_dirty
-from numaemu.kernel.pagemap import (create_empty_buffers, filemap_get_folio, folio_host_address, folio_lock, folio_trylock, folio_unlock,
+from numaemu.kernel.pagemap import (create_empty_buffers, filemap_get_folio, folio_host_address, folio_lock, folio_trylock,
+                                    folio_unlock,
                                     read_is_pending)
 from numaemu.kernel.pgtable import pfn_pte, pte_pfn, ptep_cmpxchg, ptep_get
 from numaemu.kernel.rmap import (anon_vma_prepare, folio_add_anon_rmap, folio_dup_rmap, folio_remove_rmap, vma_of)

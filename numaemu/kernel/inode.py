@@ -10,11 +10,11 @@ import numpy as np
 from numaemu.atomic import fetch_add, load_acquire, store_release
 from numaemu.compile import hot, kernel
 from numaemu.kernel.disk import disk_alloc, disk_free, disk_page_written, disk_read_page, pattern
+from numaemu.kernel.mm_types import pool_t
 from numaemu.kernel.pool import pool_get, pool_put
 from numaemu.kernel.rmap import mapping_of, new_mapping
 from numaemu.kernel.smp import machine_of, spin_lock, spin_unlock
 from numaemu.kernel.vmstat import PGPGIN, count_vm_events
-from numaemu.kernel.mm_types import pool_t
 from numaemu.native import clear_bytes
 from numaemu.param import MAX_EXTENTS
 from numaemu.pointer import Struct, address_of, i64, u64

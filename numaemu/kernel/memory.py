@@ -20,7 +20,7 @@ from numaemu.kernel.rmap import (anon_vma_prepare, folio_add_anon_rmap, folio_du
                                  rss_counter, vma_of)
 from numaemu.kernel.shmem import shmem_find_folio, shmem_get_folio
 from numaemu.kernel.smp import machine_of, relax
-from numaemu.kernel.swap import folio_add_lru, folio_add_new_lru, folio_mark_accessed, lru_add_drain
+from numaemu.kernel.swap import folio_add_new_lru, folio_mark_accessed, lru_add_drain
 from numaemu.kernel.tlb import flush_tlb_mm_range
 from numaemu.kernel.vmstat import PGREUSE, count_vm_events
 from numaemu.mmu import _PAGE_ACCESSED, _PAGE_DIRTY, _PAGE_PRESENT, _PAGE_RW, _PAGE_USER

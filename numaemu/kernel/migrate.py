@@ -18,8 +18,8 @@ from numaemu.kernel.mmap import find_position, find_vma, merge_range, range_is_m
 from numaemu.kernel.mmdebug import VM_BUG_ON_PAGE
 from numaemu.kernel.mmzone import page_of, page_to_nid
 from numaemu.kernel.page_alloc import alloc_pages, get_page, put_page, try_get_page
-from numaemu.kernel.pgtable import (_MIGRATION, _MIGRATION_ANON, _MIGRATION_FILE, _PAGE_SPECIAL, is_migration_entry, mm_of, pfn_pte,
-                                    pte_offset, pte_pfn, pte_present, ptep_cmpxchg, ptep_get, skip_missing)
+from numaemu.kernel.pgtable import (_MIGRATION, _MIGRATION_ANON, _MIGRATION_FILE, _PAGE_SPECIAL, is_migration_entry, mm_of,
+                                    pfn_pte, pte_offset, pte_pfn, pte_present, ptep_cmpxchg, ptep_get, skip_missing)
 from numaemu.kernel.rmap import folio_dup_rmap, folio_remove_rmap, mapping_of, next_vma_of, page_address_in_vma, vma_of
 from numaemu.kernel.shmem import count_shmem
 from numaemu.kernel.smp import machine_of, spin_lock, spin_unlock

@@ -69,7 +69,8 @@ def control_layout(topology, max_pfn, nr_actors):
             ("vma_stack", MAX_VMAS * 8), ("mapping_stack", MAX_VMAS * 8),
             ("inodes", MAX_INODES * inode_t.nbytes), ("files", MAX_FILES * file_t.nbytes),
             ("inode_stack", MAX_INODES * 8), ("file_stack", MAX_FILES * 8),
-            ("disk_space", disk_space_t.nbytes), ("disk_written", topology.disk.size // PAGE_SIZE // 8 + 8), ("outboxes", nr_actors * OUTBOX_BYTES),
+            ("disk_space", disk_space_t.nbytes), ("disk_written", topology.disk.size // PAGE_SIZE // 8 + 8),
+            ("outboxes", nr_actors * OUTBOX_BYTES),
             *slab_blocks(topology)):
         layout.add(name, nbytes)
     return layout

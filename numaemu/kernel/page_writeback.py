@@ -10,7 +10,7 @@ import numpy as np
 from numaemu.atomic import compare_exchange, fetch_add, load_acquire, store_release
 from numaemu.compile import hot, kernel
 from numaemu.kernel.disk import disk_time, disk_write_page
-from numaemu.kernel.inode import bmap, host_of, i_pages, igrab, inode_of
+from numaemu.kernel.inode import bmap, host_of, igrab, inode_of
 from numaemu.kernel.mempolicy import current_task
 from numaemu.kernel.mm_inline import folio_clear, folio_set, folio_test
 from numaemu.kernel.mm_types import (VM_SHARED, PG_dirty, PG_locked, PG_reclaim, PG_swapbacked, PG_writeback, pool_t)
