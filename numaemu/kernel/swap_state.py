@@ -5,14 +5,14 @@ from numaemu.atomic import exchange, fetch_add
 from numaemu.compile import kernel
 from numaemu.kernel.gfp import GFP_HIGHUSER_MOVABLE
 from numaemu.kernel.mempolicy import vma_alloc_folio
-from numaemu.kernel.mm_inline import folio_clear, folio_set
+from numaemu.kernel.mm_inline import folio_clear, folio_set, folio_unlock
 from numaemu.kernel.mm_types import PG_dirty, PG_locked, PG_readahead, PG_swapbacked
 from numaemu.kernel.mmzone import page_of
 from numaemu.kernel.page_alloc import get_page, put_page
 from numaemu.kernel.page_io import swap_read_folio
 from numaemu.kernel.smp import machine_of, relax
 from numaemu.kernel.swap import folio_add_new_lru, lru_add_drain
-from numaemu.kernel.swapfile import (SWAP_HAS_CACHE, add_to_swap_cache, folio_alloc_swap, folio_unlock, swap_cache,
+from numaemu.kernel.swapfile import (SWAP_HAS_CACHE, add_to_swap_cache, folio_alloc_swap, swap_cache,
                                      swap_cache_get_folio, swap_count, swap_duplicate, swap_of, swp_offset, swp_type)
 from numaemu.kernel.vmstat import SWAP_RA, SWAP_RA_HIT, count_vm_events
 from numaemu.kernel.workingset import workingset_refault
@@ -129,5 +129,5 @@ def swap_cluster_readahead(cpu, vma, address, entry):
                 count_vm_events(machine, cpu.id, SWAP_RA, 1)
             put_page(cpu, pfn)
         lru_add_drain(cpu)
-    cpu.clock_base_ns += machine.disk_read_latency_ns
+    cpu.clock_base_ns += machine.disk_read_ns
     return __read_swap_cache_async(cpu, vma, address, entry)
