@@ -11,6 +11,7 @@ import pickle
 import signal
 import threading
 import traceback
+import types
 
 import posix_ipc
 import setproctitle
@@ -220,6 +221,8 @@ class Coordinator(Actor):
     def rpc_write(self, path, value):
         """Write to a file of /proc or /sys; a CPU does what has to be done for it, as CPU 0 writes for the driver."""
         work = proc.write(self.system, path, value)
+        if isinstance(work, types.GeneratorType):        # steps that this process has to do
+            return work
         return self.rpc_system(*work) if work else None
 
     def rpc_system(self, method, *args):
@@ -258,6 +261,11 @@ class Coordinator(Actor):
         finally:
             for actor in cpus + nodes:
                 self.tell(actor, "release")
+
+    def rpc_settle(self):
+        """Every node's kernel threads do what they have been woken for."""
+        for future in [self.ask(actor_of_node(n), "settle") for n in range(self.machine.nr_nodes)]:
+            yield future
 
     # -- swap
 

@@ -319,6 +319,10 @@ class Machine:
         """The kernel's log: reports of the OOM killer."""
         return self.read("/dev/kmsg")
 
+    def settle(self):
+        """Wait until the kernel threads (kswapd, kcompactd, the flusher) have done what they were woken for."""
+        self._ask("settle")
+
     # -- swap
 
     def swapon(self, size, name=None, priority=None, kind="disk"):

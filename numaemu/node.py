@@ -37,6 +37,17 @@ class Node(Actor):
             with self.turn:
                 run_kthreads(self.context.address)
 
+    def rpc_settle(self):
+        """What the kernel threads have been woken for is done when the answer comes."""
+        done = Future()
+        threading.Thread(target=self.settle, args=(done,)).start()
+        return done
+
+    def settle(self, done):
+        with self.turn:
+            run_kthreads(self.context.address)
+        done.set_result(None)
+
     def _send_bulk(self, to, kind, token, thing):
         with self.sending:
             super()._send_bulk(to, kind, token, thing)

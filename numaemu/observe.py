@@ -11,7 +11,9 @@ QUERY_PAGES = 1 << 16            # pages asked for by one move_pages call
 RUNS_KEPT = 96                   # of a run-length code
 FNV_BASIS, FNV_PRIME = 1469598103934665603, 0x100000001B3     # the basis as the recording program had it
 ABSENT, EFAULT = -errno.ENOENT, -errno.EFAULT
-PLACES = {ABSENT: "absent", EFAULT: "efault"}
+SWAPPED = -1000                  # ours: absent, and on swap as pagemap tells
+PM_SWAP = np.uint64(1 << 62)
+PLACES = {ABSENT: "absent", EFAULT: "efault", SWAPPED: "swapped"}
 
 
 def snapshot(machine):
@@ -48,11 +50,13 @@ def deltas(snapshots):
     return found
 
 
-def page_status(task, address, nbytes):
-    """Per page of a range its node, or -errno: what move_pages(2) answers when it is only asked."""
+def page_status(machine, task, address, nbytes):
+    """Per page of a range its node, SWAPPED, or -errno: what move_pages(2) answers when it is only asked, and pagemap."""
     addresses = np.arange(address, address + nbytes, PAGE, dtype=np.uint64)
     parts = [task.move_pages(addresses[i:i + QUERY_PAGES]) for i in range(0, len(addresses), QUERY_PAGES)]
-    return np.concatenate(parts)
+    status = np.concatenate(parts)
+    status[(status == ABSENT) & (machine.pagemap(task.pid, address, nbytes) & PM_SWAP != 0)] = SWAPPED
+    return status
 
 
 def run_length(status):
@@ -71,12 +75,12 @@ def sequence_hash(status):
     return f"{value:x}"
 
 
-def region(task, address, nbytes, nr_nodes):
+def region(machine, task, address, nbytes):
     """A region as a dump shows it: pages per place, and their order."""
-    status = page_status(task, address, nbytes)
-    pages = {f"node{node}": int(np.count_nonzero(status == node)) for node in range(nr_nodes)}
+    status = page_status(machine, task, address, nbytes)
+    pages = {f"node{node}": int(np.count_nonzero(status == node)) for node in range(len(machine.nodes))}
     on_nodes = sum(pages.values())
-    pages |= {"swapped": 0, **{name: int(np.count_nonzero(status == value)) for value, name in PLACES.items()}}
+    pages |= {**{name: int(np.count_nonzero(status == value)) for value, name in PLACES.items()}}
     pages |= {"other": len(status) - sum(pages.values()), "present": on_nodes + pages["efault"]}
     runs = [[PLACES.get(value, value), length] for value, length in run_length(status)]
     return {"addr": f"{address:#x}", "length": nbytes, "pages": pages, "node_runs": runs[:RUNS_KEPT],

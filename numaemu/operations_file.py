@@ -4,6 +4,7 @@ import os
 import numpy as np
 
 from numaemu.files import name_words
+from numaemu.kernel import kernel_calls
 from numaemu.kernel import sys_file as calls
 from numaemu.param import MAX_FILES
 
@@ -95,5 +96,9 @@ class FileOperations:
     def system_sync(self):
         return calls.sys_sync(self.address)
 
-    def system_drop_caches(self):
-        return calls.sys_drop_caches(self.address)
+    def system_drop_caches(self, what=1):
+        """1: clean pages of files, 2: unused objects of slab caches, 3: both."""
+        pages = calls.sys_drop_caches(self.address) if what & 1 else 0
+        if what & 2:
+            kernel_calls.kernel_drop_slab(self.address)
+        return pages

@@ -76,7 +76,11 @@ def shell_rm(machine, path):
 
 
 # words that a shell command begins with: the function that does it, the words it gets
-SHELL = {("mount", "-t", "ext4", "-o", "noatime", "/dev/vda", "/mnt"): shell_mount, ("sync",): shell_sync, ("rm",): shell_rm}
+def shell_swapon(machine, device):
+    machine.swapon("1GiB", name=device)
+
+
+SHELL = {("swapon",): shell_swapon, ("mount", "-t", "ext4", "-o", "noatime", "/dev/vda", "/mnt"): shell_mount, ("sync",): shell_sync, ("rm",): shell_rm}
 
 
 def shell_command(line):
@@ -166,7 +170,7 @@ class Replay:
             self.op_join(process, step)
         if step.get("async"):
             process.running = self.threads.submit(self.perform, process, step, result)
-            return result
+            return result | {"state": "ASYNC"}
         return self.perform(process, step, result)
 
     def perform(self, process, step, result):
@@ -332,8 +336,7 @@ class Replay:
         minor, major = (after[name] - before[name] for name in ("task_minor_faults", "task_major_faults"))
         return {"ret": done, "errno": 0, "minflt": minor, "majflt": major}
 
-    @staticmethod
-    def access(process, step, address, indices):
+    def access(self, process, step, address, indices):
         """The accesses of a touch, once through, with a pause after every `chunk` bytes; how many."""
         stride, pause = step.get("stride", PAGE), step.get("pause_ms", 0)
         portion = max(step["chunk"] // stride, 1) if "chunk" in step else ACCESSES
@@ -346,6 +349,7 @@ class Replay:
                 process.task.store(places, (part + np.uint64(1)).astype(np.uint8))
             if pause:
                 process.task.sleep(pause)
+                self.machine.settle()
         return len(indices)
 
     @staticmethod
@@ -449,7 +453,8 @@ class Replay:
         self.files.setdefault(step["path"], []).append(text.strip())
 
     def op_sleep(self, step):
-        """Nothing happens in the background while nobody works."""
+        """Time for the kernel threads."""
+        self.machine.settle()
 
     def op_nop(self, process, step):
         return {"ret": 0, "errno": 0}
@@ -458,8 +463,7 @@ class Replay:
         self.snapshots[step["label"]] = observe.snapshot(self.machine)
 
     def op_dump(self, process, step):
-        nr_nodes = len(self.machine.nodes)
-        regions = {name: observe.region(process.task, *where, nr_nodes) for name, where in process.regions.items()}
+        regions = {name: observe.region(self.machine, process.task, *where) for name, where in process.regions.items()}
         files = observe.task_files(self.machine, process.task.pid)
         self.dumps.setdefault(step["label"], {})[process.name] = {"regions": regions, **files}
 

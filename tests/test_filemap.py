@@ -9,8 +9,7 @@ from loopback import SMALL_TLB, Loopback
 from numaemu import BusError
 from numaemu.build import JIT
 from numaemu.files import seeded_bytes
-from numaemu.kernel import proc
-from numaemu.kernel import sys as syscalls
+from numaemu.kernel import kernel_calls, proc
 from numaemu.kernel.gfp import GFP_KERNEL
 from numaemu.kernel.sysctl import System
 from numaemu.uapi import (MADV_DONTNEED, MAP_POPULATE, MAP_PRIVATE, MAP_SHARED, O_APPEND, O_CREAT, O_EXCL, O_RDWR, O_TRUNC,
@@ -184,8 +183,8 @@ class FileMachine(RuleBasedStateMachine):
         for process in self.processes:
             process.task.exit()
         for cpu in self.loop.cpus:
-            syscalls.flush_slab(int(cpu.state.address), self.loop.machine.bh_cachep)
-        syscalls.kernel_cache_shrink(int(self.loop.cpus[0].state.address), self.loop.machine.bh_cachep)
+            kernel_calls.flush_slab(int(cpu.state.address), self.loop.machine.bh_cachep)
+        kernel_calls.kernel_cache_shrink(int(self.loop.cpus[0].state.address), self.loop.machine.bh_cachep)
         self.loop.drain()
         used = self.loop.audit()
         assert sum(zone["used"] + zone["tables"] + zone["pcp"] for zone in used.values()) == 1      # the page of zeros

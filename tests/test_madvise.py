@@ -92,7 +92,7 @@ def test_refused(two_nodes):
     task = two_nodes.task()
     area, shared = task.mmap(2 * PAGE), task.mmap(2 * PAGE, flags=SHARED)
     locked = task.mmap(2 * PAGE, flags=MAP_PRIVATE | MAP_ANONYMOUS | MAP_LOCKED)
-    for advice in (MADV_MERGEABLE, MADV_PAGEOUT, 5, 26, -1):
+    for advice in (MADV_MERGEABLE, 5, 26, -1):
         refused(errno.EINVAL, task.madvise, area.addr, PAGE, advice)
     refused(errno.EINVAL, task.madvise, area.addr + 1, PAGE, MADV_WILLNEED)
     for advice in (MADV_FREE, MADV_WIPEONFORK):

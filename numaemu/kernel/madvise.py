@@ -174,6 +174,7 @@ def madvise_pages(cpu, mm_number, start, end, free):
     """MADV_FREE (`free`) or MADV_COLD for the pages of a range."""
     machine = machine_of(cpu)
     mm, address, changed = mm_of(machine, mm_number), start, False
+    lru_add_drain(cpu)                       # only pages on a list can be moved
     fetch_add(mm, "tlb_flush_pending", 1)
     while address < end:
         ptep = pte_offset(machine, mm, address)
@@ -188,6 +189,7 @@ def madvise_pages(cpu, mm_number, start, end, free):
     if changed or load_acquire(mm, "tlb_flush_pending") > 1:
         flush_tlb_mm_range(cpu, mm_number, start, end)
     fetch_add(mm, "tlb_flush_pending", -1)
+    lru_add_drain(cpu)
 
 
 @kernel("i64(cpu_t*, i64, i64, u64, u64, i64)")

@@ -478,7 +478,7 @@ def page_node(machine, mm_number, address):
     pte = ptep_get(ptep) if ptep != U(0) else U(0)
     if is_migration_entry(pte):
         return page_to_nid(machine, pte_pfn(pte))
-    if pte == U(0):
+    if not pte_present(pte):         # nothing, or swapped out
         return -ENOENT
     if pte & _PAGE_SPECIAL != U(0):
         return -EFAULT
@@ -489,9 +489,10 @@ def page_node(machine, mm_number, address):
 def lookup_node(machine, mm_number, address):
     """Node of whatever frame is mapped at `address`, be it the page of zeros; -EFAULT if none is."""
     ptep = pte_offset(machine, mm_of(machine, mm_number), address)
-    if ptep == U(0) or ptep_get(ptep) == U(0):
+    pte = ptep_get(ptep) if ptep != U(0) else U(0)
+    if not pte_present(pte) and not is_migration_entry(pte):
         return -EFAULT
-    return page_to_nid(machine, pte_pfn(ptep_get(ptep)))
+    return page_to_nid(machine, pte_pfn(pte))
 
 
 @kernel("i64(cpu_t*, migrate_t*, i64*)")

@@ -51,7 +51,7 @@ def smaps(system, _number, mm_number):
     for vma in copy_vmas(system.machine, mm_number):
         counts, locked = gather(system, mm_number, vma)
         flags = "".join(name + " " for bit, name in FLAG_NAMES if vma["flags"] & bit)
-        text.append(show_map_vma(mm, vma) + line("Size", int(vma["end"] - vma["start"])) + line("KernelPageSize", 4096) +
+        text.append(show_map_vma(system.machine, mm, vma) + line("Size", int(vma["end"] - vma["start"])) + line("KernelPageSize", 4096) +
                     line("MMUPageSize", 4096) + show_smap(counts, locked, False) + f"THPeligible:    {0:8d}\n"
                     f"VmFlags: {flags}\n")
     return "".join(text)

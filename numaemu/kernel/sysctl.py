@@ -223,12 +223,12 @@ HANDLERS |= {f"vm.{one}": set_dirty(f"vm.{other}") for pair in DIRTY_PAIRS for o
 
 
 def write_drop_caches(_system, text):
-    """drop_caches_sysctl_handler: 1 page cache, 2 slab (no cache can be shrunk yet), 3 both, 4 no message."""
+    """drop_caches_sysctl_handler: 1 page cache, 2 slab, 3 both, 4 no message."""
     words = text.split()
     value = strtoul(words[0]) if words else None
     if value is None or not 1 <= value <= 4:
         raise invalid(f"vm.drop_caches is {text.strip()!r}, must be 1 to 4")
-    return ("drop_caches",) if value & 1 else None
+    return ("drop_caches", value & 3) if value & 3 else None
 
 
 def write_compact_memory(system, text):
