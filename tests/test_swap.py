@@ -8,12 +8,13 @@ from hypothesis import settings
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 from loopback import SMALL_TLB, Loopback
 
-from numaemu import GFP_KERNEL, MADV_PAGEOUT, MAP_ANONYMOUS, MAP_NORESERVE, MAP_PRIVATE, Machine
+from numaemu import GFP_KERNEL, MADV_FREE, MADV_PAGEOUT, MAP_ANONYMOUS, MAP_NORESERVE, MAP_PRIVATE, Machine
 from numaemu.build import JIT
 from numaemu.kernel import swap, swapon
-from numaemu.kernel.mm_types import PG_swapbacked
+from numaemu.kernel.mm_types import PG_dirty, PG_swapbacked
 from numaemu.kernel.mmzone import LRU_ACTIVE, LRU_FILE, lruvec_of
 from numaemu.kernel.sysctl import System
+from numaemu.kernel.zram import zstat_of
 from numaemu.param import FOLIO_BATCH_SIZE
 
 UNRESERVED = MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE
@@ -281,6 +282,70 @@ def test_slots_go_with_what_named_them(loopback):
     assert area.inuse_pages == 16 and loop.machine.nr_swap_pages == 4095 - 16
     task.munmap(mapping.addr, mapping.nbytes)
     assert area.inuse_pages == 0 and loop.machine.nr_swap_pages == 4095
+    loop.audit()
+
+
+@pytest.mark.interpreted
+def test_what_is_written_after_it_came_back_outlives_the_writer(loopback):
+    """The slot holds the old words; only the parent's entry is dirty, until fork gives the child an entry as dirty."""
+    loop = loopback(nodes=1, cpus_per_node=1, memory_per_node="8MiB")
+    swapon.swapon(loop.machine, "area", 16 << 20, kind="zram")
+    task = loop.task()
+    mapping, values = patterned(task, "64KiB", 5)
+    task.madvise(mapping.addr, mapping.nbytes, MADV_PAGEOUT)
+    assert (task.load(mapping.pages()) == values).all()
+    task.store(mapping.pages(), values + np.uint64(1))
+    child = task.fork()
+    task.exit()
+    child.madvise(mapping.addr, mapping.nbytes, MADV_PAGEOUT)
+    assert (child.load(mapping.pages()) == values + np.uint64(1)).all()
+    loop.audit()
+
+
+@pytest.mark.interpreted
+def test_pages_whose_slot_somebody_needs_are_not_given_up(loopback):
+    """MADV_FREE of a page of the swap cache that the child's entry still names: its words must still be written."""
+    loop = loopback(nodes=1, cpus_per_node=1, memory_per_node="8MiB")
+    swapon.swapon(loop.machine, "area", 16 << 20)
+    task = loop.task()
+    mapping, values = patterned(task, "64KiB", 5)
+    task.madvise(mapping.addr, mapping.nbytes, MADV_PAGEOUT)
+    child = task.fork()
+    assert (task.load(mapping.pages()) == values).all()
+    pages = [loop.page(loop.pte(task, int(address)) >> 12 & 0xFFFFF) for address in mapping.pages()]
+    for page in pages:
+        page.flags |= PG_dirty                       # as if it could not be written
+    task.madvise(mapping.addr, mapping.nbytes, MADV_FREE)
+    assert all(page.flags & PG_dirty for page in pages)
+    assert (child.load(mapping.pages()) == values).all()
+    loop.audit()
+
+
+@pytest.mark.interpreted
+@pytest.mark.parametrize("kind", ["disk", "zram"])
+def test_a_page_that_is_compressed_again_replaces_what_was_kept(loopback, kind):
+    """zram, or zswap before a disk: one copy of each page, counted once; and none is left when the disk has the page."""
+    loop = loopback(nodes=1, cpus_per_node=1, memory_per_node="8MiB")
+    swapon.swapon(loop.machine, "area", 16 << 20, kind=kind)
+    loop.machine.zswap_enabled = 1
+    task = loop.task()
+    mapping, values = patterned(task, "64KiB", 5)
+    for n in range(3):
+        task.store(mapping.pages(), values + np.uint64(n))
+        task.madvise(mapping.addr, mapping.nbytes, MADV_PAGEOUT)
+        assert (task.load(mapping.pages()) == values + np.uint64(n)).all()
+        assert zstat_of(loop.machine).pages == 16
+    if kind == "disk":
+        loop.machine.zswap_enabled = 0
+        task.store(mapping.pages(), values + np.uint64(9))
+        for _ in range(2):
+            task.madvise(mapping.addr, mapping.nbytes, MADV_PAGEOUT)
+        swap.lru_add_drain(loop.cpu())
+        task.madvise(mapping.addr, mapping.nbytes, MADV_PAGEOUT)
+        assert zstat_of(loop.machine).pages == 0
+        assert (task.load(mapping.pages()) == values + np.uint64(9)).all()
+    mapping.munmap()
+    assert zstat_of(loop.machine).pages == 0 == zstat_of(loop.machine).orig_bytes
     loop.audit()
 
 

@@ -13,7 +13,7 @@ from numaemu.kernel.smp import machine_of
 from numaemu.kernel.swapfile import SWAP_ZRAM, swap_of, swp_offset, swp_type
 from numaemu.kernel.vmstat import (NR_WRITEBACK, NR_WRITTEN, PGPGIN, PGPGOUT, PSWPIN, PSWPOUT, SWPIN_ZERO, SWPOUT_ZERO,
                                    ZSWPIN, ZSWPOUT, count_vm_events, mod_node_page_state)
-from numaemu.kernel.zram import zs_load, zs_store
+from numaemu.kernel.zram import zs_free, zs_load, zs_store
 from numaemu.native import clear_bytes, copy_bytes
 from numaemu.pointer import u64, u8
 
@@ -54,6 +54,7 @@ def swap_writepage(cpu, pfn):
         count_vm_events(machine, cpu.id, SWPOUT_ZERO, 1)
         return PAGE_SUCCESS
     u8.array(swap_of(machine).zeromap)[entry] = 0
+    zs_free(cpu, entry)                  # what was kept of it before is old by now, wherever it goes this time
     zram = swap_of(machine).info[swp_type(entry)].kind == SWAP_ZRAM
     if zram or machine.zswap_enabled:
         if zs_store(cpu, entry, frame_of(machine, pfn)):
