@@ -1,4 +1,8 @@
 """Everything at once while memory is short: one process against dictionaries, then all CPUs of a real machine."""
+import importlib
+import pathlib
+import sys
+
 import numpy as np
 import pytest
 from hypothesis import settings
@@ -215,3 +219,28 @@ class PressureMachine(RuleBasedStateMachine):
 
 PressureMachine.TestCase.settings = settings(max_examples=25 if JIT else 2, stateful_step_count=40 if JIT else 15)
 TestPressure = pytest.mark.interpreted(PressureMachine.TestCase)
+
+
+# -- a real machine ------------------------------------------------------------------------------------------
+
+@pytest.fixture(scope="module", autouse=True)
+def benchmarks():
+    """The folder of the stress script is where its module is found, by CPUs too."""
+    folder = str(pathlib.Path(__file__).parent.parent / "benchmarks")
+    sys.path.insert(0, folder)
+    yield
+    sys.path.remove(folder)
+
+
+def test_all_cpus_at_twice_the_memory():
+    """Eight CPUs on four nodes, a disk and zram, fork, munmap, madvise, compaction: not one wrong word, no frame lost."""
+    swap_stress = importlib.import_module("swap_stress")
+    with swap_stress.stressed_machine("8MiB") as machine:
+        for seed in range(2):
+            assert swap_stress.one_round(machine, seed, 8) > 0
+        counted = machine.stats()["vmstat"]
+        assert counted["pswpout"] > 0 and counted["pswpin"] > 0 and counted["pgmigrate_success"] > 0
+        assert counted["oom_kill"] == 0
+        for name in ("/dev/zram0", "/dev/vdb"):
+            machine.swapoff(name)
+        machine.check()
