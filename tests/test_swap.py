@@ -8,14 +8,16 @@ from hypothesis import settings
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 from loopback import SMALL_TLB, Loopback
 
-from numaemu import GFP_KERNEL, MADV_FREE, MADV_PAGEOUT, MAP_ANONYMOUS, MAP_NORESERVE, MAP_PRIVATE, Machine
+from numaemu import GFP_KERNEL, MADV_FREE, MADV_PAGEOUT, MAP_ANONYMOUS, MAP_NORESERVE, MAP_PRIVATE, Machine, MachineCheck
 from numaemu.build import JIT
-from numaemu.kernel import swap, swapon
-from numaemu.kernel.mm_types import PG_dirty, PG_swapbacked
+from numaemu.kernel import swap, swapfile, swapon
+from numaemu.kernel.mm_types import MM_SWAPENTS, PG_dirty, PG_swapbacked, PG_swapcache
 from numaemu.kernel.mmzone import LRU_ACTIVE, LRU_FILE, lruvec_of
+from numaemu.kernel.pgtable import pte_offset
 from numaemu.kernel.sysctl import System
 from numaemu.kernel.zram import zstat_of
 from numaemu.param import FOLIO_BATCH_SIZE
+from numaemu.pointer import u64
 
 UNRESERVED = MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE
 
@@ -405,3 +407,69 @@ def test_all_cpus_at_many_times_the_memory(kind):
         machine.check()
         machine.swapoff(area)            # every slot can be given back
         machine.check()
+
+
+# -- the audit ---------------------------------------------------------------------------------------------------
+
+def slot_of(loop, task, mapping, n):
+    return loop.pte(task, int(mapping.pages()[n])) >> 12
+
+
+def break_reference(loop, task, mapping):
+    swapfile.swap_map(loop.machine)[slot_of(loop, task, mapping, 3)] += 1
+
+
+def break_cache(loop, task, mapping):
+    loop.page(swapfile.swap_cache(loop.machine)[slot_of(loop, task, mapping, 2)]).private += 1
+
+
+def break_mark(loop, task, mapping):
+    loop.page(loop.pte(task, int(mapping.pages()[-1])) >> 12 & 0xFFFFF).flags |= PG_swapcache
+
+
+def break_inuse(loop, task, mapping):
+    swapon.areas(loop.machine)[0].inuse_pages += 1
+
+
+def break_free(loop, task, mapping):
+    loop.machine.nr_swap_pages -= 2
+
+
+def break_rss(loop, task, mapping):
+    loop.mm(task).rss[MM_SWAPENTS] += 1
+
+
+def break_zram(loop, task, mapping):
+    zstat_of(loop.machine).compr_bytes += 8
+
+
+def break_wild(loop, task, mapping):
+    u64.array(int(pte_offset(loop.machine, loop.mm(task), int(mapping.pages()[5]))))[0] += np.uint64(1 << 40)
+
+
+@pytest.mark.interpreted
+@pytest.mark.parametrize("harm, line", [
+    (break_reference, "slot 4: swap_map says 2 references and the swap cache, 1 page-table entries name it"),
+    (break_cache, "slot 3: swap_map is 0x40000001, its word in the swap cache .*, entry 4, refcount 1"),
+    (break_mark, "swap cache: 17 pages are marked, nr_swapcached is 16, 16 slots have one"),
+    (break_inuse, "swap area: inuse_pages is 17, 16 slots are taken"),
+    (break_free, "nr_swap_pages are 4095 and 4077, the areas have 4095 slots, 4079 of them free"),
+    (break_rss, "rss says 17 swapped pages, its tables have 16 swap entries"),
+    (break_zram, r"zram: pages, bytes, huge pages are \(16, .* are kept"),
+    (break_wild, "the swap entry at 0x.* is in no swap area"),
+])
+def test_the_audit_sees(loopback, harm, line):
+    """One wrong word, one clear line. Of 17 pages 16 have slots, and are still in the swap cache."""
+    loop = loopback(nodes=1, cpus_per_node=1, memory_per_node="8MiB")
+    swapon.swapon(loop.machine, "area", 16 << 20)
+    task = loop.task()
+    mapping, _ = patterned(task, "68KiB", 3)
+    task.madvise(mapping.addr, 16 << 12, MADV_PAGEOUT)
+    if harm is break_zram:
+        loop.machine.zswap_enabled = 1
+        task.store(mapping.pages(), np.uint64(1))
+        task.madvise(mapping.addr, 16 << 12, MADV_PAGEOUT)
+    loop.audit()
+    harm(loop, task, mapping)
+    with pytest.raises(MachineCheck, match=line):
+        loop.audit()
