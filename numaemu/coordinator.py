@@ -218,7 +218,16 @@ class Coordinator(Actor):
         return proc.read(self.system, path)
 
     def rpc_write(self, path, value):
-        return proc.write(self.system, path, value)
+        """Write to a file of /proc or /sys; a CPU does what has to be done for it, as CPU 0 writes for the driver."""
+        work = proc.write(self.system, path, value)
+        return self.rpc_system(*work) if work else None
+
+    def rpc_system(self, method, *args):
+        """Something with files, by CPU 0."""
+        return self.ask(actor_of_cpu(self.machine, 0), "system", method, *args)
+
+    def rpc_files(self):
+        return proc.files(self.machine)
 
     def rpc_pagemap(self, pid, addr, nbytes):
         return proc_smaps.pagemap(self.system, pid, addr, nbytes)

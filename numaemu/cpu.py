@@ -17,12 +17,11 @@ import threading
 
 import posix_ipc
 
-from numaemu import zcomp
-from numaemu import access  # noqa: F401  (its kernels are loaded before anything forks)
+from numaemu import access, zcomp  # noqa: F401  (its kernels are loaded before anything forks)
 from numaemu.actor import COORDINATOR, Actor
 from numaemu.build import JIT
-from numaemu.kernel import kernel_calls
 from numaemu.kernel import sys as syscalls
+from numaemu.kernel import kernel_calls
 from numaemu.kernel.compaction import direct_compact
 from numaemu.kernel.fault import exc_page_fault
 from numaemu.kernel.kswapd import wake_kswapd
@@ -31,6 +30,7 @@ from numaemu.kernel.oom_kill import alloc_pages_may_oom
 from numaemu.kernel.smp import actor_of_cpu
 from numaemu.kernel.swapon import try_to_unuse
 from numaemu.kernel.tlb import answer_ipi
+from numaemu.kernel.truncate import iput_from_below
 from numaemu.kernel.vmscan import try_to_free_pages
 from numaemu.kernel_operations import Constructors
 from numaemu.mmu import cpu_t
@@ -90,6 +90,7 @@ def install_ways_up(machine):
     machine.on_compress, machine.on_decompress = _address_of(zcomp.on_compress), _address_of(zcomp.on_decompress)
     machine.on_oom, machine.on_compact = alloc_pages_may_oom.address, direct_compact.address
     machine.on_reclaim, machine.on_wake_kswapd = try_to_free_pages.address, wake_kswapd.address
+    machine.on_iput = iput_from_below.address
 
 
 class Turn:
@@ -288,6 +289,10 @@ class Cpu(Actor):
                 syscalls.drain_lru(self.state.address)
             finally:
                 self.turn.__exit__()
+
+    def rpc_system(self, method, *args):
+        """What the driver does with files; it waits for this CPU's turn, so it gets a thread."""
+        return self.threads.submit(self.operations.system, method, args)
 
     def rpc_flush_slab(self, number):
         """Give this CPU's slab of a cache up, if no operation is running."""

@@ -13,6 +13,7 @@ import subprocess
 import sys
 import threading
 import weakref
+import zlib
 from concurrent.futures import Future
 
 from numaemu import shm
@@ -20,7 +21,7 @@ from numaemu.errors import MachineCheck
 from numaemu.payload import dump_function
 from numaemu.task import Handle, Task
 from numaemu.topology import load_topology
-from numaemu.units import parse_size
+from numaemu.units import parse_int, parse_size
 from numaemu.wire import dumps, receive_frame, send_frame, settle
 
 END_S = 5.0              # how long an ending machine is waited for before its processes are killed
@@ -289,6 +290,30 @@ class Machine:
     def listdir(self, path):
         """The names in a directory of the emulated /proc or /sys."""
         return self._ask("listdir", path)
+
+    # -- files
+
+    def create_file(self, path, content, seed=None):
+        """A file on the emulated disk, which nobody has read yet. `content`: its bytes, or its size: then it is full of
+        the pattern of a seed (numaemu.files.seeded_bytes), one of its own for each path; 0: zeros.
+        """
+        if isinstance(content, (bytes, bytearray, memoryview)):
+            self._ask("system", "create_file", path, len(content), bytes(content), 0)
+            return
+        seed = zlib.crc32(path.encode()) + 1 if seed is None else parse_int(seed, "seed", path, 0, (1 << 63) - 1)
+        self._ask("system", "create_file", path, parse_size(content, "file size"), None, seed)
+
+    def files(self):
+        """{path: {size, cached, dirty}} of the files on the disk: bytes, pages in the cache, dirty ones among them."""
+        return self._ask("files")
+
+    def unlink(self, path):
+        """Take a file's name away; it goes with its last user."""
+        self._ask("system", "unlink", path)
+
+    def sync(self):
+        """Write every dirty page of every file to the disk: how many."""
+        return self._ask("system", "sync")
 
     def dmesg(self):
         """The kernel's log: reports of the OOM killer."""

@@ -96,6 +96,25 @@ def _(address):
 _MADV_POPULATE_WRITE = 23
 
 
+_MADV_REMOVE = 9
+
+
+def punch(address, nbytes):
+    """Give the host back what lies in a range of a shared segment: it reads as zeros again."""
+    ctypes.CDLL(None).madvise(ctypes.c_void_p(int(address)), ctypes.c_size_t(int(nbytes)), _MADV_REMOVE)
+
+
+@compiled_twin(punch)
+def _(address, nbytes):
+    def codegen(context, builder, sig, args):
+        kind = ir.FunctionType(ir.IntType(32), [_I64, _I64, ir.IntType(32)])
+        callee = cgutils.get_or_insert_function(builder.module, kind, "madvise")
+        words = [context.cast(builder, v, t, types.uint64) for v, t in zip(args, sig.args)]
+        builder.call(callee, [*words, ir.Constant(ir.IntType(32), _MADV_REMOVE)])
+        return context.get_dummy_value()
+    return types.none, codegen
+
+
 def populate(address, nbytes):
     """Ask the host to make a range present (madvise); a host that cannot will do so at the first touch."""
 

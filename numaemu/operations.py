@@ -10,8 +10,9 @@ import sys
 import numpy as np
 
 from numaemu.access import LOAD_MANY, STORE_MANY, copy_range, touch_range
-from numaemu.errors import KernelBug, OutOfMemory, SegmentationFault
+from numaemu.errors import BusError, KernelBug, OutOfMemory, SegmentationFault
 from numaemu.kernel import sys as syscalls
+from numaemu.kernel.inode import file_of, inode_name, inode_of
 from numaemu.kernel.mm_types import TASK_DEAD, TASK_RUNNING, VM_EXEC, VM_READ, VM_SHARED, VM_WRITE, task_t
 from numaemu.kernel.mmzone import MAX_NR_ZONES, ZONE_HIGHMEM, page_of, page_zone, zone_of
 from numaemu.kernel.oom_kill import epitaph, is_zombie, oom_exit, release_task
@@ -23,9 +24,10 @@ from numaemu.kernel.trail import read_trail
 from numaemu.kernel.vma_index import find_position, vma_index, vma_of
 from numaemu.kernel_operations import KernelOperations
 from numaemu.mmu import X86_PF_PROT, X86_PF_WRITE
+from numaemu.operations_file import FileOperations
 from numaemu.operations_mm import MmOperations, check
 from numaemu.param import MAX_ORDER
-from numaemu.uapi import SIGKILL
+from numaemu.uapi import SIGBUS, SIGKILL
 
 BUFFER_BYTES = 1 << 20           # results from this size on come from a buffer that is kept
 
@@ -56,7 +58,7 @@ def release_gil(function):
         options["nogil"] = True
 
 
-class Operations(KernelOperations, MmOperations):
+class Operations(KernelOperations, MmOperations, FileOperations):
     """The operations of one CPU."""
 
     def __init__(self, cpu):
@@ -238,6 +240,8 @@ class Operations(KernelOperations, MmOperations):
             syscalls.sys_exit(self.address, number, SIGKILL)
             return OutOfMemory(f"{who}: no node it may use can serve a {what.split()[0]} at {address:#x}; it was killed "
                                f"with {rss} kB resident")
+        if signal == SIGBUS:
+            return BusError(f"{who}: {what} {address:#x}: {self.beyond_the_end(mm, address)}")
         present = bool(state.error_code & X86_PF_PROT)
         return SegmentationFault(f"{who}: {what} {address:#x}: {self.describe(mm, address, present)}")
 
@@ -256,6 +260,14 @@ class Operations(KernelOperations, MmOperations):
         side = "above the end of" if nearest.end <= address else "below"
         return f"not mapped; nearest is {nearest.start:#x}-{nearest.end:#x} {permissions(nearest)}, " \
                f"{min(distance)} bytes {side} it"
+
+    def beyond_the_end(self, mm, address):
+        """The file whose end an address lies behind."""
+        position = find_position(self.machine, mm, np.uint64(address))
+        vma = vma_of(self.machine, vma_index(self.machine, mm)[position])
+        inode = inode_of(self.machine, file_of(self.machine, vma.file).inode)
+        offset = (vma.pgoff << 12) + address - int(vma.start)
+        return f"byte {offset} of {inode_name(inode)}, which has {inode.i_size}"
 
     # -- the task
 

@@ -58,9 +58,6 @@ class MmOperations:
         check(sys_mm.sys_mincore(self.address, number, addr, length, answer.ctypes.data))
         return answer
 
-    def msync(self, number, addr, length, flags):
-        check(sys_mm.sys_msync(self.address, number, addr, length, flags))
-
     def setrlimit(self, number, which, soft, hard):
         check(sys_mm.sys_setrlimit(self.address, number, which, soft, hard))
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from numaemu import observe, uapi
-from numaemu.errors import NumaemuError, OutOfMemory, SegmentationFault
+from numaemu.errors import BusError, NumaemuError, OutOfMemory, SegmentationFault
 
 PAGE = 4096                      # bytes
 ACCESSES = 1 << 16               # accesses of one message
@@ -23,6 +23,7 @@ IMAGE = ((0x4C5000, 7, False, 5),                # data
          (0x7FFFF7FF9000, 6, True, 1))           # vvar, vdso
 HEAP, HEAP_PAGES, LOG = 0x4CC000, 58, 0x7FFFF78D0000
 STACK, STACK_PAGES = 0x7FFFFFFDE000, 33
+SHELL_WRITES, SHELL_READS = 45, 85               # pages that a shell with a small program writes and only reads; measured
 CHILD_WRITES, PARENT_WRITES = 4, 3               # pages of the stack written soon after a fork, by each side; measured
 
 POLICIES = {name: getattr(uapi, f"MPOL_{name.upper()}") for name in (
@@ -30,17 +31,20 @@ POLICIES = {name: getattr(uapi, f"MPOL_{name.upper()}") for name in (
 MBIND_FLAGS = {name: getattr(uapi, f"MPOL_MF_{name.upper()}") for name in ("strict", "move", "move_all")}
 ADVICE = {name: getattr(uapi, f"MADV_{name.upper()}") for name in (
     "normal", "random", "sequential", "willneed", "dontneed", "free", "cold", "dontfork", "dofork", "wipeonfork", "keeponfork",
-    "dontdump", "dodump", "hugepage", "nohugepage", "populate_read", "populate_write")}
+    "dontdump", "dodump", "hugepage", "nohugepage", "populate_read", "populate_write", "pageout")}
 MREMAP_FLAGS = {name: getattr(uapi, f"MREMAP_{name.upper()}") for name in ("maymove", "fixed", "dontunmap")}
 FLAGS = {"mremap": MREMAP_FLAGS}
+SIGNALS = {OutOfMemory: uapi.SIGKILL, SegmentationFault: uapi.SIGSEGV, BusError: uapi.SIGBUS}
 PROT = {"r": uapi.PROT_READ, "w": uapi.PROT_WRITE, "x": uapi.PROT_EXEC}
 
 # the keys each step may have; another one would change what it means
 RANGE = {"region", "offset", "length"}
 KEYS = {
     "spawn": {"cpu", "oom_score_adj"}, "fork": {"child", "cpu"}, "exit": {"code"}, "setcpu": {"cpus"},
-    "mmap": {"region", "size", "kind", "share", "prot", "addr", "align", "fixed_replace", "populate", "noreserve", "locked"},
-    "munmap": RANGE, "mprotect": RANGE | {"prot"}, "madvise": RANGE | {"advice", "stride", "each"},
+    "mmap": {"region", "size", "kind", "share", "prot", "addr", "align", "fixed_replace", "populate", "noreserve", "locked",
+             "path", "fileoff"},
+    "munmap": RANGE, "read_file": {"path", "length", "offset"}, "write_file": {"path", "size"}, "sh": {"cmd", "capture"},
+    "mprotect": RANGE | {"prot"}, "madvise": RANGE | {"advice", "stride", "each"},
     "mremap": RANGE | {"size", "new_size", "addr", "maymove", "dontunmap", "flags", "new_region"}, "mlock": RANGE | {"onfault"},
     "munlock": RANGE, "brk": {"size", "delta", "length", "region"}, "kill": {"sig"}, "join": set(),
     "touch": RANGE | {"stride", "mode", "order", "repeat", "chunk", "pause_ms", "duration_ms", "async"},
@@ -48,8 +52,42 @@ KEYS = {
     "get_mempolicy": {"region", "offset", "next_node"}, "move_pages": RANGE | {"nodes"},
     "migrate_pages": {"from", "to"},
     "write": {"path", "value"}, "readf": {"path"}, "sleep": {"ms"}, "snap": {"label"}, "dump": {"label"}, "nop": set()}
-VALUES = {"kind": {"anon"}, "share": {"private", "shared"}, "mode": {"read", "write"},
+VALUES = {"kind": {"anon", "file"}, "share": {"private", "shared"}, "mode": {"read", "write"},
           "order": {"seq", "reverse", "random"}, "policy": set(POLICIES), "advice": set(ADVICE)}
+
+
+# files that the recorded disk holds, and bytes of one read(2) or write(2) of its programs
+FILES = {"/mnt/f64": 64 << 20, "/mnt/f256": 256 << 20, "/mnt/f600": 600 << 20}
+CHUNK = 64 << 10
+
+
+def shell_mount(machine):
+    """The disk's files can be seen."""
+    for path, size in FILES.items():
+        machine.create_file(path, size)
+
+
+def shell_sync(machine):
+    machine.sync()
+
+
+def shell_rm(machine, path):
+    machine.unlink(path)
+
+
+# words that a shell command begins with: the function that does it, the words it gets
+SHELL = {("mount", "-t", "ext4", "-o", "noatime", "/dev/vda", "/mnt"): shell_mount, ("sync",): shell_sync, ("rm",): shell_rm}
+
+
+def shell_command(line):
+    """(function, words) of a command that is known, or None."""
+    words = tuple(line.split())
+    for known, function in SHELL.items():
+        if words[:len(known)] == known:
+            rest = words[len(known):]
+            if len(rest) == function.__code__.co_argcount - 1:
+                return function, rest
+    return None
 
 
 class NotSupported(NumaemuError):
@@ -71,6 +109,8 @@ def check_steps(steps):
                 raise NotSupported(f"{op} {key}")
             if key in VALUES and value not in VALUES[key]:
                 raise NotSupported(f"{op} {key}={value}")
+        if op == "sh" and shell_command(step["cmd"]) is None:
+            raise NotSupported(f"sh {step['cmd']}")
         unknown = set(step.get("flags", "").split("|")) - {"", *FLAGS.get(op, MBIND_FLAGS)}
         if unknown:
             raise NotSupported(f"{op} flags={step['flags']}")
@@ -138,13 +178,13 @@ class Replay:
             return result | (method(process, step) or {})
         except OSError as error:
             return result | {"ret": -1, "errno": error.errno, "minflt": 0, "majflt": 0}
-        except (OutOfMemory, SegmentationFault) as error:
-            return result | self.killed(process, uapi.SIGKILL if isinstance(error, OutOfMemory) else uapi.SIGSEGV)
+        except (OutOfMemory, SegmentationFault, BusError) as error:
+            return result | self.killed(process, SIGNALS[type(error)])
 
     @staticmethod
     def killed(process, signal):
         """A signal has ended a task (a fault that cannot be served)."""
-        if signal == uapi.SIGSEGV:
+        if signal != uapi.SIGKILL:
             process.task.exit()
         process.state = {"dead": 1, "sig": signal, "code": -1}
         return {"state": "DEAD", "status": signal, "sig": signal, "code": -1}
@@ -198,7 +238,10 @@ class Replay:
     # -- mappings
 
     def op_mmap(self, process, step):
-        flags = uapi.MAP_ANONYMOUS | (uapi.MAP_SHARED if step.get("share") == "shared" else uapi.MAP_PRIVATE)
+        flags = uapi.MAP_SHARED if step.get("share") == "shared" else uapi.MAP_PRIVATE
+        file = process.task.open(step["path"], uapi.O_RDWR) if step.get("kind") == "file" else None
+        if file is None:
+            flags |= uapi.MAP_ANONYMOUS
         if "addr" in step:
             flags |= uapi.MAP_FIXED if step.get("fixed_replace") else uapi.MAP_FIXED_NOREPLACE
         for name in ("populate", "noreserve", "locked"):
@@ -206,7 +249,10 @@ class Replay:
                 flags |= getattr(uapi, f"MAP_{name.upper()}")
         if step.get("align"):
             return self.mmap_aligned(process, step, flags)
-        mapping = process.task.mmap(step["size"], protection(step.get("prot", "rw")), flags, addr=step.get("addr"))
+        mapping = process.task.mmap(step["size"], protection(step.get("prot", "rw")), flags, file, step.get("fileoff", 0),
+                                    step.get("addr"))
+        if file is not None:
+            file.close()
         process.regions[step["region"]] = (mapping.addr, mapping.nbytes)
         return {"ret": mapping.addr, "errno": 0, "minflt": 0, "majflt": 0}
 
@@ -317,6 +363,30 @@ class Replay:
         process.random = state
         return drawn
 
+    # -- files
+
+    @staticmethod
+    def user_buffer(process):
+        """The program's buffer of CHUNK bytes, for a moment."""
+        buffer = process.task.mmap(CHUNK)
+        write_pages(process.task, buffer.addr, CHUNK // PAGE)
+        buffer.munmap()
+
+    def op_read_file(self, process, step):
+        """read(2) of CHUNK bytes at a time."""
+        self.user_buffer(process)
+        with process.task.open(step["path"]) as file:
+            file.seek(step.get("offset", 0))
+            n = file.read_through(step.get("length"), CHUNK)
+        return {"ret": n, "errno": 0, "minflt": 0, "majflt": 0}
+
+    def op_write_file(self, process, step):
+        """A new file, write(2) of CHUNK bytes at a time."""
+        self.user_buffer(process)
+        with process.task.open(step["path"], uapi.O_RDWR | uapi.O_CREAT | uapi.O_TRUNC) as file:
+            n = sum(file.write(bytes(min(CHUNK, step["size"] - done))) for done in range(0, step["size"], CHUNK))
+        return {"ret": n, "errno": 0, "minflt": 0, "majflt": 0}
+
     # -- policies and placement
 
     def op_set_mempolicy(self, process, step):
@@ -351,6 +421,17 @@ class Replay:
         return {"ret": process.task.migrate_pages(numbers(step["from"]), numbers(step["to"])), "errno": 0}
 
     # -- the machine
+
+    def op_sh(self, step):
+        """A shell, and the program it runs: processes of their own for a moment."""
+        function, words = shell_command(step["cmd"])
+        shell = fork(self.init, 0)
+        area = shell.mmap((SHELL_WRITES + SHELL_READS) * PAGE)
+        write_pages(shell, area.addr, SHELL_WRITES)
+        shell.load(area.pages()[SHELL_WRITES:], np.uint8)
+        function(self.machine, *words)
+        shell.exit()
+        return {"ret": 0}
 
     def op_write(self, step):
         path, value = step["path"], str(step["value"])

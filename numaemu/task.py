@@ -10,11 +10,12 @@ import numpy as np
 
 from numaemu.errors import NumaemuError
 from numaemu.explain import Trail
+from numaemu.files import File
 from numaemu.kernel import gfp as gfp_types
 from numaemu.kernel.gfp import GFP_KERNEL
 from numaemu.payload import dump_function
-from numaemu.uapi import (MAP_ANONYMOUS, MAP_PRIVATE, MPOL_F_ADDR, MPOL_F_NODE, MPOL_MF_MOVE, PROT_READ, PROT_WRITE,
-                          PR_SET_MM, WNOHANG)
+from numaemu.uapi import (MAP_ANONYMOUS, MAP_PRIVATE, MPOL_F_ADDR, MPOL_F_NODE, MPOL_MF_MOVE, MS_SYNC, O_RDONLY,
+                          PROT_READ, PROT_WRITE, PR_SET_MM, WNOHANG)
 from numaemu.units import parse_size
 
 HIGHMEM, ZERO = (getattr(gfp_types, f"__GFP_{name}") for name in ("HIGHMEM", "ZERO"))     # mangled inside a class
@@ -89,10 +90,11 @@ class Task:
 
     def mmap(self, length, prot=PROT_READ | PROT_WRITE, flags=MAP_PRIVATE | MAP_ANONYMOUS, file=None, offset=0,
              addr=None):
-        """Map `length` bytes; a Mapping. Mirrors mmap(2)."""
-        if file is not None:
-            raise NotImplementedError("mappings of files are not there yet; leave file=None")
+        """Map `length` bytes, of an open file from byte `offset` on if one is given; a Mapping. Mirrors mmap(2)."""
         nbytes = parse_size(length, "mmap length")
+        if file is not None:
+            where = self._op("mmap_file", addr or 0, nbytes, prot, flags & ~MAP_ANONYMOUS, file.fd, offset)
+            return Mapping(self, where, nbytes)
         return Mapping(self, self._op("mmap", addr or 0, nbytes, prot, flags), nbytes)
 
     def munmap(self, addr, length):
@@ -133,10 +135,6 @@ class Task:
         """mincore(2): 1 for each page that is in memory, else 0, as an array."""
         return self._op("mincore", addr, parse_size(length, "mincore length"))
 
-    def msync(self, addr, length, flags):
-        """msync(2) with MS_*"""
-        self._op("msync", addr, parse_size(length, "msync length"), flags)
-
     def setrlimit(self, which, soft, hard=None):
         """setrlimit(2) with RLIMIT_*; bytes, or RLIM_INFINITY. Without `hard` only the soft limit changes."""
         self._op("setrlimit", which, soft, self.getrlimit(which)[1] if hard is None else hard)
@@ -162,6 +160,16 @@ class Task:
     def brk(self, addr=0):
         """Set the end of the heap; the end it has now (0 asks)."""
         return self._op("brk", addr)
+
+    def msync(self, addr, length, flags=MS_SYNC):
+        """msync(2): write what shared mappings of files in the range have made dirty."""
+        self._op("msync", addr, parse_size(length, "msync length"), flags)
+
+    # -- files
+
+    def open(self, path, flags=O_RDONLY):
+        """open(2): a File."""
+        return File(self, self._op("open", path, flags), path)
 
     # -- placement
 
@@ -530,6 +538,10 @@ class Mapping:
     def nodes(self):
         """The node of each page, or -errno where there is none."""
         return self.task.move_pages(self.pages())
+
+    def msync(self, flags=MS_SYNC):
+        """msync(2) of the whole range."""
+        self.task.msync(self.addr, self.nbytes, flags)
 
     def munmap(self):
         """Unmap the whole range."""

@@ -25,6 +25,9 @@ MIN_NODE_MEMORY = 4 * MiB  # one buddy block of the highest order (10)
 LOCAL_DISTANCE, MAX_DISTANCE = 10, 255  # one byte of the ACPI SLIT; 10 is the node itself
 MAX_LATENCY_NS = 1_000_000  # 1 ms, far beyond any memory: catches a wrong unit
 MAX_COST_NS = 1_000_000_000  # 1 s, likewise
+MAX_DISK = 16 * TiB
+MAX_DISK_LATENCY_US = 1_000_000  # 1 s
+MAX_BANDWIDTH = 1 * TiB  # bytes a second
 MAX_L1_ENTRIES, MAX_L2_ENTRIES = 1024, 16384  # bound the TLB arrays of a CPU
 MAX_LOW_MEMORY = 4 * GiB  # where 32-bit physical addresses end; RAM beyond low_memory starts here
 MAX_ZONES = 5  # DMA, DMA32, Normal, Movable, Device: values of vm.lowmem_reserve_ratio
@@ -54,6 +57,12 @@ DEFAULT_COST = {  # ns
     "message_ns": 2000,  # a request to a node or the coordinator and its answer; assumed
 }
 LONG_MAX = (1 << 63) - 1
+DEFAULT_DISK = {  # of a machine's one disk: a SATA SSD; assumed
+    "size": "64GiB",  # nothing is stored on the host but what is written
+    "read_latency_us": 100,  # one request, before its bytes come
+    "write_latency_us": 30,
+    "bandwidth": "500MB/s",  # K, M, G as in sizes: powers of 1024
+}
 KNOWN_SYSCTLS = {  # lowest and highest value, as the sysctl tables of Linux 6.12 have them
     "vm.min_free_kbytes": (0, INT_MAX),
     "vm.watermark_scale_factor": (1, 3000),
@@ -70,6 +79,12 @@ KNOWN_SYSCTLS = {  # lowest and highest value, as the sysctl tables of Linux 6.1
     "vm.swappiness": (0, 200),
     "vm.page-cluster": (0, 31),
     "kernel.numa_balancing": (0, 4),
+    "vm.dirty_ratio": (0, 100),
+    "vm.dirty_background_ratio": (0, 100),
+    "vm.dirty_bytes": (2 * 4096, MAX_MEMORY),
+    "vm.dirty_background_bytes": (1, MAX_MEMORY),
+    "vm.dirty_expire_centisecs": (0, INT_MAX),
+    "vm.dirty_writeback_centisecs": (0, INT_MAX),
     "vm.panic_on_oom": (0, 2),
     "vm.oom_kill_allocating_task": (0, INT_MAX),
     "vm.oom_dump_tasks": (0, INT_MAX),
@@ -88,13 +103,14 @@ MIN_HIGH_FRACTION = 8  # MIN_PERCPU_PAGELIST_HIGH_FRACTION
 
 SIZE_KEYS = ("low_memory", "kernelcore", "movablecore")
 SCALAR_KEYS = ("name", "paging", "page_size", "zone_layout", *SIZE_KEYS)
-MACHINE_KEYS = (*SCALAR_KEYS, "node", "distance", "latency", "tlb", "sysctl", "cost", "kernel")
+MACHINE_KEYS = (*SCALAR_KEYS, "node", "distance", "latency", "tlb", "sysctl", "cost", "kernel", "disk")
 NODE_KEYWORDS = ("nodes", "cpus_per_node", "memory_per_node", "memory_only_nodes")
 TABLES = {  # with known keys
     **DEFAULT_TLB,
     "sysctl": KNOWN_SYSCTLS,
     "cost": DEFAULT_COST,
     "kernel": DEFAULT_KERNEL,
+    "disk": DEFAULT_DISK,
 }
 MATRICES = {  # unit, lowest and highest value
     "distance": ("", LOCAL_DISTANCE, MAX_DISTANCE),
@@ -117,6 +133,16 @@ class TlbSpec:
     @property
     def sets(self) -> int:
         return self.entries // self.ways
+
+
+@dataclass(frozen=True)
+class DiskSpec:
+    """The disk: a request takes its latency, and its bytes the bandwidth."""
+
+    size: int  # bytes
+    read_latency_us: int
+    write_latency_us: int
+    bandwidth: int  # bytes a second
 
 
 @dataclass(frozen=True)
@@ -144,6 +170,7 @@ class Topology:
     cost: dict[str, int]  # ns, the keys of DEFAULT_COST
     kernel: dict[str, bool | str]  # boot options, the keys of DEFAULT_KERNEL
     zone_layout: str  # one of ZONE_LAYOUTS
+    disk: DiskSpec
     low_memory: int  # bytes of RAM below 4 GiB of the physical address space
     kernelcore: int | None  # bytes kept out of ZONE_MOVABLE, as Linux's boot parameter
     movablecore: int | None  # bytes given to ZONE_MOVABLE; only one of the two is set
@@ -208,6 +235,7 @@ class Topology:
             cost=_parse_cost(machine.get("cost", {}), where),
             kernel=_parse_kernel(machine.get("kernel", {}), where),
             zone_layout=_parse_zone_layout(machine, sum(node.memory_bytes for node in nodes), where),
+            disk=_parse_disk(machine.get("disk", {}), where),
             **_parse_sizes(machine, sum(node.memory_bytes for node in nodes), where),
         )
 
@@ -230,6 +258,12 @@ class Topology:
             "sysctl": {k: list(v) if isinstance(v, tuple) else v for k, v in self.sysctl.items()},
             "cost": dict(self.cost),
             "kernel": dict(self.kernel),
+            "disk": {
+                "size": format_size(self.disk.size),
+                "read_latency_us": self.disk.read_latency_us,
+                "write_latency_us": self.disk.write_latency_us,
+                "bandwidth": format_size(self.disk.bandwidth) + "/s",
+            },
         }
 
     def to_toml(self) -> str:
@@ -241,7 +275,7 @@ class Topology:
         for key in MATRICES:
             rows = [f"    {_toml(row)}," for row in machine[key]["matrix"]]
             lines += ["", f"[{key}]", "matrix = [", *rows, "]"]
-        for key in ("tlb", "sysctl", "cost", "kernel"):
+        for key in ("tlb", "sysctl", "cost", "kernel", "disk"):
             quote = _toml if key == "sysctl" else str  # their keys have dots
             rows = [f"{quote(name)} = {_toml(value)}" for name, value in machine[key].items()]
             lines += ["", f"[{key}]", *rows]
@@ -567,6 +601,21 @@ def _parse_zone_layout(machine: dict[str, Any], memory_bytes: int, where: str) -
         text = f"machine has {format_size(memory_bytes)} of memory, must be at most"
         raise ConfigError.at(where, f"{text} {format_size(MAX_MEMORY_32)} with zone_layout 'x86-32'")
     return layout
+
+
+def _parse_disk(table: Any, where: str) -> DiskSpec:
+    given = DEFAULT_DISK | check_table(table, DEFAULT_DISK, "disk", where)
+    least = {"least": MEMORY_BLOCK, "most": MAX_DISK, "block": 4096}
+    size = parse_size(given["size"], "disk: size", where, **least)
+    latency = {
+        key: parse_int(given[key], f"disk: {key}", where, 0, MAX_DISK_LATENCY_US, " us")
+        for key in ("read_latency_us", "write_latency_us")
+    }
+    bandwidth = given["bandwidth"]
+    if isinstance(bandwidth, str):
+        bandwidth = bandwidth.strip().removesuffix("/s")
+    bandwidth = parse_size(bandwidth, "disk: bandwidth", where, least=1, most=MAX_BANDWIDTH)
+    return DiskSpec(size, bandwidth=bandwidth, **latency)
 
 
 def _toml(value: Any) -> str:

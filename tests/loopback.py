@@ -19,8 +19,8 @@ from numaemu.coordinator import Coordinator
 from numaemu.kernel import sys as syscalls
 from numaemu.kernel import proc_vmstat, stats
 from numaemu.kernel.check import audit
-from numaemu.kernel.kcompactd import compact_node_now
 from numaemu.kernel.fault import exc_page_fault
+from numaemu.kernel.kcompactd import compact_node_now
 from numaemu.kernel.kthread import run_kthreads
 from numaemu.kernel.mm_init import boot, control_layout
 from numaemu.kernel.mm_types import mm_t, page_t, task_t, vma_t
@@ -166,6 +166,14 @@ class Loopback:
         cpu = task_t.array(self.machine.tasks)[number].cpu
         return cpu, self.topology.node_of_cpu(cpu)
 
+    def system(self, method, *args):
+        """What the driver asks of CPU 0: create_file, unlink, sync, drop_caches."""
+        return self.cpus[0].operations.system(method, args)
+
+    def create_file(self, path, content, seed=0):
+        data = content if isinstance(content, bytes) else None
+        self.system("create_file", path, len(data) if data is not None else content, data, seed)
+
     # -- what tests look at
 
     def cpu(self, number=0):
@@ -230,7 +238,7 @@ class Loopback:
         machine, nbytes = self.machine, control_layout(self.topology, self.machine.max_pfn, self.machine.nr_actors).nbytes
         memory, mem_map, frames = int(machine.memory), int(machine.mem_map), machine.max_pfn
         for address, size in ((memory, frames * PAGE_SIZE), (mem_map, frames * page_t.nbytes),
-                              (int(machine.address), nbytes)):
+                              (int(machine.disk), self.topology.disk.size), (int(machine.address), nbytes)):
             shm._libc.munmap(address, size)
         self.machine = Pointer(0, machine.struct)
 

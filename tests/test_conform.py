@@ -199,7 +199,7 @@ def test_hash_of_a_sequence():
 # -- what cannot be played, and what differs -----------------------------------------------------------------
 
 @pytest.mark.parametrize("step, op", [
-    ({"op": "sh", "cmd": "swapon /dev/vdb"}, "sh"),
+    ({"op": "sh", "cmd": "swapon /dev/vdb"}, "sh swapon /dev/vdb"),
     ({"op": "mmap", "task": "T0", "region": "a", "size": MIB, "kind": "hugetlb"}, "mmap kind=hugetlb"),
     ({"op": "touch", "task": "T0", "region": "a", "order": "spiral"}, "touch order=spiral"),
     ({"op": "mbind", "task": "T0", "region": "a", "policy": "bind", "flags": "lazy"}, "mbind flags=lazy")])

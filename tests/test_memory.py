@@ -12,7 +12,7 @@ from numaemu import OutOfMemory, SegmentationFault
 from numaemu.build import JIT
 from numaemu.kernel.gfp import GFP_KERNEL
 from numaemu.kernel.pgtable import install_table
-from numaemu.kernel.shmem import new_tree_page
+from numaemu.kernel.xarray import new_tree_page
 from numaemu.pointer import u64
 from numaemu.uapi import (MADV_DONTNEED, MAP_ANONYMOUS, MAP_NORESERVE, MAP_PRIVATE, MAP_SHARED, MREMAP_DONTUNMAP,
                           MREMAP_FIXED, MREMAP_MAYMOVE, PROT_READ, PROT_WRITE)

@@ -5,9 +5,10 @@ import re
 import pytest
 
 from numaemu import Machine
+from numaemu.kernel import proc
 from numaemu.kernel.node_sysfs import list_text, mask_text
 from numaemu.kernel.proc_task import mpol_to_str
-from numaemu.kernel.sysctl import strtoul
+from numaemu.kernel.sysctl import System, strtoul
 from numaemu.uapi import (MAP_ANONYMOUS, MAP_SHARED, MPOL_BIND, MPOL_F_STATIC_NODES, MPOL_INTERLEAVE, MPOL_LOCAL,
                           MPOL_PREFERRED, MPOL_PREFERRED_MANY, MPOL_WEIGHTED_INTERLEAVE, PROT_NONE, PROT_READ)
 
@@ -509,3 +510,25 @@ def test_vmpte_counts_the_tables_below_the_top_level(machine):
     task.mmap(4096).touch()
     assert "VmPTE:\t      12 kB" in machine.read(f"/proc/{task.pid}/status")
     task.exit()
+
+
+def test_dirty_limits_stand_for_one_another(two_nodes):
+    """Written in bytes the limit in per cent becomes 0, and the other way round, as dirty_bytes_handler has it."""
+    system = System(two_nodes.machine, two_nodes.topology)
+    assert [proc.read(system, f"/proc/sys/vm/{name}") for name in ("dirty_ratio", "dirty_background_ratio", "dirty_bytes")] == \
+        ["20\n", "10\n", "0\n"]
+    proc.write(system, "/proc/sys/vm/dirty_bytes", "8192")
+    assert proc.read(system, "/proc/sys/vm/dirty_ratio") == "0\n" and two_nodes.machine.vm_dirty_bytes == 8192
+    proc.write(system, "/proc/sys/vm/dirty_ratio", "30")
+    assert proc.read(system, "/proc/sys/vm/dirty_bytes") == "0\n" and two_nodes.machine.vm_dirty_ratio == 30
+    proc.write(system, "/proc/sys/vm/dirty_expire_centisecs", "100")
+    assert two_nodes.machine.dirty_expire_ns == 10**9
+    with pytest.raises(OSError, match="must be 8192 to"):
+        proc.write(system, "/proc/sys/vm/dirty_bytes", "4095")
+
+
+def test_drop_caches_is_work_for_a_cpu(two_nodes):
+    """The page cache is dropped by a CPU, slabs cannot be shrunk yet."""
+    system = System(two_nodes.machine, two_nodes.topology)
+    assert [proc.write(system, "/proc/sys/vm/drop_caches", value) for value in "123"] == \
+        [("drop_caches",), None, ("drop_caches",)]

@@ -351,6 +351,29 @@ def test_a_page_that_is_compressed_again_replaces_what_was_kept(loopback, kind):
     loop.audit()
 
 
+@pytest.mark.interpreted
+@pytest.mark.parametrize("kind", ["disk", "zram"])
+def test_only_a_disk_is_waited_for(loopback, kind):
+    """A fault from zram costs a decompression, one from the disk its latency; a page of zeros neither."""
+    loop = loopback(nodes=1, cpus_per_node=1, memory_per_node="8MiB")
+    swapon.swapon(loop.machine, "area", 16 << 20, kind=kind)
+    task = loop.task()
+    mapping, _ = patterned(task, "64KiB", 5)
+    task.store(mapping.pages()[8:], np.uint64(0))
+    task.madvise(mapping.addr, mapping.nbytes, MADV_PAGEOUT)
+    task.mmap("12MiB", flags=UNRESERVED).touch().munmap()             # nothing of it is left in the swap cache
+    swapfile.swap_of(loop.machine).page_cluster = 0
+    times = []
+    for part in (mapping.pages()[:8], mapping.pages()[8:]):
+        before = task.clock_ns
+        task.load(part)
+        times.append(task.clock_ns - before)
+    latency = loop.machine.disk_read_ns
+    assert times[1] < latency
+    assert times[0] > latency if kind == "disk" else 8 * loop.machine.decompress_ns < times[0] < latency
+    loop.audit()
+
+
 def test_swapoff_brings_everything_back():
     with Machine(nodes=1, cpus_per_node=2, memory_per_node="32MiB") as machine:
         machine.swapon("64MiB", name="first", priority=5)

@@ -517,3 +517,22 @@ def test_errors_pickle(name):
     error = pickle.loads(pickle.dumps(getattr(errors, name)("what happened", 3)))
     assert type(error).__name__ == name and error.args == ("what happened", 3)
     assert isinstance(error, errors.NumaemuError)
+
+
+def test_the_disk_of_a_machine():
+    default = load_topology()
+    assert (default.disk.size, default.disk.read_latency_us, default.disk.bandwidth) == (64 << 30, 100, 500 << 20)
+    fast = load_topology(disk={"read_latency_us": 10, "bandwidth": "2GB/s"})
+    assert (fast.disk.read_latency_us, fast.disk.write_latency_us, fast.disk.bandwidth) == (10, 30, 2 << 30)
+    assert load_topology(fast) == fast and 'bandwidth = "2GiB/s"' in fast.to_toml()
+
+
+@pytest.mark.parametrize("disk, text", [
+    ({"speed": 1}, "disk: unknown key 'speed'"),
+    ({"size": "1KiB"}, "disk: size is 1KiB, must be at least 2MiB"),
+    ({"bandwidth": "fast"}, "disk: bandwidth is 'fast', must be a size"),
+    ({"bandwidth": 0}, "disk: bandwidth is 0B, must be at least 1B"),
+    ({"read_latency_us": -1}, "disk: read_latency_us is -1 us, must be at least 0")])
+def test_a_wrong_disk_is_told_in_a_line(disk, text):
+    with pytest.raises(ConfigError, match=text):
+        load_topology(disk=disk)

@@ -232,3 +232,15 @@ def test_compaction_gathers_crumbs():
     share = {moment: float(text.rstrip(" %")) for moment, text in result["in 2 MiB blocks"].items()}
     assert share["before"] < 60 and share["after"] > share["before"] + 20
     assert result["contents"]["after"] == "as written" and result["pages moved"]["after"] > 1000
+
+
+def test_page_cache_spares_the_disk(capsys):
+    with Machine(**SMALL["one node"]) as machine:
+        result = run("page_cache", machine)
+        rows = list(result.values())
+        machine.check()
+    assert "read back from the disk: intact" in capsys.readouterr().out
+    assert [row["pgpgin"] for row in rows] == [8192, 0, 8192, 0, 0]
+    cold, warm, random, warm_random = (row["emulated ms"] for row in rows[:4])
+    assert random > 5 * cold and cold > 10 * warm and warm_random < cold
+    assert (rows[4]["nr_dirtied"], rows[4]["nr_written"], rows[4]["pgpgout"]) == (16, 16, 64)

@@ -3,18 +3,20 @@ import numpy as np
 
 from numaemu.compile import entry, hot
 from numaemu.errors import MachineCheck
+from numaemu.kernel.check_files import audit_files
 from numaemu.kernel.check_swap import audit_swap
 from numaemu.kernel.free_area import get_pageblock_migratetype, must_stay_apart, page_is_buddy
 from numaemu.kernel.list_lru import list_lru_node, shrinker_of
 from numaemu.kernel.mm_inline import folio_lru_list
-from numaemu.kernel.mm_types import (VM_ACCOUNT, VM_EXEC, VM_LOCKED, VM_SHARED, VM_STACK, VM_WRITE, PG_anon, PG_buddy,
-                                     PG_lru, PG_mlocked, PG_pcp, PG_table, machine_t, page_t, pool_t, task_t, vma_t)
+from numaemu.kernel.mm_types import (MM_ANONPAGES, MM_FILEPAGES, MM_SHMEMPAGES, NR_MM_COUNTERS, VM_ACCOUNT, VM_EXEC,
+                                     VM_LOCKED, VM_SHARED, VM_STACK, VM_WRITE, PG_anon, PG_buddy, PG_lru, PG_mlocked,
+                                     PG_pcp, PG_swapbacked, PG_table, machine_t, page_t, pool_t, task_t, vma_t)
 from numaemu.kernel.mmzone import (MAX_NR_ZONES, MIGRATE_PCPTYPES, MIGRATE_TYPES, NR_LRU_LISTS, ZONE_NAMES, lruvec_of,
                                    page_of, page_to_nid, page_zone, pcp_of, zone_of)
 from numaemu.kernel.percpu import validate_percpu
 from numaemu.kernel.pgtable import (_PAGE_SPECIAL, is_migration_entry, mm_of, pte_offset, pte_pfn, pte_present,
                                     ptep_get, skip_missing)
-from numaemu.kernel.rmap import mapping_of
+from numaemu.kernel.rmap import mapping_of, rss_counter
 from numaemu.kernel.shrinker import live_shrinkers, validate_list_lru
 from numaemu.kernel.slab_types import (MAX_KMEM_CACHES, PAGE_OFFSET, SLAB_DEBUG_FLAGS, SLAB_RECLAIM_ACCOUNT,
                                        PG_large_kmalloc, PG_slab, cache_name, cache_of, cpu_slab, free_index, get_node,
@@ -112,7 +114,7 @@ def count_pcp(machine_address, number, counts):
 
 @entry("i64(u64, i64, i32[], i64[])")
 def count_mapped(machine_address, mm_number, mapcounts, rss):
-    """Add an address space's page-table entries to `mapcounts` by pfn and `rss` (anonymous, shared); 0 or an address."""
+    """Add an address space's page-table entries to `mapcounts` by pfn and `rss` (MM_*); 0 or an address."""
     machine = machine_t.at(machine_address)
     mm = mm_of(machine, mm_number)
     for position in range(mm.map_count):
@@ -129,8 +131,9 @@ def count_mapped(machine_address, mm_number, mapcounts, rss):
             if pte_present(pte) and pte & _PAGE_SPECIAL == U(0):
                 mapcounts[pte_pfn(pte)] += 1
                 page = page_of(machine, pte_pfn(pte))
-                rss[0 if page.flags & U(PG_anon) != U(0) else 1] += 1
-                if page.mapping != vma.mapping or \
+                rss[rss_counter(page)] += 1
+                family = vma.i_mapping if page.flags & U(PG_anon | PG_swapbacked) == U(0) else vma.mapping
+                if page.mapping != family or \
                         page.index != vma.pgoff + np.int64((address - vma.start) >> U(12)):
                     return np.int64(address)
             address += U(4096)
@@ -339,14 +342,15 @@ def audit_mappings(machine, base):
     mapcounts = np.zeros(machine.max_pfn, np.int32)
     tasks = task_t.array(machine.tasks)
     for mm_number in sorted({tasks[n].mm for n in task_numbers(machine)}):
-        rss = np.zeros(2, np.int64)
+        rss = np.zeros(NR_MM_COUNTERS, np.int64)
         bad = count_mapped(base, mm_number, mapcounts, rss)
         if bad:
             raise MachineCheck(f"address space {mm_number}: the page at {bad:#x} does not know that it is mapped there")
         mm = mm_of(machine, mm_number)
-        if (mm.rss[1], mm.rss[3]) != tuple(rss):
-            raise MachineCheck(f"address space {mm_number}: rss says {mm.rss[1]} anonymous and {mm.rss[3]} shared pages, "
-                               f"its tables map {rss[0]} and {rss[1]}")
+        kinds = MM_ANONPAGES, MM_SHMEMPAGES, MM_FILEPAGES
+        if any(mm.rss[kind] != rss[kind] for kind in kinds):
+            raise MachineCheck(f"address space {mm_number}: rss says {[mm.rss[kind] for kind in kinds]} anonymous, shared and "
+                               f"file pages, its tables map {[int(rss[kind]) for kind in kinds]}")
     for number in range(machine.nr_nodes * MAX_NR_ZONES):
         if zone_of(machine, number).present_pages:
             bad = compare_mapcounts(base, number, mapcounts)
@@ -419,5 +423,6 @@ def audit(machine):
     audit_percpu(machine)
     audit_lru(machine, base)
     audit_swap(machine)
+    audit_files(machine)
     return report
 

@@ -2,10 +2,10 @@
 import numpy as np
 
 from numaemu.compile import callback, kernel
-from numaemu.kernel.memory import (FAULT_AROUND_BYTES, VM_FAULT_MAJOR, VM_FAULT_OK, VM_FAULT_OOM, VM_FAULT_RETRY,
-                                   handle_mm_fault, zap_page_range)
+from numaemu.kernel.memory import AROUND, handle_mm_fault, zap_page_range
 from numaemu.kernel.mempolicy import current_task
-from numaemu.kernel.mm_types import VM_EXEC, VM_GROWSDOWN, VM_READ, VM_WRITE
+from numaemu.kernel.mm_types import (VM_EXEC, VM_FAULT_MAJOR, VM_FAULT_OK, VM_FAULT_OOM, VM_FAULT_RETRY,
+                                     VM_FAULT_SIGBUS, VM_GROWSDOWN, VM_READ, VM_WRITE)
 from numaemu.kernel.mmap import expand_downwards
 from numaemu.kernel.pgtable import mm_of, pte_offset, pte_present, ptep_get
 from numaemu.kernel.slowpath import fatal_signal_pending
@@ -14,7 +14,7 @@ from numaemu.kernel.vma_index import find_vma, vma_of
 from numaemu.kernel.vmstat import PGFAULT, count_vm_events
 from numaemu.mmu import TASK_SIZE, X86_PF_PROT, X86_PF_USER, X86_PF_WRITE, cpu_t
 from numaemu.pointer import address_of
-from numaemu.uapi import SIGKILL, SIGSEGV
+from numaemu.uapi import SIGBUS, SIGKILL, SIGSEGV
 
 U = np.uint64
 SERVED = U(1)        # the answer to the MMU: try again; anything else (0 from a crashed kernel too) is a failure
@@ -80,17 +80,21 @@ def do_user_addr_fault(cpu, address, write):
             if fatal_signal_pending(cpu):        # chosen meanwhile: the reaper may have passed by, and another thread
                 code = VM_FAULT_OOM              # would go on with this page without a fault
                 vma = vma_of(machine, number)        # as far as fault-around may have mapped
-                zap_page_range(cpu, mm_number, max(address & ~(FAULT_AROUND_BYTES - U(1)), vma.start),
-                               min((address | (FAULT_AROUND_BYTES - U(1))) + U(1), vma.end))
+                zap_page_range(cpu, mm_number, max(address & ~(AROUND - U(1)), vma.start),
+                               min((address | (AROUND - U(1))) + U(1), vma.end))
         read_unlock(lock)
         if code != VM_FAULT_RETRY:
             break
         let_others_run(cpu)      # the page is being moved
     if code == VM_FAULT_OOM:
         return bad_area(cpu, mm, address, write, SIGKILL)
+    if code == VM_FAULT_SIGBUS:
+        return bad_area(cpu, mm, address, write, SIGBUS)
     if code != VM_FAULT_OK and code != VM_FAULT_MAJOR:
         return bad_area(cpu, mm, address, write, SIGSEGV)
-    if code == VM_FAULT_OK:
+    if code == VM_FAULT_MAJOR:
+        task.maj_flt += 1
+    else:
         task.min_flt += 1
     count_vm_events(machine, cpu.id, PGFAULT, 1)
     return SERVED

@@ -4,11 +4,11 @@ import numpy as np
 from numaemu.atomic import compare_exchange, fetch_add, load_acquire, store_release
 from numaemu.compile import kernel
 from numaemu.kernel.gfp import GFP_PGTABLE_USER
-from numaemu.kernel.memory import VM_FAULT_OK, copy_page_range
+from numaemu.kernel.memory import copy_page_range
 from numaemu.kernel.mempolicy import copy_policy
 from numaemu.kernel.mm_types import (NR_MM_COUNTERS, OOM_NONE, TASK_DEAD, TASK_RUNNING, TASK_ZOMBIE, VM_ACCOUNT,
-                                     VM_DONTCOPY, VM_GROWSDOWN, VM_LOCKED_MASK, VM_SHARED, VM_WIPEONFORK, PG_table,
-                                     exit_t, pool_t, task_t)
+                                     VM_DONTCOPY, VM_FAULT_OK, VM_GROWSDOWN, VM_LOCKED_MASK, VM_SHARED, VM_WIPEONFORK,
+                                     PG_table, exit_t, pool_t, task_t)
 from numaemu.kernel.mmap import calc_vm_flags, mmap_region, unmap_region
 from numaemu.kernel.mmzone import page_of
 from numaemu.kernel.page_alloc import alloc_pages
@@ -16,8 +16,9 @@ from numaemu.kernel.pgtable import mm_of, pgd_free
 from numaemu.kernel.pool import pool_get, pool_put
 from numaemu.kernel.smp import machine_of, write_lock, write_unlock
 from numaemu.kernel.tlb import drop_mm, flush_tlb_mm_range
+from numaemu.kernel.truncate import close_files
 from numaemu.kernel.util import vm_acct_memory, vm_enough_memory, vm_stat_account
-from numaemu.kernel.vma import join_family, new_vma, vma_pages
+from numaemu.kernel.vma import join_family, join_file, new_vma, vma_pages
 from numaemu.kernel.vma_index import insert_at, vma_index, vma_of
 from numaemu.mmu import TASK_SIZE
 from numaemu.param import CPU_WORDS, EXIT_RECORDS
@@ -40,7 +41,7 @@ def mm_alloc(cpu):
         return 0
     mm = mm_of(machine, number)
     mm.mmap_lock, mm.users, mm.tlb_gen, mm.pgtables, mm.tlb_flush_pending = 0, 1, 1, 0, 0
-    mm.oom_state = OOM_NONE
+    mm.oom_state, mm.open_files = OOM_NONE, 0
     for word in range(CPU_WORDS):
         mm.cpumask[word] = U(0)
     for counter in range(NR_MM_COUNTERS):
@@ -62,7 +63,7 @@ def mm_alloc(cpu):
 def setup_arg_pages(cpu, mm_number):
     """The stack of a new program: 0 or a negative errno."""
     flags = calc_vm_flags(PROT_READ | PROT_WRITE, MAP_PRIVATE) | VM_GROWSDOWN
-    return min(mmap_region(cpu, mm_number, STACK_TOP - STACK_BYTES, STACK_BYTES, flags), 0)
+    return min(mmap_region(cpu, mm_number, STACK_TOP - STACK_BYTES, STACK_BYTES, flags, 0, 0), 0)
 
 
 @kernel("i64(cpu_t*, i64, i64)")
@@ -82,7 +83,7 @@ def dup_vma(cpu, child_number, parent_vma):
         return 0
     vma = vma_of(machine, number)
     copy_policy(vma.policy, of.policy)
-    vma.file = of.file
+    join_file(cpu, number, parent_vma)
     if of.flags & VM_WIPEONFORK == 0:
         join_family(cpu, number, parent_vma)
         if vma.mapping != 0 and vma.flags & VM_SHARED == 0:
@@ -123,6 +124,8 @@ def mmput(cpu, mm_number):
         return
     if mm.map_count > 0:
         unmap_region(cpu, mm_number, 0, mm.map_count)
+    if mm.open_files > 0:
+        close_files(cpu, mm_number, mm.id)
     drop_mm(cpu, mm_number)
     pgd_free(cpu, np.int64(mm.pgd >> U(12)))
     mm.pgd = U(0)

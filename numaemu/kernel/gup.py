@@ -4,12 +4,13 @@ import numpy as np
 from numaemu.compile import hot, kernel
 from numaemu.kernel.fault import SERVED, do_user_addr_fault
 from numaemu.kernel.mm_types import VM_ACCESS_FLAGS, VM_LOCKED, VM_LOCKONFAULT, VM_SHARED, VM_WRITE
+from numaemu.kernel.mmap import do_mmap, page_align
 from numaemu.kernel.pgtable import is_migration_entry, mm_of, pte_offset, ptep_get
-from numaemu.kernel.smp import machine_of, read_lock, read_unlock
+from numaemu.kernel.smp import machine_of, read_lock, read_unlock, write_lock, write_unlock
 from numaemu.kernel.vma_index import find_vma, vma_of
 from numaemu.mmu import _PAGE_RW
 from numaemu.pointer import address_of
-from numaemu.uapi import SIGKILL, errno
+from numaemu.uapi import MAP_POPULATE, SIGKILL, errno
 
 U = np.uint64
 ENOMEM, EFAULT, EINVAL = errno.ENOMEM, errno.EFAULT, errno.EINVAL
@@ -98,3 +99,17 @@ def madvise_populate(cpu, start, length, write):
             return error
         at = until
     return 0
+
+
+@kernel("i64(cpu_t*, u64, u64, i64, i64, i64, i64)")
+def vm_mmap_pgoff(cpu, hint, length, prot, flags, file, pgoff):
+    """mmap(2) of a file from page `pgoff` on, or of nothing (file 0), and what shall be there at once: an address or -errno."""
+    machine = machine_of(cpu)
+    lock = address_of(mm_of(machine, cpu.mm), "mmap_lock")
+    write_lock(cpu, lock)
+    result = do_mmap(cpu, cpu.mm, hint, length, prot, flags, file, pgoff)
+    locked = result > 0 and vma_of(machine, find_vma(machine, cpu.mm, U(result))).flags & VM_LOCKED != 0
+    write_unlock(lock)
+    if result > 0 and (locked or flags & MAP_POPULATE):
+        mm_populate(cpu, U(result), U(result) + page_align(length), True, False)
+    return result

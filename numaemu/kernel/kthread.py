@@ -9,7 +9,8 @@ from numaemu.atomic import exchange, load_acquire, store_release
 from numaemu.compile import entry
 from numaemu.kernel.kcompactd import kcompactd
 from numaemu.kernel.kswapd import kswapd
-from numaemu.kernel.mmzone import KCOMPACTD, KSWAPD, node_of
+from numaemu.kernel.mmzone import FLUSHER, KCOMPACTD, KSWAPD, node_of
+from numaemu.kernel.page_writeback import wb_workfn
 from numaemu.kernel.smp import machine_of
 from numaemu.mmu import cpu_t
 
@@ -24,6 +25,8 @@ def run_kthreads(context_address):
     store_release(pgdat, "kthread_running", 1)
     while load_acquire(pgdat, "kthread_pending") != U(0):
         pending = exchange(pgdat, "kthread_pending", 0)
+        if pending & U(FLUSHER) != U(0):
+            wb_workfn(cpu)
         if pending & U(KSWAPD) != U(0):
             kswapd(cpu, node)
         if pending & U(KCOMPACTD) != U(0):

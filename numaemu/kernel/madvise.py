@@ -5,7 +5,7 @@ from numaemu.atomic import fetch_add, load_acquire
 from numaemu.compile import hot, kernel
 from numaemu.kernel.gfp import GFP_KERNEL
 from numaemu.kernel.memory import zap_page_range
-from numaemu.kernel.mm_inline import folio_clear, folio_test
+from numaemu.kernel.mm_inline import folio_clear, folio_test, folio_trylock, folio_unlock
 from numaemu.kernel.mm_types import (VM_DONTCOPY, VM_DONTDUMP, VM_HUGEPAGE, VM_LOCKED, VM_NOHUGEPAGE, VM_RAND_READ,
                                      VM_SEQ_READ, VM_SHARED, VM_WIPEONFORK, PG_anon, PG_dirty, PG_referenced,
                                      PG_swapcache)
@@ -17,7 +17,7 @@ from numaemu.kernel.pgtable import (_PAGE_SPECIAL, mm_of, pte_offset, pte_pfn, p
                                     skip_missing)
 from numaemu.kernel.smp import machine_of
 from numaemu.kernel.swap import folio_deactivate, folio_isolate_lru, folio_mark_lazyfree, lru_add_drain
-from numaemu.kernel.swapfile import folio_free_swap, folio_trylock, folio_unlock
+from numaemu.kernel.swapfile import folio_free_swap
 from numaemu.kernel.tlb import flush_tlb_mm_range
 from numaemu.kernel.vma import vma_modify_flags
 from numaemu.kernel.vma_index import find_position, map_count, vma_at

@@ -3,25 +3,29 @@ import numpy as np
 
 from numaemu.atomic import exchange, fetch_add, load_acquire
 from numaemu.compile import hot, kernel
+from numaemu.kernel.do_fault import do_fault, wp_page_shared
 from numaemu.kernel.gfp import GFP_HIGHUSER_MOVABLE, __GFP_ZERO
-from numaemu.kernel.mempolicy import alloc_table_page, current_task, vma_alloc_folio
+from numaemu.kernel.mempolicy import alloc_table_page, vma_alloc_folio
 from numaemu.kernel.mlock import mlock_folio
-from numaemu.kernel.mm_inline import folio_clear, folio_set, folio_test
-from numaemu.kernel.mm_types import (MM_ANONPAGES, MM_SHMEMPAGES, MM_SWAPENTS, VM_LOCKED, VM_SHARED, VM_WRITE, PG_anon,
-                                     PG_anon_exclusive, PG_lru, PG_mlocked, PG_swapcache)
+from numaemu.kernel.mm_inline import folio_clear, folio_lock, folio_set, folio_test, folio_trylock, folio_unlock
+from numaemu.kernel.mm_types import (FAULT_AROUND_BYTES, MM_ANONPAGES, MM_FILEPAGES, MM_SHMEMPAGES, MM_SWAPENTS,
+                                     VM_FAULT_MAJOR, VM_FAULT_OK, VM_FAULT_OOM, VM_FAULT_RETRY, VM_LOCKED, VM_SHARED,
+                                     VM_WRITE, PG_anon, PG_anon_exclusive, PG_dirty, PG_lru, PG_mlocked, PG_swapbacked,
+                                     PG_swapcache)
 from numaemu.kernel.mmzone import page_of
 from numaemu.kernel.page_alloc import get_page, put_page, release_pages, try_get_page
-from numaemu.kernel.pgtable import (_MIGRATION_ANON, _PAGE_SPECIAL, _SWP_EXCLUSIVE, free_table, install_table,
-                                    is_migration_entry, is_swap_entry, mm_of, pfn_pte, pte_offset, pte_pfn,
-                                    pte_present, pte_to_swp_entry, ptep_cmpxchg, ptep_get, ptep_get_and_clear,
+from numaemu.kernel.page_writeback import folio_mark_dirty
+from numaemu.kernel.pgtable import (_MIGRATION_ANON, _MIGRATION_FILE, _PAGE_SPECIAL, _SWP_EXCLUSIVE, free_table,
+                                    install_table, is_migration_entry, is_swap_entry, mm_of, pfn_pte, pte_offset,
+                                    pte_pfn, pte_present, pte_to_swp_entry, ptep_cmpxchg, ptep_get, ptep_get_and_clear,
                                     skip_missing, table_at)
 from numaemu.kernel.rmap import folio_add_anon_rmap, folio_dup_rmap, folio_remove_rmap, mapping_of, rss_counter
-from numaemu.kernel.shmem import filemap_get_folio, shmem_get_folio
+from numaemu.kernel.shmem import shmem_find_folio, shmem_get_folio
 from numaemu.kernel.smp import machine_of, relax
-from numaemu.kernel.swap import folio_add_new_lru, lru_add_drain
-from numaemu.kernel.swap_state import swap_cache_get_hit, swap_cluster_readahead
-from numaemu.kernel.swapfile import (folio_free_swap, folio_lock, folio_trylock, folio_unlock, free_swap_and_cache,
-                                     free_swap_cache, swap_duplicate, swap_entry_put, vm_swap_full)
+from numaemu.kernel.swap import folio_add_new_lru, folio_mark_accessed, lru_add_drain
+from numaemu.kernel.swap_state import READ, swap_cache_get_hit, swap_cluster_readahead
+from numaemu.kernel.swapfile import (folio_free_swap, free_swap_and_cache, free_swap_cache, swap_duplicate,
+                                     swap_entry_put, vm_swap_full)
 from numaemu.kernel.tlb import flush_tlb_mm_range
 from numaemu.kernel.vma import anon_vma_prepare, munlock_unless_locked
 from numaemu.kernel.vma_index import vma_of
@@ -32,9 +36,8 @@ from numaemu.param import GATHER_PAGES
 from numaemu.pointer import i64, u64
 
 U = np.uint64
-VM_FAULT_OK, VM_FAULT_OOM, VM_FAULT_SIGBUS, VM_FAULT_SIGSEGV, VM_FAULT_RETRY, VM_FAULT_MAJOR = range(6)
 RELEASE_BATCH = 64               # pages freed under one look at the LRU lists
-FAULT_AROUND_BYTES = U(64 << 10)     # fault_around_pages
+AROUND = U(FAULT_AROUND_BYTES)
 _READ_ONLY = _PAGE_PRESENT | _PAGE_USER | _PAGE_ACCESSED
 _WRITTEN = _READ_ONLY | _PAGE_RW | _PAGE_DIRTY
 
@@ -109,14 +112,14 @@ def set_shared_pte(cpu, mm, vma, pfn, ptep, dirty):
 def do_fault_around(cpu, mm, vma, address, ptep):
     """A read fault maps what else is there already of the 64 KiB around it. Linux's function and filemap_map_pages."""
     machine = machine_of(cpu)
-    start = max(address & ~(FAULT_AROUND_BYTES - U(1)), vma.start)
-    end = min((address | (FAULT_AROUND_BYTES - U(1))) + U(1), vma.end)
+    start = max(address & ~(AROUND - U(1)), vma.start)
+    end = min((address | (AROUND - U(1))) + U(1), vma.end)
     mapping = mapping_of(machine, vma.mapping)
     near, first = start, ptep - (((address - start) >> U(12)) << U(3))
     while near < end:
         entry = first + (((near - start) >> U(12)) << U(3))
         if ptep_get(entry) == U(0):
-            pfn = filemap_get_folio(cpu, mapping, vma.pgoff + np.int64((near - vma.start) >> U(12)))
+            pfn = shmem_find_folio(cpu, mapping, vma.pgoff + np.int64((near - vma.start) >> U(12)))
             if pfn != 0:
                 set_shared_pte(cpu, mm, vma, pfn, entry, U(0))
         near += U(4096)
@@ -127,12 +130,16 @@ def do_shared_fault(cpu, mm, vma_number, address, write, ptep):
     """Touch of a shared object: its page, allocated by whoever comes first."""
     machine = machine_of(cpu)
     vma = vma_of(machine, vma_number)
+    cpu.scratch = U(0)
     pfn = shmem_get_folio(cpu, vma, address)
     if pfn == 0:
         return VM_FAULT_OOM
     set_shared_pte(cpu, mm, vma, pfn, ptep, _PAGE_DIRTY if write else U(0))
     if not write:
         do_fault_around(cpu, mm, vma, address, ptep)
+    if cpu.scratch == U(READ):               # from swap
+        count_vm_events(machine, cpu.id, PGMAJFAULT, 1)
+        return VM_FAULT_MAJOR
     return VM_FAULT_OK
 
 
@@ -195,7 +202,7 @@ def wp_page_copy(cpu, mm, vma_number, address, ptep, pte):
         fetch_add(mm.rss, MM_ANONPAGES, 1)
     else:
         if page_of(machine, old).flags & U(PG_anon) == U(0):
-            fetch_add(mm.rss, MM_SHMEMPAGES, -1)
+            fetch_add(mm.rss, rss_counter(page_of(machine, old)), -1)
             fetch_add(mm.rss, MM_ANONPAGES, 1)
         folio_remove_rmap(machine, cpu, old)
         if vma.flags & VM_LOCKED and page_of(machine, old).flags & U(PG_mlocked) != U(0):
@@ -225,6 +232,8 @@ def do_wp_page(cpu, mm, vma_number, address, ptep, pte):
     vma, old = vma_of(machine, vma_number), pte_pfn(pte)
     special = pte & _PAGE_SPECIAL != U(0)
     if vma.flags & VM_SHARED:
+        if vma.file != 0:
+            return wp_page_shared(cpu, vma, address, ptep, pte)
         ptep_cmpxchg(ptep, pte, pte | _PAGE_RW | _PAGE_DIRTY | _PAGE_ACCESSED)
         return VM_FAULT_OK
     page = page_of(machine, old)
@@ -279,7 +288,6 @@ def do_swap_page(cpu, mm, vma_number, address, write, ptep, pte):
             return VM_FAULT_OOM if ptep_get(ptep) == pte else VM_FAULT_OK
         code = VM_FAULT_MAJOR
         count_vm_events(machine, cpu.id, PGMAJFAULT, 1)
-        current_task(cpu).maj_flt += 1
     page = page_of(machine, pfn)
     folio_lock(cpu, page)
     if folio_test(page, PG_swapcache) and page.private == entry and ptep_get(ptep) == pte:
@@ -304,6 +312,8 @@ def handle_mm_fault(cpu, mm, vma_number, address, write):
         return VM_FAULT_OOM
     pte = ptep_get(ptep)
     if pte == U(0):
+        if vma_of(machine, vma_number).file != 0:
+            return do_fault(cpu, mm, vma_number, address, write, ptep)
         if vma_of(machine, vma_number).flags & VM_SHARED:
             return do_shared_fault(cpu, mm, vma_number, address, write, ptep)
         return do_anonymous_page(cpu, mm, vma_number, address, write, ptep)
@@ -357,6 +367,15 @@ def tlb_flush_mmu(cpu, mm_number, start, end):
     gather[0] = 0
 
 
+@hot
+def zap_file_pte(cpu, pfn, pte):
+    """What the entry knew of a page of a file, the page knows from now on."""
+    if pte & _PAGE_DIRTY != U(0):
+        folio_mark_dirty(cpu, pfn)
+    if pte & _PAGE_ACCESSED != U(0):
+        folio_mark_accessed(cpu, pfn)
+
+
 @kernel("i64(machine_t*, cpu_t*, mm_t*, u64)")
 def zap_pte(machine, cpu, mm, pte):
     """A leaf entry has been taken out: account for it; the pfn whose reference is to be dropped, or 0."""
@@ -365,12 +384,17 @@ def zap_pte(machine, cpu, mm, pte):
         free_swap_and_cache(cpu, pte_to_swp_entry(pte))
         return 0
     if is_migration_entry(pte):          # the page may be gone by now: the entry itself says of which kind it was
-        fetch_add(mm.rss, MM_ANONPAGES if pte & _MIGRATION_ANON != U(0) else MM_SHMEMPAGES, -1)
+        other = MM_FILEPAGES if pte & _MIGRATION_FILE != U(0) else MM_SHMEMPAGES
+        fetch_add(mm.rss, MM_ANONPAGES if pte & _MIGRATION_ANON != U(0) else other, -1)
         return 0
     if not pte_present(pte) or pte & _PAGE_SPECIAL != U(0):
         return 0
     pfn = pte_pfn(pte)
     fetch_add(mm.rss, rss_counter(page_of(machine, pfn)), -1)
+    if page_of(machine, pfn).flags & U(PG_anon | PG_swapbacked) == U(0):
+        zap_file_pte(cpu, pfn, pte)
+    elif pte & _PAGE_DIRTY != U(0) and not folio_test(page_of(machine, pfn), PG_anon | PG_dirty):
+        folio_set(page_of(machine, pfn), PG_dirty)       # a shared object's page lives on, and is swapped out with this
     folio_remove_rmap(machine, cpu, pfn)
     return pfn
 
@@ -543,12 +567,13 @@ def copy_present_pte(machine, cpu, child, source, target):
 def copy_page_range(cpu, parent_number, child_number, vma_number):
     """Share a VMA's pages with a child's page tables; 0 or VM_FAULT_OOM. The caller flushes the parent.
 
-    Entries of a shared object are not copied (vma_needs_copy): the child's faults find its pages.
+    Entries of a shared object, or of a file of which nothing is private, are not copied (vma_needs_copy): the child's
+    faults find the pages.
     """
     machine = machine_of(cpu)
     parent, child = mm_of(machine, parent_number), mm_of(machine, child_number)
     vma = vma_of(machine, vma_number)
-    if vma.flags & VM_SHARED:
+    if vma.flags & VM_SHARED or (vma.file != 0 and vma.mapping == 0):
         return VM_FAULT_OK
     address = vma.start
     while address < vma.end:

@@ -14,16 +14,17 @@ from numaemu.kernel.mempolicy import node_isset, vma_alloc_folio
 from numaemu.kernel.mlock import mlock_folio
 from numaemu.kernel.mm_inline import folio_clear, folio_set, folio_test
 from numaemu.kernel.mm_types import (VM_LOCKED, PG_active, PG_anon, PG_anon_exclusive, PG_dirty, PG_locked, PG_mlocked,
-                                     PG_referenced, PG_swapbacked, PG_swapcache, PG_unevictable, PG_uptodate,
-                                     PG_workingset)
+                                     PG_private, PG_referenced, PG_swapbacked, PG_swapcache, PG_unevictable,
+                                     PG_uptodate, PG_workingset)
 from numaemu.kernel.mmap import range_is_mapped
 from numaemu.kernel.mmdebug import VM_BUG_ON_PAGE
 from numaemu.kernel.mmzone import page_of, page_to_nid
 from numaemu.kernel.page_alloc import alloc_pages, get_page, prep_page, put_page, try_get_page
-from numaemu.kernel.pgtable import (_MIGRATION, _MIGRATION_ANON, _PAGE_SPECIAL, is_migration_entry, mm_of, pfn_pte,
-                                    pte_offset, pte_pfn, pte_present, ptep_cmpxchg, ptep_get, skip_missing)
-from numaemu.kernel.rmap import folio_dup_rmap, folio_remove_rmap, mapping_of, page_address_in_vma
-from numaemu.kernel.shmem import count_shmem, shmem_slot
+from numaemu.kernel.pgtable import (_MIGRATION, _MIGRATION_ANON, _MIGRATION_FILE, _PAGE_SPECIAL, is_migration_entry,
+                                    mm_of, pfn_pte, pte_offset, pte_pfn, pte_present, ptep_cmpxchg, ptep_get,
+                                    skip_missing)
+from numaemu.kernel.rmap import folio_dup_rmap, folio_remove_rmap, mapping_of, next_vma_of, page_address_in_vma
+from numaemu.kernel.shmem import count_shmem
 from numaemu.kernel.smp import machine_of, spin_lock, spin_unlock
 from numaemu.kernel.swap import (count_isolated, folio_add_new_lru, folio_isolate_lru, folio_putback_lru,
                                  lru_add_drain_all)
@@ -31,7 +32,9 @@ from numaemu.kernel.swapfile import __delete_from_swap_cache, add_to_swap_cache
 from numaemu.kernel.tlb import set_tlb_ubc_flush_pending, tlbflush_unmap_batch_t, try_to_unmap_flush
 from numaemu.kernel.vma import merge_range, split_range
 from numaemu.kernel.vma_index import find_position, find_vma, vma_index, vma_of
-from numaemu.kernel.vmstat import PGMIGRATE_FAIL, PGMIGRATE_SUCCESS, count_vm_events
+from numaemu.kernel.vmstat import (NR_FILE_DIRTY, NR_FILE_PAGES, PGMIGRATE_FAIL, PGMIGRATE_SUCCESS, count_vm_events,
+                                   mod_node_page_state)
+from numaemu.kernel.xarray import page_entry, xa_slot
 from numaemu.mmu import _PAGE_ACCESSED, _PAGE_DIRTY, _PAGE_PRESENT, _PAGE_RW, _PAGE_USER
 from numaemu.native import copy_bytes
 from numaemu.pointer import Struct, address_of, i64, u64
@@ -41,7 +44,7 @@ U = np.uint64
 NR_MAX_BATCHED_MIGRATION = 512           # pages (Linux: HPAGE_PMD_NR)
 # what a page takes along to its new frame (folio_migrate_flags)
 MIGRATED_FLAGS = U(PG_anon | PG_anon_exclusive | PG_swapbacked | PG_active | PG_referenced | PG_unevictable | PG_mlocked |
-                   PG_workingset | PG_dirty | PG_uptodate)
+                   PG_workingset | PG_dirty | PG_uptodate | PG_private)
 BY_POLICY = -1                           # target node: ask the VMA's policy
 COMPACTION = -2                          # target node: take the free scanner's next page
 EIO, EINVAL, EFAULT, ENOENT, EACCES, EBUSY, ENODEV = (errno.EIO, errno.EINVAL, errno.EFAULT, errno.ENOENT, errno.EACCES,
@@ -100,7 +103,11 @@ def try_to_migrate_one(cpu, batch, pfn, vma, address):
     ptep = pte_offset(machine, mm_of(machine, vma.mm), address)
     if ptep == U(0):
         return
-    kind = _MIGRATION | _MIGRATION_ANON if page_of(machine, pfn).flags & U(PG_anon) != U(0) else _MIGRATION
+    flags, kind = page_of(machine, pfn).flags, _MIGRATION
+    if flags & U(PG_anon) != U(0):
+        kind |= _MIGRATION_ANON
+    elif flags & U(PG_swapbacked) == U(0):
+        kind |= _MIGRATION_FILE
     while True:
         pte = ptep_get(ptep)
         if not pte_present(pte) or pte_pfn(pte) != pfn or pte & _PAGE_SPECIAL != U(0):
@@ -151,7 +158,7 @@ def rmap_walk(cpu, batch, old, new, unmapping):
                 try_to_migrate_one(cpu, batch, old, vma, address)
             else:
                 remove_migration_pte(cpu, old, new, vma, address)
-        number = vma.family_next
+        number = next_vma_of(mapping, vma)
     spin_unlock(lock)
 
 
@@ -215,6 +222,20 @@ def put_target(cpu, batch, new):
         put_page(cpu, new)
 
 
+@hot
+def move_counts(machine, cpu, page, old, new):
+    """A page of an object is counted on its new node."""
+    if page.flags & U(PG_swapbacked) != U(0):
+        count_shmem(machine, cpu, old, -1)
+        count_shmem(machine, cpu, new, 1)
+        return
+    for pfn, sign in ((old, -1), (new, 1)):
+        node = page_to_nid(machine, pfn)
+        mod_node_page_state(machine, cpu.id, node, NR_FILE_PAGES, sign)
+        if page.flags & U(PG_dirty) != U(0):
+            mod_node_page_state(machine, cpu.id, node, NR_FILE_DIRTY, sign)
+
+
 @kernel("bool(cpu_t*, i64, i64)")
 def move_to_new_folio(cpu, old, new):
     """Copy contents and identity; a shared object's tree points to the new frame. False: somebody uses the page.
@@ -237,11 +258,11 @@ def move_to_new_folio(cpu, old, new):
     if cached:
         migrate_swap_cache(cpu, old, new)
     if not anon:
+        target.private = page.private
         get_page(target)
-        slot = shmem_slot(cpu, mapping_of(machine, page.mapping), page.index)
-        store_release(u64.array(slot), 0, pfn_pte(new, U(1)))
-        count_shmem(machine, cpu, old, -1)
-        count_shmem(machine, cpu, new, 1)
+        slot = xa_slot(machine, mapping_of(machine, page.mapping), page.index)
+        store_release(u64.array(slot), 0, page_entry(new))
+        move_counts(machine, cpu, page, old, new)
     store_release(page, "refcount", 1)
     return True
 

@@ -7,6 +7,8 @@ import numpy as np
 
 from numaemu import shm
 from numaemu.kernel.compaction_free import compact_control_t
+from numaemu.kernel.disk import disk_space_t
+from numaemu.kernel.inode import file_t, inode_t
 from numaemu.kernel.migrate import migrate_t
 from numaemu.kernel.mm_types import exit_t, machine_t, mapping_t, mm_t, page_t, pool_t, task_t, vma_t
 from numaemu.kernel.mmzone import (MAX_NR_ZONES, MIGRATE_MOVABLE, MIGRATE_TYPES, MIGRATE_UNMOVABLE,
@@ -16,7 +18,8 @@ from numaemu.kernel.mmzone import (MAX_NR_ZONES, MIGRATE_MOVABLE, MIGRATE_TYPES,
 from numaemu.kernel.pageout import scan_control_t
 from numaemu.kernel.percpu import percpu_blocks
 from numaemu.kernel.shrinker import shrinker_blocks
-from numaemu.kernel.slab_common import kmem_cache_init, slab_blocks
+from numaemu.kernel.slab_common import init_cache, kmem_cache_init, slab_blocks
+from numaemu.kernel.slab_types import SLAB_RECLAIM_ACCOUNT
 from numaemu.kernel.slowpath import slowpath_t
 from numaemu.kernel.swap import cpu_fbatches_t
 from numaemu.kernel.swapfile import MAX_SWAPFILES, MAX_SWAP_ENTRIES, SWP_OFFSET_BITS, swap_t
@@ -25,8 +28,9 @@ from numaemu.kernel.vmstat import percpu_t
 from numaemu.kernel.zram import ZBUF_BYTES, zstat_t
 from numaemu.mailbox import mailbox_t
 from numaemu.mmu import cpu_t
-from numaemu.param import (EXIT_RECORDS, GATHER_PAGES, MAX_MAP_COUNT, MAX_MMS, MAX_NODES, MAX_TASKS, MAX_VMAS,
-                           OUTBOX_BYTES, PAGEBLOCK_ORDER, PAGEBLOCK_PAGES, PAGE_SIZE, VMA_INDEX_SLOTS)
+from numaemu.param import (EXIT_RECORDS, GATHER_PAGES, MAX_FILES, MAX_INODES, MAX_MAP_COUNT, MAX_MMS, MAX_NODES,
+                           MAX_TASKS, MAX_VMAS, OUTBOX_BYTES, PAGEBLOCK_ORDER, PAGEBLOCK_PAGES, PAGE_SIZE,
+                           VMA_INDEX_SLOTS)
 from numaemu.pointer import i64, u8
 
 HIGHMEM_START = (896 << 20) // PAGE_SIZE         # pfn; what a 32-bit kernel maps directly ends here
@@ -42,6 +46,10 @@ ZONE_BORDERS = {                                # zone type, first pfn, end
     "x86-64": ((ZONE_DMA, 0, DMA_END), (ZONE_DMA32, DMA_END, DMA32_END), (ZONE_NORMAL, DMA32_END, 1 << 60)),
     "x86-32": ((ZONE_DMA, 0, DMA_END), (ZONE_NORMAL, DMA_END, HIGHMEM_START), (ZONE_HIGHMEM, HIGHMEM_START, 1 << 60)),
 }
+DIRTY_DEFAULTS = {"dirty_ratio": 20, "dirty_background_ratio": 10, "dirty_bytes": 0, "dirty_background_bytes": 0,
+                  "dirty_expire_centisecs": 3000, "dirty_writeback_centisecs": 500}      # mm/page-writeback.c
+BUFFER_HEAD_BYTES = 104                         # sizeof(struct buffer_head) of this configuration: 39 to a page
+NS_PER_CENTISEC = 10_000_000
 
 
 class Layout:
@@ -77,8 +85,11 @@ def control_layout(topology, max_pfn, nr_actors):
             ("cpu_fbatches", cpus * cpu_fbatches_t.nbytes), ("lruvecs", nodes * lruvec_t.nbytes),
             ("trails", cpus * trail_t.nbytes), ("slowpaths", 2 * cpus * slowpath_t.nbytes),
             ("exits", EXIT_RECORDS * exit_t.nbytes), ("gather", cpus * GATHER_PAGES * 8), ("migrate", cpus * migrate_t.nbytes),
-            ("pools", 4 * pool_t.nbytes), ("task_stack", MAX_TASKS * 8), ("mm_stack", MAX_MMS * 8),
+            ("pools", 6 * pool_t.nbytes), ("task_stack", MAX_TASKS * 8), ("mm_stack", MAX_MMS * 8),
             ("vma_stack", MAX_VMAS * 8), ("mapping_stack", MAX_VMAS * 8), ("outboxes", nr_actors * OUTBOX_BYTES),
+            ("inodes", MAX_INODES * inode_t.nbytes), ("files", MAX_FILES * file_t.nbytes),
+            ("inode_stack", MAX_INODES * 8), ("file_stack", MAX_FILES * 8),
+            ("disk_space", disk_space_t.nbytes), ("disk_written", topology.disk.size // PAGE_SIZE // 8 + 8),
             ("scan_controls", cpus * scan_control_t.nbytes), ("swap", swap_t.nbytes), ("zstat", zstat_t.nbytes),
             ("zbufs", cpus * ZBUF_BYTES), ("swap_map", MAX_SWAP_ENTRIES * 4), ("swap_cache", MAX_SWAP_ENTRIES * 8),
             ("zeromap", MAX_SWAP_ENTRIES), ("ztable", MAX_SWAP_ENTRIES * 8), ("swap_data", MAX_SWAP_ENTRIES * PAGE_SIZE),
@@ -108,7 +119,8 @@ def map_memory(topology, machine, max_pfn):
 
 
 def init_pools(machine, blocks):
-    for i, (name, capacity) in enumerate((("task", MAX_TASKS), ("mm", MAX_MMS), ("vma", MAX_VMAS), ("mapping", MAX_VMAS))):
+    for i, (name, capacity) in enumerate((("task", MAX_TASKS), ("mm", MAX_MMS), ("vma", MAX_VMAS), ("mapping", MAX_VMAS),
+                                            ("inode", MAX_INODES), ("file", MAX_FILES))):
         pool = pool_t.array(blocks["pools"])[i]
         pool.capacity, pool.returned = capacity, blocks[f"{name}_stack"]
         setattr(machine, f"{name}_pool", pool.address)
@@ -324,8 +336,36 @@ def init_swap(topology, machine, blocks):
         swap.info[kind].type = kind
         swap.info[kind].data = blocks["swap_data"] + (kind << SWP_OFFSET_BITS) * PAGE_SIZE
     swap.swapin_readahead_hits, swap.page_cluster = 4, topology.sysctl.get("vm.page-cluster", 3)
-    machine.disk_read_latency_ns, machine.disk_write_latency_ns, machine.disk_page_ns = 100_000, 30_000, 8_192
     machine.swappiness = topology.sysctl.get("vm.swappiness", 60)
+
+
+def buffer_init(machine):
+    """The slab cache of buffer heads: Linux's function of this name, in fs/buffer.c."""
+    pool = pool_t.at(machine.kmem_cache_pool)
+    pool.used += 1
+    machine.bh_cachep = pool.used
+    init_cache(machine, pool.used, "buffer_head", BUFFER_HEAD_BYTES, 0, SLAB_RECLAIM_ACCOUNT)
+
+
+def init_disk(topology, machine):
+    """An empty disk, and the settings of writing back to it."""
+    spec, space = topology.disk, disk_space_t.at(machine.disk_space)
+    machine.disk = shm.shared_block(spec.size)
+    machine.disk_read_ns, machine.disk_write_ns = spec.read_latency_us * 1000, spec.write_latency_us * 1000
+    machine.disk_bandwidth, machine.disk_page_ns = spec.bandwidth, PAGE_SIZE * 10**9 // spec.bandwidth
+    space.nr_pages, space.nr_free = spec.size // PAGE_SIZE, 1
+    space.start[0], space.pages[0] = 0, spec.size // PAGE_SIZE
+    setup_dirty_limits(machine, topology.sysctl)
+
+
+def setup_dirty_limits(machine, sysctl):
+    """What vm.dirty_* say; bytes that are not 0 stand for their ratio."""
+    for name in DIRTY_DEFAULTS:
+        value = sysctl.get(f"vm.{name}", DIRTY_DEFAULTS[name])
+        if name.endswith("_centisecs"):
+            setattr(machine, name.replace("centisecs", "ns"), value * NS_PER_CENTISEC)
+        else:
+            setattr(machine, name if "background" in name else f"vm_{name}", value)
 
 
 def boot(topology, reserve=None):
@@ -366,8 +406,10 @@ def boot(topology, reserve=None):
         machine.il_weights[node] = 1
         node_t.array(machine.nodes)[node].kcompactd_highest_zoneidx = MAX_NR_ZONES - 1
     init_cpus(topology, machine)
+    init_disk(topology, machine)
     init_swap(topology, machine, blocks)
     kmem_cache_init(machine, blocks["kmem_cache_stack"], topology.kernel["slab_debug"] or None)
+    buffer_init(machine)
     page = page_of(machine, ZERO_PFN)
     page.refcount = 1
     return machine, blocks

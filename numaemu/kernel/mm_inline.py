@@ -8,11 +8,11 @@ import numpy as np
 
 from numaemu.atomic import fetch_add, fetch_and, fetch_or, load_acquire
 from numaemu.compile import hot, kernel
-from numaemu.kernel.mm_types import PG_active, PG_lru, PG_swapbacked, PG_unevictable
+from numaemu.kernel.mm_types import PG_active, PG_locked, PG_lru, PG_swapbacked, PG_unevictable
 from numaemu.kernel.mmdebug import VM_BUG_ON_PAGE
 from numaemu.kernel.mmzone import (LRU_ACTIVE, LRU_FILE, LRU_UNEVICTABLE, MAX_NR_ZONES, lruvec_of, page_of,
                                    page_to_nid, page_zone)
-from numaemu.kernel.smp import machine_of, spin_lock, spin_unlock
+from numaemu.kernel.smp import machine_of, relax, spin_lock, spin_unlock
 from numaemu.pointer import address_of
 
 U = np.uint64
@@ -35,6 +35,28 @@ def folio_set(page, flag):
 def folio_clear(page, flag):
     """Clear a flag; True if it was set before."""
     return fetch_and(page, "flags", ~U(flag)) & U(flag) != U(0)
+
+
+# -- page locks: include/linux/pagemap.h ---------------------------------------------------------------------
+
+@hot
+def folio_trylock(page):
+    return not folio_set(page, PG_locked)
+
+
+@kernel("void(cpu_t*, page_t*)")
+def folio_lock(cpu, page):
+    """Wait for the page's lock. The holder may wait for memory or for a flush, but never for an mmap_lock."""
+    tries = 0
+    while folio_set(page, PG_locked):
+        tries += 1
+        relax(cpu, tries)
+
+
+@hot
+def folio_unlock(page):
+    VM_BUG_ON_PAGE(not folio_test(page, PG_locked), page)
+    fetch_and(page, "flags", ~U(PG_locked))
 
 
 @hot

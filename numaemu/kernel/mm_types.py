@@ -11,7 +11,7 @@ from numaemu.uapi import RLIM_NLIMITS
 PG_buddy, PG_table, PG_swapbacked, PG_anon, PG_reserved, PG_locked = (1 << i for i in range(6))
 (PG_lru, PG_active, PG_referenced, PG_unevictable, PG_workingset, PG_dirty, PG_writeback, PG_swapcache, PG_reclaim,
  PG_mlocked) = (1 << i for i in range(6, 16))
-PG_uptodate, PG_anon_exclusive, PG_readahead = 1 << 18, 1 << 19, 1 << 20
+PG_uptodate, PG_anon_exclusive, PG_readahead, PG_private = 1 << 18, 1 << 19, 1 << 20, 1 << 23
 PG_head, PG_tail = 1 << 21, 1 << 22      # of a compound page; a tail's lru_next is its head (Linux: compound_head)
 PG_used = 1 << 16        # the emulator's own: the frame has been given out before (its host memory may hold data)
 PG_pcp = 1 << 17         # the emulator's own: on a per-CPU list or on its way to one
@@ -30,6 +30,7 @@ page_t = Struct("page_t", [
 # vma->vm_flags
 VM_READ, VM_WRITE, VM_EXEC, VM_SHARED = 1, 2, 4, 8
 VM_MAYREAD, VM_MAYWRITE, VM_MAYEXEC, VM_MAYSHARE = 0x10, 0x20, 0x40, 0x80
+VM_SEQ_READ, VM_RAND_READ = 0x8000, 0x10000
 VM_GROWSDOWN, VM_STACK, VM_HEAP = 0x100, 0x100, 1 << 40
 VM_LOCKED, VM_SEQ_READ, VM_RAND_READ, VM_DONTCOPY, VM_DONTEXPAND = 0x2000, 0x8000, 0x10000, 0x20000, 0x40000
 VM_LOCKONFAULT, VM_ACCOUNT, VM_NORESERVE, VM_WIPEONFORK, VM_DONTDUMP = 0x80000, 0x100000, 0x200000, 0x2000000, 0x4000000
@@ -47,22 +48,28 @@ vma_t = Struct("vma_t", [           # written under the mmap_lock of its mm, hel
     ("pgoff", i64),                 # page number of `start` in the mapping (anonymous: its address / 4096)
     ("mm", i64),
     ("mapping", i64),               # rmap family (anon_vma) or shared object; 0 until the first fault
-    ("file", i64),                  # 0: anonymous
+    ("file", i64),                  # number of the open file it maps, which it holds; 0: none
+    ("i_mapping", i64),             # the mapping of that file's pages (`mapping` is then only the anon_vma), or 0
     ("anon_vma", i64),              # whose pages a private VMA has, 0 until the first fault: VMAs with equal ones may merge
     ("chained", i64),               # 1: forked, so its anon_vma_chain in Linux has more than one member
     ("policy", policy_t),
-    ("family_next", i64), ("family_prev", i64),    # the other VMAs of the mapping; under the mapping's lock
+    ("family_next", i64), ("family_prev", i64),    # the other VMAs of `mapping`; under that mapping's lock
+    ("file_next", i64), ("file_prev", i64),        # the other VMAs of `i_mapping`, likewise
 ])
 
 mapping_t = Struct("mapping_t", [   # struct anon_vma / struct address_space: who maps these pages
     ("lock", u64),                  # spin lock; guards the list
     ("users", i64),                 # VMAs in the list (and other holders), atomically; the last one frees it
     ("first_vma", i64),             # under the lock
-    ("shared", i64),                # 1: a shared object with pages of its own (shmem)
-    ("root", u64),                  # shmem: physical address of the tree of its pages, 0 = none yet
-    ("nr_pages", i64),              # shmem: pages present, atomically
+    ("shared", i64),                # 1: pages of its own: a shared object (shmem), or a file
+    ("host", i64),                  # number of the file's inode; 0: no file
+    ("root", u64),                  # the tree of its pages (xarray.py), 0 = none yet
+    ("nr_pages", i64),              # pages in it, atomically
     ("acct", i64),                  # shmem: pages charged against the commit limit
 ])
+
+VM_FAULT_OK, VM_FAULT_OOM, VM_FAULT_SIGBUS, VM_FAULT_SIGSEGV, VM_FAULT_RETRY, VM_FAULT_MAJOR = range(6)
+FAULT_AROUND_BYTES = 64 << 10       # fault_around_pages
 
 OOM_NONE, OOM_VICTIM, OOM_REAPING, OOM_REAPED, OOM_SKIP = range(5)   # mm->oom_state; Linux: MMF_OOM_*
 
@@ -79,7 +86,8 @@ mm_t = Struct("mm_t", [
     ("pgtables", i64),              # page-table pages below the top level
     ("tlb_flush_pending", i64),     # CPUs that are taking entries out and have not flushed yet
     ("oom_state", i64),             # OOM_*: NONE, VICTIM by the coordinator, the others by who reaps
-    ("_pad", u64, 2),
+    ("open_files", i64),            # files it has ever opened, and perhaps closed again
+    ("_pad", u64, 1),
     # under mmap_lock held for writing
     ("pgd", u64),                   # physical address of the top-level table
     ("map_count", i64),             # VMAs
@@ -100,6 +108,7 @@ task_t = Struct("task_t", [
     ("policy", policy_t),
     ("il_prev", i64), ("il_weight", i64),     # next node of task interleaving: the last one, what is left of its weight
     ("min_flt", i64), ("maj_flt", i64),
+    ("nr_dirtied", i64),                      # pages of files made dirty since the last look at the limits
     ("exit_signal", i64), ("exit_code", i64), ("oom_score_adj", i64), ("clock_ns", i64),
     ("comm", u8, TASK_NAME_BYTES),
     ("rlim", u64, 2 * RLIM_NLIMITS),          # soft, hard; the same in every thread of a process
@@ -158,10 +167,23 @@ machine_t = Struct("machine_t", [
     ("ztable", u64), ("zstat", u64), ("zbufs", u64),      # u64 by swap entry, zstat_t, a buffer per context: zram.py
     ("on_compress", u64), ("on_decompress", u64),         # callbacks into Python: a library's work
     ("zswap_enabled", i64),
-    ("disk_read_latency_ns", i64), ("disk_write_latency_ns", i64), ("disk_page_ns", i64),
     ("compress_ns", i64), ("decompress_ns", i64),
     ("scan_controls", u64),         # scan_control_t[nr_cpu_ids]: vmscan.py
     ("swappiness", i64),            # sysctl vm.swappiness
+    ("inodes", u64), ("files", u64), ("inode_pool", u64), ("file_pool", u64),    # inode.py
+    ("bh_cachep", i64),             # the slab cache of buffer heads
+    ("inode_lock", u64),            # spin lock: names, link and open counts of inodes
+    ("disk", u64),                  # host address of the disk's contents
+    ("disk_space", u64), ("disk_written", u64),    # disk_space_t; a bit for each page ever written
+    ("disk_read_ns", i64), ("disk_write_ns", i64), ("disk_bandwidth", i64),    # of a request; bytes a second
+    ("disk_page_ns", i64),          # what a page of a request takes
+    # sysctl vm.dirty_*, written by the coordinator; expire and writeback in ns of emulated time
+    ("vm_dirty_ratio", i64), ("dirty_background_ratio", i64), ("vm_dirty_bytes", i64), ("dirty_background_bytes", i64),
+    ("dirty_expire_ns", i64), ("dirty_writeback_ns", i64),
+    ("wb_lock", u64),               # by who writes back in the background, compare-exchange
+    ("wb_last_ns", i64),            # emulated time of the last look for old dirty pages
+    ("on_iput", u64),               # the way up to truncate.iput, for who writes back
+    ("on_flush", u64),              # wakes the flusher; 0: who dirties does its work at once
     ("slab_mutex", u64),            # spin lock: caches are made and destroyed
     ("on_ctor", u64),               # callback into Python: construct an object of a cache
     ("shrinkers", u64), ("list_lrus", u64),        # list_lru.py

@@ -2,15 +2,18 @@
 import numpy as np
 
 from numaemu.compile import hot, kernel
+from numaemu.kernel.inode import file_of, get_file, inode_of
 from numaemu.kernel.memory import free_pgd_range, gather_of, tlb_flush_mmu, unmap_page_range
 from numaemu.kernel.mm_types import (MM_ANONPAGES, MM_FILEPAGES, MM_SHMEMPAGES, VM_ACCESS_FLAGS, VM_ACCOUNT,
                                      VM_GROWSDOWN, VM_LOCKED, VM_LOCKED_MASK, VM_MAYEXEC, VM_MAYREAD, VM_MAYSHARE,
                                      VM_MAYWRITE, VM_NORESERVE, VM_SHARED, VM_SOFTDIRTY)
 from numaemu.kernel.pgtable import mm_of
 from numaemu.kernel.pool import pool_put
-from numaemu.kernel.rmap import link_vma, mapping_of, mapping_put, new_mapping, unlink_vma
+from numaemu.kernel.rmap import (link_file_vma, link_vma, mapping_of, mapping_put, new_mapping, unlink_file_vma,
+                                 unlink_vma)
 from numaemu.kernel.shmem import shmem_evict
 from numaemu.kernel.smp import machine_of
+from numaemu.kernel.truncate import fput
 from numaemu.kernel.util import (accountable_mapping, can_do_mlock, may_expand_vm, mlock_future_ok, rlimit,
                                  vm_acct_memory, vm_enough_memory, vm_stat_account)
 from numaemu.kernel.vma import (anon_vma_prepare, merge_at, mlock_vma_pages_range, move_start, new_vma, split_range,
@@ -50,9 +53,13 @@ def topdown_gap(machine, mm_number, length):
     return top - length if top >= length + MMAP_MIN_ADDR else U(0)
 
 
-@kernel("u64(machine_t*, i64, u64, u64, bool)")
-def get_unmapped_area(machine, mm_number, hint, length, anonymous):
-    """Where a new mapping goes; 0 if nowhere. Whole multiples of 2 MiB are aligned so, as since Linux 6.7."""
+@kernel("u64(machine_t*, i64, u64, u64, bool, i64)")
+def get_unmapped_area(machine, mm_number, hint, length, anonymous, pgoff):
+    """Where a new mapping goes; 0 if nowhere.
+
+    Anonymous ones of whole multiples of 2 MiB are aligned so, as since Linux 6.7; those of files that contain aligned
+    2 MiB of the file, so that these are aligned in memory too (thp_get_unmapped_area, which file systems use).
+    """
     if length > TASK_SIZE:
         return U(0)
     if hint != U(0) and hint <= TASK_SIZE - length:
@@ -63,6 +70,13 @@ def get_unmapped_area(machine, mm_number, hint, length, anonymous):
         found = topdown_gap(machine, mm_number, length + PMD_SIZE)
         if found != U(0):
             return (found + PMD_SIZE) & ~(PMD_SIZE - U(1))
+    offset = U(pgoff) << U(12)
+    aligned = (offset + PMD_SIZE - U(1)) & ~(PMD_SIZE - U(1))
+    if not anonymous and offset + length >= aligned + PMD_SIZE:
+        found = topdown_gap(machine, mm_number, length + PMD_SIZE)
+        if found != U(0):
+            shift = (offset - found) & (PMD_SIZE - U(1))
+            return found + (shift if shift != U(0) else PMD_SIZE)
     return topdown_gap(machine, mm_number, length)
 
 
@@ -79,7 +93,10 @@ def update_hiwater(mm):
 def free_vma(cpu, vma_number):
     """A VMA that is in no index any more: out of its family, whose last member takes the mapping along."""
     machine = machine_of(cpu)
-    mapping = vma_of(machine, vma_number).mapping
+    mapping, file = vma_of(machine, vma_number).mapping, vma_of(machine, vma_number).file
+    if file != 0:
+        unlink_file_vma(cpu, vma_number)
+        fput(cpu, file)
     if mapping != 0 and unlink_vma(cpu, vma_number):
         if mapping_of(machine, mapping).shared:
             vm_acct_memory(machine, -mapping_of(machine, mapping).acct)
@@ -171,14 +188,28 @@ def shmem_zero_setup(cpu, vma_number, charge):
     return 0
 
 
-@kernel("i64(cpu_t*, i64, u64, u64, i64)")
-def insert_region(cpu, mm_number, address, length, vm_flags):
+@kernel("void(cpu_t*, i64, i64)")
+def map_file(cpu, vma_number, file):
+    """A VMA maps an open file from now on, and holds it (call_mmap, vma_link_file)."""
+    machine = machine_of(cpu)
+    vma = vma_of(machine, vma_number)
+    get_file(machine, file)
+    vma.file, vma.i_mapping = file, inode_of(machine, file_of(machine, file).inode).mapping
+    link_file_vma(cpu, vma_number)
+
+
+@kernel("i64(cpu_t*, i64, u64, u64, i64, i64, i64)")
+def insert_region(cpu, mm_number, address, length, vm_flags, file, pgoff):
     """The VMA of mmap_region, charged already, melted with equal neighbours: 0 or -ENOMEM."""
     machine = machine_of(cpu)
-    shared, pages = vm_flags & VM_SHARED != 0, np.int64(length >> U(12))
-    number = new_vma(cpu, mm_number, address, address + length, vm_flags, 0 if shared else np.int64(address >> U(12)))
+    shared, pages = vm_flags & VM_SHARED != 0 and file == 0, np.int64(length >> U(12))
+    if file == 0:
+        pgoff = 0 if shared else np.int64(address >> U(12))
+    number = new_vma(cpu, mm_number, address, address + length, vm_flags, pgoff)
     if number == 0:
         return -ENOMEM
+    if file != 0:
+        map_file(cpu, number, file)
     if shared and shmem_zero_setup(cpu, number, 0 if vm_flags & VM_NORESERVE else pages) != 0:
         pool_put(cpu, machine.vma_pool, number)
         return -ENOMEM
@@ -191,9 +222,12 @@ def insert_region(cpu, mm_number, address, length, vm_flags):
     return 0
 
 
-@kernel("i64(cpu_t*, i64, u64, u64, i64)")
-def mmap_region(cpu, mm_number, address, length, vm_flags):
-    """Put a new VMA at a free place: the address or a negative errno."""
+@kernel("i64(cpu_t*, i64, u64, u64, i64, i64, i64)")
+def mmap_region(cpu, mm_number, address, length, vm_flags, file, pgoff):
+    """Put a new VMA at a free place: the address or a negative errno.
+
+    `file` is an open file, 0 for none; `pgoff` the page of it that the VMA begins with.
+    """
     machine = machine_of(cpu)
     pages = np.int64(length >> U(12))
     if not may_expand_vm(cpu, mm_of(machine, mm_number), vm_flags, pages):
@@ -202,25 +236,25 @@ def mmap_region(cpu, mm_number, address, length, vm_flags):
     charge = 0
     if accountable_mapping(vm_flags):
         charge, vm_flags = pages, vm_flags | VM_ACCOUNT
-    elif vm_flags & VM_SHARED and vm_flags & VM_NORESERVE == 0:
+    elif vm_flags & VM_SHARED and vm_flags & VM_NORESERVE == 0 and file == 0:
         charge = pages
     if charge != 0 and vm_enough_memory(cpu, mm_number, charge) != 0:
         return -ENOMEM
-    if insert_region(cpu, mm_number, address, length, vm_flags) != 0:
+    if insert_region(cpu, mm_number, address, length, vm_flags, file, pgoff) != 0:
         vm_acct_memory(machine, -charge)
         return -ENOMEM
     return np.int64(address)
 
 
-@kernel("i64(cpu_t*, i64, u64, u64, i64)")
-def place_mapping(cpu, mm_number, hint, length, flags):
+@kernel("i64(cpu_t*, i64, u64, u64, i64, i64, i64)")
+def place_mapping(cpu, mm_number, hint, length, flags, file, pgoff):
     """Where mmap puts it, as an address, or a negative errno: MAP_FIXED, MAP_FIXED_NOREPLACE or a free place."""
     machine = machine_of(cpu)
     address = hint & ~(PAGE - U(1))
     if flags & (MAP_FIXED | MAP_FIXED_NOREPLACE) == 0:
         if address != U(0):
             address = max(address, MMAP_MIN_ADDR)        # round_hint_to_min
-        address = get_unmapped_area(machine, mm_number, address, length, True)
+        address = get_unmapped_area(machine, mm_number, address, length, file == 0, pgoff)
         return np.int64(address) if address != U(0) else -ENOMEM
     if length > TASK_SIZE or address > TASK_SIZE - length:
         return -ENOMEM
@@ -233,17 +267,20 @@ def place_mapping(cpu, mm_number, hint, length, flags):
     return np.int64(address)
 
 
-@kernel("i64(cpu_t*, i64, u64, u64, i64, i64)")
-def do_mmap(cpu, mm_number, hint, length, prot, flags):
-    """mmap(2) of anonymous memory: the address, or a negative errno. The mmap_lock is held for writing."""
+@kernel("i64(cpu_t*, i64, u64, u64, i64, i64, i64, i64)")
+def do_mmap(cpu, mm_number, hint, length, prot, flags, file, pgoff):
+    """mmap(2) of anonymous memory, or of an open file from page `pgoff` on: the address, or a negative errno.
+
+    The mmap_lock is held for writing.
+    """
     machine = machine_of(cpu)
     mm = mm_of(machine, mm_number)
-    if length == U(0) or flags & (MAP_SHARED | MAP_PRIVATE) == 0 or flags & MAP_ANONYMOUS == 0:
+    if length == U(0) or flags & (MAP_SHARED | MAP_PRIVATE) == 0 or (flags & MAP_ANONYMOUS != 0) != (file == 0):
         return -EINVAL
     length = page_align(length)
     if length == U(0) or mm.map_count > machine.max_map_count:
         return -ENOMEM
-    address = place_mapping(cpu, mm_number, hint, length, flags)
+    address = place_mapping(cpu, mm_number, hint, length, flags, file, pgoff)
     if address < 0:
         return address
     vm_flags = calc_vm_flags(prot, flags) | mm.def_flags
@@ -259,7 +296,7 @@ def do_mmap(cpu, mm_number, hint, length, prot, flags):
         error = do_munmap(cpu, mm_number, U(address), length)
         if error != 0:
             return error
-    return mmap_region(cpu, mm_number, U(address), length, vm_flags)
+    return mmap_region(cpu, mm_number, U(address), length, vm_flags, file, pgoff)
 
 
 # -- stacks --------------------------------------------------------------------------------------------------
@@ -338,7 +375,7 @@ def grow_brk(cpu, mm_number, old, new):
         return False
     if vm_enough_memory(cpu, mm_number, pages) != 0:
         return False
-    if insert_region(cpu, mm_number, old, new - old, flags) != 0:
+    if insert_region(cpu, mm_number, old, new - old, flags, 0, 0) != 0:
         vm_acct_memory(machine, -pages)
         return False
     return True

@@ -12,15 +12,15 @@ from numaemu.kernel.mempolicy import copy_policy
 from numaemu.kernel.mm_types import VM_ACCOUNT, VM_DONTEXPAND, VM_LOCKED, VM_LOCKED_MASK, VM_MAYSHARE, VM_SHARED
 from numaemu.kernel.mmap import do_munmap, get_unmapped_area, page_align, update_hiwater
 from numaemu.kernel.pgtable import mm_of, pte_offset, ptep_get, ptep_get_and_clear, skip_missing
-from numaemu.kernel.rmap import mapping_of, unlink_vma
-from numaemu.kernel.smp import machine_of, spin_lock, spin_unlock
+from numaemu.kernel.rmap import unlink_vma
+from numaemu.kernel.smp import machine_of
 from numaemu.kernel.tlb import flush_tlb_mm_range
 from numaemu.kernel.util import may_expand_vm, mlock_future_ok, vm_acct_memory, vm_enough_memory, vm_stat_account
-from numaemu.kernel.vma import join_family, merge_at, new_vma, vma_pages
+from numaemu.kernel.vma import join_family, join_file, lock_families, merge_at, new_vma, unlock_families, vma_pages
 from numaemu.kernel.vma_index import find_position, find_vma, find_vma_intersection, insert_at, vma_of
 from numaemu.mmu import TASK_SIZE
 from numaemu.param import GATHER_PAGES
-from numaemu.pointer import address_of, u64
+from numaemu.pointer import u64
 from numaemu.uapi import MREMAP_DONTUNMAP, MREMAP_FIXED, MREMAP_MAYMOVE, errno
 
 U = np.uint64
@@ -58,8 +58,8 @@ def move_ptes(cpu, mm_number, address, old, new, count):
     waiting[0] = U(0)
 
 
-@kernel("u64(cpu_t*, i64, i64, u64, u64, u64)")
-def move_page_tables(cpu, mm_number, mapping, old, new, length):
+@kernel("u64(cpu_t*, i64, vma_t*, u64, u64, u64)")
+def move_page_tables(cpu, mm_number, vma, old, new, length):
     """Move the entries of [old, old + length) to `new`; how many bytes were moved before memory ran out."""
     machine = machine_of(cpu)
     mm, done = mm_of(machine, mm_number), U(0)
@@ -74,13 +74,9 @@ def move_page_tables(cpu, mm_number, mapping, old, new, length):
         place = pte_alloc(cpu, mm, target)
         if place == U(0):
             return done
-        if mapping != 0:
-            lock = address_of(mapping_of(machine, mapping), "lock")
-            spin_lock(cpu, lock)
-            move_ptes(cpu, mm_number, source, ptep, place, np.int64(extent >> U(12)))
-            spin_unlock(lock)
-        else:
-            move_ptes(cpu, mm_number, source, ptep, place, np.int64(extent >> U(12)))
+        lock_families(cpu, vma)
+        move_ptes(cpu, mm_number, source, ptep, place, np.int64(extent >> U(12)))
+        unlock_families(machine, vma)
         done += extent
     return length
 
@@ -92,14 +88,14 @@ def copy_vma(cpu, mm_number, vma_number, start, end, pgoff):
     """A VMA at a new place with the same pages to come, in the index: its number or 0. Mirrors copy_vma."""
     machine = machine_of(cpu)
     of = vma_of(machine, vma_number)
-    if of.flags & VM_SHARED == 0 and of.anon_vma == 0:
+    if of.flags & VM_SHARED == 0 and of.anon_vma == 0 and of.file == 0:
         pgoff = np.int64(start >> U(12))
     number = new_vma(cpu, mm_number, start, end, of.flags, pgoff)
     if number == 0:
         return 0
     vma = vma_of(machine, number)
     copy_policy(vma.policy, of.policy)
-    vma.file = of.file
+    join_file(cpu, number, vma_number)
     join_family(cpu, number, vma_number)
     insert_at(machine, mm_number, find_position(machine, mm_number, start), number)
     return number
@@ -129,7 +125,7 @@ def move_vma(cpu, mm_number, vma_number, old, old_length, new_length, new, flags
     """
     machine = machine_of(cpu)
     mm, vma = mm_of(machine, mm_number), vma_of(machine, vma_number)
-    vm_flags, pages, mapping = vma.flags, np.int64(new_length >> U(12)), vma.mapping
+    vm_flags, pages = vma.flags, np.int64(new_length >> U(12))
     old_pages = np.int64(old_length >> U(12))
     if mm.map_count >= machine.max_map_count - SPARE_MAPS:
         return -ENOMEM
@@ -138,10 +134,10 @@ def move_vma(cpu, mm_number, vma_number, old, old_length, new_length, new, flags
         return -ENOMEM
     pgoff = vma.pgoff + np.int64((old - vma.start) >> U(12))
     number = copy_vma(cpu, mm_number, vma_number, new, new + new_length, pgoff)
-    moved = move_page_tables(cpu, mm_number, mapping, old, new, old_length) if number != 0 else U(0)
+    moved = move_page_tables(cpu, mm_number, vma, old, new, old_length) if number != 0 else U(0)
     if number == 0 or moved < old_length:
         if number != 0:
-            move_page_tables(cpu, mm_number, mapping, new, old, moved)
+            move_page_tables(cpu, mm_number, vma, new, old, moved)
             vm_stat_account(mm, vm_flags, pages)
             if vm_flags & VM_LOCKED:
                 mm.locked_vm += pages
@@ -242,7 +238,7 @@ def mremap_to(cpu, mm_number, address, old_length, new_length, new, flags):
     if flags & MREMAP_DONTUNMAP and not may_expand_vm(cpu, mm, vma.flags, np.int64(old_length >> U(12))):
         return -ENOMEM
     if flags & MREMAP_FIXED == 0:
-        new = get_unmapped_area(machine, mm_number, new, new_length, vma.flags & VM_SHARED == 0)
+        new = get_unmapped_area(machine, mm_number, new, new_length, vma.file == 0 and vma.flags & VM_SHARED == 0, vma.pgoff)
         if new == U(0):
             return -ENOMEM
     return move_vma(cpu, mm_number, number, address, old_length, new_length, new, flags)
@@ -260,7 +256,7 @@ def mremap_grow(cpu, mm_number, number, address, old_length, new_length, flags):
         return np.int64(address) if expand_in_place(cpu, mm_number, number, new_length - old_length) == 0 else -ENOMEM
     if flags & MREMAP_MAYMOVE == 0:
         return -ENOMEM
-    new = get_unmapped_area(machine, mm_number, U(0), new_length, vma.flags & VM_SHARED == 0)
+    new = get_unmapped_area(machine, mm_number, U(0), new_length, vma.file == 0 and vma.flags & VM_SHARED == 0, vma.pgoff)
     if new == U(0):
         return -ENOMEM
     return move_vma(cpu, mm_number, number, address, old_length, new_length, new, flags)

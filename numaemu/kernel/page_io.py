@@ -80,12 +80,12 @@ def end_swap_write(cpu, pfn):
     mod_node_page_state(machine, cpu.id, page_to_nid(machine, pfn), NR_WRITTEN, 1)
 
 
-@kernel("void(cpu_t*, i64)")
+@kernel("bool(cpu_t*, i64)")
 def swap_read_folio(cpu, pfn):
-    """Fill a locked page of the swap cache from its slot; the disk's latency is the caller's to charge (swap_read_wait)."""
+    """Fill a locked page of the swap cache from its slot; True if the disk had it, whose latency is the caller's to charge."""
     machine = machine_of(cpu)
     page, frame = page_of(machine, pfn), frame_of(machine, pfn)
-    entry = page.private
+    entry, from_disk = page.private, False
     if u8.array(swap_of(machine).zeromap)[entry] != 0:
         clear_bytes(frame, 4096)
         count_vm_events(machine, cpu.id, SWPIN_ZERO, 1)
@@ -93,8 +93,10 @@ def swap_read_folio(cpu, pfn):
         zram = swap_of(machine).info[swp_type(entry)].kind == SWAP_ZRAM
         count_vm_events(machine, cpu.id, PSWPIN if zram else ZSWPIN, 1)
     else:
+        from_disk = True
         copy_bytes(frame, place_on_disk(machine, entry), 4096)
         cpu.clock_base_ns += machine.disk_page_ns
         count_vm_events(machine, cpu.id, PSWPIN, 1)
         count_vm_events(machine, cpu.id, PGPGIN, 4)
     folio_set(page, PG_uptodate)
+    return from_disk

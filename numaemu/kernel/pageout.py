@@ -11,21 +11,24 @@ import numpy as np
 from numaemu.atomic import compare_exchange, load_acquire, store_release
 from numaemu.compile import hot, kernel
 from numaemu.kernel.gfp import __GFP_FS, __GFP_IO
-from numaemu.kernel.mm_inline import folio_clear, folio_is_file_lru, folio_set, folio_test
+from numaemu.kernel.mm_inline import folio_clear, folio_is_file_lru, folio_set, folio_test, folio_trylock, folio_unlock
 from numaemu.kernel.mm_types import (PG_active, PG_anon, PG_dirty, PG_mlocked, PG_reclaim, PG_referenced,
                                      PG_swapbacked, PG_swapcache, PG_unevictable, PG_writeback)
 from numaemu.kernel.mmzone import NR_LRU_LISTS, page_of, page_to_nid
 from numaemu.kernel.page_alloc import free_unref_page, get_page
 from numaemu.kernel.page_io import PAGE_KEEP, PAGE_WRITEBACK, swap_writepage
+from numaemu.kernel.page_writeback import folio_mark_dirty
+from numaemu.kernel.pagemap import remove_mapping
 from numaemu.kernel.rmap import REFERENCED_EXEC, REFERENCED_LOCKED, folio_referenced, try_to_unmap
+from numaemu.kernel.shmem import folio_hold_mapping, release_mapping, shmem_delete_from_page_cache, shmem_writepage
 from numaemu.kernel.smp import machine_of
 from numaemu.kernel.swap_state import add_to_swap
-from numaemu.kernel.swapfile import (SWAP_HAS_CACHE, __delete_from_swap_cache, folio_free_swap, folio_trylock,
-                                     folio_unlock, swap_entry_put, vm_swap_full)
+from numaemu.kernel.swapfile import (SWAP_HAS_CACHE, __delete_from_swap_cache, folio_free_swap, swap_entry_put,
+                                     vm_swap_full)
 from numaemu.kernel.tlb import tlbflush_unmap_batch_t, try_to_unmap_flush
 from numaemu.kernel.vmstat import (NR_VMSCAN_IMMEDIATE_RECLAIM, NR_VMSCAN_WRITE, PGACTIVATE, PGLAZYFREED,
                                    count_vm_events, mod_node_page_state)
-from numaemu.kernel.workingset import SWAP_CLUSTER_MAX, workingset_eviction
+from numaemu.kernel.workingset import SWAP_CLUSTER_MAX, shadow_to_entry, workingset_eviction
 from numaemu.pointer import Struct, i64
 
 U = np.uint64
@@ -45,7 +48,7 @@ scan_control_t = Struct("scan_control_t", [      # struct scan_control; its cont
     ("nr", i64, NR_LRU_LISTS), ("targets", i64, NR_LRU_LISTS),
     # the batch
     ("nr_taken", i64), ("pfn", i64, SWAP_CLUSTER_MAX), ("state", i64, SWAP_CLUSTER_MAX),
-    ("nr_pageout", i64), ("nr_dirty", i64),
+    ("nr_pageout", i64), ("nr_dirty", i64), ("nr_unqueued_dirty", i64),
     ("tlb_ubc", tlbflush_unmap_batch_t),
 ])
 
@@ -77,14 +80,25 @@ def dirty_folio(cpu, sc, pfn, references):
     machine = machine_of(cpu)
     page = page_of(machine, pfn)
     sc.nr_dirty += 1
-    if folio_is_file_lru(page):
+    if folio_is_file_lru(page) and not folio_test(page, PG_anon):
+        sc.nr_unqueued_dirty += 1
         mod_node_page_state(machine, cpu.id, page_to_nid(machine, pfn), NR_VMSCAN_IMMEDIATE_RECLAIM, 1)
         folio_set(page, PG_reclaim)
         return ACTIVATE_LOCKED
     if references == FOLIOREF_RECLAIM_CLEAN or not sc.may_writepage:
         return KEEP_LOCKED
-    may_enter_fs = sc.gfp & __GFP_FS or (folio_test(page, PG_swapcache) and sc.gfp & __GFP_IO)
+    may_enter_fs = sc.gfp & __GFP_FS or (folio_test(page, PG_swapbacked) and sc.gfp & __GFP_IO)
     return PAGEOUT if may_enter_fs else KEEP_LOCKED
+
+
+@hot
+def note_dirty(cpu, pfn):
+    """An entry that was taken away says that the page has been written to."""
+    page = page_of(machine_of(cpu), pfn)
+    if folio_test(page, PG_anon | PG_swapbacked):
+        folio_set(page, PG_dirty)
+    else:
+        folio_mark_dirty(cpu, pfn)
 
 
 @kernel("i64(cpu_t*, scan_control_t*, i64)")
@@ -111,8 +125,12 @@ def unmap_folio(cpu, sc, pfn):
             return KEEP_LOCKED
         if not add_to_swap(cpu, pfn):
             return ACTIVATE_LOCKED
-    if load_acquire(page, "mapcount") > 0 and not try_to_unmap(cpu, sc.tlb_ubc, pfn):
-        return ACTIVATE_LOCKED
+    if load_acquire(page, "mapcount") > 0:
+        unmapped = try_to_unmap(cpu, sc.tlb_ubc, pfn)
+        if sc.tlb_ubc.dirty:
+            note_dirty(cpu, pfn)
+        if not unmapped:
+            return ACTIVATE_LOCKED
     return dirty_folio(cpu, sc, pfn, references) if folio_test(page, PG_dirty) else FREE
 
 
@@ -121,8 +139,8 @@ def pageout(cpu, sc, pfn):
     """Write a page: FREE if it may go at once, WRITTEN if the disk still has to say so, ACTIVATE_LOCKED if it cannot be."""
     machine = machine_of(cpu)
     page = page_of(machine, pfn)
-    if not folio_test(page, PG_swapcache):
-        return KEEP_LOCKED
+    if not folio_test(page, PG_swapcache) and (folio_test(page, PG_anon) or not shmem_writepage(cpu, pfn)):
+        return ACTIVATE_LOCKED
     folio_clear(page, PG_dirty)
     folio_set(page, PG_reclaim)
     mod_node_page_state(machine, cpu.id, page_to_nid(machine, pfn), NR_VMSCAN_WRITE, 1)
@@ -138,6 +156,32 @@ def pageout(cpu, sc, pfn):
     return FREE
 
 
+@hot
+def drop_file(cpu, pfn):
+    """A clean page of a file leaves the cache."""
+    page = page_of(machine_of(cpu), pfn)
+    if page.mapping == 0 or load_acquire(page, "refcount") != 2:
+        return False
+    if not remove_mapping(cpu, pfn, shadow_to_entry(workingset_eviction(cpu, pfn))):
+        return False
+    return compare_exchange(page, "refcount", 1, 0) == 1      # else who looked it up late frees it: it is nobody's
+
+
+@hot
+def drop_shmem(cpu, pfn):
+    """A page of a shared object that nobody has ever written to need not be kept."""
+    page = page_of(machine_of(cpu), pfn)
+    family = folio_hold_mapping(cpu, pfn)
+    if family == 0:
+        return False
+    gone = compare_exchange(page, "refcount", 2, 0) == 2
+    if gone and (folio_test(page, PG_dirty) or not shmem_delete_from_page_cache(cpu, pfn, 0)):
+        store_release(page, "refcount", 2)
+        gone = False
+    release_mapping(cpu, family)
+    return gone
+
+
 @kernel("bool(cpu_t*, i64)")
 def __remove_mapping(cpu, pfn):
     """Take a locked page, to which only we and its cache refer, out of the cache, leaving a shadow; False: it is in use.
@@ -146,9 +190,10 @@ def __remove_mapping(cpu, pfn):
     """
     machine = machine_of(cpu)
     page = page_of(machine, pfn)
+    if not folio_test(page, PG_swapcache | PG_anon):
+        return drop_shmem(cpu, pfn) if folio_test(page, PG_swapbacked) else drop_file(cpu, pfn)
     if not folio_test(page, PG_swapcache):
-        if not folio_test(page, PG_anon) or folio_test(page, PG_swapbacked) or \
-                compare_exchange(page, "refcount", 1, 0) != 1:
+        if folio_test(page, PG_swapbacked) or compare_exchange(page, "refcount", 1, 0) != 1:
             return False
         count_vm_events(machine, cpu.id, PGLAZYFREED, 1)
         return True
@@ -192,7 +237,7 @@ def dispose_folio(cpu, sc, i):
 @kernel("i64(cpu_t*, scan_control_t*)")
 def shrink_folio_list(cpu, sc):
     """Reclaim what can be had of the batch of isolated pages: how many are freed; state[] tells of each."""
-    freed = sc.nr_pageout = sc.nr_dirty = sc.tlb_ubc.nr_mms = 0
+    freed = sc.nr_pageout = sc.nr_dirty = sc.nr_unqueued_dirty = sc.tlb_ubc.nr_mms = 0
     for i in range(sc.nr_taken):
         sc.state[i] = unmap_folio(cpu, sc, sc.pfn[i])
     try_to_unmap_flush(cpu, sc.tlb_ubc)

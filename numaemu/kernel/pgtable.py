@@ -2,10 +2,9 @@
 
 Tables lie in emulated frames. An upper entry goes from 0 to a table once, by compare-exchange, and back to 0 only
 under the mmap_lock held for writing; a leaf entry changes at any time, by compare-exchange or exchange only.
-
 A leaf that is not present and not 0 is one of two. A *migration entry*: pfn << 12 | _MIGRATION | the old R/W, U/S and
-D bits, and _MIGRATION_ANON if the page is anonymous. A *swap entry*: swap entry << 12 | _SWAP, and _SWP_EXCLUSIVE if the
-page belonged to this address space alone.
+D bits, and _MIGRATION_ANON if the page is anonymous, _MIGRATION_FILE if it is a file's. A *swap entry*: swap entry << 12 |
+_SWAP, and _SWP_EXCLUSIVE if the page belonged to this address space alone.
 """
 import numpy as np
 
@@ -21,7 +20,7 @@ from numaemu.pointer import u64
 
 U = np.uint64
 _PAGE_SPECIAL = U(1 << 9)        # software bit: the zero page, no struct page to count
-_MIGRATION, _MIGRATION_ANON = U(1 << 10), U(1 << 11)
+_MIGRATION, _MIGRATION_ANON, _MIGRATION_FILE = U(1 << 10), U(1 << 11), U(1 << 8)
 _SWAP, _SWP_EXCLUSIVE = U(1 << 3), U(1 << 4)
 _PAGE_TABLE = _PAGE_PRESENT | _PAGE_RW | _PAGE_USER | _PAGE_ACCESSED
 ADDRESS_SPACE = U(1) << U(47)

@@ -9,6 +9,8 @@ import os
 import re
 
 from numaemu.kernel import node_sysfs, proc_meminfo, proc_slabinfo, proc_smaps, proc_task, proc_vmstat, swapon, sysctl
+from numaemu.kernel.inode import I_LIVE, inode_name, inode_t
+from numaemu.kernel.mm_types import mapping_t, pool_t
 from numaemu.kernel.sysctl import System  # noqa: F401  (what read, write and listdir take)
 
 FIXED = {path: (read, None) for module in (proc_vmstat, proc_meminfo, proc_slabinfo, node_sysfs)
@@ -75,8 +77,21 @@ def read(system, path):
 
 
 def write(system, path, text):
-    """Write to a file; a generator comes back where that takes steps which only the coordinator can do."""
+    """Write to a file; None, a generator of steps that only the coordinator can do, or what a CPU has to do for it:
+    (method of FileOperations.system, arguments …).
+    """
     return open_file(system, path, 1)(system, text)
+
+
+def files(machine):
+    """The files of the disk: {name: bytes, pages in the cache, dirty pages}."""
+    table, found = inode_t.array(machine.inodes), {}
+    for number in range(1, pool_t.at(machine.inode_pool).used + 1):
+        inode = table[number]
+        if inode.state == I_LIVE and inode.nlink:
+            cached = mapping_t.array(machine.mappings)[inode.mapping].nr_pages
+            found[inode_name(inode)] = {"size": inode.i_size, "cached": cached, "dirty": inode.nr_dirty}
+    return found
 
 
 # -- directories ---------------------------------------------------------------------------------------------

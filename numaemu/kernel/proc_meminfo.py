@@ -4,7 +4,7 @@ Every line of a Linux 6.12 with swap, zswap, huge pages and memory failure handl
 not have yet is 0, as on a machine that does not use it. Lines that are sums are made from their parts.
 """
 from numaemu.kernel.mm_init import node_managed_pages
-from numaemu.kernel.mmzone import MAX_NR_ZONES, WMARK_HIGH, zone_of
+from numaemu.kernel.mmzone import LRU_ACTIVE, LRU_FILE, MAX_NR_ZONES, WMARK_HIGH, WMARK_LOW, lruvec_of, zone_of
 from numaemu.kernel.percpu import pcpu_nr_pages
 from numaemu.kernel.util import vm_commit_limit
 from numaemu.kernel.vmstat import fold_node, free_pages
@@ -36,8 +36,13 @@ def totalreserve_pages(machine):
 
 
 def si_mem_available(machine, free):
-    """Pages that could be had without swapping. Nothing is on an LRU or can be shrunk yet, so: free less the reserve."""
-    return max(free - totalreserve_pages(machine), 0)
+    """Pages that could be had without swapping: free ones less the reserve, and most of the page cache. Nothing else can
+    be shrunk yet.
+    """
+    low = sum(zone_of(machine, number).watermark[WMARK_LOW] for number in range(machine.nr_nodes * MAX_NR_ZONES))
+    lruvecs = [lruvec_of(machine, node) for node in range(machine.nr_nodes)]
+    cache = sum(lruvec.nr[LRU_FILE] + lruvec.nr[LRU_FILE + LRU_ACTIVE] for lruvec in lruvecs)
+    return max(free - totalreserve_pages(machine) + cache - min(cache // 2, low), 0)
 
 
 def line(name, value_kb):

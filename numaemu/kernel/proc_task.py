@@ -8,6 +8,7 @@ import os
 
 import numpy as np
 
+from numaemu.kernel.inode import file_of, inode_name, inode_of
 from numaemu.kernel.mm_types import (MM_ANONPAGES, MM_FILEPAGES, MM_SHMEMPAGES, MM_SWAPENTS, TASK_NAME_BYTES,
                                      TASK_RUNNING, VM_EXEC, VM_MAYSHARE, VM_READ, VM_SHARED, VM_WRITE, pool_t, task_t,
                                      vma_t)
@@ -29,6 +30,7 @@ POLICY_MODES = {MPOL_DEFAULT: "default", MPOL_PREFERRED: "prefer", MPOL_BIND: "b
                 MPOL_PREFERRED_MANY: "prefer (many)"}
 NAME_COLUMN = 25 + 8 * 6                 # where show_vma_header_prefix lets the name begin: its width, and a space
 SHMEM_DEVICE = "00:01"                   # the kernel's own mount of shmem, the first without a device
+DISK_DEVICE = "fe:00"                    # /dev/vda
 SHMEM_NAME = "/dev/zero (deleted)"       # shmem_zero_setup
 TRIES = 100                              # for a copy of the VMAs that nobody changed meanwhile; assumed
 
@@ -105,16 +107,24 @@ def permissions(flags):
     return letters + ("s" if flags & VM_MAYSHARE else "p")
 
 
-def show_map_vma(mm, vma):
+def file_name(machine, vma):
+    """The file a VMA maps, as /proc shows it; "" if it maps none."""
+    if vma["file"]:
+        return inode_name(inode_of(machine, file_of(machine, int(vma["file"])).inode))
+    return SHMEM_NAME if vma["flags"] & VM_SHARED else ""
+
+
+def show_map_vma(machine, mm, vma):
     """A line of maps. A shared object's inode number is that of its mapping."""
-    shared, name = vma["flags"] & VM_SHARED, ""
-    if shared:
-        name = SHMEM_NAME
-    elif is_initial_heap(mm, vma):
+    name, inode, device = file_name(machine, vma), vma["mapping"], SHMEM_DEVICE
+    if vma["file"]:
+        inode, device = file_of(machine, int(vma["file"])).inode, DISK_DEVICE
+    backed = bool(name)
+    if not backed and is_initial_heap(mm, vma):
         name = "[heap]"
-    elif is_initial_stack(mm, vma):
+    elif not backed and is_initial_stack(mm, vma):
         name = "[stack]"
-    offset, device, inode = (int(vma["pgoff"]) << 12, SHMEM_DEVICE, vma["mapping"]) if shared else (0, "00:00", 0)
+    offset, device, inode = (int(vma["pgoff"]) << 12, device, inode) if backed else (0, "00:00", 0)
     prefix = f"{vma['start']:08x}-{vma['end']:08x} {permissions(vma['flags'])} {offset:08x} {device} {inode} "
     return (prefix.ljust(NAME_COLUMN) + name if name else prefix) + "\n"
 
@@ -122,7 +132,7 @@ def show_map_vma(mm, vma):
 def maps(system, _number, mm_number):
     """/proc/<pid>/maps"""
     mm = mm_of(system.machine, mm_number)
-    return "".join(show_map_vma(mm, vma) for vma in copy_vmas(system.machine, mm_number))
+    return "".join(show_map_vma(system.machine, mm, vma) for vma in copy_vmas(system.machine, mm_number))
 
 
 def mpol_to_str(mode, flags, nodes):
@@ -152,8 +162,8 @@ def show_numa_map(system, task, mm_number, vma):
     own = vma["policy"]
     policy = own if own["mode"] != MPOL_DEFAULT else task.policy.as_numpy()
     words = [f"{vma['start']:08x}", mpol_to_str(int(policy["mode"]), int(policy["flags"]), policy["nodes"])]
-    if vma["flags"] & VM_SHARED:
-        words.append("file=" + SHMEM_NAME.replace(" ", "\\040"))
+    if name := file_name(system.machine, vma):
+        words.append("file=" + name.replace(" ", "\\040"))
     elif is_initial_heap(mm, vma):
         words.append("heap")
     elif is_initial_stack(mm, vma):

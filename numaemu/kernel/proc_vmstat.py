@@ -26,6 +26,7 @@ NODE_ITEMS = (
     "nr_shmem nr_anon_transparent_hugepages nr_vmscan_write nr_vmscan_immediate_reclaim nr_dirtied nr_written "
     "nr_kernel_misc_reclaimable nr_kernel_stack nr_page_table_pages nr_sec_page_table_pages nr_swapcached "
     "pgpromote_success pgpromote_candidate pgdemote_kswapd pgdemote_direct pgdemote_khugepaged nr_hugetlb").split()
+DIRTY_LIMITS = ("nr_dirty_threshold", "nr_dirty_background_threshold")
 NUMA_ITEMS = "numa_hit numa_miss numa_foreign numa_interleave numa_local numa_other".split()
 EVENTS = (
     "pgpgin pgpgout pswpin pswpout pgalloc_dma pgalloc_dma32 pgalloc_normal pgalloc_movable allocstall_dma "
@@ -53,7 +54,7 @@ def in_order(names, values):
 def vmstat(system):
     """/proc/vmstat: vmstat_show; the last line is a counter that old programs look for."""
     values = stats.vmstat(system.machine)
-    lines = in_order(["nr_free_pages", *NUMA_ITEMS, *NODE_ITEMS, *EVENTS], values)
+    lines = in_order(["nr_free_pages", *NUMA_ITEMS, *NODE_ITEMS, *DIRTY_LIMITS, *EVENTS], values)
     return "\n".join([*lines, "nr_unstable 0"]) + "\n"
 
 

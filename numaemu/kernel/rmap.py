@@ -11,8 +11,8 @@ from numaemu.atomic import fetch_add, load_acquire
 from numaemu.compile import hot, kernel
 from numaemu.kernel.mlock import mlock_folio, munlock_folio
 from numaemu.kernel.mm_inline import folio_clear, folio_set, folio_test
-from numaemu.kernel.mm_types import (MM_ANONPAGES, MM_SHMEMPAGES, MM_SWAPENTS, VM_EXEC, VM_LOCKED, PG_anon,
-                                     PG_anon_exclusive, PG_dirty, PG_mlocked, PG_swapbacked, PG_swapcache, mapping_t)
+from numaemu.kernel.mm_types import (MM_ANONPAGES, MM_FILEPAGES, MM_SHMEMPAGES, MM_SWAPENTS, VM_EXEC, VM_LOCKED,
+                                     PG_anon, PG_anon_exclusive, PG_mlocked, PG_swapbacked, PG_swapcache, mapping_t)
 from numaemu.kernel.mmdebug import VM_BUG_ON_PAGE
 from numaemu.kernel.mmzone import page_of, page_to_nid
 from numaemu.kernel.page_alloc import put_page
@@ -45,7 +45,7 @@ def new_mapping(cpu, shared):
     if number != 0:
         mapping = mapping_of(machine, number)
         mapping.users, mapping.first_vma, mapping.shared = 0, 0, shared      # not the lock: a late walker may hold it
-        mapping.root, mapping.nr_pages, mapping.acct = U(0), 0, 0
+        mapping.root, mapping.nr_pages, mapping.host, mapping.acct = U(0), 0, 0, 0
     return number
 
 
@@ -81,6 +81,46 @@ def unlink_vma(cpu, vma_number):
     last = fetch_add(mapping, "users", -1) == 1
     spin_unlock(lock)
     return last
+
+
+@kernel("void(cpu_t*, i64)")
+def link_file_vma(cpu, vma_number):
+    """Let a VMA join those that map its file (__vma_link_file)."""
+    machine = machine_of(cpu)
+    vma = vma_of(machine, vma_number)
+    mapping = mapping_of(machine, vma.i_mapping)
+    lock = address_of(mapping, "lock")
+    spin_lock(cpu, lock)
+    vma.file_prev, vma.file_next = 0, mapping.first_vma
+    if mapping.first_vma != 0:
+        vma_of(machine, mapping.first_vma).file_prev = vma_number
+    mapping.first_vma = vma_number
+    fetch_add(mapping, "users", 1)
+    spin_unlock(lock)
+
+
+@kernel("void(cpu_t*, i64)")
+def unlink_file_vma(cpu, vma_number):
+    """Let a VMA leave those that map its file; the file's inode keeps the mapping."""
+    machine = machine_of(cpu)
+    vma = vma_of(machine, vma_number)
+    mapping = mapping_of(machine, vma.i_mapping)
+    lock = address_of(mapping, "lock")
+    spin_lock(cpu, lock)
+    if vma.file_prev != 0:
+        vma_of(machine, vma.file_prev).file_next = vma.file_next
+    else:
+        mapping.first_vma = vma.file_next
+    if vma.file_next != 0:
+        vma_of(machine, vma.file_next).file_prev = vma.file_prev
+    fetch_add(mapping, "users", -1)
+    spin_unlock(lock)
+
+
+@hot
+def next_vma_of(mapping, vma):
+    """The next VMA of a mapping's list, for walks from mapping.first_vma under its lock: a file's has links of its own."""
+    return vma.file_next if mapping.host != 0 else vma.family_next
 
 
 @kernel("u64(page_t*, vma_t*)")
@@ -130,7 +170,9 @@ def folio_remove_rmap(machine, cpu, pfn):
 @hot
 def rss_counter(page):
     """Which of an address space's counters the page belongs to."""
-    return MM_ANONPAGES if page.flags & U(PG_anon) != U(0) else MM_SHMEMPAGES
+    if page.flags & U(PG_anon) != U(0):
+        return MM_ANONPAGES
+    return MM_SHMEMPAGES if page.flags & U(PG_swapbacked) != U(0) else MM_FILEPAGES
 
 
 @kernel("void(cpu_t*, i64)")
@@ -182,7 +224,7 @@ def folio_referenced(cpu, pfn):
                 if vma.flags & VM_EXEC:
                     answer |= REFERENCED_EXEC
                 break
-        number = vma.family_next
+        number = next_vma_of(mapping, vma)
     spin_unlock(lock)
     return answer
 
@@ -226,7 +268,7 @@ def try_to_unmap_one(cpu, ubc, pfn, vma):
         if not (unmap_anon_one(cpu, pfn, vma, ptep, pte) if anon else ptep_cmpxchg(ptep, pte, U(0))):
             continue
         if pte & _PAGE_DIRTY != U(0):
-            folio_set(page, PG_dirty)
+            ubc.dirty = 1
         set_tlb_ubc_flush_pending(cpu, ubc, vma.mm, page_address_in_vma(page, vma))
         fetch_add(mm_of(machine, vma.mm).rss, rss_counter(page), -1)
         folio_remove_rmap(machine, cpu, pfn)
@@ -237,10 +279,12 @@ def try_to_unmap_one(cpu, ubc, pfn, vma):
 
 @kernel("bool(cpu_t*, tlbflush_unmap_batch_t*, i64)")
 def try_to_unmap(cpu, ubc, pfn):
-    """Take a locked, isolated page out of all address spaces; True if nothing maps it any more. The caller flushes `ubc`
-    before it uses or writes the frame.
+    """Take a locked, isolated page out of all address spaces; True if nothing maps it any more.
+
+    The caller flushes `ubc` before it uses or writes the frame; `ubc.dirty` says whether the page has been written to.
     """
     machine = machine_of(cpu)
+    ubc.dirty = 0
     page = page_of(machine, pfn)
     mapping = mapping_of(machine, page.mapping)
     lock = address_of(mapping, "lock")
@@ -248,7 +292,7 @@ def try_to_unmap(cpu, ubc, pfn):
     number = mapping.first_vma
     while number != 0 and load_acquire(page, "mapcount") > 0:
         vma = vma_of(machine, number)
-        number = vma.family_next
+        number = next_vma_of(mapping, vma)
         if not try_to_unmap_one(cpu, ubc, pfn, vma):
             break
     spin_unlock(lock)

@@ -1,64 +1,33 @@
 """Shared anonymous memory: Linux's mm/shmem.c as far as MAP_SHARED | MAP_ANONYMOUS needs it.
 
-The pages of a shared object hang in a tree of kernel pages with the layout of page tables (512 slots a level, by
-page index), which Linux keeps in an xarray. Slots go from 0 to a page once, by compare-exchange; the tree holds one
-reference to each page. It is freed with the last VMA that maps it.
+The pages of a shared object hang in its tree (xarray.py), which holds one reference to each. A slot goes from 0 to a
+page, from a page to a swap entry and back, by compare-exchange. The tree is freed with the last VMA that maps it; who
+looks into it without one (reclaim, compaction) holds the family meanwhile.
 """
 import numpy as np
 
 from numaemu.atomic import compare_exchange, fetch_add, load_acquire
 from numaemu.compile import hot, kernel
-from numaemu.kernel.gfp import GFP_HIGHUSER_MOVABLE, GFP_KERNEL, __GFP_ZERO
+from numaemu.kernel.gfp import GFP_HIGHUSER_MOVABLE, __GFP_ZERO
 from numaemu.kernel.mempolicy import vma_alloc_folio
-from numaemu.kernel.mm_inline import folio_test
-from numaemu.kernel.mm_types import PG_anon, PG_swapbacked
+from numaemu.kernel.mm_inline import folio_lock, folio_set, folio_test, folio_unlock
+from numaemu.kernel.mm_types import PG_anon, PG_dirty, PG_swapbacked, PG_swapcache
 from numaemu.kernel.mmzone import page_of, page_to_nid
-from numaemu.kernel.page_alloc import alloc_pages, put_page, try_get_page
-from numaemu.kernel.pgtable import pfn_pte, pte_pfn, table_at
+from numaemu.kernel.page_alloc import get_page, put_page, try_get_page
+from numaemu.kernel.pgtable import pfn_pte, pte_pfn
 from numaemu.kernel.rmap import mapping_of, mapping_put
 from numaemu.kernel.smp import machine_of, relax
 from numaemu.kernel.swap import folio_add_new_lru
-from numaemu.kernel.vmstat import NR_FILE_PAGES, NR_KERNEL_PAGES, NR_SHMEM, mod_node_page_state
-from numaemu.pointer import address_of, u64
+from numaemu.kernel.swap_state import swap_cache_get_hit, swap_cluster_readahead
+from numaemu.kernel.swapfile import (add_to_swap_cache, delete_from_swap_cache, folio_alloc_swap, free_swap_and_cache,
+                                     swap_duplicate, swap_entry_put)
+from numaemu.kernel.vmstat import NR_FILE_PAGES, NR_SHMEM, mod_node_page_state
+from numaemu.kernel.xarray import (MAX_INDEX, entry_is_page, page_entry, xa_create, xa_destroy, xa_find, xa_is_value,
+                                   xa_load, xa_slot)
+from numaemu.pointer import u64
 
 U = np.uint64
-_SLOT = U(1)                     # an entry that is in use
 AGAIN = -1
-
-
-@kernel("u64(cpu_t*, u64, i64)")
-def new_tree_page(cpu, words, index):
-    """Make slot `index` of the table at host address `words` point to a new table; the entry, or 0: no memory."""
-    machine = machine_of(cpu)
-    pfn = alloc_pages(cpu, GFP_KERNEL | __GFP_ZERO, 0, cpu.node, machine.node_mask)
-    if pfn == 0:
-        return U(0)
-    entry = pfn_pte(pfn, _SLOT)
-    before = compare_exchange(u64.array(words), index, U(0), entry)
-    if before != U(0):
-        put_page(cpu, pfn)
-        return before
-    mod_node_page_state(machine, cpu.id, page_to_nid(machine, pfn), NR_KERNEL_PAGES, 1)
-    return entry
-
-
-@kernel("u64(cpu_t*, mapping_t*, i64)")
-def shmem_slot(cpu, mapping, index):
-    """Host address of the slot of page `index`, making tables as needed; 0: no memory."""
-    machine = machine_of(cpu)
-    entry = load_acquire(mapping, "root")
-    if entry == U(0):
-        entry = new_tree_page(cpu, address_of(mapping, "root"), 0)
-    for shift in (27, 18, 9):
-        if entry == U(0):
-            return U(0)
-        table, slot = table_at(machine, entry), (index >> shift) & 511
-        entry = load_acquire(u64.array(table), slot)
-        if entry == U(0):
-            entry = new_tree_page(cpu, table, slot)
-    if entry == U(0):
-        return U(0)
-    return table_at(machine, entry) + (U(index & 511) << U(3))
 
 
 @kernel("void(machine_t*, cpu_t*, i64, i64)")
@@ -79,13 +48,45 @@ def shmem_add_folio(cpu, vma, address, slot, index):
     page.mapping, page.index = vma.mapping, index
     page.flags |= U(PG_swapbacked)
     fetch_add(page, "refcount", 2)       # the tree's, that of its way to the LRU list
-    if compare_exchange(u64.array(slot), 0, U(0), pfn_pte(pfn, _SLOT)) != U(0):
+    if compare_exchange(u64.array(slot), 0, U(0), page_entry(pfn)) != U(0):
         fetch_add(page, "refcount", -2)  # another CPU was faster: look again
         put_page(cpu, pfn)
         return AGAIN
     folio_add_new_lru(cpu, pfn)
     count_shmem(machine, cpu, pfn, 1)
     fetch_add(mapping_of(machine, vma.mapping), "nr_pages", 1)
+    return pfn
+
+
+@kernel("i64(cpu_t*, vma_t*, u64, u64, i64, u64)")
+def shmem_swapin_folio(cpu, vma, address, slot, index, value):
+    """A page of a shared object comes back from swap, with a reference taken: its pfn, 0: no memory, or AGAIN."""
+    machine = machine_of(cpu)
+    entry = pte_pfn(value)
+    pfn = swap_cache_get_hit(cpu, entry)
+    if pfn == 0:
+        pfn = swap_cluster_readahead(cpu, vma, address, entry)
+        if pfn == 0:
+            return 0 if load_acquire(u64.array(slot), 0) == value else AGAIN
+    page = page_of(machine, pfn)
+    folio_lock(cpu, page)
+    ours = folio_test(page, PG_swapcache) and page.private == entry and load_acquire(u64.array(slot), 0) == value
+    if ours:
+        page.mapping, page.index = vma.mapping, index
+        get_page(page)
+        ours = compare_exchange(u64.array(slot), 0, value, page_entry(pfn)) == value
+        if ours:
+            count_shmem(machine, cpu, pfn, 1)
+            fetch_add(mapping_of(machine, vma.mapping), "nr_pages", 1)
+            delete_from_swap_cache(cpu, pfn)
+            swap_entry_put(cpu, entry, 1)
+            folio_set(page, PG_dirty)
+        else:
+            put_page(cpu, pfn)
+    folio_unlock(page)
+    if not ours:
+        put_page(cpu, pfn)
+        return AGAIN
     return pfn
 
 
@@ -98,13 +99,14 @@ def shmem_get_folio(cpu, vma, address):
     machine = machine_of(cpu)
     mapping = mapping_of(machine, vma.mapping)
     index = vma.pgoff + np.int64((address - vma.start) >> U(12))
-    slot, tries = shmem_slot(cpu, mapping, index), 0
+    slot, tries = xa_create(cpu, mapping, index), 0
     if slot == U(0):
         return 0
     while True:
         entry = load_acquire(u64.array(slot), 0)
-        if entry == U(0):
-            pfn = shmem_add_folio(cpu, vma, address, slot, index)
+        if not entry_is_page(entry):
+            pfn = shmem_swapin_folio(cpu, vma, address, slot, index, entry) if xa_is_value(entry) else \
+                shmem_add_folio(cpu, vma, address, slot, index)
             if pfn != AGAIN:
                 return pfn
             continue
@@ -118,16 +120,14 @@ def shmem_get_folio(cpu, vma, address):
 
 
 @kernel("i64(cpu_t*, mapping_t*, i64)")
-def filemap_get_folio(cpu, mapping, index):
+def shmem_find_folio(cpu, mapping, index):
     """The page of an object that is there already, with a reference taken; its pfn or 0 (none, or it is moving)."""
     machine = machine_of(cpu)
-    entry, slot = load_acquire(mapping, "root"), U(0)
-    for shift in (27, 18, 9, 0):
-        if entry == U(0):
-            return 0
-        slot = table_at(machine, entry) + (U((index >> shift) & 511) << U(3))
-        entry = load_acquire(u64.array(slot), 0)
-    if entry == U(0) or not try_get_page(page_of(machine, pte_pfn(entry))):
+    slot = xa_slot(machine, mapping, index)
+    if slot == U(0):
+        return 0
+    entry = load_acquire(u64.array(slot), 0)
+    if not entry_is_page(entry) or not try_get_page(page_of(machine, pte_pfn(entry))):
         return 0
     if load_acquire(u64.array(slot), 0) != entry:
         put_page(cpu, pte_pfn(entry))
@@ -135,51 +135,23 @@ def filemap_get_folio(cpu, mapping, index):
     return pte_pfn(entry)
 
 
-@hot
-def free_tree_page(machine, cpu, entry):
-    mod_node_page_state(machine, cpu.id, page_to_nid(machine, pte_pfn(entry)), NR_KERNEL_PAGES, -1)
-    put_page(cpu, pte_pfn(entry))
-
-
-@hot
-def free_leaf_table(cpu, entry):
-    """Free the pages that a lowest table holds, then the table."""
-    machine = machine_of(cpu)
-    for slot in range(512):
-        below = load_acquire(u64.array(table_at(machine, entry)), slot)
-        if below != U(0):
-            count_shmem(machine, cpu, pte_pfn(below), -1)
-            put_page(cpu, pte_pfn(below))
-    free_tree_page(machine, cpu, entry)
-
-
-@kernel("void(cpu_t*, u64)")
-def free_tree(cpu, root):
-    """Free a tree of four levels from the leaves up."""
-    machine = machine_of(cpu)
-    for i in range(512):
-        one = load_acquire(u64.array(table_at(machine, root)), i)
-        if one == U(0):
-            continue
-        for j in range(512):
-            two = load_acquire(u64.array(table_at(machine, one)), j)
-            if two == U(0):
-                continue
-            for k in range(512):
-                leaf = load_acquire(u64.array(table_at(machine, two)), k)
-                if leaf != U(0):
-                    free_leaf_table(cpu, leaf)
-            free_tree_page(machine, cpu, two)
-        free_tree_page(machine, cpu, one)
-    free_tree_page(machine, cpu, root)
-
-
 @kernel("void(cpu_t*, i64)")
 def shmem_evict(cpu, number):
     """The last VMA of a shared object is gone: free its pages and the object."""
-    entry = load_acquire(mapping_of(machine_of(cpu), number), "root")
-    if entry != U(0):
-        free_tree(cpu, entry)
+    machine = machine_of(cpu)
+    mapping, index = mapping_of(machine, number), 0
+    while True:
+        index = xa_find(machine, mapping, index, MAX_INDEX)
+        if index < 0:
+            break
+        entry = xa_load(machine, mapping, index)
+        if entry_is_page(entry):
+            count_shmem(machine, cpu, pte_pfn(entry), -1)
+            put_page(cpu, pte_pfn(entry))
+        elif xa_is_value(entry):
+            free_swap_and_cache(cpu, pte_pfn(entry))
+        index += 1
+    xa_destroy(cpu, mapping)
     mapping_put(cpu, number)
 
 
@@ -223,10 +195,52 @@ def folio_hold_mapping(cpu, pfn):
         if load_acquire(page, "mapcount") > 0:
             return number
     else:
-        found = filemap_get_folio(cpu, mapping_of(machine, number), page.index)
+        found = shmem_find_folio(cpu, mapping_of(machine, number), page.index)
         if found != 0:
             put_page(cpu, found)
         if found == pfn:
             return number
     release_mapping(cpu, number)
     return 0
+
+
+# -- reclaim: to swap ----------------------------------------------------------------------------------------
+
+@kernel("bool(cpu_t*, i64, i64)")
+def shmem_delete_from_page_cache(cpu, pfn, entry):
+    """A locked page of an object, whose family the caller holds, leaves the tree: a swap entry (or 0: nothing) stays.
+
+    The tree's reference is the caller's to drop. False: it is not there any more.
+    """
+    machine = machine_of(cpu)
+    page = page_of(machine, pfn)
+    mapping = mapping_of(machine, page.mapping)
+    slot = xa_slot(machine, mapping, page.index)
+    value = pfn_pte(entry, U(3)) if entry != 0 else U(0)
+    if slot == U(0) or compare_exchange(u64.array(slot), 0, page_entry(pfn), value) != page_entry(pfn):
+        return False
+    count_shmem(machine, cpu, pfn, -1)
+    fetch_add(mapping, "nr_pages", -1)
+    return True
+
+
+@kernel("bool(cpu_t*, i64)")
+def shmem_writepage(cpu, pfn):
+    """Move a locked, unmapped page of an object from its tree to the swap cache, to be written; False: it stays."""
+    machine = machine_of(cpu)
+    family = folio_hold_mapping(cpu, pfn)
+    if family == 0:
+        return False
+    entry = folio_alloc_swap(cpu)
+    moved = entry != 0 and swap_duplicate(cpu, entry, 1)
+    if moved:
+        get_page(page_of(machine, pfn))
+        add_to_swap_cache(cpu, pfn, entry)
+        moved = shmem_delete_from_page_cache(cpu, pfn, entry)
+        if moved:
+            put_page(cpu, pfn)
+        else:
+            swap_entry_put(cpu, entry, 1)
+            delete_from_swap_cache(cpu, pfn)
+    release_mapping(cpu, family)
+    return moved

@@ -2,6 +2,7 @@
 from numaemu.kernel.mm_types import TASK_RUNNING, pool_t, task_t
 from numaemu.kernel.mmzone import (MAX_NR_ZONES, WMARK_HIGH, WMARK_LOW, WMARK_MIN, ZONE_HIGHMEM, ZONE_MOVABLE,
                                    ZONE_NAMES, zone_of)
+from numaemu.kernel.page_writeback import dirty_limit
 from numaemu.kernel.vmstat import VM_EVENTS, fold_node, fold_numa, fold_vm_events, free_pages, percpu_of
 from numaemu.mmu import clock_ns, cpu_t
 
@@ -99,6 +100,8 @@ def vmstat(machine):
         counts = linux_names(fold_node(machine, node)) | linux_names(fold_numa(machine, node))
         for name, value in counts.items():
             totals[name] = totals.get(name, 0) + value
+    totals |= {"nr_dirty_threshold": dirty_limit(machine, False),
+               "nr_dirty_background_threshold": dirty_limit(machine, True)}
     return totals | fold_vm_events(machine) | {"oom_kill": machine.oom_kills}
 
 

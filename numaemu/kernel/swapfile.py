@@ -13,14 +13,14 @@ word holds its pfn; PG_locked guards these three.
 """
 import numpy as np
 
-from numaemu.atomic import compare_exchange, fetch_add, fetch_and, load_acquire, store_release
+from numaemu.atomic import compare_exchange, fetch_add, load_acquire, store_release
 from numaemu.compile import hot, kernel
-from numaemu.kernel.mm_inline import folio_clear, folio_set, folio_test
-from numaemu.kernel.mm_types import PG_dirty, PG_locked, PG_swapcache, PG_writeback
-from numaemu.kernel.mmdebug import VM_BUG_ON, VM_BUG_ON_PAGE
+from numaemu.kernel.mm_inline import folio_clear, folio_set, folio_test, folio_trylock, folio_unlock
+from numaemu.kernel.mm_types import PG_dirty, PG_swapcache, PG_writeback
+from numaemu.kernel.mmdebug import VM_BUG_ON
 from numaemu.kernel.mmzone import page_of, page_to_nid
 from numaemu.kernel.page_alloc import put_page, try_get_page
-from numaemu.kernel.smp import machine_of, relax, spin_lock, spin_unlock
+from numaemu.kernel.smp import machine_of, spin_lock, spin_unlock
 from numaemu.kernel.vmstat import NR_FILE_PAGES, NR_SWAPCACHE, mod_node_page_state
 from numaemu.kernel.zram import zs_free
 from numaemu.pointer import Struct, address_of, i32, i64, u64, u8
@@ -88,28 +88,6 @@ def get_nr_swap_pages(machine):
 def vm_swap_full(machine):
     """More than half of the slots are taken: then pages that are in memory again give theirs up."""
     return get_nr_swap_pages(machine) * 2 < machine.total_swap_pages
-
-
-# -- page locks ----------------------------------------------------------------------------------------------
-
-@hot
-def folio_trylock(page):
-    return not folio_set(page, PG_locked)
-
-
-@kernel("void(cpu_t*, page_t*)")
-def folio_lock(cpu, page):
-    """Take the page's lock, outside while it waits."""
-    tries = 0
-    while folio_set(page, PG_locked):
-        tries += 1
-        relax(cpu, tries)
-
-
-@hot
-def folio_unlock(page):
-    VM_BUG_ON_PAGE(not folio_test(page, PG_locked), page)
-    fetch_and(page, "flags", ~U(PG_locked))
 
 
 # -- slots ---------------------------------------------------------------------------------------------------

@@ -11,16 +11,15 @@ import numpy as np
 from numaemu.atomic import compare_exchange, fetch_add, load_acquire, store_release
 from numaemu.compile import entry, kernel
 from numaemu.kernel.fork import mmget_not_zero, mmput
-from numaemu.kernel.memory import VM_FAULT_OOM, handle_mm_fault
-from numaemu.kernel.mm_inline import folio_test
-from numaemu.kernel.mm_types import PG_swapcache, pool_t
+from numaemu.kernel.memory import handle_mm_fault
+from numaemu.kernel.mm_inline import folio_lock, folio_test, folio_unlock
+from numaemu.kernel.mm_types import VM_FAULT_OOM, PG_swapcache, pool_t
 from numaemu.kernel.mmzone import page_of
 from numaemu.kernel.page_alloc import put_page
 from numaemu.kernel.pgtable import is_swap_entry, mm_of, pte_offset, pte_to_swp_entry, ptep_get, skip_missing
 from numaemu.kernel.smp import machine_of, read_lock, read_unlock
 from numaemu.kernel.swapfile import (MAX_SWAPFILES, SWAP_DISK, SWAP_NAME_BYTES, SWAP_ZRAM, SWP_OFFSET_BITS, SWP_USED,
-                                     SWP_WRITEOK, folio_free_swap, folio_lock, folio_unlock, swap_cache_get_folio,
-                                     swap_map, swap_of, swp_type)
+                                     SWP_WRITEOK, folio_free_swap, swap_cache_get_folio, swap_map, swap_of, swp_type)
 from numaemu.kernel.vma_index import vma_index, vma_of
 from numaemu.kernel.zram import ALGORITHMS, zstat_of
 from numaemu.mmu import cpu_t

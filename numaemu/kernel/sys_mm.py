@@ -2,11 +2,11 @@
 import numpy as np
 
 from numaemu.compile import entry, hot
-from numaemu.kernel.gup import madvise_populate, mm_populate
+from numaemu.kernel.gup import madvise_populate, mm_populate, vm_mmap_pgoff
 from numaemu.kernel.madvise import changes_flags, do_madvise
 from numaemu.kernel.mlock_vma import apply_mlockall_flags, do_mlock, do_mlockall, do_munlock
 from numaemu.kernel.mm_types import TASK_RUNNING, VM_LOCKED, pool_t, task_t
-from numaemu.kernel.mmap import do_brk, do_mmap, do_munmap, page_align, range_is_mapped
+from numaemu.kernel.mmap import do_brk, do_munmap, page_align, range_is_mapped
 from numaemu.kernel.mprotect import do_mprotect
 from numaemu.kernel.mremap import do_mremap
 from numaemu.kernel.pgtable import is_migration_entry, mm_of, pte_offset, pte_present, ptep_get
@@ -15,8 +15,8 @@ from numaemu.kernel.sys import mmap_lock, running
 from numaemu.kernel.vma_index import find_vma, vma_of
 from numaemu.mmu import TASK_SIZE
 from numaemu.pointer import u8
-from numaemu.uapi import (MADV_POPULATE_READ, MADV_POPULATE_WRITE, MAP_POPULATE, MCL_CURRENT, MS_ASYNC, MS_INVALIDATE,
-                          MS_SYNC, PROT_WRITE, PR_SET_MM_BRK, PR_SET_MM_START_BRK, RLIM_NLIMITS, errno)
+from numaemu.uapi import (MADV_POPULATE_READ, MADV_POPULATE_WRITE, MCL_CURRENT, PROT_WRITE, PR_SET_MM_BRK,
+                          PR_SET_MM_START_BRK, RLIM_NLIMITS, errno)
 
 U = np.uint64
 EINVAL, ENOMEM, EFAULT, EPERM, EAGAIN, EBUSY = (errno.EINVAL, errno.ENOMEM, errno.EFAULT, errno.EPERM, errno.EAGAIN,
@@ -25,14 +25,7 @@ EINVAL, ENOMEM, EFAULT, EPERM, EAGAIN, EBUSY = (errno.EINVAL, errno.ENOMEM, errn
 
 @entry("i64(u64, i64, u64, u64, i64, i64)")
 def sys_mmap(cpu_address, task, hint, length, prot, flags):
-    cpu = running(cpu_address, task)
-    write_lock(cpu, mmap_lock(cpu))
-    result = do_mmap(cpu, cpu.mm, hint, length, prot, flags)
-    locked = result > 0 and vma_of(machine_of(cpu), find_vma(machine_of(cpu), cpu.mm, U(result))).flags & VM_LOCKED != 0
-    write_unlock(mmap_lock(cpu))
-    if result > 0 and (locked or flags & MAP_POPULATE):
-        mm_populate(cpu, U(result), U(result) + page_align(length), True, False)
-    return result
+    return vm_mmap_pgoff(running(cpu_address, task), hint, length, prot, flags, 0, 0)
 
 
 @entry("i64(u64, i64, u64, u64)")
@@ -190,33 +183,6 @@ def sys_mincore(cpu_address, task, start, length, answer_address):
     read_unlock(mmap_lock(cpu))
     return result
 
-
-@entry("i64(u64, i64, u64, u64, i64)")
-def sys_msync(cpu_address, task, start, length, flags):
-    """msync(2): what it checks; memory without a file has nowhere to be written. 0 or a negative errno."""
-    cpu = running(cpu_address, task)
-    machine, end = machine_of(cpu), start + page_align(length)
-    if flags & ~(MS_ASYNC | MS_INVALIDATE | MS_SYNC) or start & U(4095) != U(0) or \
-            flags & (MS_ASYNC | MS_SYNC) == MS_ASYNC | MS_SYNC:
-        return -EINVAL
-    if end < start:
-        return -ENOMEM
-    result = 0
-    read_lock(cpu, mmap_lock(cpu))
-    if not range_is_mapped(machine, cpu.mm, start, end):
-        result = -ENOMEM
-    elif flags & MS_INVALIDATE:
-        at = start
-        while at < end:
-            vma = vma_of(machine, find_vma(machine, cpu.mm, at))
-            if vma.flags & VM_LOCKED:
-                result = -EBUSY
-            at = vma.end
-    read_unlock(mmap_lock(cpu))
-    return result
-
-
-# -- limits --------------------------------------------------------------------------------------------------
 
 @entry("i64(u64, i64, i64, u64, u64)")
 def sys_setrlimit(cpu_address, task, which, soft, hard):

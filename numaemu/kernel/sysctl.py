@@ -8,9 +8,10 @@ import collections
 import errno
 import re
 
-from numaemu.kernel.mm_init import (COMPACTION_SYSCTLS, LOWMEM_RESERVE_RATIO, OVERCOMMIT_RATIO, WATERMARK_BOOST_FACTOR,
-                                    WATERMARK_SCALE_FACTOR, calculate_min_free_kbytes, setup_per_zone_lowmem_reserve,
-                                    setup_per_zone_pageset, setup_per_zone_wmarks)
+from numaemu.kernel.mm_init import (COMPACTION_SYSCTLS, DIRTY_DEFAULTS, LOWMEM_RESERVE_RATIO, OVERCOMMIT_RATIO,
+                                    WATERMARK_BOOST_FACTOR, WATERMARK_SCALE_FACTOR, calculate_min_free_kbytes,
+                                    setup_dirty_limits, setup_per_zone_lowmem_reserve, setup_per_zone_pageset,
+                                    setup_per_zone_wmarks)
 from numaemu.kernel.mmzone import node_t
 from numaemu.kernel.swapfile import swap_of
 from numaemu.param import MAX_MAP_COUNT, VMA_INDEX_SLOTS
@@ -29,12 +30,14 @@ DEFAULTS = {                             # Linux 6.12; min_free_kbytes is calcul
     "vm.page-cluster": 3,                # mm/swap.c
     "vm.zone_reclaim_mode": 0,
     "kernel.numa_balancing": 0,
+    **{f"vm.{name}": value for name, value in DIRTY_DEFAULTS.items()},
     "vm.panic_on_oom": 0,
     "vm.oom_kill_allocating_task": 0,
     "vm.oom_dump_tasks": 1,
     **{f"vm.{name}": value for name, value in COMPACTION_SYSCTLS.items()},
 }
 OVERCOMMIT = ("overcommit_memory", "overcommit_ratio", "overcommit_kbytes", "admin_reserve_kbytes", "user_reserve_kbytes")
+DIRTY_PAIRS = (("dirty_ratio", "dirty_bytes"), ("dirty_background_ratio", "dirty_background_bytes"))
 WEIGHTS = "/sys/kernel/mm/mempolicy/weighted_interleave"
 KMSG_LINES = 10_000              # of the kernel's log; assumed
 _NUMBER = re.compile(r"(-?)(0[xX][0-9a-fA-F]+|0[0-7]*|[1-9][0-9]*)")
@@ -49,6 +52,9 @@ class System:
         self.compact_nodes = None            # the coordinator's: compact these nodes, as a generator of its steps
         self.sysctl = {"vm.min_free_kbytes": calculate_min_free_kbytes(machine), **DEFAULTS, **reserves(machine),
                        **topology.sysctl}
+        for ratio, nbytes in DIRTY_PAIRS:
+            if self.sysctl[f"vm.{nbytes}"]:
+                self.sysctl[f"vm.{ratio}"] = 0
         given = tuple(self.sysctl["vm.lowmem_reserve_ratio"])
         self.sysctl["vm.lowmem_reserve_ratio"] = given + LOWMEM_RESERVE_RATIO[len(given):]
 
@@ -189,6 +195,19 @@ def set_compaction(system):
         node_t.array(system.machine.nodes)[node].proactive_next_ns = 0
 
 
+def set_dirty_limits(system):
+    """dirty_ratio_handler, dirty_bytes_handler and the like."""
+    setup_dirty_limits(system.machine, system.sysctl)
+
+
+def set_dirty(instead):
+    """A limit in bytes stands for the one in per cent, and the other way round: the one not written becomes 0."""
+    def handler(system):
+        system.sysctl[instead] = 0
+        set_dirty_limits(system)
+    return handler
+
+
 CHECKS = {"vm.max_map_count": must_fit_index, "kernel.numa_balancing": must_be_zero,
           "vm.percpu_pagelist_high_fraction": must_be_fraction}
 HANDLERS = {"vm.min_free_kbytes": set_watermarks, "vm.watermark_scale_factor": set_watermarks,
@@ -198,15 +217,18 @@ HANDLERS = {"vm.min_free_kbytes": set_watermarks, "vm.watermark_scale_factor": s
             "vm.overcommit_memory": set_overcommit, "vm.overcommit_ratio": set_overcommit_ratio,
             "vm.overcommit_kbytes": set_overcommit_kbytes, "vm.admin_reserve_kbytes": set_overcommit,
             "vm.user_reserve_kbytes": set_overcommit,
-            **dict.fromkeys([f"vm.{name}" for name in COMPACTION_SYSCTLS], set_compaction)}
+            **dict.fromkeys([f"vm.{name}" for name in COMPACTION_SYSCTLS], set_compaction),
+            "vm.dirty_expire_centisecs": set_dirty_limits, "vm.dirty_writeback_centisecs": set_dirty_limits}
+HANDLERS |= {f"vm.{one}": set_dirty(f"vm.{other}") for pair in DIRTY_PAIRS for one, other in (pair, pair[::-1])}
 
 
 def write_drop_caches(_system, text):
-    """drop_caches_sysctl_handler: 1 page cache, 2 slab, 3 both, 4 no message. Nothing is cached yet."""
+    """drop_caches_sysctl_handler: 1 page cache, 2 slab (no cache can be shrunk yet), 3 both, 4 no message."""
     words = text.split()
     value = strtoul(words[0]) if words else None
     if value is None or not 1 <= value <= 4:
         raise invalid(f"vm.drop_caches is {text.strip()!r}, must be 1 to 4")
+    return ("drop_caches",) if value & 1 else None
 
 
 def write_compact_memory(system, text):

@@ -26,6 +26,7 @@ UBC_MMS = 32                             # address spaces one batch of unmapped 
 
 tlbflush_unmap_batch_t = Struct("tlbflush_unmap_batch_t", [      # its CPU only: entries taken out and not flushed yet
     ("nr_mms", i64), ("mms", i64, UBC_MMS), ("start", u64, UBC_MMS), ("end", u64, UBC_MMS),
+    ("dirty", i64),                      # 1: an entry of the page that is being unmapped was dirty
 ])
 TLB_SINGLE_PAGE_FLUSH_CEILING = 33       # pages; beyond it the whole TLB is flushed (tlb.c)
 

@@ -7,6 +7,7 @@ import numpy as np
 
 from numaemu.atomic import compare_exchange, fetch_add, load_acquire
 from numaemu.compile import hot, kernel
+from numaemu.kernel.inode import file_of, get_file
 from numaemu.kernel.mempolicy import copy_policy, same_policy
 from numaemu.kernel.mlock import mlock_folio, munlock_folio
 from numaemu.kernel.mm_types import VM_ACCESS_FLAGS, VM_LOCKED, VM_SHARED, VM_SOFTDIRTY
@@ -14,7 +15,8 @@ from numaemu.kernel.mmzone import page_of
 from numaemu.kernel.page_alloc import put_page, try_get_page
 from numaemu.kernel.pgtable import _PAGE_SPECIAL, mm_of, pte_offset, pte_pfn, pte_present, ptep_get, skip_missing
 from numaemu.kernel.pool import pool_get, pool_put
-from numaemu.kernel.rmap import link_vma, mapping_of, new_mapping, page_address_in_vma, unlink_vma
+from numaemu.kernel.rmap import (link_file_vma, link_vma, mapping_of, new_mapping, next_vma_of, page_address_in_vma,
+                                 unlink_file_vma, unlink_vma)
 from numaemu.kernel.smp import machine_of, spin_lock, spin_unlock
 from numaemu.kernel.vma_index import find_position, insert_at, map_count, remove_at, vma_at, vma_index, vma_of
 from numaemu.pointer import address_of
@@ -38,6 +40,7 @@ def new_vma(cpu, mm_number, start, end, flags, pgoff):
         vma = vma_of(machine, number)
         vma.start, vma.end, vma.flags, vma.pgoff, vma.mm = start, end, flags, pgoff, mm_number
         vma.mapping, vma.file, vma.family_next, vma.family_prev = 0, 0, 0, 0
+        vma.i_mapping, vma.file_next, vma.file_prev = 0, 0, 0
         vma.anon_vma, vma.chained = 0, 0
         vma.policy.mode, vma.policy.flags, vma.policy.nodes = 0, 0, U(0)
     return number
@@ -52,6 +55,35 @@ def join_family(cpu, vma_number, of_number):
     if of.mapping != 0:
         link_vma(cpu, of.mapping, vma_number)
         compare_exchange(vma, "mapping", 0, of.mapping)
+
+
+@kernel("void(cpu_t*, i64, i64)")
+def join_file(cpu, vma_number, of_number):
+    """Let a VMA map the file that another one maps, if it does."""
+    machine = machine_of(cpu)
+    vma, of = vma_of(machine, vma_number), vma_of(machine, of_number)
+    if of.file != 0:
+        vma.file, vma.i_mapping = of.file, of.i_mapping
+        get_file(machine, vma.file)
+        link_file_vma(cpu, vma_number)
+
+
+@kernel("void(cpu_t*, vma_t*)")
+def lock_families(cpu, vma):
+    """Keep walks over the reverse mapping away from a VMA: its file's lock, then its anonymous pages' one."""
+    machine = machine_of(cpu)
+    if vma.i_mapping != 0:
+        spin_lock(cpu, address_of(mapping_of(machine, vma.i_mapping), "lock"))
+    if vma.mapping != 0:
+        spin_lock(cpu, address_of(mapping_of(machine, vma.mapping), "lock"))
+
+
+@hot
+def unlock_families(machine, vma):
+    if vma.mapping != 0:
+        spin_unlock(address_of(mapping_of(machine, vma.mapping), "lock"))
+    if vma.i_mapping != 0:
+        spin_unlock(address_of(mapping_of(machine, vma.i_mapping), "lock"))
 
 
 # -- the first page ------------------------------------------------------------------------------------------
@@ -115,7 +147,7 @@ def split_vma(cpu, mm_number, position, address):
         return -ENOMEM
     high = vma_of(machine, number)
     copy_policy(high.policy, low.policy)
-    high.file = low.file
+    join_file(cpu, number, low_number)
     join_family(cpu, number, low_number)
     low.end = address
     insert_at(machine, mm_number, position + 1, number)
@@ -162,13 +194,9 @@ def is_mergeable_vma(low, high):
 @kernel("void(cpu_t*, vma_t*, u64, i64)")
 def move_start(cpu, vma, start, pgoff):
     """Let a VMA begin elsewhere; under the family's lock, since a walk over the family needs both words."""
-    if vma.mapping == 0:
-        vma.start, vma.pgoff = start, pgoff
-        return
-    lock = address_of(mapping_of(machine_of(cpu), vma.mapping), "lock")
-    spin_lock(cpu, lock)
+    lock_families(cpu, vma)
     vma.start, vma.pgoff = start, pgoff
-    spin_unlock(lock)
+    unlock_families(machine_of(cpu), vma)
 
 
 @kernel("void(cpu_t*, i64, i64, bool)")
@@ -186,6 +214,9 @@ def swallow(cpu, mm_number, position, keep_high):
     else:
         kept.end = gone.end
     kept.flags |= gone.flags
+    if gone.file != 0:                       # the one that stays holds it, too
+        unlink_file_vma(cpu, gone_number)
+        fetch_add(file_of(machine, gone.file), "count", -1)
     if gone.mapping != 0:
         unlink_vma(cpu, gone_number)
     remove_at(machine, mm_number, position if keep_high else position + 1)
@@ -265,7 +296,7 @@ def munlock_unless_locked(cpu, pfn):
     while number != 0 and not locked:
         vma = vma_of(machine, number)
         locked = vma.flags & VM_LOCKED != 0 and maps_page(machine, vma, pfn)
-        number = vma.family_next
+        number = next_vma_of(mapping, vma)
     if not locked:
         munlock_folio(cpu, pfn)
     spin_unlock(lock)

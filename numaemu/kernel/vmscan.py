@@ -12,9 +12,9 @@ from numaemu.kernel.internal import MAX_RECLAIM_RETRIES
 from numaemu.kernel.mm_inline import (folio_clear, folio_is_file_lru, folio_set, folio_test, link_page,
                                       lruvec_add_folio, lruvec_del_folio, workingset_age_nonresident)
 from numaemu.kernel.mm_types import PG_active, PG_lru, PG_reclaim, PG_unevictable, PG_workingset
-from numaemu.kernel.mmzone import (KSWAPD, LRU_ACTIVE, LRU_ACTIVE_ANON, LRU_ACTIVE_FILE, LRU_FILE, LRU_INACTIVE_ANON,
-                                   LRU_INACTIVE_FILE, MAX_NR_ZONES, WMARK_HIGH, WMARK_MIN, ZONE_NORMAL, lruvec_of,
-                                   node_of, page_of, page_zone, wmark_pages, zone_of, zonelist)
+from numaemu.kernel.mmzone import (FLUSHER, KSWAPD, LRU_ACTIVE, LRU_ACTIVE_ANON, LRU_ACTIVE_FILE, LRU_FILE,
+                                   LRU_INACTIVE_ANON, LRU_INACTIVE_FILE, MAX_NR_ZONES, WMARK_HIGH, WMARK_MIN,
+                                   ZONE_NORMAL, lruvec_of, node_of, page_of, page_zone, wmark_pages, zone_of, zonelist)
 from numaemu.kernel.page_alloc import free_unref_page, put_page, try_get_page
 from numaemu.kernel.page_io import end_swap_write
 from numaemu.kernel.pageout import KEEP, WRITTEN, scan_control_of, shrink_folio_list
@@ -169,6 +169,8 @@ def shrink_inactive_list(cpu, sc, node, lru, nr_to_scan):
     count_vm_events(machine, cpu.id, PGSTEAL_KSWAPD if sc.kswapd else PGSTEAL_DIRECT, reclaimed)
     count_vm_events(machine, cpu.id, PGSTEAL_ANON + file, reclaimed)
     lru_note_cost(cpu, lruvec, file, sc.nr_pageout, scanned - reclaimed)
+    if sc.nr_unqueued_dirty == sc.nr_taken:      # nothing but dirty pages of files: only the flusher can help
+        wake_kthread(cpu, 0, U(FLUSHER))
     return reclaimed
 
 

@@ -3,6 +3,8 @@ the node's clock of evictions and activations. When it comes back, the distance 
 had the inactive list been longer by the active one; if so, it is part of a working set and joins the active list.
 """
 
+import numpy as np
+
 from numaemu.atomic import fetch_add, load_acquire
 from numaemu.compile import hot, kernel
 from numaemu.kernel.mm_inline import folio_is_file_lru, folio_set, folio_test, workingset_age_nonresident
@@ -15,14 +17,26 @@ from numaemu.kernel.vmstat import (WORKINGSET_ACTIVATE_ANON, WORKINGSET_REFAULT_
                                    mod_node_page_state)
 from numaemu.pointer import address_of
 
+U = np.uint64
 SWAP_CLUSTER_MAX = 32
 SHADOW = 1 << 62                         # a shadow is a negative number: -(SHADOW | ...)
-NODE_SHIFT, WORKINGSET_BIT, EVICTION_MASK = 6, 1, (1 << 54) - 1
+NODE_SHIFT, WORKINGSET_BIT, EVICTION_MASK = 6, 1, (1 << 48) - 1
 
 
 @hot
 def pack_shadow(node, eviction, workingset):
     return -(SHADOW | (((eviction & EVICTION_MASK) << NODE_SHIFT | node) << WORKINGSET_BIT | workingset))
+
+
+@hot
+def shadow_to_entry(shadow):
+    """A shadow as a value in the tree of a file (xarray.py)."""
+    return U((-shadow & ~SHADOW) << 2) | U(3)
+
+
+@hot
+def entry_to_shadow(entry):
+    return -(SHADOW | np.int64(entry >> U(2)))
 
 
 @kernel("i64(cpu_t*, i64)")

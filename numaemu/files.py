@@ -1,0 +1,98 @@
+"""Files as a workload holds them: open files of a task, and what a seeded file contains."""
+import numpy as np
+
+from numaemu.uapi import SEEK_CUR, SEEK_END, SEEK_SET
+from numaemu.units import parse_size
+
+NAME_BYTES = 128                 # of a path, its end included
+READ_CHUNK = 64 << 10            # bytes of a read(2) of `read_through`
+
+
+def seeded_bytes(seed, offset, nbytes):
+    """What a file made with `seed` contains from byte `offset` on, until somebody writes to it: splitmix64."""
+    first, last = offset // 8, (offset + nbytes + 7) // 8
+    with np.errstate(over="ignore"):
+        z = (np.uint64(seed) + np.arange(first + 1, last + 1, dtype=np.uint64)) * np.uint64(0x9E3779B97F4A7C15)
+        z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+        z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    data = (z ^ (z >> np.uint64(31))).tobytes()
+    return data[offset - first * 8:][:nbytes]
+
+
+def name_words(path):
+    """A path as the kernel takes it: an array of NAME_BYTES."""
+    raw = path.encode() if isinstance(path, str) else b""
+    if not raw.startswith(b"/") or b"\0" in raw or len(raw) >= NAME_BYTES:
+        raise ValueError(f"path {path!r} must begin with / and have at most {NAME_BYTES - 1} bytes")
+    return np.frombuffer(raw.ljust(NAME_BYTES, b"\0"), np.uint8)
+
+
+class File:
+    """An open file of a task, closed with the task at the latest. `task.mmap(file=…)` maps it."""
+
+    def __init__(self, task, fd, path):
+        self.task, self.fd, self.path = task, fd, path
+
+    def __repr__(self):
+        return f"<file {self.path} of task {self.task.pid}>"
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.close()
+
+    def read(self, nbytes=None, offset=None, into=None):
+        """The next bytes, up to the end without `nbytes`; from `offset` as pread(2) does. With `into`, an emulated
+        address, they are written there and their number is the answer.
+        """
+        nbytes = None if nbytes is None else parse_size(nbytes, "read length")
+        data = self.task._op("file_read", self.fd, offset, nbytes)
+        if into is None:
+            return data
+        self.task.write(into, data)
+        return len(data)
+
+    def pread(self, nbytes, offset):
+        """pread(2)"""
+        return self.read(nbytes, offset)
+
+    def read_through(self, nbytes=None, chunk=READ_CHUNK):
+        """Read the next bytes in pieces of `chunk` and throw them away: how many there were."""
+        nbytes = self.size if nbytes is None else parse_size(nbytes, "read length")
+        return self.task._op("file_read_through", self.fd, nbytes, parse_size(chunk, "read chunk"))
+
+    def write(self, data, offset=None):
+        """Write bytes, at `offset` as pwrite(2) does; how many."""
+        return self.task._op("file_write", self.fd, offset, bytes(data))
+
+    def pwrite(self, data, offset):
+        """pwrite(2)"""
+        return self.write(data, offset)
+
+    def seek(self, offset, whence=SEEK_SET):
+        """lseek(2): the new position."""
+        if whence not in (SEEK_SET, SEEK_CUR, SEEK_END):
+            raise ValueError(f"whence is {whence!r}, must be SEEK_SET, SEEK_CUR or SEEK_END")
+        return self.task._op("file_seek", self.fd, offset, whence)
+
+    def tell(self):
+        """The position."""
+        return self.seek(0, SEEK_CUR)
+
+    @property
+    def size(self):
+        """Bytes."""
+        return self.task._op("file_size", self.fd)
+
+    def fsync(self):
+        """Write what is dirty to the disk, and wait for it."""
+        self.task._op("file_fsync", self.fd)
+
+    def truncate(self, size):
+        """ftruncate(2)"""
+        self.task._op("file_truncate", self.fd, parse_size(size, "file size"))
+
+    def close(self):
+        """close(2)"""
+        self.task._op("file_close", self.fd)

@@ -1,0 +1,101 @@
+"""The page cache's part of the audit: every page of a file in its place, with the right counts, dirty ones added up."""
+import numpy as np
+
+from numaemu.compile import entry
+from numaemu.errors import MachineCheck
+from numaemu.kernel.disk import disk_space
+from numaemu.kernel.inode import I_LIVE, inode_name, inode_of, inode_t
+from numaemu.kernel.mm_types import (PG_buddy, PG_dirty, PG_locked, PG_pcp, PG_swapbacked, PG_uptodate, PG_writeback,
+                                     machine_t, pool_t)
+from numaemu.kernel.mmzone import page_of, page_to_nid
+from numaemu.kernel.pgtable import pte_pfn
+from numaemu.kernel.rmap import mapping_of, next_vma_of
+from numaemu.kernel.vma_index import vma_of
+from numaemu.kernel.vmstat import fold_node
+from numaemu.kernel.xarray import MAX_INDEX, entry_is_page, xa_find, xa_load
+
+U = np.uint64
+PAGES, DIRTY = range(2)
+IDLE_FLAGS = PG_locked | PG_writeback | PG_swapbacked | PG_buddy | PG_pcp      # of no cached page while all stands still
+
+
+@entry("i64(u64, i64, i64[], i64[])")
+def validate_cache(machine_address, number, counts, by_node):
+    """Walk a file's pages: 0, or the pfn of one that does not fit. counts: pages, dirty ones; by_node: the same by node."""
+    machine = machine_t.at(machine_address)
+    inode = inode_of(machine, number)
+    mapping, index = mapping_of(machine, inode.mapping), 0
+    while True:
+        index = xa_find(machine, mapping, index, MAX_INDEX)
+        if index < 0:
+            return 0
+        entry = xa_load(machine, mapping, index)
+        if entry_is_page(entry):
+            pfn = pte_pfn(entry)
+            page, node = page_of(machine, pfn), page_to_nid(machine, pfn)
+            if page.mapping != inode.mapping or page.index != index or page.flags & U(IDLE_FLAGS) != U(0) or \
+                    page.flags & U(PG_uptodate) == U(0) or page.refcount != page.mapcount + 1:
+                return pfn
+            counts[PAGES] += 1
+            by_node[2 * node + PAGES] += 1
+            if page.flags & U(PG_dirty) != U(0):
+                counts[DIRTY] += 1
+                by_node[2 * node + DIRTY] += 1
+        index += 1
+
+
+def count_vmas(machine, mapping):
+    """VMAs in a file's list."""
+    n, number = 0, mapping.first_vma
+    while number:
+        vma = vma_of(machine, number)
+        n, number = n + 1, next_vma_of(mapping, vma)
+    return n
+
+
+def audit_inode(machine, number, by_node):
+    inode, counts = inode_of(machine, number), np.zeros(2, np.int64)
+    mapping = mapping_of(machine, inode.mapping)
+    bad = validate_cache(int(machine.address), number, counts, by_node)
+    if bad:
+        page = page_of(machine, bad)
+        raise MachineCheck(f"{inode_name(inode)}: inconsistent at pfn {bad}: flags {int(page.flags):#x}, refcount "
+                           f"{page.refcount}, mapcount {page.mapcount}, mapping {page.mapping}, index {page.index}")
+    said = mapping.nr_pages, inode.nr_dirty
+    if said != tuple(counts):
+        raise MachineCheck(f"{inode_name(inode)}: {said} pages, dirty ones counted, {counts.tolist()} found")
+    if count_vmas(machine, mapping) != mapping.users:
+        raise MachineCheck(f"{inode_name(inode)}: {mapping.users} mappings counted, {count_vmas(machine, mapping)} in its list")
+
+
+def audit_disk(machine):
+    """Every page of the disk is free or belongs to one extent."""
+    space, used = disk_space(machine), []
+    for number in live_inodes(machine):
+        inode = inode_of(machine, number)
+        used += [(inode.extent_disk[i], inode.extent_pages[i], inode_name(inode)) for i in range(inode.nr_extents)]
+    free = [(space.start[i], space.pages[i], "free space") for i in range(space.nr_free)]
+    end, before = 0, "its beginning"
+    for start, pages, name in sorted(used + free):
+        if start < end:
+            raise MachineCheck(f"disk: page {start} belongs to {before} and to {name}")
+        end, before = start + pages, name
+
+
+def live_inodes(machine):
+    used = pool_t.at(machine.inode_pool).used
+    return [n for n in range(1, used + 1) if inode_t.array(machine.inodes)[n].state == I_LIVE]
+
+
+def audit_files(machine):
+    """Every file's cached pages, and the nodes' counters against them."""
+    by_node = np.zeros(2 * machine.nr_nodes, np.int64)
+    for number in live_inodes(machine):
+        audit_inode(machine, number, by_node)
+    for node in range(machine.nr_nodes):
+        counted = fold_node(machine, node)
+        said = counted["nr_file_pages"] - counted["nr_shmem"] - counted["nr_swapcached"], counted["nr_dirty"]
+        if said != tuple(by_node[2 * node:2 * node + 2]) or counted["nr_writeback"] != 0:
+            raise MachineCheck(f"node {node}: {said} pages of files and dirty ones counted, "
+                               f"{by_node[2 * node:2 * node + 2].tolist()} found, {counted['nr_writeback']} being written")
+    audit_disk(machine)

@@ -1,0 +1,201 @@
+"""Faults in mappings of files: the part of Linux's mm/memory.c around do_fault.
+
+An entry for a page of a file is made under the page's lock, so truncation and writing back, which hold it too, either
+see the entry or come first. A private mapping shows the cache's page until it is written to; a shared one is writable
+only while its page is dirty.
+"""
+import numpy as np
+
+from numaemu.atomic import fetch_add, load_acquire
+from numaemu.compile import hot, kernel
+from numaemu.kernel.filemap import MAJOR, filemap_fault
+from numaemu.kernel.gfp import GFP_HIGHUSER_MOVABLE
+from numaemu.kernel.inode import file_of, i_pages, inode_of
+from numaemu.kernel.mempolicy import vma_alloc_folio
+from numaemu.kernel.mm_inline import folio_lock, folio_test, folio_trylock, folio_unlock
+from numaemu.kernel.mm_types import (FAULT_AROUND_BYTES, MM_ANONPAGES, MM_FILEPAGES, VM_FAULT_MAJOR, VM_FAULT_OK,
+                                     VM_FAULT_OOM, VM_SHARED, PG_anon_exclusive, PG_locked, PG_readahead, PG_uptodate,
+                                     PG_workingset)
+from numaemu.kernel.mmzone import page_of
+from numaemu.kernel.page_alloc import put_page, try_get_page
+from numaemu.kernel.page_writeback import balance_dirty_pages_ratelimited, folio_mark_dirty
+from numaemu.kernel.pagemap import create_empty_buffers, filemap_get_folio, folio_host_address, read_is_pending
+from numaemu.kernel.pgtable import pfn_pte, pte_pfn, ptep_cmpxchg, ptep_get
+from numaemu.kernel.rmap import folio_add_anon_rmap, folio_dup_rmap, folio_remove_rmap
+from numaemu.kernel.smp import machine_of
+from numaemu.kernel.swap import folio_add_new_lru
+from numaemu.kernel.vma import anon_vma_prepare
+from numaemu.kernel.vma_index import vma_of
+from numaemu.mmu import _PAGE_ACCESSED, _PAGE_DIRTY, _PAGE_PRESENT, _PAGE_RW, _PAGE_USER
+from numaemu.native import copy_bytes
+
+U = np.uint64
+AROUND = U(FAULT_AROUND_BYTES)
+_READ_ONLY = _PAGE_PRESENT | _PAGE_USER | _PAGE_ACCESSED
+_WRITTEN = _READ_ONLY | _PAGE_RW | _PAGE_DIRTY
+
+
+@hot
+def linear_page_index(vma, address):
+    """The page of the file that lies at an address."""
+    return vma.pgoff + np.int64((address - vma.start) >> U(12))
+
+
+@kernel("bool(cpu_t*, mm_t*, i64, u64, u64)")
+def set_file_pte(cpu, mm, pfn, ptep, bits):
+    """Map a locked page of a file unless another thread was faster. The entry takes over the caller's reference."""
+    machine = machine_of(cpu)
+    folio_dup_rmap(machine, cpu, pfn)
+    if ptep_cmpxchg(ptep, U(0), pfn_pte(pfn, bits)):
+        fetch_add(mm.rss, MM_FILEPAGES, 1)
+        return True
+    folio_remove_rmap(machine, cpu, pfn)
+    put_page(cpu, pfn)
+    return False
+
+
+@hot
+def next_uptodate_folio(cpu, inode, index):
+    """The page at `index`, locked and with a reference taken, if it may be mapped without waiting; else 0."""
+    machine = machine_of(cpu)
+    pfn = filemap_get_folio(cpu, inode.mapping, index)
+    if pfn == 0:
+        return 0
+    page = page_of(machine, pfn)
+    if folio_test(page, PG_uptodate) and not folio_test(page, PG_readahead | PG_locked) and \
+            not read_is_pending(cpu, page):
+        if folio_trylock(page):
+            if page.mapping == inode.mapping and page.index == index and index < i_pages(inode):
+                return pfn
+            folio_unlock(page)
+    put_page(cpu, pfn)
+    return 0
+
+
+@kernel("void(cpu_t*, mm_t*, vma_t*, u64, u64)")
+def filemap_map_pages(cpu, mm, vma, address, ptep):
+    """Map what is in the cache already of the 64 KiB around a read fault (do_fault_around and filemap_map_pages)."""
+    machine = machine_of(cpu)
+    file = file_of(machine, vma.file)
+    inode, hits = inode_of(machine, file.inode), 0
+    near = max(address & ~(AROUND - U(1)), vma.start)
+    end = min((address | (AROUND - U(1))) + U(1), vma.end)
+    entry = ptep - (((address - near) >> U(12)) << U(3))
+    while near < end:
+        if ptep_get(entry) == U(0):
+            pfn = next_uptodate_folio(cpu, inode, linear_page_index(vma, near))
+            if pfn != 0:
+                page = page_of(machine, pfn)
+                if not folio_test(page, PG_workingset):
+                    hits += 1
+                set_file_pte(cpu, mm, pfn, entry, _READ_ONLY)
+                folio_unlock(page)
+        near += U(4096)
+        entry += U(8)
+    file.mmap_miss = max(file.mmap_miss - hits, 0)
+
+
+@hot
+def fault_code(pfn):
+    return VM_FAULT_MAJOR if pfn & MAJOR else VM_FAULT_OK
+
+
+@kernel("i64(cpu_t*, mm_t*, vma_t*, u64, u64)")
+def do_read_fault(cpu, mm, vma, address, ptep):
+    """The page of the file, not writable."""
+    machine = machine_of(cpu)
+    filemap_map_pages(cpu, mm, vma, address, ptep)
+    if ptep_get(ptep) != U(0):
+        return VM_FAULT_OK
+    found = filemap_fault(cpu, vma, linear_page_index(vma, address))
+    if found < 0:
+        return -found
+    pfn = found & (MAJOR - 1)
+    set_file_pte(cpu, mm, pfn, ptep, _READ_ONLY)
+    folio_unlock(page_of(machine, pfn))
+    return fault_code(found)
+
+
+@kernel("i64(cpu_t*, mm_t*, i64, u64, u64)")
+def do_cow_fault(cpu, mm, vma_number, address, ptep):
+    """A write to a private mapping of a page that is not mapped yet: a copy of it."""
+    machine = machine_of(cpu)
+    vma = vma_of(machine, vma_number)
+    if load_acquire(vma, "mapping") == 0 and not anon_vma_prepare(cpu, vma_number):
+        return VM_FAULT_OOM
+    new = vma_alloc_folio(cpu, GFP_HIGHUSER_MOVABLE, vma, address)
+    if new == 0:
+        return VM_FAULT_OOM
+    found = filemap_fault(cpu, vma, linear_page_index(vma, address))
+    if found < 0:
+        put_page(cpu, new)
+        return -found
+    pfn, copy = found & (MAJOR - 1), page_of(machine, new)
+    copy_bytes(folio_host_address(machine, new), folio_host_address(machine, pfn), 4096)
+    cpu.clock_base_ns += machine.copy_page_ns
+    folio_add_anon_rmap(machine, cpu, copy, new, vma, address)
+    copy.flags |= U(PG_anon_exclusive)
+    copy.refcount = 2                    # the entry's, and that of its way to the LRU list
+    if ptep_cmpxchg(ptep, U(0), pfn_pte(new, _WRITTEN)):
+        folio_add_new_lru(cpu, new)
+        fetch_add(mm.rss, MM_ANONPAGES, 1)
+    else:
+        folio_remove_rmap(machine, cpu, new)       # another thread was faster
+        copy.refcount = 1
+        put_page(cpu, new)
+    folio_unlock(page_of(machine, pfn))
+    put_page(cpu, pfn)
+    return fault_code(found)
+
+
+@kernel("i64(cpu_t*, mm_t*, vma_t*, u64, u64)")
+def do_shared_file_fault(cpu, mm, vma, address, ptep):
+    """A write to a shared mapping of a page that is not mapped yet: dirty and writable (do_shared_fault)."""
+    machine = machine_of(cpu)
+    found = filemap_fault(cpu, vma, linear_page_index(vma, address))
+    if found < 0:
+        return -found
+    pfn = found & (MAJOR - 1)
+    page = page_of(machine, pfn)
+    if not create_empty_buffers(cpu, page):
+        folio_unlock(page)
+        put_page(cpu, pfn)
+        return VM_FAULT_OOM
+    folio_mark_dirty(cpu, pfn)
+    set_file_pte(cpu, mm, pfn, ptep, _WRITTEN)
+    folio_unlock(page)
+    balance_dirty_pages_ratelimited(cpu)
+    return fault_code(found)
+
+
+@kernel("i64(cpu_t*, mm_t*, i64, u64, bool, u64)")
+def do_fault(cpu, mm, vma_number, address, write, ptep):
+    """A fault in a mapping of a file, where nothing is mapped."""
+    vma = vma_of(machine_of(cpu), vma_number)
+    if not write:
+        return do_read_fault(cpu, mm, vma, address, ptep)
+    if vma.flags & VM_SHARED:
+        return do_shared_file_fault(cpu, mm, vma, address, ptep)
+    return do_cow_fault(cpu, mm, vma_number, address, ptep)
+
+
+@kernel("i64(cpu_t*, vma_t*, u64, u64, u64)")
+def wp_page_shared(cpu, vma, address, ptep, pte):
+    """A write through a shared mapping whose page is clean: it becomes dirty, the entry writable (page_mkwrite)."""
+    machine, pfn = machine_of(cpu), pte_pfn(pte)
+    page = page_of(machine, pfn)
+    if not try_get_page(page):
+        return VM_FAULT_OK               # it has just gone: the access faults again
+    folio_lock(cpu, page)
+    if not create_empty_buffers(cpu, page):
+        folio_unlock(page)
+        put_page(cpu, pfn)
+        return VM_FAULT_OOM
+    if page.mapping == vma.i_mapping and page.index == linear_page_index(vma, address) and \
+            pte_pfn(ptep_get(ptep)) == pfn:
+        folio_mark_dirty(cpu, pfn)
+        ptep_cmpxchg(ptep, pte, pte | _PAGE_RW | _PAGE_DIRTY | _PAGE_ACCESSED)
+    folio_unlock(page)
+    put_page(cpu, pfn)
+    balance_dirty_pages_ratelimited(cpu)
+    return VM_FAULT_OK

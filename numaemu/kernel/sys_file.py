@@ -1,0 +1,285 @@
+"""System calls on files, run by the CPU the task is on, and what the driver asks of the machine's files.
+
+Names are host addresses of NAME_WORDS words, the rest zeros; buffers are host addresses. Results are values or -errno.
+"""
+import numpy as np
+
+from numaemu.compile import entry, hot, kernel
+from numaemu.kernel.disk import disk_store_page
+from numaemu.kernel.filemap import MAX_FILE_BYTES, filemap_read, generic_file_write, vfs_fsync
+from numaemu.kernel.gup import vm_mmap_pgoff
+from numaemu.kernel.inode import EEXIST, alloc_file, bmap, create, extend, file_of, inode_of, lookup
+from numaemu.kernel.mm_types import VM_LOCKED, VM_SHARED
+from numaemu.kernel.mmap import range_is_mapped
+from numaemu.kernel.page_writeback import filemap_write_and_wait_range, wb_timer
+from numaemu.kernel.pgtable import mm_of
+from numaemu.kernel.smp import machine_of, read_lock, read_unlock, write_lock, write_unlock
+from numaemu.kernel.sys import mmap_lock, running
+from numaemu.kernel.truncate import do_truncate, do_unlink, drop_pagecache, fput, iput, ksys_sync
+from numaemu.kernel.vma_index import find_position, vma_index, vma_of
+from numaemu.mmu import cpu_t
+from numaemu.native import clear_bytes, copy_bytes
+from numaemu.pointer import address_of
+from numaemu.uapi import (MAP_SHARED, MS_INVALIDATE, MS_SYNC, O_ACCMODE, O_APPEND, O_CREAT, O_EXCL, O_RDONLY, O_RDWR,
+                          O_TRUNC, O_WRONLY, PROT_WRITE, SEEK_CUR, SEEK_END, errno)
+
+U = np.uint64
+EBADF, EBUSY, EINVAL, EACCES, ENOENT, ENOMEM = errno.EBADF, errno.EBUSY, errno.EINVAL, errno.EACCES, errno.ENOENT, errno.ENOMEM
+AT_F_POS = -1                            # an offset: where the file stands
+
+
+@hot
+def may_use(cpu, number):
+    """True if the open file belongs to the running task."""
+    machine = machine_of(cpu)
+    file = file_of(machine, number)
+    return file.mm == cpu.mm and file.mm_id == mm_of(machine, cpu.mm).id
+
+
+@kernel("i64(cpu_t*, u64, i64)")
+def do_open(cpu, name, flags):
+    """The inode that open(2) means, held; or -errno."""
+    while True:
+        number = lookup(cpu, name)
+        if number == -ENOENT and flags & O_CREAT:
+            number = create(cpu, name)
+            if number == -EEXIST:
+                continue                 # another was faster
+        elif number > 0 and flags & O_CREAT and flags & O_EXCL:
+            iput(cpu, number)
+            return -EEXIST
+        return number
+
+
+@entry("i64(u64, i64, u64, i64)")
+def sys_open(cpu_address, task, name, flags):
+    """open(2): a descriptor, or -errno."""
+    cpu = running(cpu_address, task)
+    number = do_open(cpu, name, flags)
+    if number < 0:
+        return number
+    if flags & O_TRUNC:
+        error = do_truncate(cpu, number, 0)
+        if error != 0:
+            iput(cpu, number)
+            return error
+    mm = mm_of(machine_of(cpu), cpu.mm)
+    file = alloc_file(cpu, number, flags, cpu.mm, mm.id)
+    if file < 0:
+        iput(cpu, number)
+        return file
+    mm.open_files += 1
+    return file
+
+
+@entry("i64(u64, i64, i64)")
+def sys_close(cpu_address, task, number):
+    cpu = running(cpu_address, task)
+    if not may_use(cpu, number):
+        return -EBADF
+    file = file_of(machine_of(cpu), number)
+    file.mm, file.mm_id = 0, 0
+    fput(cpu, number)
+    return 0
+
+
+@entry("i64(u64, i64, i64, i64, u64, i64)", nogil=True)
+def sys_read(cpu_address, task, number, pos, buffer, nbytes):
+    """read(2), or pread(2) where `pos` is not AT_F_POS."""
+    cpu = running(cpu_address, task)
+    if not may_use(cpu, number) or file_of(machine_of(cpu), number).flags & O_ACCMODE == O_WRONLY:
+        return -EBADF
+    wb_timer(cpu)
+    if pos != AT_F_POS:
+        return filemap_read(cpu, number, pos, buffer, nbytes)
+    file = file_of(machine_of(cpu), number)
+    lock = address_of(file, "f_pos_lock")
+    write_lock(cpu, lock)
+    result = filemap_read(cpu, number, file.f_pos, buffer, nbytes)
+    file.f_pos += max(result, 0)
+    write_unlock(lock)
+    return result
+
+
+@entry("i64(u64, i64, i64, u64, i64, i64)", nogil=True)
+def read_through(cpu_address, task, number, buffer, chunk, nbytes):
+    """read(2) in pieces of `chunk` bytes, each over the last one; how many bytes came. A system call for each piece."""
+    done = 0
+    while done < nbytes:
+        cpu = running(cpu_address, task)
+        if not may_use(cpu, number) or file_of(machine_of(cpu), number).flags & O_ACCMODE == O_WRONLY:
+            return -EBADF
+        wb_timer(cpu)
+        file = file_of(machine_of(cpu), number)
+        lock = address_of(file, "f_pos_lock")
+        write_lock(cpu, lock)
+        result = filemap_read(cpu, number, file.f_pos, buffer, min(chunk, nbytes - done))
+        file.f_pos += max(result, 0)
+        write_unlock(lock)
+        if result <= 0:
+            return done if done > 0 else result
+        done += result
+    return done
+
+
+@entry("i64(u64, i64, i64, i64, u64, i64)", nogil=True)
+def sys_write(cpu_address, task, number, pos, buffer, nbytes):
+    """write(2), or pwrite(2) where `pos` is not AT_F_POS."""
+    cpu = running(cpu_address, task)
+    if not may_use(cpu, number) or file_of(machine_of(cpu), number).flags & O_ACCMODE == O_RDONLY:
+        return -EBADF
+    wb_timer(cpu)
+    machine = machine_of(cpu)
+    file = file_of(machine, number)
+    inode = inode_of(machine, file.inode)
+    if pos != AT_F_POS:
+        return generic_file_write(cpu, file.inode, -1 if file.flags & O_APPEND else pos, buffer, nbytes)
+    lock = address_of(file, "f_pos_lock")
+    write_lock(cpu, lock)
+    append = file.flags & O_APPEND
+    result = generic_file_write(cpu, file.inode, -1 if append else file.f_pos, buffer, nbytes)
+    if result > 0:
+        file.f_pos = inode.i_size if append else file.f_pos + result
+    write_unlock(lock)
+    return result
+
+
+@entry("i64(u64, i64, i64, i64, i64)")
+def sys_lseek(cpu_address, task, number, offset, whence):
+    cpu = running(cpu_address, task)
+    if not may_use(cpu, number):
+        return -EBADF
+    file = file_of(machine_of(cpu), number)
+    if whence == SEEK_CUR:
+        offset += file.f_pos
+    elif whence == SEEK_END:
+        offset += inode_of(machine_of(cpu), file.inode).i_size
+    if offset < 0 or offset > MAX_FILE_BYTES:
+        return -EINVAL
+    file.f_pos = offset
+    return offset
+
+
+@entry("i64(u64, i64, i64)", nogil=True)
+def sys_fsync(cpu_address, task, number):
+    """fsync(2): 0, or -errno."""
+    cpu = running(cpu_address, task)
+    if not may_use(cpu, number):
+        return -EBADF
+    vfs_fsync(cpu, file_of(machine_of(cpu), number).inode)
+    return 0
+
+
+@entry("i64(u64, i64, i64, i64)", nogil=True)
+def sys_ftruncate(cpu_address, task, number, size):
+    cpu = running(cpu_address, task)
+    if not may_use(cpu, number) or file_of(machine_of(cpu), number).flags & O_ACCMODE == O_RDONLY:
+        return -EBADF
+    return -EINVAL if size < 0 else do_truncate(cpu, file_of(machine_of(cpu), number).inode, size)
+
+
+@entry("i64(u64, i64, i64)")
+def sys_fstat_size(cpu_address, task, number):
+    """The st_size of fstat(2)."""
+    cpu = running(cpu_address, task)
+    return inode_of(machine_of(cpu), file_of(machine_of(cpu), number).inode).i_size if may_use(cpu, number) else -EBADF
+
+
+@entry("i64(u64, i64, u64, u64, i64, i64, i64, i64)")
+def sys_mmap_file(cpu_address, task, hint, length, prot, flags, number, offset):
+    """mmap(2) of an open file from byte `offset` on."""
+    cpu = running(cpu_address, task)
+    if not may_use(cpu, number):
+        return -EBADF
+    mode = file_of(machine_of(cpu), number).flags & O_ACCMODE
+    if mode == O_WRONLY or (flags & MAP_SHARED and prot & PROT_WRITE and mode != O_RDWR):
+        return -EACCES
+    if offset < 0 or offset & 4095 != 0:
+        return -EINVAL
+    return vm_mmap_pgoff(cpu, hint, length, prot, flags, number, offset >> 12)
+
+
+@entry("i64(u64, i64, u64, u64, i64)", nogil=True)
+def sys_msync(cpu_address, task, start, length, flags):
+    """msync(2): with MS_SYNC write what is dirty of the files that shared mappings in the range show; 0 or -errno."""
+    cpu = running(cpu_address, task)
+    machine = machine_of(cpu)
+    end = start + ((length + U(4095)) & ~U(4095))
+    if start & U(4095) != U(0) or flags & ~(MS_SYNC | MS_INVALIDATE | 1) or flags & (MS_SYNC | 1) == MS_SYNC | 1:
+        return -EINVAL
+    if end < start:
+        return -ENOMEM
+    read_lock(cpu, mmap_lock(cpu))
+    position = find_position(machine, cpu.mm, start)
+    busy = False
+    while position < mm_of(machine, cpu.mm).map_count:
+        vma = vma_of(machine, vma_index(machine, cpu.mm)[position])
+        if vma.start >= end:
+            break
+        if flags & MS_INVALIDATE and vma.flags & VM_LOCKED:
+            busy = True
+            break
+        if flags & MS_SYNC and vma.file != 0 and vma.flags & VM_SHARED:
+            first = vma.pgoff + np.int64((max(start, vma.start) - vma.start) >> U(12))
+            last = vma.pgoff + np.int64((min(end, vma.end) - vma.start) >> U(12))
+            filemap_write_and_wait_range(cpu, file_of(machine, vma.file).inode, first, last)
+        position += 1
+    mapped = range_is_mapped(machine, cpu.mm, start, end)
+    read_unlock(mmap_lock(cpu))
+    if busy:
+        return -EBUSY
+    return 0 if mapped else -ENOMEM
+
+
+# -- for the driver ------------------------------------------------------------------------------------------
+
+@entry("i64(u64, u64, i64, u64)")
+def make_file(cpu_address, name, size, seed):
+    """A new file of `size` bytes on the disk and nowhere else: its inode, held; or -errno. `seed` 0: zeros."""
+    cpu = cpu_t.at(cpu_address)
+    number = create(cpu, name)
+    if number < 0:
+        return number
+    inode = inode_of(machine_of(cpu), number)
+    error = extend(cpu, inode, (size + 4095) >> 12, True) if size <= MAX_FILE_BYTES else -EINVAL
+    if error != 0:
+        do_unlink(cpu, name)
+        iput(cpu, number)
+        return error
+    inode.seed, inode.seed_bytes, inode.i_size = seed, size if seed != U(0) else 0, size
+    return number
+
+
+@entry("void(u64, i64, u64, i64, u64)")
+def fill_file(cpu_address, number, data, nbytes, bounce):
+    """Put contents on the disk, as if they had always been there: nothing is cached, nothing counted as written."""
+    cpu = cpu_t.at(cpu_address)
+    inode = inode_of(machine_of(cpu), number)
+    for index in range((nbytes + 4095) >> 12):
+        n = min(nbytes - (index << 12), 4096)
+        clear_bytes(bounce, 4096)
+        copy_bytes(bounce, data + U(index << 12), n)
+        disk_store_page(machine_of(cpu), bmap(inode, index), bounce)
+
+
+@entry("void(u64, i64)")
+def release_inode(cpu_address, number):
+    iput(cpu_t.at(cpu_address), number)
+
+
+@entry("i64(u64, u64)")
+def sys_unlink(cpu_address, name):
+    """unlink(2)"""
+    return do_unlink(cpu_t.at(cpu_address), name)
+
+
+@entry("i64(u64)", nogil=True)
+def sys_sync(cpu_address):
+    """sync(2): pages written."""
+    return ksys_sync(cpu_t.at(cpu_address))
+
+
+@entry("i64(u64)", nogil=True)
+def sys_drop_caches(cpu_address):
+    """What 1 in /proc/sys/vm/drop_caches does: pages dropped."""
+    return drop_pagecache(cpu_t.at(cpu_address))

@@ -1,0 +1,99 @@
+"""What a CPU does with files: for the tasks on it, and for the driver, which has no CPU of its own."""
+import os
+
+import numpy as np
+
+from numaemu.files import name_words
+from numaemu.kernel import sys_file as calls
+from numaemu.param import MAX_FILES
+
+READ_MOST = 1 << 30              # bytes of one read
+
+
+def check(result, what=None):
+    """A system call's result, or OSError."""
+    if result < 0:
+        raise OSError(-result, os.strerror(-result), *([what] if what else []))
+    return result
+
+
+class FileOperations:
+    """The operations of one CPU on files; `self.address` is that of its cpu_t."""
+
+    def descriptor(self, fd):
+        """A number that the kernel may look at."""
+        return fd if 0 < fd < MAX_FILES else 0
+
+    def open(self, number, path, flags):
+        name = name_words(path)
+        return check(calls.sys_open(self.address, number, name.ctypes.data, flags), path)
+
+    def file_close(self, number, fd):
+        check(calls.sys_close(self.address, number, self.descriptor(fd)))
+
+    def file_size(self, number, fd):
+        return check(calls.sys_fstat_size(self.address, number, self.descriptor(fd)))
+
+    def file_read(self, number, fd, offset, nbytes):
+        size = self.file_size(number, fd)
+        nbytes = min(size if nbytes is None else nbytes, size, READ_MOST)
+        data = self.buffer(nbytes)
+        where = calls.AT_F_POS if offset is None else offset
+        if offset is not None and offset < 0:
+            raise ValueError(f"offset {offset} of a read is negative")
+        n = check(calls.sys_read(self.address, number, self.descriptor(fd), where, data.ctypes.data, nbytes))
+        return data[:n].tobytes()
+
+    def file_read_through(self, number, fd, nbytes, chunk):
+        if chunk < 1:
+            raise ValueError("a read in pieces of 0 bytes has no end")
+        data = np.empty(chunk, np.uint8)
+        return check(calls.read_through(self.address, number, self.descriptor(fd), data.ctypes.data, chunk, nbytes))
+
+    def file_write(self, number, fd, offset, data):
+        data = np.frombuffer(data, np.uint8)
+        if offset is not None and offset < 0:
+            raise ValueError(f"offset {offset} of a write is negative")
+        where = calls.AT_F_POS if offset is None else offset
+        return check(calls.sys_write(self.address, number, self.descriptor(fd), where, data.ctypes.data, len(data)))
+
+    def file_seek(self, number, fd, offset, whence):
+        return check(calls.sys_lseek(self.address, number, self.descriptor(fd), offset, whence))
+
+    def file_fsync(self, number, fd):
+        check(calls.sys_fsync(self.address, number, self.descriptor(fd)))
+
+    def file_truncate(self, number, fd, size):
+        check(calls.sys_ftruncate(self.address, number, self.descriptor(fd), size))
+
+    def mmap_file(self, number, addr, length, prot, flags, fd, offset):
+        return check(calls.sys_mmap_file(self.address, number, addr, length, prot, flags, self.descriptor(fd), offset))
+
+    def msync(self, number, addr, length, flags):
+        check(calls.sys_msync(self.address, number, addr, length, flags))
+
+    # -- for the driver: in this CPU's turn, with no task
+
+    def system(self, method, args):
+        """One of the methods below."""
+        with self.cpu.turn:
+            return getattr(self, f"system_{method}")(*args)
+
+    def system_create_file(self, path, size, data, seed):
+        """A file that has always been on the disk."""
+        name = name_words(path)
+        inode = check(calls.make_file(self.address, name.ctypes.data, size, seed), path)
+        if data is not None:
+            contents, bounce = np.frombuffer(data, np.uint8), np.empty(4096, np.uint8)
+            calls.fill_file(self.address, inode, contents.ctypes.data, len(contents), bounce.ctypes.data)
+        calls.release_inode(self.address, inode)
+
+    def system_unlink(self, path):
+        name = name_words(path)
+        check(calls.sys_unlink(self.address, name.ctypes.data), path)
+
+    def system_sync(self):
+        return calls.sys_sync(self.address)
+
+    def system_drop_caches(self):
+        return calls.sys_drop_caches(self.address)

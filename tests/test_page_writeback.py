@@ -1,0 +1,157 @@
+"""Dirty pages: counted once, limited, written back late and together, by expiry, by sync, by the flusher."""
+import numpy as np
+import pytest
+
+from numaemu.files import seeded_bytes
+from numaemu.kernel.page_writeback import dirty_limit, wb_workfn
+from numaemu.mmu import cpu_t
+from numaemu.uapi import MAP_SHARED, O_CREAT, O_RDWR, PROT_READ, PROT_WRITE
+
+pytestmark = pytest.mark.interpreted
+DISK = {"write_latency_us": 100, "bandwidth": 4096_000_000}        # a page takes 1 us
+LATENCY_NS, PAGE_NS = 100_000, 1000
+FREE = {"copy_page_ns": 0, "clear_page_ns": 0, "syscall_ns": 0, "fault_ns": 0, "message_ns": 0}
+
+
+def boot(loopback, **sysctl):
+    return loopback(nodes=2, cpus_per_node=1, memory_per_node="16MiB", disk=DISK, cost=FREE,
+                    sysctl={f"vm.{name}": value for name, value in sysctl.items()})
+
+
+def figures(loop):
+    stat = loop.vmstat()
+    return tuple(stat[name] for name in ("nr_dirtied", "nr_dirty", "nr_written", "pgpgout"))
+
+
+def test_rewrites_reach_the_disk_once(loopback):
+    loop = boot(loopback)
+    task = loop.task()
+    file = task.open("/mnt/new", O_RDWR | O_CREAT)
+    for _ in range(10):
+        file.write(b"x" * 8192, 0)
+    assert figures(loop) == (2, 2, 0, 0)
+    file.fsync()
+    assert figures(loop) == (2, 0, 2, 8)
+    file.fsync()
+    assert figures(loop) == (2, 0, 2, 8)
+    loop.system("drop_caches")
+    assert file.read(8192, 0) == b"x" * 8192
+    loop.audit()
+
+
+def test_neighbours_are_one_request(loopback):
+    """fsync pays one latency for pages that lie in a row on the disk."""
+    loop = boot(loopback)
+    task = loop.task()
+    file = task.open("/mnt/new", O_RDWR | O_CREAT)
+    file.write(bytes(8 << 12))
+    before = task.clock_ns
+    file.fsync()
+    assert task.clock_ns - before == LATENCY_NS + 8 * PAGE_NS
+    file.write(b"a", 0)
+    file.write(b"b", 5 << 12)
+    before = task.clock_ns
+    file.fsync()
+    assert task.clock_ns - before == 2 * (LATENCY_NS + PAGE_NS)
+
+
+def test_above_the_background_limit_the_flusher_writes(loopback):
+    """On its own clock: the context of node 0's threads. Dirty pages never stay above the limit."""
+    loop = boot(loopback, dirty_background_bytes=64 << 12, dirty_bytes=1024 << 12)
+    task = loop.task()
+    file, before = task.open("/mnt/new", O_RDWR | O_CREAT), task.clock_ns
+    file.write(bytes(512 << 12))
+    dirtied, dirty, written, _ = figures(loop)
+    assert dirtied == 512 and dirty <= 64 + 32 and written == 512 - dirty
+    assert task.clock_ns == before
+    assert cpu_t.array(loop.machine.cpus)[loop.machine.nr_cpus].clock_base_ns > 0
+    loop.audit()
+
+
+def test_near_the_limit_writers_wait(loopback):
+    """Above the middle of both limits a writer is as slow as the disk."""
+    loop = boot(loopback, dirty_background_bytes=16 << 12, dirty_bytes=32 << 12)
+    task = loop.task()
+    file, before = task.open("/mnt/new", O_RDWR | O_CREAT), task.clock_ns
+    file.write(bytes(320 << 12))
+    assert task.clock_ns - before == 320 * PAGE_NS
+
+
+def test_old_dirty_pages_are_written(loopback):
+    """After dirty_expire, when dirty_writeback has passed: the next use of a file wakes the flusher."""
+    loop = boot(loopback, dirty_expire_centisecs=3000, dirty_writeback_centisecs=500)
+    task = loop.task()
+    file = task.open("/mnt/new", O_RDWR | O_CREAT)
+    file.write(b"x")
+    loop.cpu().clock_base_ns += 10 * 10**9
+    file.read(1, 0)
+    assert figures(loop)[1] == 1
+    loop.cpu().clock_base_ns += 30 * 10**9
+    file.read(1, 0)
+    assert figures(loop)[1:3] == (0, 1)
+
+
+def test_the_flusher_works_alone(loopback):
+    loop = boot(loopback, dirty_background_bytes=4096, dirty_writeback_centisecs=0)
+    task = loop.task()
+    task.open("/mnt/new", O_RDWR | O_CREAT).write(bytes(20 << 12))
+    loop.machine.wb_lock = 1
+    assert wb_workfn(loop.cpu()) == 0 and figures(loop)[1] == 20
+    loop.machine.wb_lock = 0
+    assert wb_workfn(loop.cpu()) == 20 and figures(loop)[1] == 0
+
+
+def test_limits_follow_ratios_and_bytes(loopback):
+    loop = boot(loopback)
+    machine = loop.machine
+    assert dirty_limit(machine, 0) == loop.vmstat()["nr_dirty_threshold"]
+    assert 0.19 < dirty_limit(machine, 0) / loop.vmstat()["nr_free_pages"] < 0.2
+    machine.vm_dirty_bytes = 5 * 4096 + 1
+    assert dirty_limit(machine, 0) == 6
+    assert dirty_limit(machine, 1) == 3          # never more than half of it
+
+
+def test_a_write_through_a_mapping_makes_the_page_dirty_again(loopback):
+    """Writing back takes the permission away; on all CPUs."""
+    loop = boot(loopback)
+    loop.create_file("/mnt/f", 4 << 12, 5)
+    one, two = loop.task(0), loop.task(1)
+    areas = [task.mmap(4 << 12, PROT_READ | PROT_WRITE, MAP_SHARED, task.open("/mnt/f", O_RDWR)) for task in (one, two)]
+    assert one.read(areas[0].addr, 4 << 12) == seeded_bytes(5, 0, 4 << 12)
+    assert figures(loop)[:2] == (0, 0)
+    for round_ in (1, 2, 3):
+        for task, area in zip((one, two), areas):
+            task.store([area.addr + 8 * task.cpu], np.uint64(round_))
+        assert figures(loop)[:3] == (round_, 1, round_ - 1)
+        areas[0].msync()
+        assert figures(loop)[1:3] == (0, round_)
+        assert not loop.pte(one, areas[0].addr) & 0x42 and not loop.pte(two, areas[1].addr) & 0x42
+    loop.system("drop_caches")
+    assert two.open("/mnt/f").read(16) == (3).to_bytes(8, "little") * 2
+    loop.audit()
+
+
+def test_unmapping_leaves_the_page_dirty(loopback):
+    loop = boot(loopback)
+    loop.create_file("/mnt/f", 4096, 5)
+    task = loop.task()
+    file = task.open("/mnt/f", O_RDWR)
+    area = task.mmap(4096, PROT_READ | PROT_WRITE, MAP_SHARED, file)
+    task.write(area.addr, b"mapped")
+    area.munmap()
+    assert figures(loop)[1] == 1
+    loop.system("sync")
+    loop.system("drop_caches")
+    assert file.read(6) == b"mapped"
+
+
+def test_what_is_deleted_is_never_written(loopback):
+    loop = boot(loopback)
+    task = loop.task()
+    with task.open("/mnt/new", O_RDWR | O_CREAT) as file:
+        file.write(bytes(8 << 12))
+        loop.system("unlink", "/mnt/new")
+        assert figures(loop)[1] == 8             # still open
+    assert figures(loop) == (8, 0, 0, 0)
+    assert loop.vmstat()["nr_file_pages"] == 0
+    loop.audit()
