@@ -2,7 +2,7 @@
 
 Free pages of the largest zone over the task's emulated time, against the zone's three watermarks. Look for:
   - below "low" the allocator wakes kswapd (row `kswapd`), which writes pages to swap until "high" is reached again;
-  - so, as long as the task is slow, free pages go up and down between "low" and "high" and it never waits;
+  - so, as long as the task is slow, free pages go up and down above "low", and it hardly ever reclaims itself;
   - in a rush the task takes pages faster than kswapd frees them: at "min" it must reclaim itself (row `direct`).
 """
 import numpy as np
@@ -11,7 +11,7 @@ from numaemu import MAP_ANONYMOUS, MAP_NORESERVE, MAP_PRIVATE
 
 MACHINE = dict(nodes=1, cpus_per_node=1, memory_per_node="64MiB")
 WIDTH, HEIGHT = 72, 14           # of the chart, in characters
-SLOW, RUSH = 150, 40             # steps
+SLOW, RUSH = 240, 40             # steps
 LINES = ("high", "low", "min")
 
 
@@ -39,9 +39,10 @@ def sample(machine, task):
 
 
 def fill(machine, task, zone):
-    """Touch memory a step at a time: the samples. The first steps are an eighth of the high watermark, the last many of it."""
-    slow, rush = max(zone["high"] // 8, 4), zone["high"] * 2
-    ahead = max(zone["free"] - 2 * zone["high"], 0)
+    """Touch memory a step at a time: the samples. First steps are a sixth of the way from low to min, the last ones far longer."""
+    slow, rush = max((zone["low"] - zone["min"]) // 6, 1), zone["high"] * 2
+    free = machine.stats()["nodes"][0]["meminfo"]["MemFree"] // 4       # smaller zones are used, too, before kswapd is woken
+    ahead = max(free - 3 * zone["high"], 0)
     pages = task.mmap((ahead + SLOW * slow + RUSH * rush) * 4096, flags=MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE).pages()
     task.store(pages[:ahead], pages[:ahead])
     samples, at = [sample(machine, task)], ahead
@@ -65,7 +66,8 @@ def chart(samples, zone):
     rows = {round(zone[name] * HEIGHT / top): name for name in LINES}
     lines = []
     for level in range(HEIGHT, 0, -1):
-        bars = "".join("█" if free * HEIGHT >= (level - 0.5) * top else "─" if level in rows else " " for free, *_ in cells)
+        full, empty = ("▀", "─") if level in rows else ("█", " ")
+        bars = "".join(full if free * HEIGHT >= (level - 0.5) * top else empty for free, *_ in cells)
         label = f"{rows[level]:>6} {zone[rows[level]]:5}" if level in rows else " " * 12
         lines.append(f"{label} │{bars}")
     for name, which, mark in (("kswapd", 1, "k"), ("direct", 2, "D")):

@@ -188,6 +188,7 @@ def madvise_pages(cpu, mm_number, start, end, free):
     """MADV_FREE (`free`) or MADV_COLD for the pages of a range."""
     machine = machine_of(cpu)
     mm, address, changed = mm_of(machine, mm_number), start, False
+    lru_add_drain(cpu)                   # advice is for pages that are on a list
     fetch_add(mm, "tlb_flush_pending", 1)
     while address < end:
         ptep = pte_offset(machine, mm, address)
