@@ -11,7 +11,6 @@ import pickle
 import signal
 import threading
 import traceback
-import types
 
 import posix_ipc
 import setproctitle
@@ -219,11 +218,9 @@ class Coordinator(Actor):
         return proc.read(self.system, path)
 
     def rpc_write(self, path, value):
-        """Write to a file of /proc or /sys; a CPU does what has to be done for it, as CPU 0 writes for the driver."""
+        """Write to a file of /proc or /sys. What has to be done for it: (method, *args) by CPU 0, or the coordinator's own steps."""
         work = proc.write(self.system, path, value)
-        if isinstance(work, types.GeneratorType):        # steps that this process has to do
-            return work
-        return self.rpc_system(*work) if work else None
+        return self.rpc_system(*work) if isinstance(work, tuple) else work
 
     def rpc_system(self, method, *args):
         """Something with files, by CPU 0."""

@@ -7,7 +7,7 @@ import pytest
 from numaemu.kernel.mm_types import VM_RAND_READ, VM_SEQ_READ, PG_swapbacked
 from numaemu.mmu import _PAGE_ACCESSED, _PAGE_DIRTY
 from numaemu.uapi import (MADV_COLD, MADV_DONTNEED, MADV_DONTNEED_LOCKED, MADV_FREE, MADV_MERGEABLE, MADV_NORMAL,
-                          MADV_PAGEOUT, MADV_POPULATE_READ, MADV_POPULATE_WRITE, MADV_RANDOM, MADV_SEQUENTIAL,
+                          MADV_POPULATE_READ, MADV_POPULATE_WRITE, MADV_RANDOM, MADV_SEQUENTIAL,
                           MADV_WILLNEED, MADV_WIPEONFORK, MAP_ANONYMOUS, MAP_LOCKED, MAP_PRIVATE, MAP_SHARED,
                           PROT_NONE, PROT_READ)
 
@@ -32,6 +32,7 @@ def test_free_marks_pages_that_reclaim_may_drop(two_nodes):
     area = task.mmap(4 * PAGE)
     task.store(area.pages()[:3], np.uint8(7))
     task.madvise(area.addr, 4 * PAGE, MADV_FREE)
+    two_nodes.audit()                                                 # what waits in a batch takes effect
     for i in range(3):
         assert not page_of(two_nodes, task, area.addr + i * PAGE).flags & np.uint64(PG_swapbacked)
         assert not two_nodes.pte(task, area.addr + i * PAGE) & int(_PAGE_DIRTY | _PAGE_ACCESSED)

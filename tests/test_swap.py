@@ -8,13 +8,16 @@ from hypothesis import settings
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 from loopback import SMALL_TLB, Loopback
 
-from numaemu import GFP_KERNEL, MADV_PAGEOUT, MAP_ANONYMOUS, MAP_NORESERVE, MAP_PRIVATE, Machine
+from numaemu import GFP_KERNEL, MADV_FREE, MADV_PAGEOUT, MAP_ANONYMOUS, MAP_NORESERVE, MAP_PRIVATE, Machine, MachineCheck
 from numaemu.build import JIT
-from numaemu.kernel import swap, swapon
-from numaemu.kernel.mm_types import PG_swapbacked
+from numaemu.kernel import swap, swapfile, swapon
+from numaemu.kernel.mm_types import MM_SWAPENTS, PG_dirty, PG_swapbacked, PG_swapcache
 from numaemu.kernel.mmzone import LRU_ACTIVE, LRU_FILE, lruvec_of
+from numaemu.kernel.pgtable import pte_offset
 from numaemu.kernel.sysctl import System
+from numaemu.kernel.zram import zstat_of
 from numaemu.param import FOLIO_BATCH_SIZE
+from numaemu.pointer import u64
 
 UNRESERVED = MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE
 
@@ -284,6 +287,93 @@ def test_slots_go_with_what_named_them(loopback):
     loop.audit()
 
 
+@pytest.mark.interpreted
+def test_what_is_written_after_it_came_back_outlives_the_writer(loopback):
+    """The slot holds the old words; only the parent's entry is dirty, until fork gives the child an entry as dirty."""
+    loop = loopback(nodes=1, cpus_per_node=1, memory_per_node="8MiB")
+    swapon.swapon(loop.machine, "area", 16 << 20, kind="zram")
+    task = loop.task()
+    mapping, values = patterned(task, "64KiB", 5)
+    task.madvise(mapping.addr, mapping.nbytes, MADV_PAGEOUT)
+    assert (task.load(mapping.pages()) == values).all()
+    task.store(mapping.pages(), values + np.uint64(1))
+    child = task.fork()
+    task.exit()
+    child.madvise(mapping.addr, mapping.nbytes, MADV_PAGEOUT)
+    assert (child.load(mapping.pages()) == values + np.uint64(1)).all()
+    loop.audit()
+
+
+@pytest.mark.interpreted
+def test_pages_whose_slot_somebody_needs_are_not_given_up(loopback):
+    """MADV_FREE of a page of the swap cache that the child's entry still names: its words must still be written."""
+    loop = loopback(nodes=1, cpus_per_node=1, memory_per_node="8MiB")
+    swapon.swapon(loop.machine, "area", 16 << 20)
+    task = loop.task()
+    mapping, values = patterned(task, "64KiB", 5)
+    task.madvise(mapping.addr, mapping.nbytes, MADV_PAGEOUT)
+    child = task.fork()
+    assert (task.load(mapping.pages()) == values).all()
+    pages = [loop.page(loop.pte(task, int(address)) >> 12 & 0xFFFFF) for address in mapping.pages()]
+    for page in pages:
+        page.flags |= PG_dirty                       # as if it could not be written
+    task.madvise(mapping.addr, mapping.nbytes, MADV_FREE)
+    assert all(page.flags & PG_dirty for page in pages)
+    assert (child.load(mapping.pages()) == values).all()
+    loop.audit()
+
+
+@pytest.mark.interpreted
+@pytest.mark.parametrize("kind", ["disk", "zram"])
+def test_a_page_that_is_compressed_again_replaces_what_was_kept(loopback, kind):
+    """zram, or zswap before a disk: one copy of each page, counted once; and none is left when the disk has the page."""
+    loop = loopback(nodes=1, cpus_per_node=1, memory_per_node="8MiB")
+    swapon.swapon(loop.machine, "area", 16 << 20, kind=kind)
+    loop.machine.zswap_enabled = 1
+    task = loop.task()
+    mapping, values = patterned(task, "64KiB", 5)
+    for n in range(3):
+        task.store(mapping.pages(), values + np.uint64(n))
+        task.madvise(mapping.addr, mapping.nbytes, MADV_PAGEOUT)
+        assert (task.load(mapping.pages()) == values + np.uint64(n)).all()
+        assert zstat_of(loop.machine).pages == 16
+    if kind == "disk":
+        loop.machine.zswap_enabled = 0
+        task.store(mapping.pages(), values + np.uint64(9))
+        for _ in range(2):
+            task.madvise(mapping.addr, mapping.nbytes, MADV_PAGEOUT)
+        swap.lru_add_drain(loop.cpu())
+        task.madvise(mapping.addr, mapping.nbytes, MADV_PAGEOUT)
+        assert zstat_of(loop.machine).pages == 0
+        assert (task.load(mapping.pages()) == values + np.uint64(9)).all()
+    mapping.munmap()
+    assert zstat_of(loop.machine).pages == 0 == zstat_of(loop.machine).orig_bytes
+    loop.audit()
+
+
+@pytest.mark.interpreted
+@pytest.mark.parametrize("kind", ["disk", "zram"])
+def test_only_a_disk_is_waited_for(loopback, kind):
+    """A fault from zram costs a decompression, one from the disk its latency; a page of zeros neither."""
+    loop = loopback(nodes=1, cpus_per_node=1, memory_per_node="8MiB")
+    swapon.swapon(loop.machine, "area", 16 << 20, kind=kind)
+    task = loop.task()
+    mapping, _ = patterned(task, "64KiB", 5)
+    task.store(mapping.pages()[8:], np.uint64(0))
+    task.madvise(mapping.addr, mapping.nbytes, MADV_PAGEOUT)
+    task.mmap("12MiB", flags=UNRESERVED).touch().munmap()             # nothing of it is left in the swap cache
+    swapfile.swap_of(loop.machine).page_cluster = 0
+    times = []
+    for part in (mapping.pages()[:8], mapping.pages()[8:]):
+        before = task.clock_ns
+        task.load(part)
+        times.append(task.clock_ns - before)
+    latency = loop.machine.disk_read_ns
+    assert times[1] < latency
+    assert times[0] > latency if kind == "disk" else 8 * loop.machine.decompress_ns < times[0] < latency
+    loop.audit()
+
+
 def test_swapoff_brings_everything_back():
     with Machine(nodes=1, cpus_per_node=2, memory_per_node="32MiB") as machine:
         machine.swapon("64MiB", name="first", priority=5)
@@ -340,3 +430,69 @@ def test_all_cpus_at_many_times_the_memory(kind):
         machine.check()
         machine.swapoff(area)            # every slot can be given back
         machine.check()
+
+
+# -- the audit ---------------------------------------------------------------------------------------------------
+
+def slot_of(loop, task, mapping, n):
+    return loop.pte(task, int(mapping.pages()[n])) >> 12
+
+
+def break_reference(loop, task, mapping):
+    swapfile.swap_map(loop.machine)[slot_of(loop, task, mapping, 3)] += 1
+
+
+def break_cache(loop, task, mapping):
+    loop.page(swapfile.swap_cache(loop.machine)[slot_of(loop, task, mapping, 2)]).private += 1
+
+
+def break_mark(loop, task, mapping):
+    loop.page(loop.pte(task, int(mapping.pages()[-1])) >> 12 & 0xFFFFF).flags |= PG_swapcache
+
+
+def break_inuse(loop, task, mapping):
+    swapon.areas(loop.machine)[0].inuse_pages += 1
+
+
+def break_free(loop, task, mapping):
+    loop.machine.nr_swap_pages -= 2
+
+
+def break_rss(loop, task, mapping):
+    loop.mm(task).rss[MM_SWAPENTS] += 1
+
+
+def break_zram(loop, task, mapping):
+    zstat_of(loop.machine).compr_bytes += 8
+
+
+def break_wild(loop, task, mapping):
+    u64.array(int(pte_offset(loop.machine, loop.mm(task), int(mapping.pages()[5]))))[0] += np.uint64(1 << 40)
+
+
+@pytest.mark.interpreted
+@pytest.mark.parametrize("harm, line", [
+    (break_reference, "slot 4: swap_map says 2 references and the swap cache, 1 page-table entries name it"),
+    (break_cache, "slot 3: swap_map is 0x40000001, its word in the swap cache .*, entry 4, refcount 1"),
+    (break_mark, "swap cache: 17 pages are marked, nr_swapcached is 16, 16 slots have one"),
+    (break_inuse, "swap area: inuse_pages is 17, 16 slots are taken"),
+    (break_free, "nr_swap_pages are 4095 and 4077, the areas have 4095 slots, 4079 of them free"),
+    (break_rss, "rss says 17 swapped pages, its tables have 16 swap entries"),
+    (break_zram, r"zram: pages, bytes, huge pages are \(16, .* are kept"),
+    (break_wild, "the swap entry at 0x.* is in no swap area"),
+])
+def test_the_audit_sees(loopback, harm, line):
+    """One wrong word, one clear line. Of 17 pages 16 have slots, and are still in the swap cache."""
+    loop = loopback(nodes=1, cpus_per_node=1, memory_per_node="8MiB")
+    swapon.swapon(loop.machine, "area", 16 << 20)
+    task = loop.task()
+    mapping, _ = patterned(task, "68KiB", 3)
+    task.madvise(mapping.addr, 16 << 12, MADV_PAGEOUT)
+    if harm is break_zram:
+        loop.machine.zswap_enabled = 1
+        task.store(mapping.pages(), np.uint64(1))
+        task.madvise(mapping.addr, 16 << 12, MADV_PAGEOUT)
+    loop.audit()
+    harm(loop, task, mapping)
+    with pytest.raises(MachineCheck, match=line):
+        loop.audit()

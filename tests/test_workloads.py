@@ -244,3 +244,37 @@ def test_page_cache_spares_the_disk(capsys):
     cold, warm, random, warm_random = (row["emulated ms"] for row in rows[:4])
     assert random > 5 * cold and cold > 10 * warm and warm_random < cold
     assert (rows[4]["nr_dirtied"], rows[4]["nr_written"], rows[4]["pgpgout"]) == (16, 16, 64)
+
+
+def test_kswapd_watermarks_shows_who_makes_room(capsys):
+    with Machine(nodes=1, cpus_per_node=1, memory_per_node="24MiB") as machine:
+        result = run("kswapd_watermarks", machine)
+        machine.check()
+    slow, rush = result["slowly"], result["in a rush"]
+    assert slow["kswapd runs"] > 0 and rush["direct reclaims"] > slow["direct reclaims"]
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines if line[:12].strip()][1:] == ["high", "low", "min", "kswapd", "direct"]
+    chart = lines[1:-1]
+    assert len({len(line) for line in chart}) == 1 and "k" in chart[-2][14:] and "D" in chart[-1][14:]
+
+
+def test_zram_ratio_by_what_is_in_the_pages():
+    with Machine(nodes=1, cpus_per_node=1, memory_per_node="24MiB") as machine:
+        result = run("zram_ratio", machine)
+        machine.check()
+    assert result["zeros"]["lz4 ratio"] == result["zeros"]["zstd ratio"] == "not stored"
+    assert result["random"]["lz4 ratio"] == result["random"]["zstd ratio"] == "1.00"
+    for name in ("text", "numbers", "pointers"):
+        assert float(result[name]["zstd ratio"]) > float(result[name]["lz4 ratio"]) > 1.5
+        assert 20 * result[name]["lz4 us/fault"] < 100 < result[name]["disk us/fault"] < 120
+    assert result["zeros"]["disk us/fault"] < 3 and result["random"]["lz4 us/fault"] < result["text"]["lz4 us/fault"]
+
+
+def test_swap_thrash_has_a_cliff():
+    with Machine(nodes=1, cpus_per_node=1, memory_per_node="24MiB") as machine:
+        rows = list(run("swap_thrash", machine, 4000).values())
+        machine.check()
+    for kind in ("disk", "zram"):
+        faults = [float(row[f"{kind} faults"]) for row in rows]
+        assert faults[0] == 0 and 0.3 < faults[-1] < 0.9 and faults[-1] > faults[3] > 0
+    assert rows[-1]["disk ns"] > 100 * rows[0]["disk ns"] and rows[-1]["disk ns"] > 5 * rows[-1]["zram ns"]

@@ -91,6 +91,21 @@ def madvise_update_vma(cpu, mm_number, position, start, end, advice):
 # -- advice about pages --------------------------------------------------------------------------------------
 
 @hot
+def give_up_contents(cpu, pfn):
+    """Take slot and dirty mark from a page; False: it is locked, or somebody else's entry still names the slot."""
+    page = page_of(machine_of(cpu), pfn)
+    if not folio_test(page, PG_swapcache | PG_dirty):
+        return True
+    if not folio_trylock(page):
+        return False
+    free = load_acquire(page, "mapcount") == 1 and (not folio_test(page, PG_swapcache) or folio_free_swap(cpu, pfn))
+    if free:
+        folio_clear(page, PG_dirty)
+    folio_unlock(page)
+    return free
+
+
+@hot
 def lazy_free(machine, cpu, ptep, pte):
     """Let reclaim drop a page unless it is written again (PG_swapbacked off, entry clean); True if the entry changed.
 
@@ -102,13 +117,12 @@ def lazy_free(machine, cpu, ptep, pte):
         return False
     changed = False
     if ptep_get(ptep) == pte and load_acquire(page, "mapcount") == 1:
-        if folio_test(page, PG_swapcache) and folio_trylock(page):
-            folio_free_swap(cpu, pfn)
-            folio_unlock(page)
+        if not give_up_contents(cpu, pfn):
+            put_page(cpu, pfn)
+            return False
         clean = pte & ~(_PAGE_DIRTY | _PAGE_ACCESSED)
         if clean == pte or ptep_cmpxchg(ptep, pte, clean):
             changed = clean != pte
-            folio_clear(page, PG_dirty)
             folio_mark_lazyfree(cpu, pfn)
     put_page(cpu, pfn)
     return changed

@@ -559,7 +559,7 @@ def copy_present_pte(machine, cpu, child, source, target):
             folio_clear(page, PG_anon_exclusive)
         folio_dup_rmap(machine, cpu, pte_pfn(pte))
         fetch_add(child.rss, rss_counter(page), 1)
-    u64.array(target)[0] = copy & ~_PAGE_DIRTY
+    u64.array(target)[0] = copy          # as dirty as it was: the other entry may go first, and its mark with it
     return True
 
 

@@ -13,7 +13,7 @@ from numaemu.kernel.smp import machine_of
 from numaemu.kernel.swapfile import SWAP_ZRAM, swap_of, swp_offset, swp_type
 from numaemu.kernel.vmstat import (NR_WRITEBACK, NR_WRITTEN, PGPGIN, PGPGOUT, PSWPIN, PSWPOUT, SWPIN_ZERO, SWPOUT_ZERO,
                                    ZSWPIN, ZSWPOUT, count_vm_events, mod_node_page_state)
-from numaemu.kernel.zram import zs_load, zs_store
+from numaemu.kernel.zram import zs_free, zs_load, zs_store
 from numaemu.native import clear_bytes, copy_bytes
 from numaemu.pointer import u64, u8
 
@@ -54,6 +54,7 @@ def swap_writepage(cpu, pfn):
         count_vm_events(machine, cpu.id, SWPOUT_ZERO, 1)
         return PAGE_SUCCESS
     u8.array(swap_of(machine).zeromap)[entry] = 0
+    zs_free(cpu, entry)                  # what was kept of it before is old by now, wherever it goes this time
     zram = swap_of(machine).info[swp_type(entry)].kind == SWAP_ZRAM
     if zram or machine.zswap_enabled:
         if zs_store(cpu, entry, frame_of(machine, pfn)):
@@ -79,12 +80,12 @@ def end_swap_write(cpu, pfn):
     mod_node_page_state(machine, cpu.id, page_to_nid(machine, pfn), NR_WRITTEN, 1)
 
 
-@kernel("void(cpu_t*, i64)")
+@kernel("bool(cpu_t*, i64)")
 def swap_read_folio(cpu, pfn):
-    """Fill a locked page of the swap cache from its slot; the disk's latency is the caller's to charge (swap_read_wait)."""
+    """Fill a locked page of the swap cache from its slot; True if the disk had it, whose latency is the caller's to charge."""
     machine = machine_of(cpu)
     page, frame = page_of(machine, pfn), frame_of(machine, pfn)
-    entry = page.private
+    entry, from_disk = page.private, False
     if u8.array(swap_of(machine).zeromap)[entry] != 0:
         clear_bytes(frame, 4096)
         count_vm_events(machine, cpu.id, SWPIN_ZERO, 1)
@@ -92,8 +93,10 @@ def swap_read_folio(cpu, pfn):
         zram = swap_of(machine).info[swp_type(entry)].kind == SWAP_ZRAM
         count_vm_events(machine, cpu.id, PSWPIN if zram else ZSWPIN, 1)
     else:
+        from_disk = True
         copy_bytes(frame, place_on_disk(machine, entry), 4096)
         cpu.clock_base_ns += machine.disk_page_ns
         count_vm_events(machine, cpu.id, PSWPIN, 1)
         count_vm_events(machine, cpu.id, PGPGIN, 4)
     folio_set(page, PG_uptodate)
+    return from_disk

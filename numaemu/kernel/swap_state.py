@@ -18,7 +18,7 @@ from numaemu.kernel.vmstat import SWAP_RA, SWAP_RA_HIT, count_vm_events
 from numaemu.kernel.workingset import workingset_refault
 
 U = np.uint64
-NONE, FOUND, READ = range(3)             # how __read_swap_cache_async came by a page, in cpu.scratch
+NONE, FOUND, READ, READ_FROM_DISK = range(4)         # how __read_swap_cache_async came by a page, in cpu.scratch
 
 
 @kernel("bool(cpu_t*, i64)")
@@ -81,7 +81,8 @@ def __read_swap_cache_async(cpu, vma, address, entry):
     if shadow < 0:
         workingset_refault(cpu, new, shadow)
     folio_add_new_lru(cpu, new)
-    swap_read_folio(cpu, new)
+    if swap_read_folio(cpu, new):
+        cpu.scratch = U(READ_FROM_DISK)
     folio_unlock(page)
     return new
 
@@ -115,7 +116,7 @@ def swap_cluster_readahead(cpu, vma, address, entry):
     """Read the slots around an entry into the cache, as many as seem worth it; the entry's page, with a reference, or 0."""
     machine = machine_of(cpu)
     offset, info = swp_offset(entry), swap_of(machine).info[swp_type(entry)]
-    mask = swapin_nr_pages(machine, offset) - 1
+    mask, from_disk = swapin_nr_pages(machine, offset) - 1, False
     if mask > 0:
         first = entry - offset
         for near in range(max(offset & ~mask, 1), min(offset | mask, info.max - 1) + 1):
@@ -124,10 +125,13 @@ def swap_cluster_readahead(cpu, vma, address, entry):
             pfn = __read_swap_cache_async(cpu, vma, address, first + near)
             if pfn == 0:
                 continue
-            if cpu.scratch == U(READ):
+            if cpu.scratch >= U(READ):
+                from_disk |= cpu.scratch == U(READ_FROM_DISK)
                 folio_set(page_of(machine, pfn), PG_readahead)
                 count_vm_events(machine, cpu.id, SWAP_RA, 1)
             put_page(cpu, pfn)
         lru_add_drain(cpu)
-    cpu.clock_base_ns += machine.disk_read_ns
-    return __read_swap_cache_async(cpu, vma, address, entry)
+    pfn = __read_swap_cache_async(cpu, vma, address, entry)
+    if from_disk or cpu.scratch == U(READ_FROM_DISK):
+        cpu.clock_base_ns += machine.disk_read_ns            # once: they are one request
+    return pfn

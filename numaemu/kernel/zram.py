@@ -6,7 +6,7 @@ in a page table, swap-in under the page's lock, the last reference when it is fr
 """
 import numpy as np
 
-from numaemu.atomic import exchange, fetch_add
+from numaemu.atomic import exchange, fetch_add, load_acquire
 from numaemu.compile import hot, kernel
 from numaemu.kernel.gfp import ___GFP_NOWARN, GFP_NOWAIT
 from numaemu.kernel.slab_common import kfree, kmalloc_node
@@ -38,9 +38,27 @@ def zstat_of(machine):
     return zstat_t.at(machine.zstat)
 
 
+@kernel("void(cpu_t*, i64)")
+def zs_free(cpu, entry):
+    """Nobody needs what is kept of the entry's page any more."""
+    machine = machine_of(cpu)
+    if load_acquire(ztable(machine), entry) == U(0):
+        return
+    address = exchange(ztable(machine), entry, U(0))
+    if address == U(0):
+        return
+    stat, length = zstat_of(machine), i64.array(host_of(cpu, address))[0]
+    kfree(cpu, address)
+    fetch_add(stat, "pages", -1)
+    fetch_add(stat, "orig_bytes", -4096)
+    fetch_add(stat, "compr_bytes", -length)
+    if length == 4096:
+        fetch_add(stat, "huge_pages", -1)
+
+
 @kernel("bool(cpu_t*, i64, u64)")
 def zs_store(cpu, entry, frame):
-    """Compress the page at host address `frame` and keep it as the entry's; False: no memory for it."""
+    """Compress the page at host address `frame` and keep it as the entry's, which has none; False: no memory for it."""
     machine = machine_of(cpu)
     stat, buffer = zstat_of(machine), machine.zbufs + U(cpu.id * ZBUF_BYTES)
     length = np.int64(call_address(machine.on_compress, frame, buffer, U(stat.algorithm)))
@@ -78,19 +96,3 @@ def zs_load(cpu, entry, frame):
         call_address(machine.on_decompress, place, frame, U(zstat_of(machine).algorithm))
         cpu.clock_base_ns += machine.decompress_ns
     return True
-
-
-@kernel("void(cpu_t*, i64)")
-def zs_free(cpu, entry):
-    """Nobody needs the entry's page any more."""
-    machine = machine_of(cpu)
-    address = exchange(ztable(machine), entry, U(0))
-    if address == U(0):
-        return
-    stat, length = zstat_of(machine), i64.array(host_of(cpu, address))[0]
-    kfree(cpu, address)
-    fetch_add(stat, "pages", -1)
-    fetch_add(stat, "orig_bytes", -4096)
-    fetch_add(stat, "compr_bytes", -length)
-    if length == 4096:
-        fetch_add(stat, "huge_pages", -1)
