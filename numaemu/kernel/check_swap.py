@@ -13,7 +13,7 @@ from numaemu.kernel.swapfile import (MAX_SWAP_ENTRIES, SWAP_HAS_CACHE, SWP_OFFSE
 from numaemu.kernel.swapon import area_name, areas
 from numaemu.kernel.vma_index import vma_index, vma_of
 from numaemu.kernel.vmstat import fold_node
-from numaemu.kernel.zram import HEADER, ZRAM_HUGE, zstat_of, ztable
+from numaemu.kernel.zram import ZRAM_HUGE, zstat_of, ztable
 from numaemu.mmu import cpu_t
 from numaemu.pointer import i64
 
