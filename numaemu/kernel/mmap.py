@@ -99,7 +99,6 @@ def free_vma(cpu, vma_number):
         fput(cpu, file)
     if mapping != 0 and unlink_vma(cpu, vma_number):
         if mapping_of(machine, mapping).shared:
-            vm_acct_memory(machine, -mapping_of(machine, mapping).acct)
             shmem_evict(cpu, mapping)
         else:
             mapping_put(cpu, mapping)

@@ -21,6 +21,7 @@ from numaemu.kernel.swap import folio_add_new_lru
 from numaemu.kernel.swap_state import swap_cache_get_hit, swap_cluster_readahead
 from numaemu.kernel.swapfile import (add_to_swap_cache, delete_from_swap_cache, folio_alloc_swap, free_swap_and_cache,
                                      swap_duplicate, swap_entry_put)
+from numaemu.kernel.util import vm_acct_memory
 from numaemu.kernel.vmstat import NR_FILE_PAGES, NR_SHMEM, mod_node_page_state
 from numaemu.kernel.xarray import (MAX_INDEX, entry_is_page, page_entry, xa_create, xa_destroy, xa_find, xa_is_value,
                                    xa_load, xa_slot)
@@ -137,7 +138,7 @@ def shmem_find_folio(cpu, mapping, index):
 
 @kernel("void(cpu_t*, i64)")
 def shmem_evict(cpu, number):
-    """The last VMA of a shared object is gone: free its pages and the object."""
+    """The last VMA of a shared object is gone, or who held it after that: free its pages, its charge and the object."""
     machine = machine_of(cpu)
     mapping, index = mapping_of(machine, number), 0
     while True:
@@ -152,6 +153,7 @@ def shmem_evict(cpu, number):
             free_swap_and_cache(cpu, pte_pfn(entry))
         index += 1
     xa_destroy(cpu, mapping)
+    vm_acct_memory(machine, -mapping.acct)
     mapping_put(cpu, number)
 
 
