@@ -31,7 +31,6 @@ from numaemu.kernel.swap import lru_add_drain
 from numaemu.kernel.vmstat import COMPACT_FREE_SCANNED, COMPACT_ISOLATED, COMPACT_MIGRATE_SCANNED, count_vm_events
 from numaemu.kernel.watermark import gfp_migratetype, gfp_zone, zone_watermark_ok
 from numaemu.mmu import cpu_t
-from numaemu.native import populate
 from numaemu.param import MAX_NODES, NR_ORDERS, PAGEBLOCK_ORDER, PAGEBLOCK_PAGES
 from numaemu.pointer import u8
 
@@ -196,30 +195,6 @@ def release_freepages(cpu, cc):
     zone.compact_cached_free_pfn = max(zone.compact_cached_free_pfn, pageblock_start(highest))
 
 
-# A kernel thread's process has never touched most frames, and the host maps each for it at the first touch, which costs
-# more than the copy. So it asks for whole pageblocks at a time. Nothing emulated changes.
-
-@hot
-def populate_block(machine, pfn, block):
-    """Have the host map the pageblock of a frame, unless it is `block`, the last one; which it is."""
-    here = pageblock_start(pfn)
-    if here != block:
-        populate(machine.memory + (U(here) << U(12)), PAGEBLOCK_PAGES * 4096)
-    return here
-
-
-@kernel("void(cpu_t*, compact_control_t*)")
-def make_present(cpu, cc):
-    """Have the host map what is copied in this batch, and where to."""
-    machine = machine_of(cpu)
-    batch, block, target = batch_of(machine, cpu), -1, cc.freepages
-    for i in range(batch.nr):
-        block = populate_block(machine, batch.old[i], block)
-    for _ in range(min(batch.nr, cc.nr_freepages)):
-        block = populate_block(machine, target, block)
-        target = page_of(machine, target).lru_next
-
-
 @kernel("bool(cpu_t*, compact_control_t*)")
 def migrate_isolated(cpu, cc):
     """Move what is isolated; False: there is not room for all of it, and the rest is back on its lists."""
@@ -231,8 +206,6 @@ def migrate_isolated(cpu, cc):
         cc.migrate_pfn = batch.old[cc.nr_freepages]
         putback_from(cpu, cc.nr_freepages)
     nr, batch.target = batch.nr, COMPACTION
-    if cpu.id >= machine_of(cpu).nr_cpus:
-        make_present(cpu, cc)
     migrate_pages_batch(cpu, batch)
     for i in range(nr):
         release_mapping(cpu, batch.place[i])
