@@ -94,10 +94,19 @@ class Coordinator(Actor):
             yield future
 
     def compact_nodes(self, nodes):
-        """compact_nodes, compact_node of mm/compaction.c: the nodes' kernel threads do it."""
+        """compact_nodes, compact_node of mm/compaction.c: who writes does it, a CPU of the node if one is idle.
+
+        Else the node's kernel threads do: for their process the host has to map every frame first.
+        """
         yield from self.rpc_lru_drain_all()
-        for future in [self.ask(actor_of_node(node), "compact_node") for node in nodes]:
-            yield future
+        for node in nodes:
+            done = False
+            for cpu in [c for c in range(self.machine.nr_cpus) if self.world.topology.node_of_cpu(c) == node]:
+                done = yield self.ask(actor_of_cpu(self.machine, cpu), "compact_node", node)
+                if done:
+                    break
+            if not done:
+                yield self.ask(actor_of_node(node), "compact_node")
 
     def on_warn_alloc(self, message):
         """An allocation has failed: the kernel's log says so."""

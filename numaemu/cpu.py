@@ -24,6 +24,7 @@ from numaemu.kernel import sys as syscalls
 from numaemu.kernel import kernel_calls
 from numaemu.kernel.compaction import direct_compact
 from numaemu.kernel.fault import exc_page_fault
+from numaemu.kernel.kcompactd import compact_node_now
 from numaemu.kernel.kswapd import wake_kswapd
 from numaemu.kernel.mm_types import TASK_NAME_BYTES, task_t
 from numaemu.kernel.oom_kill import alloc_pages_may_oom
@@ -316,6 +317,17 @@ class Cpu(Actor):
     def oom_exit(self, numbers):
         with self.turn:
             self.operations.oom_exit(numbers)
+
+    def rpc_compact_node(self, node):
+        """Compact a node, if no operation is running; False if one is."""
+        return self.threads.submit(self.compact_node, node) if self.turn.try_enter() else False
+
+    def compact_node(self, node):
+        try:
+            compact_node_now(self.state.address, node)
+        finally:
+            self.turn.__exit__()
+        return True
 
     def rpc_unuse(self, kind):
         """Bring what a swap area holds back into memory, between two operations."""
