@@ -3,8 +3,11 @@ import numpy as np
 import pytest
 
 from numaemu.access import LOAD_MANY
+from numaemu.atomic import exchange
+from numaemu.build import JIT
 from numaemu.kernel import sys as syscalls
-from numaemu.kernel.tlb import TLB_SINGLE_PAGE_FLUSH_CEILING, flush_tlb_mm_range
+from numaemu.kernel import tlb
+from numaemu.kernel.tlb import TLB_SINGLE_PAGE_FLUSH_CEILING, answer_ipi, flush_tlb_mm_range
 from numaemu.mmu import TAG_VALID
 from numaemu.uapi import PROT_READ
 
@@ -85,6 +88,32 @@ def test_the_coordinator_answers_for_a_cpu_outside(four):
     with pytest.raises(Exception, match="not mapped"):
         thread.load([area.addr])
     assert held(four, 1, area) == []                     # one generation behind: everything went
+
+
+@pytest.mark.skipif(JIT, reason="looks into the coordinator's loop, which is compiled")
+def test_nobody_goes_on_before_the_coordinator_is_done(four, monkeypatch):
+    """It reads flush_mask until its loop ends: an initiator that goes on earlier would change it under its hands.
+
+    Each CPU that is told answers at once, before the coordinator looks at the next one.
+    """
+    task = four.task()
+    area = task.mmap("8KiB").touch()
+    thread = task.clone(cpu=3)
+    load_and_stay_inside(four, thread, area)
+    acks = []
+
+    def exchange_and_answer(struct, name, value):
+        before = exchange(struct, name, value)
+        if name == "ipi_pending" and value == 1:
+            answer_ipi(four.cpu(3).address, 0, 0)
+            acks.append(int(four.cpu(0).flush_acks))
+        return before
+
+    monkeypatch.setattr(tlb, "exchange", exchange_and_answer)
+    task.munmap(area.addr, 4096)
+    assert received(four) == [0, 0, 0, 1]
+    assert acks == [1] and four.cpu(0).flush_acks == 0
+    syscalls.end_access(four.cpu(3).address)
 
 
 def test_only_cpus_that_loaded_the_address_space_are_told(four):

@@ -5,8 +5,8 @@ tell every other CPU in mm->cpumask (one message however many pages). Its flush_
 coordinator sets the initiator's bit in each target's `ipi_from`, then `ipi_pending`, then looks whether the target is
 inside (see kernel/smp.py). Outside: it takes the bit back and acknowledges itself; the target will see tlb_gen before
 its next access. Inside: the target takes the bit between two accesses, flushes and acknowledges. Who gets the bit
-(an atomic AND or exchange) acknowledges, so each target does exactly once; the last one wakes the initiator. Only
-then are frames reused.
+(an atomic AND or exchange) acknowledges, so each target does exactly once; so does the coordinator, when it will not
+look at the initiator's words any more. The last one wakes the initiator. Only then are frames reused.
 """
 import numpy as np
 
@@ -95,8 +95,7 @@ def post_shootdown(machine, initiator_number):
         told += 1
         if load_acquire(target, "inside") == U(0) and fetch_and(target.ipi_from, word, ~bit) & bit != U(0):
             outside += 1
-    if outside > 0:
-        acknowledge(machine, initiator_number, outside)
+    acknowledge(machine, initiator_number, outside + 1)
     return told
 
 
@@ -129,7 +128,7 @@ def flush_tlb_mm_range(cpu, mm_number, start, end):
     if targets == 0:
         return
     cpu.flush_mm, cpu.flush_start, cpu.flush_end, cpu.flush_gen = mm_number, start, end, gen
-    store_release(cpu, "flush_acks", targets)
+    store_release(cpu, "flush_acks", targets + 1)
     count_vm_events(machine, cpu.id, NR_TLB_REMOTE_FLUSH, 1)
     cpu.clock_base_ns += machine.shootdown_ns
     send(machine, 0, MSG_SHOOTDOWN, cpu.id, 0, 0, 0, 0, 0)
