@@ -49,7 +49,7 @@ def test_wrong_use_of_pages_is_caught(two_nodes):
     pfn = kernel.alloc_pages(GFP_KERNEL)
     assert raised(folio_remove_rmap, loop.machine, cpu, pfn)
     pfn = kernel.alloc_pages(GFP_KERNEL)
-    assert raised(putback_page, cpu, pfn)
+    assert raised(putback_page, cpu, pfn, False)
     block = alloc_block(loop.machine, loop.zones()[0].number, 3, 0, 0)
     free_block(loop.machine, block, 3)
     assert raised(free_block, loop.machine, block, 3)
