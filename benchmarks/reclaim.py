@@ -23,7 +23,7 @@ from numaemu.kernel.pageout import scan_control_of
 from numaemu.kernel.smp import machine_of
 from numaemu.kernel.vmscan import init_scan_control, shrink_active_list, shrink_inactive_list
 from numaemu.kernel.workingset import SWAP_CLUSTER_MAX
-from numaemu.mmu import cpu_t
+from numaemu.processor import cpu_t
 
 U = np.uint64
 NBYTES = 384 << 20

@@ -11,11 +11,15 @@ import numpy as np
 
 from numaemu.atomic import compare_exchange, load_acquire
 from numaemu.compile import entry, hot, kernel
-from numaemu.errors import SegmentationFault
-from numaemu.mmu import _PAGE_PRESENT, NODE_MASK, OFFSET_MASK, PAGE_MASK, PTE_PFN_MASK, TAG_VALID, cpu_t, tlb_refill
+from numaemu.errors import KernelBug, SegmentationFault
+from numaemu.mmu import allows, tag_of, tlb_refill
 from numaemu.native import call_address, copy_bytes, prefetch
+from numaemu.paging import PTE_PFN_MASK
 from numaemu.param import L1_HINTS
 from numaemu.pointer import address_of, f32, f64, i32, i64, u8, u16, u32, u64
+from numaemu.processor import (EXEC, KERNEL_READ, KERNEL_WRITE, LEAF_SHIFT, NODE_MASK, OFFSET_MASK, PAGE_MASK, READ,
+                               TAG_VALID, WRITE, cpu_t, level_shift)
+from numaemu.walk import peek
 
 U = np.uint64
 SERVED = U(1)            # kernel/fault.py's answer
@@ -23,16 +27,16 @@ PREFETCH_DISTANCE = 6    # accesses ahead whose frame is asked for while TLB mis
 HINT_MASK = U(L1_HINTS - 1)
 
 
-@kernel("i64(cpu_t*, u64, bool)")
-def translate_slow(cpu, address, write):
+@kernel("i64(cpu_t*, u64, u64)")
+def translate_slow(cpu, address, access):
     """The L1 slot of `address` behind a missed hint: TLBs, walk, page fault, retry; -1 where the kernel says no."""
     while True:
         if load_acquire(cpu, "ipi_pending") != U(0):
             call_address(cpu.on_ipi, cpu.address, U(0), U(0))
-        slot = tlb_refill(cpu, address, write)
+        slot = tlb_refill(cpu, address, access)
         if slot >= 0:
             return slot
-        if call_address(cpu.on_fault, cpu.address, address, U(write)) != SERVED:
+        if call_address(cpu.on_fault, cpu.address, address, access) != SERVED:
             return -1
 
 
@@ -44,7 +48,7 @@ def look_up(cpu, address, aligned, write):
     slot = np.int64(cpu.l1_hint[(address >> U(12)) & HINT_MASK])
     tag = cpu.l1[slot].wtag if write else cpu.l1[slot].tag
     if tag != (address & aligned) | TAG_VALID:
-        slot = translate_slow(cpu, address, write)
+        slot = translate_slow(cpu, address, WRITE if write else READ)
         if slot < 0:
             raise SegmentationFault
     return slot
@@ -98,7 +102,7 @@ def load(cpu, address, kind):
         if address & OFFSET_MASK > U(4096 - kind.nbytes):
             load_split(cpu, address, kind.nbytes)
             return kind.array(address_of(cpu, "scratch"))[0]
-        slot = translate_slow(cpu, address, False)
+        slot = translate_slow(cpu, address, READ)
         if slot < 0:
             raise SegmentationFault
     host = count_access(cpu, slot, False, 1)
@@ -117,7 +121,7 @@ def store(cpu, address, value, kind):
             kind.array(address_of(cpu, "scratch"))[0] = value
             store_split(cpu, address, kind.nbytes)
             return
-        slot = translate_slow(cpu, address, True)
+        slot = translate_slow(cpu, address, WRITE)
         if slot < 0:
             raise SegmentationFault
     host = count_access(cpu, slot, True, 1)
@@ -204,19 +208,90 @@ def store_f64(cpu, address, value):
     store(cpu, address, value, f64)
 
 
+# -- instruction fetches, and accesses in kernel mode ---------------------------------------------------------
+
+@kernel("i64(cpu_t*, u64, u64)")
+def look_up_slowly(cpu, address, access):
+    """The L1 slot of an access of any kind; -1 where the kernel says no."""
+    if load_acquire(cpu, "ipi_pending") != U(0):
+        call_address(cpu.on_ipi, cpu.address, U(0), U(0))
+    if access == KERNEL_READ or access == KERNEL_WRITE:
+        slot = np.int64(cpu.l1_hint[(address >> U(12)) & HINT_MASK])
+        entry = cpu.l1[slot]
+        if entry.tag == tag_of(cpu, address, 0, access) and allows(entry, access):
+            return slot
+    return translate_slow(cpu, address, access)
+
+
+@entry("void(u64, u64)", nogil=True)
+def execute_at(cpu_address, address):
+    """One instruction fetch."""
+    cpu = cpu_t.at(cpu_address)
+    slot = look_up_slowly(cpu, address, EXEC)
+    if slot < 0:
+        raise SegmentationFault
+    count_access(cpu, slot, False, 1)
+
+
+@hot
+def kernel_load(cpu, address, kind):
+    """One load of a `kind` in kernel mode, naturally aligned."""
+    address = U(address)
+    slot = look_up_slowly(cpu, address, KERNEL_READ)
+    if slot < 0:
+        raise KernelBug
+    host = count_access(cpu, slot, False, 1)
+    return kind.array((host & PAGE_MASK) | (address & OFFSET_MASK))[0]
+
+
+@hot
+def kernel_store(cpu, address, value, kind):
+    """One store of a `kind` in kernel mode, naturally aligned."""
+    address = U(address)
+    slot = look_up_slowly(cpu, address, KERNEL_WRITE)
+    if slot < 0:
+        raise KernelBug
+    host = count_access(cpu, slot, True, 1)
+    kind.array((host & PAGE_MASK) | (address & OFFSET_MASK))[0] = value
+
+
+@hot
+def kernel_load_u64(cpu, address):
+    return kernel_load(cpu, address, u64)
+
+
+@hot
+def kernel_store_u64(cpu, address, value):
+    kernel_store(cpu, address, value, u64)
+
+
+@entry("void(u64, u64, u64, i64, bool)", nogil=True)
+def kernel_copy_range(cpu_address, address, buffer, nbytes, write):
+    """copy_range in kernel mode: between a kernel (or user) address and host memory at `buffer`."""
+    cpu, done = cpu_t.at(cpu_address), 0
+    while done < nbytes:
+        at = address + U(done)
+        n = min(nbytes - done, np.int64(U(4096) - (at & OFFSET_MASK)))
+        slot = look_up_slowly(cpu, at, KERNEL_WRITE if write else KERNEL_READ)
+        if slot < 0:
+            raise KernelBug
+        where = (count_access(cpu, slot, write, (n + 7) // 8) & PAGE_MASK) | (at & OFFSET_MASK)
+        if write:
+            copy_bytes(where, buffer + U(done), n)
+        else:
+            copy_bytes(buffer + U(done), where, n)
+        done += n
+
+
 # -- vectors -------------------------------------------------------------------------------------------------
 
 @kernel("void(cpu_t*, u64)")
 def prefetch_frame(cpu, address):
     """Ask the host for the line behind an address that will be accessed soon: a walk that counts and changes nothing."""
-    table, shift = cpu.cr3, U(39)
-    while shift >= U(12):
-        entry = u64.array(table)[np.int64((address >> shift) & U(511))]
-        if entry & _PAGE_PRESENT == U(0):
-            return
-        table = cpu.memory + (entry & PTE_PFN_MASK)
-        shift -= U(9)
-    prefetch(table | (address & OFFSET_MASK))
+    entry = peek(cpu, address)
+    if entry != U(0):
+        size = U(1) << level_shift(cpu, np.int64((entry >> LEAF_SHIFT) & U(7)))
+        prefetch(cpu.memory + (entry & PTE_PFN_MASK & ~(size - U(1))) + (address & (size - U(1))))
 
 
 @hot
@@ -229,7 +304,7 @@ def look_up_in_vector(cpu, addresses, i, n, aligned, write):
     tag = cpu.l1[slot].wtag if write else cpu.l1[slot].tag
     if tag != (address & aligned) | TAG_VALID:
         walks = cpu.walks
-        slot = translate_slow(cpu, address, write)
+        slot = translate_slow(cpu, address, WRITE if write else READ)
         if slot < 0:
             raise SegmentationFault
         if cpu.walks != walks and i + PREFETCH_DISTANCE < n:

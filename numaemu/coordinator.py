@@ -32,7 +32,7 @@ from numaemu.kernel.smp import (MSG_DRAIN_ALL, MSG_DRIVER, MSG_FALLBACK, MSG_FIL
                                 MSG_WAKE_KTHREAD, MSG_WARN_ALLOC, actor_of_cpu, actor_of_node, reply)
 from numaemu.kernel.swap import cpu_needs_drain
 from numaemu.kernel.tlb import serve_shootdowns
-from numaemu.mmu import cpu_t
+from numaemu.processor import cpu_t
 from numaemu.shm import die_with_parent
 from numaemu.wire import Failure, dumps, failure, receive_frame, send_frame
 

@@ -34,10 +34,10 @@ from numaemu.kernel.tlb import answer_ipi
 from numaemu.kernel.truncate import iput_from_below
 from numaemu.kernel.vmscan import try_to_free_pages
 from numaemu.kernel_operations import Constructors
-from numaemu.mmu import cpu_t
 from numaemu.native import PythonCallback
 from numaemu.operations import Operations, kill_task
 from numaemu.payload import dump_function, load_function
+from numaemu.processor import cpu_t
 from numaemu.task import Handle, Task
 from numaemu.wire import Failure, failure, settle
 

@@ -13,7 +13,7 @@ from numaemu.kernel.kcompactd import compact_node_now
 from numaemu.kernel.kthread import run_kthreads
 from numaemu.kernel.mmzone import MAX_NR_ZONES, zone_of
 from numaemu.kernel.sys import drain_lru
-from numaemu.mmu import cpu_t
+from numaemu.processor import cpu_t
 
 
 class Node(Actor):

@@ -9,7 +9,7 @@ import sys
 
 import numpy as np
 
-from numaemu.access import LOAD_MANY, STORE_MANY, copy_range, touch_range
+from numaemu.access import LOAD_MANY, STORE_MANY, copy_range, execute_at, touch_range
 from numaemu.errors import BusError, KernelBug, OutOfMemory, SegmentationFault
 from numaemu.kernel import sys as syscalls
 from numaemu.kernel.inode import file_of, inode_name, inode_of
@@ -23,10 +23,10 @@ from numaemu.kernel.stats import cpu_figures, task_name, task_numbers
 from numaemu.kernel.trail import read_trail
 from numaemu.kernel.vma_index import find_position, vma_index, vma_of
 from numaemu.kernel_operations import KernelOperations
-from numaemu.mmu import X86_PF_PROT, X86_PF_WRITE
 from numaemu.operations_file import FileOperations
 from numaemu.operations_mm import MmOperations, check
 from numaemu.param import MAX_ORDER
+from numaemu.processor import X86_PF_INSTR, X86_PF_PROT, X86_PF_WRITE
 from numaemu.uapi import SIGBUS, SIGKILL
 
 BUFFER_BYTES = 1 << 20           # results from this size on come from a buffer that is kept
@@ -216,6 +216,10 @@ class Operations(KernelOperations, MmOperations, FileOperations):
         data = np.frombuffer(data, np.uint8)
         self.accessing(number, copy_range, self.address, addr, data.ctypes.data, len(data), 1)
 
+    def execute(self, number, addr):
+        """One instruction fetch."""
+        self.accessing(number, execute_at, self.address, addr)
+
     def touch(self, number, addr, nbytes, stride, write):
         self.accessing(number, touch_range, self.address, addr, addr + nbytes, stride, int(write))
 
@@ -228,7 +232,8 @@ class Operations(KernelOperations, MmOperations, FileOperations):
         """The exception for the fault that the kernel has just refused."""
         state, task = self.cpu.state, self.tasks[number]
         address, signal, pid, mm = int(state.cr2), state.signal, task.pid, task.mm
-        what = "store to" if state.error_code & X86_PF_WRITE else "load from"
+        code = int(state.error_code)
+        what = "store to" if code & X86_PF_WRITE else "execution at" if code & X86_PF_INSTR else "load from"
         name = bytes(task.comm.as_numpy()).rstrip(b"\0").decode()
         state.signal = 0
         who = f"task {pid} ({name}) on cpu {self.cpu.cpu_number}"
@@ -242,11 +247,16 @@ class Operations(KernelOperations, MmOperations, FileOperations):
                                f"with {rss} kB resident")
         if signal == SIGBUS:
             return BusError(f"{who}: {what} {address:#x}: {self.beyond_the_end(mm, address)}")
-        present = bool(state.error_code & X86_PF_PROT)
-        return SegmentationFault(f"{who}: {what} {address:#x}: {self.describe(mm, address, present)}")
+        where = self.describe(mm, address, bool(code & X86_PF_PROT))
+        return SegmentationFault(f"{who}: {what} {address:#x}: {where} (error code {code:#x})")
 
     def describe(self, mm, address, present):
         """What lies at or nearest to an address."""
+        paging = self.machine.paging
+        if address >> int(paging.canonical_shift) not in (0, (1 << 64 - int(paging.canonical_shift)) - 1):
+            return f"not an address of this machine (not canonical with {self.cpu.world.topology.paging})"
+        if address >= paging.kernel_start:
+            return "a kernel address" + (", not for users" if present else ", and nothing is mapped there")
         index, count = vma_index(self.machine, mm), mm_of(self.machine, mm).map_count
         position = find_position(self.machine, mm, np.uint64(address))
         around = [vma_of(self.machine, index[p]) for p in (position - 1, position) if 0 <= p < count]

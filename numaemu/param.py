@@ -8,8 +8,6 @@ The address map of one machine process (coordinator, node or CPU; the same in ea
 """
 PAGE_SHIFT = 12                  # 4 KiB pages
 PAGE_SIZE = 1 << PAGE_SHIFT      # bytes
-WORD_SHIFT = 3                   # a page-table entry is 8 bytes
-PTRS_PER_TABLE = 512             # entries of one x86-64 page table
 
 MAX_NODES = 64                   # Linux's MAX_NUMNODES may be 1024; a nodemask is one 64-bit word here
 MAX_CPUS = 256                   # a cpumask is four 64-bit words
@@ -25,6 +23,9 @@ L1_ENTRIES_MAX = 1024            # largest first-level TLB a machine file may as
 L2_ENTRIES_MAX = 16384           # largest second-level TLB
 L1_HINTS = 512                   # where a page was last seen in the L1 TLB: a short cut, checked by the tag
 L2_HINTS = 8192                  # likewise for the L2 TLB
+L1_VIEWS = 16                    # 4 KiB pages of huge TLB entries that accesses find at once
+WALK_CACHE_MAX = 64              # largest page-walk cache
+NR_ASIDS = 7                     # address-space ids of a CPU, 1 to 6, as Linux uses PCIDs (TLB_NR_DYN_ASIDS)
 
 MAX_TASKS = 1 << 15              # tasks alive at once
 MAX_MMS = 1 << 13                # address spaces

@@ -225,6 +225,10 @@ class Task:
         """Write bytes at `addr`."""
         self._op("write", addr, bytes(data))
 
+    def execute(self, addr):
+        """Fetch one instruction at a virtual address; SegmentationFault where execution is not allowed (NX)."""
+        self._op("execute", addr)
+
     def touch(self, addr, nbytes, stride=4096, write=True):
         """One access every `stride` bytes."""
         self._op("touch", addr, nbytes, stride, write)

@@ -14,6 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from numaemu.errors import ConfigError
+from numaemu.formats import FORMATS
+from numaemu.param import NR_ASIDS, WALK_CACHE_MAX
 from numaemu.units import GiB, MiB, TiB, check_list, check_table, format_size, nearest, parse_int, parse_size
 
 # --- limits -------------------------------------------------------------------------------------
@@ -34,8 +36,7 @@ MAX_ZONES = 5  # DMA, DMA32, Normal, Movable, Device: values of vm.lowmem_reserv
 INT_MAX = 2**31 - 1  # a sysctl is a C int
 
 # --- defaults -----------------------------------------------------------------------------------
-PAGE_SIZES = {"x86-64-4level": 4096}  # the paging schemes there are, with the page size of each
-PLANNED_PAGING = ("x86-64-5level", "x86-32", "arm64-39", "arm64-48")
+PAGE_SIZES = dict.fromkeys(FORMATS, 4096)  # the paging schemes there are, with the page size of each
 DEFAULT_PAGING = "x86-64-4level"
 DEFAULT_NODES, DEFAULT_CPUS_PER_NODE, DEFAULT_MEMORY_PER_NODE = 2, 2, 512 * MiB
 REMOTE_DISTANCE = 21  # what most two-socket servers report
@@ -44,6 +45,10 @@ DEFAULT_LOW_MEMORY = 3 * GiB  # as QEMU's PC splits RAM (hw/i386/pc_piix.c)
 DEFAULT_TLB = {  # geometry of Skylake's data TLB and STLB (Intel optimization manual)
     "l1": {"entries": 64, "ways": 4, "latency_ns": 0},  # part of the load itself
     "l2": {"entries": 1536, "ways": 12, "latency_ns": 3},  # 9 cycles at 3 GHz; assumed
+}
+DEFAULT_TLB_WORDS = {
+    "asids": 0,  # address spaces whose entries may stay side by side; 0: every switch flushes
+    "walk_cache": 0,  # entries of the cache of upper page-table entries; 0: every walk begins at the top
 }
 DEFAULT_COST = {  # ns
     "fault_ns": 500,  # entry, handling and return of a page fault; assumed
@@ -98,7 +103,7 @@ SLAB_DEBUG_LETTERS = "FZPU-"  # Linux also has T (trace), A (failslab), O (no la
 # --- what a machine file may say ----------------------------------------------------------------
 DEFAULT_KERNEL = {"page_group_by_mobility": True, "slab_debug": ""}  # the kernel's boot options
 ZONE_LAYOUTS = ("x86-64", "x86-32")  # DMA, DMA32, Normal; DMA, Normal up to 896 MiB, HighMem
-MAX_MEMORY_32 = 64 * GiB  # 36 bits of physical address, with PAE
+MAX_MEMORY_32 = 3 * GiB  # 32 bits of physical address; the last GiB is the hole of devices
 MIN_HIGH_FRACTION = 8  # MIN_PERCPU_PAGELIST_HIGH_FRACTION
 
 SIZE_KEYS = ("low_memory", "kernelcore", "movablecore")
@@ -117,7 +122,7 @@ MATRICES = {  # unit, lowest and highest value
     "latency": (" ns", 1, MAX_LATENCY_NS),
 }
 
-KEYWORDS = (*NODE_KEYWORDS, *SCALAR_KEYS, *MATRICES, *TABLES)  # of load_topology()
+KEYWORDS = (*NODE_KEYWORDS, *SCALAR_KEYS, *MATRICES, *TABLES, *DEFAULT_TLB_WORDS)  # of load_topology()
 
 Matrix = tuple[tuple[int, ...], ...]
 
@@ -166,6 +171,8 @@ class Topology:
     latency_ns: Matrix  # of one load: CPU's node (row) by memory's node (column)
     l1: TlbSpec
     l2: TlbSpec
+    asids: int  # address spaces the TLB keeps apart
+    walk_cache: int  # entries of the page-walk cache
     sysctl: dict[str, int | tuple[int, ...]]
     cost: dict[str, int]  # ns, the keys of DEFAULT_COST
     kernel: dict[str, bool | str]  # boot options, the keys of DEFAULT_KERNEL
@@ -219,7 +226,8 @@ class Topology:
         check_table(machine, MACHINE_KEYS, "machine", where)
         nodes = _parse_nodes(machine.get("node"), where)
         distance, latency_ns = _parse_matrices(machine, len(nodes), where)
-        tlb = check_table(machine.get("tlb", {}), DEFAULT_TLB, "tlb", where)
+        tlb = check_table(machine.get("tlb", {}), DEFAULT_TLB | DEFAULT_TLB_WORDS, "tlb", where)
+        words = DEFAULT_TLB_WORDS | tlb
         paging = _parse_paging(machine.get("paging", DEFAULT_PAGING), where)
         page_size = machine.get("page_size", PAGE_SIZES[paging])
         return cls(
@@ -231,6 +239,8 @@ class Topology:
             latency_ns=latency_ns,
             l1=_parse_tlb("l1", tlb.get("l1", {}), MAX_L1_ENTRIES, where),
             l2=_parse_tlb("l2", tlb.get("l2", {}), MAX_L2_ENTRIES, where),
+            asids=parse_int(words["asids"], "tlb: asids", where, 0, NR_ASIDS - 1),
+            walk_cache=parse_int(words["walk_cache"], "tlb: walk_cache", where, 0, WALK_CACHE_MAX),
             sysctl=_parse_sysctl(machine.get("sysctl", {}), where),
             cost=_parse_cost(machine.get("cost", {}), where),
             kernel=_parse_kernel(machine.get("kernel", {}), where),
@@ -254,7 +264,12 @@ class Topology:
             ],
             "distance": {"matrix": [list(row) for row in self.distance]},
             "latency": {"matrix": [list(row) for row in self.latency_ns]},
-            "tlb": {"l1": vars(self.l1).copy(), "l2": vars(self.l2).copy()},
+            "tlb": {
+                "l1": vars(self.l1).copy(),
+                "l2": vars(self.l2).copy(),
+                "asids": self.asids,
+                "walk_cache": self.walk_cache,
+            },
             "sysctl": {k: list(v) if isinstance(v, tuple) else v for k, v in self.sysctl.items()},
             "cost": dict(self.cost),
             "kernel": dict(self.kernel),
@@ -370,6 +385,8 @@ def _override(
         elif key in TABLES:
             table = machine["tlb"] if key in DEFAULT_TLB else machine
             table[key] = table.get(key, {}) | check_table(value, TABLES[key], key, where)
+        elif key in DEFAULT_TLB_WORDS:
+            machine["tlb"][key] = value
     return machine
 
 
@@ -428,9 +445,8 @@ def _parse_name(name: Any, where: str) -> str:
 
 def _parse_paging(paging: Any, where: str) -> str:
     if paging not in tuple(PAGE_SIZES):
-        planned = "not supported yet, " if paging in PLANNED_PAGING else ""
         known = " or ".join(map(repr, PAGE_SIZES))
-        raise ConfigError.at(where, f"paging is {paging!r}, {planned}must be {known}")
+        raise ConfigError.at(where, f"paging is {paging!r}, must be {known}")
     return paging
 
 
@@ -593,13 +609,17 @@ def _parse_kernel(table: Any, where: str) -> dict[str, bool | str]:
 
 
 def _parse_zone_layout(machine: dict[str, Any], memory_bytes: int, where: str) -> str:
-    layout = machine.get("zone_layout", ZONE_LAYOUTS[0])
+    paging = machine.get("paging", DEFAULT_PAGING)
+    layout = machine.get("zone_layout", "x86-32" if paging == "x86-32" else "x86-64")
     if layout not in ZONE_LAYOUTS:
         known = " or ".join(map(repr, ZONE_LAYOUTS))
         raise ConfigError.at(where, f"zone_layout is {layout!r}, must be {known}")
     if layout == "x86-32" and memory_bytes > MAX_MEMORY_32:
         text = f"machine has {format_size(memory_bytes)} of memory, must be at most"
         raise ConfigError.at(where, f"{text} {format_size(MAX_MEMORY_32)} with zone_layout 'x86-32'")
+    if paging == "x86-32" and layout != "x86-32":
+        text = f"zone_layout is {layout!r}, must be 'x86-32' with paging 'x86-32'"
+        raise ConfigError.at(where, text)
     return layout
 
 

@@ -11,6 +11,8 @@ import os
 import types
 from concurrent.futures import Future
 
+import numpy as np
+
 from numaemu import cpu as cpu_process
 from numaemu import shm
 from numaemu.actor import Actor, Message, World
@@ -25,18 +27,19 @@ from numaemu.kernel.kthread import run_kthreads
 from numaemu.kernel.mm_init import boot, control_layout
 from numaemu.kernel.mm_types import mm_t, page_t, task_t, vma_t
 from numaemu.kernel.mmzone import MAX_NR_ZONES, zone_of
-from numaemu.kernel.pgtable import pte_offset
+from numaemu.kernel.pgtable import pte_offset, pte_pfn
 from numaemu.kernel.smp import MSG_NONE, actor_of_cpu
 from numaemu.kernel.sysctl import System
 from numaemu.kernel.tlb import answer_ipi
 from numaemu.kernel.vma_index import vma_index
 from numaemu.kernel_operations import Constructors
 from numaemu.mailbox import fall_asleep
-from numaemu.mmu import cpu_t
 from numaemu.node import Node
 from numaemu.operations import Operations
+from numaemu.paging import entry_load
 from numaemu.param import PAGE_SIZE
-from numaemu.pointer import Pointer, u64
+from numaemu.pointer import Pointer
+from numaemu.processor import cpu_t
 from numaemu.task import Task
 from numaemu.topology import load_topology
 from numaemu.wire import Failure
@@ -199,7 +202,11 @@ class Loopback:
     def pte(self, task, address):
         """The leaf entry of an address, 0 if its table is missing."""
         ptep = int(pte_offset(self.machine, self.mm(task), address))
-        return int(u64.array(ptep)[0]) if ptep else 0
+        return int(entry_load(np.uint64(ptep))) if ptep else 0
+
+    def pfn(self, task, address):
+        """The frame that an address is mapped to."""
+        return int(pte_pfn(np.uint64(self.pte(task, address))))
 
     def zones(self):
         """The zones that have memory."""

@@ -30,7 +30,8 @@ def package(tmp_path):
     """A copy of the ground floor and a user's file beside it."""
     (tmp_path / "numaemu").mkdir()
     (tmp_path / "numaemu" / "__init__.py").touch()
-    for name in ("atomic", "build", "compile", "native", "pointer", "param", "mmu", "errors", "shm"):
+    for name in ("atomic", "build", "compile", "native", "pointer", "param", "mmu", "walk",
+                 "processor", "paging", "formats", "errors", "shm"):
         shutil.copy(PACKAGE / f"{name}.py", tmp_path / "numaemu")
     (tmp_path / "user.py").write_text(USER)
     return tmp_path

@@ -255,7 +255,7 @@ def test_one_copy_of_a_library_serves_many(two_nodes):
         assert loop.mm(task).rss[0] == 8
     assert loop.vmstat()["nr_file_pages"] == loop.vmstat()["nr_mapped"] == 8
     assert loop.vmstat()["pgpgin"] == 32
-    pfn = loop.pte(tasks[0], area.addr) >> 12
+    pfn = loop.pfn(tasks[0], area.addr)
     assert loop.page(pfn).mapcount == 3 and loop.page(pfn).refcount >= 4
     loop.audit()
 

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from numaemu.kernel.mm_types import VM_RAND_READ, VM_SEQ_READ, PG_swapbacked
-from numaemu.mmu import _PAGE_ACCESSED, _PAGE_DIRTY
+from numaemu.paging import _PAGE_ACCESSED, _PAGE_DIRTY
 from numaemu.uapi import (MADV_COLD, MADV_DONTNEED, MADV_DONTNEED_LOCKED, MADV_FREE, MADV_MERGEABLE, MADV_NORMAL,
                           MADV_POPULATE_READ, MADV_POPULATE_WRITE, MADV_RANDOM, MADV_SEQUENTIAL,
                           MADV_WILLNEED, MADV_WIPEONFORK, MAP_ANONYMOUS, MAP_LOCKED, MAP_PRIVATE, MAP_SHARED,
@@ -24,7 +24,7 @@ def refused(error, call, *args):
 
 
 def page_of(loop, task, address):
-    return loop.page(loop.pte(task, address) >> 12)
+    return loop.page(loop.pfn(task, address))
 
 
 def test_free_marks_pages_that_reclaim_may_drop(two_nodes):

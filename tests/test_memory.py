@@ -193,7 +193,7 @@ def test_a_first_read_shares_the_page_of_zeros(two_nodes):
     area = task.mmap("16KiB")
     area.touch(write=False)
     assert two_nodes.mm(task).rss[1] == 0
-    assert {two_nodes.pte(task, page) >> 12 & 0xFFFFF for page in area.pages().tolist()} == {two_nodes.machine.zero_pfn}
+    assert {two_nodes.pfn(task, page) for page in area.pages().tolist()} == {two_nodes.machine.zero_pfn}
     area.touch()
     assert two_nodes.mm(task).rss[1] == 4
     two_nodes.audit()
@@ -204,14 +204,14 @@ def test_the_last_sharer_uses_the_page_again(two_nodes):
     """fork, the child writes (copy), the child ends, the parent writes: the same frame as at first."""
     task = two_nodes.task()
     area = task.mmap("4KiB").touch()
-    frame = two_nodes.pte(task, area.addr) >> 12
+    frame = two_nodes.pfn(task, area.addr)
     child = task.fork()
     child.write(area.addr, b"child")
-    assert two_nodes.pte(child, area.addr) >> 12 != frame
+    assert two_nodes.pfn(child, area.addr) != frame
     child.exit()
     before = two_nodes.vmstat()["pgreuse"]
     task.write(area.addr, b"parent")
-    assert two_nodes.pte(task, area.addr) >> 12 == frame
+    assert two_nodes.pfn(task, area.addr) == frame
     assert two_nodes.vmstat()["pgreuse"] == before + 1
 
 

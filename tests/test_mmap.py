@@ -10,15 +10,17 @@ from naive import Vmas, highest_gap
 
 from numaemu import SegmentationFault
 from numaemu.build import JIT
-from numaemu.kernel.fork import MMAP_BASE, STACK_TOP
+from numaemu.kernel.fork import STACK_GAP
 from numaemu.kernel.mm_types import VM_SHARED
-from numaemu.mmu import TASK_SIZE
+from numaemu.formats import FORMATS
 from numaemu.uapi import (MADV_DONTNEED, MAP_ANONYMOUS, MAP_FIXED, MAP_FIXED_NOREPLACE, MAP_POPULATE, MAP_PRIVATE,
                           MAP_SHARED, MPOL_BIND, MPOL_DEFAULT, PROT_EXEC, PROT_NONE, PROT_READ, PROT_WRITE)
 
 PROTS = [PROT_NONE, PROT_READ, PROT_READ | PROT_WRITE, PROT_READ | PROT_EXEC]
 ARENA = 0x1000_0000 >> 12        # where MAP_FIXED mappings of the test go: 24 pages from here
-TOP = int(MMAP_BASE) >> 12
+STACK_TOP = FORMATS["x86-64-4level"]["stack_top"]
+MMAP_BASE = STACK_TOP - int(STACK_GAP)
+TOP = MMAP_BASE >> 12
 ANONYMOUS = MAP_PRIVATE | MAP_ANONYMOUS
 
 
@@ -198,7 +200,7 @@ TestMappings = pytest.mark.interpreted(MappingMachine.TestCase)
     (0, 4096, MAP_ANONYMOUS, errno.EINVAL),                              # neither shared nor private
     (0x1000_0001, 4096, ANONYMOUS | MAP_FIXED, errno.EINVAL),            # not a page's beginning
     (0, 1 << 47, ANONYMOUS, errno.ENOMEM),                               # more than there is
-    (int(TASK_SIZE) - 4096, 8192, ANONYMOUS | MAP_FIXED, errno.ENOMEM),  # over the end
+    (STACK_TOP - 4096, 8192, ANONYMOUS | MAP_FIXED, errno.ENOMEM),  # over the end
     ((1 << 64) - 4096, 8192, ANONYMOUS | MAP_FIXED, errno.ENOMEM),       # around the end of all addresses
     ((1 << 64) - 4096, 4096, ANONYMOUS | MAP_FIXED, errno.ENOMEM),
     (0, (1 << 64) - 1, ANONYMOUS, errno.ENOMEM),
@@ -214,14 +216,14 @@ def test_mmap_refuses(two_nodes, address, length, flags, error):
 @pytest.mark.interpreted
 def test_a_hint_beyond_user_space_is_ignored(two_nodes):
     task = two_nodes.task()
-    assert task.mmap(8192, addr=(1 << 64) - 4096).addr == int(MMAP_BASE) - 8192
+    assert task.mmap(8192, addr=(1 << 64) - 4096).addr == MMAP_BASE - 8192
 
 
 @pytest.mark.interpreted
 def test_a_hint_is_taken_where_it_is_free(two_nodes):
     task = two_nodes.task()
     assert task.mmap(8192, addr=0x1000_0000).addr == 0x1000_0000
-    assert task.mmap(8192, addr=0x1000_1000).addr == int(MMAP_BASE) - 8192
+    assert task.mmap(8192, addr=0x1000_1000).addr == MMAP_BASE - 8192
 
 
 @pytest.mark.interpreted
@@ -235,7 +237,7 @@ def test_large_mappings_are_aligned_to_2_mib(two_nodes):
 
 @pytest.mark.interpreted
 @pytest.mark.parametrize("start, length, error", [(1, 4096, errno.EINVAL), (0x1000_0000, 0, errno.EINVAL),
-                                                  (int(TASK_SIZE), 4096, errno.EINVAL)])
+                                                  (STACK_TOP, 4096, errno.EINVAL)])
 def test_munmap_refuses(two_nodes, start, length, error):
     with pytest.raises(OSError) as caught:
         two_nodes.task().munmap(start, length)
@@ -252,7 +254,7 @@ def test_max_map_count(loopback):
     task.mmap(4096, PROT_READ, ANONYMOUS | MAP_FIXED, addr=0x1000_0000)
     with pytest.raises(OSError, match="Cannot allocate"):
         task.mprotect(0x1000_0000, 4096, PROT_READ)       # changes nothing, so needs nothing
-        task.mprotect(int(STACK_TOP) - 8192, 4096, PROT_READ)
+        task.mprotect(STACK_TOP - 8192, 4096, PROT_READ)
     task.mmap(4096, PROT_READ, ANONYMOUS | MAP_FIXED, addr=0x2000_0000)
     with pytest.raises(OSError, match="Cannot allocate"):
         task.mmap(4096, PROT_READ, ANONYMOUS | MAP_FIXED, addr=0x3000_0000)

@@ -9,9 +9,11 @@ from naive import Mmu
 from numaemu.access import LOAD_MANY, STORE_MANY
 from numaemu.build import JIT
 from numaemu.errors import SegmentationFault
-from numaemu.mmu import (_PAGE_ACCESSED, _PAGE_DIRTY, _PAGE_PRESENT, _PAGE_RW, _PAGE_USER, clock_ns, cpu_t,
-                         tlb_flush_all, tlb_flush_page, walk)
+from numaemu.mmu import clock_ns, tlb_flush_all, tlb_flush_page
+from numaemu.paging import _PAGE_ACCESSED, _PAGE_DIRTY, _PAGE_PRESENT, _PAGE_RW, _PAGE_USER
 from numaemu.pointer import u64
+from numaemu.processor import READ, WRITE, cpu_t
+from numaemu.walk import walk
 
 PRESENT = int(_PAGE_PRESENT | _PAGE_USER)
 RW, ACCESSED, DIRTY = int(_PAGE_RW), int(_PAGE_ACCESSED), int(_PAGE_DIRTY)
@@ -131,7 +133,7 @@ def test_walk_finds_what_the_table_says(mapped, walks):
             tables.map(first + page, frame, writable)
             bits[page] = frame << 12 | PRESENT | (RW if writable else 0)
         for page, write in walks:
-            got = int(walk(cpu, np.uint64((first + page) << 12 | 0x123), write))
+            got = int(walk(cpu, np.uint64((first + page) << 12 | 0x123), WRITE if write else READ))
             if page not in mapped or write and not mapped[page][1]:
                 assert got == 0
             else:

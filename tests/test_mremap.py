@@ -72,11 +72,11 @@ def test_moving_to_grow(two_nodes, flags):
     task = two_nodes.task()
     area = fill(task, 3, flags=flags)
     task.mmap(PAGE, PROT_READ, addr=BASE + 3 * PAGE)
-    frames = [two_nodes.pte(task, int(a)) >> 12 for a in area.pages()]
+    frames = [two_nodes.pfn(task, int(a)) for a in area.pages()]
     before, faults = committed(two_nodes), task.counters()["task_minor_faults"]
     moved = task.mremap(BASE, 3 * PAGE, 6 * PAGE, MREMAP_MAYMOVE)
     assert moved.addr != BASE
-    assert [two_nodes.pte(task, int(a)) >> 12 for a in moved.pages()[:3]] == frames
+    assert [two_nodes.pfn(task, int(a)) for a in moved.pages()[:3]] == frames
     assert task.load(moved.pages()[:3], np.uint8).tolist() == [1, 2, 3]
     assert task.counters()["task_minor_faults"] == faults
     assert committed(two_nodes) == before + (3 if flags == PRIVATE else 0)

@@ -4,7 +4,7 @@ import pytest
 
 from numaemu.files import seeded_bytes
 from numaemu.kernel.page_writeback import dirty_limit, wb_workfn
-from numaemu.mmu import cpu_t
+from numaemu.processor import cpu_t
 from numaemu.uapi import MAP_SHARED, O_CREAT, O_RDWR, PROT_READ, PROT_WRITE
 
 pytestmark = pytest.mark.interpreted

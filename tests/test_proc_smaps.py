@@ -4,7 +4,7 @@ import re
 import numpy as np
 import pytest
 
-from numaemu.kernel.fork import STACK_TOP
+from numaemu.formats import FORMATS
 from numaemu.uapi import MADV_DONTFORK, MADV_FREE, MADV_RANDOM, MAP_ANONYMOUS, MAP_SHARED, PROT_READ
 
 PAGE = 4096
@@ -53,7 +53,7 @@ def test_what_a_range_holds(two_nodes):
     fields = smaps(two_nodes, task)[shared.addr]
     assert (fields["Rss"], fields["Private_Dirty"], fields["Private_Clean"], fields["Anonymous"]) == (12, 8, 4, 0)
     assert fields["VmFlags"] == "rd wr sh mr mw me ms sd "
-    assert smaps(two_nodes, task)[int(STACK_TOP) - 33 * PAGE]["VmFlags"] == "rd wr mr mw me gd ac sd "
+    assert smaps(two_nodes, task)[FORMATS["x86-64-4level"]["stack_top"] - 33 * PAGE]["VmFlags"] == "rd wr mr mw me gd ac sd "
 
 
 def test_flags_and_marks(two_nodes):
@@ -105,7 +105,7 @@ def test_pagemap(two_nodes):
     child = task.fork()
     child.store(area.pages()[:1], np.uint8(1))
     words = two_nodes.actors[0].rpc_pagemap(task.pid, area.addr - PAGE, 5 * PAGE).tolist()
-    frame = two_nodes.pte(task, area.addr + PAGE) >> 12
+    frame = two_nodes.pfn(task, area.addr + PAGE)
     assert words[2] == 1 << 63 | 1 << 55 | frame and words[1] >> 55 == 1 << 8 | 2 | 1
     assert words[3] == 1 << 63 | 1 << 55 | two_nodes.machine.zero_pfn and words[4] == 1 << 55
     word = int(two_nodes.actors[0].rpc_pagemap(task.pid, shared.addr, PAGE)[0])

@@ -314,7 +314,7 @@ def test_pages_whose_slot_somebody_needs_are_not_given_up(loopback):
     task.madvise(mapping.addr, mapping.nbytes, MADV_PAGEOUT)
     child = task.fork()
     assert (task.load(mapping.pages()) == values).all()
-    pages = [loop.page(loop.pte(task, int(address)) >> 12 & 0xFFFFF) for address in mapping.pages()]
+    pages = [loop.page(loop.pfn(task, int(address))) for address in mapping.pages()]
     for page in pages:
         page.flags |= PG_dirty                       # as if it could not be written
     task.madvise(mapping.addr, mapping.nbytes, MADV_FREE)
@@ -435,7 +435,7 @@ def test_all_cpus_at_many_times_the_memory(kind):
 # -- the audit ---------------------------------------------------------------------------------------------------
 
 def slot_of(loop, task, mapping, n):
-    return loop.pte(task, int(mapping.pages()[n])) >> 12
+    return loop.pfn(task, int(mapping.pages()[n]))
 
 
 def break_reference(loop, task, mapping):
@@ -447,7 +447,7 @@ def break_cache(loop, task, mapping):
 
 
 def break_mark(loop, task, mapping):
-    loop.page(loop.pte(task, int(mapping.pages()[-1])) >> 12 & 0xFFFFF).flags |= PG_swapcache
+    loop.page(loop.pfn(task, int(mapping.pages()[-1]))).flags |= PG_swapcache
 
 
 def break_inuse(loop, task, mapping):

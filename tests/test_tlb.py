@@ -8,7 +8,7 @@ from numaemu.build import JIT
 from numaemu.kernel import sys as syscalls
 from numaemu.kernel import tlb
 from numaemu.kernel.tlb import TLB_SINGLE_PAGE_FLUSH_CEILING, answer_ipi, flush_tlb_mm_range
-from numaemu.mmu import TAG_VALID
+from numaemu.processor import TAG_VALID
 from numaemu.uapi import PROT_READ
 
 pytestmark = pytest.mark.interpreted
@@ -172,7 +172,7 @@ def test_frames_are_not_free_before_the_acknowledgement(four):
     """While the flush waits for CPU 1, the unmapped frame is in nobody's free list."""
     task = four.task()
     area = task.mmap("4KiB").touch()
-    pfn = four.pte(task, area.addr) >> 12 & 0xFFFFF
+    pfn = four.pfn(task, area.addr)
     thread = task.clone(cpu=1)
     load_and_stay_inside(four, thread, area)
     seen, deliver = [], four.deliver

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from numaemu import errors
 from numaemu.errors import ConfigError
+from numaemu.formats import FORMATS
 from numaemu.topology import (DEFAULT_COST, KNOWN_SYSCTLS, NodeSpec, TlbSpec, Topology, list_presets, load_topology,
                               preset_path)
 from numaemu.units import GiB, KiB, MiB, TiB, format_size, parse_size
@@ -27,6 +28,8 @@ PRESETS = {  # name: (nodes, CPUs, bytes, set of distances, set of latencies)
     "eight-socket": (8, 32, 8 * GiB, {10, 21, 31}, {80, 140, 220}),
     "x86-32": (1, 2, 2 * GiB, {10}, {80}),
 }
+
+KNOWN_PAGING = "must be " + " or ".join(map(repr, FORMATS))
 
 TWO_NODES = """
 [[node]]
@@ -244,7 +247,7 @@ def refusal(source=None, **keywords):
         ("[[node]]", "[[nodes]]", "machine: unknown key 'nodes', did you mean 'node'?"),
         ("memory", "memroy", "node 0: unknown key 'memroy', did you mean 'memory'?"),
         ("memory", "xyz", "node 0: unknown key 'xyz', must be one of memory, cpus"),
-        ("", "[tlb]\nl3 = {}\n", "tlb: unknown key 'l3', must be one of l1, l2"),
+        ("", "[tlb]\nl3 = {}\n", "tlb: unknown key 'l3', must be one of l1, l2, asids, walk_cache"),
         ("", "[tlb.l1]\nway = 4\n", "l1: unknown key 'way', did you mean 'ways'?"),
         ("", "[cost]\nfault = 4\n", "cost: unknown key 'fault', did you mean 'fault_ns'?"),
         ("", "[distance]\nrows = []\n", "distance: unknown key 'rows', must be one of matrix"),
@@ -373,12 +376,8 @@ def test_machine_file_refused(tmp_path, monkeypatch, old, new, message):
 @pytest.mark.parametrize(
     "line, message",
     [
-        (
-            "paging = 'arm64-48'",
-            "paging is 'arm64-48', not supported yet, must be 'x86-64-4level'",
-        ),
-        ("paging = 'sparc'", "paging is 'sparc', must be 'x86-64-4level'"),
-        ("paging = []", "paging is [], must be 'x86-64-4level'"),
+        ("paging = 'sparc'", f"paging is 'sparc', {KNOWN_PAGING}"),
+        ("paging = []", f"paging is [], {KNOWN_PAGING}"),
         ("page_size = '64KiB'", "page_size is 65536, must be 4096 with paging 'x86-64-4level'"),
         ("name = ''", "name is '', must be a line of text"),
         ("name = 5", "name is 5, must be a line of text"),

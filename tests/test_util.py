@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 
 from numaemu import MachineCheck, SegmentationFault
-from numaemu.kernel.fork import STACK_TOP
 from numaemu.kernel.mm_types import PG_mlocked
+from numaemu.formats import FORMATS
 from numaemu.uapi import (MADV_DONTNEED, MAP_ANONYMOUS, MAP_FIXED, MAP_GROWSDOWN, MAP_LOCKED, MAP_NORESERVE,
                           MAP_PRIVATE, MAP_SHARED, MCL_CURRENT, MCL_FUTURE, MLOCK_ONFAULT, MS_ASYNC, MS_INVALIDATE,
                           MS_SYNC, PROT_NONE, PROT_READ, PROT_WRITE, RLIM_INFINITY, RLIMIT_AS, RLIMIT_DATA,
@@ -14,7 +14,7 @@ from numaemu.uapi import (MADV_DONTNEED, MAP_ANONYMOUS, MAP_FIXED, MAP_GROWSDOWN
 
 BASE, PAGE, RW = 0x1000_0000, 4096, PROT_READ | PROT_WRITE
 PRIVATE, SHARED = MAP_PRIVATE | MAP_ANONYMOUS, MAP_SHARED | MAP_ANONYMOUS
-STACK = int(STACK_TOP)
+STACK = FORMATS["x86-64-4level"]["stack_top"]
 
 pytestmark = pytest.mark.interpreted
 
@@ -320,7 +320,7 @@ def test_the_audit_sees_a_wrong_count(loop, what):
     task.mlock(area.addr, PAGE)
     loop.audit()
     if what == "nr_mlock":
-        loop.page(loop.pte(task, area.addr) >> 12).flags &= ~np.uint64(PG_mlocked)
+        loop.page(loop.pfn(task, area.addr)).flags &= ~np.uint64(PG_mlocked)
     else:
         holder = loop.machine if what == "vm_committed_as" else loop.mm(task)
         setattr(holder, what, getattr(holder, what) + 1)

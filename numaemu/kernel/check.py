@@ -25,9 +25,9 @@ from numaemu.kernel.slab_types import (MAX_KMEM_CACHES, PAGE_OFFSET, SLAB_DEBUG_
 from numaemu.kernel.stats import task_numbers
 from numaemu.kernel.vma_index import vma_index, vma_of
 from numaemu.kernel.vmstat import fold_node
-from numaemu.mmu import cpu_t
 from numaemu.param import MAX_ORDER, NR_ORDERS
 from numaemu.pointer import u64
+from numaemu.processor import cpu_t
 
 U = np.uint64
 FREE, PCP, TABLE, USED, BAD = range(5)       # what validate_zone counts, and where it found something wrong

@@ -14,8 +14,8 @@ from numaemu.kernel.swapon import area_name, areas
 from numaemu.kernel.vma_index import vma_index, vma_of
 from numaemu.kernel.vmstat import fold_node
 from numaemu.kernel.zram import ZRAM_HUGE, zstat_of, ztable
-from numaemu.mmu import cpu_t
 from numaemu.pointer import i64
+from numaemu.processor import cpu_t
 
 U = np.uint64
 SLOTS_TAKEN, SLOTS_CACHED, KEPT, KEPT_BYTES, KEPT_HUGE, NR_SLOT_COUNTS = range(6)        # what validate_slots counts

@@ -30,9 +30,9 @@ from numaemu.kernel.smp import MSG_ISOLATE_FREE, actor_of_node, machine_of, requ
 from numaemu.kernel.swap import lru_add_drain
 from numaemu.kernel.vmstat import COMPACT_FREE_SCANNED, COMPACT_ISOLATED, COMPACT_MIGRATE_SCANNED, count_vm_events
 from numaemu.kernel.watermark import gfp_migratetype, gfp_zone, zone_watermark_ok
-from numaemu.mmu import cpu_t
 from numaemu.param import MAX_NODES, NR_ORDERS, PAGEBLOCK_ORDER, PAGEBLOCK_PAGES
 from numaemu.pointer import u8
+from numaemu.processor import cpu_t
 
 U = np.uint64
 COMPACTION_HPAGE_ORDER = PAGEBLOCK_ORDER

@@ -20,14 +20,14 @@ from numaemu.kernel.mmzone import page_of
 from numaemu.kernel.page_alloc import put_page, try_get_page
 from numaemu.kernel.page_writeback import balance_dirty_pages_ratelimited, folio_mark_dirty
 from numaemu.kernel.pagemap import create_empty_buffers, filemap_get_folio, folio_host_address, read_is_pending
-from numaemu.kernel.pgtable import pfn_pte, pte_pfn, ptep_cmpxchg, ptep_get
+from numaemu.kernel.pgtable import pfn_pte, pte_pfn, ptep_cmpxchg, ptep_get, ptep_step, vm_page_nx
 from numaemu.kernel.rmap import folio_add_anon_rmap, folio_dup_rmap, folio_remove_rmap
 from numaemu.kernel.smp import machine_of
 from numaemu.kernel.swap import folio_add_new_lru
 from numaemu.kernel.vma import anon_vma_prepare
 from numaemu.kernel.vma_index import vma_of
-from numaemu.mmu import _PAGE_ACCESSED, _PAGE_DIRTY, _PAGE_PRESENT, _PAGE_RW, _PAGE_USER
 from numaemu.native import copy_bytes
+from numaemu.paging import _PAGE_ACCESSED, _PAGE_DIRTY, _PAGE_PRESENT, _PAGE_RW, _PAGE_USER
 
 U = np.uint64
 AROUND = U(FAULT_AROUND_BYTES)
@@ -80,7 +80,8 @@ def filemap_map_pages(cpu, mm, vma, address, ptep):
     inode, hits = inode_of(machine, file.inode), 0
     near = max(address & ~(AROUND - U(1)), vma.start)
     end = min((address | (AROUND - U(1))) + U(1), vma.end)
-    entry = ptep - (((address - near) >> U(12)) << U(3))
+    step = ptep_step(machine)
+    entry, bits = ptep - ((address - near) >> U(12)) * step, _READ_ONLY | vm_page_nx(machine, vma)
     while near < end:
         if ptep_get(entry) == U(0):
             pfn = next_uptodate_folio(cpu, inode, linear_page_index(vma, near))
@@ -88,10 +89,10 @@ def filemap_map_pages(cpu, mm, vma, address, ptep):
                 page = page_of(machine, pfn)
                 if not folio_test(page, PG_workingset):
                     hits += 1
-                set_file_pte(cpu, mm, pfn, entry, _READ_ONLY)
+                set_file_pte(cpu, mm, pfn, entry, bits)
                 folio_unlock(page)
         near += U(4096)
-        entry += U(8)
+        entry += step
     file.mmap_miss = max(file.mmap_miss - hits, 0)
 
 
@@ -111,7 +112,7 @@ def do_read_fault(cpu, mm, vma, address, ptep):
     if found < 0:
         return -found
     pfn = found & (MAJOR - 1)
-    set_file_pte(cpu, mm, pfn, ptep, _READ_ONLY)
+    set_file_pte(cpu, mm, pfn, ptep, _READ_ONLY | vm_page_nx(machine, vma))
     folio_unlock(page_of(machine, pfn))
     return fault_code(found)
 
@@ -136,7 +137,7 @@ def do_cow_fault(cpu, mm, vma_number, address, ptep):
     folio_add_anon_rmap(machine, cpu, copy, new, vma, address)
     copy.flags |= U(PG_anon_exclusive)
     copy.refcount = 2                    # the entry's, and that of its way to the LRU list
-    if ptep_cmpxchg(ptep, U(0), pfn_pte(new, _WRITTEN)):
+    if ptep_cmpxchg(ptep, U(0), pfn_pte(new, _WRITTEN | vm_page_nx(machine, vma))):
         folio_add_new_lru(cpu, new)
         fetch_add(mm.rss, MM_ANONPAGES, 1)
     else:
@@ -162,7 +163,7 @@ def do_shared_file_fault(cpu, mm, vma, address, ptep):
         put_page(cpu, pfn)
         return VM_FAULT_OOM
     folio_mark_dirty(cpu, pfn)
-    set_file_pte(cpu, mm, pfn, ptep, _WRITTEN)
+    set_file_pte(cpu, mm, pfn, ptep, _WRITTEN | vm_page_nx(machine, vma))
     folio_unlock(page)
     balance_dirty_pages_ratelimited(cpu)
     return fault_code(found)

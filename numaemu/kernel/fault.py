@@ -1,43 +1,48 @@
 """The page-fault exception: Linux's arch/x86/mm/fault.c. The MMU calls it through the CPU's `on_fault` address."""
 import numpy as np
 
-from numaemu.compile import callback, kernel
+from numaemu.compile import callback, hot, kernel
 from numaemu.kernel.memory import AROUND, handle_mm_fault, zap_page_range
 from numaemu.kernel.mempolicy import current_task
 from numaemu.kernel.mm_types import (VM_EXEC, VM_FAULT_MAJOR, VM_FAULT_OK, VM_FAULT_OOM, VM_FAULT_RETRY,
                                      VM_FAULT_SIGBUS, VM_GROWSDOWN, VM_READ, VM_WRITE)
 from numaemu.kernel.mmap import expand_downwards
-from numaemu.kernel.pgtable import mm_of, pte_offset, pte_present, ptep_get
+from numaemu.kernel.pgtable import mm_of
 from numaemu.kernel.slowpath import fatal_signal_pending
 from numaemu.kernel.smp import let_others_run, machine_of, read_lock, read_unlock, write_lock, write_unlock
 from numaemu.kernel.vma_index import find_vma, vma_of
 from numaemu.kernel.vmstat import PGFAULT, count_vm_events
-from numaemu.mmu import TASK_SIZE, X86_PF_PROT, X86_PF_USER, X86_PF_WRITE, cpu_t
 from numaemu.pointer import address_of
+from numaemu.processor import X86_PF_INSTR, X86_PF_PROT, X86_PF_WRITE, cpu_t
 from numaemu.uapi import SIGBUS, SIGKILL, SIGSEGV
+from numaemu.walk import peek
 
 U = np.uint64
 SERVED = U(1)        # the answer to the MMU: try again; anything else (0 from a crashed kernel too) is a failure
 FAILED = U(2)        # cpu.cr2, error_code and signal say why
 
 
-@kernel("u64(cpu_t*, mm_t*, u64, bool, i64)")
-def bad_area(cpu, mm, address, write, signal):
-    """Leave word for whoever reports it."""
-    machine = machine_of(cpu)
-    code = X86_PF_USER | (X86_PF_WRITE if write else U(0))
-    if signal == SIGSEGV and address < TASK_SIZE:
-        ptep = pte_offset(machine, mm, address)
-        if ptep != U(0) and pte_present(ptep_get(ptep)):
-            code |= X86_PF_PROT
+@kernel("u64(cpu_t*, u64, u64, i64)")
+def bad_area(cpu, address, access, signal):
+    """Leave word for whoever reports it: CR2, and the error code as the exception gives it."""
+    code = access
+    if signal == SIGSEGV and peek(cpu, address) != U(0):
+        code |= X86_PF_PROT
     cpu.cr2, cpu.error_code, cpu.signal = address, code, signal
     return FAILED
 
 
-@kernel("bool(vma_t*, bool)")
-def access_error(vma, write):
-    """True if the VMA does not allow the access; whatever else a page allows, x86 page tables let it be read."""
-    return vma.flags & (VM_WRITE if write else (VM_READ | VM_WRITE | VM_EXEC)) == 0
+@hot
+def access_error(paging, vma, access):
+    """True if the VMA does not allow the access; whatever else a page allows, x86 page tables let it be read.
+
+    Where entries have no NX bit, what may be read may be executed.
+    """
+    if access & X86_PF_WRITE != U(0):
+        return vma.flags & VM_WRITE == 0
+    if access & X86_PF_INSTR != U(0) and paging.nx != U(0):
+        return vma.flags & VM_EXEC == 0
+    return vma.flags & (VM_READ | VM_WRITE | VM_EXEC) == 0
 
 
 @kernel("bool(cpu_t*, i64, u64)")
@@ -54,24 +59,33 @@ def expand_stack(cpu, mm_number, address):
     return grown
 
 
-@kernel("u64(cpu_t*, u64, bool)")
-def do_user_addr_fault(cpu, address, write):
+@kernel("u64(cpu_t*, u64, u64)")
+def do_kern_addr_fault(cpu, address, access):
+    """A fault at a kernel address: nothing is mapped there, or not for this access.
+
+    A user's task is told; kernel code has gone wrong (an oops), which its caller raises.
+    """
+    return bad_area(cpu, address, access, SIGSEGV)
+
+
+@kernel("u64(cpu_t*, u64, u64)")
+def do_user_addr_fault(cpu, address, access):
     """Serve a fault of the running task: SERVED, or FAILED with the reason left in the CPU's words."""
-    machine = machine_of(cpu)
+    machine, write = machine_of(cpu), access & X86_PF_WRITE != U(0)
     mm_number = cpu.mm
     mm, task = mm_of(machine, mm_number), current_task(cpu)
     lock = address_of(mm, "mmap_lock")
     cpu.clock_base_ns += machine.fault_ns
     while True:
         read_lock(cpu, lock)
-        number = find_vma(machine, mm_number, address) if address < TASK_SIZE else 0
+        number = find_vma(machine, mm_number, address) if address < machine.paging.task_size else 0
         if number != 0 and vma_of(machine, number).start > address and vma_of(machine, number).flags & VM_GROWSDOWN:
             read_unlock(lock)
             grown = expand_stack(cpu, mm_number, address)
             read_lock(cpu, lock)
             number = find_vma(machine, mm_number, address) if grown else 0
-        if number == 0 or vma_of(machine, number).start > address or access_error(vma_of(machine, number), write):
-            answer = bad_area(cpu, mm, address, write, SIGSEGV)
+        if number == 0 or vma_of(machine, number).start > address or access_error(machine.paging, vma_of(machine, number), access):
+            answer = bad_area(cpu, address, access, SIGSEGV)
             read_unlock(lock)
             return answer
         code = VM_FAULT_OOM
@@ -87,11 +101,11 @@ def do_user_addr_fault(cpu, address, write):
             break
         let_others_run(cpu)      # the page is being moved
     if code == VM_FAULT_OOM:
-        return bad_area(cpu, mm, address, write, SIGKILL)
+        return bad_area(cpu, address, access, SIGKILL)
     if code == VM_FAULT_SIGBUS:
-        return bad_area(cpu, mm, address, write, SIGBUS)
+        return bad_area(cpu, address, access, SIGBUS)
     if code != VM_FAULT_OK and code != VM_FAULT_MAJOR:
-        return bad_area(cpu, mm, address, write, SIGSEGV)
+        return bad_area(cpu, address, access, SIGSEGV)
     if code == VM_FAULT_MAJOR:
         task.maj_flt += 1
     else:
@@ -101,6 +115,9 @@ def do_user_addr_fault(cpu, address, write):
 
 
 @callback("u64(u64, u64, u64)")
-def exc_page_fault(cpu_address, address, write):
-    """The exception's entry."""
-    return do_user_addr_fault(cpu_t.at(cpu_address), address, write != U(0))
+def exc_page_fault(cpu_address, address, access):
+    """The exception's entry: CR2, and the error code as far as the access tells it."""
+    cpu = cpu_t.at(cpu_address)
+    if address >= cpu.paging.kernel_start or cpu.mm == 0:
+        return do_kern_addr_fault(cpu, address, access)
+    return do_user_addr_fault(cpu, address, access)

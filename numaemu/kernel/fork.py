@@ -20,15 +20,14 @@ from numaemu.kernel.truncate import close_files
 from numaemu.kernel.util import vm_acct_memory, vm_enough_memory, vm_stat_account
 from numaemu.kernel.vma import join_family, join_file, new_vma, vma_pages
 from numaemu.kernel.vma_index import insert_at, vma_index, vma_of
-from numaemu.mmu import TASK_SIZE
 from numaemu.param import CPU_WORDS, EXIT_RECORDS
 from numaemu.pointer import address_of
 from numaemu.uapi import MAP_PRIVATE, PROT_READ, PROT_WRITE, RLIMIT_STACK, RLIM_INFINITY, RLIM_NLIMITS, errno
 
 U = np.uint64
-MMAP_BASE = U(0x7FFF_F7FF_F000)          # as without address randomisation, below 128 MiB for the stack
-START_BRK = U(0x5555_5555_9000)          # of a small position-independent program
-STACK_TOP, STACK_BYTES = U(0x7FFF_FFFF_F000), U(132 << 10)
+STACK_GAP = U(128 << 20)                 # from mmap_base to the top of the stack, without address randomisation
+PROGRAM_BYTES = U(5 << 12)               # of a small position-independent program, its heap comes behind it
+STACK_BYTES = U(132 << 10)
 _STK_LIM, INFINITY = U(8 << 20), U(RLIM_INFINITY)        # RLIMIT_STACK of init; nothing else is limited here
 
 
@@ -48,7 +47,8 @@ def mm_alloc(cpu):
         mm.rss[counter] = 0
     mm.map_count, mm.total_vm, mm.hiwater_rss, mm.hiwater_vm = 0, 0, 0, 0
     mm.data_vm, mm.stack_vm, mm.exec_vm, mm.locked_vm, mm.def_flags = 0, 0, 0, 0, 0
-    mm.mmap_base, mm.start_brk, mm.brk, mm.start_stack = MMAP_BASE, START_BRK, START_BRK, STACK_TOP - U(0x1000)
+    mm.mmap_base, mm.start_stack = machine.paging.stack_top - STACK_GAP, machine.paging.stack_top - U(0x1000)
+    mm.start_brk = mm.brk = machine.paging.elf_et_dyn_base + PROGRAM_BYTES
     mm.id = fetch_add(machine, "next_mm_id", 1) + 1
     pfn = alloc_pages(cpu, GFP_PGTABLE_USER, 0, cpu.node, machine.node_mask)
     if pfn == 0:
@@ -63,7 +63,7 @@ def mm_alloc(cpu):
 def setup_arg_pages(cpu, mm_number):
     """The stack of a new program: 0 or a negative errno."""
     flags = calc_vm_flags(PROT_READ | PROT_WRITE, MAP_PRIVATE) | VM_GROWSDOWN
-    return min(mmap_region(cpu, mm_number, STACK_TOP - STACK_BYTES, STACK_BYTES, flags, 0, 0), 0)
+    return min(mmap_region(cpu, mm_number, machine_of(cpu).paging.stack_top - STACK_BYTES, STACK_BYTES, flags, 0, 0), 0)
 
 
 @kernel("i64(cpu_t*, i64, i64)")
@@ -111,7 +111,7 @@ def dup_mmap(cpu, parent_number, child_number):
                            copy_page_range(cpu, parent_number, child_number, number) != VM_FAULT_OK):
             error = -errno.ENOMEM
             break
-    flush_tlb_mm_range(cpu, parent_number, U(0), TASK_SIZE)
+    flush_tlb_mm_range(cpu, parent_number, U(0), machine.paging.task_size)
     return error
 
 

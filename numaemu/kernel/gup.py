@@ -5,11 +5,12 @@ from numaemu.compile import hot, kernel
 from numaemu.kernel.fault import SERVED, do_user_addr_fault
 from numaemu.kernel.mm_types import VM_ACCESS_FLAGS, VM_LOCKED, VM_LOCKONFAULT, VM_SHARED, VM_WRITE
 from numaemu.kernel.mmap import do_mmap, page_align
-from numaemu.kernel.pgtable import is_migration_entry, mm_of, pte_offset, ptep_get
+from numaemu.kernel.pgtable import mm_of, pte_offset, pte_present, ptep_get
 from numaemu.kernel.smp import machine_of, read_lock, read_unlock, write_lock, write_unlock
 from numaemu.kernel.vma_index import find_vma, vma_of
-from numaemu.mmu import _PAGE_RW
+from numaemu.paging import _PAGE_RW
 from numaemu.pointer import address_of
+from numaemu.processor import READ, WRITE
 from numaemu.uapi import MAP_POPULATE, SIGKILL, errno
 
 U = np.uint64
@@ -36,15 +37,15 @@ def needs_fault(machine, mm_number, address, write):
     """True if nothing is mapped at an address, or not for writing."""
     ptep = pte_offset(machine, mm_of(machine, mm_number), address)
     pte = ptep_get(ptep) if ptep != U(0) else U(0)
-    return pte == U(0) or is_migration_entry(pte) or (write and pte & _PAGE_RW == U(0))
+    return not pte_present(pte) or (write and pte & _PAGE_RW == U(0))
 
 
 @kernel("i64(cpu_t*, u64, u64, bool)")
 def faultin_page_range(cpu, start, end, write):
     """Fault in what is missing of a range: 0, -ENOMEM, or -EFAULT where the mapping does not allow it."""
-    machine, address = machine_of(cpu), start
+    machine, address, access = machine_of(cpu), start, WRITE if write else READ
     while address < end:
-        if needs_fault(machine, cpu.mm, address, write) and do_user_addr_fault(cpu, address, write) != SERVED:
+        if needs_fault(machine, cpu.mm, address, write) and do_user_addr_fault(cpu, address, access) != SERVED:
             signal, cpu.signal = cpu.signal, 0
             return -ENOMEM if signal == SIGKILL else -EFAULT
         address += U(4096)

@@ -18,7 +18,8 @@ from numaemu.kernel.smp import MSG_DRAIN_ALL, machine_of, request, wake_kthread
 from numaemu.kernel.swap import lru_add_drain
 from numaemu.kernel.vmstat import (COMPACT_DAEMON_FREE_SCANNED, COMPACT_DAEMON_MIGRATE_SCANNED, COMPACT_DAEMON_WAKE,
                                    count_vm_events)
-from numaemu.mmu import clock_ns, cpu_t
+from numaemu.mmu import clock_ns
+from numaemu.processor import cpu_t
 
 U = np.uint64
 HPAGE_FRAG_CHECK_INTERVAL_NS = 500_000_000

@@ -10,8 +10,8 @@ from numaemu.kernel.slab import deactivate_slab, slab_alloc_node, slab_free
 from numaemu.kernel.slab_common import kfree, kmalloc_node, kmem_cache_shrink, kmem_cache_shutdown, ksize
 from numaemu.kernel.smp import machine_of, spin_lock, spin_unlock
 from numaemu.kernel.sys import running
-from numaemu.mmu import cpu_t
 from numaemu.pointer import address_of
+from numaemu.processor import cpu_t
 
 
 @entry("u64(u64, i64, i64, i64, i64)")

@@ -20,7 +20,7 @@ from numaemu.kernel.vmstat import (KSWAPD_HIGH_WMARK_HIT_QUICKLY, KSWAPD_LOW_WMA
                                    count_vm_events)
 from numaemu.kernel.watermark import __zone_watermark_ok
 from numaemu.kernel.workingset import SWAP_CLUSTER_MAX
-from numaemu.mmu import cpu_t
+from numaemu.processor import cpu_t
 
 U = np.uint64
 

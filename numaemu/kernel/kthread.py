@@ -12,7 +12,7 @@ from numaemu.kernel.kswapd import kswapd
 from numaemu.kernel.mmzone import FLUSHER, KCOMPACTD, KSWAPD, node_of
 from numaemu.kernel.page_writeback import wb_workfn
 from numaemu.kernel.smp import machine_of
-from numaemu.mmu import cpu_t
+from numaemu.processor import cpu_t
 
 U = np.uint64
 

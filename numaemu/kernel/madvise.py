@@ -23,7 +23,7 @@ from numaemu.kernel.vma import vma_modify_flags
 from numaemu.kernel.vma_index import find_position, map_count, vma_at
 from numaemu.kernel.vmscan import init_scan_control, reclaim_pages
 from numaemu.kernel.workingset import SWAP_CLUSTER_MAX
-from numaemu.mmu import _PAGE_ACCESSED, _PAGE_DIRTY
+from numaemu.paging import _PAGE_ACCESSED, _PAGE_DIRTY
 from numaemu.uapi import (MADV_COLD, MADV_DODUMP, MADV_DOFORK, MADV_DONTDUMP, MADV_DONTFORK, MADV_DONTNEED,
                           MADV_DONTNEED_LOCKED, MADV_FREE, MADV_HUGEPAGE, MADV_KEEPONFORK, MADV_PAGEOUT, MADV_RANDOM,
                           MADV_SEQUENTIAL, MADV_WILLNEED, MADV_WIPEONFORK, errno)

@@ -1,7 +1,7 @@
 """Page faults, unmapping and copying of page tables: Linux's mm/memory.c."""
 import numpy as np
 
-from numaemu.atomic import exchange, fetch_add, load_acquire
+from numaemu.atomic import fetch_add, load_acquire
 from numaemu.compile import hot, kernel
 from numaemu.kernel.do_fault import do_fault, wp_page_shared
 from numaemu.kernel.gfp import GFP_HIGHUSER_MOVABLE, __GFP_ZERO
@@ -9,16 +9,17 @@ from numaemu.kernel.mempolicy import alloc_table_page, vma_alloc_folio
 from numaemu.kernel.mlock import mlock_folio
 from numaemu.kernel.mm_inline import folio_clear, folio_lock, folio_set, folio_test, folio_trylock, folio_unlock
 from numaemu.kernel.mm_types import (FAULT_AROUND_BYTES, MM_ANONPAGES, MM_FILEPAGES, MM_SHMEMPAGES, MM_SWAPENTS,
-                                     VM_FAULT_MAJOR, VM_FAULT_OK, VM_FAULT_OOM, VM_FAULT_RETRY, VM_LOCKED, VM_SHARED,
-                                     VM_WRITE, PG_anon, PG_anon_exclusive, PG_dirty, PG_lru, PG_mlocked, PG_swapbacked,
-                                     PG_swapcache)
+                                     PG_anon, PG_anon_exclusive, PG_dirty, PG_lru, PG_mlocked, PG_swapbacked,
+                                     PG_swapcache, VM_EXEC, VM_FAULT_MAJOR, VM_FAULT_OK, VM_FAULT_OOM, VM_FAULT_RETRY,
+                                     VM_LOCKED, VM_READ, VM_SHARED, VM_WRITE)
 from numaemu.kernel.mmzone import page_of
 from numaemu.kernel.page_alloc import get_page, put_page, release_pages, try_get_page
 from numaemu.kernel.page_writeback import folio_mark_dirty
-from numaemu.kernel.pgtable import (_MIGRATION_ANON, _MIGRATION_FILE, _PAGE_SPECIAL, _SWP_EXCLUSIVE, free_table,
-                                    install_table, is_migration_entry, is_swap_entry, mm_of, pfn_pte, pte_offset,
-                                    pte_pfn, pte_present, pte_to_swp_entry, ptep_cmpxchg, ptep_get, ptep_get_and_clear,
-                                    skip_missing, table_at)
+from numaemu.kernel.pgtable import (_MIGRATION_ANON, _MIGRATION_FILE, _PAGE_SPECIAL, _SWP_EXCLUSIVE, entry_offset,
+                                    free_table, install_table, is_migration_entry, is_swap_entry, mm_of, pfn_pte,
+                                    pgd_of, pmd_addr_end, pmd_shift, pte_offset, pte_pfn, pte_present, pte_to_swp_entry,
+                                    ptep_cmpxchg, ptep_get, ptep_get_and_clear, ptep_step, set_pte, skip_missing,
+                                    table_at, vm_page_nx)
 from numaemu.kernel.rmap import folio_add_anon_rmap, folio_dup_rmap, folio_remove_rmap, mapping_of, rss_counter
 from numaemu.kernel.shmem import shmem_find_folio, shmem_get_folio
 from numaemu.kernel.smp import machine_of, relax
@@ -30,10 +31,11 @@ from numaemu.kernel.tlb import flush_tlb_mm_range
 from numaemu.kernel.vma import anon_vma_prepare, munlock_unless_locked
 from numaemu.kernel.vma_index import vma_of
 from numaemu.kernel.vmstat import PGMAJFAULT, PGREUSE, count_vm_events
-from numaemu.mmu import _PAGE_ACCESSED, _PAGE_DIRTY, _PAGE_PRESENT, _PAGE_RW, _PAGE_USER
 from numaemu.native import copy_bytes
+from numaemu.paging import (PTE_SHIFT, _PAGE_ACCESSED, _PAGE_DIRTY, _PAGE_NX, _PAGE_PRESENT, _PAGE_RW, _PAGE_USER,
+                            entry_at, entry_exchange, entry_load)
 from numaemu.param import GATHER_PAGES
-from numaemu.pointer import i64, u64
+from numaemu.pointer import i64
 
 U = np.uint64
 RELEASE_BATCH = 64               # pages freed under one look at the LRU lists
@@ -46,17 +48,18 @@ _WRITTEN = _READ_ONLY | _PAGE_RW | _PAGE_DIRTY
 def pte_alloc(cpu, mm, address):
     """Host address of the leaf entry of `address`, making tables as needed; 0: no memory."""
     machine = machine_of(cpu)
-    table = machine.memory + mm.pgd
-    for shift in (39, 30, 21):
-        index = np.int64((address >> U(shift)) & U(511))
-        entry = load_acquire(u64.array(table), index)
+    table, shift = pgd_of(machine, mm), machine.paging.pgdir_shift
+    while shift > PTE_SHIFT:
+        where = entry_at(machine.paging, table, address, shift)
+        entry = entry_load(where)
         if entry == U(0):
             pfn = alloc_table_page(cpu)
             if pfn == 0:
                 return U(0)
-            entry = install_table(cpu, mm, table, index, pfn)
+            entry = install_table(cpu, mm, where, pfn)
         table = table_at(machine, entry)
-    return table + (((address >> U(12)) & U(511)) << U(3))
+        shift -= machine.paging.table_bits
+    return entry_at(machine.paging, table, address, shift)
 
 
 @kernel("i64(cpu_t*, mm_t*, i64, u64, bool, u64)")
@@ -65,7 +68,7 @@ def do_anonymous_page(cpu, mm, vma_number, address, write, ptep):
     machine = machine_of(cpu)
     vma = vma_of(machine, vma_number)
     if not write:
-        ptep_cmpxchg(ptep, U(0), pfn_pte(machine.zero_pfn, _READ_ONLY | _PAGE_SPECIAL))
+        ptep_cmpxchg(ptep, U(0), pfn_pte(machine.zero_pfn, _READ_ONLY | _PAGE_SPECIAL | vm_page_nx(machine, vma)))
         return VM_FAULT_OK
     if load_acquire(vma, "mapping") == 0 and not anon_vma_prepare(cpu, vma_number):
         return VM_FAULT_OOM
@@ -76,7 +79,7 @@ def do_anonymous_page(cpu, mm, vma_number, address, write, ptep):
     folio_add_anon_rmap(machine, cpu, page, pfn, vma, address)
     page.flags |= U(PG_anon_exclusive)
     get_page(page)                       # for its way to the LRU list; a late try_get_page may come between: atomically
-    if not ptep_cmpxchg(ptep, U(0), pfn_pte(pfn, _WRITTEN)):
+    if not ptep_cmpxchg(ptep, U(0), pfn_pte(pfn, _WRITTEN | vm_page_nx(machine, vma))):
         folio_remove_rmap(machine, cpu, pfn)       # another thread was faster
         put_page(cpu, pfn)
         put_page(cpu, pfn)
@@ -93,7 +96,7 @@ def set_shared_pte(cpu, mm, vma, pfn, ptep, dirty):
     The entry takes over the caller's reference to the page.
     """
     machine = machine_of(cpu)
-    bits = _READ_ONLY | dirty
+    bits = _READ_ONLY | dirty | vm_page_nx(machine, vma)
     if vma.flags & VM_WRITE:
         bits |= _PAGE_RW
     folio_dup_rmap(machine, cpu, pfn)
@@ -115,14 +118,15 @@ def do_fault_around(cpu, mm, vma, address, ptep):
     start = max(address & ~(AROUND - U(1)), vma.start)
     end = min((address | (AROUND - U(1))) + U(1), vma.end)
     mapping = mapping_of(machine, vma.mapping)
-    near, first = start, ptep - (((address - start) >> U(12)) << U(3))
+    near, step = start, ptep_step(machine)
+    entry = ptep - ((address - start) >> U(12)) * step
     while near < end:
-        entry = first + (((near - start) >> U(12)) << U(3))
         if ptep_get(entry) == U(0):
             pfn = shmem_find_folio(cpu, mapping, vma.pgoff + np.int64((near - vma.start) >> U(12)))
             if pfn != 0:
                 set_shared_pte(cpu, mm, vma, pfn, entry, U(0))
         near += U(4096)
+        entry += step
 
 
 @kernel("i64(cpu_t*, mm_t*, i64, u64, bool, u64)")
@@ -144,24 +148,25 @@ def do_shared_fault(cpu, mm, vma_number, address, write, ptep):
 
 
 @hot
-def install_copy(cpu, mm, mm_number, address, ptep, pte, new):
+def install_copy(cpu, mm, vma, address, ptep, pte, new):
     """Put a copied page in the old one's place and let every CPU forget that one; False if the entry has changed.
 
     A task that is alone in its address space meets nobody else's TLB, so its copy may be writable at once. The second
     reference is ours until all have forgotten the old frame, so that nobody reuses the copy before; then it goes along
     on the way to the LRU list.
     """
-    page, alone = page_of(machine_of(cpu), new), load_acquire(mm, "users") == 1
+    machine = machine_of(cpu)
+    page, alone, nx = page_of(machine, new), load_acquire(mm, "users") == 1, vm_page_nx(machine, vma)
     get_page(page)
     if alone:
         page.flags |= U(PG_anon_exclusive)
-    if not ptep_cmpxchg(ptep, pte, pfn_pte(new, _WRITTEN if alone else _READ_ONLY)):
+    if not ptep_cmpxchg(ptep, pte, pfn_pte(new, nx | (_WRITTEN if alone else _READ_ONLY))):
         put_page(cpu, new)
         return False
-    flush_tlb_mm_range(cpu, mm_number, address, address + U(4096))
+    flush_tlb_mm_range(cpu, vma.mm, address, address + U(4096))
     if not alone:
         folio_set(page, PG_anon_exclusive)
-        ptep_cmpxchg(ptep, pfn_pte(new, _READ_ONLY), pfn_pte(new, _WRITTEN))
+        ptep_cmpxchg(ptep, pfn_pte(new, nx | _READ_ONLY), pfn_pte(new, nx | _WRITTEN))
     folio_add_new_lru(cpu, new)
     return True
 
@@ -191,7 +196,7 @@ def wp_page_copy(cpu, mm, vma_number, address, ptep, pte):
         copy_bytes(machine.memory + (U(new) << U(12)), machine.memory + (U(old) << U(12)), 4096)
         cpu.clock_base_ns += machine.copy_page_ns
     folio_add_anon_rmap(machine, cpu, page_of(machine, new), new, vma, address)
-    installed = install_copy(cpu, mm, vma.mm, address & ~U(4095), ptep, pte, new)
+    installed = install_copy(cpu, mm, vma, address & ~U(4095), ptep, pte, new)
     if not special:
         put_page(cpu, old)
     if not installed:
@@ -259,11 +264,11 @@ def map_swapped_page(cpu, mm, vma_number, address, ptep, pte, pfn, write):
     get_page(page)
     folio_dup_rmap(machine, cpu, pfn)
     exclusive = pte & _SWP_EXCLUSIVE != U(0)
-    bits = _READ_ONLY
+    bits = _READ_ONLY | vm_page_nx(machine, vma)
     if exclusive:
         folio_set(page, PG_anon_exclusive)
         if write:
-            bits = _WRITTEN
+            bits |= _WRITTEN
     if not ptep_cmpxchg(ptep, pte, pfn_pte(pfn, bits)):
         folio_remove_rmap(machine, cpu, pfn)
         put_page(cpu, pfn)
@@ -404,13 +409,13 @@ def unmap_page_range(cpu, mm_number, start, end):
     """Take every page out of [start, end) and gather them; True if entries changed. Mirrors unmap_page_range."""
     machine = machine_of(cpu)
     mm, gather = mm_of(machine, mm_number), gather_of(machine, cpu)
-    address, changed = start, False
+    address, changed, step = start, False, ptep_step(machine)
     while address < end:
         ptep = pte_offset(machine, mm, address)
         if ptep == U(0):
             address = skip_missing(machine, mm, address)
             continue
-        table_end = min(end, (address | U(0x1FFFFF)) + U(1))
+        table_end = pmd_addr_end(machine, address, end)
         while address < table_end:
             if ptep_get(ptep) != U(0):
                 changed = True
@@ -418,7 +423,7 @@ def unmap_page_range(cpu, mm_number, start, end):
                 if pfn != 0 and tlb_remove(gather, pfn):
                     tlb_flush_mmu(cpu, mm_number, start, address + U(4096))
             address += U(4096)
-            ptep += U(8)
+            ptep += step
     return changed
 
 
@@ -438,28 +443,21 @@ def zap_page_range(cpu, mm_number, start, end):
     fetch_add(mm, "tlb_flush_pending", -1)
 
 
-@kernel("bool(cpu_t*, i64, i64, u64, u64, u64, u64)")
+@kernel("bool(cpu_t*, i64, u64, u64, u64, u64, u64)")
 def free_tables_at(cpu, mm_number, shift, start, end, floor, ceiling):
     """Take out and gather the tables hanging in entries of 2**shift bytes each, for [start, end), that cover nothing
     outside [floor, ceiling); True if any. Tables below them must be gone already.
     """
-    machine, span = machine_of(cpu), U(1) << U(shift)
+    machine, span = machine_of(cpu), U(1) << shift
     mm, address, changed = mm_of(machine, mm_number), start & ~(span - U(1)), False
     while address < end:
-        table, level = machine.memory + mm.pgd, 39
-        while level > shift:
-            entry = load_acquire(u64.array(table), np.int64((address >> U(level)) & U(511)))
-            if entry == U(0):
-                break
-            table = table_at(machine, entry)
-            level -= 9
-        if level > shift:                # nothing below: on to where the missing table ends
-            address = ((address >> U(level)) + U(1)) << U(level)
+        where = entry_offset(machine, mm, address, shift)
+        if where == U(0):                # nothing below: on to where the missing table ends
+            address = skip_missing(machine, mm, address)
             continue
-        index = np.int64((address >> U(shift)) & U(511))
-        entry = load_acquire(u64.array(table), index)
+        entry = entry_load(where)
         if entry != U(0) and floor <= address and address + span <= ceiling:
-            exchange(u64.array(table), index, U(0))
+            entry_exchange(where, U(0))
             changed = True
             if tlb_remove(gather_of(machine, cpu), -pte_pfn(entry)):
                 tlb_flush_mmu(cpu, mm_number, start, end)
@@ -470,10 +468,12 @@ def free_tables_at(cpu, mm_number, shift, start, end, floor, ceiling):
 @kernel("bool(cpu_t*, i64, u64, u64, u64, u64)")
 def free_pgd_range(cpu, mm_number, start, end, floor, ceiling):
     """Gather the page tables that only served [start, end), from the leaves up; True if any."""
-    changed = False
-    for shift in (21, 30, 39):
+    changed, machine = False, machine_of(cpu)
+    shift = pmd_shift(machine)
+    while shift <= machine.paging.pgdir_shift:
         if free_tables_at(cpu, mm_number, shift, start, end, floor, ceiling):
             changed = True
+        shift += machine.paging.table_bits
     return changed
 
 
@@ -486,11 +486,13 @@ def can_change_pte_writable(machine, pte):
     return folio_test(page, PG_anon) and folio_test(page, PG_anon_exclusive)
 
 
-@kernel("void(cpu_t*, i64, u64, u64, bool, bool, bool)")
-def change_protection(cpu, mm_number, start, end, writable, accessible, private):
+@kernel("void(cpu_t*, vma_t*, u64, u64)")
+def change_protection(cpu, vma, start, end):
     """mprotect's work on the entries of [start, end): take permission away, or give it where nothing is to be copied."""
     machine = machine_of(cpu)
-    mm = mm_of(machine, mm_number)
+    mm, nx, flags = mm_of(machine, vma.mm), vm_page_nx(machine, vma), vma.flags
+    writable, private = flags & VM_WRITE != 0, flags & VM_SHARED == 0
+    accessible = flags & (VM_READ | VM_WRITE | VM_EXEC) != 0
     address, changed = start, False
     while address < end:
         ptep = pte_offset(machine, mm, address)
@@ -503,6 +505,7 @@ def change_protection(cpu, mm_number, start, end, writable, accessible, private)
             if not writable:
                 wanted &= ~_PAGE_RW
             wanted = wanted | _PAGE_USER if accessible else wanted & ~_PAGE_USER
+            wanted = (wanted & ~_PAGE_NX) | nx
         if pte_present(pte):
             if writable and private and can_change_pte_writable(machine, pte):
                 wanted |= _PAGE_RW
@@ -512,7 +515,7 @@ def change_protection(cpu, mm_number, start, end, writable, accessible, private)
             changed = True
         address += U(4096)
     if changed:
-        flush_tlb_mm_range(cpu, mm_number, start, end)
+        flush_tlb_mm_range(cpu, vma.mm, start, end)
 
 
 # -- fork ----------------------------------------------------------------------------------------------------
@@ -528,7 +531,7 @@ def copy_swap_pte(machine, cpu, child, source, target, pte):
         free_swap_and_cache(cpu, entry)
         return False
     fetch_add(child.rss, MM_SWAPENTS, 1)
-    u64.array(target)[0] = shared
+    set_pte(target, shared)
     return True
 
 
@@ -559,7 +562,7 @@ def copy_present_pte(machine, cpu, child, source, target):
             folio_clear(page, PG_anon_exclusive)
         folio_dup_rmap(machine, cpu, pte_pfn(pte))
         fetch_add(child.rss, rss_counter(page), 1)
-    u64.array(target)[0] = copy          # as dirty as it was: the other entry may go first, and its mark with it
+    set_pte(target, copy)                # as dirty as it was: the other entry may go first, and its mark with it
     return True
 
 
@@ -575,13 +578,13 @@ def copy_page_range(cpu, parent_number, child_number, vma_number):
     vma = vma_of(machine, vma_number)
     if vma.flags & VM_SHARED or (vma.file != 0 and vma.mapping == 0):
         return VM_FAULT_OK
-    address = vma.start
+    address, step = vma.start, ptep_step(machine)
     while address < vma.end:
         source = pte_offset(machine, parent, address)
         if source == U(0):
             address = skip_missing(machine, parent, address)
             continue
-        table_end = min(vma.end, (address | U(0x1FFFFF)) + U(1))
+        table_end = pmd_addr_end(machine, address, vma.end)
         target = U(0)
         while address < table_end:
             if ptep_get(source) != U(0):
@@ -595,7 +598,7 @@ def copy_page_range(cpu, parent_number, child_number, vma_number):
                     tries += 1       # it changes, or is being migrated
                     relax(cpu, tries)
             address += U(4096)
-            source += U(8)
+            source += step
             if target != U(0):
-                target += U(8)
+                target += step
     return VM_FAULT_OK

@@ -35,12 +35,13 @@ from numaemu.kernel.vma_index import find_position, find_vma, vma_index, vma_of
 from numaemu.kernel.vmstat import (NR_FILE_DIRTY, NR_FILE_PAGES, PGMIGRATE_FAIL, PGMIGRATE_SUCCESS, count_vm_events,
                                    mod_node_page_state)
 from numaemu.kernel.xarray import page_entry, xa_slot
-from numaemu.mmu import _PAGE_ACCESSED, _PAGE_DIRTY, _PAGE_PRESENT, _PAGE_RW, _PAGE_USER
 from numaemu.native import copy_bytes
+from numaemu.paging import _PAGE_ACCESSED, _PAGE_DIRTY, _PAGE_NX, _PAGE_PRESENT, _PAGE_RW, _PAGE_USER
 from numaemu.pointer import Struct, address_of, i64, u64
 from numaemu.uapi import MPOL_DEFAULT, MPOL_MF_MOVE, MPOL_MF_MOVE_ALL, MPOL_MF_STRICT, errno
 
 U = np.uint64
+_KEPT = _PAGE_RW | _PAGE_USER | _PAGE_DIRTY | _PAGE_NX      # of an entry, in the migration entry that stands for it
 NR_MAX_BATCHED_MIGRATION = 512           # pages (Linux: HPAGE_PMD_NR)
 # what a page takes along to its new frame (folio_migrate_flags)
 MIGRATED_FLAGS = U(PG_anon | PG_anon_exclusive | PG_swapbacked | PG_active | PG_referenced | PG_unevictable | PG_mlocked |
@@ -112,7 +113,7 @@ def try_to_migrate_one(cpu, batch, pfn, vma, address):
         pte = ptep_get(ptep)
         if not pte_present(pte) or pte_pfn(pte) != pfn or pte & _PAGE_SPECIAL != U(0):
             return
-        if ptep_cmpxchg(ptep, pte, pfn_pte(pfn, kind | (pte & (_PAGE_RW | _PAGE_USER | _PAGE_DIRTY)))):
+        if ptep_cmpxchg(ptep, pte, pfn_pte(pfn, kind | (pte & _KEPT))):
             break
     folio_remove_rmap(machine, cpu, pfn)
     put_page(cpu, pfn)
@@ -132,8 +133,7 @@ def remove_migration_pte(cpu, old, new, vma, address):
             return
         get_page(page_of(machine, new))
         folio_dup_rmap(machine, cpu, new)
-        kept = pte & (_PAGE_RW | _PAGE_USER | _PAGE_DIRTY)
-        if ptep_cmpxchg(ptep, pte, pfn_pte(new, _PAGE_PRESENT | _PAGE_ACCESSED | kept)):
+        if ptep_cmpxchg(ptep, pte, pfn_pte(new, _PAGE_PRESENT | _PAGE_ACCESSED | (pte & _KEPT))):
             if vma.flags & VM_LOCKED:
                 mlock_folio(cpu, new)
             return

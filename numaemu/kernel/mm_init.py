@@ -27,11 +27,12 @@ from numaemu.kernel.trail import trail_t
 from numaemu.kernel.vmstat import percpu_t
 from numaemu.kernel.zram import ZBUF_BYTES, zstat_t
 from numaemu.mailbox import mailbox_t
-from numaemu.mmu import cpu_t
+from numaemu.paging import set_paging
 from numaemu.param import (EXIT_RECORDS, GATHER_PAGES, MAX_FILES, MAX_INODES, MAX_MAP_COUNT, MAX_MMS, MAX_NODES,
                            MAX_TASKS, MAX_VMAS, OUTBOX_BYTES, PAGEBLOCK_ORDER, PAGEBLOCK_PAGES, PAGE_SIZE,
                            VMA_INDEX_SLOTS)
 from numaemu.pointer import i64, u8
+from numaemu.processor import cpu_t
 
 HIGHMEM_START = (896 << 20) // PAGE_SIZE         # pfn; what a 32-bit kernel maps directly ends here
 DMA_END, DMA32_END = (16 << 20) // PAGE_SIZE, (4 << 30) // PAGE_SIZE      # pfn
@@ -304,6 +305,8 @@ def init_cpus(topology, machine):
         cpu.id, cpu.node = number, topology.node_of_cpu(number) if real else number - topology.nr_cpus
         cpu.machine = machine.address
         cpu.memory, cpu.block_node = machine.memory, machine.block_node
+        set_paging(cpu.paging, topology.paging)
+        cpu.asids, cpu.walk_cache_entries = topology.asids, topology.walk_cache
         for level, spec in (("l1", topology.l1), ("l2", topology.l2)):
             sets = spec.entries // spec.ways
             setattr(cpu, f"{level}_sets", sets)
@@ -385,6 +388,7 @@ def boot(topology, reserve=None):
     machine.nr_cpu_ids = topology.nr_cpus + topology.nr_nodes
     machine.max_pfn, machine.nr_actors = max_pfn, nr_actors
     machine.node_mask = (1 << topology.nr_nodes) - 1
+    set_paging(machine.paging, topology.paging)
     machine.zero_pfn, machine.next_pid = ZERO_PFN, 100
     machine.max_map_count = topology.sysctl.get("vm.max_map_count", MAX_MAP_COUNT)
     for name, value in topology.cost.items():

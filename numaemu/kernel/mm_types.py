@@ -3,6 +3,7 @@
 Frame numbers (pfn), counts and indices are signed, bit words and addresses unsigned. Links between structures are
 numbers: a page is named by its pfn, an address space, a VMA, a task by its place in its table; 0 is 'none'.
 """
+from numaemu.paging import paging_t
 from numaemu.param import CPU_WORDS, MAX_NODES
 from numaemu.pointer import Struct, i32, i64, u64, u8
 from numaemu.uapi import RLIM_NLIMITS
@@ -133,6 +134,7 @@ pool_t = Struct("pool_t", [         # a table of structs handed out by number, f
 
 machine_t = Struct("machine_t", [
     # set at boot, read by all
+    ("paging", paging_t),           # the page-table format
     ("memory", u64), ("mem_map", u64), ("block_node", u64), ("block_zone", u64), ("block_type", u64),
     ("nr_nodes", i64), ("nr_cpus", i64), ("max_pfn", i64), ("nr_actors", i64),
     ("nr_cpu_ids", i64),            # CPUs, and behind them one context for each node's kernel threads

@@ -20,7 +20,6 @@ from numaemu.kernel.vma import (anon_vma_prepare, merge_at, mlock_vma_pages_rang
                                 vma_pages)
 from numaemu.kernel.vma_index import (STACK_GUARD_GAP, find_position, find_vma, find_vma_intersection, insert_at,
                                       map_count, remove_at, vm_start_gap, vma_at, vma_index, vma_of)
-from numaemu.mmu import TASK_SIZE
 from numaemu.uapi import (MAP_ANONYMOUS, MAP_FIXED, MAP_FIXED_NOREPLACE, MAP_GROWSDOWN, MAP_LOCKED, MAP_NORESERVE,
                           MAP_PRIVATE, MAP_SHARED, OVERCOMMIT_NEVER, PROT_EXEC, PROT_READ, PROT_WRITE, RLIMIT_DATA,
                           RLIMIT_STACK, errno)
@@ -60,19 +59,20 @@ def get_unmapped_area(machine, mm_number, hint, length, anonymous, pgoff):
     Anonymous ones of whole multiples of 2 MiB are aligned so, as since Linux 6.7; those of files that contain aligned
     2 MiB of the file, so that these are aligned in memory too (thp_get_unmapped_area, which file systems use).
     """
-    if length > TASK_SIZE:
+    limit, mobile = machine.paging.task_size, machine.paging.table_bits == U(9)        # 32-bit Linux does not align
+    if length > limit:
         return U(0)
-    if hint != U(0) and hint <= TASK_SIZE - length:
+    if hint != U(0) and hint <= limit - length:
         number = find_vma(machine, mm_number, hint)
         if number == 0 or vm_start_gap(vma_of(machine, number)) >= hint + length:
             return hint
-    if anonymous and length >= PMD_SIZE and length & (PMD_SIZE - U(1)) == U(0):
+    if mobile and anonymous and length >= PMD_SIZE and length & (PMD_SIZE - U(1)) == U(0):
         found = topdown_gap(machine, mm_number, length + PMD_SIZE)
         if found != U(0):
             return (found + PMD_SIZE) & ~(PMD_SIZE - U(1))
     offset = U(pgoff) << U(12)
     aligned = (offset + PMD_SIZE - U(1)) & ~(PMD_SIZE - U(1))
-    if not anonymous and offset + length >= aligned + PMD_SIZE:
+    if mobile and not anonymous and offset + length >= aligned + PMD_SIZE:
         found = topdown_gap(machine, mm_number, length + PMD_SIZE)
         if found != U(0):
             shift = (offset - found) & (PMD_SIZE - U(1))
@@ -148,7 +148,8 @@ def do_munmap(cpu, mm_number, start, length):
     """munmap(2): 0 or a negative errno. The mmap_lock is held for writing."""
     machine = machine_of(cpu)
     length = page_align(length)
-    if start & (PAGE - U(1)) != U(0) or length == U(0) or start > TASK_SIZE or length > TASK_SIZE - start:
+    limit = machine.paging.task_size
+    if start & (PAGE - U(1)) != U(0) or length == U(0) or start > limit or length > limit - start:
         return -EINVAL
     error = split_range(cpu, mm_number, start, start + length)
     if error != 0:
@@ -255,7 +256,7 @@ def place_mapping(cpu, mm_number, hint, length, flags, file, pgoff):
             address = max(address, MMAP_MIN_ADDR)        # round_hint_to_min
         address = get_unmapped_area(machine, mm_number, address, length, file == 0, pgoff)
         return np.int64(address) if address != U(0) else -ENOMEM
-    if length > TASK_SIZE or address > TASK_SIZE - length:
+    if length > machine.paging.task_size or address > machine.paging.task_size - length:
         return -ENOMEM
     if hint != address:
         return -EINVAL
@@ -363,7 +364,7 @@ def grow_brk(cpu, mm_number, old, new):
     mm = mm_of(machine, mm_number)
     flags, pages = calc_vm_flags(PROT_READ | PROT_WRITE, MAP_PRIVATE) | VM_ACCOUNT | VM_SOFTDIRTY | mm.def_flags, \
         np.int64((new - old) >> U(12))
-    if new > TASK_SIZE or not mlock_future_ok(cpu, mm, mm.def_flags, new - old):
+    if new > machine.paging.task_size or not mlock_future_ok(cpu, mm, mm.def_flags, new - old):
         return False
     if not may_expand_vm(cpu, mm, flags, pages) or mm.map_count > machine.max_map_count:
         return False
@@ -385,7 +386,7 @@ def do_brk(cpu, mm_number, brk):
     """brk(2): the new end of the heap, or the old one if that cannot be. The mmap_lock is held for writing."""
     machine = machine_of(cpu)
     mm = mm_of(machine, mm_number)
-    if brk < mm.start_brk or brk > TASK_SIZE or brk - mm.start_brk > rlimit(cpu, RLIMIT_DATA):
+    if brk < mm.start_brk or brk > machine.paging.task_size or brk - mm.start_brk > rlimit(cpu, RLIMIT_DATA):
         return np.int64(mm.brk)
     new, old = page_align(brk), page_align(mm.brk)
     if new < old:

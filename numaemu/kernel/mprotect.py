@@ -10,7 +10,6 @@ from numaemu.kernel.smp import machine_of
 from numaemu.kernel.util import may_expand_vm, vm_acct_memory, vm_enough_memory, vm_stat_account
 from numaemu.kernel.vma import vma_modify_flags
 from numaemu.kernel.vma_index import find_position, map_count, vma_at
-from numaemu.mmu import TASK_SIZE
 from numaemu.uapi import PROT_EXEC, PROT_READ, PROT_WRITE, errno
 
 U = np.uint64
@@ -54,7 +53,7 @@ def mprotect_fixup(cpu, mm_number, position, start, end, prot):
         return position
     if old & ~flags & VM_ACCOUNT:
         vm_acct_memory(machine, -pages)
-    change_protection(cpu, mm_number, start, end, prot & PROT_WRITE != 0, prot != 0, flags & VM_SHARED == 0)
+    change_protection(cpu, vma_at(machine, mm_number, position), start, end)
     vm_stat_account(mm, old, -pages)
     vm_stat_account(mm, flags, pages)
     return position
@@ -69,7 +68,7 @@ def do_mprotect(cpu, mm_number, start, length, prot):
         return -EINVAL
     if length == U(0):
         return 0
-    if end <= start or end > TASK_SIZE:
+    if end <= start or end > machine.paging.task_size:
         return -ENOMEM
     position, at = find_position(machine, mm_number, start), start
     while at < end:

@@ -11,14 +11,14 @@ from numaemu.kernel.memory import pte_alloc
 from numaemu.kernel.mempolicy import copy_policy
 from numaemu.kernel.mm_types import VM_ACCOUNT, VM_DONTEXPAND, VM_LOCKED, VM_LOCKED_MASK, VM_MAYSHARE, VM_SHARED
 from numaemu.kernel.mmap import do_munmap, get_unmapped_area, page_align, update_hiwater
-from numaemu.kernel.pgtable import mm_of, pte_offset, ptep_get, ptep_get_and_clear, skip_missing
+from numaemu.kernel.pgtable import (mm_of, pmd_addr_end, pte_offset, ptep_get, ptep_get_and_clear, ptep_step, set_pte,
+                                    skip_missing)
 from numaemu.kernel.rmap import unlink_vma
 from numaemu.kernel.smp import machine_of
 from numaemu.kernel.tlb import flush_tlb_mm_range
 from numaemu.kernel.util import may_expand_vm, mlock_future_ok, vm_acct_memory, vm_enough_memory, vm_stat_account
 from numaemu.kernel.vma import join_family, join_file, lock_families, merge_at, new_vma, unlock_families, vma_pages
 from numaemu.kernel.vma_index import find_position, find_vma, find_vma_intersection, insert_at, vma_of
-from numaemu.mmu import TASK_SIZE
 from numaemu.param import GATHER_PAGES
 from numaemu.pointer import u64
 from numaemu.uapi import MREMAP_DONTUNMAP, MREMAP_FIXED, MREMAP_MAYMOVE, errno
@@ -26,35 +26,37 @@ from numaemu.uapi import MREMAP_DONTUNMAP, MREMAP_FIXED, MREMAP_MAYMOVE, errno
 U = np.uint64
 EINVAL, ENOMEM, EFAULT, EAGAIN = errno.EINVAL, errno.ENOMEM, errno.EFAULT, errno.EAGAIN
 SPARE_MAPS = 3                       # an unmapping may split one VMA into three
-LEAF_BYTES = U(1) << U(21)           # what one leaf table maps
 OFFSET = U(4095)
 
 
 # -- page tables ---------------------------------------------------------------------------------------------
 
 @hot
-def lift_ptes(old, count, new):
+def lift_ptes(old, step, count, new):
     """Take `count` leaf entries out of an old table; they wait, not present for anybody, in the array `new`. How many."""
     found = 0
     for i in range(count):
         new[i] = U(0)
-        if ptep_get(old + U(i * 8)) != U(0):
-            new[i] = ptep_get_and_clear(old + U(i * 8))
+        if ptep_get(old) != U(0):
+            new[i] = ptep_get_and_clear(old)
             found += 1
+        old += step
     return found
 
 
 @kernel("void(cpu_t*, i64, u64, u64, u64, i64)")
 def move_ptes(cpu, mm_number, address, old, new, count):
     """Move `count` entries at host address `old`, which map `address` on, to `new`."""
-    waiting = u64.array(machine_of(cpu).gather + U(cpu.id * GATHER_PAGES * 8))
-    if lift_ptes(old, count, waiting) == 0:
+    machine = machine_of(cpu)
+    waiting, step = u64.array(machine.gather + U(cpu.id * GATHER_PAGES * 8)), ptep_step(machine)
+    if lift_ptes(old, step, count, waiting) == 0:
         waiting[0] = U(0)
         return
     flush_tlb_mm_range(cpu, mm_number, address, address + U(count * 4096))
     for i in range(count):
         if waiting[i] != U(0):
-            u64.array(new)[i] = waiting[i]
+            set_pte(new, waiting[i])
+        new += step
     waiting[0] = U(0)
 
 
@@ -69,8 +71,8 @@ def move_page_tables(cpu, mm_number, vma, old, new, length):
         if ptep == U(0):
             done = skip_missing(machine, mm, source) - old
             continue
-        extent = min(length - done, min(LEAF_BYTES - (source & (LEAF_BYTES - U(1))),
-                                        LEAF_BYTES - (target & (LEAF_BYTES - U(1)))))
+        extent = min(length - done, min(pmd_addr_end(machine, source, ~U(0)) - source,
+                                        pmd_addr_end(machine, target, ~U(0)) - target))
         place = pte_alloc(cpu, mm, target)
         if place == U(0):
             return done
@@ -189,8 +191,8 @@ def vma_to_resize(cpu, mm_number, vma_number, address, old_length, new_length, f
 
 @hot
 def vma_expandable(machine, mm_number, vma, delta):
-    end = vma.end + delta
-    return end > vma.end and end <= TASK_SIZE and find_vma_intersection(machine, mm_number, vma.end, end) == 0
+    end, limit = vma.end + delta, machine.paging.task_size
+    return end > vma.end and end <= limit and find_vma_intersection(machine, mm_number, vma.end, end) == 0
 
 
 @kernel("i64(cpu_t*, i64, i64, u64)")
@@ -213,7 +215,8 @@ def mremap_to(cpu, mm_number, address, old_length, new_length, new, flags):
     """To a place that the caller names, or that is only looked for: the address or a negative errno."""
     machine = machine_of(cpu)
     mm = mm_of(machine, mm_number)
-    if new & OFFSET != U(0) or new_length > TASK_SIZE or new > TASK_SIZE - new_length:
+    limit = machine.paging.task_size
+    if new & OFFSET != U(0) or new_length > limit or new > limit - new_length:
         return -EINVAL
     if address + old_length > new and new + new_length > address:
         return -EINVAL

@@ -31,9 +31,9 @@ from numaemu.kernel.smp import MSG_OOM, let_others_run, machine_of, read_unlock,
 from numaemu.kernel.stats import task_name
 from numaemu.kernel.vma_index import vma_index, vma_of
 from numaemu.kernel.watermark import gfp_zone, zone_watermark_ok
-from numaemu.mmu import cpu_t
 from numaemu.param import MAX_NODES
 from numaemu.pointer import address_of
+from numaemu.processor import cpu_t
 from numaemu.uapi import MPOL_BIND, SIGKILL
 
 U = np.uint64

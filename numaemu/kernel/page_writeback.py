@@ -27,9 +27,11 @@ from numaemu.kernel.tlb import flush_tlb_mm_range
 from numaemu.kernel.vma_index import vma_of
 from numaemu.kernel.vmstat import NR_DIRTIED, NR_FILE_DIRTY, NR_WRITEBACK, NR_WRITTEN, mod_node_page_state, percpu_of
 from numaemu.kernel.xarray import MAX_INDEX, entry_is_page, xa_find, xa_load
-from numaemu.mmu import _PAGE_DIRTY, _PAGE_RW, clock_ns, cpu_t
+from numaemu.mmu import clock_ns
 from numaemu.native import call_address, clear_bytes
+from numaemu.paging import _PAGE_DIRTY, _PAGE_RW
 from numaemu.pointer import address_of
+from numaemu.processor import cpu_t
 
 U = np.uint64
 RATELIMIT_PAGES = 32             # pages a task dirties between two looks at the limits (ratelimit_pages)

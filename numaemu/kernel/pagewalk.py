@@ -13,10 +13,9 @@ from numaemu.atomic import load_acquire
 from numaemu.compile import entry, hot, kernel
 from numaemu.kernel.mm_types import PG_anon, PG_buddy, PG_pcp, PG_swapbacked, PG_table, machine_t
 from numaemu.kernel.mmzone import page_of, page_to_nid, page_zone, zone_of
-from numaemu.kernel.pgtable import _PAGE_SPECIAL, mm_of, pte_pfn, pte_present, ptep_get, table_at
-from numaemu.mmu import _PAGE_ACCESSED, _PAGE_DIRTY
+from numaemu.kernel.pgtable import _PAGE_SPECIAL, mm_of, pmd_size, pte_pfn, pte_present, table_at
+from numaemu.paging import PTE_SHIFT, _PAGE_ACCESSED, _PAGE_DIRTY, entry_at, entry_load
 from numaemu.param import MAX_NODES
-from numaemu.pointer import u64
 
 U = np.uint64
 PAGES, DIRTY, ANON, MAPCOUNT_MAX, FIRST_NODE = range(5)      # struct numa_maps; then the pages of each node
@@ -128,33 +127,32 @@ def pagemap_word(machine, pte):
     return word
 
 
-@kernel("i64(machine_t*, i64, u64)")
+@kernel("u64(machine_t*, i64, u64)")
 def missing_shift(machine, mm_number, address):
     """12 if an address has a leaf table; else the shift of the upper entry that has none below it."""
-    table, shift = table_of(machine, mm_of(machine, mm_number).pgd), 39
-    while shift > 12 and table != U(0):
-        table = table_of(machine, load_acquire(u64.array(table), np.int64((address >> U(shift)) & U(511))))
+    table, shift = table_of(machine, mm_of(machine, mm_number).pgd), machine.paging.pgdir_shift
+    while shift > PTE_SHIFT and table != U(0):
+        table = table_of(machine, entry_load(entry_at(machine.paging, table, address, shift)))
         if table != U(0):
-            shift -= 9
+            shift -= machine.paging.table_bits
     return shift
 
 
 @kernel("u64(machine_t*, i64, u64)")
 def leaf_entry(machine, mm_number, address):
     """The leaf entry of an address, 0 if there is no table for it (any more)."""
-    table = table_of(machine, mm_of(machine, mm_number).pgd)
-    for shift in (39, 30, 21):
-        if table == U(0):
-            return U(0)
-        table = table_of(machine, load_acquire(u64.array(table), np.int64((address >> U(shift)) & U(511))))
-    return ptep_get(table + (((address >> U(12)) & U(511)) << U(3))) if table != U(0) else U(0)
+    table, shift = table_of(machine, mm_of(machine, mm_number).pgd), machine.paging.pgdir_shift
+    while table != U(0) and shift > PTE_SHIFT:
+        table = table_of(machine, entry_load(entry_at(machine.paging, table, address, shift)))
+        shift -= machine.paging.table_bits
+    return entry_load(entry_at(machine.paging, table, address, shift)) if table != U(0) else U(0)
 
 
 @hot
 def next_present(machine, mm_number, address):
     """The next address from this one on that has a leaf table."""
     shift = missing_shift(machine, mm_number, address)
-    return address if shift == 12 else ((address >> U(shift)) + U(1)) << U(shift)
+    return address if shift == PTE_SHIFT else ((address >> shift) + U(1)) << shift
 
 
 @entry("void(u64, i64, u64, u64, i64[], bool)")
@@ -163,7 +161,7 @@ def walk_page_range(machine_address, mm_number, start, end, counts, smaps):
     machine = machine_t.at(machine_address)
     address = start
     while address < end:
-        if address & U(0x1FFFFF) == U(0) or address == start:
+        if address & (pmd_size(machine) - U(1)) == U(0) or address == start:
             there = next_present(machine, mm_number, address)
             if there != address:
                 address = there

@@ -22,10 +22,10 @@ from numaemu.kernel.mmzone import page_of
 from numaemu.kernel.page_alloc import alloc_pages, free_pages
 from numaemu.kernel.slab_types import host_of, page_address
 from numaemu.kernel.smp import machine_of, relax, spin_lock, spin_unlock
-from numaemu.mmu import cpu_t
 from numaemu.native import clear_bytes
 from numaemu.param import PAGE_SHIFT, PAGE_SIZE
 from numaemu.pointer import Struct, address_of, i64, u8
+from numaemu.processor import cpu_t
 
 U = np.uint64
 UNIT_SHIFT = 15

@@ -2,28 +2,27 @@
 
 Tables lie in emulated frames. An upper entry goes from 0 to a table once, by compare-exchange, and back to 0 only
 under the mmap_lock held for writing; a leaf entry changes at any time, by compare-exchange or exchange only.
+An entry is in the common form of paging.py wherever it is not in memory; `ptep` is the host address of one, with its format.
 A leaf that is not present and not 0 is one of two. A *migration entry*: pfn << 12 | _MIGRATION | the old R/W, U/S and
 D bits, and _MIGRATION_ANON if the page is anonymous, _MIGRATION_FILE if it is a file's. A *swap entry*: swap entry << 12 |
 _SWAP, and _SWP_EXCLUSIVE if the page belonged to this address space alone.
 """
 import numpy as np
 
-from numaemu.atomic import compare_exchange, exchange, fetch_add, load_acquire
+from numaemu.atomic import fetch_add
 from numaemu.compile import hot, kernel
-from numaemu.kernel.mm_types import PG_table, mm_t
+from numaemu.kernel.mm_types import VM_EXEC, PG_table, mm_t
 from numaemu.kernel.mmzone import page_of, page_to_nid
 from numaemu.kernel.page_alloc import put_page
 from numaemu.kernel.smp import machine_of
 from numaemu.kernel.vmstat import NR_PAGETABLE, mod_node_page_state
-from numaemu.mmu import PTE_PFN_MASK, _PAGE_ACCESSED, _PAGE_PRESENT, _PAGE_RW, _PAGE_USER
-from numaemu.pointer import u64
+from numaemu.paging import (PTE_PFN_MASK, PTE_SHIFT, _MIGRATION, _PAGE_GLOBAL, _PAGE_PRESENT, _PAGE_PSE, _PAGE_SOFTW1,
+                            _PAGE_SOFTW3, _PAGE_TABLE, _SWAP, entry_at, entry_cmpxchg, entry_exchange, entry_load)
 
 U = np.uint64
-_PAGE_SPECIAL = U(1 << 9)        # software bit: the zero page, no struct page to count
-_MIGRATION, _MIGRATION_ANON, _MIGRATION_FILE = U(1 << 10), U(1 << 11), U(1 << 8)
-_SWAP, _SWP_EXCLUSIVE = U(1 << 3), U(1 << 4)
-_PAGE_TABLE = _PAGE_PRESENT | _PAGE_RW | _PAGE_USER | _PAGE_ACCESSED
-ADDRESS_SPACE = U(1) << U(47)
+_PAGE_SPECIAL = _PAGE_SOFTW1     # the zero page, no struct page to count
+_MIGRATION_ANON, _MIGRATION_FILE = _PAGE_SOFTW3, _PAGE_GLOBAL
+_SWP_EXCLUSIVE = U(1 << 4)
 
 
 @hot
@@ -67,49 +66,99 @@ def mm_of(machine, number):
 
 
 @hot
+def vm_page_nx(machine, vma):
+    """The NX bit for entries of a VMA, if the format has one."""
+    return machine.paging.nx if vma.flags & VM_EXEC == 0 else U(0)
+
+
+@hot
 def table_at(machine, entry):
     """Host address of the table that an upper entry points to."""
     return machine.memory + (entry & PTE_PFN_MASK)
 
 
-@kernel("u64(machine_t*, mm_t*, u64)")
-def pte_offset(machine, mm, address):
-    """Host address of the leaf entry of `address`, or 0 if a table on the way is missing."""
-    table = machine.memory + mm.pgd
-    for shift in (39, 30, 21):
-        entry = load_acquire(u64.array(table), np.int64((address >> U(shift)) & U(511)))
-        if entry == U(0):
+@hot
+def pgd_of(machine, mm):
+    """Host address of an address space's top-level table."""
+    return machine.memory + mm.pgd
+
+
+@hot
+def pmd_shift(machine):
+    """Address bits that the entries above the lowest tables map: 21, on 32 bits 22."""
+    return PTE_SHIFT + machine.paging.table_bits
+
+
+@hot
+def pmd_size(machine):
+    """Bytes that one of the lowest tables maps."""
+    return U(1) << pmd_shift(machine)
+
+
+@hot
+def pmd_addr_end(machine, address, end):
+    """Where the lowest table of `address` ends, or `end` if that comes first."""
+    return min(end, (address | (pmd_size(machine) - U(1))) + U(1))
+
+
+@hot
+def ptep_step(machine):
+    """Bytes from an entry to the next one of its table."""
+    return U(1) << machine.paging.entry_shift
+
+
+@kernel("u64(machine_t*, mm_t*, u64, u64)")
+def entry_offset(machine, mm, address, level):
+    """Host address of the entry of `address` that covers 2**level bytes; 0 if there is no table for it."""
+    table, shift = pgd_of(machine, mm), machine.paging.pgdir_shift
+    while shift > level:
+        entry = entry_load(entry_at(machine.paging, table, address, shift))
+        if entry & (_PAGE_PRESENT | _PAGE_PSE) != _PAGE_PRESENT:
             return U(0)
         table = table_at(machine, entry)
-    return table + (((address >> U(12)) & U(511)) << U(3))
+        shift -= machine.paging.table_bits
+    return entry_at(machine.paging, table, address, shift)
+
+
+@hot
+def pte_offset(machine, mm, address):
+    """Host address of the leaf entry of `address`, or 0 if a table on the way is missing."""
+    return entry_offset(machine, mm, address, PTE_SHIFT)
 
 
 @kernel("u64(machine_t*, mm_t*, u64)")
 def skip_missing(machine, mm, address):
     """The next address above `address` whose leaf table may exist, for walks over sparse ranges."""
-    table = machine.memory + mm.pgd
-    for shift in (39, 30, 21):
-        entry = load_acquire(u64.array(table), np.int64((address >> U(shift)) & U(511)))
-        if entry == U(0):
-            return ((address >> U(shift)) + U(1)) << U(shift)
+    table, shift = pgd_of(machine, mm), machine.paging.pgdir_shift
+    while shift > PTE_SHIFT:
+        entry = entry_load(entry_at(machine.paging, table, address, shift))
+        if entry & (_PAGE_PRESENT | _PAGE_PSE) != _PAGE_PRESENT:
+            return ((address >> shift) + U(1)) << shift
         table = table_at(machine, entry)
+        shift -= machine.paging.table_bits
     return address
 
 
 @hot
 def ptep_get(ptep):
-    return load_acquire(u64.array(ptep), 0)
+    return entry_load(ptep)
 
 
 @hot
 def ptep_cmpxchg(ptep, old, new):
     """Change a leaf entry if it is still `old`; success."""
-    return compare_exchange(u64.array(ptep), 0, old, new) == old
+    return entry_cmpxchg(ptep, old, new) == old
 
 
 @hot
 def ptep_get_and_clear(ptep):
-    return exchange(u64.array(ptep), 0, U(0))
+    return entry_exchange(ptep, U(0))
+
+
+@hot
+def set_pte(ptep, pte):
+    """Write an entry that nobody else writes to."""
+    entry_exchange(ptep, pte)
 
 
 @kernel("void(cpu_t*, mm_t*, i64, i64)")
@@ -120,13 +169,13 @@ def account_table(cpu, mm, pfn, sign):
     fetch_add(mm, "pgtables", sign)
 
 
-@kernel("u64(cpu_t*, mm_t*, u64, i64, i64)")
-def install_table(cpu, mm, table, index, pfn):
+@kernel("u64(cpu_t*, mm_t*, u64, i64)")
+def install_table(cpu, mm, where, pfn):
     """Hang a new, cleared table page into an upper entry; if another CPU was faster, free it. The entry that stands."""
     machine = machine_of(cpu)
     page_of(machine, pfn).flags |= U(PG_table)
     entry = pfn_pte(pfn, _PAGE_TABLE)
-    before = compare_exchange(u64.array(table), index, U(0), entry)
+    before = entry_cmpxchg(where, U(0), entry)
     if before != U(0):
         page_of(machine, pfn).flags &= ~U(PG_table)
         put_page(cpu, pfn)

@@ -10,7 +10,6 @@ from numaemu.kernel.pagewalk import (ANONYMOUS, LAZYFREE, NR_SMAPS, PM_SOFT_DIRT
                                      SHARED_DIRTY, pagemap_read, walk_page_range)
 from numaemu.kernel.pgtable import mm_of
 from numaemu.kernel.proc_task import NAME_COLUMN, copy_vmas, gone, number_of_pid, show_map_vma
-from numaemu.mmu import TASK_SIZE
 
 FLAG_NAMES = ((VM_READ, "rd"), (VM_WRITE, "wr"), (VM_EXEC, "ex"), (VM_SHARED, "sh"), (VM_MAYREAD, "mr"), (VM_MAYWRITE, "mw"),
               (VM_MAYEXEC, "me"), (VM_MAYSHARE, "ms"), (VM_GROWSDOWN, "gd"), (VM_LOCKED, "lo"), (VM_SEQ_READ, "sr"),
@@ -74,7 +73,7 @@ def pagemap(system, pid, addr, nbytes):
     number = number_of_pid(system.machine, pid)
     if number == 0:
         raise gone(f"/proc/{pid}/pagemap")
-    start, end = addr & -4096, min(addr + nbytes, int(TASK_SIZE))
+    start, end = addr & -4096, min(addr + nbytes, int(system.machine.paging.task_size))
     words = np.zeros(max(-(-(end - start) // 4096), 0), np.uint64)
     mm_number = task_t.array(system.machine.tasks)[number].mm
     pagemap_read(int(system.machine.address), mm_number, start, words)

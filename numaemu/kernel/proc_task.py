@@ -20,8 +20,8 @@ from numaemu.kernel.proc_meminfo import kilobytes
 from numaemu.kernel.stats import task_name
 from numaemu.kernel.sysctl import invalid, strtoul
 from numaemu.kernel.vma_index import vma_index
-from numaemu.mmu import cpu_t
 from numaemu.param import MAX_NODES
+from numaemu.processor import cpu_t
 from numaemu.uapi import (MPOL_BIND, MPOL_DEFAULT, MPOL_F_RELATIVE_NODES, MPOL_F_STATIC_NODES, MPOL_INTERLEAVE,
                           MPOL_LOCAL, MPOL_PREFERRED, MPOL_PREFERRED_MANY, MPOL_WEIGHTED_INTERLEAVE)
 

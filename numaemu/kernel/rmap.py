@@ -24,7 +24,7 @@ from numaemu.kernel.swapfile import swap_duplicate, swap_entry_put
 from numaemu.kernel.tlb import set_tlb_ubc_flush_pending
 from numaemu.kernel.vma_index import vma_of
 from numaemu.kernel.vmstat import NR_ANON_MAPPED, NR_FILE_MAPPED, mod_node_page_state
-from numaemu.mmu import _PAGE_ACCESSED, _PAGE_DIRTY
+from numaemu.paging import _PAGE_ACCESSED, _PAGE_DIRTY
 from numaemu.pointer import address_of
 
 U = np.uint64

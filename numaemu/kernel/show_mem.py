@@ -12,8 +12,8 @@ from numaemu.kernel.proc_meminfo import kilobytes
 from numaemu.kernel.proc_vmstat import free_blocks, populated_zones, zone_kinds
 from numaemu.kernel.stats import task_name
 from numaemu.kernel.vmstat import fold_node
-from numaemu.mmu import cpu_t
 from numaemu.param import MAX_NODES, NR_ORDERS
+from numaemu.processor import cpu_t
 
 TYPE_LETTERS = {MIGRATE_UNMOVABLE: "U", MIGRATE_MOVABLE: "M", MIGRATE_RECLAIMABLE: "E", MIGRATE_HIGHATOMIC: "H",
                 MIGRATE_ISOLATE: "I"}

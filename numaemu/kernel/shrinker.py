@@ -16,7 +16,7 @@ from numaemu.kernel.slab_debug import BUG_NONE
 from numaemu.kernel.slowpath import fatal_signal_pending
 from numaemu.kernel.smp import machine_of, relax
 from numaemu.kernel.vmstat import DROP_SLAB, SLABS_SCANNED, count_vm_events
-from numaemu.mmu import cpu_t
+from numaemu.processor import cpu_t
 
 U = np.uint64
 DEFAULT_SEEKS = 2                # what an object costs to make again, against a page's; Linux's number

@@ -12,9 +12,10 @@ from numaemu.compile import hot, kernel
 from numaemu.kernel.mm_types import machine_t, mm_t
 from numaemu.kernel.mmzone import node_of
 from numaemu.mailbox import mailbox_t, post
-from numaemu.mmu import cpu_t, tlb_flush_all
+from numaemu.mmu import tlb_flush_local
 from numaemu.native import call_address
 from numaemu.pointer import i64, u64
+from numaemu.processor import cpu_t
 
 U = np.uint64
 SPINS = 100          # tries for a lock before the host may run somebody else; assumed
@@ -75,7 +76,7 @@ def enter(cpu):
     if cpu.mm != 0:
         gen = load_acquire(mm_t.array(machine_of(cpu).mms)[cpu.mm], "tlb_gen")
         if gen != cpu.tlb_gen:
-            tlb_flush_all(cpu)
+            tlb_flush_local(cpu)
             cpu.tlb_gen = gen
 
 

@@ -4,7 +4,8 @@ from numaemu.kernel.mmzone import (MAX_NR_ZONES, WMARK_HIGH, WMARK_LOW, WMARK_MI
                                    ZONE_NAMES, zone_of)
 from numaemu.kernel.page_writeback import dirty_limit
 from numaemu.kernel.vmstat import VM_EVENTS, fold_node, fold_numa, fold_vm_events, free_pages, percpu_of
-from numaemu.mmu import clock_ns, cpu_t
+from numaemu.mmu import clock_ns
+from numaemu.processor import cpu_t
 
 
 def task_numbers(machine):

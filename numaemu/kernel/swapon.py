@@ -22,9 +22,9 @@ from numaemu.kernel.swapfile import (MAX_SWAPFILES, SWAP_DISK, SWAP_NAME_BYTES, 
                                      SWP_WRITEOK, folio_free_swap, swap_cache_get_folio, swap_map, swap_of, swp_type)
 from numaemu.kernel.vma_index import vma_index, vma_of
 from numaemu.kernel.zram import ALGORITHMS, zstat_of
-from numaemu.mmu import cpu_t
 from numaemu.param import PAGE_SIZE
 from numaemu.pointer import address_of
+from numaemu.processor import cpu_t
 
 U = np.uint64
 KINDS = ("disk", "zram")

@@ -21,8 +21,9 @@ from numaemu.kernel.swap import lru_add_drain
 from numaemu.kernel.tlb import switch_mm
 from numaemu.kernel.trail import TRAIL_START, TRAIL_TAKEN, leave_trail, trail_t
 from numaemu.kernel.vma_index import find_vma, vma_of
-from numaemu.mmu import clock_ns, cpu_t
+from numaemu.mmu import clock_ns
 from numaemu.pointer import address_of, i64, u64
+from numaemu.processor import cpu_t
 from numaemu.uapi import (MPOL_F_ADDR, MPOL_F_MEMS_ALLOWED, MPOL_F_NODE, MPOL_INTERLEAVE, MPOL_MF_MOVE,
                           MPOL_MF_MOVE_ALL, MPOL_WEIGHTED_INTERLEAVE, errno)
 

@@ -17,9 +17,9 @@ from numaemu.kernel.smp import machine_of, read_lock, read_unlock, write_lock, w
 from numaemu.kernel.sys import mmap_lock, running
 from numaemu.kernel.truncate import do_truncate, do_unlink, drop_pagecache, fput, iput, ksys_sync
 from numaemu.kernel.vma_index import find_position, vma_index, vma_of
-from numaemu.mmu import cpu_t
 from numaemu.native import clear_bytes, copy_bytes
 from numaemu.pointer import address_of
+from numaemu.processor import cpu_t
 from numaemu.uapi import (MAP_SHARED, MS_INVALIDATE, MS_SYNC, O_ACCMODE, O_APPEND, O_CREAT, O_EXCL, O_RDONLY, O_RDWR,
                           O_TRUNC, O_WRONLY, PROT_WRITE, SEEK_CUR, SEEK_END, errno)
 

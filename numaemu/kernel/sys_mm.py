@@ -13,7 +13,6 @@ from numaemu.kernel.pgtable import is_migration_entry, mm_of, pte_offset, pte_pr
 from numaemu.kernel.smp import machine_of, read_lock, read_unlock, write_lock, write_unlock
 from numaemu.kernel.sys import mmap_lock, running
 from numaemu.kernel.vma_index import find_vma, vma_of
-from numaemu.mmu import TASK_SIZE
 from numaemu.pointer import u8
 from numaemu.uapi import (MADV_POPULATE_READ, MADV_POPULATE_WRITE, MCL_CURRENT, PROT_WRITE, PR_SET_MM_BRK,
                           PR_SET_MM_START_BRK, RLIM_NLIMITS, errno)
@@ -146,7 +145,7 @@ def sys_mlockall(cpu_address, task, flags):
     result = do_mlockall(cpu, cpu.mm, flags)
     write_unlock(mmap_lock(cpu))
     if result == 0 and flags & MCL_CURRENT:
-        mm_populate(cpu, U(0), TASK_SIZE, True, False)
+        mm_populate(cpu, U(0), machine_of(cpu).paging.task_size, True, False)
     return result
 
 
@@ -170,7 +169,7 @@ def sys_mincore(cpu_address, task, start, length, answer_address):
     machine, end = machine_of(cpu), start + page_align(length)
     if start & U(4095) != U(0):
         return -EINVAL
-    if end < start or end > TASK_SIZE:
+    if end < start or end > machine.paging.task_size:
         return -ENOMEM
     result = 0
     read_lock(cpu, mmap_lock(cpu))

@@ -17,9 +17,10 @@ from numaemu.kernel.smp import MSG_SHOOTDOWN, leave, machine_of, send, wait_for_
 from numaemu.kernel.vmstat import (NR_TLB_LOCAL_FLUSH_ALL, NR_TLB_LOCAL_FLUSH_ONE, NR_TLB_REMOTE_FLUSH,
                                    NR_TLB_REMOTE_FLUSH_RECEIVED, count_vm_events)
 from numaemu.mailbox import fetch
-from numaemu.mmu import cpu_t, tlb_flush_all, tlb_flush_page
+from numaemu.mmu import tlb_flush_asid, tlb_flush_local, tlb_flush_page, tlb_switch_asid
 from numaemu.param import CONTEXT_WORDS, CPU_WORDS
 from numaemu.pointer import Struct, i64, u64
+from numaemu.processor import cpu_t
 
 U = np.uint64
 UBC_MMS = 32                             # address spaces one batch of unmapped pages may touch before one is flushed by itself
@@ -46,7 +47,7 @@ def flush_tlb_func(cpu, mm_number, start, end, gen):
         cpu.tlb_gen = gen
         return
     cpu.tlb_gen = load_acquire(mm_t.array(machine.mms)[mm_number], "tlb_gen")
-    tlb_flush_all(cpu)
+    tlb_flush_local(cpu)
     count_vm_events(machine, cpu.id, NR_TLB_LOCAL_FLUSH_ALL, 1)
 
 
@@ -164,19 +165,46 @@ def try_to_unmap_flush(cpu, ubc):
     ubc.nr_mms = 0
 
 
+@kernel("i64(cpu_t*, i64, i64)")
+def choose_new_asid(cpu, mm_id, gen):
+    """The address-space id under which this CPU knows an address space, or one that is taken from another (1, 2, ...).
+
+    What it knows is flushed if entries have changed meanwhile: nobody told a CPU that had another one loaded.
+    """
+    for asid in range(1, cpu.asids + 1):
+        if cpu.asid_mm_id[asid] == mm_id:
+            if cpu.asid_gen[asid] != gen:
+                tlb_flush_asid(cpu, U(asid))
+            return asid
+    asid = cpu.asid_next % cpu.asids + 1
+    cpu.asid_next = asid
+    tlb_flush_asid(cpu, U(asid))
+    cpu.asid_mm_id[asid] = mm_id
+    return asid
+
+
 @kernel("void(cpu_t*, i64)")
 def switch_mm(cpu, mm_number):
-    """Load another address space. Without address-space ids that flushes the TLB; the old mm need not tell us any more."""
+    """Load another address space: the old one need not tell us any more. Mirrors switch_mm_irqs_off.
+
+    Without address-space ids that flushes the TLB but for what is global.
+    """
     machine = machine_of(cpu)
     word, bit = cpu.id // 64, U(1) << U(cpu.id % 64)
     if cpu.mm != 0:
         fetch_and(mm_t.array(machine.mms)[cpu.mm].cpumask, word, ~bit)
-    tlb_flush_all(cpu)
-    cpu.mm, cpu.mm_id, cpu.cr3 = mm_number, 0, U(0)
+    old, new, gen, mm = cpu.asid, 0, 0, mm_t.array(machine.mms)[mm_number]
     if mm_number != 0:
-        mm = mm_t.array(machine.mms)[mm_number]
         fetch_or(mm.cpumask, word, bit)
-        cpu.tlb_gen = load_acquire(mm, "tlb_gen")
+        gen = load_acquire(mm, "tlb_gen")
+    if cpu.asids > 1:
+        cpu.asid_gen[old] = cpu.tlb_gen
+        if mm_number != 0:
+            new = choose_new_asid(cpu, mm.id, gen)
+    if new == 0 or new != old:
+        tlb_switch_asid(cpu, U(old), U(new))
+    cpu.mm, cpu.mm_id, cpu.cr3, cpu.asid, cpu.tlb_gen = mm_number, 0, U(0), new, gen
+    if mm_number != 0:
         cpu.mm_id, cpu.cr3 = mm.id, machine.memory + mm.pgd
 
 

@@ -20,9 +20,9 @@ from numaemu.kernel.swap import LRU_DEACTIVATE_FILE, lru_add_drain_all, queue_fo
 from numaemu.kernel.vma_index import vma_of
 from numaemu.kernel.vmstat import DROP_PAGECACHE, count_vm_events
 from numaemu.kernel.xarray import MAX_INDEX, xa_destroy, xa_find
-from numaemu.mmu import cpu_t
 from numaemu.native import clear_bytes
 from numaemu.pointer import address_of
+from numaemu.processor import cpu_t
 from numaemu.uapi import errno
 
 U = np.uint64

@@ -31,9 +31,9 @@ from numaemu.kernel.vmstat import (ALLOCSTALL_DMA, NR_ISOLATED_ANON, PGDEACTIVAT
                                    node_page_state)
 from numaemu.kernel.watermark import gfp_zone
 from numaemu.kernel.workingset import SWAP_CLUSTER_MAX, lru_note_cost
-from numaemu.mmu import cpu_t
 from numaemu.param import MAX_NODES
 from numaemu.pointer import address_of
+from numaemu.processor import cpu_t
 
 U = np.uint64
 DEF_PRIORITY = 12                        # a list is gone through in parts of 1 / 2**priority
