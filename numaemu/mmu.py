@@ -16,7 +16,7 @@ from numaemu.paging import PTE_PFN_MASK, _PAGE_DIRTY, _PAGE_GLOBAL, _PAGE_NX, _P
 from numaemu.param import L1_ENTRIES_MAX, L1_HINTS, L1_VIEWS, L2_HINTS, MAX_NODES, NR_ASIDS
 from numaemu.pointer import u8
 from numaemu.processor import (HOST_GLOBAL, HOST_NX, KERNEL_READ, LEAF_SHIFT, PAGE_MASK, READ, TAG_ASID, TAG_KERNEL,
-                               TAG_SIZE, TAG_VALID, X86_PF_INSTR, X86_PF_USER, X86_PF_WRITE, cpu_t, level_shift)
+                               TAG_SIZE, TAG_VALID, WRITE, X86_PF_INSTR, X86_PF_USER, X86_PF_WRITE, cpu_t, level_shift)
 from numaemu.walk import walk
 
 U = np.uint64
@@ -32,8 +32,8 @@ def set_index(page_number, sets, mask):
 def tag_of(cpu, address, up, access):
     """The tag of the entry that translates an address, mapped `up` levels above the lowest."""
     kernel = access & X86_PF_USER == U(0) and address >= cpu.paging.kernel_start
-    size = U(1) << level_shift(cpu, up)
-    return (address & ~(size - U(1))) | TAG_VALID | (U(up) << U(9)) | (TAG_KERNEL if kernel else U(0))
+    mask = PAGE_MASK if up == 0 else ~((U(1) << level_shift(cpu, up)) - U(1))
+    return (address & mask) | TAG_VALID | (U(up) << U(9)) | (TAG_KERNEL if kernel else U(0))
 
 
 @hot
@@ -71,16 +71,20 @@ def l2_find(cpu, page_number, tag):
 
 
 @hot
-def l2_victim(cpu, page_number):
-    """Index of the least recently used L2 entry of the page's set."""
-    ways = cpu.l2_ways
-    first = set_index(page_number, cpu.l2_sets, cpu.l2_mask) * ways
-    victim, oldest = first, cpu.l2[first].age
+def oldest_of(entries, first, ways):
+    """Index of the entry of a set that was used longest ago."""
+    victim, oldest = first, entries[first].age
     for slot in range(first + 1, first + ways):
-        age = cpu.l2[slot].age
+        age = entries[slot].age
         if age < oldest:
             victim, oldest = slot, age
     return victim
+
+
+@hot
+def l2_victim(cpu, page_number):
+    """Index of the least recently used L2 entry of the page's set."""
+    return oldest_of(cpu.l2, set_index(page_number, cpu.l2_sets, cpu.l2_mask) * cpu.l2_ways, cpu.l2_ways)
 
 
 # -- views of huge entries -------------------------------------------------------------------------------------
@@ -99,7 +103,6 @@ def drop_view(cpu, view):
 def drop_views(cpu):
     for view in range(L1_VIEWS):
         drop_view(cpu, view)
-    cpu.views = 0
 
 
 @kernel("void(cpu_t*)")
@@ -124,7 +127,7 @@ def drop_views_of(cpu, slot):
 def show_view(cpu, address, slot):
     """Let accesses to an address find the huge L1 entry at `slot`: the view's index."""
     view = cpu.next_view
-    cpu.next_view, cpu.views = (view + 1) % L1_VIEWS, 1
+    cpu.next_view = (view + 1) % L1_VIEWS
     drop_view(cpu, view)
     entry, shown = cpu.l1[slot], cpu.l1[L1_ENTRIES_MAX + view]
     up = np.int64((entry.tag & TAG_SIZE) >> U(9))
@@ -139,21 +142,20 @@ def show_view(cpu, address, slot):
 
 # -- refilling -------------------------------------------------------------------------------------------------
 
+@kernel("i64(cpu_t*, i64)")
+def l1_victim_viewed(cpu, first):
+    """The same where huge entries show views: they know only by these when they were used; the victim shows none any more."""
+    note_ages(cpu)
+    victim = oldest_of(cpu.l1, first, cpu.l1_ways)
+    drop_views_of(cpu, victim)
+    return victim
+
+
 @hot
 def l1_victim(cpu, page_number):
-    """Index of the least recently used L1 entry of the page's set, which nothing shows any more."""
-    if cpu.views != 0:
-        note_ages(cpu)
-    ways = cpu.l1_ways
-    first = set_index(page_number, cpu.l1_sets, cpu.l1_mask) * ways
-    victim, oldest = first, cpu.l1[first].age
-    for slot in range(first + 1, first + ways):
-        age = cpu.l1[slot].age
-        if age < oldest:
-            victim, oldest = slot, age
-    if cpu.views != 0:
-        drop_views_of(cpu, victim)
-    return victim
+    """Index of the least recently used L1 entry of the page's set."""
+    first = set_index(page_number, cpu.l1_sets, cpu.l1_mask) * cpu.l1_ways
+    return l1_victim_viewed(cpu, first) if cpu.huge_entries != U(0) else oldest_of(cpu.l1, first, cpu.l1_ways)
 
 
 @hot
@@ -185,10 +187,8 @@ def count_walk(cpu, slot, slot2):
 def host_of(cpu, entry, size):
     """The `host` word of what a leaf entry of `size` bytes maps."""
     physical = entry & PTE_PFN_MASK & ~(size - U(1))
-    host = (cpu.memory + physical) | U(u8.array(cpu.block_node)[np.int64(physical >> U(21))])
-    if entry & _PAGE_GLOBAL != U(0):
-        host |= HOST_GLOBAL
-    return host | HOST_NX if entry & _PAGE_NX != U(0) else host
+    node = U(u8.array(cpu.block_node)[np.int64(physical >> U(21))])
+    return (cpu.memory + physical) | node | (entry & _PAGE_GLOBAL) | ((entry & _PAGE_NX) >> U(54))
 
 
 @hot
@@ -261,9 +261,9 @@ def tlb_walk(cpu, address, access, slot, slot2):
     return slot
 
 
-@kernel("i64(cpu_t*, u64, u64)")
-def tlb_refill(cpu, address, access):
-    """Behind an L1 miss (or a store to a page not yet dirty): search both levels, walk; an L1 slot, or -1: fault."""
+@hot
+def refill(cpu, address, access):
+    """tlb_refill; inlined, so that what is known of the access is not asked again."""
     tag, page_number = tag_of(cpu, address, 0, access), address >> U(12)
     slot = l1_find(cpu, page_number, tag)
     if slot >= 0 and allows(cpu.l1[slot], access):
@@ -280,6 +280,16 @@ def tlb_refill(cpu, address, access):
         cpu.l2_hits += 1
         return fill_l1(cpu, page_number, tag, entry.wtag, entry.host)
     return tlb_walk(cpu, address, access, slot, slot2)
+
+
+@kernel("i64(cpu_t*, u64, u64)")
+def tlb_refill(cpu, address, access):
+    """Behind an L1 miss (or a store to a page not yet dirty): search both levels, walk; an L1 slot, or -1: fault."""
+    if access == READ:
+        return refill(cpu, address, READ)
+    if access == WRITE:
+        return refill(cpu, address, WRITE)
+    return refill(cpu, address, access)
 
 
 # -- flushing --------------------------------------------------------------------------------------------------
@@ -334,7 +344,7 @@ def tlb_flush_page(cpu, address):
     """Forget what translates an address, in any size (INVLPG)."""
     access = READ if address < cpu.paging.kernel_start else KERNEL_READ
     forget_walks(cpu)
-    if cpu.views != 0:
+    if cpu.huge_entries != U(0):
         drop_views(cpu)
     for up in range(3):
         if up > 0 and cpu.huge_entries & (U(1) << U(up)) == U(0):

@@ -21,7 +21,7 @@ TAG_KERNEL = U(0x100)            # only for accesses in kernel mode
 TAG_ASID = U(0xFF)               # of an entry without TAG_VALID: whose it is
 # in `host`, beside the host address of the frame
 NODE_MASK = U(0xFF)              # the memory node
-HOST_GLOBAL, HOST_NX = U(0x100), U(0x200)            # survives a change of address space; is not to be executed
+HOST_GLOBAL, HOST_NX = U(0x100), U(0x200)            # _PAGE_GLOBAL: survives a change of address space; _PAGE_NX >> 54
 
 # what a translation may end with, besides a slot; the bits of the page-fault exception's error code
 X86_PF_PROT, X86_PF_WRITE, X86_PF_USER, X86_PF_RSVD, X86_PF_INSTR = U(1), U(2), U(4), U(8), U(16)
@@ -70,7 +70,8 @@ cpu_t = Struct("cpu_t", [
     ("l1_sets", u64), ("l1_ways", i64), ("l1_latency_ns", i64), ("l1_mask", u64),
     ("l2_sets", u64), ("l2_ways", i64), ("l2_latency_ns", i64), ("l2_mask", u64),
     ("latency_ns", i64, MAX_NODES),
-    # written by this CPU only
+    # written by this CPU only; `tick` begins a cache line, and so do the TLBs
+    ("huge_entries", u64),      # bit n: an entry n levels up has been put into the TLB since it was last empty
     ("cr3", u64),               # host address of the loaded top-level table
     ("tick", i64),              # accesses so far, loads and stores
     ("stores", i64),
@@ -82,14 +83,14 @@ cpu_t = Struct("cpu_t", [
     ("trail", i64),             # 1: the page allocator notes its steps
     ("policy", u64, 3),         # a mempolicy on its way to a range
     ("scratch", u64),           # a word on its way through an unaligned access
-    ("huge_entries", u64),      # bit n: an entry n levels up has been put into the TLB since it was last empty
-    ("next_view", i64), ("views", i64),              # the view to be overwritten next; 1: there are some
+    ("l1_hint", u16, L1_HINTS), ("l2_hint", u16, L2_HINTS),
+    ("l1", tlb_entry_t, L1_ENTRIES_MAX + L1_VIEWS), ("l2", tlb_entry_t, L2_ENTRIES_MAX),
+    ("next_view", i64),         # the view to be overwritten next
     ("view_of", i64, L1_VIEWS),                      # the L1 entry each belongs to
     ("walk_cache", walk_cache_t, WALK_CACHE_MAX), ("walk_cache_hits", i64),
     ("asid", i64), ("asid_next", i64),               # of the loaded address space; the one to be given away next
     ("asid_mm_id", i64, NR_ASIDS), ("asid_gen", i64, NR_ASIDS),      # whose each is, and flushed up to where
-    ("l1_hint", u16, L1_HINTS), ("l2_hint", u16, L2_HINTS),
-    ("l1", tlb_entry_t, L1_ENTRIES_MAX + L1_VIEWS), ("l2", tlb_entry_t, L2_ENTRIES_MAX),
+    ("_pad4", u64, 6),
 ])
 
 

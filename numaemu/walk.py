@@ -5,10 +5,11 @@ at the first entry that maps a page: at the lowest level, or above it with PS se
 """
 import numpy as np
 
+from numaemu.atomic import load_acquire
 from numaemu.compile import hot, kernel
 from numaemu.paging import (ENTRY_4_BYTES, ENTRY_ARM64, PTE_PFN_MASK, _PAGE_ACCESSED, _PAGE_DIRTY, _PAGE_NX,
                             _PAGE_PRESENT, _PAGE_PSE, _PAGE_RW, _PAGE_USER, entry_at, entry_cmpxchg, entry_load)
-from numaemu.pointer import u8
+from numaemu.pointer import u64, u8
 from numaemu.processor import LEAF_SHIFT, X86_PF_INSTR, X86_PF_USER, X86_PF_WRITE, cpu_t, level_shift
 
 U = np.uint64
@@ -61,6 +62,60 @@ def count_walk_load(cpu, table):
     cpu.walk_loads[u8.array(cpu.block_node)[np.int64((table - cpu.memory) >> U(21))]] += 1
 
 
+@hot
+def next_where(cpu, table, address, shift, foreign):
+    """Host address of an entry on the way; `foreign` is known when compiled, and False means x86-64's 512 plain words."""
+    if foreign:
+        return entry_at(cpu.paging, table, address, shift)
+    return table + (((address >> shift) & U(511)) << U(3))
+
+
+@hot
+def load_entry(where, foreign):
+    return entry_load(where) if foreign else load_acquire(u64.array(where), 0)
+
+
+@hot
+def walk_down(cpu, address, access, foreign):
+    """The walk (see there) from the top table, or from where the walk cache says; it is kept for plain formats, too, by
+    the `foreign` one.
+    """
+    table, shift, bits = first_table(cpu, address), cpu.paging.pgdir_shift, cpu.paging.table_bits if foreign else U(9)
+    if table == U(0):
+        return U(0)
+    write, needed, allowed, forbidden = access & X86_PF_WRITE != U(0), _PAGE_PRESENT, ~U(0), U(0)
+    if access & X86_PF_USER != U(0) or address < cpu.paging.kernel_start:
+        needed |= _PAGE_USER
+    if foreign and cpu.walk_cache_entries > 0:
+        known = walk_cache_find(cpu, address)
+        if known >= 0:
+            table, allowed = cpu.walk_cache[known].table, cpu.walk_cache[known].rights
+            forbidden = allowed & _PAGE_NX
+            shift = U(12) + ((cpu.walk_cache[known].tag & U(0xFFF)) - U(1)) * bits
+    while True:
+        count_walk_load(cpu, table)
+        where = next_where(cpu, table, address, shift, foreign)
+        entry = load_entry(where, foreign)
+        if entry & needed != needed:
+            return U(0)
+        leaf = shift == U(12) or entry & _PAGE_PSE != U(0)
+        if leaf and ((write and allowed & entry & _PAGE_RW == U(0)) or
+                     (access & X86_PF_INSTR != U(0) and (forbidden | entry) & _PAGE_NX != U(0))):
+            return U(0)
+        wanted = entry | _PAGE_ACCESSED | (_PAGE_DIRTY if leaf and write else U(0))
+        if entry != wanted and entry_cmpxchg(where, entry, wanted) != entry:
+            continue            # it changed under our hands: load it again
+        allowed, forbidden = allowed & entry, forbidden | entry
+        if leaf:
+            up = U(0) if shift == U(12) else (shift - U(12)) // bits
+            return (wanted & (allowed | ~_PAGE_RW)) | (forbidden & _PAGE_NX) | (up << LEAF_SHIFT)
+        table = cpu.memory + (entry & PTE_PFN_MASK)
+        if foreign and cpu.walk_cache_entries > 0:
+            walk_cache_fill(cpu, address, np.int64((shift - U(12)) // bits), table,
+                            (allowed & (_PAGE_RW | _PAGE_USER)) | (forbidden & _PAGE_NX))
+        shift -= bits
+
+
 @kernel("u64(cpu_t*, u64, u64)")
 def walk(cpu, address, access):
     """Walk the levels for `address`; the leaf entry with A (and D) set, and how far up it stands; 0: page fault.
@@ -69,39 +124,24 @@ def walk(cpu, address, access):
     compare-exchange of the whole entry, as hardware does: other CPUs change the same words, and bits must not land in an
     entry that has just been cleared.
     """
-    table, shift, up = first_table(cpu, address), cpu.paging.pgdir_shift, (cpu.paging.pgdir_shift - U(12)) // cpu.paging.table_bits
-    if table == U(0):
-        return U(0)
-    write, rights = access & X86_PF_WRITE != U(0), _PAGE_RW | _PAGE_USER       # and _PAGE_NX once an entry forbids it
-    needed = _PAGE_PRESENT
-    if access & X86_PF_USER != U(0) or address < cpu.paging.kernel_start:
-        needed |= _PAGE_USER
-    if cpu.walk_cache_entries > 0:
-        known = walk_cache_find(cpu, address)
-        if known >= 0:
-            table, rights = cpu.walk_cache[known].table, cpu.walk_cache[known].rights
-            up = (cpu.walk_cache[known].tag & U(0xFFF)) - U(1)
-            shift = U(12) + up * cpu.paging.table_bits
-    while True:
-        count_walk_load(cpu, table)
-        where = entry_at(cpu.paging, table, address, shift)
-        entry = entry_load(where)
-        if entry & needed != needed:
+    if cpu.paging.pte_format == U(0) and cpu.walk_cache_entries == 0:
+        return walk_down(cpu, address, access, False)
+    return walk_down(cpu, address, access, True)
+
+
+@hot
+def peek_down(cpu, address, foreign):
+    table, shift, bits = first_table(cpu, address), cpu.paging.pgdir_shift, cpu.paging.table_bits if foreign else U(9)
+    while table != U(0):
+        entry = load_entry(next_where(cpu, table, address, shift, foreign), foreign)
+        if entry & _PAGE_PRESENT == U(0):
             return U(0)
-        now = (rights & (entry | _PAGE_NX)) | (entry & _PAGE_NX)
-        leaf = up == U(0) or entry & _PAGE_PSE != U(0)
-        if leaf and ((write and now & _PAGE_RW == U(0)) or (access & X86_PF_INSTR != U(0) and now & _PAGE_NX != U(0))):
-            return U(0)
-        wanted = entry | _PAGE_ACCESSED | (_PAGE_DIRTY if leaf and write else U(0))
-        if entry != wanted and entry_cmpxchg(where, entry, wanted) != entry:
-            continue            # it changed under our hands: load it again
-        rights = now
-        if leaf:
-            return (wanted & ~(_PAGE_RW | _PAGE_NX)) | (rights & (_PAGE_RW | _PAGE_NX)) | (up << LEAF_SHIFT)
+        if shift == U(12) or entry & _PAGE_PSE != U(0):
+            hidden = address < cpu.paging.kernel_start and entry & _PAGE_USER == U(0)
+            return U(0) if hidden else entry | (((shift - U(12)) // bits) << LEAF_SHIFT)
         table = cpu.memory + (entry & PTE_PFN_MASK)
-        if cpu.walk_cache_entries > 0:
-            walk_cache_fill(cpu, address, np.int64(up), table, rights)
-        shift, up = shift - cpu.paging.table_bits, up - U(1)
+        shift -= bits
+    return U(0)
 
 
 @kernel("u64(cpu_t*, u64)")
@@ -110,14 +150,6 @@ def peek(cpu, address):
 
     A user's page without the U/S bit is one of PROT_NONE, which Linux makes not present.
     """
-    table, shift = first_table(cpu, address), cpu.paging.pgdir_shift
-    while table != U(0):
-        entry = entry_load(entry_at(cpu.paging, table, address, shift))
-        if entry & _PAGE_PRESENT == U(0):
-            return U(0)
-        if shift == U(12) or entry & _PAGE_PSE != U(0):
-            hidden = address < cpu.paging.kernel_start and entry & _PAGE_USER == U(0)
-            return U(0) if hidden else entry | (((shift - U(12)) // cpu.paging.table_bits) << LEAF_SHIFT)
-        table = cpu.memory + (entry & PTE_PFN_MASK)
-        shift -= cpu.paging.table_bits
-    return U(0)
+    if cpu.paging.pte_format == U(0):
+        return peek_down(cpu, address, False)
+    return peek_down(cpu, address, True)

@@ -201,5 +201,6 @@ def test_accesses_of_a_vector_to_one_page_cost_like_single_ones():
 
 
 def test_cpu_struct_keeps_contended_words_in_lines_of_their_own():
-    for field in ("ipi_pending", "reply_value", "inside"):
+    for field in ("ipi_pending", "reply_value", "inside", "tick", "l1", "l2"):
         assert cpu_t.offsets[field] % 64 == 0, field
+    assert cpu_t.nbytes % 64 == 0
