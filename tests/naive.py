@@ -53,13 +53,13 @@ class Buddy:
 
 
 class Level:
-    """One TLB level: a list per set, least recently used first; {page, dirty}."""
+    """One TLB level: a list per set, least recently used first; {page, dirty}, page = (number, levels up)."""
 
     def __init__(self, entries, ways):
         self.ways, self.sets = ways, [[] for _ in range(entries // ways)]
 
     def set_of(self, page):
-        return self.sets[page % len(self.sets)]
+        return self.sets[page[0] % len(self.sets)]
 
     def find(self, page):
         return next((entry for entry in self.set_of(page) if entry["page"] == page), None)
@@ -86,15 +86,23 @@ class Level:
 
 
 class Mmu:
-    """Two TLB levels and a page table {page: {"node", "writable", "dirty", "tables": node of each table}}."""
+    """Two TLB levels and a page table {page: {"node", "writable", "dirty", "tables": node of each table}}.
+
+    A page is (page number, 0), a huge one (page number >> 9, 1).
+    """
 
     def __init__(self, l1, l2, pages, latency, l1_ns, l2_ns):
         self.l1, self.l2, self.pages = Level(*l1), Level(*l2), pages
         self.latency, self.l1_ns, self.l2_ns = latency, l1_ns, l2_ns
         self.l1_hits = self.l2_hits = self.walks = self.assists = self.walk_loads = self.clock_ns = 0
 
-    def access(self, page, write):
+    def page_of(self, number):
+        """What maps a page number."""
+        return (number >> 9, 1) if (number >> 9, 1) in self.pages else (number, 0)
+
+    def access(self, number, write):
         """One access; False: a fault (whose walk has been paid)."""
+        page = self.page_of(number)
         one, two = self.l1.find(page), self.l2.find(page)
         if one and (one["dirty"] or not write):
             self.l1_hits += 1

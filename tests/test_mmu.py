@@ -10,13 +10,13 @@ from numaemu.access import LOAD_MANY, STORE_MANY
 from numaemu.build import JIT
 from numaemu.errors import SegmentationFault
 from numaemu.mmu import clock_ns, tlb_flush_all, tlb_flush_page
-from numaemu.paging import _PAGE_ACCESSED, _PAGE_DIRTY, _PAGE_PRESENT, _PAGE_RW, _PAGE_USER
+from numaemu.paging import _PAGE_ACCESSED, _PAGE_DIRTY, _PAGE_PRESENT, _PAGE_PSE, _PAGE_RW, _PAGE_USER
 from numaemu.pointer import u64
 from numaemu.processor import READ, WRITE, cpu_t
 from numaemu.walk import walk
 
 PRESENT = int(_PAGE_PRESENT | _PAGE_USER)
-RW, ACCESSED, DIRTY = int(_PAGE_RW), int(_PAGE_ACCESSED), int(_PAGE_DIRTY)
+RW, ACCESSED, DIRTY, PSE = int(_PAGE_RW), int(_PAGE_ACCESSED), int(_PAGE_DIRTY), int(_PAGE_PSE)
 NODE_PAGES = 1024                # of each node in these machines
 BASE = 0x40_0000                 # virtual address whose leaf table is written
 
@@ -96,10 +96,10 @@ def test_two_levels_count_as_the_naive_mmu(l1, l2, kinds, todo):
         first = BASE >> 12
         for i, kind in enumerate(kinds):
             node = i % 2
-            twin_pages[first + i] = {"tables": [0] * 4, "dirty": False, "writable": kind == "rw"}
+            twin_pages[first + i, 0] = {"tables": [0] * 4, "dirty": False, "writable": kind == "rw"}
             if kind != "none":
                 tables.map(first + i, node * NODE_PAGES + 16 + i, kind == "rw")
-                twin_pages[first + i]["node"] = node
+                twin_pages[first + i, 0]["node"] = node
         twin = Mmu((l1["entries"], l1["ways"]), (l2["entries"], l2["ways"]), twin_pages, [80, 140], l1["latency_ns"],
                    l2["latency_ns"])
         for what, offsets in todo:
@@ -110,14 +110,69 @@ def test_two_levels_count_as_the_naive_mmu(l1, l2, kinds, todo):
                 twin.l2.forget_all()
             elif what == "flush page":
                 tlb_flush_page(cpu, np.uint64(pages[0] << 12))
-                twin.l1.forget(pages[0])
-                twin.l2.forget(pages[0])
+                twin.l1.forget((pages[0], 0))
+                twin.l2.forget((pages[0], 0))
             else:
                 expected = 0
                 while expected < len(pages) and twin.access(pages[expected], what == "store"):
                     expected += 1
                 assert access(machine, [page << 12 for page in pages], what == "store") == expected
             assert figures(cpu) == {name: getattr(twin, name) for name in figures(cpu)}
+
+
+HUGE = BASE + (2 << 20)          # two huge pages follow the table of BASE
+places = st.one_of(st.integers(0, 4), st.integers(512, 512 + 1023))      # pages behind BASE: small ones, huge ones
+mixed = st.lists(st.tuples(st.sampled_from(["load", "store", "load", "store", "flush page", "flush all"]),
+                           st.lists(places, min_size=1, max_size=8)), max_size=40)
+
+
+@pytest.mark.interpreted
+@settings(max_examples=150 if JIT else 15)
+@given(geometries(4), geometries(6), st.lists(st.sampled_from(["ro", "rw"]), min_size=2, max_size=2), mixed)
+def test_huge_entries_among_small_ones_count_as_the_naive_mmu(l1, l2, kinds, todo):
+    """2 MiB entries in the same sets as 4 KiB ones: hits, LRU, assists, walks of three levels, flushes through any address."""
+    with machine_of(l1=l1, l2=l2) as machine:
+        tables, cpu, first = Tables(machine), machine.cpu(), BASE >> 12
+        twin_pages = {(first + i, 0): {"tables": [0] * 4, "dirty": False, "writable": True, "node": 0} for i in range(5)}
+        for i in range(5):
+            tables.map(first + i, 16 + i)
+        for i, kind in enumerate(kinds):
+            writable = RW if kind == "rw" else 0
+            tables.words(tables.frames[2])[(HUGE >> 21) + i & 511] = (i * NODE_PAGES + 512) << 12 | PRESENT | PSE | writable
+            twin_pages[(HUGE >> 21) + i, 1] = {"tables": [0] * 3, "dirty": False, "writable": kind == "rw", "node": i}
+        twin = Mmu((l1["entries"], l1["ways"]), (l2["entries"], l2["ways"]), twin_pages, [80, 140], l1["latency_ns"],
+                   l2["latency_ns"])
+        for what, offsets in todo:
+            pages = [first + i for i in offsets]
+            if what == "flush all":
+                tlb_flush_all(cpu)
+                twin.l1.forget_all()
+                twin.l2.forget_all()
+            elif what == "flush page":
+                tlb_flush_page(cpu, np.uint64(pages[0] << 12))
+                twin.l1.forget(twin.page_of(pages[0]))
+                twin.l2.forget(twin.page_of(pages[0]))
+            else:
+                expected = 0
+                while expected < len(pages) and twin.access(pages[expected], what == "store"):
+                    expected += 1
+                assert access(machine, [page << 12 for page in pages], what == "store") == expected
+            assert figures(cpu) == {name: getattr(twin, name) for name in figures(cpu)}
+
+
+@pytest.mark.interpreted
+def test_a_huge_page_is_one_piece_of_memory():
+    """What is stored through one address lies where the frame lies; every 4 KiB of it is found by one entry."""
+    with machine_of() as machine:
+        tables, cpu = Tables(machine), machine.cpu()
+        tables.words(tables.frames[2])[HUGE >> 21 & 511] = 512 << 12 | PRESENT | PSE | RW
+        addresses = [HUGE + 4096 * i + 8 * (i % 512) for i in range(512)]
+        assert access(machine, addresses, True) == 512
+        assert figures(cpu)["walks"] == 1
+        store = np.arange(512, dtype=np.uint64) + 7
+        where = np.array(addresses, np.uint64)
+        STORE_MANY[8](cpu.address, where.ctypes.data, store.ctypes.data, 512, 1)
+        assert [int(u64.array(tables.host(512 + i))[i % 512]) for i in range(512)] == store.tolist()
 
 
 @pytest.mark.interpreted
