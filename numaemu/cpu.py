@@ -6,7 +6,6 @@ mailbox: it starts tasks and passes on operations of tasks that are driven from 
 operation (for its node, the coordinator, a lock) sleeps on its *wait bell*, which has nothing to do with the mailbox.
 """
 import collections
-import concurrent.futures
 import ctypes
 import io
 import itertools
@@ -14,6 +13,7 @@ import os
 import signal
 import sys
 import threading
+from concurrent.futures import Future, ThreadPoolExecutor       # loaded here, before anything forks
 
 import posix_ipc
 
@@ -158,7 +158,7 @@ class Cpu(Actor):
         self.sending = threading.Lock()          # the outbox has one owner at a time
         self.operations = Operations(self)
         self.runs, self.run_numbers = {}, itertools.count(1)      # functions that tasks here have started elsewhere
-        self.threads = concurrent.futures.ThreadPoolExecutor(max_workers=256, thread_name_prefix="op")
+        self.threads = ThreadPoolExecutor(max_workers=256, thread_name_prefix="op")
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         sys.stdout = Printer(self)
         try:
@@ -257,7 +257,7 @@ class Cpu(Actor):
 
     def start(self, number, pid, cpu, function, args):
         """Run a function as a task that was just made, on a CPU; its handle."""
-        run, future = next(self.run_numbers), concurrent.futures.Future()
+        run, future = next(self.run_numbers), Future()
         self.runs[run] = future
         payload = dump_function(function, args)
         self.ask(actor_of_cpu(self.machine, cpu), "adopt", self.number, run, number, payload).result()

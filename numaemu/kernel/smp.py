@@ -57,8 +57,8 @@ def actor_of_node(node):
     return 1 + node
 
 
-@hot
 def actor_of_cpu(machine, cpu):
+    """Only Python code asks: every process at its start, where a compiled function would have to be loaded first."""
     return 1 + machine.nr_nodes + cpu
 
 
