@@ -45,6 +45,7 @@ class Coordinator(Actor):
         self.link, self.children = link, children        # socket to the driver; {pid: name}
         self.system = proc.System(world.machine, world.topology)
         self.system.compact_nodes = self.compact_nodes
+        self.system.wake_kthreads = lambda node: world.kthread_bells[node].release()
         self.oom, self.warnings = OomKiller(self.system), AllocationWarnings(self.system)
         self.frames = collections.deque()
         self.runs = {}                                   # run number -> respond function of the driver's request

@@ -23,6 +23,7 @@ from numaemu.kernel.slab_types import SLAB_RECLAIM_ACCOUNT
 from numaemu.kernel.slowpath import slowpath_t
 from numaemu.kernel.swap import cpu_fbatches_t
 from numaemu.kernel.swapfile import MAX_SWAPFILES, MAX_SWAP_ENTRIES, SWP_OFFSET_BITS, swap_t
+from numaemu.kernel.timer import HPAGE_FRAG_CHECK_INTERVAL_NS
 from numaemu.kernel.trail import trail_t
 from numaemu.kernel.vmstat import percpu_t
 from numaemu.kernel.zram import ZBUF_BYTES, zstat_t
@@ -392,6 +393,7 @@ def boot(topology, reserve=None):
     for name, default in COMPACTION_SYSCTLS.items():
         setattr(machine, name, topology.sysctl.get(f"vm.{name}", default))
     init_pools(machine, blocks)
+    machine.kcompactd_timer_ns = HPAGE_FRAG_CHECK_INTERVAL_NS
     machine.page_group_by_mobility_disabled = not groups_by_mobility(topology)
     machine.highmem = topology.zone_layout == "x86-32"
     map_memory(topology, machine, max_pfn)

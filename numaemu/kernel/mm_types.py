@@ -197,4 +197,5 @@ machine_t = Struct("machine_t", [
     ("compact", u64),               # compact_control_t[nr_cpu_ids]: compaction_free.py
     ("block_skip", u64),            # u8 per pageblock: compaction found nothing there (PB_migrate_skip)
     ("extfrag_threshold", i64), ("compaction_proactiveness", i64), ("compact_unevictable_allowed", i64),     # sysctls
+    ("kcompactd_timer_ns", i64),    # emulated time of the next look at fragmentation: timer.py, compare-exchange
 ])

@@ -18,6 +18,7 @@ from numaemu.kernel.pcplist import drain_local_pages
 from numaemu.kernel.pgtable import mm_of
 from numaemu.kernel.smp import enter, leave, machine_of, read_lock, read_unlock, write_lock, write_unlock
 from numaemu.kernel.swap import lru_add_drain
+from numaemu.kernel.timer import run_local_timers
 from numaemu.kernel.tlb import switch_mm
 from numaemu.kernel.trail import TRAIL_START, TRAIL_TAKEN, leave_trail, trail_t
 from numaemu.kernel.vma_index import find_vma, vma_of
@@ -49,6 +50,7 @@ def running(cpu_address, task_number):
     if cpu.task != task_number or cpu.mm == 0 or cpu.mm_id != mm_of(machine_of(cpu), cpu.mm).id:
         context_switch(cpu, task_number)
     cpu.clock_base_ns += machine_of(cpu).syscall_ns
+    run_local_timers(cpu)
     return cpu
 
 
@@ -253,7 +255,9 @@ def sys_wait4(cpu_address, task, pid, status_address):
 @entry("void(u64, i64, i64)")
 def sys_sleep(cpu_address, task, ns):
     """The CPU's clock moves on; nothing else happens."""
-    running(cpu_address, task).clock_base_ns += ns
+    cpu = running(cpu_address, task)
+    cpu.clock_base_ns += ns
+    run_local_timers(cpu)
 
 
 @entry("void(u64, i64, i64)")
