@@ -10,8 +10,8 @@ from numaemu.compile import hot, kernel
 from numaemu.errors import KernelBug
 from numaemu.kernel.free_area import get_pageblock_migratetype
 from numaemu.kernel.freelist import get_page_from_freelist, page_at_hand
-from numaemu.kernel.gfp import __GFP_COMP, __GFP_KSWAPD_RECLAIM, __GFP_ZERO
-from numaemu.kernel.internal import ALLOC_KSWAPD, ALLOC_NOFRAGMENT, ALLOC_WMARK_LOW, PF_MEMALLOC
+from numaemu.kernel.gfp import __GFP_COMP, __GFP_KSWAPD_RECLAIM, __GFP_WRITE, __GFP_ZERO
+from numaemu.kernel.internal import ALLOC_KSWAPD, ALLOC_NOFRAGMENT, ALLOC_SPREAD_DIRTY, ALLOC_WMARK_LOW, PF_MEMALLOC
 from numaemu.kernel.mm_inline import __page_cache_release, unlock_lruvec
 from numaemu.kernel.mm_types import PG_buddy, PG_head, PG_pcp, PG_tail, PG_used
 from numaemu.kernel.mmdebug import VM_BUG_ON_PAGE
@@ -94,6 +94,8 @@ def alloc_pages(cpu, gfp, order, nid, nodemask):
     if order > MAX_ORDER:
         return 0
     flags = ALLOC_WMARK_LOW | ALLOC_NOFRAGMENT | (ALLOC_KSWAPD if gfp & __GFP_KSWAPD_RECLAIM else 0)
+    if gfp & __GFP_WRITE:
+        flags |= ALLOC_SPREAD_DIRTY
     pfn = get_page_from_freelist(cpu, gfp, order, nid, nodemask, flags)
     if pfn == 0:
         pfn = alloc_pages_slow(cpu, gfp, order, nid, nodemask)

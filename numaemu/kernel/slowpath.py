@@ -135,8 +135,8 @@ def __alloc_pages_direct_compact(cpu, gfp, order, nid, nodemask, alloc_flags, st
 def __alloc_pages_may_oom(cpu, gfp, order, nid, nodemask, state):
     """A last try under the high watermark, then the OOM killer for allocations that Linux kills for. The pfn or 0.
 
-    Without __GFP_FS nobody is killed: Linux would try again for ever; here the allocation fails, since it may be that
-    nobody is left who could free memory.
+    Without __GFP_FS nobody is killed, and the allocation tries again until others have freed memory: reclaim that may
+    not touch files was no fair attempt (out_of_memory).
     """
     machine = machine_of(cpu)
     state.progress = 0
@@ -144,10 +144,14 @@ def __alloc_pages_may_oom(cpu, gfp, order, nid, nodemask, state):
                                  ALLOC_WMARK_HIGH | ALLOC_CPUSET)
     if pfn != 0 or order > PAGE_ALLOC_COSTLY_ORDER or gfp & (__GFP_RETRY_MAYFAIL | __GFP_THISNODE):
         return pfn
-    if gfp_zone(machine, gfp) < ZONE_NORMAL or machine.on_oom == U(0) or not gfp & __GFP_FS:
+    if gfp_zone(machine, gfp) < ZONE_NORMAL or machine.on_oom == U(0):
         return 0
-    again = call_address(machine.on_oom, cpu.address, U(gfp * 16 + order), nodemask) != U(0)
-    note(cpu, TRAIL_OOM, 0, 1 if again else 0)
+    again = True
+    if gfp & __GFP_FS:
+        again = call_address(machine.on_oom, cpu.address, U(gfp * 16 + order), nodemask) != U(0)
+        note(cpu, TRAIL_OOM, 0, 1 if again else 0)
+    else:
+        let_others_run(cpu)
     state.progress = 1 if again or fatal_signal_pending(cpu) else 0      # a victim tries again, with ALLOC_OOM
     if again and gfp & __GFP_NOFAIL:
         return get_page_from_freelist(cpu, gfp, order, nid, nodemask, ALLOC_NO_WATERMARKS)

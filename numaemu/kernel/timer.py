@@ -1,7 +1,7 @@
 """Timers in emulated time, which has no interrupt of its own: CPUs look at them where they enter the kernel anyway.
 
-That is at each system call and each time a CPU's page list is empty. The clock is that of the CPU that looks, so a timer
-goes off when the first CPU has come so far (Linux: kernel/time/timer.c). The flusher's is in page_writeback.py.
+That is at each system call and each time a CPU's page list is empty. The clock is that of the CPU that looks, so a
+timer goes off when the first CPU has come so far (Linux: kernel/time/timer.c). The flusher's is in page_writeback.py.
 """
 import numpy as np
 
