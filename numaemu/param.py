@@ -11,6 +11,7 @@ PAGE_SIZE = 1 << PAGE_SHIFT      # bytes
 WORD_SHIFT = 3                   # a page-table entry is 8 bytes
 PTRS_PER_TABLE = 512             # entries of one x86-64 page table
 
+MAX_CGROUPS = 256                # control groups that there may be at once, the root included; assumed
 MAX_NODES = 64                   # Linux's MAX_NUMNODES may be 1024; a nodemask is one 64-bit word here
 MAX_CPUS = 256                   # a cpumask is four 64-bit words
 CPU_WORDS = MAX_CPUS // 64       # words of a cpumask

@@ -8,8 +8,9 @@ import numpy as np
 from numaemu.atomic import compare_exchange, fetch_add, load_acquire
 from numaemu.compile import hot, kernel
 from numaemu.errors import KernelBug
-from numaemu.kernel.gfp import (GFP_NOWAIT, __GFP_HIGHMEM, __GFP_MOVABLE, __GFP_NO_GROW, __GFP_RECLAIMABLE, __GFP_THISNODE,
-                                __GFP_ZERO, ___GFP_DIRECT_RECLAIM, ___GFP_NOFAIL, ___GFP_NORETRY, ___GFP_NOWARN)
+from numaemu.kernel.gfp import (GFP_NOWAIT, __GFP_ACCOUNT, __GFP_HIGHMEM, __GFP_MOVABLE, __GFP_NO_GROW,
+                                __GFP_RECLAIMABLE, __GFP_THISNODE, __GFP_ZERO, ___GFP_DIRECT_RECLAIM, ___GFP_NOFAIL,
+                                ___GFP_NORETRY, ___GFP_NOWARN)
 from numaemu.kernel.mmzone import page_of, page_to_nid, zonelist
 from numaemu.kernel.page_alloc import alloc_pages, free_pages, put_page
 from numaemu.kernel.slab_debug import (BUG_CTOR, BUG_DOUBLE_FREE, BUG_FREEPOINTER, BUG_NONE, BUG_NOT_AN_OBJECT,
@@ -119,7 +120,7 @@ def new_slab(cpu, number, gfp, nid):
     cache = cache_of(machine, number)
     if gfp & __GFP_NO_GROW:
         return 0
-    gfp = (gfp & ~(__GFP_ZERO | __GFP_MOVABLE | __GFP_HIGHMEM | __GFP_RECLAIMABLE)) | cache.allocflags
+    gfp = (gfp & ~(__GFP_ACCOUNT | __GFP_ZERO | __GFP_MOVABLE | __GFP_HIGHMEM | __GFP_RECLAIMABLE)) | cache.allocflags
     order, pfn = cache.order, 0
     if order > cache.min_order:          # the larger block only if it is easily had
         easy = (gfp | ___GFP_NOWARN | ___GFP_NORETRY) & ~(___GFP_NOFAIL | ___GFP_DIRECT_RECLAIM)

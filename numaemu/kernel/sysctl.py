@@ -52,6 +52,7 @@ class System:
         self.kmsg = collections.deque(maxlen=KMSG_LINES)
         self.compact_nodes = None            # the coordinator's: compact these nodes, as a generator of its steps
         self.wake_kthreads = lambda node: None       # likewise: ring a node's kernel threads
+        self.cgroups, self.call_task = None, None    # the groups by number (cgroup.py); an operation for a task, a Future
         self.sysctl = {"vm.min_free_kbytes": calculate_min_free_kbytes(machine), **DEFAULTS, **reserves(machine),
                        **topology.sysctl}
         for ratio, nbytes in DIRTY_PAIRS:
