@@ -329,6 +329,11 @@ class Operations(KernelOperations, MmOperations, FileOperations):
         words = cgroup_t.array(self.machine.cgroups)[self.tasks[number].cgroup].cpus
         return {cpu for cpu in range(self.machine.nr_cpus) if int(words[cpu // 64]) >> cpu % 64 & 1}
 
+    def check_cpu(self, number, cpu):
+        """Raise unless a child of the task may be put on this CPU, as far as cpusets are concerned."""
+        if 0 <= cpu < self.machine.nr_cpus and cpu not in self.cpus_allowed(number):
+            raise OSError(errno.EINVAL, f"cpu {cpu} is not one of the task's cpuset")
+
     def cpuset_attach(self, number, group, mems, old_mems, whole):
         """The task's group, or what it allows, has changed: its memory follows, and it leaves a CPU it may not be on."""
         check(syscalls.sys_cpuset_attach(self.address, number, group, mems, old_mems, whole))

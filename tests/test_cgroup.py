@@ -152,6 +152,9 @@ def test_a_task_leaves_a_cpu_it_may_not_be_on(four):
     assert task.cpu == 3
     with pytest.raises(OSError):
         task.sched_setaffinity({0, 1})
+    with pytest.raises(OSError, match="cpuset"):
+        task.fork(cpu=1)
+    assert task.fork(cpu=2).cpu == 2
 
 
 # -- walls ---------------------------------------------------------------------------------------------------
