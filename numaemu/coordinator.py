@@ -45,6 +45,8 @@ class Coordinator(Actor):
         self.link, self.children = link, children        # socket to the driver; {pid: name}
         self.system = proc.System(world.machine, world.topology)
         self.system.compact_nodes = self.compact_nodes
+        self.system.call_task = self.rpc_op
+        self.system.wake_kthreads = lambda node: world.kthread_bells[node].release()
         self.oom, self.warnings = OomKiller(self.system), AllocationWarnings(self.system)
         self.frames = collections.deque()
         self.runs = {}                                   # run number -> respond function of the driver's request
@@ -243,6 +245,12 @@ class Coordinator(Actor):
 
     def rpc_listdir(self, path):
         return proc.listdir(self.system, path)
+
+    def rpc_mkdir(self, path):
+        proc.mkdir(self.system, path)
+
+    def rpc_rmdir(self, path):
+        proc.rmdir(self.system, path)
 
     def rpc_stats(self):
         return stats.collect(self.machine, self.world.topology)

@@ -291,6 +291,14 @@ class Machine:
         """The names in a directory of the emulated /proc or /sys."""
         return self._ask("listdir", path)
 
+    def mkdir(self, path):
+        """A new control group below /sys/fs/cgroup."""
+        self._ask("mkdir", path)
+
+    def rmdir(self, path):
+        """Take a control group away; it must have neither tasks nor groups."""
+        self._ask("rmdir", path)
+
     # -- files
 
     def create_file(self, path, content, seed=None):

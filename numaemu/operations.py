@@ -13,7 +13,8 @@ from numaemu.access import LOAD_MANY, STORE_MANY, copy_range, execute_at, touch_
 from numaemu.errors import BusError, KernelBug, OutOfMemory, SegmentationFault
 from numaemu.kernel import sys as syscalls
 from numaemu.kernel.inode import file_of, inode_name, inode_of
-from numaemu.kernel.mm_types import TASK_DEAD, TASK_RUNNING, VM_EXEC, VM_READ, VM_SHARED, VM_WRITE, task_t
+from numaemu.kernel.mm_types import (TASK_DEAD, TASK_RUNNING, VM_EXEC, VM_READ, VM_SHARED, VM_WRITE, cgroup_t,
+                                     task_t)
 from numaemu.kernel.mmzone import MAX_NR_ZONES, ZONE_HIGHMEM, page_of, page_zone, zone_of
 from numaemu.kernel.oom_kill import epitaph, is_zombie, oom_exit, release_task
 from numaemu.kernel.page_alloc import BAD_TEXTS, compound_head, compound_order
@@ -321,6 +322,8 @@ class Operations(KernelOperations, MmOperations, FileOperations):
     def sched_setaffinity(self, number, cpus):
         """Move the task to the first of `cpus`, unless it is on one of them; the CPU it is on now."""
         cpus = sorted(cpus)
+        if cpus and 0 <= cpus[0] and cpus[-1] < self.machine.nr_cpus:
+            cpus = [cpu for cpu in cpus if cpu in self.cpus_allowed(number)]
         if not cpus or cpus[0] < 0 or cpus[-1] >= self.machine.nr_cpus:
             raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
         task = self.tasks[number]
@@ -330,6 +333,23 @@ class Operations(KernelOperations, MmOperations, FileOperations):
                 raise KernelBug(f"scheduling while atomic: {where}")
             task.cpu = cpus[0]
         return task.cpu
+
+    def cpus_allowed(self, number):
+        """The CPUs that the task's cpuset allows (cpuset_cpus_allowed)."""
+        words = cgroup_t.array(self.machine.cgroups)[self.tasks[number].cgroup].cpus
+        return {cpu for cpu in range(self.machine.nr_cpus) if int(words[cpu // 64]) >> cpu % 64 & 1}
+
+    def check_cpu(self, number, cpu):
+        """Raise unless a child of the task may be put on this CPU, as far as cpusets are concerned."""
+        if 0 <= cpu < self.machine.nr_cpus and cpu not in self.cpus_allowed(number):
+            raise OSError(errno.EINVAL, f"cpu {cpu} is not one of the task's cpuset")
+
+    def cpuset_attach(self, number, group, mems, old_mems, whole):
+        """The task's group, or what it allows, has changed: its memory follows, and it leaves a CPU it may not be on."""
+        check(syscalls.sys_cpuset_attach(self.address, number, group, mems, old_mems, whole))
+        allowed = self.cpus_allowed(number)
+        if self.tasks[number].cpu not in allowed:
+            self.sched_setaffinity(number, allowed)
 
     def place(self, number, cpu):
         """Put a new child on a CPU."""

@@ -9,6 +9,7 @@ The address map of one machine process (coordinator, node or CPU; the same in ea
 PAGE_SHIFT = 12                  # 4 KiB pages
 PAGE_SIZE = 1 << PAGE_SHIFT      # bytes
 
+MAX_CGROUPS = 256                # control groups that there may be at once, the root included; assumed
 MAX_NODES = 64                   # Linux's MAX_NUMNODES may be 1024; a nodemask is one 64-bit word here
 MAX_CPUS = 256                   # a cpumask is four 64-bit words
 CPU_WORDS = MAX_CPUS // 64       # words of a cpumask

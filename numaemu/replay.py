@@ -4,6 +4,7 @@ Every task is a descendant of one process, PID 1, as in the recording: a small s
 and a shared log buffer below the stack. That decides where mmap finds room, and what a fork costs.
 """
 import errno
+import shlex
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
@@ -50,7 +51,7 @@ KEYS = {
     "touch": RANGE | {"stride", "mode", "order", "repeat", "chunk", "pause_ms", "duration_ms", "async"},
     "set_mempolicy": {"policy", "nodes"}, "mbind": RANGE | {"policy", "nodes", "flags"},
     "get_mempolicy": {"region", "offset", "next_node"}, "move_pages": RANGE | {"nodes"},
-    "migrate_pages": {"from", "to"},
+    "migrate_pages": {"from", "to"}, "cgroup_attach": {"path"},
     "write": {"path", "value"}, "readf": {"path"}, "sleep": {"ms"}, "snap": {"label"}, "dump": {"label"}, "nop": set()}
 VALUES = {"kind": {"anon", "file"}, "share": {"private", "shared"}, "mode": {"read", "write"},
           "order": {"seq", "reverse", "random"}, "policy": set(POLICIES), "advice": set(ADVICE)}
@@ -75,17 +76,31 @@ def shell_rm(machine, path):
     machine.unlink(path)
 
 
-# words that a shell command begins with: the function that does it, the words it gets
 def shell_swapon(machine, device):
     machine.swapon("1GiB", name=device)
 
 
-SHELL = {("swapon",): shell_swapon, ("mount", "-t", "ext4", "-o", "noatime", "/dev/vda", "/mnt"): shell_mount, ("sync",): shell_sync, ("rm",): shell_rm}
+def shell_mkdir(machine, path):
+    machine.mkdir(path)
+
+
+def shell_echo(machine, text, path):
+    machine.write(path, text)
+
+
+# words that a shell command begins with: the function that does it, the words it gets
+SHELL = {("swapon",): shell_swapon, ("mkdir",): shell_mkdir, ("echo",): shell_echo, ("mount", "-t", "ext4", "-o", "noatime", "/dev/vda", "/mnt"): shell_mount, ("sync",): shell_sync, ("rm",): shell_rm}
+
+
+def shell_commands(line):
+    """(function, words) of each command of a line; None if one is not known."""
+    commands = [shell_command(part) for part in line.split(";")]
+    return None if None in commands else commands
 
 
 def shell_command(line):
     """(function, words) of a command that is known, or None."""
-    words = tuple(line.split())
+    words = tuple(word for word in shlex.split(line) if word != ">")
     for known, function in SHELL.items():
         if words[:len(known)] == known:
             rest = words[len(known):]
@@ -113,7 +128,7 @@ def check_steps(steps):
                 raise NotSupported(f"{op} {key}")
             if key in VALUES and value not in VALUES[key]:
                 raise NotSupported(f"{op} {key}={value}")
-        if op == "sh" and shell_command(step["cmd"]) is None:
+        if op == "sh" and shell_commands(step["cmd"]) is None:
             raise NotSupported(f"sh {step['cmd']}")
         unknown = set(step.get("flags", "").split("|")) - {"", *FLAGS.get(op, MBIND_FLAGS)}
         if unknown:
@@ -221,6 +236,11 @@ class Replay:
         process.task.exit(code)
         process.state = {"dead": 1, "sig": 0, "code": code}
         return {"state": "DEAD", "status": code << 8, "sig": 0, "code": code}
+
+    def op_cgroup_attach(self, process, step):
+        """The controller writes the task's pid to cgroup.procs."""
+        self.machine.write(step["path"], process.task.pid)
+        return {"ret": len(str(process.task.pid)), "errno": 0}
 
     def op_kill(self, process, step):
         """The controller's signal; what the task is doing meanwhile ends with it."""
@@ -428,12 +448,12 @@ class Replay:
 
     def op_sh(self, step):
         """A shell, and the program it runs: processes of their own for a moment."""
-        function, words = shell_command(step["cmd"])
         shell = fork(self.init, 0)
         area = shell.mmap((SHELL_WRITES + SHELL_READS) * PAGE)
         write_pages(shell, area.addr, SHELL_WRITES)
         shell.load(area.pages()[SHELL_WRITES:], np.uint8)
-        function(self.machine, *words)
+        for function, words in shell_commands(step["cmd"]):
+            function(self.machine, *words)
         shell.exit()
         return {"ret": 0}
 

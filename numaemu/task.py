@@ -252,6 +252,8 @@ class Task:
         return self._child("vfork", function, args, cpu)
 
     def _child(self, how, function, args, cpu):
+        if cpu is not None:
+            self._op("check_cpu", cpu)
         number, pid = self._op(how)
         cpu = self.cpu if cpu is None else cpu
         if function is not None:

@@ -58,10 +58,16 @@ class CallBell:
 class LoopbackWorld(World):
     def __init__(self, topology, machine, blocks, ring):
         self.topology, self.machine, self.blocks = topology, machine, blocks
-        self.compactions = []
+        self.waiting = []                # what is done after what an actor is just doing
         self.bells = [CallBell(lambda n=n: ring(n)) for n in range(machine.nr_actors)]
         self.due = []                    # nodes whose kernel threads have been woken
         self.kthread_bells = [CallBell(lambda n=n: self.due.append(n)) for n in range(machine.nr_nodes)]
+
+    def later(self, action):
+        """The Future of an action that needs actors which are busy now."""
+        done = Future()
+        self.waiting.append((action, done))
+        return done
 
 
 class LoopbackCpu(cpu_process.Cpu):
@@ -72,6 +78,9 @@ class LoopbackCpu(cpu_process.Cpu):
         self.cpu_number, self.state = number, cpu_t.array(world.machine.cpus)[number]
         self.turn = cpu_process.Turn()
         self.operations = Operations(self)
+
+    def rpc_op(self, number, pid, method, args):
+        return self.world.later(lambda: self.do_op(number, pid, method, args))
 
     def rpc_compact_node(self, node):
         """Left to the node's kernel threads: the coordinator, which asks, would be waited for."""
@@ -85,9 +94,7 @@ class LoopbackNode(Node):
     """A node that compacts after what it is just doing: compaction needs its answers."""
 
     def rpc_compact_node(self):
-        done = Future()
-        self.world.compactions.append((self, done))
-        return done
+        return self.world.later(lambda: compact_node_now(int(self.context.address), self.node))
 
 
 class Loopback:
@@ -223,10 +230,12 @@ class Loopback:
         """Write to a file of /proc or /sys, by the coordinator."""
         answers = []
         self.actors[0].serve("write", (path, text), answers.append)
-        while self.world.compactions:
-            node, done = self.world.compactions.pop(0)
-            compact_node_now(int(node.context.address), node.node)
-            done.set_result(None)
+        while self.world.waiting:
+            action, done = self.world.waiting.pop(0)
+            try:
+                done.set_result(action())
+            except Exception as error:
+                done.set_exception(error)
         assert answers and not isinstance(answers[0], Failure), answers
 
     def audit(self):

@@ -377,6 +377,45 @@ def test_proactive_compaction(one_node):
     one_node.audit()
 
 
+def test_proactive_compaction_by_the_clock(loopback):
+    """Nobody asks: 500 ms of emulated time go by, and the node is compacted; in vain, it waits for 32 s."""
+    loop = loopback(nodes=1, cpus_per_node=1, memory_per_node="32MiB",
+                    sysctl={"vm.min_free_kbytes": 256, "vm.compaction_proactiveness": 100})
+    node, counts = node_of(loop.machine, 0), loop.vmstat
+    task = loop.task()
+    loop.write("/proc/sys/vm/compaction_proactiveness", "0")
+    task, addresses, words = fragmented(loop, 6000, task=task)
+    task.sleep(5000)
+    assert counts()["pgmigrate_success"] == 0 and node.proactive_next_ns == 0
+    loop.write("/proc/sys/vm/compaction_proactiveness", "100")
+    task.sleep(600)
+    moved = counts()["pgmigrate_success"]
+    assert moved > 1000 and counts()["compact_daemon_migrate_scanned"] > 0 and counts()["compact_daemon_wake"] == 0
+    assert node.proactive_next_ns > task.clock_ns - 600_000_000
+    assert intact(task, addresses, words)
+
+
+def test_proactive_compaction_in_vain_waits_longer(loopback):
+    """Pages that cannot move leave the score as it was: the next look comes after 64 intervals, a write makes it now."""
+    loop = loopback(nodes=1, cpus_per_node=1, memory_per_node="32MiB",
+                    sysctl={"vm.min_free_kbytes": 256, "vm.compaction_proactiveness": 100})
+    task, node = loop.task(), node_of(loop.machine, 0)
+    pages = [task.kernel.alloc_pages(GFP_KERNEL, 0) for _ in range(6000)]
+    for pfn in pages[::2]:
+        task.kernel.free_pages(pfn, 0)
+    loop.drain()
+    before = task.clock_ns
+    task.sleep(1000)
+    assert node.proactive_next_ns >= before + (500_000_000 << 6)
+    waited = node.proactive_next_ns
+    task.sleep(1000)
+    assert node.proactive_next_ns == waited
+    loop.write("/proc/sys/vm/compaction_proactiveness", "99")
+    assert node.proactive_compact_trigger == 1
+    task.sleep(1)
+    assert node.proactive_compact_trigger == 0 and node.proactive_next_ns > waited
+
+
 # -- settings ---------------------------------------------------------------------------------------------------------------
 
 def test_settings(machine):

@@ -365,3 +365,36 @@ def test_many_cpus_write_one_file_while_it_is_written_back(machine):
             assert data[(page << 12) + 2048:][:32] == bytes([last]) * 32
     machine.unlink("/mnt/shared")
     machine.check()
+
+
+def read_all(task, paths):
+    for path in paths:
+        with task.open(path) as file:
+            file.read_through()
+
+
+def test_shadows_are_counted_by_leaf_and_go_with_the_pages_or_the_file(loopback):
+    """workingset_nodes: parts of files' trees that know only pages which were reclaimed; the audit counts them again."""
+    loop = loopback(nodes=1, cpus_per_node=1, memory_per_node="16MiB")
+    task, paths = loop.task(), [f"/mnt/{n}" for n in range(32)]
+    for path in paths:
+        loop.create_file(path, 32 << 12)
+    read_all(task, paths)
+    assert loop.vmstat()["workingset_nodes"] == 0
+    filler = task.mmap("13MiB").touch()
+    only_shadows = loop.vmstat()["workingset_nodes"]
+    assert loop.vmstat()["pgsteal_file"] > 200 and 4 < only_shadows <= 32
+    loop.audit()
+    task.munmap(filler.addr, filler.nbytes)
+    read_all(task, paths)
+    assert loop.vmstat()["workingset_nodes"] == 0 and loop.vmstat()["workingset_refault_file"] > 200
+    loop.audit()
+    filler = task.mmap("13MiB").touch()
+    left = loop.vmstat()["workingset_nodes"]
+    for path in paths[:16]:
+        loop.system("unlink", path)
+    assert 0 < loop.vmstat()["workingset_nodes"] < left or left == 0
+    loop.audit()
+    loop.system("drop_caches")
+    assert loop.vmstat()["workingset_nodes"] == 0
+    loop.audit()

@@ -7,11 +7,11 @@ import numaemu
 from numaemu import (GFP_ATOMIC, GFP_DMA, GFP_DMA32, GFP_HIGHUSER, GFP_HIGHUSER_MOVABLE, GFP_KERNEL, GFP_NOFS, GFP_NOIO,
                      GFP_NOWAIT, GFP_TRANSHUGE, GFP_TRANSHUGE_LIGHT, GFP_USER, __GFP_COLD, __GFP_COMP, __GFP_HIGH,
                      __GFP_KSWAPD_RECLAIM, __GFP_MEMALLOC, __GFP_MOVABLE, __GFP_NOFAIL, __GFP_NOMEMALLOC, __GFP_NORETRY,
-                     __GFP_NOWARN, __GFP_RECLAIM, __GFP_RECLAIMABLE, __GFP_REPEAT, __GFP_RETRY_MAYFAIL, __GFP_THISNODE,
+                     __GFP_NOWARN, __GFP_NO_GROW, __GFP_RECLAIM, __GFP_RECLAIMABLE, __GFP_REPEAT, __GFP_RETRY_MAYFAIL, __GFP_THISNODE,
                      __GFP_WAIT, __GFP_ZERO, KernelBug, OutOfMemory, alloc_page, free_page)
 from numaemu.kernel import gfp
 from numaemu.kernel.gfp import gfp_text
-from numaemu.kernel.internal import COMPACT_DONE, PF_MEMALLOC
+from numaemu.kernel.internal import COMPACT_DONE, MAX_RECLAIM_RETRIES, PF_MEMALLOC
 from numaemu.kernel.mm_types import task_t
 from numaemu.kernel.mmzone import MIGRATE_RECLAIMABLE, WMARK_LOW, WMARK_MIN, ZONE_DMA, ZONE_DMA32, ZONE_MOVABLE
 from numaemu.kernel.sys import kernel_alloc_pages
@@ -104,7 +104,8 @@ def one(loopback):
 
 
 @pytest.mark.parametrize("mask, share", [
-    (GFP_KERNEL | __GFP_NORETRY, 1), (GFP_NOWAIT, 1), (GFP_NOIO, 1), (GFP_NOFS, 1), (GFP_NOIO | __GFP_HIGH, 1 / 2),
+    (GFP_KERNEL | __GFP_NORETRY, 1), (GFP_NOWAIT, 1), (GFP_NOIO | __GFP_NORETRY, 1), (GFP_NOFS | __GFP_NORETRY, 1),
+    (GFP_NOIO | __GFP_NORETRY | __GFP_HIGH, 1 / 2),
     (GFP_ATOMIC, 3 / 8), (GFP_ATOMIC | __GFP_NOMEMALLOC, 1 / 2), (GFP_KERNEL | __GFP_MEMALLOC | __GFP_NORETRY, 0)])
 def test_how_far_below_min_an_allocation_goes(one, mask, share):
     """min; half of it with __GFP_HIGH; three eighths if it cannot wait either; all with __GFP_MEMALLOC."""
@@ -218,6 +219,23 @@ def test_norefail_of_a_costly_order_gives_up_when_compaction_is_skipped(full):
     full.machine.on_reclaim, full.machine.on_compact = recorder(1), recorder(1)
     pfn, found = steps(kernel, GFP_KERNEL | __GFP_NORETRY | __GFP_NOWARN, 5)
     assert pfn is None and "compaction" in found and "direct reclaim" not in found
+
+
+@pytest.mark.parametrize("mask", [GFP_NOFS, GFP_NOIO])
+def test_without_fs_it_tries_again_until_others_free_and_nobody_dies(full, mask):
+    """Linux gives such allocations no end: nobody is killed for them, and they do not fail."""
+    from numaemu.cpu import _address_of
+    zone, low = full.zones()[0], 0
+
+    def reclaim(cpu, what, third):
+        CALLS.append(what)
+        if len(CALLS) == 20:             # somebody has freed: as good as a lower mark
+            zone.watermark[WMARK_MIN] = low
+        return 0
+    full.machine.on_reclaim = _address_of(reclaim)
+    pfn, found = steps(full.kernel, mask)
+    assert pfn and len(CALLS) - 1 == found.count("retry") == 19 > MAX_RECLAIM_RETRIES and "OOM killer" not in found
+    assert full.vmstat()["oom_kill"] == 0 and not full.actors[0].system.kmsg
 
 
 def test_nofail_gets_pages_from_the_reserves(full):
@@ -360,6 +378,20 @@ def test_pages_in_a_users_kernel(two_nodes):
     with pytest.raises(KernelBug, match="Bad page state"):
         task.call(free_twice, GFP_KERNEL)
     two_nodes.audit()
+
+
+def test_no_grow_takes_what_the_slabs_have(two_nodes):
+    """__GFP_NO_GROW: the objects of the slabs that are there, then none; the cache is as large as before."""
+    kernel = two_nodes.task().kernel
+    cache = kernel.kmem_cache_create("fixed", 512)
+    assert cache.alloc(GFP_KERNEL | __GFP_NO_GROW) is None
+    first = cache.alloc(GFP_KERNEL)
+    before = two_nodes.vmstat()["nr_slab_unreclaimable"]
+    taken = list(iter(lambda: cache.alloc(GFP_KERNEL | __GFP_NO_GROW), None))
+    assert len(taken) == 15 and first not in taken                      # 16 to a slab
+    assert cache.alloc(GFP_KERNEL | __GFP_NO_GROW, 1) is None
+    assert two_nodes.vmstat()["nr_slab_unreclaimable"] == before
+    assert cache.alloc(GFP_KERNEL)
 
 
 def test_more_than_was_allocated_cannot_be_freed(two_nodes):

@@ -4,10 +4,10 @@ import errno
 import numpy as np
 import pytest
 
-from numaemu.kernel.mm_types import VM_RAND_READ, VM_SEQ_READ, PG_swapbacked
+from numaemu.kernel.mm_types import MM_SWAPENTS, PG_swapbacked, VM_RAND_READ, VM_SEQ_READ
 from numaemu.paging import _PAGE_ACCESSED, _PAGE_DIRTY
 from numaemu.uapi import (MADV_COLD, MADV_DONTNEED, MADV_DONTNEED_LOCKED, MADV_FREE, MADV_MERGEABLE, MADV_NORMAL,
-                          MADV_POPULATE_READ, MADV_POPULATE_WRITE, MADV_RANDOM, MADV_SEQUENTIAL,
+                          MADV_PAGEOUT, MADV_POPULATE_READ, MADV_POPULATE_WRITE, MADV_RANDOM, MADV_SEQUENTIAL,
                           MADV_WILLNEED, MADV_WIPEONFORK, MAP_ANONYMOUS, MAP_LOCKED, MAP_PRIVATE, MAP_SHARED,
                           PROT_NONE, PROT_READ)
 
@@ -106,3 +106,22 @@ def test_refused(two_nodes):
     refused(errno.EINVAL, task.madvise, task.mmap(PAGE, prot=PROT_NONE).addr, PAGE, MADV_POPULATE_READ)
     refused(errno.ENOMEM, task.madvise, 0x1000_0000, PAGE, MADV_POPULATE_READ)
     task.madvise(area.addr, 0, MADV_DONTNEED)
+
+
+def test_free_gives_up_what_lies_in_swap(loopback):
+    """MADV_FREE: the slots are free at once, and the pages are zeros when they are used again; a child keeps its own."""
+    loop = loopback(nodes=1, cpus_per_node=1, memory_per_node="16MiB")
+    loop.actors[0].rpc_swapon("/dev/vdb", 4 << 20, None, "disk")
+    task = loop.task()
+    area = task.mmap(64 << 12)
+    task.store(area.pages(), np.uint64(7))
+    task.madvise(area.addr, area.nbytes, MADV_PAGEOUT)
+    child = task.fork()
+    used = loop.machine.total_swap_pages - loop.machine.nr_swap_pages
+    assert used == 64 == loop.mm(task).rss[MM_SWAPENTS]
+    task.madvise(area.addr, 32 << 12, MADV_FREE)
+    assert loop.mm(task).rss[MM_SWAPENTS] == 32 and loop.mm(child).rss[MM_SWAPENTS] == 64
+    assert task.load(area.pages()).tolist() == [0] * 32 + [7] * 32
+    child.madvise(area.addr, 32 << 12, MADV_FREE)
+    assert loop.machine.total_swap_pages - loop.machine.nr_swap_pages == 32
+    loop.audit()

@@ -6,11 +6,11 @@ import numba
 import numpy as np
 import pytest
 
-from numaemu import (GFP_KERNEL, MAP_ANONYMOUS, MAP_NORESERVE, MAP_PRIVATE, MAP_SHARED, MPOL_BIND, Machine, MachineCheck,
+from numaemu import (GFP_KERNEL, MADV_PAGEOUT, MAP_ANONYMOUS, MAP_NORESERVE, MAP_PRIVATE, MAP_SHARED, MPOL_BIND, Machine, MachineCheck,
                      OutOfMemory, load_u64)
 from numaemu.kernel.gfp import ___GFP_NORETRY, GFP_HIGHUSER_MOVABLE, gfp_text
-from numaemu.kernel.mm_types import task_t
-from numaemu.kernel.oom_kill import oom_badness
+from numaemu.kernel.mm_types import MM_SWAPENTS, task_t
+from numaemu.kernel.oom_kill import oom_badness, total_pages
 
 SMALL = dict(nodes=2, cpus_per_node=2, memory_per_node="16MiB")
 SHARED = MAP_SHARED | MAP_ANONYMOUS
@@ -131,6 +131,31 @@ def test_some_allocations_fail_instead(tiny):
     assert tiny.vmstat()["oom_kill"] == 0
     with pytest.raises(OutOfMemory):
         task.kernel.alloc_pages(GFP_KERNEL)
+
+
+def test_swap_counts_in_the_report_and_in_the_points(loopback):
+    """What lies in swap is the task's too: swapents, points, the total they are measured by, and the totals of the report."""
+    loop = loopback(nodes=2, cpus_per_node=1, memory_per_node="4MiB")
+    loop.actors[0].rpc_swapon("/dev/vdb", 2 << 20, None, "disk")
+    swapper, last = loop.task(cpu=0, name="swapper"), loop.task(cpu=1, name="last")
+    area = filled(swapper, "2MiB", 1)
+    swapper.madvise(area.addr, area.nbytes, MADV_PAGEOUT)
+    swapped = loop.mm(swapper).rss[MM_SWAPENTS]
+    assert swapped > 400
+    struct = task_t.array(loop.machine.tasks)[swapper._number]
+    ram = sum(zone.managed_pages for zone in loop.zones())
+    assert total_pages(loop.machine) == ram + 511
+    assert oom_badness(loop.machine, struct, 1) >= swapped
+    with pytest.raises(OutOfMemory):
+        filled(last, "11MiB", 2)
+    log = list(loop.actors[0].system.kmsg)
+    free = next(line for line in log if line.startswith("Free swap"))
+    assert "Total swap = 2044kB" in log and int(free.split("=")[1].strip("kB ")) < 100
+    row = next(line for line in log if line.endswith(" swapper") and line.startswith("["))
+    assert int(row.split("]")[1].split()[8]) == loop.mm(swapper).rss[MM_SWAPENTS]
+    cached = next(line for line in log if line.endswith(" pages in swap cache"))
+    assert int(cached.split()[0]) >= 0
+    loop.audit()
 
 
 def test_gfp_flags_as_linux_prints_them():

@@ -3,7 +3,10 @@ import numpy as np
 import pytest
 
 from numaemu.files import seeded_bytes
+from numaemu.kernel.dirty import node_dirty_limit
+from numaemu.kernel.gfp import __GFP_THISNODE, __GFP_WRITE, GFP_KERNEL
 from numaemu.kernel.page_writeback import dirty_limit, wb_workfn
+from numaemu.kernel.vmstat import NR_FILE_DIRTY, node_page_state
 from numaemu.processor import cpu_t
 from numaemu.uapi import MAP_SHARED, O_CREAT, O_RDWR, PROT_READ, PROT_WRITE
 
@@ -53,6 +56,25 @@ def test_neighbours_are_one_request(loopback):
     before = task.clock_ns
     file.fsync()
     assert task.clock_ns - before == 2 * (LATENCY_NS + PAGE_NS)
+
+
+def test_pages_to_write_come_from_a_node_within_its_limit(loopback):
+    """__GFP_WRITE: node 0 has as many dirty pages as it may, so the next ones come from node 1; other pages do not."""
+    loop = boot(loopback, dirty_bytes=512 << 12, dirty_background_bytes=511 << 12)
+    task = loop.task(cpu=0)
+    limit = node_dirty_limit(loop.machine, 0)
+    assert 200 < limit < 300                                 # half of it: the nodes are alike
+    file = task.open("/mnt/new", O_RDWR | O_CREAT)
+    file.write(bytes(400 << 12))
+    dirty = [node_page_state(loop.machine, node, NR_FILE_DIRTY) for node in (0, 1)]
+    assert abs(dirty[0] - limit) < 10 and sum(dirty) == 400
+    pfn, trail = task.kernel.alloc_pages(GFP_KERNEL | __GFP_WRITE, explain=True)
+    assert task.kernel.page(pfn)["node"] == 1 and trail[0].what == "too dirty" and trail[0].where == "node 0"
+    assert task.kernel.page(task.kernel.alloc_page(GFP_KERNEL))["node"] == 0
+    pfn, trail = task.kernel.alloc_pages(GFP_KERNEL | __GFP_WRITE | __GFP_THISNODE, explain=True)
+    assert task.kernel.page(pfn)["node"] == 0 and "lower bar" in [step.what for step in trail]     # the slow path takes any
+    file.fsync()
+    assert task.kernel.page(task.kernel.alloc_page(GFP_KERNEL | __GFP_WRITE))["node"] == 0
 
 
 def test_above_the_background_limit_the_flusher_writes(loopback):

@@ -354,7 +354,7 @@ def test_status(machine, task):
 
 def test_a_task_that_has_ended_has_no_files(machine):
     task = machine.task(cpu=2)
-    assert machine.listdir(f"/proc/{task.pid}") == ["comm", "maps", "numa_maps", "oom_score", "oom_score_adj", "smaps",
+    assert machine.listdir(f"/proc/{task.pid}") == ["cgroup", "comm", "maps", "numa_maps", "oom_score", "oom_score_adj", "smaps",
                                                       "smaps_rollup", "statm", "status"]
     assert str(task.pid) in machine.listdir("/proc")
     task.exit()

@@ -45,6 +45,6 @@ def test_api_examples_print_what_the_readme_says(tmp_path):
         assert comparable(output) == comparable(printed), code
 
 
-@pytest.mark.parametrize("word", ["huge pages", "Files", "lockstep", "paging"])
+@pytest.mark.parametrize("word", ["huge pages", "Files", "lockstep"])
 def test_limits_are_named(word):
     assert word in README.read_text().partition("## Limits")[2]

@@ -496,3 +496,20 @@ def test_the_audit_sees(loopback, harm, line):
     harm(loop, task, mapping)
     with pytest.raises(MachineCheck, match=line):
         loop.audit()
+
+
+@pytest.mark.parametrize("kind, ahead", [("disk", True), ("zram", False)])
+def test_nothing_is_read_ahead_from_memory(loopback, kind, ahead):
+    """SWP_SYNCHRONOUS_IO: a fault from zram brings one page; what a child names too goes through readahead as ever."""
+    loop = loopback(nodes=1, cpus_per_node=1, memory_per_node="8MiB")
+    swapon.swapon(loop.machine, "area", 16 << 20, kind=kind)
+    task = loop.task()
+    mapping, values = patterned(task, "256KiB", 5)
+    task.madvise(mapping.addr, mapping.nbytes, MADV_PAGEOUT)
+    task.mmap("12MiB", flags=UNRESERVED).touch().munmap()             # nothing of it is left in the swap cache
+    before = loop.vmstat()
+    assert (task.load(mapping.pages()) == values).all()
+    counts = {name: n - before[name] for name, n in loop.vmstat().items()}
+    assert counts["pswpin"] == 64 and (counts["swap_ra"] > 0) == ahead
+    assert ahead or counts["pgmajfault"] == 64
+    loop.audit()

@@ -251,11 +251,27 @@ def test_kswapd_watermarks_shows_who_makes_room(capsys):
         result = run("kswapd_watermarks", machine)
         machine.check()
     slow, rush = result["slowly"], result["in a rush"]
-    assert slow["kswapd runs"] > 0 and rush["direct reclaims"] > slow["direct reclaims"]
+    assert slow["dropped"] > 0 and rush["swapped"] > slow["swapped"]
+    assert slow["kswapd runs"] > 0 and rush["direct"] > slow["direct"]
     lines = capsys.readouterr().out.splitlines()
-    assert [line.split()[0] for line in lines if line[:12].strip()][1:] == ["high", "low", "min", "kswapd", "direct"]
+    assert [line.split()[0] for line in lines if line[:12].strip()][1:] == [
+        "high", "low", "min", "files", "swapped", "kswapd", "direct"]
     chart = lines[1:-1]
     assert len({len(line) for line in chart}) == 1 and "k" in chart[-2][14:] and "D" in chart[-1][14:]
+
+
+def test_swappiness_sweep_shows_whose_pages_go(capsys):
+    with Machine(nodes=1, cpus_per_node=1, memory_per_node="64MiB") as machine:
+        result = run("swappiness_sweep", machine)
+        machine.check()
+    shares = [row["own share"] for row in result.values()]
+    assert shares[0] == 0 and shares[-1] > 0.9 and max(shares[:3]) < 0.2
+    assert all(later >= earlier - 0.25 for earlier, later in zip(shares, shares[1:]))
+    for row in result.values():
+        assert row["own"] + row["of files"] > 0
+        assert abs(row["file refaults"] - row["of files"]) <= 0.25 * row["of files"] + 300
+    bars = capsys.readouterr().out.splitlines()[1:]
+    assert len(bars) == len(shares) and bars[0].count("█") == 0 and bars[-1].count("░") <= 4
 
 
 def test_zram_ratio_by_what_is_in_the_pages():

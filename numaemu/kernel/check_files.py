@@ -12,7 +12,7 @@ from numaemu.kernel.pgtable import pte_pfn
 from numaemu.kernel.rmap import mapping_of, next_vma_of
 from numaemu.kernel.vma_index import vma_of
 from numaemu.kernel.vmstat import fold_node
-from numaemu.kernel.xarray import MAX_INDEX, entry_is_page, xa_find, xa_load
+from numaemu.kernel.xarray import MAX_INDEX, entry_is_page, xa_find, xa_load, xa_slot
 
 U = np.uint64
 PAGES, DIRTY = range(2)
@@ -42,6 +42,26 @@ def validate_cache(machine_address, number, counts, by_node):
                 counts[DIRTY] += 1
                 by_node[2 * node + DIRTY] += 1
         index += 1
+
+
+@entry("void(u64, i64, i64[])")
+def count_shadow_nodes(machine_address, number, by_node):
+    """Leaves of a file's tree that hold nothing but shadows, by node."""
+    machine = machine_t.at(machine_address)
+    mapping, index = mapping_of(machine, inode_of(machine, number).mapping), 0
+    while True:
+        index = xa_find(machine, mapping, index, MAX_INDEX)
+        if index < 0:
+            return
+        shadows_only, end = True, (index | 511) + 1
+        slot = xa_slot(machine, mapping, index)
+        while 0 <= index < end:
+            if entry_is_page(xa_load(machine, mapping, index)):
+                shadows_only = False
+            index = xa_find(machine, mapping, index + 1, end)
+        if shadows_only:
+            by_node[page_to_nid(machine, np.int64((slot - machine.memory) >> U(12)))] += 1
+        index = end
 
 
 def count_vmas(machine, mapping):
@@ -89,13 +109,17 @@ def live_inodes(machine):
 
 def audit_files(machine):
     """Every file's cached pages, and the nodes' counters against them."""
-    by_node = np.zeros(2 * machine.nr_nodes, np.int64)
+    by_node, shadows = np.zeros(2 * machine.nr_nodes, np.int64), np.zeros(machine.nr_nodes, np.int64)
     for number in live_inodes(machine):
         audit_inode(machine, number, by_node)
+        count_shadow_nodes(int(machine.address), number, shadows)
     for node in range(machine.nr_nodes):
         counted = fold_node(machine, node)
         said = counted["nr_file_pages"] - counted["nr_shmem"] - counted["nr_swapcached"], counted["nr_dirty"]
         if said != tuple(by_node[2 * node:2 * node + 2]) or counted["nr_writeback"] != 0:
             raise MachineCheck(f"node {node}: {said} pages of files and dirty ones counted, "
                                f"{by_node[2 * node:2 * node + 2].tolist()} found, {counted['nr_writeback']} being written")
+        if counted["workingset_nodes"] != shadows[node]:
+            raise MachineCheck(f"node {node}: workingset_nodes is {counted['workingset_nodes']}, {shadows[node]} leaves "
+                               f"hold only shadows")
     audit_disk(machine)

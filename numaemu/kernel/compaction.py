@@ -8,6 +8,7 @@ uses them at that moment. Compaction ends when the scanners meet or a block of t
 """
 import numpy as np
 
+from numaemu.atomic import load_acquire
 from numaemu.compile import callback, hot, kernel
 from numaemu.kernel.compaction_free import (COMPACT_ALL, MIGRATE_ASYNC, MIGRATE_SYNC_LIGHT, compact_control_of,
                                             compaction_defer_reset, compaction_deferred, compaction_restarting,
@@ -21,8 +22,8 @@ from numaemu.kernel.internal import (COMPACT_COMPLETE, COMPACT_CONTENDED, COMPAC
                                      PAGE_ALLOC_COSTLY_ORDER)
 from numaemu.kernel.migrate import COMPACTION, batch_of, migrate_pages_batch
 from numaemu.kernel.mm_types import PG_buddy, PG_lru, PG_pcp
-from numaemu.kernel.mmzone import (MAX_NR_ZONES, MIGRATE_MOVABLE, WMARK_LOW, WMARK_MIN, page_of, wmark_pages, zone_of,
-                                   zonelist)
+from numaemu.kernel.mmzone import (KSWAPD, MAX_NR_ZONES, MIGRATE_MOVABLE, WMARK_LOW, WMARK_MIN, node_of, page_of,
+                                   wmark_pages, zone_of, zonelist)
 from numaemu.kernel.pcplist import drain_local_pages, return_chain
 from numaemu.kernel.shmem import release_mapping
 from numaemu.kernel.slowpath import fatal_signal_pending
@@ -101,6 +102,12 @@ def fragmentation_score_wmark(machine, low):
     return mark if low else min(mark + 10, 100)
 
 
+@hot
+def kswapd_is_running(machine, node):
+    """True if memory is short: kswapd runs in turn with kcompactd (kthread.py), so that it waits already."""
+    return load_acquire(node_of(machine, node), "kthread_pending") & U(KSWAPD) != U(0)
+
+
 @kernel("i64(cpu_t*, compact_control_t*)")
 def compact_finished(cpu, cc):
     """COMPACT_CONTINUE, or how compaction of this zone ends."""
@@ -114,6 +121,8 @@ def compact_finished(cpu, cc):
     if cc.contended != 0 or fatal_signal_pending(cpu):
         return COMPACT_CONTENDED
     if cc.proactive_compaction != 0:
+        if kswapd_is_running(machine, zone.node):
+            return COMPACT_PARTIAL_SKIPPED
         return COMPACT_CONTINUE if fragmentation_score_zone(zone) > fragmentation_score_wmark(machine, True) \
             else COMPACT_DONE
     if cc.order == COMPACT_ALL or cc.migrate_pfn & (PAGEBLOCK_PAGES - 1) != 0:      # a pageblock is always finished

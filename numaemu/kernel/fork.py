@@ -171,7 +171,8 @@ def alloc_task(cpu, mm_number, parent):
     task, tasks = task_t.array(machine.tasks)[number], task_t.array(machine.tasks)
     task.pid = fetch_add(machine, "next_pid", 1) + 1
     task.tgid, task.ppid, task.mm, task.cpu, task.state = task.pid, 0, mm_number, cpu.id, TASK_RUNNING
-    task.policy.mode, task.policy.flags, task.policy.nodes = 0, 0, U(0)
+    task.policy.mode, task.policy.flags, task.policy.nodes, task.policy.user_nodes = 0, 0, U(0), U(0)
+    task.cgroup, task.mems_allowed = 0, machine.memory_mask
     task.il_prev, task.il_weight, task.min_flt, task.maj_flt = 0, 0, 0, 0
     task.exit_signal, task.exit_code, task.oom_score_adj, task.clock_ns, task.uid = 0, 0, 0, 0, 0
     for i in range(2 * RLIM_NLIMITS):
@@ -182,6 +183,7 @@ def alloc_task(cpu, mm_number, parent):
         copy_policy(task.policy, of.policy)
         task.ppid, task.il_prev, task.il_weight = of.tgid, of.il_prev, of.il_weight
         task.oom_score_adj, task.uid = of.oom_score_adj, of.uid
+        task.cgroup, task.mems_allowed = of.cgroup, of.mems_allowed
         for i in range(2 * RLIM_NLIMITS):
             task.rlim[i] = of.rlim[i]
         for i in range(16):

@@ -3,14 +3,15 @@ import numpy as np
 
 from numaemu.atomic import fetch_and
 from numaemu.compile import hot, kernel
-from numaemu.kernel.gfp import __GFP_COLD, __GFP_THISNODE
+from numaemu.kernel.dirty import node_dirty_ok
+from numaemu.kernel.gfp import __GFP_COLD, __GFP_THISNODE, __GFP_WRITE
 from numaemu.kernel.internal import (ALLOC_BITS, ALLOC_KSWAPD, ALLOC_NOFRAGMENT, ALLOC_NON_BLOCK, ALLOC_NO_WATERMARKS,
-                                     ALLOC_OOM)
+                                     ALLOC_OOM, ALLOC_SPREAD_DIRTY)
 from numaemu.kernel.mmzone import (MAX_NR_ZONES, WMARK_LOW, ZONE_BOOSTED_WATERMARK, ZONE_NORMAL, page_of, pcp_of,
                                    wmark_pages, zone_of, zonelist)
 from numaemu.kernel.pcplist import rmqueue_pcplist, take_coldest, take_shelf
 from numaemu.kernel.smp import MSG_ALLOC, actor_of_node, machine_of, request
-from numaemu.kernel.trail import TRAIL_KSWAPD, TRAIL_MARK_FAILED, TRAIL_NO_PAGE, leave_trail
+from numaemu.kernel.trail import TRAIL_DIRTY, TRAIL_KSWAPD, TRAIL_MARK_FAILED, TRAIL_NO_PAGE, leave_trail
 from numaemu.kernel.vmstat import (NUMA_HIT, NUMA_LOCAL, NUMA_OTHER, PGALLOC_DMA, count_vm_events, percpu_of,
                                    zone_statistics)
 from numaemu.kernel.watermark import gfp_migratetype, gfp_zone, zone_watermark_fast
@@ -109,13 +110,18 @@ def walk_zonelist(cpu, gfp, order, nid, nodemask, alloc_flags):
             break
         if (nodemask >> U(node)) & U(1) == U(0) or (gfp & __GFP_THISNODE and node != nid):
             continue
+        too_dirty = alloc_flags & ALLOC_SPREAD_DIRTY != 0 and not node_dirty_ok(machine, node)
+        if too_dirty and cpu.trail != 0:
+            leave_trail(cpu, TRAIL_DIRTY, node, 0, highest, 0)
         for kind in range(highest, -1, -1):
             zone = zone_of(machine, node * MAX_NR_ZONES + kind)
             if zone.managed_pages == 0:
                 continue
             if preferred < 0:
                 preferred, alloc_flags = node, nofragment(machine, zone, alloc_flags)
-            elif node != preferred and alloc_flags & ALLOC_NOFRAGMENT:
+            if too_dirty:
+                break
+            if node != preferred and alloc_flags & ALLOC_NOFRAGMENT:
                 return AGAIN
             if not alloc_flags & ALLOC_NO_WATERMARKS and not zone_watermark_fast(zone, order, highest, alloc_flags):
                 if cpu.trail != 0:
@@ -134,7 +140,7 @@ def walk_zonelist(cpu, gfp, order, nid, nodemask, alloc_flags):
 @hot
 def page_at_hand(cpu, machine, gfp, nid, nodemask):
     """What the walk comes to nearly always: a page of this CPU's list for nid's highest zone, above low; else 0."""
-    if gfp & __GFP_COLD or (nodemask >> U(nid)) & U(1) == U(0):
+    if gfp & (__GFP_COLD | __GFP_WRITE) or (nodemask >> U(nid)) & U(1) == U(0):
         return 0
     highest = gfp_zone(machine, gfp)
     kind = highest

@@ -10,6 +10,7 @@ ALLOC_OOM = 0x008                # a dying task: half of what is left of the res
 ALLOC_NON_BLOCK = 0x010          # it cannot wait: with MIN_RESERVE a quarter more of the reserve
 ALLOC_MIN_RESERVE = 0x020        # __GFP_HIGH: half of the reserve below min
 ALLOC_CPUSET = 0x040
+ALLOC_SPREAD_DIRTY = 0x080       # ac->spread_dirty_pages: from a node within its dirty limit only
 ALLOC_NOFRAGMENT = 0x100         # rather a lower zone than another migratetype's pageblock
 ALLOC_HIGHATOMIC = 0x200         # may use pageblocks kept for large atomic allocations
 ALLOC_AHEAD = 0x400              # the emulator's own: a chain asked for before it is needed

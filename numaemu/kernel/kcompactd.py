@@ -6,7 +6,7 @@ import numpy as np
 
 from numaemu.compile import entry, kernel
 from numaemu.kernel.compaction import (compact_zone, compaction_suit_allocation_order, fragmentation_score_wmark,
-                                       fragmentation_score_zone, init_control)
+                                       fragmentation_score_zone, init_control, kswapd_is_running)
 from numaemu.kernel.compaction_free import (COMPACT_ALL, COMPACT_MAX_DEFER_SHIFT, MIGRATE_SYNC, MIGRATE_SYNC_LIGHT,
                                             compact_control_of, compaction_defer_reset, compaction_deferred,
                                             defer_compaction)
@@ -16,13 +16,13 @@ from numaemu.kernel.mmzone import KCOMPACTD, MAX_NR_ZONES, node_of, zone_of
 from numaemu.kernel.pcplist import drain_local_pages
 from numaemu.kernel.smp import MSG_DRAIN_ALL, machine_of, request, wake_kthread
 from numaemu.kernel.swap import lru_add_drain
+from numaemu.kernel.timer import HPAGE_FRAG_CHECK_INTERVAL_NS
 from numaemu.kernel.vmstat import (COMPACT_DAEMON_FREE_SCANNED, COMPACT_DAEMON_MIGRATE_SCANNED, COMPACT_DAEMON_WAKE,
                                    count_vm_events)
 from numaemu.mmu import clock_ns
 from numaemu.processor import cpu_t
 
 U = np.uint64
-HPAGE_FRAG_CHECK_INTERVAL_NS = 500_000_000
 
 
 @kernel("i64(machine_t*, i64)")
@@ -110,20 +110,29 @@ def kcompactd_do_work(cpu, node):
         n.kcompactd_highest_zoneidx = MAX_NR_ZONES - 1
 
 
+@kernel("bool(machine_t*, i64)")
+def should_proactive_compact_node(machine, node):
+    """True if the node is more fragmented than the high mark says, and memory is not short."""
+    if machine.compaction_proactiveness == 0 or kswapd_is_running(machine, node):
+        return False
+    return fragmentation_score_node(machine, node) > fragmentation_score_wmark(machine, False)
+
+
 @kernel("bool(cpu_t*, i64, i64)")
 def proactive_compact_node(cpu, node, now_ns):
-    """kcompactd without being woken: each 500 ms of the node's emulated time compact it if its score is above the mark.
+    """What kcompactd does without being asked: compact the node if it is time to, and its score too high.
 
-    In vain, it does so 64 times as seldom. True if it has compacted.
+    Looked at each 500 ms, in vain 64 times as seldom. True if it has compacted.
     """
     machine = machine_of(cpu)
     n = node_of(machine, node)
-    if machine.compaction_proactiveness == 0 or now_ns < n.proactive_next_ns:
+    triggered, n.proactive_compact_trigger = n.proactive_compact_trigger, 0
+    if not triggered and now_ns < n.proactive_next_ns:
         return False
     n.proactive_next_ns = now_ns + HPAGE_FRAG_CHECK_INTERVAL_NS
-    before = fragmentation_score_node(machine, node)
-    if before <= fragmentation_score_wmark(machine, False):
+    if not should_proactive_compact_node(machine, node):
         return False
+    before = fragmentation_score_node(machine, node)
     compact_node(cpu, node, True)
     if fragmentation_score_node(machine, node) >= before:
         n.proactive_next_ns = now_ns + (HPAGE_FRAG_CHECK_INTERVAL_NS << COMPACT_MAX_DEFER_SHIFT)
@@ -132,14 +141,14 @@ def proactive_compact_node(cpu, node, now_ns):
 
 @kernel("void(cpu_t*, i64)")
 def kcompactd(cpu, node):
-    """A wake-up of kcompactd: what it was asked for, then what it does of itself, by the clock of the node's CPUs."""
+    """A wake-up of kcompactd: what it was asked for, or what it does of itself, by the clock of the CPU that is furthest."""
     machine, now_ns = machine_of(cpu), 0
-    if node_of(machine, node).kcompactd_max_order > 0:
-        kcompactd_do_work(cpu, node)
+    n = node_of(machine, node)
     for number in range(machine.nr_cpus):
-        other = cpu_t.array(machine.cpus)[number]
-        if other.node == node:
-            now_ns = max(now_ns, clock_ns(other))
+        now_ns = max(now_ns, clock_ns(cpu_t.array(machine.cpus)[number]))
+    if n.kcompactd_max_order > 0:
+        kcompactd_do_work(cpu, node)
+        n.proactive_next_ns = now_ns + HPAGE_FRAG_CHECK_INTERVAL_NS
     proactive_compact_node(cpu, node, now_ns)
 
 

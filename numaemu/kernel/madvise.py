@@ -8,16 +8,16 @@ from numaemu.kernel.memory import zap_page_range
 from numaemu.kernel.mm_inline import folio_clear, folio_test, folio_trylock, folio_unlock
 from numaemu.kernel.mm_types import (VM_DONTCOPY, VM_DONTDUMP, VM_HUGEPAGE, VM_LOCKED, VM_NOHUGEPAGE, VM_RAND_READ,
                                      VM_SEQ_READ, VM_SHARED, VM_WIPEONFORK, PG_anon, PG_dirty, PG_referenced,
-                                     PG_swapcache)
+                                     PG_swapcache, MM_SWAPENTS)
 from numaemu.kernel.mmap import page_align, update_hiwater
 from numaemu.kernel.mmzone import page_of, page_to_nid
 from numaemu.kernel.page_alloc import put_page, try_get_page
 from numaemu.kernel.pageout import scan_control_of
-from numaemu.kernel.pgtable import (_PAGE_SPECIAL, mm_of, pte_offset, pte_pfn, pte_present, ptep_cmpxchg, ptep_get,
-                                    skip_missing)
+from numaemu.kernel.pgtable import (_PAGE_SPECIAL, is_swap_entry, mm_of, pte_offset, pte_pfn, pte_present,
+                                    pte_to_swp_entry, ptep_cmpxchg, ptep_get, skip_missing)
 from numaemu.kernel.smp import machine_of
 from numaemu.kernel.swap import folio_deactivate, folio_isolate_lru, folio_mark_lazyfree, lru_add_drain
-from numaemu.kernel.swapfile import folio_free_swap
+from numaemu.kernel.swapfile import folio_free_swap, free_swap_and_cache
 from numaemu.kernel.tlb import flush_tlb_mm_range
 from numaemu.kernel.vma import vma_modify_flags
 from numaemu.kernel.vma_index import find_position, map_count, vma_at
@@ -129,6 +129,14 @@ def lazy_free(machine, cpu, ptep, pte):
 
 
 @hot
+def free_swapped(cpu, mm, ptep, pte):
+    """What lies in swap is given up at once: its slot is free, and the page is zeros when it is used again."""
+    if ptep_cmpxchg(ptep, pte, U(0)):
+        fetch_add(mm.rss, MM_SWAPENTS, -1)
+        free_swap_and_cache(cpu, pte_to_swp_entry(pte))
+
+
+@hot
 def make_cold(machine, cpu, ptep, pte):
     """A page that was not used lately, as far as its entry tells, and no active one; True if the entry changed."""
     page = page_of(machine, pte_pfn(pte))
@@ -199,6 +207,8 @@ def madvise_pages(cpu, mm_number, start, end, free):
         if pte_present(pte) and pte & _PAGE_SPECIAL == U(0):
             if lazy_free(machine, cpu, ptep, pte) if free else make_cold(machine, cpu, ptep, pte):
                 changed = True
+        elif free and is_swap_entry(pte):
+            free_swapped(cpu, mm, ptep, pte)
         address += U(4096)
     if changed or load_acquire(mm, "tlb_flush_pending") > 1:
         flush_tlb_mm_range(cpu, mm_number, start, end)

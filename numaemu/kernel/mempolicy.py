@@ -45,6 +45,54 @@ def next_node_in(node, nodes):
             return node
 
 
+@kernel("i64(i64, u64, u64)")
+def node_remap(node, old, new):
+    """The node of `new` with the rank that `node` has in `old`, modulo its size (bitmap_bitremap)."""
+    rank = total = 0
+    for n in range(64):
+        if n < node and node_isset(old, n):
+            rank += 1
+        if node_isset(new, n):
+            total += 1
+    if total == 0 or not node_isset(old, node):
+        return node
+    rank %= total
+    for n in range(64):
+        if node_isset(new, n):
+            if rank == 0:
+                return n
+            rank -= 1
+    return node
+
+
+@kernel("i64(u64)")
+def nodes_weight(nodes):
+    weight = 0
+    for n in range(64):
+        weight += np.int64((nodes >> U(n)) & U(1))
+    return weight
+
+
+@kernel("u64(u64, u64, u64)")
+def nodes_remap(nodes, old, new):
+    """Each node of a mask by node_remap."""
+    mapped = U(0)
+    for node in range(64):
+        if node_isset(nodes, node):
+            mapped |= U(1) << U(node_remap(node, old, new))
+    return mapped
+
+
+@kernel("u64(u64, u64)")
+def mpol_relative_nodemask(nodes, allowed):
+    """MPOL_F_RELATIVE_NODES: node n of the mask is the n-th of those allowed, around the end."""
+    every, weight, mapped = (U(1) << U(63)) | ((U(1) << U(63)) - U(1)), nodes_weight(allowed), U(0)
+    for node in range(64):
+        if node_isset(nodes, node):
+            mapped |= U(1) << U(node_remap(node % weight, every, allowed))
+    return mapped
+
+
 @kernel("i64(machine_t*, i64, u64, i64)")
 def interleave_nid(machine, mode, nodes, index):
     """Static interleaving: the node of page `index` of a range (plain or weighted)."""
@@ -117,15 +165,17 @@ def alloc_table_page(cpu):
     return alloc_pages_mpol(cpu, GFP_PGTABLE_USER, 0, current_task(cpu).policy, NO_INTERLEAVE_INDEX)
 
 
-@kernel("i64(machine_t*, policy_t*, i64, i64, u64)")
-def mpol_new(machine, policy, mode, flags, nodes):
-    """Check and write a policy as Linux's mpol_new and mpol_set_nodemask do: 0 or -EINVAL."""
+@kernel("i64(u64, policy_t*, i64, i64, u64)")
+def mpol_new(mems_allowed, policy, mode, flags, nodes):
+    """Check and write a policy as Linux's mpol_new and mpol_set_nodemask do, for a task whose cpuset allows these nodes:
+    0 or -EINVAL.
+    """
     if mode < 0 or mode > MPOL_WEIGHTED_INTERLEAVE or flags & ~MPOL_MODE_FLAGS != 0 or flags == MPOL_MODE_FLAGS:
         return -EINVAL
     if mode == MPOL_DEFAULT:
         if nodes != U(0):
             return -EINVAL
-        policy.mode, policy.flags, policy.nodes = MPOL_DEFAULT, 0, U(0)
+        policy.mode, policy.flags, policy.nodes, policy.user_nodes = MPOL_DEFAULT, 0, U(0), U(0)
         return 0
     if mode == MPOL_PREFERRED and nodes == U(0):
         if flags != 0:
@@ -136,32 +186,56 @@ def mpol_new(machine, policy, mode, flags, nodes):
             return -EINVAL
     elif nodes == U(0):
         return -EINVAL
-    if mode != MPOL_LOCAL:
-        nodes &= machine.memory_mask
+    user_nodes = nodes if flags != 0 else mems_allowed
+    if mode == MPOL_LOCAL:
+        user_nodes = U(0)
+    else:
+        nodes = mpol_relative_nodemask(nodes, mems_allowed) if flags & MPOL_F_RELATIVE_NODES else nodes & mems_allowed
         if nodes == U(0):
             return -EINVAL
         if mode == MPOL_PREFERRED:
             nodes = U(1) << U(first_set(nodes))
-    policy.mode, policy.flags, policy.nodes = mode, flags, nodes
+    policy.mode, policy.flags, policy.nodes, policy.user_nodes = mode, flags, nodes, user_nodes
     return 0
+
+
+@kernel("void(policy_t*, u64)")
+def mpol_rebind_policy(policy, mems_allowed):
+    """The cpuset allows other nodes: those of the policy follow, by rank unless they are static."""
+    stored = policy.flags & MPOL_MODE_FLAGS != 0
+    if policy.mode == MPOL_DEFAULT or policy.mode == MPOL_LOCAL or not stored and policy.user_nodes == mems_allowed:
+        return
+    if policy.mode == MPOL_PREFERRED:
+        if not stored:
+            policy.user_nodes = mems_allowed
+        return
+    if policy.flags & MPOL_F_STATIC_NODES:
+        nodes = policy.user_nodes & mems_allowed
+    elif policy.flags & MPOL_F_RELATIVE_NODES:
+        nodes = mpol_relative_nodemask(policy.user_nodes, mems_allowed)
+    else:
+        nodes = nodes_remap(policy.nodes, policy.user_nodes, mems_allowed)
+        policy.user_nodes = mems_allowed
+    policy.nodes = nodes if nodes != U(0) else mems_allowed
 
 
 @kernel("bool(policy_t*, policy_t*)")
 def same_policy(one, other):
     """mpol_equal"""
-    return one.mode == other.mode and one.flags == other.flags and one.nodes == other.nodes
+    return one.mode == other.mode and one.flags == other.flags and one.nodes == other.nodes and \
+        (one.flags & MPOL_MODE_FLAGS == 0 or one.user_nodes == other.user_nodes)
 
 
 @kernel("void(policy_t*, policy_t*)")
 def copy_policy(to, of):
-    to.mode, to.flags, to.nodes = of.mode, of.flags, of.nodes
+    to.mode, to.flags, to.nodes, to.user_nodes = of.mode, of.flags, of.nodes, of.user_nodes
 
 
 @kernel("i64(cpu_t*, i64, i64, u64)")
 def do_set_mempolicy(cpu, mode, flags, nodes):
     """set_mempolicy(2) for the running task: 0 or -EINVAL."""
     task = current_task(cpu)
-    error = mpol_new(machine_of(cpu), task.policy, mode, flags, nodes)
+    error = mpol_new(task.mems_allowed, task.policy, mode, flags, nodes)
     if error == 0 and (mode == MPOL_INTERLEAVE or mode == MPOL_WEIGHTED_INTERLEAVE):
         task.il_prev, task.il_weight = 63, 0
     return error

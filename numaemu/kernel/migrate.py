@@ -10,7 +10,7 @@ from numaemu.atomic import compare_exchange, fetch_add, load_acquire, store_rele
 from numaemu.compile import hot, kernel
 from numaemu.kernel.compaction_free import compact_control_of
 from numaemu.kernel.gfp import GFP_HIGHUSER_MOVABLE, __GFP_THISNODE
-from numaemu.kernel.mempolicy import node_isset, vma_alloc_folio
+from numaemu.kernel.mempolicy import copy_policy, node_isset, node_remap, nodes_weight, vma_alloc_folio
 from numaemu.kernel.mlock import mlock_folio
 from numaemu.kernel.mm_inline import folio_clear, folio_set, folio_test
 from numaemu.kernel.mm_types import (VM_LOCKED, PG_active, PG_anon, PG_anon_exclusive, PG_dirty, PG_locked, PG_mlocked,
@@ -367,7 +367,7 @@ def mbind_range(cpu, mm_number, start, end, policy):
         vma = vma_of(machine, vma_index(machine, mm_number)[position])
         if vma.start >= end:
             break
-        vma.policy.mode, vma.policy.flags, vma.policy.nodes = policy.mode, policy.flags, policy.nodes
+        copy_policy(vma.policy, policy)
         position += 1
     return 0
 
@@ -400,34 +400,6 @@ def do_mbind(cpu, mm_number, start, length, policy, nodes, flags):
         failed = queue_pages_range(cpu, batch, start, end, nodes, False, flags)
     merge_range(cpu, mm_number, start, end)
     return -EIO if failed > 0 and flags & MPOL_MF_STRICT else 0
-
-
-@kernel("i64(i64, u64, u64)")
-def node_remap(node, old, new):
-    """The node of `new` with the rank that `node` has in `old`, modulo its size (bitmap_bitremap)."""
-    rank = total = 0
-    for n in range(64):
-        if n < node and node_isset(old, n):
-            rank += 1
-        if node_isset(new, n):
-            total += 1
-    if total == 0 or not node_isset(old, node):
-        return node
-    rank %= total
-    for n in range(64):
-        if node_isset(new, n):
-            if rank == 0:
-                return n
-            rank -= 1
-    return node
-
-
-@kernel("i64(u64)")
-def nodes_weight(nodes):
-    weight = 0
-    for n in range(64):
-        weight += np.int64((nodes >> U(n)) & U(1))
-    return weight
 
 
 @hot
@@ -525,11 +497,11 @@ def add_page_for_migration(cpu, batch, address, node, flags):
     return -1000                 # queued
 
 
-@kernel("i64(cpu_t*, i64, u64*, i64*, i64*, i64, i64)")
-def do_move_pages(cpu, mm_number, addresses, nodes, status, nr, flags):
+@kernel("i64(cpu_t*, i64, u64*, i64*, i64*, i64, i64, u64)")
+def do_move_pages(cpu, mm_number, addresses, nodes, status, nr, flags, allowed):
     """move_pages(2): how many pages stayed, or a negative errno. The mmap_lock is held for reading.
 
-    addresses, nodes and status are arrays of nr words; pages in a row with one target move as one batch.
+    addresses, nodes and status are arrays of nr words; `allowed` is what the task's cpuset allows; pages in a row with one target move as one batch.
     """
     machine = machine_of(cpu)
     batch, failed = batch_of(machine, cpu), 0
@@ -537,10 +509,11 @@ def do_move_pages(cpu, mm_number, addresses, nodes, status, nr, flags):
     lru_add_drain_all(cpu)
     for i in range(nr):
         node = nodes[i]
-        if node < 0 or node >= machine.nr_nodes or not node_isset(machine.memory_mask, node):
+        if node < 0 or node >= machine.nr_nodes or not node_isset(machine.memory_mask & allowed, node):
             if batch.nr > 0:
                 store_status(cpu, batch, status)
-            return -ENODEV
+            there = 0 <= node < machine.nr_nodes and node_isset(machine.memory_mask, node)
+            return -EACCES if there else -ENODEV
         if batch.nr > 0 and (node != batch.target or batch.nr == NR_MAX_BATCHED_MIGRATION):
             failed += store_status(cpu, batch, status)
         batch.target = node

@@ -10,7 +10,8 @@ from numaemu.kernel.compaction_free import compact_control_t
 from numaemu.kernel.disk import disk_space_t
 from numaemu.kernel.inode import file_t, inode_t
 from numaemu.kernel.migrate import migrate_t
-from numaemu.kernel.mm_types import exit_t, machine_t, mapping_t, mm_t, page_t, pool_t, task_t, vma_t
+from numaemu.kernel.mm_types import (cgroup_t, exit_t, machine_t, mapping_t, mm_t, page_t, policy_t, pool_t,
+                                     task_t, vma_t)
 from numaemu.kernel.mmzone import (MAX_NR_ZONES, MIGRATE_MOVABLE, MIGRATE_TYPES, MIGRATE_UNMOVABLE,
                                    PCP_BATCH_SCALE_MAX, PCP_HIGH_MAX, WMARK_HIGH, WMARK_LOW, WMARK_MIN, ZONE_DMA,
                                    ZONE_DMA32, ZONE_HIGHMEM, ZONE_MOVABLE, ZONE_NORMAL, lruvec_t, node_t, page_of,
@@ -23,13 +24,14 @@ from numaemu.kernel.slab_types import SLAB_RECLAIM_ACCOUNT
 from numaemu.kernel.slowpath import slowpath_t
 from numaemu.kernel.swap import cpu_fbatches_t
 from numaemu.kernel.swapfile import MAX_SWAPFILES, MAX_SWAP_ENTRIES, SWP_OFFSET_BITS, swap_t
+from numaemu.kernel.timer import HPAGE_FRAG_CHECK_INTERVAL_NS
 from numaemu.kernel.trail import trail_t
 from numaemu.kernel.vmstat import percpu_t
 from numaemu.kernel.zram import ZBUF_BYTES, zstat_t
 from numaemu.mailbox import mailbox_t
 from numaemu.paging import set_paging
-from numaemu.param import (EXIT_RECORDS, GATHER_PAGES, MAX_FILES, MAX_INODES, MAX_MAP_COUNT, MAX_MMS, MAX_NODES,
-                           MAX_TASKS, MAX_VMAS, OUTBOX_BYTES, PAGEBLOCK_ORDER, PAGEBLOCK_PAGES, PAGE_SIZE,
+from numaemu.param import (EXIT_RECORDS, GATHER_PAGES, MAX_CGROUPS, MAX_FILES, MAX_INODES, MAX_MAP_COUNT, MAX_MMS,
+                           MAX_NODES, MAX_TASKS, MAX_VMAS, OUTBOX_BYTES, PAGEBLOCK_ORDER, PAGEBLOCK_PAGES, PAGE_SIZE,
                            VMA_INDEX_SLOTS)
 from numaemu.pointer import i64, u8
 from numaemu.processor import cpu_t
@@ -84,6 +86,7 @@ def control_layout(topology, max_pfn, nr_actors):
             ("tasks", MAX_TASKS * task_t.nbytes), ("mms", MAX_MMS * mm_t.nbytes), ("vmas", MAX_VMAS * vma_t.nbytes),
             ("mappings", MAX_VMAS * mapping_t.nbytes), ("vma_index", MAX_MMS * VMA_INDEX_SLOTS * 8),
             ("cpu_fbatches", cpus * cpu_fbatches_t.nbytes), ("lruvecs", nodes * lruvec_t.nbytes),
+            ("cgroups", MAX_CGROUPS * cgroup_t.nbytes), ("mpols", cpus * policy_t.nbytes),
             ("trails", cpus * trail_t.nbytes), ("slowpaths", 2 * cpus * slowpath_t.nbytes),
             ("exits", EXIT_RECORDS * exit_t.nbytes), ("gather", cpus * GATHER_PAGES * 8), ("migrate", cpus * migrate_t.nbytes),
             ("pools", 6 * pool_t.nbytes), ("task_stack", MAX_TASKS * 8), ("mm_stack", MAX_MMS * 8),
@@ -396,11 +399,15 @@ def boot(topology, reserve=None):
     for name, default in COMPACTION_SYSCTLS.items():
         setattr(machine, name, topology.sysctl.get(f"vm.{name}", default))
     init_pools(machine, blocks)
+    machine.kcompactd_timer_ns = HPAGE_FRAG_CHECK_INTERVAL_NS
     machine.page_group_by_mobility_disabled = not groups_by_mobility(topology)
     machine.highmem = topology.zone_layout == "x86-32"
     map_memory(topology, machine, max_pfn)
     init_zones(topology, machine, reserve or {})
     machine.memory_mask = sum(1 << n for n in range(topology.nr_nodes) if node_managed_pages(machine, n) > 0)
+    task_t.array(machine.tasks)[0].mems_allowed = machine.node_mask      # where no task runs
+    for number in range(topology.nr_cpus):
+        cgroup_t.array(machine.cgroups)[0].cpus[number // 64] |= 1 << number % 64
     build_zonelists(topology, machine)
     init_commit_limit(topology, machine)
     setup_per_zone_wmarks(machine, topology.sysctl)

@@ -41,6 +41,7 @@ VM_LOCKED_MASK = VM_LOCKED | VM_LOCKONFAULT
 
 policy_t = Struct("policy_t", [     # struct mempolicy; mode 0 (MPOL_DEFAULT) = none of its own
     ("mode", i64), ("flags", i64), ("nodes", u64),
+    ("user_nodes", u64),            # w: with static or relative nodes those asked for, else those the cpuset allowed then
 ])
 
 vma_t = Struct("vma_t", [           # written under the mmap_lock of its mm, held for writing
@@ -114,9 +115,18 @@ task_t = Struct("task_t", [
     ("comm", u8, TASK_NAME_BYTES),
     ("rlim", u64, 2 * RLIM_NLIMITS),          # soft, hard; the same in every thread of a process
     ("uid", i64),                             # 0 has every capability, any other none
+    ("cgroup", i64), ("mems_allowed", u64),   # number of its control group, the nodes that its cpuset allows
     # by the coordinator, when it chooses a victim
     ("oom_victim", i64),                      # its pid: SIGKILL is pending; else the mark means nothing
     ("oom_rss", i64), ("oom_nodes", u64), ("oom_asker", i64),       # pages at the kill, the nodes asked, who asked (pid)
+])
+
+cgroup_t = Struct("cgroup_t", [     # a control group, by its number; 0 is the root
+    # by the coordinator
+    ("cpus", u64, CPU_WORDS),       # cpuset.cpus.effective
+    ("memcg", i64),                 # the nearest group upward with a memory controller; 0: the root
+    # atomically
+    ("kernel_pages", i64),          # charged with __GFP_ACCOUNT, to this group itself
 ])
 
 exit_t = Struct("exit_t", [         # a process that has ended, until its parent has waited for it
@@ -151,6 +161,9 @@ machine_t = Struct("machine_t", [
     ("il_weights", i64, MAX_NODES), # /sys/kernel/mm/mempolicy/weighted_interleave/nodeN
     ("anon_vma_lock", u64),         # spin lock: a VMA gets its first mapping
     ("next_pid", i64), ("next_mm_id", i64),        # atomically
+    ("cgroups", u64),               # cgroup_t[MAX_CGROUPS]
+    ("cpusets_enabled", i64),       # 1 from the first cpuset on: Linux's static key; by the coordinator
+    ("mpols", u64),                 # policy_t[nr_cpu_ids]: a mempolicy on its way to a range
     ("migrate", u64),               # migrate_t[nr_cpu_ids]
     ("on_oom", u64),                # the slow path's way up: oom_kill.alloc_pages_may_oom; 0: allocations fail
     ("on_reclaim", u64), ("on_compact", u64),      # likewise: try_to_free_pages, try_to_compact_pages; 0: not there
@@ -199,4 +212,5 @@ machine_t = Struct("machine_t", [
     ("compact", u64),               # compact_control_t[nr_cpu_ids]: compaction_free.py
     ("block_skip", u64),            # u8 per pageblock: compaction found nothing there (PB_migrate_skip)
     ("extfrag_threshold", i64), ("compaction_proactiveness", i64), ("compact_unevictable_allowed", i64),     # sysctls
+    ("kcompactd_timer_ns", i64),    # emulated time of the next look at fragmentation: timer.py, compare-exchange
 ])

@@ -99,6 +99,7 @@ node_t = Struct("node_t", [          # pg_data_t
     ("kswapd_order", i64), ("kswapd_highest_zoneidx", i64), ("kswapd_failures", i64),
     ("kcompactd_max_order", i64), ("kcompactd_highest_zoneidx", i64),      # for kcompactd, likewise
     ("proactive_next_ns", i64),      # by kcompactd: when it looks at the fragmentation score again
+    ("proactive_compact_trigger", i64),      # 1 by a write to the sysctl: at once; 0 by kcompactd
 ])
 
 

@@ -14,18 +14,18 @@ import numpy as np
 from numaemu.atomic import compare_exchange, exchange, load_acquire
 from numaemu.compile import callback, entry, kernel
 from numaemu.kernel.fork import exit_mm, mmget_not_zero, mmput
-from numaemu.kernel.gfp import gfp_text
+from numaemu.kernel.gfp import __GFP_HARDWALL, __GFP_THISNODE, gfp_text
 from numaemu.kernel.memory import zap_page_range
 from numaemu.kernel.mm_types import (MM_ANONPAGES, MM_FILEPAGES, MM_SHMEMPAGES, MM_SWAPENTS, OOM_NONE, OOM_REAPED,
                                      OOM_REAPING, OOM_SKIP, OOM_VICTIM, TASK_DEAD, TASK_RUNNING, TASK_ZOMBIE, pool_t,
                                      task_t)
 from numaemu.kernel.mmzone import MAX_NR_ZONES, WMARK_HIGH, wmark_pages, zone_of
-from numaemu.kernel.node_sysfs import has_memory, list_text
+from numaemu.kernel.node_sysfs import list_text
 from numaemu.kernel.pcplist import drain_local_pages
 from numaemu.kernel.pgtable import mm_of
 from numaemu.kernel.pool import pool_put
 from numaemu.kernel.proc_meminfo import kilobytes
-from numaemu.kernel.show_mem import show_mem
+from numaemu.kernel.show_mem import cpuset_name, mems_allowed, show_mem
 from numaemu.kernel.slowpath import fatal_signal_pending
 from numaemu.kernel.smp import MSG_OOM, let_others_run, machine_of, read_unlock, request
 from numaemu.kernel.stats import task_name
@@ -135,20 +135,38 @@ class OomControl:
         self.constraint, self.totalpages, self.chosen, self.chosen_points = CONSTRAINT_NONE, 0, 0, None
 
 
-def totalram_pages(machine):
-    return sum(zone_of(machine, number).managed_pages for number in range(machine.nr_nodes * MAX_NR_ZONES))
+def total_pages(machine):
+    """totalram_pages() + total_swap_pages"""
+    ram = sum(zone_of(machine, number).managed_pages for number in range(machine.nr_nodes * MAX_NR_ZONES))
+    return ram + machine.total_swap_pages
+
+
+def present_pages(machine, nodemask):
+    """Pages of some nodes."""
+    return sum(zone_of(machine, node * MAX_NR_ZONES + kind).present_pages for node in range(machine.nr_nodes)
+               if nodemask >> node & 1 for kind in range(MAX_NR_ZONES))
+
+
+def cpuset_limited(oc):
+    """True if the asking task's cpuset keeps it from a zone that would do."""
+    machine, walled = oc.system.machine, ~int(oc.current.mems_allowed)
+    return bool(oc.gfp & __GFP_HARDWALL) and any(
+        walled >> node & 1 and zone_of(machine, node * MAX_NR_ZONES + kind).managed_pages
+        for node in range(machine.nr_nodes) if oc.nodemask >> node & 1 for kind in range(gfp_zone(machine, oc.gfp) + 1))
 
 
 def constrained_alloc(oc):
-    """Fill in constraint and totalpages. There is no swap yet."""
+    """Fill in constraint and totalpages: what the allocation might have used, and all swap."""
     machine = oc.system.machine
-    oc.totalpages = totalram_pages(machine)
+    oc.totalpages = total_pages(machine)
+    if oc.gfp & __GFP_THISNODE:
+        return
     if int(machine.memory_mask) & ~oc.nodemask:
-        zones = [zone_of(machine, node * MAX_NR_ZONES + kind) for node in range(machine.nr_nodes)
-                 if oc.nodemask >> node & 1 for kind in range(MAX_NR_ZONES)]
-        oc.totalpages = sum(zone.present_pages for zone in zones)
+        oc.totalpages = machine.total_swap_pages + present_pages(machine, oc.nodemask)
         oc.constraint = CONSTRAINT_MEMORY_POLICY
-    return oc.constraint
+    elif cpuset_limited(oc):
+        oc.totalpages = machine.total_swap_pages + present_pages(machine, int(oc.current.mems_allowed))
+        oc.constraint = CONSTRAINT_CPUSET
 
 
 def oom_badness(machine, task, totalpages):
@@ -164,7 +182,7 @@ def oom_badness(machine, task, totalpages):
 
 def oom_score(machine, task):
     """/proc/<pid>/oom_score: proc_oom_score"""
-    totalpages = totalram_pages(machine)
+    totalpages = total_pages(machine)
     badness = oom_badness(machine, task, totalpages)
     return 0 if badness is None else int((1000 + int(badness * 1000 / totalpages)) * 2 / 3)
 
@@ -186,7 +204,10 @@ def mempolicy_in_oom_domain(task, nodemask):
 
 
 def oom_eligible(oc, task):
-    return oc.constraint != CONSTRAINT_MEMORY_POLICY or mempolicy_in_oom_domain(task, oc.nodemask)
+    """oom_cpuset_eligible: may its end give memory that the allocation may have?"""
+    if oc.constraint == CONSTRAINT_MEMORY_POLICY:
+        return mempolicy_in_oom_domain(task, oc.nodemask)
+    return bool(int(task.mems_allowed) & int(oc.current.mems_allowed))
 
 
 def select_bad_process(oc):
@@ -202,8 +223,9 @@ def last_attempt_helps(oc):
     """Linux's last try under the high watermark, lest a kill that has just freed memory is followed by another."""
     machine = oc.system.machine
     highest = gfp_zone(machine, oc.gfp)
+    nodes = oc.nodemask & int(oc.current.mems_allowed)
     for node in range(machine.nr_nodes):
-        for kind in range(highest + 1) if oc.nodemask >> node & 1 else ():
+        for kind in range(highest + 1) if nodes >> node & 1 else ():
             zone = zone_of(machine, node * MAX_NR_ZONES + kind)
             if zone.managed_pages and zone_watermark_ok(zone, oc.order, wmark_pages(zone, WMARK_HIGH), highest, 0):
                 return True
@@ -278,7 +300,7 @@ class OomKiller:
             mm = mm_of(self.machine, task.mm)
             if oom_eligible(oc, task):
                 anon, file, shmem = (mm.rss[kind] for kind in (MM_ANONPAGES, MM_FILEPAGES, MM_SHMEMPAGES))
-                self.log(f"[{task.pid:7d}] {0:5d} {task.tgid:5d} {mm.total_vm:8d} {anon + file + shmem:8d} {anon:8d} "
+                self.log(f"[{task.pid:7d}] {task.uid:5d} {task.tgid:5d} {mm.total_vm:8d} {anon + file + shmem:8d} {anon:8d} "
                          f"{file:8d} {shmem:9d} {mm.pgtables * 4096:8d} {mm.rss[MM_SWAPENTS]:8d}         "
                          f"{task.oom_score_adj:5d} {task_name(task)}")
 
@@ -288,13 +310,14 @@ class OomKiller:
         mm_number = victim.mm
         mm = mm_of(self.machine, mm_number)
         self.dump_header(oc)
-        mask = "(null)" if oc.constraint == CONSTRAINT_NONE else list_text(n for n in range(MAX_NODES) if oc.nodemask >> n & 1)
-        self.log(f"oom-kill:constraint={CONSTRAINTS[oc.constraint]},nodemask={mask},cpuset=/,"
-                 f"mems_allowed={list_text(has_memory(self.system))},global_oom,task_memcg=/,task={task_name(victim)},"
-                 f"pid={victim.pid},uid=0")
+        policy = oc.constraint == CONSTRAINT_MEMORY_POLICY
+        mask = list_text(n for n in range(MAX_NODES) if oc.nodemask >> n & 1) if policy else "(null)"
+        self.log(f"oom-kill:constraint={CONSTRAINTS[oc.constraint]},nodemask={mask},"
+                 f"cpuset={cpuset_name(self.system, oc.current)},mems_allowed={list_text(mems_allowed(oc.current))},"
+                 f"global_oom,task_memcg=/,task={task_name(victim)},pid={victim.pid},uid={victim.uid}")
         anon, file, shmem = (mm.rss[kind] for kind in (MM_ANONPAGES, MM_FILEPAGES, MM_SHMEMPAGES))
         self.log(f"Out of memory: Killed process {victim.pid} ({task_name(victim)}) total-vm:{kilobytes(mm.total_vm)}kB, "
-                 f"anon-rss:{kilobytes(anon)}kB, file-rss:{kilobytes(file)}kB, shmem-rss:{kilobytes(shmem)}kB, UID:0 "
+                 f"anon-rss:{kilobytes(anon)}kB, file-rss:{kilobytes(file)}kB, shmem-rss:{kilobytes(shmem)}kB, UID:{victim.uid} "
                  f"pgtables:{kilobytes(mm.pgtables)}kB oom_score_adj:{victim.oom_score_adj}")
         self.machine.oom_kills += 1
         self.dying[mm_number] = mm.id, 0

@@ -8,10 +8,13 @@ import numpy as np
 from numaemu.atomic import compare_exchange, fetch_add, load_acquire
 from numaemu.compile import hot, kernel
 from numaemu.errors import KernelBug
+from numaemu.kernel.cpuset import cpuset_current_mems_allowed
 from numaemu.kernel.free_area import get_pageblock_migratetype
 from numaemu.kernel.freelist import get_page_from_freelist, page_at_hand
-from numaemu.kernel.gfp import __GFP_COMP, __GFP_KSWAPD_RECLAIM, __GFP_ZERO
-from numaemu.kernel.internal import ALLOC_KSWAPD, ALLOC_NOFRAGMENT, ALLOC_WMARK_LOW, PF_MEMALLOC
+from numaemu.kernel.gfp import __GFP_ACCOUNT, __GFP_COMP, __GFP_KSWAPD_RECLAIM, __GFP_WRITE, __GFP_ZERO
+from numaemu.kernel.internal import (ALLOC_KSWAPD, ALLOC_NOFRAGMENT, ALLOC_SPREAD_DIRTY, ALLOC_WMARK_LOW,
+                                     PF_MEMALLOC, is_compound)
+from numaemu.kernel.memcontrol import MEMCG_SHIFT, memcg_kmem_charge_page, memcg_kmem_uncharge_page
 from numaemu.kernel.mm_inline import __page_cache_release, unlock_lruvec
 from numaemu.kernel.mm_types import PG_buddy, PG_head, PG_pcp, PG_tail, PG_used
 from numaemu.kernel.mmdebug import VM_BUG_ON_PAGE
@@ -85,8 +88,10 @@ def alloc_pages(cpu, gfp, order, nid, nodemask):
 
     Mirrors __alloc_pages_noprof.
     """
-    machine = machine_of(cpu)
-    if order == 0:
+    machine, wanted = machine_of(cpu), nodemask
+    if machine.cpusets_enabled != 0:
+        nodemask &= cpuset_current_mems_allowed(cpu)
+    if order == 0 and not gfp & __GFP_ACCOUNT:
         pfn = page_at_hand(cpu, machine, gfp, nid, nodemask)
         if pfn != 0:
             prep_page(machine, cpu, pfn, 0, gfp).refcount = 1
@@ -94,15 +99,19 @@ def alloc_pages(cpu, gfp, order, nid, nodemask):
     if order > MAX_ORDER:
         return 0
     flags = ALLOC_WMARK_LOW | ALLOC_NOFRAGMENT | (ALLOC_KSWAPD if gfp & __GFP_KSWAPD_RECLAIM else 0)
+    if gfp & __GFP_WRITE:
+        flags |= ALLOC_SPREAD_DIRTY
     pfn = get_page_from_freelist(cpu, gfp, order, nid, nodemask, flags)
     if pfn == 0:
-        pfn = alloc_pages_slow(cpu, gfp, order, nid, nodemask)
+        pfn = alloc_pages_slow(cpu, gfp, order, nid, wanted)
         if pfn == 0:
             return 0
     if order == 0:
         prep_page(machine, cpu, pfn, 0, gfp).refcount = 1
     else:
         prep_block(cpu, pfn, order, gfp)
+    if gfp & __GFP_ACCOUNT:
+        memcg_kmem_charge_page(cpu, pfn, order, is_compound(gfp, order))
     return pfn
 
 
@@ -121,6 +130,8 @@ def free_unref_page(cpu, pfn):
     machine = machine_of(cpu)
     page, zone = page_of(machine, pfn), zone_of(machine, page_zone(machine, pfn))
     VM_BUG_ON_PAGE(page.flags & (_BUDDY | _PCP) != U(0) or page.refcount != 0 or page.mapcount != 0, page)
+    if page.flags >> MEMCG_SHIFT != U(0):
+        memcg_kmem_uncharge_page(machine, pfn, 0)
     count_vm_events(machine, cpu.id, PGFREE, 1)
     migratetype = get_pageblock_migratetype(machine, pfn)
     if migratetype >= MIGRATE_PCPTYPES:
@@ -147,6 +158,7 @@ def free_cold_page(cpu, pfn):
         free_unref_page(cpu, pfn)
         return
     zone = zone_of(machine, page_zone(machine, pfn))
+    memcg_kmem_uncharge_page(machine, pfn, 0)
     page.flags = _USED | _PCP
     count_vm_events(machine, cpu.id, PGFREE, 1)
     pcp = pcp_of(machine, cpu.id, zone.number).lists[migratetype]
@@ -162,6 +174,7 @@ def free_pages(cpu, pfn, order):
         free_unref_page(cpu, pfn)
         return
     machine = machine_of(cpu)
+    memcg_kmem_uncharge_page(machine, pfn, order)
     count_vm_events(machine, cpu.id, PGFREE, 1 << order)
     send(machine, actor_of_node(page_to_nid(machine, pfn)), MSG_FREE, cpu.id, 0, pfn, order, 0, 0)
 

@@ -9,14 +9,14 @@ import numpy as np
 
 from numaemu.atomic import compare_exchange, fetch_add, load_acquire, store_release
 from numaemu.compile import hot, kernel
+from numaemu.kernel.dirty import global_dirtyable_memory
 from numaemu.kernel.disk import disk_time, disk_write_page
 from numaemu.kernel.inode import bmap, host_of, igrab, inode_of
 from numaemu.kernel.mempolicy import current_task
 from numaemu.kernel.mm_inline import folio_clear, folio_lock, folio_set, folio_test, folio_unlock
 from numaemu.kernel.mm_types import VM_SHARED, PG_dirty, PG_locked, PG_reclaim, PG_swapbacked, PG_writeback, pool_t
 from numaemu.kernel.mmdebug import VM_BUG_ON_PAGE
-from numaemu.kernel.mmzone import (LRU_ACTIVE, LRU_FILE, MAX_NR_ZONES, WMARK_HIGH, lruvec_of, page_of, page_to_nid,
-                                   zone_of)
+from numaemu.kernel.mmzone import page_of, page_to_nid
 from numaemu.kernel.page_alloc import put_page
 from numaemu.kernel.pagemap import filemap_get_folio, folio_host_address
 from numaemu.kernel.pgtable import mm_of, pte_offset, pte_pfn, pte_present, ptep_cmpxchg, ptep_get
@@ -51,27 +51,10 @@ def global_node_page_state(machine, item):
     return total
 
 
-@kernel("i64(machine_t*, i64)")
-def node_dirtyable_memory(machine, node):
-    """Pages of a node that could be dirty: free ones above what is kept back, and those of files."""
-    free = reserve = 0
-    for kind in range(MAX_NR_ZONES):
-        zone = zone_of(machine, node * MAX_NR_ZONES + kind)
-        most = 0
-        for upper in range(kind, MAX_NR_ZONES):
-            most = max(most, zone.lowmem_reserve[upper])
-        reserve += min(most + zone.watermark[WMARK_HIGH] + zone.watermark_boost, zone.managed_pages)
-        free += zone.free_pages
-    lruvec = lruvec_of(machine, node)
-    return max(free - reserve, 0) + lruvec.nr[LRU_FILE] + lruvec.nr[LRU_FILE + LRU_ACTIVE]
-
-
 @kernel("i64(machine_t*, bool)")
 def dirty_limit(machine, background):
     """Dirty pages from which on the flusher writes (`background`), or writers have to wait. Mirrors domain_dirty_limits."""
-    available = 0
-    for node in range(machine.nr_nodes):
-        available += node_dirtyable_memory(machine, node)
+    available = global_dirtyable_memory(machine)
     limit = machine.vm_dirty_ratio * 4096 // 100 * available >> 12
     if machine.vm_dirty_bytes > 0:
         limit = (machine.vm_dirty_bytes + 4095) >> 12

@@ -23,7 +23,7 @@ from numaemu.kernel.slab import slab_alloc_node, slab_free
 from numaemu.kernel.slab_types import PAGE_OFFSET
 from numaemu.kernel.smp import machine_of, relax
 from numaemu.kernel.swap import folio_add_lru
-from numaemu.kernel.vmstat import NR_FILE_PAGES, mod_node_page_state
+from numaemu.kernel.vmstat import NR_FILE_PAGES, WORKINGSET_NODES, mod_node_page_state
 from numaemu.kernel.workingset import entry_to_shadow, workingset_refault
 from numaemu.kernel.xarray import entry_is_page, page_entry, xa_create, xa_is_value, xa_slot
 from numaemu.mmu import clock_ns
@@ -124,6 +124,40 @@ def filemap_lock_folio(cpu, mapping_number, index):
         put_page(cpu, pfn)
 
 
+VALUES_SHIFT = 32                # page.private of a leaf of a file's tree: pages in it, and from this bit on values
+
+
+@hot
+def only_shadows(word):
+    return word & (1 << VALUES_SHIFT) - 1 == 0 and word >> VALUES_SHIFT > 0
+
+
+@kernel("void(cpu_t*, u64, i64, i64)")
+def workingset_update_node(cpu, slot, pages, values):
+    """So many pages and shadows more lie in the leaf that the slot at this host address belongs to: leaves that have
+    nothing but shadows are counted (WORKINGSET_NODES). One atomic word holds both counts, so each change is seen once.
+    """
+    machine = machine_of(cpu)
+    pfn = np.int64((slot - machine.memory) >> U(12))
+    delta = pages + (values << VALUES_SHIFT)
+    before = fetch_add(page_of(machine, pfn), "private", delta)
+    change = (1 if only_shadows(before + delta) else 0) - (1 if only_shadows(before) else 0)
+    if change != 0:
+        mod_node_page_state(machine, cpu.id, page_to_nid(machine, pfn), WORKINGSET_NODES, change)
+
+
+@kernel("void(cpu_t*, mapping_t*, i64)")
+def clear_shadow_entry(cpu, mapping, index):
+    """A page that is not in the cache need not be known any more."""
+    machine = machine_of(cpu)
+    slot = xa_slot(machine, mapping, index)
+    if slot == U(0):
+        return
+    entry = load_acquire(u64.array(slot), 0)
+    if xa_is_value(entry) and compare_exchange(u64.array(slot), 0, entry, U(0)) == entry:
+        workingset_update_node(cpu, slot, 0, -1)
+
+
 @kernel("bool(cpu_t*, i64, i64, i64, bool)")
 def filemap_add_folio(cpu, mapping_number, pfn, index, write):
     """A new page, locked and nobody else's, joins the cache and the LRU list; False: no memory, or another is there.
@@ -145,6 +179,7 @@ def filemap_add_folio(cpu, mapping_number, pfn, index, write):
             return False
         if compare_exchange(u64.array(slot), 0, old, page_entry(pfn)) == old:
             break
+    workingset_update_node(cpu, slot, 1, -1 if xa_is_value(old) else 0)
     fetch_add(mapping, "nr_pages", 1)
     mod_node_page_state(machine, cpu.id, page_to_nid(machine, pfn), NR_FILE_PAGES, 1)
     if xa_is_value(old) and not write:
@@ -160,7 +195,9 @@ def __filemap_remove_folio(cpu, pfn, shadow):
     page = page_of(machine, pfn)
     VM_BUG_ON_PAGE(not folio_test(page, PG_locked) or folio_test(page, PG_dirty | PG_writeback), page)
     mapping = mapping_of(machine, page.mapping)
-    store_release(u64.array(xa_slot(machine, mapping, page.index)), 0, shadow)
+    slot = xa_slot(machine, mapping, page.index)
+    store_release(u64.array(slot), 0, shadow)
+    workingset_update_node(cpu, slot, -1, 1 if shadow != U(0) else 0)
     drop_buffers(cpu, page)
     page.mapping, page.private = 0, 0
     fetch_add(mapping, "nr_pages", -1)

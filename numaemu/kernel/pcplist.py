@@ -21,6 +21,7 @@ from numaemu.kernel.mmdebug import VM_BUG_ON_PAGE
 from numaemu.kernel.mmzone import (MAX_NR_ZONES, MIGRATE_RECLAIMABLE, PCP_BATCH_SCALE_MAX, PCP_HIGH_MAX, page_of,
                                    pcp_of, zone_of)
 from numaemu.kernel.smp import MSG_DRAIN, MSG_FALLBACK, MSG_FILL, actor_of_node, machine_of, send, wait_for_event
+from numaemu.kernel.timer import run_local_timers
 from numaemu.kernel.vmstat import NUMA_FALLBACK, count_vm_events
 from numaemu.native import prefetch
 
@@ -49,6 +50,7 @@ def take_shelf(cpu, zone, migratetype, preferred_node, alloc_flags):
     """Refill an empty per-CPU list: take the chain on the shelf, or ask and wait for one. False: the node has none."""
     machine = machine_of(cpu)
     pcp = pcp_of(machine, cpu.id, zone.number).lists[migratetype]
+    run_local_timers(cpu)
     ours = False                     # what was asked for ahead may be refused, what is asked for now is looked for
     while True:
         first = exchange(pcp, "shelf", 0)

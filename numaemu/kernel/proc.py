@@ -8,7 +8,7 @@ import functools
 import os
 import re
 
-from numaemu.kernel import node_sysfs, proc_meminfo, proc_slabinfo, proc_smaps, proc_task, proc_vmstat, swapon, sysctl
+from numaemu.kernel import cgroup, node_sysfs, proc_meminfo, proc_slabinfo, proc_smaps, proc_task, proc_vmstat, swapon, sysctl
 from numaemu.kernel.inode import I_LIVE, inode_name, inode_t
 from numaemu.kernel.mm_types import mapping_t, pool_t
 from numaemu.kernel.sysctl import System  # noqa: F401  (what read, write and listdir take)
@@ -16,7 +16,7 @@ from numaemu.kernel.sysctl import System  # noqa: F401  (what read, write and li
 FIXED = {path: (read, None) for module in (proc_vmstat, proc_meminfo, proc_slabinfo, node_sysfs)
          for path, read in module.FILES.items()}
 FIXED |= sysctl.FILES | swapon.FILES
-PID_FILES = proc_task.PID_FILES | proc_smaps.PID_FILES
+PID_FILES = proc_task.PID_FILES | proc_smaps.PID_FILES | cgroup.PID_FILES
 _PID = re.compile(r"/proc/(\d+)/(\w+)")
 _NODE = re.compile(rf"{node_sysfs.ROOT}/node(\d+)/(\w+)")
 _WEIGHT = re.compile(rf"{sysctl.WEIGHTS}/node(\d+)")
@@ -40,7 +40,7 @@ def find(system, path):
         node = int(match[1])
         return (functools.partial(sysctl.read_weight, node=node),
                 lambda system, text: sysctl.write_weight(system, node, text))
-    return None
+    return cgroup.find(system, path)
 
 
 def error(number, path):
@@ -54,6 +54,7 @@ def paths(system):
     names = (*node_sysfs.NODE_FILES, *node_sysfs.NODE_WRITERS)
     yield from (f"{node_sysfs.ROOT}/node{node}/{name}" for node in nodes for name in names)
     yield from (f"{sysctl.WEIGHTS}/node{node}" for node in nodes)
+    yield from cgroup.paths(system)
     yield from (f"/proc/{pid}/{name}" for pid in proc_task.pids(system.machine) for name in PID_FILES)
 
 
@@ -103,3 +104,12 @@ def listdir(system, path):
     if not names:
         raise error(errno.ENOENT if find(system, path) is None else errno.ENOTDIR, path)
     return sorted(names)
+
+
+def mkdir(system, path):
+    """A new directory: only control groups are made so."""
+    cgroup.mkdir(system, path)
+
+
+def rmdir(system, path):
+    cgroup.rmdir(system, path)

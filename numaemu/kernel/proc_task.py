@@ -12,11 +12,12 @@ from numaemu.kernel.inode import file_of, inode_name, inode_of
 from numaemu.kernel.mm_types import (MM_ANONPAGES, MM_FILEPAGES, MM_SHMEMPAGES, MM_SWAPENTS, TASK_NAME_BYTES,
                                      TASK_RUNNING, VM_EXEC, VM_MAYSHARE, VM_READ, VM_SHARED, VM_WRITE, pool_t, task_t,
                                      vma_t)
-from numaemu.kernel.node_sysfs import has_memory, list_text, mask_text
+from numaemu.kernel.node_sysfs import list_text, mask_text
 from numaemu.kernel.oom_kill import OOM_SCORE_ADJ_MAX, OOM_SCORE_ADJ_MIN, oom_score
 from numaemu.kernel.pagewalk import ANON, DIRTY, FIRST_NODE, MAPCOUNT_MAX, NR_COUNTS, PAGES, walk_page_range
 from numaemu.kernel.pgtable import mm_of
 from numaemu.kernel.proc_meminfo import kilobytes
+from numaemu.kernel.show_mem import mems_allowed
 from numaemu.kernel.stats import task_name
 from numaemu.kernel.sysctl import invalid, strtoul
 from numaemu.kernel.vma_index import vma_index
@@ -213,8 +214,7 @@ def status(system, number, mm_number):
               "Uid": "\t".join([str(task.uid)] * 4), **memory_fields(mm_of(machine, mm_number)),
               "Threads": int((tasks[alive]["tgid"] == task.tgid).sum()),
               "Cpus_allowed": mask_text([task.cpu], machine.nr_cpus), "Cpus_allowed_list": list_text([task.cpu]),
-              "Mems_allowed": mask_text(has_memory(system), MAX_NODES),
-              "Mems_allowed_list": list_text(has_memory(system))}
+              "Mems_allowed": mask_text(mems_allowed(task), MAX_NODES), "Mems_allowed_list": list_text(mems_allowed(task))}
     return "".join(f"{name}:\t{value}\n" for name, value in fields.items())
 
 

@@ -1,13 +1,15 @@
-"""The memory information of a report: Linux's mm/show_mem.c. What the emulator does not have yet is 0.
+"""The memory information of a report: Linux's mm/show_mem.c, as far as the emulator has it.
 
 And the report of an allocation that failed, warn_alloc of mm/page_alloc.c.
 """
 from numaemu.kernel.gfp import gfp_text
+from numaemu.kernel.internal import MAX_RECLAIM_RETRIES
 from numaemu.kernel.mm_types import task_t
-from numaemu.kernel.mmzone import (MAX_NR_ZONES, MIGRATE_HIGHATOMIC, MIGRATE_ISOLATE, MIGRATE_MOVABLE,
-                                   MIGRATE_PCPTYPES, MIGRATE_RECLAIMABLE, MIGRATE_UNMOVABLE, WMARK_HIGH, WMARK_LOW,
-                                   WMARK_MIN, ZONE_NAMES, pcp_of)
-from numaemu.kernel.node_sysfs import has_memory, list_text
+from numaemu.kernel.mmzone import (LRU_ACTIVE_ANON, LRU_ACTIVE_FILE, LRU_INACTIVE_ANON, LRU_INACTIVE_FILE,
+                                   LRU_UNEVICTABLE, MAX_NR_ZONES, MIGRATE_HIGHATOMIC, MIGRATE_ISOLATE,
+                                   MIGRATE_MOVABLE, MIGRATE_PCPTYPES, MIGRATE_RECLAIMABLE, MIGRATE_UNMOVABLE,
+                                   WMARK_HIGH, WMARK_LOW, WMARK_MIN, ZONE_NAMES, lruvec_of, node_of, pcp_of)
+from numaemu.kernel.node_sysfs import list_text
 from numaemu.kernel.proc_meminfo import kilobytes
 from numaemu.kernel.proc_vmstat import free_blocks, populated_zones, zone_kinds
 from numaemu.kernel.stats import task_name
@@ -17,6 +19,8 @@ from numaemu.processor import cpu_t
 
 TYPE_LETTERS = {MIGRATE_UNMOVABLE: "U", MIGRATE_MOVABLE: "M", MIGRATE_RECLAIMABLE: "E", MIGRATE_HIGHATOMIC: "H",
                 MIGRATE_ISOLATE: "I"}
+LISTS = (("active_anon", LRU_ACTIVE_ANON), ("inactive_anon", LRU_INACTIVE_ANON), ("active_file", LRU_ACTIVE_FILE),
+         ("inactive_file", LRU_INACTIVE_FILE), ("unevictable", LRU_UNEVICTABLE))
 WARN_BURST = 10                  # reports of failed allocations in full; then each time their number has doubled
 
 
@@ -27,12 +31,14 @@ def free_pcp(machine, zone):
 
 
 def zone_lines(machine, zone):
-    """A zone's marks, and what lower zones keep for themselves."""
+    """A zone's marks and LRU lists, and what lower zones keep for themselves."""
     marks = " ".join(f"{name}:{kilobytes(zone.watermark[mark])}kB"
                      for name, mark in (("min", WMARK_MIN), ("low", WMARK_LOW), ("high", WMARK_HIGH)))
+    lengths = lruvec_of(machine, zone.node).zone_nr
+    lists = " ".join(f"{name}:{kilobytes(lengths[lru * MAX_NR_ZONES + zone.type])}kB" for name, lru in LISTS)
     return [f"Node {zone.node} {ZONE_NAMES[zone.type]} free:{kilobytes(zone.free_pages)}kB "
             f"boost:{kilobytes(zone.watermark_boost)}kB {marks} "
-            f"reserved_highatomic:{kilobytes(zone.nr_reserved_highatomic)}kB present:{kilobytes(zone.present_pages)}kB "
+            f"reserved_highatomic:{kilobytes(zone.nr_reserved_highatomic)}kB {lists} present:{kilobytes(zone.present_pages)}kB "
             f"managed:{kilobytes(zone.managed_pages)}kB free_pcp:{kilobytes(free_pcp(machine, zone))}kB",
             "lowmem_reserve[]: " + " ".join(str(zone.lowmem_reserve[kind]) for kind in zone_kinds(machine))]
 
@@ -47,27 +53,64 @@ def buddy_line(zone):
     return f"Node {zone.node} {ZONE_NAMES[zone.type]}: {' '.join(words)} = {kilobytes(total)}kB"
 
 
+def slab_reclaimable(state):
+    """Linux takes the nodes of its trees from a slab cache."""
+    return state["nr_slab_reclaimable"] + state["nr_kernel_pages"]
+
+
+def total_lines(machine, total, zones):
+    """The pages of the machine by use."""
+    return [f"active_anon:{total['nr_active_anon']} inactive_anon:{total['nr_inactive_anon']} "
+            f"isolated_anon:{total['nr_isolated_anon']}",
+            f" active_file:{total['nr_active_file']} inactive_file:{total['nr_inactive_file']} "
+            f"isolated_file:{total['nr_isolated_file']}",
+            f" unevictable:{total['nr_unevictable']} dirty:{total['nr_dirty']} writeback:{total['nr_writeback']}",
+            f" slab_reclaimable:{slab_reclaimable(total)} slab_unreclaimable:{total['nr_slab_unreclaimable']}",
+            f" mapped:{total['nr_mapped']} shmem:{total['nr_shmem']} pagetables:{total['nr_page_table_pages']}",
+            f" free:{sum(zone.free_pages for zone in zones)} free_pcp:{sum(free_pcp(machine, z) for z in zones)} free_cma:0"]
+
+
+def node_line(machine, node, state):
+    """The pages of a node by use."""
+    pages = {"active_anon": "nr_active_anon", "inactive_anon": "nr_inactive_anon", "active_file": "nr_active_file",
+             "inactive_file": "nr_inactive_file", "unevictable": "nr_unevictable", "isolated(anon)": "nr_isolated_anon",
+             "isolated(file)": "nr_isolated_file", "mapped": "nr_mapped", "dirty": "nr_dirty",
+             "writeback": "nr_writeback", "shmem": "nr_shmem", "pagetables": "nr_page_table_pages"}
+    hopeless = node_of(machine, node).kswapd_failures >= MAX_RECLAIM_RETRIES
+    return f"Node {node} " + " ".join(f"{name}:{kilobytes(state[item])}kB" for name, item in pages.items()) + \
+        f" all_unreclaimable? {'yes' if hopeless else 'no'}"
+
+
+def show_swap_cache_info(machine, total):
+    return [f"{total['nr_swapcached']} pages in swap cache", f"Free swap  = {kilobytes(machine.nr_swap_pages)}kB",
+            f"Total swap = {kilobytes(machine.total_swap_pages)}kB"]
+
+
 def show_mem(system):
-    """The lines from "Mem-Info:" on. Anonymous pages count as active: nothing ages them yet."""
+    """The lines from "Mem-Info:" on."""
     machine = system.machine
     nodes = range(machine.nr_nodes)
     states = [fold_node(machine, node) for node in nodes]
     zones = [zone for node in nodes for zone in populated_zones(system, node)]
     total = {name: sum(state[name] for state in states) for name in states[0]}
-    lines = ["Mem-Info:", f"active_anon:{total['nr_anon_pages']} inactive_anon:0 isolated_anon:0",
-             " active_file:0 inactive_file:0 isolated_file:0", " unevictable:0 dirty:0 writeback:0",
-             f" slab_reclaimable:0 slab_unreclaimable:{total['nr_kernel_pages']}",
-             f" mapped:{total['nr_mapped']} shmem:{total['nr_shmem']} pagetables:{total['nr_page_table_pages']}",
-             f" free:{sum(zone.free_pages for zone in zones)} free_pcp:{sum(free_pcp(machine, z) for z in zones)} free_cma:0"]
-    lines += [f"Node {node} active_anon:{kilobytes(state['nr_anon_pages'])}kB mapped:{kilobytes(state['nr_mapped'])}kB "
-              f"shmem:{kilobytes(state['nr_shmem'])}kB pagetables:{kilobytes(state['nr_page_table_pages'])}kB"
-              for node, state in zip(nodes, states)]
+    lines = ["Mem-Info:", *total_lines(machine, total, zones)]
+    lines += [node_line(machine, node, state) for node, state in zip(nodes, states)]
     lines += [line for zone in zones for line in zone_lines(machine, zone)]
     lines += [buddy_line(zone) for zone in zones]
     present = sum(zone.present_pages for zone in zones)
-    return [*lines, f"{total['nr_file_pages']} total pagecache pages", "0 pages in swap cache", "Free swap  = 0kB",
-            "Total swap = 0kB", f"{present} pages RAM", "0 pages HighMem/MovableOnly",
+    return [*lines, f"{total['nr_file_pages']} total pagecache pages", *show_swap_cache_info(machine, total),
+            f"{present} pages RAM", "0 pages HighMem/MovableOnly",
             f"{present - sum(zone.managed_pages for zone in zones)} pages reserved", "0 pages hwpoisoned"]
+
+
+def cpuset_name(system, task):
+    """The last name of the task's group, as reports print it."""
+    return "/" if system.cgroups is None else system.cgroups[task.cgroup].name
+
+
+def mems_allowed(task):
+    """The nodes that a task's cpuset allows."""
+    return [node for node in range(MAX_NODES) if int(task.mems_allowed) >> node & 1]
 
 
 class AllocationWarnings:
@@ -94,6 +137,7 @@ class AllocationWarnings:
         nodes = [node for node in range(MAX_NODES) if nodemask >> node & 1 and int(machine.node_mask) >> node & 1]
         mask = "(null)" if len(nodes) == machine.nr_nodes else list_text(nodes)
         system.kmsg.extend([
-            f"{name}: page allocation failure: order:{order}, mode:{mode:#x}({names}), nodemask={mask},cpuset=/,"
-            f"mems_allowed={list_text(has_memory(system))}", f"CPU: {cpu_number} UID: 0 PID: {task.pid} Comm: {name}",
+            f"{name}: page allocation failure: order:{order}, mode:{mode:#x}({names}), nodemask={mask},"
+            f"cpuset={cpuset_name(system, task)},"
+            f"mems_allowed={list_text(mems_allowed(task))}", f"CPU: {cpu_number} UID: 0 PID: {task.pid} Comm: {name}",
             *show_mem(system)])

@@ -8,8 +8,9 @@ import numpy as np
 from numaemu.atomic import compare_exchange, fetch_add, load_acquire
 from numaemu.compile import hot, kernel
 from numaemu.errors import KernelBug
-from numaemu.kernel.gfp import (GFP_NOWAIT, __GFP_HIGHMEM, __GFP_MOVABLE, __GFP_RECLAIMABLE, __GFP_THISNODE,
-                                __GFP_ZERO, ___GFP_DIRECT_RECLAIM, ___GFP_NOFAIL, ___GFP_NORETRY, ___GFP_NOWARN)
+from numaemu.kernel.gfp import (GFP_NOWAIT, __GFP_ACCOUNT, __GFP_HIGHMEM, __GFP_MOVABLE, __GFP_NO_GROW,
+                                __GFP_RECLAIMABLE, __GFP_THISNODE, __GFP_ZERO, ___GFP_DIRECT_RECLAIM, ___GFP_NOFAIL,
+                                ___GFP_NORETRY, ___GFP_NOWARN)
 from numaemu.kernel.mmzone import page_of, page_to_nid, zonelist
 from numaemu.kernel.page_alloc import alloc_pages, free_pages, put_page
 from numaemu.kernel.slab_debug import (BUG_CTOR, BUG_DOUBLE_FREE, BUG_FREEPOINTER, BUG_NONE, BUG_NOT_AN_OBJECT,
@@ -110,13 +111,16 @@ def free_slab_pages(cpu, pfn):
 
 @kernel("i64(cpu_t*, i64, i64, i64)")
 def new_slab(cpu, number, gfp, nid):
-    """A slab of free objects that is on no list; its pfn, or 0: no pages, or its constructor failed.
+    """A slab of free objects that is on no list; its pfn, or 0: no pages, its constructor failed, or the cache must not grow
+    (__GFP_NO_GROW).
 
     Mirrors allocate_slab.
     """
     machine = machine_of(cpu)
     cache = cache_of(machine, number)
-    gfp = (gfp & ~(__GFP_ZERO | __GFP_MOVABLE | __GFP_HIGHMEM | __GFP_RECLAIMABLE)) | cache.allocflags
+    if gfp & __GFP_NO_GROW:
+        return 0
+    gfp = (gfp & ~(__GFP_ACCOUNT | __GFP_ZERO | __GFP_MOVABLE | __GFP_HIGHMEM | __GFP_RECLAIMABLE)) | cache.allocflags
     order, pfn = cache.order, 0
     if order > cache.min_order:          # the larger block only if it is easily had
         easy = (gfp | ___GFP_NOWARN | ___GFP_NORETRY) & ~(___GFP_NOFAIL | ___GFP_DIRECT_RECLAIM)
@@ -366,7 +370,7 @@ def __slab_alloc(cpu, number, gfp, node):
         node = -1
     nid, wish = cpu.node if node < 0 else node, node >= 0 and not gfp & __GFP_THISNODE
     if cache.flags & SLAB_DEBUG_FLAGS:
-        address = alloc_debug(cpu, number, GFP_NOWAIT | __GFP_THISNODE, nid) if wish else U(0)
+        address = alloc_debug(cpu, number, GFP_NOWAIT | __GFP_THISNODE | gfp & __GFP_NO_GROW, nid) if wish else U(0)
         return alloc_debug(cpu, number, gfp, nid) if address == U(0) and not bug_found(cpu) else address
     if c.slab != 0 and node >= 0 and page_to_nid(machine, c.slab) != node:
         deactivate_slab(cpu, number, cpu.id)
@@ -375,7 +379,7 @@ def __slab_alloc(cpu, number, gfp, node):
         if c.freelist == U(0):
             deactivate_slab(cpu, number, cpu.id)
     if c.freelist == U(0):
-        found = find_slab(cpu, number, GFP_NOWAIT | __GFP_THISNODE, nid) if wish else False
+        found = find_slab(cpu, number, GFP_NOWAIT | __GFP_THISNODE | gfp & __GFP_NO_GROW, nid) if wish else False
         if not found and (bug_found(cpu) or not find_slab(cpu, number, gfp, nid)):
             return U(0)
     address = c.freelist

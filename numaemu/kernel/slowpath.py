@@ -7,6 +7,7 @@ import numpy as np
 from numaemu.atomic import load_acquire
 from numaemu.compile import hot, kernel
 from numaemu.kernel.compaction_free import compaction_defer_reset
+from numaemu.kernel.cpuset import cpuset_current_mems_allowed, cpuset_nodemask
 from numaemu.kernel.freelist import get_page_from_freelist, wake_all_kswapds
 from numaemu.kernel.gfp import (__GFP_DIRECT_RECLAIM, __GFP_DMA, __GFP_FS, __GFP_HARDWALL, __GFP_NOFAIL,
                                 __GFP_NOMEMALLOC, __GFP_NORETRY, __GFP_NOWARN, __GFP_RETRY_MAYFAIL, __GFP_THISNODE)
@@ -28,7 +29,7 @@ from numaemu.kernel.trail import (TRAIL_COMPACT, TRAIL_DRAIN, TRAIL_FAILED, TRAI
 from numaemu.kernel.vmstat import ALLOCSTALL_DMA, COMPACT_FAIL, COMPACT_STALL, COMPACT_SUCCESS, count_vm_events
 from numaemu.kernel.watermark import __zone_watermark_ok, gfp_migratetype, gfp_zone
 from numaemu.native import call_address
-from numaemu.pointer import Struct, i64
+from numaemu.pointer import Struct, i64, u64
 
 U = np.uint64
 
@@ -37,6 +38,7 @@ slowpath_t = Struct("slowpath_t", [
     ("no_progress_loops", i64), ("compaction_retries", i64),
     ("compact_priority", i64), ("compact_result", i64),
     ("progress", i64),           # pages reclaimed, or 1: the OOM killer may have freed some
+    ("nodemask", u64),           # as the caller gave it, without what its cpuset forbids
 ])
 
 
@@ -86,6 +88,8 @@ def __perform_reclaim(cpu, gfp, order, nodemask):
     if machine.on_reclaim == U(0):
         count_vm_events(machine, cpu.id, ALLOCSTALL_DMA + gfp_zone(machine, gfp), 1)
         return 0
+    if machine.cpusets_enabled != 0:
+        nodemask = cpuset_nodemask(cpu, __GFP_HARDWALL, ALLOC_CPUSET, nodemask)
     cpu.flags = before | PF_MEMALLOC
     pages = np.int64(call_address(machine.on_reclaim, cpu.address, U(gfp * 16 + order), nodemask))
     cpu.flags = before
@@ -135,19 +139,24 @@ def __alloc_pages_direct_compact(cpu, gfp, order, nid, nodemask, alloc_flags, st
 def __alloc_pages_may_oom(cpu, gfp, order, nid, nodemask, state):
     """A last try under the high watermark, then the OOM killer for allocations that Linux kills for. The pfn or 0.
 
-    Without __GFP_FS nobody is killed: Linux would try again for ever; here the allocation fails, since it may be that
-    nobody is left who could free memory.
+    Without __GFP_FS nobody is killed, and the allocation tries again until others have freed memory: reclaim that may
+    not touch files was no fair attempt (out_of_memory).
     """
     machine = machine_of(cpu)
     state.progress = 0
-    pfn = get_page_from_freelist(cpu, (gfp | __GFP_HARDWALL) & ~__GFP_DIRECT_RECLAIM, order, nid, nodemask,
+    walled = cpuset_nodemask(cpu, __GFP_HARDWALL, ALLOC_CPUSET, nodemask)
+    pfn = get_page_from_freelist(cpu, (gfp | __GFP_HARDWALL) & ~__GFP_DIRECT_RECLAIM, order, nid, walled,
                                  ALLOC_WMARK_HIGH | ALLOC_CPUSET)
     if pfn != 0 or order > PAGE_ALLOC_COSTLY_ORDER or gfp & (__GFP_RETRY_MAYFAIL | __GFP_THISNODE):
         return pfn
-    if gfp_zone(machine, gfp) < ZONE_NORMAL or machine.on_oom == U(0) or not gfp & __GFP_FS:
+    if gfp_zone(machine, gfp) < ZONE_NORMAL or machine.on_oom == U(0):
         return 0
-    again = call_address(machine.on_oom, cpu.address, U(gfp * 16 + order), nodemask) != U(0)
-    note(cpu, TRAIL_OOM, 0, 1 if again else 0)
+    again = True
+    if gfp & __GFP_FS:
+        again = call_address(machine.on_oom, cpu.address, U(gfp * 16 + order), state.nodemask) != U(0)
+        note(cpu, TRAIL_OOM, 0, 1 if again else 0)
+    else:
+        let_others_run(cpu)
     state.progress = 1 if again or fatal_signal_pending(cpu) else 0      # a victim tries again, with ALLOC_OOM
     if again and gfp & __GFP_NOFAIL:
         return get_page_from_freelist(cpu, gfp, order, nid, nodemask, ALLOC_NO_WATERMARKS)
@@ -293,10 +302,12 @@ def warn_alloc(cpu, gfp, order, nodemask):
 def __alloc_pages_slowpath(cpu, gfp, order, nid, nodemask, state):
     """The pfn, or 0 after every means has failed (never with __GFP_NOFAIL, if it may reclaim)."""
     machine = machine_of(cpu)
-    highest, wanted = gfp_zone(machine, gfp), nodemask
+    highest, wanted, mems_allowed = gfp_zone(machine, gfp), nodemask, cpuset_current_mems_allowed(cpu)
+    state.nodemask = wanted
     state.no_progress_loops = state.compaction_retries = state.progress = 0
     state.compact_result, state.compact_priority = COMPACT_SKIPPED, DEF_COMPACT_PRIORITY
     alloc_flags = gfp_to_alloc_flags(gfp, order)
+    nodemask = cpuset_nodemask(cpu, gfp, alloc_flags, wanted)
     note(cpu, TRAIL_SLOWPATH, alloc_flags, 0)
     if alloc_flags & ALLOC_KSWAPD:
         wake_all_kswapds(cpu, gfp, order, nid, nodemask, highest)
@@ -311,11 +322,14 @@ def __alloc_pages_slowpath(cpu, gfp, order, nid, nodemask, state):
             alloc_flags = reserve_flags | (alloc_flags & ALLOC_KSWAPD)
             note(cpu, TRAIL_RESERVES, alloc_flags, 0)
         if reserve_flags or not alloc_flags & ALLOC_CPUSET:
-            nodemask = machine.node_mask
+            nodemask = state.nodemask = machine.node_mask
         pfn = one_round(cpu, gfp, order, nid, nodemask, alloc_flags, state)
         if pfn < 0 and gfp & __GFP_NOFAIL and gfp & __GFP_DIRECT_RECLAIM:
             pfn = get_page_from_freelist(cpu, gfp, order, nid, nodemask, ALLOC_MIN_RESERVE)
             let_others_run(cpu)
+        if pfn < 0 and cpuset_current_mems_allowed(cpu) != mems_allowed:         # check_retry_cpuset
+            mems_allowed, pfn = cpuset_current_mems_allowed(cpu), 0
+            nodemask = cpuset_nodemask(cpu, gfp, alloc_flags, wanted)
         if pfn == 0:
             note(cpu, TRAIL_RETRY, alloc_flags, state.no_progress_loops)
     if pfn > 0:

@@ -12,7 +12,7 @@ from numaemu.kernel.page_alloc import get_page, put_page
 from numaemu.kernel.page_io import swap_read_folio
 from numaemu.kernel.smp import machine_of, relax
 from numaemu.kernel.swap import folio_add_new_lru, lru_add_drain
-from numaemu.kernel.swapfile import (SWAP_HAS_CACHE, add_to_swap_cache, folio_alloc_swap, swap_cache,
+from numaemu.kernel.swapfile import (SWAP_HAS_CACHE, SWP_SYNCHRONOUS_IO, add_to_swap_cache, folio_alloc_swap, swap_cache,
                                      swap_cache_get_folio, swap_count, swap_duplicate, swap_of, swp_offset, swp_type)
 from numaemu.kernel.vmstat import SWAP_RA, SWAP_RA_HIT, count_vm_events
 from numaemu.kernel.workingset import workingset_refault
@@ -113,10 +113,14 @@ def swapin_nr_pages(machine, offset):
 
 @kernel("i64(cpu_t*, vma_t*, u64, i64)")
 def swap_cluster_readahead(cpu, vma, address, entry):
-    """Read the slots around an entry into the cache, as many as seem worth it; the entry's page, with a reference, or 0."""
+    """Read the slots around an entry into the cache, as many as seem worth it; the entry's page, with a reference, or 0.
+
+    From zram only the page itself, unless others name its slot: reading ahead saves no latency there (SWP_SYNCHRONOUS_IO).
+    """
     machine = machine_of(cpu)
     offset, info = swp_offset(entry), swap_of(machine).info[swp_type(entry)]
-    mask, from_disk = swapin_nr_pages(machine, offset) - 1, False
+    alone = info.flags & SWP_SYNCHRONOUS_IO != 0 and swap_count(machine, entry) == 1
+    mask, from_disk = 0 if alone else swapin_nr_pages(machine, offset) - 1, False
     if mask > 0:
         first = entry - offset
         for near in range(max(offset & ~mask, 1), min(offset | mask, info.max - 1) + 1):

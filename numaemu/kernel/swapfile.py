@@ -32,7 +32,7 @@ MAX_SWAP_ENTRIES = MAX_SWAPFILES << SWP_OFFSET_BITS
 SWAP_HAS_CACHE = 1 << 30                 # in swap_map: the entry has a page in the swap cache, or is about to
 SWAP_BAD = -1                            # in swap_map: the slot is being cleaned up
 SWAP_NAME_BYTES = 64
-SWP_USED, SWP_WRITEOK = 1, 2             # swap_info_t.flags
+SWP_USED, SWP_WRITEOK, SWP_SYNCHRONOUS_IO = 1, 2, 1 << 12        # swap_info_t.flags; the last: memory, as zram
 SWAP_DISK, SWAP_ZRAM = 0, 1              # swap_info_t.kind
 
 swap_info_t = Struct("swap_info_t", [

@@ -18,8 +18,8 @@ from numaemu.kernel.mmzone import page_of
 from numaemu.kernel.page_alloc import put_page
 from numaemu.kernel.pgtable import is_swap_entry, mm_of, pte_offset, pte_to_swp_entry, ptep_get, skip_missing
 from numaemu.kernel.smp import machine_of, read_lock, read_unlock
-from numaemu.kernel.swapfile import (MAX_SWAPFILES, SWAP_DISK, SWAP_NAME_BYTES, SWAP_ZRAM, SWP_OFFSET_BITS, SWP_USED,
-                                     SWP_WRITEOK, folio_free_swap, swap_cache_get_folio, swap_map, swap_of, swp_type)
+from numaemu.kernel.swapfile import (MAX_SWAPFILES, SWAP_DISK, SWAP_NAME_BYTES, SWAP_ZRAM, SWP_OFFSET_BITS,
+                                     SWP_SYNCHRONOUS_IO, SWP_USED, SWP_WRITEOK, folio_free_swap, swap_cache_get_folio, swap_map, swap_of, swp_type)
 from numaemu.kernel.vma_index import vma_index, vma_of
 from numaemu.kernel.zram import ALGORITHMS, zstat_of
 from numaemu.param import PAGE_SIZE
@@ -64,7 +64,7 @@ def swapon(machine, name, nbytes, priority=None, kind="disk"):
     info.max, info.inuse_pages, info.cluster_next = pages, 0, 1
     fetch_add(machine, "total_swap_pages", pages - 1)
     fetch_add(machine, "nr_swap_pages", pages - 1)
-    store_release(info, "flags", SWP_USED | SWP_WRITEOK)
+    store_release(info, "flags", SWP_USED | SWP_WRITEOK | (SWP_SYNCHRONOUS_IO if kind == "zram" else 0))
 
 
 def locked(info):
@@ -78,7 +78,7 @@ def swapoff_begin(machine, name):
     for info in areas(machine):
         if area_name(info) == name and info.flags & SWP_WRITEOK:
             locked(info)
-            info.flags = SWP_USED
+            info.flags &= ~SWP_WRITEOK
             fetch_add(machine, "total_swap_pages", 1 - info.max)
             fetch_add(machine, "nr_swap_pages", info.inuse_pages + 1 - info.max)
             store_release(info, "lock", U(0))
@@ -94,7 +94,7 @@ def swapoff_end(machine, kind):
         info.flags = 0
         return
     locked(info)
-    info.flags = SWP_USED | SWP_WRITEOK
+    info.flags |= SWP_WRITEOK
     fetch_add(machine, "total_swap_pages", info.max - 1)
     fetch_add(machine, "nr_swap_pages", info.max - 1 - info.inuse_pages)
     store_release(info, "lock", U(0))

@@ -5,11 +5,12 @@ if another was loaded), takes the locks and calls the function that does the wor
 """
 import numpy as np
 
-from numaemu.atomic import compare_exchange, fetch_add, load_acquire
+from numaemu.atomic import compare_exchange, fetch_add, load_acquire, store_release
 from numaemu.compile import entry, hot, kernel
 from numaemu.kernel.fork import alloc_task, do_exit, do_wait, dup_mm, mm_alloc, mmput, setup_arg_pages
 from numaemu.kernel.internal import ALLOC_WMARK_LOW
-from numaemu.kernel.mempolicy import current_task, do_set_mempolicy, mpol_new, next_node_in
+from numaemu.kernel.mempolicy import (MPOL_MODE_FLAGS, current_task, do_set_mempolicy, mpol_new, mpol_rebind_policy,
+                                      next_node_in)
 from numaemu.kernel.migrate import do_mbind, do_migrate_pages, do_move_pages, lookup_node, page_node
 from numaemu.kernel.mm_types import policy_t, task_t
 from numaemu.kernel.mmzone import page_of, page_zone
@@ -18,9 +19,10 @@ from numaemu.kernel.pcplist import drain_local_pages
 from numaemu.kernel.pgtable import mm_of
 from numaemu.kernel.smp import enter, leave, machine_of, read_lock, read_unlock, write_lock, write_unlock
 from numaemu.kernel.swap import lru_add_drain
+from numaemu.kernel.timer import run_local_timers
 from numaemu.kernel.tlb import switch_mm
 from numaemu.kernel.trail import TRAIL_START, TRAIL_TAKEN, leave_trail, trail_t
-from numaemu.kernel.vma_index import find_vma, vma_of
+from numaemu.kernel.vma_index import find_vma, vma_index, vma_of
 from numaemu.mmu import clock_ns
 from numaemu.pointer import address_of, i64, u64
 from numaemu.processor import cpu_t
@@ -50,6 +52,7 @@ def running(cpu_address, task_number):
     if cpu.task != task_number or cpu.mm == 0 or cpu.mm_id != mm_of(machine_of(cpu), cpu.mm).id:
         context_switch(cpu, task_number)
     cpu.clock_base_ns += machine_of(cpu).syscall_ns
+    run_local_timers(cpu)
     return cpu
 
 
@@ -82,8 +85,8 @@ def sys_set_mempolicy(cpu_address, task, mode, flags, nodes):
 def sys_mbind(cpu_address, task, start, length, mode, mode_flags, nodes, flags):
     cpu = running(cpu_address, task)
     machine = machine_of(cpu)
-    policy = policy_t.at(address_of(cpu, "policy"))
-    error = mpol_new(machine, policy, mode, mode_flags, nodes)
+    policy = policy_t.array(machine.mpols)[cpu.id]
+    error = mpol_new(current_task(cpu).mems_allowed, policy, mode, mode_flags, nodes)
     if error != 0:
         return error
     write_lock(cpu, mmap_lock(cpu))
@@ -101,7 +104,7 @@ def sys_get_mempolicy(cpu_address, task, address, flags, answer_address):
     if flags & MPOL_F_MEMS_ALLOWED:
         if flags & (MPOL_F_NODE | MPOL_F_ADDR):
             return -EINVAL
-        answer[0], answer[1] = U(0), machine.memory_mask
+        answer[0], answer[1] = U(0), current_task(cpu).mems_allowed
         return 0
     if flags & MPOL_F_ADDR:
         number = find_vma(machine, cpu.mm, address)
@@ -119,7 +122,8 @@ def sys_get_mempolicy(cpu_address, task, address, flags, answer_address):
             return -EINVAL
         answer[0], answer[1] = U(next_node_in(current_task(cpu).il_prev, policy.nodes)), policy.nodes
         return 0
-    answer[0], answer[1] = U(policy.mode | policy.flags), policy.nodes
+    stored = policy.flags & MPOL_MODE_FLAGS != 0
+    answer[0], answer[1] = U(policy.mode | policy.flags), policy.user_nodes if stored else policy.nodes
     return 0
 
 
@@ -161,7 +165,9 @@ def sys_move_pages(cpu_address, task, target, addresses, nodes, status, nr, flag
         for i in range(nr):
             i64.array(status)[i] = page_node(machine, mm_number, u64.array(addresses)[i])
     else:
-        result = do_move_pages(cpu, mm_number, u64.array(addresses), i64.array(nodes), i64.array(status), nr, flags)
+        allowed = task_t.array(machine.tasks)[target].mems_allowed
+        result = do_move_pages(cpu, mm_number, u64.array(addresses), i64.array(nodes), i64.array(status), nr, flags,
+                               allowed)
     read_unlock(lock)
     mmput(cpu, mm_number)
     return result
@@ -172,17 +178,45 @@ def sys_migrate_pages(cpu_address, task, target, old, new):
     """migrate_pages(2) on a task's memory: pages that could not be moved, or -errno."""
     cpu = running(cpu_address, task)
     machine = machine_of(cpu)
-    if new & machine.memory_mask == U(0):
+    new &= current_task(cpu).mems_allowed
+    if new == U(0):
         return -EINVAL
     mm_number = get_task_mm(cpu, target)
     if mm_number == 0:
         return -ESRCH
     lock = address_of(mm_of(machine, mm_number), "mmap_lock")
     read_lock(cpu, lock)
-    result = do_migrate_pages(cpu, mm_number, old & machine.memory_mask, new & machine.memory_mask, MPOL_MF_MOVE_ALL)
+    result = do_migrate_pages(cpu, mm_number, old & machine.memory_mask, new, MPOL_MF_MOVE_ALL)
     read_unlock(lock)
     mmput(cpu, mm_number)
     return result
+
+
+@entry("i64(u64, i64, i64, u64, u64, bool)")
+def sys_cpuset_attach(cpu_address, task_number, group, mems_allowed, old_mems, whole):
+    """A task's control group, or what that allows, has changed: its policies follow, and with `whole` (one thread of
+    each process) those of its mappings and its pages, which move from the nodes that were allowed. Not a system call of
+    its own: it runs for the task, between two of its operations.
+
+    Mirrors cpuset_change_task_nodemask, mpol_rebind_mm and cpuset_migrate_mm; cgroups of version 2 always migrate.
+    """
+    cpu = running(cpu_address, task_number)
+    machine, task = machine_of(cpu), task_t.array(machine_of(cpu).tasks)[task_number]
+    mpol_rebind_policy(task.policy, mems_allowed)
+    task.cgroup = group
+    store_release(task, "mems_allowed", mems_allowed)
+    if not whole:
+        return 0
+    write_lock(cpu, mmap_lock(cpu))
+    for position in range(mm_of(machine, cpu.mm).map_count):
+        mpol_rebind_policy(vma_of(machine, vma_index(machine, cpu.mm)[position]).policy, mems_allowed)
+    write_unlock(mmap_lock(cpu))
+    if old_mems == mems_allowed:
+        return 0
+    read_lock(cpu, mmap_lock(cpu))
+    do_migrate_pages(cpu, cpu.mm, old_mems, mems_allowed, MPOL_MF_MOVE_ALL)
+    read_unlock(mmap_lock(cpu))
+    return 0
 
 
 # -- tasks ---------------------------------------------------------------------------------------------------
@@ -254,7 +288,9 @@ def sys_wait4(cpu_address, task, pid, status_address):
 @entry("void(u64, i64, i64)")
 def sys_sleep(cpu_address, task, ns):
     """The CPU's clock moves on; nothing else happens."""
-    running(cpu_address, task).clock_base_ns += ns
+    cpu = running(cpu_address, task)
+    cpu.clock_base_ns += ns
+    run_local_timers(cpu)
 
 
 @entry("void(u64, i64, i64)")

@@ -8,11 +8,12 @@ import collections
 import errno
 import re
 
+from numaemu.atomic import fetch_or
 from numaemu.kernel.mm_init import (COMPACTION_SYSCTLS, DIRTY_DEFAULTS, LOWMEM_RESERVE_RATIO, OVERCOMMIT_RATIO,
                                     WATERMARK_BOOST_FACTOR, WATERMARK_SCALE_FACTOR, calculate_min_free_kbytes,
                                     setup_dirty_limits, setup_per_zone_lowmem_reserve, setup_per_zone_pageset,
                                     setup_per_zone_wmarks)
-from numaemu.kernel.mmzone import node_t
+from numaemu.kernel.mmzone import KCOMPACTD, node_t
 from numaemu.kernel.swapfile import swap_of
 from numaemu.param import MAX_MAP_COUNT, VMA_INDEX_SLOTS
 from numaemu.topology import INT_MAX, KNOWN_SYSCTLS, MIN_HIGH_FRACTION
@@ -50,6 +51,8 @@ class System:
         self.machine, self.topology = machine, topology
         self.kmsg = collections.deque(maxlen=KMSG_LINES)
         self.compact_nodes = None            # the coordinator's: compact these nodes, as a generator of its steps
+        self.wake_kthreads = lambda node: None       # likewise: ring a node's kernel threads
+        self.cgroups, self.call_task = None, None    # the groups by number (cgroup.py); an operation for a task, a Future
         self.sysctl = {"vm.min_free_kbytes": calculate_min_free_kbytes(machine), **DEFAULTS, **reserves(machine),
                        **topology.sysctl}
         for ratio, nbytes in DIRTY_PAIRS:
@@ -188,11 +191,18 @@ def set_pagesets(system):
 
 
 def set_compaction(system):
-    """compaction_proactiveness_sysctl_handler: the fragmentation score is looked at soon."""
     for name in COMPACTION_SYSCTLS:
         setattr(system.machine, name, system.sysctl[f"vm.{name}"])
-    for node in range(system.machine.nr_nodes):
-        node_t.array(system.machine.nodes)[node].proactive_next_ns = 0
+
+
+def set_compaction_proactiveness(system):
+    """compaction_proactiveness_sysctl_handler: each kcompactd looks at its node's fragmentation score at once."""
+    set_compaction(system)
+    for node in range(system.machine.nr_nodes) if system.machine.compaction_proactiveness else ():
+        pgdat = node_t.array(system.machine.nodes)[node]
+        pgdat.proactive_compact_trigger = 1
+        fetch_or(pgdat, "kthread_pending", KCOMPACTD)
+        system.wake_kthreads(node)
 
 
 def set_dirty_limits(system):
@@ -218,6 +228,7 @@ HANDLERS = {"vm.min_free_kbytes": set_watermarks, "vm.watermark_scale_factor": s
             "vm.overcommit_kbytes": set_overcommit_kbytes, "vm.admin_reserve_kbytes": set_overcommit,
             "vm.user_reserve_kbytes": set_overcommit,
             **dict.fromkeys([f"vm.{name}" for name in COMPACTION_SYSCTLS], set_compaction),
+            "vm.compaction_proactiveness": set_compaction_proactiveness,
             "vm.dirty_expire_centisecs": set_dirty_limits, "vm.dirty_writeback_centisecs": set_dirty_limits}
 HANDLERS |= {f"vm.{one}": set_dirty(f"vm.{other}") for pair in DIRTY_PAIRS for one, other in (pair, pair[::-1])}
 

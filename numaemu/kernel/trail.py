@@ -12,7 +12,7 @@ from numaemu.pointer import Struct, i64
 TRAIL_STEPS = 250                # what comes after them is only counted
 
 trail_step_t = Struct("trail_step_t", [
-    ("kind", i64), ("zone", i64),                        # TRAIL_*; number of a zone (of a node for TRAIL_KSWAPD), or -1
+    ("kind", i64), ("zone", i64),                        # TRAIL_*; number of a zone (of a node for TRAIL_KSWAPD, TRAIL_DIRTY), or -1
     ("free", i64), ("mark", i64), ("reserve", i64),      # pages, as they were then
     ("flags", i64), ("value", i64),                      # alloc flags; what the step brought
     ("clock_ns", i64),
@@ -20,9 +20,9 @@ trail_step_t = Struct("trail_step_t", [
 trail_t = Struct("trail_t", [("count", i64), ("steps", trail_step_t, TRAIL_STEPS)])      # written by its CPU only
 
 (TRAIL_START, TRAIL_MARK_FAILED, TRAIL_NO_PAGE, TRAIL_TAKEN, TRAIL_KSWAPD, TRAIL_SLOWPATH, TRAIL_RESERVES,
- TRAIL_COMPACT, TRAIL_RECLAIM, TRAIL_DRAIN, TRAIL_UNRESERVE, TRAIL_RETRY, TRAIL_OOM, TRAIL_FAILED) = range(14)
+ TRAIL_COMPACT, TRAIL_RECLAIM, TRAIL_DRAIN, TRAIL_UNRESERVE, TRAIL_RETRY, TRAIL_OOM, TRAIL_FAILED, TRAIL_DIRTY) = range(15)
 TRAIL_TEXTS = ("start", "watermark failed", "no page", "taken", "kswapd woken", "lower bar", "reserves", "compaction",
-               "direct reclaim", "drain", "unreserve highatomic", "retry", "OOM killer", "failed")
+               "direct reclaim", "drain", "unreserve highatomic", "retry", "OOM killer", "failed", "too dirty")
 
 
 @kernel("void(cpu_t*, i64, i64, i64, i64, i64)")
@@ -37,7 +37,7 @@ def leave_trail(cpu, kind, zone_number, flags, highest_zone, value):
     step = trail.steps[n]
     step.kind, step.zone, step.flags, step.value, step.clock_ns = kind, zone_number, flags, value, clock_ns(cpu)
     step.free = step.mark = step.reserve = 0
-    if zone_number >= 0 and kind != TRAIL_KSWAPD:
+    if zone_number >= 0 and kind != TRAIL_KSWAPD and kind != TRAIL_DIRTY:
         zone = zone_of(machine, zone_number)
         mark = flags & ALLOC_WMARK_MASK
         step.free = zone.free_pages
@@ -49,7 +49,7 @@ def place_text(kind, zone):
     """Where a step happened, as people read it."""
     if zone < 0:
         return ""
-    return f"node {zone}" if kind == TRAIL_KSWAPD else f"node {zone // MAX_NR_ZONES} {ZONE_NAMES[zone % MAX_NR_ZONES]}"
+    return f"node {zone}" if kind in (TRAIL_KSWAPD, TRAIL_DIRTY) else f"node {zone // MAX_NR_ZONES} {ZONE_NAMES[zone % MAX_NR_ZONES]}"
 
 
 def read_trail(machine, cpu_number):

@@ -12,7 +12,8 @@ from numaemu.kernel.mm_types import PG_dirty, PG_unevictable, PG_writeback, pool
 from numaemu.kernel.mmzone import page_of
 from numaemu.kernel.page_alloc import put_page
 from numaemu.kernel.page_writeback import filemap_write_and_wait_range, folio_cancel_dirty, folio_mark_dirty
-from numaemu.kernel.pagemap import filemap_get_folio, filemap_remove_folio, folio_host_address, remove_mapping
+from numaemu.kernel.pagemap import (clear_shadow_entry, filemap_get_folio, filemap_remove_folio, folio_host_address,
+                                     remove_mapping)
 from numaemu.kernel.pool import pool_put
 from numaemu.kernel.rmap import mapping_of, next_vma_of
 from numaemu.kernel.smp import machine_of, relax, spin_lock, spin_unlock, write_lock, write_unlock
@@ -73,6 +74,8 @@ def truncate_inode_pages(cpu, number, first):
                 filemap_remove_folio(cpu, pfn)
             folio_unlock(page)
             put_page(cpu, pfn)
+        else:
+            clear_shadow_entry(cpu, mapping, index)
         index += 1
 
 
@@ -232,6 +235,8 @@ def invalidate_mapping_pages(cpu, number):
             elif not folio_test(page_of(machine, pfn), PG_unevictable):
                 queue_folio(cpu, pfn, LRU_DEACTIVATE_FILE)       # it is of no more interest
             put_page(cpu, pfn)
+        else:
+            clear_shadow_entry(cpu, mapping, index)
         index += 1
 
 
@@ -242,7 +247,7 @@ def drop_pagecache(cpu):
     lru_add_drain_all(cpu)
     for number in range(1, pool_t.at(machine.inode_pool).used + 1):
         inode = inode_of(machine, number)
-        if inode.state == I_LIVE and mapping_of(machine, inode.mapping).nr_pages > 0 and igrab(cpu, number):
+        if inode.state == I_LIVE and mapping_of(machine, inode.mapping).root != U(0) and igrab(cpu, number):
             dropped += invalidate_mapping_pages(cpu, number)
             iput(cpu, number)
     count_vm_events(machine, cpu.id, DROP_PAGECACHE, 1)

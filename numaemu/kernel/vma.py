@@ -42,7 +42,7 @@ def new_vma(cpu, mm_number, start, end, flags, pgoff):
         vma.mapping, vma.file, vma.family_next, vma.family_prev = 0, 0, 0, 0
         vma.i_mapping, vma.file_next, vma.file_prev = 0, 0, 0
         vma.anon_vma, vma.chained = 0, 0
-        vma.policy.mode, vma.policy.flags, vma.policy.nodes = 0, 0, U(0)
+        vma.policy.mode, vma.policy.flags, vma.policy.nodes, vma.policy.user_nodes = 0, 0, U(0), U(0)
     return number
 
 

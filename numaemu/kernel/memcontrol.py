@@ -1,0 +1,38 @@
+"""Kernel memory that is charged to a control group: __GFP_ACCOUNT. The part of Linux's mm/memcontrol.c for whole pages.
+
+A page knows its group by the upper half of its flags (Linux: page->memcg_data), so that it is taken off where it was
+charged, wherever the task is by then. The root group is not charged. Objects of slabs are not charged yet.
+"""
+import numpy as np
+
+from numaemu.atomic import fetch_add
+from numaemu.compile import kernel
+from numaemu.kernel.mm_types import cgroup_t, task_t
+from numaemu.kernel.mmzone import page_of
+from numaemu.kernel.smp import machine_of
+
+U = np.uint64
+MEMCG_SHIFT = U(32)              # page->flags: the number of the group, 0 = not charged
+
+
+@kernel("void(cpu_t*, i64, i64, i64)")
+def memcg_kmem_charge_page(cpu, pfn, order, is_compound):
+    """Charge a block to the running task's group. Each page of a block that is not compound may be freed by itself."""
+    machine = machine_of(cpu)
+    groups = cgroup_t.array(machine.cgroups)
+    memcg = groups[task_t.array(machine.tasks)[cpu.task].cgroup].memcg
+    if cpu.task == 0 or memcg == 0:
+        return
+    fetch_add(groups[memcg], "kernel_pages", 1 << order)
+    for i in range(1 if is_compound else 1 << order):
+        page_of(machine, pfn + i).flags |= U(memcg) << MEMCG_SHIFT
+
+
+@kernel("void(machine_t*, i64, i64)")
+def memcg_kmem_uncharge_page(machine, pfn, order):
+    """Take a block off that goes back to the page allocator."""
+    page = page_of(machine, pfn)
+    memcg = np.int64(page.flags >> MEMCG_SHIFT)
+    if memcg != 0:
+        page.flags &= (U(1) << MEMCG_SHIFT) - U(1)
+        fetch_add(cgroup_t.array(machine.cgroups)[memcg], "kernel_pages", -(1 << order))

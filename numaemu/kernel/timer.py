@@ -1,0 +1,31 @@
+"""Timers in emulated time, which has no interrupt of its own: CPUs look at them where they enter the kernel anyway.
+
+That is at each system call and each time a CPU's page list is empty. The clock is that of the CPU that looks, so a
+timer goes off when the first CPU has come so far (Linux: kernel/time/timer.c). The flusher's is in page_writeback.py.
+"""
+import numpy as np
+
+from numaemu.atomic import compare_exchange, load_acquire
+from numaemu.compile import kernel
+from numaemu.kernel.mmzone import KCOMPACTD, node_of
+from numaemu.kernel.smp import machine_of, wake_kthread
+from numaemu.mmu import clock_ns
+
+U = np.uint64
+HPAGE_FRAG_CHECK_INTERVAL_NS = 500_000_000       # HPAGE_FRAG_CHECK_INTERVAL_MSEC
+
+
+@kernel("void(cpu_t*)")
+def run_local_timers(cpu):
+    """Wake each kcompactd whose time has come to look at the fragmentation of its node; one CPU does it each time."""
+    machine = machine_of(cpu)
+    if machine.compaction_proactiveness == 0:
+        return
+    now_ns, due_ns = clock_ns(cpu), load_acquire(machine, "kcompactd_timer_ns")
+    if now_ns < due_ns:
+        return
+    if compare_exchange(machine, "kcompactd_timer_ns", due_ns, now_ns + HPAGE_FRAG_CHECK_INTERVAL_NS) != due_ns:
+        return
+    for node in range(machine.nr_nodes):
+        if now_ns >= node_of(machine, node).proactive_next_ns:
+            wake_kthread(cpu, node, U(KCOMPACTD))
