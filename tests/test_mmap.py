@@ -10,7 +10,7 @@ from naive import Vmas, highest_gap
 
 from numaemu import SegmentationFault
 from numaemu.build import JIT
-from numaemu.kernel.fork import MMAP_BASE, STACK_TOP
+from numaemu.kernel.exec import MMAP_BASE, STACK_TOP
 from numaemu.kernel.mm_types import VM_SHARED
 from numaemu.mmu import TASK_SIZE
 from numaemu.uapi import (MADV_DONTNEED, MAP_ANONYMOUS, MAP_FIXED, MAP_FIXED_NOREPLACE, MAP_POPULATE, MAP_PRIVATE,

@@ -4,7 +4,7 @@ import re
 import numpy as np
 import pytest
 
-from numaemu.kernel.fork import STACK_TOP
+from numaemu.kernel.exec import STACK_TOP
 from numaemu.uapi import MADV_DONTFORK, MADV_FREE, MADV_RANDOM, MAP_ANONYMOUS, MAP_SHARED, PROT_READ
 
 PAGE = 4096

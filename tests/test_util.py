@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from numaemu import MachineCheck, SegmentationFault
-from numaemu.kernel.fork import STACK_TOP
+from numaemu.kernel.exec import STACK_TOP
 from numaemu.kernel.mm_types import PG_mlocked
 from numaemu.uapi import (MADV_DONTNEED, MAP_ANONYMOUS, MAP_FIXED, MAP_GROWSDOWN, MAP_LOCKED, MAP_NORESERVE,
                           MAP_PRIVATE, MAP_SHARED, MCL_CURRENT, MCL_FUTURE, MLOCK_ONFAULT, MS_ASYNC, MS_INVALIDATE,

@@ -386,6 +386,8 @@ def boot(topology, reserve=None):
     machine.max_pfn, machine.nr_actors = max_pfn, nr_actors
     machine.node_mask = (1 << topology.nr_nodes) - 1
     machine.zero_pfn, machine.next_pid = ZERO_PFN, 100
+    machine.random_seed = topology.kernel["random_seed"]
+    machine.randomize_va_space = topology.sysctl.get("kernel.randomize_va_space", 0)
     machine.max_map_count = topology.sysctl.get("vm.max_map_count", MAX_MAP_COUNT)
     for name, value in topology.cost.items():
         setattr(machine, name, value)

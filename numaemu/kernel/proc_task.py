@@ -180,15 +180,19 @@ def numa_maps(system, number, mm_number):
 
 # -- status --------------------------------------------------------------------------------------------------
 
+def text_pages(mm):
+    """Pages of the program's code; 0 in a task that runs none."""
+    return int((mm.end_code + 4095 >> 12) - (mm.start_code >> 12))
+
+
 def memory_fields(mm):
-    """task_mem, in kB. The top-level table is not in VmPTE, as in mm_pgtables_bytes; no file backs a program here, so
-    all executable pages are a library's. Nothing pins pages.
-    """
+    """task_mem, in kB. The top-level table is not in VmPTE, as in mm_pgtables_bytes. Nothing pins pages."""
+    text = min(text_pages(mm), mm.exec_vm)
     anon, file, shmem = (mm.rss[i] for i in (MM_ANONPAGES, MM_FILEPAGES, MM_SHMEMPAGES))
     rss = anon + file + shmem
     pages = {"VmPeak": max(mm.hiwater_vm, mm.total_vm), "VmSize": mm.total_vm, "VmLck": mm.locked_vm, "VmPin": 0,
              "VmHWM": max(mm.hiwater_rss, rss), "VmRSS": rss, "RssAnon": anon, "RssFile": file, "RssShmem": shmem,
-             "VmData": mm.data_vm, "VmStk": mm.stack_vm, "VmExe": 0, "VmLib": mm.exec_vm, "VmPTE": mm.pgtables,
+             "VmData": mm.data_vm, "VmStk": mm.stack_vm, "VmExe": text, "VmLib": mm.exec_vm - text, "VmPTE": mm.pgtables,
              "VmSwap": mm.rss[MM_SWAPENTS], "HugetlbPages": 0}
     return {name: f"{kilobytes(n):8d} kB" for name, n in pages.items()}
 
@@ -197,7 +201,7 @@ def statm(system, _number, mm_number):
     """/proc/<pid>/statm, in pages: proc_pid_statm"""
     mm = mm_of(system.machine, mm_number)
     anon, shared = mm.rss[MM_ANONPAGES], mm.rss[MM_FILEPAGES] + mm.rss[MM_SHMEMPAGES]
-    return f"{mm.total_vm} {anon + shared} {shared} 0 0 {mm.data_vm + mm.stack_vm} 0\n"
+    return f"{mm.total_vm} {anon + shared} {shared} {text_pages(mm)} 0 {mm.data_vm + mm.stack_vm} 0\n"
 
 
 def status(system, number, mm_number):
