@@ -14,7 +14,7 @@ from numaemu.kernel.mm_types import (MM_ANONPAGES, MM_FILEPAGES, MM_SHMEMPAGES, 
                                      vma_t)
 from numaemu.kernel.node_sysfs import has_memory, list_text, mask_text
 from numaemu.kernel.oom_kill import OOM_SCORE_ADJ_MAX, OOM_SCORE_ADJ_MIN, oom_score
-from numaemu.kernel.pagewalk import ANON, DIRTY, FIRST_NODE, MAPCOUNT_MAX, NR_COUNTS, PAGES, walk_page_range
+from numaemu.kernel.pagewalk import FIRST_NODE, NR_COUNTS, walk_page_range
 from numaemu.kernel.pgtable import mm_of
 from numaemu.kernel.proc_meminfo import kilobytes
 from numaemu.kernel.stats import task_name
@@ -147,17 +147,18 @@ def mpol_to_str(mode, flags, nodes):
 
 def page_words(counts):
     """What numa_maps says of the pages of a range: nothing if there are none."""
-    pages, anon, dirty, mapcount_max = (int(counts[i]) for i in (PAGES, ANON, DIRTY, MAPCOUNT_MAX))
+    pages, dirty, anon, mapcount_max, active, swapcache, writeback = counts[:FIRST_NODE].tolist()
     if not pages:
         return []
     shown = (("anon", anon, anon), ("dirty", dirty, dirty), ("mapped", pages, pages not in (anon, dirty)),
-             ("mapmax", mapcount_max, mapcount_max > 1), ("active", 0, True))
+             ("mapmax", mapcount_max, mapcount_max > 1), ("swapcache", swapcache, swapcache), ("active", active, active < pages),
+             ("writeback", writeback, writeback))
     nodes = [f"N{node}={n}" for node, n in enumerate(counts[FIRST_NODE:].tolist()) if n]
     return [f"{name}={value}" for name, value, when in shown if when] + nodes + ["kernelpagesize_kB=4"]
 
 
 def show_numa_map(system, task, mm_number, vma):
-    """A line of numa_maps. No page is on the active list, as no page is on any; no page is in a swap cache."""
+    """A line of numa_maps."""
     mm, counts = mm_of(system.machine, mm_number), np.zeros(NR_COUNTS, np.int64)
     own = vma["policy"]
     policy = own if own["mode"] != MPOL_DEFAULT else task.policy.as_numpy()
