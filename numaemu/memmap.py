@@ -1,6 +1,6 @@
 """A map of an address space: its mappings from the stack down, what of them is in memory, and the gaps between.
 
-    █  a page of the task's own    ▒  a page of a file or a shared object, as everybody sees it    ·  not there yet    s  swapped
+    █  a page of the task's own    ▒  of a file or a shared object, as everybody sees it    ·  not there    s  swapped
 
 `memory_map` takes what `areas` makes of /proc/<pid>/maps and pagemap; a sign stands for one page or, in large mappings, for
 as many as ×2, ×4 … behind the row says.
@@ -48,7 +48,7 @@ def size_text(nbytes):
     unit = 0
     while nbytes >= 1024 << 10 * unit and unit < len(UNITS) - 1:
         unit += 1
-    tenths = (10 * nbytes >> 10 * unit)
+    tenths = 10 * nbytes >> 10 * unit
     return f"{tenths // 10}{'' if tenths % 10 == 0 or unit == 0 else f'.{tenths % 10}'} {UNITS[unit]}"
 
 
@@ -69,7 +69,8 @@ def bar(area):
 def legend():
     from rich.text import Text
     text = Text()
-    for sign, meaning in ((OWN, "the task's own"), (FILE, "of a file, shared"), (ABSENT, "not in memory"), (SWAPPED, "swapped")):
+    meanings = {OWN: "the task's own", FILE: "of a file, shared", ABSENT: "not in memory", SWAPPED: "swapped"}
+    for sign, meaning in meanings.items():
         text.append(sign, COLOURS[sign]).append(f" {meaning}   ", "dim")
     return text
 

@@ -47,7 +47,8 @@ class ExecFile:
 
     def read(self, offset, nbytes):
         data = np.empty(nbytes, np.uint8)
-        n = check(calls.kernel_read(self.operations.address, self.number, self.fd, offset, data.ctypes.data, nbytes), self.path)
+        n = check(calls.kernel_read(self.operations.address, self.number, self.fd, offset, data.ctypes.data, nbytes),
+                  self.path)
         return data[:n].tobytes()
 
     def close(self):
@@ -88,8 +89,8 @@ class ExecOperations:
                 return self.load_elf_binary(number, program, interp, argv, envp, files)
             except (OSError, BusError, SegmentationFault) as error:      # the point of no return lies behind us
                 syscalls.sys_exit(self.address, number, SIGSEGV)
-                raise refused(getattr(error, "errno", errno.EFAULT), path, f"{error}; task {self.tasks[number].pid} is dead, as "
-                              "its old memory was given up for it") from error
+                why = f"{error}; task {self.tasks[number].pid} is dead, as its old memory was given up for it"
+                raise refused(getattr(error, "errno", errno.EFAULT), path, why) from error
         finally:
             for file in files:
                 file.close()
@@ -101,8 +102,8 @@ class ExecOperations:
         total = sum(map(len, strings)) + 8 * (len(argv) + len(envp))
         longest = max(map(len, strings))
         if total > limit or longest > MAX_ARG_STRLEN:
-            raise refused(errno.E2BIG, path, f"arguments and environment have {total} bytes, the longest of them {longest}; "
-                                             f"at most {limit} and {MAX_ARG_STRLEN}")
+            raise refused(errno.E2BIG, path, f"arguments and environment have {total} bytes, the longest of them "
+                                             f"{longest}; at most {limit} and {MAX_ARG_STRLEN}")
 
     # -- files
 

@@ -249,8 +249,8 @@ class Task:
 
     def execve(self, path, argv=None, envp=()):
         """execve(2): the task gives its memory up and gets that of the ELF program at `path`, loaded as Linux does it,
-        with its interpreter. A program that is not on the emulated disk is brought there from the host's file of this path.
-        No instruction of it runs; (ip, sp) says where it would begin. `argv` is [path] if not given; `envp` a dict or "K=V"s.
+        with its interpreter. What is not on the emulated disk is brought there from the host's file of this path. No
+        instruction runs; (ip, sp) says where it would begin. `argv` is [path] if not given, `envp` a dict or "K=V"s.
         """
         for number, pid in self._op("other_threads"):
             with contextlib.suppress(OSError, NumaemuError):         # it may just have ended

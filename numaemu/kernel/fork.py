@@ -93,7 +93,8 @@ def dup_mmap(cpu, parent_number, child_number):
     child.mmap_base, child.start_brk, child.brk = parent.mmap_base, parent.start_brk, parent.brk
     child.start_stack, child.start_code, child.end_code = parent.start_stack, parent.start_code, parent.end_code
     child.start_data, child.end_data = parent.start_data, parent.end_data
-    child.arg_start, child.arg_end, child.env_start, child.env_end = parent.arg_start, parent.arg_end, parent.env_start, parent.env_end
+    child.arg_start, child.arg_end = parent.arg_start, parent.arg_end
+    child.env_start, child.env_end = parent.env_start, parent.env_end
     error = 0
     for position in range(parent.map_count):
         of_number = vma_index(machine, parent_number)[position]

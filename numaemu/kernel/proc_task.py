@@ -151,8 +151,8 @@ def page_words(counts):
     if not pages:
         return []
     shown = (("anon", anon, anon), ("dirty", dirty, dirty), ("mapped", pages, pages not in (anon, dirty)),
-             ("mapmax", mapcount_max, mapcount_max > 1), ("swapcache", swapcache, swapcache), ("active", active, active < pages),
-             ("writeback", writeback, writeback))
+             ("mapmax", mapcount_max, mapcount_max > 1), ("swapcache", swapcache, swapcache),
+             ("active", active, active < pages), ("writeback", writeback, writeback))
     nodes = [f"N{node}={n}" for node, n in enumerate(counts[FIRST_NODE:].tolist()) if n]
     return [f"{name}={value}" for name, value, when in shown if when] + nodes + ["kernelpagesize_kB=4"]
 
