@@ -294,7 +294,7 @@ def test_elf_map_draws_a_program(capsys):
     assert "7ffffffde000 rw-p   132 KiB [stack]" in lines[2] and "1/33" in lines[2]
     assert all(len(line) <= 80 for line in lines)
     first = lines[2:lines.index("") - 1]
-    assert [line.split()[-1] for line in first if "gap" not in line][-3:] == ["··", "··", "·"]
+    assert [line.split()[-1] for line in first if "gap" not in line][-3:] == ["·█", "··", "·"]
 
 
 def test_shared_library_is_in_memory_once(capsys):
