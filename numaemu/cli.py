@@ -139,7 +139,8 @@ def choose_topology(options, module):
     if source is None and stated is not None:
         source = stated_topology(stated, module.__file__)
     return load_topology(source, where="command line", nodes=options.nodes, cpus_per_node=options.cpus_per_node,
-                         memory_per_node=options.memory_per_node, sysctl=parse_settings(options.settings) or None)
+                         memory_per_node=options.memory_per_node, sysctl=parse_settings(options.settings) or None,
+                         kernel={"random_seed": options.seed} if options.seed else None)
 
 
 def stated_topology(stated, path):

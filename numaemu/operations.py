@@ -24,6 +24,7 @@ from numaemu.kernel.stats import cpu_figures, task_name, task_numbers
 from numaemu.kernel.trail import read_trail
 from numaemu.kernel.vma_index import find_position, vma_index, vma_of
 from numaemu.kernel_operations import KernelOperations
+from numaemu.operations_exec import ExecOperations
 from numaemu.operations_file import FileOperations
 from numaemu.operations_mm import MmOperations, check
 from numaemu.param import MAX_ORDER
@@ -59,7 +60,7 @@ def release_gil(function):
         options["nogil"] = True
 
 
-class Operations(KernelOperations, MmOperations, FileOperations):
+class Operations(KernelOperations, MmOperations, ExecOperations, FileOperations):
     """The operations of one CPU."""
 
     def __init__(self, cpu):

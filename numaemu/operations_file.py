@@ -73,6 +73,15 @@ class FileOperations:
     def msync(self, number, addr, length, flags):
         check(calls.sys_msync(self.address, number, addr, length, flags))
 
+    def put_on_disk(self, path, size, data, seed):
+        """A new file with its contents; found under its name only when it is complete."""
+        name = name_words(path)
+        inode = check(calls.make_file(self.address, size, seed), path)
+        if data is not None:
+            contents, bounce = np.frombuffer(data, np.uint8), np.empty(4096, np.uint8)
+            calls.fill_file(self.address, inode, contents.ctypes.data, len(contents), bounce.ctypes.data)
+        check(calls.link_file(self.address, inode, name.ctypes.data), path)
+
     # -- for the driver: in this CPU's turn, with no task
 
     def system(self, method, args):
@@ -82,12 +91,7 @@ class FileOperations:
 
     def system_create_file(self, path, size, data, seed):
         """A file that has always been on the disk."""
-        name = name_words(path)
-        inode = check(calls.make_file(self.address, name.ctypes.data, size, seed), path)
-        if data is not None:
-            contents, bounce = np.frombuffer(data, np.uint8), np.empty(4096, np.uint8)
-            calls.fill_file(self.address, inode, contents.ctypes.data, len(contents), bounce.ctypes.data)
-        calls.release_inode(self.address, inode)
+        self.put_on_disk(path, size, data, seed)
 
     def system_unlink(self, path):
         name = name_words(path)

@@ -57,6 +57,7 @@ paging_t = Struct("paging_t", [          # set at boot; a copy in machine_t and 
     ("nx", u64),                         # _PAGE_NX, or 0: the format cannot forbid execution
     ("stack_top", u64),                  # where a new program's stack ends (STACK_TOP): with five levels as with four
     ("elf_et_dyn_base", u64),            # where a position-independent program is loaded
+    ("mmap_rnd_bits", u64), ("stack_rnd_mask", u64), ("brk_rnd", u64),       # by how much addresses are random: pages, bytes
 ])
 
 def set_paging(paging, name):

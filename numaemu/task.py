@@ -15,7 +15,7 @@ from numaemu.kernel import gfp as gfp_types
 from numaemu.kernel.gfp import GFP_KERNEL
 from numaemu.payload import dump_function
 from numaemu.uapi import (MAP_ANONYMOUS, MAP_PRIVATE, MPOL_F_ADDR, MPOL_F_NODE, MPOL_MF_MOVE, MS_SYNC, O_RDONLY,
-                          PROT_READ, PROT_WRITE, PR_SET_MM, WNOHANG)
+                          PROT_READ, PROT_WRITE, PR_SET_MM, SIGKILL, WNOHANG)
 from numaemu.units import parse_size
 
 HIGHMEM, ZERO = (getattr(gfp_types, f"__GFP_{name}") for name in ("HIGHMEM", "ZERO"))     # mangled inside a class
@@ -250,6 +250,16 @@ class Task:
     def vfork(self, function=None, *args, cpu=None):
         """A process of its own in the same address space, as between vfork(2) and exec; the parent does not wait."""
         return self._child("vfork", function, args, cpu)
+
+    def execve(self, path, argv=None, envp=()):
+        """execve(2): the task gives its memory up and gets that of the ELF program at `path`, loaded as Linux does it,
+        with its interpreter. What is not on the emulated disk is brought there from the host's file of this path. No
+        instruction runs; (ip, sp) says where it would begin. `argv` is [path] if not given, `envp` a dict or "K=V"s.
+        """
+        for number, pid in self._op("other_threads"):
+            with contextlib.suppress(OSError, NumaemuError):         # it may just have ended
+                self._site.call_op(number, pid, "die", (SIGKILL,))
+        return self._op("execve", path, [path] if argv is None else list(argv), envp)
 
     def _child(self, how, function, args, cpu):
         if cpu is not None:

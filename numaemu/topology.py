@@ -84,6 +84,7 @@ KNOWN_SYSCTLS = {  # lowest and highest value, as the sysctl tables of Linux 6.1
     "vm.swappiness": (0, 200),
     "vm.page-cluster": (0, 31),
     "kernel.numa_balancing": (0, 4),
+    "kernel.randomize_va_space": (0, 2),
     "vm.dirty_ratio": (0, 100),
     "vm.dirty_background_ratio": (0, 100),
     "vm.dirty_bytes": (2 * 4096, MAX_MEMORY),
@@ -101,7 +102,11 @@ KNOWN_SYSCTLS = {  # lowest and highest value, as the sysctl tables of Linux 6.1
 SLAB_DEBUG_LETTERS = "FZPU-"  # Linux also has T (trace), A (failslab), O (no larger slabs)
 
 # --- what a machine file may say ----------------------------------------------------------------
-DEFAULT_KERNEL = {"page_group_by_mobility": True, "slab_debug": ""}  # the kernel's boot options
+DEFAULT_KERNEL = {  # the kernel's boot options
+    "page_group_by_mobility": True,
+    "slab_debug": "",
+    "random_seed": 0,  # of what kernel.randomize_va_space draws
+}
 ZONE_LAYOUTS = ("x86-64", "x86-32")  # DMA, DMA32, Normal; DMA, Normal up to 896 MiB, HighMem
 MAX_MEMORY_32 = 3 * GiB  # 32 bits of physical address; the last GiB is the hole of devices
 MIN_HIGH_FRACTION = 8  # MIN_PERCPU_PAGELIST_HIGH_FRACTION
@@ -175,7 +180,7 @@ class Topology:
     walk_cache: int  # entries of the page-walk cache
     sysctl: dict[str, int | tuple[int, ...]]
     cost: dict[str, int]  # ns, the keys of DEFAULT_COST
-    kernel: dict[str, bool | str]  # boot options, the keys of DEFAULT_KERNEL
+    kernel: dict[str, bool | int | str]  # boot options, the keys of DEFAULT_KERNEL
     zone_layout: str  # one of ZONE_LAYOUTS
     disk: DiskSpec
     low_memory: int  # bytes of RAM below 4 GiB of the physical address space
@@ -595,8 +600,11 @@ def _parse_cost(table: Any, where: str) -> dict[str, int]:
     }
 
 
-def _parse_kernel(table: Any, where: str) -> dict[str, bool | str]:
+def _parse_kernel(table: Any, where: str) -> dict[str, bool | int | str]:
     options = DEFAULT_KERNEL | check_table(table, DEFAULT_KERNEL, "kernel", where)
+    options["random_seed"] = parse_int(
+        options["random_seed"], "kernel: random_seed", where, 0, LONG_MAX
+    )
     for key, value in options.items():
         if not isinstance(value, type(DEFAULT_KERNEL[key])):
             kind = "true or false" if isinstance(DEFAULT_KERNEL[key], bool) else "text"

@@ -10,7 +10,7 @@ from naive import Vmas, highest_gap
 
 from numaemu import SegmentationFault
 from numaemu.build import JIT
-from numaemu.kernel.fork import STACK_GAP
+from numaemu.kernel.exec import MIN_GAP
 from numaemu.kernel.mm_types import VM_SHARED
 from numaemu.formats import FORMATS
 from numaemu.uapi import (MADV_DONTNEED, MAP_ANONYMOUS, MAP_FIXED, MAP_FIXED_NOREPLACE, MAP_POPULATE, MAP_PRIVATE,
@@ -19,7 +19,7 @@ from numaemu.uapi import (MADV_DONTNEED, MAP_ANONYMOUS, MAP_FIXED, MAP_FIXED_NOR
 PROTS = [PROT_NONE, PROT_READ, PROT_READ | PROT_WRITE, PROT_READ | PROT_EXEC]
 ARENA = 0x1000_0000 >> 12        # where MAP_FIXED mappings of the test go: 24 pages from here
 STACK_TOP = FORMATS["x86-64-4level"]["stack_top"]
-MMAP_BASE = STACK_TOP - int(STACK_GAP)
+MMAP_BASE = STACK_TOP - int(MIN_GAP)
 TOP = MMAP_BASE >> 12
 ANONYMOUS = MAP_PRIVATE | MAP_ANONYMOUS
 

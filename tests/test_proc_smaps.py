@@ -5,7 +5,11 @@ import numpy as np
 import pytest
 
 from numaemu.formats import FORMATS
-from numaemu.uapi import MADV_DONTFORK, MADV_FREE, MADV_RANDOM, MAP_ANONYMOUS, MAP_SHARED, PROT_READ
+from numaemu.kernel.mm_types import mapping_t
+from numaemu.kernel.pagewalk import shmem_swap_usage, swappers
+from numaemu.kernel.swapon import swapon
+from numaemu.uapi import (MADV_DONTFORK, MADV_FREE, MADV_PAGEOUT, MADV_RANDOM, MAP_ANONYMOUS, MAP_PRIVATE, MAP_SHARED,
+                          O_RDWR, PROT_READ)
 
 PAGE = 4096
 NAMES = """Size KernelPageSize MMUPageSize Rss Pss Pss_Dirty Shared_Clean Shared_Dirty Private_Clean Private_Dirty Referenced
@@ -115,3 +119,70 @@ def test_pagemap(two_nodes):
     assert two_nodes.actors[0].rpc_pagemap(task.pid, 0x1000_0000, 2 * PAGE).tolist() == [0, 0]
     with pytest.raises(FileNotFoundError):
         two_nodes.actors[0].rpc_pagemap(99999, 0, PAGE)
+
+
+def test_pages_of_a_file(two_nodes):
+    """Clean ones of everybody, a private copy that is anonymous, a dirty shared one."""
+    two_nodes.create_file("/mnt/f", 8 * PAGE, 3)
+    tasks = [two_nodes.task(cpu=cpu) for cpu in (0, 1)]
+    private = [task.mmap(8 * PAGE, flags=MAP_PRIVATE, file=task.open("/mnt/f")) for task in tasks]
+    for area in private:
+        area.touch(write=False)
+    private[0].array()[0] = 1
+    fields = smaps(two_nodes, tasks[0])[private[0].addr]
+    assert (fields["Rss"], fields["Anonymous"], fields["Private_Dirty"], fields["Shared_Clean"]) == (32, 4, 4, 28)
+    assert fields["Pss"] == 4 + 28 // 2 and fields["Pss_Dirty"] == 4
+    assert smaps(two_nodes, tasks[1])[private[1].addr]["Pss"] == 4 + 28 // 2
+    rollup = {line.split(":")[0]: line.split()[1] for line in read(two_nodes, tasks[0], "smaps_rollup").splitlines()[1:]}
+    assert (rollup["Pss_Anon"], rollup["Pss_File"], rollup["Pss_Shmem"]) == ("4", "14", "0")
+    shared = tasks[1].mmap(8 * PAGE, flags=MAP_SHARED, file=tasks[1].open("/mnt/f", O_RDWR))
+    shared.array()[:512] = 2
+    fields = smaps(two_nodes, tasks[1])[shared.addr]
+    assert (fields["Rss"], fields["Shared_Dirty"], fields["Pss_Dirty"], fields["Anonymous"]) == (4, 4, 2, 0)
+
+
+def test_what_is_swapped_out(two_nodes):
+    kernel_swapon(two_nodes)
+    task = two_nodes.task()
+    area, shared = task.mmap(4 * PAGE).touch(), task.mmap(4 * PAGE, flags=MAP_SHARED | MAP_ANONYMOUS).touch()
+    task.madvise(area.addr, 2 * PAGE, MADV_PAGEOUT)
+    child = task.fork()
+    fields = smaps(two_nodes, task)[area.addr]
+    assert (fields["Swap"], fields["SwapPss"], fields["Rss"]) == (8, 4, 8)
+    child.exit()
+    assert smaps(two_nodes, task)[area.addr]["SwapPss"] == 8
+    task.madvise(shared.addr, 4 * PAGE, MADV_PAGEOUT)
+    fields = smaps(two_nodes, task)[shared.addr]
+    assert (fields["Swap"], fields["SwapPss"], fields["Rss"]) == (16, 0, 0)
+    task.load(area.pages(), np.uint8)                    # read again: swap has the bytes, too
+    fields = smaps(two_nodes, task)[area.addr]
+    assert (fields["Swap"], fields["Rss"], fields["Private_Clean"]) == (0, 16, 8)
+    line = next(line for line in read(two_nodes, task, "numa_maps").splitlines() if line.startswith(f"{area.addr:x} "))
+    assert " anon=4 dirty=2 swapcache=2 active=" in line
+
+
+def kernel_swapon(loop):
+    swapon.swapon(loop.machine, "/dev/vdb", 1 << 20, None, "disk")
+
+
+def test_active_pages_in_numa_maps(two_nodes):
+    task = two_nodes.task()
+    area = task.mmap(4 * PAGE).touch()
+    task.mlock(area.addr, 3 * PAGE)
+    two_nodes.audit()                                    # what waits in batches is on a list then
+    locked, other = read(two_nodes, task, "numa_maps").splitlines()[:2]
+    assert "active" not in locked and " active=0 " in other          # all of them are, none of them is
+
+
+def test_swap_entries_that_are_nonsense_are_not_looked_up(two_nodes):
+    """The walk trusts nothing: what it reads may have been freed and used for something else."""
+    machine = two_nodes.machine
+    assert [swappers(machine, entry) for entry in (-5, 0, 1 << 50, 3)] == [1, 1, 1, 1]
+    task = two_nodes.task()
+    shared = task.mmap(PAGE, flags=MAP_SHARED | MAP_ANONYMOUS).touch()
+    mapping = mapping_t.array(machine.mappings)[two_nodes.vmas(task)[0].mapping]
+    assert two_nodes.vmas(task)[0].start == shared.addr
+    mapping.root, before = np.uint64(1 << 48), mapping.root
+    assert shmem_swap_usage(int(machine.address), two_nodes.vmas(task)[0].mapping, 0, 1) == 0
+    mapping.root = before
+    two_nodes.audit()

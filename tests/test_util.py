@@ -7,10 +7,11 @@ import pytest
 from numaemu import MachineCheck, SegmentationFault
 from numaemu.kernel.mm_types import PG_mlocked
 from numaemu.formats import FORMATS
-from numaemu.uapi import (MADV_DONTNEED, MAP_ANONYMOUS, MAP_FIXED, MAP_GROWSDOWN, MAP_LOCKED, MAP_NORESERVE,
-                          MAP_PRIVATE, MAP_SHARED, MCL_CURRENT, MCL_FUTURE, MLOCK_ONFAULT, MS_ASYNC, MS_INVALIDATE,
-                          MS_SYNC, PROT_NONE, PROT_READ, PROT_WRITE, RLIM_INFINITY, RLIMIT_AS, RLIMIT_DATA,
-                          RLIMIT_MEMLOCK, RLIMIT_STACK)
+from numaemu.kernel.swapon import swapon
+from numaemu.uapi import (MADV_DONTNEED, MADV_PAGEOUT, MAP_ANONYMOUS, MAP_FIXED, MAP_GROWSDOWN, MAP_LOCKED,
+                          MAP_NORESERVE, MAP_PRIVATE, MAP_SHARED, MCL_CURRENT, MCL_FUTURE, MLOCK_ONFAULT, MS_ASYNC,
+                          MS_INVALIDATE, MS_SYNC, O_RDWR, PROT_NONE, PROT_READ, PROT_WRITE, RLIMIT_AS, RLIMIT_DATA,
+                          RLIMIT_MEMLOCK, RLIMIT_STACK, RLIM_INFINITY)
 
 BASE, PAGE, RW = 0x1000_0000, 4096, PROT_READ | PROT_WRITE
 PRIVATE, SHARED = MAP_PRIVATE | MAP_ANONYMOUS, MAP_SHARED | MAP_ANONYMOUS
@@ -297,6 +298,52 @@ def test_holes_and_forbidden_pages(loop):
     hidden = task.mmap(PAGE, prot=PROT_NONE)
     refused(errno.ENOMEM, task.mlock, hidden.addr, PAGE)
     refused(errno.ENOMEM, task.munlock, BASE + 2 * PAGE, PAGE)
+
+
+def test_pages_of_files_are_locked(loop):
+    """By whoever maps them locked, until the last one goes; the file may be cut short meanwhile."""
+    loop.create_file("/mnt/f", 8 * PAGE, 1)
+    tasks = [loop.task(cpu=cpu) for cpu in (0, 1)]
+    areas = [task.mmap(8 * PAGE, flags=MAP_SHARED, file=task.open("/mnt/f", O_RDWR)) for task in tasks]
+    tasks[0].mlock(areas[0].addr, 4 * PAGE)
+    assert locked(loop, tasks[0]) == (4, 4)
+    tasks[1].mmap(8 * PAGE, PROT_READ, MAP_PRIVATE | MAP_LOCKED, file=tasks[1].open("/mnt/f"))
+    assert loop.vmstat()["nr_mlock"] == 8
+    areas[0].munmap()
+    loop.audit()
+    assert loop.vmstat()["nr_mlock"] == 8
+    with tasks[0].open("/mnt/f", O_RDWR) as file:
+        file.truncate(2 * PAGE)
+    loop.audit()
+    assert loop.vmstat()["nr_mlock"] == 2
+    areas[1].touch(write=False, stride=8 * PAGE)
+    tasks[1].exit()
+    loop.audit()
+    assert loop.vmstat()["nr_mlock"] == 0 and loop.vmstat()["unevictable_pgs_munlocked"] == 8
+
+
+def test_mincore_knows_caches(loop):
+    """What is in a file's cache, in a shared object or in the swap cache is in memory, whoever has brought it there."""
+    loop.create_file("/mnt/f", 64 * PAGE, 1)
+    swapon.swapon(loop.machine, "/dev/vdb", 1 << 20, None, "disk")
+    task, other = loop.task(), loop.task(cpu=1)
+    area = task.mmap(64 * PAGE, flags=MAP_PRIVATE, file=task.open("/mnt/f"))
+    assert task.mincore(area.addr, 64 * PAGE).sum() == 0
+    with other.open("/mnt/f") as file:
+        file.pread(PAGE, 0)
+    cached = loop.vmstat()["nr_file_pages"]
+    assert task.mincore(area.addr, 64 * PAGE).tolist() == [1] * cached + [0] * (64 - cached)
+    shared = task.mmap(4 * PAGE, flags=MAP_SHARED | MAP_ANONYMOUS)
+    child = task.fork()
+    child.store([shared.addr], np.uint8(1))
+    child.load([shared.addr + PAGE], np.uint8)
+    assert task.mincore(shared.addr, 4 * PAGE).tolist() == [1, 1, 0, 0]
+    own = task.mmap(4 * PAGE)
+    task.store(own.pages()[:2], np.uint8(1))
+    task.madvise(own.addr, PAGE, MADV_PAGEOUT)
+    swapped = task.mincore(own.addr, 4 * PAGE).tolist()
+    assert swapped[1:] == [1, 0, 0] and task.mincore(own.addr, 0).tolist() == []
+    loop.audit()
 
 
 def test_mincore_and_msync_refuse(loop):

@@ -6,6 +6,7 @@ import sys
 
 import numpy as np
 import pytest
+from test_exec import LD, LOADER, PROGRAM
 
 import numaemu
 from numaemu import MAP_ANONYMOUS, MAP_NORESERVE, MAP_PRIVATE, Machine
@@ -294,3 +295,32 @@ def test_swap_thrash_has_a_cliff():
         faults = [float(row[f"{kind} faults"]) for row in rows]
         assert faults[0] == 0 and 0.3 < faults[-1] < 0.9 and faults[-1] > faults[3] > 0
     assert rows[-1]["disk ns"] > 100 * rows[0]["disk ns"] and rows[-1]["disk ns"] > 5 * rows[-1]["zram ns"]
+
+
+def test_elf_map_draws_a_program(capsys):
+    with Machine(nodes=1, cpus_per_node=1, memory_per_node="64MiB") as machine:
+        machine.create_file("/bin/emu", PROGRAM)
+        machine.create_file(LD, LOADER)
+        moments = run("elf_map", machine, "/bin/emu")
+        machine.check()
+    assert moments["after execve"] == {"mappings": 7, "pages": 43, "own": 2, "of files": 0}
+    assert [row["mappings"] for row in moments.values()] == [7, 8, 8]
+    assert moments["everything used once"]["of files"] == 1 + 2 + 2
+    lines = capsys.readouterr().out.splitlines()
+    assert "7ffffffde000 rw-p   132 KiB [stack]" in lines[2] and "1/33" in lines[2]
+    assert all(len(line) <= 80 for line in lines)
+    first = lines[2:lines.index("") - 1]
+    assert [line.split()[-1] for line in first if "gap" not in line][-3:] == ["·█", "··", "·"]
+
+
+def test_shared_library_is_in_memory_once(capsys):
+    with Machine(nodes=2, cpus_per_node=2, memory_per_node="32MiB") as machine:
+        rows = list(run("shared_library", machine).values())
+        machine.check()
+    size = 1088
+    assert [row["sum of Rss"] for row in rows] == [size, 2 * size, 4 * size, 8 * size, 8 * size, 0]
+    assert [row["sum of Pss"] for row in rows[:4]] == [size] * 4 and size < rows[4]["sum of Pss"] <= size + 12
+    assert {row["library in cache"] for row in rows} == {row["read from disk"] for row in rows} == {size}
+    assert [row["anonymous"] for row in rows] == [0, 0, 0, 0, 12, 0]
+    _, before, writer, other = (line.split() for line in capsys.readouterr().out.splitlines()[:4])
+    assert before[1:] == ["1088", "136", "0", "136", "1088", "0"] == other[1:] and writer[3] == writer[6] == "12"

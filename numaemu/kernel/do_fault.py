@@ -14,8 +14,9 @@ from numaemu.kernel.inode import file_of, i_pages, inode_of
 from numaemu.kernel.mempolicy import vma_alloc_folio
 from numaemu.kernel.mm_inline import folio_lock, folio_test, folio_trylock, folio_unlock
 from numaemu.kernel.mm_types import (FAULT_AROUND_BYTES, MM_ANONPAGES, MM_FILEPAGES, VM_FAULT_MAJOR, VM_FAULT_OK,
-                                     VM_FAULT_OOM, VM_SHARED, PG_anon_exclusive, PG_locked, PG_readahead, PG_uptodate,
-                                     PG_workingset)
+                                     VM_FAULT_OOM, VM_LOCKED, VM_SHARED, PG_anon_exclusive, PG_locked, PG_mlocked,
+                                     PG_readahead, PG_uptodate, PG_workingset)
+from numaemu.kernel.mlock import mlock_folio
 from numaemu.kernel.mmzone import page_of
 from numaemu.kernel.page_alloc import put_page, try_get_page
 from numaemu.kernel.page_writeback import balance_dirty_pages_ratelimited, folio_mark_dirty
@@ -24,7 +25,7 @@ from numaemu.kernel.pgtable import pfn_pte, pte_pfn, ptep_cmpxchg, ptep_get, pte
 from numaemu.kernel.rmap import folio_add_anon_rmap, folio_dup_rmap, folio_remove_rmap
 from numaemu.kernel.smp import machine_of
 from numaemu.kernel.swap import folio_add_new_lru
-from numaemu.kernel.vma import anon_vma_prepare
+from numaemu.kernel.vma import anon_vma_prepare, munlock_unless_locked
 from numaemu.kernel.vma_index import vma_of
 from numaemu.native import copy_bytes
 from numaemu.paging import _PAGE_ACCESSED, _PAGE_DIRTY, _PAGE_PRESENT, _PAGE_RW, _PAGE_USER
@@ -41,15 +42,19 @@ def linear_page_index(vma, address):
     return vma.pgoff + np.int64((address - vma.start) >> U(12))
 
 
-@kernel("bool(cpu_t*, mm_t*, i64, u64, u64)")
-def set_file_pte(cpu, mm, pfn, ptep, bits):
+@kernel("bool(cpu_t*, mm_t*, vma_t*, i64, u64, u64)")
+def set_file_pte(cpu, mm, vma, pfn, ptep, bits):
     """Map a locked page of a file unless another thread was faster. The entry takes over the caller's reference."""
     machine = machine_of(cpu)
     folio_dup_rmap(machine, cpu, pfn)
-    if ptep_cmpxchg(ptep, U(0), pfn_pte(pfn, bits)):
+    if vma.flags & VM_LOCKED:
+        mlock_folio(cpu, pfn)
+    if ptep_cmpxchg(ptep, U(0), pfn_pte(pfn, bits | vm_page_nx(machine, vma))):
         fetch_add(mm.rss, MM_FILEPAGES, 1)
         return True
     folio_remove_rmap(machine, cpu, pfn)
+    if vma.flags & VM_LOCKED and folio_test(page_of(machine, pfn), PG_mlocked):
+        munlock_unless_locked(cpu, pfn)
     put_page(cpu, pfn)
     return False
 
@@ -81,7 +86,7 @@ def filemap_map_pages(cpu, mm, vma, address, ptep):
     near = max(address & ~(AROUND - U(1)), vma.start)
     end = min((address | (AROUND - U(1))) + U(1), vma.end)
     step = ptep_step(machine)
-    entry, bits = ptep - ((address - near) >> U(12)) * step, _READ_ONLY | vm_page_nx(machine, vma)
+    entry = ptep - ((address - near) >> U(12)) * step
     while near < end:
         if ptep_get(entry) == U(0):
             pfn = next_uptodate_folio(cpu, inode, linear_page_index(vma, near))
@@ -89,7 +94,7 @@ def filemap_map_pages(cpu, mm, vma, address, ptep):
                 page = page_of(machine, pfn)
                 if not folio_test(page, PG_workingset):
                     hits += 1
-                set_file_pte(cpu, mm, pfn, entry, bits)
+                set_file_pte(cpu, mm, vma, pfn, entry, _READ_ONLY)
                 folio_unlock(page)
         near += U(4096)
         entry += step
@@ -112,7 +117,7 @@ def do_read_fault(cpu, mm, vma, address, ptep):
     if found < 0:
         return -found
     pfn = found & (MAJOR - 1)
-    set_file_pte(cpu, mm, pfn, ptep, _READ_ONLY | vm_page_nx(machine, vma))
+    set_file_pte(cpu, mm, vma, pfn, ptep, _READ_ONLY)
     folio_unlock(page_of(machine, pfn))
     return fault_code(found)
 
@@ -163,7 +168,7 @@ def do_shared_file_fault(cpu, mm, vma, address, ptep):
         put_page(cpu, pfn)
         return VM_FAULT_OOM
     folio_mark_dirty(cpu, pfn)
-    set_file_pte(cpu, mm, pfn, ptep, _WRITTEN | vm_page_nx(machine, vma))
+    set_file_pte(cpu, mm, vma, pfn, ptep, _WRITTEN)
     folio_unlock(page)
     balance_dirty_pages_ratelimited(cpu)
     return fault_code(found)

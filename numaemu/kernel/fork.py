@@ -7,9 +7,9 @@ from numaemu.kernel.gfp import GFP_PGTABLE_USER
 from numaemu.kernel.memory import copy_page_range
 from numaemu.kernel.mempolicy import copy_policy
 from numaemu.kernel.mm_types import (NR_MM_COUNTERS, OOM_NONE, TASK_DEAD, TASK_RUNNING, TASK_ZOMBIE, VM_ACCOUNT,
-                                     VM_DONTCOPY, VM_FAULT_OK, VM_GROWSDOWN, VM_LOCKED_MASK, VM_SHARED, VM_WIPEONFORK,
+                                     VM_DONTCOPY, VM_FAULT_OK, VM_LOCKED_MASK, VM_SHARED, VM_WIPEONFORK,
                                      PG_table, exit_t, pool_t, task_t)
-from numaemu.kernel.mmap import calc_vm_flags, mmap_region, unmap_region
+from numaemu.kernel.mmap import unmap_region
 from numaemu.kernel.mmzone import page_of
 from numaemu.kernel.page_alloc import alloc_pages
 from numaemu.kernel.pgtable import mm_of, pgd_free
@@ -22,12 +22,9 @@ from numaemu.kernel.vma import join_family, join_file, new_vma, vma_pages
 from numaemu.kernel.vma_index import insert_at, vma_index, vma_of
 from numaemu.param import CPU_WORDS, EXIT_RECORDS
 from numaemu.pointer import address_of
-from numaemu.uapi import MAP_PRIVATE, PROT_READ, PROT_WRITE, RLIMIT_STACK, RLIM_INFINITY, RLIM_NLIMITS, errno
+from numaemu.uapi import RLIMIT_STACK, RLIM_INFINITY, RLIM_NLIMITS, errno
 
 U = np.uint64
-STACK_GAP = U(128 << 20)                 # from mmap_base to the top of the stack, without address randomisation
-PROGRAM_BYTES = U(5 << 12)               # of a small position-independent program, its heap comes behind it
-STACK_BYTES = U(132 << 10)
 _STK_LIM, INFINITY = U(8 << 20), U(RLIM_INFINITY)        # RLIMIT_STACK of init; nothing else is limited here
 
 
@@ -47,8 +44,9 @@ def mm_alloc(cpu):
         mm.rss[counter] = 0
     mm.map_count, mm.total_vm, mm.hiwater_rss, mm.hiwater_vm = 0, 0, 0, 0
     mm.data_vm, mm.stack_vm, mm.exec_vm, mm.locked_vm, mm.def_flags = 0, 0, 0, 0, 0
-    mm.mmap_base, mm.start_stack = machine.paging.stack_top - STACK_GAP, machine.paging.stack_top - U(0x1000)
-    mm.start_brk = mm.brk = machine.paging.elf_et_dyn_base + PROGRAM_BYTES
+    mm.mmap_base, mm.start_brk, mm.brk, mm.start_stack = U(0), U(0), U(0), U(0)      # exec.py gives it its layout
+    mm.start_code, mm.end_code, mm.start_data, mm.end_data = U(0), U(0), U(0), U(0)
+    mm.arg_start, mm.arg_end, mm.env_start, mm.env_end = U(0), U(0), U(0), U(0)
     mm.id = fetch_add(machine, "next_mm_id", 1) + 1
     pfn = alloc_pages(cpu, GFP_PGTABLE_USER, 0, cpu.node, machine.node_mask)
     if pfn == 0:
@@ -57,13 +55,6 @@ def mm_alloc(cpu):
     page_of(machine, pfn).flags |= U(PG_table)
     mm.pgd = U(pfn) << U(12)
     return number
-
-
-@kernel("i64(cpu_t*, i64)")
-def setup_arg_pages(cpu, mm_number):
-    """The stack of a new program: 0 or a negative errno."""
-    flags = calc_vm_flags(PROT_READ | PROT_WRITE, MAP_PRIVATE) | VM_GROWSDOWN
-    return min(mmap_region(cpu, mm_number, machine_of(cpu).paging.stack_top - STACK_BYTES, STACK_BYTES, flags, 0, 0), 0)
 
 
 @kernel("i64(cpu_t*, i64, i64)")
@@ -99,7 +90,10 @@ def dup_mmap(cpu, parent_number, child_number):
     machine = machine_of(cpu)
     parent, child = mm_of(machine, parent_number), mm_of(machine, child_number)
     child.mmap_base, child.start_brk, child.brk = parent.mmap_base, parent.start_brk, parent.brk
-    child.start_stack = parent.start_stack
+    child.start_stack, child.start_code, child.end_code = parent.start_stack, parent.start_code, parent.end_code
+    child.start_data, child.end_data = parent.start_data, parent.end_data
+    child.arg_start, child.arg_end = parent.arg_start, parent.arg_end
+    child.env_start, child.env_end = parent.env_start, parent.env_end
     error = 0
     for position in range(parent.map_count):
         of_number = vma_index(machine, parent_number)[position]

@@ -141,9 +141,9 @@ def init_inode(inode, mapping):
     inode.state = I_LIVE
 
 
-@kernel("i64(cpu_t*, u64)")
-def create(cpu, name):
-    """A new empty file, held; -EEXIST if there is one of this name, -ENFILE if the table is full."""
+@kernel("i64(cpu_t*)")
+def new_inode(cpu):
+    """A new empty file without a name, held; -ENFILE if the table is full."""
     machine = machine_of(cpu)
     number = pool_get(cpu, machine.inode_pool)
     mapping = new_mapping(cpu, 1) if number != 0 else 0
@@ -154,18 +154,24 @@ def create(cpu, name):
     inode, lock = inode_of(machine, number), address_of(machine, "inode_lock")
     mapping_of(machine, mapping).host = number
     spin_lock(cpu, lock)
+    init_inode(inode, mapping)
+    spin_unlock(lock)
+    return number
+
+
+@kernel("i64(cpu_t*, i64, u64)")
+def link_inode(cpu, number, name):
+    """Give a file its name (d_instantiate): 0, or -EEXIST if there is another of this name."""
+    machine = machine_of(cpu)
+    inode, lock = inode_of(machine, number), address_of(machine, "inode_lock")
+    spin_lock(cpu, lock)
     there = find_inode(machine, name)
     if there == 0:
-        init_inode(inode, mapping)
-        inode.nlink = 1
         for i in range(NAME_WORDS):
             inode.name[i] = u64.array(name)[i]
+        inode.nlink = 1
     spin_unlock(lock)
-    if there != 0:
-        pool_put(cpu, machine.mapping_pool, mapping)
-        pool_put(cpu, machine.inode_pool, number)
-        return -EEXIST
-    return number
+    return 0 if there == 0 else -EEXIST
 
 
 @kernel("bool(cpu_t*, i64)")
@@ -190,6 +196,17 @@ def destroy_inode(cpu, number):
     mapping, inode.state = inode.mapping, I_FREE
     pool_put(cpu, machine.mapping_pool, mapping)
     pool_put(cpu, machine.inode_pool, number)
+
+
+@kernel("i64(cpu_t*, u64)")
+def create(cpu, name):
+    """A new empty file, held; -EEXIST if there is one of this name, -ENFILE if the table is full."""
+    number = new_inode(cpu)
+    if number > 0 and link_inode(cpu, number, name) != 0:
+        put_inode(cpu, number)
+        destroy_inode(cpu, number)
+        return -EEXIST
+    return number
 
 
 # -- place on the disk ---------------------------------------------------------------------------------------

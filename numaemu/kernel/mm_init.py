@@ -393,6 +393,8 @@ def boot(topology, reserve=None):
     machine.node_mask = (1 << topology.nr_nodes) - 1
     set_paging(machine.paging, topology.paging)
     machine.zero_pfn, machine.next_pid = ZERO_PFN, 100
+    machine.random_seed = topology.kernel["random_seed"]
+    machine.randomize_va_space = topology.sysctl.get("kernel.randomize_va_space", 0)
     machine.max_map_count = topology.sysctl.get("vm.max_map_count", MAX_MAP_COUNT)
     for name, value in topology.cost.items():
         setattr(machine, name, value)

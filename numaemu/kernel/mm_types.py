@@ -98,6 +98,9 @@ mm_t = Struct("mm_t", [
     ("hiwater_vm", i64), ("def_flags", i64),       # the largest total_vm; flags of new VMAs (mlockall)
     ("mmap_base", u64), ("start_brk", u64), ("brk", u64), ("start_stack", u64),
     ("hiwater_rss", i64),
+    # of the program it runs (execve), likewise; all 0 if none: [start, end) in bytes
+    ("start_code", u64), ("end_code", u64), ("start_data", u64), ("end_data", u64),
+    ("arg_start", u64), ("arg_end", u64), ("env_start", u64), ("env_end", u64),
     ("id", i64),                    # unlike its number, never used twice
 ])
 
@@ -182,6 +185,8 @@ machine_t = Struct("machine_t", [
     ("ztable", u64), ("zstat", u64), ("zbufs", u64),      # u64 by swap entry, zstat_t, a buffer per context: zram.py
     ("on_compress", u64), ("on_decompress", u64),         # callbacks into Python: a library's work
     ("zswap_enabled", i64),
+    ("randomize_va_space", i64),    # sysctl kernel.randomize_va_space
+    ("random_seed", u64), ("random_drawn", i64),          # set at boot; words drawn so far, atomically
     ("compress_ns", i64), ("decompress_ns", i64),
     ("scan_controls", u64),         # scan_control_t[nr_cpu_ids]: vmscan.py
     ("swappiness", i64),            # sysctl vm.swappiness

@@ -11,14 +11,20 @@ import numpy as np
 
 from numaemu.atomic import load_acquire
 from numaemu.compile import entry, hot, kernel
-from numaemu.kernel.mm_types import PG_anon, PG_buddy, PG_pcp, PG_swapbacked, PG_table, machine_t
+from numaemu.kernel.mm_types import (PG_active, PG_anon, PG_buddy, PG_dirty, PG_pcp, PG_referenced, PG_swapbacked,
+                                     PG_swapcache, PG_table, PG_unevictable, PG_writeback, machine_t, mapping_t)
 from numaemu.kernel.mmzone import page_of, page_to_nid, page_zone, zone_of
-from numaemu.kernel.pgtable import _PAGE_SPECIAL, mm_of, pmd_size, pte_pfn, pte_present, table_at
+from numaemu.kernel.pgtable import (_PAGE_SPECIAL, is_swap_entry, mm_of, pmd_size, pte_pfn, pte_present,
+                                    pte_to_swp_entry, table_at)
+from numaemu.kernel.swapfile import MAX_SWAP_ENTRIES, swap_count
+from numaemu.kernel.xarray import xa_is_value
 from numaemu.paging import PTE_SHIFT, _PAGE_ACCESSED, _PAGE_DIRTY, entry_at, entry_load
 from numaemu.param import MAX_NODES
+from numaemu.pointer import u64
 
 U = np.uint64
-PAGES, DIRTY, ANON, MAPCOUNT_MAX, FIRST_NODE = range(5)      # struct numa_maps; then the pages of each node
+# struct numa_maps; then the pages of each node
+PAGES, DIRTY, ANON, MAPCOUNT_MAX, ACTIVE, SWAPCACHE, WRITEBACK, FIRST_NODE = range(8)
 NR_COUNTS = FIRST_NODE + MAX_NODES
 
 
@@ -41,8 +47,8 @@ def table_of(machine, word):
 
 
 # what /proc/<pid>/smaps counts of a range: bytes, of which the shares (PSS) are 4096 / mapcount per page
-(RSS, PSS, PSS_DIRTY, PSS_ANON, PSS_SHMEM, SHARED_CLEAN, SHARED_DIRTY, PRIVATE_CLEAN, PRIVATE_DIRTY, REFERENCED,
- ANONYMOUS, LAZYFREE, NR_SMAPS) = range(13)
+(RSS, PSS, PSS_DIRTY, PSS_ANON, PSS_FILE, PSS_SHMEM, SHARED_CLEAN, SHARED_DIRTY, PRIVATE_CLEAN, PRIVATE_DIRTY,
+ REFERENCED, ANONYMOUS, LAZYFREE, SWAP, SWAP_PSS, NR_SMAPS) = range(16)
 PSS_SHIFT = 12
 
 # a word of /proc/<pid>/pagemap
@@ -61,12 +67,12 @@ def mapped_page(machine, pte):
 
 @hot
 def is_dirty(flags, pte):
-    """An anonymous page counts as dirty whatever its entry says, unless it may be dropped (MADV_FREE).
+    """An anonymous page counts as dirty whatever its entry says, unless it may be dropped (MADV_FREE) or swap has it, too.
 
-    Nothing else holds its content, and as long as there is no swap Linux never cleans one (fork clears D in a child's
-    entries here, but not there).
+    Nothing else holds its content, and Linux never cleans one (fork clears D in a child's entries here, but not there).
     """
-    return pte & _PAGE_DIRTY != U(0) or flags & U(PG_anon | PG_swapbacked) == U(PG_anon | PG_swapbacked)
+    return pte & _PAGE_DIRTY != U(0) or flags & U(PG_dirty) != U(0) or \
+        flags & U(PG_anon | PG_swapbacked | PG_swapcache) == U(PG_anon | PG_swapbacked)
 
 
 @hot
@@ -81,13 +87,29 @@ def gather_pte(machine, pte, counts):
         counts[ANON] += 1
     if is_dirty(page.flags, pte):
         counts[DIRTY] += 1
+    if page.flags & U(PG_active | PG_unevictable) != U(0):
+        counts[ACTIVE] += 1
+    if page.flags & U(PG_swapcache) != U(0):
+        counts[SWAPCACHE] += 1
+    if page.flags & U(PG_writeback) != U(0):
+        counts[WRITEBACK] += 1
     counts[MAPCOUNT_MAX] = max(counts[MAPCOUNT_MAX], np.int64(load_acquire(page, "mapcount")))
     counts[FIRST_NODE + page_to_nid(machine, pfn)] += 1
+
+
+@kernel("i64(machine_t*, i64)")
+def swappers(machine, entry):
+    """Page-table entries that name a swap entry, which may be any number; at least 1. Mirrors swp_swapcount."""
+    return max(np.int64(swap_count(machine, entry)), 1) if 0 < entry < MAX_SWAP_ENTRIES else 1
 
 
 @hot
 def smaps_pte(machine, pte, counts):
     """Count what a leaf entry maps, for smaps. Mirrors smaps_pte_entry and smaps_account."""
+    if is_swap_entry(pte):
+        counts[SWAP] += 4096
+        counts[SWAP_PSS] += (4096 << PSS_SHIFT) // swappers(machine, pte_to_swp_entry(pte))
+        return
     pfn = mapped_page(machine, pte)
     if pfn == 0:
         return
@@ -96,17 +118,17 @@ def smaps_pte(machine, pte, counts):
     anon, dirty, share = flags & U(PG_anon) != U(0), is_dirty(flags, pte), (4096 << PSS_SHIFT) // sharers
     counts[RSS] += 4096
     counts[PSS] += share
-    counts[PSS_ANON if anon else PSS_SHMEM] += share
+    counts[PSS_ANON if anon else PSS_SHMEM if flags & U(PG_swapbacked) != U(0) else PSS_FILE] += share
     if dirty:
         counts[PSS_DIRTY] += share
         counts[PRIVATE_DIRTY if sharers == 1 else SHARED_DIRTY] += 4096
     else:
         counts[PRIVATE_CLEAN if sharers == 1 else SHARED_CLEAN] += 4096
-    if pte & _PAGE_ACCESSED != U(0):
+    if pte & _PAGE_ACCESSED != U(0) or flags & U(PG_referenced) != U(0):
         counts[REFERENCED] += 4096
     if anon:
         counts[ANONYMOUS] += 4096
-        if not dirty:
+        if not dirty and flags & U(PG_swapbacked) == U(0):
             counts[LAZYFREE] += 4096
 
 
@@ -172,6 +194,27 @@ def walk_page_range(machine_address, mm_number, start, end, counts, smaps):
         else:
             gather_pte(machine, pte, counts)
         address += U(4096)
+
+
+@kernel("u64(machine_t*, i64, i64)")
+def object_entry(machine, mapping_number, index):
+    """What stands in an object's tree, which may be freed meanwhile: as xa_load, but each table is looked at before."""
+    entry = load_acquire(mapping_t.array(machine.mappings)[mapping_number], "root")
+    for shift in (27, 18, 9, 0):
+        if entry == U(0) or not pfn_valid(machine, pte_pfn(entry)):
+            return U(0)
+        entry = load_acquire(u64.array(table_at(machine, entry)), (index >> shift) & 511)
+    return entry
+
+
+@entry("i64(u64, i64, i64, i64)")
+def shmem_swap_usage(machine_address, mapping_number, first, pages):
+    """Bytes of a shared object that are swapped out, of `pages` pages from `first` on."""
+    machine, swapped = machine_t.at(machine_address), 0
+    for index in range(first, first + pages):
+        if xa_is_value(object_entry(machine, mapping_number, index)):
+            swapped += 4096
+    return swapped
 
 
 @entry("void(u64, i64, u64, u64[])")

@@ -6,8 +6,8 @@ from numaemu.kernel.mm_types import (VM_ACCOUNT, VM_DONTCOPY, VM_DONTDUMP, VM_DO
                                      VM_MAYWRITE, VM_NOHUGEPAGE, VM_NORESERVE, VM_RAND_READ, VM_READ, VM_SEQ_READ,
                                      VM_SHARED, VM_SOFTDIRTY, VM_WIPEONFORK, VM_WRITE, task_t)
 from numaemu.kernel.pagewalk import (ANONYMOUS, LAZYFREE, NR_SMAPS, PM_SOFT_DIRTY, PRIVATE_CLEAN, PRIVATE_DIRTY, PSS,
-                                     PSS_ANON, PSS_DIRTY, PSS_SHIFT, PSS_SHMEM, REFERENCED, RSS, SHARED_CLEAN,
-                                     SHARED_DIRTY, pagemap_read, walk_page_range)
+                                     PSS_ANON, PSS_DIRTY, PSS_FILE, PSS_SHIFT, PSS_SHMEM, REFERENCED, RSS, SHARED_CLEAN,
+                                     SHARED_DIRTY, SWAP, SWAP_PSS, pagemap_read, shmem_swap_usage, walk_page_range)
 from numaemu.kernel.pgtable import mm_of
 from numaemu.kernel.proc_task import NAME_COLUMN, copy_vmas, gone, number_of_pid, show_map_vma
 
@@ -18,7 +18,7 @@ FLAG_NAMES = ((VM_READ, "rd"), (VM_WRITE, "wr"), (VM_EXEC, "ex"), (VM_SHARED, "s
               (VM_SOFTDIRTY, "sd"), (VM_HUGEPAGE, "hg"), (VM_NOHUGEPAGE, "nh"))       # show_smap_vma_flags, by bit
 COUNTED = {"Shared_Clean": SHARED_CLEAN, "Shared_Dirty": SHARED_DIRTY, "Private_Clean": PRIVATE_CLEAN,
            "Private_Dirty": PRIVATE_DIRTY, "Referenced": REFERENCED, "Anonymous": ANONYMOUS}
-NOT_THERE = "AnonHugePages ShmemPmdMapped FilePmdMapped Shared_Hugetlb Private_Hugetlb Swap SwapPss".split()
+NOT_THERE = "AnonHugePages ShmemPmdMapped FilePmdMapped Shared_Hugetlb Private_Hugetlb".split()
 
 
 def line(name, nbytes):
@@ -28,7 +28,11 @@ def line(name, nbytes):
 def gather(system, mm_number, vma):
     """What a VMA's pages come to: (counts, bytes of the share that is locked)."""
     counts = np.zeros(NR_SMAPS, np.int64)
-    walk_page_range(int(system.machine.address), mm_number, vma["start"], vma["end"], counts, 1)
+    machine = int(system.machine.address)
+    walk_page_range(machine, mm_number, vma["start"], vma["end"], counts, 1)
+    if vma["flags"] & VM_SHARED and not vma["file"]:
+        pages = (int(vma["end"]) - int(vma["start"])) // 4096
+        counts[SWAP] += shmem_swap_usage(machine, vma["mapping"], vma["pgoff"], pages)
     return counts, int(counts[PSS]) if vma["flags"] & VM_LOCKED else 0
 
 
@@ -36,11 +40,12 @@ def show_smap(counts, locked, rollup):
     """__show_smap: the lines that smaps and smaps_rollup have in common."""
     shares = {"Pss": PSS, "Pss_Dirty": PSS_DIRTY}
     if rollup:
-        shares |= {"Pss_Anon": PSS_ANON, "Pss_File": None, "Pss_Shmem": PSS_SHMEM}
+        shares |= {"Pss_Anon": PSS_ANON, "Pss_File": PSS_FILE, "Pss_Shmem": PSS_SHMEM}
     text = line("Rss", int(counts[RSS]))
-    text += "".join(line(name, int(counts[i]) >> PSS_SHIFT if i is not None else 0) for name, i in shares.items())
+    text += "".join(line(name, int(counts[i]) >> PSS_SHIFT) for name, i in shares.items())
     text += "".join(line(name, int(counts[i])) for name, i in COUNTED.items()) + line("KSM", 0)
     text += line("LazyFree", int(counts[LAZYFREE])) + "".join(line(name, 0) for name in NOT_THERE)
+    text += line("Swap", int(counts[SWAP])) + line("SwapPss", int(counts[SWAP_PSS]) >> PSS_SHIFT)
     return text + line("Locked", locked >> PSS_SHIFT)
 
 

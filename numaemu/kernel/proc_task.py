@@ -14,7 +14,7 @@ from numaemu.kernel.mm_types import (MM_ANONPAGES, MM_FILEPAGES, MM_SHMEMPAGES, 
                                      vma_t)
 from numaemu.kernel.node_sysfs import list_text, mask_text
 from numaemu.kernel.oom_kill import OOM_SCORE_ADJ_MAX, OOM_SCORE_ADJ_MIN, oom_score
-from numaemu.kernel.pagewalk import ANON, DIRTY, FIRST_NODE, MAPCOUNT_MAX, NR_COUNTS, PAGES, walk_page_range
+from numaemu.kernel.pagewalk import FIRST_NODE, NR_COUNTS, walk_page_range
 from numaemu.kernel.pgtable import mm_of
 from numaemu.kernel.proc_meminfo import kilobytes
 from numaemu.kernel.show_mem import mems_allowed
@@ -148,17 +148,18 @@ def mpol_to_str(mode, flags, nodes):
 
 def page_words(counts):
     """What numa_maps says of the pages of a range: nothing if there are none."""
-    pages, anon, dirty, mapcount_max = (int(counts[i]) for i in (PAGES, ANON, DIRTY, MAPCOUNT_MAX))
+    pages, dirty, anon, mapcount_max, active, swapcache, writeback = counts[:FIRST_NODE].tolist()
     if not pages:
         return []
     shown = (("anon", anon, anon), ("dirty", dirty, dirty), ("mapped", pages, pages not in (anon, dirty)),
-             ("mapmax", mapcount_max, mapcount_max > 1), ("active", 0, True))
+             ("mapmax", mapcount_max, mapcount_max > 1), ("swapcache", swapcache, swapcache),
+             ("active", active, active < pages), ("writeback", writeback, writeback))
     nodes = [f"N{node}={n}" for node, n in enumerate(counts[FIRST_NODE:].tolist()) if n]
     return [f"{name}={value}" for name, value, when in shown if when] + nodes + ["kernelpagesize_kB=4"]
 
 
 def show_numa_map(system, task, mm_number, vma):
-    """A line of numa_maps. No page is on the active list, as no page is on any; no page is in a swap cache."""
+    """A line of numa_maps."""
     mm, counts = mm_of(system.machine, mm_number), np.zeros(NR_COUNTS, np.int64)
     own = vma["policy"]
     policy = own if own["mode"] != MPOL_DEFAULT else task.policy.as_numpy()
@@ -181,15 +182,19 @@ def numa_maps(system, number, mm_number):
 
 # -- status --------------------------------------------------------------------------------------------------
 
+def text_pages(mm):
+    """Pages of the program's code; 0 in a task that runs none."""
+    return int((mm.end_code + 4095 >> 12) - (mm.start_code >> 12))
+
+
 def memory_fields(mm):
-    """task_mem, in kB. The top-level table is not in VmPTE, as in mm_pgtables_bytes; no file backs a program here, so
-    all executable pages are a library's. Nothing pins pages.
-    """
+    """task_mem, in kB. The top-level table is not in VmPTE, as in mm_pgtables_bytes. Nothing pins pages."""
+    text = min(text_pages(mm), mm.exec_vm)
     anon, file, shmem = (mm.rss[i] for i in (MM_ANONPAGES, MM_FILEPAGES, MM_SHMEMPAGES))
     rss = anon + file + shmem
     pages = {"VmPeak": max(mm.hiwater_vm, mm.total_vm), "VmSize": mm.total_vm, "VmLck": mm.locked_vm, "VmPin": 0,
              "VmHWM": max(mm.hiwater_rss, rss), "VmRSS": rss, "RssAnon": anon, "RssFile": file, "RssShmem": shmem,
-             "VmData": mm.data_vm, "VmStk": mm.stack_vm, "VmExe": 0, "VmLib": mm.exec_vm, "VmPTE": mm.pgtables,
+             "VmData": mm.data_vm, "VmStk": mm.stack_vm, "VmExe": text, "VmLib": mm.exec_vm - text, "VmPTE": mm.pgtables,
              "VmSwap": mm.rss[MM_SWAPENTS], "HugetlbPages": 0}
     return {name: f"{kilobytes(n):8d} kB" for name, n in pages.items()}
 
@@ -198,7 +203,7 @@ def statm(system, _number, mm_number):
     """/proc/<pid>/statm, in pages: proc_pid_statm"""
     mm = mm_of(system.machine, mm_number)
     anon, shared = mm.rss[MM_ANONPAGES], mm.rss[MM_FILEPAGES] + mm.rss[MM_SHMEMPAGES]
-    return f"{mm.total_vm} {anon + shared} {shared} 0 0 {mm.data_vm + mm.stack_vm} 0\n"
+    return f"{mm.total_vm} {anon + shared} {shared} {text_pages(mm)} 0 {mm.data_vm + mm.stack_vm} 0\n"
 
 
 def status(system, number, mm_number):

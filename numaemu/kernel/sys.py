@@ -7,7 +7,8 @@ import numpy as np
 
 from numaemu.atomic import compare_exchange, fetch_add, load_acquire, store_release
 from numaemu.compile import entry, hot, kernel
-from numaemu.kernel.fork import alloc_task, do_exit, do_wait, dup_mm, mm_alloc, mmput, setup_arg_pages
+from numaemu.kernel.exec import setup_plain_mm
+from numaemu.kernel.fork import alloc_task, do_exit, do_wait, dup_mm, mm_alloc, mmput
 from numaemu.kernel.internal import ALLOC_WMARK_LOW
 from numaemu.kernel.mempolicy import (MPOL_MODE_FLAGS, current_task, do_set_mempolicy, mpol_new, mpol_rebind_policy,
                                       next_node_in)
@@ -27,7 +28,7 @@ from numaemu.mmu import clock_ns
 from numaemu.pointer import address_of, i64, u64
 from numaemu.processor import cpu_t
 from numaemu.uapi import (MPOL_F_ADDR, MPOL_F_MEMS_ALLOWED, MPOL_F_NODE, MPOL_INTERLEAVE, MPOL_MF_MOVE,
-                          MPOL_MF_MOVE_ALL, MPOL_WEIGHTED_INTERLEAVE, errno)
+                          MPOL_MF_MOVE_ALL, MPOL_WEIGHTED_INTERLEAVE, RLIMIT_STACK, errno)
 
 U = np.uint64
 EINVAL, ENOMEM, EFAULT, ESRCH = errno.EINVAL, errno.ENOMEM, errno.EFAULT, errno.ESRCH
@@ -233,7 +234,7 @@ def create_task(cpu_address):
     if number == 0:
         mmput(cpu, mm)
         return -ENOMEM
-    if setup_arg_pages(cpu, mm) != 0:
+    if setup_plain_mm(cpu, mm, task_t.array(machine_of(cpu).tasks)[number].rlim[2 * RLIMIT_STACK]) != 0:
         do_exit(cpu, number, 0)
         return -ENOMEM
     return number

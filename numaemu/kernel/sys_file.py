@@ -8,7 +8,8 @@ from numaemu.compile import entry, hot, kernel
 from numaemu.kernel.disk import disk_store_page
 from numaemu.kernel.filemap import MAX_FILE_BYTES, filemap_read, generic_file_write, vfs_fsync
 from numaemu.kernel.gup import vm_mmap_pgoff
-from numaemu.kernel.inode import EEXIST, alloc_file, bmap, create, extend, file_of, inode_of, lookup
+from numaemu.kernel.inode import (EEXIST, alloc_file, bmap, create, extend, file_of, inode_of, link_inode, lookup,
+                                  new_inode)
 from numaemu.kernel.mm_types import VM_LOCKED, VM_SHARED
 from numaemu.kernel.mmap import range_is_mapped
 from numaemu.kernel.page_writeback import filemap_write_and_wait_range, wb_timer
@@ -233,21 +234,29 @@ def sys_msync(cpu_address, task, start, length, flags):
 
 # -- for the driver ------------------------------------------------------------------------------------------
 
-@entry("i64(u64, u64, i64, u64)")
-def make_file(cpu_address, name, size, seed):
-    """A new file of `size` bytes on the disk and nowhere else: its inode, held; or -errno. `seed` 0: zeros."""
+@entry("i64(u64, i64, u64)")
+def make_file(cpu_address, size, seed):
+    """A new file of `size` bytes on the disk, without a name yet: its inode, held; or -errno. `seed` 0: zeros."""
     cpu = cpu_t.at(cpu_address)
-    number = create(cpu, name)
+    number = new_inode(cpu)
     if number < 0:
         return number
     inode = inode_of(machine_of(cpu), number)
     error = extend(cpu, inode, (size + 4095) >> 12, True) if size <= MAX_FILE_BYTES else -EINVAL
     if error != 0:
-        do_unlink(cpu, name)
         iput(cpu, number)
         return error
     inode.seed, inode.seed_bytes, inode.i_size = seed, size if seed != U(0) else 0, size
     return number
+
+
+@entry("i64(u64, i64, u64)")
+def link_file(cpu_address, number, name):
+    """Let a file be found under a name, and let it go: 0, or -EEXIST and it is gone."""
+    cpu = cpu_t.at(cpu_address)
+    error = link_inode(cpu, number, name)
+    iput(cpu, number)
+    return error
 
 
 @entry("void(u64, i64, u64, i64, u64)")
@@ -260,11 +269,6 @@ def fill_file(cpu_address, number, data, nbytes, bounce):
         clear_bytes(bounce, 4096)
         copy_bytes(bounce, data + U(index << 12), n)
         disk_store_page(machine_of(cpu), bmap(inode, index), bounce)
-
-
-@entry("void(u64, i64)")
-def release_inode(cpu_address, number):
-    iput(cpu_t.at(cpu_address), number)
 
 
 @entry("i64(u64, u64)")

@@ -1,18 +1,24 @@
 """System calls on the running task's address space; how they are entered stands in sys.py."""
 import numpy as np
 
-from numaemu.compile import entry, hot
+from numaemu.atomic import load_acquire
+from numaemu.compile import entry, hot, kernel
 from numaemu.kernel.gup import madvise_populate, mm_populate, vm_mmap_pgoff
 from numaemu.kernel.madvise import changes_flags, do_madvise
 from numaemu.kernel.mlock_vma import apply_mlockall_flags, do_mlock, do_mlockall, do_munlock
-from numaemu.kernel.mm_types import TASK_RUNNING, VM_LOCKED, pool_t, task_t
+from numaemu.kernel.mm_inline import folio_test
+from numaemu.kernel.mm_types import TASK_RUNNING, VM_LOCKED, VM_SHARED, PG_uptodate, pool_t, task_t
 from numaemu.kernel.mmap import do_brk, do_munmap, page_align, range_is_mapped
+from numaemu.kernel.mmzone import page_of
 from numaemu.kernel.mprotect import do_mprotect
 from numaemu.kernel.mremap import do_mremap
-from numaemu.kernel.pgtable import is_migration_entry, mm_of, pte_offset, pte_present, ptep_get
+from numaemu.kernel.pgtable import is_swap_entry, mm_of, pte_offset, pte_pfn, pte_to_swp_entry, ptep_get
+from numaemu.kernel.rmap import mapping_of
 from numaemu.kernel.smp import machine_of, read_lock, read_unlock, write_lock, write_unlock
 from numaemu.kernel.sys import mmap_lock, running
+from numaemu.kernel.swapfile import swap_cache
 from numaemu.kernel.vma_index import find_vma, vma_of
+from numaemu.kernel.xarray import xa_is_value, xa_load
 from numaemu.pointer import u8
 from numaemu.uapi import (MADV_POPULATE_READ, MADV_POPULATE_WRITE, MCL_CURRENT, PROT_WRITE, PR_SET_MM_BRK,
                           PR_SET_MM_START_BRK, RLIM_NLIMITS, errno)
@@ -158,13 +164,32 @@ def sys_munlockall(cpu_address, task):
     return 0
 
 
+@kernel("bool(machine_t*, i64, u64)")
+def mincore_unmapped(machine, mm_number, address):
+    """True if a page that is not mapped at an address is in memory: in the cache of the file or object behind it."""
+    vma = vma_of(machine, find_vma(machine, mm_number, address))
+    mapping = vma.i_mapping if vma.file != 0 else vma.mapping if vma.flags & VM_SHARED else 0
+    if mapping == 0:
+        return False
+    entry = xa_load(machine, mapping_of(machine, mapping), vma.pgoff + np.int64((address - vma.start) >> U(12)))
+    if xa_is_value(entry):
+        return load_acquire(swap_cache(machine), pte_pfn(entry)) > 0
+    return entry != U(0) and (vma.file == 0 or folio_test(page_of(machine, pte_pfn(entry)), PG_uptodate))
+
+
+@kernel("bool(machine_t*, i64, u64)")
+def mincore_page(machine, mm_number, address):
+    """True if the page at an address is in memory. Mirrors mincore_pte_range."""
+    ptep = pte_offset(machine, mm_of(machine, mm_number), address)
+    pte = ptep_get(ptep) if ptep != U(0) else U(0)
+    if is_swap_entry(pte):
+        return load_acquire(swap_cache(machine), pte_to_swp_entry(pte)) > 0
+    return pte != U(0) or mincore_unmapped(machine, mm_number, address)
+
+
 @entry("i64(u64, i64, u64, u64, u64)")
 def sys_mincore(cpu_address, task, start, length, answer_address):
-    """mincore(2): a byte per page, 1 if it is in memory, at the host address of the answer; 0 or a negative errno.
-
-    What a shared object has in memory is in memory for everybody who maps it; that is asked of the page tables here, so
-    a page that only another task has touched counts as not there.
-    """
+    """mincore(2): a byte per page, 1 if it is in memory, at the host address of the answer; 0 or a negative errno."""
     cpu = running(cpu_address, task)
     machine, end = machine_of(cpu), start + page_align(length)
     if start & U(4095) != U(0):
@@ -176,9 +201,7 @@ def sys_mincore(cpu_address, task, start, length, answer_address):
     if not range_is_mapped(machine, cpu.mm, start, end):
         result = -ENOMEM
     for i in range(np.int64((end - start) >> U(12)) if result == 0 else 0):
-        ptep = pte_offset(machine, mm_of(machine, cpu.mm), start + U(i * 4096))
-        pte = ptep_get(ptep) if ptep != U(0) else U(0)
-        u8.array(answer_address)[i] = 1 if pte_present(pte) or is_migration_entry(pte) else 0
+        u8.array(answer_address)[i] = 1 if mincore_page(machine, cpu.mm, start + U(i * 4096)) else 0
     read_unlock(mmap_lock(cpu))
     return result
 

@@ -31,6 +31,7 @@ DEFAULTS = {                             # Linux 6.12; min_free_kbytes is calcul
     "vm.page-cluster": 3,                # mm/swap.c
     "vm.zone_reclaim_mode": 0,
     "kernel.numa_balancing": 0,
+    "kernel.randomize_va_space": 0,      # Linux: 2
     **{f"vm.{name}": value for name, value in DIRTY_DEFAULTS.items()},
     "vm.panic_on_oom": 0,
     "vm.oom_kill_allocating_task": 0,
@@ -167,6 +168,11 @@ def set_swappiness(system):
     system.machine.swappiness = system.sysctl["vm.swappiness"]
 
 
+def set_randomize_va_space(system):
+    """A single word, read by whoever makes an address space."""
+    system.machine.randomize_va_space = system.sysctl["kernel.randomize_va_space"]
+
+
 def set_page_cluster(system):
     swap_of(system.machine).page_cluster = system.sysctl["vm.page-cluster"]
 
@@ -224,6 +230,7 @@ HANDLERS = {"vm.min_free_kbytes": set_watermarks, "vm.watermark_scale_factor": s
             "vm.watermark_boost_factor": set_watermark_boost_factor, "vm.percpu_pagelist_high_fraction": set_pagesets,
             "vm.lowmem_reserve_ratio": set_lowmem_reserve, "vm.max_map_count": set_max_map_count,
             "vm.swappiness": set_swappiness, "vm.page-cluster": set_page_cluster,
+            "kernel.randomize_va_space": set_randomize_va_space,
             "vm.overcommit_memory": set_overcommit, "vm.overcommit_ratio": set_overcommit_ratio,
             "vm.overcommit_kbytes": set_overcommit_kbytes, "vm.admin_reserve_kbytes": set_overcommit,
             "vm.user_reserve_kbytes": set_overcommit,
