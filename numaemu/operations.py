@@ -18,6 +18,7 @@ from numaemu.kernel.mmzone import MAX_NR_ZONES, ZONE_HIGHMEM, page_of, page_zone
 from numaemu.kernel.oom_kill import epitaph, is_zombie, oom_exit, release_task
 from numaemu.kernel.page_alloc import BAD_TEXTS, compound_head, compound_order
 from numaemu.kernel.pgtable import mm_of
+from numaemu.kernel.sched import deactivate, new_slice
 from numaemu.kernel.slab_types import PAGE_OFFSET
 from numaemu.kernel.stats import cpu_figures, task_name, task_numbers
 from numaemu.kernel.trail import read_trail
@@ -70,19 +71,25 @@ class Operations(KernelOperations, MmOperations, FileOperations):
     def run(self, number, pid, method, args):
         """One operation of task `pid`, in this CPU's turn. Its number may be another's by now, if it was killed."""
         if self.running_alone != (number, pid) or method == "die":       # a kill waits until its victim may be preempted
-            self.cpu.turn.__enter__()
+            self.cpu.turn.enter((number, pid))
         try:
             return self.run_in_turn(number, pid, method, args)
         finally:
             task = self.tasks[number]
-            if self.preempt_count == 0 or task.pid != pid or task.state != TASK_RUNNING:
+            alive = task.pid == pid and task.state == TASK_RUNNING
+            if self.preempt_count == 0 or not alive:
                 self.preempt_count, self.running_alone = 0, None
-                self.cpu.turn.__exit__()
+                self.cpu.turn.leave((number, pid), alive and task.cpu == self.cpu.cpu_number)
 
     def preempt_disable(self, number):
         """Keep the turn after this operation, for this task's next ones."""
         self.preempt_count += 1
         self.running_alone = number, self.tasks[number].pid
+
+    def give_way(self, number, pid):
+        """Let the tasks that wait for this CPU run; back when this one has the turn again."""
+        if self.preempt_count == 0:
+            self.cpu.turn.give_way((number, pid))
 
     def preempt_enable(self, number):
         if self.preempt_count == 0:
@@ -111,7 +118,8 @@ class Operations(KernelOperations, MmOperations, FileOperations):
         """Victims of the OOM killer end between two operations; their next one tells them."""
         for number in numbers:
             task = self.tasks[number]
-            if task.cpu == self.cpu.cpu_number and task.state == TASK_RUNNING and task.oom_victim == task.pid:
+            if task.cpu == self.cpu.cpu_number and task.state == TASK_RUNNING and task.oom_victim == task.pid \
+                    and not task.preempted:
                 oom_exit(self.address, number)
 
     def oom_killed(self, number):
@@ -288,7 +296,18 @@ class Operations(KernelOperations, MmOperations, FileOperations):
         self.tasks[number].uid = uid
 
     def sleep(self, number, ns):
-        syscalls.sys_sleep(self.address, number, ns)
+        """Other tasks of this CPU run meanwhile; if none wants to, its clock jumps."""
+        until = syscalls.sys_schedule(self.address, number) + ns
+        if self.preempt_count:
+            raise KernelBug(f"scheduling while atomic: task {self.tasks[number].pid} may not sleep before put_cpu_var")
+        self.cpu.turn.sleep((number, self.tasks[number].pid), until)
+        syscalls.sleep_until(self.address, until)
+
+    def sched_yield(self, number):
+        """To the end of the CPU's run queue."""
+        syscalls.sys_schedule(self.address, number)
+        self.give_way(number, self.tasks[number].pid)
+        new_slice(self.address)
 
     def wait(self, number, pid):
         """(pid, status) of a child that has ended, or None: none has."""
@@ -305,7 +324,9 @@ class Operations(KernelOperations, MmOperations, FileOperations):
         return self.number_of_pid(pid)
 
     def die(self, number, signal):
-        """A signal that ends the task, on the CPU it is on."""
+        """A signal that ends the task, on the CPU it is on, and not in the middle of its accesses."""
+        while self.tasks[number].preempted and self.cpu.turn.give_way(None):
+            pass
         syscalls.sys_exit(self.address, number, signal)
 
     def sched_setaffinity(self, number, cpus):
@@ -318,6 +339,7 @@ class Operations(KernelOperations, MmOperations, FileOperations):
             if self.preempt_count:
                 where = f"task {task.pid} may not leave cpu {task.cpu} before put_cpu_var"
                 raise KernelBug(f"scheduling while atomic: {where}")
+            deactivate(self.address)
             task.cpu = cpus[0]
         return task.cpu
 

@@ -154,8 +154,12 @@ class Task:
         self._op("prctl_set_mm", arg, addr)
 
     def sleep(self, ms):
-        """The clock of the CPU moves on by `ms` milliseconds of emulated time."""
+        """Sleep for `ms` milliseconds of emulated time: other tasks of the CPU run, or else its clock moves on."""
         self._op("sleep", round(ms * 1_000_000))
+
+    def sched_yield(self):
+        """sched_yield(2): let the other tasks of the CPU run first."""
+        self._op("sched_yield")
 
     def brk(self, addr=0):
         """Set the end of the heap; the end it has now (0 asks)."""

@@ -67,7 +67,7 @@ def exit_idle_victims(cpu, mm_number):
     machine = machine_of(cpu)
     for number in range(1, pool_t.at(machine.task_pool).used + 1):
         task = task_t.array(machine.tasks)[number]
-        if task.mm == mm_number and task.cpu == cpu.id and number != cpu.task and task.oom_victim == task.pid:
+        if task.mm == mm_number and task.cpu == cpu.id and number != cpu.task and task.oom_victim == task.pid and task.preempted == 0:
             exit_mm(cpu, number, SIGKILL)
 
 
