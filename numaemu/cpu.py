@@ -234,7 +234,7 @@ class Cpu(Actor):
 
     def call_op(self, number, pid, method, args):
         """Run an operation of a task of this process: here, or on the CPU it has moved to."""
-        cpu = task_t.array(self.machine.tasks)[number].cpu
+        cpu = self.operations.tasks[number].cpu
         if cpu == self.cpu_number:
             return self.operations.run(number, pid, method, args)
         return self.ask(actor_of_cpu(self.machine, cpu), "op", number, pid, method, args).result()

@@ -13,12 +13,12 @@ from numaemu.access import LOAD_MANY, STORE_MANY, copy_range, touch_range
 from numaemu.errors import BusError, KernelBug, OutOfMemory, SegmentationFault
 from numaemu.kernel import sys as syscalls
 from numaemu.kernel.inode import file_of, inode_name, inode_of
-from numaemu.kernel.mm_types import TASK_DEAD, TASK_RUNNING, VM_EXEC, VM_READ, VM_SHARED, VM_WRITE, task_t
+from numaemu.kernel.mm_types import TASK_RUNNING, VM_EXEC, VM_READ, VM_SHARED, VM_WRITE, task_t
 from numaemu.kernel.mmzone import MAX_NR_ZONES, ZONE_HIGHMEM, page_of, page_zone, zone_of
-from numaemu.kernel.oom_kill import epitaph, is_zombie, oom_exit, release_task
+from numaemu.kernel.oom_kill import epitaph, oom_exit, release_task
 from numaemu.kernel.page_alloc import BAD_TEXTS, compound_head, compound_order
 from numaemu.kernel.pgtable import mm_of
-from numaemu.kernel.sched import deactivate, new_slice
+from numaemu.kernel.sched import GONE, HERE, VICTIM, ZOMBIE, deactivate, new_slice, task_standing
 from numaemu.kernel.slab_types import PAGE_OFFSET
 from numaemu.kernel.stats import cpu_figures, task_name, task_numbers
 from numaemu.kernel.trail import read_trail
@@ -75,11 +75,10 @@ class Operations(KernelOperations, MmOperations, FileOperations):
         try:
             return self.run_in_turn(number, pid, method, args)
         finally:
-            task = self.tasks[number]
-            alive = task.pid == pid and task.state == TASK_RUNNING
-            if self.preempt_count == 0 or not alive:
+            here = task_standing(self.address, number, pid) & HERE
+            if self.preempt_count == 0 or not here:
                 self.preempt_count, self.running_alone = 0, None
-                self.cpu.turn.leave((number, pid), alive and task.cpu == self.cpu.cpu_number)
+                self.cpu.turn.leave((number, pid), here)
 
     def preempt_disable(self, number):
         """Keep the turn after this operation, for this task's next ones."""
@@ -87,9 +86,8 @@ class Operations(KernelOperations, MmOperations, FileOperations):
         self.running_alone = number, self.tasks[number].pid
 
     def give_way(self, number, pid):
-        """Let the tasks that wait for this CPU run; back when this one has the turn again."""
-        if self.preempt_count == 0:
-            self.cpu.turn.give_way((number, pid))
+        """Let the tasks that wait for this CPU run; back when this one has the turn again. False: there are none."""
+        return self.preempt_count == 0 and self.cpu.turn.give_way((number, pid))
 
     def preempt_enable(self, number):
         if self.preempt_count == 0:
@@ -97,18 +95,18 @@ class Operations(KernelOperations, MmOperations, FileOperations):
         self.preempt_count -= 1
 
     def run_in_turn(self, number, pid, method, args):
-        task = self.tasks[number]
-        if is_zombie(task, pid):
+        standing = task_standing(self.address, number, pid)
+        if standing & ZOMBIE:
             raise self.oom_killed(number)
-        if task.state == TASK_DEAD or task.pid != pid:
+        if standing & GONE:
             raise OSError(errno.ESRCH, "the task has ended")
         try:
             answer = getattr(self, method)(number, *args)
         except Exception:
-            if task.oom_victim == pid and task.pid == pid and task.state != TASK_DEAD:
+            if task_standing(self.address, number, pid) & VICTIM:
                 raise self.oom_killed(number) from None
             raise
-        if task.oom_victim == pid and task.pid == pid and task.state != TASK_DEAD:
+        if task_standing(self.address, number, pid) & VICTIM:
             if method in ("fork", "clone", "vfork"):
                 self.die(answer[0], SIGKILL)         # nobody will ever hold it
             raise self.oom_killed(number)
@@ -306,8 +304,8 @@ class Operations(KernelOperations, MmOperations, FileOperations):
     def sched_yield(self, number):
         """To the end of the CPU's run queue."""
         syscalls.sys_schedule(self.address, number)
-        self.give_way(number, self.tasks[number].pid)
-        new_slice(self.address)
+        if not self.give_way(number, self.tasks[number].pid):
+            new_slice(self.address)
 
     def wait(self, number, pid):
         """(pid, status) of a child that has ended, or None: none has."""

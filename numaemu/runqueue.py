@@ -15,21 +15,32 @@ import heapq
 import itertools
 import threading
 
-from numaemu.atomic import exchange
-from numaemu.kernel import sched
+from numaemu.kernel.sched import clock, set_nr_waiting, slice_left, switch_thread
+from numaemu.native import Semaphore, sem_post
+
+_own = threading.local()             # waiter: this thread's, as a thread waits for one thing at a time
 
 
 class Waiter:
-    """Somebody in the queue, or a sleeper: asleep on `gate` until it is rung."""
+    """A thread in the queue, or a sleeper: asleep on `gate` until it is rung. The fields: under the queue's mutex."""
 
-    def __init__(self, task):
-        self.task, self.gate, self.granted, self.rung = task, threading.Lock(), False, False
-        self.gate.acquire()
+    def __init__(self):
+        self.gate = Semaphore()
+        self.task, self.granted, self.rung = None, False, False
 
     def ring(self):
-        if not self.rung:
-            self.rung = True
-            self.gate.release()
+        """Let it look; the gate's address if that is still to be posted, else 0."""
+        gate, self.rung = 0 if self.rung else self.gate.address, True
+        return gate
+
+
+def waiter_of(task):
+    """This thread's waiter, for a task."""
+    waiter = getattr(_own, "waiter", None)
+    if waiter is None:
+        waiter = _own.waiter = Waiter()
+    waiter.task, waiter.granted = task, False
+    return waiter
 
 
 class RunQueue:
@@ -53,10 +64,9 @@ class RunQueue:
             if not self.busy and (not self.queue or task is not None and task == self.current and not self.slice_over()):
                 self.busy, self.current = True, task or self.current
                 return
-            waiter = self.append(Waiter(task))
-            if not self.busy:
-                self.queue[0].ring()
-        self.wait(waiter)
+            waiter = self.append(waiter_of(task))
+            gate = 0 if self.busy else self.queue[0].ring()
+        self.wait(waiter, gate)
 
     def try_enter(self):
         """Take the turn, for the kernel, if nobody has it."""
@@ -72,27 +82,30 @@ class RunQueue:
             if self.queue and (not stays or self.queue[0].task is None or self.slice_over()):
                 if task is not None:
                     self.state.preempted = int(stays)
-                self.grant()
-                return
-            self.busy = False
-            if not stays and task is not None:
-                self.current = None
-            if self.queue:
-                self.queue[0].ring()
-            elif self.sleepers:
-                self.sleepers[0][2].ring()
+                gate = self.grant()
+            else:
+                self.busy = False
+                if not stays and task is not None:
+                    self.current = None
+                first = self.first()
+                gate = first.ring() if first else 0
+        if gate:
+            sem_post(gate)
 
     def give_way(self, task):
         """sched_yield, or the end of a slice inside an operation: wait behind the others. False: there are none."""
+        if not self.queue and not self.sleepers:
+            return False
         with self.mutex:
             self.wake_sleepers()
             if not self.queue:
                 return False
             if task is not None:
                 self.state.preempted = 1
-            waiter = self.append(Waiter(task))
-            self.grant()
-        self.wait(waiter)
+            waiter = waiter_of(task)
+            self.queue.append(waiter)
+            gate = self.grant()
+        self.wait(waiter, gate)
         return True
 
     def sleep(self, task, until_ns):
@@ -101,59 +114,59 @@ class RunQueue:
             self.wake_sleepers()
             if not self.queue:
                 return False
-            waiter = Waiter(task)
+            waiter = waiter_of(task)
             heapq.heappush(self.sleepers, (until_ns, next(self.order), waiter))
-            self.grant()
-        self.wait(waiter)
+            gate = self.grant()
+        self.wait(waiter, gate)
         return True
 
     # -- with the mutex held
 
     def slice_over(self):
-        return sched.slice_left(self.address) <= 0
+        return slice_left(self.address) <= 0
 
     def append(self, waiter):
-        """Into the queue: the CPU, which may be inside accesses, is to look."""
         self.queue.append(waiter)
-        self.state.nr_waiting = len(self.queue)
-        exchange(self.state, "event_at", 0)
+        set_nr_waiting(self.address, len(self.queue))
         return waiter
 
     def grant(self):
-        """Hand the turn to the first in the queue."""
+        """Hand the turn to the first in the queue; the gate to post."""
         waiter = self.queue.popleft()
-        self.state.nr_waiting = len(self.queue)
+        set_nr_waiting(self.address, len(self.queue))
         self.busy, waiter.granted = True, True
         if waiter.task is not None:
             self.current = waiter.task
-        waiter.ring()
+        return waiter.ring()
 
     def wake_sleepers(self):
         """Those whose time has come want to run."""
-        while self.sleepers and self.sleepers[0][0] <= sched.clock(self.address):
+        while self.sleepers and self.sleepers[0][0] <= clock(self.address):
             self.append(heapq.heappop(self.sleepers)[2])
+
+    def first(self):
+        """Who gets an idle CPU."""
+        return self.queue[0] if self.queue else self.sleepers[0][2] if self.sleepers else None
 
     # -- without it
 
-    def wait(self, waiter):
-        """Until the turn is granted, or nobody has it and we are the first."""
+    def wait(self, waiter, gate):
+        """Post a gate, and wait until the turn is granted, or nobody has it and we are the first."""
         while True:
-            waiter.gate.acquire()
+            switch_thread(gate, waiter.gate.address)
             with self.mutex:
                 waiter.rung = False
+                if not waiter.granted and not self.busy and self.first() is waiter:
+                    self.take(waiter)
                 if waiter.granted:
                     return
-                if not self.busy and self.first() is waiter:
-                    self.take(waiter)
-                    return
-
-    def first(self):
-        return self.queue[0] if self.queue else self.sleepers[0][2] if self.sleepers else None
+            gate = 0
 
     def take(self, waiter):
         """The CPU is idle. A sleeper lets its clock jump (its operation does that)."""
         if self.queue:
-            self.grant()
+            self.queue.popleft()
+            set_nr_waiting(self.address, len(self.queue))
         else:
             heapq.heappop(self.sleepers)
-            self.busy, self.current = True, waiter.task
+        self.busy, waiter.granted, self.current = True, True, waiter.task or self.current

@@ -9,14 +9,14 @@ again. So a slice costs a few dozen looks, a task alone on its CPU none, and an 
 """
 import numpy as np
 
-from numaemu.atomic import exchange, load_acquire
+from numaemu.atomic import exchange, load_acquire, store_release
 from numaemu.compile import callback, entry, hot, kernel
-from numaemu.kernel.mm_types import task_t
+from numaemu.kernel.mm_types import TASK_DEAD, TASK_ZOMBIE, task_t
 from numaemu.kernel.pgtable import mm_of
 from numaemu.kernel.smp import enter, leave, machine_of
 from numaemu.kernel.tlb import switch_mm
 from numaemu.mmu import clock_ns, cpu_t
-from numaemu.native import call_address
+from numaemu.native import call_address, sem_post, sem_wait
 from numaemu.param import MAX_NODES
 
 U = np.uint64
@@ -67,6 +67,24 @@ def slice_left(cpu_address):
     return slice_left_ns(cpu_t.at(cpu_address))
 
 
+GONE, ZOMBIE, VICTIM, HERE = (1 << i for i in range(4))      # task_standing
+
+
+@entry("i64(u64, i64, i64)")
+def task_standing(cpu_address, number, pid):
+    """What has become of task `pid`, in one call for every operation: GONE or ZOMBIE, else if it is the OOM killer's
+    VICTIM, and if it is on this CPU (HERE).
+    """
+    cpu = cpu_t.at(cpu_address)
+    task = task_t.array(machine_of(cpu).tasks)[number]
+    if task.pid != pid or task.state == TASK_DEAD:
+        return GONE
+    standing = VICTIM if load_acquire(task, "oom_victim") == pid else 0
+    if task.state == TASK_ZOMBIE:
+        return standing | ZOMBIE
+    return standing | (HERE if task.cpu == cpu.id else 0)
+
+
 @entry("i64(u64)")
 def clock(cpu_address):
     """The CPU's emulated time in ns."""
@@ -78,6 +96,27 @@ def new_slice(cpu_address):
     """The running task gets a slice again."""
     cpu = cpu_t.at(cpu_address)
     cpu.slice_start_ns = clock_ns(cpu)
+
+
+@entry("void(u64, u64)", nogil=True)
+def switch_thread(post, wait):
+    """Wake the thread that waits for the semaphore `post`, if not 0, and wait for `wait`.
+
+    In one call without Python's lock, which the other thread needs at once: two calls would make it wait twice.
+    """
+    if post != U(0):
+        sem_post(post)
+    while sem_wait(wait) != 0:
+        pass
+
+
+@entry("void(u64, i64)")
+def set_nr_waiting(cpu_address, n):
+    """So many tasks wait for the CPU, which is to look if it is inside accesses. Under the run queue's mutex."""
+    cpu = cpu_t.at(cpu_address)
+    store_release(cpu, "nr_waiting", n)
+    if n != 0:
+        exchange(cpu, "event_at", 0)
 
 
 @entry("void(u64)")
