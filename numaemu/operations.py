@@ -18,7 +18,7 @@ from numaemu.kernel.mmzone import MAX_NR_ZONES, ZONE_HIGHMEM, page_of, page_zone
 from numaemu.kernel.oom_kill import epitaph, oom_exit, release_task
 from numaemu.kernel.page_alloc import BAD_TEXTS, compound_head, compound_order
 from numaemu.kernel.pgtable import mm_of
-from numaemu.kernel.sched import GONE, HERE, VICTIM, ZOMBIE, deactivate, new_slice, task_standing
+from numaemu.kernel.sched import GONE, HERE, VICTIM, ZOMBIE, deactivate, new_slice, sleep_until, task_standing
 from numaemu.kernel.slab_types import PAGE_OFFSET
 from numaemu.kernel.stats import cpu_figures, task_name, task_numbers
 from numaemu.kernel.trail import read_trail
@@ -299,7 +299,7 @@ class Operations(KernelOperations, MmOperations, FileOperations):
         if self.preempt_count:
             raise KernelBug(f"scheduling while atomic: task {self.tasks[number].pid} may not sleep before put_cpu_var")
         self.cpu.turn.sleep((number, self.tasks[number].pid), until)
-        syscalls.sleep_until(self.address, until)
+        sleep_until(self.address, until)
 
     def sched_yield(self, number):
         """To the end of the CPU's run queue."""

@@ -320,8 +320,3 @@ def epitaph(machine, task):
     asker = "it" if task.oom_asker == task.pid else f"task {task.oom_asker}"
     return (f"task {task.pid} ({task_name(task)}) on cpu {task.cpu}: killed by the OOM killer with "
             f"{kilobytes(task.oom_rss)} kB resident: {asker} asked for memory of nodes {nodes} and nobody could serve")
-
-
-def is_zombie(task, pid):
-    """True for a victim whose function has not been told yet."""
-    return task.state == TASK_ZOMBIE and task.pid == pid

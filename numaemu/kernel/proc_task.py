@@ -203,7 +203,7 @@ def statm(system, _number, mm_number):
 def status(system, number, mm_number):
     """/proc/<pid>/status: the lines of proc_pid_status that concern tasks, memory and placement, in its order.
 
-    Not there: groups, signals, capabilities and context switches, which are not emulated. A task runs on the CPU it was put on and nowhere else, so that is what it is allowed.
+    Not there: groups, signals and capabilities, which are not emulated. A task runs on the CPU it was put on and nowhere else, so that is what it is allowed.
     """
     machine, task = system.machine, task_t.array(system.machine.tasks)[number]
     running = cpu_t.array(machine.cpus)[task.cpu].task == number
@@ -214,7 +214,8 @@ def status(system, number, mm_number):
               "Threads": int((tasks[alive]["tgid"] == task.tgid).sum()),
               "Cpus_allowed": mask_text([task.cpu], machine.nr_cpus), "Cpus_allowed_list": list_text([task.cpu]),
               "Mems_allowed": mask_text(has_memory(system), MAX_NODES),
-              "Mems_allowed_list": list_text(has_memory(system))}
+              "Mems_allowed_list": list_text(has_memory(system)),
+              "voluntary_ctxt_switches": task.nvcsw, "nonvoluntary_ctxt_switches": task.nivcsw}
     return "".join(f"{name}:\t{value}\n" for name, value in fields.items())
 
 

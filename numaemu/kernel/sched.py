@@ -111,6 +111,17 @@ def switch_thread(post, wait):
 
 
 @entry("void(u64, i64)")
+def sleep_until(cpu_address, until_ns):
+    """The end of a sleep. If nobody has used the CPU until then it has been idle, which is a switch, too."""
+    cpu = cpu_t.at(cpu_address)
+    idle = until_ns - clock_ns(cpu)
+    if idle > 0:
+        put_prev_task(cpu)
+        cpu.nr_switches += 1
+        cpu.clock_base_ns += idle
+
+
+@entry("void(u64, i64)")
 def set_nr_waiting(cpu_address, n):
     """So many tasks wait for the CPU, which is to look if it is inside accesses. Under the run queue's mutex."""
     cpu = cpu_t.at(cpu_address)

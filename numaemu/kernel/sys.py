@@ -251,13 +251,6 @@ def sys_schedule(cpu_address, task):
     return clock_ns(running(cpu_address, task))
 
 
-@entry("void(u64, i64)")
-def sleep_until(cpu_address, until_ns):
-    """The end of a sleep: if nobody else has used the CPU, its clock moves on."""
-    cpu = cpu_t.at(cpu_address)
-    cpu.clock_base_ns += max(until_ns - clock_ns(cpu), 0)
-
-
 @entry("void(u64, i64, i64)")
 def sys_exit(cpu_address, task, signal):
     do_exit(running(cpu_address, task), task, signal)
