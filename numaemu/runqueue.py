@@ -3,9 +3,10 @@
 A *task* holds the turn for an operation. When it is over the task may begin its next one at once, before those who wait,
 as long as its slice of emulated time is not over: so it keeps its TLB while its function goes on from operation to
 operation, as on a CPU that runs it. But its function is Python, which takes no emulated time and may never come back
-(it waits for another task, or for a person at a prompt). So whoever is first in the queue is rung at the end of each
-operation and takes the CPU if nobody has it then: the task that went is taken to sleep. When its slice is over, or it
-yields, the turn goes to the first in the queue and the task behind the last.
+(it waits for another task, or for a person at a prompt). So when others wait, a thread looks after AWAY_S whether it has
+come back, and gives the CPU to the first in the queue if not: the task is taken to sleep. When its slice is over, or it
+yields, the turn goes to the first in the queue at once and the task behind the last. Only here does the host's time
+matter: it says which of two tasks that do nothing for the emulated machine goes first.
 
 The *kernel* itself (a new task, an audit that holds all CPUs) waits in the same queue, but gets the turn at the end of
 the operation that runs.
@@ -14,24 +15,21 @@ import collections
 import heapq
 import itertools
 import threading
+import time
 
 from numaemu.kernel.sched import clock, set_nr_waiting, slice_left, switch_thread
 from numaemu.native import Semaphore, sem_post
+
+AWAY_S = 50e-6                       # that a task's function may take between two operations without losing the CPU; assumed
 
 _own = threading.local()             # waiter: this thread's, as a thread waits for one thing at a time
 
 
 class Waiter:
-    """A thread in the queue, or a sleeper: asleep on `gate` until it is rung. The fields: under the queue's mutex."""
+    """A thread in the queue, or a sleeper: asleep on `gate` until it is given the turn."""
 
     def __init__(self):
-        self.gate = Semaphore()
-        self.task, self.granted, self.rung = None, False, False
-
-    def ring(self):
-        """Let it look; the gate's address if that is still to be posted, else 0."""
-        gate, self.rung = 0 if self.rung else self.gate.address, True
-        return gate
+        self.gate, self.task = Semaphore(), None
 
 
 def waiter_of(task):
@@ -39,7 +37,7 @@ def waiter_of(task):
     waiter = getattr(_own, "waiter", None)
     if waiter is None:
         waiter = _own.waiter = Waiter()
-    waiter.task, waiter.granted = task, False
+    waiter.task = task
     return waiter
 
 
@@ -51,6 +49,7 @@ class RunQueue:
         self.mutex, self.busy, self.queue = threading.Lock(), False, collections.deque()
         self.current = None                              # the task that had the turn last and may go on
         self.sleepers, self.order = [], itertools.count()        # (until_ns, order, waiter), a heap
+        self.turns, self.watched, self.watch = 0, False, None    # turns so far; a thread looks after an idle CPU
 
     def __enter__(self):
         self.enter(None)
@@ -64,9 +63,11 @@ class RunQueue:
             if not self.busy and (not self.queue or task is not None and task == self.current and not self.slice_over()):
                 self.busy, self.current = True, task or self.current
                 return
-            waiter = self.append(waiter_of(task))
-            gate = 0 if self.busy else self.queue[0].ring()
-        self.wait(waiter, gate)
+            waiter = waiter_of(task)
+            self.append(waiter)
+            if not self.busy:
+                self.look_after()
+        switch_thread(0, waiter.gate.address)
 
     def try_enter(self):
         """Take the turn, for the kernel, if nobody has it."""
@@ -82,15 +83,13 @@ class RunQueue:
             if self.queue and (not stays or self.queue[0].task is None or self.slice_over()):
                 if task is not None:
                     self.state.preempted = int(stays)
-                gate = self.grant()
-            else:
-                self.busy = False
-                if not stays and task is not None:
-                    self.current = None
-                first = self.first()
-                gate = first.ring() if first else 0
-        if gate:
-            sem_post(gate)
+                sem_post(self.grant())
+                return
+            self.busy, self.turns = False, self.turns + 1
+            if not stays and task is not None:
+                self.current = None
+            if self.queue or self.sleepers:
+                self.look_after()
 
     def give_way(self, task):
         """sched_yield, or the end of a slice inside an operation: wait behind the others. False: there are none."""
@@ -105,7 +104,7 @@ class RunQueue:
             waiter = waiter_of(task)
             self.queue.append(waiter)
             gate = self.grant()
-        self.wait(waiter, gate)
+        switch_thread(gate, waiter.gate.address)
         return True
 
     def sleep(self, task, until_ns):
@@ -117,7 +116,7 @@ class RunQueue:
             waiter = waiter_of(task)
             heapq.heappush(self.sleepers, (until_ns, next(self.order), waiter))
             gate = self.grant()
-        self.wait(waiter, gate)
+        switch_thread(gate, waiter.gate.address)
         return True
 
     # -- with the mutex held
@@ -128,45 +127,46 @@ class RunQueue:
     def append(self, waiter):
         self.queue.append(waiter)
         set_nr_waiting(self.address, len(self.queue))
-        return waiter
 
     def grant(self):
         """Hand the turn to the first in the queue; the gate to post."""
         waiter = self.queue.popleft()
         set_nr_waiting(self.address, len(self.queue))
-        self.busy, waiter.granted = True, True
-        if waiter.task is not None:
-            self.current = waiter.task
-        return waiter.ring()
+        self.busy, self.turns, self.current = True, self.turns + 1, waiter.task or self.current
+        return waiter.gate.address
 
     def wake_sleepers(self):
         """Those whose time has come want to run."""
         while self.sleepers and self.sleepers[0][0] <= clock(self.address):
             self.append(heapq.heappop(self.sleepers)[2])
 
-    def first(self):
-        """Who gets an idle CPU."""
-        return self.queue[0] if self.queue else self.sleepers[0][2] if self.sleepers else None
+    def look_after(self):
+        """Nobody has the CPU though somebody waits: let the idle thread look whether it stays so."""
+        if not self.watched:
+            self.watched = True
+            if self.watch is None:
+                self.watch = Semaphore()
+                threading.Thread(target=self.idle, daemon=True, name="idle").start()
+            self.watch.post()
 
     # -- without it
 
-    def wait(self, waiter, gate):
-        """Post a gate, and wait until the turn is granted, or nobody has it and we are the first."""
+    def idle(self):
+        """The thread that gives an idle CPU to who waits, or to the sleeper whose time comes first: its operation lets
+        the clock jump.
+        """
         while True:
-            switch_thread(gate, waiter.gate.address)
-            with self.mutex:
-                waiter.rung = False
-                if not waiter.granted and not self.busy and self.first() is waiter:
-                    self.take(waiter)
-                if waiter.granted:
-                    return
-            gate = 0
-
-    def take(self, waiter):
-        """The CPU is idle. A sleeper lets its clock jump (its operation does that)."""
-        if self.queue:
-            self.queue.popleft()
-            set_nr_waiting(self.address, len(self.queue))
-        else:
-            heapq.heappop(self.sleepers)
-        self.busy, waiter.granted, self.current = True, True, waiter.task or self.current
+            switch_thread(0, self.watch.address)
+            while True:
+                turns = self.turns
+                time.sleep(AWAY_S)
+                with self.mutex:
+                    if self.busy or not self.queue and not self.sleepers:
+                        self.watched = False
+                        break
+                    if self.turns == turns:
+                        if not self.queue:
+                            self.append(heapq.heappop(self.sleepers)[2])
+                        sem_post(self.grant())
+                        self.watched = False
+                        break
