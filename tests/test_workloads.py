@@ -278,3 +278,33 @@ def test_swap_thrash_has_a_cliff():
         faults = [float(row[f"{kind} faults"]) for row in rows]
         assert faults[0] == 0 and 0.3 < faults[-1] < 0.9 and faults[-1] > faults[3] > 0
     assert rows[-1]["disk ns"] > 100 * rows[0]["disk ns"] and rows[-1]["disk ns"] > 5 * rows[-1]["zram ns"]
+
+
+def test_replacement_policies_has_nobody_better_than_opt_and_the_machine_near_its_model():
+    with Machine(**importlib.import_module("replacement_policies").MACHINE) as machine:
+        rows = run("replacement_policies", machine, 3000)
+        machine.check()
+    for row in rows.values():
+        assert row["OPT"] == min(fetched for fetched in row.values() if fetched != "")
+        assert row["Linux"] < row["FIFO"]
+    (machine_s,) = [row for row in rows.values() if row["the machine"] != ""]
+    assert 0.8 < machine_s["the machine"] / machine_s["Linux"] < 1.25
+
+
+def test_belady_s_anomaly_is_there_for_fifo_alone(capsys):
+    module = importlib.import_module("belady")
+    with Machine(**module.MACHINE) as machine:
+        rows = run("belady", machine)
+        machine.check()
+    assert [list(rows[f"{n} frames"].values()) for n in (3, 4)] == [[9, 9, 10, 7], [10, 10, 8, 6]]
+    assert [rows[f"anomalies in {module.RANDOM_STRINGS}"][name] > 0 for name in ("FIFO", "LRU", "OPT")] == [True, False, False]
+    assert "FIFO, 4 frames: 10 faults" in capsys.readouterr().out
+
+
+def test_thrashing_sets_in_when_the_working_sets_pass_memory():
+    with Machine(**importlib.import_module("thrashing").MACHINE) as machine:
+        rows = {name: {what: float(value) for what, value in row.items()} for name, row in run("thrashing", machine, 300).items()}
+        machine.check()
+    assert [rows[f"{n} tasks"]["faults, 3 ms"] for n in (1, 2, 3)] == [0, 0, 0]
+    assert rows["6 tasks"]["work, 3 ms"] < 0.5 * rows["1 tasks"]["work, 3 ms"]
+    assert rows["6 tasks"]["work, 3 ms"] < rows["6 tasks"]["work, 300 ms"] < rows["1 tasks"]["work, 300 ms"]
