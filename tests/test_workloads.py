@@ -308,3 +308,29 @@ def test_thrashing_sets_in_when_the_working_sets_pass_memory():
     assert [rows[f"{n} tasks"]["faults, 3 ms"] for n in (1, 2, 3)] == [0, 0, 0]
     assert rows["6 tasks"]["work, 3 ms"] < 0.5 * rows["1 tasks"]["work, 3 ms"]
     assert rows["6 tasks"]["work, 3 ms"] < rows["6 tasks"]["work, 300 ms"] < rows["1 tasks"]["work, 300 ms"]
+
+
+def test_fork_cow_copies_what_is_shared_and_reuses_what_is_left(capsys):
+    with Machine(**importlib.import_module("fork_cow").MACHINE) as machine:
+        told = run("fork_cow", machine)
+    assert told == {"pages shared by fork": 3, "copied": 2, "made writable again": 3, "faults": 5}
+    printed = capsys.readouterr().out
+    lines = {line[:44].strip(): line[44:].split() for line in printed.splitlines()}
+    parent, child, *counts = lines["fork"]
+    assert parent == child and counts == ["2", "2", "no", "0", "faults"]
+    assert lines["the child exits"][1:] == ["-", "1", "1", "no", "0", "faults"]
+    assert "the parent reads [11, 21, 3], the child [10, 20, 3]" in printed
+
+
+def test_page_fault_life_tells_every_kind_of_fault(capsys):
+    with Machine(**importlib.import_module("page_fault_life").MACHINE) as machine:
+        rows = run("page_fault_life", machine)
+        machine.check()
+    kinds = {name: (row["minor"], row["major"], row["SIGSEGV"]) for name, row in rows.items()}
+    assert kinds == {"load": (1, 0, "no"), "store": (1, 0, "no"), "store again": (0, 0, "no"), "pageout": (0, 0, "no"),
+                     "pressure": (0, 0, "no"), "load from swap": (0, 1, "no"), "outside": (0, 0, "yes")}
+    assert rows["load from swap"]["cost ns"] > 20 * rows["store"]["cost ns"] > 20 * rows["store again"]["cost ns"]
+    told = capsys.readouterr().out
+    for words in ("error code 0x4 (page not present, read, user)", "error code 0x7 (protection, write, user)",
+                  "the shared page of zeros", "the TLB had it", "(not present)  ->  pfn"):
+        assert words in told

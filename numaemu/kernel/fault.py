@@ -102,5 +102,11 @@ def do_user_addr_fault(cpu, address, write):
 
 @callback("u64(u64, u64, u64)")
 def exc_page_fault(cpu_address, address, write):
-    """The exception's entry."""
-    return do_user_addr_fault(cpu_t.at(cpu_address), address, write != U(0))
+    """The exception's entry, with what the hardware says of it in cpu.cr2 and cpu.error_code."""
+    cpu = cpu_t.at(cpu_address)
+    ptep = pte_offset(machine_of(cpu), mm_of(machine_of(cpu), cpu.mm), address)
+    code = X86_PF_USER | (X86_PF_WRITE if write != U(0) else U(0))
+    if ptep != U(0) and pte_present(ptep_get(ptep)):
+        code |= X86_PF_PROT
+    cpu.cr2, cpu.error_code = address, code
+    return do_user_addr_fault(cpu, address, write != U(0))
