@@ -3,7 +3,8 @@
     load_u64(cpu, address)                     in compiled code of a user: one access; likewise u8 … f64
     load_many_u64(cpu, addresses, values)      vectors, for `task.load`
 
-Before every access the CPU looks whether a shootdown is pending (one load of its own cache line). A translation is
+Before every access the CPU compares `event_at` with its count of accesses: a shootdown may be pending, or the task's time
+slice over (kernel/sched.py). A translation is
 used for the access it was made for; the vector loops use it again only for a following access to the same page with
 nothing pending, which would have hit the same L1 entry, and count it so.
 """
@@ -31,8 +32,8 @@ HINT_MASK = U(L1_HINTS - 1)
 def translate_slow(cpu, address, access):
     """The L1 slot of `address` behind a missed hint: TLBs, walk, page fault, retry; -1 where the kernel says no."""
     while True:
-        if load_acquire(cpu, "ipi_pending") != U(0):
-            call_address(cpu.on_ipi, cpu.address, U(0), U(0))
+        if load_acquire(cpu, "event_at") <= cpu.tick:
+            call_address(cpu.on_event, cpu.address, U(0), U(0))
         slot = tlb_refill(cpu, address, access)
         if slot >= 0:
             return slot
@@ -43,8 +44,8 @@ def translate_slow(cpu, address, access):
 @hot
 def look_up(cpu, address, aligned, write):
     """The L1 slot of an access; `aligned` masks the page and the bits that must be 0 in a naturally aligned address."""
-    if load_acquire(cpu, "ipi_pending") != U(0):
-        call_address(cpu.on_ipi, cpu.address, U(0), U(0))
+    if load_acquire(cpu, "event_at") <= cpu.tick:
+        call_address(cpu.on_event, cpu.address, U(0), U(0))
     slot = np.int64(cpu.l1_hint[(address >> U(12)) & HINT_MASK])
     tag = cpu.l1[slot].wtag if write else cpu.l1[slot].tag
     if tag != (address & aligned) | TAG_VALID:
@@ -95,8 +96,8 @@ def store_split(cpu, address, nbytes):
 def load(cpu, address, kind):
     """One load of a `kind` (u8 … f64) at virtual `address`."""
     address = U(address)
-    if load_acquire(cpu, "ipi_pending") != U(0):
-        call_address(cpu.on_ipi, cpu.address, U(0), U(0))
+    if load_acquire(cpu, "event_at") <= cpu.tick:
+        call_address(cpu.on_event, cpu.address, U(0), U(0))
     slot = np.int64(cpu.l1_hint[(address >> U(12)) & HINT_MASK])
     if cpu.l1[slot].tag != (address & (PAGE_MASK | U(kind.nbytes - 1))) | TAG_VALID:
         if address & OFFSET_MASK > U(4096 - kind.nbytes):
@@ -113,8 +114,8 @@ def load(cpu, address, kind):
 def store(cpu, address, value, kind):
     """One store of a `kind` at virtual `address`."""
     address = U(address)
-    if load_acquire(cpu, "ipi_pending") != U(0):
-        call_address(cpu.on_ipi, cpu.address, U(0), U(0))
+    if load_acquire(cpu, "event_at") <= cpu.tick:
+        call_address(cpu.on_event, cpu.address, U(0), U(0))
     slot = np.int64(cpu.l1_hint[(address >> U(12)) & HINT_MASK])
     if cpu.l1[slot].wtag != (address & (PAGE_MASK | U(kind.nbytes - 1))) | TAG_VALID:
         if address & OFFSET_MASK > U(4096 - kind.nbytes):
@@ -213,8 +214,8 @@ def store_f64(cpu, address, value):
 @kernel("i64(cpu_t*, u64, u64)")
 def look_up_slowly(cpu, address, access):
     """The L1 slot of an access of any kind; -1 where the kernel says no."""
-    if load_acquire(cpu, "ipi_pending") != U(0):
-        call_address(cpu.on_ipi, cpu.address, U(0), U(0))
+    if load_acquire(cpu, "event_at") <= cpu.tick:
+        call_address(cpu.on_event, cpu.address, U(0), U(0))
     if access == KERNEL_READ or access == KERNEL_WRITE:
         slot = np.int64(cpu.l1_hint[(address >> U(12)) & HINT_MASK])
         entry = cpu.l1[slot]
@@ -297,8 +298,8 @@ def prefetch_frame(cpu, address):
 @hot
 def look_up_in_vector(cpu, addresses, i, n, aligned, write):
     """look_up for a vector loop: while walks go on, the frame of a later access is prefetched."""
-    if load_acquire(cpu, "ipi_pending") != U(0):
-        call_address(cpu.on_ipi, cpu.address, U(0), U(0))
+    if load_acquire(cpu, "event_at") <= cpu.tick:
+        call_address(cpu.on_event, cpu.address, U(0), U(0))
     address = addresses[i]
     slot = np.int64(cpu.l1_hint[(address >> U(12)) & HINT_MASK])
     tag = cpu.l1[slot].wtag if write else cpu.l1[slot].tag
@@ -330,7 +331,7 @@ def load_vector(cpu, addresses, values, n, kind):
         while True:
             values[i] = kind.array(frame | (address & OFFSET_MASK))[0]
             i += 1
-            if i == n or load_acquire(cpu, "ipi_pending") != U(0):
+            if i == n or load_acquire(cpu, "event_at") <= cpu.tick:
                 break
             address = addresses[i]
             if address & aligned != page:
@@ -354,7 +355,7 @@ def store_vector(cpu, addresses, values, n, step, kind):
         while True:
             kind.array(frame | (address & OFFSET_MASK))[0] = values[i * step]
             i += 1
-            if i == n or load_acquire(cpu, "ipi_pending") != U(0):
+            if i == n or load_acquire(cpu, "event_at") <= cpu.tick:
                 break
             address = addresses[i]
             if address & aligned != page:

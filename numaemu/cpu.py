@@ -1,11 +1,10 @@
 """A CPU's process: it runs tasks, translates, handles its own page faults, answers shootdowns.
 
 Each spawned function has a thread of its own; an operation (a system call, a vector of accesses, a kernel) takes the
-CPU's turn, so tasks on one CPU take turns at operations, in the order in which they asked. The main thread serves the
-mailbox: it starts tasks and passes on operations of tasks that are driven from elsewhere. A CPU that waits inside an
+CPU's turn (runqueue.py), so tasks on one CPU share it in slices of emulated time. The main thread serves the mailbox: it
+starts tasks and passes on operations of tasks that are driven from elsewhere. A CPU that waits inside an
 operation (for its node, the coordinator, a lock) sleeps on its *wait bell*, which has nothing to do with the mailbox.
 """
-import collections
 import ctypes
 import io
 import itertools
@@ -13,6 +12,7 @@ import os
 import signal
 import sys
 import threading
+import traceback
 from concurrent.futures import Future, ThreadPoolExecutor       # loaded here, before anything forks
 
 import posix_ipc
@@ -28,6 +28,7 @@ from numaemu.kernel.kcompactd import compact_node_now
 from numaemu.kernel.kswapd import wake_kswapd
 from numaemu.kernel.mm_types import TASK_NAME_BYTES, task_t
 from numaemu.kernel.oom_kill import alloc_pages_may_oom
+from numaemu.kernel.sched import handle_event
 from numaemu.kernel.smp import actor_of_cpu
 from numaemu.kernel.swapon import try_to_unuse
 from numaemu.kernel.tlb import answer_ipi
@@ -38,12 +39,14 @@ from numaemu.native import PythonCallback
 from numaemu.operations import Operations, kill_task
 from numaemu.payload import dump_function, load_function
 from numaemu.processor import cpu_t
+from numaemu.runqueue import RunQueue
 from numaemu.task import Handle, Task
 from numaemu.wire import Failure, failure, settle
 
 WAIT_S = 0.2             # how long a CPU sleeps at most before it looks again, should a bell get lost
 _CALLBACK = ctypes.CFUNCTYPE(ctypes.c_uint64, ctypes.c_uint64, ctypes.c_uint64, ctypes.c_uint64)
 _installed = []          # ctypes callbacks must outlive the machine
+_cpus = {}               # those of this process: one, but for tests
 
 
 def _address_of(function):
@@ -78,12 +81,28 @@ def install_callbacks(world):
         return 0
 
     machine.on_ring, machine.on_wake, machine.on_wait = (_address_of(f) for f in (on_ring, on_wake, on_wait))
+    machine.on_schedule = _address_of(on_schedule)
     world.constructors = Constructors(machine)
     machine.on_ctor = _address_of(world.constructors)
     for number in range(machine.nr_cpus):
         cpu = cpu_t.array(machine.cpus)[number]
-        cpu.on_fault, cpu.on_ipi = exc_page_fault.address, answer_ipi.address
+        install_entries(cpu)
     install_ways_up(machine)
+
+
+def on_schedule(cpu, number, pid):
+    """Compiled code of a task lets those that wait for the CPU run; the task comes back when it has the turn again."""
+    try:
+        _cpus[cpu].operations.give_way(int(number), int(pid))
+    except BaseException:                # it must not come up inside compiled code
+        traceback.print_exc()
+        os._exit(70)
+    return 0
+
+
+def install_entries(cpu):
+    """What the hardware calls: page fault, shootdown, the event check of accesses."""
+    cpu.on_fault, cpu.on_ipi, cpu.on_event = exc_page_fault.address, answer_ipi.address, handle_event.address
 
 
 def install_ways_up(machine):
@@ -92,37 +111,6 @@ def install_ways_up(machine):
     machine.on_oom, machine.on_compact = alloc_pages_may_oom.address, direct_compact.address
     machine.on_reclaim, machine.on_wake_kswapd = try_to_free_pages.address, wake_kswapd.address
     machine.on_iput = iput_from_below.address
-
-
-class Turn:
-    """A lock whose waiters get it in the order in which they came."""
-
-    def __init__(self):
-        self.mutex, self.busy, self.queue = threading.Lock(), False, collections.deque()
-
-    def __enter__(self):
-        with self.mutex:
-            if not self.busy:
-                self.busy = True
-                return
-            gate = threading.Lock()
-            gate.acquire()
-            self.queue.append(gate)
-        gate.acquire()
-
-    def try_enter(self):
-        """Take the lock if nobody has it."""
-        with self.mutex:
-            free = not self.busy
-            self.busy = True
-        return free
-
-    def __exit__(self, *_):
-        with self.mutex:
-            if self.queue:
-                self.queue.popleft().release()
-            else:
-                self.busy = False
 
 
 class Printer(io.TextIOBase):
@@ -154,7 +142,8 @@ class Cpu(Actor):
         super().__init__(world, actor_of_cpu(world.machine, cpu_number))
         self.cpu_number = cpu_number
         self.state = cpu_t.array(world.machine.cpus)[cpu_number]
-        self.turn = Turn()
+        self.turn = RunQueue(self.state)
+        _cpus[cpu_number] = self
         self.sending = threading.Lock()          # the outbox has one owner at a time
         self.operations = Operations(self)
         self.runs, self.run_numbers = {}, itertools.count(1)      # functions that tasks here have started elsewhere
@@ -245,7 +234,7 @@ class Cpu(Actor):
 
     def call_op(self, number, pid, method, args):
         """Run an operation of a task of this process: here, or on the CPU it has moved to."""
-        cpu = task_t.array(self.machine.tasks)[number].cpu
+        cpu = self.operations.tasks[number].cpu
         if cpu == self.cpu_number:
             return self.operations.run(number, pid, method, args)
         return self.ask(actor_of_cpu(self.machine, cpu), "op", number, pid, method, args).result()

@@ -128,3 +128,41 @@ def _(address, nbytes):
         builder.call(callee, [*words, ir.Constant(ir.IntType(32), _MADV_POPULATE_WRITE)])
         return context.get_dummy_value()
     return types.none, codegen
+
+
+class Semaphore:
+    """A sem_t of this process, for threads that hand over to each other (see `switch_thread`)."""
+
+    def __init__(self):
+        self._memory = ctypes.create_string_buffer(64)           # glibc's has 32 bytes
+        self.address = ctypes.addressof(self._memory)
+        _libc.sem_init(ctypes.c_void_p(self.address), 0, 0)
+
+    def post(self):
+        _libc.sem_post(ctypes.c_void_p(self.address))
+
+
+_libc = ctypes.CDLL(None)
+
+
+def sem_post(address):
+    """sem_post(3)"""
+    _libc.sem_post(ctypes.c_void_p(int(address)))
+
+
+def sem_wait(address):
+    """sem_wait(3): not 0 if a signal came instead."""
+    return _libc.sem_wait(ctypes.c_void_p(int(address)))
+
+
+def _semaphore_call(name):
+    def twin(address):
+        def codegen(context, builder, sig, args):
+            callee = cgutils.get_or_insert_function(builder.module, ir.FunctionType(ir.IntType(32), [_I64]), name)
+            return builder.call(callee, [context.cast(builder, args[0], sig.args[0], types.uint64)])
+        return types.int32, codegen
+    return twin
+
+
+compiled_twin(sem_post)(_semaphore_call("sem_post"))
+compiled_twin(sem_wait)(_semaphore_call("sem_wait"))

@@ -13,12 +13,12 @@ from numaemu.access import LOAD_MANY, STORE_MANY, copy_range, execute_at, touch_
 from numaemu.errors import BusError, KernelBug, OutOfMemory, SegmentationFault
 from numaemu.kernel import sys as syscalls
 from numaemu.kernel.inode import file_of, inode_name, inode_of
-from numaemu.kernel.mm_types import (TASK_DEAD, TASK_RUNNING, VM_EXEC, VM_READ, VM_SHARED, VM_WRITE, cgroup_t,
-                                     task_t)
+from numaemu.kernel.mm_types import TASK_RUNNING, VM_EXEC, VM_READ, VM_SHARED, VM_WRITE, cgroup_t, task_t
 from numaemu.kernel.mmzone import MAX_NR_ZONES, ZONE_HIGHMEM, page_of, page_zone, zone_of
-from numaemu.kernel.oom_kill import epitaph, is_zombie, oom_exit, release_task
+from numaemu.kernel.oom_kill import epitaph, oom_exit, release_task
 from numaemu.kernel.page_alloc import BAD_TEXTS, compound_head, compound_order
 from numaemu.kernel.pgtable import mm_of
+from numaemu.kernel.sched import GONE, HERE, VICTIM, ZOMBIE, deactivate, new_slice, sleep_until, task_standing
 from numaemu.kernel.slab_types import PAGE_OFFSET
 from numaemu.kernel.stats import cpu_figures, task_name, task_numbers
 from numaemu.kernel.trail import read_trail
@@ -72,19 +72,23 @@ class Operations(KernelOperations, MmOperations, ExecOperations, FileOperations)
     def run(self, number, pid, method, args):
         """One operation of task `pid`, in this CPU's turn. Its number may be another's by now, if it was killed."""
         if self.running_alone != (number, pid) or method == "die":       # a kill waits until its victim may be preempted
-            self.cpu.turn.__enter__()
+            self.cpu.turn.enter((number, pid))
         try:
             return self.run_in_turn(number, pid, method, args)
         finally:
-            task = self.tasks[number]
-            if self.preempt_count == 0 or task.pid != pid or task.state != TASK_RUNNING:
+            here = task_standing(self.address, number, pid) & HERE
+            if self.preempt_count == 0 or not here:
                 self.preempt_count, self.running_alone = 0, None
-                self.cpu.turn.__exit__()
+                self.cpu.turn.leave((number, pid), here)
 
     def preempt_disable(self, number):
         """Keep the turn after this operation, for this task's next ones."""
         self.preempt_count += 1
         self.running_alone = number, self.tasks[number].pid
+
+    def give_way(self, number, pid):
+        """Let the tasks that wait for this CPU run; back when this one has the turn again. False: there are none."""
+        return self.preempt_count == 0 and self.cpu.turn.give_way((number, pid))
 
     def preempt_enable(self, number):
         if self.preempt_count == 0:
@@ -92,18 +96,18 @@ class Operations(KernelOperations, MmOperations, ExecOperations, FileOperations)
         self.preempt_count -= 1
 
     def run_in_turn(self, number, pid, method, args):
-        task = self.tasks[number]
-        if is_zombie(task, pid):
+        standing = task_standing(self.address, number, pid)
+        if standing & ZOMBIE:
             raise self.oom_killed(number)
-        if task.state == TASK_DEAD or task.pid != pid:
+        if standing & GONE:
             raise OSError(errno.ESRCH, "the task has ended")
         try:
             answer = getattr(self, method)(number, *args)
         except Exception:
-            if task.oom_victim == pid and task.pid == pid and task.state != TASK_DEAD:
+            if task_standing(self.address, number, pid) & VICTIM:
                 raise self.oom_killed(number) from None
             raise
-        if task.oom_victim == pid and task.pid == pid and task.state != TASK_DEAD:
+        if task_standing(self.address, number, pid) & VICTIM:
             if method in ("fork", "clone", "vfork"):
                 self.die(answer[0], SIGKILL)         # nobody will ever hold it
             raise self.oom_killed(number)
@@ -113,7 +117,8 @@ class Operations(KernelOperations, MmOperations, ExecOperations, FileOperations)
         """Victims of the OOM killer end between two operations; their next one tells them."""
         for number in numbers:
             task = self.tasks[number]
-            if task.cpu == self.cpu.cpu_number and task.state == TASK_RUNNING and task.oom_victim == task.pid:
+            if task.cpu == self.cpu.cpu_number and task.state == TASK_RUNNING and task.oom_victim == task.pid \
+                    and not task.preempted:
                 oom_exit(self.address, number)
 
     def oom_killed(self, number):
@@ -300,7 +305,18 @@ class Operations(KernelOperations, MmOperations, ExecOperations, FileOperations)
         self.tasks[number].uid = uid
 
     def sleep(self, number, ns):
-        syscalls.sys_sleep(self.address, number, ns)
+        """Other tasks of this CPU run meanwhile; if none wants to, its clock jumps."""
+        until = syscalls.sys_schedule(self.address, number) + ns
+        if self.preempt_count:
+            raise KernelBug(f"scheduling while atomic: task {self.tasks[number].pid} may not sleep before put_cpu_var")
+        self.cpu.turn.sleep((number, self.tasks[number].pid), until)
+        sleep_until(self.address, until)
+
+    def sched_yield(self, number):
+        """To the end of the CPU's run queue."""
+        syscalls.sys_schedule(self.address, number)
+        if not self.give_way(number, self.tasks[number].pid):
+            new_slice(self.address)
 
     def wait(self, number, pid):
         """(pid, status) of a child that has ended, or None: none has."""
@@ -317,7 +333,9 @@ class Operations(KernelOperations, MmOperations, ExecOperations, FileOperations)
         return self.number_of_pid(pid)
 
     def die(self, number, signal):
-        """A signal that ends the task, on the CPU it is on."""
+        """A signal that ends the task, on the CPU it is on, and not in the middle of its accesses."""
+        while self.tasks[number].preempted and self.cpu.turn.give_way(None):
+            pass
         syscalls.sys_exit(self.address, number, signal)
 
     def sched_setaffinity(self, number, cpus):
@@ -332,6 +350,7 @@ class Operations(KernelOperations, MmOperations, ExecOperations, FileOperations)
             if self.preempt_count:
                 where = f"task {task.pid} may not leave cpu {task.cpu} before put_cpu_var"
                 raise KernelBug(f"scheduling while atomic: {where}")
+            deactivate(self.address)
             task.cpu = cpus[0]
         return task.cpu
 

@@ -3,7 +3,7 @@ import os
 
 import numpy as np
 
-from numaemu.kernel import sys_mm
+from numaemu.kernel import ptdump, sys_mm
 from numaemu.param import PAGE_SIZE
 
 
@@ -57,6 +57,15 @@ class MmOperations:
         answer = np.zeros(-(-length // PAGE_SIZE), np.uint8)
         check(sys_mm.sys_mincore(self.address, number, addr, length, answer.ctypes.data))
         return answer
+
+    def walk(self, number, addr):
+        """What the page tables say of an address, level by level."""
+        paging = self.cpu.world.topology.paging
+        return ptdump.walk(self.address, self.tasks[number].mm, addr, paging)
+
+    def last_fault(self, number):
+        """(CR2, error code) of the last page fault on this CPU."""
+        return int(self.cpu.state.cr2), int(self.cpu.state.error_code)
 
     def setrlimit(self, number, which, soft, hard):
         check(sys_mm.sys_setrlimit(self.address, number, which, soft, hard))

@@ -45,7 +45,7 @@ walk_cache_t = Struct("walk_cache_t", [      # a paging-structure cache: an uppe
 
 cpu_t = Struct("cpu_t", [
     # written by the coordinator (set) and this CPU (cleared), atomically; a cache line of their own
-    ("ipi_pending", u64), ("ipi_from", u64, CONTEXT_WORDS), ("_pad0", u64, 2),
+    ("ipi_pending", u64), ("ipi_from", u64, CONTEXT_WORDS), ("event_at", i64), ("_pad0", u64, 1),
     # the answer to this CPU's one outstanding request: written by who serves it, then `reply_seq` (release)
     ("reply_value", i64), ("reply_seq", i64), ("waiting", u64), ("_pad2", u64, 5),
     # the shootdown this CPU initiates: written by it, read by its targets until `acks` is 0 (they subtract)
@@ -66,10 +66,10 @@ cpu_t = Struct("cpu_t", [
     ("machine", u64),           # address of machine_t
     ("memory", u64),            # host address of physical address 0
     ("block_node", u64),        # u8 per 2 MiB of physical memory: the node that owns it
-    ("on_fault", u64), ("on_ipi", u64),        # callbacks: the kernel's entries
+    ("on_fault", u64), ("on_ipi", u64), ("on_event", u64),      # callbacks: the kernel's entries
     ("l1_sets", u64), ("l1_ways", i64), ("l1_latency_ns", i64), ("l1_mask", u64),
     ("l2_sets", u64), ("l2_ways", i64), ("l2_latency_ns", i64), ("l2_mask", u64),
-    ("latency_ns", i64, MAX_NODES),
+    ("latency_ns", i64, MAX_NODES), ("_pad5", u64, 4),
     # written by this CPU only; `tick` begins a cache line, and so do the TLBs
     ("huge_entries", u64),      # bit n: an entry n levels up has been put into the TLB since it was last empty
     ("cr3", u64),               # host address of the loaded top-level table
@@ -80,9 +80,12 @@ cpu_t = Struct("cpu_t", [
     ("cr2", u64), ("error_code", u64), ("signal", i64),              # the last fault that could not be served
     ("task", i64),              # number of the task that runs
     ("flags", i64),             # PF_*
+    # of kernel/sched.py; `nr_waiting`, tasks that wait for this CPU, by its process under the run queue's mutex
+    ("nr_switches", i64), ("exec_start_ns", i64), ("slice_start_ns", i64), ("preempted", i64), ("nr_waiting", i64),
     ("trail", i64),             # 1: the page allocator notes its steps
     ("policy", u64, 3),         # a mempolicy on its way to a range
     ("scratch", u64),           # a word on its way through an unaligned access
+    ("_pad6", u64, 3),
     ("l1_hint", u16, L1_HINTS), ("l2_hint", u16, L2_HINTS),
     ("l1", tlb_entry_t, L1_ENTRIES_MAX + L1_VIEWS), ("l2", tlb_entry_t, L2_ENTRIES_MAX),
     ("next_view", i64),         # the view to be overwritten next

@@ -135,6 +135,17 @@ class Task:
         """mincore(2): 1 for each page that is in memory, else 0, as an array."""
         return self._op("mincore", addr, parse_size(length, "mincore length"))
 
+    def walk(self, addr):
+        """The page-table entries that lead to an address, from the top to the first one that is not present: for each
+        level, table (its physical address), index, entry, text (the same in words), pfn and writable. For who looks inside:
+        it takes no emulated time, and no fault.
+        """
+        return self._op("walk", addr)
+
+    def last_fault(self):
+        """(CR2, error code) of the last page fault on the CPU the task is on."""
+        return self._op("last_fault")
+
     def setrlimit(self, which, soft, hard=None):
         """setrlimit(2) with RLIMIT_*; bytes, or RLIM_INFINITY. Without `hard` only the soft limit changes."""
         self._op("setrlimit", which, soft, self.getrlimit(which)[1] if hard is None else hard)
@@ -154,8 +165,12 @@ class Task:
         self._op("prctl_set_mm", arg, addr)
 
     def sleep(self, ms):
-        """The clock of the CPU moves on by `ms` milliseconds of emulated time."""
+        """Sleep for `ms` milliseconds of emulated time: other tasks of the CPU run, or else its clock moves on."""
         self._op("sleep", round(ms * 1_000_000))
+
+    def sched_yield(self):
+        """sched_yield(2): let the other tasks of the CPU run first."""
+        self._op("sched_yield")
 
     def brk(self, addr=0):
         """Set the end of the heap; the end it has now (0 asks)."""

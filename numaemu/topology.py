@@ -59,6 +59,7 @@ DEFAULT_COST = {  # ns
     "ipi_ns": 1000,  # a CPU that answers a shootdown; assumed
     "compress_ns": 3000,  # zram: compressing one page; assumed
     "decompress_ns": 1500,  # zram: decompressing one page; assumed
+    "context_switch_ns": 1000,  # another task gets the CPU, without what it then misses in the TLB; assumed
     "message_ns": 2000,  # a request to a node or the coordinator and its answer; assumed
 }
 LONG_MAX = (1 << 63) - 1
@@ -85,6 +86,7 @@ KNOWN_SYSCTLS = {  # lowest and highest value, as the sysctl tables of Linux 6.1
     "vm.page-cluster": (0, 31),
     "kernel.numa_balancing": (0, 4),
     "kernel.randomize_va_space": (0, 2),
+    "kernel.sched_base_slice_ns": (100_000, 1_000_000_000),  # MIN_ and MAX_SCHED_GRANULARITY_NS
     "vm.dirty_ratio": (0, 100),
     "vm.dirty_background_ratio": (0, 100),
     "vm.dirty_bytes": (2 * 4096, MAX_MEMORY),

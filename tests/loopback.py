@@ -21,7 +21,6 @@ from numaemu.coordinator import Coordinator
 from numaemu.kernel import sys as syscalls
 from numaemu.kernel import proc_vmstat, stats
 from numaemu.kernel.check import audit
-from numaemu.kernel.fault import exc_page_fault
 from numaemu.kernel.kcompactd import compact_node_now
 from numaemu.kernel.kthread import run_kthreads
 from numaemu.kernel.mm_init import boot, control_layout
@@ -76,7 +75,7 @@ class LoopbackCpu(cpu_process.Cpu):
     def __init__(self, world, number):
         Actor.__init__(self, world, actor_of_cpu(world.machine, number))
         self.cpu_number, self.state = number, cpu_t.array(world.machine.cpus)[number]
-        self.turn = cpu_process.Turn()
+        self.turn = cpu_process.RunQueue(self.state)
         self.operations = Operations(self)
 
     def rpc_op(self, number, pid, method, args):
@@ -117,7 +116,7 @@ class Loopback:
         self.world.constructors = Constructors(self.machine)
         self.machine.on_ctor = cpu_process._address_of(self.world.constructors)
         for cpu in self.cpus:
-            cpu.state.on_fault, cpu.state.on_ipi = exc_page_fault.address, answer_ipi.address
+            cpu_process.install_entries(cpu.state)
         for actor in self.actors:
             fall_asleep(actor.mailbox)
 

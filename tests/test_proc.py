@@ -328,7 +328,8 @@ def test_policy_text():
 
 
 STATUS = """Name State Tgid Ngid Pid PPid TracerPid Uid VmPeak VmSize VmLck VmPin VmHWM VmRSS RssAnon RssFile RssShmem VmData VmStk VmExe VmLib
-VmPTE VmSwap HugetlbPages Threads Cpus_allowed Cpus_allowed_list Mems_allowed Mems_allowed_list""".split()
+VmPTE VmSwap HugetlbPages Threads Cpus_allowed Cpus_allowed_list Mems_allowed Mems_allowed_list
+voluntary_ctxt_switches nonvoluntary_ctxt_switches""".split()
 
 
 def test_status(machine, task):

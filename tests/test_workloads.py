@@ -324,3 +324,59 @@ def test_shared_library_is_in_memory_once(capsys):
     assert [row["anonymous"] for row in rows] == [0, 0, 0, 0, 12, 0]
     _, before, writer, other = (line.split() for line in capsys.readouterr().out.splitlines()[:4])
     assert before[1:] == ["1088", "136", "0", "136", "1088", "0"] == other[1:] and writer[3] == writer[6] == "12"
+
+
+def test_replacement_policies_has_nobody_better_than_opt_and_the_machine_near_its_model():
+    with Machine(**importlib.import_module("replacement_policies").MACHINE) as machine:
+        rows = run("replacement_policies", machine, 3000)
+        machine.check()
+    for row in rows.values():
+        assert row["OPT"] == min(fetched for fetched in row.values() if fetched != "")
+        assert row["Linux"] < row["FIFO"]
+    (machine_s,) = [row for row in rows.values() if row["the machine"] != ""]
+    assert 0.8 < machine_s["the machine"] / machine_s["Linux"] < 1.25
+
+
+def test_belady_s_anomaly_is_there_for_fifo_alone(capsys):
+    module = importlib.import_module("belady")
+    with Machine(**module.MACHINE) as machine:
+        rows = run("belady", machine)
+        machine.check()
+    assert [list(rows[f"{n} frames"].values()) for n in (3, 4)] == [[9, 9, 10, 7], [10, 10, 8, 6]]
+    assert [rows[f"anomalies in {module.RANDOM_STRINGS}"][name] > 0 for name in ("FIFO", "LRU", "OPT")] == [True, False, False]
+    assert "FIFO, 4 frames: 10 faults" in capsys.readouterr().out
+
+
+def test_thrashing_sets_in_when_the_working_sets_pass_memory():
+    with Machine(**importlib.import_module("thrashing").MACHINE) as machine:
+        rows = {name: {what: float(value) for what, value in row.items()} for name, row in run("thrashing", machine, 300).items()}
+        machine.check()
+    assert [rows[f"{n} tasks"]["faults, 3 ms"] for n in (1, 2, 3)] == [0, 0, 0]
+    assert rows["6 tasks"]["work, 3 ms"] < 0.5 * rows["1 tasks"]["work, 3 ms"]
+    assert rows["6 tasks"]["work, 3 ms"] < rows["6 tasks"]["work, 300 ms"] < rows["1 tasks"]["work, 300 ms"]
+
+
+def test_fork_cow_copies_what_is_shared_and_reuses_what_is_left(capsys):
+    with Machine(**importlib.import_module("fork_cow").MACHINE) as machine:
+        told = run("fork_cow", machine)
+    assert told == {"pages shared by fork": 3, "copied": 2, "made writable again": 3, "faults": 5}
+    printed = capsys.readouterr().out
+    lines = {line[:44].strip(): line[44:].split() for line in printed.splitlines()}
+    parent, child, *counts = lines["fork"]
+    assert parent == child and counts == ["2", "2", "no", "0", "faults"]
+    assert lines["the child exits"][1:] == ["-", "1", "1", "no", "0", "faults"]
+    assert "the parent reads [11, 21, 3], the child [10, 20, 3]" in printed
+
+
+def test_page_fault_life_tells_every_kind_of_fault(capsys):
+    with Machine(**importlib.import_module("page_fault_life").MACHINE) as machine:
+        rows = run("page_fault_life", machine)
+        machine.check()
+    kinds = {name: (row["minor"], row["major"], row["SIGSEGV"]) for name, row in rows.items()}
+    assert kinds == {"load": (1, 0, "no"), "store": (1, 0, "no"), "store again": (0, 0, "no"), "pageout": (0, 0, "no"),
+                     "pressure": (0, 0, "no"), "load from swap": (0, 1, "no"), "outside": (0, 0, "yes")}
+    assert rows["load from swap"]["cost ns"] > 20 * rows["store"]["cost ns"] > 20 * rows["store again"]["cost ns"]
+    told = capsys.readouterr().out
+    for words in ("error code 0x4 (page not present, read, user)", "error code 0x7 (protection, write, user)",
+                  "the shared page of zeros", "the TLB had it", "(not present)  ->  pfn"):
+        assert words in told

@@ -76,6 +76,7 @@ def do_user_addr_fault(cpu, address, access):
     mm, task = mm_of(machine, mm_number), current_task(cpu)
     lock = address_of(mm, "mmap_lock")
     cpu.clock_base_ns += machine.fault_ns
+    cpu.cr2, cpu.error_code = address, access        # handle_mm_fault or bad_area adds X86_PF_PROT
     while True:
         read_lock(cpu, lock)
         number = find_vma(machine, mm_number, address) if address < machine.paging.task_size else 0

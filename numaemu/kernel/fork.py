@@ -169,6 +169,7 @@ def alloc_task(cpu, mm_number, parent):
     task.cgroup, task.mems_allowed = 0, machine.memory_mask
     task.il_prev, task.il_weight, task.min_flt, task.maj_flt = 0, 0, 0, 0
     task.exit_signal, task.exit_code, task.oom_score_adj, task.clock_ns, task.uid = 0, 0, 0, 0, 0
+    task.nvcsw, task.nivcsw, task.sum_exec_runtime, task.preempted = 0, 0, 0, 0
     for i in range(2 * RLIM_NLIMITS):
         task.rlim[i] = INFINITY
     task.rlim[2 * RLIMIT_STACK] = _STK_LIM

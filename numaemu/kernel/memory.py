@@ -36,6 +36,7 @@ from numaemu.paging import (PTE_SHIFT, _PAGE_ACCESSED, _PAGE_DIRTY, _PAGE_NX, _P
                             entry_at, entry_exchange, entry_load)
 from numaemu.param import GATHER_PAGES
 from numaemu.pointer import i64
+from numaemu.processor import X86_PF_PROT
 
 U = np.uint64
 RELEASE_BATCH = 64               # pages freed under one look at the LRU lists
@@ -316,6 +317,8 @@ def handle_mm_fault(cpu, mm, vma_number, address, write):
     if ptep == U(0):
         return VM_FAULT_OOM
     pte = ptep_get(ptep)
+    if pte_present(pte):
+        cpu.error_code |= X86_PF_PROT
     if pte == U(0):
         if vma_of(machine, vma_number).file != 0:
             return do_fault(cpu, mm, vma_number, address, write, ptep)

@@ -41,6 +41,8 @@ DMA_END, DMA32_END = (16 << 20) // PAGE_SIZE, (4 << 30) // PAGE_SIZE      # pfn
 ZERO_PFN = 1                                    # the shared page of zeros
 LOWMEM_RESERVE_RATIO = (256, 256, 32, 0, 0)     # sysctl_lowmem_reserve_ratio, by zone
 WATERMARK_SCALE_FACTOR = 10                     # of 10,000
+FIRST_PID = 100                                 # tasks are numbered from the next one on
+SCHED_BASE_SLICE_NS = 3_000_000                 # kernel/sched/fair.c: 0.75 ms, four times that from 8 CPUs on
 WATERMARK_BOOST_FACTOR = 15000                  # likewise, of the high watermark
 OVERCOMMIT_RATIO = 50                           # sysctl_overcommit_ratio, percent: mm/util.c
 USER_RESERVE_KB, ADMIN_RESERVE_KB = 128 << 10, 8 << 10      # at most, else a 32nd of what is free: mm/mmap.c
@@ -392,10 +394,11 @@ def boot(topology, reserve=None):
     machine.max_pfn, machine.nr_actors = max_pfn, nr_actors
     machine.node_mask = (1 << topology.nr_nodes) - 1
     set_paging(machine.paging, topology.paging)
-    machine.zero_pfn, machine.next_pid = ZERO_PFN, 100
+    machine.zero_pfn, machine.next_pid = ZERO_PFN, FIRST_PID
     machine.random_seed = topology.kernel["random_seed"]
     machine.randomize_va_space = topology.sysctl.get("kernel.randomize_va_space", 0)
     machine.max_map_count = topology.sysctl.get("vm.max_map_count", MAX_MAP_COUNT)
+    machine.sched_base_slice_ns = topology.sysctl.get("kernel.sched_base_slice_ns", SCHED_BASE_SLICE_NS)
     for name, value in topology.cost.items():
         setattr(machine, name, value)
     for name, default in COMPACTION_SYSCTLS.items():

@@ -117,8 +117,10 @@ task_t = Struct("task_t", [
     ("exit_signal", i64), ("exit_code", i64), ("oom_score_adj", i64), ("clock_ns", i64),
     ("comm", u8, TASK_NAME_BYTES),
     ("rlim", u64, 2 * RLIM_NLIMITS),          # soft, hard; the same in every thread of a process
+    ("nvcsw", i64), ("nivcsw", i64), ("sum_exec_runtime", i64),      # switches away from it; ns of emulated time on CPUs
     ("uid", i64),                             # 0 has every capability, any other none
     ("cgroup", i64), ("mems_allowed", u64),   # number of its control group, the nodes that its cpuset allows
+    ("preempted", i64),                       # 1: in the middle of accesses, while another task has its CPU
     # by the coordinator, when it chooses a victim
     ("oom_victim", i64),                      # its pid: SIGKILL is pending; else the mark means nothing
     ("oom_rss", i64), ("oom_nodes", u64), ("oom_asker", i64),       # pages at the kill, the nodes asked, who asked (pid)
@@ -160,7 +162,9 @@ machine_t = Struct("machine_t", [
     ("zero_pfn", i64),              # the shared page of zeros
     ("max_map_count", i64),         # sysctl vm.max_map_count
     ("fault_ns", i64), ("clear_page_ns", i64), ("copy_page_ns", i64), ("syscall_ns", i64),
-    ("shootdown_ns", i64), ("ipi_ns", i64), ("message_ns", i64),
+    ("shootdown_ns", i64), ("ipi_ns", i64), ("message_ns", i64), ("context_switch_ns", i64),
+    ("sched_base_slice_ns", i64),   # by the coordinator: base_slice_ns
+    ("on_schedule", u64),           # callback into Python: let the tasks that wait for this CPU run
     ("il_weights", i64, MAX_NODES), # /sys/kernel/mm/mempolicy/weighted_interleave/nodeN
     ("anon_vma_lock", u64),         # spin lock: a VMA gets its first mapping
     ("next_pid", i64), ("next_mm_id", i64),        # atomically

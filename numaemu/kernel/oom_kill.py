@@ -17,8 +17,7 @@ from numaemu.kernel.fork import exit_mm, mmget_not_zero, mmput
 from numaemu.kernel.gfp import __GFP_HARDWALL, __GFP_THISNODE, gfp_text
 from numaemu.kernel.memory import zap_page_range
 from numaemu.kernel.mm_types import (MM_ANONPAGES, MM_FILEPAGES, MM_SHMEMPAGES, MM_SWAPENTS, OOM_NONE, OOM_REAPED,
-                                     OOM_REAPING, OOM_SKIP, OOM_VICTIM, TASK_DEAD, TASK_RUNNING, TASK_ZOMBIE, pool_t,
-                                     task_t)
+                                     OOM_REAPING, OOM_SKIP, OOM_VICTIM, TASK_DEAD, TASK_RUNNING, pool_t, task_t)
 from numaemu.kernel.mmzone import MAX_NR_ZONES, WMARK_HIGH, wmark_pages, zone_of
 from numaemu.kernel.node_sysfs import list_text
 from numaemu.kernel.pcplist import drain_local_pages
@@ -67,7 +66,7 @@ def exit_idle_victims(cpu, mm_number):
     machine = machine_of(cpu)
     for number in range(1, pool_t.at(machine.task_pool).used + 1):
         task = task_t.array(machine.tasks)[number]
-        if task.mm == mm_number and task.cpu == cpu.id and number != cpu.task and task.oom_victim == task.pid:
+        if task.mm == mm_number and task.cpu == cpu.id and number != cpu.task and task.oom_victim == task.pid and task.preempted == 0:
             exit_mm(cpu, number, SIGKILL)
 
 
@@ -343,8 +342,3 @@ def epitaph(machine, task):
     asker = "it" if task.oom_asker == task.pid else f"task {task.oom_asker}"
     return (f"task {task.pid} ({task_name(task)}) on cpu {task.cpu}: killed by the OOM killer with "
             f"{kilobytes(task.oom_rss)} kB resident: {asker} asked for memory of nodes {nodes} and nobody could serve")
-
-
-def is_zombie(task, pid):
-    """True for a victim whose function has not been told yet."""
-    return task.state == TASK_ZOMBIE and task.pid == pid

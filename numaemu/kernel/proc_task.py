@@ -209,7 +209,7 @@ def statm(system, _number, mm_number):
 def status(system, number, mm_number):
     """/proc/<pid>/status: the lines of proc_pid_status that concern tasks, memory and placement, in its order.
 
-    Not there: groups, signals, capabilities and context switches, which are not emulated. A task runs on the CPU it was put on and nowhere else, so that is what it is allowed.
+    Not there: groups, signals and capabilities, which are not emulated. A task runs on the CPU it was put on and nowhere else, so that is what it is allowed.
     """
     machine, task = system.machine, task_t.array(system.machine.tasks)[number]
     running = cpu_t.array(machine.cpus)[task.cpu].task == number
@@ -219,7 +219,8 @@ def status(system, number, mm_number):
               "Uid": "\t".join([str(task.uid)] * 4), **memory_fields(mm_of(machine, mm_number)),
               "Threads": int((tasks[alive]["tgid"] == task.tgid).sum()),
               "Cpus_allowed": mask_text([task.cpu], machine.nr_cpus), "Cpus_allowed_list": list_text([task.cpu]),
-              "Mems_allowed": mask_text(mems_allowed(task), MAX_NODES), "Mems_allowed_list": list_text(mems_allowed(task))}
+              "Mems_allowed": mask_text(mems_allowed(task), MAX_NODES), "Mems_allowed_list": list_text(mems_allowed(task)),
+              "voluntary_ctxt_switches": task.nvcsw, "nonvoluntary_ctxt_switches": task.nivcsw}
     return "".join(f"{name}:\t{value}\n" for name, value in fields.items())
 
 

@@ -37,7 +37,7 @@ def cpu_figures(machine, number):
         "minor_faults": events["pgfault"] - events["pgmajfault"], "major_faults": events["pgmajfault"],
         "shootdowns_received": cpu.shootdowns_received, "shootdowns_sent": events["nr_tlb_remote_flush"],
         "local_accesses": by_node[node], "remote_accesses": sum(by_node) - by_node[node],
-        "accesses_by_node": by_node, "clock_ns": clock_ns(cpu),
+        "accesses_by_node": by_node, "clock_ns": clock_ns(cpu), "nr_switches": cpu.nr_switches,
     }
 
 
@@ -109,7 +109,8 @@ def vmstat(machine):
 def task_figures(machine, number):
     task = task_t.array(machine.tasks)[number]
     return {"pid": task.pid, "name": task_name(task), "cpu": task.cpu, "minor_faults": task.min_flt,
-            "major_faults": task.maj_flt}
+            "major_faults": task.maj_flt, "voluntary_ctxt_switches": task.nvcsw,
+            "nonvoluntary_ctxt_switches": task.nivcsw, "sum_exec_runtime_ns": task.sum_exec_runtime}
 
 
 def collect(machine, topology):

@@ -18,10 +18,10 @@ from numaemu.kernel.mmzone import page_of, page_zone
 from numaemu.kernel.page_alloc import __free_pages, alloc_pages, free_cold_page, free_page_is_bad
 from numaemu.kernel.pcplist import drain_local_pages
 from numaemu.kernel.pgtable import mm_of
+from numaemu.kernel.sched import context_switch
 from numaemu.kernel.smp import enter, leave, machine_of, read_lock, read_unlock, write_lock, write_unlock
 from numaemu.kernel.swap import lru_add_drain
 from numaemu.kernel.timer import run_local_timers
-from numaemu.kernel.tlb import switch_mm
 from numaemu.kernel.trail import TRAIL_START, TRAIL_TAKEN, leave_trail, trail_t
 from numaemu.kernel.vma_index import find_vma, vma_index, vma_of
 from numaemu.mmu import clock_ns
@@ -32,18 +32,6 @@ from numaemu.uapi import (MPOL_F_ADDR, MPOL_F_MEMS_ALLOWED, MPOL_F_NODE, MPOL_IN
 
 U = np.uint64
 EINVAL, ENOMEM, EFAULT, ESRCH = errno.EINVAL, errno.ENOMEM, errno.EFAULT, errno.ESRCH
-
-
-@kernel("void(cpu_t*, i64)")
-def context_switch(cpu, task_number):
-    """Make a task the running one."""
-    machine = machine_of(cpu)
-    task = task_t.array(machine.tasks)[task_number]
-    mm = mm_of(machine, task.mm)
-    if cpu.mm != task.mm or cpu.mm_id != mm.id:
-        switch_mm(cpu, task.mm)
-    cpu.task = task_number
-    task.cpu = cpu.id
 
 
 @hot
@@ -222,11 +210,8 @@ def sys_cpuset_attach(cpu_address, task_number, group, mems_allowed, old_mems, w
 
 # -- tasks ---------------------------------------------------------------------------------------------------
 
-@entry("i64(u64)")
-def create_task(cpu_address):
-    """A task with an address space of its own (what init's fork and exec would give): its number, or -ENOMEM."""
-    cpu = cpu_t.at(cpu_address)
-    cpu.task = 0                         # its allocations are nobody's yet
+@kernel("i64(cpu_t*)")
+def new_task(cpu):
     mm = mm_alloc(cpu)
     if mm == 0:
         return -ENOMEM
@@ -237,6 +222,16 @@ def create_task(cpu_address):
     if setup_plain_mm(cpu, mm, task_t.array(machine_of(cpu).tasks)[number].rlim[2 * RLIMIT_STACK]) != 0:
         do_exit(cpu, number, 0)
         return -ENOMEM
+    return number
+
+
+@entry("i64(u64)")
+def create_task(cpu_address):
+    """A task with an address space of its own (what init's fork and exec would give): its number, or -ENOMEM."""
+    cpu = cpu_t.at(cpu_address)
+    current, cpu.task = cpu.task, 0      # its allocations are nobody's yet
+    number = new_task(cpu)
+    cpu.task = current
     return number
 
 
@@ -286,12 +281,10 @@ def sys_wait4(cpu_address, task, pid, status_address):
     return do_wait(machine, task_t.array(machine.tasks)[task], pid, i64.array(status_address))
 
 
-@entry("void(u64, i64, i64)")
-def sys_sleep(cpu_address, task, ns):
-    """The CPU's clock moves on; nothing else happens."""
-    cpu = running(cpu_address, task)
-    cpu.clock_base_ns += ns
-    run_local_timers(cpu)
+@entry("i64(u64, i64)")
+def sys_schedule(cpu_address, task):
+    """A system call that will give the CPU up, until the run queue (runqueue.py) is asked: the clock then."""
+    return clock_ns(running(cpu_address, task))
 
 
 @entry("void(u64, i64, i64)")

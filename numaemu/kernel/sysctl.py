@@ -10,7 +10,7 @@ import re
 
 from numaemu.atomic import fetch_or
 from numaemu.kernel.mm_init import (COMPACTION_SYSCTLS, DIRTY_DEFAULTS, LOWMEM_RESERVE_RATIO, OVERCOMMIT_RATIO,
-                                    WATERMARK_BOOST_FACTOR, WATERMARK_SCALE_FACTOR, calculate_min_free_kbytes,
+                                    SCHED_BASE_SLICE_NS, WATERMARK_BOOST_FACTOR, WATERMARK_SCALE_FACTOR, calculate_min_free_kbytes,
                                     setup_dirty_limits, setup_per_zone_lowmem_reserve, setup_per_zone_pageset,
                                     setup_per_zone_wmarks)
 from numaemu.kernel.mmzone import KCOMPACTD, node_t
@@ -32,6 +32,7 @@ DEFAULTS = {                             # Linux 6.12; min_free_kbytes is calcul
     "vm.zone_reclaim_mode": 0,
     "kernel.numa_balancing": 0,
     "kernel.randomize_va_space": 0,      # Linux: 2
+    "kernel.sched_base_slice_ns": SCHED_BASE_SLICE_NS,
     **{f"vm.{name}": value for name, value in DIRTY_DEFAULTS.items()},
     "vm.panic_on_oom": 0,
     "vm.oom_kill_allocating_task": 0,
@@ -173,6 +174,11 @@ def set_randomize_va_space(system):
     system.machine.randomize_va_space = system.sysctl["kernel.randomize_va_space"]
 
 
+def set_sched_base_slice(system):
+    """A single word, which CPUs look at the next time."""
+    system.machine.sched_base_slice_ns = system.sysctl["kernel.sched_base_slice_ns"]
+
+
 def set_page_cluster(system):
     swap_of(system.machine).page_cluster = system.sysctl["vm.page-cluster"]
 
@@ -226,7 +232,8 @@ def set_dirty(instead):
 
 CHECKS = {"vm.max_map_count": must_fit_index, "kernel.numa_balancing": must_be_zero,
           "vm.percpu_pagelist_high_fraction": must_be_fraction}
-HANDLERS = {"vm.min_free_kbytes": set_watermarks, "vm.watermark_scale_factor": set_watermarks,
+HANDLERS = {"kernel.sched_base_slice_ns": set_sched_base_slice,
+            "vm.min_free_kbytes": set_watermarks, "vm.watermark_scale_factor": set_watermarks,
             "vm.watermark_boost_factor": set_watermark_boost_factor, "vm.percpu_pagelist_high_fraction": set_pagesets,
             "vm.lowmem_reserve_ratio": set_lowmem_reserve, "vm.max_map_count": set_max_map_count,
             "vm.swappiness": set_swappiness, "vm.page-cluster": set_page_cluster,

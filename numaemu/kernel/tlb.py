@@ -2,7 +2,7 @@
 
 The initiator has changed page-table entries; it raises mm->tlb_gen, flushes itself, and asks the coordinator to
 tell every other CPU in mm->cpumask (one message however many pages). Its flush_* words say what to forget. The
-coordinator sets the initiator's bit in each target's `ipi_from`, then `ipi_pending`, then looks whether the target is
+coordinator sets the initiator's bit in each target's `ipi_from`, then `ipi_pending` and `event_at`, then looks whether the target is
 inside (see kernel/smp.py). Outside: it takes the bit back and acknowledges itself; the target will see tlb_gen before
 its next access. Inside: the target takes the bit between two accesses, flushes and acknowledges. Who gets the bit
 (an atomic AND or exchange) acknowledges, so each target does exactly once; so does the coordinator, when it will not
@@ -93,6 +93,7 @@ def post_shootdown(machine, initiator_number):
         target = cpu_t.array(machine.cpus)[number]
         fetch_or(target.ipi_from, word, bit)
         exchange(target, "ipi_pending", 1)
+        exchange(target, "event_at", 0)
         told += 1
         if load_acquire(target, "inside") == U(0) and fetch_and(target.ipi_from, word, ~bit) & bit != U(0):
             outside += 1
