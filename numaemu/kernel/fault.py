@@ -1,6 +1,7 @@
 """The page-fault exception: Linux's arch/x86/mm/fault.c. The MMU calls it through the CPU's `on_fault` address."""
 import numpy as np
 
+from numaemu.atomic import exchange
 from numaemu.compile import callback, kernel
 from numaemu.kernel.memory import AROUND, handle_mm_fault, zap_page_range
 from numaemu.kernel.mempolicy import current_task
@@ -97,6 +98,8 @@ def do_user_addr_fault(cpu, address, write):
     else:
         task.min_flt += 1
     count_vm_events(machine, cpu.id, PGFAULT, 1)
+    if cpu.nr_waiting != 0:
+        exchange(cpu, "event_at", 0)     # the slice may be over: a fault takes longer than next_event assumes (sched.py)
     return SERVED
 
 
