@@ -85,7 +85,8 @@ def do_user_addr_fault(cpu, address, access):
             grown = expand_stack(cpu, mm_number, address)
             read_lock(cpu, lock)
             number = find_vma(machine, mm_number, address) if grown else 0
-        if number == 0 or vma_of(machine, number).start > address or access_error(machine.paging, vma_of(machine, number), access):
+        if number == 0 or vma_of(machine, number).start > address or \
+                access_error(machine.paging, vma_of(machine, number), access):
             answer = bad_area(cpu, address, access, SIGSEGV)
             read_unlock(lock)
             return answer
@@ -112,6 +113,8 @@ def do_user_addr_fault(cpu, address, access):
     else:
         task.min_flt += 1
     count_vm_events(machine, cpu.id, PGFAULT, 1)
+    if cpu.nr_waiting != 0:
+        exchange(cpu, "event_at", 0)     # the slice may be over: a fault takes longer than next_event assumes (sched.py)
     return SERVED
 
 
