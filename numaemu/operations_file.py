@@ -6,7 +6,9 @@ import numpy as np
 from numaemu.files import name_words
 from numaemu.kernel import kernel_calls
 from numaemu.kernel import sys_file as calls
+from numaemu.kernel.inode import file_of, inode_of
 from numaemu.param import MAX_FILES
+from numaemu.uapi import MAP_SHARED, O_RDWR
 
 READ_MOST = 1 << 30              # bytes of one read
 
@@ -28,6 +30,10 @@ class FileOperations:
     def open(self, number, path, flags):
         name = name_words(path)
         return check(calls.sys_open(self.address, number, name.ctypes.data, flags), path)
+
+    def memfd_create(self, number, name, flags):
+        words = name_words(f"/memfd:{name}")
+        return check(calls.sys_memfd_create(self.address, number, words.ctypes.data, O_RDWR | flags))
 
     def file_close(self, number, fd):
         check(calls.sys_close(self.address, number, self.descriptor(fd)))
@@ -68,6 +74,8 @@ class FileOperations:
         check(calls.sys_ftruncate(self.address, number, self.descriptor(fd), size))
 
     def mmap_file(self, number, addr, length, prot, flags, fd, offset):
+        if self.descriptor(fd) and not flags & MAP_SHARED and inode_of(self.machine, file_of(self.machine, fd).inode).object:
+            raise NotImplementedError("a private mapping of a tmpfs file: only MAP_SHARED is there")
         return check(calls.sys_mmap_file(self.address, number, addr, length, prot, flags, self.descriptor(fd), offset))
 
     def msync(self, number, addr, length, flags):
@@ -75,6 +83,8 @@ class FileOperations:
 
     def put_on_disk(self, path, size, data, seed):
         """A new file with its contents; found under its name only when it is complete."""
+        if path.startswith("/dev/shm/"):
+            raise ValueError(f"{path} lies in memory, not on the disk: a task makes it, with open and O_CREAT")
         name = name_words(path)
         inode = check(calls.make_file(self.address, size, seed), path)
         if data is not None:

@@ -186,6 +186,10 @@ class Task:
         """open(2): a File."""
         return File(self, self._op("open", path, flags), path)
 
+    def memfd_create(self, name, flags=0):
+        """memfd_create(2): a File that lies in memory, and has no name that anybody could open."""
+        return File(self, self._op("memfd_create", name, flags), f"/memfd:{name}")
+
     # -- placement
 
     def set_mempolicy(self, mode, nodes=None):

@@ -301,7 +301,7 @@ def test_wrong_command(inside, arguments, status, words):
 # --- the machine a run gets -----------------------------------------------------------------------
 class Options:
     machine = nodes = cpus_per_node = memory_per_node = None
-    settings = ()
+    settings, seed = (), 0
 
     def __init__(self, **given):
         vars(self).update(given)

@@ -3,10 +3,11 @@ import numpy as np
 
 from numaemu.compile import entry, hot
 from numaemu.errors import MachineCheck
-from numaemu.kernel.check_files import audit_files
+from numaemu.kernel.check_files import audit_files, live_inodes
 from numaemu.kernel.check_memcg import audit_memcg
 from numaemu.kernel.check_swap import audit_swap
 from numaemu.kernel.free_area import get_pageblock_migratetype, must_stay_apart, page_is_buddy
+from numaemu.kernel.inode import inode_of
 from numaemu.kernel.list_lru import list_lru_node, shrinker_of
 from numaemu.kernel.mm_inline import folio_lru_list
 from numaemu.kernel.mm_types import (MM_ANONPAGES, MM_FILEPAGES, MM_SHMEMPAGES, NR_MM_COUNTERS, VM_ACCOUNT, VM_EXEC,
@@ -382,6 +383,7 @@ def audit_accounts(machine):
         for name, pages in wanted.items():
             if getattr(mm, name) != pages:
                 raise MachineCheck(f"address space {mm_number}: {name} is {getattr(mm, name)}, its VMAs have {pages} pages")
+    objects |= {inode_of(machine, number).object for number in live_inodes(machine)} - {0}
     charged += sum(mapping_of(machine, number).acct for number in objects)
     if charged != machine.vm_committed_as:
         raise MachineCheck(f"vm_committed_as is {machine.vm_committed_as}, all VMAs are charged {charged} pages")

@@ -107,6 +107,33 @@ def live_inodes(machine):
     return [n for n in range(1, used + 1) if inode_t.array(machine.inodes)[n].state == I_LIVE]
 
 
+@entry("i64(u64, i64)")
+def count_object(machine_address, number):
+    """Pages of a tmpfs file's object, in memory or swapped out."""
+    machine = machine_t.at(machine_address)
+    mapping, index, found = mapping_of(machine, number), 0, 0
+    while True:
+        index = xa_find(machine, mapping, index, MAX_INDEX)
+        if index < 0:
+            return found
+        found += 1
+        index += 1
+
+
+def audit_tmpfs(machine):
+    """What the objects of tmpfs files are charged is what is in them."""
+    total = 0
+    for number in live_inodes(machine):
+        inode = inode_of(machine, number)
+        if inode.object:
+            charged, found = mapping_of(machine, inode.object).acct, count_object(int(machine.address), inode.object)
+            if charged != found:
+                raise MachineCheck(f"{inode_name(inode)}: charged {charged} pages, has {found}")
+            total += found
+    if total != machine.tmpfs_pages:
+        raise MachineCheck(f"tmpfs_pages is {machine.tmpfs_pages}, all files together have {total}")
+
+
 def audit_files(machine):
     """Every file's cached pages, and the nodes' counters against them."""
     by_node, shadows = np.zeros(2 * machine.nr_nodes, np.int64), np.zeros(machine.nr_nodes, np.int64)
@@ -123,3 +150,4 @@ def audit_files(machine):
             raise MachineCheck(f"node {node}: workingset_nodes is {counted['workingset_nodes']}, {shadows[node]} leaves "
                                f"hold only shadows")
     audit_disk(machine)
+    audit_tmpfs(machine)

@@ -1,6 +1,7 @@
 """The page-fault exception: Linux's arch/x86/mm/fault.c. The MMU calls it through the CPU's `on_fault` address."""
 import numpy as np
 
+from numaemu.atomic import exchange
 from numaemu.compile import callback, hot, kernel
 from numaemu.kernel.memory import AROUND, handle_mm_fault, zap_page_range
 from numaemu.kernel.mempolicy import current_task

@@ -12,7 +12,7 @@ from numaemu.compile import hot, kernel
 from numaemu.kernel.disk import disk_alloc, disk_free, disk_page_written, disk_read_page, pattern
 from numaemu.kernel.mm_types import pool_t
 from numaemu.kernel.pool import pool_get, pool_put
-from numaemu.kernel.rmap import mapping_of, new_mapping
+from numaemu.kernel.rmap import mapping_of, mapping_put, new_mapping
 from numaemu.kernel.smp import machine_of, spin_lock, spin_unlock
 from numaemu.kernel.vmstat import PGPGIN, count_vm_events
 from numaemu.native import clear_bytes
@@ -23,6 +23,7 @@ from numaemu.uapi import errno
 U = np.uint64
 ENOENT, ENOSPC, ENFILE, EEXIST, EFBIG = errno.ENOENT, errno.ENOSPC, errno.ENFILE, errno.EEXIST, errno.EFBIG
 NAME_WORDS = 16                          # a name has at most 127 bytes
+TMPFS_WORD = U(int.from_bytes(b"/dev/shm", "little"))        # where tmpfs is mounted
 I_FREE, I_LIVE, I_FREEING = range(3)
 FIRST_EXTENT = 16                        # pages of the first extent of a file that grows; then it doubles; assumed
 
@@ -40,6 +41,7 @@ inode_t = Struct("inode_t", [
     ("invalidate_lock", i64),            # for reading: who adds pages to the cache; for writing: who truncates
     # set when it is made
     ("mapping", i64),
+    ("object", i64),                     # tmpfs: the shared object that has its pages, instead of `mapping`; 0: a file of the disk
     # atomically
     ("nr_dirty", i64),                   # dirty pages
     ("dirtied_when", i64),               # emulated time when it became dirty, on the clock of who did it
@@ -137,6 +139,7 @@ def init_inode(inode, mapping):
     """An empty file without a name."""
     inode.nlink, inode.count, inode.i_size, inode.nr_extents = 0, 1, 0, 0
     inode.seed, inode.seed_bytes, inode.i_rwsem, inode.invalidate_lock = U(0), 0, 0, 0
+    inode.object = 0
     inode.mapping, inode.nr_dirty, inode.dirtied_when, inode.writeback_index = mapping, 0, 0, 0
     inode.state = I_LIVE
 
@@ -198,11 +201,37 @@ def destroy_inode(cpu, number):
     pool_put(cpu, machine.inode_pool, number)
 
 
+@kernel("i64(cpu_t*)")
+def shmem_get_inode(cpu):
+    """A new empty tmpfs file without a name, held; -ENFILE if a table is full."""
+    machine = machine_of(cpu)
+    number = new_inode(cpu)
+    object_number = new_mapping(cpu, 1) if number > 0 else 0
+    if object_number == 0:
+        if number > 0:
+            put_inode(cpu, number)
+            destroy_inode(cpu, number)
+        return -ENFILE
+    mapping = mapping_of(machine, object_number)
+    mapping.users, mapping.tmpfs = 1, 1
+    inode_of(machine, number).object = object_number
+    return number
+
+
+@hot
+def is_tmpfs(name):
+    """True if the name at a host address begins with /dev/shm/."""
+    words = u64.array(name)
+    return words[0] == TMPFS_WORD and words[1] & U(0xFF) == U(0x2F)
+
+
 @kernel("i64(cpu_t*, u64)")
 def create(cpu, name):
     """A new empty file, held; -EEXIST if there is one of this name, -ENFILE if the table is full."""
-    number = new_inode(cpu)
+    number = shmem_get_inode(cpu) if is_tmpfs(name) else new_inode(cpu)
     if number > 0 and link_inode(cpu, number, name) != 0:
+        if inode_of(machine_of(cpu), number).object != 0:
+            mapping_put(cpu, inode_of(machine_of(cpu), number).object)
         put_inode(cpu, number)
         destroy_inode(cpu, number)
         return -EEXIST

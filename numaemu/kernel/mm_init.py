@@ -87,6 +87,7 @@ def control_layout(topology, max_pfn, nr_actors):
             ("mailboxes", nr_actors * mailbox_t.nbytes), ("zonelists", nodes * MAX_NODES * 8),
             ("tasks", MAX_TASKS * task_t.nbytes), ("mms", MAX_MMS * mm_t.nbytes), ("vmas", MAX_VMAS * vma_t.nbytes),
             ("mappings", MAX_VMAS * mapping_t.nbytes), ("vma_index", MAX_MMS * VMA_INDEX_SLOTS * 8),
+            ("pseudo_vmas", cpus * vma_t.nbytes),
             ("cpu_fbatches", cpus * cpu_fbatches_t.nbytes), ("lruvecs", nodes * lruvec_t.nbytes),
             ("cgroups", MAX_CGROUPS * cgroup_t.nbytes), ("mpols", cpus * policy_t.nbytes),
             ("trails", cpus * trail_t.nbytes), ("slowpaths", 2 * cpus * slowpath_t.nbytes),

@@ -51,7 +51,7 @@ vma_t = Struct("vma_t", [           # written under the mmap_lock of its mm, hel
     ("mm", i64),
     ("mapping", i64),               # rmap family (anon_vma) or shared object; 0 until the first fault
     ("file", i64),                  # number of the open file it maps, which it holds; 0: none
-    ("i_mapping", i64),             # the mapping of that file's pages (`mapping` is then only the anon_vma), or 0
+    ("i_mapping", i64),             # the mapping of that file's pages (`mapping` is then only the anon_vma), or 0: none, tmpfs
     ("anon_vma", i64),              # whose pages a private VMA has, 0 until the first fault: VMAs with equal ones may merge
     ("chained", i64),               # 1: forked, so its anon_vma_chain in Linux has more than one member
     ("policy", policy_t),
@@ -68,6 +68,7 @@ mapping_t = Struct("mapping_t", [   # struct anon_vma / struct address_space: wh
     ("root", u64),                  # the tree of its pages (xarray.py), 0 = none yet
     ("nr_pages", i64),              # pages in it, atomically
     ("acct", i64),                  # shmem: pages charged against the commit limit
+    ("tmpfs", i64),                 # 1: a file's object, charged page by page (atomically then); its inode is a user
 ])
 
 VM_FAULT_OK, VM_FAULT_OOM, VM_FAULT_SIGBUS, VM_FAULT_SIGSEGV, VM_FAULT_RETRY, VM_FAULT_MAJOR = range(6)
@@ -189,6 +190,8 @@ machine_t = Struct("machine_t", [
     ("ztable", u64), ("zstat", u64), ("zbufs", u64),      # u64 by swap entry, zstat_t, a buffer per context: zram.py
     ("on_compress", u64), ("on_decompress", u64),         # callbacks into Python: a library's work
     ("zswap_enabled", i64),
+    ("tmpfs_pages", i64),           # pages of tmpfs files, atomically
+    ("pseudo_vmas", u64),           # vma_t[nr_cpu_ids], each its CPU's: shmem_file.py
     ("randomize_va_space", i64),    # sysctl kernel.randomize_va_space
     ("random_seed", u64), ("random_drawn", i64),          # set at boot; words drawn so far, atomically
     ("compress_ns", i64), ("decompress_ns", i64),

@@ -75,7 +75,7 @@ def get_unmapped_area(machine, mm_number, hint, length, anonymous, pgoff):
     if mobile and not anonymous and offset + length >= aligned + PMD_SIZE:
         found = topdown_gap(machine, mm_number, length + PMD_SIZE)
         if found != U(0):
-            shift = (offset - found) & (PMD_SIZE - U(1))
+            shift = (offset + PMD_SIZE - (found & (PMD_SIZE - U(1)))) & (PMD_SIZE - U(1))
             return found + (shift if shift != U(0) else PMD_SIZE)
     return topdown_gap(machine, mm_number, length)
 
@@ -95,7 +95,8 @@ def free_vma(cpu, vma_number):
     machine = machine_of(cpu)
     mapping, file = vma_of(machine, vma_number).mapping, vma_of(machine, vma_number).file
     if file != 0:
-        unlink_file_vma(cpu, vma_number)
+        if vma_of(machine, vma_number).i_mapping != 0:
+            unlink_file_vma(cpu, vma_number)
         fput(cpu, file)
     if mapping != 0 and unlink_vma(cpu, vma_number):
         if mapping_of(machine, mapping).shared:
@@ -190,12 +191,17 @@ def shmem_zero_setup(cpu, vma_number, charge):
 
 @kernel("void(cpu_t*, i64, i64)")
 def map_file(cpu, vma_number, file):
-    """A VMA maps an open file from now on, and holds it (call_mmap, vma_link_file)."""
+    """A VMA maps an open file from now on, and holds it (call_mmap, vma_link_file); shares its object, if it is tmpfs's."""
     machine = machine_of(cpu)
-    vma = vma_of(machine, vma_number)
+    vma, inode = vma_of(machine, vma_number), inode_of(machine, file_of(machine, file).inode)
     get_file(machine, file)
-    vma.file, vma.i_mapping = file, inode_of(machine, file_of(machine, file).inode).mapping
-    link_file_vma(cpu, vma_number)
+    vma.file = file
+    if inode.object != 0:
+        vma.mapping = inode.object
+        link_vma(cpu, inode.object, vma_number)
+    else:
+        vma.i_mapping = inode.mapping
+        link_file_vma(cpu, vma_number)
 
 
 @kernel("i64(cpu_t*, i64, u64, u64, i64, i64, i64)")

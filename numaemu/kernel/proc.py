@@ -91,7 +91,7 @@ def files(machine):
     for number in range(1, pool_t.at(machine.inode_pool).used + 1):
         inode = table[number]
         if inode.state == I_LIVE and inode.nlink:
-            cached = mapping_t.array(machine.mappings)[inode.mapping].nr_pages
+            cached = mapping_t.array(machine.mappings)[inode.object or inode.mapping].nr_pages
             found[inode_name(inode)] = {"size": inode.i_size, "cached": cached, "dirty": inode.nr_dirty}
     return found
 

@@ -30,7 +30,7 @@ def gather(system, mm_number, vma):
     counts = np.zeros(NR_SMAPS, np.int64)
     machine = int(system.machine.address)
     walk_page_range(machine, mm_number, vma["start"], vma["end"], counts, 1)
-    if vma["flags"] & VM_SHARED and not vma["file"]:
+    if vma["flags"] & VM_SHARED and not vma["i_mapping"]:
         pages = (int(vma["end"]) - int(vma["start"])) // 4096
         counts[SWAP] += shmem_swap_usage(machine, vma["mapping"], vma["pgoff"], pages)
     return counts, int(counts[PSS]) if vma["flags"] & VM_LOCKED else 0

@@ -32,6 +32,7 @@ POLICY_MODES = {MPOL_DEFAULT: "default", MPOL_PREFERRED: "prefer", MPOL_BIND: "b
 NAME_COLUMN = 25 + 8 * 6                 # where show_vma_header_prefix lets the name begin: its width, and a space
 SHMEM_DEVICE = "00:01"                   # the kernel's own mount of shmem, the first without a device
 DISK_DEVICE = "fe:00"                    # /dev/vda
+TMPFS_DEVICE = "00:18"                   # /dev/shm, a later mount without a device; assumed
 SHMEM_NAME = "/dev/zero (deleted)"       # shmem_zero_setup
 TRIES = 100                              # for a copy of the VMAs that nobody changed meanwhile; assumed
 
@@ -119,7 +120,8 @@ def show_map_vma(machine, mm, vma):
     """A line of maps. A shared object's inode number is that of its mapping."""
     name, inode, device = file_name(machine, vma), vma["mapping"], SHMEM_DEVICE
     if vma["file"]:
-        inode, device = file_of(machine, int(vma["file"])).inode, DISK_DEVICE
+        inode = file_of(machine, int(vma["file"])).inode
+        device = DISK_DEVICE if vma["i_mapping"] else SHMEM_DEVICE if name.startswith("/memfd:") else TMPFS_DEVICE
     backed = bool(name)
     if not backed and is_initial_heap(mm, vma):
         name = "[heap]"

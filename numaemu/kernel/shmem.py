@@ -1,4 +1,4 @@
-"""Shared anonymous memory: Linux's mm/shmem.c as far as MAP_SHARED | MAP_ANONYMOUS needs it.
+"""Shared anonymous memory and the pages of tmpfs files: Linux's mm/shmem.c.
 
 The pages of a shared object hang in its tree (xarray.py), which holds one reference to each. A slot goes from 0 to a
 page, from a page to a swap entry and back, by compare-exchange. The tree is freed with the last VMA that maps it; who
@@ -21,11 +21,12 @@ from numaemu.kernel.swap import folio_add_new_lru
 from numaemu.kernel.swap_state import swap_cache_get_hit, swap_cluster_readahead
 from numaemu.kernel.swapfile import (add_to_swap_cache, delete_from_swap_cache, folio_alloc_swap, free_swap_and_cache,
                                      swap_duplicate, swap_entry_put)
-from numaemu.kernel.util import vm_acct_memory
+from numaemu.kernel.util import vm_acct_memory, vm_enough_memory
 from numaemu.kernel.vmstat import NR_FILE_PAGES, NR_SHMEM, mod_node_page_state
 from numaemu.kernel.xarray import (MAX_INDEX, entry_is_page, page_entry, xa_create, xa_destroy, xa_find, xa_is_value,
                                    xa_load, xa_slot)
 from numaemu.pointer import u64
+from numaemu.uapi import errno
 
 U = np.uint64
 AGAIN = -1
@@ -38,18 +39,44 @@ def count_shmem(machine, cpu, pfn, sign):
     mod_node_page_state(machine, cpu.id, node, NR_FILE_PAGES, sign)
 
 
+@kernel("void(machine_t*, mapping_t*, i64)")
+def shmem_unacct_blocks(machine, mapping, pages):
+    """Pages of a tmpfs file are gone, and what they were charged; other objects are charged whole."""
+    if mapping.tmpfs:
+        fetch_add(mapping, "acct", -pages)
+        fetch_add(machine, "tmpfs_pages", -pages)
+        vm_acct_memory(machine, -pages)
+
+
+@kernel("bool(cpu_t*, mapping_t*)")
+def shmem_acct_block(cpu, mapping):
+    """Charge one page more of a tmpfs file; False: the file system, half of the memory, is full, or nothing may be promised."""
+    machine = machine_of(cpu)
+    if not mapping.tmpfs:
+        return True
+    if fetch_add(machine, "tmpfs_pages", 1) >= machine.total_ram_pages // 2 or vm_enough_memory(cpu, cpu.mm, 1) != 0:
+        fetch_add(machine, "tmpfs_pages", -1)
+        return False
+    fetch_add(mapping, "acct", 1)
+    return True
+
+
 @kernel("i64(cpu_t*, vma_t*, u64, u64, i64)")
 def shmem_add_folio(cpu, vma, address, slot, index):
     """A new page of a shared object goes into its empty slot, with one reference for the tree and one for the caller."""
     machine = machine_of(cpu)
+    if not shmem_acct_block(cpu, mapping_of(machine, vma.mapping)):
+        return -errno.ENOSPC
     pfn = vma_alloc_folio(cpu, GFP_HIGHUSER_MOVABLE | __GFP_ZERO, vma, address)
     if pfn == 0:
+        shmem_unacct_blocks(machine, mapping_of(machine, vma.mapping), 1)
         return 0
     page = page_of(machine, pfn)
     page.mapping, page.index = vma.mapping, index
     page.flags |= U(PG_swapbacked)
     fetch_add(page, "refcount", 2)       # the tree's, that of its way to the LRU list
     if compare_exchange(u64.array(slot), 0, U(0), page_entry(pfn)) != U(0):
+        shmem_unacct_blocks(machine, mapping_of(machine, vma.mapping), 1)
         fetch_add(page, "refcount", -2)  # another CPU was faster: look again
         put_page(cpu, pfn)
         return AGAIN
@@ -95,7 +122,7 @@ def shmem_swapin_folio(cpu, vma, address, slot, index, value):
 def shmem_get_folio(cpu, vma, address):
     """The page of a shared object behind `address`, with a reference taken; allocated if it is not there yet.
 
-    The pfn, or 0: no memory. A page that migration moves at this moment is looked up again.
+    The pfn, 0: no memory, or -ENOSPC. A page that migration moves at this moment is looked up again.
     """
     machine = machine_of(cpu)
     mapping = mapping_of(machine, vma.mapping)
@@ -153,7 +180,10 @@ def shmem_evict(cpu, number):
             free_swap_and_cache(cpu, pte_pfn(entry))
         index += 1
     xa_destroy(cpu, mapping)
-    vm_acct_memory(machine, -mapping.acct)
+    if mapping.tmpfs:
+        shmem_unacct_blocks(machine, mapping, mapping.acct)
+    else:
+        vm_acct_memory(machine, -mapping.acct)
     mapping_put(cpu, number)
 
 
@@ -223,6 +253,8 @@ def shmem_delete_from_page_cache(cpu, pfn, entry):
         return False
     count_shmem(machine, cpu, pfn, -1)
     fetch_add(mapping, "nr_pages", -1)
+    if entry == 0:
+        shmem_unacct_blocks(machine, mapping, 1)
     return True
 
 

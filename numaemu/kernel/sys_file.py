@@ -8,18 +8,19 @@ from numaemu.compile import entry, hot, kernel
 from numaemu.kernel.disk import disk_store_page
 from numaemu.kernel.filemap import MAX_FILE_BYTES, filemap_read, generic_file_write, vfs_fsync
 from numaemu.kernel.gup import vm_mmap_pgoff
-from numaemu.kernel.inode import (EEXIST, alloc_file, bmap, create, extend, file_of, inode_of, link_inode, lookup,
-                                  new_inode)
+from numaemu.kernel.inode import (EEXIST, NAME_WORDS, alloc_file, bmap, create, extend, file_of, inode_of, link_inode,
+                                  lookup, new_inode, shmem_get_inode)
 from numaemu.kernel.mm_types import VM_LOCKED, VM_SHARED
 from numaemu.kernel.mmap import range_is_mapped
 from numaemu.kernel.page_writeback import filemap_write_and_wait_range, wb_timer
 from numaemu.kernel.pgtable import mm_of
+from numaemu.kernel.shmem_file import shmem_file_read, shmem_file_write
 from numaemu.kernel.smp import machine_of, read_lock, read_unlock, write_lock, write_unlock
 from numaemu.kernel.sys import mmap_lock, running
 from numaemu.kernel.truncate import do_truncate, do_unlink, drop_pagecache, fput, iput, ksys_sync
 from numaemu.kernel.vma_index import find_position, vma_index, vma_of
 from numaemu.native import clear_bytes, copy_bytes
-from numaemu.pointer import address_of
+from numaemu.pointer import address_of, u64
 from numaemu.processor import cpu_t
 from numaemu.uapi import (MAP_SHARED, MS_INVALIDATE, MS_SYNC, O_ACCMODE, O_APPEND, O_CREAT, O_EXCL, O_RDONLY, O_RDWR,
                           O_TRUNC, O_WRONLY, PROT_WRITE, SEEK_CUR, SEEK_END, errno)
@@ -37,6 +38,20 @@ def may_use(cpu, number):
     return file.mm == cpu.mm and file.mm_id == mm_of(machine, cpu.mm).id
 
 
+@hot
+def vfs_read(cpu, number, pos, buffer, nbytes):
+    if inode_of(machine_of(cpu), file_of(machine_of(cpu), number).inode).object != 0:
+        return shmem_file_read(cpu, number, pos, buffer, nbytes)
+    return filemap_read(cpu, number, pos, buffer, nbytes)
+
+
+@hot
+def vfs_write(cpu, number, pos, buffer, nbytes):
+    if inode_of(machine_of(cpu), number).object != 0:
+        return shmem_file_write(cpu, number, pos, buffer, nbytes)
+    return generic_file_write(cpu, number, pos, buffer, nbytes)
+
+
 @kernel("i64(cpu_t*, u64, i64)")
 def do_open(cpu, name, flags):
     """The inode that open(2) means, held; or -errno."""
@@ -52,6 +67,18 @@ def do_open(cpu, name, flags):
         return number
 
 
+@kernel("i64(cpu_t*, i64, i64)")
+def open_inode(cpu, number, flags):
+    """A descriptor of a file that the caller holds, and gives up: its number, or -ENFILE."""
+    mm = mm_of(machine_of(cpu), cpu.mm)
+    file = alloc_file(cpu, number, flags, cpu.mm, mm.id)
+    if file < 0:
+        iput(cpu, number)
+        return file
+    mm.open_files += 1
+    return file
+
+
 @entry("i64(u64, i64, u64, i64)")
 def sys_open(cpu_address, task, name, flags):
     """open(2): a descriptor, or -errno."""
@@ -64,13 +91,20 @@ def sys_open(cpu_address, task, name, flags):
         if error != 0:
             iput(cpu, number)
             return error
-    mm = mm_of(machine_of(cpu), cpu.mm)
-    file = alloc_file(cpu, number, flags, cpu.mm, mm.id)
-    if file < 0:
-        iput(cpu, number)
-        return file
-    mm.open_files += 1
-    return file
+    return open_inode(cpu, number, flags)
+
+
+@entry("i64(u64, i64, u64, i64)")
+def sys_memfd_create(cpu_address, task, name, flags):
+    """memfd_create(2): a descriptor of a tmpfs file without a name, but for `name` in /proc; or -errno."""
+    cpu = running(cpu_address, task)
+    number = shmem_get_inode(cpu)
+    if number < 0:
+        return number
+    inode = inode_of(machine_of(cpu), number)
+    for i in range(NAME_WORDS):
+        inode.name[i] = u64.array(name)[i]
+    return open_inode(cpu, number, flags)
 
 
 @entry("i64(u64, i64, i64)")
@@ -92,11 +126,11 @@ def sys_read(cpu_address, task, number, pos, buffer, nbytes):
         return -EBADF
     wb_timer(cpu)
     if pos != AT_F_POS:
-        return filemap_read(cpu, number, pos, buffer, nbytes)
+        return vfs_read(cpu, number, pos, buffer, nbytes)
     file = file_of(machine_of(cpu), number)
     lock = address_of(file, "f_pos_lock")
     write_lock(cpu, lock)
-    result = filemap_read(cpu, number, file.f_pos, buffer, nbytes)
+    result = vfs_read(cpu, number, file.f_pos, buffer, nbytes)
     file.f_pos += max(result, 0)
     write_unlock(lock)
     return result
@@ -114,7 +148,7 @@ def read_through(cpu_address, task, number, buffer, chunk, nbytes):
         file = file_of(machine_of(cpu), number)
         lock = address_of(file, "f_pos_lock")
         write_lock(cpu, lock)
-        result = filemap_read(cpu, number, file.f_pos, buffer, min(chunk, nbytes - done))
+        result = vfs_read(cpu, number, file.f_pos, buffer, min(chunk, nbytes - done))
         file.f_pos += max(result, 0)
         write_unlock(lock)
         if result <= 0:
@@ -134,11 +168,11 @@ def sys_write(cpu_address, task, number, pos, buffer, nbytes):
     file = file_of(machine, number)
     inode = inode_of(machine, file.inode)
     if pos != AT_F_POS:
-        return generic_file_write(cpu, file.inode, -1 if file.flags & O_APPEND else pos, buffer, nbytes)
+        return vfs_write(cpu, file.inode, -1 if file.flags & O_APPEND else pos, buffer, nbytes)
     lock = address_of(file, "f_pos_lock")
     write_lock(cpu, lock)
     append = file.flags & O_APPEND
-    result = generic_file_write(cpu, file.inode, -1 if append else file.f_pos, buffer, nbytes)
+    result = vfs_write(cpu, file.inode, -1 if append else file.f_pos, buffer, nbytes)
     if result > 0:
         file.f_pos = inode.i_size if append else file.f_pos + result
     write_unlock(lock)

@@ -168,13 +168,13 @@ def sys_munlockall(cpu_address, task):
 def mincore_unmapped(machine, mm_number, address):
     """True if a page that is not mapped at an address is in memory: in the cache of the file or object behind it."""
     vma = vma_of(machine, find_vma(machine, mm_number, address))
-    mapping = vma.i_mapping if vma.file != 0 else vma.mapping if vma.flags & VM_SHARED else 0
+    mapping = vma.i_mapping if vma.i_mapping != 0 else vma.mapping if vma.flags & VM_SHARED else 0
     if mapping == 0:
         return False
     entry = xa_load(machine, mapping_of(machine, mapping), vma.pgoff + np.int64((address - vma.start) >> U(12)))
     if xa_is_value(entry):
         return load_acquire(swap_cache(machine), pte_pfn(entry)) > 0
-    return entry != U(0) and (vma.file == 0 or folio_test(page_of(machine, pte_pfn(entry)), PG_uptodate))
+    return entry != U(0) and (vma.i_mapping == 0 or folio_test(page_of(machine, pte_pfn(entry)), PG_uptodate))
 
 
 @kernel("bool(machine_t*, i64, u64)")

@@ -16,6 +16,8 @@ from numaemu.kernel.pagemap import (clear_shadow_entry, filemap_get_folio, filem
                                      remove_mapping)
 from numaemu.kernel.pool import pool_put
 from numaemu.kernel.rmap import mapping_of, next_vma_of
+from numaemu.kernel.shmem import release_mapping
+from numaemu.kernel.shmem_file import shmem_truncate_range, shmem_zero_tail
 from numaemu.kernel.smp import machine_of, relax, spin_lock, spin_unlock, write_lock, write_unlock
 from numaemu.kernel.swap import LRU_DEACTIVATE_FILE, lru_add_drain_all, queue_folio
 from numaemu.kernel.vma_index import vma_of
@@ -98,9 +100,29 @@ def truncate_partial_page(cpu, inode, size):
 
 
 @kernel("i64(cpu_t*, i64, i64)")
+def shmem_setattr(cpu, number, size):
+    """truncate(2) of a tmpfs file: 0."""
+    inode = inode_of(machine_of(cpu), number)
+    lock, invalidate = address_of(inode, "i_rwsem"), address_of(inode, "invalidate_lock")
+    write_lock(cpu, lock)
+    smaller = size < inode.i_size
+    store_release(inode, "i_size", size)
+    if smaller:
+        write_lock(cpu, invalidate)
+        unmap_mapping_pages(cpu, inode.object, (size + 4095) >> 12)
+        shmem_truncate_range(cpu, inode.object, (size + 4095) >> 12)
+        shmem_zero_tail(cpu, inode, size)
+        write_unlock(invalidate)
+    write_unlock(lock)
+    return 0
+
+
+@kernel("i64(cpu_t*, i64, i64)")
 def do_truncate(cpu, number, size):
     """truncate(2) of a file that the caller holds: 0 or -errno."""
     inode = inode_of(machine_of(cpu), number)
+    if inode.object != 0 and size <= MAX_FILE_BYTES:
+        return shmem_setattr(cpu, number, size)
     lock, invalidate = address_of(inode, "i_rwsem"), address_of(inode, "invalidate_lock")
     pages, error = (size + 4095) >> 12, 0
     if size > MAX_FILE_BYTES:
@@ -132,6 +154,8 @@ def evict_inode(cpu, number):
     """A file without a name and without users: its pages, its place on the disk, its place in the table."""
     machine = machine_of(cpu)
     inode = inode_of(machine, number)
+    if inode.object != 0:
+        release_mapping(cpu, inode.object)
     truncate_inode_pages(cpu, number, 0)
     xa_destroy(cpu, mapping_of(machine, inode.mapping))
     shrink_extents(cpu, inode, 0)

@@ -65,7 +65,8 @@ def join_file(cpu, vma_number, of_number):
     if of.file != 0:
         vma.file, vma.i_mapping = of.file, of.i_mapping
         get_file(machine, vma.file)
-        link_file_vma(cpu, vma_number)
+        if vma.i_mapping != 0:
+            link_file_vma(cpu, vma_number)
 
 
 @kernel("void(cpu_t*, vma_t*)")
@@ -215,7 +216,8 @@ def swallow(cpu, mm_number, position, keep_high):
         kept.end = gone.end
     kept.flags |= gone.flags
     if gone.file != 0:                       # the one that stays holds it, too
-        unlink_file_vma(cpu, gone_number)
+        if gone.i_mapping != 0:
+            unlink_file_vma(cpu, gone_number)
         fetch_add(file_of(machine, gone.file), "count", -1)
     if gone.mapping != 0:
         unlink_vma(cpu, gone_number)

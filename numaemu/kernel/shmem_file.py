@@ -1,0 +1,166 @@
+"""Reading, writing and cutting tmpfs files: the part of Linux's mm/shmem.c that serves files.
+
+Their pages are those of a shared object (shmem.py), which the inode holds: they are swapped, moved and mapped as such.
+"""
+import numpy as np
+
+from numaemu.atomic import compare_exchange, load_acquire, store_release
+from numaemu.compile import hot, kernel
+from numaemu.kernel.inode import file_of, inode_of
+from numaemu.kernel.mm_inline import folio_lock, folio_set, folio_unlock
+from numaemu.kernel.mm_types import VM_SHARED, PG_dirty, vma_t
+from numaemu.kernel.mmzone import page_of
+from numaemu.kernel.page_alloc import put_page
+from numaemu.kernel.pgtable import pte_pfn
+from numaemu.kernel.rmap import mapping_of
+from numaemu.kernel.shmem import (shmem_delete_from_page_cache, shmem_find_folio, shmem_get_folio, shmem_unacct_blocks)
+from numaemu.kernel.slowpath import fatal_signal_pending
+from numaemu.kernel.smp import machine_of, relax, write_lock, write_unlock
+from numaemu.kernel.swapfile import free_swap_and_cache
+from numaemu.kernel.xarray import MAX_INDEX, entry_is_page, page_entry, xa_find, xa_load, xa_slot
+from numaemu.native import clear_bytes, copy_bytes
+from numaemu.pointer import address_of, u64
+from numaemu.uapi import errno
+
+U = np.uint64
+MAX_TMPFS_BYTES = 1 << 46
+
+
+@hot
+def shmem_pseudo_vma(cpu, number):
+    """A VMA of nobody, whose address is the place in an object: for who needs a page of it without mapping it."""
+    vma = vma_t.array(machine_of(cpu).pseudo_vmas)[cpu.id]
+    vma.start, vma.end, vma.flags, vma.pgoff, vma.mm = U(0), U(MAX_TMPFS_BYTES), VM_SHARED, 0, cpu.mm
+    vma.mapping, vma.policy.mode = number, 0
+    return vma
+
+
+@kernel("i64(cpu_t*, i64, i64)")
+def shmem_lock_folio(cpu, number, index):
+    """The page of an object, made or swapped in if need be, locked and with a reference taken: its pfn, 0 or -ENOSPC."""
+    machine = machine_of(cpu)
+    while True:
+        pfn = shmem_get_folio(cpu, shmem_pseudo_vma(cpu, number), U(index) << U(12))
+        if pfn <= 0:
+            return pfn
+        folio_lock(cpu, page_of(machine, pfn))
+        if xa_load(machine, mapping_of(machine, number), index) == page_entry(pfn):
+            return pfn
+        folio_unlock(page_of(machine, pfn))      # swapped out or moved meanwhile
+        put_page(cpu, pfn)
+
+
+@kernel("i64(cpu_t*, i64, i64, u64, i64)")
+def shmem_file_read(cpu, file_number, pos, buffer, nbytes):
+    """read(2) of a tmpfs file: how many bytes, or -ENOMEM. Holes are zeros and stay holes."""
+    machine, done = machine_of(cpu), 0
+    inode = inode_of(machine, file_of(machine, file_number).inode)
+    while done < nbytes and pos + done < inode.i_size and not fatal_signal_pending(cpu):
+        index, offset = (pos + done) >> 12, (pos + done) & 4095
+        n = min(nbytes - done, inode.i_size - pos - done, 4096 - offset)
+        if xa_load(machine, mapping_of(machine, inode.object), index) == U(0):
+            clear_bytes(buffer + U(done), n)
+        else:
+            pfn = shmem_get_folio(cpu, shmem_pseudo_vma(cpu, inode.object), U(index) << U(12))
+            if pfn <= 0:
+                return done if done > 0 else -errno.ENOMEM
+            copy_bytes(buffer + U(done), machine.memory + (U(pfn) << U(12)) + U(offset), n)
+            put_page(cpu, pfn)
+        cpu.clock_base_ns += machine.copy_page_ns * n >> 12
+        done += n
+    return done
+
+
+@kernel("i64(cpu_t*, inode_t*, i64, u64, i64)")
+def shmem_perform_write(cpu, inode, pos, buffer, nbytes):
+    """Write bytes at host address `buffer`: how many, or -errno. Under i_rwsem."""
+    machine, done = machine_of(cpu), 0
+    while done < nbytes and not fatal_signal_pending(cpu):
+        offset = (pos + done) & 4095
+        n = min(nbytes - done, 4096 - offset)
+        pfn = shmem_lock_folio(cpu, inode.object, (pos + done) >> 12)
+        if pfn <= 0:
+            return done if done > 0 else pfn if pfn < 0 else -errno.ENOMEM
+        copy_bytes(machine.memory + (U(pfn) << U(12)) + U(offset), buffer + U(done), n)
+        cpu.clock_base_ns += machine.copy_page_ns * n >> 12
+        folio_set(page_of(machine, pfn), PG_dirty)
+        done += n
+        if pos + done > inode.i_size:
+            store_release(inode, "i_size", pos + done)
+        folio_unlock(page_of(machine, pfn))
+        put_page(cpu, pfn)
+    return done
+
+
+@kernel("i64(cpu_t*, i64, i64, u64, i64)")
+def shmem_file_write(cpu, number, pos, buffer, nbytes):
+    """write(2) to a tmpfs file, at its end if `pos` is -1."""
+    inode = inode_of(machine_of(cpu), number)
+    lock = address_of(inode, "i_rwsem")
+    write_lock(cpu, lock)
+    if pos < 0:
+        pos = inode.i_size
+    result = -errno.EFBIG if pos > MAX_TMPFS_BYTES - nbytes else shmem_perform_write(cpu, inode, pos, buffer, nbytes)
+    write_unlock(lock)
+    return result
+
+
+@kernel("bool(cpu_t*, i64, i64, u64)")
+def shmem_free_swap(cpu, number, index, value):
+    """A swapped-out page of an object is not needed any more; False: look again."""
+    machine = machine_of(cpu)
+    slot = xa_slot(machine, mapping_of(machine, number), index)
+    if slot == U(0) or compare_exchange(u64.array(slot), 0, value, U(0)) != value:
+        return False
+    free_swap_and_cache(cpu, pte_pfn(value))
+    shmem_unacct_blocks(machine, mapping_of(machine, number), 1)
+    return True
+
+
+@kernel("bool(cpu_t*, i64, i64)")
+def shmem_truncate_folio(cpu, number, index):
+    """Take a page that nobody maps any more out of an object; False: look again."""
+    machine = machine_of(cpu)
+    pfn = shmem_find_folio(cpu, mapping_of(machine, number), index)
+    if pfn == 0:
+        return False
+    page = page_of(machine, pfn)
+    folio_lock(cpu, page)
+    gone = load_acquire(page, "mapcount") == 0 and shmem_delete_from_page_cache(cpu, pfn, 0)
+    folio_unlock(page)
+    put_page(cpu, pfn)
+    if gone:
+        put_page(cpu, pfn)
+    return gone
+
+
+@kernel("void(cpu_t*, i64, i64)")
+def shmem_truncate_range(cpu, number, first):
+    """Drop page `first` of an object and all behind it. Nobody maps them, and nobody can add any meanwhile."""
+    machine, index, tries = machine_of(cpu), first, 0
+    while True:
+        index = xa_find(machine, mapping_of(machine, number), index, MAX_INDEX)
+        if index < 0:
+            return
+        value = xa_load(machine, mapping_of(machine, number), index)
+        done = value == U(0) or (shmem_truncate_folio(cpu, number, index) if entry_is_page(value) else
+                                 shmem_free_swap(cpu, number, index, value))
+        if done:
+            index += 1
+        else:
+            tries += 1
+            relax(cpu, tries)
+
+
+@kernel("void(cpu_t*, inode_t*, i64)")
+def shmem_zero_tail(cpu, inode, size):
+    """Clear the rest of the page that the new end lies in, if there is one."""
+    machine, offset = machine_of(cpu), size & 4095
+    if offset == 0 or xa_load(machine, mapping_of(machine, inode.object), size >> 12) == U(0):
+        return
+    pfn = shmem_lock_folio(cpu, inode.object, size >> 12)
+    if pfn > 0:
+        clear_bytes(machine.memory + (U(pfn) << U(12)) + U(offset), 4096 - offset)
+        folio_set(page_of(machine, pfn), PG_dirty)
+        folio_unlock(page_of(machine, pfn))
+        put_page(cpu, pfn)
