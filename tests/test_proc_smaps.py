@@ -162,7 +162,7 @@ def test_what_is_swapped_out(two_nodes):
 
 
 def kernel_swapon(loop):
-    swapon.swapon(loop.machine, "/dev/vdb", 1 << 20, None, "disk")
+    swapon(loop.machine, "/dev/vdb", 1 << 20, None, "disk")
 
 
 def test_active_pages_in_numa_maps(two_nodes):

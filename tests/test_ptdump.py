@@ -4,12 +4,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from loopback import Loopback
 
-from numaemu.kernel.ptdump import PAGING, entry_text
+from numaemu.formats import FORMATS, LEVEL_NAMES
+from numaemu.kernel.ptdump import entry_text
 
 
-@pytest.fixture(scope="module")
-def small():
-    with Loopback(nodes=1, cpus_per_node=1, memory_per_node="16MiB") as machine:
+@pytest.fixture(scope="module", params=FORMATS)
+def small(request):
+    with Loopback(nodes=1, cpus_per_node=1, memory_per_node="16MiB", paging=request.param) as machine:
         yield machine
 
 
@@ -27,8 +28,8 @@ def test_a_walk_ends_where_the_tables_end_and_takes_no_time(small, task):
     assert small.cpu().tick == ticks + 2 and before < task.clock_ns
     before = task.clock_ns
     rows = task.walk(memory.addr + 4097)
-    assert [row["level"] for row in rows] == [name for name, *_ in PAGING[small.topology.paging]]
-    assert rows[-1]["entry"] == small.pte(task, memory.addr + 4096) and rows[-1]["writable"]
+    assert [row["level"] for row in rows] == list(LEVEL_NAMES[small.topology.paging])
+    assert rows[-1]["pfn"] == small.pfn(task, memory.addr + 4096) and rows[-1]["writable"]
     assert [upper["pfn"] << 12 for upper in rows[:-1]] == [lower["table"] for lower in rows[1:]]
     assert task.clock_ns == before
 
@@ -38,7 +39,9 @@ def test_the_indices_make_up_the_address(small, task):
     @given(st.integers(0, 63))
     def check(page):
         addr = memory.addr + page * 4096
-        found = sum(row["index"] << shift for row, (_, shift, _) in zip(task.walk(addr), PAGING[small.topology.paging], strict=True))
+        shape = FORMATS[small.topology.paging]
+        shifts = range(shape["pgdir_shift"], 11, -shape["table_bits"])
+        found = sum(row["index"] << shift for row, shift in zip(task.walk(addr), shifts, strict=True))
         assert found == addr
     memory = task.mmap(64 * 4096).touch()
     check()

@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 
 from numaemu import MachineCheck, SegmentationFault
-from numaemu.kernel.mm_types import PG_mlocked
 from numaemu.formats import FORMATS
+from numaemu.kernel.mm_types import PG_mlocked
 from numaemu.kernel.swapon import swapon
 from numaemu.uapi import (MADV_DONTNEED, MADV_PAGEOUT, MAP_ANONYMOUS, MAP_FIXED, MAP_GROWSDOWN, MAP_LOCKED,
                           MAP_NORESERVE, MAP_PRIVATE, MAP_SHARED, MCL_CURRENT, MCL_FUTURE, MLOCK_ONFAULT, MS_ASYNC,
@@ -325,7 +325,7 @@ def test_pages_of_files_are_locked(loop):
 def test_mincore_knows_caches(loop):
     """What is in a file's cache, in a shared object or in the swap cache is in memory, whoever has brought it there."""
     loop.create_file("/mnt/f", 64 * PAGE, 1)
-    swapon.swapon(loop.machine, "/dev/vdb", 1 << 20, None, "disk")
+    swapon(loop.machine, "/dev/vdb", 1 << 20, None, "disk")
     task, other = loop.task(), loop.task(cpu=1)
     area = task.mmap(64 * PAGE, flags=MAP_PRIVATE, file=task.open("/mnt/f"))
     assert task.mincore(area.addr, 64 * PAGE).sum() == 0
