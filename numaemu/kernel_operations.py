@@ -3,6 +3,9 @@ import ctypes
 import errno
 import os
 
+import numpy as np
+
+from numaemu.access import kernel_copy_range
 from numaemu.errors import KernelBug
 from numaemu.kernel import kernel_calls, slab_common, slab_types
 from numaemu.kernel import shrinker as shrinker_calls
@@ -16,6 +19,7 @@ from numaemu.kernel.slab_debug import kmem_cache_flags, take_bug
 from numaemu.kernel.smp import actor_of_cpu
 from numaemu.param import PAGE_SIZE
 from numaemu.payload import load_function
+from numaemu.processor import X86_PF_PROT, X86_PF_WRITE
 
 
 class NewObject:
@@ -23,7 +27,7 @@ class NewObject:
 
     def __init__(self, machine, address, nbytes):
         self.address, self.nbytes = address, nbytes
-        self.host = int(machine.memory) + address - int(slab_types.PAGE_OFFSET)
+        self.host = int(machine.memory) + address - int(machine.paging.page_offset)
 
     def write(self, offset, data):
         """Write bytes at an offset."""
@@ -44,7 +48,7 @@ class Constructors:
     def __call__(self, number, address, _):
         try:
             cache = slab_types.cache_of(self.machine, int(number))
-            host = int(self.machine.memory) + int(cache.ctor) - int(slab_types.PAGE_OFFSET)
+            host = int(self.machine.memory) + int(cache.ctor) - int(self.machine.paging.page_offset)
             payload = ctypes.string_at(host, cache.ctor_bytes)
             if payload not in self.loaded:
                 self.loaded[payload], _ = load_function(payload)
@@ -56,7 +60,7 @@ class Constructors:
 
 
 class KernelOperations:
-    """Needs `machine`, `cpu` and the `address` of the CPU's struct."""
+    """Needs `machine`, `tasks`, `cpu` and the `address` of the CPU's struct, and `accessing`."""
 
     # -- slab caches and kmalloc
 
@@ -99,18 +103,43 @@ class KernelOperations:
     def kernel_bytes(self, address, nbytes):
         """Host address of a range of the direct map that has memory behind it."""
         last = address + max(nbytes, 1) - 1
-        first_pfn, last_pfn = ((a - int(slab_types.PAGE_OFFSET)) >> 12 for a in (address, last))
+        first_pfn, last_pfn = ((a - int(self.machine.paging.page_offset)) >> 12 for a in (address, last))
         for pfn in (first_pfn, last_pfn):
             zone = zone_of(self.machine, page_zone(self.machine, pfn)) if 0 <= pfn < self.machine.max_pfn else None
             if zone is None or not zone.start_pfn <= pfn < zone.start_pfn + zone.spanned_pages:
                 raise KernelBug(f"unable to handle page fault for address {address:#x}: no memory there")
-        return int(self.machine.memory) + address - int(slab_types.PAGE_OFFSET)
+        return int(self.machine.memory) + address - int(self.machine.paging.page_offset)
 
     def kernel_read(self, number, address, nbytes):
-        return ctypes.string_at(self.kernel_bytes(address, nbytes), nbytes)
+        data = np.empty(nbytes, np.uint8)
+        self.accessing(number, kernel_copy_range, self.address, address, data.ctypes.data, nbytes, 0)
+        return data.tobytes()
 
     def kernel_write(self, number, address, data):
-        ctypes.memmove(self.kernel_bytes(address, len(data)), data, len(data))
+        data = np.frombuffer(data, np.uint8)
+        self.accessing(number, kernel_copy_range, self.address, address, data.ctypes.data, len(data), 1)
+
+    def oops(self, number):
+        """The exception for a fault in kernel mode that the kernel could not serve; the log gets it too: show_fault_oops."""
+        state = self.cpu.state
+        address, code, state.signal = int(state.cr2), int(state.error_code), 0
+        how = "write" if code & X86_PF_WRITE else "read"
+        why = "permissions violation" if code & X86_PF_PROT else "not-present page"
+        self.cpu.printk([f"BUG: unable to handle page fault for address: {address:016x}",
+                         f"#PF: supervisor {how} access in kernel mode", f"#PF: error_code({code:#06x}) - {why}"])
+        where = f"task {self.tasks[number].pid} on cpu {self.cpu.cpu_number}"
+        return KernelBug(f"unable to handle page fault for address {address:#x}: {where}: supervisor {how}, error code "
+                         f"{code:#x}, {why}: {self.describe_kernel(address)}")
+
+    def describe_kernel(self, address):
+        """What lies at a kernel address that cannot be accessed."""
+        paging = self.machine.paging
+        if address < paging.kernel_start:
+            return "no address of the kernel"
+        direct = int(paging.page_offset)
+        if direct <= address < direct + (self.machine.high_memory << 12):
+            return "no memory there"
+        return "nothing is mapped there"
 
     def store_ctor(self, number, name, size, ctor):
         """A constructor in kernel memory: (its address, bytes of a pickled function or 0)."""

@@ -18,7 +18,6 @@ from numaemu.kernel.mmzone import MAX_NR_ZONES, ZONE_HIGHMEM, page_of, page_zone
 from numaemu.kernel.oom_kill import epitaph, is_zombie, oom_exit, release_task
 from numaemu.kernel.page_alloc import BAD_TEXTS, compound_head, compound_order
 from numaemu.kernel.pgtable import mm_of
-from numaemu.kernel.slab_types import PAGE_OFFSET
 from numaemu.kernel.stats import cpu_figures, task_name, task_numbers
 from numaemu.kernel.trail import read_trail
 from numaemu.kernel.vma_index import find_position, vma_index, vma_of
@@ -173,9 +172,11 @@ class Operations(KernelOperations, MmOperations, FileOperations):
             if not self.cpu.state.signal:
                 raise
             raise self.fault(number) from (error if error.args else None)
-        except KernelBug:
+        except KernelBug as error:
             self.no_bug()
-            raise
+            if not self.cpu.state.signal:
+                raise
+            raise self.oops(number) from (error if error.args else None)
         finally:
             syscalls.end_access(self.address)
 
@@ -256,7 +257,7 @@ class Operations(KernelOperations, MmOperations, FileOperations):
         if address >> int(paging.canonical_shift) not in (0, (1 << 64 - int(paging.canonical_shift)) - 1):
             return f"not an address of this machine (not canonical with {self.cpu.world.topology.paging})"
         if address >= paging.kernel_start:
-            return "a kernel address" + (", not for users" if present else ", and nothing is mapped there")
+            return "a kernel address, not for users"
         index, count = vma_index(self.machine, mm), mm_of(self.machine, mm).map_count
         position = find_position(self.machine, mm, np.uint64(address))
         around = [vma_of(self.machine, index[p]) for p in (position - 1, position) if 0 <= p < count]
@@ -367,11 +368,13 @@ class Operations(KernelOperations, MmOperations, FileOperations):
         self.present(pfn, 0)
         if page_zone(self.machine, pfn) % MAX_NR_ZONES == ZONE_HIGHMEM:
             return 0
-        return int(PAGE_OFFSET) + (pfn << 12)
+        return int(self.machine.paging.page_offset) + (pfn << 12)
 
     def virt_to_pfn(self, number, address):
-        """The page at an address of the direct map."""
-        pfn = (address - int(PAGE_OFFSET)) >> 12
+        """The page at an address of the direct map; a pfn stays one."""
+        if address < self.machine.paging.page_offset:
+            return address
+        pfn = (address - int(self.machine.paging.page_offset)) >> 12
         self.kernel_bytes(address, 1)
         return pfn
 

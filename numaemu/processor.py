@@ -55,12 +55,13 @@ cpu_t = Struct("cpu_t", [
     ("inside", u64),            # 1 while inside emulated accesses
     ("mm", i64), ("mm_id", i64),        # number and id of the loaded address space, 0 = none
     ("tlb_gen", i64),           # generation of that address space up to which the TLB is flushed
+    ("kernel_tlb_gen", i64),    # likewise of the kernel's mappings
     ("clock_base_ns", i64),     # charged by the kernel: faults, messages, waiting (accesses are added by identity)
-    ("_pad1", u64, 3),
+    ("_pad1", u64, 2),
     # set at boot
     ("id", i64), ("node", i64),
     ("paging", paging_t),
-    ("kernel_table", u64),      # host address of the kernel's own top-level table (swapper_pg_dir), 0: none yet
+    ("kernel_table", u64),      # host address of the kernel's own top-level table (swapper_pg_dir)
     ("walk_cache_entries", i64),
     ("asids", i64),             # address spaces whose entries the TLB can keep apart, 0 or 1: only the loaded one's
     ("machine", u64),           # address of machine_t

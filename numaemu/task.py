@@ -20,6 +20,7 @@ from numaemu.units import parse_size
 
 HIGHMEM, ZERO = (getattr(gfp_types, f"__GFP_{name}") for name in ("HIGHMEM", "ZERO"))     # mangled inside a class
 
+LOWEST_PAGE_OFFSET = 0xC000_0000  # of any page-table format; where pfns are as large, the kernel knows
 WAIT_POLL_S = 0.002              # between two looks of wait
 
 
@@ -351,8 +352,8 @@ class KernelCalls:
         return self._task._op("page_address", pfn) or None
 
     def _pfn(self, where):
-        """A pfn, from itself or from an address in the direct map (which no pfn is as large as)."""
-        return where if where < 1 << 52 else self._task._op("virt_to_pfn", where)
+        """A pfn, from itself or from an address in the direct map."""
+        return where if where < LOWEST_PAGE_OFFSET else self._task._op("virt_to_pfn", where)
 
     # -- pages, by address
 
@@ -454,11 +455,11 @@ class KernelCalls:
         self._task._op("put_cpu_var")
 
     def read(self, address, nbytes):
-        """Bytes at a kernel address (nothing is charged)."""
+        """Bytes at a kernel address, loaded in kernel mode; KernelBug (an oops) where nothing is mapped."""
         return self._task._op("kernel_read", address, nbytes)
 
     def write(self, address, data):
-        """Write bytes at a kernel address."""
+        """Store bytes at a kernel address, in kernel mode."""
         self._task._op("kernel_write", address, bytes(data))
 
 

@@ -104,6 +104,7 @@ SLAB_DEBUG_LETTERS = "FZPU-"  # Linux also has T (trace), A (failslab), O (no la
 DEFAULT_KERNEL = {"page_group_by_mobility": True, "slab_debug": ""}  # the kernel's boot options
 ZONE_LAYOUTS = ("x86-64", "x86-32")  # DMA, DMA32, Normal; DMA, Normal up to 896 MiB, HighMem
 MAX_MEMORY_32 = 3 * GiB  # 32 bits of physical address; the last GiB is the hole of devices
+MAX_MEMORY_ARM64_39 = 252 * GiB  # the direct map has 256 GiB, holes included
 MIN_HIGH_FRACTION = 8  # MIN_PERCPU_PAGELIST_HIGH_FRACTION
 
 SIZE_KEYS = ("low_memory", "kernelcore", "movablecore")
@@ -617,6 +618,10 @@ def _parse_zone_layout(machine: dict[str, Any], memory_bytes: int, where: str) -
     if layout == "x86-32" and memory_bytes > MAX_MEMORY_32:
         text = f"machine has {format_size(memory_bytes)} of memory, must be at most"
         raise ConfigError.at(where, f"{text} {format_size(MAX_MEMORY_32)} with zone_layout 'x86-32'")
+    if paging == "arm64-39" and memory_bytes > MAX_MEMORY_ARM64_39:
+        text = f"machine has {format_size(memory_bytes)} of memory, must be at most"
+        limit = f"{format_size(MAX_MEMORY_ARM64_39)} with paging 'arm64-39'"
+        raise ConfigError.at(where, f"{text} {limit}")
     if paging == "x86-32" and layout != "x86-32":
         text = f"zone_layout is {layout!r}, must be 'x86-32' with paging 'x86-32'"
         raise ConfigError.at(where, text)

@@ -4,6 +4,7 @@ import numpy as np
 from numaemu.atomic import compare_exchange, fetch_add, load_acquire, store_release
 from numaemu.compile import kernel
 from numaemu.kernel.gfp import GFP_PGTABLE_USER
+from numaemu.kernel.init_mm import clone_kernel_range
 from numaemu.kernel.memory import copy_page_range
 from numaemu.kernel.mempolicy import copy_policy
 from numaemu.kernel.mm_types import (NR_MM_COUNTERS, OOM_NONE, TASK_DEAD, TASK_RUNNING, TASK_ZOMBIE, VM_ACCOUNT,
@@ -12,7 +13,7 @@ from numaemu.kernel.mm_types import (NR_MM_COUNTERS, OOM_NONE, TASK_DEAD, TASK_R
 from numaemu.kernel.mmap import calc_vm_flags, mmap_region, unmap_region
 from numaemu.kernel.mmzone import page_of
 from numaemu.kernel.page_alloc import alloc_pages
-from numaemu.kernel.pgtable import mm_of, pgd_free
+from numaemu.kernel.pgtable import mm_of, pgd_free, pgd_of
 from numaemu.kernel.pool import pool_get, pool_put
 from numaemu.kernel.smp import machine_of, write_lock, write_unlock
 from numaemu.kernel.tlb import drop_mm, flush_tlb_mm_range
@@ -56,6 +57,7 @@ def mm_alloc(cpu):
         return 0
     page_of(machine, pfn).flags |= U(PG_table)
     mm.pgd = U(pfn) << U(12)
+    clone_kernel_range(machine, pgd_of(machine, mm))
     return number
 
 

@@ -8,6 +8,7 @@ import numpy as np
 from numaemu import shm
 from numaemu.kernel.compaction_free import compact_control_t
 from numaemu.kernel.disk import disk_space_t
+from numaemu.kernel.init_mm import init_kernel_space, reserved_pages
 from numaemu.kernel.inode import file_t, inode_t
 from numaemu.kernel.migrate import migrate_t
 from numaemu.kernel.mm_types import exit_t, machine_t, mapping_t, mm_t, page_t, pool_t, task_t, vma_t
@@ -73,7 +74,7 @@ def control_layout(topology, max_pfn, nr_actors):
     """All tables that every process shares."""
     nodes, zones = topology.nr_nodes, topology.nr_nodes * MAX_NR_ZONES
     cpus = topology.nr_cpus + nodes      # contexts: a node's kernel threads have one, too
-    blocks = max_pfn // PAGEBLOCK_PAGES + 1
+    blocks = (max_pfn + nodes * reserved_pages(topology)) // PAGEBLOCK_PAGES + 1
     layout = Layout()
     for name, nbytes in (
             ("machine", machine_t.nbytes), ("block_node", blocks), ("block_zone", blocks), ("block_type", blocks),
@@ -101,8 +102,17 @@ def control_layout(topology, max_pfn, nr_actors):
 
 
 def map_memory(topology, machine, max_pfn):
-    """Frames and page structs: one segment a node for each, mapped where its physical addresses lie."""
-    machine.memory = shm.reserve(max_pfn * PAGE_SIZE)
+    """Frames and page structs: one segment a node for each, mapped where its physical addresses lie.
+
+    Behind all memory each node has frames for what boot needs, its page tables and stacks, that are in no zone.
+    """
+    reserved, nodes = reserved_pages(topology), topology.nr_nodes
+    machine.memory = shm.reserve((max_pfn + nodes * reserved) * PAGE_SIZE)
+    shm.Segment(nodes * reserved * PAGE_SIZE).map_once(int(machine.memory) + max_pfn * PAGE_SIZE)
+    for node in range(nodes):
+        first = (max_pfn + node * reserved) >> PAGEBLOCK_ORDER
+        u8.array(machine.block_node).as_numpy(first + (reserved >> PAGEBLOCK_ORDER))[first:] = node
+    machine.reserved_pfn, machine.reserved_end = max_pfn, max_pfn + reserved
     machine.mem_map = shm.reserve(max_pfn * page_t.nbytes)
     for ranges in topology.physical_ranges():
         total = sum(nbytes for _, nbytes in ranges)
@@ -304,8 +314,10 @@ def init_cpus(topology, machine):
         real = number < topology.nr_cpus
         cpu.id, cpu.node = number, topology.node_of_cpu(number) if real else number - topology.nr_cpus
         cpu.machine = machine.address
-        cpu.memory, cpu.block_node = machine.memory, machine.block_node
+        cpu.memory, cpu.block_node, cpu.kernel_table = machine.memory, machine.block_node, machine.kernel_table
         set_paging(cpu.paging, topology.paging)
+        for field in ("vmalloc_start", "vmalloc_end"):
+            setattr(cpu.paging, field, getattr(machine.paging, field))
         cpu.asids, cpu.walk_cache_entries = topology.asids, topology.walk_cache
         for level, spec in (("l1", topology.l1), ("l2", topology.l2)):
             sets = spec.entries // spec.ways
@@ -400,6 +412,7 @@ def boot(topology, reserve=None):
     machine.highmem = topology.zone_layout == "x86-32"
     map_memory(topology, machine, max_pfn)
     init_zones(topology, machine, reserve or {})
+    init_kernel_space(topology, machine, min(max_pfn, HIGHMEM_START) if machine.highmem else max_pfn)
     machine.memory_mask = sum(1 << n for n in range(topology.nr_nodes) if node_managed_pages(machine, n) > 0)
     build_zonelists(topology, machine)
     init_commit_limit(topology, machine)

@@ -135,6 +135,7 @@ pool_t = Struct("pool_t", [         # a table of structs handed out by number, f
 machine_t = Struct("machine_t", [
     # set at boot, read by all
     ("paging", paging_t),           # the page-table format
+    ("kernel_table", u64),          # host address of the kernel's own top-level table (swapper_pg_dir): init_mm.py
     ("memory", u64), ("mem_map", u64), ("block_node", u64), ("block_zone", u64), ("block_type", u64),
     ("nr_nodes", i64), ("nr_cpus", i64), ("max_pfn", i64), ("nr_actors", i64),
     ("nr_cpu_ids", i64),            # CPUs, and behind them one context for each node's kernel threads
@@ -143,12 +144,17 @@ machine_t = Struct("machine_t", [
     ("mm_pool", u64), ("vma_pool", u64), ("mapping_pool", u64), ("task_pool", u64),
     ("zonelists", u64),             # i64[nr_nodes][MAX_NODES]: nodes by distance, -1 ends
     ("node_mask", u64), ("memory_mask", u64),      # nodes that exist; nodes with memory
+    ("reserved_pfn", i64), ("reserved_end", i64),      # frames behind all zones that boot has not used yet
+    ("high_memory", i64),           # pfn: where the direct map ends
+    ("direct_map", i64, 3),         # bytes of it by size of entry: 4 KiB, 2 MiB (4 MiB on 32 bits), 1 GiB
+    ("pkmap_base", u64), ("fixaddr_top", u64),         # 32 bits: where high memory is mapped; highmem.py
     ("on_ring", u64), ("on_wait", u64), ("on_wake", u64),     # callbacks into Python: ring an actor, wait, wake a CPU
     ("zero_pfn", i64),              # the shared page of zeros
     ("max_map_count", i64),         # sysctl vm.max_map_count
     ("fault_ns", i64), ("clear_page_ns", i64), ("copy_page_ns", i64), ("syscall_ns", i64),
     ("shootdown_ns", i64), ("ipi_ns", i64), ("message_ns", i64),
     ("il_weights", i64, MAX_NODES), # /sys/kernel/mm/mempolicy/weighted_interleave/nodeN
+    ("kernel_tlb_gen", i64),        # grows with every flush of the kernel's mappings, atomically
     ("anon_vma_lock", u64),         # spin lock: a VMA gets its first mapping
     ("next_pid", i64), ("next_mm_id", i64),        # atomically
     ("migrate", u64),               # migrate_t[nr_cpu_ids]
