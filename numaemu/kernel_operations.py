@@ -3,9 +3,6 @@ import ctypes
 import errno
 import os
 
-import numpy as np
-
-from numaemu.access import kernel_copy_range
 from numaemu.errors import KernelBug
 from numaemu.kernel import kernel_calls, slab_common, slab_types
 from numaemu.kernel import shrinker as shrinker_calls
@@ -19,7 +16,6 @@ from numaemu.kernel.slab_debug import kmem_cache_flags, take_bug
 from numaemu.kernel.smp import actor_of_cpu
 from numaemu.param import PAGE_SIZE
 from numaemu.payload import load_function
-from numaemu.processor import X86_PF_PROT, X86_PF_WRITE
 
 
 class NewObject:
@@ -60,7 +56,7 @@ class Constructors:
 
 
 class KernelOperations:
-    """Needs `machine`, `tasks`, `cpu` and the `address` of the CPU's struct, and `accessing`."""
+    """Needs `machine`, `cpu` and the `address` of the CPU's struct."""
 
     # -- slab caches and kmalloc
 
@@ -109,37 +105,6 @@ class KernelOperations:
             if zone is None or not zone.start_pfn <= pfn < zone.start_pfn + zone.spanned_pages:
                 raise KernelBug(f"unable to handle page fault for address {address:#x}: no memory there")
         return int(self.machine.memory) + address - int(self.machine.paging.page_offset)
-
-    def kernel_read(self, number, address, nbytes):
-        data = np.empty(nbytes, np.uint8)
-        self.accessing(number, kernel_copy_range, self.address, address, data.ctypes.data, nbytes, 0)
-        return data.tobytes()
-
-    def kernel_write(self, number, address, data):
-        data = np.frombuffer(data, np.uint8)
-        self.accessing(number, kernel_copy_range, self.address, address, data.ctypes.data, len(data), 1)
-
-    def oops(self, number):
-        """The exception for a fault in kernel mode that the kernel could not serve; the log gets it too: show_fault_oops."""
-        state = self.cpu.state
-        address, code, state.signal = int(state.cr2), int(state.error_code), 0
-        how = "write" if code & X86_PF_WRITE else "read"
-        why = "permissions violation" if code & X86_PF_PROT else "not-present page"
-        self.cpu.printk([f"BUG: unable to handle page fault for address: {address:016x}",
-                         f"#PF: supervisor {how} access in kernel mode", f"#PF: error_code({code:#06x}) - {why}"])
-        where = f"task {self.tasks[number].pid} on cpu {self.cpu.cpu_number}"
-        return KernelBug(f"unable to handle page fault for address {address:#x}: {where}: supervisor {how}, error code "
-                         f"{code:#x}, {why}: {self.describe_kernel(address)}")
-
-    def describe_kernel(self, address):
-        """What lies at a kernel address that cannot be accessed."""
-        paging = self.machine.paging
-        if address < paging.kernel_start:
-            return "no address of the kernel"
-        direct = int(paging.page_offset)
-        if direct <= address < direct + (self.machine.high_memory << 12):
-            return "no memory there"
-        return "nothing is mapped there"
 
     def store_ctor(self, number, name, size, ctor):
         """A constructor in kernel memory: (its address, bytes of a pickled function or 0)."""

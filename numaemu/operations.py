@@ -23,6 +23,7 @@ from numaemu.kernel.trail import read_trail
 from numaemu.kernel.vma_index import find_position, vma_index, vma_of
 from numaemu.kernel_operations import KernelOperations
 from numaemu.operations_file import FileOperations
+from numaemu.operations_kernel import KernelSpaceOperations
 from numaemu.operations_mm import MmOperations, check
 from numaemu.param import MAX_ORDER
 from numaemu.processor import X86_PF_INSTR, X86_PF_PROT, X86_PF_WRITE
@@ -57,7 +58,7 @@ def release_gil(function):
         options["nogil"] = True
 
 
-class Operations(KernelOperations, MmOperations, FileOperations):
+class Operations(KernelOperations, KernelSpaceOperations, MmOperations, FileOperations):
     """The operations of one CPU."""
 
     def __init__(self, cpu):

@@ -454,6 +454,39 @@ class KernelCalls:
             raise
         self._task._op("put_cpu_var")
 
+    # -- the kernel's address space
+
+    def vmalloc(self, size, gfp=GFP_KERNEL, nid=-1):
+        """`size` bytes in whole pages, contiguous in virtual addresses only, by the task's policy or from node `nid`: their
+        address, or None if nobody could serve it. A guard page follows.
+        """
+        return self._task._op("vmalloc", parse_size(size, "vmalloc size"), gfp, nid) or None
+
+    def vzalloc(self, size, nid=-1):
+        """The same, zeroed."""
+        return self.vmalloc(size, GFP_KERNEL | ZERO, nid)
+
+    def vfree(self, address):
+        """Give memory from vmalloc back; its addresses only after a purge (vm_unmap_aliases, or when too many wait)."""
+        if address:
+            self._task._op("vfree", address)
+
+    def vmap(self, pfns):
+        """Map pages that one has, given by pfn, one after another: the first address, or None."""
+        return self._task._op("vmap", [int(pfn) for pfn in pfns]) or None
+
+    def vunmap(self, address):
+        """Undo vmap; the pages stay."""
+        self._task._op("vunmap", address)
+
+    def vm_unmap_aliases(self):
+        """Let every CPU forget the addresses that have been given back, so that they may be used again."""
+        self._task._op("vm_unmap_aliases")
+
+    def vmalloc_to_page(self, address):
+        """The pfn behind a kernel address as the kernel's page table has it, or None."""
+        return self._task._op("vmalloc_to_page", address) or None
+
     def read(self, address, nbytes):
         """Bytes at a kernel address, loaded in kernel mode; KernelBug (an oops) where nothing is mapped."""
         return self._task._op("kernel_read", address, nbytes)

@@ -155,7 +155,7 @@ Active(file) Inactive(file) Unevictable Mlocked SwapTotal SwapFree Zswap Zswappe
 KReclaimable Slab SReclaimable SUnreclaim KernelStack PageTables SecPageTables NFS_Unstable Bounce WritebackTmp
 CommitLimit Committed_AS VmallocTotal VmallocUsed VmallocChunk Percpu HardwareCorrupted AnonHugePages ShmemHugePages
 ShmemPmdMapped FileHugePages FilePmdMapped Unaccepted HugePages_Total HugePages_Free HugePages_Rsvd HugePages_Surp
-Hugepagesize Hugetlb DirectMap4k DirectMap2M""".split()
+Hugepagesize Hugetlb DirectMap4k DirectMap2M DirectMap1G""".split()
 NODE_MEMINFO = """MemTotal MemFree MemUsed SwapCached Active Inactive Active(anon) Inactive(anon) Active(file) Inactive(file)
 Unevictable Mlocked Dirty Writeback FilePages Mapped AnonPages Shmem KernelStack PageTables SecPageTables NFS_Unstable
 Bounce WritebackTmp KReclaimable Slab SReclaimable SUnreclaim AnonHugePages ShmemHugePages ShmemPmdMapped

@@ -25,6 +25,7 @@ from numaemu.kernel.slowpath import slowpath_t
 from numaemu.kernel.swap import cpu_fbatches_t
 from numaemu.kernel.swapfile import MAX_SWAPFILES, MAX_SWAP_ENTRIES, SWP_OFFSET_BITS, swap_t
 from numaemu.kernel.trail import trail_t
+from numaemu.kernel.vmap_area import MAX_VMAP_AREAS, init_vmap, vmap_area_t, vmap_t
 from numaemu.kernel.vmstat import percpu_t
 from numaemu.kernel.zram import ZBUF_BYTES, zstat_t
 from numaemu.mailbox import mailbox_t
@@ -95,6 +96,7 @@ def control_layout(topology, max_pfn, nr_actors):
             ("scan_controls", cpus * scan_control_t.nbytes), ("swap", swap_t.nbytes), ("zstat", zstat_t.nbytes),
             ("zbufs", cpus * ZBUF_BYTES), ("swap_map", MAX_SWAP_ENTRIES * 4), ("swap_cache", MAX_SWAP_ENTRIES * 8),
             ("zeromap", MAX_SWAP_ENTRIES), ("ztable", MAX_SWAP_ENTRIES * 8), ("swap_data", MAX_SWAP_ENTRIES * PAGE_SIZE),
+            ("vmap", vmap_t.nbytes), ("vmap_areas", MAX_VMAP_AREAS * vmap_area_t.nbytes),
             *slab_blocks(topology), *shrinker_blocks(topology),
             *percpu_blocks(topology)):
         layout.add(name, nbytes)
@@ -413,6 +415,7 @@ def boot(topology, reserve=None):
     map_memory(topology, machine, max_pfn)
     init_zones(topology, machine, reserve or {})
     init_kernel_space(topology, machine, min(max_pfn, HIGHMEM_START) if machine.highmem else max_pfn)
+    init_vmap(machine)
     machine.memory_mask = sum(1 << n for n in range(topology.nr_nodes) if node_managed_pages(machine, n) > 0)
     build_zonelists(topology, machine)
     init_commit_limit(topology, machine)
