@@ -12,6 +12,7 @@ import numpy as np
 from numaemu.access import LOAD_MANY, STORE_MANY, copy_range, execute_at, touch_range
 from numaemu.errors import BusError, KernelBug, OutOfMemory, SegmentationFault
 from numaemu.kernel import sys as syscalls
+from numaemu.kernel import vmalloc_calls
 from numaemu.kernel.inode import file_of, inode_name, inode_of
 from numaemu.kernel.mm_types import TASK_DEAD, TASK_RUNNING, VM_EXEC, VM_READ, VM_SHARED, VM_WRITE, task_t
 from numaemu.kernel.mmzone import MAX_NR_ZONES, ZONE_HIGHMEM, page_of, page_zone, zone_of
@@ -66,6 +67,7 @@ class Operations(KernelOperations, KernelSpaceOperations, MmOperations, FileOper
         self.tasks = task_t.array(self.machine.tasks)
         self.spare = None
         self.preempt_count, self.running_alone = 0, None      # (number, pid) of the task that keeps the turn
+        self.kmap_slots = []                                  # addresses that it has mapped by kmap_atomic
 
     def run(self, number, pid, method, args):
         """One operation of task `pid`, in this CPU's turn. Its number may be another's by now, if it was killed."""
@@ -77,6 +79,8 @@ class Operations(KernelOperations, KernelSpaceOperations, MmOperations, FileOper
             task = self.tasks[number]
             if self.preempt_count == 0 or task.pid != pid or task.state != TASK_RUNNING:
                 self.preempt_count, self.running_alone = 0, None
+                while self.kmap_slots:           # it has ended in between
+                    self.kunmap_last()
                 self.cpu.turn.__exit__()
 
     def preempt_disable(self, number):
@@ -365,10 +369,10 @@ class Operations(KernelOperations, KernelSpaceOperations, MmOperations, FileOper
         return pfn, *read_trail(self.machine, self.cpu.cpu_number)
 
     def page_address(self, number, pfn):
-        """Where a page lies in the direct map; 0: it is high memory."""
+        """Where a page lies in the direct map, or where kmap has put it; 0: it is high memory that is not mapped."""
         self.present(pfn, 0)
         if page_zone(self.machine, pfn) % MAX_NR_ZONES == ZONE_HIGHMEM:
-            return 0
+            return int(vmalloc_calls.kernel_page_address_high(self.address, pfn))
         return int(self.machine.paging.page_offset) + (pfn << 12)
 
     def virt_to_pfn(self, number, address):

@@ -4,6 +4,8 @@ import numpy as np
 from numaemu.access import kernel_copy_range
 from numaemu.errors import KernelBug
 from numaemu.kernel import vmalloc_calls as calls
+from numaemu.kernel.init_mm import KM_MAX_IDX
+from numaemu.kernel.mmzone import MAX_NR_ZONES, ZONE_HIGHMEM, page_zone
 from numaemu.kernel.vmap_area import vmap_area_of
 from numaemu.param import PAGE_SIZE
 from numaemu.processor import X86_PF_PROT, X86_PF_WRITE
@@ -53,6 +55,7 @@ class KernelSpaceOperations:
     # -- vmalloc
 
     def vmalloc(self, number, size, gfp, nid):
+        self.might_sleep("vmalloc")
         return int(calls.kernel_vmalloc(self.address, number, size, PAGE_SIZE, gfp, self.checked_nid(nid),
                                         self.tasks[number].pid))
 
@@ -77,3 +80,56 @@ class KernelSpaceOperations:
 
     def vmalloc_to_page(self, number, address):
         return calls.kernel_virt_to_pfn(self.address, address)
+
+    # -- high memory
+
+    def might_sleep(self, what):
+        """Raise where no other task may run, so that nothing may be waited for: might_sleep."""
+        if self.preempt_count:
+            raise KernelBug(f"sleeping function called from invalid context: {what} on cpu {self.cpu.cpu_number}, between "
+                            "kmap_atomic or get_cpu_var and its end")
+
+    def high(self, pfn, what):
+        """True for a page that needs a mapping."""
+        self.present(pfn, 0)
+        if page_zone(self.machine, pfn) % MAX_NR_ZONES != ZONE_HIGHMEM:
+            return False
+        if not self.machine.pkmap_base:
+            raise KernelBug(f"{what}: paging {self.cpu.world.topology.paging} has no addresses for high memory")
+        return True
+
+    def kmap(self, number, pfn):
+        """An address; None: all are in use."""
+        self.might_sleep("kmap")
+        if not self.high(pfn, "kmap"):
+            return self.page_address(number, pfn)
+        return int(calls.kernel_kmap(self.address, number, pfn)) or None
+
+    def kunmap(self, number, pfn):
+        if self.high(pfn, "kunmap") and not calls.kernel_kunmap(self.address, number, pfn):
+            raise KernelBug(f"kunmap: pfn {pfn} is not mapped")
+
+    def kmap_atomic(self, number, pfn):
+        high = self.high(pfn, "kmap_atomic")
+        if high and len(self.kmap_slots) == KM_MAX_IDX:
+            raise KernelBug(f"kmap_atomic: all {KM_MAX_IDX} slots of cpu {self.cpu.cpu_number} are in use (KM_MAX_IDX)")
+        self.preempt_disable(number)
+        if not high:
+            return self.page_address(number, pfn)
+        address = int(calls.kernel_kmap_atomic(self.address, number, len(self.kmap_slots), pfn))
+        self.kmap_slots.append(address)
+        return address
+
+    def kunmap_atomic(self, number, address):
+        fixmap = int(self.machine.fixaddr_top)
+        if fixmap - self.machine.nr_cpu_ids * KM_MAX_IDX * PAGE_SIZE <= address < fixmap:
+            last = self.kmap_slots[-1] if self.kmap_slots else 0
+            if address & ~(PAGE_SIZE - 1) != last:
+                raise KernelBug(f"kunmap_atomic: {address:#x} is not what was mapped last on cpu {self.cpu.cpu_number} "
+                                f"({f'{last:#x}' if last else 'nothing is'})")
+            self.kunmap_last()
+        self.preempt_enable(number)
+
+    def kunmap_last(self):
+        self.kmap_slots.pop()
+        calls.kernel_kunmap_atomic(self.address, len(self.kmap_slots))

@@ -348,7 +348,7 @@ class KernelCalls:
         self._task._op("free_hot_cold_page", self._pfn(pfn), True)
 
     def page_address(self, pfn):
-        """Where a page lies in the kernel's direct map; None: it is high memory."""
+        """Where a page lies in the kernel's direct map, or where kmap has put it; None: it is unmapped high memory."""
         return self._task._op("page_address", pfn) or None
 
     def _pfn(self, where):
@@ -482,6 +482,24 @@ class KernelCalls:
     def vm_unmap_aliases(self):
         """Let every CPU forget the addresses that have been given back, so that they may be used again."""
         self._task._op("vm_unmap_aliases")
+
+    def kmap(self, pfn):
+        """The address of a page that may be high memory, until kunmap. Waits while all LAST_PKMAP addresses are in use."""
+        while (address := self._task._op("kmap", pfn)) is None:
+            time.sleep(WAIT_POLL_S)
+        return address
+
+    def kunmap(self, pfn):
+        """One kmap of a page less."""
+        self._task._op("kunmap", pfn)
+
+    def kmap_atomic(self, pfn):
+        """The same on this CPU only, which no other task gets until kunmap_atomic; nothing in between may sleep."""
+        return self._task._op("kmap_atomic", pfn)
+
+    def kunmap_atomic(self, address):
+        """Undo the last kmap_atomic, by its address."""
+        self._task._op("kunmap_atomic", address)
 
     def vmalloc_to_page(self, address):
         """The pfn behind a kernel address as the kernel's page table has it, or None."""

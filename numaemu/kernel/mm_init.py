@@ -8,6 +8,7 @@ import numpy as np
 from numaemu import shm
 from numaemu.kernel.compaction_free import compact_control_t
 from numaemu.kernel.disk import disk_space_t
+from numaemu.kernel.highmem import highmem_blocks
 from numaemu.kernel.init_mm import init_kernel_space, reserved_pages
 from numaemu.kernel.inode import file_t, inode_t
 from numaemu.kernel.migrate import migrate_t
@@ -97,7 +98,7 @@ def control_layout(topology, max_pfn, nr_actors):
             ("zbufs", cpus * ZBUF_BYTES), ("swap_map", MAX_SWAP_ENTRIES * 4), ("swap_cache", MAX_SWAP_ENTRIES * 8),
             ("zeromap", MAX_SWAP_ENTRIES), ("ztable", MAX_SWAP_ENTRIES * 8), ("swap_data", MAX_SWAP_ENTRIES * PAGE_SIZE),
             ("vmap", vmap_t.nbytes), ("vmap_areas", MAX_VMAP_AREAS * vmap_area_t.nbytes),
-            *slab_blocks(topology), *shrinker_blocks(topology),
+            *highmem_blocks(topology, max_pfn), *slab_blocks(topology), *shrinker_blocks(topology),
             *percpu_blocks(topology)):
         layout.add(name, nbytes)
     return layout

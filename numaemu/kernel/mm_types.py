@@ -149,6 +149,7 @@ machine_t = Struct("machine_t", [
     ("direct_map", i64, 3),         # bytes of it by size of entry: 4 KiB, 2 MiB (4 MiB on 32 bits), 1 GiB
     ("vmap", u64), ("vmap_areas", u64),                # vmap_t, vmap_area_t[MAX_VMAP_AREAS]: vmap_area.py
     ("pkmap_base", u64), ("fixaddr_top", u64),         # 32 bits: where high memory is mapped; highmem.py
+    ("pkmap", u64), ("pkmap_of", u64),                 # pkmap_t; u16[max_pfn]
     ("on_ring", u64), ("on_wait", u64), ("on_wake", u64),     # callbacks into Python: ring an actor, wait, wake a CPU
     ("zero_pfn", i64),              # the shared page of zeros
     ("max_map_count", i64),         # sysctl vm.max_map_count

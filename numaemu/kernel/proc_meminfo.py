@@ -6,7 +6,7 @@ not have yet is 0, as on a machine that does not use it. Lines that are sums are
 import numpy as np
 
 from numaemu.kernel.mm_init import node_managed_pages
-from numaemu.kernel.mmzone import LRU_ACTIVE, LRU_FILE, MAX_NR_ZONES, WMARK_HIGH, WMARK_LOW, lruvec_of, zone_of
+from numaemu.kernel.mmzone import LRU_ACTIVE, LRU_FILE, MAX_NR_ZONES, WMARK_HIGH, WMARK_LOW, ZONE_HIGHMEM, lruvec_of, zone_of
 from numaemu.kernel.percpu import pcpu_nr_pages
 from numaemu.kernel.util import vm_commit_limit
 from numaemu.kernel.vmap_area import vmap_of
@@ -84,6 +84,17 @@ def lru_lines(state):
             line("Unevictable", state["nr_unevictable"]), line("Mlocked", state["nr_mlock"])]
 
 
+def high_lines(machine):
+    """Memory that the kernel reaches directly and memory that it does not, where there is such."""
+    if not machine.highmem:
+        return []
+    parts = [[zone_of(machine, number) for number in range(machine.nr_nodes * MAX_NR_ZONES)
+              if (zone_of(machine, number).type >= ZONE_HIGHMEM) == high] for high in (True, False)]
+    return [line(f"{name}{what}", kilobytes(sum(getattr(zone, field) for zone in zones)))
+            for name, zones in zip(("High", "Low"), parts, strict=True)
+            for what, field in (("Total", "managed_pages"), ("Free", "free_pages"))]
+
+
 def vmalloc_lines(machine):
     """VMALLOC_TOTAL (on x86-64 the last byte is left out), and the pages that vmalloc has taken."""
     paging = machine.paging
@@ -112,7 +123,7 @@ def meminfo(system):
              line("MemAvailable", kilobytes(si_mem_available(machine, free))), *zeros("Buffers"),
              line("Cached", state["nr_file_pages"] - state["nr_swapcached"]), line("SwapCached", state["nr_swapcached"]),
              *lru_lines(state),
-             *swap_lines(machine),
+             *high_lines(machine), *swap_lines(machine),
              line("Dirty", state["nr_dirty"]), line("Writeback", state["nr_writeback"]),
              line("AnonPages", state["nr_anon_pages"]), line("Mapped", state["nr_mapped"]),
              line("Shmem", state["nr_shmem"]), *slab_lines(state), *zeros("KernelStack"),

@@ -1,5 +1,6 @@
 """What a task asks of the kernel's address space (task.kernel): vmalloc and its kin, as kernel_calls.py has the rest."""
 from numaemu.compile import entry
+from numaemu.kernel.highmem import kmap_atomic_slot, kmap_high, kunmap_atomic_slot, kunmap_high, page_address_high
 from numaemu.kernel.smp import machine_of
 from numaemu.kernel.sys import running
 from numaemu.kernel.vmalloc import slow_virt_to_pfn, vfree, vmalloc_node_range, vmap, vunmap
@@ -46,3 +47,30 @@ def kernel_virt_to_pfn(cpu_address, address):
 def area_at(cpu_address, address):
     """Number of the area in use at an address, or 0."""
     return find_vmap_area(cpu_t.at(cpu_address), address)
+
+
+@entry("u64(u64, i64, i64)")
+def kernel_kmap(cpu_address, task, pfn):
+    """An address, or 0: wait."""
+    return kmap_high(running(cpu_address, task), pfn)
+
+
+@entry("bool(u64, i64, i64)")
+def kernel_kunmap(cpu_address, task, pfn):
+    return kunmap_high(running(cpu_address, task), pfn)
+
+
+@entry("u64(u64, i64, i64, i64)")
+def kernel_kmap_atomic(cpu_address, task, slot, pfn):
+    return kmap_atomic_slot(running(cpu_address, task), slot, pfn)
+
+
+@entry("void(u64, i64)")
+def kernel_kunmap_atomic(cpu_address, slot):
+    kunmap_atomic_slot(cpu_t.at(cpu_address), slot)
+
+
+@entry("u64(u64, i64)")
+def kernel_page_address_high(cpu_address, pfn):
+    """Where kmap has put a page of high memory, or 0."""
+    return page_address_high(machine_of(cpu_t.at(cpu_address)), pfn)
