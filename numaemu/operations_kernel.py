@@ -8,7 +8,9 @@ from numaemu.kernel.init_mm import KM_MAX_IDX
 from numaemu.kernel.mmzone import MAX_NR_ZONES, ZONE_HIGHMEM, page_zone
 from numaemu.kernel.vmap_area import vmap_area_of
 from numaemu.param import PAGE_SIZE
+from numaemu.pointer import u64
 from numaemu.processor import X86_PF_PROT, X86_PF_WRITE
+from numaemu.stack import recurse, use_stack
 
 
 class KernelSpaceOperations:
@@ -27,15 +29,42 @@ class KernelSpaceOperations:
 
     def oops(self, number):
         """The exception for a fault in kernel mode that the kernel could not serve; the log gets it too: show_fault_oops."""
-        state = self.cpu.state
+        state, task = self.cpu.state, self.tasks[number]
         address, code, state.signal = int(state.cr2), int(state.error_code), 0
         how = "write" if code & X86_PF_WRITE else "read"
         why = "permissions violation" if code & X86_PF_PROT else "not-present page"
         self.cpu.printk([f"BUG: unable to handle page fault for address: {address:016x}",
                          f"#PF: supervisor {how} access in kernel mode", f"#PF: error_code({code:#06x}) - {why}"])
-        where = f"task {self.tasks[number].pid} on cpu {self.cpu.cpu_number}"
+        where = f"task {task.pid} on cpu {self.cpu.cpu_number}"
+        overflow = self.stack_overflow(task, address)
+        if overflow:
+            self.cpu.printk([f"BUG: {overflow}"])
+            return KernelBug(f"kernel stack overflow: {where}: {overflow}")
         return KernelBug(f"unable to handle page fault for address {address:#x}: {where}: supervisor {how}, error code "
                          f"{code:#x}, {why}: {self.describe_kernel(address)}")
+
+    def stack_overflow(self, task, address):
+        """If an address lies in the page below a stack that is in use here: Linux's words for it (handle_stack_overflow)."""
+        size = self.machine.thread_size
+        for kind, stack in (("TASK", int(task.stack)), ("IRQ", self.irq_stack())):
+            if stack - PAGE_SIZE <= address < stack:
+                return f"{kind} stack guard page was hit at {address:#x} (stack is {stack:#x}..{stack + size:#x})"
+        return None
+
+    def irq_stack(self):
+        return int(u64.array(self.machine.irq_stacks)[self.cpu.cpu_number])
+
+    def top_of_stack(self, number, irq):
+        stack = self.irq_stack() if irq else int(self.tasks[number].stack)
+        return stack + self.machine.thread_size
+
+    def use_stack(self, number, nbytes, irq):
+        self.accessing(number, use_stack, self.address, self.top_of_stack(number, irq), nbytes)
+
+    def recurse(self, number, depth, frame_bytes, irq):
+        if frame_bytes < 16 or frame_bytes % 8:
+            raise ValueError(f"a frame of {frame_bytes} bytes: must be a multiple of 8, at least 16")
+        return self.accessing(number, recurse, self.address, self.top_of_stack(number, irq), depth, frame_bytes)
 
     def describe_kernel(self, address):
         """What lies at a kernel address that cannot be accessed."""

@@ -483,6 +483,16 @@ class KernelCalls:
         """Let every CPU forget the addresses that have been given back, so that they may be used again."""
         self._task._op("vm_unmap_aliases")
 
+    def use_stack(self, nbytes, irq=False):
+        """Local variables of so many bytes on the task's kernel stack (or the CPU's interrupt stack): KernelBug (kernel stack
+        overflow) if it has less.
+        """
+        self._task._op("use_stack", parse_size(nbytes, "use_stack"), irq)
+
+    def recurse(self, depth, frame_bytes=96, irq=False):
+        """`depth` nested calls with frames of so many bytes: how many came back."""
+        return self._task._op("recurse", depth, frame_bytes, irq)
+
     def kmap(self, pfn):
         """The address of a page that may be high memory, until kunmap. Waits while all LAST_PKMAP addresses are in use."""
         while (address := self._task._op("kmap", pfn)) is None:

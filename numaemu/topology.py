@@ -101,7 +101,12 @@ KNOWN_SYSCTLS = {  # lowest and highest value, as the sysctl tables of Linux 6.1
 SLAB_DEBUG_LETTERS = "FZPU-"  # Linux also has T (trace), A (failslab), O (no larger slabs)
 
 # --- what a machine file may say ----------------------------------------------------------------
-DEFAULT_KERNEL = {"page_group_by_mobility": True, "slab_debug": ""}  # the kernel's boot options
+DEFAULT_KERNEL = {  # the kernel's boot options
+    "page_group_by_mobility": True,
+    "slab_debug": "",
+    "thread_size": "",  # of a kernel stack; "": 16KiB, with paging x86-32 8KiB
+}
+THREAD_SIZES = ("", "4KiB", "8KiB", "16KiB")
 ZONE_LAYOUTS = ("x86-64", "x86-32")  # DMA, DMA32, Normal; DMA, Normal up to 896 MiB, HighMem
 MAX_MEMORY_32 = 3 * GiB  # 32 bits of physical address; the last GiB is the hole of devices
 MAX_MEMORY_ARM64_39 = 252 * GiB  # the direct map has 256 GiB, holes included
@@ -199,6 +204,12 @@ class Topology:
     @property
     def memory_bytes(self) -> int:
         return sum(node.memory_bytes for node in self.nodes)
+
+    @property
+    def thread_size(self) -> int:
+        """Bytes of a kernel stack, 0: as the paging has them."""
+        text = self.kernel["thread_size"]
+        return parse_size(text, "thread_size", "") if text else 0
 
     def node_of_cpu(self, cpu: int) -> int:
         for node in self.nodes:
@@ -606,6 +617,9 @@ def _parse_kernel(table: Any, where: str) -> dict[str, bool | str]:
         if wrong := set(letters.upper()) - set(SLAB_DEBUG_LETTERS):
             limit = f"must be of {SLAB_DEBUG_LETTERS}, then names of caches after a comma"
             raise ConfigError.at(where, f"kernel: slab_debug: option {min(wrong)!r}, {limit}")
+    if options["thread_size"] not in THREAD_SIZES:
+        limit = f"must be one of {', '.join(THREAD_SIZES[1:])}"
+        raise ConfigError.at(where, f"kernel: thread_size is {options['thread_size']!r}, {limit}")
     return options
 
 

@@ -83,7 +83,7 @@ def test_what_is_not_there_is_said():
     with pytest.raises(ConfigError, match="page_group_by_mobility is 1, must be true or false"):
         load_topology("x86-32", kernel={"page_group_by_mobility": 1})
     again = load_topology(load_topology("x86-32", kernel={"page_group_by_mobility": False}))
-    assert (again.zone_layout, again.kernel) == ("x86-32", {"page_group_by_mobility": False, "slab_debug": ""})
+    assert (again.zone_layout, again.kernel) == ("x86-32", {"page_group_by_mobility": False, "slab_debug": "", "thread_size": ""})
 
 
 # -- kmap: the window of all CPUs, and the slots of each --------------------------------------------------------

@@ -36,6 +36,7 @@ KM_MAX_IDX = 16                      # pages of high memory that one CPU may map
 LAST_PKMAP = 1024                    # and that all CPUs together may map for longer: one table's worth
 VMALLOC_OFFSET = 8 << 20             # between the direct map and vmalloc
 PKMAP_SPAN = LAST_PKMAP * PAGE_SIZE
+RESERVED_STACKS = 12                 # frames for each CPU's stacks: thread_stack.py
 RESERVED_TABLES = 512                # frames for tables at boot: at most 2 tables for each of 128 pieces of memory
 
 
@@ -43,7 +44,7 @@ RESERVED_TABLES = 512                # frames for tables at boot: at most 2 tabl
 
 def reserved_pages(topology):
     """Frames behind the zones, for each node: tables and interrupt stacks; whole 2 MiB."""
-    most = RESERVED_TABLES + 4 * max(len(node.cpus) for node in topology.nodes)
+    most = RESERVED_TABLES + RESERVED_STACKS * topology.nr_cpus      # one node's memory may have to serve all CPUs
     return -(-most // PAGEBLOCK_PAGES) * PAGEBLOCK_PAGES
 
 

@@ -25,6 +25,7 @@ from numaemu.kernel.slab_types import SLAB_RECLAIM_ACCOUNT
 from numaemu.kernel.slowpath import slowpath_t
 from numaemu.kernel.swap import cpu_fbatches_t
 from numaemu.kernel.swapfile import MAX_SWAPFILES, MAX_SWAP_ENTRIES, SWP_OFFSET_BITS, swap_t
+from numaemu.kernel.thread_stack import init_stacks, thread_stack_blocks
 from numaemu.kernel.trail import trail_t
 from numaemu.kernel.vmap_area import MAX_VMAP_AREAS, init_vmap, vmap_area_t, vmap_t
 from numaemu.kernel.vmstat import percpu_t
@@ -98,7 +99,8 @@ def control_layout(topology, max_pfn, nr_actors):
             ("zbufs", cpus * ZBUF_BYTES), ("swap_map", MAX_SWAP_ENTRIES * 4), ("swap_cache", MAX_SWAP_ENTRIES * 8),
             ("zeromap", MAX_SWAP_ENTRIES), ("ztable", MAX_SWAP_ENTRIES * 8), ("swap_data", MAX_SWAP_ENTRIES * PAGE_SIZE),
             ("vmap", vmap_t.nbytes), ("vmap_areas", MAX_VMAP_AREAS * vmap_area_t.nbytes),
-            *highmem_blocks(topology, max_pfn), *slab_blocks(topology), *shrinker_blocks(topology),
+            *highmem_blocks(topology, max_pfn), *thread_stack_blocks(topology),
+            *slab_blocks(topology), *shrinker_blocks(topology),
             *percpu_blocks(topology)):
         layout.add(name, nbytes)
     return layout
@@ -115,7 +117,8 @@ def map_memory(topology, machine, max_pfn):
     for node in range(nodes):
         first = (max_pfn + node * reserved) >> PAGEBLOCK_ORDER
         u8.array(machine.block_node).as_numpy(first + (reserved >> PAGEBLOCK_ORDER))[first:] = node
-    machine.reserved_pfn, machine.reserved_end = max_pfn, max_pfn + reserved
+    first = min(n for n in range(nodes) if topology.nodes[n].memory_bytes)
+    machine.reserved_pfn = max_pfn + first * reserved
     machine.mem_map = shm.reserve(max_pfn * page_t.nbytes)
     for ranges in topology.physical_ranges():
         total = sum(nbytes for _, nbytes in ranges)
@@ -427,6 +430,7 @@ def boot(topology, reserve=None):
         machine.il_weights[node] = 1
         node_t.array(machine.nodes)[node].kcompactd_highest_zoneidx = MAX_NR_ZONES - 1
     init_cpus(topology, machine)
+    init_stacks(topology, machine, max_pfn, reserved_pages(topology))
     init_disk(topology, machine)
     init_swap(topology, machine, blocks)
     kmem_cache_init(machine, blocks["kmem_cache_stack"], topology.kernel["slab_debug"] or None)

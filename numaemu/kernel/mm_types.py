@@ -114,6 +114,7 @@ task_t = Struct("task_t", [
     ("comm", u8, TASK_NAME_BYTES),
     ("rlim", u64, 2 * RLIM_NLIMITS),          # soft, hard; the same in every thread of a process
     ("uid", i64),                             # 0 has every capability, any other none
+    ("stack", u64),                           # lowest address of its kernel stack, 0: it has ended
     # by the coordinator, when it chooses a victim
     ("oom_victim", i64),                      # its pid: SIGKILL is pending; else the mark means nothing
     ("oom_rss", i64), ("oom_nodes", u64), ("oom_asker", i64),       # pages at the kill, the nodes asked, who asked (pid)
@@ -144,12 +145,14 @@ machine_t = Struct("machine_t", [
     ("mm_pool", u64), ("vma_pool", u64), ("mapping_pool", u64), ("task_pool", u64),
     ("zonelists", u64),             # i64[nr_nodes][MAX_NODES]: nodes by distance, -1 ends
     ("node_mask", u64), ("memory_mask", u64),      # nodes that exist; nodes with memory
-    ("reserved_pfn", i64), ("reserved_end", i64),      # frames behind all zones that boot has not used yet
+    ("reserved_pfn", i64),          # the first frame behind all zones that boot has not used for a table yet
     ("high_memory", i64),           # pfn: where the direct map ends
     ("direct_map", i64, 3),         # bytes of it by size of entry: 4 KiB, 2 MiB (4 MiB on 32 bits), 1 GiB
     ("vmap", u64), ("vmap_areas", u64),                # vmap_t, vmap_area_t[MAX_VMAP_AREAS]: vmap_area.py
     ("pkmap_base", u64), ("fixaddr_top", u64),         # 32 bits: where high memory is mapped; highmem.py
     ("pkmap", u64), ("pkmap_of", u64),                 # pkmap_t; u16[max_pfn]
+    ("thread_size", i64),           # bytes of a kernel stack
+    ("cached_stacks", u64), ("irq_stacks", u64),       # u64[nr_cpu_ids][NR_CACHED_STACKS], u64[nr_cpus]: thread_stack.py
     ("on_ring", u64), ("on_wait", u64), ("on_wake", u64),     # callbacks into Python: ring an actor, wait, wake a CPU
     ("zero_pfn", i64),              # the shared page of zeros
     ("max_map_count", i64),         # sysctl vm.max_map_count

@@ -72,6 +72,11 @@ def swap_lines(machine):
             line("Zswap", stat.compr_bytes >> 10 if zswap else 0), line("Zswapped", stat.orig_bytes >> 10 if zswap else 0)]
 
 
+def stack_line(state):
+    """The one counter that is in kB already (NR_KERNEL_STACK_KB)."""
+    return line("KernelStack", state["nr_kernel_stack"] >> (PAGE_SHIFT - 10))
+
+
 HUGE_LINES = "AnonHugePages ShmemHugePages ShmemPmdMapped FileHugePages FilePmdMapped Unaccepted"
 
 
@@ -126,7 +131,7 @@ def meminfo(system):
              *high_lines(machine), *swap_lines(machine),
              line("Dirty", state["nr_dirty"]), line("Writeback", state["nr_writeback"]),
              line("AnonPages", state["nr_anon_pages"]), line("Mapped", state["nr_mapped"]),
-             line("Shmem", state["nr_shmem"]), *slab_lines(state), *zeros("KernelStack"),
+             line("Shmem", state["nr_shmem"]), *slab_lines(state), stack_line(state),
              line("PageTables", state["nr_page_table_pages"]), *zeros("SecPageTables NFS_Unstable Bounce WritebackTmp"),
              line("CommitLimit", kilobytes(int(vm_commit_limit(machine)))),
              line("Committed_AS", kilobytes(max(machine.vm_committed_as, 0))),
@@ -148,7 +153,7 @@ def node_meminfo(system, node):
              line("MemUsed", kilobytes(total - free)), line("SwapCached", state["nr_swapcached"]), *lru_lines(state),
              line("Dirty", state["nr_dirty"]), line("Writeback", state["nr_writeback"]),
              line("FilePages", state["nr_file_pages"]), line("Mapped", state["nr_mapped"]),
-             line("AnonPages", state["nr_anon_pages"]), line("Shmem", state["nr_shmem"]), *zeros("KernelStack"),
+             line("AnonPages", state["nr_anon_pages"]), line("Shmem", state["nr_shmem"]), stack_line(state),
              line("PageTables", state["nr_page_table_pages"]), *zeros("SecPageTables NFS_Unstable Bounce WritebackTmp"),
              *slab_lines(state), *zeros(HUGE_LINES), f"HugePages_Total: {0:5d}", f"HugePages_Free:  {0:5d}",
              f"HugePages_Surp:  {0:5d}"]
