@@ -17,7 +17,7 @@ from numaemu.kernel.mmzone import page_to_nid, zonelist
 from numaemu.kernel.pgtable import pfn_pte
 from numaemu.kernel.smp import machine_of
 from numaemu.kernel.vmalloc import vfree, vmalloc_node_range, vmalloc_to_pfn
-from numaemu.kernel.vmap_area import PAGE, VM_MAP, insert_area, position_above, va_clip, vmap_area_of, vmap_of
+from numaemu.kernel.vmap_area import PAGE, VM_MAP, busy_index, insert_area, position_above, va_clip, vmap_area_of, vmap_of
 from numaemu.kernel.vmstat import NR_KERNEL_STACK, mod_node_page_state
 from numaemu.native import clear_bytes
 from numaemu.paging import PTE_SHIFT, entry_exchange
@@ -104,7 +104,8 @@ def early_stack(machine, pfn, align, caller):
     number = va_clip(machine, (U(pages) << PTE_SHIFT) + PAGE, align)
     area = vmap_area_of(machine, number)
     area.flags, area.nr_pages, area.caller = VM_MAP, pages, caller
-    insert_area(vmap.busy, vmap.nr_busy, position_above(machine, vmap.busy, vmap.nr_busy, area.start), number)
+    busy = busy_index(vmap)
+    insert_area(busy, vmap.nr_busy, position_above(machine, busy, vmap.nr_busy, area.start), number)
     vmap.nr_busy += 1
     for i in range(pages):
         entry_exchange(early_entry(machine, area.start + (U(i) << PTE_SHIFT), PTE_SHIFT),

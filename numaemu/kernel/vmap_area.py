@@ -50,6 +50,18 @@ def vmap_area_of(machine, number):
 
 
 @hot
+def busy_index(vmap):
+    """Numbers of the areas in use, by address."""
+    return i64.array(address_of(vmap, "busy"))
+
+
+@hot
+def free_index(vmap):
+    """Numbers of the free areas, by address."""
+    return i64.array(address_of(vmap, "free"))
+
+
+@hot
 def vmap_lock(machine):
     return address_of(vmap_of(machine), "lock")
 
@@ -108,21 +120,22 @@ def put_number(machine, number):
 def merge_or_add_vmap_area(machine, number):
     """An area becomes free: with its neighbours, if they are. Linux's function of this name."""
     vmap, area = vmap_of(machine), vmap_area_of(machine, number)
-    at = position_above(machine, vmap.free, vmap.nr_free, area.start)
-    if at < vmap.nr_free and vmap_area_of(machine, vmap.free[at]).start == area.end:
-        after = vmap_area_of(machine, vmap.free[at])
+    index = free_index(vmap)
+    at = position_above(machine, index, vmap.nr_free, area.start)
+    if at < vmap.nr_free and vmap_area_of(machine, index[at]).start == area.end:
+        after = vmap_area_of(machine, index[at])
         after.start = area.start
         put_number(machine, number)
-        if at > 0 and vmap_area_of(machine, vmap.free[at - 1]).end == after.start:
-            after.start = vmap_area_of(machine, vmap.free[at - 1]).start
-            put_number(machine, vmap.free[at - 1])
-            remove_area(vmap.free, vmap.nr_free, at - 1)
+        if at > 0 and vmap_area_of(machine, index[at - 1]).end == after.start:
+            after.start = vmap_area_of(machine, index[at - 1]).start
+            put_number(machine, index[at - 1])
+            remove_area(index, vmap.nr_free, at - 1)
             vmap.nr_free -= 1
-    elif at > 0 and vmap_area_of(machine, vmap.free[at - 1]).end == area.start:
-        vmap_area_of(machine, vmap.free[at - 1]).end = area.end
+    elif at > 0 and vmap_area_of(machine, index[at - 1]).end == area.start:
+        vmap_area_of(machine, index[at - 1]).end = area.end
         put_number(machine, number)
     else:
-        insert_area(vmap.free, vmap.nr_free, at, number)
+        insert_area(index, vmap.nr_free, at, number)
         vmap.nr_free += 1
 
 
@@ -133,8 +146,9 @@ def va_clip(machine, size, align):
     Mirrors find_vmap_lowest_match and va_clip.
     """
     vmap = vmap_of(machine)
+    index = free_index(vmap)
     for at in range(vmap.nr_free):
-        free_number = vmap.free[at]
+        free_number = index[at]
         free = vmap_area_of(machine, free_number)
         start = (free.start + align - U(1)) & ~(align - U(1))
         if start >= free.end or free.end - start < size:
@@ -149,7 +163,7 @@ def va_clip(machine, size, align):
         area.start, area.end = start, start + size
         if rest != 0:
             vmap_area_of(machine, rest).start, vmap_area_of(machine, rest).end = start + size, free.end
-            insert_area(vmap.free, vmap.nr_free, at + 1, rest)
+            insert_area(index, vmap.nr_free, at + 1, rest)
             vmap.nr_free += 1
             free.end = start
         elif start != free.start:
@@ -157,7 +171,7 @@ def va_clip(machine, size, align):
         elif start + size != free.end:
             free.start = start + size
         else:
-            remove_area(vmap.free, vmap.nr_free, at)
+            remove_area(index, vmap.nr_free, at)
             vmap.nr_free -= 1
             put_number(machine, free_number)
         return number
@@ -212,13 +226,14 @@ def alloc_vmap_area(cpu, size, align, flags, caller):
     """An area of `size` bytes of addresses: its number, or 0 if there is no room even after a purge."""
     machine = machine_of(cpu)
     vmap = vmap_of(machine)
+    index = busy_index(vmap)
     while True:
         spin_lock(cpu, vmap_lock(machine))
         number = va_clip(machine, size, align)
         if number != 0:
             area = vmap_area_of(machine, number)
             area.flags, area.nr_pages, area.caller = flags, 0, caller
-            insert_area(vmap.busy, vmap.nr_busy, position_above(machine, vmap.busy, vmap.nr_busy, area.start), number)
+            insert_area(index, vmap.nr_busy, position_above(machine, index, vmap.nr_busy, area.start), number)
             vmap.nr_busy += 1
         spin_unlock(vmap_lock(machine))
         if number != 0 or not purge_vmap_area_lazy(cpu):
@@ -230,9 +245,10 @@ def find_vmap_area(cpu, address):
     """Number of the area in use that an address (or its guard page) lies in, or 0."""
     machine = machine_of(cpu)
     vmap = vmap_of(machine)
+    index = busy_index(vmap)
     spin_lock(cpu, vmap_lock(machine))
-    at = position_above(machine, vmap.busy, vmap.nr_busy, address)
-    number = vmap.busy[at] if at < vmap.nr_busy else 0
+    at = position_above(machine, index, vmap.nr_busy, address)
+    number = index[at] if at < vmap.nr_busy else 0
     if number != 0 and vmap_area_of(machine, number).start > address:
         number = 0
     spin_unlock(vmap_lock(machine))
@@ -244,13 +260,14 @@ def find_unlink_vmap_area(cpu, address):
     """Take the area that begins at an address out of use: its number, or 0. Only one of two callers gets it."""
     machine = machine_of(cpu)
     vmap = vmap_of(machine)
+    index = busy_index(vmap)
     spin_lock(cpu, vmap_lock(machine))
-    at = position_above(machine, vmap.busy, vmap.nr_busy, address)
-    number = vmap.busy[at] if at < vmap.nr_busy else 0
+    at = position_above(machine, index, vmap.nr_busy, address)
+    number = index[at] if at < vmap.nr_busy else 0
     if number != 0 and vmap_area_of(machine, number).start != address:
         number = 0
     if number != 0:
-        remove_area(vmap.busy, vmap.nr_busy, at)
+        remove_area(index, vmap.nr_busy, at)
         vmap.nr_busy -= 1
     spin_unlock(vmap_lock(machine))
     return number
@@ -273,7 +290,6 @@ def free_vmap_area_noflush(cpu, number):
 def init_vmap(machine):
     """At boot: the whole range is free."""
     vmap, paging = vmap_of(machine), machine.paging
-    vmap.used, vmap.nr_free = 1, 1
-    vmap.free[0] = 1
+    vmap.used, vmap.nr_free, free_index(vmap)[0] = 1, 1, 1
     area = vmap_area_of(machine, 1)
     area.start, area.end = paging.vmalloc_start, paging.vmalloc_end
