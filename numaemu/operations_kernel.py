@@ -16,6 +16,8 @@ from numaemu.stack import recurse, use_stack
 class KernelSpaceOperations:
     """Needs `machine`, `tasks`, `cpu` and the `address` of the CPU's struct, and `accessing`."""
 
+    on_stack = False                 # an operation is using a kernel stack
+
     # -- accesses in kernel mode
 
     def kernel_read(self, number, address, nbytes):
@@ -36,7 +38,7 @@ class KernelSpaceOperations:
         self.cpu.printk([f"BUG: unable to handle page fault for address: {address:016x}",
                          f"#PF: supervisor {how} access in kernel mode", f"#PF: error_code({code:#06x}) - {why}"])
         where = f"task {task.pid} on cpu {self.cpu.cpu_number}"
-        overflow = self.stack_overflow(task, address)
+        overflow = self.stack_overflow(task, address) if self.on_stack else None
         if overflow:
             self.cpu.printk([f"BUG: {overflow}"])
             return KernelBug(f"kernel stack overflow: {where}: {overflow}")
@@ -58,13 +60,21 @@ class KernelSpaceOperations:
         stack = self.irq_stack() if irq else int(self.tasks[number].stack)
         return stack + self.machine.thread_size
 
+    def with_stack(self, number, irq, function, *args):
+        """Run what uses a stack; the page below it may be another area's guard as well, so an oops shall know."""
+        self.on_stack = True
+        try:
+            return self.accessing(number, function, self.address, self.top_of_stack(number, irq), *args)
+        finally:
+            self.on_stack = False
+
     def use_stack(self, number, nbytes, irq):
-        self.accessing(number, use_stack, self.address, self.top_of_stack(number, irq), nbytes)
+        self.with_stack(number, irq, use_stack, nbytes)
 
     def recurse(self, number, depth, frame_bytes, irq):
         if frame_bytes < 16 or frame_bytes % 8:
             raise ValueError(f"a frame of {frame_bytes} bytes: must be a multiple of 8, at least 16")
-        return self.accessing(number, recurse, self.address, self.top_of_stack(number, irq), depth, frame_bytes)
+        return self.with_stack(number, irq, recurse, depth, frame_bytes)
 
     def describe_kernel(self, address):
         """What lies at a kernel address that cannot be accessed."""

@@ -478,7 +478,7 @@ def test_values_out_of_range_are_refused(machine, path, value):
 
 
 def test_files_that_are_not_there(machine):
-    for path in ("/proc/vmallocinfo", "/proc/1/maps", "/proc/999999/status", f"{NODE}/node2/meminfo", f"{NODE}/node0/nothing",
+    for path in ("/proc/iomem", "/proc/1/maps", "/proc/999999/status", f"{NODE}/node2/meminfo", f"{NODE}/node0/nothing",
                  "/sys/kernel/mm/mempolicy/weighted_interleave/node2", "/proc/sys/vm/nothing", "buddyinfo"):
         with pytest.raises(FileNotFoundError, match=re.escape(path)):
             machine.read(path)
