@@ -17,6 +17,7 @@ globals().update(_constants)
 _LATER = {"Machine": "machine", "Task": "task", "Handle": "task",
           **{f"{how}_{kind}": "access" for how in ("load", "store")
              for kind in ("u8", "u16", "u32", "u64", "i32", "i64", "f32", "f64")},
+          "kernel_load_u64": "access", "kernel_store_u64": "access",
           "alloc_page": "kernel.page_alloc", "free_page": "kernel.page_alloc",
           "kmem_cache_alloc": "kernel.slab", "kmem_cache_free": "kernel.slab",
           "list_lru_add": "kernel.list_lru", "list_lru_del": "kernel.list_lru",

@@ -23,7 +23,7 @@ class NewObject:
 
     def __init__(self, machine, address, nbytes):
         self.address, self.nbytes = address, nbytes
-        self.host = int(machine.memory) + address - int(slab_types.PAGE_OFFSET)
+        self.host = int(machine.memory) + address - int(machine.paging.page_offset)
 
     def write(self, offset, data):
         """Write bytes at an offset."""
@@ -44,7 +44,7 @@ class Constructors:
     def __call__(self, number, address, _):
         try:
             cache = slab_types.cache_of(self.machine, int(number))
-            host = int(self.machine.memory) + int(cache.ctor) - int(slab_types.PAGE_OFFSET)
+            host = int(self.machine.memory) + int(cache.ctor) - int(self.machine.paging.page_offset)
             payload = ctypes.string_at(host, cache.ctor_bytes)
             if payload not in self.loaded:
                 self.loaded[payload], _ = load_function(payload)
@@ -99,18 +99,12 @@ class KernelOperations:
     def kernel_bytes(self, address, nbytes):
         """Host address of a range of the direct map that has memory behind it."""
         last = address + max(nbytes, 1) - 1
-        first_pfn, last_pfn = ((a - int(slab_types.PAGE_OFFSET)) >> 12 for a in (address, last))
+        first_pfn, last_pfn = ((a - int(self.machine.paging.page_offset)) >> 12 for a in (address, last))
         for pfn in (first_pfn, last_pfn):
             zone = zone_of(self.machine, page_zone(self.machine, pfn)) if 0 <= pfn < self.machine.max_pfn else None
             if zone is None or not zone.start_pfn <= pfn < zone.start_pfn + zone.spanned_pages:
                 raise KernelBug(f"unable to handle page fault for address {address:#x}: no memory there")
-        return int(self.machine.memory) + address - int(slab_types.PAGE_OFFSET)
-
-    def kernel_read(self, number, address, nbytes):
-        return ctypes.string_at(self.kernel_bytes(address, nbytes), nbytes)
-
-    def kernel_write(self, number, address, data):
-        ctypes.memmove(self.kernel_bytes(address, len(data)), data, len(data))
+        return int(self.machine.memory) + address - int(self.machine.paging.page_offset)
 
     def store_ctor(self, number, name, size, ctor):
         """A constructor in kernel memory: (its address, bytes of a pickled function or 0)."""

@@ -317,7 +317,8 @@ def tlb_flush_all(cpu):
         forget(cpu.l2[slot])
     cpu.huge_entries = U(0)
     for asid in range(NR_ASIDS):
-        cpu.asid_mm_id[asid] = 0
+        if asid != cpu.asid:
+            cpu.asid_mm_id[asid] = 0
 
 
 @hot

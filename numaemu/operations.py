@@ -12,6 +12,7 @@ import numpy as np
 from numaemu.access import LOAD_MANY, STORE_MANY, copy_range, execute_at, touch_range
 from numaemu.errors import BusError, KernelBug, OutOfMemory, SegmentationFault
 from numaemu.kernel import sys as syscalls
+from numaemu.kernel import vmalloc_calls
 from numaemu.kernel.inode import file_of, inode_name, inode_of
 from numaemu.kernel.mm_types import TASK_RUNNING, VM_EXEC, VM_READ, VM_SHARED, VM_WRITE, cgroup_t, task_t
 from numaemu.kernel.mmzone import MAX_NR_ZONES, ZONE_HIGHMEM, page_of, page_zone, zone_of
@@ -19,13 +20,13 @@ from numaemu.kernel.oom_kill import epitaph, oom_exit, release_task
 from numaemu.kernel.page_alloc import BAD_TEXTS, compound_head, compound_order
 from numaemu.kernel.pgtable import mm_of
 from numaemu.kernel.sched import GONE, HERE, VICTIM, ZOMBIE, deactivate, new_slice, sleep_until, task_standing
-from numaemu.kernel.slab_types import PAGE_OFFSET
 from numaemu.kernel.stats import cpu_figures, task_name, task_numbers
 from numaemu.kernel.trail import read_trail
 from numaemu.kernel.vma_index import find_position, vma_index, vma_of
 from numaemu.kernel_operations import KernelOperations
 from numaemu.operations_exec import ExecOperations
 from numaemu.operations_file import FileOperations
+from numaemu.operations_kernel import KernelSpaceOperations
 from numaemu.operations_mm import MmOperations, check
 from numaemu.param import MAX_ORDER
 from numaemu.processor import X86_PF_INSTR, X86_PF_PROT, X86_PF_WRITE
@@ -60,7 +61,7 @@ def release_gil(function):
         options["nogil"] = True
 
 
-class Operations(KernelOperations, MmOperations, ExecOperations, FileOperations):
+class Operations(KernelOperations, KernelSpaceOperations, MmOperations, ExecOperations, FileOperations):
     """The operations of one CPU."""
 
     def __init__(self, cpu):
@@ -68,6 +69,7 @@ class Operations(KernelOperations, MmOperations, ExecOperations, FileOperations)
         self.tasks = task_t.array(self.machine.tasks)
         self.spare = None
         self.preempt_count, self.running_alone = 0, None      # (number, pid) of the task that keeps the turn
+        self.kmap_slots = []                                  # addresses that it has mapped by kmap_atomic
 
     def run(self, number, pid, method, args):
         """One operation of task `pid`, in this CPU's turn. Its number may be another's by now, if it was killed."""
@@ -79,6 +81,8 @@ class Operations(KernelOperations, MmOperations, ExecOperations, FileOperations)
             here = task_standing(self.address, number, pid) & HERE
             if self.preempt_count == 0 or not here:
                 self.preempt_count, self.running_alone = 0, None
+                while self.kmap_slots:           # it has ended in between
+                    self.kunmap_last()
                 self.cpu.turn.leave((number, pid), here)
 
     def preempt_disable(self, number):
@@ -180,9 +184,11 @@ class Operations(KernelOperations, MmOperations, ExecOperations, FileOperations)
             if not self.cpu.state.signal:
                 raise
             raise self.fault(number) from (error if error.args else None)
-        except KernelBug:
+        except KernelBug as error:
             self.no_bug()
-            raise
+            if not self.cpu.state.signal:
+                raise
+            raise self.oops(number) from (error if error.args else None)
         finally:
             syscalls.end_access(self.address)
 
@@ -263,7 +269,7 @@ class Operations(KernelOperations, MmOperations, ExecOperations, FileOperations)
         if address >> int(paging.canonical_shift) not in (0, (1 << 64 - int(paging.canonical_shift)) - 1):
             return f"not an address of this machine (not canonical with {self.cpu.world.topology.paging})"
         if address >= paging.kernel_start:
-            return "a kernel address" + (", not for users" if present else ", and nothing is mapped there")
+            return "a kernel address, not for users"
         index, count = vma_index(self.machine, mm), mm_of(self.machine, mm).map_count
         position = find_position(self.machine, mm, np.uint64(address))
         around = [vma_of(self.machine, index[p]) for p in (position - 1, position) if 0 <= p < count]
@@ -403,15 +409,17 @@ class Operations(KernelOperations, MmOperations, ExecOperations, FileOperations)
         return pfn, *read_trail(self.machine, self.cpu.cpu_number)
 
     def page_address(self, number, pfn):
-        """Where a page lies in the direct map; 0: it is high memory."""
+        """Where a page lies in the direct map, or where kmap has put it; 0: it is high memory that is not mapped."""
         self.present(pfn, 0)
         if page_zone(self.machine, pfn) % MAX_NR_ZONES == ZONE_HIGHMEM:
-            return 0
-        return int(PAGE_OFFSET) + (pfn << 12)
+            return int(vmalloc_calls.kernel_page_address_high(self.address, pfn))
+        return int(self.machine.paging.page_offset) + (pfn << 12)
 
     def virt_to_pfn(self, number, address):
-        """The page at an address of the direct map."""
-        pfn = (address - int(PAGE_OFFSET)) >> 12
+        """The page at an address of the direct map; a pfn stays one."""
+        if address < self.machine.paging.page_offset:
+            return address
+        pfn = (address - int(self.machine.paging.page_offset)) >> 12
         self.kernel_bytes(address, 1)
         return pfn
 

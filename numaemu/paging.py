@@ -53,7 +53,9 @@ paging_t = Struct("paging_t", [          # set at boot; a copy in machine_t and 
     ("pte_format", u64), ("table_format", u64),          # ENTRY_*: of entries that map pages, of those above
     ("canonical_shift", u64),            # an address is valid if from this bit on all bits are equal
     ("task_size", u64),                  # addresses of users lie below
-    ("kernel_start", u64),               # addresses of the kernel lie from here on
+    ("kernel_start", u64),               # addresses of the kernel lie from here on; among them
+    ("page_offset", u64),                # the direct map: where the kernel sees physical address 0 (PAGE_OFFSET)
+    ("vmalloc_start", u64), ("vmalloc_end", u64),
     ("nx", u64),                         # _PAGE_NX, or 0: the format cannot forbid execution
     ("stack_top", u64),                  # where a new program's stack ends (STACK_TOP): with five levels as with four
     ("elf_et_dyn_base", u64),            # where a position-independent program is loaded

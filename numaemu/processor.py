@@ -55,12 +55,13 @@ cpu_t = Struct("cpu_t", [
     ("inside", u64),            # 1 while inside emulated accesses
     ("mm", i64), ("mm_id", i64),        # number and id of the loaded address space, 0 = none
     ("tlb_gen", i64),           # generation of that address space up to which the TLB is flushed
+    ("kernel_tlb_gen", i64),    # likewise of the kernel's mappings
     ("clock_base_ns", i64),     # charged by the kernel: faults, messages, waiting (accesses are added by identity)
-    ("_pad1", u64, 3),
+    ("_pad1", u64, 2),
     # set at boot
     ("id", i64), ("node", i64),
     ("paging", paging_t),
-    ("kernel_table", u64),      # host address of the kernel's own top-level table (swapper_pg_dir), 0: none yet
+    ("kernel_table", u64),      # host address of the kernel's own top-level table (swapper_pg_dir)
     ("walk_cache_entries", i64),
     ("asids", i64),             # address spaces whose entries the TLB can keep apart, 0 or 1: only the loaded one's
     ("machine", u64),           # address of machine_t
@@ -69,7 +70,7 @@ cpu_t = Struct("cpu_t", [
     ("on_fault", u64), ("on_ipi", u64), ("on_event", u64),      # callbacks: the kernel's entries
     ("l1_sets", u64), ("l1_ways", i64), ("l1_latency_ns", i64), ("l1_mask", u64),
     ("l2_sets", u64), ("l2_ways", i64), ("l2_latency_ns", i64), ("l2_mask", u64),
-    ("latency_ns", i64, MAX_NODES), ("_pad5", u64, 4),
+    ("latency_ns", i64, MAX_NODES), ("_pad5", u64, 9),
     # written by this CPU only; `tick` begins a cache line, and so do the TLBs
     ("huge_entries", u64),      # bit n: an entry n levels up has been put into the TLB since it was last empty
     ("cr3", u64),               # host address of the loaded top-level table

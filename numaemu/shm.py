@@ -63,6 +63,11 @@ class Segment:
         _libc.madvise(address, nbytes, _MADV_HUGEPAGE)     # refused where the host has it off: then small pages
         return address
 
+    def map_once(self, address):
+        """Map the whole segment at `address`, the only place it will have."""
+        self.map_at(address)
+        self.close()
+
     def close(self):
         os.close(self.fd)
 

@@ -20,6 +20,7 @@ from numaemu.units import parse_size
 
 HIGHMEM, ZERO = (getattr(gfp_types, f"__GFP_{name}") for name in ("HIGHMEM", "ZERO"))     # mangled inside a class
 
+LOWEST_PAGE_OFFSET = 0xC000_0000  # of any page-table format; where pfns are as large, the kernel knows
 WAIT_POLL_S = 0.002              # between two looks of wait
 
 
@@ -378,12 +379,12 @@ class KernelCalls:
         self._task._op("free_hot_cold_page", self._pfn(pfn), True)
 
     def page_address(self, pfn):
-        """Where a page lies in the kernel's direct map; None: it is high memory."""
+        """Where a page lies in the kernel's direct map, or where kmap has put it; None: it is unmapped high memory."""
         return self._task._op("page_address", pfn) or None
 
     def _pfn(self, where):
-        """A pfn, from itself or from an address in the direct map (which no pfn is as large as)."""
-        return where if where < 1 << 52 else self._task._op("virt_to_pfn", where)
+        """A pfn, from itself or from an address in the direct map."""
+        return where if where < LOWEST_PAGE_OFFSET else self._task._op("virt_to_pfn", where)
 
     # -- pages, by address
 
@@ -484,12 +485,73 @@ class KernelCalls:
             raise
         self._task._op("put_cpu_var")
 
+    # -- the kernel's address space
+
+    def vmalloc(self, size, gfp=GFP_KERNEL, nid=-1):
+        """`size` bytes in whole pages, contiguous in virtual addresses only, by the task's policy or from node `nid`: their
+        address, or None if nobody could serve it. A guard page follows.
+        """
+        return self._task._op("vmalloc", parse_size(size, "vmalloc size"), gfp, nid) or None
+
+    def vzalloc(self, size, nid=-1):
+        """The same, zeroed."""
+        return self.vmalloc(size, GFP_KERNEL | ZERO, nid)
+
+    def vfree(self, address):
+        """Give memory from vmalloc back; its addresses only after a purge (vm_unmap_aliases, or when too many wait)."""
+        if address:
+            self._task._op("vfree", address)
+
+    def vmap(self, pfns):
+        """Map pages that one has, given by pfn, one after another: the first address, or None."""
+        return self._task._op("vmap", [int(pfn) for pfn in pfns]) or None
+
+    def vunmap(self, address):
+        """Undo vmap; the pages stay."""
+        self._task._op("vunmap", address)
+
+    def vm_unmap_aliases(self):
+        """Let every CPU forget the addresses that have been given back, so that they may be used again."""
+        self._task._op("vm_unmap_aliases")
+
+    def use_stack(self, nbytes, irq=False):
+        """Local variables of so many bytes on the task's kernel stack (or the CPU's interrupt stack): KernelBug (kernel stack
+        overflow) if it has less.
+        """
+        self._task._op("use_stack", parse_size(nbytes, "use_stack"), irq)
+
+    def recurse(self, depth, frame_bytes=96, irq=False):
+        """`depth` nested calls with frames of so many bytes: how many came back."""
+        return self._task._op("recurse", depth, frame_bytes, irq)
+
+    def kmap(self, pfn):
+        """The address of a page that may be high memory, until kunmap. Waits while all LAST_PKMAP addresses are in use."""
+        while (address := self._task._op("kmap", pfn)) is None:
+            time.sleep(WAIT_POLL_S)
+        return address
+
+    def kunmap(self, pfn):
+        """One kmap of a page less."""
+        self._task._op("kunmap", pfn)
+
+    def kmap_atomic(self, pfn):
+        """The same on this CPU only, which no other task gets until kunmap_atomic; nothing in between may sleep."""
+        return self._task._op("kmap_atomic", pfn)
+
+    def kunmap_atomic(self, address):
+        """Undo the last kmap_atomic, by its address."""
+        self._task._op("kunmap_atomic", address)
+
+    def vmalloc_to_page(self, address):
+        """The pfn behind a kernel address as the kernel's page table has it, or None."""
+        return self._task._op("vmalloc_to_page", address) or None
+
     def read(self, address, nbytes):
-        """Bytes at a kernel address (nothing is charged)."""
+        """Bytes at a kernel address, loaded in kernel mode; KernelBug (an oops) where nothing is mapped."""
         return self._task._op("kernel_read", address, nbytes)
 
     def write(self, address, data):
-        """Write bytes at a kernel address."""
+        """Store bytes at a kernel address, in kernel mode."""
         self._task._op("kernel_write", address, bytes(data))
 
 

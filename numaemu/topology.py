@@ -108,9 +108,12 @@ DEFAULT_KERNEL = {  # the kernel's boot options
     "page_group_by_mobility": True,
     "slab_debug": "",
     "random_seed": 0,  # of what kernel.randomize_va_space draws
+    "thread_size": "",  # of a kernel stack; "": 16KiB, with paging x86-32 8KiB
 }
+THREAD_SIZES = ("", "4KiB", "8KiB", "16KiB")
 ZONE_LAYOUTS = ("x86-64", "x86-32")  # DMA, DMA32, Normal; DMA, Normal up to 896 MiB, HighMem
 MAX_MEMORY_32 = 3 * GiB  # 32 bits of physical address; the last GiB is the hole of devices
+MAX_MEMORY_ARM64_39 = 252 * GiB  # the direct map has 256 GiB, holes included
 MIN_HIGH_FRACTION = 8  # MIN_PERCPU_PAGELIST_HIGH_FRACTION
 
 SIZE_KEYS = ("low_memory", "kernelcore", "movablecore")
@@ -205,6 +208,12 @@ class Topology:
     @property
     def memory_bytes(self) -> int:
         return sum(node.memory_bytes for node in self.nodes)
+
+    @property
+    def thread_size(self) -> int:
+        """Bytes of a kernel stack, 0: as the paging has them."""
+        text = self.kernel["thread_size"]
+        return parse_size(text, "thread_size", "") if text else 0
 
     def node_of_cpu(self, cpu: int) -> int:
         for node in self.nodes:
@@ -615,6 +624,9 @@ def _parse_kernel(table: Any, where: str) -> dict[str, bool | int | str]:
         if wrong := set(letters.upper()) - set(SLAB_DEBUG_LETTERS):
             limit = f"must be of {SLAB_DEBUG_LETTERS}, then names of caches after a comma"
             raise ConfigError.at(where, f"kernel: slab_debug: option {min(wrong)!r}, {limit}")
+    if options["thread_size"] not in THREAD_SIZES:
+        limit = f"must be one of {', '.join(THREAD_SIZES[1:])}"
+        raise ConfigError.at(where, f"kernel: thread_size is {options['thread_size']!r}, {limit}")
     return options
 
 
@@ -627,6 +639,10 @@ def _parse_zone_layout(machine: dict[str, Any], memory_bytes: int, where: str) -
     if layout == "x86-32" and memory_bytes > MAX_MEMORY_32:
         text = f"machine has {format_size(memory_bytes)} of memory, must be at most"
         raise ConfigError.at(where, f"{text} {format_size(MAX_MEMORY_32)} with zone_layout 'x86-32'")
+    if paging == "arm64-39" and memory_bytes > MAX_MEMORY_ARM64_39:
+        text = f"machine has {format_size(memory_bytes)} of memory, must be at most"
+        limit = f"{format_size(MAX_MEMORY_ARM64_39)} with paging 'arm64-39'"
+        raise ConfigError.at(where, f"{text} {limit}")
     if paging == "x86-32" and layout != "x86-32":
         text = f"zone_layout is {layout!r}, must be 'x86-32' with paging 'x86-32'"
         raise ConfigError.at(where, text)

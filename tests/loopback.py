@@ -23,6 +23,7 @@ from numaemu.kernel import proc_vmstat, stats
 from numaemu.kernel.check import audit
 from numaemu.kernel.kcompactd import compact_node_now
 from numaemu.kernel.kthread import run_kthreads
+from numaemu.kernel.init_mm import reserved_pages
 from numaemu.kernel.mm_init import boot, control_layout
 from numaemu.kernel.mm_types import mm_t, page_t, task_t, vma_t
 from numaemu.kernel.mmzone import MAX_NR_ZONES, zone_of
@@ -256,7 +257,8 @@ class Loopback:
         """Give the host its memory back."""
         machine, nbytes = self.machine, control_layout(self.topology, self.machine.max_pfn, self.machine.nr_actors).nbytes
         memory, mem_map, frames = int(machine.memory), int(machine.mem_map), machine.max_pfn
-        for address, size in ((memory, frames * PAGE_SIZE), (mem_map, frames * page_t.nbytes),
+        reserved = machine.nr_nodes * reserved_pages(self.topology)
+        for address, size in ((memory, (frames + reserved) * PAGE_SIZE), (mem_map, frames * page_t.nbytes),
                               (int(machine.disk), self.topology.disk.size), (int(machine.address), nbytes)):
             shm._libc.munmap(address, size)
         self.machine = Pointer(0, machine.struct)

@@ -155,7 +155,7 @@ Active(file) Inactive(file) Unevictable Mlocked SwapTotal SwapFree Zswap Zswappe
 KReclaimable Slab SReclaimable SUnreclaim KernelStack PageTables SecPageTables NFS_Unstable Bounce WritebackTmp
 CommitLimit Committed_AS VmallocTotal VmallocUsed VmallocChunk Percpu HardwareCorrupted AnonHugePages ShmemHugePages
 ShmemPmdMapped FileHugePages FilePmdMapped Unaccepted HugePages_Total HugePages_Free HugePages_Rsvd HugePages_Surp
-Hugepagesize Hugetlb DirectMap4k DirectMap2M""".split()
+Hugepagesize Hugetlb DirectMap4k DirectMap2M DirectMap1G""".split()
 NODE_MEMINFO = """MemTotal MemFree MemUsed SwapCached Active Inactive Active(anon) Inactive(anon) Active(file) Inactive(file)
 Unevictable Mlocked Dirty Writeback FilePages Mapped AnonPages Shmem KernelStack PageTables SecPageTables NFS_Unstable
 Bounce WritebackTmp KReclaimable Slab SReclaimable SUnreclaim AnonHugePages ShmemHugePages ShmemPmdMapped
@@ -479,7 +479,7 @@ def test_values_out_of_range_are_refused(machine, path, value):
 
 
 def test_files_that_are_not_there(machine):
-    for path in ("/proc/vmallocinfo", "/proc/1/maps", "/proc/999999/status", f"{NODE}/node2/meminfo", f"{NODE}/node0/nothing",
+    for path in ("/proc/iomem", "/proc/1/maps", "/proc/999999/status", f"{NODE}/node2/meminfo", f"{NODE}/node0/nothing",
                  "/sys/kernel/mm/mempolicy/weighted_interleave/node2", "/proc/sys/vm/nothing", "buddyinfo"):
         with pytest.raises(FileNotFoundError, match=re.escape(path)):
             machine.read(path)

@@ -17,15 +17,16 @@ from numaemu.errors import MachineCheck
 from numaemu.kernel.proc_slabinfo import slabinfo
 from numaemu.kernel.slab_common import KMALLOC_SIZES, calculate_order
 from numaemu.kernel.slab_debug import kmem_cache_flags
-from numaemu.kernel.slab_types import PAGE_OFFSET, cache_of, cpu_slab, get_node
+from numaemu.kernel.slab_types import cache_of, cpu_slab, get_node
 from numaemu.kernel.sysctl import System
 
 GFP_ZERO = numaemu.__GFP_ZERO
 DEBUG = SLAB_RED_ZONE | SLAB_POISON | SLAB_STORE_USER
+PAGE_OFFSET = 0xFFFF_8880_0000_0000
 
 
 def pfn_of(address):
-    return (address - int(PAGE_OFFSET)) >> 12
+    return (address - PAGE_OFFSET) >> 12
 
 
 class SlabMachine(RuleBasedStateMachine):

@@ -191,7 +191,7 @@ def machines(draw):
         "latency": {"matrix": draw(matrix)},
         "tlb": {"l1": {"entries": ways * draw(st.integers(1, 64)), "ways": ways}},
         "cost": draw(st.dictionaries(st.sampled_from(list(DEFAULT_COST)), st.integers(0, 10**9))),
-        "kernel": draw(st.sampled_from([{}, {"slab_debug": "FZ,kmalloc-*;u"}])),
+        "kernel": draw(st.sampled_from([{}, {"slab_debug": "FZ,kmalloc-*;u"}, {"thread_size": "4KiB"}])),
         "sysctl": draw(
             st.dictionaries(
                 st.sampled_from(["vm.swappiness", "vm.watermark_scale_factor"]), st.integers(1, 200)
@@ -461,6 +461,7 @@ def test_missing_sources_refused(tmp_path):
         ({"l2": {"sets": 3}}, "l2: unknown key 'sets', must be one of entries, ways, latency_ns"),
         ({"sysctl": {"vm.swappiness": -1}}, "sysctl: vm.swappiness is -1, must be at least 0"),
         ({"cost": {"ipi": 1}}, "cost: unknown key 'ipi', did you mean 'ipi_ns'?"),
+        ({"kernel": {"thread_size": "5KiB"}}, "kernel: thread_size is '5KiB', must be one of 4KiB, 8KiB, 16KiB"),
         ({"kernel": {"slab_debug": True}}, "kernel: slab_debug is True, must be text"),
         ({"kernel": {"random_seed": -1}}, "kernel: random_seed is -1, must be at least 0"),
         ({"kernel": {"slab_debug": "FZ,x;T"}},

@@ -20,7 +20,7 @@ from numaemu.kernel.pgtable import (_PAGE_SPECIAL, is_migration_entry, mm_of, pt
                                     ptep_get, skip_missing)
 from numaemu.kernel.rmap import mapping_of, rss_counter
 from numaemu.kernel.shrinker import live_shrinkers, validate_list_lru
-from numaemu.kernel.slab_types import (MAX_KMEM_CACHES, PAGE_OFFSET, SLAB_DEBUG_FLAGS, SLAB_RECLAIM_ACCOUNT,
+from numaemu.kernel.slab_types import (MAX_KMEM_CACHES, SLAB_DEBUG_FLAGS, SLAB_RECLAIM_ACCOUNT,
                                        PG_large_kmalloc, PG_slab, cache_name, cache_of, cpu_slab, free_index, get_node,
                                        live_caches, number_of, object_at, objects_in_use, slab_frozen, slab_inuse,
                                        slab_objects)
@@ -167,7 +167,7 @@ def count_free(machine, cache, pfn, address):
         n += 1
         if which < 1 or which > objects or n > objects:
             return -1
-        address = u64.array(machine.memory + (address - PAGE_OFFSET) + cache.offset)[0]
+        address = u64.array(machine.memory + (address - machine.paging.page_offset) + cache.offset)[0]
     return n
 
 

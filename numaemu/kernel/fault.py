@@ -3,6 +3,7 @@ import numpy as np
 
 from numaemu.atomic import exchange
 from numaemu.compile import callback, hot, kernel
+from numaemu.kernel.init_mm import vmalloc_fault
 from numaemu.kernel.memory import AROUND, handle_mm_fault, zap_page_range
 from numaemu.kernel.mempolicy import current_task
 from numaemu.kernel.mm_types import (VM_EXEC, VM_FAULT_MAJOR, VM_FAULT_OK, VM_FAULT_OOM, VM_FAULT_RETRY,
@@ -14,7 +15,7 @@ from numaemu.kernel.smp import let_others_run, machine_of, read_lock, read_unloc
 from numaemu.kernel.vma_index import find_vma, vma_of
 from numaemu.kernel.vmstat import PGFAULT, count_vm_events
 from numaemu.pointer import address_of
-from numaemu.processor import X86_PF_INSTR, X86_PF_PROT, X86_PF_WRITE, cpu_t
+from numaemu.processor import X86_PF_INSTR, X86_PF_PROT, X86_PF_USER, X86_PF_WRITE, cpu_t
 from numaemu.uapi import SIGBUS, SIGKILL, SIGSEGV
 from numaemu.walk import peek
 
@@ -62,10 +63,15 @@ def expand_stack(cpu, mm_number, address):
 
 @kernel("u64(cpu_t*, u64, u64)")
 def do_kern_addr_fault(cpu, address, access):
-    """A fault at a kernel address: nothing is mapped there, or not for this access.
+    """A fault at a kernel address: on 32 bits perhaps only the task's top-level table lacks an entry of the kernel's.
 
-    A user's task is told; kernel code has gone wrong (an oops), which its caller raises.
+    Else nothing is mapped there, or not for this access. Kernel code has gone wrong then (page_fault_oops), which its caller
+    raises. A user's task is told, but not what is mapped there: to it everything is forbidden (set_signal_archinfo).
     """
+    if access & X86_PF_USER != U(0):
+        return bad_area(cpu, address, access | X86_PF_PROT, SIGSEGV)
+    if vmalloc_fault(cpu, address):
+        return SERVED
     return bad_area(cpu, address, access, SIGSEGV)
 
 

@@ -4,6 +4,7 @@ import numpy as np
 from numaemu.atomic import compare_exchange, fetch_add, load_acquire, store_release
 from numaemu.compile import kernel
 from numaemu.kernel.gfp import GFP_PGTABLE_USER
+from numaemu.kernel.init_mm import clone_kernel_range
 from numaemu.kernel.memory import copy_page_range
 from numaemu.kernel.mempolicy import copy_policy
 from numaemu.kernel.mm_types import (NR_MM_COUNTERS, OOM_NONE, TASK_DEAD, TASK_RUNNING, TASK_ZOMBIE, VM_ACCOUNT,
@@ -12,9 +13,10 @@ from numaemu.kernel.mm_types import (NR_MM_COUNTERS, OOM_NONE, TASK_DEAD, TASK_R
 from numaemu.kernel.mmap import unmap_region
 from numaemu.kernel.mmzone import page_of
 from numaemu.kernel.page_alloc import alloc_pages
-from numaemu.kernel.pgtable import mm_of, pgd_free
+from numaemu.kernel.pgtable import mm_of, pgd_free, pgd_of
 from numaemu.kernel.pool import pool_get, pool_put
 from numaemu.kernel.smp import machine_of, write_lock, write_unlock
+from numaemu.kernel.thread_stack import alloc_thread_stack_node, put_task_stack
 from numaemu.kernel.tlb import drop_mm, flush_tlb_mm_range
 from numaemu.kernel.truncate import close_files
 from numaemu.kernel.util import vm_acct_memory, vm_enough_memory, vm_stat_account
@@ -54,6 +56,7 @@ def mm_alloc(cpu):
         return 0
     page_of(machine, pfn).flags |= U(PG_table)
     mm.pgd = U(pfn) << U(12)
+    clone_kernel_range(machine, pgd_of(machine, mm))
     return number
 
 
@@ -159,14 +162,18 @@ def dup_mm(cpu, parent_number):
 def alloc_task(cpu, mm_number, parent):
     """A task that runs in an address space; policy and name from its parent (0: none). Its number or 0."""
     machine = machine_of(cpu)
+    stack = alloc_thread_stack_node(cpu)
+    if stack == U(0):
+        return 0
     number = pool_get(cpu, machine.task_pool)
     if number == 0:
+        put_task_stack(cpu, stack)
         return 0
     task, tasks = task_t.array(machine.tasks)[number], task_t.array(machine.tasks)
     task.pid = fetch_add(machine, "next_pid", 1) + 1
     task.tgid, task.ppid, task.mm, task.cpu, task.state = task.pid, 0, mm_number, cpu.id, TASK_RUNNING
     task.policy.mode, task.policy.flags, task.policy.nodes, task.policy.user_nodes = 0, 0, U(0), U(0)
-    task.cgroup, task.mems_allowed = 0, machine.memory_mask
+    task.cgroup, task.mems_allowed, task.stack = 0, machine.memory_mask, stack
     task.il_prev, task.il_weight, task.min_flt, task.maj_flt = 0, 0, 0, 0
     task.exit_signal, task.exit_code, task.oom_score_adj, task.clock_ns, task.uid = 0, 0, 0, 0, 0
     task.nvcsw, task.nivcsw, task.sum_exec_runtime, task.preempted = 0, 0, 0, 0
@@ -228,6 +235,8 @@ def exit_mm(cpu, task_number, signal):
         mmput(cpu, mm_number)
     if cpu.task == task_number:
         cpu.task = 0
+    stack, task.stack = task.stack, U(0)
+    put_task_stack(cpu, stack)
 
 
 @kernel("void(cpu_t*, i64, i64)")

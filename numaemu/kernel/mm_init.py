@@ -8,6 +8,8 @@ import numpy as np
 from numaemu import shm
 from numaemu.kernel.compaction_free import compact_control_t
 from numaemu.kernel.disk import disk_space_t
+from numaemu.kernel.highmem import highmem_blocks
+from numaemu.kernel.init_mm import init_kernel_space, reserved_pages
 from numaemu.kernel.inode import file_t, inode_t
 from numaemu.kernel.migrate import migrate_t
 from numaemu.kernel.mm_types import (cgroup_t, exit_t, machine_t, mapping_t, mm_t, page_t, policy_t, pool_t,
@@ -24,8 +26,10 @@ from numaemu.kernel.slab_types import SLAB_RECLAIM_ACCOUNT
 from numaemu.kernel.slowpath import slowpath_t
 from numaemu.kernel.swap import cpu_fbatches_t
 from numaemu.kernel.swapfile import MAX_SWAPFILES, MAX_SWAP_ENTRIES, SWP_OFFSET_BITS, swap_t
+from numaemu.kernel.thread_stack import init_stacks, thread_stack_blocks
 from numaemu.kernel.timer import HPAGE_FRAG_CHECK_INTERVAL_NS
 from numaemu.kernel.trail import trail_t
+from numaemu.kernel.vmap_area import MAX_VMAP_AREAS, init_vmap, vmap_area_t, vmap_t
 from numaemu.kernel.vmstat import percpu_t
 from numaemu.kernel.zram import ZBUF_BYTES, zstat_t
 from numaemu.mailbox import mailbox_t
@@ -77,7 +81,7 @@ def control_layout(topology, max_pfn, nr_actors):
     """All tables that every process shares."""
     nodes, zones = topology.nr_nodes, topology.nr_nodes * MAX_NR_ZONES
     cpus = topology.nr_cpus + nodes      # contexts: a node's kernel threads have one, too
-    blocks = max_pfn // PAGEBLOCK_PAGES + 1
+    blocks = (max_pfn + nodes * reserved_pages(topology)) // PAGEBLOCK_PAGES + 1
     layout = Layout()
     for name, nbytes in (
             ("machine", machine_t.nbytes), ("block_node", blocks), ("block_zone", blocks), ("block_type", blocks),
@@ -100,6 +104,8 @@ def control_layout(topology, max_pfn, nr_actors):
             ("scan_controls", cpus * scan_control_t.nbytes), ("swap", swap_t.nbytes), ("zstat", zstat_t.nbytes),
             ("zbufs", cpus * ZBUF_BYTES), ("swap_map", MAX_SWAP_ENTRIES * 4), ("swap_cache", MAX_SWAP_ENTRIES * 8),
             ("zeromap", MAX_SWAP_ENTRIES), ("ztable", MAX_SWAP_ENTRIES * 8), ("swap_data", MAX_SWAP_ENTRIES * PAGE_SIZE),
+            ("vmap", vmap_t.nbytes), ("vmap_areas", MAX_VMAP_AREAS * vmap_area_t.nbytes),
+            *highmem_blocks(topology, max_pfn), *thread_stack_blocks(topology),
             *slab_blocks(topology), *shrinker_blocks(topology),
             *percpu_blocks(topology)):
         layout.add(name, nbytes)
@@ -107,8 +113,18 @@ def control_layout(topology, max_pfn, nr_actors):
 
 
 def map_memory(topology, machine, max_pfn):
-    """Frames and page structs: one segment a node for each, mapped where its physical addresses lie."""
-    machine.memory = shm.reserve(max_pfn * PAGE_SIZE)
+    """Frames and page structs: one segment a node for each, mapped where its physical addresses lie.
+
+    Behind all memory each node has frames for what boot needs, its page tables and stacks, that are in no zone.
+    """
+    reserved, nodes = reserved_pages(topology), topology.nr_nodes
+    machine.memory = shm.reserve((max_pfn + nodes * reserved) * PAGE_SIZE)
+    shm.Segment(nodes * reserved * PAGE_SIZE).map_once(int(machine.memory) + max_pfn * PAGE_SIZE)
+    for node in range(nodes):
+        first = (max_pfn + node * reserved) >> PAGEBLOCK_ORDER
+        u8.array(machine.block_node).as_numpy(first + (reserved >> PAGEBLOCK_ORDER))[first:] = node
+    first = min(n for n in range(nodes) if topology.nodes[n].memory_bytes)
+    machine.reserved_pfn = max_pfn + first * reserved
     machine.mem_map = shm.reserve(max_pfn * page_t.nbytes)
     for ranges in topology.physical_ranges():
         total = sum(nbytes for _, nbytes in ranges)
@@ -310,8 +326,10 @@ def init_cpus(topology, machine):
         real = number < topology.nr_cpus
         cpu.id, cpu.node = number, topology.node_of_cpu(number) if real else number - topology.nr_cpus
         cpu.machine = machine.address
-        cpu.memory, cpu.block_node = machine.memory, machine.block_node
+        cpu.memory, cpu.block_node, cpu.kernel_table = machine.memory, machine.block_node, machine.kernel_table
         set_paging(cpu.paging, topology.paging)
+        for field in ("vmalloc_start", "vmalloc_end"):
+            setattr(cpu.paging, field, getattr(machine.paging, field))
         cpu.asids, cpu.walk_cache_entries = topology.asids, topology.walk_cache
         for level, spec in (("l1", topology.l1), ("l2", topology.l2)):
             sets = spec.entries // spec.ways
@@ -410,6 +428,8 @@ def boot(topology, reserve=None):
     machine.highmem = topology.zone_layout == "x86-32"
     map_memory(topology, machine, max_pfn)
     init_zones(topology, machine, reserve or {})
+    init_kernel_space(topology, machine, min(max_pfn, HIGHMEM_START) if machine.highmem else max_pfn)
+    init_vmap(machine)
     machine.memory_mask = sum(1 << n for n in range(topology.nr_nodes) if node_managed_pages(machine, n) > 0)
     task_t.array(machine.tasks)[0].mems_allowed = machine.node_mask      # where no task runs
     for number in range(topology.nr_cpus):
@@ -423,6 +443,7 @@ def boot(topology, reserve=None):
         machine.il_weights[node] = 1
         node_t.array(machine.nodes)[node].kcompactd_highest_zoneidx = MAX_NR_ZONES - 1
     init_cpus(topology, machine)
+    init_stacks(topology, machine, max_pfn, reserved_pages(topology))
     init_disk(topology, machine)
     init_swap(topology, machine, blocks)
     kmem_cache_init(machine, blocks["kmem_cache_stack"], topology.kernel["slab_debug"] or None)

@@ -122,6 +122,7 @@ task_t = Struct("task_t", [
     ("uid", i64),                             # 0 has every capability, any other none
     ("cgroup", i64), ("mems_allowed", u64),   # number of its control group, the nodes that its cpuset allows
     ("preempted", i64),                       # 1: in the middle of accesses, while another task has its CPU
+    ("stack", u64),                           # lowest address of its kernel stack, 0: it has ended
     # by the coordinator, when it chooses a victim
     ("oom_victim", i64),                      # its pid: SIGKILL is pending; else the mark means nothing
     ("oom_rss", i64), ("oom_nodes", u64), ("oom_asker", i64),       # pages at the kill, the nodes asked, who asked (pid)
@@ -151,6 +152,7 @@ pool_t = Struct("pool_t", [         # a table of structs handed out by number, f
 machine_t = Struct("machine_t", [
     # set at boot, read by all
     ("paging", paging_t),           # the page-table format
+    ("kernel_table", u64),          # host address of the kernel's own top-level table (swapper_pg_dir): init_mm.py
     ("memory", u64), ("mem_map", u64), ("block_node", u64), ("block_zone", u64), ("block_type", u64),
     ("nr_nodes", i64), ("nr_cpus", i64), ("max_pfn", i64), ("nr_actors", i64),
     ("nr_cpu_ids", i64),            # CPUs, and behind them one context for each node's kernel threads
@@ -159,6 +161,14 @@ machine_t = Struct("machine_t", [
     ("mm_pool", u64), ("vma_pool", u64), ("mapping_pool", u64), ("task_pool", u64),
     ("zonelists", u64),             # i64[nr_nodes][MAX_NODES]: nodes by distance, -1 ends
     ("node_mask", u64), ("memory_mask", u64),      # nodes that exist; nodes with memory
+    ("reserved_pfn", i64),          # the first frame behind all zones that boot has not used for a table yet
+    ("high_memory", i64),           # pfn: where the direct map ends
+    ("direct_map", i64, 3),         # bytes of it by size of entry: 4 KiB, 2 MiB (4 MiB on 32 bits), 1 GiB
+    ("vmap", u64), ("vmap_areas", u64),                # vmap_t, vmap_area_t[MAX_VMAP_AREAS]: vmap_area.py
+    ("pkmap_base", u64), ("fixaddr_top", u64),         # 32 bits: where high memory is mapped; highmem.py
+    ("pkmap", u64), ("pkmap_of", u64),                 # pkmap_t; u16[max_pfn]
+    ("thread_size", i64),           # bytes of a kernel stack
+    ("cached_stacks", u64), ("irq_stacks", u64),       # u64[nr_cpu_ids][NR_CACHED_STACKS], u64[nr_cpus]: thread_stack.py
     ("on_ring", u64), ("on_wait", u64), ("on_wake", u64),     # callbacks into Python: ring an actor, wait, wake a CPU
     ("zero_pfn", i64),              # the shared page of zeros
     ("max_map_count", i64),         # sysctl vm.max_map_count
@@ -167,6 +177,7 @@ machine_t = Struct("machine_t", [
     ("sched_base_slice_ns", i64),   # by the coordinator: base_slice_ns
     ("on_schedule", u64),           # callback into Python: let the tasks that wait for this CPU run
     ("il_weights", i64, MAX_NODES), # /sys/kernel/mm/mempolicy/weighted_interleave/nodeN
+    ("kernel_tlb_gen", i64),        # grows with every flush of the kernel's mappings, atomically
     ("anon_vma_lock", u64),         # spin lock: a VMA gets its first mapping
     ("next_pid", i64), ("next_mm_id", i64),        # atomically
     ("cgroups", u64),               # cgroup_t[MAX_CGROUPS]

@@ -7,7 +7,7 @@ from numaemu.kernel.memory import free_pgd_range, gather_of, tlb_flush_mmu, unma
 from numaemu.kernel.mm_types import (MM_ANONPAGES, MM_FILEPAGES, MM_SHMEMPAGES, VM_ACCESS_FLAGS, VM_ACCOUNT,
                                      VM_GROWSDOWN, VM_LOCKED, VM_LOCKED_MASK, VM_MAYEXEC, VM_MAYREAD, VM_MAYSHARE,
                                      VM_MAYWRITE, VM_NORESERVE, VM_SHARED, VM_SOFTDIRTY)
-from numaemu.kernel.pgtable import mm_of
+from numaemu.kernel.pgtable import mm_of, users_end
 from numaemu.kernel.pool import pool_put
 from numaemu.kernel.rmap import (link_file_vma, link_vma, mapping_of, mapping_put, new_mapping, unlink_file_vma,
                                  unlink_vma)
@@ -127,7 +127,7 @@ def unmap_region(cpu, mm_number, first, last):
     mm = mm_of(machine, mm_number)
     start, end = vma_at(machine, mm_number, first).start, vma_at(machine, mm_number, last - 1).end
     floor = vma_at(machine, mm_number, first - 1).end if first > 0 else U(0)
-    ceiling = vma_at(machine, mm_number, last).start if last < mm.map_count else U(1) << U(47)
+    ceiling = vma_at(machine, mm_number, last).start if last < mm.map_count else users_end(machine)
     gather_of(machine, cpu)[0] = 0
     changed = False
     update_hiwater(mm)

@@ -4,7 +4,7 @@ A page is in the cache from filemap_add_folio to filemap_remove_folio. The cache
 and page.index say where it stands. Both change only under the page's lock (PG_locked), so who holds the lock and finds
 page.mapping as it should be may trust it. `page.private` is when the page's read from the disk is done, in emulated
 time of one CPU: ns << 9 | that CPU (see folio_wait_read); the bytes themselves are there before PG_uptodate is. With
-PG_private it is the page's buffer head instead (less PAGE_OFFSET), which a page has from its first write on.
+PG_private it is the page's buffer head instead (its physical address), which a page has from its first write on.
 """
 import numpy as np
 
@@ -20,7 +20,6 @@ from numaemu.kernel.page_alloc import get_page, put_page, try_get_page
 from numaemu.kernel.pgtable import pte_pfn
 from numaemu.kernel.rmap import mapping_of
 from numaemu.kernel.slab import slab_alloc_node, slab_free
-from numaemu.kernel.slab_types import PAGE_OFFSET
 from numaemu.kernel.smp import machine_of, relax
 from numaemu.kernel.swap import folio_add_lru
 from numaemu.kernel.vmstat import NR_FILE_PAGES, WORKINGSET_NODES, mod_node_page_state
@@ -70,7 +69,7 @@ def create_empty_buffers(cpu, page):
     head = slab_alloc_node(cpu, machine_of(cpu).bh_cachep, GFP_NOFS | __GFP_RECLAIMABLE, -1)
     if head == U(0):
         return False
-    page.private = np.int64(head - PAGE_OFFSET)
+    page.private = np.int64(head - cpu.paging.page_offset)
     folio_set(page, PG_private)
     return True
 
@@ -79,7 +78,7 @@ def create_empty_buffers(cpu, page):
 def drop_buffers(cpu, page):
     """A page leaves the cache: its buffer head goes (try_to_free_buffers)."""
     if folio_clear(page, PG_private):
-        slab_free(cpu, machine_of(cpu).bh_cachep, U(page.private) + PAGE_OFFSET)
+        slab_free(cpu, machine_of(cpu).bh_cachep, U(page.private) + cpu.paging.page_offset)
 
 
 @kernel("i64(cpu_t*, i64)")

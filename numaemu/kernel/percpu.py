@@ -67,8 +67,9 @@ def unit_pfn(machine, number, cpu_number):
 @hot
 def per_cpu_ptr(cpu, handle, cpu_number):
     """The kernel address of CPU `cpu_number`'s copy."""
-    pfn = unit_pfn(machine_of(cpu), handle >> UNIT_SHIFT, cpu_number)[0]
-    return page_address(pfn) + U(handle & (UNIT_SIZE - 1))
+    machine = machine_of(cpu)
+    pfn = unit_pfn(machine, handle >> UNIT_SHIFT, cpu_number)[0]
+    return page_address(machine, pfn) + U(handle & (UNIT_SIZE - 1))
 
 
 @hot

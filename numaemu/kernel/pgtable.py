@@ -102,15 +102,22 @@ def pmd_addr_end(machine, address, end):
 
 
 @hot
+def users_end(machine):
+    """Where the last top-level entry ends that maps addresses of users."""
+    span = U(1) << machine.paging.pgdir_shift
+    return (machine.paging.task_size + span - U(1)) & ~(span - U(1))
+
+
+@hot
 def ptep_step(machine):
     """Bytes from an entry to the next one of its table."""
     return U(1) << machine.paging.entry_shift
 
 
-@kernel("u64(machine_t*, mm_t*, u64, u64)")
-def entry_offset(machine, mm, address, level):
-    """Host address of the entry of `address` that covers 2**level bytes; 0 if there is no table for it."""
-    table, shift = pgd_of(machine, mm), machine.paging.pgdir_shift
+@hot
+def entry_below(machine, table, address, level):
+    """Host address of the entry of `address` that covers 2**level bytes, below a top-level table; 0: no table for it."""
+    shift = machine.paging.pgdir_shift
     while shift > level:
         entry = entry_load(entry_at(machine.paging, table, address, shift))
         if entry & (_PAGE_PRESENT | _PAGE_PSE) != _PAGE_PRESENT:
@@ -118,6 +125,12 @@ def entry_offset(machine, mm, address, level):
         table = table_at(machine, entry)
         shift -= machine.paging.table_bits
     return entry_at(machine.paging, table, address, shift)
+
+
+@kernel("u64(machine_t*, mm_t*, u64, u64)")
+def entry_offset(machine, mm, address, level):
+    """The same of an address space."""
+    return entry_below(machine, pgd_of(machine, mm), address, level)
 
 
 @hot

@@ -8,13 +8,13 @@ import functools
 import os
 import re
 
-from numaemu.kernel import (cgroup, node_sysfs, proc_meminfo, proc_slabinfo, proc_smaps, proc_stat, proc_task, proc_vmstat,
-                            swapon, sysctl)
+from numaemu.kernel import (cgroup, node_sysfs, proc_meminfo, proc_slabinfo, proc_smaps, proc_stat, proc_task, proc_vmallocinfo,
+                            proc_vmstat, swapon, sysctl)
 from numaemu.kernel.inode import I_LIVE, inode_name, inode_t
 from numaemu.kernel.mm_types import mapping_t, pool_t
 from numaemu.kernel.sysctl import System  # noqa: F401  (what read, write and listdir take)
 
-FIXED = {path: (read, None) for module in (proc_vmstat, proc_meminfo, proc_slabinfo, proc_stat, node_sysfs)
+FIXED = {path: (read, None) for module in (proc_vmstat, proc_meminfo, proc_slabinfo, proc_vmallocinfo, proc_stat, node_sysfs)
          for path, read in module.FILES.items()}
 FIXED |= sysctl.FILES | swapon.FILES
 PID_FILES = proc_task.PID_FILES | proc_smaps.PID_FILES | cgroup.PID_FILES

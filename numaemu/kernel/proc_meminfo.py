@@ -3,15 +3,19 @@
 Every line of a Linux 6.12 with swap, zswap, huge pages and memory failure handling is there; what the emulator does
 not have yet is 0, as on a machine that does not use it. Lines that are sums are made from their parts.
 """
+import numpy as np
+
 from numaemu.kernel.mm_init import node_managed_pages
-from numaemu.kernel.mmzone import LRU_ACTIVE, LRU_FILE, MAX_NR_ZONES, WMARK_HIGH, WMARK_LOW, lruvec_of, zone_of
+from numaemu.kernel.mmzone import LRU_ACTIVE, LRU_FILE, MAX_NR_ZONES, WMARK_HIGH, WMARK_LOW, ZONE_HIGHMEM, lruvec_of, zone_of
 from numaemu.kernel.percpu import pcpu_nr_pages
 from numaemu.kernel.util import vm_commit_limit
+from numaemu.kernel.vmap_area import vmap_of
 from numaemu.kernel.vmstat import fold_node, free_pages
 from numaemu.kernel.zram import zstat_of
+from numaemu.paging import ENTRY_4_BYTES, ENTRY_ARM64
 from numaemu.param import PAGE_SHIFT
 
-VMALLOC_BYTES = (32 << 40) - 1           # VMALLOC_TOTAL with four-level paging: Linux's pgtable_64_types.h
+U = np.uint64
 HUGE_PAGE_KB = 2048
 
 
@@ -68,6 +72,11 @@ def swap_lines(machine):
             line("Zswap", stat.compr_bytes >> 10 if zswap else 0), line("Zswapped", stat.orig_bytes >> 10 if zswap else 0)]
 
 
+def stack_line(state):
+    """The one counter that is in kB already (NR_KERNEL_STACK_KB)."""
+    return line("KernelStack", state["nr_kernel_stack"] >> (PAGE_SHIFT - 10))
+
+
 HUGE_LINES = "AnonHugePages ShmemHugePages ShmemPmdMapped FileHugePages FilePmdMapped Unaccepted"
 
 
@@ -80,6 +89,35 @@ def lru_lines(state):
             line("Unevictable", state["nr_unevictable"]), line("Mlocked", state["nr_mlock"])]
 
 
+def high_lines(machine):
+    """Memory that the kernel reaches directly and memory that it does not, where there is such."""
+    if not machine.highmem:
+        return []
+    parts = [[zone_of(machine, number) for number in range(machine.nr_nodes * MAX_NR_ZONES)
+              if (zone_of(machine, number).type >= ZONE_HIGHMEM) == high] for high in (True, False)]
+    return [line(f"{name}{what}", kilobytes(sum(getattr(zone, field) for zone in zones)))
+            for name, zones in zip(("High", "Low"), parts, strict=True)
+            for what, field in (("Total", "managed_pages"), ("Free", "free_pages"))]
+
+
+def vmalloc_lines(machine):
+    """VMALLOC_TOTAL (on x86-64 the last byte is left out), and the pages that vmalloc has taken."""
+    paging = machine.paging
+    total = int(paging.vmalloc_end - paging.vmalloc_start) - (paging.pte_format == U(0))
+    return [line("VmallocTotal", total >> 10), line("VmallocUsed", kilobytes(vmap_of(machine).nr_vmalloc_pages)),
+            *zeros("VmallocChunk")]
+
+
+def direct_map_lines(machine):
+    """The direct map by size of entry, which Linux tells on x86: arch_report_meminfo."""
+    small, large, huge = (machine.direct_map[up] >> 10 for up in range(3))
+    if machine.paging.pte_format == ENTRY_4_BYTES:
+        return [line("DirectMap4k", small), line("DirectMap4M", large)]
+    if machine.paging.pte_format == ENTRY_ARM64:
+        return []
+    return [line("DirectMap4k", small), line("DirectMap2M", large), line("DirectMap1G", huge)]
+
+
 def meminfo(system):
     """/proc/meminfo: meminfo_proc_show"""
     machine, nodes = system.machine, range(system.machine.nr_nodes)
@@ -90,19 +128,19 @@ def meminfo(system):
              line("MemAvailable", kilobytes(si_mem_available(machine, free))), *zeros("Buffers"),
              line("Cached", state["nr_file_pages"] - state["nr_swapcached"]), line("SwapCached", state["nr_swapcached"]),
              *lru_lines(state),
-             *swap_lines(machine),
+             *high_lines(machine), *swap_lines(machine),
              line("Dirty", state["nr_dirty"]), line("Writeback", state["nr_writeback"]),
              line("AnonPages", state["nr_anon_pages"]), line("Mapped", state["nr_mapped"]),
-             line("Shmem", state["nr_shmem"]), *slab_lines(state), *zeros("KernelStack"),
+             line("Shmem", state["nr_shmem"]), *slab_lines(state), stack_line(state),
              line("PageTables", state["nr_page_table_pages"]), *zeros("SecPageTables NFS_Unstable Bounce WritebackTmp"),
              line("CommitLimit", kilobytes(int(vm_commit_limit(machine)))),
              line("Committed_AS", kilobytes(max(machine.vm_committed_as, 0))),
-             line("VmallocTotal", VMALLOC_BYTES >> 10), *zeros("VmallocUsed VmallocChunk"),
+             *vmalloc_lines(machine),
              line("Percpu", kilobytes(pcpu_nr_pages(machine))),
              f"HardwareCorrupted: {0:5d} kB", *zeros(HUGE_LINES),
              *(f"HugePages_{what}:   {0:5d}" if what == "Total" else f"HugePages_{what}:    {0:5d}"
                for what in ("Total", "Free", "Rsvd", "Surp")),
-             line("Hugepagesize", HUGE_PAGE_KB), *zeros("Hugetlb DirectMap4k DirectMap2M")]
+             line("Hugepagesize", HUGE_PAGE_KB), *zeros("Hugetlb"), *direct_map_lines(machine)]
     return "\n".join(lines) + "\n"
 
 
@@ -115,7 +153,7 @@ def node_meminfo(system, node):
              line("MemUsed", kilobytes(total - free)), line("SwapCached", state["nr_swapcached"]), *lru_lines(state),
              line("Dirty", state["nr_dirty"]), line("Writeback", state["nr_writeback"]),
              line("FilePages", state["nr_file_pages"]), line("Mapped", state["nr_mapped"]),
-             line("AnonPages", state["nr_anon_pages"]), line("Shmem", state["nr_shmem"]), *zeros("KernelStack"),
+             line("AnonPages", state["nr_anon_pages"]), line("Shmem", state["nr_shmem"]), stack_line(state),
              line("PageTables", state["nr_page_table_pages"]), *zeros("SecPageTables NFS_Unstable Bounce WritebackTmp"),
              *slab_lines(state), *zeros(HUGE_LINES), f"HugePages_Total: {0:5d}", f"HugePages_Free:  {0:5d}",
              f"HugePages_Surp:  {0:5d}"]

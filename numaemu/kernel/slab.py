@@ -202,7 +202,7 @@ def freeze_slab(cpu, machine, cache, c, pfn):
         if compare_exchange(page, "private", word, slab_word(0, objects, objects, 1)) == word:
             break
     c.freelist, c.slab, c.offset = object_at(machine, cache, pfn, free_index(word)), pfn, cache.offset
-    c.base = page_address(pfn)
+    c.base = page_address(machine, pfn)
     c.end = c.base + (U(PAGE_SIZE) << U(page.order))
 
 

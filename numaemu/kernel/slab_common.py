@@ -228,7 +228,7 @@ def kmalloc_large(cpu, size, gfp, node):
     c.allocs += 1
     c.requested += size
     c.large_pages += 1 << order
-    return page_address(pfn)
+    return page_address(machine, pfn)
 
 
 @kernel("u64(cpu_t*, i64, i64, i64)")
@@ -255,7 +255,7 @@ def kfree(cpu, address):
     page = page_of(machine, pfn)
     if pfn != 0 and page.flags & _SLAB != U(0):
         return slab_free(cpu, page.mapping, address)
-    if pfn == 0 or address != page_address(pfn):
+    if pfn == 0 or address != page_address(machine, pfn):
         slab_bug(cpu, BUG_NOT_AN_OBJECT, 0, address, U(0), 0)
         return BUG_NOT_AN_OBJECT
     order = np.int64(page.order)

@@ -12,7 +12,7 @@ its colour (`index`), and how full it is, in one word (`private`) that changes b
     Whoever makes a slab enter or leave the partial list holds the lock while the word changes.
 
 A free object holds the address of the next one, `offset` bytes from its start. Addresses are those of Linux's direct
-map: PAGE_OFFSET + physical.
+map: page_offset + physical.
 """
 import numpy as np
 
@@ -23,7 +23,6 @@ from numaemu.param import MAX_ORDER
 from numaemu.pointer import Struct, i64, u64, u8
 
 U = np.uint64
-PAGE_OFFSET = U(0xFFFF_8880_0000_0000)      # where the kernel sees physical address 0
 PG_slab, PG_large_kmalloc = 1 << 24, 1 << 25     # page->flags of a head page
 _SLAB, _LARGE = U(PG_slab), U(PG_large_kmalloc)
 
@@ -93,12 +92,12 @@ def get_node(machine, number, node):
 @hot
 def host_of(cpu, address):
     """Where this process sees a kernel address."""
-    return cpu.memory + (address - PAGE_OFFSET)
+    return cpu.memory + (address - cpu.paging.page_offset)
 
 
 @hot
-def page_address(pfn):
-    return PAGE_OFFSET + (U(pfn) << U(12))
+def page_address(machine, pfn):
+    return machine.paging.page_offset + (U(pfn) << U(12))
 
 
 @hot
@@ -128,7 +127,7 @@ def slab_word(first, inuse, objects, frozen):
 
 @hot
 def first_object(machine, cache, pfn):
-    return page_address(pfn) + U(page_of(machine, pfn).index) + cache.red_left_pad
+    return page_address(machine, pfn) + U(page_of(machine, pfn).index) + cache.red_left_pad
 
 
 @hot
@@ -163,9 +162,10 @@ def set_free_pointer(cpu, cache, address, following):
 @kernel("i64(machine_t*, u64)")
 def virt_to_head(machine, address):
     """The head page of the slab or large block that a kernel address lies in; 0 if it lies in none."""
-    if address < PAGE_OFFSET or np.int64((address - PAGE_OFFSET) >> U(12)) >= machine.max_pfn:
+    start = machine.paging.page_offset
+    if address < start or np.int64((address - start) >> U(12)) >= machine.max_pfn:
         return 0
-    pfn = np.int64((address - PAGE_OFFSET) >> U(12))
+    pfn = np.int64((address - start) >> U(12))
     zone = zone_of(machine, page_zone(machine, pfn))
     if pfn < zone.start_pfn or pfn >= zone.virgin_pfn:
         return 0

@@ -12,7 +12,7 @@ from numaemu.compile import hot, kernel
 from numaemu.kernel.mm_types import machine_t, mm_t
 from numaemu.kernel.mmzone import node_of
 from numaemu.mailbox import mailbox_t, post
-from numaemu.mmu import tlb_flush_local
+from numaemu.mmu import tlb_flush_all, tlb_flush_local
 from numaemu.native import call_address
 from numaemu.pointer import i64, u64
 from numaemu.processor import cpu_t
@@ -71,8 +71,12 @@ def send(machine, to, kind, sender, token, a, b, c, d):
 
 @kernel("void(cpu_t*)")
 def enter(cpu):
-    """Go inside emulated accesses; flush first if the address space was flushed while this CPU was outside."""
+    """Go inside emulated accesses; flush first if the address space, or the kernel's, was flushed while this CPU was outside."""
     store_seq_cst(cpu, "inside", 1)
+    kernel_gen = load_acquire(machine_of(cpu), "kernel_tlb_gen")
+    if kernel_gen != cpu.kernel_tlb_gen:
+        tlb_flush_all(cpu)
+        cpu.kernel_tlb_gen = kernel_gen
     if cpu.mm != 0:
         gen = load_acquire(mm_t.array(machine_of(cpu).mms)[cpu.mm], "tlb_gen")
         if gen != cpu.tlb_gen:

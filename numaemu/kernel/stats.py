@@ -95,7 +95,7 @@ def linux_names(counts):
 
 
 def vmstat(machine):
-    """The counters of /proc/vmstat, and the emulator's own (numa_fallback): {name: value}."""
+    """The counters of /proc/vmstat, and the emulator's own (numa_fallback, vmalloc_fault): {name: value}."""
     totals = {"nr_free_pages": sum(free_pages(machine, n) for n in range(machine.nr_nodes))}
     for node in range(machine.nr_nodes):
         counts = linux_names(fold_node(machine, node)) | linux_names(fold_numa(machine, node))

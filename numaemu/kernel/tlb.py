@@ -17,12 +17,13 @@ from numaemu.kernel.smp import MSG_SHOOTDOWN, leave, machine_of, send, wait_for_
 from numaemu.kernel.vmstat import (NR_TLB_LOCAL_FLUSH_ALL, NR_TLB_LOCAL_FLUSH_ONE, NR_TLB_REMOTE_FLUSH,
                                    NR_TLB_REMOTE_FLUSH_RECEIVED, count_vm_events)
 from numaemu.mailbox import fetch
-from numaemu.mmu import tlb_flush_asid, tlb_flush_local, tlb_flush_page, tlb_switch_asid
+from numaemu.mmu import tlb_flush_all, tlb_flush_asid, tlb_flush_local, tlb_flush_page, tlb_switch_asid
 from numaemu.param import CONTEXT_WORDS, CPU_WORDS
 from numaemu.pointer import Struct, i64, u64
 from numaemu.processor import cpu_t
 
 U = np.uint64
+KERNEL_MM = -1                           # in flush_mm: the mappings of the kernel
 UBC_MMS = 32                             # address spaces one batch of unmapped pages may touch before one is flushed by itself
 
 tlbflush_unmap_batch_t = Struct("tlbflush_unmap_batch_t", [      # its CPU only: entries taken out and not flushed yet
@@ -51,6 +52,25 @@ def flush_tlb_func(cpu, mm_number, start, end, gen):
     count_vm_events(machine, cpu.id, NR_TLB_LOCAL_FLUSH_ALL, 1)
 
 
+@kernel("void(cpu_t*, u64, u64, i64)")
+def flush_tlb_kernel_func(cpu, start, end, gen):
+    """The same for the kernel's mappings: Linux's do_kernel_range_flush and do_flush_tlb_all."""
+    if cpu.kernel_tlb_gen >= gen:
+        return
+    machine = machine_of(cpu)
+    if gen == cpu.kernel_tlb_gen + 1 and end - start <= U(TLB_SINGLE_PAGE_FLUSH_CEILING << 12):
+        address = start
+        while address < end:
+            tlb_flush_page(cpu, address)
+            count_vm_events(machine, cpu.id, NR_TLB_LOCAL_FLUSH_ONE, 1)
+            address += U(4096)
+        cpu.kernel_tlb_gen = gen
+        return
+    cpu.kernel_tlb_gen = load_acquire(machine, "kernel_tlb_gen")
+    tlb_flush_all(cpu)
+    count_vm_events(machine, cpu.id, NR_TLB_LOCAL_FLUSH_ALL, 1)
+
+
 @hot
 def acknowledge(machine, initiator_number, n):
     """n targets are done with an initiator's request; the last one wakes it."""
@@ -71,7 +91,10 @@ def answer_ipi(cpu_address, _b, _c):
         while bits != U(0):
             if bits & U(1) != U(0):
                 initiator = cpu_t.array(machine.cpus)[word * 64 + bit]
-                flush_tlb_func(cpu, initiator.flush_mm, initiator.flush_start, initiator.flush_end, initiator.flush_gen)
+                if initiator.flush_mm == KERNEL_MM:
+                    flush_tlb_kernel_func(cpu, initiator.flush_start, initiator.flush_end, initiator.flush_gen)
+                else:
+                    flush_tlb_func(cpu, initiator.flush_mm, initiator.flush_start, initiator.flush_end, initiator.flush_gen)
                 cpu.shootdowns_received += 1
                 count_vm_events(machine, cpu.id, NR_TLB_REMOTE_FLUSH_RECEIVED, 1)
                 cpu.clock_base_ns += machine.ipi_ns
@@ -111,6 +134,40 @@ def serve_shootdowns(machine, mailbox, words):
         post_shootdown(machine, words[1])
 
 
+@kernel("void(cpu_t*, i64, u64, u64, i64, i64)")
+def shoot_down(cpu, mm_number, start, end, gen, targets):
+    """Ask the CPUs in our flush_mask, `targets` in number, to forget a range; returns when all have."""
+    machine = machine_of(cpu)
+    cpu.flush_mm, cpu.flush_start, cpu.flush_end, cpu.flush_gen = mm_number, start, end, gen
+    store_release(cpu, "flush_acks", targets + 1)
+    count_vm_events(machine, cpu.id, NR_TLB_REMOTE_FLUSH, 1)
+    cpu.clock_base_ns += machine.shootdown_ns
+    send(machine, 0, MSG_SHOOTDOWN, cpu.id, 0, 0, 0, 0, 0)
+    while True:
+        store_seq_cst(cpu, "waiting", 1)
+        if load_acquire(cpu, "flush_acks") == 0:
+            break
+        wait_for_event(cpu)
+    store_release(cpu, "waiting", 0)
+
+
+@kernel("void(cpu_t*, u64, u64)")
+def flush_tlb_kernel_range(cpu, start, end):
+    """Make every CPU forget [start, end) of the kernel's addresses; returns when all have."""
+    machine = machine_of(cpu)
+    gen = fetch_add(machine, "kernel_tlb_gen", 1) + 1
+    flush_tlb_kernel_func(cpu, start, end, gen)
+    targets = 0
+    for word in range(CPU_WORDS):
+        cpu.flush_mask[word] = U(0)
+    for number in range(machine.nr_cpus):
+        if number != cpu.id:
+            cpu.flush_mask[number // 64] |= U(1) << U(number % 64)
+            targets += 1
+    if targets > 0:
+        shoot_down(cpu, KERNEL_MM, start, end, gen, targets)
+
+
 @kernel("void(cpu_t*, i64, u64, u64)")
 def flush_tlb_mm_range(cpu, mm_number, start, end):
     """Make every CPU forget [start, end) of an address space; returns when all have."""
@@ -127,19 +184,8 @@ def flush_tlb_mm_range(cpu, mm_number, start, end):
         while mask != U(0):
             targets += np.int64(mask & U(1))
             mask >>= U(1)
-    if targets == 0:
-        return
-    cpu.flush_mm, cpu.flush_start, cpu.flush_end, cpu.flush_gen = mm_number, start, end, gen
-    store_release(cpu, "flush_acks", targets + 1)
-    count_vm_events(machine, cpu.id, NR_TLB_REMOTE_FLUSH, 1)
-    cpu.clock_base_ns += machine.shootdown_ns
-    send(machine, 0, MSG_SHOOTDOWN, cpu.id, 0, 0, 0, 0, 0)
-    while True:
-        store_seq_cst(cpu, "waiting", 1)
-        if load_acquire(cpu, "flush_acks") == 0:
-            break
-        wait_for_event(cpu)
-    store_release(cpu, "waiting", 0)
+    if targets > 0:
+        shoot_down(cpu, mm_number, start, end, gen, targets)
 
 
 @kernel("void(cpu_t*, tlbflush_unmap_batch_t*, i64, u64)")

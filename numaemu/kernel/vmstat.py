@@ -17,7 +17,7 @@ VM_EVENTS = (
     "unevictable_pgs_culled unevictable_pgs_scanned unevictable_pgs_rescued unevictable_pgs_mlocked "
     "unevictable_pgs_munlocked unevictable_pgs_cleared unevictable_pgs_stranded "
     "nr_tlb_remote_flush nr_tlb_remote_flush_received nr_tlb_local_flush_all nr_tlb_local_flush_one "
-    "swap_ra swap_ra_hit swpin_zero swpout_zero zswpin zswpout numa_fallback").split()
+    "swap_ra swap_ra_hit swpin_zero swpout_zero zswpin zswpout numa_fallback vmalloc_fault").split()
 (PGPGIN, PGPGOUT, PSWPIN, PSWPOUT,
  PGALLOC_DMA, PGALLOC_DMA32, PGALLOC_NORMAL, PGALLOC_HIGHMEM, PGALLOC_MOVABLE,
  ALLOCSTALL_DMA, ALLOCSTALL_DMA32, ALLOCSTALL_NORMAL, ALLOCSTALL_HIGHMEM, ALLOCSTALL_MOVABLE,
@@ -30,7 +30,7 @@ VM_EVENTS = (
  UNEVICTABLE_PGS_CULLED, UNEVICTABLE_PGS_SCANNED, UNEVICTABLE_PGS_RESCUED, UNEVICTABLE_PGS_MLOCKED,
  UNEVICTABLE_PGS_MUNLOCKED, UNEVICTABLE_PGS_CLEARED, UNEVICTABLE_PGS_STRANDED,
  NR_TLB_REMOTE_FLUSH, NR_TLB_REMOTE_FLUSH_RECEIVED, NR_TLB_LOCAL_FLUSH_ALL, NR_TLB_LOCAL_FLUSH_ONE,
- SWAP_RA, SWAP_RA_HIT, SWPIN_ZERO, SWPOUT_ZERO, ZSWPIN, ZSWPOUT, NUMA_FALLBACK) = range(len(VM_EVENTS))
+ SWAP_RA, SWAP_RA_HIT, SWPIN_ZERO, SWPOUT_ZERO, ZSWPIN, ZSWPOUT, NUMA_FALLBACK, VMALLOC_FAULT) = range(len(VM_EVENTS))
 
 NUMA_STATS = ("numa_hit", "numa_miss", "numa_foreign", "interleave_hit", "local_node", "other_node")
 NUMA_HIT, NUMA_MISS, NUMA_FOREIGN, NUMA_INTERLEAVE_HIT, NUMA_LOCAL, NUMA_OTHER = range(6)
