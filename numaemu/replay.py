@@ -52,7 +52,7 @@ KEYS = {
     "get_mempolicy": {"region", "offset", "next_node"}, "move_pages": RANGE | {"nodes"},
     "migrate_pages": {"from", "to"},
     "write": {"path", "value"}, "readf": {"path"}, "sleep": {"ms"}, "snap": {"label"}, "dump": {"label"}, "nop": set()}
-VALUES = {"kind": {"anon", "file"}, "share": {"private", "shared"}, "mode": {"read", "write"},
+VALUES = {"kind": {"anon", "file", "hugetlb"}, "share": {"private", "shared"}, "mode": {"read", "write"},
           "order": {"seq", "reverse", "random"}, "policy": set(POLICIES), "advice": set(ADVICE)}
 
 
@@ -246,6 +246,8 @@ class Replay:
         file = process.task.open(step["path"], uapi.O_RDWR) if step.get("kind") == "file" else None
         if file is None:
             flags |= uapi.MAP_ANONYMOUS
+        if step.get("kind") == "hugetlb":
+            flags |= uapi.MAP_HUGETLB
         if "addr" in step:
             flags |= uapi.MAP_FIXED if step.get("fixed_replace") else uapi.MAP_FIXED_NOREPLACE
         for name in ("populate", "noreserve", "locked"):
@@ -321,6 +323,8 @@ class Replay:
 
     def op_touch(self, process, step):
         """One byte per stride; the values are (index + 1) & 255, so that every 256th page stays zero."""
+        if step["region"] not in process.regions:        # its mmap has failed
+            return {"ret": 0, "errno": 0, "minflt": 0, "majflt": 0}
         address, nbytes = self.range_of(process, step)
         stride = step.get("stride", PAGE)
         indices = self.touch_order(process, -(-nbytes // stride), step.get("order", "seq"), step.get("repeat", 1))

@@ -90,6 +90,8 @@ KNOWN_SYSCTLS = {  # lowest and highest value, as the sysctl tables of Linux 6.1
     "vm.dirty_background_bytes": (1, MAX_MEMORY),
     "vm.dirty_expire_centisecs": (0, INT_MAX),
     "vm.dirty_writeback_centisecs": (0, INT_MAX),
+    "vm.nr_hugepages": (0, LONG_MAX),
+    "vm.nr_overcommit_hugepages": (0, LONG_MAX),
     "vm.panic_on_oom": (0, 2),
     "vm.oom_kill_allocating_task": (0, INT_MAX),
     "vm.oom_dump_tasks": (0, INT_MAX),

@@ -58,7 +58,7 @@ class CallBell:
 class LoopbackWorld(World):
     def __init__(self, topology, machine, blocks, ring):
         self.topology, self.machine, self.blocks = topology, machine, blocks
-        self.compactions = []
+        self.compactions, self.works = [], []
         self.bells = [CallBell(lambda n=n: ring(n)) for n in range(machine.nr_actors)]
         self.due = []                    # nodes whose kernel threads have been woken
         self.kthread_bells = [CallBell(lambda n=n: self.due.append(n)) for n in range(machine.nr_nodes)]
@@ -76,6 +76,12 @@ class LoopbackCpu(cpu_process.Cpu):
     def rpc_compact_node(self, node):
         """Left to the node's kernel threads: the coordinator, which asks, would be waited for."""
         return False
+
+    def rpc_system(self, method, *args):
+        """Done when the coordinator, which asks, has nothing else to do."""
+        done = Future()
+        self.world.works.append((lambda: self.operations.system(method, args), done))
+        return done
 
     _send_bulk = Actor._send_bulk
     threads = types.SimpleNamespace(submit=lambda *_: None)      # what cannot be done at once happens later, by itself
@@ -227,6 +233,9 @@ class Loopback:
             node, done = self.world.compactions.pop(0)
             compact_node_now(int(node.context.address), node.node)
             done.set_result(None)
+        while self.world.works:
+            work, done = self.world.works.pop(0)
+            done.set_result(work())
         assert answers and not isinstance(answers[0], Failure), answers
 
     def audit(self):

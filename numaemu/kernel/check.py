@@ -4,16 +4,18 @@ import numpy as np
 from numaemu.compile import entry, hot
 from numaemu.errors import MachineCheck
 from numaemu.kernel.check_files import audit_files
+from numaemu.kernel.check_huge import audit_hugetlb
 from numaemu.kernel.check_swap import audit_swap
 from numaemu.kernel.free_area import get_pageblock_migratetype, must_stay_apart, page_is_buddy
 from numaemu.kernel.list_lru import list_lru_node, shrinker_of
 from numaemu.kernel.mm_inline import folio_lru_list
 from numaemu.kernel.mm_types import (MM_ANONPAGES, MM_FILEPAGES, MM_SHMEMPAGES, NR_MM_COUNTERS, VM_ACCOUNT, VM_EXEC,
-                                     VM_LOCKED, VM_SHARED, VM_STACK, VM_WRITE, PG_anon, PG_buddy, PG_lru, PG_mlocked,
+                                     VM_HUGETLB, VM_LOCKED, VM_SHARED, VM_STACK, VM_WRITE, PG_anon, PG_buddy, PG_hugetlb, PG_lru, PG_mlocked,
                                      PG_pcp, PG_swapbacked, PG_table, machine_t, page_t, pool_t, task_t, vma_t)
 from numaemu.kernel.mmzone import (MAX_NR_ZONES, MIGRATE_PCPTYPES, MIGRATE_TYPES, NR_LRU_LISTS, ZONE_NAMES, lruvec_of,
                                    page_of, page_to_nid, page_zone, pcp_of, zone_of)
 from numaemu.kernel.percpu import validate_percpu
+from numaemu.kernel.pgalloc import haddr_of, huge_entry_offset
 from numaemu.kernel.pgtable import (_PAGE_SPECIAL, is_migration_entry, mm_of, pte_offset, pte_pfn, pte_present,
                                     ptep_get, skip_missing)
 from numaemu.kernel.rmap import mapping_of, rss_counter
@@ -25,6 +27,7 @@ from numaemu.kernel.slab_types import (MAX_KMEM_CACHES, PAGE_OFFSET, SLAB_DEBUG_
 from numaemu.kernel.stats import task_numbers
 from numaemu.kernel.vma_index import vma_index, vma_of
 from numaemu.kernel.vmstat import fold_node
+from numaemu.paging import entry_load
 from numaemu.param import MAX_ORDER, NR_ORDERS
 from numaemu.pointer import u64
 from numaemu.processor import cpu_t
@@ -112,9 +115,23 @@ def count_pcp(machine_address, number, counts):
     return 0
 
 
+@hot
+def count_huge(machine, mm, vma, address, mapcounts, rss):
+    """The same for the huge entry of an address, if there is one; False: its page does not belong there."""
+    where = huge_entry_offset(machine, mm, address)
+    if where == U(0):
+        return True
+    pfn = pte_pfn(entry_load(where))
+    page = page_of(machine, pfn)
+    mapcounts[pfn] += 1
+    rss[NR_MM_COUNTERS] += 1
+    return page.flags & U(PG_hugetlb) != U(0) and vma.flags & VM_HUGETLB != 0 and page.mapping == vma.mapping and \
+        page.index == vma.pgoff + np.int64((address - vma.start) >> U(12)) and address == haddr_of(machine, address)
+
+
 @entry("i64(u64, i64, i32[], i64[])")
 def count_mapped(machine_address, mm_number, mapcounts, rss):
-    """Add an address space's page-table entries to `mapcounts` by pfn and `rss` (MM_*); 0 or an address."""
+    """Add an address space's page-table entries to `mapcounts` by pfn and `rss` (MM_*, huge pages last); 0 or an address."""
     machine = machine_t.at(machine_address)
     mm = mm_of(machine, mm_number)
     for position in range(mm.map_count):
@@ -123,6 +140,8 @@ def count_mapped(machine_address, mm_number, mapcounts, rss):
         while address < vma.end:
             ptep = pte_offset(machine, mm, address)
             if ptep == U(0):
+                if not count_huge(machine, mm, vma, address, mapcounts, rss):
+                    return np.int64(address)
                 address = skip_missing(machine, mm, address)
                 continue
             pte = ptep_get(ptep)
@@ -342,11 +361,14 @@ def audit_mappings(machine, base):
     mapcounts = np.zeros(machine.max_pfn, np.int32)
     tasks = task_t.array(machine.tasks)
     for mm_number in sorted({tasks[n].mm for n in task_numbers(machine)}):
-        rss = np.zeros(NR_MM_COUNTERS, np.int64)
+        rss = np.zeros(NR_MM_COUNTERS + 1, np.int64)
         bad = count_mapped(base, mm_number, mapcounts, rss)
         if bad:
             raise MachineCheck(f"address space {mm_number}: the page at {bad:#x} does not know that it is mapped there")
         mm = mm_of(machine, mm_number)
+        if mm.hugetlb_usage != rss[NR_MM_COUNTERS]:
+            raise MachineCheck(f"address space {mm_number}: hugetlb_usage is {mm.hugetlb_usage}, its tables map "
+                               f"{rss[NR_MM_COUNTERS]} huge pages of the pool")
         kinds = MM_ANONPAGES, MM_SHMEMPAGES, MM_FILEPAGES
         if any(mm.rss[kind] != rss[kind] for kind in kinds):
             raise MachineCheck(f"address space {mm_number}: rss says {[mm.rss[kind] for kind in kinds]} anonymous, shared and "
@@ -422,6 +444,7 @@ def audit(machine):
     audit_shrinkers(machine)
     audit_percpu(machine)
     audit_lru(machine, base)
+    audit_hugetlb(machine)
     audit_swap(machine)
     audit_files(machine)
     return report

@@ -5,19 +5,21 @@ from numaemu.atomic import fetch_add, load_acquire
 from numaemu.compile import hot, kernel
 from numaemu.kernel.do_fault import do_fault, wp_page_shared
 from numaemu.kernel.gfp import GFP_HIGHUSER_MOVABLE, __GFP_ZERO
+from numaemu.kernel.hugetlb_fault import copy_hugetlb_page_range, hugetlb_change_protection, hugetlb_fault, hugetlb_zap
 from numaemu.kernel.mempolicy import alloc_table_page, vma_alloc_folio
 from numaemu.kernel.mlock import mlock_folio
 from numaemu.kernel.mm_inline import folio_clear, folio_lock, folio_set, folio_test, folio_trylock, folio_unlock
 from numaemu.kernel.mm_types import (FAULT_AROUND_BYTES, MM_ANONPAGES, MM_FILEPAGES, MM_SHMEMPAGES, MM_SWAPENTS,
                                      PG_anon, PG_anon_exclusive, PG_dirty, PG_lru, PG_mlocked, PG_swapbacked,
                                      PG_swapcache, VM_EXEC, VM_FAULT_MAJOR, VM_FAULT_OK, VM_FAULT_OOM, VM_FAULT_RETRY,
-                                     VM_LOCKED, VM_READ, VM_SHARED, VM_WRITE)
+                                     VM_HUGETLB, VM_LOCKED, VM_READ, VM_SHARED, VM_WRITE)
 from numaemu.kernel.mmzone import page_of
 from numaemu.kernel.page_alloc import get_page, put_page, release_pages, try_get_page
 from numaemu.kernel.page_writeback import folio_mark_dirty
+from numaemu.kernel.pgalloc import haddr_of, huge_entry_offset
 from numaemu.kernel.pgtable import (_MIGRATION_ANON, _MIGRATION_FILE, _PAGE_SPECIAL, _SWP_EXCLUSIVE, entry_offset,
                                     free_table, install_table, is_migration_entry, is_swap_entry, mm_of, pfn_pte,
-                                    pgd_of, pmd_addr_end, pmd_shift, pte_offset, pte_pfn, pte_present, pte_to_swp_entry,
+                                    pgd_of, pmd_addr_end, pmd_shift, pmd_size, pte_offset, pte_pfn, pte_present, pte_to_swp_entry,
                                     ptep_cmpxchg, ptep_get, ptep_get_and_clear, ptep_step, set_pte, skip_missing,
                                     table_at, vm_page_nx)
 from numaemu.kernel.rmap import folio_add_anon_rmap, folio_dup_rmap, folio_remove_rmap, mapping_of, rss_counter
@@ -29,7 +31,7 @@ from numaemu.kernel.swapfile import (folio_free_swap, free_swap_and_cache, free_
                                      swap_entry_put, vm_swap_full)
 from numaemu.kernel.tlb import flush_tlb_mm_range
 from numaemu.kernel.vma import anon_vma_prepare, munlock_unless_locked
-from numaemu.kernel.vma_index import vma_of
+from numaemu.kernel.vma_index import find_vma, vma_of
 from numaemu.kernel.vmstat import PGMAJFAULT, PGREUSE, count_vm_events
 from numaemu.native import copy_bytes
 from numaemu.paging import (PTE_SHIFT, _PAGE_ACCESSED, _PAGE_DIRTY, _PAGE_NX, _PAGE_PRESENT, _PAGE_RW, _PAGE_USER,
@@ -312,6 +314,8 @@ def do_swap_page(cpu, mm, vma_number, address, write, ptep, pte):
 def handle_mm_fault(cpu, mm, vma_number, address, write):
     """Serve a fault in a VMA that allows the access; a VM_FAULT_* code. Mirrors handle_mm_fault, handle_pte_fault."""
     machine = machine_of(cpu)
+    if vma_of(machine, vma_number).flags & VM_HUGETLB:
+        return hugetlb_fault(cpu, mm, vma_number, address, write)
     ptep = pte_alloc(cpu, mm, address)
     if ptep == U(0):
         return VM_FAULT_OOM
@@ -404,6 +408,20 @@ def zap_pte(machine, cpu, mm, pte):
     return pfn
 
 
+@kernel("i64(cpu_t*, i64, u64, u64)")
+def zap_huge_pmd(cpu, mm_number, address, end):
+    """Take the huge entry of an address out if the range covers all of it, and gather its page; how many entries changed."""
+    machine = machine_of(cpu)
+    mm = mm_of(machine, mm_number)
+    where = huge_entry_offset(machine, mm, address)
+    if where == U(0) or address != haddr_of(machine, address) or end - address < pmd_size(machine):
+        return 0
+    pfn = hugetlb_zap(cpu, mm, vma_of(machine, find_vma(machine, mm_number, address)), address, where)
+    if pfn != 0 and tlb_remove(gather_of(machine, cpu), pfn):
+        tlb_flush_mmu(cpu, mm_number, address, address + pmd_size(machine))
+    return 1
+
+
 @kernel("bool(cpu_t*, i64, u64, u64)")
 def unmap_page_range(cpu, mm_number, start, end):
     """Take every page out of [start, end) and gather them; True if entries changed. Mirrors unmap_page_range."""
@@ -413,6 +431,8 @@ def unmap_page_range(cpu, mm_number, start, end):
     while address < end:
         ptep = pte_offset(machine, mm, address)
         if ptep == U(0):
+            if zap_huge_pmd(cpu, mm_number, address, end) > 0:
+                changed = True
             address = skip_missing(machine, mm, address)
             continue
         table_end = pmd_addr_end(machine, address, end)
@@ -490,6 +510,9 @@ def can_change_pte_writable(machine, pte):
 def change_protection(cpu, vma, start, end):
     """mprotect's work on the entries of [start, end): take permission away, or give it where nothing is to be copied."""
     machine = machine_of(cpu)
+    if vma.flags & VM_HUGETLB:
+        hugetlb_change_protection(cpu, vma, start, end)
+        return
     mm, nx, flags = mm_of(machine, vma.mm), vm_page_nx(machine, vma), vma.flags
     writable, private = flags & VM_WRITE != 0, flags & VM_SHARED == 0
     accessible = flags & (VM_READ | VM_WRITE | VM_EXEC) != 0
@@ -578,6 +601,8 @@ def copy_page_range(cpu, parent_number, child_number, vma_number):
     vma = vma_of(machine, vma_number)
     if vma.flags & VM_SHARED or (vma.file != 0 and vma.mapping == 0):
         return VM_FAULT_OK
+    if vma.flags & VM_HUGETLB:
+        return VM_FAULT_OK if copy_hugetlb_page_range(cpu, parent, child, vma) else VM_FAULT_OOM
     address, step = vma.start, ptep_step(machine)
     while address < vma.end:
         source = pte_offset(machine, parent, address)

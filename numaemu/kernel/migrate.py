@@ -21,7 +21,7 @@ from numaemu.kernel.mmdebug import VM_BUG_ON_PAGE
 from numaemu.kernel.mmzone import page_of, page_to_nid
 from numaemu.kernel.page_alloc import alloc_pages, get_page, prep_page, put_page, try_get_page
 from numaemu.kernel.pgtable import (_MIGRATION, _MIGRATION_ANON, _MIGRATION_FILE, _PAGE_SPECIAL, is_migration_entry,
-                                    mm_of, pfn_pte, pte_offset, pte_pfn, pte_present, ptep_cmpxchg, ptep_get,
+                                    leaf_of, mm_of, pfn_pte, pte_offset, pte_pfn, pte_present, ptep_cmpxchg, ptep_get,
                                     skip_missing)
 from numaemu.kernel.rmap import folio_dup_rmap, folio_remove_rmap, mapping_of, next_vma_of, page_address_in_vma
 from numaemu.kernel.shmem import count_shmem
@@ -474,8 +474,7 @@ def page_node(machine, mm_number, address):
     number = find_vma(machine, mm_number, address)
     if number == 0 or vma_of(machine, number).start > address:
         return -EFAULT
-    ptep = pte_offset(machine, mm_of(machine, mm_number), address)
-    pte = ptep_get(ptep) if ptep != U(0) else U(0)
+    pte = leaf_of(machine, mm_of(machine, mm_number), address)
     if is_migration_entry(pte):
         return page_to_nid(machine, pte_pfn(pte))
     if not pte_present(pte):         # nothing, or swapped out
@@ -488,8 +487,7 @@ def page_node(machine, mm_number, address):
 @kernel("i64(machine_t*, i64, u64)")
 def lookup_node(machine, mm_number, address):
     """Node of whatever frame is mapped at `address`, be it the page of zeros; -EFAULT if none is."""
-    ptep = pte_offset(machine, mm_of(machine, mm_number), address)
-    pte = ptep_get(ptep) if ptep != U(0) else U(0)
+    pte = leaf_of(machine, mm_of(machine, mm_number), address)
     if not pte_present(pte) and not is_migration_entry(pte):
         return -EFAULT
     return page_to_nid(machine, pte_pfn(pte))
@@ -513,7 +511,7 @@ def add_page_for_migration(cpu, batch, address, node, flags):
     if here < 0 or here == node:
         return here
     ptep = pte_offset(machine, mm_of(machine, batch.mm), address)
-    pte = ptep_get(ptep)
+    pte = ptep_get(ptep) if ptep != U(0) else U(0)       # a huge page of the pool is not moved
     if not pte_present(pte) or pte & _PAGE_SPECIAL != U(0):      # it has changed since we looked
         return -EBUSY
     if not page_movable(page_of(machine, pte_pfn(pte)), flags):

@@ -8,6 +8,7 @@ import numpy as np
 from numaemu import shm
 from numaemu.kernel.compaction_free import compact_control_t
 from numaemu.kernel.disk import disk_space_t
+from numaemu.kernel.hugetlb_pool import hstate_t
 from numaemu.kernel.inode import file_t, inode_t
 from numaemu.kernel.migrate import migrate_t
 from numaemu.kernel.mm_types import exit_t, machine_t, mapping_t, mm_t, page_t, pool_t, task_t, vma_t
@@ -94,7 +95,7 @@ def control_layout(topology, max_pfn, nr_actors):
             ("scan_controls", cpus * scan_control_t.nbytes), ("swap", swap_t.nbytes), ("zstat", zstat_t.nbytes),
             ("zbufs", cpus * ZBUF_BYTES), ("swap_map", MAX_SWAP_ENTRIES * 4), ("swap_cache", MAX_SWAP_ENTRIES * 8),
             ("zeromap", MAX_SWAP_ENTRIES), ("ztable", MAX_SWAP_ENTRIES * 8), ("swap_data", MAX_SWAP_ENTRIES * PAGE_SIZE),
-            *slab_blocks(topology), *shrinker_blocks(topology),
+            ("hstate", hstate_t.nbytes), *slab_blocks(topology), *shrinker_blocks(topology),
             *percpu_blocks(topology)):
         layout.add(name, nbytes)
     return layout
@@ -330,6 +331,13 @@ def init_commit_limit(topology, machine):
         setattr(machine, name, given[f"vm.{name}"])
 
 
+def hugetlb_init(machine):
+    """An empty pool of huge pages of the size that an entry above the lowest tables maps (hugetlb_add_hstate)."""
+    h = hstate_t.at(machine.hstate)
+    h.order = int(machine.paging.table_bits)
+    h.next_nid_to_alloc = h.next_nid_to_free = (int(machine.memory_mask) & -int(machine.memory_mask)).bit_length() - 1
+
+
 def init_swap(topology, machine, blocks):
     """No area yet; what reclaim starts from."""
     swap = swap_t.at(blocks["swap"])
@@ -401,6 +409,7 @@ def boot(topology, reserve=None):
     map_memory(topology, machine, max_pfn)
     init_zones(topology, machine, reserve or {})
     machine.memory_mask = sum(1 << n for n in range(topology.nr_nodes) if node_managed_pages(machine, n) > 0)
+    hugetlb_init(machine)
     build_zonelists(topology, machine)
     init_commit_limit(topology, machine)
     setup_per_zone_wmarks(machine, topology.sysctl)

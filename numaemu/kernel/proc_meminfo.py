@@ -3,6 +3,7 @@
 Every line of a Linux 6.12 with swap, zswap, huge pages and memory failure handling is there; what the emulator does
 not have yet is 0, as on a machine that does not use it. Lines that are sums are made from their parts.
 """
+from numaemu.kernel.hugetlb_pool import hstate_t
 from numaemu.kernel.mm_init import node_managed_pages
 from numaemu.kernel.mmzone import LRU_ACTIVE, LRU_FILE, MAX_NR_ZONES, WMARK_HIGH, WMARK_LOW, lruvec_of, zone_of
 from numaemu.kernel.percpu import pcpu_nr_pages
@@ -12,7 +13,6 @@ from numaemu.kernel.zram import zstat_of
 from numaemu.param import PAGE_SHIFT
 
 VMALLOC_BYTES = (32 << 40) - 1           # VMALLOC_TOTAL with four-level paging: Linux's pgtable_64_types.h
-HUGE_PAGE_KB = 2048
 
 
 def kilobytes(pages):
@@ -68,6 +68,14 @@ def swap_lines(machine):
             line("Zswap", stat.compr_bytes >> 10 if zswap else 0), line("Zswapped", stat.orig_bytes >> 10 if zswap else 0)]
 
 
+def hugetlb_lines(machine):
+    """hugetlb_report_meminfo, and the page size of the pool."""
+    h, page_kb = hstate_t.at(machine.hstate), 4 << int(machine.paging.table_bits)
+    counts = {"Total": h.nr_huge_pages, "Free": h.free_huge_pages, "Rsvd": h.resv_huge_pages, "Surp": h.surplus_huge_pages}
+    return [*(f"HugePages_{what + ':':<8} {n:5d}" for what, n in counts.items()), line("Hugepagesize", page_kb),
+            line("Hugetlb", h.nr_huge_pages * page_kb)]
+
+
 HUGE_LINES = "AnonHugePages ShmemHugePages ShmemPmdMapped FileHugePages FilePmdMapped Unaccepted"
 
 
@@ -100,9 +108,7 @@ def meminfo(system):
              line("VmallocTotal", VMALLOC_BYTES >> 10), *zeros("VmallocUsed VmallocChunk"),
              line("Percpu", kilobytes(pcpu_nr_pages(machine))),
              f"HardwareCorrupted: {0:5d} kB", *zeros(HUGE_LINES),
-             *(f"HugePages_{what}:   {0:5d}" if what == "Total" else f"HugePages_{what}:    {0:5d}"
-               for what in ("Total", "Free", "Rsvd", "Surp")),
-             line("Hugepagesize", HUGE_PAGE_KB), *zeros("Hugetlb DirectMap4k DirectMap2M")]
+             *hugetlb_lines(machine), *zeros("DirectMap4k DirectMap2M")]
     return "\n".join(lines) + "\n"
 
 
@@ -111,14 +117,15 @@ def node_meminfo(system, node):
     machine = system.machine
     state = state_kb(machine, [node])
     total, free = node_managed_pages(machine, node), free_pages(machine, node)
+    h = hstate_t.at(machine.hstate)
     lines = [line("MemTotal", kilobytes(total)), line("MemFree", kilobytes(free)),
              line("MemUsed", kilobytes(total - free)), line("SwapCached", state["nr_swapcached"]), *lru_lines(state),
              line("Dirty", state["nr_dirty"]), line("Writeback", state["nr_writeback"]),
              line("FilePages", state["nr_file_pages"]), line("Mapped", state["nr_mapped"]),
              line("AnonPages", state["nr_anon_pages"]), line("Shmem", state["nr_shmem"]), *zeros("KernelStack"),
              line("PageTables", state["nr_page_table_pages"]), *zeros("SecPageTables NFS_Unstable Bounce WritebackTmp"),
-             *slab_lines(state), *zeros(HUGE_LINES), f"HugePages_Total: {0:5d}", f"HugePages_Free:  {0:5d}",
-             f"HugePages_Surp:  {0:5d}"]
+             *slab_lines(state), *zeros(HUGE_LINES), f"HugePages_Total: {h.nr_node[node]:5d}",
+             f"HugePages_Free:  {h.free_node[node]:5d}", f"HugePages_Surp:  {h.surplus_node[node]:5d}"]
     return "".join(f"Node {node} {text}\n" for text in lines)
 
 

@@ -10,12 +10,12 @@ import numpy as np
 
 from numaemu.kernel.inode import file_of, inode_name, inode_of
 from numaemu.kernel.mm_types import (MM_ANONPAGES, MM_FILEPAGES, MM_SHMEMPAGES, MM_SWAPENTS, TASK_NAME_BYTES,
-                                     TASK_RUNNING, VM_EXEC, VM_MAYSHARE, VM_READ, VM_SHARED, VM_WRITE, pool_t, task_t,
+                                     TASK_RUNNING, VM_EXEC, VM_HUGETLB, VM_MAYSHARE, VM_READ, VM_SHARED, VM_WRITE, pool_t, task_t,
                                      vma_t)
 from numaemu.kernel.node_sysfs import has_memory, list_text, mask_text
 from numaemu.kernel.oom_kill import OOM_SCORE_ADJ_MAX, OOM_SCORE_ADJ_MIN, oom_score
 from numaemu.kernel.pagewalk import ANON, DIRTY, FIRST_NODE, MAPCOUNT_MAX, NR_COUNTS, PAGES, walk_page_range
-from numaemu.kernel.pgtable import mm_of
+from numaemu.kernel.pgtable import mm_of, pmd_size
 from numaemu.kernel.proc_meminfo import kilobytes
 from numaemu.kernel.stats import task_name
 from numaemu.kernel.sysctl import invalid, strtoul
@@ -32,6 +32,7 @@ NAME_COLUMN = 25 + 8 * 6                 # where show_vma_header_prefix lets the
 SHMEM_DEVICE = "00:01"                   # the kernel's own mount of shmem, the first without a device
 DISK_DEVICE = "fe:00"                    # /dev/vda
 SHMEM_NAME = "/dev/zero (deleted)"       # shmem_zero_setup
+HUGETLBFS_DEVICE, HUGETLB_NAME = "00:11", "/anon_hugepage (deleted)"      # hugetlb_file_setup; the mount as recorded
 TRIES = 100                              # for a copy of the VMAs that nobody changed meanwhile; assumed
 
 
@@ -111,6 +112,8 @@ def file_name(machine, vma):
     """The file a VMA maps, as /proc shows it; "" if it maps none."""
     if vma["file"]:
         return inode_name(inode_of(machine, file_of(machine, int(vma["file"])).inode))
+    if vma["flags"] & VM_HUGETLB:
+        return HUGETLB_NAME
     return SHMEM_NAME if vma["flags"] & VM_SHARED else ""
 
 
@@ -119,6 +122,8 @@ def show_map_vma(machine, mm, vma):
     name, inode, device = file_name(machine, vma), vma["mapping"], SHMEM_DEVICE
     if vma["file"]:
         inode, device = file_of(machine, int(vma["file"])).inode, DISK_DEVICE
+    elif vma["flags"] & VM_HUGETLB:
+        device = HUGETLBFS_DEVICE
     backed = bool(name)
     if not backed and is_initial_heap(mm, vma):
         name = "[heap]"
@@ -145,7 +150,7 @@ def mpol_to_str(mode, flags, nodes):
     return f"{text}:{list_text(n for n in range(MAX_NODES) if int(nodes) >> n & 1)}" if nodes else text
 
 
-def page_words(counts):
+def page_words(counts, page_kb):
     """What numa_maps says of the pages of a range: nothing if there are none."""
     pages, anon, dirty, mapcount_max = (int(counts[i]) for i in (PAGES, ANON, DIRTY, MAPCOUNT_MAX))
     if not pages:
@@ -153,7 +158,7 @@ def page_words(counts):
     shown = (("anon", anon, anon), ("dirty", dirty, dirty), ("mapped", pages, pages not in (anon, dirty)),
              ("mapmax", mapcount_max, mapcount_max > 1), ("active", 0, True))
     nodes = [f"N{node}={n}" for node, n in enumerate(counts[FIRST_NODE:].tolist()) if n]
-    return [f"{name}={value}" for name, value, when in shown if when] + nodes + ["kernelpagesize_kB=4"]
+    return [f"{name}={value}" for name, value, when in shown if when] + nodes + [f"kernelpagesize_kB={page_kb}"]
 
 
 def show_numa_map(system, task, mm_number, vma):
@@ -168,8 +173,12 @@ def show_numa_map(system, task, mm_number, vma):
         words.append("heap")
     elif is_initial_stack(mm, vma):
         words.append("stack")
+    huge, page_kb = vma["flags"] & VM_HUGETLB, 4
+    if huge:
+        words.append("huge")
+        page_kb = int(pmd_size(system.machine)) >> 10
     walk_page_range(int(system.machine.address), mm_number, vma["start"], vma["end"], counts, 0)
-    return " ".join(words + page_words(counts)) + "\n"
+    return " ".join(words + page_words(counts, page_kb)) + "\n"
 
 
 def numa_maps(system, number, mm_number):
@@ -180,7 +189,7 @@ def numa_maps(system, number, mm_number):
 
 # -- status --------------------------------------------------------------------------------------------------
 
-def memory_fields(mm):
+def memory_fields(machine, mm):
     """task_mem, in kB. The top-level table is not in VmPTE, as in mm_pgtables_bytes; no file backs a program here, so
     all executable pages are a library's. Nothing pins pages.
     """
@@ -189,7 +198,8 @@ def memory_fields(mm):
     pages = {"VmPeak": max(mm.hiwater_vm, mm.total_vm), "VmSize": mm.total_vm, "VmLck": mm.locked_vm, "VmPin": 0,
              "VmHWM": max(mm.hiwater_rss, rss), "VmRSS": rss, "RssAnon": anon, "RssFile": file, "RssShmem": shmem,
              "VmData": mm.data_vm, "VmStk": mm.stack_vm, "VmExe": 0, "VmLib": mm.exec_vm, "VmPTE": mm.pgtables,
-             "VmSwap": mm.rss[MM_SWAPENTS], "HugetlbPages": 0}
+             "VmSwap": mm.rss[MM_SWAPENTS],
+             "HugetlbPages": mm.hugetlb_usage << int(machine.paging.table_bits)}
     return {name: f"{kilobytes(n):8d} kB" for name, n in pages.items()}
 
 
@@ -210,7 +220,7 @@ def status(system, number, mm_number):
     tasks, alive = live_tasks(machine)
     fields = {"Name": task_name(task), "State": "R (running)" if running else "S (sleeping)", "Tgid": task.tgid, "Ngid": 0,
               "Pid": task.pid, "PPid": task.ppid, "TracerPid": 0,
-              "Uid": "\t".join([str(task.uid)] * 4), **memory_fields(mm_of(machine, mm_number)),
+              "Uid": "\t".join([str(task.uid)] * 4), **memory_fields(machine, mm_of(machine, mm_number)),
               "Threads": int((tasks[alive]["tgid"] == task.tgid).sum()),
               "Cpus_allowed": mask_text([task.cpu], machine.nr_cpus), "Cpus_allowed_list": list_text([task.cpu]),
               "Mems_allowed": mask_text(has_memory(system), MAX_NODES),

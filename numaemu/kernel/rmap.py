@@ -45,7 +45,7 @@ def new_mapping(cpu, shared):
     if number != 0:
         mapping = mapping_of(machine, number)
         mapping.users, mapping.first_vma, mapping.shared = 0, 0, shared      # not the lock: a late walker may hold it
-        mapping.root, mapping.nr_pages, mapping.host, mapping.acct = U(0), 0, 0, 0
+        mapping.root, mapping.nr_pages, mapping.host, mapping.acct, mapping.resv_map = U(0), 0, 0, 0, U(0)
     return number
 
 

@@ -9,7 +9,7 @@ from numaemu.kernel.mm_types import TASK_RUNNING, VM_LOCKED, pool_t, task_t
 from numaemu.kernel.mmap import do_brk, do_munmap, page_align, range_is_mapped
 from numaemu.kernel.mprotect import do_mprotect
 from numaemu.kernel.mremap import do_mremap
-from numaemu.kernel.pgtable import is_migration_entry, mm_of, pte_offset, pte_present, ptep_get
+from numaemu.kernel.pgtable import is_migration_entry, leaf_of, mm_of, pte_present
 from numaemu.kernel.smp import machine_of, read_lock, read_unlock, write_lock, write_unlock
 from numaemu.kernel.sys import mmap_lock, running
 from numaemu.kernel.vma_index import find_vma, vma_of
@@ -176,8 +176,7 @@ def sys_mincore(cpu_address, task, start, length, answer_address):
     if not range_is_mapped(machine, cpu.mm, start, end):
         result = -ENOMEM
     for i in range(np.int64((end - start) >> U(12)) if result == 0 else 0):
-        ptep = pte_offset(machine, mm_of(machine, cpu.mm), start + U(i * 4096))
-        pte = ptep_get(ptep) if ptep != U(0) else U(0)
+        pte = leaf_of(machine, mm_of(machine, cpu.mm), start + U(i * 4096))
         u8.array(answer_address)[i] = 1 if pte_present(pte) or is_migration_entry(pte) else 0
     read_unlock(mmap_lock(cpu))
     return result
