@@ -163,10 +163,12 @@ class Machine:
         return f"<machine {self.topology.name}: {len(self.nodes)} nodes, {len(self.cpus)} cpus>"
 
     def _fill_pools(self):
-        """Huge pages that the machine file asks for: the first thing after boot, while memory is in one piece."""
+        """Huge pages, as the machine file asks for them: the first thing after boot, while memory is in one piece."""
         for name in ("nr_overcommit_hugepages", "nr_hugepages"):
             if self.topology.sysctl.get(f"vm.{name}"):
                 self.write(f"/proc/sys/vm/{name}", self.topology.sysctl[f"vm.{name}"])
+        if self.topology.kernel["transparent_hugepage"] != "never":
+            self.write("/sys/kernel/mm/transparent_hugepage/enabled", self.topology.kernel["transparent_hugepage"])
 
     @property
     def death(self):

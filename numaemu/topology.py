@@ -103,7 +103,8 @@ KNOWN_SYSCTLS = {  # lowest and highest value, as the sysctl tables of Linux 6.1
 SLAB_DEBUG_LETTERS = "FZPU-"  # Linux also has T (trace), A (failslab), O (no larger slabs)
 
 # --- what a machine file may say ----------------------------------------------------------------
-DEFAULT_KERNEL = {"page_group_by_mobility": True, "slab_debug": ""}  # the kernel's boot options
+DEFAULT_KERNEL = {"page_group_by_mobility": True, "slab_debug": "", "transparent_hugepage": "never"}  # boot options
+THP_OPTIONS = ("always", "madvise", "never")
 ZONE_LAYOUTS = ("x86-64", "x86-32")  # DMA, DMA32, Normal; DMA, Normal up to 896 MiB, HighMem
 MAX_MEMORY_32 = 3 * GiB  # 32 bits of physical address; the last GiB is the hole of devices
 MIN_HIGH_FRACTION = 8  # MIN_PERCPU_PAGELIST_HIGH_FRACTION
@@ -603,6 +604,9 @@ def _parse_kernel(table: Any, where: str) -> dict[str, bool | str]:
         if not isinstance(value, type(DEFAULT_KERNEL[key])):
             kind = "true or false" if isinstance(DEFAULT_KERNEL[key], bool) else "text"
             raise ConfigError.at(where, f"kernel: {key} is {value!r}, must be {kind}")
+    if options["transparent_hugepage"] not in THP_OPTIONS:
+        limit = f"must be one of {', '.join(THP_OPTIONS)}"
+        raise ConfigError.at(where, f"kernel: transparent_hugepage is {options['transparent_hugepage']!r}, {limit}")
     for letters in (block.partition(",")[0] for block in options["slab_debug"].split(";")):
         if wrong := set(letters.upper()) - set(SLAB_DEBUG_LETTERS):
             limit = f"must be of {SLAB_DEBUG_LETTERS}, then names of caches after a comma"

@@ -4,8 +4,10 @@ import numpy as np
 from numaemu.compile import entry, hot
 from numaemu.errors import MachineCheck
 from numaemu.kernel.check_files import audit_files
-from numaemu.kernel.check_huge import audit_hugetlb
+from numaemu.kernel.check_huge import audit_huge_entries, audit_hugetlb
 from numaemu.kernel.check_swap import audit_swap
+from numaemu.kernel.huge_split import is_huge_zero, is_hugetlb_entry
+from numaemu.kernel.hugetlb_pool import hpage_pages
 from numaemu.kernel.free_area import get_pageblock_migratetype, must_stay_apart, page_is_buddy
 from numaemu.kernel.list_lru import list_lru_node, shrinker_of
 from numaemu.kernel.mm_inline import folio_lru_list
@@ -121,7 +123,20 @@ def count_huge(machine, mm, vma, address, mapcounts, rss):
     where = huge_entry_offset(machine, mm, address)
     if where == U(0):
         return True
-    pfn = pte_pfn(entry_load(where))
+    entry = entry_load(where)
+    pfn = pte_pfn(entry)
+    if is_huge_zero(entry):
+        return address == haddr_of(machine, address)
+    if not is_hugetlb_entry(machine, entry):
+        rss[NR_MM_COUNTERS + 1] += 1
+        for i in range(hpage_pages(machine)):
+            page = page_of(machine, pfn + i)
+            mapcounts[pfn + i] += 1
+            rss[MM_ANONPAGES] += 1
+            if page.mapping != vma.mapping or page.flags & U(PG_anon) == U(0) or \
+                    page.index != vma.pgoff + np.int64((address - vma.start) >> U(12)) + i:
+                return False
+        return address == haddr_of(machine, address) and page_of(machine, pfn).order > 0
     page = page_of(machine, pfn)
     mapcounts[pfn] += 1
     rss[NR_MM_COUNTERS] += 1
@@ -131,7 +146,7 @@ def count_huge(machine, mm, vma, address, mapcounts, rss):
 
 @entry("i64(u64, i64, i32[], i64[])")
 def count_mapped(machine_address, mm_number, mapcounts, rss):
-    """Add an address space's page-table entries to `mapcounts` by pfn and `rss` (MM_*, huge pages last); 0 or an address."""
+    """Add an address space's page-table entries to `mapcounts` by pfn and `rss` (MM_*, then huge pages of the pool and others); 0 or an address."""
     machine = machine_t.at(machine_address)
     mm = mm_of(machine, mm_number)
     for position in range(mm.map_count):
@@ -358,10 +373,10 @@ def page_text(machine, pfn):
 
 def audit_mappings(machine, base):
     """Map counts and rss against the page tables of all address spaces."""
-    mapcounts = np.zeros(machine.max_pfn, np.int32)
+    mapcounts, huge_entries = np.zeros(machine.max_pfn, np.int32), 0
     tasks = task_t.array(machine.tasks)
     for mm_number in sorted({tasks[n].mm for n in task_numbers(machine)}):
-        rss = np.zeros(NR_MM_COUNTERS + 1, np.int64)
+        rss = np.zeros(NR_MM_COUNTERS + 2, np.int64)
         bad = count_mapped(base, mm_number, mapcounts, rss)
         if bad:
             raise MachineCheck(f"address space {mm_number}: the page at {bad:#x} does not know that it is mapped there")
@@ -369,6 +384,7 @@ def audit_mappings(machine, base):
         if mm.hugetlb_usage != rss[NR_MM_COUNTERS]:
             raise MachineCheck(f"address space {mm_number}: hugetlb_usage is {mm.hugetlb_usage}, its tables map "
                                f"{rss[NR_MM_COUNTERS]} huge pages of the pool")
+        huge_entries += int(rss[NR_MM_COUNTERS + 1])
         kinds = MM_ANONPAGES, MM_SHMEMPAGES, MM_FILEPAGES
         if any(mm.rss[kind] != rss[kind] for kind in kinds):
             raise MachineCheck(f"address space {mm_number}: rss says {[mm.rss[kind] for kind in kinds]} anonymous, shared and "
@@ -378,6 +394,7 @@ def audit_mappings(machine, base):
             bad = compare_mapcounts(base, number, mapcounts)
             if bad:
                 raise MachineCheck(f"{page_text(machine, bad)}: {mapcounts[bad]} page-table entries map it")
+    audit_huge_entries(machine, huge_entries)
 
 
 def vm_pages(vmas):

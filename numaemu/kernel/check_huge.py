@@ -4,11 +4,12 @@ import numpy as np
 from numaemu.errors import MachineCheck
 from numaemu.kernel.hugetlb import vma_hugecache_offset
 from numaemu.kernel.hugetlb_pool import hstate_t, region_count, resv_map_t
-from numaemu.kernel.mm_types import VM_HUGETLB, VM_SHARED, PG_hugetlb, mapping_t, page_t, task_t
+from numaemu.kernel.mm_types import VM_HUGETLB, VM_SHARED, PG_anon, PG_head, PG_hugetlb, mapping_t, page_t, task_t
 from numaemu.kernel.mmzone import MAX_NR_ZONES, page_of, zone_of
 from numaemu.kernel.pgtable import mm_of
 from numaemu.kernel.stats import task_numbers
 from numaemu.kernel.vma_index import vma_index, vma_of
+from numaemu.kernel.vmstat import fold_node
 
 U = np.uint64
 
@@ -64,3 +65,21 @@ def audit_hugetlb(machine):
     reserved = reserved_pages(machine)
     if reserved != h.resv_huge_pages:
         raise MachineCheck(f"resv_huge_pages is {h.resv_huge_pages}, mappings have reserved {reserved}")
+
+
+def audit_huge_entries(machine, entries):
+    """The huge entries of anonymous memory that were found, against what their first pages and the nodes have counted."""
+    total = 0
+    for node in range(machine.nr_nodes):
+        heads = 0
+        for kind in range(MAX_NR_ZONES):
+            zone = zone_of(machine, node * MAX_NR_ZONES + kind)
+            if zone.present_pages:
+                pages = page_t.array(page_of(machine, zone.start_pfn).address).as_numpy(zone.virgin_pfn - zone.start_pfn)
+                orders = pages["order"][(pages["flags"] & U(PG_anon | PG_head) == PG_anon) & (pages["refcount"] > 0)]
+                heads, total = heads + int((orders > 0).sum()), total + int(orders.sum())
+        counted = fold_node(machine, node)["nr_anon_transparent_hugepages"]
+        if heads != counted:
+            raise MachineCheck(f"node {node}: nr_anon_transparent_hugepages is {counted}, {heads} pages begin a huge mapping")
+    if total != entries:
+        raise MachineCheck(f"{entries} huge entries of anonymous memory, their pages have counted {total}")

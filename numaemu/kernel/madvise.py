@@ -4,6 +4,7 @@ import numpy as np
 from numaemu.atomic import fetch_add, load_acquire
 from numaemu.compile import hot, kernel
 from numaemu.kernel.gfp import GFP_KERNEL
+from numaemu.kernel.huge_memory import split_huge_pmd_range
 from numaemu.kernel.memory import zap_page_range
 from numaemu.kernel.mm_inline import folio_clear, folio_test, folio_trylock, folio_unlock
 from numaemu.kernel.mm_types import (VM_DONTCOPY, VM_DONTDUMP, VM_HUGEPAGE, VM_HUGETLB, VM_LOCKED, VM_NOHUGEPAGE, VM_RAND_READ,
@@ -41,7 +42,7 @@ def changes_flags(advice):
 
 @hot
 def madvise_behavior_valid(advice):
-    """What do_madvise below can do. Not there: REMOVE, COLLAPSE, memory failure; MERGEABLE needs KSM."""
+    """What do_madvise below can do. Not there: REMOVE, memory failure; COLLAPSE is khugepaged.py's; MERGEABLE needs KSM."""
     return advice >= 0 and (advice <= MADV_DONTNEED or advice == MADV_FREE or advice == MADV_DONTNEED_LOCKED or
                             advice == MADV_COLD or advice == MADV_PAGEOUT or changes_flags(advice))
 
@@ -163,6 +164,7 @@ def madvise_pageout(cpu, mm_number, start, end):
     """MADV_PAGEOUT: reclaim the pages of a range, in batches of one node each."""
     machine = machine_of(cpu)
     mm, sc, address, node = mm_of(machine, mm_number), scan_control_of(cpu), start, -1
+    split_huge_pmd_range(cpu, mm_number, start, end)
     lru_add_drain(cpu)
     init_scan_control(machine, sc, GFP_KERNEL, 0, machine.node_mask)
     sc.nr_taken = 0
@@ -188,6 +190,7 @@ def madvise_pages(cpu, mm_number, start, end, free):
     """MADV_FREE (`free`) or MADV_COLD for the pages of a range."""
     machine = machine_of(cpu)
     mm, address, changed = mm_of(machine, mm_number), start, False
+    split_huge_pmd_range(cpu, mm_number, start, end)
     lru_add_drain(cpu)                       # only pages on a list can be moved
     fetch_add(mm, "tlb_flush_pending", 1)
     while address < end:

@@ -5,7 +5,10 @@ from numaemu.atomic import fetch_add, load_acquire
 from numaemu.compile import hot, kernel
 from numaemu.kernel.do_fault import do_fault, wp_page_shared
 from numaemu.kernel.gfp import GFP_HIGHUSER_MOVABLE, __GFP_ZERO
+from numaemu.kernel.huge_memory import FALLBACK, change_huge_pmd, copy_huge_pmd, do_huge_pmd_fault, take_huge_pmd
+from numaemu.kernel.huge_split import is_hugetlb_entry, split_huge_pmd
 from numaemu.kernel.hugetlb_fault import copy_hugetlb_page_range, hugetlb_change_protection, hugetlb_fault, hugetlb_zap
+from numaemu.kernel.hugetlb_pool import hpage_pages
 from numaemu.kernel.mempolicy import alloc_table_page, vma_alloc_folio
 from numaemu.kernel.mlock import mlock_folio
 from numaemu.kernel.mm_inline import folio_clear, folio_lock, folio_set, folio_test, folio_trylock, folio_unlock
@@ -16,7 +19,7 @@ from numaemu.kernel.mm_types import (FAULT_AROUND_BYTES, MM_ANONPAGES, MM_FILEPA
 from numaemu.kernel.mmzone import page_of
 from numaemu.kernel.page_alloc import get_page, put_page, release_pages, try_get_page
 from numaemu.kernel.page_writeback import folio_mark_dirty
-from numaemu.kernel.pgalloc import haddr_of, huge_entry_offset
+from numaemu.kernel.pgalloc import haddr_of, huge_entry_offset, pmd_trans_huge
 from numaemu.kernel.pgtable import (_MIGRATION_ANON, _MIGRATION_FILE, _PAGE_SPECIAL, _SWP_EXCLUSIVE, entry_offset,
                                     free_table, install_table, is_migration_entry, is_swap_entry, mm_of, pfn_pte,
                                     pgd_of, pmd_addr_end, pmd_shift, pmd_size, pte_offset, pte_pfn, pte_present, pte_to_swp_entry,
@@ -40,6 +43,7 @@ from numaemu.param import GATHER_PAGES
 from numaemu.pointer import i64
 
 U = np.uint64
+HUGE_THERE = U(2)                # of pte_alloc: a huge entry stands in the way
 RELEASE_BATCH = 64               # pages freed under one look at the LRU lists
 AROUND = U(FAULT_AROUND_BYTES)
 _READ_ONLY = _PAGE_PRESENT | _PAGE_USER | _PAGE_ACCESSED
@@ -48,7 +52,7 @@ _WRITTEN = _READ_ONLY | _PAGE_RW | _PAGE_DIRTY
 
 @kernel("u64(cpu_t*, mm_t*, u64)")
 def pte_alloc(cpu, mm, address):
-    """Host address of the leaf entry of `address`, making tables as needed; 0: no memory."""
+    """Host address of the leaf entry of `address`, making tables as needed; 0: no memory; HUGE_THERE."""
     machine = machine_of(cpu)
     table, shift = pgd_of(machine, mm), machine.paging.pgdir_shift
     while shift > PTE_SHIFT:
@@ -59,6 +63,8 @@ def pte_alloc(cpu, mm, address):
             if pfn == 0:
                 return U(0)
             entry = install_table(cpu, mm, where, pfn)
+        if pmd_trans_huge(entry):
+            return HUGE_THERE
         table = table_at(machine, entry)
         shift -= machine.paging.table_bits
     return entry_at(machine.paging, table, address, shift)
@@ -316,9 +322,15 @@ def handle_mm_fault(cpu, mm, vma_number, address, write):
     machine = machine_of(cpu)
     if vma_of(machine, vma_number).flags & VM_HUGETLB:
         return hugetlb_fault(cpu, mm, vma_number, address, write)
+    if machine.thp_used != 0:
+        code = do_huge_pmd_fault(cpu, mm, vma_number, address, write)
+        if code != FALLBACK:
+            return code
     ptep = pte_alloc(cpu, mm, address)
     if ptep == U(0):
         return VM_FAULT_OOM
+    if ptep == HUGE_THERE:               # another thread was faster
+        return VM_FAULT_RETRY
     pte = ptep_get(ptep)
     if pte == U(0):
         if vma_of(machine, vma_number).file != 0:
@@ -408,18 +420,39 @@ def zap_pte(machine, cpu, mm, pte):
     return pfn
 
 
-@kernel("i64(cpu_t*, i64, u64, u64)")
-def zap_huge_pmd(cpu, mm_number, address, end):
-    """Take the huge entry of an address out if the range covers all of it, and gather its page; how many entries changed."""
+@hot
+def covers_huge(machine, address, end):
+    """True if a range covers all of the huge page at its beginning."""
+    return address == haddr_of(machine, address) and end - address >= pmd_size(machine)
+
+
+@kernel("bool(cpu_t*, i64, u64, u64, u64)")
+def zap_huge_pmd(cpu, mm_number, start, address, end):
+    """Take the huge entry of an address out if the range covers all of it, and gather its pages; else take it apart.
+
+    True if the entry is gone. `start`: from where on what is gathered has not been flushed.
+    """
     machine = machine_of(cpu)
-    mm = mm_of(machine, mm_number)
+    mm, gather = mm_of(machine, mm_number), gather_of(machine, cpu)
     where = huge_entry_offset(machine, mm, address)
-    if where == U(0) or address != haddr_of(machine, address) or end - address < pmd_size(machine):
-        return 0
-    pfn = hugetlb_zap(cpu, mm, vma_of(machine, find_vma(machine, mm_number, address)), address, where)
-    if pfn != 0 and tlb_remove(gather_of(machine, cpu), pfn):
-        tlb_flush_mmu(cpu, mm_number, address, address + pmd_size(machine))
-    return 1
+    if where == U(0):
+        return False
+    entry = entry_load(where)
+    if is_hugetlb_entry(machine, entry):
+        if not covers_huge(machine, address, end):
+            return False
+        pfn, pages = hugetlb_zap(cpu, mm, vma_of(machine, find_vma(machine, mm_number, address)), address, where), 1
+    elif covers_huge(machine, address, end):
+        pfn, pages = take_huge_pmd(cpu, mm, where), hpage_pages(machine)
+        if pfn >= 0 and tlb_remove(gather, -np.int64(cpu.scratch)):
+            tlb_flush_mmu(cpu, mm_number, start, address + pmd_size(machine))
+    else:
+        split_huge_pmd(cpu, where)
+        return False
+    for i in range(pages if pfn > 0 else 0):
+        if tlb_remove(gather, pfn + i):
+            tlb_flush_mmu(cpu, mm_number, start, address + pmd_size(machine))
+    return pfn >= 0
 
 
 @kernel("bool(cpu_t*, i64, u64, u64)")
@@ -431,7 +464,7 @@ def unmap_page_range(cpu, mm_number, start, end):
     while address < end:
         ptep = pte_offset(machine, mm, address)
         if ptep == U(0):
-            if zap_huge_pmd(cpu, mm_number, address, end) > 0:
+            if zap_huge_pmd(cpu, mm_number, start, address, end):
                 changed = True
             address = skip_missing(machine, mm, address)
             continue
@@ -520,6 +553,13 @@ def change_protection(cpu, vma, start, end):
     while address < end:
         ptep = pte_offset(machine, mm, address)
         if ptep == U(0):
+            where = huge_entry_offset(machine, mm, address)
+            if where != U(0) and not covers_huge(machine, address, end):
+                split_huge_pmd(cpu, where)
+                changed = True
+                continue
+            if where != U(0) and change_huge_pmd(cpu, vma, where):
+                changed = True
             address = skip_missing(machine, mm, address)
             continue
         pte = ptep_get(ptep)
@@ -607,7 +647,12 @@ def copy_page_range(cpu, parent_number, child_number, vma_number):
     while address < vma.end:
         source = pte_offset(machine, parent, address)
         if source == U(0):
-            address = skip_missing(machine, parent, address)
+            where, code = huge_entry_offset(machine, parent, address), FALLBACK
+            if where != U(0):
+                code = copy_huge_pmd(cpu, parent_number, child_number, address, where)
+                if code == VM_FAULT_OOM:
+                    return VM_FAULT_OOM
+            address = address + pmd_size(machine) if code == VM_FAULT_OK else skip_missing(machine, parent, address)
             continue
         table_end = pmd_addr_end(machine, address, vma.end)
         target = U(0)

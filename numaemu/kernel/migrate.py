@@ -10,6 +10,7 @@ from numaemu.atomic import compare_exchange, fetch_add, load_acquire, store_rele
 from numaemu.compile import hot, kernel
 from numaemu.kernel.compaction_free import compact_control_of
 from numaemu.kernel.gfp import GFP_HIGHUSER_MOVABLE, __GFP_THISNODE
+from numaemu.kernel.huge_split import split_for_page, split_huge_pmd_address
 from numaemu.kernel.mempolicy import node_isset, vma_alloc_folio
 from numaemu.kernel.mlock import mlock_folio
 from numaemu.kernel.mm_inline import folio_clear, folio_set, folio_test
@@ -32,8 +33,8 @@ from numaemu.kernel.swapfile import __delete_from_swap_cache, add_to_swap_cache
 from numaemu.kernel.tlb import set_tlb_ubc_flush_pending, tlbflush_unmap_batch_t, try_to_unmap_flush
 from numaemu.kernel.vma import merge_range, split_range
 from numaemu.kernel.vma_index import find_position, find_vma, vma_index, vma_of
-from numaemu.kernel.vmstat import (NR_FILE_DIRTY, NR_FILE_PAGES, PGMIGRATE_FAIL, PGMIGRATE_SUCCESS, count_vm_events,
-                                   mod_node_page_state)
+from numaemu.kernel.vmstat import (NR_FILE_DIRTY, NR_FILE_PAGES, PGMIGRATE_FAIL, PGMIGRATE_SUCCESS, THP_MIGRATION_SPLIT,
+                                   count_vm_events,                                   mod_node_page_state)
 from numaemu.kernel.xarray import page_entry, xa_slot
 from numaemu.native import copy_bytes
 from numaemu.paging import _PAGE_ACCESSED, _PAGE_DIRTY, _PAGE_NX, _PAGE_PRESENT, _PAGE_RW, _PAGE_USER
@@ -102,6 +103,9 @@ def try_to_migrate_one(cpu, batch, pfn, vma, address):
     """Replace one VMA's entry for the page by a migration entry, if it has one."""
     machine = machine_of(cpu)
     ptep = pte_offset(machine, mm_of(machine, vma.mm), address)
+    if ptep == U(0) and split_for_page(cpu, vma.mm, address, pfn):
+        count_vm_events(machine, cpu.id, THP_MIGRATION_SPLIT, 1)
+        ptep = pte_offset(machine, mm_of(machine, vma.mm), address)
     if ptep == U(0):
         return
     flags, kind = page_of(machine, pfn).flags, _MIGRATION
@@ -341,6 +345,7 @@ def queue_pages_range(cpu, batch, start, end, nodes, inside, flags):
     while address < end:
         ptep = pte_offset(machine, mm, address)
         if ptep == U(0):
+            split_huge_pmd_address(cpu, batch.mm, address)
             address = skip_missing(machine, mm, address)
             continue
         pte = ptep_get(ptep)
@@ -510,6 +515,7 @@ def add_page_for_migration(cpu, batch, address, node, flags):
     here = page_node(machine, batch.mm, address)
     if here < 0 or here == node:
         return here
+    split_huge_pmd_address(cpu, batch.mm, address)
     ptep = pte_offset(machine, mm_of(machine, batch.mm), address)
     pte = ptep_get(ptep) if ptep != U(0) else U(0)       # a huge page of the pool is not moved
     if not pte_present(pte) or pte & _PAGE_SPECIAL != U(0):      # it has changed since we looked

@@ -8,8 +8,10 @@ import numpy as np
 from numaemu import shm
 from numaemu.kernel.compaction_free import compact_control_t
 from numaemu.kernel.disk import disk_space_t
+from numaemu.kernel.huge_memory import DEFRAG_MADVISE, THP_NEVER
 from numaemu.kernel.hugetlb_pool import hstate_t
 from numaemu.kernel.inode import file_t, inode_t
+from numaemu.kernel.khugepaged import collapse_control_t
 from numaemu.kernel.migrate import migrate_t
 from numaemu.kernel.mm_types import exit_t, machine_t, mapping_t, mm_t, page_t, pool_t, task_t, vma_t
 from numaemu.kernel.mmzone import (MAX_NR_ZONES, MIGRATE_MOVABLE, MIGRATE_TYPES, MIGRATE_UNMOVABLE,
@@ -51,7 +53,7 @@ ZONE_BORDERS = {                                # zone type, first pfn, end
 DIRTY_DEFAULTS = {"dirty_ratio": 20, "dirty_background_ratio": 10, "dirty_bytes": 0, "dirty_background_bytes": 0,
                   "dirty_expire_centisecs": 3000, "dirty_writeback_centisecs": 500}      # mm/page-writeback.c
 BUFFER_HEAD_BYTES = 104                         # sizeof(struct buffer_head) of this configuration: 39 to a page
-NS_PER_CENTISEC = 10_000_000
+NS_PER_CENTISEC, NS_PER_MS = 10_000_000, 1_000_000
 
 
 class Layout:
@@ -95,7 +97,7 @@ def control_layout(topology, max_pfn, nr_actors):
             ("scan_controls", cpus * scan_control_t.nbytes), ("swap", swap_t.nbytes), ("zstat", zstat_t.nbytes),
             ("zbufs", cpus * ZBUF_BYTES), ("swap_map", MAX_SWAP_ENTRIES * 4), ("swap_cache", MAX_SWAP_ENTRIES * 8),
             ("zeromap", MAX_SWAP_ENTRIES), ("ztable", MAX_SWAP_ENTRIES * 8), ("swap_data", MAX_SWAP_ENTRIES * PAGE_SIZE),
-            ("hstate", hstate_t.nbytes), *slab_blocks(topology), *shrinker_blocks(topology),
+            ("hstate", hstate_t.nbytes), ("collapse_controls", cpus * collapse_control_t.nbytes), *slab_blocks(topology), *shrinker_blocks(topology),
             *percpu_blocks(topology)):
         layout.add(name, nbytes)
     return layout
@@ -338,6 +340,16 @@ def hugetlb_init(machine):
     h.next_nid_to_alloc = h.next_nid_to_free = (int(machine.memory_mask) & -int(machine.memory_mask)).bit_length() - 1
 
 
+def hugepage_init(machine):
+    """Transparent huge pages: nobody gets any until the setting says so, the others are Linux's (hugepage_init, khugepaged_init)."""
+    pages = 1 << int(machine.paging.table_bits)
+    machine.thp_enabled, machine.thp_defrag, machine.thp_use_zero_page = THP_NEVER, DEFRAG_MADVISE, 1
+    machine.khugepaged_pages_to_scan, machine.khugepaged_max_ptes_none = pages * 8, pages - 1
+    machine.khugepaged_max_ptes_swap, machine.khugepaged_max_ptes_shared = pages // 8, pages // 2
+    machine.khugepaged_scan_sleep_ns, machine.khugepaged_alloc_sleep_ns = 10_000 * NS_PER_MS, 60_000 * NS_PER_MS
+    machine.khugepaged_defrag = 1
+
+
 def init_swap(topology, machine, blocks):
     """No area yet; what reclaim starts from."""
     swap = swap_t.at(blocks["swap"])
@@ -410,6 +422,7 @@ def boot(topology, reserve=None):
     init_zones(topology, machine, reserve or {})
     machine.memory_mask = sum(1 << n for n in range(topology.nr_nodes) if node_managed_pages(machine, n) > 0)
     hugetlb_init(machine)
+    hugepage_init(machine)
     build_zonelists(topology, machine)
     init_commit_limit(topology, machine)
     setup_per_zone_wmarks(machine, topology.sysctl)

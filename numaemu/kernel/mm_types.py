@@ -203,6 +203,18 @@ machine_t = Struct("machine_t", [
     ("admin_reserve_kbytes", i64), ("user_reserve_kbytes", i64),
     ("compact", u64),               # compact_control_t[nr_cpu_ids]: compaction_free.py
     ("block_skip", u64),            # u8 per pageblock: compaction found nothing there (PB_migrate_skip)
+    # transparent huge pages: the settings, by the coordinator; huge_memory.py has their values
+    ("thp_enabled", i64), ("thp_defrag", i64), ("thp_use_zero_page", i64),
+    ("thp_used", i64),              # 1 once there may be a huge entry of anonymous memory
+    ("huge_zero_pfn", i64),         # from 0 once, by compare-exchange
+    ("khugepaged_pages_to_scan", i64), ("khugepaged_max_ptes_none", i64), ("khugepaged_max_ptes_swap", i64),
+    ("khugepaged_max_ptes_shared", i64), ("khugepaged_scan_sleep_ns", i64), ("khugepaged_alloc_sleep_ns", i64),
+    ("khugepaged_defrag", i64),
+    # by khugepaged
+    ("khugepaged_next_ns", i64),    # emulated time of its next look; others read it as a hint
+    ("khugepaged_pages_collapsed", i64), ("khugepaged_full_scans", i64),
+    ("khugepaged_mm", i64), ("khugepaged_address", u64),         # where it goes on
+    ("collapse_controls", u64),     # collapse_control_t[nr_cpu_ids]: khugepaged.py
     ("hstate", u64),                # hstate_t: hugetlb_pool.py
     ("extfrag_threshold", i64), ("compaction_proactiveness", i64), ("compact_unevictable_allowed", i64),     # sysctls
 ])

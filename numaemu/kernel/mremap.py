@@ -7,6 +7,7 @@ the family, which a walk over the reverse mapping needs: it finds a page at its 
 import numpy as np
 
 from numaemu.compile import hot, kernel
+from numaemu.kernel.huge_split import split_huge_pmd
 from numaemu.kernel.hugetlb import put_resv_map
 from numaemu.kernel.hugetlb_pool import get_resv_map
 from numaemu.kernel.memory import pte_alloc
@@ -14,7 +15,8 @@ from numaemu.kernel.mempolicy import copy_policy
 from numaemu.kernel.mm_types import (VM_ACCOUNT, VM_DONTEXPAND, VM_HUGETLB, VM_LOCKED, VM_LOCKED_MASK, VM_MAYSHARE,
                                      VM_SHARED)
 from numaemu.kernel.mmap import do_munmap, get_unmapped_area, page_align, update_hiwater
-from numaemu.kernel.pgalloc import huge_entry_offset, pmd_alloc
+from numaemu.kernel.pgalloc import (huge_entry_offset, pgtable_trans_huge_deposit, pgtable_trans_huge_withdraw, pmd_alloc,
+                                    pmd_lock, pmd_unlock)
 from numaemu.kernel.pgtable import (mm_of, pmd_addr_end, pmd_size, pte_offset, ptep_get, ptep_get_and_clear, ptep_step, set_pte,
                                     skip_missing)
 from numaemu.kernel.rmap import unlink_vma
@@ -24,7 +26,7 @@ from numaemu.kernel.util import may_expand_vm, mlock_future_ok, vm_acct_memory, 
 from numaemu.kernel.vma import (join_family, join_file, lock_families, merge_at, new_vma, split_range, unlock_families,
                                 vma_pages)
 from numaemu.kernel.vma_index import find_position, find_vma, find_vma_intersection, insert_at, vma_of
-from numaemu.paging import entry_exchange
+from numaemu.paging import entry_exchange, entry_load
 from numaemu.param import GATHER_PAGES
 from numaemu.pointer import u64
 from numaemu.uapi import MREMAP_DONTUNMAP, MREMAP_FIXED, MREMAP_MAYMOVE, errno
@@ -68,19 +70,29 @@ def move_ptes(cpu, mm_number, address, old, new, count):
 
 @kernel("bool(cpu_t*, i64, vma_t*, u64, u64, u64)")
 def move_huge_pmd(cpu, mm_number, vma, source, target, length):
-    """Move the huge entry of `source`, if there is one, which the range covers; False: no memory for tables."""
+    """Move the huge entry of `source`, if there is one, as a whole if that can be, else take it apart; False: no memory."""
     machine = machine_of(cpu)
-    mm = mm_of(machine, mm_number)
+    mm, size = mm_of(machine, mm_number), pmd_size(machine)
     where = huge_entry_offset(machine, mm, source)
     if where == U(0):
         return True
     place = pmd_alloc(cpu, mm, target)
     if place == U(0):
         return False
+    if (source | target) & (size - U(1)) != U(0) or length < size or entry_load(place) != U(0):
+        split_huge_pmd(cpu, where)
+        return True
+    pool = vma.flags & VM_HUGETLB != 0
     lock_families(cpu, vma)
-    entry = entry_exchange(where, U(0))
-    flush_tlb_mm_range(cpu, mm_number, source, source + pmd_size(machine))
+    pmd_lock(cpu, where)
+    entry, table = entry_exchange(where, U(0)), 0 if pool else pgtable_trans_huge_withdraw(machine, where)
+    pmd_unlock(machine, where)
+    flush_tlb_mm_range(cpu, mm_number, source, source + size)
+    pmd_lock(cpu, place)
     entry_exchange(place, entry)
+    if not pool:
+        pgtable_trans_huge_deposit(machine, place, table)
+    pmd_unlock(machine, place)
     unlock_families(machine, vma)
     return True
 

@@ -16,7 +16,7 @@ from numaemu.kernel.mmzone import page_of, page_to_nid, page_zone, zone_of
 from numaemu.kernel.page_alloc import compound_head
 from numaemu.kernel.pgalloc import pmd_trans_huge
 from numaemu.kernel.pgtable import _PAGE_SPECIAL, mm_of, pmd_size, pte_pfn, pte_present, table_at
-from numaemu.paging import PTE_SHIFT, _PAGE_ACCESSED, _PAGE_DIRTY, entry_at, entry_load
+from numaemu.paging import PTE_SHIFT, _PAGE_ACCESSED, _PAGE_DIRTY, _PAGE_PSE, entry_at, entry_load
 from numaemu.param import MAX_NODES
 
 U = np.uint64
@@ -120,6 +120,8 @@ def smaps_pte(machine, pte, counts):
         counts[REFERENCED] += 4096
     if anon:
         counts[ANONYMOUS] += 4096
+        if pte & _PAGE_PSE != U(0):
+            counts[ANON_THP] += 4096
         if not dirty:
             counts[LAZYFREE] += 4096
 

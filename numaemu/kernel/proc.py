@@ -8,14 +8,14 @@ import functools
 import os
 import re
 
-from numaemu.kernel import huge_sysfs, node_sysfs, proc_meminfo, proc_slabinfo, proc_smaps, proc_task, proc_vmstat, swapon, sysctl
+from numaemu.kernel import huge_sysfs, node_sysfs, proc_meminfo, proc_slabinfo, proc_smaps, proc_task, proc_vmstat, swapon, sysctl, thp_sysfs
 from numaemu.kernel.inode import I_LIVE, inode_name, inode_t
 from numaemu.kernel.mm_types import mapping_t, pool_t
 from numaemu.kernel.sysctl import System  # noqa: F401  (what read, write and listdir take)
 
 FIXED = {path: (read, None) for module in (proc_vmstat, proc_meminfo, proc_slabinfo, node_sysfs)
          for path, read in module.FILES.items()}
-FIXED |= sysctl.FILES | swapon.FILES | huge_sysfs.SYSCTLS
+FIXED |= sysctl.FILES | swapon.FILES | huge_sysfs.SYSCTLS | thp_sysfs.FILES
 PID_FILES = proc_task.PID_FILES | proc_smaps.PID_FILES
 _PID = re.compile(r"/proc/(\d+)/(\w+)")
 _NODE = re.compile(rf"{node_sysfs.ROOT}/node(\d+)/(\w+)")

@@ -76,7 +76,10 @@ def hugetlb_lines(machine):
             line("Hugetlb", h.nr_huge_pages * page_kb)]
 
 
-HUGE_LINES = "AnonHugePages ShmemHugePages ShmemPmdMapped FileHugePages FilePmdMapped Unaccepted"
+def huge_lines(machine, state):
+    """Transparent huge pages, which are counted one by one; only anonymous memory has any."""
+    return [line("AnonHugePages", state["nr_anon_transparent_hugepages"] << int(machine.paging.table_bits)),
+            *zeros("ShmemHugePages ShmemPmdMapped FileHugePages FilePmdMapped Unaccepted")]
 
 
 def lru_lines(state):
@@ -107,7 +110,7 @@ def meminfo(system):
              line("Committed_AS", kilobytes(max(machine.vm_committed_as, 0))),
              line("VmallocTotal", VMALLOC_BYTES >> 10), *zeros("VmallocUsed VmallocChunk"),
              line("Percpu", kilobytes(pcpu_nr_pages(machine))),
-             f"HardwareCorrupted: {0:5d} kB", *zeros(HUGE_LINES),
+             f"HardwareCorrupted: {0:5d} kB", *huge_lines(machine, state),
              *hugetlb_lines(machine), *zeros("DirectMap4k DirectMap2M")]
     return "\n".join(lines) + "\n"
 
@@ -124,7 +127,7 @@ def node_meminfo(system, node):
              line("FilePages", state["nr_file_pages"]), line("Mapped", state["nr_mapped"]),
              line("AnonPages", state["nr_anon_pages"]), line("Shmem", state["nr_shmem"]), *zeros("KernelStack"),
              line("PageTables", state["nr_page_table_pages"]), *zeros("SecPageTables NFS_Unstable Bounce WritebackTmp"),
-             *slab_lines(state), *zeros(HUGE_LINES), f"HugePages_Total: {h.nr_node[node]:5d}",
+             *slab_lines(state), *huge_lines(machine, state), f"HugePages_Total: {h.nr_node[node]:5d}",
              f"HugePages_Free:  {h.free_node[node]:5d}", f"HugePages_Surp:  {h.surplus_node[node]:5d}"]
     return "".join(f"Node {node} {text}\n" for text in lines)
 

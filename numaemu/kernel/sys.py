@@ -8,6 +8,7 @@ import numpy as np
 from numaemu.atomic import compare_exchange, fetch_add, load_acquire
 from numaemu.compile import entry, hot, kernel
 from numaemu.kernel.fork import alloc_task, do_exit, do_wait, dup_mm, mm_alloc, mmput, setup_arg_pages
+from numaemu.kernel.huge_memory import khugepaged_wake_if_due
 from numaemu.kernel.internal import ALLOC_WMARK_LOW
 from numaemu.kernel.mempolicy import current_task, do_set_mempolicy, mpol_new, next_node_in
 from numaemu.kernel.migrate import do_mbind, do_migrate_pages, do_move_pages, lookup_node, page_node
@@ -253,8 +254,10 @@ def sys_wait4(cpu_address, task, pid, status_address):
 
 @entry("void(u64, i64, i64)")
 def sys_sleep(cpu_address, task, ns):
-    """The CPU's clock moves on; nothing else happens."""
-    running(cpu_address, task).clock_base_ns += ns
+    """The CPU's clock moves on; khugepaged's time may come."""
+    cpu = running(cpu_address, task)
+    cpu.clock_base_ns += ns
+    khugepaged_wake_if_due(cpu)
 
 
 @entry("void(u64, i64, i64)")

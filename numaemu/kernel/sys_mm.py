@@ -3,6 +3,7 @@ import numpy as np
 
 from numaemu.compile import entry, hot
 from numaemu.kernel.gup import madvise_populate, mm_populate, vm_mmap_pgoff
+from numaemu.kernel.khugepaged import collapse_range
 from numaemu.kernel.madvise import changes_flags, do_madvise
 from numaemu.kernel.mlock_vma import apply_mlockall_flags, do_mlock, do_mlockall, do_munlock
 from numaemu.kernel.mm_types import TASK_RUNNING, VM_LOCKED, pool_t, task_t
@@ -14,7 +15,7 @@ from numaemu.kernel.smp import machine_of, read_lock, read_unlock, write_lock, w
 from numaemu.kernel.sys import mmap_lock, running
 from numaemu.kernel.vma_index import find_vma, vma_of
 from numaemu.pointer import u8
-from numaemu.uapi import (MADV_POPULATE_READ, MADV_POPULATE_WRITE, MCL_CURRENT, PROT_WRITE, PR_SET_MM_BRK,
+from numaemu.uapi import (MADV_COLLAPSE, MADV_POPULATE_READ, MADV_POPULATE_WRITE, MCL_CURRENT, PROT_WRITE, PR_SET_MM_BRK,
                           PR_SET_MM_START_BRK, RLIM_NLIMITS, errno)
 
 U = np.uint64
@@ -68,6 +69,13 @@ def sys_madvise(cpu_address, task, start, length, advice):
     cpu = running(cpu_address, task)
     if advice == MADV_POPULATE_READ or advice == MADV_POPULATE_WRITE:
         return madvise_populate(cpu, start, length, advice == MADV_POPULATE_WRITE)
+    if advice == MADV_COLLAPSE:
+        if start & U(4095) != U(0):
+            return -EINVAL
+        write_lock(cpu, mmap_lock(cpu))
+        result = collapse_range(cpu, start, start + page_align(length))
+        write_unlock(mmap_lock(cpu))
+        return result
     if changes_flags(advice):
         write_lock(cpu, mmap_lock(cpu))
         result = do_madvise(cpu, cpu.mm, start, length, advice)

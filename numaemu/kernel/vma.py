@@ -7,6 +7,7 @@ import numpy as np
 
 from numaemu.atomic import compare_exchange, fetch_add, load_acquire
 from numaemu.compile import hot, kernel
+from numaemu.kernel.huge_split import split_huge_pmd_address
 from numaemu.kernel.hugetlb_pool import get_resv_map
 from numaemu.kernel.inode import file_of, get_file
 from numaemu.kernel.mempolicy import copy_policy, same_policy
@@ -14,7 +15,7 @@ from numaemu.kernel.mlock import mlock_folio, munlock_folio
 from numaemu.kernel.mm_types import VM_ACCESS_FLAGS, VM_DONTEXPAND, VM_HUGETLB, VM_LOCKED, VM_SHARED, VM_SOFTDIRTY
 from numaemu.kernel.mmzone import page_of
 from numaemu.kernel.page_alloc import put_page, try_get_page
-from numaemu.kernel.pgtable import (_PAGE_SPECIAL, mm_of, pmd_size, pte_offset, pte_pfn, pte_present, ptep_get,
+from numaemu.kernel.pgtable import (_PAGE_SPECIAL, leaf_of, mm_of, pmd_size, pte_offset, pte_pfn, pte_present, ptep_get,
                                     skip_missing)
 from numaemu.kernel.pool import pool_get, pool_put
 from numaemu.kernel.rmap import (link_file_vma, link_vma, mapping_of, new_mapping, next_vma_of, page_address_in_vma,
@@ -141,6 +142,8 @@ def split_vma(cpu, mm_number, position, address):
     machine = machine_of(cpu)
     if vma_at(machine, mm_number, position).flags & VM_HUGETLB and address & (pmd_size(machine) - U(1)) != U(0):
         return -EINVAL                       # hugetlb_vm_op_split
+    if machine.thp_used != 0 and address & (pmd_size(machine) - U(1)) != U(0):
+        split_huge_pmd_address(cpu, mm_number, address)      # vma_adjust_trans_huge
     if map_count(machine, mm_number) >= machine.max_map_count:
         return -ENOMEM
     low_number = vma_index(machine, mm_number)[position]
@@ -290,8 +293,8 @@ def vma_modify_flags(cpu, mm_number, position, start, end, flags):
 def maps_page(machine, vma, pfn):
     """True if the VMA has a page-table entry for the page."""
     address = page_address_in_vma(page_of(machine, pfn), vma)
-    ptep = pte_offset(machine, mm_of(machine, vma.mm), address) if address != U(0) else U(0)
-    return ptep != U(0) and pte_present(ptep_get(ptep)) and pte_pfn(ptep_get(ptep)) == pfn
+    pte = leaf_of(machine, mm_of(machine, vma.mm), address) if address != U(0) else U(0)
+    return pte_present(pte) and pte_pfn(pte) == pfn
 
 
 @kernel("void(cpu_t*, i64)")
@@ -319,6 +322,7 @@ def mlock_vma_pages_range(cpu, vma, start, end):
     while address < end:
         ptep = pte_offset(machine, mm, address)
         if ptep == U(0):
+            split_huge_pmd_address(cpu, vma.mm, address)
             address = skip_missing(machine, mm, address)
             continue
         pte = ptep_get(ptep)
