@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from loopback import SMALL_TLB, Loopback
 
 from numaemu.uapi import (MADV_COLLAPSE, MADV_DONTNEED, MADV_FREE, MADV_HUGEPAGE, MADV_NOHUGEPAGE, MADV_PAGEOUT,
-                          MPOL_BIND, MREMAP_FIXED, MREMAP_MAYMOVE, PROT_READ, PROT_WRITE)
+                          MPOL_BIND, MPOL_MF_MOVE, MREMAP_FIXED, MREMAP_MAYMOVE, PROT_READ, PROT_WRITE)
 
 PAGE, HUGE = 4096, 2 << 20
 RW = PROT_READ | PROT_WRITE
@@ -183,6 +183,26 @@ def test_move_pages_of_a_huge_page(always):
     always.audit()
 
 
+def test_mbind_moves_a_huge_page_whole(always):
+    task = always.task()
+    area = aligned(task, 2 * HUGE)
+    task.store(area.pages(), (np.arange(1024) % 250 + 1).astype(np.uint8))
+    task.mbind(area.addr, HUGE, MPOL_BIND, 1, MPOL_MF_MOVE)
+    assert set(area.nodes()[:512].tolist()) == {1} and set(area.nodes()[512:].tolist()) == {0}
+    assert counts(always, "thp_migration_success", "thp_split_pmd", "nr_anon_transparent_hugepages") == [1, 0, 2]
+    assert (task.load(area.pages(), np.uint8) == np.arange(1024) % 250 + 1).all()
+    always.audit()
+
+
+def test_one_flush_for_a_huge_page(always):
+    task = always.task()
+    area = aligned(task, 2 * HUGE).touch(stride=HUGE)
+    before = counts(always, "nr_tlb_local_flush_one", "nr_tlb_local_flush_all")
+    task.madvise(area.addr, 2 * HUGE, MADV_DONTNEED)
+    after = counts(always, "nr_tlb_local_flush_one", "nr_tlb_local_flush_all")
+    assert [b - a for a, b in zip(before, after)] == [2, 0]
+
+
 def test_collapse_by_advice(loopback):
     machine = loopback(nodes=2, cpus_per_node=1, memory_per_node="32MiB")
     task = machine.task()
@@ -297,11 +317,15 @@ def test_random_steps_against_a_dictionary(steps):
                 task.sleep(30_000)
                 machine.run_kthreads()
             elif what == "bind":
-                task.mbind(huge, HUGE, MPOL_BIND, which % 2, 2)
+                task.mbind(huge, HUGE, MPOL_BIND, which % 2, MPOL_MF_MOVE)
             elif what == "move":
                 room = task.mmap(4 * HUGE)
                 room.munmap()
-                task.mremap(huge, HUGE, HUGE, MREMAP_FIXED | MREMAP_MAYMOVE, room.addr)
+                try:
+                    task.mremap(huge, HUGE, HUGE, MREMAP_FIXED | MREMAP_MAYMOVE, room.addr)
+                except OSError as error:                     # it consists of several mappings
+                    assert error.errno == errno.EFAULT
+                    continue
                 task.mremap(room.addr, HUGE, HUGE, MREMAP_FIXED | MREMAP_MAYMOVE, huge)
             machine.audit()
         for task, memory in tasks:

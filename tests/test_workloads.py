@@ -246,6 +246,20 @@ def test_page_cache_spares_the_disk(capsys):
     assert (rows[4]["nr_dirtied"], rows[4]["nr_written"], rows[4]["pgpgout"]) == (16, 16, 64)
 
 
+def test_huge_pages_spare_walks_and_need_memory_in_one_piece():
+    module = importlib.import_module("huge_pages")
+    with Machine(**module.MACHINE) as machine:
+        result = module.main(machine)
+        machine.check()
+    loads, needs = result["loads"], result["contiguity"]
+    assert loads["4 KiB"]["walks per 1000 loads"] > 500
+    assert loads["THP"]["walks per 1000 loads"] == loads["hugetlb"]["walks per 1000 loads"] == 0
+    assert loads["4 KiB"]["faults"] == 512 * loads["THP"]["faults"] == 512 * loads["hugetlb"]["faults"]
+    assert loads["hugetlb"]["page tables kB"] < loads["THP"]["page tables kB"] == loads["4 KiB"]["page tables kB"]
+    assert needs["fresh memory"]["%"] == 100 and needs["crumbs, no defrag"]["%"] < 20
+    assert min(needs["crumbs, defrag"]["%"], needs["crumbs, the pool"]["%"]) > 80
+
+
 def test_kswapd_watermarks_shows_who_makes_room(capsys):
     with Machine(nodes=1, cpus_per_node=1, memory_per_node="24MiB") as machine:
         result = run("kswapd_watermarks", machine)

@@ -12,7 +12,8 @@ from numaemu.kernel.free_area import get_pageblock_migratetype, must_stay_apart,
 from numaemu.kernel.list_lru import list_lru_node, shrinker_of
 from numaemu.kernel.mm_inline import folio_lru_list
 from numaemu.kernel.mm_types import (MM_ANONPAGES, MM_FILEPAGES, MM_SHMEMPAGES, NR_MM_COUNTERS, VM_ACCOUNT, VM_EXEC,
-                                     VM_HUGETLB, VM_LOCKED, VM_SHARED, VM_STACK, VM_WRITE, PG_anon, PG_buddy, PG_hugetlb, PG_lru, PG_mlocked,
+                                     VM_HUGETLB, VM_LOCKED, VM_SHARED, VM_STACK, VM_WRITE,
+                                     PG_anon, PG_buddy, PG_hugetlb, PG_lru, PG_mlocked,
                                      PG_pcp, PG_swapbacked, PG_table, machine_t, page_t, pool_t, task_t, vma_t)
 from numaemu.kernel.mmzone import (MAX_NR_ZONES, MIGRATE_PCPTYPES, MIGRATE_TYPES, NR_LRU_LISTS, ZONE_NAMES, lruvec_of,
                                    page_of, page_to_nid, page_zone, pcp_of, zone_of)
@@ -146,7 +147,10 @@ def count_huge(machine, mm, vma, address, mapcounts, rss):
 
 @entry("i64(u64, i64, i32[], i64[])")
 def count_mapped(machine_address, mm_number, mapcounts, rss):
-    """Add an address space's page-table entries to `mapcounts` by pfn and `rss` (MM_*, then huge pages of the pool and others); 0 or an address."""
+    """Add an address space's page-table entries to `mapcounts` by pfn and `rss`; 0 or an address.
+
+    rss: MM_*, then the huge entries of the pool and of anonymous memory.
+    """
     machine = machine_t.at(machine_address)
     mm = mm_of(machine, mm_number)
     for position in range(mm.map_count):

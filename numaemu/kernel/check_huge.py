@@ -57,7 +57,8 @@ def audit_hugetlb(machine):
         total, free = pool_pages(machine, node)
         if (total, free, free) != (h.nr_node[node], h.free_node[node], freelist_length(machine, h, node)):
             raise MachineCheck(f"node {node}: {total} huge pages in the pool, {free} free, "
-                               f"{freelist_length(machine, h, node)} on its list; counted {h.nr_node[node]}, {h.free_node[node]}")
+                               f"{freelist_length(machine, h, node)} on its list; counted {h.nr_node[node]}, "
+                               f"{h.free_node[node]}")
     sums = [sum(field[node] for node in range(machine.nr_nodes)) for field in (h.nr_node, h.free_node, h.surplus_node)]
     if sums != [h.nr_huge_pages, h.free_huge_pages, h.surplus_huge_pages]:
         raise MachineCheck(f"huge pages of all nodes, free, surplus: {sums}, counted {h.nr_huge_pages}, "
@@ -80,6 +81,7 @@ def audit_huge_entries(machine, entries):
                 heads, total = heads + int((orders > 0).sum()), total + int(orders.sum())
         counted = fold_node(machine, node)["nr_anon_transparent_hugepages"]
         if heads != counted:
-            raise MachineCheck(f"node {node}: nr_anon_transparent_hugepages is {counted}, {heads} pages begin a huge mapping")
+            raise MachineCheck(f"node {node}: nr_anon_transparent_hugepages is {counted}, {heads} pages begin "
+                               f"a huge mapping")
     if total != entries:
         raise MachineCheck(f"{entries} huge entries of anonymous memory, their pages have counted {total}")

@@ -8,7 +8,8 @@ from numaemu.atomic import compare_exchange, fetch_add, load_acquire
 from numaemu.compile import hot, kernel
 from numaemu.kernel.gfp import (GFP_TRANSHUGE, GFP_TRANSHUGE_LIGHT, __GFP_DIRECT_RECLAIM, __GFP_KSWAPD_RECLAIM,
                                 __GFP_MOVABLE, __GFP_NORETRY, __GFP_THISNODE, __GFP_ZERO)
-from numaemu.kernel.huge_split import add_huge_mapping, is_huge_zero, remove_huge_mapping, split_huge_pmd
+from numaemu.kernel.huge_split import (add_huge_mapping, flush_huge_pages, is_huge_zero, remove_huge_mapping,
+                                       split_huge_pmd)
 from numaemu.kernel.hugetlb_pool import hpage_pages
 from numaemu.kernel.mempolicy import alloc_pages_mpol, first_set, get_vma_policy, node_isset
 from numaemu.kernel.mm_inline import folio_clear, folio_set, folio_test
@@ -23,7 +24,6 @@ from numaemu.kernel.pgtable import _PAGE_SPECIAL, free_table, mm_of, pfn_pte, pm
 from numaemu.kernel.rmap import folio_add_anon_rmap, folio_dup_rmap, folio_remove_rmap
 from numaemu.kernel.smp import machine_of, wake_kthread
 from numaemu.kernel.swap import folio_add_lru_block
-from numaemu.kernel.tlb import flush_tlb_mm_range
 from numaemu.kernel.vma import anon_vma_prepare
 from numaemu.kernel.vma_index import vma_of
 from numaemu.kernel.vmstat import (THP_FAULT_ALLOC, THP_FAULT_FALLBACK, THP_ZERO_PAGE_ALLOC,
@@ -31,7 +31,7 @@ from numaemu.kernel.vmstat import (THP_FAULT_ALLOC, THP_FAULT_FALLBACK, THP_ZERO
 from numaemu.mmu import clock_ns
 from numaemu.paging import (_PAGE_ACCESSED, _PAGE_DIRTY, _PAGE_NX, _PAGE_PRESENT, _PAGE_PSE, _PAGE_RW, _PAGE_USER,
                             entry_cmpxchg, entry_exchange, entry_load)
-from numaemu.uapi import MPOL_BIND, MPOL_DEFAULT, MPOL_INTERLEAVE, MPOL_LOCAL, MPOL_PREFERRED, MPOL_WEIGHTED_INTERLEAVE
+from numaemu.uapi import MPOL_BIND, MPOL_DEFAULT, MPOL_LOCAL, MPOL_PREFERRED
 
 U = np.uint64
 THP_NEVER, THP_MADVISE, THP_ALWAYS = range(3)                                     # machine.thp_enabled
@@ -221,7 +221,8 @@ def all_exclusive(machine, pfn):
     """True if every page of a huge one belongs to the one entry that maps it."""
     for i in range(hpage_pages(machine)):
         page = page_of(machine, pfn + i)
-        if not folio_test(page, PG_anon_exclusive) and (load_acquire(page, "mapcount") != 1 or load_acquire(page, "refcount") != 1):
+        alone = load_acquire(page, "mapcount") == 1 and load_acquire(page, "refcount") == 1
+        if not folio_test(page, PG_anon_exclusive) and not alone:
             return False
     return True
 
@@ -362,5 +363,5 @@ def split_huge_pmd_range(cpu, mm_number, start, end):
     while address < end:
         where = huge_entry_offset(machine, mm_of(machine, mm_number), address)
         if where != U(0) and split_huge_pmd(cpu, where):
-            flush_tlb_mm_range(cpu, mm_number, address, address + pmd_size(machine))
+            flush_huge_pages(cpu, mm_number, address, address + pmd_size(machine))
         address += pmd_size(machine)

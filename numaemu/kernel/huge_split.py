@@ -1,7 +1,7 @@
 """Taking a huge mapping of anonymous memory apart: __split_huge_pmd of Linux's mm/huge_memory.c.
 
-A transparent huge page here is 512 pages (on 32 bits 1024) in one piece, each with its own refcount, mapcount and place on the LRU
-list; what is huge is the entry that maps them. Such an entry counts in the mapcount of every one of its pages, as 512
+A transparent huge page here is 512 pages (on 32 bits 1024) in one piece, each with its own refcount, mapcount and place on
+the LRU list; what is huge is the entry that maps them. Such an entry counts in the mapcount of every one of its pages, as 512
 entries would, so it is taken apart by writing a table of 512 entries (the one laid by) and nothing else: no page changes, no
 memory is needed, and another address space goes on with its huge entry. Linux has one reference and one mapcount for the
 whole folio, and splits that too (thp_split_page) before it can take a single page; here that is nothing to be done.
@@ -15,13 +15,21 @@ from numaemu.compile import hot, kernel
 from numaemu.kernel.hugetlb_pool import hpage_pages
 from numaemu.kernel.mm_types import PG_hugetlb
 from numaemu.kernel.mmzone import page_of, page_to_nid
-from numaemu.kernel.pgalloc import (haddr_of, huge_entry_offset, pgtable_trans_huge_withdraw, pmd_lock, pmd_trans_huge, pmd_unlock)
-from numaemu.kernel.pgtable import _PAGE_SPECIAL, mm_of, pfn_pte, pte_pfn, set_pte
+from numaemu.kernel.pgalloc import (haddr_of, huge_entry_offset, pgtable_trans_huge_withdraw, pmd_lock, pmd_trans_huge,
+                                    pmd_unlock)
+from numaemu.kernel.pgtable import _PAGE_SPECIAL, mm_of, pfn_pte, pmd_shift, pte_pfn, set_pte
 from numaemu.kernel.smp import machine_of
+from numaemu.kernel.tlb import flush_tlb_mm_stride
 from numaemu.kernel.vmstat import NR_ANON_THPS, THP_SPLIT_PMD, count_vm_events, mod_node_page_state
 from numaemu.paging import PTE_PFN_MASK, PTE_SHIFT, _PAGE_PSE, _PAGE_TABLE, entry_at, entry_cmpxchg, entry_load
 
 U = np.uint64
+
+
+@hot
+def flush_huge_pages(cpu, mm_number, start, end):
+    """Every CPU forgets [start, end), where only huge entries have changed: one translation for each huge page."""
+    flush_tlb_mm_stride(cpu, mm_number, start, end, pmd_shift(machine_of(cpu)))
 
 
 @hot

@@ -11,7 +11,7 @@ from numaemu.compile import entry, hot, kernel
 from numaemu.kernel.gfp import (GFP_HIGHUSER_MOVABLE, GFP_KERNEL, __GFP_COMP, __GFP_NOWARN, __GFP_RETRY_MAYFAIL,
                                 __GFP_THISNODE, __GFP_ZERO)
 from numaemu.kernel.hugetlb_pool import (account_new_hugetlb_folio, dequeue_hugetlb_folio_node, enqueue_hugetlb_folio,
-                                         free_huge_folio, hpage_pages, hstate_of, region_count, remove_hugetlb_folio,
+                                         free_huge_folio, hstate_of, region_count, remove_hugetlb_folio,
                                          resv_bytes, resv_map_t, resv_set, resv_test)
 from numaemu.kernel.mempolicy import current_task, first_set, get_vma_policy, interleave_nid, next_node_in, node_isset
 from numaemu.kernel.mm_types import HUGETLB, VM_NORESERVE, VM_SHARED, PG_restore_reserve

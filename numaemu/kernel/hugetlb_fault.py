@@ -9,6 +9,7 @@ import numpy as np
 
 from numaemu.atomic import compare_exchange, fetch_add, load_acquire
 from numaemu.compile import hot, kernel
+from numaemu.kernel.huge_split import flush_huge_pages
 from numaemu.kernel.hugetlb import alloc_hugetlb_folio, restore_reserve_on_zap, vma_hugecache_offset
 from numaemu.kernel.hugetlb_pool import NR_FAULT_MUTEXES, hpage_pages, hstate_of
 from numaemu.kernel.mm_inline import folio_set, folio_test
@@ -21,7 +22,6 @@ from numaemu.kernel.pgalloc import haddr_of, huge_entry_offset, pmd_alloc, pmd_t
 from numaemu.kernel.pgtable import mm_of, pfn_pte, pmd_size, pte_pfn, vm_page_nx
 from numaemu.kernel.rmap import mapping_of, page_address_in_vma
 from numaemu.kernel.smp import machine_of, spin_lock, spin_unlock
-from numaemu.kernel.tlb import flush_tlb_mm_range
 from numaemu.kernel.vma import anon_vma_prepare
 from numaemu.kernel.vma_index import vma_of
 from numaemu.kernel.xarray import entry_is_page, page_entry, xa_create
@@ -64,7 +64,7 @@ def hugetlb_add_new_anon_rmap(machine, vma, index, pfn):
 
 @kernel("i64(cpu_t*, vma_t*, i64)")
 def hugetlb_get_shared_folio(cpu, vma, index):
-    """The page of a shared object, with a reference for its entry; its pfn, 0: the pool has none, -1: no memory for the tree."""
+    """The page of a shared object, with a reference for its entry; its pfn, 0: the pool has none, -1: no memory."""
     machine = machine_of(cpu)
     mapping = mapping_of(machine, vma.mapping)
     slot = xa_create(cpu, mapping, index)
@@ -142,7 +142,7 @@ def unmap_ref_private(cpu, vma_number, pfn):
             if before == entry:
                 vma.resv_unmapped = 1
                 fetch_add(mm_of(machine, vma.mm), "hugetlb_usage", -1)
-                flush_tlb_mm_range(cpu, vma.mm, address, address + pmd_size(machine))
+                flush_huge_pages(cpu, vma.mm, address, address + pmd_size(machine))
                 hugetlb_remove_rmap(cpu, pfn)
             entry = before if before != entry else U(0)
     spin_unlock(lock)
@@ -176,7 +176,7 @@ def hugetlb_wp(cpu, mm, vma_number, address, where, entry):
         put_page(cpu, new)
         put_page(cpu, old)
         return VM_FAULT_RETRY
-    flush_tlb_mm_range(cpu, vma.mm, address, address + U(nbytes))
+    flush_huge_pages(cpu, vma.mm, address, address + U(nbytes))
     entry_exchange(where, make_huge_pte(machine, vma, new, True))
     hugetlb_remove_rmap(cpu, old)
     put_page(cpu, old)
@@ -244,7 +244,7 @@ def hugetlb_change_protection(cpu, vma, start, end):
                 changed = True
         address += size
     if changed:
-        flush_tlb_mm_range(cpu, vma.mm, start, end)
+        flush_huge_pages(cpu, vma.mm, start, end)
 
 
 @kernel("bool(cpu_t*, mm_t*, mm_t*, vma_t*)")

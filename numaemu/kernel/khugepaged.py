@@ -13,10 +13,15 @@ from numaemu.kernel.fork import mmget_not_zero, mmput
 from numaemu.kernel.gfp import GFP_TRANSHUGE, GFP_TRANSHUGE_LIGHT
 from numaemu.kernel.huge_memory import (_READ_ONLY, _WRITTEN, THP_NEVER, add_new_huge_pages, free_huge_pages,
                                         prep_huge_pages, thp_vma_allowable, thp_vma_suitable)
+from numaemu.kernel.huge_migrate import (SCAN_ALLOC_HUGE_PAGE_FAIL, SCAN_EXCEED_NONE_PTE, SCAN_EXCEED_SHARED_PTE,
+                                         SCAN_EXCEED_SWAP_PTE, SCAN_LACK_REFERENCED_PAGE, SCAN_PAGE_COUNT,
+                                         SCAN_PAGE_LOCK, SCAN_PAGE_LRU, SCAN_PAGE_NULL, SCAN_PAGE_RO, SCAN_PMD_MAPPED,
+                                         SCAN_PMD_NULL, SCAN_PTE_NON_PRESENT, SCAN_SUCCEED, isolate_small_page,
+                                         putback_small_page)
 from numaemu.kernel.huge_split import add_huge_mapping
 from numaemu.kernel.hugetlb_pool import hpage_pages
 from numaemu.kernel.memory import handle_mm_fault
-from numaemu.kernel.mm_inline import folio_test, folio_trylock, folio_unlock
+from numaemu.kernel.mm_inline import folio_test
 from numaemu.kernel.mm_types import MM_ANONPAGES, VM_WRITE, PG_anon, PG_lru, PG_referenced, PG_swapcache, pool_t
 from numaemu.kernel.mmzone import page_of, page_to_nid
 from numaemu.kernel.page_alloc import alloc_pages, put_page
@@ -25,7 +30,7 @@ from numaemu.kernel.pgtable import (_PAGE_SPECIAL, entry_offset, is_swap_entry, 
                                     pte_pfn, pte_present, ptep_get, ptep_step, set_pte, table_at, vm_page_nx)
 from numaemu.kernel.rmap import folio_remove_rmap, mapping_of
 from numaemu.kernel.smp import (machine_of, read_lock, read_unlock, spin_lock, spin_unlock, write_lock, write_unlock)
-from numaemu.kernel.swap import count_isolated, folio_isolate_lru, folio_putback_lru, lru_add_drain, lru_add_drain_all
+from numaemu.kernel.swap import lru_add_drain, lru_add_drain_all
 from numaemu.kernel.swapfile import free_swap_cache
 from numaemu.kernel.tlb import flush_tlb_mm_range
 from numaemu.kernel.vma_index import find_vma, vma_of
@@ -40,9 +45,6 @@ from numaemu.uapi import errno
 
 U = np.uint64
 EINVAL, ENOMEM, EAGAIN = errno.EINVAL, errno.ENOMEM, errno.EAGAIN
-(SCAN_SUCCEED, SCAN_PMD_NULL, SCAN_PMD_MAPPED, SCAN_EXCEED_NONE_PTE, SCAN_EXCEED_SWAP_PTE, SCAN_EXCEED_SHARED_PTE,
- SCAN_PTE_NON_PRESENT, SCAN_PAGE_RO, SCAN_LACK_REFERENCED_PAGE, SCAN_PAGE_NULL, SCAN_PAGE_COUNT, SCAN_PAGE_LRU,
- SCAN_PAGE_LOCK, SCAN_ALLOC_HUGE_PAGE_FAIL) = range(14)
 ROUNDS = 1000                    # of scanning at once, however long nobody has looked; assumed
 
 collapse_control_t = Struct("collapse_control_t", [      # one for each context
@@ -142,35 +144,6 @@ def alloc_collapse_pages(cpu):
     return pfn
 
 
-@kernel("i64(cpu_t*, i64)")
-def isolate_for_collapse(cpu, pfn):
-    """Lock a page that only page tables (and the swap cache) refer to and take it off its list: SCAN_*."""
-    machine = machine_of(cpu)
-    page = page_of(machine, pfn)
-    if not folio_trylock(page):
-        return SCAN_PAGE_LOCK
-    expected = np.int64(load_acquire(page, "mapcount")) + (1 if folio_test(page, PG_swapcache) else 0)
-    result = SCAN_SUCCEED
-    if np.int64(load_acquire(page, "refcount")) != expected:
-        result = SCAN_PAGE_COUNT
-    elif not folio_isolate_lru(cpu, pfn):
-        result = SCAN_PAGE_LRU
-    if result != SCAN_SUCCEED:
-        folio_unlock(page)
-    else:
-        count_isolated(machine, cpu, pfn, 1)
-    return result
-
-
-@kernel("void(cpu_t*, i64)")
-def putback_collapsed(cpu, pfn):
-    """An isolated page goes back to its list."""
-    machine = machine_of(cpu)
-    count_isolated(machine, cpu, pfn, -1)
-    folio_unlock(page_of(machine, pfn))
-    folio_putback_lru(cpu, pfn)
-
-
 @kernel("i64(cpu_t*, u64)")
 def __collapse_huge_page_isolate(cpu, first):
     """Isolate every page of a table whose first entry is at a host address; SCAN_*, and all are back if it is no success."""
@@ -179,7 +152,7 @@ def __collapse_huge_page_isolate(cpu, first):
     while done < hpage_pages(machine) and result == SCAN_SUCCEED:
         pte = ptep_get(ptep)
         if pte_present(pte) and pte & _PAGE_SPECIAL == U(0):
-            result = isolate_for_collapse(cpu, pte_pfn(pte))
+            result = isolate_small_page(cpu, pte_pfn(pte))
         elif pte != U(0) and not pte_present(pte):
             result = SCAN_PTE_NON_PRESENT
         if result == SCAN_SUCCEED:
@@ -190,7 +163,7 @@ def __collapse_huge_page_isolate(cpu, first):
         for _ in range(done):
             pte = ptep_get(ptep)
             if pte_present(pte) and pte & _PAGE_SPECIAL == U(0):
-                putback_collapsed(cpu, pte_pfn(pte))
+                putback_small_page(cpu, pte_pfn(pte))
             ptep += ptep_step(machine)
     return result
 
@@ -208,7 +181,7 @@ def __collapse_huge_page_copy(cpu, ptep, new):
             copy_bytes(target, machine.memory + (U(old) << U(12)), 4096)
             cpu.clock_base_ns += machine.copy_page_ns
             folio_remove_rmap(machine, cpu, old)
-            putback_collapsed(cpu, old)
+            putback_small_page(cpu, old)
             free_swap_cache(cpu, old)
             put_page(cpu, old)
         else:
@@ -290,7 +263,7 @@ def madvise_collapse_errno(result):
 
 @kernel("i64(cpu_t*, u64, u64)")
 def collapse_range(cpu, start, end):
-    """Every huge page that lies in [start, end), whatever the settings: 0 or a negative errno. The mmap_lock is held for writing."""
+    """Every huge page in [start, end), whatever the settings: 0 or -errno. The mmap_lock is held for writing."""
     machine, size, failed = machine_of(cpu), pmd_size(machine_of(cpu)), 0
     machine.thp_used = 1
     collapse_control_of(machine, cpu).is_khugepaged = 0
@@ -351,9 +324,12 @@ def khugepaged_look(cpu, mm_number, address):
     return result
 
 
-@kernel("void(cpu_t*, i64)")
+@kernel("bool(cpu_t*, i64)")
 def khugepaged_do_scan(cpu, pages):
-    """Look at so many pages, going on where the last look ended; at every address space once at most."""
+    """Look at so many pages, going on where the last look ended; at every address space once at most.
+
+    False: there was no huge page to be had.
+    """
     machine = machine_of(cpu)
     collapse_control_of(machine, cpu).is_khugepaged = 1
     lru_add_drain_all(cpu)
@@ -375,6 +351,9 @@ def khugepaged_do_scan(cpu, pages):
             continue
         machine.khugepaged_address = cpu.scratch + pmd_size(machine)
         pages -= hpage_pages(machine)
+        if result == SCAN_ALLOC_HUGE_PAGE_FAIL:
+            return False
+    return True
 
 
 @kernel("i64(machine_t*)")
@@ -398,4 +377,5 @@ def khugepaged(cpu):
         return
     sleep = max(machine.khugepaged_scan_sleep_ns, 1)
     machine.khugepaged_next_ns = now_ns + sleep
-    khugepaged_do_scan(cpu, machine.khugepaged_pages_to_scan * min(1 + due // sleep, ROUNDS))
+    if not khugepaged_do_scan(cpu, machine.khugepaged_pages_to_scan * min(1 + due // sleep, ROUNDS)):
+        machine.khugepaged_next_ns = now_ns + machine.khugepaged_alloc_sleep_ns

@@ -1,7 +1,7 @@
 """A node's kernel threads: what runs in its context behind the CPUs (machine_t.nr_cpu_ids), when the coordinator wakes it.
 
-One thread of the node's process does all of it in turn: kswapd, kcompactd, on node 0 the flusher and khugepaged. Who wants something
-sets its bit in node_t.kthread_pending; the bits are taken by exchange, so that no wake-up is lost.
+One thread of the node's process does all of it in turn: kswapd, kcompactd, on node 0 the flusher and khugepaged. Who wants
+something sets its bit in node_t.kthread_pending; the bits are taken by exchange, so that no wake-up is lost.
 """
 import numpy as np
 

@@ -7,7 +7,8 @@ from numaemu.kernel.gfp import GFP_KERNEL
 from numaemu.kernel.huge_memory import split_huge_pmd_range
 from numaemu.kernel.memory import zap_page_range
 from numaemu.kernel.mm_inline import folio_clear, folio_test, folio_trylock, folio_unlock
-from numaemu.kernel.mm_types import (VM_DONTCOPY, VM_DONTDUMP, VM_HUGEPAGE, VM_HUGETLB, VM_LOCKED, VM_NOHUGEPAGE, VM_RAND_READ,
+from numaemu.kernel.mm_types import (VM_DONTCOPY, VM_DONTDUMP, VM_HUGEPAGE, VM_HUGETLB, VM_LOCKED, VM_NOHUGEPAGE,
+                                     VM_RAND_READ,
                                      VM_SEQ_READ, VM_SHARED, VM_WIPEONFORK, PG_anon, PG_dirty, PG_referenced,
                                      PG_swapcache)
 from numaemu.kernel.mmap import page_align, update_hiwater

@@ -22,8 +22,8 @@ from numaemu.kernel.page_writeback import folio_mark_dirty
 from numaemu.kernel.pgalloc import haddr_of, huge_entry_offset, pmd_trans_huge
 from numaemu.kernel.pgtable import (_MIGRATION_ANON, _MIGRATION_FILE, _PAGE_SPECIAL, _SWP_EXCLUSIVE, entry_offset,
                                     free_table, install_table, is_migration_entry, is_swap_entry, mm_of, pfn_pte,
-                                    pgd_of, pmd_addr_end, pmd_shift, pmd_size, pte_offset, pte_pfn, pte_present, pte_to_swp_entry,
-                                    ptep_cmpxchg, ptep_get, ptep_get_and_clear, ptep_step, set_pte, skip_missing,
+                                    pgd_of, pmd_addr_end, pmd_shift, pmd_size, pte_offset, pte_pfn, pte_present,
+                                    pte_to_swp_entry, ptep_cmpxchg, ptep_get, ptep_get_and_clear, ptep_step, set_pte, skip_missing,
                                     table_at, vm_page_nx)
 from numaemu.kernel.rmap import folio_add_anon_rmap, folio_dup_rmap, folio_remove_rmap, mapping_of, rss_counter
 from numaemu.kernel.shmem import shmem_find_folio, shmem_get_folio
@@ -32,7 +32,7 @@ from numaemu.kernel.swap import folio_add_new_lru, folio_mark_accessed, lru_add_
 from numaemu.kernel.swap_state import READ, swap_cache_get_hit, swap_cluster_readahead
 from numaemu.kernel.swapfile import (folio_free_swap, free_swap_and_cache, free_swap_cache, swap_duplicate,
                                      swap_entry_put, vm_swap_full)
-from numaemu.kernel.tlb import flush_tlb_mm_range
+from numaemu.kernel.tlb import flush_tlb_mm_range, flush_tlb_mm_stride
 from numaemu.kernel.vma import anon_vma_prepare, munlock_unless_locked
 from numaemu.kernel.vma_index import find_vma, vma_of
 from numaemu.kernel.vmstat import PGMAJFAULT, PGREUSE, count_vm_events
@@ -44,6 +44,7 @@ from numaemu.pointer import i64
 
 U = np.uint64
 HUGE_THERE = U(2)                # of pte_alloc: a huge entry stands in the way
+CLEARED_PTES, CLEARED_PMDS = 1, 2        # cpu.cleared: small entries, huge ones
 RELEASE_BATCH = 64               # pages freed under one look at the LRU lists
 AROUND = U(FAULT_AROUND_BYTES)
 _READ_ONLY = _PAGE_PRESENT | _PAGE_USER | _PAGE_ACCESSED
@@ -371,7 +372,9 @@ def tlb_flush_mmu(cpu, mm_number, start, end):
     """Every CPU forgets [start, end), then what was gathered is freed."""
     machine = machine_of(cpu)
     mm, gather = mm_of(machine, mm_number), gather_of(machine, cpu)
-    flush_tlb_mm_range(cpu, mm_number, start, end)
+    shift = pmd_shift(machine) if cpu.cleared == CLEARED_PMDS else U(12)
+    flush_tlb_mm_stride(cpu, mm_number, start, end, shift)
+    cpu.cleared = 0
     lru_add_drain(cpu)
     first, end_of_all = 1, gather[0] + 1
     while first < end_of_all:
@@ -444,11 +447,13 @@ def zap_huge_pmd(cpu, mm_number, start, address, end):
         pfn, pages = hugetlb_zap(cpu, mm, vma_of(machine, find_vma(machine, mm_number, address)), address, where), 1
     elif covers_huge(machine, address, end):
         pfn, pages = take_huge_pmd(cpu, mm, where), hpage_pages(machine)
+        cpu.cleared |= CLEARED_PMDS
         if pfn >= 0 and tlb_remove(gather, -np.int64(cpu.scratch)):
             tlb_flush_mmu(cpu, mm_number, start, address + pmd_size(machine))
     else:
         split_huge_pmd(cpu, where)
         return False
+    cpu.cleared |= CLEARED_PMDS
     for i in range(pages if pfn > 0 else 0):
         if tlb_remove(gather, pfn + i):
             tlb_flush_mmu(cpu, mm_number, start, address + pmd_size(machine))
@@ -472,6 +477,7 @@ def unmap_page_range(cpu, mm_number, start, end):
         while address < table_end:
             if ptep_get(ptep) != U(0):
                 changed = True
+                cpu.cleared |= CLEARED_PTES
                 pfn = zap_pte(machine, cpu, mm, ptep_get_and_clear(ptep))
                 if pfn != 0 and tlb_remove(gather, pfn):
                     tlb_flush_mmu(cpu, mm_number, start, address + U(4096))

@@ -97,7 +97,8 @@ def control_layout(topology, max_pfn, nr_actors):
             ("scan_controls", cpus * scan_control_t.nbytes), ("swap", swap_t.nbytes), ("zstat", zstat_t.nbytes),
             ("zbufs", cpus * ZBUF_BYTES), ("swap_map", MAX_SWAP_ENTRIES * 4), ("swap_cache", MAX_SWAP_ENTRIES * 8),
             ("zeromap", MAX_SWAP_ENTRIES), ("ztable", MAX_SWAP_ENTRIES * 8), ("swap_data", MAX_SWAP_ENTRIES * PAGE_SIZE),
-            ("hstate", hstate_t.nbytes), ("collapse_controls", cpus * collapse_control_t.nbytes), *slab_blocks(topology), *shrinker_blocks(topology),
+            ("hstate", hstate_t.nbytes), ("collapse_controls", cpus * collapse_control_t.nbytes),
+            *slab_blocks(topology), *shrinker_blocks(topology),
             *percpu_blocks(topology)):
         layout.add(name, nbytes)
     return layout
@@ -341,7 +342,7 @@ def hugetlb_init(machine):
 
 
 def hugepage_init(machine):
-    """Transparent huge pages: nobody gets any until the setting says so, the others are Linux's (hugepage_init, khugepaged_init)."""
+    """Transparent huge pages: nobody gets any until the setting says so; the others are Linux's (khugepaged_init)."""
     pages = 1 << int(machine.paging.table_bits)
     machine.thp_enabled, machine.thp_defrag, machine.thp_use_zero_page = THP_NEVER, DEFRAG_MADVISE, 1
     machine.khugepaged_pages_to_scan, machine.khugepaged_max_ptes_none = pages * 8, pages - 1

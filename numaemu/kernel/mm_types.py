@@ -56,7 +56,7 @@ vma_t = Struct("vma_t", [           # written under the mmap_lock of its mm, hel
     ("anon_vma", i64),              # whose pages a private VMA has, 0 until the first fault: VMAs with equal ones may merge
     ("chained", i64),               # 1: forked, so its anon_vma_chain in Linux has more than one member
     ("policy", policy_t),
-    ("resv_map", u64), ("resv_unmapped", i64),     # hugetlb: the reservation it owns (host address), or 0; 1: pages were taken away
+    ("resv_map", u64), ("resv_unmapped", i64),     # hugetlb: the reservation it owns; 1: pages were taken away
     ("family_next", i64), ("family_prev", i64),    # the other VMAs of `mapping`; under that mapping's lock
     ("file_next", i64), ("file_prev", i64),        # the other VMAs of `i_mapping`, likewise
 ])

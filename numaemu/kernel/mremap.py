@@ -7,7 +7,7 @@ the family, which a walk over the reverse mapping needs: it finds a page at its 
 import numpy as np
 
 from numaemu.compile import hot, kernel
-from numaemu.kernel.huge_split import split_huge_pmd
+from numaemu.kernel.huge_split import flush_huge_pages, split_huge_pmd
 from numaemu.kernel.hugetlb import put_resv_map
 from numaemu.kernel.hugetlb_pool import get_resv_map
 from numaemu.kernel.memory import pte_alloc
@@ -17,7 +17,8 @@ from numaemu.kernel.mm_types import (VM_ACCOUNT, VM_DONTEXPAND, VM_HUGETLB, VM_L
 from numaemu.kernel.mmap import do_munmap, get_unmapped_area, page_align, update_hiwater
 from numaemu.kernel.pgalloc import (huge_entry_offset, pgtable_trans_huge_deposit, pgtable_trans_huge_withdraw, pmd_alloc,
                                     pmd_lock, pmd_unlock)
-from numaemu.kernel.pgtable import (mm_of, pmd_addr_end, pmd_size, pte_offset, ptep_get, ptep_get_and_clear, ptep_step, set_pte,
+from numaemu.kernel.pgtable import (mm_of, pmd_addr_end, pmd_size, pte_offset, ptep_get, ptep_get_and_clear, ptep_step,
+                                    set_pte,
                                     skip_missing)
 from numaemu.kernel.rmap import unlink_vma
 from numaemu.kernel.smp import machine_of
@@ -87,7 +88,7 @@ def move_huge_pmd(cpu, mm_number, vma, source, target, length):
     pmd_lock(cpu, where)
     entry, table = entry_exchange(where, U(0)), 0 if pool else pgtable_trans_huge_withdraw(machine, where)
     pmd_unlock(machine, where)
-    flush_tlb_mm_range(cpu, mm_number, source, source + size)
+    flush_huge_pages(cpu, mm_number, source, source + size)
     pmd_lock(cpu, place)
     entry_exchange(place, entry)
     if not pool:

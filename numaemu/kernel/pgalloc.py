@@ -12,8 +12,8 @@ from numaemu.kernel.mempolicy import alloc_table_page
 from numaemu.kernel.mm_types import PG_table
 from numaemu.kernel.mmdebug import VM_BUG_ON
 from numaemu.kernel.mmzone import page_of
-from numaemu.kernel.pgtable import (account_table, entry_offset, free_table, install_table, pgd_of, pmd_shift, pmd_size,
-                                    pte_pfn, table_at)
+from numaemu.kernel.pgtable import (account_table, entry_offset, install_table, pgd_of, pmd_shift, pmd_size,
+                                    table_at)
 from numaemu.kernel.smp import machine_of, spin_lock, spin_unlock
 from numaemu.paging import _PAGE_PRESENT, _PAGE_PSE, entry_at, entry_load
 from numaemu.pointer import address_of

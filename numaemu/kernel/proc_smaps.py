@@ -1,6 +1,7 @@
 """/proc/<pid>/smaps, smaps_rollup and pagemap: the part of Linux's fs/proc/task_mmu.c that looks at every page."""
 import numpy as np
 
+from numaemu.kernel.huge_memory import THP_ALWAYS, THP_MADVISE
 from numaemu.kernel.mm_types import (VM_ACCOUNT, VM_DONTCOPY, VM_DONTDUMP, VM_DONTEXPAND, VM_EXEC, VM_GROWSDOWN,
                                      VM_HUGEPAGE, VM_HUGETLB, VM_LOCKED, VM_LOCKONFAULT, VM_MAYEXEC, VM_MAYREAD, VM_MAYSHARE,
                                      VM_MAYWRITE, VM_NOHUGEPAGE, VM_NORESERVE, VM_RAND_READ, VM_READ, VM_SEQ_READ,
@@ -46,6 +47,15 @@ def show_smap(counts, locked, rollup):
     return text + line("Locked", locked >> PSS_SHIFT)
 
 
+def thp_eligible(machine, vma):
+    """thp_vma_allowable_orders: 1 if the VMA may get huge pages, and has room for one."""
+    size = int(pmd_size(machine))
+    room = -(-int(vma["start"]) // size) * size + size <= vma["end"]
+    private = not vma["flags"] & (VM_SHARED | VM_HUGETLB | VM_NOHUGEPAGE) and not vma["file"]
+    asked = machine.thp_enabled == THP_ALWAYS or machine.thp_enabled == THP_MADVISE and vma["flags"] & VM_HUGEPAGE
+    return int(bool(private and room and asked))
+
+
 def smaps(system, _number, mm_number):
     """/proc/<pid>/smaps"""
     mm, text = mm_of(system.machine, mm_number), []
@@ -54,7 +64,8 @@ def smaps(system, _number, mm_number):
         flags = "".join(name + " " for bit, name in FLAG_NAMES if vma["flags"] & bit)
         page = int(pmd_size(system.machine)) if vma["flags"] & VM_HUGETLB else 4096
         text.append(show_map_vma(system.machine, mm, vma) + line("Size", int(vma["end"] - vma["start"])) +
-                    line("KernelPageSize", page) + line("MMUPageSize", page) + show_smap(counts, locked, False) + f"THPeligible:    {0:8d}\n"
+                    line("KernelPageSize", page) + line("MMUPageSize", page) + show_smap(counts, locked, False) +
+                    f"THPeligible:    {thp_eligible(system.machine, vma):8d}\n"
                     f"VmFlags: {flags}\n")
     return "".join(text)
 
