@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from loopback import SMALL_TLB, Loopback
 
 from numaemu.uapi import (MADV_COLLAPSE, MADV_DONTNEED, MADV_FREE, MADV_HUGEPAGE, MADV_NOHUGEPAGE, MADV_PAGEOUT,
+                          MAP_ANONYMOUS, MAP_HUGETLB, MAP_PRIVATE,
                           MPOL_BIND, MPOL_MF_MOVE, MREMAP_FIXED, MREMAP_MAYMOVE, PROT_READ, PROT_WRITE)
 
 PAGE, HUGE = 4096, 2 << 20
@@ -264,6 +265,46 @@ def test_a_huge_page_is_one_tlb_entry(always):
     task.load(area.pages(), np.uint8)
     after = task.counters()
     assert after["page_walks"] - before["page_walks"] <= 1
+
+
+@pytest.mark.parametrize("paging, huge", [("x86-64-5level", HUGE), ("x86-32", 2 * HUGE), ("arm64-39", HUGE), ("arm64-48", HUGE)])
+def test_other_formats(loopback, paging, huge):
+    machine = loopback(nodes=1, cpus_per_node=1, memory_per_node="64MiB", paging=paging)
+    machine.write(f"{THP}/enabled", "always")
+    machine.write("/proc/sys/vm/nr_hugepages", "2")
+    task = machine.task()
+    room = task.mmap(4 * huge)
+    start = -(-room.addr // huge) * huge
+    places = start + np.arange(2 * huge // PAGE, dtype=np.uint64) * np.uint64(PAGE)
+    task.store(places[:3], np.uint8([1, 2, 3]))
+    assert counts(machine, "thp_fault_alloc", "nr_anon_pages")[0] == 1 and task.counters()["task_minor_faults"] == 1
+    assert task.load([start + huge], np.uint8)[0] == 0
+    assert counts(machine, "thp_zero_page_alloc") == [1]
+    child = task.fork()
+    child.store(places[:1], np.uint8(9))
+    task.munmap(start + PAGE, PAGE)
+    assert counts(machine, "thp_split_pmd") == [2]
+    assert child.load(places[:3], np.uint8).tolist() == [9, 2, 3] and task.load(places[2:3], np.uint8).tolist() == [3]
+    machine.audit()
+    child.madvise(start, huge, MADV_COLLAPSE)
+    assert child.load(places[:3], np.uint8).tolist() == [9, 2, 3]
+    pool = task.mmap(2 * huge, RW, MAP_PRIVATE | MAP_ANONYMOUS | MAP_HUGETLB)
+    task.store([pool.addr + huge - 1, pool.addr + huge], np.uint8([4, 5]))
+    assert task.load([pool.addr, pool.addr + huge - 1, pool.addr + huge], np.uint8).tolist() == [0, 4, 5]
+    machine.audit()
+    child.exit()
+    machine.audit()
+
+
+def test_compaction_leaves_huge_pages_alone(always):
+    task = always.task()
+    area = aligned(task, 2 * HUGE).touch(stride=HUGE)
+    crumbs = task.mmap(6 * HUGE + PAGE * 3)
+    crumbs.touch(stride=PAGE)
+    task.munmap(crumbs.addr, 6 * HUGE)
+    always.write("/proc/sys/vm/compact_memory", "1")
+    assert counts(always, "thp_migration_split") == [0] and area
+    always.audit()
 
 
 STEPS = st.lists(st.tuples(st.sampled_from(["write", "write", "read", "fork", "exit", "drop", "collapse", "split", "move",

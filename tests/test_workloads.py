@@ -134,6 +134,18 @@ def test_stress_finds_nothing_when_memory_runs_out(machine_name, seed):
         assert run("stress", machine, 6)["words verified"] > 0
 
 
+@pytest.mark.parametrize("seed", range(2))
+def test_stress_finds_nothing_with_huge_pages(seed):
+    """Faults, forks, partial unmapping, mprotect, mremap, migration and swap under khugepaged's feet."""
+    with Machine(nodes=2, cpus_per_node=2, memory_per_node="96MiB", kernel={"transparent_hugepage": "always"}) as machine:
+        machine.write("/sys/kernel/mm/transparent_hugepage/khugepaged/scan_sleep_millisecs", 1)
+        machine.swapon("64MiB")
+        machine.seed = seed
+        assert run("stress", machine, 3)["words verified"] > 0
+        counts = machine.stats()["vmstat"]
+        assert counts["thp_fault_alloc"] > 0 and counts["thp_split_pmd"] > 0
+
+
 def test_stress_finds_nothing_on_a_larger_machine(ring):
     counts = run("stress", ring, 3)
     assert "out of memory" not in counts and counts["pgmigrate_success"] > 0

@@ -13,7 +13,7 @@ import numpy as np
 from numaemu.atomic import fetch_add
 from numaemu.compile import hot, kernel
 from numaemu.kernel.hugetlb_pool import hpage_pages
-from numaemu.kernel.mm_types import PG_hugetlb
+from numaemu.kernel.mm_types import PG_anon, PG_head, PG_hugetlb
 from numaemu.kernel.mmzone import page_of, page_to_nid
 from numaemu.kernel.pgalloc import (haddr_of, huge_entry_offset, pgtable_trans_huge_withdraw, pmd_lock, pmd_trans_huge,
                                     pmd_unlock)
@@ -44,6 +44,13 @@ def remove_huge_mapping(machine, cpu, pfn):
     """A huge entry is gone, or has been taken apart."""
     if fetch_add(page_of(machine, pfn), "order", -1) == 1:
         mod_node_page_state(machine, cpu.id, page_to_nid(machine, pfn), NR_ANON_THPS, -1)
+
+
+@hot
+def is_huge_mapped(machine, pfn):
+    """True if a huge entry maps the page (a hint, without a lock)."""
+    head = page_of(machine, pfn - pfn % hpage_pages(machine))
+    return head.order > 0 and head.flags & U(PG_anon | PG_head) == U(PG_anon)
 
 
 @hot

@@ -54,6 +54,12 @@ def hpage_pages(machine):
     return np.int64(U(1) << machine.paging.table_bits)
 
 
+@hot
+def hugetlb_total_pages(machine):
+    """Small pages that the pool has taken away from everybody else."""
+    return hstate_of(machine).nr_huge_pages * hpage_pages(machine)
+
+
 # -- the free lists; under the lock --------------------------------------------------------------------------------
 
 @hot
