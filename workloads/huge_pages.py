@@ -17,7 +17,7 @@ MACHINE = dict(nodes=1, cpus_per_node=1, memory_per_node="192MiB")
 HUGE, RW = 2 << 20, PROT_READ | PROT_WRITE
 ARRAY, LOADS = 48 << 20, 40_000          # bytes, loads
 CRUMBS = 1 / 32                          # of the small pages stay in use
-FILL, WANTED = 0.85, 0.5                 # of free memory
+FILL, WANTED = 0.96, 0.5                 # of free memory
 THP = "/sys/kernel/mm/transparent_hugepage"
 POOL = "/proc/sys/vm/nr_hugepages"
 
