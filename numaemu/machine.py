@@ -148,6 +148,7 @@ class Machine:
         self._reader.start()
         try:
             self.processes = self._booted.result()
+            self._fill_pools()
         except BaseException:
             self.close()
             raise
@@ -160,6 +161,14 @@ class Machine:
 
     def __repr__(self):
         return f"<machine {self.topology.name}: {len(self.nodes)} nodes, {len(self.cpus)} cpus>"
+
+    def _fill_pools(self):
+        """Huge pages, as the machine file asks for them: the first thing after boot, while memory is in one piece."""
+        for name in ("nr_overcommit_hugepages", "nr_hugepages"):
+            if self.topology.sysctl.get(f"vm.{name}"):
+                self.write(f"/proc/sys/vm/{name}", self.topology.sysctl[f"vm.{name}"])
+        if self.topology.kernel["transparent_hugepage"] != "never":
+            self.write("/sys/kernel/mm/transparent_hugepage/enabled", self.topology.kernel["transparent_hugepage"])
 
     @property
     def death(self):

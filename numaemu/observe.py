@@ -16,12 +16,22 @@ PM_SWAP = np.uint64(1 << 62)
 PLACES = {ABSENT: "absent", EFAULT: "efault", SWAPPED: "swapped"}
 
 
+def huge_pages(machine, node):
+    """A node's part of the pool of huge pages, as sysfs shows it; {} on a machine with another size of them."""
+    directory = f"/sys/devices/system/node/node{node}/hugepages/hugepages-2048kB"
+    try:
+        return {name: int(machine.read(f"{directory}/{name}")) for name in machine.listdir(directory)}
+    except FileNotFoundError:
+        return {}
+
+
 def snapshot(machine):
     """{zones, nodes: {n: numastat}, vmstat} of a running machine."""
     stats = machine.stats()
     zones = {f"node{node['node']}/{name}": figures
              for node in stats["nodes"] for name, figures in node["zones"].items()}
-    nodes = {str(node["node"]): {"numastat": node["numastat"]} for node in stats["nodes"]}
+    nodes = {str(node["node"]): {"numastat": node["numastat"], "hugepages_2M": huge_pages(machine, node["node"])}
+             for node in stats["nodes"]}
     return {"zones": zones, "nodes": nodes, "vmstat": stats["vmstat"]}
 
 

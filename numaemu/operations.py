@@ -14,7 +14,7 @@ from numaemu.errors import BusError, KernelBug, OutOfMemory, SegmentationFault
 from numaemu.kernel import sys as syscalls
 from numaemu.kernel import vmalloc_calls
 from numaemu.kernel.inode import file_of, inode_name, inode_of
-from numaemu.kernel.mm_types import TASK_RUNNING, VM_EXEC, VM_READ, VM_SHARED, VM_WRITE, cgroup_t, task_t
+from numaemu.kernel.mm_types import TASK_RUNNING, VM_EXEC, VM_HUGETLB, VM_READ, VM_SHARED, VM_WRITE, cgroup_t, task_t
 from numaemu.kernel.mmzone import MAX_NR_ZONES, ZONE_HIGHMEM, page_of, page_zone, zone_of
 from numaemu.kernel.oom_kill import epitaph, oom_exit, release_task
 from numaemu.kernel.page_alloc import BAD_TEXTS, compound_head, compound_order
@@ -285,9 +285,13 @@ class Operations(KernelOperations, KernelSpaceOperations, MmOperations, ExecOper
                f"{min(distance)} bytes {side} it"
 
     def beyond_the_end(self, mm, address):
-        """The file whose end an address lies behind."""
+        """The file whose end an address lies behind, or the pool that has no page."""
         position = find_position(self.machine, mm, np.uint64(address))
         vma = vma_of(self.machine, vma_index(self.machine, mm)[position])
+        if vma.flags & VM_HUGETLB:
+            if vma.resv_unmapped:
+                return "its huge page was taken away for the copy of the task that had reserved it"
+            return f"no huge page of the pool is free for it (mapping {vma.start:#x}-{vma.end:#x})"
         inode = inode_of(self.machine, file_of(self.machine, vma.file).inode)
         offset = (vma.pgoff << 12) + address - int(vma.start)
         return f"byte {offset} of {inode_name(inode)}, which has {inode.i_size}"

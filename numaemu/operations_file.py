@@ -6,6 +6,7 @@ import numpy as np
 from numaemu.files import name_words
 from numaemu.kernel import kernel_calls
 from numaemu.kernel import sys_file as calls
+from numaemu.kernel.hugetlb import set_max_huge_pages
 from numaemu.kernel.inode import file_of, inode_of
 from numaemu.param import MAX_FILES
 from numaemu.uapi import MAP_SHARED, O_RDWR
@@ -106,6 +107,10 @@ class FileOperations:
     def system_unlink(self, path):
         name = name_words(path)
         check(calls.sys_unlink(self.address, name.ctypes.data), path)
+
+    def system_set_max_huge_pages(self, count, nid):
+        """The size of the pool of huge pages: of all nodes (-1), or of one."""
+        set_max_huge_pages(self.address, count, nid)
 
     def system_sync(self):
         return calls.sys_sync(self.address)

@@ -50,7 +50,8 @@ cpu_t = Struct("cpu_t", [
     ("reply_value", i64), ("reply_seq", i64), ("waiting", u64), ("_pad2", u64, 5),
     # the shootdown this CPU initiates: written by it, read by its targets until `acks` is 0 (they subtract)
     ("flush_mm", i64), ("flush_start", u64), ("flush_end", u64), ("flush_gen", i64), ("flush_acks", i64),
-    ("flush_mask", u64, CPU_WORDS), ("_pad3", u64, 7),
+    ("flush_shift", u64),       # log2 of how far apart its translations lie at least
+    ("flush_mask", u64, CPU_WORDS), ("_pad3", u64, 6),
     # written by this CPU, read by the coordinator
     ("inside", u64),            # 1 while inside emulated accesses
     ("mm", i64), ("mm_id", i64),        # number and id of the loaded address space, 0 = none
@@ -70,10 +71,11 @@ cpu_t = Struct("cpu_t", [
     ("on_fault", u64), ("on_ipi", u64), ("on_event", u64),      # callbacks: the kernel's entries
     ("l1_sets", u64), ("l1_ways", i64), ("l1_latency_ns", i64), ("l1_mask", u64),
     ("l2_sets", u64), ("l2_ways", i64), ("l2_latency_ns", i64), ("l2_mask", u64),
-    ("latency_ns", i64, MAX_NODES), ("_pad5", u64, 9),
+    ("latency_ns", i64, MAX_NODES), ("_pad5", u64, 8),
     # written by this CPU only; `tick` begins a cache line, and so do the TLBs
     ("huge_entries", u64),      # bit n: an entry n levels up has been put into the TLB since it was last empty
     ("cr3", u64),               # host address of the loaded top-level table
+    ("cleared", i64),           # CLEARED_*: what it has unmapped since its last flush (kernel/memory.py)
     ("tick", i64),              # accesses so far, loads and stores
     ("stores", i64),
     ("l2_hits", i64), ("walks", i64), ("assists", i64), ("shootdowns_received", i64),

@@ -32,7 +32,7 @@ POLICIES = {name: getattr(uapi, f"MPOL_{name.upper()}") for name in (
 MBIND_FLAGS = {name: getattr(uapi, f"MPOL_MF_{name.upper()}") for name in ("strict", "move", "move_all")}
 ADVICE = {name: getattr(uapi, f"MADV_{name.upper()}") for name in (
     "normal", "random", "sequential", "willneed", "dontneed", "free", "cold", "dontfork", "dofork", "wipeonfork", "keeponfork",
-    "dontdump", "dodump", "hugepage", "nohugepage", "populate_read", "populate_write", "pageout")}
+    "dontdump", "dodump", "hugepage", "nohugepage", "populate_read", "populate_write", "pageout", "collapse")}
 MREMAP_FLAGS = {name: getattr(uapi, f"MREMAP_{name.upper()}") for name in ("maymove", "fixed", "dontunmap")}
 FLAGS = {"mremap": MREMAP_FLAGS}
 SIGNALS = {OutOfMemory: uapi.SIGKILL, SegmentationFault: uapi.SIGSEGV, BusError: uapi.SIGBUS}
@@ -53,7 +53,7 @@ KEYS = {
     "get_mempolicy": {"region", "offset", "next_node"}, "move_pages": RANGE | {"nodes"},
     "migrate_pages": {"from", "to"}, "cgroup_attach": {"path"},
     "write": {"path", "value"}, "readf": {"path"}, "sleep": {"ms"}, "snap": {"label"}, "dump": {"label"}, "nop": set()}
-VALUES = {"kind": {"anon", "file"}, "share": {"private", "shared"}, "mode": {"read", "write"},
+VALUES = {"kind": {"anon", "file", "hugetlb"}, "share": {"private", "shared"}, "mode": {"read", "write"},
           "order": {"seq", "reverse", "random"}, "policy": set(POLICIES), "advice": set(ADVICE)}
 
 
@@ -266,6 +266,8 @@ class Replay:
         file = process.task.open(step["path"], uapi.O_RDWR) if step.get("kind") == "file" else None
         if file is None:
             flags |= uapi.MAP_ANONYMOUS
+        if step.get("kind") == "hugetlb":
+            flags |= uapi.MAP_HUGETLB
         if "addr" in step:
             flags |= uapi.MAP_FIXED if step.get("fixed_replace") else uapi.MAP_FIXED_NOREPLACE
         for name in ("populate", "noreserve", "locked"):
@@ -341,6 +343,8 @@ class Replay:
 
     def op_touch(self, process, step):
         """One byte per stride; the values are (index + 1) & 255, so that every 256th page stays zero."""
+        if step["region"] not in process.regions:        # its mmap has failed
+            return {"ret": 0, "errno": 0, "minflt": 0, "majflt": 0}
         address, nbytes = self.range_of(process, step)
         stride = step.get("stride", PAGE)
         indices = self.touch_order(process, -(-nbytes // stride), step.get("order", "seq"), step.get("repeat", 1))
@@ -473,7 +477,9 @@ class Replay:
         self.files.setdefault(step["path"], []).append(text.strip())
 
     def op_sleep(self, step):
-        """Time for the kernel threads."""
+        """Time for the kernel threads; it passes for khugepaged, which looks so often in a time."""
+        if "[never]" not in self.machine.read("/sys/kernel/mm/transparent_hugepage/enabled"):
+            self.init.sleep(step["ms"])
         self.machine.settle()
 
     def op_nop(self, process, step):

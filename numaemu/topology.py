@@ -93,6 +93,8 @@ KNOWN_SYSCTLS = {  # lowest and highest value, as the sysctl tables of Linux 6.1
     "vm.dirty_background_bytes": (1, MAX_MEMORY),
     "vm.dirty_expire_centisecs": (0, INT_MAX),
     "vm.dirty_writeback_centisecs": (0, INT_MAX),
+    "vm.nr_hugepages": (0, LONG_MAX),
+    "vm.nr_overcommit_hugepages": (0, LONG_MAX),
     "vm.panic_on_oom": (0, 2),
     "vm.oom_kill_allocating_task": (0, INT_MAX),
     "vm.oom_dump_tasks": (0, INT_MAX),
@@ -109,8 +111,10 @@ DEFAULT_KERNEL = {  # the kernel's boot options
     "slab_debug": "",
     "random_seed": 0,  # of what kernel.randomize_va_space draws
     "thread_size": "",  # of a kernel stack; "": 16KiB, with paging x86-32 8KiB
+    "transparent_hugepage": "never",
 }
 THREAD_SIZES = ("", "4KiB", "8KiB", "16KiB")
+THP_OPTIONS = ("always", "madvise", "never")
 ZONE_LAYOUTS = ("x86-64", "x86-32")  # DMA, DMA32, Normal; DMA, Normal up to 896 MiB, HighMem
 MAX_MEMORY_32 = 3 * GiB  # 32 bits of physical address; the last GiB is the hole of devices
 MAX_MEMORY_ARM64_39 = 252 * GiB  # the direct map has 256 GiB, holes included
@@ -620,6 +624,9 @@ def _parse_kernel(table: Any, where: str) -> dict[str, bool | int | str]:
         if not isinstance(value, type(DEFAULT_KERNEL[key])):
             kind = "true or false" if isinstance(DEFAULT_KERNEL[key], bool) else "text"
             raise ConfigError.at(where, f"kernel: {key} is {value!r}, must be {kind}")
+    if options["transparent_hugepage"] not in THP_OPTIONS:
+        limit = f"must be one of {', '.join(THP_OPTIONS)}"
+        raise ConfigError.at(where, f"kernel: transparent_hugepage is {options['transparent_hugepage']!r}, {limit}")
     for letters in (block.partition(",")[0] for block in options["slab_debug"].split(";")):
         if wrong := set(letters.upper()) - set(SLAB_DEBUG_LETTERS):
             limit = f"must be of {SLAB_DEBUG_LETTERS}, then names of caches after a comma"

@@ -86,6 +86,10 @@ class LoopbackCpu(cpu_process.Cpu):
         """Left to the node's kernel threads: the coordinator, which asks, would be waited for."""
         return False
 
+    def rpc_system(self, method, *args):
+        """Done when the coordinator, which asks, has nothing else to do."""
+        return self.world.later(lambda: self.operations.system(method, args))
+
     _send_bulk = Actor._send_bulk
     threads = types.SimpleNamespace(submit=lambda *_: None)      # what cannot be done at once happens later, by itself
 

@@ -229,8 +229,8 @@ def test_node_directory(machine):
     assert machine.read(f"{NODE}/node1/cpumap") == "c\n"
     for name in ("online", "possible", "has_cpu", "has_memory", "has_normal_memory"):
         assert machine.read(f"{NODE}/{name}") == "0-1\n"
-    assert machine.listdir(f"{NODE}/node0") == ["compact", "cpulist", "cpumap", "distance", "meminfo", "numastat",
-                                                    "vmstat"]
+    assert machine.listdir(f"{NODE}/node0") == ["compact", "cpulist", "cpumap", "distance", "hugepages", "meminfo",
+                                                    "numastat", "vmstat"]
     assert {"node0", "node1", "online"} <= set(machine.listdir(NODE + "/"))
 
 
@@ -456,10 +456,16 @@ def test_interleave_weights(machine, task):
 
 def test_transparent_hugepages(machine):
     path = "/sys/kernel/mm/transparent_hugepage/enabled"
-    machine.write(path, "never\n")
     assert machine.read(path) == "always madvise [never]\n"
-    with pytest.raises(OSError, match="not there yet"):
-        machine.write(path, "always")
+    free = machine.read("/proc/sys/vm/min_free_kbytes")
+    machine.write(path, "madvise\n")
+    assert machine.read(path) == "always [madvise] never\n"
+    assert int(machine.read("/proc/sys/vm/min_free_kbytes")) > int(free)     # pageblocks are kept free for them
+    machine.write(path, "never\n")
+    assert machine.read("/proc/sys/vm/min_free_kbytes") == free
+    assert machine.read("/sys/kernel/mm/transparent_hugepage/hpage_pmd_size") == "2097152\n"
+    scan = "/sys/kernel/mm/transparent_hugepage/khugepaged/scan_sleep_millisecs"
+    assert machine.read(scan) == "10000\n"
 
 
 @pytest.mark.parametrize("path, value", [
@@ -468,7 +474,8 @@ def test_transparent_hugepages(machine):
     ("/proc/sys/vm/watermark_scale_factor", "3001"), ("/proc/sys/vm/swappiness", "201"),
     ("/proc/sys/vm/lowmem_reserve_ratio", "256 x"), ("/proc/sys/vm/max_map_count", "65536"),
     ("/proc/sys/vm/drop_caches", "5"), ("/proc/sys/vm/overcommit_memory", "3"), ("/proc/sys/kernel/numa_balancing", "1"),
-    ("/sys/kernel/mm/mempolicy/weighted_interleave/node0", "256"), ("/sys/kernel/mm/transparent_hugepage/enabled", "madvise"),
+    ("/sys/kernel/mm/mempolicy/weighted_interleave/node0", "256"), ("/sys/kernel/mm/transparent_hugepage/enabled", "sometimes"),
+    ("/sys/kernel/mm/transparent_hugepage/khugepaged/max_ptes_none", "512"), ("/proc/sys/vm/nr_hugepages", "-1"),
 ])
 def test_values_out_of_range_are_refused(machine, path, value):
     before = machine.read(path) if not path.endswith("drop_caches") else None

@@ -135,6 +135,18 @@ def test_stress_finds_nothing_when_memory_runs_out(machine_name, seed):
         assert run("stress", machine, 6)["words verified"] > 0
 
 
+@pytest.mark.parametrize("seed", range(2))
+def test_stress_finds_nothing_with_huge_pages(seed):
+    """Faults, forks, partial unmapping, mprotect, mremap, migration and swap under khugepaged's feet."""
+    with Machine(nodes=2, cpus_per_node=2, memory_per_node="96MiB", kernel={"transparent_hugepage": "always"}) as machine:
+        machine.write("/sys/kernel/mm/transparent_hugepage/khugepaged/scan_sleep_millisecs", 1)
+        machine.swapon("64MiB")
+        machine.seed = seed
+        assert run("stress", machine, 3)["words verified"] > 0
+        counts = machine.stats()["vmstat"]
+        assert counts["thp_fault_alloc"] > 0 and counts["thp_split_pmd"] > 0
+
+
 def test_stress_finds_nothing_on_a_larger_machine(ring):
     counts = run("stress", ring, 3)
     assert "out of memory" not in counts and counts["pgmigrate_success"] > 0
@@ -245,6 +257,20 @@ def test_page_cache_spares_the_disk(capsys):
     cold, warm, random, warm_random = (row["emulated ms"] for row in rows[:4])
     assert random > 5 * cold and cold > 10 * warm and warm_random < cold
     assert (rows[4]["nr_dirtied"], rows[4]["nr_written"], rows[4]["pgpgout"]) == (16, 16, 64)
+
+
+def test_huge_pages_spare_walks_and_need_memory_in_one_piece():
+    module = importlib.import_module("huge_pages")
+    with Machine(**module.MACHINE) as machine:
+        result = module.main(machine)
+        machine.check()
+    loads, needs = result["loads"], result["contiguity"]
+    assert loads["4 KiB"]["walks per 1000 loads"] > 500
+    assert loads["THP"]["walks per 1000 loads"] == loads["hugetlb"]["walks per 1000 loads"] == 0
+    assert loads["4 KiB"]["faults"] == 512 * loads["THP"]["faults"] == 512 * loads["hugetlb"]["faults"]
+    assert loads["hugetlb"]["page tables kB"] < loads["THP"]["page tables kB"] == loads["4 KiB"]["page tables kB"]
+    assert needs["fresh memory"]["%"] == 100 and needs["crumbs, no defrag"]["%"] < 20
+    assert min(needs["crumbs, defrag"]["%"], needs["crumbs, the pool"]["%"]) > 80
 
 
 def test_kswapd_watermarks_shows_who_makes_room(capsys):

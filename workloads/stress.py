@@ -21,6 +21,7 @@ U = np.uint64
 SHARED = numaemu.MAP_SHARED | numaemu.MAP_ANONYMOUS
 READ, WRITE = numaemu.PROT_READ, numaemu.PROT_READ | numaemu.PROT_WRITE
 PAGE = 4096
+HUGE = 512                 # pages: where transparent huge pages are wanted, areas are whole ones
 COUNTS = 20000             # of a thread in the story `order`
 
 
@@ -294,11 +295,14 @@ def main(machine):
     rng = np.random.default_rng(getattr(machine, "seed", None) or 0)
     cpus, memory = [cpu.id for cpu in machine.cpus], [node.id for node in machine.nodes if node.memory_bytes]
     most = max(16, min(512, sum(node.memory_bytes for node in machine.nodes) // PAGE // len(cpus) // 24))
+    huge = "[never]" not in machine.read("/sys/kernel/mm/transparent_hugepage/enabled")
     counts = collections.Counter()
     for _ in range(rounds):
         running = []
         for cpu in cpus * 2:
             story, pages = STORIES[rng.integers(len(STORIES))], int(rng.integers(2, most))
+            if huge:
+                pages = HUGE * (1 + pages % 3)
             others = [int(c) for c in rng.choice(cpus, min(len(cpus), 4), replace=False)]
             running.append((story, machine.spawn(story, int(rng.integers(1, 1 << 32)), others, memory, pages, cpu=cpu)))
         for story, handle in running:

@@ -4,18 +4,23 @@ import numpy as np
 from numaemu.compile import entry, hot
 from numaemu.errors import MachineCheck
 from numaemu.kernel.check_files import audit_files, live_inodes
+from numaemu.kernel.check_huge import audit_huge_entries, audit_hugetlb
 from numaemu.kernel.check_memcg import audit_memcg
 from numaemu.kernel.check_swap import audit_swap
+from numaemu.kernel.huge_split import is_huge_zero, is_hugetlb_entry
+from numaemu.kernel.hugetlb_pool import hpage_pages
 from numaemu.kernel.free_area import get_pageblock_migratetype, must_stay_apart, page_is_buddy
 from numaemu.kernel.inode import inode_of
 from numaemu.kernel.list_lru import list_lru_node, shrinker_of
 from numaemu.kernel.mm_inline import folio_lru_list
 from numaemu.kernel.mm_types import (MM_ANONPAGES, MM_FILEPAGES, MM_SHMEMPAGES, NR_MM_COUNTERS, VM_ACCOUNT, VM_EXEC,
-                                     VM_LOCKED, VM_SHARED, VM_STACK, VM_WRITE, PG_anon, PG_buddy, PG_lru, PG_mlocked,
+                                     VM_HUGETLB, VM_LOCKED, VM_SHARED, VM_STACK, VM_WRITE,
+                                     PG_anon, PG_buddy, PG_hugetlb, PG_lru, PG_mlocked,
                                      PG_pcp, PG_swapbacked, PG_table, machine_t, page_t, pool_t, task_t, vma_t)
 from numaemu.kernel.mmzone import (MAX_NR_ZONES, MIGRATE_PCPTYPES, MIGRATE_TYPES, NR_LRU_LISTS, ZONE_NAMES, lruvec_of,
                                    page_of, page_to_nid, page_zone, pcp_of, zone_of)
 from numaemu.kernel.percpu import validate_percpu
+from numaemu.kernel.pgalloc import haddr_of, huge_entry_offset
 from numaemu.kernel.pgtable import (_PAGE_SPECIAL, is_migration_entry, mm_of, pte_offset, pte_pfn, pte_present,
                                     ptep_get, skip_missing)
 from numaemu.kernel.rmap import mapping_of, rss_counter
@@ -27,6 +32,7 @@ from numaemu.kernel.slab_types import (MAX_KMEM_CACHES, SLAB_DEBUG_FLAGS, SLAB_R
 from numaemu.kernel.stats import task_numbers
 from numaemu.kernel.vma_index import vma_index, vma_of
 from numaemu.kernel.vmstat import fold_node
+from numaemu.paging import entry_load
 from numaemu.param import MAX_ORDER, NR_ORDERS
 from numaemu.pointer import u64
 from numaemu.processor import cpu_t
@@ -114,9 +120,39 @@ def count_pcp(machine_address, number, counts):
     return 0
 
 
+@hot
+def count_huge(machine, mm, vma, address, mapcounts, rss):
+    """The same for the huge entry of an address, if there is one; False: its page does not belong there."""
+    where = huge_entry_offset(machine, mm, address)
+    if where == U(0):
+        return True
+    entry = entry_load(where)
+    pfn = pte_pfn(entry)
+    if is_huge_zero(entry):
+        return address == haddr_of(machine, address)
+    if not is_hugetlb_entry(machine, entry):
+        rss[NR_MM_COUNTERS + 1] += 1
+        for i in range(hpage_pages(machine)):
+            page = page_of(machine, pfn + i)
+            mapcounts[pfn + i] += 1
+            rss[MM_ANONPAGES] += 1
+            if page.mapping != vma.mapping or page.flags & U(PG_anon) == U(0) or \
+                    page.index != vma.pgoff + np.int64((address - vma.start) >> U(12)) + i:
+                return False
+        return address == haddr_of(machine, address) and page_of(machine, pfn).order > 0
+    page = page_of(machine, pfn)
+    mapcounts[pfn] += 1
+    rss[NR_MM_COUNTERS] += 1
+    return page.flags & U(PG_hugetlb) != U(0) and vma.flags & VM_HUGETLB != 0 and page.mapping == vma.mapping and \
+        page.index == vma.pgoff + np.int64((address - vma.start) >> U(12)) and address == haddr_of(machine, address)
+
+
 @entry("i64(u64, i64, i32[], i64[])")
 def count_mapped(machine_address, mm_number, mapcounts, rss):
-    """Add an address space's page-table entries to `mapcounts` by pfn and `rss` (MM_*); 0 or an address."""
+    """Add an address space's page-table entries to `mapcounts` by pfn and `rss`; 0 or an address.
+
+    rss: MM_*, then the huge entries of the pool and of anonymous memory.
+    """
     machine = machine_t.at(machine_address)
     mm = mm_of(machine, mm_number)
     for position in range(mm.map_count):
@@ -125,6 +161,8 @@ def count_mapped(machine_address, mm_number, mapcounts, rss):
         while address < vma.end:
             ptep = pte_offset(machine, mm, address)
             if ptep == U(0):
+                if not count_huge(machine, mm, vma, address, mapcounts, rss):
+                    return np.int64(address)
                 address = skip_missing(machine, mm, address)
                 continue
             pte = ptep_get(ptep)
@@ -341,14 +379,18 @@ def page_text(machine, pfn):
 
 def audit_mappings(machine, base):
     """Map counts and rss against the page tables of all address spaces."""
-    mapcounts = np.zeros(machine.max_pfn, np.int32)
+    mapcounts, huge_entries = np.zeros(machine.max_pfn, np.int32), 0
     tasks = task_t.array(machine.tasks)
     for mm_number in sorted({tasks[n].mm for n in task_numbers(machine)}):
-        rss = np.zeros(NR_MM_COUNTERS, np.int64)
+        rss = np.zeros(NR_MM_COUNTERS + 2, np.int64)
         bad = count_mapped(base, mm_number, mapcounts, rss)
         if bad:
             raise MachineCheck(f"address space {mm_number}: the page at {bad:#x} does not know that it is mapped there")
         mm = mm_of(machine, mm_number)
+        if mm.hugetlb_usage != rss[NR_MM_COUNTERS]:
+            raise MachineCheck(f"address space {mm_number}: hugetlb_usage is {mm.hugetlb_usage}, its tables map "
+                               f"{rss[NR_MM_COUNTERS]} huge pages of the pool")
+        huge_entries += int(rss[NR_MM_COUNTERS + 1])
         kinds = MM_ANONPAGES, MM_SHMEMPAGES, MM_FILEPAGES
         if any(mm.rss[kind] != rss[kind] for kind in kinds):
             raise MachineCheck(f"address space {mm_number}: rss says {[mm.rss[kind] for kind in kinds]} anonymous, shared and "
@@ -358,6 +400,7 @@ def audit_mappings(machine, base):
             bad = compare_mapcounts(base, number, mapcounts)
             if bad:
                 raise MachineCheck(f"{page_text(machine, bad)}: {mapcounts[bad]} page-table entries map it")
+    audit_huge_entries(machine, huge_entries)
 
 
 def vm_pages(vmas):
@@ -425,6 +468,7 @@ def audit(machine):
     audit_shrinkers(machine)
     audit_percpu(machine)
     audit_lru(machine, base)
+    audit_hugetlb(machine)
     audit_swap(machine)
     audit_files(machine)
     audit_memcg(machine)

@@ -10,6 +10,8 @@ from numaemu.compile import hot, kernel
 from numaemu.kernel.compaction_free import (COMPACT_ALL, COMPACT_CLUSTER_MAX, MIGRATE_ASYNC, get_pageblock_skip,
                                             isolation_suitable, pageblock_end, pageblock_start, set_pageblock_skip)
 from numaemu.kernel.gfp import __GFP_FS
+from numaemu.kernel.huge_split import is_huge_mapped
+from numaemu.kernel.hugetlb_pool import hpage_pages
 from numaemu.kernel.migrate import NR_MAX_BATCHED_MIGRATION, batch_of, putback_page
 from numaemu.kernel.mm_inline import folio_clear, folio_set, folio_test, lruvec_del_folio, relock_lruvec, unlock_lruvec
 from numaemu.kernel.mm_types import PG_anon, PG_buddy, PG_locked, PG_lru, PG_unevictable
@@ -133,6 +135,11 @@ def isolate_migratepages_block(cpu, cc, low, end):
             range_end = ((at >> cc.order) + 1) << cc.order
         span = free_span(machine, zone, at, end)
         if span > 0:
+            at += span
+            scanned += span
+            continue
+        if machine.thp_used != 0 and is_huge_mapped(machine, at):
+            span = hpage_pages(machine) - at % hpage_pages(machine)      # worth more as it is
             at += span
             scanned += span
             continue

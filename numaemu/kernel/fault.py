@@ -9,7 +9,7 @@ from numaemu.kernel.mempolicy import current_task
 from numaemu.kernel.mm_types import (VM_EXEC, VM_FAULT_MAJOR, VM_FAULT_OK, VM_FAULT_OOM, VM_FAULT_RETRY,
                                      VM_FAULT_SIGBUS, VM_GROWSDOWN, VM_READ, VM_WRITE)
 from numaemu.kernel.mmap import expand_downwards
-from numaemu.kernel.pgtable import mm_of
+from numaemu.kernel.pgtable import mm_of, pmd_size
 from numaemu.kernel.slowpath import fatal_signal_pending
 from numaemu.kernel.smp import let_others_run, machine_of, read_lock, read_unlock, write_lock, write_unlock
 from numaemu.kernel.vma_index import find_vma, vma_of
@@ -102,9 +102,10 @@ def do_user_addr_fault(cpu, address, access):
             code = handle_mm_fault(cpu, mm, number, address, write)
             if fatal_signal_pending(cpu):        # chosen meanwhile: the reaper may have passed by, and another thread
                 code = VM_FAULT_OOM              # would go on with this page without a fault
-                vma = vma_of(machine, number)        # as far as fault-around may have mapped
-                zap_page_range(cpu, mm_number, max(address & ~(AROUND - U(1)), vma.start),
-                               min((address | (AROUND - U(1))) + U(1), vma.end))
+                vma = vma_of(machine, number)        # as far as fault-around, or a huge page, may have mapped
+                span = AROUND if machine.thp_used == 0 else pmd_size(machine)
+                zap_page_range(cpu, mm_number, max(address & ~(span - U(1)), vma.start),
+                               min((address | (span - U(1))) + U(1), vma.end))
         read_unlock(lock)
         if code != VM_FAULT_RETRY:
             break

@@ -39,7 +39,7 @@ def mm_alloc(cpu):
         return 0
     mm = mm_of(machine, number)
     mm.mmap_lock, mm.users, mm.tlb_gen, mm.pgtables, mm.tlb_flush_pending = 0, 1, 1, 0, 0
-    mm.oom_state, mm.open_files = OOM_NONE, 0
+    mm.oom_state, mm.open_files, mm.hugetlb_usage = OOM_NONE, 0, 0
     for word in range(CPU_WORDS):
         mm.cpumask[word] = U(0)
     for counter in range(NR_MM_COUNTERS):
@@ -55,6 +55,7 @@ def mm_alloc(cpu):
         pool_put(cpu, machine.mm_pool, number)
         return 0
     page_of(machine, pfn).flags |= U(PG_table)
+    page_of(machine, pfn).lru_next = 0
     mm.pgd = U(pfn) << U(12)
     clone_kernel_range(machine, pgd_of(machine, mm))
     return number

@@ -5,7 +5,7 @@ from numaemu.compile import hot, kernel
 from numaemu.kernel.fault import SERVED, do_user_addr_fault
 from numaemu.kernel.mm_types import VM_ACCESS_FLAGS, VM_LOCKED, VM_LOCKONFAULT, VM_SHARED, VM_WRITE
 from numaemu.kernel.mmap import do_mmap, page_align
-from numaemu.kernel.pgtable import mm_of, pte_offset, pte_present, ptep_get
+from numaemu.kernel.pgtable import leaf_of, mm_of, pte_present
 from numaemu.kernel.smp import machine_of, read_lock, read_unlock, write_lock, write_unlock
 from numaemu.kernel.vma_index import find_vma, vma_of
 from numaemu.paging import _PAGE_RW
@@ -35,8 +35,7 @@ def vma_above(cpu, at):
 @hot
 def needs_fault(machine, mm_number, address, write):
     """True if nothing is mapped at an address, or not for writing."""
-    ptep = pte_offset(machine, mm_of(machine, mm_number), address)
-    pte = ptep_get(ptep) if ptep != U(0) else U(0)
+    pte = leaf_of(machine, mm_of(machine, mm_number), address)
     return not pte_present(pte) or (write and pte & _PAGE_RW == U(0))
 
 

@@ -1,15 +1,16 @@
 """A node's kernel threads: what runs in its context behind the CPUs (machine_t.nr_cpu_ids), when the coordinator wakes it.
 
-One thread of the node's process does all of it in turn: kswapd, kcompactd, on node 0 the flusher. Who wants something
-sets its bit in node_t.kthread_pending; the bits are taken by exchange, so that no wake-up is lost.
+One thread of the node's process does all of it in turn: kswapd, kcompactd, on node 0 the flusher and khugepaged. Who wants
+something sets its bit in node_t.kthread_pending; the bits are taken by exchange, so that no wake-up is lost.
 """
 import numpy as np
 
 from numaemu.atomic import exchange, load_acquire, store_release
 from numaemu.compile import entry
 from numaemu.kernel.kcompactd import kcompactd
+from numaemu.kernel.khugepaged import khugepaged
 from numaemu.kernel.kswapd import kswapd
-from numaemu.kernel.mmzone import FLUSHER, KCOMPACTD, KSWAPD, node_of
+from numaemu.kernel.mmzone import FLUSHER, KCOMPACTD, KHUGEPAGED, KSWAPD, node_of
 from numaemu.kernel.page_writeback import wb_workfn
 from numaemu.kernel.smp import machine_of
 from numaemu.processor import cpu_t
@@ -31,4 +32,8 @@ def run_kthreads(context_address):
             kswapd(cpu, node)
         if pending & U(KCOMPACTD) != U(0):
             kcompactd(cpu, node)
+        if pending & U(KHUGEPAGED) != U(0):
+            khugepaged(cpu)
+    if node == 0 and load_acquire(machine_of(cpu), "thp_enabled") != 0:
+        khugepaged(cpu)                  # nobody may have seen that its time has come
     store_release(pgdat, "kthread_running", 0)

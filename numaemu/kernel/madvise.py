@@ -4,16 +4,18 @@ import numpy as np
 from numaemu.atomic import fetch_add, load_acquire
 from numaemu.compile import hot, kernel
 from numaemu.kernel.gfp import GFP_KERNEL
+from numaemu.kernel.huge_memory import split_huge_pmd_range
 from numaemu.kernel.memory import zap_page_range
 from numaemu.kernel.mm_inline import folio_clear, folio_test, folio_trylock, folio_unlock
-from numaemu.kernel.mm_types import (VM_DONTCOPY, VM_DONTDUMP, VM_HUGEPAGE, VM_LOCKED, VM_NOHUGEPAGE, VM_RAND_READ,
+from numaemu.kernel.mm_types import (VM_DONTCOPY, VM_DONTDUMP, VM_HUGEPAGE, VM_HUGETLB, VM_LOCKED, VM_NOHUGEPAGE,
+                                     VM_RAND_READ,
                                      VM_SEQ_READ, VM_SHARED, VM_WIPEONFORK, PG_anon, PG_dirty, PG_referenced,
                                      PG_swapcache, MM_SWAPENTS)
 from numaemu.kernel.mmap import page_align, update_hiwater
 from numaemu.kernel.mmzone import page_of, page_to_nid
 from numaemu.kernel.page_alloc import put_page, try_get_page
 from numaemu.kernel.pageout import scan_control_of
-from numaemu.kernel.pgtable import (_PAGE_SPECIAL, is_swap_entry, mm_of, pte_offset, pte_pfn, pte_present,
+from numaemu.kernel.pgtable import (_PAGE_SPECIAL, is_swap_entry, mm_of, pmd_size, pte_offset, pte_pfn, pte_present,
                                     pte_to_swp_entry, ptep_cmpxchg, ptep_get, skip_missing)
 from numaemu.kernel.smp import machine_of
 from numaemu.kernel.swap import folio_deactivate, folio_isolate_lru, folio_mark_lazyfree, lru_add_drain
@@ -41,7 +43,7 @@ def changes_flags(advice):
 
 @hot
 def madvise_behavior_valid(advice):
-    """What do_madvise below can do. Not there: REMOVE, COLLAPSE, memory failure; MERGEABLE needs KSM."""
+    """What do_madvise below can do. Not there: REMOVE, memory failure; COLLAPSE is khugepaged.py's; MERGEABLE needs KSM."""
     return advice >= 0 and (advice <= MADV_DONTNEED or advice == MADV_FREE or advice == MADV_DONTNEED_LOCKED or
                             advice == MADV_COLD or advice == MADV_PAGEOUT or changes_flags(advice))
 
@@ -171,6 +173,7 @@ def madvise_pageout(cpu, mm_number, start, end):
     """MADV_PAGEOUT: reclaim the pages of a range, in batches of one node each."""
     machine = machine_of(cpu)
     mm, sc, address, node = mm_of(machine, mm_number), scan_control_of(cpu), start, -1
+    split_huge_pmd_range(cpu, mm_number, start, end)
     lru_add_drain(cpu)
     init_scan_control(machine, sc, GFP_KERNEL, 0, machine.node_mask)
     sc.nr_taken = 0
@@ -196,6 +199,7 @@ def madvise_pages(cpu, mm_number, start, end, free):
     """MADV_FREE (`free`) or MADV_COLD for the pages of a range."""
     machine = machine_of(cpu)
     mm, address, changed = mm_of(machine, mm_number), start, False
+    split_huge_pmd_range(cpu, mm_number, start, end)
     lru_add_drain(cpu)                       # only pages on a list can be moved
     fetch_add(mm, "tlb_flush_pending", 1)
     while address < end:
@@ -216,6 +220,17 @@ def madvise_pages(cpu, mm_number, start, end, free):
     lru_add_drain(cpu)
 
 
+@kernel("i64(cpu_t*, i64, u64, u64, i64)")
+def madvise_hugetlb(cpu, mm_number, start, end, advice):
+    """Huge pages of the pool can only be dropped, from the start of one and as far as whole ones go: 0 or -EINVAL."""
+    inside = pmd_size(machine_of(cpu)) - U(1)
+    if (advice != MADV_DONTNEED and advice != MADV_DONTNEED_LOCKED) or start & inside != U(0):
+        return -EINVAL
+    if end & ~inside > start:
+        zap_page_range(cpu, mm_number, start, end & ~inside)
+    return 0
+
+
 @kernel("i64(cpu_t*, i64, i64, u64, u64, i64)")
 def madvise_vma_behavior(cpu, mm_number, position, start, end, advice):
     """One VMA's part of an advice: 0 or a negative errno."""
@@ -225,6 +240,8 @@ def madvise_vma_behavior(cpu, mm_number, position, start, end, advice):
     if advice == MADV_WILLNEED:
         return 0                                         # nothing is swapped out that could be brought in
     flags = vma_at(machine, mm_number, position).flags
+    if flags & VM_HUGETLB:
+        return madvise_hugetlb(cpu, mm_number, start, end, advice)
     if flags & VM_LOCKED and advice != MADV_DONTNEED_LOCKED:
         return -EINVAL
     if advice == MADV_PAGEOUT:

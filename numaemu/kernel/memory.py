@@ -5,6 +5,10 @@ from numaemu.atomic import fetch_add, load_acquire
 from numaemu.compile import hot, kernel
 from numaemu.kernel.do_fault import do_fault, wp_page_shared
 from numaemu.kernel.gfp import GFP_HIGHUSER_MOVABLE, __GFP_ZERO
+from numaemu.kernel.huge_memory import FALLBACK, change_huge_pmd, copy_huge_pmd, do_huge_pmd_fault, take_huge_pmd
+from numaemu.kernel.huge_split import is_hugetlb_entry, split_huge_pmd
+from numaemu.kernel.hugetlb_fault import copy_hugetlb_page_range, hugetlb_change_protection, hugetlb_fault, hugetlb_zap
+from numaemu.kernel.hugetlb_pool import hpage_pages
 from numaemu.kernel.inode import file_of, i_pages, inode_of
 from numaemu.kernel.mempolicy import alloc_table_page, vma_alloc_folio
 from numaemu.kernel.mlock import mlock_folio
@@ -12,14 +16,15 @@ from numaemu.kernel.mm_inline import folio_clear, folio_lock, folio_set, folio_t
 from numaemu.kernel.mm_types import (FAULT_AROUND_BYTES, MM_ANONPAGES, MM_FILEPAGES, MM_SHMEMPAGES, MM_SWAPENTS,
                                      PG_anon, PG_anon_exclusive, PG_dirty, PG_lru, PG_mlocked, PG_swapbacked,
                                      PG_swapcache, VM_EXEC, VM_FAULT_MAJOR, VM_FAULT_OK, VM_FAULT_OOM, VM_FAULT_RETRY,
-                                     VM_FAULT_SIGBUS, VM_LOCKED, VM_READ, VM_SHARED, VM_WRITE)
+                                     VM_FAULT_SIGBUS, VM_HUGETLB, VM_LOCKED, VM_READ, VM_SHARED, VM_WRITE)
 from numaemu.kernel.mmzone import page_of
 from numaemu.kernel.page_alloc import get_page, put_page, release_pages, try_get_page
 from numaemu.kernel.page_writeback import folio_mark_dirty
+from numaemu.kernel.pgalloc import haddr_of, huge_entry_offset, pmd_trans_huge
 from numaemu.kernel.pgtable import (_MIGRATION_ANON, _MIGRATION_FILE, _PAGE_SPECIAL, _SWP_EXCLUSIVE, entry_offset,
                                     free_table, install_table, is_migration_entry, is_swap_entry, mm_of, pfn_pte,
-                                    pgd_of, pmd_addr_end, pmd_shift, pte_offset, pte_pfn, pte_present, pte_to_swp_entry,
-                                    ptep_cmpxchg, ptep_get, ptep_get_and_clear, ptep_step, set_pte, skip_missing,
+                                    pgd_of, pmd_addr_end, pmd_shift, pmd_size, pte_offset, pte_pfn, pte_present,
+                                    pte_to_swp_entry, ptep_cmpxchg, ptep_get, ptep_get_and_clear, ptep_step, set_pte, skip_missing,
                                     table_at, vm_page_nx)
 from numaemu.kernel.rmap import folio_add_anon_rmap, folio_dup_rmap, folio_remove_rmap, mapping_of, rss_counter
 from numaemu.kernel.shmem import shmem_find_folio, shmem_get_folio
@@ -28,9 +33,9 @@ from numaemu.kernel.swap import folio_add_new_lru, folio_mark_accessed, lru_add_
 from numaemu.kernel.swap_state import READ, swap_cache_get_hit, swap_cluster_readahead
 from numaemu.kernel.swapfile import (folio_free_swap, free_swap_and_cache, free_swap_cache, swap_duplicate,
                                      swap_entry_put, vm_swap_full)
-from numaemu.kernel.tlb import flush_tlb_mm_range
+from numaemu.kernel.tlb import flush_tlb_mm_range, flush_tlb_mm_stride
 from numaemu.kernel.vma import anon_vma_prepare, munlock_unless_locked
-from numaemu.kernel.vma_index import vma_of
+from numaemu.kernel.vma_index import find_vma, vma_of
 from numaemu.kernel.vmstat import PGMAJFAULT, PGREUSE, count_vm_events
 from numaemu.native import copy_bytes
 from numaemu.paging import (PTE_SHIFT, _PAGE_ACCESSED, _PAGE_DIRTY, _PAGE_NX, _PAGE_PRESENT, _PAGE_RW, _PAGE_USER,
@@ -40,6 +45,8 @@ from numaemu.pointer import address_of, i64
 from numaemu.processor import X86_PF_PROT
 
 U = np.uint64
+HUGE_THERE = U(2)                # of pte_alloc: a huge entry stands in the way
+CLEARED_PTES, CLEARED_PMDS = 1, 2        # cpu.cleared: small entries, huge ones
 RELEASE_BATCH = 64               # pages freed under one look at the LRU lists
 AROUND = U(FAULT_AROUND_BYTES)
 _READ_ONLY = _PAGE_PRESENT | _PAGE_USER | _PAGE_ACCESSED
@@ -48,7 +55,7 @@ _WRITTEN = _READ_ONLY | _PAGE_RW | _PAGE_DIRTY
 
 @kernel("u64(cpu_t*, mm_t*, u64)")
 def pte_alloc(cpu, mm, address):
-    """Host address of the leaf entry of `address`, making tables as needed; 0: no memory."""
+    """Host address of the leaf entry of `address`, making tables as needed; 0: no memory; HUGE_THERE."""
     machine = machine_of(cpu)
     table, shift = pgd_of(machine, mm), machine.paging.pgdir_shift
     while shift > PTE_SHIFT:
@@ -59,6 +66,8 @@ def pte_alloc(cpu, mm, address):
             if pfn == 0:
                 return U(0)
             entry = install_table(cpu, mm, where, pfn)
+        if pmd_trans_huge(entry):
+            return HUGE_THERE
         table = table_at(machine, entry)
         shift -= machine.paging.table_bits
     return entry_at(machine.paging, table, address, shift)
@@ -329,9 +338,17 @@ def do_swap_page(cpu, mm, vma_number, address, write, ptep, pte):
 def handle_mm_fault(cpu, mm, vma_number, address, write):
     """Serve a fault in a VMA that allows the access; a VM_FAULT_* code. Mirrors handle_mm_fault, handle_pte_fault."""
     machine = machine_of(cpu)
+    if vma_of(machine, vma_number).flags & VM_HUGETLB:
+        return hugetlb_fault(cpu, mm, vma_number, address, write)
+    if machine.thp_used != 0:
+        code = do_huge_pmd_fault(cpu, mm, vma_number, address, write)
+        if code != FALLBACK:
+            return code
     ptep = pte_alloc(cpu, mm, address)
     if ptep == U(0):
         return VM_FAULT_OOM
+    if ptep == HUGE_THERE:               # another thread was faster
+        return VM_FAULT_RETRY
     pte = ptep_get(ptep)
     if pte_present(pte):
         cpu.error_code |= X86_PF_PROT
@@ -374,7 +391,9 @@ def tlb_flush_mmu(cpu, mm_number, start, end):
     """Every CPU forgets [start, end), then what was gathered is freed."""
     machine = machine_of(cpu)
     mm, gather = mm_of(machine, mm_number), gather_of(machine, cpu)
-    flush_tlb_mm_range(cpu, mm_number, start, end)
+    shift = pmd_shift(machine) if cpu.cleared == CLEARED_PMDS else U(12)
+    flush_tlb_mm_stride(cpu, mm_number, start, end, shift)
+    cpu.cleared = 0
     lru_add_drain(cpu)
     first, end_of_all = 1, gather[0] + 1
     while first < end_of_all:
@@ -423,6 +442,43 @@ def zap_pte(machine, cpu, mm, pte):
     return pfn
 
 
+@hot
+def covers_huge(machine, address, end):
+    """True if a range covers all of the huge page at its beginning."""
+    return address == haddr_of(machine, address) and end - address >= pmd_size(machine)
+
+
+@kernel("bool(cpu_t*, i64, u64, u64, u64)")
+def zap_huge_pmd(cpu, mm_number, start, address, end):
+    """Take the huge entry of an address out if the range covers all of it, and gather its pages; else take it apart.
+
+    True if the entry is gone. `start`: from where on what is gathered has not been flushed.
+    """
+    machine = machine_of(cpu)
+    mm, gather = mm_of(machine, mm_number), gather_of(machine, cpu)
+    where = huge_entry_offset(machine, mm, address)
+    if where == U(0):
+        return False
+    entry = entry_load(where)
+    if is_hugetlb_entry(machine, entry):
+        if not covers_huge(machine, address, end):
+            return False
+        pfn, pages = hugetlb_zap(cpu, mm, vma_of(machine, find_vma(machine, mm_number, address)), address, where), 1
+    elif covers_huge(machine, address, end):
+        pfn, pages = take_huge_pmd(cpu, mm, where), hpage_pages(machine)
+        cpu.cleared |= CLEARED_PMDS
+        if pfn >= 0 and tlb_remove(gather, -np.int64(cpu.scratch)):
+            tlb_flush_mmu(cpu, mm_number, start, address + pmd_size(machine))
+    else:
+        split_huge_pmd(cpu, where)
+        return False
+    cpu.cleared |= CLEARED_PMDS
+    for i in range(pages if pfn > 0 else 0):
+        if tlb_remove(gather, pfn + i):
+            tlb_flush_mmu(cpu, mm_number, start, address + pmd_size(machine))
+    return pfn >= 0
+
+
 @kernel("bool(cpu_t*, i64, u64, u64)")
 def unmap_page_range(cpu, mm_number, start, end):
     """Take every page out of [start, end) and gather them; True if entries changed. Mirrors unmap_page_range."""
@@ -432,12 +488,15 @@ def unmap_page_range(cpu, mm_number, start, end):
     while address < end:
         ptep = pte_offset(machine, mm, address)
         if ptep == U(0):
+            if zap_huge_pmd(cpu, mm_number, start, address, end):
+                changed = True
             address = skip_missing(machine, mm, address)
             continue
         table_end = pmd_addr_end(machine, address, end)
         while address < table_end:
             if ptep_get(ptep) != U(0):
                 changed = True
+                cpu.cleared |= CLEARED_PTES
                 pfn = zap_pte(machine, cpu, mm, ptep_get_and_clear(ptep))
                 if pfn != 0 and tlb_remove(gather, pfn):
                     tlb_flush_mmu(cpu, mm_number, start, address + U(4096))
@@ -509,6 +568,9 @@ def can_change_pte_writable(machine, pte):
 def change_protection(cpu, vma, start, end):
     """mprotect's work on the entries of [start, end): take permission away, or give it where nothing is to be copied."""
     machine = machine_of(cpu)
+    if vma.flags & VM_HUGETLB:
+        hugetlb_change_protection(cpu, vma, start, end)
+        return
     mm, nx, flags = mm_of(machine, vma.mm), vm_page_nx(machine, vma), vma.flags
     writable, private = flags & VM_WRITE != 0, flags & VM_SHARED == 0
     accessible = flags & (VM_READ | VM_WRITE | VM_EXEC) != 0
@@ -516,6 +578,13 @@ def change_protection(cpu, vma, start, end):
     while address < end:
         ptep = pte_offset(machine, mm, address)
         if ptep == U(0):
+            where = huge_entry_offset(machine, mm, address)
+            if where != U(0) and not covers_huge(machine, address, end):
+                split_huge_pmd(cpu, where)
+                changed = True
+                continue
+            if where != U(0) and change_huge_pmd(cpu, vma, where):
+                changed = True
             address = skip_missing(machine, mm, address)
             continue
         pte = ptep_get(ptep)
@@ -597,11 +666,18 @@ def copy_page_range(cpu, parent_number, child_number, vma_number):
     vma = vma_of(machine, vma_number)
     if vma.flags & VM_SHARED or (vma.file != 0 and vma.mapping == 0):
         return VM_FAULT_OK
+    if vma.flags & VM_HUGETLB:
+        return VM_FAULT_OK if copy_hugetlb_page_range(cpu, parent, child, vma) else VM_FAULT_OOM
     address, step = vma.start, ptep_step(machine)
     while address < vma.end:
         source = pte_offset(machine, parent, address)
         if source == U(0):
-            address = skip_missing(machine, parent, address)
+            where, code = huge_entry_offset(machine, parent, address), FALLBACK
+            if where != U(0):
+                code = copy_huge_pmd(cpu, parent_number, child_number, address, where)
+                if code == VM_FAULT_OOM:
+                    return VM_FAULT_OOM
+            address = address + pmd_size(machine) if code == VM_FAULT_OK else skip_missing(machine, parent, address)
             continue
         table_end = pmd_addr_end(machine, address, vma.end)
         target = U(0)

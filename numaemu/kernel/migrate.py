@@ -10,6 +10,8 @@ from numaemu.atomic import compare_exchange, fetch_add, load_acquire, store_rele
 from numaemu.compile import hot, kernel
 from numaemu.kernel.compaction_free import compact_control_of
 from numaemu.kernel.gfp import GFP_HIGHUSER_MOVABLE, __GFP_THISNODE
+from numaemu.kernel.huge_migrate import migrate_huge_pmd
+from numaemu.kernel.huge_split import is_huge_zero, is_hugetlb_entry, split_for_page, split_huge_pmd_address
 from numaemu.kernel.mempolicy import copy_policy, node_isset, node_remap, nodes_weight, vma_alloc_folio
 from numaemu.kernel.mlock import mlock_folio
 from numaemu.kernel.mm_inline import folio_clear, folio_set, folio_test
@@ -20,8 +22,10 @@ from numaemu.kernel.mmap import range_is_mapped
 from numaemu.kernel.mmdebug import VM_BUG_ON_PAGE
 from numaemu.kernel.mmzone import page_of, page_to_nid
 from numaemu.kernel.page_alloc import alloc_pages, get_page, prep_page, put_page, try_get_page
+from numaemu.kernel.pgalloc import haddr_of, huge_entry_offset, pmd_trans_huge
 from numaemu.kernel.pgtable import (_MIGRATION, _MIGRATION_ANON, _MIGRATION_FILE, _PAGE_SPECIAL, is_migration_entry,
-                                    mm_of, pfn_pte, pte_offset, pte_pfn, pte_present, ptep_cmpxchg, ptep_get,
+                                    leaf_of, mm_of, pmd_size, pfn_pte, pte_offset, pte_pfn, pte_present, ptep_cmpxchg,
+                                    ptep_get,
                                     skip_missing)
 from numaemu.kernel.rmap import folio_dup_rmap, folio_remove_rmap, mapping_of, next_vma_of, page_address_in_vma
 from numaemu.kernel.shmem import count_shmem
@@ -32,11 +36,11 @@ from numaemu.kernel.swapfile import __delete_from_swap_cache, add_to_swap_cache
 from numaemu.kernel.tlb import set_tlb_ubc_flush_pending, tlbflush_unmap_batch_t, try_to_unmap_flush
 from numaemu.kernel.vma import merge_range, split_range
 from numaemu.kernel.vma_index import find_position, find_vma, vma_index, vma_of
-from numaemu.kernel.vmstat import (NR_FILE_DIRTY, NR_FILE_PAGES, PGMIGRATE_FAIL, PGMIGRATE_SUCCESS, count_vm_events,
-                                   mod_node_page_state)
+from numaemu.kernel.vmstat import (NR_FILE_DIRTY, NR_FILE_PAGES, PGMIGRATE_FAIL, PGMIGRATE_SUCCESS, THP_MIGRATION_SPLIT,
+                                   count_vm_events,                                   mod_node_page_state)
 from numaemu.kernel.xarray import page_entry, xa_slot
 from numaemu.native import copy_bytes
-from numaemu.paging import _PAGE_ACCESSED, _PAGE_DIRTY, _PAGE_NX, _PAGE_PRESENT, _PAGE_RW, _PAGE_USER
+from numaemu.paging import _PAGE_ACCESSED, _PAGE_DIRTY, _PAGE_NX, _PAGE_PRESENT, _PAGE_RW, _PAGE_USER, entry_load
 from numaemu.pointer import Struct, address_of, i64, u64
 from numaemu.uapi import MPOL_DEFAULT, MPOL_MF_MOVE, MPOL_MF_MOVE_ALL, MPOL_MF_STRICT, errno
 
@@ -102,6 +106,9 @@ def try_to_migrate_one(cpu, batch, pfn, vma, address):
     """Replace one VMA's entry for the page by a migration entry, if it has one."""
     machine = machine_of(cpu)
     ptep = pte_offset(machine, mm_of(machine, vma.mm), address)
+    if ptep == U(0) and split_for_page(cpu, vma.mm, address, pfn):
+        count_vm_events(machine, cpu.id, THP_MIGRATION_SPLIT, 1)
+        ptep = pte_offset(machine, mm_of(machine, vma.mm), address)
     if ptep == U(0):
         return
     flags, kind = page_of(machine, pfn).flags, _MIGRATION
@@ -330,6 +337,27 @@ def queue_one(cpu, batch, ptep, pte, address, flags):
     return 0
 
 
+@kernel("bool(machine_t*, i64, u64, u64, bool)")
+def huge_is_elsewhere(machine, mm_number, address, nodes, inside):
+    """True if an anonymous huge page is mapped at an address and is on `nodes` (inside), or elsewhere (not inside)."""
+    where = huge_entry_offset(machine, mm_of(machine, mm_number), address)
+    entry = entry_load(where) if where != U(0) else U(0)
+    if not pmd_trans_huge(entry) or is_huge_zero(entry) or is_hugetlb_entry(machine, entry):
+        return False
+    return node_isset(nodes, page_to_nid(machine, pte_pfn(entry))) == inside
+
+
+@hot
+def migrate_huge_page(cpu, batch, address, end):
+    """Move a huge page as a whole: by mbind, which holds the mmap_lock for writing, and if it lies in the range."""
+    machine = machine_of(cpu)
+    if batch.target != BY_POLICY or address != haddr_of(machine, address) or end - address < pmd_size(machine):
+        return False
+    number = find_vma(machine, batch.mm, address)
+    return migrate_huge_pmd(cpu, batch.mm, vma_of(machine, number), address,
+                            huge_entry_offset(machine, mm_of(machine, batch.mm), address))
+
+
 @kernel("i64(cpu_t*, migrate_t*, u64, u64, u64, bool, i64)")
 def queue_pages_range(cpu, batch, start, end, nodes, inside, flags):
     """Move the pages of [start, end) that are on `nodes` (inside) or elsewhere (not inside): pages that stayed.
@@ -341,6 +369,14 @@ def queue_pages_range(cpu, batch, start, end, nodes, inside, flags):
     while address < end:
         ptep = pte_offset(machine, mm, address)
         if ptep == U(0):
+            if huge_is_elsewhere(machine, batch.mm, address, nodes, inside):
+                if flags & (MPOL_MF_MOVE | MPOL_MF_MOVE_ALL) == 0:
+                    return -EIO
+                if not migrate_huge_page(cpu, batch, address, end):
+                    split_huge_pmd_address(cpu, batch.mm, address)
+            elif huge_entry_offset(machine, mm, address) != U(0):
+                address = (address | (pmd_size(machine) - U(1))) + U(1)
+                continue
             address = skip_missing(machine, mm, address)
             continue
         pte = ptep_get(ptep)
@@ -446,8 +482,7 @@ def page_node(machine, mm_number, address):
     number = find_vma(machine, mm_number, address)
     if number == 0 or vma_of(machine, number).start > address:
         return -EFAULT
-    ptep = pte_offset(machine, mm_of(machine, mm_number), address)
-    pte = ptep_get(ptep) if ptep != U(0) else U(0)
+    pte = leaf_of(machine, mm_of(machine, mm_number), address)
     if is_migration_entry(pte):
         return page_to_nid(machine, pte_pfn(pte))
     if not pte_present(pte):         # nothing, or swapped out
@@ -460,8 +495,7 @@ def page_node(machine, mm_number, address):
 @kernel("i64(machine_t*, i64, u64)")
 def lookup_node(machine, mm_number, address):
     """Node of whatever frame is mapped at `address`, be it the page of zeros; -EFAULT if none is."""
-    ptep = pte_offset(machine, mm_of(machine, mm_number), address)
-    pte = ptep_get(ptep) if ptep != U(0) else U(0)
+    pte = leaf_of(machine, mm_of(machine, mm_number), address)
     if not pte_present(pte) and not is_migration_entry(pte):
         return -EFAULT
     return page_to_nid(machine, pte_pfn(pte))
@@ -484,8 +518,9 @@ def add_page_for_migration(cpu, batch, address, node, flags):
     here = page_node(machine, batch.mm, address)
     if here < 0 or here == node:
         return here
+    split_huge_pmd_address(cpu, batch.mm, address)
     ptep = pte_offset(machine, mm_of(machine, batch.mm), address)
-    pte = ptep_get(ptep)
+    pte = ptep_get(ptep) if ptep != U(0) else U(0)       # a huge page of the pool is not moved
     if not pte_present(pte) or pte & _PAGE_SPECIAL != U(0):      # it has changed since we looked
         return -EBUSY
     if not page_movable(page_of(machine, pte_pfn(pte)), flags):

@@ -2,7 +2,7 @@
 import numpy as np
 
 from numaemu.compile import kernel
-from numaemu.kernel.mm_types import VM_LOCKED, VM_LOCKED_MASK, VM_LOCKONFAULT
+from numaemu.kernel.mm_types import VM_HUGETLB, VM_LOCKED, VM_LOCKED_MASK, VM_LOCKONFAULT
 from numaemu.kernel.mmap import page_align
 from numaemu.kernel.pgtable import mm_of
 from numaemu.kernel.smp import machine_of
@@ -21,7 +21,7 @@ def mlock_fixup(cpu, mm_number, position, start, end, locked):
     machine = machine_of(cpu)
     old = vma_at(machine, mm_number, position).flags
     new, pages = (old & ~VM_LOCKED_MASK) | locked, np.int64((end - start) >> U(12))
-    if new == old:
+    if new == old or old & VM_HUGETLB:       # huge pages of the pool are never reclaimed
         return 0
     position = vma_modify_flags(cpu, mm_number, position, start, end, new)
     if position < 0:

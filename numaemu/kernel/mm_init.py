@@ -9,8 +9,11 @@ from numaemu import shm
 from numaemu.kernel.compaction_free import compact_control_t
 from numaemu.kernel.disk import disk_space_t
 from numaemu.kernel.highmem import highmem_blocks
+from numaemu.kernel.huge_memory import DEFRAG_MADVISE, THP_NEVER
+from numaemu.kernel.hugetlb_pool import hstate_t
 from numaemu.kernel.init_mm import init_kernel_space, reserved_pages
 from numaemu.kernel.inode import file_t, inode_t
+from numaemu.kernel.khugepaged import collapse_control_t
 from numaemu.kernel.migrate import migrate_t
 from numaemu.kernel.mm_types import (cgroup_t, exit_t, machine_t, mapping_t, mm_t, page_t, policy_t, pool_t,
                                      task_t, vma_t)
@@ -58,7 +61,7 @@ ZONE_BORDERS = {                                # zone type, first pfn, end
 DIRTY_DEFAULTS = {"dirty_ratio": 20, "dirty_background_ratio": 10, "dirty_bytes": 0, "dirty_background_bytes": 0,
                   "dirty_expire_centisecs": 3000, "dirty_writeback_centisecs": 500}      # mm/page-writeback.c
 BUFFER_HEAD_BYTES = 104                         # sizeof(struct buffer_head) of this configuration: 39 to a page
-NS_PER_CENTISEC = 10_000_000
+NS_PER_CENTISEC, NS_PER_MS = 10_000_000, 1_000_000
 
 
 class Layout:
@@ -106,6 +109,7 @@ def control_layout(topology, max_pfn, nr_actors):
             ("zeromap", MAX_SWAP_ENTRIES), ("ztable", MAX_SWAP_ENTRIES * 8), ("swap_data", MAX_SWAP_ENTRIES * PAGE_SIZE),
             ("vmap", vmap_t.nbytes), ("vmap_areas", MAX_VMAP_AREAS * vmap_area_t.nbytes),
             *highmem_blocks(topology, max_pfn), *thread_stack_blocks(topology),
+            ("hstate", hstate_t.nbytes), ("collapse_controls", cpus * collapse_control_t.nbytes),
             *slab_blocks(topology), *shrinker_blocks(topology),
             *percpu_blocks(topology)):
         layout.add(name, nbytes)
@@ -354,6 +358,23 @@ def init_commit_limit(topology, machine):
         setattr(machine, name, given[f"vm.{name}"])
 
 
+def hugetlb_init(machine):
+    """An empty pool of huge pages of the size that an entry above the lowest tables maps (hugetlb_add_hstate)."""
+    h = hstate_t.at(machine.hstate)
+    h.order = int(machine.paging.table_bits)
+    h.next_nid_to_alloc = h.next_nid_to_free = (int(machine.memory_mask) & -int(machine.memory_mask)).bit_length() - 1
+
+
+def hugepage_init(machine):
+    """Transparent huge pages: nobody gets any until the setting says so; the others are Linux's (khugepaged_init)."""
+    pages = 1 << int(machine.paging.table_bits)
+    machine.thp_enabled, machine.thp_defrag, machine.thp_use_zero_page = THP_NEVER, DEFRAG_MADVISE, 1
+    machine.khugepaged_pages_to_scan, machine.khugepaged_max_ptes_none = pages * 8, pages - 1
+    machine.khugepaged_max_ptes_swap, machine.khugepaged_max_ptes_shared = pages // 8, pages // 2
+    machine.khugepaged_scan_sleep_ns, machine.khugepaged_alloc_sleep_ns = 10_000 * NS_PER_MS, 60_000 * NS_PER_MS
+    machine.khugepaged_defrag = 1
+
+
 def init_swap(topology, machine, blocks):
     """No area yet; what reclaim starts from."""
     swap = swap_t.at(blocks["swap"])
@@ -434,6 +455,8 @@ def boot(topology, reserve=None):
     task_t.array(machine.tasks)[0].mems_allowed = machine.node_mask      # where no task runs
     for number in range(topology.nr_cpus):
         cgroup_t.array(machine.cgroups)[0].cpus[number // 64] |= 1 << number % 64
+    hugetlb_init(machine)
+    hugepage_init(machine)
     build_zonelists(topology, machine)
     init_commit_limit(topology, machine)
     setup_per_zone_wmarks(machine, topology.sysctl)

@@ -14,6 +14,7 @@ PG_buddy, PG_table, PG_swapbacked, PG_anon, PG_reserved, PG_locked = (1 << i for
  PG_mlocked) = (1 << i for i in range(6, 16))
 PG_uptodate, PG_anon_exclusive, PG_readahead, PG_private = 1 << 18, 1 << 19, 1 << 20, 1 << 23
 PG_head, PG_tail = 1 << 21, 1 << 22      # of a compound page; a tail's lru_next is its head (Linux: compound_head)
+PG_hugetlb, PG_restore_reserve = 1 << 26, 1 << 27        # of a head: it belongs to the pool; its reservation comes back
 PG_used = 1 << 16        # the emulator's own: the frame has been given out before (its host memory may hold data)
 PG_pcp = 1 << 17         # the emulator's own: on a per-CPU list or on its way to one
 
@@ -35,6 +36,7 @@ VM_SEQ_READ, VM_RAND_READ = 0x8000, 0x10000
 VM_GROWSDOWN, VM_STACK, VM_HEAP = 0x100, 0x100, 1 << 40
 VM_LOCKED, VM_SEQ_READ, VM_RAND_READ, VM_DONTCOPY, VM_DONTEXPAND = 0x2000, 0x8000, 0x10000, 0x20000, 0x40000
 VM_LOCKONFAULT, VM_ACCOUNT, VM_NORESERVE, VM_WIPEONFORK, VM_DONTDUMP = 0x80000, 0x100000, 0x200000, 0x2000000, 0x4000000
+VM_HUGETLB = 0x400000
 VM_SOFTDIRTY, VM_HUGEPAGE, VM_NOHUGEPAGE = 0x8000000, 0x20000000, 0x40000000
 VM_ACCESS_FLAGS = VM_READ | VM_WRITE | VM_EXEC
 VM_LOCKED_MASK = VM_LOCKED | VM_LOCKONFAULT
@@ -55,6 +57,7 @@ vma_t = Struct("vma_t", [           # written under the mmap_lock of its mm, hel
     ("anon_vma", i64),              # whose pages a private VMA has, 0 until the first fault: VMAs with equal ones may merge
     ("chained", i64),               # 1: forked, so its anon_vma_chain in Linux has more than one member
     ("policy", policy_t),
+    ("resv_map", u64), ("resv_unmapped", i64),     # hugetlb: the reservation it owns; 1: pages were taken away
     ("family_next", i64), ("family_prev", i64),    # the other VMAs of `mapping`; under that mapping's lock
     ("file_next", i64), ("file_prev", i64),        # the other VMAs of `i_mapping`, likewise
 ])
@@ -63,13 +66,15 @@ mapping_t = Struct("mapping_t", [   # struct anon_vma / struct address_space: wh
     ("lock", u64),                  # spin lock; guards the list
     ("users", i64),                 # VMAs in the list (and other holders), atomically; the last one frees it
     ("first_vma", i64),             # under the lock
-    ("shared", i64),                # 1: pages of its own: a shared object (shmem), or a file
+    ("shared", i64),                # SHMEM: pages of its own, a shared object or a file; HUGETLB: of huge pages
     ("host", i64),                  # number of the file's inode; 0: no file
     ("root", u64),                  # the tree of its pages (xarray.py), 0 = none yet
     ("nr_pages", i64),              # pages in it, atomically
     ("acct", i64),                  # shmem: pages charged against the commit limit
     ("tmpfs", i64),                 # 1: a file's object, charged page by page (atomically then); its inode is a user
+    ("resv_map", u64),              # hugetlb: the host address of its reservations
 ])
+SHMEM, HUGETLB = 1, 2
 
 VM_FAULT_OK, VM_FAULT_OOM, VM_FAULT_SIGBUS, VM_FAULT_SIGSEGV, VM_FAULT_RETRY, VM_FAULT_MAJOR = range(6)
 FAULT_AROUND_BYTES = 64 << 10       # fault_around_pages
@@ -90,7 +95,7 @@ mm_t = Struct("mm_t", [
     ("tlb_flush_pending", i64),     # CPUs that are taking entries out and have not flushed yet
     ("oom_state", i64),             # OOM_*: NONE, VICTIM by the coordinator, the others by who reaps
     ("open_files", i64),            # files it has ever opened, and perhaps closed again
-    ("_pad", u64, 1),
+    ("hugetlb_usage", i64),         # huge pages mapped
     # under mmap_lock held for writing
     ("pgd", u64),                   # physical address of the top-level table
     ("map_count", i64),             # VMAs
@@ -234,6 +239,19 @@ machine_t = Struct("machine_t", [
     ("admin_reserve_kbytes", i64), ("user_reserve_kbytes", i64),
     ("compact", u64),               # compact_control_t[nr_cpu_ids]: compaction_free.py
     ("block_skip", u64),            # u8 per pageblock: compaction found nothing there (PB_migrate_skip)
+    # transparent huge pages: the settings, by the coordinator; huge_memory.py has their values
+    ("thp_enabled", i64), ("thp_defrag", i64), ("thp_use_zero_page", i64),
+    ("thp_used", i64),              # 1 once there may be a huge entry of anonymous memory
+    ("huge_zero_pfn", i64),         # from 0 once, by compare-exchange
+    ("khugepaged_pages_to_scan", i64), ("khugepaged_max_ptes_none", i64), ("khugepaged_max_ptes_swap", i64),
+    ("khugepaged_max_ptes_shared", i64), ("khugepaged_scan_sleep_ns", i64), ("khugepaged_alloc_sleep_ns", i64),
+    ("khugepaged_defrag", i64),
+    # by khugepaged
+    ("khugepaged_next_ns", i64),    # emulated time of its next look; others read it as a hint
+    ("khugepaged_pages_collapsed", i64), ("khugepaged_full_scans", i64),
+    ("khugepaged_mm", i64), ("khugepaged_address", u64),         # where it goes on
+    ("collapse_controls", u64),     # collapse_control_t[nr_cpu_ids]: khugepaged.py
+    ("hstate", u64),                # hstate_t: hugetlb_pool.py
     ("extfrag_threshold", i64), ("compaction_proactiveness", i64), ("compact_unevictable_allowed", i64),     # sysctls
     ("kcompactd_timer_ns", i64),    # emulated time of the next look at fragmentation: timer.py, compare-exchange
 ])

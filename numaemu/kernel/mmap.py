@@ -2,12 +2,13 @@
 import numpy as np
 
 from numaemu.compile import hot, kernel
+from numaemu.kernel.hugetlb import hugetlb_evict, hugetlb_reserve_pages, hugetlb_vm_op_close
 from numaemu.kernel.inode import file_of, get_file, inode_of
 from numaemu.kernel.memory import free_pgd_range, gather_of, tlb_flush_mmu, unmap_page_range
-from numaemu.kernel.mm_types import (MM_ANONPAGES, MM_FILEPAGES, MM_SHMEMPAGES, VM_ACCESS_FLAGS, VM_ACCOUNT,
-                                     VM_GROWSDOWN, VM_LOCKED, VM_LOCKED_MASK, VM_MAYEXEC, VM_MAYREAD, VM_MAYSHARE,
-                                     VM_MAYWRITE, VM_NORESERVE, VM_SHARED, VM_SOFTDIRTY)
-from numaemu.kernel.pgtable import mm_of, users_end
+from numaemu.kernel.mm_types import (HUGETLB, MM_ANONPAGES, MM_FILEPAGES, MM_SHMEMPAGES, VM_ACCESS_FLAGS, VM_ACCOUNT,
+                                     VM_DONTEXPAND, VM_GROWSDOWN, VM_HUGETLB, VM_LOCKED, VM_LOCKED_MASK, VM_MAYEXEC,
+                                     VM_MAYREAD, VM_MAYSHARE, VM_MAYWRITE, VM_NORESERVE, VM_SHARED, VM_SOFTDIRTY)
+from numaemu.kernel.pgtable import mm_of, pmd_shift, pmd_size, users_end
 from numaemu.kernel.pool import pool_put
 from numaemu.kernel.rmap import (link_file_vma, link_vma, mapping_of, mapping_put, new_mapping, unlink_file_vma,
                                  unlink_vma)
@@ -20,7 +21,8 @@ from numaemu.kernel.vma import (anon_vma_prepare, merge_at, mlock_vma_pages_rang
                                 vma_pages)
 from numaemu.kernel.vma_index import (STACK_GUARD_GAP, find_position, find_vma, find_vma_intersection, insert_at,
                                       map_count, remove_at, vm_start_gap, vma_at, vma_index, vma_of)
-from numaemu.uapi import (MAP_ANONYMOUS, MAP_FIXED, MAP_FIXED_NOREPLACE, MAP_GROWSDOWN, MAP_LOCKED, MAP_NORESERVE,
+from numaemu.uapi import (MAP_ANONYMOUS, MAP_FIXED, MAP_FIXED_NOREPLACE, MAP_GROWSDOWN, MAP_HUGETLB, MAP_HUGE_MASK,
+                          MAP_HUGE_SHIFT, MAP_LOCKED, MAP_NORESERVE,
                           MAP_PRIVATE, MAP_SHARED, OVERCOMMIT_NEVER, PROT_EXEC, PROT_READ, PROT_WRITE, RLIMIT_DATA,
                           RLIMIT_STACK, errno)
 
@@ -98,8 +100,11 @@ def free_vma(cpu, vma_number):
         if vma_of(machine, vma_number).i_mapping != 0:
             unlink_file_vma(cpu, vma_number)
         fput(cpu, file)
+    hugetlb_vm_op_close(cpu, vma_of(machine, vma_number))
     if mapping != 0 and unlink_vma(cpu, vma_number):
-        if mapping_of(machine, mapping).shared:
+        if mapping_of(machine, mapping).shared == HUGETLB:
+            hugetlb_evict(cpu, mapping)
+        elif mapping_of(machine, mapping).shared:
             shmem_evict(cpu, mapping)
         else:
             mapping_put(cpu, mapping)
@@ -209,14 +214,18 @@ def insert_region(cpu, mm_number, address, length, vm_flags, file, pgoff):
     """The VMA of mmap_region, charged already, melted with equal neighbours: 0 or -ENOMEM."""
     machine = machine_of(cpu)
     shared, pages = vm_flags & VM_SHARED != 0 and file == 0, np.int64(length >> U(12))
+    huge = vm_flags & VM_HUGETLB != 0
     if file == 0:
-        pgoff = 0 if shared else np.int64(address >> U(12))
+        pgoff = 0 if shared or huge else np.int64(address >> U(12))
     number = new_vma(cpu, mm_number, address, address + length, vm_flags, pgoff)
     if number == 0:
         return -ENOMEM
     if file != 0:
         map_file(cpu, number, file)
-    if shared and shmem_zero_setup(cpu, number, 0 if vm_flags & VM_NORESERVE else pages) != 0:
+    if huge and hugetlb_reserve_pages(cpu, number, np.int64(length >> pmd_shift(machine))) != 0:
+        pool_put(cpu, machine.vma_pool, number)
+        return -ENOMEM
+    if shared and not huge and shmem_zero_setup(cpu, number, 0 if vm_flags & VM_NORESERVE else pages) != 0:
         pool_put(cpu, machine.vma_pool, number)
         return -ENOMEM
     position = find_position(machine, mm_number, address)
@@ -240,7 +249,9 @@ def mmap_region(cpu, mm_number, address, length, vm_flags, file, pgoff):
         return -ENOMEM
     vm_flags |= VM_SOFTDIRTY
     charge = 0
-    if accountable_mapping(vm_flags):
+    if vm_flags & VM_HUGETLB:                # the pool accounts for it
+        pass
+    elif accountable_mapping(vm_flags):
         charge, vm_flags = pages, vm_flags | VM_ACCOUNT
     elif vm_flags & VM_SHARED and vm_flags & VM_NORESERVE == 0 and file == 0:
         charge = pages
@@ -252,11 +263,39 @@ def mmap_region(cpu, mm_number, address, length, vm_flags, file, pgoff):
     return np.int64(address)
 
 
+@kernel("i64(machine_t*, i64, u64, u64, i64)")
+def hugetlb_get_unmapped_area(machine, mm_number, hint, length, flags):
+    """Where a mapping of huge pages goes, as an address, or a negative errno."""
+    size, limit = pmd_size(machine), machine.paging.task_size
+    if length > limit:
+        return -ENOMEM
+    if flags & (MAP_FIXED | MAP_FIXED_NOREPLACE):
+        if hint > limit - length:
+            return -ENOMEM
+        if hint & (size - U(1)) != U(0):
+            return -EINVAL                   # prepare_hugepage_range
+        if hint < MMAP_MIN_ADDR:
+            return -EPERM
+        if flags & MAP_FIXED_NOREPLACE and find_vma_intersection(machine, mm_number, hint, hint + length) != 0:
+            return -EEXIST
+        return np.int64(hint)
+    hint = (hint + size - U(1)) & ~(size - U(1))
+    if hint != U(0) and hint <= limit - length:
+        number = find_vma(machine, mm_number, hint)
+        if number == 0 or vm_start_gap(vma_of(machine, number)) >= hint + length:
+            return np.int64(hint)
+    span = length + size - PAGE              # room for any alignment
+    found = topdown_gap(machine, mm_number, span)
+    return np.int64((found + span - length) & ~(size - U(1))) if found != U(0) else -ENOMEM
+
+
 @kernel("i64(cpu_t*, i64, u64, u64, i64, i64, i64)")
 def place_mapping(cpu, mm_number, hint, length, flags, file, pgoff):
     """Where mmap puts it, as an address, or a negative errno: MAP_FIXED, MAP_FIXED_NOREPLACE or a free place."""
     machine = machine_of(cpu)
     address = hint & ~(PAGE - U(1))
+    if flags & MAP_HUGETLB:
+        return hugetlb_get_unmapped_area(machine, mm_number, hint, length, flags)
     if flags & (MAP_FIXED | MAP_FIXED_NOREPLACE) == 0:
         if address != U(0):
             address = max(address, MMAP_MIN_ADDR)        # round_hint_to_min
@@ -283,6 +322,12 @@ def do_mmap(cpu, mm_number, hint, length, prot, flags, file, pgoff):
     mm = mm_of(machine, mm_number)
     if length == U(0) or flags & (MAP_SHARED | MAP_PRIVATE) == 0 or (flags & MAP_ANONYMOUS != 0) != (file == 0):
         return -EINVAL
+    huge = flags & MAP_HUGETLB != 0 and file == 0
+    if huge:
+        order = (flags >> MAP_HUGE_SHIFT) & MAP_HUGE_MASK
+        if order != 0 and U(order) != pmd_shift(machine):
+            return -EINVAL                   # no pool of this size
+        length = (length + pmd_size(machine) - U(1)) & ~(pmd_size(machine) - U(1))
     length = page_align(length)
     if length == U(0) or mm.map_count > machine.max_map_count:
         return -ENOMEM
@@ -298,6 +343,10 @@ def do_mmap(cpu, mm_number, hint, length, prot, flags, file, pgoff):
         return -EINVAL
     if flags & MAP_NORESERVE and machine.overcommit_memory != OVERCOMMIT_NEVER:
         vm_flags |= VM_NORESERVE
+    if huge:
+        vm_flags = (vm_flags & ~VM_LOCKED_MASK) | VM_HUGETLB | VM_DONTEXPAND
+        if flags & MAP_NORESERVE:
+            vm_flags |= VM_NORESERVE
     if find_vma_intersection(machine, mm_number, U(address), U(address) + length) != 0:
         error = do_munmap(cpu, mm_number, U(address), length)
         if error != 0:

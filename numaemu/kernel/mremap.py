@@ -7,18 +7,27 @@ the family, which a walk over the reverse mapping needs: it finds a page at its 
 import numpy as np
 
 from numaemu.compile import hot, kernel
+from numaemu.kernel.huge_split import flush_huge_pages, split_huge_pmd
+from numaemu.kernel.hugetlb import put_resv_map
+from numaemu.kernel.hugetlb_pool import get_resv_map
 from numaemu.kernel.memory import pte_alloc
 from numaemu.kernel.mempolicy import copy_policy
-from numaemu.kernel.mm_types import VM_ACCOUNT, VM_DONTEXPAND, VM_LOCKED, VM_LOCKED_MASK, VM_MAYSHARE, VM_SHARED
+from numaemu.kernel.mm_types import (VM_ACCOUNT, VM_DONTEXPAND, VM_HUGETLB, VM_LOCKED, VM_LOCKED_MASK, VM_MAYSHARE,
+                                     VM_SHARED)
 from numaemu.kernel.mmap import do_munmap, get_unmapped_area, page_align, update_hiwater
-from numaemu.kernel.pgtable import (mm_of, pmd_addr_end, pte_offset, ptep_get, ptep_get_and_clear, ptep_step, set_pte,
+from numaemu.kernel.pgalloc import (huge_entry_offset, pgtable_trans_huge_deposit, pgtable_trans_huge_withdraw, pmd_alloc,
+                                    pmd_lock, pmd_unlock)
+from numaemu.kernel.pgtable import (mm_of, pmd_addr_end, pmd_size, pte_offset, ptep_get, ptep_get_and_clear, ptep_step,
+                                    set_pte,
                                     skip_missing)
 from numaemu.kernel.rmap import unlink_vma
 from numaemu.kernel.smp import machine_of
 from numaemu.kernel.tlb import flush_tlb_mm_range
 from numaemu.kernel.util import may_expand_vm, mlock_future_ok, vm_acct_memory, vm_enough_memory, vm_stat_account
-from numaemu.kernel.vma import join_family, join_file, lock_families, merge_at, new_vma, unlock_families, vma_pages
+from numaemu.kernel.vma import (join_family, join_file, lock_families, merge_at, new_vma, split_range, unlock_families,
+                                vma_pages)
 from numaemu.kernel.vma_index import find_position, find_vma, find_vma_intersection, insert_at, vma_of
+from numaemu.paging import entry_exchange, entry_load
 from numaemu.param import GATHER_PAGES
 from numaemu.pointer import u64
 from numaemu.uapi import MREMAP_DONTUNMAP, MREMAP_FIXED, MREMAP_MAYMOVE, errno
@@ -60,6 +69,35 @@ def move_ptes(cpu, mm_number, address, old, new, count):
     waiting[0] = U(0)
 
 
+@kernel("bool(cpu_t*, i64, vma_t*, u64, u64, u64)")
+def move_huge_pmd(cpu, mm_number, vma, source, target, length):
+    """Move the huge entry of `source`, if there is one, as a whole if that can be, else take it apart; False: no memory."""
+    machine = machine_of(cpu)
+    mm, size = mm_of(machine, mm_number), pmd_size(machine)
+    where = huge_entry_offset(machine, mm, source)
+    if where == U(0):
+        return True
+    place = pmd_alloc(cpu, mm, target)
+    if place == U(0):
+        return False
+    if (source | target) & (size - U(1)) != U(0) or length < size or entry_load(place) != U(0):
+        split_huge_pmd(cpu, where)
+        return True
+    pool = vma.flags & VM_HUGETLB != 0
+    lock_families(cpu, vma)
+    pmd_lock(cpu, where)
+    entry, table = entry_exchange(where, U(0)), 0 if pool else pgtable_trans_huge_withdraw(machine, where)
+    pmd_unlock(machine, where)
+    flush_huge_pages(cpu, mm_number, source, source + size)
+    pmd_lock(cpu, place)
+    entry_exchange(place, entry)
+    if not pool:
+        pgtable_trans_huge_deposit(machine, place, table)
+    pmd_unlock(machine, place)
+    unlock_families(machine, vma)
+    return True
+
+
 @kernel("u64(cpu_t*, i64, vma_t*, u64, u64, u64)")
 def move_page_tables(cpu, mm_number, vma, old, new, length):
     """Move the entries of [old, old + length) to `new`; how many bytes were moved before memory ran out."""
@@ -69,6 +107,8 @@ def move_page_tables(cpu, mm_number, vma, old, new, length):
         source, target = old + done, new + done
         ptep = pte_offset(machine, mm, source)
         if ptep == U(0):
+            if not move_huge_pmd(cpu, mm_number, vma, source, target, length - done):
+                return done
             done = skip_missing(machine, mm, source) - old
             continue
         extent = min(length - done, min(pmd_addr_end(machine, source, ~U(0)) - source,
@@ -90,7 +130,7 @@ def copy_vma(cpu, mm_number, vma_number, start, end, pgoff):
     """A VMA at a new place with the same pages to come, in the index: its number or 0. Mirrors copy_vma."""
     machine = machine_of(cpu)
     of = vma_of(machine, vma_number)
-    if of.flags & VM_SHARED == 0 and of.anon_vma == 0 and of.file == 0:
+    if of.flags & (VM_SHARED | VM_HUGETLB) == 0 and of.anon_vma == 0 and of.file == 0:
         pgoff = np.int64(start >> U(12))
     number = new_vma(cpu, mm_number, start, end, of.flags, pgoff)
     if number == 0:
@@ -99,8 +139,19 @@ def copy_vma(cpu, mm_number, vma_number, start, end, pgoff):
     copy_policy(vma.policy, of.policy)
     join_file(cpu, number, vma_number)
     join_family(cpu, number, vma_number)
+    if of.resv_map != U(0):
+        get_resv_map(of.resv_map)
+    vma.resv_map, vma.resv_unmapped = of.resv_map, of.resv_unmapped
     insert_at(machine, mm_number, find_position(machine, mm_number, start), number)
     return number
+
+
+@hot
+def forget_reservation(cpu, vma):
+    """Another VMA has taken over what was reserved (clear_vma_resv_huge_pages)."""
+    if vma.resv_map != U(0):
+        put_resv_map(cpu, vma.resv_map)
+        vma.resv_map = U(0)
 
 
 @kernel("void(cpu_t*, i64, i64, u64, u64)")
@@ -140,6 +191,7 @@ def move_vma(cpu, mm_number, vma_number, old, old_length, new_length, new, flags
     if number == 0 or moved < old_length:
         if number != 0:
             move_page_tables(cpu, mm_number, vma, new, old, moved)
+            forget_reservation(cpu, vma_of(machine, number))
             vm_stat_account(mm, vm_flags, pages)
             if vm_flags & VM_LOCKED:
                 mm.locked_vm += pages
@@ -149,6 +201,7 @@ def move_vma(cpu, mm_number, vma_number, old, old_length, new_length, new, flags
         elif vm_flags & VM_ACCOUNT:
             vm_acct_memory(machine, -grow)
         return -ENOMEM
+    forget_reservation(cpu, vma)
     hiwater = mm.hiwater_vm
     vm_stat_account(mm, vm_flags, pages)
     if flags & MREMAP_DONTUNMAP:
@@ -235,6 +288,9 @@ def mremap_to(cpu, mm_number, address, old_length, new_length, new, flags):
     if number == 0 or vma_of(machine, number).start > address:
         return -EFAULT
     error = vma_to_resize(cpu, mm_number, number, address, old_length, new_length, flags)
+    if error == 0 and vma_of(machine, number).flags & VM_HUGETLB:        # what moves takes its reservation along
+        error = split_range(cpu, mm_number, address, address + old_length)
+        number = find_vma(machine, mm_number, address)
     if error != 0:
         return error
     vma = vma_of(machine, number)
@@ -265,6 +321,13 @@ def mremap_grow(cpu, mm_number, number, address, old_length, new_length, flags):
     return move_vma(cpu, mm_number, number, address, old_length, new_length, new, flags)
 
 
+@hot
+def bad_for_huge_pages(machine, address, old_length, new_length, flags, new):
+    """A mapping of huge pages moves by whole ones, and does not grow."""
+    inside = pmd_size(machine) - U(1)
+    return address & inside != U(0) or (flags & MREMAP_FIXED and new & inside != U(0)) or new_length > old_length
+
+
 @kernel("i64(cpu_t*, i64, u64, u64, u64, i64, u64)")
 def do_mremap(cpu, mm_number, address, old_length, new_length, flags, new):
     """mremap(2): the address or a negative errno. The mmap_lock is held for writing."""
@@ -280,6 +343,11 @@ def do_mremap(cpu, mm_number, address, old_length, new_length, flags, new):
     number = find_vma(machine, mm_number, address)
     if number == 0 or vma_of(machine, number).start > address:
         return -EFAULT
+    if vma_of(machine, number).flags & VM_HUGETLB:
+        inside = pmd_size(machine) - U(1)
+        old_length, new_length = (old_length + inside) & ~inside, (new_length + inside) & ~inside
+        if bad_for_huge_pages(machine, address, old_length, new_length, flags, new):
+            return -EINVAL
     update_hiwater(mm_of(machine, mm_number))
     if flags & (MREMAP_FIXED | MREMAP_DONTUNMAP):
         return mremap_to(cpu, mm_number, address, old_length, new_length, new, flags)

@@ -17,7 +17,8 @@ from numaemu.kernel.fork import exit_mm, mmget_not_zero, mmput
 from numaemu.kernel.gfp import __GFP_HARDWALL, __GFP_THISNODE, gfp_text
 from numaemu.kernel.memory import zap_page_range
 from numaemu.kernel.mm_types import (MM_ANONPAGES, MM_FILEPAGES, MM_SHMEMPAGES, MM_SWAPENTS, OOM_NONE, OOM_REAPED,
-                                     OOM_REAPING, OOM_SKIP, OOM_VICTIM, TASK_DEAD, TASK_RUNNING, pool_t, task_t)
+                                     OOM_REAPING, OOM_SKIP, OOM_VICTIM, TASK_DEAD, TASK_RUNNING, VM_HUGETLB, pool_t,
+                                     task_t)
 from numaemu.kernel.mmzone import MAX_NR_ZONES, WMARK_HIGH, wmark_pages, zone_of
 from numaemu.kernel.node_sysfs import list_text
 from numaemu.kernel.pcplist import drain_local_pages
@@ -55,7 +56,8 @@ def __oom_reap_task_mm(cpu, mm_number):
         return False
     for position in range(mm.map_count):
         vma = vma_of(machine, vma_index(machine, mm_number)[position])
-        zap_page_range(cpu, mm_number, vma.start, vma.end)
+        if vma.flags & VM_HUGETLB == 0:          # would only fill the pool of huge pages
+            zap_page_range(cpu, mm_number, vma.start, vma.end)
     read_unlock(address_of(mm, "mmap_lock"))
     return True
 

@@ -12,11 +12,12 @@ from numaemu.kernel.cpuset import cpuset_current_mems_allowed
 from numaemu.kernel.free_area import get_pageblock_migratetype
 from numaemu.kernel.freelist import get_page_from_freelist, page_at_hand
 from numaemu.kernel.gfp import __GFP_ACCOUNT, __GFP_COMP, __GFP_KSWAPD_RECLAIM, __GFP_WRITE, __GFP_ZERO
+from numaemu.kernel.hugetlb_pool import free_huge_folio
 from numaemu.kernel.internal import (ALLOC_KSWAPD, ALLOC_NOFRAGMENT, ALLOC_SPREAD_DIRTY, ALLOC_WMARK_LOW,
                                      PF_MEMALLOC, is_compound)
 from numaemu.kernel.memcontrol import MEMCG_SHIFT, memcg_kmem_charge_page, memcg_kmem_uncharge_page
 from numaemu.kernel.mm_inline import __page_cache_release, unlock_lruvec
-from numaemu.kernel.mm_types import PG_buddy, PG_head, PG_pcp, PG_tail, PG_used
+from numaemu.kernel.mm_types import PG_buddy, PG_head, PG_hugetlb, PG_pcp, PG_tail, PG_used
 from numaemu.kernel.mmdebug import VM_BUG_ON_PAGE
 from numaemu.kernel.mmzone import (MIGRATE_ISOLATE, MIGRATE_MOVABLE, MIGRATE_PCPTYPES, page_of, page_to_nid, page_zone,
                                    pcp_of, zone_of)
@@ -30,7 +31,7 @@ from numaemu.pointer import u64
 
 U = np.uint64
 _BUDDY, _PCP, _USED = U(PG_buddy), U(PG_pcp), U(PG_used)
-_HEAD, _TAIL = U(PG_head), U(PG_tail)
+_HEAD, _TAIL, _HUGETLB = U(PG_head), U(PG_tail), U(PG_hugetlb)
 _SPECIAL = _BUDDY | _PCP | _HEAD | _TAIL
 
 # what __free_pages may find wrong with a page: Linux's bad_page
@@ -277,6 +278,13 @@ def try_get_page(page):
             return True
 
 
+@hot
+def free_folio(cpu, page, pfn):
+    """The last reference is gone: to the pool of huge pages, or back to where it came from, a compound page as a whole."""
+    if page.flags & _HUGETLB == U(0) or not free_huge_folio(cpu, pfn):
+        free_pages(cpu, pfn, compound_order(page))
+
+
 @kernel("void(cpu_t*, i64)")
 def put_page(cpu, pfn):
     """Drop a reference; the last one frees the page, a compound one as a whole."""
@@ -285,7 +293,7 @@ def put_page(cpu, pfn):
     VM_BUG_ON_PAGE(before <= 0, page)
     if before == 1:
         unlock_lruvec(machine_of(cpu), __page_cache_release(cpu, pfn, -1))
-        free_pages(cpu, pfn, compound_order(page))
+        free_folio(cpu, page, pfn)
 
 
 @kernel("void(cpu_t*, i64*, i64, i64)")
@@ -303,4 +311,4 @@ def release_pages(cpu, pfns, first, end):
     unlock_lruvec(machine, locked)
     for i in range(first, end):
         if pfns[i] != 0:
-            free_pages(cpu, pfns[i], compound_order(page_of(machine, pfns[i])))
+            free_folio(cpu, page_of(machine, pfns[i]), pfns[i])

@@ -11,14 +11,17 @@ import numpy as np
 
 from numaemu.atomic import load_acquire
 from numaemu.compile import entry, hot, kernel
-from numaemu.kernel.mm_types import (PG_active, PG_anon, PG_buddy, PG_dirty, PG_pcp, PG_referenced, PG_swapbacked,
-                                     PG_swapcache, PG_table, PG_unevictable, PG_writeback, machine_t, mapping_t)
+from numaemu.kernel.mm_types import (PG_active, PG_anon, PG_buddy, PG_dirty, PG_hugetlb, PG_pcp, PG_referenced,
+                                     PG_swapbacked, PG_swapcache, PG_table, PG_tail, PG_unevictable, PG_writeback,
+                                     machine_t, mapping_t)
 from numaemu.kernel.mmzone import page_of, page_to_nid, page_zone, zone_of
+from numaemu.kernel.page_alloc import compound_head
+from numaemu.kernel.pgalloc import pmd_trans_huge
 from numaemu.kernel.pgtable import (_PAGE_SPECIAL, is_swap_entry, mm_of, pmd_size, pte_pfn, pte_present,
                                     pte_to_swp_entry, table_at)
 from numaemu.kernel.swapfile import MAX_SWAP_ENTRIES, swap_count
 from numaemu.kernel.xarray import xa_is_value
-from numaemu.paging import PTE_SHIFT, _PAGE_ACCESSED, _PAGE_DIRTY, entry_at, entry_load
+from numaemu.paging import PTE_SHIFT, _PAGE_ACCESSED, _PAGE_DIRTY, _PAGE_PSE, entry_at, entry_load
 from numaemu.param import MAX_NODES
 from numaemu.pointer import u64
 
@@ -48,7 +51,7 @@ def table_of(machine, word):
 
 # what /proc/<pid>/smaps counts of a range: bytes, of which the shares (PSS) are 4096 / mapcount per page
 (RSS, PSS, PSS_DIRTY, PSS_ANON, PSS_FILE, PSS_SHMEM, SHARED_CLEAN, SHARED_DIRTY, PRIVATE_CLEAN, PRIVATE_DIRTY,
- REFERENCED, ANONYMOUS, LAZYFREE, SWAP, SWAP_PSS, NR_SMAPS) = range(16)
+ REFERENCED, ANONYMOUS, LAZYFREE, SWAP, SWAP_PSS, ANON_THP, SHARED_HUGETLB, PRIVATE_HUGETLB, NR_SMAPS) = range(19)
 PSS_SHIFT = 12
 
 # a word of /proc/<pid>/pagemap
@@ -82,6 +85,8 @@ def gather_pte(machine, pte, counts):
     if pfn == 0:
         return
     page = page_of(machine, pfn)
+    if page.flags & U(PG_tail) != U(0):          # of a huge page from the pool, which counts once
+        return
     counts[PAGES] += 1
     if page.flags & U(PG_anon) != U(0):
         counts[ANON] += 1
@@ -104,6 +109,13 @@ def swappers(machine, entry):
 
 
 @hot
+def smaps_hugetlb(machine, flags, sharers, counts):
+    """A huge page from the pool counts apart, by its head. Mirrors smaps_hugetlb_range."""
+    if flags & U(PG_hugetlb) != U(0):
+        counts[SHARED_HUGETLB if sharers > 1 else PRIVATE_HUGETLB] += np.int64(pmd_size(machine))
+
+
+@hot
 def smaps_pte(machine, pte, counts):
     """Count what a leaf entry maps, for smaps. Mirrors smaps_pte_entry and smaps_account."""
     if is_swap_entry(pte):
@@ -115,6 +127,9 @@ def smaps_pte(machine, pte, counts):
         return
     page = page_of(machine, pfn)
     flags, sharers = page.flags, max(np.int64(load_acquire(page, "mapcount")), 1)
+    if flags & U(PG_hugetlb | PG_tail) != U(0):
+        smaps_hugetlb(machine, flags, sharers, counts)
+        return
     anon, dirty, share = flags & U(PG_anon) != U(0), is_dirty(flags, pte), (4096 << PSS_SHIFT) // sharers
     counts[RSS] += 4096
     counts[PSS] += share
@@ -128,6 +143,8 @@ def smaps_pte(machine, pte, counts):
         counts[REFERENCED] += 4096
     if anon:
         counts[ANONYMOUS] += 4096
+        if pte & _PAGE_PSE != U(0):
+            counts[ANON_THP] += 4096
         if not dirty and flags & U(PG_swapbacked) == U(0):
             counts[LAZYFREE] += 4096
 
@@ -141,7 +158,7 @@ def pagemap_word(machine, pte):
         return PM_SWAP
     word, pfn = PM_PRESENT | U(pte_pfn(pte)), mapped_page(machine, pte)
     if pfn != 0:
-        page = page_of(machine, pfn)
+        page = page_of(machine, compound_head(machine, pfn))
         if page.flags & U(PG_anon) == U(0):
             word |= PM_FILE
         if load_acquire(page, "mapcount") == 1:
@@ -151,10 +168,13 @@ def pagemap_word(machine, pte):
 
 @kernel("u64(machine_t*, i64, u64)")
 def missing_shift(machine, mm_number, address):
-    """12 if an address has a leaf table; else the shift of the upper entry that has none below it."""
+    """12 if an address has a leaf table or a huge entry; else the shift of the upper entry that has none below it."""
     table, shift = table_of(machine, mm_of(machine, mm_number).pgd), machine.paging.pgdir_shift
     while shift > PTE_SHIFT and table != U(0):
-        table = table_of(machine, entry_load(entry_at(machine.paging, table, address, shift)))
+        entry = entry_load(entry_at(machine.paging, table, address, shift))
+        if pmd_trans_huge(entry):
+            return PTE_SHIFT
+        table = table_of(machine, entry)
         if table != U(0):
             shift -= machine.paging.table_bits
     return shift
@@ -162,10 +182,13 @@ def missing_shift(machine, mm_number, address):
 
 @kernel("u64(machine_t*, i64, u64)")
 def leaf_entry(machine, mm_number, address):
-    """The leaf entry of an address, 0 if there is no table for it (any more)."""
+    """The leaf entry of an address, made of a huge one where one maps it; 0 if there is no table for it (any more)."""
     table, shift = table_of(machine, mm_of(machine, mm_number).pgd), machine.paging.pgdir_shift
     while table != U(0) and shift > PTE_SHIFT:
-        table = table_of(machine, entry_load(entry_at(machine.paging, table, address, shift)))
+        entry = entry_load(entry_at(machine.paging, table, address, shift))
+        if pmd_trans_huge(entry):
+            return entry | (address & ((U(1) << shift) - U(1)) & ~U(4095))
+        table = table_of(machine, entry)
         shift -= machine.paging.table_bits
     return entry_load(entry_at(machine.paging, table, address, shift)) if table != U(0) else U(0)
 

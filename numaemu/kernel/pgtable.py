@@ -140,6 +140,20 @@ def pte_offset(machine, mm, address):
 
 
 @kernel("u64(machine_t*, mm_t*, u64)")
+def leaf_of(machine, mm, address):
+    """What maps an address, in the form of a leaf entry of its own page, huge (_PAGE_PSE) or not; 0: nothing."""
+    ptep = pte_offset(machine, mm, address)
+    if ptep != U(0):
+        return entry_load(ptep)
+    shift = pmd_shift(machine)
+    where = entry_offset(machine, mm, address, shift)
+    entry = entry_load(where) if where != U(0) else U(0)
+    if entry & (_PAGE_PRESENT | _PAGE_PSE) != _PAGE_PRESENT | _PAGE_PSE:
+        return U(0)
+    return entry | (address & ((U(1) << shift) - U(1)) & ~U(4095))
+
+
+@kernel("u64(machine_t*, mm_t*, u64)")
 def skip_missing(machine, mm, address):
     """The next address above `address` whose leaf table may exist, for walks over sparse ranges."""
     table, shift = pgd_of(machine, mm), machine.paging.pgdir_shift
@@ -187,6 +201,7 @@ def install_table(cpu, mm, where, pfn):
     """Hang a new, cleared table page into an upper entry; if another CPU was faster, free it. The entry that stands."""
     machine = machine_of(cpu)
     page_of(machine, pfn).flags |= U(PG_table)
+    page_of(machine, pfn).lru_next = 0           # no table is laid by here (pgalloc.py)
     entry = pfn_pte(pfn, _PAGE_TABLE)
     before = entry_cmpxchg(where, U(0), entry)
     if before != U(0):

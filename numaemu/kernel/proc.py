@@ -8,15 +8,15 @@ import functools
 import os
 import re
 
-from numaemu.kernel import (cgroup, node_sysfs, proc_meminfo, proc_slabinfo, proc_smaps, proc_stat, proc_task, proc_vmallocinfo,
-                            proc_vmstat, swapon, sysctl)
+from numaemu.kernel import (cgroup, huge_sysfs, node_sysfs, proc_meminfo, proc_slabinfo, proc_smaps, proc_stat,
+                            proc_task, proc_vmallocinfo, proc_vmstat, swapon, sysctl, thp_sysfs)
 from numaemu.kernel.inode import I_LIVE, inode_name, inode_t
 from numaemu.kernel.mm_types import mapping_t, pool_t
 from numaemu.kernel.sysctl import System  # noqa: F401  (what read, write and listdir take)
 
 FIXED = {path: (read, None) for module in (proc_vmstat, proc_meminfo, proc_slabinfo, proc_vmallocinfo, proc_stat, node_sysfs)
          for path, read in module.FILES.items()}
-FIXED |= sysctl.FILES | swapon.FILES
+FIXED |= sysctl.FILES | swapon.FILES | huge_sysfs.SYSCTLS | thp_sysfs.FILES
 PID_FILES = proc_task.PID_FILES | proc_smaps.PID_FILES | cgroup.PID_FILES
 _PID = re.compile(r"/proc/(\d+)/(\w+)")
 _NODE = re.compile(rf"{node_sysfs.ROOT}/node(\d+)/(\w+)")
@@ -27,6 +27,8 @@ def find(system, path):
     """The reader and the writer of a file (None: not permitted), or None: there is no such file."""
     if path in FIXED:
         return FIXED[path]
+    if "/hugepages/" in path:
+        return huge_sysfs.files(system).get(path)
     if (match := _PID.fullmatch(path)) and match[2] in PID_FILES:
         if proc_task.number_of_pid(system.machine, int(match[1])):
             pid, write = int(match[1]), proc_task.PID_WRITERS.get(match[2])
@@ -52,6 +54,7 @@ def paths(system):
     """The path of every file there is now."""
     nodes = range(system.machine.nr_nodes)
     yield from FIXED
+    yield from huge_sysfs.files(system)
     names = (*node_sysfs.NODE_FILES, *node_sysfs.NODE_WRITERS)
     yield from (f"{node_sysfs.ROOT}/node{node}/{name}" for node in nodes for name in names)
     yield from (f"{sysctl.WEIGHTS}/node{node}" for node in nodes)

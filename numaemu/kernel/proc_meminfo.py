@@ -5,6 +5,7 @@ not have yet is 0, as on a machine that does not use it. Lines that are sums are
 """
 import numpy as np
 
+from numaemu.kernel.hugetlb_pool import hstate_t
 from numaemu.kernel.mm_init import node_managed_pages
 from numaemu.kernel.mmzone import LRU_ACTIVE, LRU_FILE, MAX_NR_ZONES, WMARK_HIGH, WMARK_LOW, ZONE_HIGHMEM, lruvec_of, zone_of
 from numaemu.kernel.percpu import pcpu_nr_pages
@@ -16,7 +17,6 @@ from numaemu.paging import ENTRY_4_BYTES, ENTRY_ARM64
 from numaemu.param import PAGE_SHIFT
 
 U = np.uint64
-HUGE_PAGE_KB = 2048
 
 
 def kilobytes(pages):
@@ -77,7 +77,18 @@ def stack_line(state):
     return line("KernelStack", state["nr_kernel_stack"] >> (PAGE_SHIFT - 10))
 
 
-HUGE_LINES = "AnonHugePages ShmemHugePages ShmemPmdMapped FileHugePages FilePmdMapped Unaccepted"
+def hugetlb_lines(machine):
+    """hugetlb_report_meminfo, and the page size of the pool."""
+    h, page_kb = hstate_t.at(machine.hstate), 4 << int(machine.paging.table_bits)
+    counts = {"Total": h.nr_huge_pages, "Free": h.free_huge_pages, "Rsvd": h.resv_huge_pages, "Surp": h.surplus_huge_pages}
+    return [*(f"HugePages_{what + ':':<8} {n:5d}" for what, n in counts.items()), line("Hugepagesize", page_kb),
+            line("Hugetlb", h.nr_huge_pages * page_kb)]
+
+
+def huge_lines(machine, state):
+    """Transparent huge pages, which are counted one by one; only anonymous memory has any."""
+    return [line("AnonHugePages", state["nr_anon_transparent_hugepages"] << int(machine.paging.table_bits)),
+            *zeros("ShmemHugePages ShmemPmdMapped FileHugePages FilePmdMapped Unaccepted")]
 
 
 def lru_lines(state):
@@ -137,10 +148,7 @@ def meminfo(system):
              line("Committed_AS", kilobytes(max(machine.vm_committed_as, 0))),
              *vmalloc_lines(machine),
              line("Percpu", kilobytes(pcpu_nr_pages(machine))),
-             f"HardwareCorrupted: {0:5d} kB", *zeros(HUGE_LINES),
-             *(f"HugePages_{what}:   {0:5d}" if what == "Total" else f"HugePages_{what}:    {0:5d}"
-               for what in ("Total", "Free", "Rsvd", "Surp")),
-             line("Hugepagesize", HUGE_PAGE_KB), *zeros("Hugetlb"), *direct_map_lines(machine)]
+             f"HardwareCorrupted: {0:5d} kB", *huge_lines(machine, state), *hugetlb_lines(machine), *direct_map_lines(machine)]
     return "\n".join(lines) + "\n"
 
 
@@ -149,14 +157,15 @@ def node_meminfo(system, node):
     machine = system.machine
     state = state_kb(machine, [node])
     total, free = node_managed_pages(machine, node), free_pages(machine, node)
+    h = hstate_t.at(machine.hstate)
     lines = [line("MemTotal", kilobytes(total)), line("MemFree", kilobytes(free)),
              line("MemUsed", kilobytes(total - free)), line("SwapCached", state["nr_swapcached"]), *lru_lines(state),
              line("Dirty", state["nr_dirty"]), line("Writeback", state["nr_writeback"]),
              line("FilePages", state["nr_file_pages"]), line("Mapped", state["nr_mapped"]),
              line("AnonPages", state["nr_anon_pages"]), line("Shmem", state["nr_shmem"]), stack_line(state),
              line("PageTables", state["nr_page_table_pages"]), *zeros("SecPageTables NFS_Unstable Bounce WritebackTmp"),
-             *slab_lines(state), *zeros(HUGE_LINES), f"HugePages_Total: {0:5d}", f"HugePages_Free:  {0:5d}",
-             f"HugePages_Surp:  {0:5d}"]
+             *slab_lines(state), *huge_lines(machine, state), f"HugePages_Total: {h.nr_node[node]:5d}",
+             f"HugePages_Free:  {h.free_node[node]:5d}", f"HugePages_Surp:  {h.surplus_node[node]:5d}"]
     return "".join(f"Node {node} {text}\n" for text in lines)
 
 

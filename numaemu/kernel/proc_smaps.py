@@ -1,24 +1,27 @@
 """/proc/<pid>/smaps, smaps_rollup and pagemap: the part of Linux's fs/proc/task_mmu.c that looks at every page."""
 import numpy as np
 
+from numaemu.kernel.huge_memory import THP_ALWAYS, THP_MADVISE
 from numaemu.kernel.mm_types import (VM_ACCOUNT, VM_DONTCOPY, VM_DONTDUMP, VM_DONTEXPAND, VM_EXEC, VM_GROWSDOWN,
-                                     VM_HUGEPAGE, VM_LOCKED, VM_LOCKONFAULT, VM_MAYEXEC, VM_MAYREAD, VM_MAYSHARE,
+                                     VM_HUGEPAGE, VM_HUGETLB, VM_LOCKED, VM_LOCKONFAULT, VM_MAYEXEC, VM_MAYREAD, VM_MAYSHARE,
                                      VM_MAYWRITE, VM_NOHUGEPAGE, VM_NORESERVE, VM_RAND_READ, VM_READ, VM_SEQ_READ,
                                      VM_SHARED, VM_SOFTDIRTY, VM_WIPEONFORK, VM_WRITE, task_t)
-from numaemu.kernel.pagewalk import (ANONYMOUS, LAZYFREE, NR_SMAPS, PM_SOFT_DIRTY, PRIVATE_CLEAN, PRIVATE_DIRTY, PSS,
-                                     PSS_ANON, PSS_DIRTY, PSS_FILE, PSS_SHIFT, PSS_SHMEM, REFERENCED, RSS, SHARED_CLEAN,
-                                     SHARED_DIRTY, SWAP, SWAP_PSS, pagemap_read, shmem_swap_usage, walk_page_range)
-from numaemu.kernel.pgtable import mm_of
+from numaemu.kernel.pagewalk import (ANONYMOUS, ANON_THP, LAZYFREE, NR_SMAPS, PM_SOFT_DIRTY, PRIVATE_CLEAN,
+                                     PRIVATE_DIRTY, PRIVATE_HUGETLB, PSS, PSS_ANON, PSS_DIRTY, PSS_FILE, PSS_SHIFT,
+                                     PSS_SHMEM, REFERENCED, RSS, SHARED_CLEAN, SHARED_DIRTY, SHARED_HUGETLB, SWAP,
+                                     SWAP_PSS, pagemap_read, shmem_swap_usage, walk_page_range)
+from numaemu.kernel.pgtable import mm_of, pmd_size
 from numaemu.kernel.proc_task import NAME_COLUMN, copy_vmas, gone, number_of_pid, show_map_vma
 
 FLAG_NAMES = ((VM_READ, "rd"), (VM_WRITE, "wr"), (VM_EXEC, "ex"), (VM_SHARED, "sh"), (VM_MAYREAD, "mr"), (VM_MAYWRITE, "mw"),
               (VM_MAYEXEC, "me"), (VM_MAYSHARE, "ms"), (VM_GROWSDOWN, "gd"), (VM_LOCKED, "lo"), (VM_SEQ_READ, "sr"),
               (VM_RAND_READ, "rr"), (VM_DONTCOPY, "dc"), (VM_DONTEXPAND, "de"), (VM_LOCKONFAULT, "lf"),
-              (VM_ACCOUNT, "ac"), (VM_NORESERVE, "nr"), (VM_WIPEONFORK, "wf"), (VM_DONTDUMP, "dd"),
+              (VM_ACCOUNT, "ac"), (VM_NORESERVE, "nr"), (VM_HUGETLB, "ht"), (VM_WIPEONFORK, "wf"), (VM_DONTDUMP, "dd"),
               (VM_SOFTDIRTY, "sd"), (VM_HUGEPAGE, "hg"), (VM_NOHUGEPAGE, "nh"))       # show_smap_vma_flags, by bit
 COUNTED = {"Shared_Clean": SHARED_CLEAN, "Shared_Dirty": SHARED_DIRTY, "Private_Clean": PRIVATE_CLEAN,
            "Private_Dirty": PRIVATE_DIRTY, "Referenced": REFERENCED, "Anonymous": ANONYMOUS}
-NOT_THERE = "AnonHugePages ShmemPmdMapped FilePmdMapped Shared_Hugetlb Private_Hugetlb".split()
+HUGE = {"AnonHugePages": ANON_THP, "ShmemPmdMapped": None, "FilePmdMapped": None, "Shared_Hugetlb": SHARED_HUGETLB,
+        "Private_Hugetlb": PRIVATE_HUGETLB}        # None: not there
 
 
 def line(name, nbytes):
@@ -44,9 +47,19 @@ def show_smap(counts, locked, rollup):
     text = line("Rss", int(counts[RSS]))
     text += "".join(line(name, int(counts[i]) >> PSS_SHIFT) for name, i in shares.items())
     text += "".join(line(name, int(counts[i])) for name, i in COUNTED.items()) + line("KSM", 0)
-    text += line("LazyFree", int(counts[LAZYFREE])) + "".join(line(name, 0) for name in NOT_THERE)
+    text += line("LazyFree", int(counts[LAZYFREE])) + "".join(
+        line(name, int(counts[i]) if i is not None else 0) for name, i in HUGE.items())
     text += line("Swap", int(counts[SWAP])) + line("SwapPss", int(counts[SWAP_PSS]) >> PSS_SHIFT)
     return text + line("Locked", locked >> PSS_SHIFT)
+
+
+def thp_eligible(machine, vma):
+    """thp_vma_allowable_orders: 1 if the VMA may get huge pages, and has room for one."""
+    size = int(pmd_size(machine))
+    room = -(-int(vma["start"]) // size) * size + size <= vma["end"]
+    private = not vma["flags"] & (VM_SHARED | VM_HUGETLB | VM_NOHUGEPAGE) and not vma["file"]
+    asked = machine.thp_enabled == THP_ALWAYS or machine.thp_enabled == THP_MADVISE and vma["flags"] & VM_HUGEPAGE
+    return int(bool(private and room and asked))
 
 
 def smaps(system, _number, mm_number):
@@ -55,8 +68,10 @@ def smaps(system, _number, mm_number):
     for vma in copy_vmas(system.machine, mm_number):
         counts, locked = gather(system, mm_number, vma)
         flags = "".join(name + " " for bit, name in FLAG_NAMES if vma["flags"] & bit)
-        text.append(show_map_vma(system.machine, mm, vma) + line("Size", int(vma["end"] - vma["start"])) + line("KernelPageSize", 4096) +
-                    line("MMUPageSize", 4096) + show_smap(counts, locked, False) + f"THPeligible:    {0:8d}\n"
+        page = int(pmd_size(system.machine)) if vma["flags"] & VM_HUGETLB else 4096
+        text.append(show_map_vma(system.machine, mm, vma) + line("Size", int(vma["end"] - vma["start"])) +
+                    line("KernelPageSize", page) + line("MMUPageSize", page) + show_smap(counts, locked, False) +
+                    f"THPeligible:    {thp_eligible(system.machine, vma):8d}\n"
                     f"VmFlags: {flags}\n")
     return "".join(text)
 

@@ -10,12 +10,12 @@ import numpy as np
 
 from numaemu.kernel.inode import file_of, inode_name, inode_of
 from numaemu.kernel.mm_types import (MM_ANONPAGES, MM_FILEPAGES, MM_SHMEMPAGES, MM_SWAPENTS, TASK_NAME_BYTES,
-                                     TASK_RUNNING, VM_EXEC, VM_MAYSHARE, VM_READ, VM_SHARED, VM_WRITE, pool_t, task_t,
+                                     TASK_RUNNING, VM_EXEC, VM_HUGETLB, VM_MAYSHARE, VM_READ, VM_SHARED, VM_WRITE, pool_t, task_t,
                                      vma_t)
 from numaemu.kernel.node_sysfs import list_text, mask_text
 from numaemu.kernel.oom_kill import OOM_SCORE_ADJ_MAX, OOM_SCORE_ADJ_MIN, oom_score
 from numaemu.kernel.pagewalk import FIRST_NODE, NR_COUNTS, walk_page_range
-from numaemu.kernel.pgtable import mm_of
+from numaemu.kernel.pgtable import mm_of, pmd_size
 from numaemu.kernel.proc_meminfo import kilobytes
 from numaemu.kernel.show_mem import mems_allowed
 from numaemu.kernel.stats import task_name
@@ -34,6 +34,7 @@ SHMEM_DEVICE = "00:01"                   # the kernel's own mount of shmem, the 
 DISK_DEVICE = "fe:00"                    # /dev/vda
 TMPFS_DEVICE = "00:18"                   # /dev/shm, a later mount without a device; assumed
 SHMEM_NAME = "/dev/zero (deleted)"       # shmem_zero_setup
+HUGETLBFS_DEVICE, HUGETLB_NAME = "00:11", "/anon_hugepage (deleted)"      # hugetlb_file_setup; the mount as recorded
 TRIES = 100                              # for a copy of the VMAs that nobody changed meanwhile; assumed
 
 
@@ -113,6 +114,8 @@ def file_name(machine, vma):
     """The file a VMA maps, as /proc shows it; "" if it maps none."""
     if vma["file"]:
         return inode_name(inode_of(machine, file_of(machine, int(vma["file"])).inode))
+    if vma["flags"] & VM_HUGETLB:
+        return HUGETLB_NAME
     return SHMEM_NAME if vma["flags"] & VM_SHARED else ""
 
 
@@ -122,6 +125,8 @@ def show_map_vma(machine, mm, vma):
     if vma["file"]:
         inode = file_of(machine, int(vma["file"])).inode
         device = DISK_DEVICE if vma["i_mapping"] else SHMEM_DEVICE if name.startswith("/memfd:") else TMPFS_DEVICE
+    elif vma["flags"] & VM_HUGETLB:
+        device = HUGETLBFS_DEVICE
     backed = bool(name)
     if not backed and is_initial_heap(mm, vma):
         name = "[heap]"
@@ -148,7 +153,7 @@ def mpol_to_str(mode, flags, nodes):
     return f"{text}:{list_text(n for n in range(MAX_NODES) if int(nodes) >> n & 1)}" if nodes else text
 
 
-def page_words(counts):
+def page_words(counts, page_kb):
     """What numa_maps says of the pages of a range: nothing if there are none."""
     pages, dirty, anon, mapcount_max, active, swapcache, writeback = counts[:FIRST_NODE].tolist()
     if not pages:
@@ -157,7 +162,7 @@ def page_words(counts):
              ("mapmax", mapcount_max, mapcount_max > 1), ("swapcache", swapcache, swapcache),
              ("active", active, active < pages), ("writeback", writeback, writeback))
     nodes = [f"N{node}={n}" for node, n in enumerate(counts[FIRST_NODE:].tolist()) if n]
-    return [f"{name}={value}" for name, value, when in shown if when] + nodes + ["kernelpagesize_kB=4"]
+    return [f"{name}={value}" for name, value, when in shown if when] + nodes + [f"kernelpagesize_kB={page_kb}"]
 
 
 def show_numa_map(system, task, mm_number, vma):
@@ -172,8 +177,12 @@ def show_numa_map(system, task, mm_number, vma):
         words.append("heap")
     elif is_initial_stack(mm, vma):
         words.append("stack")
+    huge, page_kb = vma["flags"] & VM_HUGETLB, 4
+    if huge:
+        words.append("huge")
+        page_kb = int(pmd_size(system.machine)) >> 10
     walk_page_range(int(system.machine.address), mm_number, vma["start"], vma["end"], counts, 0)
-    return " ".join(words + page_words(counts)) + "\n"
+    return " ".join(words + page_words(counts, page_kb)) + "\n"
 
 
 def numa_maps(system, number, mm_number):
@@ -189,7 +198,7 @@ def text_pages(mm):
     return int((mm.end_code + 4095 >> 12) - (mm.start_code >> 12))
 
 
-def memory_fields(mm):
+def memory_fields(machine, mm):
     """task_mem, in kB. The top-level table is not in VmPTE, as in mm_pgtables_bytes. Nothing pins pages."""
     text = min(text_pages(mm), mm.exec_vm)
     anon, file, shmem = (mm.rss[i] for i in (MM_ANONPAGES, MM_FILEPAGES, MM_SHMEMPAGES))
@@ -197,7 +206,8 @@ def memory_fields(mm):
     pages = {"VmPeak": max(mm.hiwater_vm, mm.total_vm), "VmSize": mm.total_vm, "VmLck": mm.locked_vm, "VmPin": 0,
              "VmHWM": max(mm.hiwater_rss, rss), "VmRSS": rss, "RssAnon": anon, "RssFile": file, "RssShmem": shmem,
              "VmData": mm.data_vm, "VmStk": mm.stack_vm, "VmExe": text, "VmLib": mm.exec_vm - text, "VmPTE": mm.pgtables,
-             "VmSwap": mm.rss[MM_SWAPENTS], "HugetlbPages": 0}
+             "VmSwap": mm.rss[MM_SWAPENTS],
+             "HugetlbPages": mm.hugetlb_usage << int(machine.paging.table_bits)}
     return {name: f"{kilobytes(n):8d} kB" for name, n in pages.items()}
 
 
@@ -218,7 +228,7 @@ def status(system, number, mm_number):
     tasks, alive = live_tasks(machine)
     fields = {"Name": task_name(task), "State": "R (running)" if running else "S (sleeping)", "Tgid": task.tgid, "Ngid": 0,
               "Pid": task.pid, "PPid": task.ppid, "TracerPid": 0,
-              "Uid": "\t".join([str(task.uid)] * 4), **memory_fields(mm_of(machine, mm_number)),
+              "Uid": "\t".join([str(task.uid)] * 4), **memory_fields(machine, mm_of(machine, mm_number)),
               "Threads": int((tasks[alive]["tgid"] == task.tgid).sum()),
               "Cpus_allowed": mask_text([task.cpu], machine.nr_cpus), "Cpus_allowed_list": list_text([task.cpu]),
               "Mems_allowed": mask_text(mems_allowed(task), MAX_NODES), "Mems_allowed_list": list_text(mems_allowed(task)),

@@ -42,7 +42,7 @@ EVENTS = (
     "htlb_buddy_alloc_fail unevictable_pgs_culled unevictable_pgs_scanned unevictable_pgs_rescued "
     "unevictable_pgs_mlocked unevictable_pgs_munlocked unevictable_pgs_cleared unevictable_pgs_stranded "
     "thp_fault_alloc thp_fault_fallback thp_collapse_alloc thp_collapse_alloc_failed thp_split_page thp_split_pmd "
-    "thp_zero_page_alloc nr_tlb_remote_flush nr_tlb_remote_flush_received nr_tlb_local_flush_all "
+    "thp_zero_page_alloc thp_zero_page_alloc_failed nr_tlb_remote_flush nr_tlb_remote_flush_received nr_tlb_local_flush_all "
     "nr_tlb_local_flush_one swap_ra swap_ra_hit swpin_zero swpout_zero zswpin zswpout").split()
 
 

@@ -9,6 +9,7 @@ import numpy as np
 
 from numaemu.atomic import fetch_add, load_acquire
 from numaemu.compile import hot, kernel
+from numaemu.kernel.huge_split import huge_entry_of_page, split_for_page
 from numaemu.kernel.mlock import mlock_folio, munlock_folio
 from numaemu.kernel.mm_inline import folio_clear, folio_set, folio_test
 from numaemu.kernel.mm_types import (MM_ANONPAGES, MM_FILEPAGES, MM_SHMEMPAGES, MM_SWAPENTS, VM_EXEC, VM_LOCKED,
@@ -16,6 +17,7 @@ from numaemu.kernel.mm_types import (MM_ANONPAGES, MM_FILEPAGES, MM_SHMEMPAGES, 
 from numaemu.kernel.mmdebug import VM_BUG_ON_PAGE
 from numaemu.kernel.mmzone import page_of, page_to_nid
 from numaemu.kernel.page_alloc import put_page
+from numaemu.kernel.pgalloc import pmd_trans_huge
 from numaemu.kernel.pgtable import (_PAGE_SPECIAL, _SWP_EXCLUSIVE, mm_of, pte_offset, pte_pfn, pte_present,
                                     ptep_cmpxchg, ptep_get, swp_entry_to_pte)
 from numaemu.kernel.pool import pool_get, pool_put
@@ -24,7 +26,7 @@ from numaemu.kernel.swapfile import swap_duplicate, swap_entry_put
 from numaemu.kernel.tlb import set_tlb_ubc_flush_pending
 from numaemu.kernel.vma_index import vma_of
 from numaemu.kernel.vmstat import NR_ANON_MAPPED, NR_FILE_MAPPED, mod_node_page_state
-from numaemu.paging import _PAGE_ACCESSED, _PAGE_DIRTY
+from numaemu.paging import _PAGE_ACCESSED, _PAGE_DIRTY, entry_cmpxchg, entry_load
 from numaemu.pointer import address_of
 
 U = np.uint64
@@ -46,6 +48,7 @@ def new_mapping(cpu, shared):
         mapping = mapping_of(machine, number)
         mapping.users, mapping.first_vma, mapping.shared = 0, 0, shared      # not the lock: a late walker may hold it
         mapping.root, mapping.nr_pages, mapping.host, mapping.acct, mapping.tmpfs = U(0), 0, 0, 0, 0
+        mapping.resv_map = U(0)
     return number
 
 
@@ -196,6 +199,24 @@ def folio_pte(machine, pfn, vma):
     return ptep if pte_present(pte) and pte_pfn(pte) == pfn and pte & _PAGE_SPECIAL == U(0) else U(0)
 
 
+@kernel("i64(machine_t*, i64, vma_t*, i64)")
+def huge_referenced(machine, pfn, vma, answer):
+    """folio_referenced for a huge entry, which says it of all its pages at once."""
+    address = page_address_in_vma(page_of(machine, pfn), vma)
+    where = huge_entry_of_page(machine, mm_of(machine, vma.mm), address, pfn) if address != U(0) else U(0)
+    if where == U(0):
+        return answer
+    if vma.flags & VM_LOCKED:
+        answer |= REFERENCED_LOCKED
+    entry = entry_load(where)
+    if pmd_trans_huge(entry) and entry & _PAGE_ACCESSED != U(0) and \
+            entry_cmpxchg(where, entry, entry & ~_PAGE_ACCESSED) == entry:
+        answer += 1
+        if vma.flags & VM_EXEC:
+            answer |= REFERENCED_EXEC
+    return answer
+
+
 @kernel("i64(cpu_t*, i64)")
 def folio_referenced(cpu, pfn):
     """How many entries say that the page was accessed, which they forget; + REFERENCED_LOCKED, REFERENCED_EXEC.
@@ -213,6 +234,8 @@ def folio_referenced(cpu, pfn):
     while number != 0:
         vma = vma_of(machine, number)
         ptep = folio_pte(machine, pfn, vma)
+        if ptep == U(0) and machine.thp_used != 0:
+            answer = huge_referenced(machine, pfn, vma, answer)
         while ptep != U(0):
             if vma.flags & VM_LOCKED:
                 answer |= REFERENCED_LOCKED
@@ -258,6 +281,9 @@ def try_to_unmap_one(cpu, ubc, pfn, vma):
     page = page_of(machine, pfn)
     for _ in range(UNMAP_TRIES):
         ptep = folio_pte(machine, pfn, vma)
+        if ptep == U(0) and vma.flags & VM_LOCKED == 0 and \
+                split_for_page(cpu, vma.mm, page_address_in_vma(page, vma), pfn):
+            ptep = folio_pte(machine, pfn, vma)
         if ptep == U(0):
             return True
         if vma.flags & VM_LOCKED:

@@ -140,6 +140,16 @@ def folio_add_new_lru(cpu, pfn):
     folio_batch_add_and_move(cpu, pfn, LRU_ADD)
 
 
+@kernel("void(cpu_t*, i64, i64)")
+def folio_add_lru_block(cpu, pfn, pages):
+    """Pages in one piece of one node go to their list at once, as a large folio does: no batch, no reference."""
+    machine = machine_of(cpu)
+    node = relock_lruvec(cpu, pfn, -1)
+    for i in range(pages):
+        lru_add(machine, cpu, lruvec_of(machine, node), pfn + i)
+    unlock_lruvec(machine, node)
+
+
 @kernel("void(cpu_t*, i64)")
 def folio_add_lru(cpu, pfn):
     """A page goes to its LRU list, by way of a batch."""

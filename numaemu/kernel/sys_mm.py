@@ -4,6 +4,7 @@ import numpy as np
 from numaemu.atomic import load_acquire
 from numaemu.compile import entry, hot, kernel
 from numaemu.kernel.gup import madvise_populate, mm_populate, vm_mmap_pgoff
+from numaemu.kernel.khugepaged import collapse_range
 from numaemu.kernel.madvise import changes_flags, do_madvise
 from numaemu.kernel.mlock_vma import apply_mlockall_flags, do_mlock, do_mlockall, do_munlock
 from numaemu.kernel.mm_inline import folio_test
@@ -12,7 +13,7 @@ from numaemu.kernel.mmap import do_brk, do_munmap, page_align, range_is_mapped
 from numaemu.kernel.mmzone import page_of
 from numaemu.kernel.mprotect import do_mprotect
 from numaemu.kernel.mremap import do_mremap
-from numaemu.kernel.pgtable import is_swap_entry, mm_of, pte_offset, pte_pfn, pte_to_swp_entry, ptep_get
+from numaemu.kernel.pgtable import is_swap_entry, leaf_of, mm_of, pte_pfn, pte_to_swp_entry
 from numaemu.kernel.rmap import mapping_of
 from numaemu.kernel.smp import machine_of, read_lock, read_unlock, write_lock, write_unlock
 from numaemu.kernel.sys import mmap_lock, running
@@ -20,7 +21,7 @@ from numaemu.kernel.swapfile import swap_cache
 from numaemu.kernel.vma_index import find_vma, vma_of
 from numaemu.kernel.xarray import xa_is_value, xa_load
 from numaemu.pointer import u8
-from numaemu.uapi import (MADV_POPULATE_READ, MADV_POPULATE_WRITE, MCL_CURRENT, PROT_WRITE, PR_SET_MM_BRK,
+from numaemu.uapi import (MADV_COLLAPSE, MADV_POPULATE_READ, MADV_POPULATE_WRITE, MCL_CURRENT, PROT_WRITE, PR_SET_MM_BRK,
                           PR_SET_MM_START_BRK, RLIM_NLIMITS, errno)
 
 U = np.uint64
@@ -74,6 +75,13 @@ def sys_madvise(cpu_address, task, start, length, advice):
     cpu = running(cpu_address, task)
     if advice == MADV_POPULATE_READ or advice == MADV_POPULATE_WRITE:
         return madvise_populate(cpu, start, length, advice == MADV_POPULATE_WRITE)
+    if advice == MADV_COLLAPSE:
+        if start & U(4095) != U(0):
+            return -EINVAL
+        write_lock(cpu, mmap_lock(cpu))
+        result = collapse_range(cpu, start, start + page_align(length))
+        write_unlock(mmap_lock(cpu))
+        return result
     if changes_flags(advice):
         write_lock(cpu, mmap_lock(cpu))
         result = do_madvise(cpu, cpu.mm, start, length, advice)
@@ -180,8 +188,7 @@ def mincore_unmapped(machine, mm_number, address):
 @kernel("bool(machine_t*, i64, u64)")
 def mincore_page(machine, mm_number, address):
     """True if the page at an address is in memory. Mirrors mincore_pte_range."""
-    ptep = pte_offset(machine, mm_of(machine, mm_number), address)
-    pte = ptep_get(ptep) if ptep != U(0) else U(0)
+    pte = leaf_of(machine, mm_of(machine, mm_number), address)
     if is_swap_entry(pte):
         return load_acquire(swap_cache(machine), pte_to_swp_entry(pte)) > 0
     return pte != U(0) or mincore_unmapped(machine, mm_number, address)

@@ -284,15 +284,6 @@ def write_weight(system, node, text):
     system.machine.il_weights[node] = value or 1
 
 
-def read_thp(_system):
-    return "always madvise [never]\n"
-
-
-def write_thp(_system, text):
-    if text.strip() != "never":
-        raise invalid(f"transparent huge pages are not there yet: {text.strip()!r}, must be 'never'")
-
-
 def read_lru_gen(_system):
     """enabled_show of mm/vmscan.c: the classic LRU lists are the only ones there are."""
     return "0x0000\n"
@@ -313,7 +304,6 @@ FILES = {                                # path: (read, write), None: not allowe
     "/proc/sys/vm/compact_memory": (None, write_compact_memory),
     "/proc/sys/vm/drop_caches": (None, write_drop_caches),
     "/proc/sys/vm/stat_refresh": (refresh_stats, refresh_stats),
-    "/sys/kernel/mm/transparent_hugepage/enabled": (read_thp, write_thp),
     "/sys/kernel/mm/lru_gen/enabled": (read_lru_gen, write_lru_gen),
 }
 FILES |= {"/proc/sys/" + key.replace(".", "/"):

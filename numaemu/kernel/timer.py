@@ -7,7 +7,7 @@ import numpy as np
 
 from numaemu.atomic import compare_exchange, load_acquire
 from numaemu.compile import kernel
-from numaemu.kernel.mmzone import KCOMPACTD, node_of
+from numaemu.kernel.mmzone import KCOMPACTD, KHUGEPAGED, node_of
 from numaemu.kernel.smp import machine_of, wake_kthread
 from numaemu.mmu import clock_ns
 
@@ -16,9 +16,18 @@ HPAGE_FRAG_CHECK_INTERVAL_NS = 500_000_000       # HPAGE_FRAG_CHECK_INTERVAL_MSE
 
 
 @kernel("void(cpu_t*)")
+def khugepaged_wake_if_due(cpu):
+    """Who sees that its time has come wakes it."""
+    machine = machine_of(cpu)
+    if machine.thp_enabled != 0 and clock_ns(cpu) >= machine.khugepaged_next_ns:
+        wake_kthread(cpu, 0, U(KHUGEPAGED))
+
+
+@kernel("void(cpu_t*)")
 def run_local_timers(cpu):
     """Wake each kcompactd whose time has come to look at the fragmentation of its node; one CPU does it each time."""
     machine = machine_of(cpu)
+    khugepaged_wake_if_due(cpu)
     if machine.compaction_proactiveness == 0:
         return
     now_ns, due_ns = clock_ns(cpu), load_acquire(machine, "kcompactd_timer_ns")

@@ -33,18 +33,21 @@ tlbflush_unmap_batch_t = Struct("tlbflush_unmap_batch_t", [      # its CPU only:
 TLB_SINGLE_PAGE_FLUSH_CEILING = 33       # pages; beyond it the whole TLB is flushed (tlb.c)
 
 
-@kernel("void(cpu_t*, i64, u64, u64, i64)")
-def flush_tlb_func(cpu, mm_number, start, end, gen):
-    """What every CPU concerned does: forget [start, end), or everything if it is too much or we have missed a flush."""
+@kernel("void(cpu_t*, i64, u64, u64, u64, i64)")
+def flush_tlb_func(cpu, mm_number, start, end, shift, gen):
+    """What every CPU concerned does: forget [start, end), or everything if it is too much or we have missed a flush.
+
+    One entry is forgotten for every 2**shift bytes: of a huge page there is only one.
+    """
     if cpu.mm != mm_number or cpu.tlb_gen >= gen:
         return
     machine = machine_of(cpu)
-    if gen == cpu.tlb_gen + 1 and end - start <= U(TLB_SINGLE_PAGE_FLUSH_CEILING << 12):
+    if gen == cpu.tlb_gen + 1 and (end - start) >> shift <= U(TLB_SINGLE_PAGE_FLUSH_CEILING):
         address = start
         while address < end:
             tlb_flush_page(cpu, address)
             count_vm_events(machine, cpu.id, NR_TLB_LOCAL_FLUSH_ONE, 1)
-            address += U(4096)
+            address += U(1) << shift
         cpu.tlb_gen = gen
         return
     cpu.tlb_gen = load_acquire(mm_t.array(machine.mms)[mm_number], "tlb_gen")
@@ -94,7 +97,8 @@ def answer_ipi(cpu_address, _b, _c):
                 if initiator.flush_mm == KERNEL_MM:
                     flush_tlb_kernel_func(cpu, initiator.flush_start, initiator.flush_end, initiator.flush_gen)
                 else:
-                    flush_tlb_func(cpu, initiator.flush_mm, initiator.flush_start, initiator.flush_end, initiator.flush_gen)
+                    flush_tlb_func(cpu, initiator.flush_mm, initiator.flush_start, initiator.flush_end,
+                                   initiator.flush_shift, initiator.flush_gen)
                 cpu.shootdowns_received += 1
                 count_vm_events(machine, cpu.id, NR_TLB_REMOTE_FLUSH_RECEIVED, 1)
                 cpu.clock_base_ns += machine.ipi_ns
@@ -134,11 +138,12 @@ def serve_shootdowns(machine, mailbox, words):
         post_shootdown(machine, words[1])
 
 
-@kernel("void(cpu_t*, i64, u64, u64, i64, i64)")
-def shoot_down(cpu, mm_number, start, end, gen, targets):
+@kernel("void(cpu_t*, i64, u64, u64, u64, i64, i64)")
+def shoot_down(cpu, mm_number, start, end, shift, gen, targets):
     """Ask the CPUs in our flush_mask, `targets` in number, to forget a range; returns when all have."""
     machine = machine_of(cpu)
     cpu.flush_mm, cpu.flush_start, cpu.flush_end, cpu.flush_gen = mm_number, start, end, gen
+    cpu.flush_shift = shift
     store_release(cpu, "flush_acks", targets + 1)
     count_vm_events(machine, cpu.id, NR_TLB_REMOTE_FLUSH, 1)
     cpu.clock_base_ns += machine.shootdown_ns
@@ -165,16 +170,19 @@ def flush_tlb_kernel_range(cpu, start, end):
             cpu.flush_mask[number // 64] |= U(1) << U(number % 64)
             targets += 1
     if targets > 0:
-        shoot_down(cpu, KERNEL_MM, start, end, gen, targets)
+        shoot_down(cpu, KERNEL_MM, start, end, U(12), gen, targets)
 
 
-@kernel("void(cpu_t*, i64, u64, u64)")
-def flush_tlb_mm_range(cpu, mm_number, start, end):
-    """Make every CPU forget [start, end) of an address space; returns when all have."""
+@kernel("void(cpu_t*, i64, u64, u64, u64)")
+def flush_tlb_mm_stride(cpu, mm_number, start, end, shift):
+    """Make every CPU forget [start, end) of an address space, where nothing smaller than 2**shift bytes has changed.
+
+    Returns when all have. Mirrors flush_tlb_mm_range with its stride_shift.
+    """
     machine = machine_of(cpu)
     mm = mm_t.array(machine.mms)[mm_number]
     gen = fetch_add(mm, "tlb_gen", 1) + 1
-    flush_tlb_func(cpu, mm_number, start, end, gen)
+    flush_tlb_func(cpu, mm_number, start, end, shift, gen)
     targets = 0
     for word in range(CPU_WORDS):
         mask = load_acquire(mm.cpumask, word)
@@ -185,7 +193,13 @@ def flush_tlb_mm_range(cpu, mm_number, start, end):
             targets += np.int64(mask & U(1))
             mask >>= U(1)
     if targets > 0:
-        shoot_down(cpu, mm_number, start, end, gen, targets)
+        shoot_down(cpu, mm_number, start, end, shift, gen, targets)
+
+
+@kernel("void(cpu_t*, i64, u64, u64)")
+def flush_tlb_mm_range(cpu, mm_number, start, end):
+    """Make every CPU forget [start, end) of an address space; returns when all have."""
+    flush_tlb_mm_stride(cpu, mm_number, start, end, U(12))
 
 
 @kernel("void(cpu_t*, tlbflush_unmap_batch_t*, i64, u64)")

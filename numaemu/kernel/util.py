@@ -7,6 +7,7 @@ import numpy as np
 
 from numaemu.atomic import fetch_add, load_acquire
 from numaemu.compile import hot, kernel
+from numaemu.kernel.hugetlb_pool import hugetlb_total_pages
 from numaemu.kernel.mm_types import VM_EXEC, VM_LOCKED, VM_NORESERVE, VM_SHARED, VM_STACK, VM_WRITE, mm_t, task_t
 from numaemu.kernel.smp import machine_of
 from numaemu.uapi import (OVERCOMMIT_ALWAYS, OVERCOMMIT_GUESS, RLIM_INFINITY, RLIMIT_AS, RLIMIT_DATA, RLIMIT_MEMLOCK,
@@ -42,7 +43,7 @@ def vm_commit_limit(machine):
     if machine.overcommit_kbytes != 0:
         allowed = machine.overcommit_kbytes >> KB_SHIFT
     else:
-        allowed = machine.total_ram_pages * machine.overcommit_ratio // 100
+        allowed = (machine.total_ram_pages - hugetlb_total_pages(machine)) * machine.overcommit_ratio // 100
     return allowed + machine.total_swap_pages
 
 

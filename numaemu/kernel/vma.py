@@ -7,13 +7,16 @@ import numpy as np
 
 from numaemu.atomic import compare_exchange, fetch_add, load_acquire
 from numaemu.compile import hot, kernel
+from numaemu.kernel.huge_split import split_huge_pmd_address
+from numaemu.kernel.hugetlb_pool import get_resv_map
 from numaemu.kernel.inode import file_of, get_file
 from numaemu.kernel.mempolicy import copy_policy, same_policy
 from numaemu.kernel.mlock import mlock_folio, munlock_folio
-from numaemu.kernel.mm_types import VM_ACCESS_FLAGS, VM_LOCKED, VM_SHARED, VM_SOFTDIRTY
+from numaemu.kernel.mm_types import VM_ACCESS_FLAGS, VM_DONTEXPAND, VM_HUGETLB, VM_LOCKED, VM_SHARED, VM_SOFTDIRTY
 from numaemu.kernel.mmzone import page_of
 from numaemu.kernel.page_alloc import put_page, try_get_page
-from numaemu.kernel.pgtable import _PAGE_SPECIAL, mm_of, pte_offset, pte_pfn, pte_present, ptep_get, skip_missing
+from numaemu.kernel.pgtable import (_PAGE_SPECIAL, leaf_of, mm_of, pmd_size, pte_offset, pte_pfn, pte_present, ptep_get,
+                                    skip_missing)
 from numaemu.kernel.pool import pool_get, pool_put
 from numaemu.kernel.rmap import (link_file_vma, link_vma, mapping_of, new_mapping, next_vma_of, page_address_in_vma,
                                  unlink_file_vma, unlink_vma)
@@ -23,7 +26,7 @@ from numaemu.pointer import address_of
 from numaemu.uapi import errno
 
 U = np.uint64
-ENOMEM = errno.ENOMEM
+ENOMEM, EINVAL = errno.ENOMEM, errno.EINVAL
 
 
 @hot
@@ -41,7 +44,7 @@ def new_vma(cpu, mm_number, start, end, flags, pgoff):
         vma.start, vma.end, vma.flags, vma.pgoff, vma.mm = start, end, flags, pgoff, mm_number
         vma.mapping, vma.file, vma.family_next, vma.family_prev = 0, 0, 0, 0
         vma.i_mapping, vma.file_next, vma.file_prev = 0, 0, 0
-        vma.anon_vma, vma.chained = 0, 0
+        vma.anon_vma, vma.chained, vma.resv_map, vma.resv_unmapped = 0, 0, U(0), 0
         vma.policy.mode, vma.policy.flags, vma.policy.nodes, vma.policy.user_nodes = 0, 0, U(0), U(0)
     return number
 
@@ -136,8 +139,12 @@ def anon_vma_prepare(cpu, vma_number):
 
 @kernel("i64(cpu_t*, i64, i64, u64)")
 def split_vma(cpu, mm_number, position, address):
-    """Cut the VMA at `position` in two at `address`, which lies inside it: 0 or -ENOMEM."""
+    """Cut the VMA at `position` in two at `address`, which lies inside it: 0 or -ENOMEM; -EINVAL inside a huge page."""
     machine = machine_of(cpu)
+    if vma_at(machine, mm_number, position).flags & VM_HUGETLB and address & (pmd_size(machine) - U(1)) != U(0):
+        return -EINVAL                       # hugetlb_vm_op_split
+    if machine.thp_used != 0 and address & (pmd_size(machine) - U(1)) != U(0):
+        split_huge_pmd_address(cpu, mm_number, address)      # vma_adjust_trans_huge
     if map_count(machine, mm_number) >= machine.max_map_count:
         return -ENOMEM
     low_number = vma_index(machine, mm_number)[position]
@@ -150,6 +157,9 @@ def split_vma(cpu, mm_number, position, address):
     copy_policy(high.policy, low.policy)
     join_file(cpu, number, low_number)
     join_family(cpu, number, low_number)
+    if low.resv_map != U(0):                 # hugetlb_vm_op_open
+        get_resv_map(low.resv_map)
+    high.resv_map, high.resv_unmapped = low.resv_map, low.resv_unmapped
     low.end = address
     insert_at(machine, mm_number, position + 1, number)
     return 0
@@ -157,7 +167,7 @@ def split_vma(cpu, mm_number, position, address):
 
 @kernel("i64(cpu_t*, i64, u64)")
 def split_at(cpu, mm_number, address):
-    """Make a VMA border at `address` if it cuts a VMA: 0 or -ENOMEM."""
+    """Make a VMA border at `address` if it cuts a VMA: 0 or a negative errno."""
     machine = machine_of(cpu)
     position = find_position(machine, mm_number, address)
     if position < map_count(machine, mm_number) and vma_at(machine, mm_number, position).start < address:
@@ -167,7 +177,7 @@ def split_at(cpu, mm_number, address):
 
 @kernel("i64(cpu_t*, i64, u64, u64)")
 def split_range(cpu, mm_number, start, end):
-    """Make VMA borders at `start` and `end` where they cut a VMA: 0 or -ENOMEM."""
+    """Make VMA borders at `start` and `end` where they cut a VMA: 0 or a negative errno."""
     error = split_at(cpu, mm_number, start)
     return error if error != 0 else split_at(cpu, mm_number, end)
 
@@ -185,7 +195,7 @@ def is_mergeable_anon_vma(vma, into):
 @kernel("bool(vma_t*, vma_t*)")
 def is_mergeable_vma(low, high):
     """Two neighbours that differ in nothing but whose pages they have; can_vma_merge_before and _after."""
-    if low.end != high.start or (low.flags ^ high.flags) & ~VM_SOFTDIRTY != 0 or low.file != high.file:
+    if low.end != high.start or low.flags & VM_DONTEXPAND or (low.flags ^ high.flags) & ~VM_SOFTDIRTY != 0 or low.file != high.file:
         return False
     if low.flags & VM_SHARED and low.mapping != high.mapping:
         return False
@@ -264,15 +274,17 @@ def merge_range(cpu, mm_number, start, end):
 
 @kernel("i64(cpu_t*, i64, i64, u64, u64, i64)")
 def vma_modify_flags(cpu, mm_number, position, start, end, flags):
-    """Give [start, end) of the VMA at `position` new flags: the position it has then, after splits and merges, or -ENOMEM."""
+    """Give [start, end) of the VMA at `position` new flags: the position it has then, after splits and merges, or -errno."""
     machine = machine_of(cpu)
     if vma_at(machine, mm_number, position).start < start:
-        if split_vma(cpu, mm_number, position, start) != 0:
-            return -ENOMEM
+        error = split_vma(cpu, mm_number, position, start)
+        if error != 0:
+            return error
         position += 1
     if vma_at(machine, mm_number, position).end > end:
-        if split_vma(cpu, mm_number, position, end) != 0:
-            return -ENOMEM
+        error = split_vma(cpu, mm_number, position, end)
+        if error != 0:
+            return error
     vma_at(machine, mm_number, position).flags = flags
     return merge_at(cpu, mm_number, position, True)
 
@@ -283,8 +295,8 @@ def vma_modify_flags(cpu, mm_number, position, start, end, flags):
 def maps_page(machine, vma, pfn):
     """True if the VMA has a page-table entry for the page."""
     address = page_address_in_vma(page_of(machine, pfn), vma)
-    ptep = pte_offset(machine, mm_of(machine, vma.mm), address) if address != U(0) else U(0)
-    return ptep != U(0) and pte_present(ptep_get(ptep)) and pte_pfn(ptep_get(ptep)) == pfn
+    pte = leaf_of(machine, mm_of(machine, vma.mm), address) if address != U(0) else U(0)
+    return pte_present(pte) and pte_pfn(pte) == pfn
 
 
 @kernel("void(cpu_t*, i64)")
@@ -312,6 +324,7 @@ def mlock_vma_pages_range(cpu, vma, start, end):
     while address < end:
         ptep = pte_offset(machine, mm, address)
         if ptep == U(0):
+            split_huge_pmd_address(cpu, vma.mm, address)
             address = skip_missing(machine, mm, address)
             continue
         pte = ptep_get(ptep)

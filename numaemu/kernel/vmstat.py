@@ -14,6 +14,9 @@ VM_EVENTS = (
     "pgrotated drop_pagecache drop_slab oom_kill pgmigrate_success pgmigrate_fail "
     "compact_migrate_scanned compact_free_scanned compact_isolated compact_stall compact_fail compact_success "
     "compact_daemon_wake compact_daemon_migrate_scanned compact_daemon_free_scanned "
+    "htlb_buddy_alloc_success htlb_buddy_alloc_fail "
+    "thp_fault_alloc thp_fault_fallback thp_collapse_alloc thp_collapse_alloc_failed thp_split_pmd "
+    "thp_zero_page_alloc thp_zero_page_alloc_failed thp_migration_success thp_migration_fail thp_migration_split "
     "unevictable_pgs_culled unevictable_pgs_scanned unevictable_pgs_rescued unevictable_pgs_mlocked "
     "unevictable_pgs_munlocked unevictable_pgs_cleared unevictable_pgs_stranded "
     "nr_tlb_remote_flush nr_tlb_remote_flush_received nr_tlb_local_flush_all nr_tlb_local_flush_one "
@@ -27,6 +30,9 @@ VM_EVENTS = (
  PGROTATED, DROP_PAGECACHE, DROP_SLAB, OOM_KILL, PGMIGRATE_SUCCESS, PGMIGRATE_FAIL,
  COMPACT_MIGRATE_SCANNED, COMPACT_FREE_SCANNED, COMPACT_ISOLATED, COMPACT_STALL, COMPACT_FAIL, COMPACT_SUCCESS,
  COMPACT_DAEMON_WAKE, COMPACT_DAEMON_MIGRATE_SCANNED, COMPACT_DAEMON_FREE_SCANNED,
+ HTLB_BUDDY_ALLOC_SUCCESS, HTLB_BUDDY_ALLOC_FAIL,
+ THP_FAULT_ALLOC, THP_FAULT_FALLBACK, THP_COLLAPSE_ALLOC, THP_COLLAPSE_ALLOC_FAILED, THP_SPLIT_PMD,
+ THP_ZERO_PAGE_ALLOC, THP_ZERO_PAGE_ALLOC_FAILED, THP_MIGRATION_SUCCESS, THP_MIGRATION_FAIL, THP_MIGRATION_SPLIT,
  UNEVICTABLE_PGS_CULLED, UNEVICTABLE_PGS_SCANNED, UNEVICTABLE_PGS_RESCUED, UNEVICTABLE_PGS_MLOCKED,
  UNEVICTABLE_PGS_MUNLOCKED, UNEVICTABLE_PGS_CLEARED, UNEVICTABLE_PGS_STRANDED,
  NR_TLB_REMOTE_FLUSH, NR_TLB_REMOTE_FLUSH_RECEIVED, NR_TLB_LOCAL_FLUSH_ALL, NR_TLB_LOCAL_FLUSH_ONE,
@@ -42,14 +48,16 @@ NODE_STATS = (
     "workingset_nodes workingset_refault_anon workingset_refault_file workingset_activate_anon workingset_activate_file "
     "workingset_restore_anon workingset_restore_file workingset_nodereclaim "
     "nr_anon_pages nr_mapped nr_file_pages nr_dirty nr_writeback nr_shmem nr_vmscan_write nr_vmscan_immediate_reclaim "
-    "nr_dirtied nr_written nr_kernel_stack nr_page_table_pages nr_swapcached nr_kernel_pages nr_mlock").split()
+    "nr_dirtied nr_written nr_kernel_stack nr_page_table_pages nr_swapcached nr_kernel_pages nr_mlock "
+    "nr_anon_transparent_hugepages").split()
 (NR_INACTIVE_ANON, NR_ACTIVE_ANON, NR_INACTIVE_FILE, NR_ACTIVE_FILE, NR_UNEVICTABLE,
  NR_SLAB_RECLAIMABLE, NR_SLAB_UNRECLAIMABLE, NR_ISOLATED_ANON, NR_ISOLATED_FILE,
  WORKINGSET_NODES, WORKINGSET_REFAULT_ANON, WORKINGSET_REFAULT_FILE, WORKINGSET_ACTIVATE_ANON, WORKINGSET_ACTIVATE_FILE,
  WORKINGSET_RESTORE_ANON, WORKINGSET_RESTORE_FILE, WORKINGSET_NODERECLAIM,
  NR_ANON_MAPPED, NR_FILE_MAPPED, NR_FILE_PAGES, NR_FILE_DIRTY, NR_WRITEBACK, NR_SHMEM, NR_VMSCAN_WRITE,
  NR_VMSCAN_IMMEDIATE_RECLAIM,
- NR_DIRTIED, NR_WRITTEN, NR_KERNEL_STACK, NR_PAGETABLE, NR_SWAPCACHE, NR_KERNEL_PAGES, NR_MLOCK) = range(len(NODE_STATS))
+ NR_DIRTIED, NR_WRITTEN, NR_KERNEL_STACK, NR_PAGETABLE, NR_SWAPCACHE, NR_KERNEL_PAGES, NR_MLOCK,
+ NR_ANON_THPS) = range(len(NODE_STATS))
 
 numa_stat_t = Struct("numa_stat_t", [("item", i64, 8)])
 node_stat_t = Struct("node_stat_t", [("item", i64, 40)])

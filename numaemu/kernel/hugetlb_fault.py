@@ -1,0 +1,271 @@
+"""Page tables of huge pages from the pool: faults, copy on write, unmapping, fork, mprotect. The second half of Linux's
+mm/hugetlb.c.
+
+A page is mapped by entries above the lowest tables only; the head of the compound page has its mapcount, and a reference for
+each entry. Faults on one page come one after the other (fault_mutex), so that two do not take two pages of the pool where
+one is left. None of these pages is on an LRU list, none is in rss: mm.hugetlb_usage counts what is mapped.
+"""
+import numpy as np
+
+from numaemu.atomic import compare_exchange, fetch_add, load_acquire
+from numaemu.compile import hot, kernel
+from numaemu.kernel.huge_split import flush_huge_pages
+from numaemu.kernel.hugetlb import alloc_hugetlb_folio, restore_reserve_on_zap, vma_hugecache_offset
+from numaemu.kernel.hugetlb_pool import NR_FAULT_MUTEXES, hpage_pages, hstate_of
+from numaemu.kernel.mm_inline import folio_set, folio_test
+from numaemu.kernel.mm_types import (VM_FAULT_OK, VM_FAULT_OOM, VM_FAULT_RETRY, VM_FAULT_SIGBUS, VM_SHARED, VM_WRITE,
+                                     PG_anon, PG_anon_exclusive)
+from numaemu.kernel.mmdebug import VM_BUG_ON_PAGE
+from numaemu.kernel.mmzone import page_of
+from numaemu.kernel.page_alloc import get_page, put_page
+from numaemu.kernel.pgalloc import haddr_of, huge_entry_offset, pmd_alloc, pmd_trans_huge
+from numaemu.kernel.pgtable import mm_of, pfn_pte, pmd_size, pte_pfn, vm_page_nx
+from numaemu.kernel.rmap import mapping_of, page_address_in_vma
+from numaemu.kernel.smp import machine_of, spin_lock, spin_unlock
+from numaemu.kernel.vma import anon_vma_prepare
+from numaemu.kernel.vma_index import vma_of
+from numaemu.kernel.xarray import entry_is_page, page_entry, xa_create
+from numaemu.native import clear_bytes, copy_bytes
+from numaemu.paging import (_PAGE_ACCESSED, _PAGE_DIRTY, _PAGE_NX, _PAGE_PRESENT, _PAGE_PSE, _PAGE_RW, _PAGE_USER,
+                            entry_cmpxchg, entry_exchange, entry_load)
+from numaemu.pointer import address_of, u64
+
+U = np.uint64
+_READ_ONLY = _PAGE_PRESENT | _PAGE_PSE | _PAGE_USER | _PAGE_ACCESSED
+_WRITTEN = _READ_ONLY | _PAGE_RW | _PAGE_DIRTY
+
+
+@hot
+def fault_mutex_of(machine, vma, index):
+    """Address of the lock for faults on one page: hugetlb_fault_mutex_hash"""
+    which = ((vma.mapping if vma.flags & VM_SHARED else vma.mm) * 7 + index) % NR_FAULT_MUTEXES
+    return address_of(hstate_of(machine), "fault_mutex") + U(8 * which)
+
+
+@hot
+def clear_huge_page(cpu, pfn):
+    machine = machine_of(cpu)
+    clear_bytes(machine.memory + (U(pfn) << U(12)), 4096 * hpage_pages(machine))
+    cpu.clock_base_ns += machine.clear_page_ns * hpage_pages(machine)
+
+
+@hot
+def make_huge_pte(machine, vma, pfn, writable):
+    return pfn_pte(pfn, (_WRITTEN if writable else _READ_ONLY) | vm_page_nx(machine, vma))
+
+
+@kernel("void(machine_t*, vma_t*, i64, i64)")
+def hugetlb_add_new_anon_rmap(machine, vma, index, pfn):
+    """A new private page gets its first entry."""
+    page = page_of(machine, pfn)
+    page.mapping, page.index, page.mapcount = vma.mapping, index * hpage_pages(machine), 1
+    page.flags |= U(PG_anon | PG_anon_exclusive)
+
+
+@kernel("i64(cpu_t*, vma_t*, i64)")
+def hugetlb_get_shared_folio(cpu, vma, index):
+    """The page of a shared object, with a reference for its entry; its pfn, 0: the pool has none, -1: no memory."""
+    machine = machine_of(cpu)
+    mapping = mapping_of(machine, vma.mapping)
+    slot = xa_create(cpu, mapping, index)
+    if slot == U(0):
+        return -1
+    entry = load_acquire(u64.array(slot), 0)
+    if entry_is_page(entry):
+        pfn = pte_pfn(entry)
+        get_page(page_of(machine, pfn))
+        return pfn
+    pfn = alloc_hugetlb_folio(cpu, vma, index, False)
+    if pfn == 0:
+        return 0
+    clear_huge_page(cpu, pfn)
+    page = page_of(machine, pfn)
+    page.mapping, page.index = vma.mapping, index * hpage_pages(machine)
+    get_page(page)                                   # the first one is the tree's
+    compare_exchange(u64.array(slot), 0, U(0), page_entry(pfn))
+    fetch_add(mapping, "nr_pages", 1)
+    return pfn
+
+
+@kernel("i64(cpu_t*, mm_t*, i64, u64, bool, u64)")
+def hugetlb_no_page(cpu, mm, vma_number, address, write, where):
+    """Nothing is mapped yet: a page of the pool, cleared, or the object's."""
+    machine = machine_of(cpu)
+    vma = vma_of(machine, vma_number)
+    index, shared = vma_hugecache_offset(machine, vma, address), vma.flags & VM_SHARED != 0
+    if vma.resv_unmapped != 0:                       # its page was taken away: better killed than given zeros
+        return VM_FAULT_SIGBUS
+    if not shared and load_acquire(vma, "mapping") == 0 and not anon_vma_prepare(cpu, vma_number):
+        return VM_FAULT_OOM
+    pfn = hugetlb_get_shared_folio(cpu, vma, index) if shared else alloc_hugetlb_folio(cpu, vma, index, False)
+    if pfn <= 0:
+        return VM_FAULT_SIGBUS if pfn == 0 else VM_FAULT_OOM
+    if shared:
+        fetch_add(page_of(machine, pfn), "mapcount", 1)
+    else:
+        clear_huge_page(cpu, pfn)
+        hugetlb_add_new_anon_rmap(machine, vma, index, pfn)
+    fetch_add(mm, "hugetlb_usage", 1)
+    entry_exchange(where, make_huge_pte(machine, vma, pfn, vma.flags & VM_WRITE != 0 if shared else write))
+    return VM_FAULT_OK
+
+
+@kernel("void(cpu_t*, i64)")
+def hugetlb_remove_rmap(cpu, pfn):
+    """An entry that mapped the page is gone, and flushed: its mapcount and its reference go."""
+    page = page_of(machine_of(cpu), pfn)
+    before = fetch_add(page, "mapcount", -1)
+    VM_BUG_ON_PAGE(before <= 0, page)
+    put_page(cpu, pfn)
+
+
+@kernel("void(cpu_t*, i64, i64)")
+def unmap_ref_private(cpu, vma_number, pfn):
+    """The owner of the reservation finds no page for its copy: take the shared one away from the others, its children.
+
+    They find out when they touch it (SIGBUS).
+    """
+    machine = machine_of(cpu)
+    page = page_of(machine, pfn)
+    mapping = mapping_of(machine, page.mapping)
+    lock = address_of(mapping, "lock")
+    spin_lock(cpu, lock)
+    number = mapping.first_vma
+    while number != 0:
+        vma = vma_of(machine, number)
+        address = page_address_in_vma(page, vma) if number != vma_number and vma.resv_map == U(0) else U(0)
+        number = vma.family_next
+        where = huge_entry_offset(machine, mm_of(machine, vma.mm), address) if address != U(0) else U(0)
+        entry = entry_load(where) if where != U(0) else U(0)
+        while pmd_trans_huge(entry) and pte_pfn(entry) == pfn:
+            before = entry_cmpxchg(where, entry, U(0))
+            if before == entry:
+                vma.resv_unmapped = 1
+                fetch_add(mm_of(machine, vma.mm), "hugetlb_usage", -1)
+                flush_huge_pages(cpu, vma.mm, address, address + pmd_size(machine))
+                hugetlb_remove_rmap(cpu, pfn)
+            entry = before if before != entry else U(0)
+    spin_unlock(lock)
+
+
+@kernel("i64(cpu_t*, mm_t*, i64, u64, u64, u64)")
+def hugetlb_wp(cpu, mm, vma_number, address, where, entry):
+    """A write to a page mapped read-only: use it again if nobody else maps it, else copy it. The address is the page's."""
+    machine = machine_of(cpu)
+    vma, old = vma_of(machine, vma_number), pte_pfn(entry)
+    page, owner = page_of(machine, old), vma.resv_map != U(0)
+    if vma.flags & VM_SHARED or (load_acquire(page, "mapcount") == 1 and folio_test(page, PG_anon)):
+        if vma.flags & VM_SHARED == 0:
+            folio_set(page, PG_anon_exclusive)
+        entry_cmpxchg(where, entry, entry | _PAGE_RW | _PAGE_DIRTY | _PAGE_ACCESSED)
+        return VM_FAULT_OK
+    index = vma_hugecache_offset(machine, vma, address)
+    get_page(page)
+    new = alloc_hugetlb_folio(cpu, vma, index, owner)
+    if new == 0:
+        if owner:
+            unmap_ref_private(cpu, vma_number, old)
+        put_page(cpu, old)
+        return VM_FAULT_RETRY if owner else VM_FAULT_SIGBUS
+    nbytes = 4096 * hpage_pages(machine)
+    copy_bytes(machine.memory + (U(new) << U(12)), machine.memory + (U(old) << U(12)), nbytes)
+    cpu.clock_base_ns += machine.copy_page_ns * hpage_pages(machine)
+    hugetlb_add_new_anon_rmap(machine, vma, index, new)
+    if entry_cmpxchg(where, entry, U(0)) != entry:   # it was taken away meanwhile: look again
+        page_of(machine, new).mapcount = 0
+        put_page(cpu, new)
+        put_page(cpu, old)
+        return VM_FAULT_RETRY
+    flush_huge_pages(cpu, vma.mm, address, address + U(nbytes))
+    entry_exchange(where, make_huge_pte(machine, vma, new, True))
+    hugetlb_remove_rmap(cpu, old)
+    put_page(cpu, old)
+    return VM_FAULT_OK
+
+
+@kernel("i64(cpu_t*, mm_t*, i64, u64, bool)")
+def hugetlb_fault(cpu, mm, vma_number, address, write):
+    """Serve a fault in a VMA of huge pages from the pool; a VM_FAULT_* code."""
+    machine = machine_of(cpu)
+    vma, start = vma_of(machine, vma_number), haddr_of(machine, address)
+    where = pmd_alloc(cpu, mm, start)
+    if where == U(0):
+        return VM_FAULT_OOM
+    mutex, code = fault_mutex_of(machine, vma, vma_hugecache_offset(machine, vma, start)), VM_FAULT_OK
+    spin_lock(cpu, mutex)
+    entry = entry_load(where)
+    if entry == U(0):
+        code = hugetlb_no_page(cpu, mm, vma_number, start, write, where)
+    elif write and entry & _PAGE_RW == U(0):
+        code = hugetlb_wp(cpu, mm, vma_number, start, where, entry)
+    spin_unlock(mutex)
+    return code
+
+
+# -- unmapping, protection, fork -----------------------------------------------------------------------------------
+
+@kernel("i64(cpu_t*, mm_t*, vma_t*, u64, u64)")
+def hugetlb_zap(cpu, mm, vma, address, where):
+    """Take the huge entry of an address out: the pfn whose reference the caller drops after a flush, or 0."""
+    machine = machine_of(cpu)
+    entry = entry_exchange(where, U(0))
+    if not pmd_trans_huge(entry):
+        return 0
+    pfn = pte_pfn(entry)
+    page = page_of(machine, pfn)
+    fetch_add(mm, "hugetlb_usage", -1)
+    if load_acquire(page, "mapcount") == 1 and folio_test(page, PG_anon):
+        restore_reserve_on_zap(cpu, vma, vma_hugecache_offset(machine, vma, address), pfn)
+    before = fetch_add(page, "mapcount", -1)
+    VM_BUG_ON_PAGE(before <= 0, page)
+    return pfn
+
+
+@kernel("void(cpu_t*, vma_t*, u64, u64)")
+def hugetlb_change_protection(cpu, vma, start, end):
+    """mprotect's work on huge entries: private ones become writable at the next write only."""
+    machine = machine_of(cpu)
+    mm, nx, size = mm_of(machine, vma.mm), vm_page_nx(machine, vma), pmd_size(machine)
+    accessible = vma.flags & 7 != 0
+    address, changed = start, False
+    while address < end:
+        where = huge_entry_offset(machine, mm, address)
+        entry = entry_load(where) if where != U(0) else U(0)
+        if pmd_trans_huge(entry):
+            wanted = (entry & ~_PAGE_NX) | nx
+            wanted = wanted | _PAGE_USER if accessible else wanted & ~_PAGE_USER
+            if vma.flags & VM_WRITE == 0:
+                wanted &= ~_PAGE_RW
+            elif vma.flags & VM_SHARED:
+                wanted |= _PAGE_RW | _PAGE_DIRTY
+            if wanted != entry:
+                if entry_cmpxchg(where, entry, wanted) != entry:
+                    continue
+                changed = True
+        address += size
+    if changed:
+        flush_huge_pages(cpu, vma.mm, start, end)
+
+
+@kernel("bool(cpu_t*, mm_t*, mm_t*, vma_t*)")
+def copy_hugetlb_page_range(cpu, parent, child, vma):
+    """Share a private VMA's pages with a child: both lose write permission. False: no memory for tables."""
+    machine = machine_of(cpu)
+    address = vma.start
+    while address < vma.end:
+        source = huge_entry_offset(machine, parent, address)
+        if source != U(0):
+            target = pmd_alloc(cpu, child, address)
+            if target == U(0):
+                return False
+            entry = entry_load(source)
+            while pmd_trans_huge(entry) and entry_cmpxchg(source, entry, entry & ~_PAGE_RW) != entry:
+                entry = entry_load(source)
+            if pmd_trans_huge(entry):
+                page = page_of(machine, pte_pfn(entry))
+                get_page(page)
+                fetch_add(page, "mapcount", 1)
+                fetch_add(child, "hugetlb_usage", 1)
+                entry_exchange(target, entry & ~_PAGE_RW)
+        address += pmd_size(machine)
+    return True

@@ -1,0 +1,113 @@
+"""/sys/kernel/mm/transparent_hugepage: the settings of Linux's mm/huge_memory.c and mm/khugepaged.c.
+
+They are single words of the machine that the coordinator writes: a fault that still sees the old one is an earlier moment's.
+"""
+import functools
+
+from numaemu.kernel.huge_memory import THP_NEVER
+from numaemu.kernel.mm_init import NS_PER_MS, calculate_min_free_kbytes
+from numaemu.kernel.mmzone import (MAX_NR_ZONES, MIGRATE_PCPTYPES, WMARK_HIGH, ZONE_HIGHMEM, ZONE_MOVABLE, zone_of)
+from numaemu.kernel.sysctl import invalid, set_watermarks, strtoul
+from numaemu.param import PAGEBLOCK_PAGES, PAGE_SHIFT
+
+ROOT = "/sys/kernel/mm/transparent_hugepage"
+ENABLED = ("always", "madvise", "never")             # as shown; THP_* from the last to the first
+DEFRAG = ("always", "defer", "defer+madvise", "madvise", "never")
+MIN_FREE = "vm.min_free_kbytes"
+
+
+def choice(names, chosen):
+    """always [madvise] never"""
+    return " ".join(f"[{name}]" if i == chosen else name for i, name in enumerate(names)) + "\n"
+
+
+def chosen(file, names, text):
+    if text.strip() not in names:
+        raise invalid(f"{ROOT}/{file} is {text.strip()!r}, must be one of {', '.join(names)}")
+    return names.index(text.strip())
+
+
+def recommended_min_free_kbytes(machine):
+    """set_recommended_min_free_kbytes: pageblocks to be kept free, so that huge pages find some; 5 % of low memory at most."""
+    zones = [zone_of(machine, number) for number in range(machine.nr_nodes * MAX_NR_ZONES)]
+    zones = [zone for zone in zones if zone.managed_pages and zone.type not in (ZONE_HIGHMEM, ZONE_MOVABLE)]
+    blocks = PAGEBLOCK_PAGES * len(zones) * (2 + MIGRATE_PCPTYPES * MIGRATE_PCPTYPES)
+    lowmem = sum(max(zone.managed_pages - zone.watermark[WMARK_HIGH], 0) for zone in zones)
+    return min(blocks, lowmem // 20) << (PAGE_SHIFT - 10)
+
+
+def start_stop_khugepaged(system, before):
+    """Where huge pages are wanted more memory is kept free; where they no longer are, as much as without them."""
+    machine = system.machine
+    if machine.thp_enabled != THP_NEVER:
+        machine.thp_used = 1
+        wanted = max(recommended_min_free_kbytes(machine), system.sysctl[MIN_FREE])
+    elif before != THP_NEVER:
+        wanted = max(calculate_min_free_kbytes(machine), system.topology.sysctl.get(MIN_FREE, 0))
+    else:
+        return
+    if wanted != system.sysctl[MIN_FREE]:
+        system.sysctl[MIN_FREE] = wanted
+        set_watermarks(system)
+
+
+def show_enabled(system):
+    return choice(ENABLED, len(ENABLED) - 1 - system.machine.thp_enabled)
+
+
+def store_enabled(system, text):
+    before = system.machine.thp_enabled
+    system.machine.thp_enabled = len(ENABLED) - 1 - chosen("enabled", ENABLED, text)
+    start_stop_khugepaged(system, before)
+
+
+def show_defrag(system):
+    return choice(DEFRAG, system.machine.thp_defrag)
+
+
+def store_defrag(system, text):
+    system.machine.thp_defrag = chosen("defrag", DEFRAG, text)
+
+
+def hpage_pmd_size(system):
+    return f"{4096 << int(system.machine.paging.table_bits)}\n"
+
+
+def show(system, field, unit=1):
+    return f"{getattr(system.machine, field) // unit}\n"
+
+
+def store(system, text, field, most, unit=1):
+    """A number up to `most`, or as large as it likes (None)."""
+    value = strtoul(text.strip())
+    if value is None or value < 0 or most is not None and value > most(system):
+        limit = "" if most is None else f", must be 0 to {most(system)}"
+        raise invalid(f"{field} is {text.strip()!r}{limit or ', must be a number'}")
+    setattr(system.machine, field, value * unit)
+
+
+def pages_less_one(system):
+    return (1 << int(system.machine.paging.table_bits)) - 1
+
+
+def number(field, most=None, unit=1):
+    return functools.partial(show, field=field, unit=unit), functools.partial(store, field=field, most=most, unit=unit)
+
+
+def one(_system):
+    return 1
+
+
+FILES = {
+    f"{ROOT}/enabled": (show_enabled, store_enabled), f"{ROOT}/defrag": (show_defrag, store_defrag),
+    f"{ROOT}/use_zero_page": number("thp_use_zero_page", one), f"{ROOT}/hpage_pmd_size": (hpage_pmd_size, None),
+    f"{ROOT}/khugepaged/defrag": number("khugepaged_defrag", one),
+    f"{ROOT}/khugepaged/pages_to_scan": number("khugepaged_pages_to_scan"),
+    f"{ROOT}/khugepaged/max_ptes_none": number("khugepaged_max_ptes_none", pages_less_one),
+    f"{ROOT}/khugepaged/max_ptes_swap": number("khugepaged_max_ptes_swap", pages_less_one),
+    f"{ROOT}/khugepaged/max_ptes_shared": number("khugepaged_max_ptes_shared", pages_less_one),
+    f"{ROOT}/khugepaged/scan_sleep_millisecs": number("khugepaged_scan_sleep_ns", None, NS_PER_MS),
+    f"{ROOT}/khugepaged/alloc_sleep_millisecs": number("khugepaged_alloc_sleep_ns", None, NS_PER_MS),
+    f"{ROOT}/khugepaged/pages_collapsed": (functools.partial(show, field="khugepaged_pages_collapsed"), None),
+    f"{ROOT}/khugepaged/full_scans": (functools.partial(show, field="khugepaged_full_scans"), None),
+}
