@@ -5,6 +5,7 @@ from numaemu.compile import entry, hot
 from numaemu.errors import MachineCheck
 from numaemu.kernel.check_files import audit_files
 from numaemu.kernel.check_swap import audit_swap
+from numaemu.kernel.check_vmalloc import audit_vmalloc
 from numaemu.kernel.free_area import get_pageblock_migratetype, must_stay_apart, page_is_buddy
 from numaemu.kernel.list_lru import list_lru_node, shrinker_of
 from numaemu.kernel.mm_inline import folio_lru_list
@@ -424,5 +425,6 @@ def audit(machine):
     audit_lru(machine, base)
     audit_swap(machine)
     audit_files(machine)
+    audit_vmalloc(machine)
     return report
 
