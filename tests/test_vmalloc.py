@@ -8,12 +8,13 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 from loopback import SMALL_TLB, Loopback
 
-from numaemu import GFP_KERNEL, MPOL_INTERLEAVE, KernelBug
+from numaemu import GFP_KERNEL, MPOL_INTERLEAVE, KernelBug, MachineCheck
 from numaemu.build import JIT
 from numaemu.formats import FORMATS
+from numaemu.kernel.init_mm import kernel_entry_offset
 from numaemu.kernel.vmap_area import LAZY_MAX_PAGES, vmap_area_of, vmap_of
 from numaemu.paging import decode
-from numaemu.pointer import u32
+from numaemu.pointer import u32, u64
 
 GUARD = 4096
 
@@ -275,3 +276,58 @@ def test_64_bits_know_no_such_fault(uma):
     far = [maker.kernel.vmap([pfn] * 511) for _ in range(2)][-1]
     old.kernel.read(far, 1)
     assert uma.vmstat()["vmalloc_fault"] == 0
+
+
+def take_and_give_back(task, seed, rounds):
+    """Areas of several sizes; each keeps what was written to it while others come and go."""
+    random, held = np.random.default_rng(seed), []
+    for _ in range(rounds):
+        if len(held) < 6 and random.integers(2):
+            address, nbytes = None, int(random.integers(1, 9)) * 4096
+            address = task.kernel.vmalloc(nbytes)
+            words = random.integers(1, 1 << 62, nbytes // 8).astype(np.uint64).tobytes()
+            task.kernel.write(address, words)
+            held.append((address, words))
+        elif held:
+            address, words = held.pop(int(random.integers(len(held))))
+            assert task.kernel.read(address, len(words)) == words
+            task.kernel.vfree(address)
+        if not random.integers(20):
+            task.kernel.vm_unmap_aliases()
+    for address, words in held:
+        assert task.kernel.read(address, len(words)) == words
+        task.kernel.vfree(address)
+    return True
+
+
+def test_all_cpus_at_once(machine):
+    """Purges of one CPU meet accesses, frees and allocations of the others; forks take and return stacks meanwhile."""
+    runs = [machine.spawn(take_and_give_back, cpu, 150, cpu=cpu) for cpu in range(4)]
+    forker = machine.task(cpu=0)
+    for _ in range(20):
+        forker.fork().exit()
+    assert all(run.result(timeout=300) for run in runs)
+    forker.exit()
+    machine.check()
+    assert machine.read("/proc/meminfo").split("VmallocUsed:")[1].split()[0] in {str(16 * n) for n in range(9)}
+
+
+@pytest.mark.interpreted
+def test_the_audit_finds_what_is_wrong(uma):
+    kernel = uma.task().kernel
+    address = kernel.vmalloc(8192)
+    vmap = vmap_of(uma.machine)
+    uma.audit()
+    vmap.nr_vmalloc_pages += 1
+    with pytest.raises(MachineCheck, match="3 pages counted, its areas have 2"):
+        uma.audit()
+    vmap.nr_vmalloc_pages -= 1
+    ptep = kernel_entry_offset(uma.machine, np.uint64(address + 4096), np.uint64(12))
+    kept = u64.array(ptep)[0]
+    u64.array(ptep)[0] = 0
+    with pytest.raises(MachineCheck, match=f"wrong at {address + 4096:#x}"):
+        uma.audit()
+    u64.array(ptep)[0] = kept
+    vmap_area_of(uma.machine, vmap.free[0]).start += 4096
+    with pytest.raises(MachineCheck, match="nobody has the addresses"):
+        uma.audit()

@@ -77,6 +77,35 @@ def test_interleave_vs_bind_shows_who_goes_where(ring):
     assert bound > spread > local
 
 
+def test_vmalloc_misses_the_tlb_where_kmalloc_does_not(ring):
+    table = run("vmalloc_vs_kmalloc", ring)
+    assert all(row["L1 misses %"] < 1 for name, row in table.items() if name.startswith("kmalloc"))
+    small, middle, large = (table[f"vmalloc, {size}"] for size in ("256 KiB", "4 MiB", "64 MiB"))
+    assert small["L1 misses %"] < 1 < 90 < middle["L1 misses %"] and middle["walks %"] < 1
+    assert large["walks %"] > 85 and large["loads a walk"] == 4
+    assert large["ns a load"] > 3 * table["kmalloc, 64 MiB"]["ns a load"]
+
+
+def test_page_table_cost_of_eight_megabytes(ring):
+    table = run("page_table_cost", ring)
+    assert {name: (row["tables"], row["flat"]) for name, row in table.items()} == {
+        "x86-32": (3, "4 MiB"), "arm64-39": (7, "1 GiB"), "arm64-48": (9, "512 GiB"), "x86-64-4level": (9, "512 GiB"),
+        "x86-64-5level": (10, "256 TiB")}
+    for row in table.values():
+        assert row["VmPTE"] == row["PageTables"] == row["KiB"] - 4 and row["after"] == 0
+        assert row["loads/miss"] == row["levels"]
+
+
+def test_kmap_waits_for_an_address():
+    with Machine("x86-32") as machine:
+        steps = run("kmap", machine)
+        machine.check()
+    assert steps["a page of high memory"] == "none" and steps["... after kmap"] == "0xff801000"
+    assert steps["1024 pages mapped"] == "0xff800000 to 0xffbff000, 1 flush of the window"
+    address, _, page_8 = steps["... after a kunmap"].partition(", which was page 8's: ")
+    assert address == page_8 and steps["kmap_atomic, twice"] == "0xffffe000, 0xffffd000"
+
+
 def test_shootdown_storm_interrupts_every_other_thread_once_per_page(ring):
     table = run("shootdown_storm", ring)
     assert [row["threads"] for row in table] == [1, 2, 3, 4, 8]

@@ -47,7 +47,7 @@ def main(machine):
     waiting = machine.spawn(waiter, high, cpu=1)
     steps["one more"] = f"waits, its address is {text(kernel.page_address(high))}"
     kernel.kunmap(first + 7)
-    steps["... after somebody's kunmap"] = f"{waiting.result():#x}, which was page 8's: {window[7]:#x}"
+    steps["... after a kunmap"] = f"{waiting.result():#x}, which was page 8's: {window[7]:#x}"
     for page in range(first, first + LAST_PKMAP):
         if page != first + 7:
             kernel.kunmap(page)
@@ -56,7 +56,7 @@ def main(machine):
     try:
         kernel.kmap(high)
     except KernelBug as bug:
-        steps["kmap in between"] = str(bug)
+        steps["kmap in between"] = str(bug).partition(" on cpu")[0]
     for address in reversed(slots):
         kernel.kunmap_atomic(address)
     kernel.free_pages(first, 10)

@@ -3,9 +3,9 @@
 The process has 4 MiB at the bottom of its address space and 4 MiB of stack at the top, all of it in use. A machine of each
 format is started for it. Look for:
   - 32 bits: three tables, 12 KiB: the directory, and one table of 1024 entries for each 4 MiB;
-  - a flat table would have an entry for every page there could be: 4 MiB on 32 bits, on 64 bits more than any memory;
+  - one flat table would have an entry for every page there could be: 4 MiB on 32 bits, on 64 bits more than any memory;
   - more levels: more tables on the way down to so little memory, and one more load for each TLB miss;
-  - VmPTE counts the tables below the top one, as Linux does; unmapping gives them all back.
+  - VmPTE counts the tables below the top one, as Linux does; unmapping gives them all back (`after`, in kB as they).
 """
 from numaemu import MAP_ANONYMOUS, MAP_FIXED, MAP_PRIVATE, PROT_READ, PROT_WRITE, Machine
 from numaemu.formats import FORMATS, LEVEL_NAMES
@@ -47,10 +47,10 @@ def process(machine, paging):
         part.munmap()
     task.exit()
     left = kilobytes(machine, "/proc/meminfo", "PageTables") - tables
-    flat = (figures["task_size"] + 4096 >> 12) << figures["entry_shift"]
-    return {"levels": len(LEVEL_NAMES[paging]), "tables": pte // 4 + 1, "KiB": pte + 4, "VmPTE kB": pte,
-            "PageTables kB": grown, "after munmap kB": left, "loads a TLB miss": round(loads / walks, 1) if walks else 0,
-            "one flat table": readable(flat)}
+    levels = len(LEVEL_NAMES[paging])
+    flat = 1 << levels * figures["table_bits"] + figures["entry_shift"]
+    return {"levels": levels, "tables": pte // 4 + 1, "KiB": pte + 4, "VmPTE": pte, "PageTables": grown, "after": left,
+            "loads/miss": loads / walks, "flat": readable(flat)}
 
 
 def main(machine):
