@@ -79,6 +79,7 @@ class KernelOperations:
     def kmalloc(self, number, size, gfp, nid):
         if not 0 <= size <= slab_common.KMALLOC_MAX_SIZE:
             raise ValueError(f"kmalloc of {size} bytes: at most {slab_common.KMALLOC_MAX_SIZE} (KMALLOC_MAX_SIZE)")
+        self.might_alloc(gfp, "kmalloc")
         address = kernel_calls.kernel_kmalloc(self.address, number, size, gfp, self.checked_nid(nid))
         self.no_bug()
         return int(address)
@@ -156,6 +157,7 @@ class KernelOperations:
 
     def kmem_cache_alloc(self, number, cache, gfp, nid):
         self.live_cache(cache)
+        self.might_alloc(gfp, "kmem_cache_alloc")
         address = kernel_calls.kernel_cache_alloc(self.address, number, cache, gfp, self.checked_nid(nid))
         self.no_bug()
         return int(address)

@@ -398,6 +398,7 @@ class Operations(KernelOperations, KernelSpaceOperations, MmOperations, ExecOper
 
     def alloc_pages(self, number, gfp, order, nid, nodes):
         self.check_allocation(order, nid)
+        self.might_alloc(gfp, "alloc_pages")
         return syscalls.kernel_alloc_pages(self.address, number, gfp, order, nid, nodes)
 
     def check_allocation(self, order, nid):

@@ -4,6 +4,7 @@ import numpy as np
 from numaemu.access import kernel_copy_range
 from numaemu.errors import KernelBug
 from numaemu.kernel import vmalloc_calls as calls
+from numaemu.kernel.gfp import __GFP_DIRECT_RECLAIM as GFP_DIRECT_RECLAIM
 from numaemu.kernel.init_mm import KM_MAX_IDX
 from numaemu.kernel.mmzone import MAX_NR_ZONES, ZONE_HIGHMEM, page_zone
 from numaemu.kernel.vmap_area import vmap_area_of
@@ -127,6 +128,11 @@ class KernelSpaceOperations:
         if self.preempt_count:
             raise KernelBug(f"sleeping function called from invalid context: {what} on cpu {self.cpu.cpu_number}, between "
                             "kmap_atomic or get_cpu_var and its end")
+
+    def might_alloc(self, gfp, what):
+        """The same for an allocation that may reclaim memory: might_alloc."""
+        if gfp & GFP_DIRECT_RECLAIM:
+            self.might_sleep(what)
 
     def high(self, pfn, what):
         """True for a page that needs a mapping."""
