@@ -7,6 +7,7 @@ from numaemu.kernel.check_files import audit_files, live_inodes
 from numaemu.kernel.check_huge import audit_huge_entries, audit_hugetlb
 from numaemu.kernel.check_memcg import audit_memcg
 from numaemu.kernel.check_swap import audit_swap
+from numaemu.kernel.check_vmalloc import audit_vmalloc
 from numaemu.kernel.huge_split import is_huge_zero, is_hugetlb_entry
 from numaemu.kernel.hugetlb_pool import hpage_pages
 from numaemu.kernel.free_area import get_pageblock_migratetype, must_stay_apart, page_is_buddy
@@ -469,6 +470,7 @@ def audit(machine):
     audit_percpu(machine)
     audit_lru(machine, base)
     audit_hugetlb(machine)
+    audit_vmalloc(machine)
     audit_swap(machine)
     audit_files(machine)
     audit_memcg(machine)

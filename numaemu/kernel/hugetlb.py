@@ -20,7 +20,7 @@ from numaemu.kernel.page_alloc import alloc_pages, free_pages, put_page
 from numaemu.kernel.pgtable import pte_pfn
 from numaemu.kernel.rmap import link_vma, mapping_of, mapping_put, new_mapping
 from numaemu.kernel.slab_common import kfree, kmalloc_node
-from numaemu.kernel.slab_types import PAGE_OFFSET, host_of
+from numaemu.kernel.slab_types import host_of
 from numaemu.kernel.smp import machine_of, spin_lock, spin_unlock
 from numaemu.kernel.vma_index import vma_of
 from numaemu.kernel.vmstat import HTLB_BUDDY_ALLOC_FAIL, HTLB_BUDDY_ALLOC_SUCCESS, count_vm_events
@@ -311,7 +311,7 @@ def resv_map_alloc(cpu, first, pages):
 
 @hot
 def resv_map_release(cpu, where):
-    kfree(cpu, where - cpu.memory + PAGE_OFFSET)
+    kfree(cpu, where - cpu.memory + cpu.paging.page_offset)
 
 
 @kernel("void(cpu_t*, u64)")

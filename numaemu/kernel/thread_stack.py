@@ -95,6 +95,16 @@ def put_task_stack(cpu, stack):
     vfree(cpu, stack)
 
 
+@entry("void(u64)")
+def free_vm_stack_cache(cpu_address):
+    """Give back the stacks that wait on a CPU (those from boot keep their frames, which are no zone's)."""
+    cpu = cpu_t.at(cpu_address)
+    for i in range(NR_CACHED_STACKS):
+        stack = exchange(cached_stack(machine_of(cpu), cpu.id), i, U(0))
+        if stack != U(0):
+            vfree(cpu, stack)
+
+
 # -- boot --------------------------------------------------------------------------------------------------------
 
 @kernel("u64(machine_t*, i64, u64, i64)")
