@@ -77,4 +77,7 @@ def test_what_is_not_there_is_said():
     with pytest.raises(ConfigError, match="page_group_by_mobility is 1, must be true or false"):
         load_topology("x86-32", kernel={"page_group_by_mobility": 1})
     again = load_topology(load_topology("x86-32", kernel={"page_group_by_mobility": False}))
-    assert (again.zone_layout, again.kernel) == ("x86-32", {"page_group_by_mobility": False, "slab_debug": ""})
+    kernel = {"page_group_by_mobility": False, "slab_debug": "", "transparent_hugepage": "never"}
+    assert (again.zone_layout, again.kernel) == ("x86-32", kernel)
+    with pytest.raises(ConfigError, match="transparent_hugepage is 'often', must be one of always, madvise, never"):
+        load_topology("x86-32", kernel={"transparent_hugepage": "often"})
