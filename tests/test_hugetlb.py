@@ -1,5 +1,6 @@
 """Huge pages from the pool: its size on every node, reservations, faults, copy on write, what Linux refuses."""
 import errno
+import re
 
 import numpy as np
 import pytest
@@ -298,8 +299,9 @@ def test_what_proc_shows_of_huge_pages():
         child.load([shared.addr], np.uint8)
         task.store([large.addr], np.uint8(1))
         proc = f"/proc/{task.pid}"
-        smaps = {part.split("-")[0]: part for part in machine.read(f"{proc}/smaps").split("\n7f")}
-        one, two, three = (smaps[f"{area.addr:x}"[2:]] for area in (pool, shared, large))
+        parts = re.split(r"^(?=[0-9a-f]+-[0-9a-f]+ )", machine.read(f"{proc}/smaps"), flags=re.M)
+        smaps = {part.split("-")[0]: part for part in parts}
+        one, two, three = (smaps[f"{area.addr:08x}"] for area in (pool, shared, large))
         assert "/anon_hugepage (deleted)" in one and "/anon_hugepage (deleted)" in two
         assert lines_of(one, "Rss", "KernelPageSize", "MMUPageSize", "Shared_Hugetlb", "Private_Hugetlb") == [
             "KernelPageSize: 2048 kB", "MMUPageSize: 2048 kB", "Rss: 0 kB", "Shared_Hugetlb: 2048 kB", "Private_Hugetlb: 0 kB"]

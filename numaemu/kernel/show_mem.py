@@ -3,6 +3,7 @@
 And the report of an allocation that failed, warn_alloc of mm/page_alloc.c.
 """
 from numaemu.kernel.gfp import gfp_text
+from numaemu.kernel.hugetlb_pool import hstate_t
 from numaemu.kernel.mm_types import task_t
 from numaemu.kernel.mmzone import (MAX_NR_ZONES, MIGRATE_HIGHATOMIC, MIGRATE_ISOLATE, MIGRATE_MOVABLE,
                                    MIGRATE_PCPTYPES, MIGRATE_RECLAIMABLE, MIGRATE_UNMOVABLE, WMARK_HIGH, WMARK_LOW,
@@ -47,6 +48,13 @@ def buddy_line(zone):
     return f"Node {zone.node} {ZONE_NAMES[zone.type]}: {' '.join(words)} = {kilobytes(total)}kB"
 
 
+def hugetlb_line(machine, node):
+    """hugetlb_show_meminfo_node"""
+    h = hstate_t.at(machine.hstate)
+    return f"Node {node} hugepages_total={h.nr_node[node]} hugepages_free={h.free_node[node]} " \
+           f"hugepages_surp={h.surplus_node[node]} hugepages_size={4 << int(machine.paging.table_bits)}kB"
+
+
 def show_mem(system):
     """The lines from "Mem-Info:" on. Anonymous pages count as active: nothing ages them yet."""
     machine = system.machine
@@ -64,6 +72,7 @@ def show_mem(system):
               for node, state in zip(nodes, states)]
     lines += [line for zone in zones for line in zone_lines(machine, zone)]
     lines += [buddy_line(zone) for zone in zones]
+    lines += [hugetlb_line(machine, node) for node in nodes]
     present = sum(zone.present_pages for zone in zones)
     return [*lines, f"{total['nr_file_pages']} total pagecache pages", "0 pages in swap cache", "Free swap  = 0kB",
             "Total swap = 0kB", f"{present} pages RAM", "0 pages HighMem/MovableOnly",
