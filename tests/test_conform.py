@@ -200,7 +200,7 @@ def test_hash_of_a_sequence():
 
 @pytest.mark.parametrize("step, op", [
     ({"op": "sh", "cmd": "numactl -H"}, "sh numactl -H"),
-    ({"op": "mmap", "task": "T0", "region": "a", "size": MIB, "kind": "hugetlb"}, "mmap kind=hugetlb"),
+    ({"op": "mmap", "task": "T0", "region": "a", "size": MIB, "kind": "device"}, "mmap kind=device"),
     ({"op": "touch", "task": "T0", "region": "a", "order": "spiral"}, "touch order=spiral"),
     ({"op": "mbind", "task": "T0", "region": "a", "policy": "bind", "flags": "lazy"}, "mbind flags=lazy")])
 def test_not_supported_is_found_before_anything_starts(step, op):

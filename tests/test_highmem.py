@@ -83,8 +83,11 @@ def test_what_is_not_there_is_said():
     with pytest.raises(ConfigError, match="page_group_by_mobility is 1, must be true or false"):
         load_topology("x86-32", kernel={"page_group_by_mobility": 1})
     again = load_topology(load_topology("x86-32", kernel={"page_group_by_mobility": False}))
-    assert (again.zone_layout, again.kernel) == ("x86-32", {"page_group_by_mobility": False, "slab_debug": "",
-                                                                  "random_seed": 0, "thread_size": "", "transparent_hugepage": "never"})
+    kernel = {"page_group_by_mobility": False, "slab_debug": "", "random_seed": 0, "thread_size": "",
+              "transparent_hugepage": "never"}
+    assert (again.zone_layout, again.kernel) == ("x86-32", kernel)
+    with pytest.raises(ConfigError, match="transparent_hugepage is 'often', must be one of always, madvise, never"):
+        load_topology("x86-32", kernel={"transparent_hugepage": "often"})
 
 
 # -- kmap: the window of all CPUs, and the slots of each --------------------------------------------------------

@@ -296,6 +296,19 @@ def test_other_formats(loopback, paging, huge):
     machine.audit()
 
 
+def test_a_huge_page_goes_back_in_one_piece(always):
+    def blocks():
+        lines = always.buddyinfo().splitlines()
+        return sum(int(line.split()[4 + order]) << order - 9 for line in lines for order in (9, 10))
+    task = always.task()
+    before, area = blocks(), aligned(task, 4 * HUGE)
+    area.touch(stride=HUGE)
+    assert blocks() < before - 3
+    area.munmap()
+    assert blocks() >= before - 1                        # page tables stay out
+    always.audit()
+
+
 def test_compaction_leaves_huge_pages_alone(always):
     task = always.task()
     area = aligned(task, 2 * HUGE).touch(stride=HUGE)

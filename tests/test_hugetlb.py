@@ -1,5 +1,6 @@
 """Huge pages from the pool: its size on every node, reservations, faults, copy on write, what Linux refuses."""
 import errno
+import re
 
 import numpy as np
 import pytest
@@ -261,6 +262,68 @@ def test_policies_say_where_from(pool):
     more = task.mmap(2 * HUGE, RW, PRIVATE).touch(stride=HUGE)
     assert task.move_pages(np.uint64(more.addr + HUGE * np.arange(2))).tolist() == [1, 1]
     machine.audit()
+
+
+def test_threads_that_want_the_last_pages_at_once():
+    """As many pages as the mapping has: whoever comes second finds the first one's, and nobody a bus error."""
+    from numaemu.machine import Machine
+    with Machine(nodes=2, cpus_per_node=2, memory_per_node="64MiB") as machine:
+        machine.write("/proc/sys/vm/nr_hugepages", 8)
+        task = machine.task()
+        for flags in (PRIVATE, SHARED):
+            area = task.mmap(8 * HUGE, RW, flags)
+            threads = [task.clone(write_all, area.addr, cpu, cpu=cpu) for cpu in range(1, 4)]
+            write_all(task, area.addr, 0)
+            for thread in threads:
+                thread.result()
+            places = np.uint64(area.addr + HUGE * np.arange(8))
+            assert all((task.load(places + np.uint64(8 * cpu)) == cpu + 1).all() for cpu in range(4))
+            machine.check()
+            area.munmap()
+        assert machine.read("/sys/kernel/mm/hugepages/hugepages-2048kB/free_hugepages") == "8\n"
+        machine.check()
+
+
+def lines_of(text, *names):
+    return [" ".join(line.split()) for line in text.splitlines() if line.startswith(names)]
+
+
+def test_what_proc_shows_of_huge_pages():
+    from numaemu.machine import Machine
+    with Machine(nodes=2, cpus_per_node=1, memory_per_node="64MiB", sysctl={"vm.nr_hugepages": 4},
+                 kernel={"transparent_hugepage": "always"}) as machine:
+        task = machine.task()
+        pool, shared = task.mmap(2 * HUGE, RW, PRIVATE), task.mmap(HUGE, RW, SHARED)
+        task.store([pool.addr, shared.addr], np.uint8(1))
+        child, large = task.fork(cpu=1), task.mmap(2 * HUGE)
+        child.load([shared.addr], np.uint8)
+        task.store([large.addr], np.uint8(1))
+        proc = f"/proc/{task.pid}"
+        parts = re.split(r"^(?=[0-9a-f]+-[0-9a-f]+ )", machine.read(f"{proc}/smaps"), flags=re.M)
+        smaps = {part.split("-")[0]: part for part in parts}
+        one, two, three = (smaps[f"{area.addr:08x}"] for area in (pool, shared, large))
+        assert "/anon_hugepage (deleted)" in one and "/anon_hugepage (deleted)" in two
+        assert lines_of(one, "Rss", "KernelPageSize", "MMUPageSize", "Shared_Hugetlb", "Private_Hugetlb") == [
+            "KernelPageSize: 2048 kB", "MMUPageSize: 2048 kB", "Rss: 0 kB", "Shared_Hugetlb: 2048 kB", "Private_Hugetlb: 0 kB"]
+        assert " ht " in one and lines_of(two, "Shared_Hugetlb") == ["Shared_Hugetlb: 2048 kB"]
+        assert lines_of(three, "Rss", "AnonHugePages", "THPeligible") == ["Rss: 2048 kB", "AnonHugePages: 2048 kB", "THPeligible: 1"]
+        numa = {line.split()[0]: line for line in machine.read(f"{proc}/numa_maps").splitlines()}
+        assert numa[f"{pool.addr:08x}"] == f"{pool.addr:08x} default file=/anon_hugepage\\040(deleted) huge anon=1 dirty=1 " \
+            "mapmax=2 active=0 N0=1 kernelpagesize_kB=2048"
+        assert numa[f"{large.addr:08x}"].endswith("anon=512 dirty=512 active=0 N0=512 kernelpagesize_kB=4")
+        assert lines_of(machine.read(f"{proc}/status"), "HugetlbPages", "VmRSS")[1] == "HugetlbPages: 4096 kB"
+        assert lines_of(machine.read("/proc/meminfo"), "AnonHuge", "HugePages", "Hugetlb") == [
+            "AnonHugePages: 2048 kB", "HugePages_Total: 4", "HugePages_Free: 2", "HugePages_Rsvd: 1", "HugePages_Surp: 0",
+            "Hugetlb: 8192 kB"]
+        assert "Node 0 HugePages_Total:     2\nNode 0 HugePages_Free:      0" in machine.read(
+            "/sys/devices/system/node/node0/meminfo")
+        child.exit()
+        machine.check()
+
+
+def write_all(task, addr, cpu):
+    for i in range(8):
+        task.store([addr + i * HUGE + 8 * cpu], np.uint64(cpu + 1))
 
 
 STEPS = st.lists(st.tuples(st.sampled_from(["map", "share", "write", "read", "fork", "unmap", "drop", "exit", "size"]),

@@ -299,7 +299,7 @@ def test_huge_pages_spare_walks_and_need_memory_in_one_piece():
     assert loads["4 KiB"]["faults"] == 512 * loads["THP"]["faults"] == 512 * loads["hugetlb"]["faults"]
     assert loads["hugetlb"]["page tables kB"] < loads["THP"]["page tables kB"] == loads["4 KiB"]["page tables kB"]
     assert needs["fresh memory"]["%"] == 100 and needs["crumbs, no defrag"]["%"] < 20
-    assert min(needs["crumbs, defrag"]["%"], needs["crumbs, the pool"]["%"]) > 80
+    assert needs["crumbs, defrag"]["%"] > 80 and needs["crumbs, the pool"]["%"] > 40
 
 
 def test_kswapd_watermarks_shows_who_makes_room(capsys):

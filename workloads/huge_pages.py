@@ -6,8 +6,9 @@ crumbs are in use everywhere. Look for:
   - small pages: about every load walks; a huge page needs one entry where 512 small ones did;
   - faults: one for 2 MiB instead of 512, so the first touch is faster although as many bytes are cleared;
   - page tables: THP lay a table by for each huge page, for the day it is split; huge pages of the pool need none;
-  - crumbs: as much memory is free as was before, but none in one piece: without compaction everybody gets small pages;
-    compaction (defrag "always", and the pool by itself) moves the crumbs together first, which takes time.
+  - crumbs: about as much memory is free as was before, but little in one piece: without compaction nearly everybody gets
+    small pages; compaction (defrag "always", and the pool by itself) moves the crumbs together first, which takes time. The
+    pool stops at the first page that it does not get: written once more it may grow on.
 """
 import numpy as np
 

@@ -12,7 +12,7 @@ from numaemu.kernel.huge_split import (add_huge_mapping, flush_huge_pages, is_hu
                                        split_huge_pmd)
 from numaemu.kernel.hugetlb_pool import hpage_pages
 from numaemu.kernel.mempolicy import alloc_pages_mpol, first_set, get_vma_policy, node_isset
-from numaemu.kernel.mm_inline import folio_clear, folio_set, folio_test
+from numaemu.kernel.mm_inline import __page_cache_release, folio_clear, folio_set, folio_test, unlock_lruvec
 from numaemu.kernel.mm_types import (MM_ANONPAGES, VM_FAULT_OK, VM_FAULT_OOM, VM_HUGEPAGE, VM_HUGETLB, VM_NOHUGEPAGE,
                                      VM_READ, VM_SHARED, VM_WRITE, VM_EXEC, PG_anon_exclusive, PG_used)
 from numaemu.kernel.mmzone import page_of
@@ -24,6 +24,7 @@ from numaemu.kernel.pgtable import _PAGE_SPECIAL, free_table, mm_of, pfn_pte, pm
 from numaemu.kernel.rmap import folio_add_anon_rmap, folio_dup_rmap, folio_remove_rmap
 from numaemu.kernel.smp import machine_of
 from numaemu.kernel.swap import folio_add_lru_block
+from numaemu.kernel.swapfile import free_swap_cache
 from numaemu.kernel.timer import khugepaged_wake_if_due
 from numaemu.kernel.vma import anon_vma_prepare
 from numaemu.kernel.vma_index import vma_of
@@ -290,6 +291,26 @@ def take_huge_pmd(cpu, mm, where):
             folio_remove_rmap(machine, cpu, pfn + i)
     pmd_unlock(machine, where)
     return pfn
+
+
+@kernel("void(cpu_t*, i64)")
+def release_huge_pages(cpu, pfn):
+    """Drop a reference to each page of a huge one. If these are the last, as they mostly are, they go back in one piece."""
+    machine, done, locked = machine_of(cpu), 0, -1
+    pages = hpage_pages(machine)
+    for i in range(pages):
+        free_swap_cache(cpu, pfn + i)
+    while done < pages and compare_exchange(page_of(machine, pfn + done), "refcount", 1, 0) == 1:
+        locked = __page_cache_release(cpu, pfn + done, locked)
+        done += 1
+    unlock_lruvec(machine, locked)
+    if done == pages:
+        free_pages(cpu, pfn, np.int64(machine.paging.table_bits))
+        return
+    for i in range(done):
+        free_pages(cpu, pfn + i, 0)
+    for i in range(done, pages):
+        put_page(cpu, pfn + i)
 
 
 @kernel("bool(cpu_t*, vma_t*, u64)")

@@ -5,10 +5,10 @@ from numaemu.atomic import fetch_add, load_acquire
 from numaemu.compile import hot, kernel
 from numaemu.kernel.do_fault import do_fault, wp_page_shared
 from numaemu.kernel.gfp import GFP_HIGHUSER_MOVABLE, __GFP_ZERO
-from numaemu.kernel.huge_memory import FALLBACK, change_huge_pmd, copy_huge_pmd, do_huge_pmd_fault, take_huge_pmd
+from numaemu.kernel.huge_memory import (FALLBACK, change_huge_pmd, copy_huge_pmd, do_huge_pmd_fault, release_huge_pages,
+                                        take_huge_pmd)
 from numaemu.kernel.huge_split import is_hugetlb_entry, split_huge_pmd
 from numaemu.kernel.hugetlb_fault import copy_hugetlb_page_range, hugetlb_change_protection, hugetlb_fault, hugetlb_zap
-from numaemu.kernel.hugetlb_pool import hpage_pages
 from numaemu.kernel.inode import file_of, i_pages, inode_of
 from numaemu.kernel.mempolicy import alloc_table_page, vma_alloc_folio
 from numaemu.kernel.mlock import mlock_folio
@@ -47,6 +47,7 @@ from numaemu.processor import X86_PF_PROT
 U = np.uint64
 HUGE_THERE = U(2)                # of pte_alloc: a huge entry stands in the way
 CLEARED_PTES, CLEARED_PMDS = 1, 2        # cpu.cleared: small entries, huge ones
+WHOLE = 1 << 50
 RELEASE_BATCH = 64               # pages freed under one look at the LRU lists
 AROUND = U(FAULT_AROUND_BYTES)
 _READ_ONLY = _PAGE_PRESENT | _PAGE_USER | _PAGE_ACCESSED
@@ -370,7 +371,7 @@ def handle_mm_fault(cpu, mm, vma_number, address, write):
 # -- unmapping -----------------------------------------------------------------------------------------------
 
 # mmu_gather: between taking pages (and tables) out and freeing them lies the flush, so that no CPU still reaches them.
-# Word 0 of the CPU's gather array counts; then page numbers, tables as negative ones.
+# Word 0 of the CPU's gather array counts; then page numbers (all pages of a huge one: WHOLE more), tables as negative ones.
 
 @hot
 def gather_of(machine, cpu):
@@ -398,12 +399,15 @@ def tlb_flush_mmu(cpu, mm_number, start, end):
     first, end_of_all = 1, gather[0] + 1
     while first < end_of_all:
         i = first
-        while i < end_of_all and i < first + RELEASE_BATCH and gather[i] > 0:
+        while i < end_of_all and i < first + RELEASE_BATCH and 0 < gather[i] < WHOLE:
             i += 1
         for page in range(first, i):
             free_swap_cache(cpu, gather[page])
         release_pages(cpu, gather, first, i)
-        if i < end_of_all and gather[i] < 0:
+        if i < end_of_all and gather[i] >= WHOLE:
+            release_huge_pages(cpu, gather[i] - WHOLE)
+            i += 1
+        elif i < end_of_all and gather[i] < 0:
             free_table(cpu, mm, -gather[i])
             i += 1
         first = i
@@ -463,19 +467,19 @@ def zap_huge_pmd(cpu, mm_number, start, address, end):
     if is_hugetlb_entry(machine, entry):
         if not covers_huge(machine, address, end):
             return False
-        pfn, pages = hugetlb_zap(cpu, mm, vma_of(machine, find_vma(machine, mm_number, address)), address, where), 1
+        pfn = hugetlb_zap(cpu, mm, vma_of(machine, find_vma(machine, mm_number, address)), address, where)
     elif covers_huge(machine, address, end):
-        pfn, pages = take_huge_pmd(cpu, mm, where), hpage_pages(machine)
+        pfn = take_huge_pmd(cpu, mm, where)
         cpu.cleared |= CLEARED_PMDS
         if pfn >= 0 and tlb_remove(gather, -np.int64(cpu.scratch)):
             tlb_flush_mmu(cpu, mm_number, start, address + pmd_size(machine))
+        pfn += WHOLE if pfn > 0 else 0
     else:
         split_huge_pmd(cpu, where)
         return False
     cpu.cleared |= CLEARED_PMDS
-    for i in range(pages if pfn > 0 else 0):
-        if tlb_remove(gather, pfn + i):
-            tlb_flush_mmu(cpu, mm_number, start, address + pmd_size(machine))
+    if pfn > 0 and tlb_remove(gather, pfn):
+        tlb_flush_mmu(cpu, mm_number, start, address + pmd_size(machine))
     return pfn >= 0
 
 
