@@ -137,6 +137,16 @@ def test_fork_shares_and_a_write_splits_for_the_writer_only(always):
     always.audit()
 
 
+def test_the_error_code_tells_a_protected_huge_page(always):
+    task = always.task()
+    area = aligned(task, HUGE)
+    task.load([area.addr + 8], np.uint8)
+    assert task.last_fault() == (area.addr + 8, 0b100)                     # user, read, not present
+    task.store([area.addr + 16], np.uint8(1))
+    assert task.last_fault() == (area.addr + 16, 0b111)                    # the huge page of zeros is there
+    always.audit()
+
+
 def test_mremap_moves_it_whole_or_in_pieces(always):
     task = always.task()
     area = aligned(task, 2 * HUGE)

@@ -167,6 +167,7 @@ def test_fork_copies_on_write(pool):
     task.store([area.addr, area.addr + HUGE - 1], np.uint8([1, 2]))
     child = task.fork()
     child.store([area.addr], np.uint8(9))
+    assert child.last_fault() == (area.addr, 0b111)
     assert child.load([area.addr, area.addr + HUGE - 1], np.uint8).tolist() == [9, 2]
     assert task.load([area.addr], np.uint8).tolist() == [1]
     assert state(machine)[1] == 2

@@ -32,6 +32,7 @@ from numaemu.kernel.vmstat import (THP_FAULT_ALLOC, THP_FAULT_FALLBACK, THP_ZERO
                                    THP_ZERO_PAGE_ALLOC_FAILED, count_vm_events)
 from numaemu.paging import (_PAGE_ACCESSED, _PAGE_DIRTY, _PAGE_NX, _PAGE_PRESENT, _PAGE_PSE, _PAGE_RW, _PAGE_USER,
                             entry_cmpxchg, entry_exchange, entry_load)
+from numaemu.processor import X86_PF_PROT
 from numaemu.uapi import MPOL_BIND, MPOL_DEFAULT, MPOL_LOCAL, MPOL_PREFERRED
 
 U = np.uint64
@@ -261,6 +262,7 @@ def do_huge_pmd_fault(cpu, mm, vma_number, address, write):
     if not pmd_trans_huge(entry):
         khugepaged_wake_if_due(cpu)
         return FALLBACK
+    cpu.error_code |= X86_PF_PROT
     if write and entry & _PAGE_RW == U(0):
         return do_huge_pmd_wp_page(cpu, where)
     return VM_FAULT_OK

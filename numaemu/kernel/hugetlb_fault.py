@@ -29,6 +29,7 @@ from numaemu.native import clear_bytes, copy_bytes
 from numaemu.paging import (_PAGE_ACCESSED, _PAGE_DIRTY, _PAGE_NX, _PAGE_PRESENT, _PAGE_PSE, _PAGE_RW, _PAGE_USER,
                             entry_cmpxchg, entry_exchange, entry_load)
 from numaemu.pointer import address_of, u64
+from numaemu.processor import X86_PF_PROT
 
 U = np.uint64
 _READ_ONLY = _PAGE_PRESENT | _PAGE_PSE | _PAGE_USER | _PAGE_ACCESSED
@@ -194,6 +195,8 @@ def hugetlb_fault(cpu, mm, vma_number, address, write):
     mutex, code = fault_mutex_of(machine, vma, vma_hugecache_offset(machine, vma, start)), VM_FAULT_OK
     spin_lock(cpu, mutex)
     entry = entry_load(where)
+    if entry != U(0):
+        cpu.error_code |= X86_PF_PROT
     if entry == U(0):
         code = hugetlb_no_page(cpu, mm, vma_number, start, write, where)
     elif write and entry & _PAGE_RW == U(0):
