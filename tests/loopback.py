@@ -30,7 +30,6 @@ from numaemu.kernel.mmzone import MAX_NR_ZONES, zone_of
 from numaemu.kernel.pgtable import pte_offset, pte_pfn
 from numaemu.kernel.smp import MSG_NONE, actor_of_cpu
 from numaemu.kernel.sysctl import System
-from numaemu.kernel.thread_stack import free_vm_stack_cache
 from numaemu.kernel.tlb import answer_ipi
 from numaemu.kernel.vma_index import vma_index
 from numaemu.kernel_operations import Constructors
@@ -251,7 +250,6 @@ class Loopback:
     def drain(self):
         """Every page that nobody uses goes back to its node's free lists."""
         for cpu in self.cpus:
-            free_vm_stack_cache(int(cpu.state.address))
             syscalls.drain_pages(int(cpu.state.address))
         for actor in self.actors:
             if isinstance(actor, Node):

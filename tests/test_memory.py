@@ -272,7 +272,7 @@ def test_a_table_that_came_too_late_is_free_again(two_nodes):
     cpu, mm = loop.cpu(), loop.mm(task)
     pgd = loop.machine.memory + mm.pgd
     pfn = task.kernel.alloc_pages(GFP_KERNEL)
-    standing = install_table(cpu, mm, pgd, 0, pfn)
+    standing = install_table(cpu, mm, pgd, pfn)
     assert standing == u64.array(pgd)[0] and standing >> np.uint64(12) != pfn
     loop.audit()
     assert new_tree_page(cpu, pgd, 0) == standing

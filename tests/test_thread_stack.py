@@ -77,8 +77,20 @@ def test_what_stacks_cost(two_nodes):
         task.exit()
     assert kernel_stack_kb(two_nodes) == 0
     two_nodes.drain()
-    assert sum(before) - sum(zone.free_pages for zone in two_nodes.zones()) <= 8        # two stacks wait in the cache
+    assert [zone.free_pages for zone in two_nodes.zones()] == before
     two_nodes.audit()
+
+
+def test_boots_stacks_stay_in_caches(two_nodes):
+    """Wherever their tasks end: of four, two on either CPU, none is lost, and the machine uses no page for the first four."""
+    for _ in range(3):
+        tasks = [two_nodes.task(cpu) for cpu in (0, 0, 1, 1)]
+        for task in tasks:
+            task.sched_setaffinity({0})
+            task.exit()
+    assert len(re.findall("dup_task_struct pages=4 vmap", two_nodes.actors[0].rpc_read("/proc/vmallocinfo"))) == 4
+    tasks = [two_nodes.task(cpu) for cpu in (0, 0, 1, 1)]
+    assert "vmalloc" not in two_nodes.actors[0].rpc_read("/proc/vmallocinfo") and len({stack_of(two_nodes, t) for t in tasks}) == 4
 
 
 def test_a_stack_from_the_cache_is_clean(loopback):

@@ -19,12 +19,13 @@ from numaemu.kernel.mmzone import page_of, page_to_nid
 from numaemu.kernel.page_alloc import alloc_pages, put_page
 from numaemu.kernel.pgtable import entry_below, pfn_pte, pmd_shift, pte_present, table_at
 from numaemu.kernel.smp import machine_of
+from numaemu.kernel.vmap_area import lazy_max_pages
 from numaemu.kernel.vmstat import NR_PAGETABLE, VMALLOC_FAULT, count_vm_events, mod_node_page_state
 from numaemu.native import copy_bytes
 from numaemu.paging import (ENTRY_4_BYTES, ENTRY_ARM64, PTE_SHIFT, _KERNPG_TABLE, _PAGE_ACCESSED, _PAGE_DIRTY,
                             _PAGE_GLOBAL, _PAGE_PRESENT, _PAGE_PSE, _PAGE_RW, entry_at, entry_cmpxchg, entry_exchange,
                             entry_load)
-from numaemu.param import PAGE_SIZE, PAGEBLOCK_PAGES
+from numaemu.param import PAGE_SIZE, PAGEBLOCK_ORDER, PAGEBLOCK_PAGES
 
 U = np.uint64
 GFP_PGTABLE_KERNEL = GFP_KERNEL | __GFP_ZERO
@@ -37,7 +38,7 @@ LAST_PKMAP = 1024                    # and that all CPUs together may map for lo
 VMALLOC_OFFSET = 8 << 20             # between the direct map and vmalloc
 PKMAP_SPAN = LAST_PKMAP * PAGE_SIZE
 RESERVED_STACKS = 12                 # frames for each CPU's stacks: thread_stack.py
-RESERVED_TABLES = 512                # frames for tables at boot: at most 2 tables for each of 128 pieces of memory
+RESERVED_TABLES = 768                # frames for tables at boot: 2 for each of 128 pieces of memory, 64 + 144 for vmalloc, a few
 
 
 # -- layout ------------------------------------------------------------------------------------------------------
@@ -183,11 +184,20 @@ def init_memory_mapping(machine_address, start_pfn, end_pfn):
 
 @entry("void(u64)")
 def preallocate_vmalloc_pages(machine_address):
-    """Linux's function of this name: x86-64 shares vmalloc's top-level entries from the start."""
+    """Linux's function of this name: x86-64 shares vmalloc's top-level entries from the start.
+
+    But on 32 bits, leaf tables for as many addresses as may wait for a purge are made now, so that tasks which come and go,
+    each with a stack, do not make the kernel take more and more pages for them.
+    """
     machine = machine_t.at(machine_address)
     paging = machine.paging
+    address = paging.vmalloc_start
+    if paging.pte_format != ENTRY_4_BYTES:
+        for _ in range(np.int64(lazy_max_pages(machine)) >> PAGEBLOCK_ORDER):
+            early_entry(machine, address, PTE_SHIFT)
+            address += U(1) << pmd_shift(machine)
+    address = paging.vmalloc_start
     if paging.pte_format == U(0):
-        address = paging.vmalloc_start
         while address < paging.vmalloc_end:
             early_entry(machine, address, paging.pgdir_shift - paging.table_bits)
             address += U(1) << paging.pgdir_shift

@@ -173,7 +173,7 @@ machine_t = Struct("machine_t", [
     ("pkmap_base", u64), ("fixaddr_top", u64),         # 32 bits: where high memory is mapped; highmem.py
     ("pkmap", u64), ("pkmap_of", u64),                 # pkmap_t; u16[max_pfn]
     ("thread_size", i64),           # bytes of a kernel stack
-    ("cached_stacks", u64), ("irq_stacks", u64),       # u64[nr_cpu_ids][NR_CACHED_STACKS], u64[nr_cpus]: thread_stack.py
+    ("cached_stacks", u64), ("irq_stacks", u64),       # u64[nr_cpus][NR_CACHED_STACKS], u64[nr_cpus]: thread_stack.py
     ("on_ring", u64), ("on_wait", u64), ("on_wake", u64),     # callbacks into Python: ring an actor, wait, wake a CPU
     ("zero_pfn", i64),              # the shared page of zeros
     ("max_map_count", i64),         # sysctl vm.max_map_count

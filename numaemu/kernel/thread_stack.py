@@ -3,12 +3,13 @@
     | guard of the area below, or nothing | stack: thread_size bytes, used from its end down | guard | ...
 
 A stack is an area of vmalloc's range, so who runs off its end meets a page that is not mapped. Linux has such stacks on
-64 bits; here they are on 32 bits, too. Each CPU keeps up to NR_CACHED_STACKS stacks of tasks that have ended for the next
-ones; boot leaves as many there, as it does on Linux. They and the CPUs' interrupt stacks lie in frames behind all zones.
+64 bits; here they are on 32 bits, too. Each CPU has a cache of NR_CACHED_STACKS stacks for its next tasks. On Linux stacks of
+tasks that have ended wait there; here those that boot has made, so that memory is as it was when all tasks have ended.
+They and the CPUs' interrupt stacks lie in frames behind all zones.
 """
 import numpy as np
 
-from numaemu.atomic import exchange
+from numaemu.atomic import compare_exchange, exchange
 from numaemu.compile import entry, hot, kernel
 from numaemu.kernel.gfp import GFP_KERNEL, __GFP_ZERO
 from numaemu.kernel.init_mm import PAGE_KERNEL, early_entry
@@ -34,13 +35,12 @@ MAX_STACK_PAGES = 4
 
 def thread_stack_blocks(topology):
     """The blocks of shared memory for it: (name, bytes)."""
-    cpus = topology.nr_cpus + topology.nr_nodes
-    return ("cached_stacks", cpus * NR_CACHED_STACKS * 8), ("irq_stacks", topology.nr_cpus * 8)
+    return ("cached_stacks", topology.nr_cpus * NR_CACHED_STACKS * 8), ("irq_stacks", topology.nr_cpus * 8)
 
 
 @hot
 def cached_stack(machine, cpu_number):
-    """The places of a CPU's stacks that wait for a task: its own words."""
+    """The places of a CPU's stacks that wait for a task."""
     return u64.array(machine.cached_stacks + U(cpu_number * NR_CACHED_STACKS * 8))
 
 
@@ -70,7 +70,7 @@ def alloc_thread_stack_node(cpu):
     New ones come from this CPU's node. Linux would ask the task's policy, but its caches are seldom empty.
     """
     machine, stack = machine_of(cpu), U(0)
-    for i in range(NR_CACHED_STACKS):
+    for i in range(NR_CACHED_STACKS if cpu.id < machine.nr_cpus else 0):
         stack = exchange(cached_stack(machine, cpu.id), i, U(0))
         if stack != U(0):
             clear_stack(cpu, stack)
@@ -85,24 +85,17 @@ def alloc_thread_stack_node(cpu):
 
 @kernel("void(cpu_t*, u64)")
 def put_task_stack(cpu, stack):
-    """A task has ended: its stack waits for another, or goes."""
+    """A task has ended: its stack goes, or one of boot's back into a cache, this CPU's if it has room."""
     machine = machine_of(cpu)
     account_kernel_stack(cpu, stack, -1)
-    for i in range(NR_CACHED_STACKS):
-        if cached_stack(machine, cpu.id)[i] == U(0):
-            cached_stack(machine, cpu.id)[i] = stack
+    if vmalloc_to_pfn(machine, stack) < machine.max_pfn:
+        vfree(cpu, stack)
+        return
+    places = machine.nr_cpus * NR_CACHED_STACKS
+    for i in range(places):              # as many as there are such stacks
+        at = (cpu.id * NR_CACHED_STACKS + i) % places
+        if compare_exchange(u64.array(machine.cached_stacks), at, U(0), stack) == U(0):
             return
-    vfree(cpu, stack)
-
-
-@entry("void(u64)")
-def free_vm_stack_cache(cpu_address):
-    """Give back the stacks that wait on a CPU (those from boot keep their frames, which are no zone's)."""
-    cpu = cpu_t.at(cpu_address)
-    for i in range(NR_CACHED_STACKS):
-        stack = exchange(cached_stack(machine_of(cpu), cpu.id), i, U(0))
-        if stack != U(0):
-            vfree(cpu, stack)
 
 
 # -- boot --------------------------------------------------------------------------------------------------------
