@@ -13,6 +13,7 @@ conversion of words to the kinds of the signature.
 """
 import ctypes
 import functools
+import itertools
 import os
 import sys
 import traceback
@@ -33,6 +34,9 @@ _NAMES = {"u8": types.uint8, "u16": types.uint16, "u32": types.uint32, "u64": ty
 
 _CTYPES = {types.void: None, types.int64: ctypes.c_int64, types.uint64: ctypes.c_uint64, types.int32: ctypes.c_int32}
 
+# "i/n": this process compiles every n-th function, from the i-th on, for the cache and nothing else (precompile.py)
+_SHARE = tuple(int(part) for part in os.environ.get("NUMAEMU_COMPILE_SHARE", "0/1").split("/"))
+_declared = itertools.count()
 _listeners = []        # called with the name of each function that has been compiled or loaded
 
 
@@ -44,6 +48,11 @@ def on_compiled(listener):
 def _announce(function):
     for listener in _listeners:
         listener(function.__name__)
+
+
+def _is_ours():
+    """True if the function that is being declared is to be compiled here."""
+    return next(_declared) % _SHARE[1] == _SHARE[0]
 
 
 def _type(text):
@@ -62,13 +71,18 @@ def parse_signature(text):
     return _type(result)(*[_type(a) for a in arguments.split(",") if a.strip()])
 
 
+_NOWHERE = ctypes.addressof(ctypes.c_uint64())        # what callers link to where a function is another process's to compile
+
+
 class Kernel:
     """A function compiled by itself: callable from Python, and from compiled code through its symbol."""
 
     def __init__(self, function, signature):
         self.__name__, self.__doc__, self.py_func = function.__name__, function.__doc__, function
-        self.compiled = numba.cfunc(signature, **_OPTIONS)(function)
-        self.address = self.compiled.address
+        self.address = _NOWHERE
+        if _is_ours():
+            self.compiled = numba.cfunc(signature, **_OPTIONS)(function)
+            self.address = self.compiled.address
         symbol = f"{function.__module__}.{function.__name__}"
         llvm.add_symbol(symbol, self.address)
         self.external = types.ExternalFunction(symbol, signature)
@@ -119,6 +133,8 @@ def entry(signature, nogil=False):
     def decorate(function):
         if not JIT:
             return twin(function, parse_signature(signature))
+        if not _is_ours():
+            return function
         compiled = numba.njit(parse_signature(signature), **_OPTIONS, nogil=nogil)(function)
         _announce(function)
         return compiled
@@ -130,6 +146,8 @@ def callback(signature):
     def decorate(function):
         if not JIT:
             return PythonCallback(twin(function, parse_signature(signature)))
+        if not _is_ours():
+            return PythonCallback(function)
         compiled = numba.cfunc(parse_signature(signature), **_OPTIONS)(function)
         _announce(function)
         return compiled

@@ -20,6 +20,13 @@ from numaemu.shm import adopt_orphans, die_with_parent
 def preload(control):
     """Import everything compiled, telling the driver how far it is."""
     from numaemu.compile import on_compiled
+    from numaemu.precompile import precompile
+
+    def progress(name):
+        if not tell(control, "compiled", name):
+            raise SystemExit(0)
+
+    precompile(progress)
     on_compiled(lambda name: tell(control, "compiled", name) or os._exit(0))
     import numaemu.coordinator  # noqa: F401  (imports every kernel)
 
