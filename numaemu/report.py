@@ -417,7 +417,7 @@ class Progress:
         compiling = elapsed > COMPILE_S and elapsed / self.kernels > COMPILE_PER_KERNEL_S
         self.text = f"{'compiling' if compiling else 'loading'} the kernel ({self.kernels} functions)"
         if compiling and not self.live and not self.quiet and not self.announced:
-            print("numaemu: compiling the kernel, once; this takes about half a minute", file=self.stream, flush=True)
+            print("numaemu: compiling the kernel, once; this takes about a minute", file=self.stream, flush=True)
             self.announced = True
 
     def say(self, text):

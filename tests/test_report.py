@@ -194,7 +194,7 @@ def test_no_control_characters_where_no_terminal_is(monkeypatch):
         monkeypatch.setattr(progress, "start", progress.start - 100)     # it has taken long already
         for i in range(3):
             progress.loaded(f"f{i}")
-    assert stream.getvalue() == "numaemu: compiling the kernel, once; this takes about half a minute\n"
+    assert stream.getvalue() == "numaemu: compiling the kernel, once; this takes about a minute\n"
 
 
 def test_quiet_progress_says_nothing(monkeypatch):
