@@ -24,6 +24,15 @@ def marker():
     return PACKAGE / "__pycache__" / f"numaemu-{package_stamp()[:16]}{'-debug' if DEBUG else ''}.compiled"
 
 
+def can_write_cache():
+    """True if the marker, and so the cache in the tree, can be written here."""
+    try:
+        marker().parent.mkdir(exist_ok=True)
+    except OSError:
+        return False
+    return os.access(marker().parent, os.W_OK)
+
+
 def compile_share(i, n):
     environment = {**os.environ, "NUMAEMU_COMPILE_SHARE": f"{i}/{n}", "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
     return subprocess.Popen([sys.executable, "-c", WORKER], stdout=subprocess.PIPE, text=True, env=environment)
@@ -35,13 +44,7 @@ def precompile(progress):
     Should a process fail, or the cache lie where no marker can be written, the functions are compiled as they are loaded.
     """
     n = min(len(os.sched_getaffinity(0)), MOST)
-    if not JIT or n == 1 or "NUMAEMU_COMPILE_SHARE" in os.environ or marker().exists():
-        return
-    try:
-        marker().parent.mkdir(exist_ok=True)
-        probe = marker().with_suffix(f".{os.getpid()}")
-        probe.touch()
-    except OSError:
+    if not JIT or n == 1 or "NUMAEMU_COMPILE_SHARE" in os.environ or marker().exists() or not can_write_cache():
         return
     workers = [compile_share(i, n) for i in range(n)]
     try:
@@ -53,7 +56,6 @@ def precompile(progress):
         for worker in workers:
             worker.kill()
             worker.wait()
+            worker.stdout.close()
     if all(worker.returncode == 0 for worker in workers):
-        probe.replace(marker())
-    else:
-        probe.unlink()
+        marker().touch()
