@@ -114,7 +114,16 @@ def twin(function, sig):
     return call
 
 
-hot = numba.njit(**_OPTIONS, forceinline=True)
+def hot(function):
+    """See the module's text. Without the wrappers that Numba makes for Python, which cost a third of its compilation; called
+    from Python it is compiled once more, with them."""
+    if not JIT:
+        return function
+    inlined = numba.njit(error_model="numpy", boundscheck=False, forceinline=True, no_cpython_wrapper=True, no_cfunc_wrapper=True)(function)
+    inlined._insert = lambda *overload: None                     # Numba's table of what Python calls
+    from_python = numba.njit(**_OPTIONS)(function)
+    inlined._compile_for_args = lambda *args: from_python        # … and what Numba does when nothing there fits
+    return inlined
 
 
 def kernel(signature):
@@ -135,7 +144,7 @@ def entry(signature, nogil=False):
             return twin(function, parse_signature(signature))
         if not _is_ours():
             return function
-        compiled = numba.njit(parse_signature(signature), **_OPTIONS, nogil=nogil)(function)
+        compiled = numba.njit(parse_signature(signature), **_OPTIONS, nogil=nogil, no_cfunc_wrapper=True)(function)
         _announce(function)
         return compiled
     return decorate
