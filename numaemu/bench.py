@@ -202,7 +202,7 @@ def semaphore_round_trip():
 # --- the whole -----------------------------------------------------------------------------------
 def measure(progress):
     """{"rows": [{what, against, unit, emulated, host, ratio}]}, rates per second, times in ns; medians."""
-    with Machine(**MACHINE, progress=progress.loaded) as machine:
+    with Machine(**MACHINE, progress=progress.compiled) as machine:
         progress.say("loads against a compiled loop on an array")
         accesses = machine.run(measure_accesses)
         progress.say("page faults against the host's own")

@@ -191,7 +191,7 @@ def boot(topology, progress):
     """A machine; whatever keeps it from booting is a MachineCheck."""
     from numaemu.machine import Machine
     try:
-        return Machine(topology, progress=progress.loaded)
+        return Machine(topology, progress=progress.compiled)
     except (OSError, MemoryError) as error:
         raise MachineCheck(f"the machine could not boot: {error}") from error
 

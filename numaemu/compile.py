@@ -13,8 +13,6 @@ conversion of words to the kinds of the signature.
 """
 import ctypes
 import functools
-import itertools
-import os
 import sys
 import traceback
 
@@ -25,34 +23,18 @@ from numba import types
 from numba.extending import typeof_impl
 
 from numaemu.build import JIT
+from numaemu.image import Compiled
 from numaemu.native import PythonCallback
 from numaemu.pointer import SCALARS, STRUCTS, ItemsType, PointerType
+from numaemu.precompile import SHARE, open_image
 
-_OPTIONS = dict(cache=True, error_model="numpy", boundscheck=False)
+_OPTIONS = dict(error_model="numpy", boundscheck=False)
 _NAMES = {"u8": types.uint8, "u16": types.uint16, "u32": types.uint32, "u64": types.uint64, "i32": types.int32,
           "i64": types.int64, "f32": types.float32, "f64": types.float64, "bool": types.int64, "void": types.void}
 
 _CTYPES = {types.void: None, types.int64: ctypes.c_int64, types.uint64: ctypes.c_uint64, types.int32: ctypes.c_int32}
 
-# "i/n": this process compiles every n-th function, from the i-th on, for the cache and nothing else (precompile.py)
-_SHARE = tuple(int(part) for part in os.environ.get("NUMAEMU_COMPILE_SHARE", "0/1").split("/"))
-_declared = itertools.count()
-_listeners = []        # called with the name of each function that has been compiled or loaded
-
-
-def on_compiled(listener):
-    """Call `listener(name)` whenever a function has been compiled, or loaded from the cache."""
-    _listeners.append(listener)
-
-
-def _announce(function):
-    for listener in _listeners:
-        listener(function.__name__)
-
-
-def _is_ours():
-    """True if the function that is being declared is to be compiled here."""
-    return next(_declared) % _SHARE[1] == _SHARE[0]
+IMAGE = open_image()
 
 
 def _type(text):
@@ -74,18 +56,35 @@ def parse_signature(text):
 _NOWHERE = ctypes.addressof(ctypes.c_uint64())        # what callers link to where a function is another process's to compile
 
 
+def _symbol(function):
+    return f"{function.__module__}.{function.__name__}"
+
+
 class Kernel:
     """A function compiled by itself: callable from Python, and from compiled code through its symbol."""
 
     def __init__(self, function, signature):
         self.__name__, self.__doc__, self.py_func = function.__name__, function.__doc__, function
-        self.address = _NOWHERE
-        if _is_ours():
-            self.compiled = numba.cfunc(signature, **_OPTIONS)(function)
+        self.symbol, self.signature = _symbol(function), signature
+        if IMAGE and self.symbol in IMAGE:
+            self.address = IMAGE.link(self.symbol)
+        elif SHARE is None:
+            self.compiled = numba.cfunc(self.external.sig, **_OPTIONS, cache=True)(function)
             self.address = self.compiled.address
-        symbol = f"{function.__module__}.{function.__name__}"
-        llvm.add_symbol(symbol, self.address)
-        self.external = types.ExternalFunction(symbol, signature)
+        else:
+            self.address = self._share()
+        llvm.add_symbol(self.symbol, self.address)
+
+    def _share(self):
+        if not SHARE.is_mine():
+            return _NOWHERE
+        compiled = numba.cfunc(self.external.sig, **_OPTIONS)(self.py_func)
+        SHARE.add(self.symbol, Compiled(compiled._library._get_compiled_object(), compiled.native_name))
+        return compiled.address
+
+    @functools.cached_property
+    def external(self):
+        return types.ExternalFunction(self.symbol, parse_signature(self.signature))
 
     @functools.cached_property
     def _python(self):
@@ -119,21 +118,24 @@ def hot(function):
     from Python it is compiled once more, with them."""
     if not JIT:
         return function
-    inlined = numba.njit(error_model="numpy", boundscheck=False, forceinline=True, no_cpython_wrapper=True, no_cfunc_wrapper=True)(function)
+    inlined = numba.njit(**_OPTIONS, forceinline=True, no_cpython_wrapper=True, no_cfunc_wrapper=True)(function)
+    from_python = numba.njit(**_OPTIONS, cache=True)(function)
     inlined._insert = lambda *overload: None                     # Numba's table of what Python calls
-    from_python = numba.njit(**_OPTIONS)(function)
-    inlined._compile_for_args = lambda *args: from_python        # … and what Numba does when nothing there fits
+    inlined._compile_for_args = lambda *args: from_python        # … and what it asks when nothing there fits
     return inlined
 
 
 def kernel(signature):
     """See the module's text."""
     def decorate(function):
-        if not JIT:
-            return twin(function, parse_signature(signature))
-        compiled = Kernel(function, parse_signature(signature))
-        _announce(function)
-        return compiled
+        return Kernel(function, signature) if JIT else twin(function, parse_signature(signature))
+    return decorate
+
+
+def callback(signature):
+    """See the module's text."""
+    def decorate(function):
+        return Kernel(function, signature) if JIT else PythonCallback(twin(function, parse_signature(signature)))
     return decorate
 
 
@@ -142,25 +144,24 @@ def entry(signature, nogil=False):
     def decorate(function):
         if not JIT:
             return twin(function, parse_signature(signature))
-        if not _is_ours():
+        symbol = _symbol(function)
+        if IMAGE and symbol in IMAGE:
+            return IMAGE.link_for_python(symbol, function)
+        if SHARE is not None and not SHARE.is_mine():
             return function
-        compiled = numba.njit(parse_signature(signature), **_OPTIONS, nogil=nogil, no_cfunc_wrapper=True)(function)
-        _announce(function)
+        compiled = numba.njit(parse_signature(signature), **_OPTIONS, nogil=nogil, no_cfunc_wrapper=True,
+                              cache=SHARE is None)(function)
+        if SHARE is not None:
+            SHARE.add(symbol, _for_python(compiled))
         return compiled
     return decorate
 
 
-def callback(signature):
-    """See the module's text."""
-    def decorate(function):
-        if not JIT:
-            return PythonCallback(twin(function, parse_signature(signature)))
-        if not _is_ours():
-            return PythonCallback(function)
-        compiled = numba.cfunc(parse_signature(signature), **_OPTIONS)(function)
-        _announce(function)
-        return compiled
-    return decorate
+def _for_python(dispatcher):
+    """What an image keeps of a function that Python calls."""
+    result, = dispatcher.overloads.values()
+    return Compiled(result.library._get_compiled_object(), result.fndesc.llvm_cpython_wrapper_name,
+                    result.fndesc.env_name, tuple(result.environment.consts))
 
 
 def die_on_unraisable():

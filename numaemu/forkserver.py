@@ -18,23 +18,22 @@ from numaemu.shm import adopt_orphans, die_with_parent
 
 
 def preload(control):
-    """Import everything compiled, telling the driver how far it is."""
-    from numaemu.compile import on_compiled
-    from numaemu.precompile import precompile
+    """Import everything compiled, telling the driver how far a first compilation is."""
+    from numaemu.precompile import listeners
 
     def progress(name):
         if not tell(control, "compiled", name):
             raise SystemExit(0)
 
-    precompile(progress)
+    listeners.append(progress)
     gc.disable()                 # nothing that is loaded is garbage; `main` freezes all of it
     mute_lock_events()
-    on_compiled(lambda name: tell(control, "compiled", name) or os._exit(0))
     import numaemu.coordinator  # noqa: F401  (imports every kernel)
 
 
 def mute_lock_events():
     """Numba notes each time LLVM's lock is taken, for measurements that nobody makes here: a tenth of the loading time."""
+    import numba.core.compiler  # noqa: F401  (asks for the events)
     from llvmlite.binding import ffi
     for callbacks in list(getattr(getattr(ffi.lib, "_lock", None), "_cblist", [])):
         ffi.unregister_lock_callback(*callbacks)

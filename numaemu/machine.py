@@ -47,7 +47,7 @@ class ForkServer:
         self.forked, self.ended = {}, collections.defaultdict(Future)
 
     def start(self, progress=None):
-        """Start it unless it runs; `progress(name)` is told of each function that is compiled or loaded."""
+        """Start it unless it runs; `progress(name)` is told of each function that a first start compiles."""
         self.launch()
         while not self.ready:
             frame = receive_frame(self.socket)

@@ -19,8 +19,6 @@ MAX_COLUMNS = 8          # memory nodes of the access matrix: what 80 columns ho
 MAX_RESULT_ROWS = 40     # of a table that main returned
 POLL_S = 0.5             # how often the figures of a running machine are looked at …
 POLL_SHARE = 50          # … but never more than a 50th of the time
-COMPILE_S = 2.0          # loading that takes longer than this, and …
-COMPILE_PER_KERNEL_S = 0.05   # … longer than this per function, is compiling (3 ms and 120 ms are usual)
 NUMASTAT = ("numa_hit", "numa_miss", "numa_foreign", "interleave_hit", "local_node", "other_node")
 HUGE_PAGES_FILE = "/sys/kernel/mm/transparent_hugepage/shmem_enabled"
 HUGE_PAGES = ("always", "within_size", "advise", "force")
@@ -384,7 +382,7 @@ class Progress:
     def __init__(self, quiet=False, stream=None):
         self.stream = stream or sys.stderr
         self.quiet, self.live = quiet, not quiet and self.stream.isatty()
-        self.start, self.kernels, self.announced, self.text = time.monotonic(), 0, False, "starting"
+        self.start, self.kernels, self.text = time.monotonic(), 0, "starting"
         self.display = self.watcher = None
         self.done = threading.Event()
 
@@ -410,15 +408,12 @@ class Progress:
         elapsed = time.monotonic() - self.start
         return Text(f"{elapsed:5.0f} s  {self.text}", style="cyan", no_wrap=True, overflow="ellipsis")
 
-    def loaded(self, _name):
-        """A function of the kernel has been compiled or loaded."""
+    def compiled(self, _name):
+        """A function of the kernel has been compiled."""
         self.kernels += 1
-        elapsed = time.monotonic() - self.start
-        compiling = elapsed > COMPILE_S and elapsed / self.kernels > COMPILE_PER_KERNEL_S
-        self.text = f"{'compiling' if compiling else 'loading'} the kernel ({self.kernels} functions)"
-        if compiling and not self.live and not self.quiet and not self.announced:
-            print("numaemu: compiling the kernel, once; this takes about a minute", file=self.stream, flush=True)
-            self.announced = True
+        self.text = f"compiling the kernel, once ({self.kernels} functions)"
+        if self.kernels == 1 and not self.live and not self.quiet:
+            print("numaemu: compiling the kernel, once; this takes about half a minute", file=self.stream, flush=True)
 
     def say(self, text):
         """What goes on."""

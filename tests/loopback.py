@@ -152,8 +152,7 @@ class Loopback:
         self.run_kthreads()
         pending = [cpu for cpu in self.cpus if cpu.state.ipi_pending and cpu.state.inside]
         for cpu in pending:
-            answer = answer_ipi.ctypes if JIT else answer_ipi
-            answer(int(cpu.state.address), 0, 0)
+            answer_ipi(int(cpu.state.address), 0, 0)
         self.fruitless = 0 if pending else self.fruitless + 1
         if self.fruitless > FRUITLESS_WAITS:
             faulthandler.dump_traceback()

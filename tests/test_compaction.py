@@ -22,7 +22,6 @@ from numaemu.kernel.migrate import batch_of
 from numaemu.kernel.mm_types import PG_anon, PG_locked, PG_lru
 from numaemu.kernel.mmzone import MIGRATE_MOVABLE, node_of, zone_t
 from numaemu.kernel.pgtable import pte_pfn
-from numaemu.native import call_address
 from numaemu.uapi import MADV_DONTNEED, MAP_ANONYMOUS, MAP_SHARED
 
 U = np.uint64
@@ -290,10 +289,7 @@ def test_extfrag_files(two_nodes):
 
 def on_compact(loop, order, prio, gfp=GFP_HIGHUSER_MOVABLE):
     """What the slow path does."""
-    address = loop.machine.on_compact
-    if not hasattr(direct_compact, "ctypes"):
-        return int(call_address(address, int(loop.cpu().address), gfp * 64 + order * 4 + prio, 1))
-    return int(direct_compact.ctypes(int(loop.cpu().address), gfp * 64 + order * 4 + prio, 1))
+    return int(direct_compact(int(loop.cpu().address), gfp * 64 + order * 4 + prio, 1))
 
 
 @pytest.mark.parametrize("prio", [COMPACT_PRIO_ASYNC, COMPACT_PRIO_SYNC_LIGHT, COMPACT_PRIO_SYNC_FULL])

@@ -1,58 +1,114 @@
-"""Sharing out the first compilation: progress, the marker of a complete cache, and processes that fail."""
+"""Making an image: shares are claimed whole and once, what fails leaves none, nothing is kept running."""
+import os
+import pickle
 import subprocess
 import sys
 
 import pytest
 
-from numaemu import precompile
+from numaemu import image, precompile
 from numaemu.build import JIT
+from numaemu.image import Compiled
 
 pytestmark = pytest.mark.skipif(not JIT, reason="nothing is compiled")
 
 
 @pytest.fixture
 def workers(tmp_path, monkeypatch):
-    """precompile with a marker of its own and workers that run a line of Python; what was started, by share."""
+    """open_image in a directory of its own, with three workers that run some Python; the list of those that were started.
+
+    The Python sees `n` (which worker), `claims` (the pipe's number) and `part` (its file).
+    """
     started = []
 
     def start(code):
-        def compile_share(i, n):
-            started.append((i, n))
-            return subprocess.Popen([sys.executable, "-c", code.format(i=i)], stdout=subprocess.PIPE, text=True)
-        monkeypatch.setattr(precompile, "compile_share", compile_share)
+        def start_worker(claims, output, part):
+            started.append(part)
+            source = f"n, claims, part = {len(started) - 1}, {claims}, {str(part)!r}\n" + code
+            return subprocess.Popen([sys.executable, "-c", source], stdout=output, pass_fds=[claims])
+        monkeypatch.setattr(precompile, "start_worker", start_worker)
         return started
-    monkeypatch.setattr(precompile, "marker", lambda: tmp_path / "cache" / "stamp.compiled")
+    monkeypatch.setattr(image, "places", lambda: [tmp_path / "cache"])
     monkeypatch.setattr("os.sched_getaffinity", lambda _: {0, 1, 2})
-    monkeypatch.delenv("NUMAEMU_COMPILE_SHARE", raising=False)
     return start
 
 
-def test_every_share_is_compiled_once_and_never_again(workers):
-    started, told = workers("print('one'); print('two')"), []
-    precompile.precompile(told.append)
-    assert started == [(0, 3), (1, 3), (2, 3)] and told == ["one", "two"] and precompile.marker().exists()
-    precompile.precompile(told.append)
-    assert len(started) == 3 and len(told) == 2
+SHARES = """
+import pickle
+print(f"m.f{n}", flush=True)
+open(part, "wb").write(pickle.dumps({f"m.f{n}": ()}))
+"""
 
 
-def test_a_process_that_fails_leaves_the_cache_incomplete(workers):
-    started = workers("import sys; sys.exit({i})")
-    precompile.precompile(lambda _: None)
-    assert len(started) == 3 and not precompile.marker().exists()
+def test_an_image_is_made_once_of_all_shares(workers, tmp_path):
+    started, told = workers(SHARES), []
+    made = precompile.open_image(told.append)
+    assert len(started) == 3 and sorted(told) == sorted(made.functions) == ["m.f0", "m.f1", "m.f2"] and "m.f1" in made
+    again = precompile.open_image(told.append)
+    assert len(started) == 3 and len(told) == 3 and again.functions == made.functions
+    assert len(list((tmp_path / "cache").glob("*.image"))) == 1
 
 
-def test_who_compiles_a_share_starts_nobody(workers, monkeypatch):
-    started = workers("")
-    monkeypatch.setenv("NUMAEMU_COMPILE_SHARE", "0/2")
-    precompile.precompile(lambda _: None)
-    assert not started
+def test_an_image_of_other_sources_makes_room(workers, tmp_path, monkeypatch):
+    workers(SHARES)
+    precompile.open_image(lambda _: None)
+    monkeypatch.setattr(image, "stamp", lambda: "changed")
+    precompile.open_image(lambda _: None)
+    assert [p.name for p in (tmp_path / "cache").glob("*.image")] == [f"{image.FLAVOUR}-changed.image"]
 
 
-def test_nothing_is_kept_running_when_the_driver_goes(workers):
+def test_a_process_that_fails_leaves_no_image(workers, tmp_path):
+    started = workers("import sys; sys.exit(n)")
+    assert precompile.open_image(lambda _: None) is None
+    assert len(started) == 3 and not list((tmp_path / "cache").glob("*.image"))
+
+
+def test_where_nothing_can_be_written_there_is_no_image(workers, monkeypatch):
+    started = workers(SHARES)
+    monkeypatch.setattr(image, "places", list)
+    assert precompile.open_image(lambda _: None) is None and not started
+
+
+def test_nothing_is_kept_running_when_the_driver_goes(workers, tmp_path):
     workers("import time; print('begun', flush=True); time.sleep(600)")
 
     def gone(_):
         raise SystemExit(0)
     with pytest.raises(SystemExit):
-        precompile.precompile(gone)          # returns at once, its workers waited for
-    assert not precompile.marker().exists()
+        precompile.open_image(gone)          # returns at once, its workers waited for
+    assert not list((tmp_path / "cache").glob("*.image"))
+
+
+@pytest.mark.parametrize("order", [[0, 1, 0, 1], [0, 0, 1, 1], [1, 1, 1, 0]])
+def test_every_function_is_exactly_one_shares(order):
+    """Two processes declare the same functions, in turns of a chunk and a half."""
+    claims, write = os.pipe()
+    os.write(write, b"".join(i.to_bytes(2, "little") for i in range(50)))
+    os.close(write)
+    n = 6 * precompile.CHUNK
+    shares, mine = [precompile.Share(claims) for _ in range(2)], [[], []]
+    for who in order * n:
+        while shares[who].declared < n:
+            number = shares[who].declared
+            if shares[who].is_mine():
+                mine[who].append(number)
+            if number % (precompile.CHUNK * 3 // 2) == 0:
+                break
+    os.close(claims)
+    assert sorted(mine[0] + mine[1]) == list(range(n)) and mine[0] and mine[1]
+
+
+def test_a_function_declared_twice_is_an_error():
+    share = precompile.Share(None)
+    share.add("m.f", Compiled(b"", "f"))
+    with pytest.raises(AssertionError, match=r"m\.f is declared twice"):
+        share.add("m.f", Compiled(b"", "f"))
+
+
+def test_the_image_of_this_package_holds_every_function():
+    """What was declared here was linked from the image, in which nothing else lies."""
+    from numaemu.compile import IMAGE, Kernel
+    from numaemu.kernel import page_alloc
+    assert isinstance(page_alloc.alloc_pages, Kernel) and not hasattr(page_alloc.alloc_pages, "compiled")
+    assert all(symbol.startswith("numaemu.") for symbol in IMAGE.functions)
+    assert len(pickle.dumps(IMAGE.functions)) < 16 << 20
