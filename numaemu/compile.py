@@ -13,6 +13,7 @@ conversion of words to the kinds of the signature.
 """
 import ctypes
 import functools
+import os
 import sys
 import traceback
 

@@ -16,7 +16,7 @@ from numaemu.paging import PTE_PFN_MASK, _PAGE_DIRTY, _PAGE_GLOBAL, _PAGE_NX, _P
 from numaemu.param import L1_ENTRIES_MAX, L1_HINTS, L1_VIEWS, L2_HINTS, MAX_NODES, NR_ASIDS
 from numaemu.pointer import u8
 from numaemu.processor import (HOST_GLOBAL, HOST_NX, KERNEL_READ, LEAF_SHIFT, PAGE_MASK, READ, TAG_ASID, TAG_KERNEL,
-                               TAG_SIZE, TAG_VALID, WRITE, X86_PF_INSTR, X86_PF_USER, X86_PF_WRITE, cpu_t, level_shift)
+                               TAG_SIZE, TAG_VALID, WRITE, X86_PF_INSTR, X86_PF_USER, X86_PF_WRITE, level_shift)
 from numaemu.walk import walk
 
 U = np.uint64

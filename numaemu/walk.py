@@ -10,7 +10,7 @@ from numaemu.compile import hot, kernel
 from numaemu.paging import (ENTRY_4_BYTES, ENTRY_ARM64, PTE_PFN_MASK, _PAGE_ACCESSED, _PAGE_DIRTY, _PAGE_NX,
                             _PAGE_PRESENT, _PAGE_PSE, _PAGE_RW, _PAGE_USER, entry_at, entry_cmpxchg, entry_load)
 from numaemu.pointer import u64, u8
-from numaemu.processor import LEAF_SHIFT, X86_PF_INSTR, X86_PF_USER, X86_PF_WRITE, cpu_t, level_shift
+from numaemu.processor import LEAF_SHIFT, X86_PF_INSTR, X86_PF_USER, X86_PF_WRITE, level_shift
 
 U = np.uint64
 

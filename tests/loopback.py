@@ -16,7 +16,6 @@ import numpy as np
 from numaemu import cpu as cpu_process
 from numaemu import shm
 from numaemu.actor import Actor, Message, World
-from numaemu.build import JIT
 from numaemu.coordinator import Coordinator
 from numaemu.kernel import sys as syscalls
 from numaemu.kernel import proc_vmstat, stats

@@ -17,17 +17,16 @@ from numaemu.kernel.mm_types import (FAULT_AROUND_BYTES, MM_ANONPAGES, MM_FILEPA
                                      VM_FAULT_OOM, VM_LOCKED, VM_SHARED, PG_anon_exclusive, PG_locked, PG_mlocked,
                                      PG_readahead, PG_uptodate, PG_workingset)
 from numaemu.kernel.mlock import mlock_folio
-from numaemu.kernel.mmzone import page_of
+from numaemu.kernel.mmzone import copy_highpage, page_of
 from numaemu.kernel.page_alloc import put_page, try_get_page
 from numaemu.kernel.page_writeback import balance_dirty_pages_ratelimited, folio_mark_dirty
-from numaemu.kernel.pagemap import create_empty_buffers, filemap_get_folio, folio_host_address, read_is_pending
+from numaemu.kernel.pagemap import create_empty_buffers, filemap_get_folio, read_is_pending
 from numaemu.kernel.pgtable import pfn_pte, pte_pfn, ptep_cmpxchg, ptep_get, ptep_step, vm_page_nx
 from numaemu.kernel.rmap import folio_add_anon_rmap, folio_dup_rmap, folio_remove_rmap
 from numaemu.kernel.smp import machine_of
 from numaemu.kernel.swap import folio_add_new_lru
 from numaemu.kernel.vma import anon_vma_prepare, munlock_unless_locked
 from numaemu.kernel.vma_index import vma_of
-from numaemu.native import copy_bytes
 from numaemu.paging import _PAGE_ACCESSED, _PAGE_DIRTY, _PAGE_PRESENT, _PAGE_RW, _PAGE_USER
 
 U = np.uint64
@@ -137,8 +136,7 @@ def do_cow_fault(cpu, mm, vma_number, address, ptep):
         put_page(cpu, new)
         return -found
     pfn, copy = found & (MAJOR - 1), page_of(machine, new)
-    copy_bytes(folio_host_address(machine, new), folio_host_address(machine, pfn), 4096)
-    cpu.clock_base_ns += machine.copy_page_ns
+    copy_highpage(machine, cpu, new, pfn)
     folio_add_anon_rmap(machine, cpu, copy, new, vma, address)
     copy.flags |= U(PG_anon_exclusive)
     copy.refcount = 2                    # the entry's, and that of its way to the LRU list

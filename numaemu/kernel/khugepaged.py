@@ -23,7 +23,7 @@ from numaemu.kernel.hugetlb_pool import hpage_pages
 from numaemu.kernel.memory import handle_mm_fault
 from numaemu.kernel.mm_inline import folio_test
 from numaemu.kernel.mm_types import MM_ANONPAGES, VM_WRITE, PG_anon, PG_lru, PG_referenced, PG_swapcache, pool_t
-from numaemu.kernel.mmzone import page_of, page_to_nid
+from numaemu.kernel.mmzone import copy_highpage, page_of, page_to_nid
 from numaemu.kernel.page_alloc import alloc_pages, put_page
 from numaemu.kernel.pgalloc import (haddr_of, pgtable_trans_huge_deposit, pmd_lock, pmd_trans_huge, pmd_unlock)
 from numaemu.kernel.pgtable import (_PAGE_SPECIAL, entry_offset, is_swap_entry, mm_of, pfn_pte, pmd_shift, pmd_size,
@@ -36,7 +36,7 @@ from numaemu.kernel.tlb import flush_tlb_mm_range
 from numaemu.kernel.vma_index import find_vma, vma_of
 from numaemu.kernel.vmstat import THP_COLLAPSE_ALLOC, THP_COLLAPSE_ALLOC_FAILED, count_vm_events
 from numaemu.mmu import clock_ns
-from numaemu.native import clear_bytes, copy_bytes
+from numaemu.native import clear_bytes
 from numaemu.paging import PTE_SHIFT, _PAGE_ACCESSED, _PAGE_RW, entry_at, entry_exchange, entry_load
 from numaemu.param import MAX_NODES
 from numaemu.pointer import Struct, address_of, i64
@@ -178,8 +178,7 @@ def __collapse_huge_page_copy(cpu, ptep, new):
         set_pte(ptep, U(0))
         if pte_present(pte) and pte & _PAGE_SPECIAL == U(0):
             old = pte_pfn(pte)
-            copy_bytes(target, machine.memory + (U(old) << U(12)), 4096)
-            cpu.clock_base_ns += machine.copy_page_ns
+            copy_highpage(machine, cpu, new + i, old)
             folio_remove_rmap(machine, cpu, old)
             putback_small_page(cpu, old)
             free_swap_cache(cpu, old)

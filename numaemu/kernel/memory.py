@@ -17,7 +17,7 @@ from numaemu.kernel.mm_types import (FAULT_AROUND_BYTES, MM_ANONPAGES, MM_FILEPA
                                      PG_anon, PG_anon_exclusive, PG_dirty, PG_lru, PG_mlocked, PG_swapbacked,
                                      PG_swapcache, VM_EXEC, VM_FAULT_MAJOR, VM_FAULT_OK, VM_FAULT_OOM, VM_FAULT_RETRY,
                                      VM_FAULT_SIGBUS, VM_HUGETLB, VM_LOCKED, VM_READ, VM_SHARED, VM_WRITE)
-from numaemu.kernel.mmzone import page_of
+from numaemu.kernel.mmzone import copy_highpage, page_of
 from numaemu.kernel.page_alloc import get_page, put_page, release_pages, try_get_page
 from numaemu.kernel.page_writeback import folio_mark_dirty
 from numaemu.kernel.pgalloc import haddr_of, huge_entry_offset, pmd_trans_huge
@@ -37,7 +37,6 @@ from numaemu.kernel.tlb import flush_tlb_mm_range, flush_tlb_mm_stride
 from numaemu.kernel.vma import anon_vma_prepare, munlock_unless_locked
 from numaemu.kernel.vma_index import find_vma, vma_of
 from numaemu.kernel.vmstat import PGMAJFAULT, PGREUSE, count_vm_events
-from numaemu.native import copy_bytes
 from numaemu.paging import (PTE_SHIFT, _PAGE_ACCESSED, _PAGE_DIRTY, _PAGE_NX, _PAGE_PRESENT, _PAGE_RW, _PAGE_USER,
                             entry_at, entry_exchange, entry_load)
 from numaemu.param import GATHER_PAGES
@@ -220,8 +219,7 @@ def wp_page_copy(cpu, mm, vma_number, address, ptep, pte):
             put_page(cpu, old)
             put_page(cpu, new)
             return VM_FAULT_OK
-        copy_bytes(machine.memory + (U(new) << U(12)), machine.memory + (U(old) << U(12)), 4096)
-        cpu.clock_base_ns += machine.copy_page_ns
+        copy_highpage(machine, cpu, new, old)
     folio_add_anon_rmap(machine, cpu, page_of(machine, new), new, vma, address)
     installed = install_copy(cpu, mm, vma, address & ~U(4095), ptep, pte, new)
     if not special:

@@ -20,7 +20,7 @@ from numaemu.kernel.mm_types import (VM_LOCKED, PG_active, PG_anon, PG_anon_excl
                                      PG_uptodate, PG_workingset)
 from numaemu.kernel.mmap import range_is_mapped
 from numaemu.kernel.mmdebug import VM_BUG_ON_PAGE
-from numaemu.kernel.mmzone import page_of, page_to_nid
+from numaemu.kernel.mmzone import copy_highpage, page_of, page_to_nid
 from numaemu.kernel.page_alloc import alloc_pages, get_page, prep_page, put_page, try_get_page
 from numaemu.kernel.pgalloc import haddr_of, huge_entry_offset, pmd_trans_huge
 from numaemu.kernel.pgtable import (_MIGRATION, _MIGRATION_ANON, _MIGRATION_FILE, _PAGE_SPECIAL, is_migration_entry,
@@ -39,7 +39,6 @@ from numaemu.kernel.vma_index import find_position, find_vma, vma_index, vma_of
 from numaemu.kernel.vmstat import (NR_FILE_DIRTY, NR_FILE_PAGES, PGMIGRATE_FAIL, PGMIGRATE_SUCCESS, THP_MIGRATION_SPLIT,
                                    count_vm_events,                                   mod_node_page_state)
 from numaemu.kernel.xarray import page_entry, xa_slot
-from numaemu.native import copy_bytes
 from numaemu.paging import _PAGE_ACCESSED, _PAGE_DIRTY, _PAGE_NX, _PAGE_PRESENT, _PAGE_RW, _PAGE_USER, entry_load
 from numaemu.pointer import Struct, address_of, i64, u64
 from numaemu.uapi import MPOL_DEFAULT, MPOL_MF_MOVE, MPOL_MF_MOVE_ALL, MPOL_MF_STRICT, errno
@@ -260,8 +259,7 @@ def move_to_new_folio(cpu, old, new):
         return False
     target.mapping, target.index = page.mapping, page.index
     target.flags |= page.flags & MIGRATED_FLAGS
-    copy_bytes(machine.memory + (U(new) << U(12)), machine.memory + (U(old) << U(12)), 4096)
-    cpu.clock_base_ns += machine.copy_page_ns
+    copy_highpage(machine, cpu, new, old)
     if cached:
         migrate_swap_cache(cpu, old, new)
     if not anon:

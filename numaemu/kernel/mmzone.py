@@ -1,8 +1,10 @@
 """Zones, free areas, per-CPU page lists and zonelists: Linux's include/linux/mmzone.h."""
 import numpy as np
 
+from numaemu.atomic import load_acquire
 from numaemu.compile import hot
 from numaemu.kernel.mm_types import page_t
+from numaemu.native import copy_bytes
 from numaemu.param import MAX_NODES, NR_ORDERS
 from numaemu.pointer import Struct, i64, u64, u8
 
@@ -113,6 +115,15 @@ def zone_of(machine, zone):
 def page_of(machine, pfn):
     """pfn_to_page"""
     return page_t.array(machine.mem_map)[pfn]
+
+
+@hot
+def copy_highpage(machine, cpu, new, old):
+    """The contents of one frame into another."""
+    source, target = machine.memory + (U(old) << U(12)), machine.memory + (U(new) << U(12))
+    load_acquire(u64.array(target), 0)             # a reading host fault maps 16 neighbours, a writing one only this
+    copy_bytes(target, source, 4096)
+    cpu.clock_base_ns += machine.copy_page_ns
 
 
 @hot
