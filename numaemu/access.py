@@ -16,11 +16,11 @@ from numaemu.errors import KernelBug, SegmentationFault
 from numaemu.mmu import allows, tag_of, tlb_refill
 from numaemu.native import call_address, copy_bytes, prefetch
 from numaemu.paging import PTE_PFN_MASK
-from numaemu.param import L1_HINTS
+from numaemu.param import L1_HINTS, TABLE_HINTS
 from numaemu.pointer import address_of, f32, f64, i32, i64, u8, u16, u32, u64
 from numaemu.processor import (EXEC, KERNEL_READ, KERNEL_WRITE, LEAF_SHIFT, NODE_MASK, OFFSET_MASK, PAGE_MASK, READ,
                                TAG_VALID, WRITE, cpu_t, level_shift)
-from numaemu.walk import peek
+from numaemu.walk import lowest_table, peek
 
 U = np.uint64
 SERVED = U(1)            # kernel/fault.py's answer
@@ -288,7 +288,17 @@ def kernel_copy_range(cpu_address, address, buffer, nbytes, write):
 
 @kernel("void(cpu_t*, u64)")
 def prefetch_frame(cpu, address):
-    """Ask the host for the line behind an address that will be accessed soon: a walk that counts and changes nothing."""
+    """Ask the host for the line behind an address that will be accessed soon. Counts nothing; that a table remembered
+    for its region may be of the past misleads the host's cache only.
+    """
+    region = address >> U(21)
+    hint = cpu.table_hint[np.int64(region & U(TABLE_HINTS - 1))]
+    if hint.region != region ^ cpu.cr3 or hint.table == U(0):
+        hint.region, hint.table = region ^ cpu.cr3, lowest_table(cpu, address)
+    if hint.table != U(0):
+        entry = u64.array(hint.table)[np.int64((address >> U(12)) & U(511))]
+        prefetch(cpu.memory + (entry & PTE_PFN_MASK) + (address & OFFSET_MASK))
+        return
     entry = peek(cpu, address)
     if entry != U(0):
         size = U(1) << level_shift(cpu, np.int64((entry >> LEAF_SHIFT) & U(7)))

@@ -24,6 +24,7 @@ L1_ENTRIES_MAX = 1024            # largest first-level TLB a machine file may as
 L2_ENTRIES_MAX = 16384           # largest second-level TLB
 L1_HINTS = 512                   # where a page was last seen in the L1 TLB: a short cut, checked by the tag
 L2_HINTS = 8192                  # likewise for the L2 TLB
+TABLE_HINTS = 256                # where the lowest page table of a region was last seen, for prefetching
 L1_VIEWS = 16                    # 4 KiB pages of huge TLB entries that accesses find at once
 WALK_CACHE_MAX = 64              # largest page-walk cache
 NR_ASIDS = 7                     # address-space ids of a CPU, 1 to 6, as Linux uses PCIDs (TLB_NR_DYN_ASIDS)

@@ -8,7 +8,7 @@ import numpy as np
 from numaemu.compile import hot
 from numaemu.paging import paging_t
 from numaemu.param import (CONTEXT_WORDS, CPU_WORDS, L1_ENTRIES_MAX, L1_HINTS, L1_VIEWS, L2_ENTRIES_MAX, L2_HINTS,
-                           MAX_NODES, NR_ASIDS, WALK_CACHE_MAX)
+                           MAX_NODES, NR_ASIDS, TABLE_HINTS, WALK_CACHE_MAX)
 from numaemu.pointer import Struct, i64, u16, u64
 
 U = np.uint64
@@ -42,6 +42,11 @@ walk_cache_t = Struct("walk_cache_t", [      # a paging-structure cache: an uppe
     ("rights", u64),    # _PAGE_RW, _PAGE_USER as all entries on the way allow, _PAGE_NX as any forbids
     ("age", i64),
 ], nbytes=32)
+
+table_hint_t = Struct("table_hint_t", [
+    ("region", u64),    # address >> 21, mixed with the top table's address
+    ("table", u64),     # host address of the lowest page table there; may be of the past
+], nbytes=16)
 
 cpu_t = Struct("cpu_t", [
     # written by the coordinator (set) and this CPU (cleared), atomically; a cache line of their own
@@ -86,9 +91,8 @@ cpu_t = Struct("cpu_t", [
     # of kernel/sched.py; `nr_waiting`, tasks that wait for this CPU, by its process under the run queue's mutex
     ("nr_switches", i64), ("exec_start_ns", i64), ("slice_start_ns", i64), ("preempted", i64), ("nr_waiting", i64),
     ("trail", i64),             # 1: the page allocator notes its steps
-    ("policy", u64, 3),         # a mempolicy on its way to a range
     ("scratch", u64),           # a word on its way through an unaligned access
-    ("_pad6", u64, 3),
+    ("_pad6", u64, 6),
     ("l1_hint", u16, L1_HINTS), ("l2_hint", u16, L2_HINTS),
     ("l1", tlb_entry_t, L1_ENTRIES_MAX + L1_VIEWS), ("l2", tlb_entry_t, L2_ENTRIES_MAX),
     ("next_view", i64),         # the view to be overwritten next
@@ -96,6 +100,7 @@ cpu_t = Struct("cpu_t", [
     ("walk_cache", walk_cache_t, WALK_CACHE_MAX), ("walk_cache_hits", i64),
     ("asid", i64), ("asid_next", i64),               # of the loaded address space; the one to be given away next
     ("asid_mm_id", i64, NR_ASIDS), ("asid_gen", i64, NR_ASIDS),      # whose each is, and flushed up to where
+    ("table_hint", table_hint_t, TABLE_HINTS),
     ("_pad4", u64, 6),
 ])
 

@@ -4,7 +4,6 @@ Every task is a descendant of one process, PID 1, as in the recording: a small s
 and a shared log buffer below the stack. That decides where mmap finds room, and what a fork costs.
 """
 import errno
-import shlex
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
@@ -12,6 +11,7 @@ import numpy as np
 
 from numaemu import observe, uapi
 from numaemu.errors import BusError, NumaemuError, OutOfMemory, SegmentationFault
+from numaemu.replay_shell import shell_commands
 
 PAGE = 4096                      # bytes
 ACCESSES = 1 << 16               # accesses of one message
@@ -55,58 +55,7 @@ KEYS = {
     "write": {"path", "value"}, "readf": {"path"}, "sleep": {"ms"}, "snap": {"label"}, "dump": {"label"}, "nop": set()}
 VALUES = {"kind": {"anon", "file", "hugetlb"}, "share": {"private", "shared"}, "mode": {"read", "write"},
           "order": {"seq", "reverse", "random"}, "policy": set(POLICIES), "advice": set(ADVICE)}
-
-
-# files that the recorded disk holds, and bytes of one read(2) or write(2) of its programs
-FILES = {"/mnt/f64": 64 << 20, "/mnt/f256": 256 << 20, "/mnt/f600": 600 << 20}
-CHUNK = 64 << 10
-
-
-def shell_mount(machine):
-    """The disk's files can be seen."""
-    for path, size in FILES.items():
-        machine.create_file(path, size)
-
-
-def shell_sync(machine):
-    machine.sync()
-
-
-def shell_rm(machine, path):
-    machine.unlink(path)
-
-
-def shell_swapon(machine, device):
-    machine.swapon("1GiB", name=device)
-
-
-def shell_mkdir(machine, path):
-    machine.mkdir(path)
-
-
-def shell_echo(machine, text, path):
-    machine.write(path, text)
-
-
-# words that a shell command begins with: the function that does it, the words it gets
-SHELL = {("swapon",): shell_swapon, ("mkdir",): shell_mkdir, ("echo",): shell_echo, ("mount", "-t", "ext4", "-o", "noatime", "/dev/vda", "/mnt"): shell_mount, ("sync",): shell_sync, ("rm",): shell_rm}
-
-
-def shell_commands(line):
-    """(function, words) of each command of a line; None if one is not known."""
-    commands = [shell_command(part) for part in line.split(";")]
-    return None if None in commands else commands
-
-
-def shell_command(line):
-    """(function, words) of a command that is known, or None."""
-    words = tuple(word for word in shlex.split(line) if word != ">")
-    for known, function in SHELL.items():
-        if words[:len(known)] == known:
-            rest = words[len(known):]
-            if len(rest) == function.__code__.co_argcount - 1:
-                return function, rest
-    return None
+CHUNK = 64 << 10                 # bytes of one read(2) or write(2) of a recorded program
 
 
 class NotSupported(NumaemuError):

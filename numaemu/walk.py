@@ -129,6 +129,21 @@ def walk(cpu, address, access):
     return walk_down(cpu, address, access, True)
 
 
+@kernel("u64(cpu_t*, u64)")
+def lowest_table(cpu, address):
+    """Host address of the table with the 4 KiB entry of an address, 0 if there is none or the format is not x86-64's."""
+    table, shift = first_table(cpu, address), cpu.paging.pgdir_shift
+    if cpu.paging.pte_format != U(0):
+        return U(0)
+    while table != U(0) and shift > U(12):
+        entry = load_entry(next_where(cpu, table, address, shift, False), False)
+        if entry & _PAGE_PRESENT == U(0) or entry & _PAGE_PSE != U(0):
+            return U(0)
+        table = cpu.memory + (entry & PTE_PFN_MASK)
+        shift -= U(9)
+    return table
+
+
 @hot
 def peek_down(cpu, address, foreign):
     table, shift, bits = first_table(cpu, address), cpu.paging.pgdir_shift, cpu.paging.table_bits if foreign else U(9)

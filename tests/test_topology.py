@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 from numaemu import errors
 from numaemu.errors import ConfigError
 from numaemu.formats import FORMATS
-from numaemu.topology import (DEFAULT_COST, KNOWN_SYSCTLS, NodeSpec, TlbSpec, Topology, list_presets, load_topology,
-                              preset_path)
+from numaemu.machine_file import DEFAULT_COST, KNOWN_SYSCTLS, NodeSpec, TlbSpec
+from numaemu.topology import Topology, list_presets, load_topology, preset_path
 from numaemu.units import GiB, KiB, MiB, TiB, format_size, parse_size
 
 PRESETS = {  # name: (nodes, CPUs, bytes, set of distances, set of latencies)

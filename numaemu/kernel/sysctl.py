@@ -15,8 +15,8 @@ from numaemu.kernel.mm_init import (COMPACTION_SYSCTLS, DIRTY_DEFAULTS, LOWMEM_R
                                     setup_per_zone_wmarks)
 from numaemu.kernel.mmzone import KCOMPACTD, node_t
 from numaemu.kernel.swapfile import swap_of
+from numaemu.machine_file import INT_MAX, KNOWN_SYSCTLS, MIN_HIGH_FRACTION
 from numaemu.param import MAX_MAP_COUNT, VMA_INDEX_SLOTS
-from numaemu.topology import INT_MAX, KNOWN_SYSCTLS, MIN_HIGH_FRACTION
 
 DEFAULTS = {                             # Linux 6.12; min_free_kbytes is calculated
     "vm.watermark_scale_factor": WATERMARK_SCALE_FACTOR,
