@@ -114,7 +114,8 @@ def test_single_pages_are_reclaimed_as_ever(loopback):
 
 
 def test_without_swap_nothing_is_taken(loopback):
-    loop = loopback(nodes=1, cpus_per_node=1, memory_per_node="16MiB", sysctl={"vm.min_free_kbytes": 256, "vm.lumpy_reclaim": 1})
+    loop = loopback(nodes=1, cpus_per_node=1, memory_per_node="16MiB",
+                    sysctl={"vm.min_free_kbytes": 256, "vm.lumpy_reclaim": 1})
     task, addresses, words = fragmented(loop, 3400)
     sc, tag, _ = block_of(loop, task, addresses[500])
     assert isolate_block(loop.cpu(), sc, tag) == 0

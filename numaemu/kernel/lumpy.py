@@ -1,8 +1,8 @@
 """Lumpy reclaim, of Linux 2.6.23 to 3.4 (there in mm/vmscan.c): large blocks by evicting what lies around a cold page.
 
-Off unless the sysctl vm.lumpy_reclaim, which is our own, is 1; then nobody compacts for allocations, as before there was
-compaction. Reclaim for an allocation of several pages takes, with a page from the cold end of an inactive list, the pages
-of its naturally aligned block from whatever list they are on, used or not, and waits until the disk has them.
+Off unless the sysctl vm.lumpy_reclaim, which is our own, is 1; then nobody compacts for allocations, as before there
+was compaction. Reclaim for an allocation of several pages takes, with a page from the cold end of an inactive list, the
+pages of its naturally aligned block from whatever list they are on, used or not, and waits until the disk has them.
 """
 from numaemu.atomic import fetch_add, load_acquire
 from numaemu.compile import hot, kernel

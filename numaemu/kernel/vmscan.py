@@ -9,7 +9,8 @@ import numpy as np
 from numaemu.atomic import fetch_add
 from numaemu.compile import callback, hot, kernel
 from numaemu.kernel.internal import MAX_RECLAIM_RETRIES
-from numaemu.kernel.lumpy import clear_active_flags, isolate_block, set_reclaim_mode, should_reclaim_stall, shrink_again
+from numaemu.kernel.lumpy import (clear_active_flags, isolate_block, set_reclaim_mode, should_reclaim_stall,
+                                  shrink_again)
 from numaemu.kernel.mm_inline import (folio_clear, folio_is_file_lru, folio_set, folio_test, link_page,
                                       lruvec_add_folio, lruvec_del_folio, workingset_age_nonresident)
 from numaemu.kernel.mm_types import PG_active, PG_lru, PG_reclaim, PG_unevictable, PG_workingset
