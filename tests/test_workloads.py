@@ -10,6 +10,7 @@ from test_exec import LD, LOADER, PROGRAM
 
 import numaemu
 from numaemu import MAP_ANONYMOUS, MAP_NORESERVE, MAP_PRIVATE, Machine
+from numaemu.topology import load_topology
 
 FOLDER = pathlib.Path(__file__).parent.parent / "workloads"
 UNRESERVED = MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE
@@ -435,3 +436,26 @@ def test_page_fault_life_tells_every_kind_of_fault(capsys):
     for words in ("error code 0x4 (page not present, read, user)", "error code 0x7 (protection, write, user)",
                   "the shared page of zeros", "the TLB had it", "(not present)  ->  pfn"):
         assert words in told
+
+
+def test_lumpy_reclaim_writes_what_compaction_moves():
+    with Machine(nodes=1, cpus_per_node=1, memory_per_node="96MiB") as machine:
+        result = run("lumpy_vs_compaction", machine)
+        machine.check()
+    asked, came, written, moved, time, _, _, contents = result.values()
+    assert set(contents.values()) == {"as written"}
+    assert came["lumpy reclaim"] == asked["lumpy reclaim"] == 6 and came["compaction"] >= 5
+    assert written["lumpy reclaim"] > 1000 > 100 > written["compaction"]
+    assert moved["lumpy reclaim"] == 0 and moved["compaction"] > 1000
+    assert time["lumpy reclaim"] > 10 * time["compaction"]
+
+
+@pytest.mark.parametrize("mix", ["desktop", "stress"])
+def test_antifrag_grouping_keeps_huge_blocks(mix):
+    antifrag, share = importlib.import_module("antifrag"), {}
+    shape = load_topology(nodes=1, cpus_per_node=1, memory_per_node="192MiB")
+    for grouping in (True, False):
+        share[grouping], _, running, ended = antifrag.measure(shape, mix, 0, grouping)
+        blocks = [sum(free == 512 for zone in moment for free in zone["free"]) for moment in (running, ended)]
+        assert blocks[0] < 5 and blocks[1] >= int(share[grouping] * 0.9)
+    assert share[True] > 40 and share[True] > share[False] + 25
