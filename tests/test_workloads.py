@@ -451,8 +451,8 @@ def test_lumpy_reclaim_writes_what_compaction_moves():
 
 
 @pytest.mark.parametrize("mix", ["desktop", "stress"])
-def test_antifrag_grouping_keeps_huge_blocks(mix):
-    antifrag, share = importlib.import_module("antifrag"), {}
+def test_anti_fragmentation_grouping_keeps_huge_blocks(mix):
+    antifrag, share = importlib.import_module("anti_fragmentation"), {}
     shape = load_topology(nodes=1, cpus_per_node=1, memory_per_node="192MiB")
     for grouping in (True, False):
         share[grouping], _, running, ended = antifrag.measure(shape, mix, 0, grouping)

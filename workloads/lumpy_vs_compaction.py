@@ -1,21 +1,27 @@
 """Large blocks from crumbs: evicted whole (lumpy reclaim, Linux up to 3.4) or cleared by moving pages (compaction).
 
-Twice the same: of nearly all memory half the pages, here and there, are a task's and the rest is free, nothing of it in
-large blocks; then the kernel is asked for blocks of 2 MiB. Look for:
-  - both modes give the blocks asked for;
-  - lumpy reclaim writes what lies in them to swap, most of it for nothing: the task reads it back when it goes on;
-  - compaction writes (next to) nothing: it moves those pages to the free ones elsewhere, and the task notices no more
-    than a TLB miss;
-  - so a block costs the time of hundreds of disk writes, or of as many copies.
+The same start each time: of nearly all memory half the pages, here and there, are a task's and the rest is free; blocks that
+are there without effort are taken away. Then the kernel is asked for as much memory again, once in blocks of 64 KiB
+(order 4) and once of 2 MiB (order 9). At the end the task reads all its pages. Look for:
+  - both modes give (nearly) all blocks asked for;
+  - lumpy reclaim takes all pages of such a block from the task and writes them to swap; the task faults and reads them
+    back when it goes on (refaults: they were needed);
+  - compaction reclaims (next to) nothing: it moves those pages to free ones elsewhere, and the task notices no more than a
+    TLB miss;
+  - so a block costs the time of as many disk writes as it had pages in use, or of as many copies.
 """
 import numpy as np
 
 import numaemu
 
-BLOCKS = 16                      # asked for, or an eighth of the node's memory if that is less
+BYTES = 32 << 20                 # asked for, or an eighth of the node's memory if that is less
+ORDERS = (4, 9)
 FILL = 0.9                       # of the node's free memory
 HUGE = numaemu.GFP_TRANSHUGE | numaemu.__GFP_THISNODE       # without kswapd and kcompactd: who asks does the work
 MACHINE = {"name": "one-node", "nodes": 1, "cpus_per_node": 1, "memory_per_node": "256MiB"}
+SWITCH = "/proc/sys/vm/lumpy_reclaim"
+COUNTED = {"pages reclaimed": "pgsteal_direct", "written to swap": "pswpout", "pages moved": "pgmigrate_success"}
+CAUSED = {"read back from swap": "pswpin", "refaults": "workingset_refault_anon", "major faults": "pgmajfault"}
 
 
 def fragment(machine, node):
@@ -30,44 +36,42 @@ def fragment(machine, node):
     return task, kept.pages()[keep], words[keep]
 
 
-def take_large_blocks(task):
+def take_blocks(task, order):
     """Blocks that are there without any effort are not what we want to see: [pfn, …]"""
     blocks, quietly = [], HUGE & ~numaemu.__GFP_RECLAIM
-    while pfn := task.kernel.alloc_pages(quietly, 9):
+    while pfn := task.kernel.alloc_pages(quietly, order):
         blocks.append(pfn)
     return blocks
 
 
-def measure(machine, node, lumpy):
-    """One mode: a row of the table."""
-    machine.write("/proc/sys/vm/lumpy_reclaim", int(lumpy))
+def measure(machine, node, order, lumpy):
+    """One mode, one size of blocks: a row of the table."""
+    machine.write(SWITCH, int(lumpy))
     task, pages, words = fragment(machine, node)
-    there = take_large_blocks(task)
-    wanted = min(BLOCKS, machine.nodes[node].memory_bytes >> 24)
+    there = take_blocks(task, order)
+    wanted = min(BYTES, machine.nodes[node].memory_bytes >> 3) >> 12 + order
     before, start = machine.stats()["vmstat"], task.clock_ns
-    blocks = [pfn for pfn in (task.kernel.alloc_pages(HUGE, 9) for _ in range(wanted)) if pfn]
+    blocks = [pfn for pfn in (task.kernel.alloc_pages(HUGE, order) for _ in range(wanted)) if pfn]
     elapsed, after = task.clock_ns - start, machine.stats()["vmstat"]
     for pfn in blocks + there:
-        task.kernel.free_pages(pfn, 9)
+        task.kernel.free_pages(pfn, order)
     start = task.clock_ns
     intact = bool((task.load(pages) == words).all())
-    again = task.clock_ns - start
-    swapped_in = machine.stats()["vmstat"]["pswpin"] - after["pswpin"]
+    again, end = task.clock_ns - start, machine.stats()["vmstat"]
     task.exit()
-
-    def counted(name):
-        return after[name] - before[name]
-    return {"blocks asked for": wanted, "blocks obtained": len(blocks), "pages written to swap": counted("pswpout"),
-            "pages moved": counted("pgmigrate_success"), "us per block": round(elapsed / 1000 / max(len(blocks), 1)),
-            "pages read back": swapped_in, "us to read all words": round(again / 1000),
-            "contents": "as written" if intact else "DAMAGED"}
+    return {"blocks asked for": wanted, "blocks obtained": len(blocks),
+            **{title: after[name] - before[name] for title, name in COUNTED.items()},
+            "us per block": round(elapsed / 1000 / max(len(blocks), 1), 1),
+            **{title: end[name] - after[name] for title, name in CAUSED.items()},
+            "ms to read all": round(again / 1e6, 1), "contents": "as written" if intact else "DAMAGED"}
 
 
 def main(machine):
-    node = machine.cpus[0].node
-    memory = machine.nodes[node].memory_bytes
-    area = machine.swapon(memory, name="/dev/vdl")
-    rows = {"lumpy reclaim": measure(machine, node, True), "compaction": measure(machine, node, False)}
-    machine.write("/proc/sys/vm/lumpy_reclaim", 0)
+    node, rows = machine.cpus[0].node, {}
+    area = machine.swapon(machine.nodes[node].memory_bytes, name="/dev/vdl")
+    for order in ORDERS:
+        for lumpy in (True, False):
+            rows[f"order {order}, {'lumpy' if lumpy else 'compaction'}"] = measure(machine, node, order, lumpy)
+    machine.write(SWITCH, 0)
     machine.swapoff(area)
-    return {name: {mode: row[name] for mode, row in rows.items()} for name in rows["compaction"]}
+    return {name: {mode: row[name] for mode, row in rows.items()} for name in rows[f"order {ORDERS[0]}, lumpy"]}
