@@ -229,7 +229,7 @@ def main(machine):
     with concurrent.futures.ThreadPoolExecutor(workers(shape)) as pool:
         results = list(pool.map(lambda run: measure(shape, run[0], seed, run[1]), runs))
     for (mix, grouping), (row, running, ended) in zip(runs, results):
-        name = f"{mix}, {'grouped by mobility' if grouping else 'not grouped'}"
+        name = f"{mix}, {'grouped' if grouping else 'not grouped'}"
         share = f"{row['in huge blocks']:.1f} %"
         show(f"{name}: {share} of memory in huge blocks", running, ended)
         table[name] = {"in huge blocks": share, "published": PAPERS[mix][not grouping], "kernel MiB": row["kernel MiB"],

@@ -2,8 +2,9 @@
 
 The same start each time: of nearly all memory half the pages, here and there, are a task's and the rest is free; blocks that
 are there without effort are taken away. Then the kernel is asked for as much memory again, once in blocks of 64 KiB
-(order 4) and once of 2 MiB (order 9). At the end the task reads all its pages. Look for:
-  - both modes give (nearly) all blocks asked for;
+(order 4) and once of 2 MiB (order 9), by lumpy reclaim and by compaction (`moved`). At the end the task reads all its pages.
+Look for:
+  - both give (nearly) all blocks asked for;
   - lumpy reclaim takes all pages of such a block from the task and writes them to swap; the task faults and reads them
     back when it goes on (refaults: they were needed);
   - compaction reclaims (next to) nothing: it moves those pages to free ones elsewhere, and the task notices no more than a
@@ -15,7 +16,7 @@ import numpy as np
 import numaemu
 
 BYTES = 32 << 20                 # asked for, or an eighth of the node's memory if that is less
-ORDERS = (4, 9)
+ORDERS = {4: "64 KiB", 9: "2 MiB"}
 FILL = 0.9                       # of the node's free memory
 HUGE = numaemu.GFP_TRANSHUGE | numaemu.__GFP_THISNODE       # without kswapd and kcompactd: who asks does the work
 MACHINE = {"name": "one-node", "nodes": 1, "cpus_per_node": 1, "memory_per_node": "256MiB"}
@@ -69,9 +70,9 @@ def measure(machine, node, order, lumpy):
 def main(machine):
     node, rows = machine.cpus[0].node, {}
     area = machine.swapon(machine.nodes[node].memory_bytes, name="/dev/vdl")
-    for order in ORDERS:
-        for lumpy in (True, False):
-            rows[f"order {order}, {'lumpy' if lumpy else 'compaction'}"] = measure(machine, node, order, lumpy)
+    for order, size in ORDERS.items():
+        for mode in ("lumpy", "moved"):
+            rows[f"{size}, {mode}"] = measure(machine, node, order, mode == "lumpy")
     machine.write(SWITCH, 0)
     machine.swapoff(area)
-    return {name: {mode: row[name] for mode, row in rows.items()} for name in rows[f"order {ORDERS[0]}, lumpy"]}
+    return {name: {mode: row[name] for mode, row in rows.items()} for name in rows["2 MiB, lumpy"]}
