@@ -1,15 +1,16 @@
 """Large blocks from crumbs: evicted whole (lumpy reclaim, Linux up to 3.4) or cleared by moving pages (compaction).
 
-The same start each time: of nearly all memory half the pages, here and there, are a task's and the rest is free; blocks that
-are there without effort are taken away. Then the kernel is asked for as much memory again, once in blocks of 64 KiB
-(order 4) and once of 2 MiB (order 9), by lumpy reclaim and by compaction (`moved`). At the end the task reads all its pages.
-Look for:
+The same start each time, on a machine of its own: of nearly all memory half the pages, here and there, are a task's and the
+rest is free; blocks that are there without effort are taken away. Then the kernel is asked for the same memory once in
+blocks of 64 KiB (order 4) and once of 2 MiB (order 9), by lumpy reclaim and by compaction (`moved`). At the end the task
+reads all its pages. Look for:
   - both give (nearly) all blocks asked for;
   - lumpy reclaim takes all pages of such a block from the task and writes them to swap; the task faults and reads them
     back when it goes on (refaults: they were needed);
   - compaction reclaims (next to) nothing: it moves those pages to free ones elsewhere, and the task notices no more than a
     TLB miss;
-  - so a block costs the time of as many disk writes as it had pages in use, or of as many copies.
+  - so a block costs the time of as many disk writes as it had pages in use, or of as many copies;
+  - a single page of the kernel in a block spoils it for both; lumpy reclaim has evicted some of it in vain by then.
 """
 import numpy as np
 
@@ -45,8 +46,10 @@ def take_blocks(task, order):
     return blocks
 
 
-def measure(machine, node, order, lumpy):
-    """One mode, one size of blocks: a row of the table."""
+def measure(machine, order, lumpy):
+    """One mode, one size of blocks: a column of the table."""
+    node = machine.cpus[0].node
+    machine.swapon(machine.nodes[node].memory_bytes, name="/dev/vdl")
     machine.write(SWITCH, int(lumpy))
     task, pages, words = fragment(machine, node)
     there = take_blocks(task, order)
@@ -60,6 +63,7 @@ def measure(machine, node, order, lumpy):
     intact = bool((task.load(pages) == words).all())
     again, end = task.clock_ns - start, machine.stats()["vmstat"]
     task.exit()
+    machine.check()
     return {"blocks asked for": wanted, "blocks obtained": len(blocks),
             **{title: after[name] - before[name] for title, name in COUNTED.items()},
             "us per block": round(elapsed / 1000 / max(len(blocks), 1), 1),
@@ -68,11 +72,9 @@ def measure(machine, node, order, lumpy):
 
 
 def main(machine):
-    node, rows = machine.cpus[0].node, {}
-    area = machine.swapon(machine.nodes[node].memory_bytes, name="/dev/vdl")
+    rows = {}
     for order, size in ORDERS.items():
         for mode in ("lumpy", "moved"):
-            rows[f"{size}, {mode}"] = measure(machine, node, order, mode == "lumpy")
-    machine.write(SWITCH, 0)
-    machine.swapoff(area)
+            with numaemu.Machine(machine.topology) as own:
+                rows[f"{size}, {mode}"] = measure(own, order, mode == "lumpy")
     return {name: {mode: row[name] for mode, row in rows.items()} for name in rows["2 MiB, lumpy"]}
