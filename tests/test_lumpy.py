@@ -4,6 +4,7 @@ import pytest
 from test_compaction import fragmented, intact
 
 from numaemu import MAP_ANONYMOUS, MAP_SHARED, Machine
+from numaemu.files import seeded_bytes
 from numaemu.kernel import swapon
 from numaemu.kernel.gfp import __GFP_NOWARN, GFP_HIGHUSER_MOVABLE, GFP_KERNEL
 from numaemu.kernel.lumpy import isolate_block
@@ -110,6 +111,65 @@ def test_single_pages_are_reclaimed_as_ever(loopback):
     task.store(area.pages(), words)
     assert scan_control_of(loop.cpu()).lumpy_order == 0
     assert (task.load(area.pages()) == words).all() and loop.vmstat()["pswpout"] > 0
+    loop.audit()
+
+
+def listed(loop, kind):
+    """Pages of a kind on LRU lists."""
+    loop.audit()                                 # what waits for its list is on it
+    return sum(loop.vmstat()[f"nr_{which}_{kind}"] for which in ("active", "inactive"))
+
+
+def test_pages_of_files_go_with_the_others_and_are_counted_as_such(loopback):
+    loop = loopback(nodes=1, cpus_per_node=1, memory_per_node="64MiB",
+                    sysctl={"vm.min_free_kbytes": 256, "vm.lumpy_reclaim": 1})
+    swapon.swapon(loop.machine, "area", 64 << 20)
+    task = loop.task()
+    loop.create_file("/mnt/f", 20 << 20, 3)
+    area, file = task.mmap("35MiB"), task.open("/mnt/f")
+    pages, words = area.pages(), np.arange(1, (35 << 8) + 1, dtype=U)
+    for i in range(0, 20 << 8, 8):               # 12 pages of memory, 8 of the file, and so on
+        task.store(pages[i * 12 // 8:][:12], words[i * 12 // 8:][:12])
+        file.pread(8 << 12, i << 12)
+    while task.kernel.alloc_pages(HUGE & ~GFP_KERNEL, 9):
+        pass
+    before, anon, of_file = loop.vmstat(), listed(loop, "anon"), listed(loop, "file")
+    blocks = [task.kernel.alloc_pages(HUGE, 9) for _ in range(8)]
+    gone = anon - listed(loop, "anon"), of_file - listed(loop, "file")
+    counts = {name: n - before[name] for name, n in loop.vmstat().items()}
+    assert all(blocks) and min(gone) > 500
+    assert (counts["pgsteal_anon"], counts["pgsteal_file"]) == gone
+    assert counts["pgscan_anon"] >= gone[0] and counts["pgscan_file"] >= gone[1]
+    for name, kinds in (("pgsteal", ("direct", "kswapd")), ("pgscan", ("direct", "kswapd"))):
+        assert sum(counts[f"{name}_{who}"] for who in kinds) == counts[f"{name}_anon"] + counts[f"{name}_file"]
+    assert loop.vmstat()["nr_isolated_anon"] == loop.vmstat()["nr_isolated_file"] == 0
+    for pfn in blocks:
+        task.kernel.free_pages(pfn, 9)
+    assert (task.load(pages[:7680]) == words[:7680]).all()
+    assert file.pread(20 << 20, 0) == seeded_bytes(3, 0, 20 << 20)
+    loop.audit()
+
+
+def test_huge_pages_are_split_and_go(loopback):
+    """A huge mapping is no obstacle: whoever is taken from it splits it."""
+    loop = loopback(nodes=1, cpus_per_node=1, memory_per_node="64MiB",
+                    sysctl={"vm.min_free_kbytes": 256, "vm.lumpy_reclaim": 1})
+    swapon.swapon(loop.machine, "area", 64 << 20)
+    loop.write("/sys/kernel/mm/transparent_hugepage/enabled", "always")
+    task = loop.task()
+    area = task.mmap("54MiB")
+    words = np.arange(1, (54 << 8) + 1, dtype=U)
+    task.store(area.pages(), words)
+    assert loop.vmstat()["nr_anon_transparent_hugepages"] > 20
+    while task.kernel.alloc_pages(HUGE & ~GFP_KERNEL, 9):
+        pass
+    blocks = [pfn for pfn in (task.kernel.alloc_pages(HUGE, 9) for _ in range(8)) if pfn]
+    counts = loop.vmstat()
+    assert len(blocks) >= 6 and counts["thp_split_pmd"] > 0 and counts["pgmigrate_success"] == 0
+    loop.audit()
+    for pfn in blocks:
+        task.kernel.free_pages(pfn, 9)
+    assert intact(task, area.pages(), words)
     loop.audit()
 
 

@@ -83,6 +83,15 @@ def clear_active_flags(cpu, sc):
     return files
 
 
+@hot
+def files_kept(machine, sc):
+    """How many pages of the batch that are not freed are pages of files."""
+    files = 0
+    for i in range(sc.nr_taken):
+        files += 1 if sc.state[i] != FREED and folio_is_file_lru(page_of(machine, sc.pfn[i])) else 0
+    return files
+
+
 @kernel("i64(cpu_t*, scan_control_t*)")
 def shrink_again(cpu, sc):
     """The disk has what was written: a second try with what is left of the batch. Pages freed."""
