@@ -8,14 +8,14 @@ objects for it. When memory is full, others end, picked at random, before the ne
                          desktop: a long session         stress: short jobs, then the end of the load
   applications           120 of 1 to 6 %                 144 of 0.2 to 2 %
   left free for each     3 %                             4 %
-  kernel pages           2 % come and stay for ever,     0.25 % come and stay for ever,
+  kernel pages           2 % come and stay for ever,     0.3 % come and stay for ever,
                          0.1 % with each, until it ends  0.13 % with each, until it ends
   inodes, 1 KiB each, in a walk through all files makes  a walk each 24 applications makes them
   reclaimable slabs      them 18 % each 40 applications; 8 %; down to 5 %; when the load ends,
                          then the oldest go, until 10 %  a random 0.9 % are left
 
-In both 1 % of the oldest inodes are in use when their turn comes: they stay and count as new. With the last application of
-each walk all free memory is taken at once.
+In both 1 % of the oldest inodes are in use when their turn comes: they stay and count as new. A walk goes on over a quarter
+of those 40 or 24 applications. The last application before the next walk takes all memory that is free.
 
 What is measured, the same way everywhere: when the mix is over, all applications end, so that everything movable is free;
 the kernel keeps what it holds. Then order-9 blocks are allocated as long as there are free ones; nothing is reclaimed or
@@ -25,7 +25,7 @@ Look for:
   - without, there is something of the kernel's in nearly every 2 MiB, and next to no huge block;
   - the kernel holds about as much memory with grouping as without: where it lies is different.
 Mel Gorman's papers on grouping have 60 to 70 % against under 1 % for a desktop, and about 80 % against 8 to 12 % after
-a stress load.
+a stress load. Figures differ by some per cent from run to run: who comes first, a CPU or its node, is not always the same.
 
 Each run boots a machine of its own, of the given one's shape, two at a time if the host has two cores and memory for it:
 --memory-per-node 512MiB for a quick look.
@@ -64,7 +64,7 @@ Mix = collections.namedtuple("Mix", [    # a load; sizes are shares of memory
 MIXES = {
     "desktop": Mix(rounds=120, app=(0.01, 0.06), free=0.03, lasting=0.02, passing=0.001, floor=0.10, peak=0.18,
                    period=40, residue=None),
-    "stress": Mix(rounds=144, app=(0.002, 0.02), free=0.04, lasting=0.0025, passing=0.0013, floor=0.05, peak=0.08,
+    "stress": Mix(rounds=144, app=(0.002, 0.02), free=0.04, lasting=0.003, passing=0.0013, floor=0.05, peak=0.08,
                   period=24, residue=0.009),
 }
 PAPERS = {"desktop": ("60 to 70 %", "under 1 %"), "stress": ("about 80 %", "8 to 12 %")}
