@@ -49,7 +49,8 @@ HUGE = numaemu.GFP_TRANSHUGE_LIGHT & ~numaemu.GFP_KERNEL | numaemu.__GFP_DIRECT_
 MACHINE = {"name": "one-node", "nodes": 1, "cpus_per_node": 1, "memory_per_node": "4GiB"}
 OBJECT = 1024                    # bytes of a cached object, as an inode
 PER_PAGE = PAGE // OBJECT
-TIGHT = 0.012                    # of memory: what is left free when memory is full; on small machines more
+TIGHT = 0.012                    # of memory: what is left free when memory is full; on small machines more, as
+BOOSTED = 4                      # the lowest watermark may be boosted for a while to 3.25 times min_free_kbytes
 HOT = 0.01                       # of the oldest objects of the cache, those that are in use and stay
 
 
@@ -114,7 +115,7 @@ class Session:
         self.cache = self.kernel.kernel.kmem_cache_create("inode", OBJECT, flags=SLAB_RECLAIM_ACCOUNT)
         self.apps, self.objects = [], np.zeros(0, np.uint64)
         self.pages = self.kilobytes("MemTotal") // 4
-        self.tight = max(TIGHT, 3 * int(machine.read("/proc/sys/vm/min_free_kbytes")) / 4 / self.pages)
+        self.tight = max(TIGHT, BOOSTED * int(machine.read("/proc/sys/vm/min_free_kbytes")) / 4 / self.pages)
 
     def kilobytes(self, name):
         """A line of /proc/meminfo."""
@@ -153,7 +154,7 @@ class Session:
         size, beside = int(self.rng.uniform(*self.mix.app) * self.pages), wanted // PER_PAGE + lasting + passing
         if greedy:
             size = max(self.room(self.tight) - beside, 1)
-        while not greedy and self.apps and self.room(self.mix.free) < size + beside:
+        while not greedy and self.apps and self.room(max(self.mix.free, self.tight)) < size + beside:
             self.end_app(self.rng.integers(len(self.apps)))
         task = self.machine.task(name="app")
         start = task.mmap(size * PAGE, flags=UNRESERVED).addr
