@@ -93,6 +93,7 @@ KNOWN_SYSCTLS = {  # lowest and highest value, as the sysctl tables of Linux 6.1
     "vm.extfrag_threshold": (0, 1000),
     "vm.compaction_proactiveness": (0, 100),
     "vm.compact_unevictable_allowed": (0, 1),
+    "vm.lumpy_reclaim": (0, 1),  # our own: 1 evicts around cold pages as Linux up to 3.4 did, instead of compacting
 }
 
 SLAB_DEBUG_LETTERS = "FZPU-"  # Linux also has T (trace), A (failslab), O (no larger slabs)

@@ -14,7 +14,7 @@ from numaemu.kernel.compaction_free import (COMPACT_ALL, MIGRATE_SYNC, compact_c
                                             fragmentation_index, get_pageblock_skip, isolate_freepages,
                                             unusable_free_index)
 from numaemu.kernel.compaction_scan import isolate_migratepages, isolate_migratepages_block, putback_from
-from numaemu.kernel.gfp import __GFP_MOVABLE, GFP_HIGHUSER_MOVABLE, GFP_KERNEL
+from numaemu.kernel.gfp import __GFP_DIRECT_RECLAIM, __GFP_MOVABLE, GFP_HIGHUSER_MOVABLE, GFP_KERNEL, GFP_TRANSHUGE
 from numaemu.kernel.internal import (COMPACT_DONE, COMPACT_PRIO_ASYNC, COMPACT_PRIO_SYNC_FULL, COMPACT_PRIO_SYNC_LIGHT,
                                      COMPACT_SKIPPED)
 from numaemu.kernel.kcompactd import compact_node, proactive_compact_node, wakeup_kcompactd
@@ -240,6 +240,21 @@ def test_skip_hints(one_node):
     assert batch_of(one_node.machine, one_node.cpu()).old[0] < start + 512
     putback_from(one_node.cpu(), 0)
     one_node.audit()
+
+
+def test_blocks_of_64_kib_come_by_moving_too(loopback):
+    """Hurried compaction for a small order asks for few free pages each time, and must not use pageblocks up for them."""
+    loop = loopback(nodes=1, cpus_per_node=1, memory_per_node="64MiB", sysctl={"vm.min_free_kbytes": 256})
+    task, addresses, words = fragmented(loop, 14000)
+    while task.kernel.alloc_pages(GFP_TRANSHUGE & ~__GFP_DIRECT_RECLAIM, 4):
+        pass
+    before = loop.vmstat()
+    blocks = [task.kernel.alloc_pages(GFP_TRANSHUGE, 4) for _ in range(128)]
+    counts = {name: n - before[name] for name, n in loop.vmstat().items()}
+    assert all(blocks) and counts["compact_fail"] == counts["allocstall_movable"] == 0
+    assert 900 < counts["pgmigrate_success"] < 1500      # of each block half the pages, in pageblocks of 32 blocks
+    assert intact(task, addresses, words)
+    loop.audit()
 
 
 # -- indices: Linux's formulas by hand ---------------------------------------------------------------------------------

@@ -10,6 +10,7 @@ from test_exec import LD, LOADER, PROGRAM
 
 import numaemu
 from numaemu import MAP_ANONYMOUS, MAP_NORESERVE, MAP_PRIVATE, Machine
+from numaemu.topology import load_topology
 
 FOLDER = pathlib.Path(__file__).parent.parent / "workloads"
 UNRESERVED = MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE
@@ -435,3 +436,41 @@ def test_page_fault_life_tells_every_kind_of_fault(capsys):
     for words in ("error code 0x4 (page not present, read, user)", "error code 0x7 (protection, write, user)",
                   "the shared page of zeros", "the TLB had it", "(not present)  ->  pfn"):
         assert words in told
+
+
+def test_lumpy_reclaim_writes_what_compaction_moves():
+    with Machine(nodes=1, cpus_per_node=1, memory_per_node="96MiB") as machine:
+        result = run("lumpy_vs_compaction", machine)
+    for size, asked in (("64 KiB", 192), ("2 MiB", 6)):
+        lumpy, moved = ({name: row[f"{size}, {mode}"] for name, row in result.items()} for mode in ("lumpy", "moved"))
+        assert lumpy["contents"] == moved["contents"] == "as written"
+        assert lumpy["blocks asked for"] == asked and lumpy["blocks obtained"] >= asked * 0.8
+        assert moved["blocks obtained"] >= asked * 0.8
+        assert lumpy["pages moved"] == 0 and lumpy["written to swap"] == lumpy["pages reclaimed"] > 1000
+        assert moved["pages moved"] > 1000 and moved["pages reclaimed"] <= moved["written to swap"] < 100
+        assert lumpy["refaults"] == lumpy["read back from swap"] > 1000 > 100 > moved["refaults"]
+        assert lumpy["us per block"] > 4 * moved["us per block"] and lumpy["ms to read all"] > 2 * moved["ms to read all"]
+
+
+@pytest.mark.parametrize("mix", ["desktop", "stress"])
+def test_anti_fragmentation_grouping_keeps_huge_blocks(mix):
+    module, share = importlib.import_module("anti_fragmentation"), {}
+    shape = load_topology(nodes=1, cpus_per_node=1, memory_per_node="256MiB")
+    for grouping in (True, False):
+        row, running, ended = module.measure(shape, mix, 0, grouping)
+        share[grouping] = row["in huge blocks"]
+        blocks = [sum(free == 512 for zone in moment for free in zone["free"]) for moment in (running, ended)]
+        assert blocks[0] < 10 and blocks[1] >= int(share[grouping] * 0.8) and row["used over"] > 3      # of 128
+    assert share[True] > 20 and share[True] > 2 * share[False]
+
+
+def test_anti_fragmentation_draws_its_maps(monkeypatch, capsys):
+    module = importlib.import_module("anti_fragmentation")
+    monkeypatch.setattr(module, "MIXES", {name: mix._replace(rounds=12) for name, mix in module.MIXES.items()})
+    with Machine(nodes=1, cpus_per_node=1, memory_per_node="64MiB") as machine:
+        table = module.main(machine)
+    assert list(table) == ["desktop, grouped", "desktop, not grouped", "stress, grouped", "stress, not grouped"]
+    assert [row["published"] for row in table.values()] == ["60 to 70 %", "under 1 %", "about 80 %", "8 to 12 %"]
+    printed = capsys.readouterr().out
+    assert all(f"{name}: {row['in huge blocks']} of memory in huge blocks" in printed for name, row in table.items())
+    assert printed.count("applications have ended") == 8       # a map for each zone

@@ -257,6 +257,9 @@ def isolate_freepages_block(machine, zone, cc, start, end, stride):
 def isolate_freepages(machine, cpu_number):
     """Serve MSG_ISOLATE_FREE: walk down from cc.free_pfn until the chain is as long as what is to be moved, or the
     migrate scanner is met.
+
+    Linux strides from the first pageblock on if it is in a hurry, since a search of the free lists
+    (fast_isolate_freepages) has failed by then. There is none here, and striding for a few pages would use up a pageblock.
     """
     cc = compact_control_of(machine, cpu_number)
     zone = zone_of(machine, cc.zone)
@@ -264,7 +267,7 @@ def isolate_freepages(machine, cpu_number):
     if cc.nr_freepages >= cc.nr_migratepages:        # asked only to look at what was returned
         return
     at, block, low = cc.free_pfn, pageblock_start(cc.free_pfn), pageblock_end(cc.migrate_pfn)
-    stride = COMPACT_CLUSTER_MAX if cc.mode == MIGRATE_ASYNC else 1
+    stride = 1
     while block >= low:
         end = min(block + PAGEBLOCK_PAGES, zone.start_pfn + zone.spanned_pages)
         while block < zone.virgin_pfn < end and touch_virgin(machine, zone):

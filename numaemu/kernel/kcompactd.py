@@ -74,7 +74,7 @@ def wakeup_kcompactd(cpu, node, order, highest_zoneidx):
     """Let kcompactd make blocks of this order in the background."""
     machine = machine_of(cpu)
     n = node_of(machine, node)
-    if order == 0:
+    if order == 0 or machine.lumpy_reclaim != 0:
         return
     n.kcompactd_max_order = max(n.kcompactd_max_order, order)
     n.kcompactd_highest_zoneidx = min(n.kcompactd_highest_zoneidx, highest_zoneidx)
@@ -113,7 +113,7 @@ def kcompactd_do_work(cpu, node):
 @kernel("bool(machine_t*, i64)")
 def should_proactive_compact_node(machine, node):
     """True if the node is more fragmented than the high mark says, and memory is not short."""
-    if machine.compaction_proactiveness == 0 or kswapd_is_running(machine, node):
+    if machine.compaction_proactiveness == 0 or machine.lumpy_reclaim != 0 or kswapd_is_running(machine, node):
         return False
     return fragmentation_score_node(machine, node) > fragmentation_score_wmark(machine, False)
 

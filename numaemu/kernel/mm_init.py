@@ -53,7 +53,8 @@ SCHED_BASE_SLICE_NS = 3_000_000                 # kernel/sched/fair.c: 0.75 ms, 
 WATERMARK_BOOST_FACTOR = 15000                  # likewise, of the high watermark
 OVERCOMMIT_RATIO = 50                           # sysctl_overcommit_ratio, percent: mm/util.c
 USER_RESERVE_KB, ADMIN_RESERVE_KB = 128 << 10, 8 << 10      # at most, else a 32nd of what is free: mm/mmap.c
-COMPACTION_SYSCTLS = {"extfrag_threshold": 500, "compaction_proactiveness": 20, "compact_unevictable_allowed": 1}
+COMPACTION_SYSCTLS = {"extfrag_threshold": 500, "compaction_proactiveness": 20, "compact_unevictable_allowed": 1,
+                      "lumpy_reclaim": 0}
 ZONE_BORDERS = {                                # zone type, first pfn, end
     "x86-64": ((ZONE_DMA, 0, DMA_END), (ZONE_DMA32, DMA_END, DMA32_END), (ZONE_NORMAL, DMA32_END, 1 << 60)),
     "x86-32": ((ZONE_DMA, 0, DMA_END), (ZONE_NORMAL, DMA_END, HIGHMEM_START), (ZONE_HIGHMEM, HIGHMEM_START, 1 << 60)),

@@ -254,4 +254,5 @@ machine_t = Struct("machine_t", [
     ("hstate", u64),                # hstate_t: hugetlb_pool.py
     ("extfrag_threshold", i64), ("compaction_proactiveness", i64), ("compact_unevictable_allowed", i64),     # sysctls
     ("kcompactd_timer_ns", i64),    # emulated time of the next look at fragmentation: timer.py, compare-exchange
+    ("lumpy_reclaim", i64),         # sysctl, our own: large blocks by eviction instead of compaction (lumpy.py)
 ])

@@ -1,6 +1,7 @@
 """What reclaim does with pages it has taken off the lists: the half of Linux's mm/vmscan.c around shrink_folio_list.
 
-A batch of up to SWAP_CLUSTER_MAX pages goes through in three steps, so that one shootdown does for all of them:
+A batch of SWAP_CLUSTER_MAX pages (more only in lumpy.py) goes through in three steps, so that one shootdown does for
+all of them:
 
     1  lock, look at accessed bits, give anonymous pages a slot, take the page out of all address spaces
     2  every CPU forgets them (try_to_unmap_flush)
@@ -29,12 +30,15 @@ from numaemu.kernel.tlb import tlbflush_unmap_batch_t, try_to_unmap_flush
 from numaemu.kernel.vmstat import (NR_VMSCAN_IMMEDIATE_RECLAIM, NR_VMSCAN_WRITE, PGACTIVATE, PGLAZYFREED,
                                    count_vm_events, mod_node_page_state)
 from numaemu.kernel.workingset import SWAP_CLUSTER_MAX, shadow_to_entry, workingset_eviction
+from numaemu.param import MAX_ORDER
 from numaemu.pointer import Struct, i64
 
 U = np.uint64
 # what becomes of a page of the batch
 KEEP, KEEP_LOCKED, ACTIVATE_LOCKED, PAGEOUT, FREE, FREED, WRITTEN = range(7)
 FOLIOREF_RECLAIM, FOLIOREF_RECLAIM_CLEAN, FOLIOREF_KEEP, FOLIOREF_ACTIVATE = range(4)
+
+RECLAIM_BATCH = SWAP_CLUSTER_MAX + (1 << MAX_ORDER)       # room for a block around the last page (lumpy.py)
 
 scan_control_t = Struct("scan_control_t", [      # struct scan_control; its context only
     ("nr_to_reclaim", i64), ("nr_scanned", i64), ("nr_reclaimed", i64),
@@ -47,7 +51,7 @@ scan_control_t = Struct("scan_control_t", [      # struct scan_control; its cont
     ("compaction_ready", i64), ("ignore_references", i64),
     ("nr", i64, NR_LRU_LISTS), ("targets", i64, NR_LRU_LISTS),
     # the batch
-    ("nr_taken", i64), ("pfn", i64, SWAP_CLUSTER_MAX), ("state", i64, SWAP_CLUSTER_MAX),
+    ("nr_taken", i64), ("pfn", i64, RECLAIM_BATCH), ("state", i64, RECLAIM_BATCH), ("lumpy_order", i64),
     ("nr_pageout", i64), ("nr_dirty", i64), ("nr_unqueued_dirty", i64),
     ("tlb_ubc", tlbflush_unmap_batch_t),
 ])

@@ -50,6 +50,12 @@ def fatal_signal_pending(cpu):
 
 
 @hot
+def may_compact(machine):
+    """False where nobody compacts for allocations: lumpy reclaim is in its place (lumpy.py)."""
+    return machine.on_compact != U(0) and machine.lumpy_reclaim == 0
+
+
+@hot
 def note(cpu, kind, flags, value):
     """A step of the trail that belongs to no zone."""
     if cpu.trail != 0:
@@ -118,7 +124,7 @@ def __alloc_pages_direct_reclaim(cpu, gfp, order, nid, nodemask, alloc_flags, st
 def __alloc_pages_direct_compact(cpu, gfp, order, nid, nodemask, alloc_flags, state):
     """Compact, then try. The pfn or 0."""
     machine, before = machine_of(cpu), cpu.flags
-    if order == 0 or machine.on_compact == U(0) or not gfp_compaction_allowed(gfp):
+    if order == 0 or not may_compact(machine) or not gfp_compaction_allowed(gfp):
         return 0
     cpu.flags = before | PF_MEMALLOC
     what = U(gfp * 64 + order * 4 + state.compact_priority)
@@ -212,7 +218,7 @@ def should_reclaim_retry(cpu, gfp, order, nodemask, alloc_flags, state):
 @kernel("bool(cpu_t*, i64, i64, u64, i64, slowpath_t*)")
 def should_compact_retry(cpu, gfp, order, nodemask, alloc_flags, state):
     """Again with more effort, as long as compaction may still succeed."""
-    if order == 0 or fatal_signal_pending(cpu) or machine_of(cpu).on_compact == U(0):
+    if order == 0 or fatal_signal_pending(cpu) or not may_compact(machine_of(cpu)):
         return False
     if state.compact_result == COMPACT_SKIPPED:
         return would_fit(cpu, gfp, order, nodemask, alloc_flags, True)
@@ -246,7 +252,7 @@ def compact_first(cpu, gfp, order, nid, nodemask, alloc_flags, state):
     costly = order > PAGE_ALLOC_COSTLY_ORDER
     if not gfp & __GFP_DIRECT_RECLAIM or not (costly or order > 0 and gfp_migratetype(machine, gfp) != MIGRATE_MOVABLE):
         return 0
-    if gfp_pfmemalloc_flags(gfp, cpu.flags, fatal_signal_pending(cpu)) or machine.on_compact == U(0):
+    if gfp_pfmemalloc_flags(gfp, cpu.flags, fatal_signal_pending(cpu)) or not may_compact(machine):
         return 0
     state.compact_priority = INIT_COMPACT_PRIORITY
     pfn = __alloc_pages_direct_compact(cpu, gfp, order, nid, nodemask, alloc_flags, state)

@@ -9,6 +9,8 @@ import numpy as np
 from numaemu.atomic import fetch_add
 from numaemu.compile import callback, hot, kernel
 from numaemu.kernel.internal import MAX_RECLAIM_RETRIES
+from numaemu.kernel.lumpy import (clear_active_flags, files_kept, isolate_block, set_reclaim_mode,
+                                  should_reclaim_stall, shrink_again)
 from numaemu.kernel.mm_inline import (folio_clear, folio_is_file_lru, folio_set, folio_test, link_page,
                                       lruvec_add_folio, lruvec_del_folio, workingset_age_nonresident)
 from numaemu.kernel.mm_types import PG_active, PG_lru, PG_reclaim, PG_unevictable, PG_workingset
@@ -25,18 +27,17 @@ from numaemu.kernel.smp import (MSG_DRAIN, actor_of_node, let_others_run, machin
                                 wake_kthread)
 from numaemu.kernel.swap import folio_rotate_reclaimable, lru_add_drain
 from numaemu.kernel.swapfile import get_nr_swap_pages
-from numaemu.kernel.vmstat import (ALLOCSTALL_DMA, NR_ISOLATED_ANON, PGDEACTIVATE, PGREFILL, PGSCAN_ANON,
-                                   PGSCAN_DIRECT, PGSCAN_DIRECT_THROTTLE, PGSCAN_KSWAPD, PGSTEAL_ANON, PGSTEAL_DIRECT,
-                                   PGSTEAL_KSWAPD, WORKINGSET_ACTIVATE_ANON, count_vm_events, mod_node_page_state,
-                                   node_page_state)
+from numaemu.kernel.vmstat import (ALLOCSTALL_DMA, NR_ISOLATED_ANON, NR_ISOLATED_FILE, PGDEACTIVATE, PGREFILL,
+                                   PGSCAN_ANON, PGSCAN_DIRECT, PGSCAN_DIRECT_THROTTLE, PGSCAN_FILE, PGSCAN_KSWAPD,
+                                   PGSTEAL_ANON, PGSTEAL_DIRECT, PGSTEAL_FILE, PGSTEAL_KSWAPD,
+                                   WORKINGSET_ACTIVATE_ANON, count_vm_events, mod_node_page_state, node_page_state)
 from numaemu.kernel.watermark import gfp_zone
-from numaemu.kernel.workingset import SWAP_CLUSTER_MAX, lru_note_cost
+from numaemu.kernel.workingset import DEF_PRIORITY, SWAP_CLUSTER_MAX, lru_note_cost
 from numaemu.param import MAX_NODES
 from numaemu.pointer import address_of
 from numaemu.processor import cpu_t
 
 U = np.uint64
-DEF_PRIORITY = 12                        # a list is gone through in parts of 1 / 2**priority
 MAX_SWAPPINESS = 200
 DEACTIVATE_ANON, DEACTIVATE_FILE = 1, 2  # scan_control_t.may_deactivate
 SCAN_EQUAL, SCAN_FRACT, SCAN_ANON, SCAN_FILE = range(4)
@@ -106,6 +107,9 @@ def isolate_lru_folios(cpu, sc, node, lru, nr_to_scan):
             lruvec_del_folio(machine, lruvec, pfn)
             sc.pfn[sc.nr_taken] = pfn
             sc.nr_taken += 1
+            if sc.lumpy_order > 0:
+                scanned += isolate_block(cpu, sc, pfn)
+                left = min(left, lruvec.nr[lru])
     return scanned
 
 
@@ -153,21 +157,31 @@ def shrink_inactive_list(cpu, sc, node, lru, nr_to_scan):
     lruvec, file = lruvec_of(machine, node), 1 if lru >= LRU_FILE else 0
     lock = address_of(lruvec, "lru_lock")
     lru_add_drain(cpu)
+    set_reclaim_mode(machine, sc)
     spin_lock(cpu, lock)
     scanned = isolate_lru_folios(cpu, sc, node, lru, nr_to_scan)
     spin_unlock(lock)
     count_vm_events(machine, cpu.id, PGSCAN_KSWAPD if sc.kswapd else PGSCAN_DIRECT, scanned)
-    count_vm_events(machine, cpu.id, PGSCAN_ANON + file, scanned)
+    files = clear_active_flags(cpu, sc) if sc.lumpy_order > 0 else file * sc.nr_taken
+    anons, sc.ignore_references = sc.nr_taken - files, 1 if sc.lumpy_order > 0 else 0
+    count_vm_events(machine, cpu.id, PGSCAN_ANON, anons if file else scanned - files)
+    count_vm_events(machine, cpu.id, PGSCAN_FILE, scanned - anons if file else files)
     sc.nr_scanned += scanned
     if sc.nr_taken == 0:
         return 0
-    mod_node_page_state(machine, cpu.id, node, NR_ISOLATED_ANON + file, sc.nr_taken)
+    mod_node_page_state(machine, cpu.id, node, NR_ISOLATED_ANON, anons)
+    mod_node_page_state(machine, cpu.id, node, NR_ISOLATED_FILE, files)
     reclaimed = shrink_folio_list(cpu, sc)
+    if should_reclaim_stall(sc, reclaimed):
+        reclaimed += shrink_again(cpu, sc)
+    files_freed = files - files_kept(machine, sc) if sc.lumpy_order > 0 else file * reclaimed
     move_folios_to_lru(cpu, sc, node)
-    mod_node_page_state(machine, cpu.id, node, NR_ISOLATED_ANON + file, -sc.nr_taken)
+    mod_node_page_state(machine, cpu.id, node, NR_ISOLATED_ANON, -anons)
+    mod_node_page_state(machine, cpu.id, node, NR_ISOLATED_FILE, -files)
     end_writes(cpu, sc)
     count_vm_events(machine, cpu.id, PGSTEAL_KSWAPD if sc.kswapd else PGSTEAL_DIRECT, reclaimed)
-    count_vm_events(machine, cpu.id, PGSTEAL_ANON + file, reclaimed)
+    count_vm_events(machine, cpu.id, PGSTEAL_ANON, reclaimed - files_freed)
+    count_vm_events(machine, cpu.id, PGSTEAL_FILE, files_freed)
     lru_note_cost(cpu, lruvec, file, sc.nr_pageout, scanned - reclaimed)
     if sc.nr_unqueued_dirty == sc.nr_taken:      # nothing but dirty pages of files: only the flusher can help
         wake_kthread(cpu, 0, U(FLUSHER))
@@ -179,7 +193,7 @@ def shrink_active_list(cpu, sc, node, lru, nr_to_scan):
     """Move pages from the cold end of an active list to the inactive one; executable file pages in use stay."""
     machine = machine_of(cpu)
     lruvec, rotated, deactivated = lruvec_of(machine, node), 0, 0
-    lock = address_of(lruvec, "lru_lock")
+    lock, sc.lumpy_order = address_of(lruvec, "lru_lock"), 0
     lru_add_drain(cpu)
     spin_lock(cpu, lock)
     scanned = isolate_lru_folios(cpu, sc, node, lru, nr_to_scan)

@@ -19,6 +19,7 @@ from numaemu.pointer import address_of
 
 U = np.uint64
 SWAP_CLUSTER_MAX = 32
+DEF_PRIORITY = 12                        # a list is gone through in parts of 1 / 2**priority
 SHADOW = 1 << 62                         # a shadow is a negative number: -(SHADOW | ...)
 NODE_SHIFT, WORKINGSET_BIT, EVICTION_MASK = 6, 1, (1 << 48) - 1
 
