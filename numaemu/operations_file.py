@@ -7,9 +7,8 @@ from numaemu.files import name_words
 from numaemu.kernel import kernel_calls
 from numaemu.kernel import sys_file as calls
 from numaemu.kernel.hugetlb import set_max_huge_pages
-from numaemu.kernel.inode import file_of, inode_of
 from numaemu.param import MAX_FILES
-from numaemu.uapi import MAP_SHARED, O_RDWR
+from numaemu.uapi import O_RDWR
 
 READ_MOST = 1 << 30              # bytes of one read
 
@@ -75,8 +74,6 @@ class FileOperations:
         check(calls.sys_ftruncate(self.address, number, self.descriptor(fd), size))
 
     def mmap_file(self, number, addr, length, prot, flags, fd, offset):
-        if self.descriptor(fd) and not flags & MAP_SHARED and inode_of(self.machine, file_of(self.machine, fd).inode).object:
-            raise NotImplementedError("a private mapping of a tmpfs file: only MAP_SHARED is there")
         return check(calls.sys_mmap_file(self.address, number, addr, length, prot, flags, self.descriptor(fd), offset))
 
     def msync(self, number, addr, length, flags):

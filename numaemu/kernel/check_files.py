@@ -5,12 +5,13 @@ from numaemu.compile import entry
 from numaemu.errors import MachineCheck
 from numaemu.kernel.disk import disk_space
 from numaemu.kernel.inode import I_LIVE, inode_name, inode_of, inode_t
-from numaemu.kernel.mm_types import (PG_buddy, PG_dirty, PG_locked, PG_pcp, PG_swapbacked, PG_uptodate, PG_writeback,
-                                     machine_t, pool_t)
+from numaemu.kernel.mm_types import (VM_HUGETLB, VM_SHARED, PG_buddy, PG_dirty, PG_locked, PG_pcp, PG_swapbacked,
+                                     PG_uptodate, PG_writeback, machine_t, pool_t, task_t, vma_t)
 from numaemu.kernel.mmzone import page_of, page_to_nid
-from numaemu.kernel.pgtable import pte_pfn
+from numaemu.kernel.pgtable import mm_of, pte_pfn
 from numaemu.kernel.rmap import mapping_of, next_vma_of
-from numaemu.kernel.vma_index import vma_of
+from numaemu.kernel.stats import task_numbers
+from numaemu.kernel.vma_index import vma_index, vma_of
 from numaemu.kernel.vmstat import fold_node
 from numaemu.kernel.xarray import MAX_INDEX, entry_is_page, xa_find, xa_load, xa_slot
 
@@ -120,6 +121,17 @@ def count_object(machine_address, number):
         index += 1
 
 
+def shared_objects(machine):
+    """The objects whose pages are shared memory: those of mappings that are shared, and of tmpfs files."""
+    tasks, objects = task_t.array(machine.tasks), set()
+    table = vma_t.array(machine.vmas).as_numpy(pool_t.at(machine.vma_pool).used + 1)
+    for mm_number in {tasks[n].mm for n in task_numbers(machine)} - {0}:
+        vmas = table[vma_index(machine, mm_number).as_numpy(mm_of(machine, mm_number).map_count)]
+        shared = vmas["flags"] & (VM_SHARED | VM_HUGETLB) == VM_SHARED
+        objects |= set(vmas["mapping"][shared].tolist())
+    return (objects | {inode_of(machine, number).object for number in live_inodes(machine)}) - {0}
+
+
 def audit_tmpfs(machine):
     """What the objects of tmpfs files are charged is what is in them."""
     total = 0
@@ -130,6 +142,9 @@ def audit_tmpfs(machine):
             if charged != found:
                 raise MachineCheck(f"{inode_name(inode)}: charged {charged} pages, has {found}")
             total += found
+            users = mapping_of(machine, inode.object).users - 1          # its own
+            if users != (vmas := count_vmas(machine, mapping_of(machine, inode.object))):
+                raise MachineCheck(f"{inode_name(inode)}: {users} mappings counted, {vmas} in its list")
     if total != machine.tmpfs_pages:
         raise MachineCheck(f"tmpfs_pages is {machine.tmpfs_pages}, all files together have {total}")
 

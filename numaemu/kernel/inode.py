@@ -213,7 +213,7 @@ def shmem_get_inode(cpu):
             destroy_inode(cpu, number)
         return -ENFILE
     mapping = mapping_of(machine, object_number)
-    mapping.users, mapping.tmpfs = 1, 1
+    mapping.users, mapping.tmpfs, mapping.host = 1, 1, number
     inode_of(machine, number).object = object_number
     return number
 

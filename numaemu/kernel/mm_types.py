@@ -53,7 +53,7 @@ vma_t = Struct("vma_t", [           # written under the mmap_lock of its mm, hel
     ("mm", i64),
     ("mapping", i64),               # rmap family (anon_vma) or shared object; 0 until the first fault
     ("file", i64),                  # number of the open file it maps, which it holds; 0: none
-    ("i_mapping", i64),             # the mapping of that file's pages (`mapping` is then only the anon_vma), or 0: none, tmpfs
+    ("i_mapping", i64),             # the mapping of that file's pages (`mapping` is then only the anon_vma); 0: no file
     ("anon_vma", i64),              # whose pages a private VMA has, 0 until the first fault: VMAs with equal ones may merge
     ("chained", i64),               # 1: forked, so its anon_vma_chain in Linux has more than one member
     ("policy", policy_t),

@@ -31,7 +31,7 @@ def shmem_pseudo_vma(cpu, number):
     """A VMA of nobody, whose address is the place in an object: for who needs a page of it without mapping it."""
     vma = vma_t.array(machine_of(cpu).pseudo_vmas)[cpu.id]
     vma.start, vma.end, vma.flags, vma.pgoff, vma.mm = U(0), U(MAX_TMPFS_BYTES), VM_SHARED, 0, cpu.mm
-    vma.mapping, vma.policy.mode = number, 0
+    vma.i_mapping, vma.mapping, vma.policy.mode = number, 0, 0
     return vma
 
 
