@@ -28,6 +28,7 @@ from numaemu.operations_exec import ExecOperations
 from numaemu.operations_file import FileOperations
 from numaemu.operations_kernel import KernelSpaceOperations
 from numaemu.operations_mm import MmOperations, check
+from numaemu.operations_proc import ProcOperations
 from numaemu.param import MAX_ORDER
 from numaemu.processor import X86_PF_INSTR, X86_PF_PROT, X86_PF_WRITE
 from numaemu.uapi import SIGBUS, SIGKILL
@@ -61,7 +62,7 @@ def release_gil(function):
         options["nogil"] = True
 
 
-class Operations(KernelOperations, KernelSpaceOperations, MmOperations, ExecOperations, FileOperations):
+class Operations(KernelOperations, KernelSpaceOperations, MmOperations, ExecOperations, FileOperations, ProcOperations):
     """The operations of one CPU."""
 
     def __init__(self, cpu):

@@ -230,6 +230,15 @@ class Loopback:
     def vmstat(self):
         return stats.vmstat(self.machine)
 
+    def read(self, path):
+        """A file of /proc or /sys, by the coordinator."""
+        answers = []
+        self.actors[0].serve("read", (path,), answers.append)
+        while self.world.waiting:
+            action, done = self.world.waiting.pop(0)
+            done.set_result(action())
+        return answers[0]
+
     def write(self, path, text):
         """Write to a file of /proc or /sys, by the coordinator."""
         answers = []

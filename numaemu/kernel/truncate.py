@@ -178,24 +178,13 @@ def iput_from_below(cpu_address, number, _c):
 
 @kernel("void(cpu_t*, i64)")
 def fput(cpu, number):
-    """One user of an open file less: its descriptor, or a VMA."""
+    """One user of an open file less: a descriptor, a VMA, a system call."""
     machine = machine_of(cpu)
     file = file_of(machine, number)
     if fetch_add(file, "count", -1) == 1:
         inode = file.inode
         pool_put(cpu, machine.file_pool, number)
         iput(cpu, inode)
-
-
-@kernel("void(cpu_t*, i64, i64)")
-def close_files(cpu, mm, mm_id):
-    """The last task of an address space ends: its descriptors are closed (exit_files)."""
-    machine = machine_of(cpu)
-    for number in range(1, pool_t.at(machine.file_pool).used + 1):
-        file = file_of(machine, number)
-        if file.mm == mm and file.mm_id == mm_id:
-            file.mm, file.mm_id = 0, 0
-            fput(cpu, number)
 
 
 @kernel("i64(cpu_t*, u64)")
