@@ -95,6 +95,13 @@ class Operations(KernelOperations, KernelSpaceOperations, MmOperations, ExecOper
         """Let the tasks that wait for this CPU run; back when this one has the turn again. False: there are none."""
         return self.preempt_count == 0 and self.cpu.turn.give_way((number, pid))
 
+    def schedule(self, number, until_ns):
+        """A task in the middle of accesses has had its slice (0), or sleeps until the disk has done what it asked for."""
+        if not until_ns:
+            self.give_way(number, self.tasks[number].pid)
+        elif self.preempt_count == 0:
+            self.cpu.turn.sleep((number, self.tasks[number].pid), until_ns)
+
     def preempt_enable(self, number):
         if self.preempt_count == 0:
             raise KernelBug("preempt_enable: preemption is not disabled on this CPU")

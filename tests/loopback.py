@@ -21,6 +21,8 @@ from numaemu.coordinator import Coordinator
 from numaemu.kernel import sys as syscalls
 from numaemu.kernel import proc_vmstat, stats
 from numaemu.kernel.check import audit
+from numaemu.kernel.file import FILE, files_of
+from numaemu.kernel.inode import file_of
 from numaemu.kernel.kcompactd import compact_node_now
 from numaemu.kernel.kthread import run_kthreads
 from numaemu.kernel.init_mm import reserved_pages
@@ -203,6 +205,11 @@ class Loopback:
 
     def mm(self, task):
         return mm_t.array(self.machine.mms)[task_t.array(self.machine.tasks)[task._number].mm]
+
+    def open_file(self, file):
+        """The file_t behind a task's File."""
+        task = task_t.array(self.machine.tasks)[file.task._number]
+        return file_of(self.machine, files_of(self.machine, task.files).fd[file.fd] & FILE)
 
     def vmas(self, task):
         """The VMAs of a task, in the order of its index."""
