@@ -11,6 +11,8 @@ from loopback import SMALL_TLB, Loopback
 from numaemu import BusError, MachineCheck
 from numaemu.build import JIT
 from numaemu.kernel import swapfile, swapon
+from numaemu.kernel.inode import inode_of
+from numaemu.kernel.shmem_file import shmem_truncate_range
 from numaemu.uapi import (MADV_DONTNEED, MADV_FREE, MADV_PAGEOUT, MADV_WIPEONFORK, MAP_ANONYMOUS, MAP_FIXED, MAP_NORESERVE,
                           MAP_PRIVATE, MAP_SHARED, MREMAP_FIXED, MREMAP_MAYMOVE, O_CREAT, O_EXCL, O_RDWR, O_TRUNC, PROT_READ)
 
@@ -204,6 +206,22 @@ def test_memfd(two_nodes):
     assert two_nodes.machine.tmpfs_pages == 1
     for each in (task, child):
         each.exit()
+    assert two_nodes.machine.tmpfs_pages == 0
+    two_nodes.audit()
+
+
+def test_a_page_that_a_fork_has_mapped_again_does_not_hang_truncation(two_nodes):
+    """Its first walk may miss such a page: then it is told, and walks again."""
+    task = two_nodes.task()
+    file = task.open(PATH, O_RDWR | O_CREAT)
+    file.write(b"a" * 3 * PAGE)
+    area = task.mmap(3 * PAGE, flags=MAP_PRIVATE, file=file)
+    task.read(area.addr + 2 * PAGE, 1)
+    task.madvise(area.addr, PAGE, MADV_DONTNEED)
+    inode = inode_of(two_nodes.machine, two_nodes.open_file(file).inode)
+    assert shmem_truncate_range(two_nodes.cpu(), inode.object, 0) == 1           # page 0 has gone
+    assert two_nodes.machine.tmpfs_pages == 2
+    file.truncate(0)
     assert two_nodes.machine.tmpfs_pages == 0
     two_nodes.audit()
 

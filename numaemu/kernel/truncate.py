@@ -102,15 +102,18 @@ def truncate_partial_page(cpu, inode, size):
 @kernel("i64(cpu_t*, i64, i64)")
 def shmem_setattr(cpu, number, size):
     """truncate(2) of a tmpfs file: 0."""
-    inode = inode_of(machine_of(cpu), number)
+    inode, first, tries = inode_of(machine_of(cpu), number), (size + 4095) >> 12, 0
     lock, invalidate = address_of(inode, "i_rwsem"), address_of(inode, "invalidate_lock")
     write_lock(cpu, lock)
     smaller = size < inode.i_size
     store_release(inode, "i_size", size)
     if smaller:
         write_lock(cpu, invalidate)
-        unmap_mapping_pages(cpu, inode.object, (size + 4095) >> 12)
-        shmem_truncate_range(cpu, inode.object, (size + 4095) >> 12)
+        while first >= 0:
+            unmap_mapping_pages(cpu, inode.object, first)
+            first = shmem_truncate_range(cpu, inode.object, first)
+            tries += 1
+            relax(cpu, tries)
         shmem_zero_tail(cpu, inode, size)
         write_unlock(invalidate)
     write_unlock(lock)
