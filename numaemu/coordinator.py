@@ -226,7 +226,9 @@ class Coordinator(Actor):
     # -- what people and tools see
 
     def rpc_read(self, path):
-        return proc.read(self.system, path)
+        """A file of /proc or /sys; what lies in a task's memory is read by CPU 0."""
+        found = proc.read(self.system, path)
+        return self.rpc_system(*found) if isinstance(found, tuple) else found
 
     def rpc_write(self, path, value):
         """Write to a file of /proc or /sys. What has to be done for it: (method, *args) by CPU 0, or the coordinator's own steps."""

@@ -90,10 +90,10 @@ def install_callbacks(world):
     install_ways_up(machine)
 
 
-def on_schedule(cpu, number, pid):
+def on_schedule(cpu, number, until_ns):
     """Compiled code of a task lets those that wait for the CPU run; the task comes back when it has the turn again."""
     try:
-        _cpus[cpu].operations.give_way(int(number), int(pid))
+        _cpus[cpu].operations.schedule(int(number), int(until_ns))
     except BaseException:                # it must not come up inside compiled code
         traceback.print_exc()
         os._exit(70)

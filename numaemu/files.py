@@ -28,7 +28,9 @@ def name_words(path):
 
 
 class File:
-    """An open file of a task, closed with the task at the latest. `task.mmap(file=…)` maps it."""
+    """An open file of a task, closed with the task's process at the latest. `task.mmap(file=…)` maps it. A child has it, too,
+    with the same position: `child.fdopen(file)`.
+    """
 
     def __init__(self, task, fd, path):
         self.task, self.fd, self.path = task, fd, path
@@ -92,6 +94,10 @@ class File:
     def truncate(self, size):
         """ftruncate(2)"""
         self.task._op("file_truncate", self.fd, parse_size(size, "file size"))
+
+    def dup(self, fd=None):
+        """dup(2), or dup2(2) to descriptor `fd`: another File, with the same position."""
+        return File(self.task, self.task._op("dup", self.fd, fd), self.path)
 
     def close(self):
         """close(2)"""

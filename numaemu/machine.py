@@ -283,7 +283,7 @@ class Machine:
     # -- what it shows
 
     def read(self, path):
-        """The text of a file of the emulated /proc or /sys."""
+        """The text of a file of the emulated /proc or /sys; of /proc/<pid>/auxv, which is binary, the bytes."""
         return self._ask("read", path)
 
     def write(self, path, value):

@@ -28,6 +28,7 @@ from numaemu.operations_exec import ExecOperations
 from numaemu.operations_file import FileOperations
 from numaemu.operations_kernel import KernelSpaceOperations
 from numaemu.operations_mm import MmOperations, check
+from numaemu.operations_proc import ProcOperations
 from numaemu.param import MAX_ORDER
 from numaemu.processor import X86_PF_INSTR, X86_PF_PROT, X86_PF_WRITE
 from numaemu.uapi import SIGBUS, SIGKILL
@@ -61,7 +62,7 @@ def release_gil(function):
         options["nogil"] = True
 
 
-class Operations(KernelOperations, KernelSpaceOperations, MmOperations, ExecOperations, FileOperations):
+class Operations(KernelOperations, KernelSpaceOperations, MmOperations, ExecOperations, FileOperations, ProcOperations):
     """The operations of one CPU."""
 
     def __init__(self, cpu):
@@ -93,6 +94,13 @@ class Operations(KernelOperations, KernelSpaceOperations, MmOperations, ExecOper
     def give_way(self, number, pid):
         """Let the tasks that wait for this CPU run; back when this one has the turn again. False: there are none."""
         return self.preempt_count == 0 and self.cpu.turn.give_way((number, pid))
+
+    def schedule(self, number, until_ns):
+        """A task in the middle of accesses has had its slice (0), or sleeps until the disk has done what it asked for."""
+        if not until_ns:
+            self.give_way(number, self.tasks[number].pid)
+        elif self.preempt_count == 0:
+            self.cpu.turn.sleep((number, self.tasks[number].pid), until_ns)
 
     def preempt_enable(self, number):
         if self.preempt_count == 0:

@@ -3,9 +3,9 @@
 The steps inside the kernel stand in kernel/sys_exec.py, what an ELF file says in kernel/binfmt_elf.py; here is what
 lies between: the program's place, and its arguments on the stack, which are written as the program's own memory.
 
-    end of the stack  8 bytes of 0
+    end of the stack  a word of 0
                       path (AT_EXECFN), environment, arguments: text, each with a 0
-                      "x86_64", 16 random bytes
+                      the platform ("x86_64"), 16 random bytes
                       auxiliary vector, environment's addresses, 0, arguments' addresses, 0, their number  <- sp
 """
 import collections
@@ -23,6 +23,7 @@ from numaemu.kernel import binfmt_elf as elf
 from numaemu.kernel import sys as syscalls
 from numaemu.kernel import sys_exec as calls
 from numaemu.kernel.binfmt_elf import Program, page_align, page_start, refused
+from numaemu.kernel.binfmt_script import MOST_INTERPRETERS, is_script, load_script
 from numaemu.kernel.mm_types import TASK_RUNNING
 from numaemu.kernel.pgtable import mm_of
 from numaemu.kernel.stats import task_numbers
@@ -31,7 +32,6 @@ from numaemu.uapi import (MAP_FIXED, MAP_FIXED_NOREPLACE, MAP_PRIVATE, PROT_EXEC
 
 MAX_ARG_STRLEN = 128 << 10       # bytes of one argument; of all, what ARG_LIMIT says
 ARG_MAX, ARG_LIMIT = 128 << 10, 6 << 20          # at least so many; at most, and a quarter of RLIMIT_STACK: bprm_stack_limits
-PLATFORM = b"x86_64\0"
 
 Registers = collections.namedtuple("Registers", "ip sp")
 
@@ -76,16 +76,16 @@ class ExecOperations:
 
     def execve(self, number, path, argv, envp):
         """A new program in the task: (ip, sp) as it would begin with."""
-        argv, envp = words_of(argv), words_of(envp)
-        self.check_arguments(number, path, argv, envp)
+        argv, envp = words_of(argv) or [b"\0"], words_of(envp)
         files = []
         try:
-            program = self.open_program(number, path, files)
+            program, argv = self.open_script(number, path, argv, files)
+            self.check_arguments(number, path, argv, envp)
             interp = program.interp and self.open_program(number, program.interp, files, errno.ELIBBAD)
             check(calls.flush_old_exec(self.address, number), path)
             self.cpu.set_comm(number, os.path.basename(path))
             try:
-                return self.load_elf_binary(number, program, interp, argv, envp, files)
+                return self.load_elf_binary(number, program, interp, path, argv, envp, files)
             except (OSError, BusError, SegmentationFault) as error:      # the point of no return lies behind us
                 syscalls.sys_exit(self.address, number, SIGSEGV)
                 why = f"{error}; task {self.tasks[number].pid} is dead, as its old memory was given up for it"
@@ -106,8 +106,30 @@ class ExecOperations:
 
     # -- files
 
+    def open_script(self, number, path, argv, files):
+        """The program of this path, or who runs the script of this path, and its arguments: exec_binprm, load_script."""
+        name = path
+        for _ in range(MOST_INTERPRETERS + 1):
+            head = self.open_file(number, name, files).read(0, elf.BINPRM_BUF_SIZE)
+            if not is_script(head):
+                return Program(name, files[-1].read, self.arch()), argv
+            interpreter, argument = load_script(name, head)
+            files.pop().close()
+            argv = [interpreter + b"\0", *([argument + b"\0"] if argument is not None else []), os.fsencode(name) + b"\0",
+                    *argv[1:]]
+            name = os.fsdecode(interpreter)
+        raise refused(errno.ELOOP, path, f"more than {MOST_INTERPRETERS} interpreters are scripts themselves")
+
+    def arch(self):
+        """What programs must be made for."""
+        return elf.arch_of(self.cpu.world.topology.paging)
+
     def open_program(self, number, path, files, bad=errno.ENOEXEC):
-        """The ELF file of this path on the emulated disk, brought there from the host if it is not."""
+        """The ELF file of this path, which is not made for this machine or no program at all: errno `bad`."""
+        return Program(path, self.open_file(number, path, files).read, self.arch(), bad)
+
+    def open_file(self, number, path, files):
+        """The file of this path on the emulated disk, brought there from the host if it is not, last in `files`."""
         for name in dict.fromkeys((path, os.path.realpath(path))):
             try:
                 files.append(ExecFile(self, number, path, name))
@@ -117,7 +139,7 @@ class ExecOperations:
         else:
             self.bring_program(path, name)
             files.append(ExecFile(self, number, path, name))
-        return Program(path, files[-1].read, bad)
+        return files[-1]
 
     def bring_program(self, path, name):
         """Put the host's program on the emulated disk, under its real name; nothing of it is in the page cache then."""
@@ -144,10 +166,10 @@ class ExecOperations:
         if len(data):
             self.accessing(number, copy_range, self.address, addr, data.ctypes.data, len(data), 1)
 
-    def load_elf_binary(self, number, program, interp, argv, envp, files):
-        """Stack, segments, interpreter, heap, arguments."""
-        strings = [os.fsencode(program.path) + b"\0", *reversed(envp), *reversed(argv)]
-        room = 8 + sum(map(len, strings))
+    def load_elf_binary(self, number, program, interp, path, argv, envp, files):
+        """Stack, segments, interpreter, heap, arguments. `path` is what execve was asked for."""
+        strings, word = [os.fsencode(path) + b"\0", *reversed(envp), *reversed(argv)], program.arch.bits // 8
+        room = word + sum(map(len, strings))
         top = int(calls.setup_stack(self.address, number, room, program.executable_stack))
         if not top:
             check(-errno.ENOMEM, program.path)
@@ -159,7 +181,7 @@ class ExecOperations:
         if interp:
             base = self.load_segments(number, interp, files[1].fd, None)
             entry = base + interp.entry
-        sp = self.create_elf_tables(number, program, mm, top - 8, bias, base, argv, envp)
+        sp = self.create_elf_tables(number, program, mm, top - word, bias, base, strings, len(argv), len(envp))
         mm.start_stack = sp
         if self.machine.randomize_va_space > 1:
             brk = self.machine.paging.elf_et_dyn_base if program.kind == "ET_DYN" and not interp else int(mm.brk) + elf.PAGE
@@ -220,20 +242,25 @@ class ExecOperations:
         self.put_user(number, sp, b"".join(reversed(strings)))
         return places
 
-    def create_elf_tables(self, number, program, mm, sp, bias, base, argv, envp):
-        """What a program finds on its stack; the stack pointer."""
-        strings = [os.fsencode(program.path) + b"\0", *reversed(envp), *reversed(argv)]
+    def create_elf_tables(self, number, program, mm, sp, bias, base, strings, argc, envc):
+        """What a program finds on its stack: `strings` from `sp` down (path, environment, arguments), and where they are. The
+        stack pointer.
+        """
         places = self.put_strings(number, sp, strings)
-        execfn, envs, args = places[0], places[1:1 + len(envp)][::-1], places[1 + len(envp):][::-1]
+        execfn, envs, args = places[0], places[1:1 + envc][::-1], places[1 + envc:][::-1]
         mm.env_end, mm.arg_start = execfn, places[-1]
         mm.arg_end = mm.env_start = envs[0] if envs else execfn
         sp = int(calls.align_stack(self.address, places[-1]))
-        platform, random = self.put_strings(number, sp, [PLATFORM, self.random_bytes()])
+        platform, random = self.put_strings(number, sp, [program.arch.platform, self.random_bytes()])
         vector = [*self.auxiliary_vector(number, program, bias, base), (elf.AT_RANDOM, random), (elf.AT_EXECFN, execfn),
                   (elf.AT_PLATFORM, platform), (elf.AT_NULL, 0)]
-        words = [len(args), *args, 0, *envs, 0, *(word for pair in vector for word in pair)]
-        sp = random - 8 * len(words) & -16
-        self.put_user(number, sp, struct.pack(f"<{len(words)}Q", *words))
+        vector = [word for pair in vector for word in pair]
+        for i, word in enumerate(vector):
+            mm.saved_auxv[i] = word
+        words = [argc, *args, 0, *envs, 0, *vector]
+        data = struct.pack(f"<{len(words)}{'Q' if program.arch.bits == 64 else 'I'}", *words)
+        sp = random - len(data) & -16
+        self.put_user(number, sp, data)
         return sp
 
     def random_bytes(self):
@@ -246,6 +273,6 @@ class ExecOperations:
         """As much of NEW_AUX_ENT's list as the emulator has something to say about: no vDSO, no feature bits of a CPU."""
         uid = self.tasks[number].uid
         return ((elf.AT_PAGESZ, elf.PAGE), (elf.AT_CLKTCK, 100), (elf.AT_PHDR, bias + program.phdr_address()),
-                (elf.AT_PHENT, elf.PHDR_BYTES), (elf.AT_PHNUM, program.phnum), (elf.AT_BASE, base), (elf.AT_FLAGS, 0),
+                (elf.AT_PHENT, program.arch.phdr_bytes), (elf.AT_PHNUM, program.phnum), (elf.AT_BASE, base), (elf.AT_FLAGS, 0),
                 (elf.AT_ENTRY, bias + program.entry), (elf.AT_UID, uid), (elf.AT_EUID, uid), (elf.AT_GID, 0),
                 (elf.AT_EGID, 0), (elf.AT_SECURE, 0))

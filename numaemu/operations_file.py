@@ -1,4 +1,5 @@
 """What a CPU does with files: for the tasks on it, and for the driver, which has no CPU of its own."""
+import errno
 import os
 
 import numpy as np
@@ -7,9 +8,9 @@ from numaemu.files import name_words
 from numaemu.kernel import kernel_calls
 from numaemu.kernel import sys_file as calls
 from numaemu.kernel.hugetlb import set_max_huge_pages
-from numaemu.kernel.inode import file_of, inode_of
-from numaemu.param import MAX_FILES
-from numaemu.uapi import MAP_SHARED, O_RDWR
+from numaemu.kernel.inode import inode_name, inode_of
+from numaemu.param import MAX_OPEN
+from numaemu.uapi import O_RDWR
 
 READ_MOST = 1 << 30              # bytes of one read
 
@@ -26,7 +27,7 @@ class FileOperations:
 
     def descriptor(self, fd):
         """A number that the kernel may look at."""
-        return fd if 0 < fd < MAX_FILES else 0
+        return fd if 0 <= fd < MAX_OPEN else -1
 
     def open(self, number, path, flags):
         name = name_words(path)
@@ -39,8 +40,23 @@ class FileOperations:
     def file_close(self, number, fd):
         check(calls.sys_close(self.address, number, self.descriptor(fd)))
 
+    def fstat(self, number, fd):
+        """(size, inode number)"""
+        answer = np.zeros(2, np.int64)
+        check(calls.sys_fstat(self.address, number, self.descriptor(fd), answer))
+        return answer.tolist()
+
     def file_size(self, number, fd):
-        return check(calls.sys_fstat_size(self.address, number, self.descriptor(fd)))
+        return self.fstat(number, fd)[0]
+
+    def file_name(self, number, fd):
+        """What /proc/<pid>/fd/<fd> would link to."""
+        return inode_name(inode_of(self.machine, self.fstat(number, fd)[1]))
+
+    def dup(self, number, fd, target):
+        if target is not None and self.descriptor(target) < 0:
+            raise OSError(errno.EBADF, os.strerror(errno.EBADF))
+        return check(calls.sys_dup(self.address, number, self.descriptor(fd), -1 if target is None else target))
 
     def file_read(self, number, fd, offset, nbytes):
         size = self.file_size(number, fd)
@@ -75,8 +91,6 @@ class FileOperations:
         check(calls.sys_ftruncate(self.address, number, self.descriptor(fd), size))
 
     def mmap_file(self, number, addr, length, prot, flags, fd, offset):
-        if self.descriptor(fd) and not flags & MAP_SHARED and inode_of(self.machine, file_of(self.machine, fd).inode).object:
-            raise NotImplementedError("a private mapping of a tmpfs file: only MAP_SHARED is there")
         return check(calls.sys_mmap_file(self.address, number, addr, length, prot, flags, self.descriptor(fd), offset))
 
     def msync(self, number, addr, length, flags):

@@ -36,6 +36,7 @@ MAX_MAP_COUNT = 65530            # mappings of one address space (Linux's defaul
 VMA_INDEX_SLOTS = 1 << 16        # room for them in the sorted index of one address space
 MAX_INODES = 1 << 12             # files
 MAX_FILES = 1 << 13              # open files, mapped ones included
+MAX_OPEN = 1024                  # descriptors of one process (Linux's INR_OPEN_CUR, the soft limit that init has)
 MAX_EXTENTS = 32                 # pieces of the disk that one file may have
 FOLIO_BATCH_SIZE = 31            # pages on their way to an LRU list, per CPU and kind (PAGEVEC_SIZE)
 GATHER_PAGES = 8192              # pages unmapped between two flushes (Linux gathers up to about 10,000)

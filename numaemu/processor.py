@@ -90,6 +90,7 @@ cpu_t = Struct("cpu_t", [
     ("flags", i64),             # PF_*
     # of kernel/sched.py; `nr_waiting`, tasks that wait for this CPU, by its process under the run queue's mutex
     ("nr_switches", i64), ("exec_start_ns", i64), ("slice_start_ns", i64), ("preempted", i64), ("nr_waiting", i64),
+    ("io_defer", i64), ("io_until_ns", i64),       # 1: in a fault whose task may sleep; when the disk is done (disk.py), or 0
     ("trail", i64),             # 1: the page allocator notes its steps
     ("scratch", u64),           # a word on its way through an unaligned access
     ("_pad6", u64, 6),

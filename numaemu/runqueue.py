@@ -104,6 +104,8 @@ class RunQueue:
             return False
         with self.mutex:
             self.wake_sleepers()
+            if not self.queue and self.sleepers and task is None:        # the kernel waits for one of them
+                self.append(heapq.heappop(self.sleepers)[2])
             if not self.queue:
                 return False
             if task is not None:
@@ -124,9 +126,14 @@ class RunQueue:
         _own.pinned = here
 
     def sleep(self, task, until_ns):
-        """Wait until the CPU's clock says `until_ns`, while others run; False: nobody wants to, the clock may jump."""
+        """Wait until the CPU's clock says `until_ns`, while others run; False: nobody wants to, the clock may jump.
+
+        If only sleepers are left the first of them is woken, and lets the clock jump to its own time.
+        """
         with self.mutex:
             self.wake_sleepers()
+            if not self.queue and self.sleepers and self.sleepers[0][0] < until_ns:
+                self.append(heapq.heappop(self.sleepers)[2])
             if not self.queue:
                 return False
             waiter = waiter_of(task)
@@ -142,12 +149,14 @@ class RunQueue:
 
     def append(self, waiter):
         self.queue.append(waiter)
-        set_nr_waiting(self.address, len(self.queue))
+        set_nr_waiting(self.address, len(self.queue) + len(self.sleepers))
 
     def grant(self):
-        """Hand the turn to the first in the queue; the gate to post."""
+        """Hand the turn to the first in the queue; the gate to post. Sleepers count as waiting: at the end of its slice
+        whoever runs looks whether their time has come.
+        """
         waiter = self.queue.popleft()
-        set_nr_waiting(self.address, len(self.queue))
+        set_nr_waiting(self.address, len(self.queue) + len(self.sleepers))
         self.busy, self.turns, self.current = True, self.turns + 1, waiter.task or self.current
         return waiter.gate.address
 

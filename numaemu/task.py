@@ -4,6 +4,7 @@ A Task does nothing itself: its `site` runs an operation on the CPU the task is 
 process, a message if not.
 """
 import contextlib
+import errno
 import time
 
 import numpy as np
@@ -94,6 +95,8 @@ class Task:
         """Map `length` bytes, of an open file from byte `offset` on if one is given; a Mapping. Mirrors mmap(2)."""
         nbytes = parse_size(length, "mmap length")
         if file is not None:
+            if file.task.pid != self.pid:
+                file = self.fdopen(file)
             where = self._op("mmap_file", addr or 0, nbytes, prot, flags & ~MAP_ANONYMOUS, file.fd, offset)
             return Mapping(self, where, nbytes)
         return Mapping(self, self._op("mmap", addr or 0, nbytes, prot, flags), nbytes)
@@ -186,6 +189,16 @@ class Task:
     def open(self, path, flags=O_RDONLY):
         """open(2): a File."""
         return File(self, self._op("open", path, flags), path)
+
+    def fdopen(self, file):
+        """What a descriptor means in this task, after fork the parent's files too: a File. `file` is another task's File
+        of the same descriptor, or the descriptor's number.
+        """
+        fd = file.fd if isinstance(file, File) else file
+        path = self._op("file_name", fd).removesuffix(" (deleted)")
+        if isinstance(file, File) and path != file.path:
+            raise OSError(errno.EBADF, f"descriptor {fd} of task {self.pid} is {path}, not {file.path}: it is not inherited")
+        return File(self, fd, path)
 
     def memfd_create(self, name, flags=0):
         """memfd_create(2): a File that lies in memory, and has no name that anybody could open."""

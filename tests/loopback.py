@@ -20,6 +20,8 @@ from numaemu.coordinator import Coordinator
 from numaemu.kernel import sys as syscalls
 from numaemu.kernel import proc_vmstat, stats
 from numaemu.kernel.check import audit
+from numaemu.kernel.file import FILE, files_of
+from numaemu.kernel.inode import file_of
 from numaemu.kernel.kcompactd import compact_node_now
 from numaemu.kernel.kthread import run_kthreads
 from numaemu.kernel.init_mm import reserved_pages
@@ -202,6 +204,11 @@ class Loopback:
     def mm(self, task):
         return mm_t.array(self.machine.mms)[task_t.array(self.machine.tasks)[task._number].mm]
 
+    def open_file(self, file):
+        """The file_t behind a task's File."""
+        task = task_t.array(self.machine.tasks)[file.task._number]
+        return file_of(self.machine, files_of(self.machine, task.files).fd[file.fd] & FILE)
+
     def vmas(self, task):
         """The VMAs of a task, in the order of its index."""
         number = task_t.array(self.machine.tasks)[task._number].mm
@@ -227,6 +234,15 @@ class Loopback:
 
     def vmstat(self):
         return stats.vmstat(self.machine)
+
+    def read(self, path):
+        """A file of /proc or /sys, by the coordinator."""
+        answers = []
+        self.actors[0].serve("read", (path,), answers.append)
+        while self.world.waiting:
+            action, done = self.world.waiting.pop(0)
+            done.set_result(action())
+        return answers[0]
 
     def write(self, path, text):
         """Write to a file of /proc or /sys, by the coordinator."""

@@ -6,16 +6,28 @@ import sys
 
 import pytest
 
-from numaemu.kernel.binfmt_elf import Program, Segment
+from numaemu.formats import FORMATS
+from numaemu.kernel.binfmt_elf import Program, Segment, arch_of
 from numaemu.uapi import PROT_EXEC, PROT_READ, PROT_WRITE
 
 PT_LOAD, PT_INTERP, PT_GNU_STACK = 1, 3, 0x6474E551
-ET_EXEC, ET_DYN, EM_X86_64 = 2, 3, 62
+ET_EXEC, ET_DYN, EM_386, EM_X86_64, EM_AARCH64 = 2, 3, 3, 62, 183
 R, W, X = 4, 2, 1
 
 
 def phdr(kind, flags, offset, vaddr, filesz, memsz=None, align=4096):
     return struct.pack("<IIQQQQQQ", kind, flags, offset, vaddr, vaddr, filesz, filesz if memsz is None else memsz, align)
+
+
+def phdr32(kind, flags, offset, vaddr, filesz, memsz=None, align=4096):
+    return struct.pack("<IIIIIIII", kind, offset, vaddr, vaddr, filesz, filesz if memsz is None else memsz, flags, align)
+
+
+def make_elf32(kind, phdrs, entry=0, size=0, machine=EM_386):
+    """As make_elf, of 32 bits."""
+    head = b"\x7fELF\x01\x01\x01".ljust(16, b"\0") + struct.pack("<HHIIIIIHHHHHH", kind, machine, 1, entry, 52, 0, 0, 52, 32,
+                                                                  len(phdrs), 40, 0, 0) + b"".join(phdrs)
+    return head + bytes((i // 256 + i) % 255 + 1 for i in range(len(head), size))
 
 
 def make_elf(kind, phdrs, entry=0, size=0, machine=EM_X86_64, ident=b"\x7fELF\x02\x01\x01", phentsize=56, phnum=None):
@@ -26,8 +38,8 @@ def make_elf(kind, phdrs, entry=0, size=0, machine=EM_X86_64, ident=b"\x7fELF\x0
     return head + bytes((i // 256 + i) % 255 + 1 for i in range(len(head), size))
 
 
-def load(data):
-    return Program("/p", lambda offset, nbytes: data[offset:offset + nbytes])
+def load(data, paging="x86-64-4level"):
+    return Program("/p", lambda offset, nbytes: data[offset:offset + nbytes], arch_of(paging))
 
 
 LOADS = [phdr(PT_LOAD, R, 0, 0x1000, 0x800), phdr(PT_LOAD, R | X, 0x1800, 0x2800, 0x900, align=0x4000),
@@ -90,3 +102,29 @@ def test_the_hosts_own_program():
     start_code, end_code, _, end_data, end = program.bounds()
     assert start_code <= program.entry < end_code and end_data <= end
     assert program.interp is None or os.path.exists(program.interp)
+
+
+def test_a_program_of_32_bits():
+    data = make_elf32(ET_DYN, [phdr32(PT_LOAD, R | X, 0, 0x1000, 0x800, 0x900, 4), phdr32(PT_GNU_STACK, R | W, 0, 0, 0)], 0x1040)
+    program = load(data, "x86-32")
+    assert (program.kind, program.entry, program.phdr_address(), program.executable_stack) == ("ET_DYN", 0x1040, 0x1034, False)
+    assert program.segments == [Segment(0x1000, 0, 0x800, 0x900, PROT_READ | PROT_EXEC, 4)]
+    with pytest.raises(OSError, match="2 program headers of 56 bytes, must be 1 to 2048 of 32"):
+        load(data[:42] + struct.pack("<H", 56) + data[44:], "x86-32")
+
+
+PROGRAMS = {"x86-64": make_elf(ET_DYN, LOADS), "x86-32": make_elf32(ET_DYN, [phdr32(PT_LOAD, R, 0, 0, 8)]),
+            "arm64": make_elf(ET_DYN, LOADS, machine=EM_AARCH64)}
+
+
+@pytest.mark.parametrize("paging", FORMATS)
+@pytest.mark.parametrize("made_for", PROGRAMS)
+def test_a_machine_runs_programs_made_for_it(paging, made_for):
+    if paging.startswith(made_for):
+        assert load(PROGRAMS[made_for], paging).segments
+        return
+    with pytest.raises(OSError, match="must be") as error:
+        load(PROGRAMS[made_for], paging)
+    assert error.value.errno == errno.ENOEXEC
+    if made_for == "arm64" and paging != "x86-32":
+        assert "it is for EM_AARCH64, must be EM_X86_64" in error.value.strerror

@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from loopback import SMALL_TLB, Loopback
-from test_binfmt_elf import ET_DYN, ET_EXEC, PT_GNU_STACK, PT_INTERP, PT_LOAD, R, W, X, make_elf, phdr
+from test_binfmt_elf import (EM_AARCH64, ET_DYN, ET_EXEC, PT_GNU_STACK, PT_INTERP, PT_LOAD, R, W, X, make_elf, make_elf32,
+                             phdr, phdr32)
 
 from numaemu import SegmentationFault
 from numaemu.kernel import binfmt_elf as elf
@@ -317,3 +318,96 @@ def test_the_hosts_own_program(machine):
         data = file.read()
     start = next(start for start, _, _, name in areas(machine, task) if name == path)
     assert task.read(start, 2 * PAGE) == data[:2 * PAGE]
+
+
+# -- other architectures, scripts ------------------------------------------------------------------------------
+
+MAPS_32 = """\
+00400000-00401000 r-xp 00000000 fe:00 1                                  /bin/emu
+00401000-00403000 rw-p 00001000 fe:00 1                                  /bin/emu
+00403000-00405000 rw-p 00000000 00:00 0 
+b7ffe000-b8000000 r-xp 00000000 fe:00 2                                  /lib/ld-emu.so.1
+bffdf000-c0000000 rw-p 00000000 00:00 0                                  [stack]
+"""
+MAPS_ARM64 = """\
+aaaaaaaaa000-aaaaaaaac000 r-xp 00000000 fe:00 1                          /bin/emu
+aaaaaaaac000-aaaaaaaae000 rw-p 00001000 fe:00 1                          /bin/emu
+fffff7ffe000-fffff8000000 r-xp 00000000 fe:00 2                          /lib/ld-emu.so.1
+fffffffdf000-1000000000000 rw-p 00000000 00:00 0                         [stack]
+"""
+
+
+def with_loader(program, at):
+    return program[:at] + LD.encode() + b"\0" + program[at + len(LD) + 1:]
+
+
+def test_a_32_bit_program(loopback):
+    loop = loopback(nodes=1, cpus_per_node=1, memory_per_node="16MiB", paging="x86-32")
+    loop.create_file("/bin/emu", with_loader(make_elf32(ET_DYN, [
+        phdr32(PT_INTERP, R, 0xF00, 0, len(LD) + 1), phdr32(PT_LOAD, R | X, 0, 0, 0x1000),
+        phdr32(PT_LOAD, R | W, 0x1000, 0x1000, 0x1800, 0x3800), phdr32(PT_GNU_STACK, R | W, 0, 0, 0)], 0x40, 0x3000), 0xF00))
+    loop.create_file(LD, make_elf32(ET_DYN, [phdr32(PT_LOAD, R | X, 0, 0, 0x1800)], 0x100, 0x1800))
+    task = loop.task()
+    registers = task.execve("/bin/emu", ["emu", "x"], {"HOME": "/"})
+    assert registers.ip == 0xB7FFE100 and registers.sp % 16 == 0 and read(loop, task, "maps") == MAPS_32
+    words = struct.unpack("<9I", task.read(registers.sp, 36))
+    assert words[0] == 2 and words[3] == 0 and words[5] == 0 and words[6:] == (elf.AT_PAGESZ, 4096, elf.AT_CLKTCK)
+    assert task.read(words[1], 6) == b"emu\0x\0" and task.read(words[4], 7) == b"HOME=/\0"
+    vector = dict(struct.iter_unpack("<2I", loop.read(f"/proc/{task.pid}/auxv")))
+    assert task.read(vector[elf.AT_PLATFORM], 5) == b"i686\0" and vector[elf.AT_PHENT] == 32 and vector[elf.AT_BASE] == 0xB7FFE000
+    assert vector[elf.AT_PHDR] == 0x400034 and task.read(0xC0000000 - 4, 4) == bytes(4)
+    assert task.read(0x402800, 0x1800) == bytes(0x1800)            # bss
+    loop.audit()
+
+
+@pytest.mark.parametrize("paging", ["arm64-48", "arm64-39"])
+def test_an_arm64_program(loopback, paging):
+    loop = loopback(nodes=1, cpus_per_node=1, memory_per_node="16MiB", paging=paging)
+    loop.create_file("/bin/emu", with_loader(make_elf(ET_DYN, [
+        phdr(PT_INTERP, R, 0xF00, 0, len(LD) + 1), phdr(PT_LOAD, R | X, 0, 0, 0x1800),
+        phdr(PT_LOAD, R | W, 0x1800, 0x2800, 0x1000, 0x1800)], 0x40, 0x3000, EM_AARCH64), 0xF00))
+    loop.create_file(LD, make_elf(ET_DYN, [phdr(PT_LOAD, R | X, 0, 0, 0x1800)], 0x100, 0x1800, EM_AARCH64))
+    task = loop.task()
+    registers = task.execve("/bin/emu", ["emu"])
+    assert registers.sp % 16 == 0
+    if paging == "arm64-48":
+        assert read(loop, task, "maps") == MAPS_ARM64
+    vector = dict(struct.iter_unpack("<2Q", loop.read(f"/proc/{task.pid}/auxv")))
+    assert task.read(vector[elf.AT_PLATFORM], 8) == b"aarch64\0"
+    assert vector[elf.AT_ENTRY] - 0x40 == FORMATS[paging]["elf_et_dyn_base"]
+    with pytest.raises(OSError, match="it is for EM_X86_64, must be EM_AARCH64"):
+        loop.create_file("/bin/other", PROGRAM)
+        task.execve("/bin/other")
+    loop.audit()
+
+
+def test_a_script(machine):
+    machine.create_file("/bin/script", b"#!/bin/emu  -x y \necho\n")
+    machine.create_file("/bin/outer", b"#!/bin/script\n")
+    task = machine.task()
+    args, _, vector = stack_words(task, task.execve("/bin/script", ["script", "1", "2"]))
+    assert args == ["/bin/emu", "-x y", "/bin/script", "1", "2"]
+    assert task.read(vector[elf.AT_EXECFN], 12) == b"/bin/script\0" and read(machine, task, "comm") == "script\n"
+    assert areas(machine, task)[0][3] == "/bin/emu"
+    args, _, _ = stack_words(task, task.execve("/bin/outer", []))
+    assert args == ["/bin/emu", "-x y", "/bin/script", "/bin/outer"]
+    machine.audit()
+
+
+def test_scripts_run_by_scripts_come_to_an_end(machine):
+    for i in range(6):
+        machine.create_file(f"/bin/s{i}", f"#!/bin/s{i - 1}\n".encode() if i else b"#!/bin/emu\n")
+    task = machine.task()
+    task.execve("/bin/s4")
+    with pytest.raises(OSError, match="more than 5 interpreters are scripts themselves") as error:
+        task.execve("/bin/s5")
+    assert error.value.errno == errno.ELOOP
+    machine.create_file("/bin/nobody", b"#!/bin/does-not-exist\n")
+    with pytest.raises(FileNotFoundError, match="/bin/does-not-exist"):
+        task.execve("/bin/nobody")
+    machine.audit()
+
+
+def test_without_arguments_there_is_an_empty_one(machine):
+    task = machine.task()
+    assert stack_words(task, task.execve("/bin/emu", []))[0] == [""]

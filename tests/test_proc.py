@@ -355,11 +355,13 @@ def test_status(machine, task):
 
 def test_a_task_that_has_ended_has_no_files(machine):
     task = machine.task(cpu=2)
-    assert machine.listdir(f"/proc/{task.pid}") == ["cgroup", "comm", "maps", "numa_maps", "oom_score", "oom_score_adj", "smaps",
-                                                      "smaps_rollup", "statm", "status"]
+    assert machine.listdir(f"/proc/{task.pid}") == ["auxv", "cgroup", "cmdline", "comm", "environ", "maps", "numa_maps",
+                                                    "oom_score", "oom_score_adj", "smaps", "smaps_rollup", "stat", "statm",
+                                                    "status"]
+    assert machine.read(f"/proc/{task.pid}/stat").startswith(f"{task.pid} (task) ") and not machine.read(f"/proc/{task.pid}/cmdline")
     assert str(task.pid) in machine.listdir("/proc")
     task.exit()
-    for name in ("maps", "numa_maps", "status"):
+    for name in ("maps", "numa_maps", "status", "stat", "cmdline"):
         with pytest.raises(FileNotFoundError):
             machine.read(f"/proc/{task.pid}/{name}")
     assert str(task.pid) not in machine.listdir("/proc")

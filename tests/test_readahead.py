@@ -2,7 +2,7 @@
 import numpy as np
 import pytest
 
-from numaemu.kernel.inode import file_of, inode_of
+from numaemu.kernel.inode import inode_of
 from numaemu.kernel.mm_types import VM_RAND_READ, VM_SEQ_READ, PG_readahead
 from numaemu.kernel.pgtable import pte_pfn
 from numaemu.kernel.rmap import mapping_of
@@ -27,7 +27,7 @@ def loop(loopback):
 def cached(loop, file):
     """The cached pages of a file, and those that are marked."""
     machine = loop.machine
-    mapping = mapping_of(machine, inode_of(machine, file_of(machine, file.fd).inode).mapping)
+    mapping = mapping_of(machine, inode_of(machine, loop.open_file(file).inode).mapping)
     pages = [index for index in range(PAGES) if xa_load(machine, mapping, index)]
     pfns = [int(pte_pfn(xa_load(machine, mapping, index))) for index in pages]
     marked = [index for index, pfn in zip(pages, pfns) if loop.page(pfn).flags & np.uint64(PG_readahead)]
@@ -35,7 +35,7 @@ def cached(loop, file):
 
 
 def window(loop, file):
-    state = file_of(loop.machine, file.fd)
+    state = loop.open_file(file)
     return state.start, state.size, state.async_size
 
 
@@ -147,6 +147,6 @@ def test_hopeless_read_around_is_given_up(loop):
     task = loop.task()
     file = task.open("/mnt/f")
     area = task.mmap(PAGES << 12, PROT_READ, MAP_PRIVATE, file)
-    file_of(loop.machine, file.fd).mmap_miss = 100
+    loop.open_file(file).mmap_miss = 100
     task.read(area.addr + (100 << 12), 8)
     assert cached(loop, file)[0] == [100]

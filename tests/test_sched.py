@@ -11,9 +11,12 @@ from loopback import Loopback
 
 from numaemu import KernelBug, Machine, cpu, load_u64, store_u64
 from numaemu.build import JIT
+from numaemu.kernel import swapfile, swapon
 from numaemu.kernel.proc_stat import show_stat
 from numaemu.kernel.sysctl import System
 from numaemu.runqueue import RunQueue
+from numaemu.uapi import (MADV_DONTNEED, MADV_NORMAL, MADV_PAGEOUT, MADV_RANDOM, MAP_ANONYMOUS, MAP_NORESERVE,
+                          MAP_PRIVATE, MAP_SHARED, PROT_READ)
 
 SLICE_NS, SWITCH_NS, SYSCALL_NS = 3_000_000, 1000, 100
 
@@ -97,6 +100,48 @@ def test_a_task_that_holds_its_cpu_may_not_sleep(small):
             task.sleep(1)
         task.sched_yield()                       # sched_yield has no effect then
     task.exit()
+
+
+# -- waiting for the disk ------------------------------------------------------------------------------------
+
+@pytest.mark.interpreted
+@pytest.mark.parametrize("advice", [MADV_NORMAL, MADV_RANDOM])
+def test_who_waits_for_a_file_sleeps_where_others_want_the_cpu(small, advice):
+    small.create_file(f"/mnt/{advice}", 2 << 20)
+    task, cost = small.task(), []
+    area = task.mmap("2MiB", PROT_READ, MAP_PRIVATE, file=task.open(f"/mnt/{advice}"))
+    task.madvise(area.addr, area.nbytes, advice)
+    for waiting, addr in ((0, area.addr), (1, area.addr + (1 << 20))):
+        task.load([addr])                                          # the tables, and what is read ahead with it
+        small.cpu().nr_waiting = waiting                           # as if somebody did
+        before, counted, faults = task.clock_ns, figures(small, task), task.counters()["task_major_faults"]
+        task.load(addr + np.arange(256, 1024, 256, dtype=np.uint64) * np.uint64(1024))
+        cost.append(task.clock_ns - before)
+        assert task.counters()["task_major_faults"] - faults == 3
+        assert figures(small, task) == (counted[0] + 3 * waiting, counted[1])
+        small.cpu().nr_waiting = 0
+    assert cost[0] > 3 * small.machine.disk_read_ns and cost[1] - cost[0] == 3 * SWITCH_NS
+    task.exit()
+    small.audit()
+
+
+@pytest.mark.interpreted
+def test_who_waits_for_swap_sleeps_too(small):
+    swapon.swapon(small.machine, "area", 32 << 20)
+    swapfile.swap_of(small.machine).page_cluster = 0
+    task = small.task()
+    area = task.mmap("128KiB").touch()
+    task.store(area.pages(), np.uint64(7))
+    task.madvise(area.addr, area.nbytes, MADV_PAGEOUT)
+    task.mmap("20MiB", flags=MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE).touch().munmap()     # the swap cache is empty then
+    counted, before = figures(small, task), task.clock_ns
+    small.cpu().nr_waiting = 1
+    assert set(task.load(area.pages()).tolist()) == {7}
+    small.cpu().nr_waiting = 0
+    assert figures(small, task) == (counted[0] + 32, counted[1])
+    assert task.clock_ns - before > 32 * small.machine.disk_read_ns
+    task.exit()
+    small.audit()
 
 
 # -- the run queue -------------------------------------------------------------------------------------------
@@ -261,6 +306,65 @@ def test_preempted_kernels_lose_no_word(machine):
     runs = [machine.spawn(adder, 10_000, cpu=1) for _ in range(3)]
     assert [run.result() for run in runs] == [(40_000, 40_000)] * 3
     machine.write("/proc/sys/kernel/sched_base_slice_ns", SLICE_NS)
+
+
+@numba.njit
+def meet(cpu, address, me):
+    """Until the other one is there."""
+    store_u64(cpu, address + np.uint64(8 * me), np.uint64(1))
+    while load_u64(cpu, address + np.uint64(8 - 8 * me)) == np.uint64(0):
+        pass
+    return 0
+
+
+def look_through(task, page, me, path):
+    area = task.mmap("16MiB", PROT_READ, MAP_PRIVATE, file=task.open(path))
+    task.madvise(area.addr, area.nbytes, MADV_RANDOM)
+    if page:
+        task.call(meet, page, me)
+    before = task.clock_ns
+    task.touch(area.addr, 200 * 65536, stride=65536, write=False)
+    return before, task.clock_ns
+
+
+@pytest.mark.skipif(not JIT, reason="processes")
+def test_two_tasks_wait_for_the_disk_at_the_same_time(machine):
+    """Both together take hardly longer than one alone, though they have one CPU."""
+    for name in "abc":
+        machine.create_file(f"/mnt/{name}", "16MiB")
+    parent = machine.task(cpu=0)
+    page = parent.mmap(4096, flags=MAP_SHARED | MAP_ANONYMOUS).touch()
+    began, ended = parent.clone(look_through, 0, 0, "/mnt/a", cpu=1).result()
+    assert (alone := ended - began) > 200 * 100_000
+    runs = [parent.clone(look_through, page.addr, me, f"/mnt/{name}", cpu=1) for me, name in enumerate("bc")]
+    began, ended = zip(*(run.result() for run in runs))
+    assert max(ended) - min(began) < 1.3 * alone
+    parent.exit()
+
+
+def sleep_in_faults(task, page, path):
+    area = task.mmap("16MiB", PROT_READ, MAP_PRIVATE, file=task.open(path))
+    task.madvise(area.addr, area.nbytes, MADV_RANDOM)
+    task.store([page], np.uint64(1))
+    while True:
+        task.touch(area.addr, area.nbytes, write=False)
+        task.madvise(area.addr, area.nbytes, MADV_DONTNEED)
+
+
+@pytest.mark.skipif(not JIT, reason="processes")
+def test_a_kill_waits_until_its_victim_does_not_sleep_in_a_fault(machine):
+    machine.create_file("/mnt/d", "16MiB")
+    parent = machine.task(cpu=0)
+    page = parent.mmap(4096).touch()
+    victims = [parent.clone(sleep_in_faults, page.addr, "/mnt/d", cpu=1) for _ in range(2)]
+    while parent.load([page.addr])[0] != 1:
+        pass
+    for victim in victims:
+        parent.kill(victim.pid, 9)
+        with pytest.raises(OSError, match="the task has ended"):
+            victim.result()
+    parent.exit()
+    machine.check()
 
 
 @pytest.mark.skipif(not JIT, reason="processes")

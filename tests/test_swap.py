@@ -472,7 +472,7 @@ def break_wild(loop, task, mapping):
 
 @pytest.mark.interpreted
 @pytest.mark.parametrize("harm, line", [
-    (break_reference, "slot 4: swap_map says 2 references and the swap cache, 1 page-table entries name it"),
+    (break_reference, "slot 4: swap_map says 2 references and the swap cache, 1 entries of page tables and objects name it"),
     (break_cache, "slot 3: swap_map is 0x40000001, its word in the swap cache .*, entry 4, refcount 1"),
     (break_mark, "swap cache: 17 pages are marked, nr_swapcached is 16, 16 slots have one"),
     (break_inuse, "swap area: inuse_pages is 17, 16 slots are taken"),

@@ -14,7 +14,7 @@ from elftools.elf.structs import ELFStructs
 from numaemu.uapi import PROT_EXEC, PROT_READ, PROT_WRITE
 
 BINPRM_BUF_SIZE = 256            # bytes of a file that tell its format
-PHDR_BYTES, MOST_PHDRS_BYTES = 56, 65536
+MOST_PHDRS_BYTES = 65536
 PATH_MAX = 4096
 PF_X, PF_W, PF_R = 1, 2, 4
 PAGE = 4096
@@ -22,6 +22,15 @@ PAGE = 4096
  AT_PLATFORM, AT_CLKTCK, AT_SECURE, AT_RANDOM, AT_EXECFN) = (0, 3, 4, 5, 6, 7, 8, 9, 11, 12, 13, 14, 15, 17, 23, 25, 31)
 
 Segment = collections.namedtuple("Segment", "vaddr offset filesz memsz prot align")
+# What a machine runs: class in bits, e_machine (elf_check_arch), bytes of a program header, AT_PLATFORM (ELF_PLATFORM)
+Arch = collections.namedtuple("Arch", "bits machines phdr_bytes platform")
+ARCHES = {"x86-64": Arch(64, ("EM_X86_64",), 56, b"x86_64\0"), "x86-32": Arch(32, ("EM_386", "EM_486", 6), 32, b"i686\0"),
+          "arm64": Arch(64, ("EM_AARCH64",), 56, b"aarch64\0")}
+
+
+def arch_of(paging):
+    """The Arch of a machine with these page tables."""
+    return next(arch for name, arch in ARCHES.items() if paging.startswith(name))
 
 
 def refused(number, path, why):
@@ -32,8 +41,8 @@ def refused(number, path, why):
 class Program:
     """An ELF file's headers: `kind` ET_EXEC or ET_DYN, `entry`, `segments` (PT_LOAD), `interp` (a path or None)."""
 
-    def __init__(self, path, read, bad=errno.ENOEXEC):
-        self.path, self.read, self.bad = path, read, bad
+    def __init__(self, path, read, arch, bad=errno.ENOEXEC):
+        self.path, self.read, self.arch, self.bad = path, read, arch, bad
         header = self.parse_header(read(0, BINPRM_BUF_SIZE))
         self.kind, self.entry, self.phoff, self.phnum = (header[key] for key in ("e_type", "e_entry", "e_phoff", "e_phnum"))
         self.phdrs = self.parse_phdrs()
@@ -50,9 +59,9 @@ class Program:
         """The ELF header, checked as load_elf_binary and elf_check_arch do."""
         if head[:4] != b"\x7fELF":
             raise self.refuse(f"no ELF file: it begins with {head[:4]!r}")
-        if head[4:6] != b"\x02\x01":
-            raise self.refuse("must be a 64-bit little-endian ELF file")
-        self.structs = ELFStructs(little_endian=True, elfclass=64)
+        if head[4:6] != bytes([self.arch.bits // 32, 1]):
+            raise self.refuse(f"must be a {self.arch.bits}-bit little-endian ELF file")
+        self.structs = ELFStructs(little_endian=True, elfclass=self.arch.bits)
         self.structs.create_basic_structs()
         try:
             header = struct_parse(self.structs.Elf_Ehdr, io.BytesIO(head))
@@ -60,20 +69,21 @@ class Program:
             raise self.refuse("its ELF header is cut off") from None
         if header["e_type"] not in ("ET_EXEC", "ET_DYN"):
             raise self.refuse(f"its type is {header['e_type']}, must be ET_EXEC or ET_DYN")
-        if header["e_machine"] != "EM_X86_64":
-            raise self.refuse(f"it is for {header['e_machine']}, must be EM_X86_64")
-        nbytes = header["e_phnum"] * PHDR_BYTES
-        if header["e_phentsize"] != PHDR_BYTES or not 0 < nbytes <= MOST_PHDRS_BYTES:
+        if header["e_machine"] not in self.arch.machines:
+            raise self.refuse(f"it is for {header['e_machine']}, must be {self.arch.machines[0]}")
+        each = self.arch.phdr_bytes
+        if header["e_phentsize"] != each or not 0 < header["e_phnum"] * each <= MOST_PHDRS_BYTES:
             raise self.refuse(f"{header['e_phnum']} program headers of {header['e_phentsize']} bytes, must be 1 to "
-                              f"{MOST_PHDRS_BYTES // PHDR_BYTES} of {PHDR_BYTES}")
+                              f"{MOST_PHDRS_BYTES // each} of {each}")
         self.structs.create_advanced_structs(header["e_type"], header["e_machine"], header["e_ident"]["EI_OSABI"])
         return header
 
     def parse_phdrs(self):
-        table = self.read(self.phoff, self.phnum * PHDR_BYTES)
-        if len(table) != self.phnum * PHDR_BYTES:
+        each = self.arch.phdr_bytes
+        table = self.read(self.phoff, self.phnum * each)
+        if len(table) != self.phnum * each:
             raise refused(errno.EIO, self.path, "its program headers are cut off")
-        return [struct_parse(self.structs.Elf_Phdr, io.BytesIO(table), stream_pos=i * PHDR_BYTES) for i in range(self.phnum)]
+        return [struct_parse(self.structs.Elf_Phdr, io.BytesIO(table), stream_pos=i * each) for i in range(self.phnum)]
 
     def check_segments(self):
         for s in self.segments:

@@ -17,7 +17,7 @@ from numaemu.kernel.mm_inline import folio_lru_list
 from numaemu.kernel.mm_types import (MM_ANONPAGES, MM_FILEPAGES, MM_SHMEMPAGES, NR_MM_COUNTERS, VM_ACCOUNT, VM_EXEC,
                                      VM_HUGETLB, VM_LOCKED, VM_SHARED, VM_STACK, VM_WRITE,
                                      PG_anon, PG_buddy, PG_hugetlb, PG_lru, PG_mlocked,
-                                     PG_pcp, PG_swapbacked, PG_table, machine_t, page_t, pool_t, task_t, vma_t)
+                                     PG_pcp, PG_table, machine_t, page_t, pool_t, task_t, vma_t)
 from numaemu.kernel.mmzone import (MAX_NR_ZONES, MIGRATE_PCPTYPES, MIGRATE_TYPES, NR_LRU_LISTS, ZONE_NAMES, lruvec_of,
                                    page_of, page_to_nid, page_zone, pcp_of, zone_of)
 from numaemu.kernel.percpu import validate_percpu
@@ -173,7 +173,7 @@ def count_mapped(machine_address, mm_number, mapcounts, rss):
                 mapcounts[pte_pfn(pte)] += 1
                 page = page_of(machine, pte_pfn(pte))
                 rss[rss_counter(page)] += 1
-                family = vma.i_mapping if page.flags & U(PG_anon | PG_swapbacked) == U(0) else vma.mapping
+                family = vma.mapping if page.flags & U(PG_anon) != U(0) or vma.i_mapping == 0 else vma.i_mapping
                 if page.mapping != family or \
                         page.index != vma.pgoff + np.int64((address - vma.start) >> U(12)):
                     return np.int64(address)
@@ -428,7 +428,7 @@ def audit_accounts(machine):
             if getattr(mm, name) != pages:
                 raise MachineCheck(f"address space {mm_number}: {name} is {getattr(mm, name)}, its VMAs have {pages} pages")
     objects |= {inode_of(machine, number).object for number in live_inodes(machine)} - {0}
-    charged += sum(mapping_of(machine, number).acct for number in objects)
+    charged += sum(mapping_of(machine, number).acct for number in objects - {0})
     if charged != machine.vm_committed_as:
         raise MachineCheck(f"vm_committed_as is {machine.vm_committed_as}, all VMAs are charged {charged} pages")
     for node in range(machine.nr_nodes):

@@ -1,16 +1,20 @@
 """The page cache's part of the audit: every page of a file in its place, with the right counts, dirty ones added up."""
+import collections
+
 import numpy as np
 
 from numaemu.compile import entry
 from numaemu.errors import MachineCheck
 from numaemu.kernel.disk import disk_space
-from numaemu.kernel.inode import I_LIVE, inode_name, inode_of, inode_t
-from numaemu.kernel.mm_types import (PG_buddy, PG_dirty, PG_locked, PG_pcp, PG_swapbacked, PG_uptodate, PG_writeback,
-                                     machine_t, pool_t)
+from numaemu.kernel.file import FILE, files_of
+from numaemu.kernel.inode import I_LIVE, file_of, inode_name, inode_of, inode_t
+from numaemu.kernel.mm_types import (VM_HUGETLB, VM_SHARED, PG_buddy, PG_dirty, PG_locked, PG_pcp, PG_swapbacked,
+                                     PG_uptodate, PG_writeback, machine_t, pool_t, task_t, vma_t)
 from numaemu.kernel.mmzone import page_of, page_to_nid
-from numaemu.kernel.pgtable import pte_pfn
+from numaemu.kernel.pgtable import mm_of, pte_pfn
 from numaemu.kernel.rmap import mapping_of, next_vma_of
-from numaemu.kernel.vma_index import vma_of
+from numaemu.kernel.stats import task_numbers
+from numaemu.kernel.vma_index import vma_index, vma_of
 from numaemu.kernel.vmstat import fold_node
 from numaemu.kernel.xarray import MAX_INDEX, entry_is_page, xa_find, xa_load, xa_slot
 
@@ -120,6 +124,17 @@ def count_object(machine_address, number):
         index += 1
 
 
+def shared_objects(machine):
+    """The objects whose pages are shared memory: those of mappings that are shared, and of tmpfs files."""
+    tasks, objects = task_t.array(machine.tasks), set()
+    table = vma_t.array(machine.vmas).as_numpy(pool_t.at(machine.vma_pool).used + 1)
+    for mm_number in {tasks[n].mm for n in task_numbers(machine)} - {0}:
+        vmas = table[vma_index(machine, mm_number).as_numpy(mm_of(machine, mm_number).map_count)]
+        shared = vmas["flags"] & (VM_SHARED | VM_HUGETLB) == VM_SHARED
+        objects |= set(vmas["mapping"][shared].tolist())
+    return (objects | {inode_of(machine, number).object for number in live_inodes(machine)}) - {0}
+
+
 def audit_tmpfs(machine):
     """What the objects of tmpfs files are charged is what is in them."""
     total = 0
@@ -130,8 +145,32 @@ def audit_tmpfs(machine):
             if charged != found:
                 raise MachineCheck(f"{inode_name(inode)}: charged {charged} pages, has {found}")
             total += found
+            users = mapping_of(machine, inode.object).users - 1          # its own
+            if users != (vmas := count_vmas(machine, mapping_of(machine, inode.object))):
+                raise MachineCheck(f"{inode_name(inode)}: {users} mappings counted, {vmas} in its list")
     if total != machine.tmpfs_pages:
         raise MachineCheck(f"tmpfs_pages is {machine.tmpfs_pages}, all files together have {total}")
+
+
+def audit_open_files(machine):
+    """Every table has as many users as tasks name it, every open file as descriptors and VMAs do."""
+    tasks, numbers = task_t.array(machine.tasks), [n for n in task_numbers(machine)]
+    sharers = collections.Counter(tasks[n].files for n in numbers if tasks[n].files)
+    users = collections.Counter()
+    for number, nr in sharers.items():
+        files = files_of(machine, number)
+        if files.count != nr or files.lock:
+            raise MachineCheck(f"descriptor table {number}: count is {files.count}, {nr} tasks have it, lock {int(files.lock)}")
+        users.update(word & FILE for word in files.fd.as_numpy()[:files.nr].tolist() if word)
+    table = vma_t.array(machine.vmas).as_numpy(pool_t.at(machine.vma_pool).used + 1)
+    for mm_number in {tasks[n].mm for n in numbers} - {0}:
+        vmas = table[vma_index(machine, mm_number).as_numpy(mm_of(machine, mm_number).map_count)]
+        users.update(vmas["file"][vmas["file"] != 0].tolist())
+    for number in range(1, pool_t.at(machine.file_pool).used + 1):
+        file = file_of(machine, number)
+        if file.count != users[number]:
+            raise MachineCheck(f"open file {number} of {inode_name(inode_of(machine, file.inode))}: count is {file.count}, "
+                               f"{users[number]} descriptors and mappings have it")
 
 
 def audit_files(machine):
@@ -151,3 +190,4 @@ def audit_files(machine):
                                f"hold only shadows")
     audit_disk(machine)
     audit_tmpfs(machine)
+    audit_open_files(machine)

@@ -3,9 +3,12 @@ import numpy as np
 
 from numaemu.compile import entry
 from numaemu.errors import MachineCheck
+from numaemu.kernel.check_files import shared_objects
 from numaemu.kernel.mm_types import MM_SWAPENTS, PG_buddy, PG_locked, PG_pcp, PG_swapcache, PG_table, machine_t, task_t
 from numaemu.kernel.mmzone import MAX_NR_ZONES, page_of, zone_of
-from numaemu.kernel.pgtable import (is_swap_entry, mm_of, pte_offset, pte_to_swp_entry, ptep_get, skip_missing)
+from numaemu.kernel.pgtable import (is_swap_entry, mm_of, pte_offset, pte_pfn, pte_to_swp_entry, ptep_get,
+                                    skip_missing)
+from numaemu.kernel.rmap import mapping_of
 from numaemu.kernel.slab_types import host_of
 from numaemu.kernel.stats import task_numbers
 from numaemu.kernel.swapfile import (MAX_SWAP_ENTRIES, SWAP_HAS_CACHE, SWP_OFFSET_BITS, SWP_USED, SWP_WRITEOK, swap_cache,
@@ -13,6 +16,7 @@ from numaemu.kernel.swapfile import (MAX_SWAP_ENTRIES, SWAP_HAS_CACHE, SWP_OFFSE
 from numaemu.kernel.swapon import area_name, areas
 from numaemu.kernel.vma_index import vma_index, vma_of
 from numaemu.kernel.vmstat import fold_node
+from numaemu.kernel.xarray import MAX_INDEX, xa_find, xa_is_value, xa_load
 from numaemu.kernel.zram import ZRAM_HUGE, zstat_of, ztable
 from numaemu.pointer import i64
 from numaemu.processor import cpu_t
@@ -46,6 +50,20 @@ def count_swap_entries(machine_address, mm_number, named):
                 n += 1
             address += U(4096)
     return n
+
+
+@entry("void(u64, i64, i32[])")
+def count_object_entries(machine_address, number, named):
+    """Add the swap entries in a shared object's tree to `named`, by entry."""
+    machine, index = machine_t.at(machine_address), 0
+    while True:
+        index = xa_find(machine, mapping_of(machine, number), index, MAX_INDEX)
+        if index < 0:
+            return
+        value = xa_load(machine, mapping_of(machine, number), index)
+        if xa_is_value(value) and pte_pfn(value) < MAX_SWAP_ENTRIES:
+            named[pte_pfn(value)] += 1
+        index += 1
 
 
 @entry("i64(u64, i64, i32[], i64[])")
@@ -98,7 +116,7 @@ def slot_text(machine, slot):
 
 
 def audit_entries(machine, named):
-    """The swap entries of all page tables, counted in `named`, against each address space's counter."""
+    """The swap entries of all page tables, against each address space's counter, and of all objects, counted in `named`."""
     tasks = task_t.array(machine.tasks)
     for mm_number in sorted({tasks[n].mm for n in task_numbers(machine)} - {0}):
         found = count_swap_entries(int(machine.address), mm_number, named)
@@ -107,6 +125,8 @@ def audit_entries(machine, named):
         if found != mm_of(machine, mm_number).rss[MM_SWAPENTS]:
             raise MachineCheck(f"address space {mm_number}: rss says {mm_of(machine, mm_number).rss[MM_SWAPENTS]} swapped pages, "
                                f"its tables have {found} swap entries")
+    for number in shared_objects(machine):
+        count_object_entries(int(machine.address), number, named)
 
 
 def audit_areas(machine, named):
@@ -118,8 +138,8 @@ def audit_areas(machine, named):
         if bad > 0:
             count = swap_map(machine)[bad]
             raise MachineCheck(f"{slot_text(machine, bad)}: swap_map says {count & ~SWAP_HAS_CACHE} references"
-                               f"{' and the swap cache' if count & SWAP_HAS_CACHE else ''}, {named[bad]} page-table entries name "
-                               f"it, kept compressed at {ztable(machine)[bad]:#x}")
+                               f"{' and the swap cache' if count & SWAP_HAS_CACHE else ''}, {named[bad]} entries of page "
+                               f"tables and objects name it, kept compressed at {ztable(machine)[bad]:#x}")
         if bad < 0:
             pfn = swap_cache(machine)[-bad]
             page = page_of(machine, max(pfn, 0))

@@ -11,6 +11,7 @@ from numaemu.compile import hot, kernel
 from numaemu.kernel.mmdebug import VM_BUG_ON
 from numaemu.kernel.smp import machine_of, spin_lock, spin_unlock
 from numaemu.kernel.vmstat import PGPGIN, PGPGOUT, count_vm_events
+from numaemu.mmu import clock_ns
 from numaemu.native import clear_bytes, copy_bytes, punch
 from numaemu.param import MAX_EXTENTS, MAX_INODES
 from numaemu.pointer import Struct, address_of, i64, u64
@@ -39,6 +40,28 @@ def disk_time(machine, nbytes, write):
     """Emulated ns of one request."""
     latency = machine.disk_write_ns if write else machine.disk_read_ns
     return latency + nbytes * 1_000_000_000 // machine.disk_bandwidth
+
+
+@hot
+def io_wait(cpu, ns):
+    """What the running task has asked for takes the disk so long, from when it is done with what was asked before.
+
+    Its CPU's clock moves on, or, in a fault while others want the CPU, the task sleeps when the fault is over (sched.py).
+    """
+    if cpu.io_defer != 0:
+        cpu.io_until_ns = max(cpu.io_until_ns, clock_ns(cpu)) + ns
+    else:
+        cpu.clock_base_ns += ns
+
+
+@hot
+def io_wait_until(cpu, until_ns):
+    """The same until a time that is known already."""
+    if until_ns > clock_ns(cpu):
+        if cpu.io_defer != 0:
+            cpu.io_until_ns = max(cpu.io_until_ns, until_ns)
+        else:
+            cpu.clock_base_ns += until_ns - clock_ns(cpu)
 
 
 # -- space ---------------------------------------------------------------------------------------------------

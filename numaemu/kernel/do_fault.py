@@ -121,6 +121,24 @@ def do_read_fault(cpu, mm, vma, address, ptep):
     return fault_code(found)
 
 
+@kernel("void(cpu_t*, mm_t*, vma_t*, u64, u64, i64, i64)")
+def finish_cow_fault(cpu, mm, vma, address, ptep, new, pfn):
+    """Map the new page `new` with the contents of page `pfn`, to which the caller has a reference."""
+    machine = machine_of(cpu)
+    copy = page_of(machine, new)
+    copy_highpage(machine, cpu, new, pfn)
+    folio_add_anon_rmap(machine, cpu, copy, new, vma, address)
+    copy.flags |= U(PG_anon_exclusive)
+    copy.refcount = 2                    # the entry's, and that of its way to the LRU list
+    if ptep_cmpxchg(ptep, U(0), pfn_pte(new, _WRITTEN | vm_page_nx(machine, vma))):
+        folio_add_new_lru(cpu, new)
+        fetch_add(mm.rss, MM_ANONPAGES, 1)
+    else:
+        folio_remove_rmap(machine, cpu, new)       # another thread was faster
+        copy.refcount = 1
+        put_page(cpu, new)
+
+
 @kernel("i64(cpu_t*, mm_t*, i64, u64, u64)")
 def do_cow_fault(cpu, mm, vma_number, address, ptep):
     """A write to a private mapping of a page that is not mapped yet: a copy of it."""
@@ -135,18 +153,8 @@ def do_cow_fault(cpu, mm, vma_number, address, ptep):
     if found < 0:
         put_page(cpu, new)
         return -found
-    pfn, copy = found & (MAJOR - 1), page_of(machine, new)
-    copy_highpage(machine, cpu, new, pfn)
-    folio_add_anon_rmap(machine, cpu, copy, new, vma, address)
-    copy.flags |= U(PG_anon_exclusive)
-    copy.refcount = 2                    # the entry's, and that of its way to the LRU list
-    if ptep_cmpxchg(ptep, U(0), pfn_pte(new, _WRITTEN | vm_page_nx(machine, vma))):
-        folio_add_new_lru(cpu, new)
-        fetch_add(mm.rss, MM_ANONPAGES, 1)
-    else:
-        folio_remove_rmap(machine, cpu, new)       # another thread was faster
-        copy.refcount = 1
-        put_page(cpu, new)
+    pfn = found & (MAJOR - 1)
+    finish_cow_fault(cpu, mm, vma, address, ptep, new, pfn)
     folio_unlock(page_of(machine, pfn))
     put_page(cpu, pfn)
     return fault_code(found)

@@ -11,18 +11,18 @@ import numpy as np
 
 from numaemu.atomic import load_acquire, store_release
 from numaemu.compile import kernel
+from numaemu.kernel.file import close_range, dup_fd, files_of, put_files_struct
 from numaemu.kernel.fork import mm_alloc, mmput
-from numaemu.kernel.inode import file_of
-from numaemu.kernel.mm_types import VM_ACCOUNT, VM_EXEC, VM_GROWSDOWN, VM_SOFTDIRTY, pool_t, task_t
+from numaemu.kernel.mm_types import VM_ACCOUNT, VM_EXEC, VM_GROWSDOWN, VM_SOFTDIRTY, task_t
 from numaemu.kernel.mmap import calc_vm_flags, do_munmap, insert_region, mmap_region, page_align
 from numaemu.kernel.pgtable import mm_of
 from numaemu.kernel.random import get_random_u64, randomize_page
 from numaemu.kernel.smp import machine_of
 from numaemu.kernel.tlb import switch_mm
-from numaemu.kernel.truncate import fput
 from numaemu.kernel.util import may_expand_vm, vm_acct_memory, vm_enough_memory
 from numaemu.kernel.vma_index import STACK_GUARD_GAP
-from numaemu.uapi import MAP_PRIVATE, O_CLOEXEC, PROT_EXEC, PROT_READ, PROT_WRITE, RLIMIT_STACK, errno
+from numaemu.paging import ENTRY_ARM64
+from numaemu.uapi import MAP_PRIVATE, PROT_EXEC, PROT_READ, PROT_WRITE, RLIMIT_STACK, errno
 
 U = np.uint64
 PAGE_MASK = ~U(4095)
@@ -53,9 +53,10 @@ def randomize_stack_top(cpu):
 
 @kernel("u64(cpu_t*, u64)")
 def arch_align_stack(cpu, pointer):
-    """A stack pointer, up to 8 KiB lower, at 16 bytes."""
-    if machine_of(cpu).randomize_va_space != 0:
-        pointer -= get_random_u64(cpu) % U(8192)
+    """A stack pointer, up to 8 KiB lower (on arm64 4 KiB), at 16 bytes."""
+    machine = machine_of(cpu)
+    if machine.randomize_va_space != 0:
+        pointer -= get_random_u64(cpu) % (U(4096) if machine.paging.pte_format == ENTRY_ARM64 else U(8192))
     return pointer & ~U(15)
 
 
@@ -102,20 +103,18 @@ def setup_plain_mm(cpu, mm_number, stack_limit):
 
 # -- the new address space -----------------------------------------------------------------------------------
 
-@kernel("void(cpu_t*, i64, i64)")
-def keep_files(cpu, old_number, new_number):
-    """Descriptors stay open, but those with O_CLOEXEC. An address space stands for its file table (do_close_on_exec)."""
-    machine = machine_of(cpu)
-    old, new = mm_of(machine, old_number), mm_of(machine, new_number)
-    for number in range(1, pool_t.at(machine.file_pool).used + 1):
-        file = file_of(machine, number)
-        if file.mm == old_number and file.mm_id == old.id:
-            if file.flags & O_CLOEXEC:
-                file.mm, file.mm_id = 0, 0
-                fput(cpu, number)
-            else:
-                file.mm_id, file.mm = new.id, new_number
-                new.open_files += 1
+@kernel("bool(cpu_t*, task_t*)")
+def unshare_files(cpu, task):
+    """Who executes a program has descriptors of its own, of which those with O_CLOEXEC are closed; False: no room."""
+    machine, old = machine_of(cpu), task.files
+    if load_acquire(files_of(machine, old), "count") > 1:
+        new = dup_fd(cpu, old)
+        if new == 0:
+            return False
+        task.files = new
+        put_files_struct(cpu, old)
+    close_range(cpu, task.files, True)
+    return True
 
 
 @kernel("i64(cpu_t*, i64)")
@@ -127,8 +126,9 @@ def begin_new_exec(cpu, task_number):
     if new == 0:
         return -errno.ENOMEM
     arch_pick_mmap_layout(cpu, mm_of(machine, new), task.rlim[2 * RLIMIT_STACK])
-    if load_acquire(mm_of(machine, old), "users") == 1 and mm_of(machine, old).open_files > 0:
-        keep_files(cpu, old, new)
+    if not unshare_files(cpu, task):
+        mmput(cpu, new)
+        return -errno.ENOMEM
     store_release(task, "mm", new)
     switch_mm(cpu, new)
     mmput(cpu, old)

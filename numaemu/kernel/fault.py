@@ -3,6 +3,7 @@ import numpy as np
 
 from numaemu.atomic import exchange
 from numaemu.compile import callback, hot, kernel
+from numaemu.kernel.disk import io_wait_until
 from numaemu.kernel.init_mm import vmalloc_fault
 from numaemu.kernel.memory import AROUND, handle_mm_fault, zap_page_range
 from numaemu.kernel.mempolicy import current_task
@@ -132,4 +133,13 @@ def exc_page_fault(cpu_address, address, access):
     cpu = cpu_t.at(cpu_address)
     if address >= cpu.paging.kernel_start or cpu.mm == 0:
         return do_kern_addr_fault(cpu, address, access)
-    return do_user_addr_fault(cpu, address, access)
+    cpu.io_defer = 1 if cpu.nr_waiting != 0 and cpu.task != 0 else 0
+    answer = do_user_addr_fault(cpu, address, access)
+    cpu.io_defer = 0
+    if cpu.io_until_ns != 0:
+        if answer == SERVED:
+            exchange(cpu, "event_at", 0)             # the access looks there before it is tried again: io_schedule
+        else:
+            until, cpu.io_until_ns = cpu.io_until_ns, 0
+            io_wait_until(cpu, until)
+    return answer

@@ -3,17 +3,17 @@ import numpy as np
 
 from numaemu.atomic import store_release
 from numaemu.compile import hot, kernel
-from numaemu.kernel.disk import disk_time
+from numaemu.kernel.disk import disk_time, io_wait
 from numaemu.kernel.gfp import GFP_HIGHUSER_MOVABLE, ___GFP_WRITE
 from numaemu.kernel.inode import extend, file_of, i_pages, inode_of, read_block
 from numaemu.kernel.mm_inline import folio_lock, folio_test, folio_unlock
-from numaemu.kernel.mm_types import (VM_FAULT_OOM, VM_FAULT_SIGBUS, VM_RAND_READ, VM_SEQ_READ, PG_locked, PG_readahead,
-                                     PG_uptodate)
+from numaemu.kernel.mm_types import (VM_FAULT_OOM, VM_FAULT_SIGBUS, VM_RAND_READ, VM_SEQ_READ, PG_locked, PG_private,
+                                     PG_readahead, PG_uptodate)
 from numaemu.kernel.mmzone import page_of
 from numaemu.kernel.page_alloc import put_page
 from numaemu.kernel.page_writeback import (balance_dirty_pages_ratelimited, filemap_write_and_wait_range,
                                            folio_mark_dirty)
-from numaemu.kernel.pagemap import (create_empty_buffers, filemap_add_folio, filemap_alloc_folio, filemap_get_folio,
+from numaemu.kernel.pagemap import (READ_CPU_BITS, create_empty_buffers, filemap_add_folio, filemap_alloc_folio, filemap_get_folio,
                                     filemap_lock_folio, folio_host_address, folio_mark_uptodate)
 from numaemu.kernel.readahead import (RA_PAGES, add_new_folio, folio_wait, page_cache_async_ra, page_cache_ra_around,
                                       page_cache_sync_ra)
@@ -46,7 +46,9 @@ def filemap_read_folio(cpu, inode, pfn):
     machine = machine_of(cpu)
     page = page_of(machine, pfn)
     read_block(cpu, inode, page.index, folio_host_address(machine, pfn))
-    cpu.clock_base_ns += disk_time(machine, 4096, False)
+    io_wait(cpu, disk_time(machine, 4096, False))
+    if cpu.io_defer != 0 and not folio_test(page, PG_private):
+        page.private = (cpu.io_until_ns << READ_CPU_BITS) | cpu.id
     folio_mark_uptodate(page)
 
 

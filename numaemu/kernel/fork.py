@@ -3,11 +3,12 @@ import numpy as np
 
 from numaemu.atomic import compare_exchange, fetch_add, load_acquire, store_release
 from numaemu.compile import kernel
+from numaemu.kernel.file import copy_files, put_files_struct
 from numaemu.kernel.gfp import GFP_PGTABLE_USER
 from numaemu.kernel.init_mm import clone_kernel_range
 from numaemu.kernel.memory import copy_page_range
 from numaemu.kernel.mempolicy import copy_policy
-from numaemu.kernel.mm_types import (NR_MM_COUNTERS, OOM_NONE, TASK_DEAD, TASK_RUNNING, TASK_ZOMBIE, VM_ACCOUNT,
+from numaemu.kernel.mm_types import (AT_VECTOR_SIZE, NR_MM_COUNTERS, OOM_NONE, TASK_DEAD, TASK_RUNNING, TASK_ZOMBIE, VM_ACCOUNT,
                                      VM_DONTCOPY, VM_FAULT_OK, VM_LOCKED_MASK, VM_SHARED, VM_WIPEONFORK,
                                      PG_table, exit_t, pool_t, task_t)
 from numaemu.kernel.mmap import unmap_region
@@ -18,10 +19,10 @@ from numaemu.kernel.pool import pool_get, pool_put
 from numaemu.kernel.smp import machine_of, write_lock, write_unlock
 from numaemu.kernel.thread_stack import alloc_thread_stack_node, put_task_stack
 from numaemu.kernel.tlb import drop_mm, flush_tlb_mm_range
-from numaemu.kernel.truncate import close_files
 from numaemu.kernel.util import vm_acct_memory, vm_enough_memory, vm_stat_account
 from numaemu.kernel.vma import join_family, join_file, new_vma, vma_pages
 from numaemu.kernel.vma_index import insert_at, vma_index, vma_of
+from numaemu.mmu import clock_ns
 from numaemu.param import CPU_WORDS, EXIT_RECORDS
 from numaemu.pointer import address_of
 from numaemu.uapi import RLIMIT_STACK, RLIM_INFINITY, RLIM_NLIMITS, errno
@@ -39,7 +40,7 @@ def mm_alloc(cpu):
         return 0
     mm = mm_of(machine, number)
     mm.mmap_lock, mm.users, mm.tlb_gen, mm.pgtables, mm.tlb_flush_pending = 0, 1, 1, 0, 0
-    mm.oom_state, mm.open_files, mm.hugetlb_usage = OOM_NONE, 0, 0
+    mm.oom_state, mm.hugetlb_usage = OOM_NONE, 0
     for word in range(CPU_WORDS):
         mm.cpumask[word] = U(0)
     for counter in range(NR_MM_COUNTERS):
@@ -49,6 +50,7 @@ def mm_alloc(cpu):
     mm.mmap_base, mm.start_brk, mm.brk, mm.start_stack = U(0), U(0), U(0), U(0)      # exec.py gives it its layout
     mm.start_code, mm.end_code, mm.start_data, mm.end_data = U(0), U(0), U(0), U(0)
     mm.arg_start, mm.arg_end, mm.env_start, mm.env_end = U(0), U(0), U(0), U(0)
+    mm.saved_auxv[0], mm.saved_auxv[1] = U(0), U(0)
     mm.id = fetch_add(machine, "next_mm_id", 1) + 1
     pfn = alloc_pages(cpu, GFP_PGTABLE_USER, 0, cpu.node, machine.node_mask)
     if pfn == 0:
@@ -98,6 +100,8 @@ def dup_mmap(cpu, parent_number, child_number):
     child.start_data, child.end_data = parent.start_data, parent.end_data
     child.arg_start, child.arg_end = parent.arg_start, parent.arg_end
     child.env_start, child.env_end = parent.env_start, parent.env_end
+    for word in range(AT_VECTOR_SIZE):
+        child.saved_auxv[word] = parent.saved_auxv[word]
     error = 0
     for position in range(parent.map_count):
         of_number = vma_index(machine, parent_number)[position]
@@ -122,8 +126,6 @@ def mmput(cpu, mm_number):
         return
     if mm.map_count > 0:
         unmap_region(cpu, mm_number, 0, mm.map_count)
-    if mm.open_files > 0:
-        close_files(cpu, mm_number, mm.id)
     drop_mm(cpu, mm_number)
     pgd_free(cpu, np.int64(mm.pgd >> U(12)))
     mm.pgd = U(0)
@@ -176,6 +178,7 @@ def alloc_task(cpu, mm_number, parent):
     task.policy.mode, task.policy.flags, task.policy.nodes, task.policy.user_nodes = 0, 0, U(0), U(0)
     task.cgroup, task.mems_allowed, task.stack = 0, machine.memory_mask, stack
     task.il_prev, task.il_weight, task.min_flt, task.maj_flt = 0, 0, 0, 0
+    task.files, task.start_time_ns = 0, clock_ns(cpu)
     task.exit_signal, task.exit_code, task.oom_score_adj, task.clock_ns, task.uid = 0, 0, 0, 0, 0
     task.nvcsw, task.nivcsw, task.sum_exec_runtime, task.preempted = 0, 0, 0, 0
     for i in range(2 * RLIM_NLIMITS):
@@ -192,6 +195,31 @@ def alloc_task(cpu, mm_number, parent):
         for i in range(16):
             task.comm[i] = of.comm[i]
     return number
+
+
+@kernel("i64(cpu_t*, i64, i64, bool)")
+def copy_process(cpu, mm_number, parent, share_files):
+    """alloc_task, with its parent's descriptors (CLONE_FILES) or a copy of them."""
+    machine = machine_of(cpu)
+    tasks = task_t.array(machine.tasks)
+    files = copy_files(cpu, tasks[parent].files if parent != 0 else 0, share_files)
+    if files == 0:
+        return 0
+    number = alloc_task(cpu, mm_number, parent)
+    if number == 0:
+        put_files_struct(cpu, files)
+    else:
+        tasks[number].files = files
+    return number
+
+
+@kernel("void(cpu_t*, i64)")
+def exit_files(cpu, task_number):
+    """A task leaves its descriptors; with the last one of its process they are closed."""
+    task = task_t.array(machine_of(cpu).tasks)[task_number]
+    files, task.files = task.files, 0
+    if files != 0:
+        put_files_struct(cpu, files)
 
 
 @kernel("void(machine_t*, task_t*)")
@@ -234,6 +262,7 @@ def exit_mm(cpu, task_number, signal):
     task.state = TASK_ZOMBIE
     if mm_number != 0:
         mmput(cpu, mm_number)
+    exit_files(cpu, task_number)
     if cpu.task == task_number:
         cpu.task = 0
     stack, task.stack = task.stack, U(0)

@@ -3,11 +3,16 @@ import numpy as np
 
 from numaemu.compile import hot, kernel
 from numaemu.kernel.fault import SERVED, do_user_addr_fault
-from numaemu.kernel.mm_types import VM_ACCESS_FLAGS, VM_LOCKED, VM_LOCKONFAULT, VM_SHARED, VM_WRITE
+from numaemu.kernel.memory import handle_mm_fault
+from numaemu.kernel.mm_types import (VM_ACCESS_FLAGS, VM_FAULT_OOM, VM_FAULT_RETRY, VM_FAULT_SIGBUS, VM_HUGETLB,
+                                     VM_LOCKED, VM_LOCKONFAULT, VM_SHARED, VM_WRITE)
 from numaemu.kernel.mmap import do_mmap, page_align
-from numaemu.kernel.pgtable import leaf_of, mm_of, pte_present
-from numaemu.kernel.smp import machine_of, read_lock, read_unlock, write_lock, write_unlock
+from numaemu.kernel.mmzone import page_of
+from numaemu.kernel.page_alloc import put_page, try_get_page
+from numaemu.kernel.pgtable import leaf_of, mm_of, pte_pfn, pte_present
+from numaemu.kernel.smp import let_others_run, machine_of, read_lock, read_unlock, relax, write_lock, write_unlock
 from numaemu.kernel.vma_index import find_vma, vma_of
+from numaemu.native import copy_bytes
 from numaemu.paging import _PAGE_RW
 from numaemu.pointer import address_of
 from numaemu.processor import READ, WRITE
@@ -99,6 +104,62 @@ def madvise_populate(cpu, start, length, write):
             return error
         at = until
     return 0
+
+
+@kernel("i64(cpu_t*, i64, u64)")
+def get_remote_page(cpu, mm_number, address):
+    """The page at an address of any address space, faulted in if need be, with a reference taken unless it is the page of
+    zeros: its pfn; 0: not to be had.
+
+    Under the mmap_lock, for reading, which is let go of while a page is being moved. Mirrors get_user_page_vma_remote.
+    """
+    machine, tries = machine_of(cpu), 0
+    mm = mm_of(machine, mm_number)
+    while True:
+        number = find_vma(machine, mm_number, address)
+        if number == 0 or vma_of(machine, number).start > address or \
+                vma_of(machine, number).flags & VM_ACCESS_FLAGS == 0 or vma_of(machine, number).flags & VM_HUGETLB:
+            return 0
+        pte = leaf_of(machine, mm, address)
+        if pte_present(pte):
+            pfn = pte_pfn(pte)
+            if pfn == machine.zero_pfn:
+                return pfn
+            if try_get_page(page_of(machine, pfn)):
+                if leaf_of(machine, mm, address) == pte:
+                    return pfn
+                put_page(cpu, pfn)
+            tries += 1
+            relax(cpu, tries)                # it is being moved, or has just gone
+            continue
+        code = handle_mm_fault(cpu, mm, number, address, False)
+        if code == VM_FAULT_OOM or code == VM_FAULT_SIGBUS:
+            return 0
+        if code == VM_FAULT_RETRY:
+            read_unlock(address_of(mm, "mmap_lock"))
+            let_others_run(cpu)
+            read_lock(cpu, address_of(mm, "mmap_lock"))
+
+
+@kernel("i64(cpu_t*, i64, u64, u64, i64)")
+def access_remote_vm(cpu, mm_number, address, buffer, nbytes):
+    """Copy bytes of any address space, which the caller holds, to host address `buffer`: how many could be had."""
+    machine, done = machine_of(cpu), 0
+    lock = address_of(mm_of(machine, mm_number), "mmap_lock")
+    read_lock(cpu, lock)
+    while done < nbytes:
+        at = address + U(done)
+        offset = at & U(4095)
+        n = min(nbytes - done, 4096 - np.int64(offset))
+        pfn = get_remote_page(cpu, mm_number, at & ~U(4095))
+        if pfn == 0:
+            break
+        copy_bytes(buffer + U(done), machine.memory + (U(pfn) << U(12)) + offset, n)
+        if pfn != machine.zero_pfn:
+            put_page(cpu, pfn)
+        done += n
+    read_unlock(lock)
+    return done
 
 
 @kernel("i64(cpu_t*, u64, u64, i64, i64, i64, i64)")

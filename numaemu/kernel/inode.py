@@ -49,9 +49,8 @@ inode_t = Struct("inode_t", [
 ])
 
 file_t = Struct("file_t", [              # struct file
-    ("inode", i64), ("count", i64),      # atomically: the descriptor and each VMA
+    ("inode", i64), ("count", i64),      # atomically: each descriptor, each VMA, each system call under way
     ("flags", i64),                      # O_*
-    ("mm", i64), ("mm_id", i64),         # whose descriptor it is: an address space stands for its file table; 0: closed
     ("f_pos_lock", i64), ("f_pos", i64),
     # struct file_ra_state: by who reads, torn or lost updates only cost a guess
     ("start", i64), ("size", i64), ("async_size", i64),      # pages: the window that was last read ahead
@@ -213,7 +212,7 @@ def shmem_get_inode(cpu):
             destroy_inode(cpu, number)
         return -ENFILE
     mapping = mapping_of(machine, object_number)
-    mapping.users, mapping.tmpfs = 1, 1
+    mapping.users, mapping.tmpfs, mapping.host = 1, 1, number
     inode_of(machine, number).object = object_number
     return number
 
@@ -311,17 +310,17 @@ def read_block(cpu, inode, index, target):
 
 # -- open files ----------------------------------------------------------------------------------------------
 
-@kernel("i64(cpu_t*, i64, i64, i64, i64)")
-def alloc_file(cpu, inode, flags, mm, mm_id):
+@kernel("i64(cpu_t*, i64, i64)")
+def alloc_file(cpu, inode, flags):
     """An open file that takes over the caller's hold of the inode: its number, or -ENFILE."""
     machine = machine_of(cpu)
     number = pool_get(cpu, machine.file_pool)
     if number == 0:
         return -ENFILE
     file = file_of(machine, number)
-    file.inode, file.count, file.flags, file.f_pos_lock, file.f_pos = inode, 1, flags, 0, 0
+    file.inode, file.flags, file.f_pos_lock, file.f_pos = inode, flags, 0, 0
     file.start, file.size, file.async_size, file.prev_pos, file.mmap_miss, file.busy_ns = 0, 0, 0, -1, 0, 0
-    file.mm_id, file.mm = mm_id, mm
+    store_release(file, "count", 1)
     return number
 
 

@@ -81,8 +81,9 @@ def advised_flags(flags, advice):
 @kernel("i64(cpu_t*, i64, i64, u64, u64, i64)")
 def madvise_update_vma(cpu, mm_number, position, start, end, advice):
     """0 or a negative errno"""
-    flags = vma_at(machine_of(cpu), mm_number, position).flags
-    if advice == MADV_WIPEONFORK and flags & VM_SHARED:
+    vma = vma_at(machine_of(cpu), mm_number, position)
+    flags = vma.flags
+    if advice == MADV_WIPEONFORK and (flags & VM_SHARED or vma.file != 0):
         return -EINVAL
     new = advised_flags(flags, advice)
     if new == flags:
@@ -249,8 +250,8 @@ def madvise_vma_behavior(cpu, mm_number, position, start, end, advice):
     elif advice == MADV_COLD:
         madvise_pages(cpu, mm_number, start, end, False)
     elif advice == MADV_FREE:
-        if flags & VM_SHARED:
-            return -EINVAL
+        if flags & VM_SHARED or vma_at(machine, mm_number, position).file != 0:
+            return -EINVAL                       # not vma_is_anonymous
         madvise_pages(cpu, mm_number, start, end, True)
     else:
         update_hiwater(mm_of(machine, mm_number))

@@ -9,14 +9,12 @@ from numaemu.kernel.huge_memory import (FALLBACK, change_huge_pmd, copy_huge_pmd
                                         take_huge_pmd)
 from numaemu.kernel.huge_split import is_hugetlb_entry, split_huge_pmd
 from numaemu.kernel.hugetlb_fault import copy_hugetlb_page_range, hugetlb_change_protection, hugetlb_fault, hugetlb_zap
-from numaemu.kernel.inode import file_of, i_pages, inode_of
 from numaemu.kernel.mempolicy import alloc_table_page, vma_alloc_folio
-from numaemu.kernel.mlock import mlock_folio
 from numaemu.kernel.mm_inline import folio_clear, folio_lock, folio_set, folio_test, folio_trylock, folio_unlock
 from numaemu.kernel.mm_types import (FAULT_AROUND_BYTES, MM_ANONPAGES, MM_FILEPAGES, MM_SHMEMPAGES, MM_SWAPENTS,
                                      PG_anon, PG_anon_exclusive, PG_dirty, PG_lru, PG_mlocked, PG_swapbacked,
                                      PG_swapcache, VM_EXEC, VM_FAULT_MAJOR, VM_FAULT_OK, VM_FAULT_OOM, VM_FAULT_RETRY,
-                                     VM_FAULT_SIGBUS, VM_HUGETLB, VM_LOCKED, VM_READ, VM_SHARED, VM_WRITE)
+                                     VM_HUGETLB, VM_LOCKED, VM_READ, VM_SHARED, VM_WRITE)
 from numaemu.kernel.mmzone import copy_highpage, page_of
 from numaemu.kernel.page_alloc import get_page, put_page, release_pages, try_get_page
 from numaemu.kernel.page_writeback import folio_mark_dirty
@@ -26,11 +24,12 @@ from numaemu.kernel.pgtable import (_MIGRATION_ANON, _MIGRATION_FILE, _PAGE_SPEC
                                     pgd_of, pmd_addr_end, pmd_shift, pmd_size, pte_offset, pte_pfn, pte_present,
                                     pte_to_swp_entry, ptep_cmpxchg, ptep_get, ptep_get_and_clear, ptep_step, set_pte, skip_missing,
                                     table_at, vm_page_nx)
-from numaemu.kernel.rmap import folio_add_anon_rmap, folio_dup_rmap, folio_remove_rmap, mapping_of, rss_counter
-from numaemu.kernel.shmem import shmem_find_folio, shmem_get_folio
-from numaemu.kernel.smp import machine_of, read_lock, read_unlock, relax
+from numaemu.kernel.rmap import folio_add_anon_rmap, folio_dup_rmap, folio_remove_rmap, rss_counter
+from numaemu.kernel.shmem import vma_is_shmem
+from numaemu.kernel.shmem_fault import shmem_fault
+from numaemu.kernel.smp import machine_of, relax
 from numaemu.kernel.swap import folio_add_new_lru, folio_mark_accessed, lru_add_drain
-from numaemu.kernel.swap_state import READ, swap_cache_get_hit, swap_cluster_readahead
+from numaemu.kernel.swap_state import swap_cache_get_hit, swap_cluster_readahead
 from numaemu.kernel.swapfile import (folio_free_swap, free_swap_and_cache, free_swap_cache, swap_duplicate,
                                      swap_entry_put, vm_swap_full)
 from numaemu.kernel.tlb import flush_tlb_mm_range, flush_tlb_mm_stride
@@ -40,7 +39,7 @@ from numaemu.kernel.vmstat import PGMAJFAULT, PGREUSE, count_vm_events
 from numaemu.paging import (PTE_SHIFT, _PAGE_ACCESSED, _PAGE_DIRTY, _PAGE_NX, _PAGE_PRESENT, _PAGE_RW, _PAGE_USER,
                             entry_at, entry_exchange, entry_load)
 from numaemu.param import GATHER_PAGES
-from numaemu.pointer import address_of, i64
+from numaemu.pointer import i64
 from numaemu.processor import X86_PF_PROT
 
 U = np.uint64
@@ -98,79 +97,6 @@ def do_anonymous_page(cpu, mm, vma_number, address, write, ptep):
     folio_add_new_lru(cpu, pfn)
     fetch_add(mm.rss, MM_ANONPAGES, 1)
     return VM_FAULT_OK
-
-
-@kernel("void(cpu_t*, mm_t*, vma_t*, i64, u64, u64)")
-def set_shared_pte(cpu, mm, vma, pfn, ptep, dirty):
-    """Map a shared object's page unless another thread was faster, writable if the mapping is.
-
-    The entry takes over the caller's reference to the page.
-    """
-    machine = machine_of(cpu)
-    bits = _READ_ONLY | dirty | vm_page_nx(machine, vma)
-    if vma.flags & VM_WRITE:
-        bits |= _PAGE_RW
-    folio_dup_rmap(machine, cpu, pfn)
-    if vma.flags & VM_LOCKED:
-        mlock_folio(cpu, pfn)
-    if ptep_cmpxchg(ptep, U(0), pfn_pte(pfn, bits)):
-        fetch_add(mm.rss, MM_SHMEMPAGES, 1)
-    else:
-        folio_remove_rmap(machine, cpu, pfn)
-        if vma.flags & VM_LOCKED and page_of(machine, pfn).flags & U(PG_mlocked) != U(0):
-            munlock_unless_locked(cpu, pfn)
-        put_page(cpu, pfn)
-
-
-@kernel("void(cpu_t*, mm_t*, vma_t*, u64, u64)")
-def do_fault_around(cpu, mm, vma, address, ptep):
-    """A read fault maps what else is there already of the 64 KiB around it. Linux's function and filemap_map_pages."""
-    machine = machine_of(cpu)
-    start = max(address & ~(AROUND - U(1)), vma.start)
-    end = min((address | (AROUND - U(1))) + U(1), vma.end)
-    mapping = mapping_of(machine, vma.mapping)
-    near, step = start, ptep_step(machine)
-    entry = ptep - ((address - start) >> U(12)) * step
-    while near < end:
-        if ptep_get(entry) == U(0):
-            pfn = shmem_find_folio(cpu, mapping, vma.pgoff + np.int64((near - vma.start) >> U(12)))
-            if pfn != 0:
-                set_shared_pte(cpu, mm, vma, pfn, entry, U(0))
-        near += U(4096)
-        entry += step
-
-
-@kernel("i64(cpu_t*, mm_t*, i64, u64, bool, u64)")
-def do_shared_fault(cpu, mm, vma_number, address, write, ptep):
-    """Touch of a shared object: its page, allocated by whoever comes first."""
-    machine = machine_of(cpu)
-    vma = vma_of(machine, vma_number)
-    cpu.scratch = U(0)
-    pfn = shmem_get_folio(cpu, vma, address)
-    if pfn <= 0:
-        return VM_FAULT_OOM if pfn == 0 else VM_FAULT_SIGBUS
-    set_shared_pte(cpu, mm, vma, pfn, ptep, _PAGE_DIRTY if write else U(0))
-    if not write:
-        do_fault_around(cpu, mm, vma, address, ptep)
-    if cpu.scratch == U(READ):               # from swap
-        count_vm_events(machine, cpu.id, PGMAJFAULT, 1)
-        return VM_FAULT_MAJOR
-    return VM_FAULT_OK
-
-
-@kernel("i64(cpu_t*, mm_t*, i64, u64, bool, u64)")
-def shmem_fault(cpu, mm, vma_number, address, write, ptep):
-    """Touch of a shared object, which has no end, or of a tmpfs file: not behind its end, which cannot change meanwhile."""
-    machine = machine_of(cpu)
-    vma, code = vma_of(machine, vma_number), VM_FAULT_SIGBUS
-    if vma.file == 0:
-        return do_shared_fault(cpu, mm, vma_number, address, write, ptep)
-    inode = inode_of(machine, file_of(machine, vma.file).inode)
-    read_lock(cpu, address_of(inode, "invalidate_lock"))
-    if vma.pgoff + np.int64((address - vma.start) >> U(12)) < i_pages(inode):
-        code = do_shared_fault(cpu, mm, vma_number, address, write, ptep)
-    read_unlock(address_of(inode, "invalidate_lock"))
-    return code
 
 
 @hot
@@ -262,7 +188,7 @@ def do_wp_page(cpu, mm, vma_number, address, ptep, pte):
     vma, old = vma_of(machine, vma_number), pte_pfn(pte)
     special = pte & _PAGE_SPECIAL != U(0)
     if vma.flags & VM_SHARED:
-        if vma.i_mapping != 0:
+        if vma.i_mapping != 0 and not vma_is_shmem(machine, vma):
             return wp_page_shared(cpu, vma, address, ptep, pte)
         ptep_cmpxchg(ptep, pte, pte | _PAGE_RW | _PAGE_DIRTY | _PAGE_ACCESSED)
         return VM_FAULT_OK
@@ -352,9 +278,10 @@ def handle_mm_fault(cpu, mm, vma_number, address, write):
     if pte_present(pte):
         cpu.error_code |= X86_PF_PROT
     if pte == U(0):
-        if vma_of(machine, vma_number).i_mapping != 0:
+        vma = vma_of(machine, vma_number)
+        if vma.i_mapping != 0 and not vma_is_shmem(machine, vma):
             return do_fault(cpu, mm, vma_number, address, write, ptep)
-        if vma_of(machine, vma_number).flags & VM_SHARED:
+        if vma.i_mapping != 0 or vma.flags & VM_SHARED:
             return shmem_fault(cpu, mm, vma_number, address, write, ptep)
         return do_anonymous_page(cpu, mm, vma_number, address, write, ptep)
     if is_swap_entry(pte):

@@ -8,6 +8,7 @@ import numpy as np
 from numaemu import shm
 from numaemu.kernel.compaction_free import compact_control_t
 from numaemu.kernel.disk import disk_space_t
+from numaemu.kernel.file import files_struct_t
 from numaemu.kernel.highmem import highmem_blocks
 from numaemu.kernel.huge_memory import DEFRAG_MADVISE, THP_NEVER
 from numaemu.kernel.hugetlb_pool import hstate_t
@@ -100,10 +101,11 @@ def control_layout(topology, max_pfn, nr_actors):
             ("cgroups", MAX_CGROUPS * cgroup_t.nbytes), ("mpols", cpus * policy_t.nbytes),
             ("trails", cpus * trail_t.nbytes), ("slowpaths", 2 * cpus * slowpath_t.nbytes),
             ("exits", EXIT_RECORDS * exit_t.nbytes), ("gather", cpus * GATHER_PAGES * 8), ("migrate", cpus * migrate_t.nbytes),
-            ("pools", 6 * pool_t.nbytes), ("task_stack", MAX_TASKS * 8), ("mm_stack", MAX_MMS * 8),
+            ("pools", 7 * pool_t.nbytes), ("task_stack", MAX_TASKS * 8), ("mm_stack", MAX_MMS * 8),
             ("vma_stack", MAX_VMAS * 8), ("mapping_stack", MAX_VMAS * 8), ("outboxes", nr_actors * OUTBOX_BYTES),
             ("inodes", MAX_INODES * inode_t.nbytes), ("files", MAX_FILES * file_t.nbytes),
             ("inode_stack", MAX_INODES * 8), ("file_stack", MAX_FILES * 8),
+            ("files_structs", MAX_TASKS * files_struct_t.nbytes), ("files_struct_stack", MAX_TASKS * 8),
             ("disk_space", disk_space_t.nbytes), ("disk_written", topology.disk.size // PAGE_SIZE // 8 + 8),
             ("scan_controls", cpus * scan_control_t.nbytes), ("swap", swap_t.nbytes), ("zstat", zstat_t.nbytes),
             ("zbufs", cpus * ZBUF_BYTES), ("swap_map", MAX_SWAP_ENTRIES * 4), ("swap_cache", MAX_SWAP_ENTRIES * 8),
@@ -148,7 +150,7 @@ def map_memory(topology, machine, max_pfn):
 
 def init_pools(machine, blocks):
     for i, (name, capacity) in enumerate((("task", MAX_TASKS), ("mm", MAX_MMS), ("vma", MAX_VMAS), ("mapping", MAX_VMAS),
-                                            ("inode", MAX_INODES), ("file", MAX_FILES))):
+                                            ("inode", MAX_INODES), ("file", MAX_FILES), ("files_struct", MAX_TASKS))):
         pool = pool_t.array(blocks["pools"])[i]
         pool.capacity, pool.returned = capacity, blocks[f"{name}_stack"]
         setattr(machine, f"{name}_pool", pool.address)

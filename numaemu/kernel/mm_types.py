@@ -53,7 +53,7 @@ vma_t = Struct("vma_t", [           # written under the mmap_lock of its mm, hel
     ("mm", i64),
     ("mapping", i64),               # rmap family (anon_vma) or shared object; 0 until the first fault
     ("file", i64),                  # number of the open file it maps, which it holds; 0: none
-    ("i_mapping", i64),             # the mapping of that file's pages (`mapping` is then only the anon_vma), or 0: none, tmpfs
+    ("i_mapping", i64),             # the mapping of that file's pages (`mapping` is then only the anon_vma); 0: no file
     ("anon_vma", i64),              # whose pages a private VMA has, 0 until the first fault: VMAs with equal ones may merge
     ("chained", i64),               # 1: forked, so its anon_vma_chain in Linux has more than one member
     ("policy", policy_t),
@@ -84,6 +84,8 @@ OOM_NONE, OOM_VICTIM, OOM_REAPING, OOM_REAPED, OOM_SKIP = range(5)   # mm->oom_s
 # mm->rss[]
 MM_FILEPAGES, MM_ANONPAGES, MM_SWAPENTS, MM_SHMEMPAGES, NR_MM_COUNTERS = range(5)
 
+AT_VECTOR_SIZE = 2 * (22 + 3 + 1)   # words: AT_VECTOR_SIZE_BASE, x86's AT_VECTOR_SIZE_ARCH, the end
+
 mm_t = Struct("mm_t", [
     # atomically, by any CPU
     ("mmap_lock", i64),             # readers, or -1: one writer
@@ -94,7 +96,6 @@ mm_t = Struct("mm_t", [
     ("pgtables", i64),              # page-table pages below the top level
     ("tlb_flush_pending", i64),     # CPUs that are taking entries out and have not flushed yet
     ("oom_state", i64),             # OOM_*: NONE, VICTIM by the coordinator, the others by who reaps
-    ("open_files", i64),            # files it has ever opened, and perhaps closed again
     ("hugetlb_usage", i64),         # huge pages mapped
     # under mmap_lock held for writing
     ("pgd", u64),                   # physical address of the top-level table
@@ -107,6 +108,7 @@ mm_t = Struct("mm_t", [
     # of the program it runs (execve), likewise; all 0 if none: [start, end) in bytes
     ("start_code", u64), ("end_code", u64), ("start_data", u64), ("end_data", u64),
     ("arg_start", u64), ("arg_end", u64), ("env_start", u64), ("env_end", u64),
+    ("saved_auxv", u64, AT_VECTOR_SIZE),           # pairs, ended by 0
     ("id", i64),                    # unlike its number, never used twice
 ])
 
@@ -127,6 +129,8 @@ task_t = Struct("task_t", [
     ("uid", i64),                             # 0 has every capability, any other none
     ("cgroup", i64), ("mems_allowed", u64),   # number of its control group, the nodes that its cpuset allows
     ("preempted", i64),                       # 1: in the middle of accesses, while another task has its CPU
+    ("files", i64),                           # its process's descriptors: file.py
+    ("start_time_ns", i64),                   # when it was made, on the clock of the CPU that made it
     ("stack", u64),                           # lowest address of its kernel stack, 0: it has ended
     # by the coordinator, when it chooses a victim
     ("oom_victim", i64),                      # its pid: SIGKILL is pending; else the mark means nothing
@@ -214,6 +218,7 @@ machine_t = Struct("machine_t", [
     ("scan_controls", u64),         # scan_control_t[nr_cpu_ids]: vmscan.py
     ("swappiness", i64),            # sysctl vm.swappiness
     ("inodes", u64), ("files", u64), ("inode_pool", u64), ("file_pool", u64),    # inode.py
+    ("files_structs", u64), ("files_struct_pool", u64),      # file.py
     ("bh_cachep", i64),             # the slab cache of buffer heads
     ("inode_lock", u64),            # spin lock: names, link and open counts of inodes
     ("disk", u64),                  # host address of the disk's contents

@@ -196,17 +196,13 @@ def shmem_zero_setup(cpu, vma_number, charge):
 
 @kernel("void(cpu_t*, i64, i64)")
 def map_file(cpu, vma_number, file):
-    """A VMA maps an open file from now on, and holds it (call_mmap, vma_link_file); shares its object, if it is tmpfs's."""
+    """A VMA maps an open file from now on, and holds it (call_mmap, vma_link_file)."""
     machine = machine_of(cpu)
     vma, inode = vma_of(machine, vma_number), inode_of(machine, file_of(machine, file).inode)
     get_file(machine, file)
     vma.file = file
-    if inode.object != 0:
-        vma.mapping = inode.object
-        link_vma(cpu, inode.object, vma_number)
-    else:
-        vma.i_mapping = inode.mapping
-        link_file_vma(cpu, vma_number)
+    vma.i_mapping = inode.object if inode.object != 0 else inode.mapping
+    link_file_vma(cpu, vma_number)
 
 
 @kernel("i64(cpu_t*, i64, u64, u64, i64, i64, i64)")

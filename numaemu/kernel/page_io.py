@@ -6,6 +6,7 @@ as long as there is room; else it is copied to the disk.
 import numpy as np
 
 from numaemu.compile import hot, kernel
+from numaemu.kernel.disk import io_wait
 from numaemu.kernel.mm_inline import folio_clear, folio_set
 from numaemu.kernel.mm_types import PG_uptodate, PG_writeback
 from numaemu.kernel.mmzone import page_of, page_to_nid
@@ -95,7 +96,7 @@ def swap_read_folio(cpu, pfn):
     else:
         from_disk = True
         copy_bytes(frame, place_on_disk(machine, entry), 4096)
-        cpu.clock_base_ns += machine.disk_page_ns
+        io_wait(cpu, machine.disk_page_ns)
         count_vm_events(machine, cpu.id, PSWPIN, 1)
         count_vm_events(machine, cpu.id, PGPGIN, 4)
     folio_set(page, PG_uptodate)

@@ -10,6 +10,7 @@ import numpy as np
 
 from numaemu.atomic import compare_exchange, fetch_add, fetch_or, load_acquire, store_release
 from numaemu.compile import hot, kernel
+from numaemu.kernel.disk import io_wait_until
 from numaemu.kernel.gfp import GFP_NOFS, __GFP_RECLAIMABLE
 from numaemu.kernel.mempolicy import NO_INTERLEAVE_INDEX, alloc_pages_mpol, current_task
 from numaemu.kernel.mm_inline import folio_clear, folio_lock, folio_set, folio_test, folio_unlock
@@ -42,12 +43,14 @@ def folio_host_address(machine, pfn):
 def folio_wait_read(cpu, page, longest_ns):
     """Wait, in emulated time, until the disk has read a page that this CPU has asked for; at most `longest_ns`.
 
-    Clocks of different CPUs cannot be compared: a page that another CPU has asked for counts as there.
+    Clocks of different CPUs cannot be compared: a page that another CPU has asked for counts as there. Who is going to
+    sleep until then leaves word for the other tasks of the CPU.
     """
     due = page.private
     if due != 0 and due & ((1 << READ_CPU_BITS) - 1) == cpu.id and not folio_test(page, PG_private):
-        page.private = 0
-        cpu.clock_base_ns += min(max((due >> READ_CPU_BITS) - clock_ns(cpu), 0), longest_ns)
+        if cpu.io_defer == 0:
+            page.private = 0
+        io_wait_until(cpu, min(due >> READ_CPU_BITS, clock_ns(cpu) + longest_ns))
 
 
 @hot

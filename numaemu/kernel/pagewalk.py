@@ -240,6 +240,17 @@ def shmem_swap_usage(machine_address, mapping_number, first, pages):
     return swapped
 
 
+@entry("i64(u64, i64, i64, i64, u64, i64)")
+def shmem_swap_holes(machine_address, mm_number, mapping_number, first, start, pages):
+    """The same of the addresses from `start` on, as far as nothing is mapped there."""
+    machine, swapped = machine_t.at(machine_address), 0
+    for i in range(pages):
+        if leaf_entry(machine, mm_number, start + U(i * 4096)) == U(0) and \
+                xa_is_value(object_entry(machine, mapping_number, first + i)):
+            swapped += 4096
+    return swapped
+
+
 @entry("void(u64, i64, u64, u64[])")
 def pagemap_read(machine_address, mm_number, start, words):
     """The words of /proc/<pid>/pagemap for the pages from `start` on, without the bits that only the VMA knows."""

@@ -8,8 +8,8 @@ import functools
 import os
 import re
 
-from numaemu.kernel import (cgroup, huge_sysfs, node_sysfs, proc_meminfo, proc_slabinfo, proc_smaps, proc_stat,
-                            proc_task, proc_vmallocinfo, proc_vmstat, swapon, sysctl, thp_sysfs)
+from numaemu.kernel import (cgroup, huge_sysfs, node_sysfs, proc_base, proc_meminfo, proc_slabinfo, proc_smaps,
+                            proc_stat, proc_task, proc_vmallocinfo, proc_vmstat, swapon, sysctl, thp_sysfs)
 from numaemu.kernel.inode import I_LIVE, inode_name, inode_t
 from numaemu.kernel.mm_types import mapping_t, pool_t
 from numaemu.kernel.sysctl import System  # noqa: F401  (what read, write and listdir take)
@@ -17,7 +17,7 @@ from numaemu.kernel.sysctl import System  # noqa: F401  (what read, write and li
 FIXED = {path: (read, None) for module in (proc_vmstat, proc_meminfo, proc_slabinfo, proc_vmallocinfo, proc_stat, node_sysfs)
          for path, read in module.FILES.items()}
 FIXED |= sysctl.FILES | swapon.FILES | huge_sysfs.SYSCTLS | thp_sysfs.FILES
-PID_FILES = proc_task.PID_FILES | proc_smaps.PID_FILES | cgroup.PID_FILES
+PID_FILES = proc_task.PID_FILES | proc_base.PID_FILES | proc_smaps.PID_FILES | cgroup.PID_FILES
 _PID = re.compile(r"/proc/(\d+)/(\w+)")
 _NODE = re.compile(rf"{node_sysfs.ROOT}/node(\d+)/(\w+)")
 _WEIGHT = re.compile(rf"{sysctl.WEIGHTS}/node(\d+)")
@@ -77,7 +77,7 @@ def open_file(system, path, mode):
 
 
 def read(system, path):
-    """The text of a file."""
+    """The text of a file, the bytes of a binary one, or what a CPU has to do for it, as for `write`."""
     return open_file(system, path, 0)(system)
 
 

@@ -9,9 +9,10 @@ from numaemu.kernel.mm_types import (VM_ACCOUNT, VM_DONTCOPY, VM_DONTDUMP, VM_DO
 from numaemu.kernel.pagewalk import (ANONYMOUS, ANON_THP, LAZYFREE, NR_SMAPS, PM_SOFT_DIRTY, PRIVATE_CLEAN,
                                      PRIVATE_DIRTY, PRIVATE_HUGETLB, PSS, PSS_ANON, PSS_DIRTY, PSS_FILE, PSS_SHIFT,
                                      PSS_SHMEM, REFERENCED, RSS, SHARED_CLEAN, SHARED_DIRTY, SHARED_HUGETLB, SWAP,
-                                     SWAP_PSS, pagemap_read, shmem_swap_usage, walk_page_range)
+                                     SWAP_PSS, pagemap_read, shmem_swap_holes, shmem_swap_usage, walk_page_range)
 from numaemu.kernel.pgtable import mm_of, pmd_size
 from numaemu.kernel.proc_task import NAME_COLUMN, copy_vmas, gone, number_of_pid, show_map_vma
+from numaemu.kernel.rmap import mapping_of
 
 FLAG_NAMES = ((VM_READ, "rd"), (VM_WRITE, "wr"), (VM_EXEC, "ex"), (VM_SHARED, "sh"), (VM_MAYREAD, "mr"), (VM_MAYWRITE, "mw"),
               (VM_MAYEXEC, "me"), (VM_MAYSHARE, "ms"), (VM_GROWSDOWN, "gd"), (VM_LOCKED, "lo"), (VM_SEQ_READ, "sr"),
@@ -28,14 +29,26 @@ def line(name, nbytes):
     return f"{name + ':':<16}{nbytes >> 10:8d} kB\n"
 
 
+def shmem_swapped(machine, mm_number, vma):
+    """Bytes of a VMA's shared object that are swapped out. Where a private VMA may have pages of its own in their place
+    only those behind addresses at which nothing is mapped count (smaps_pte_hole).
+    """
+    number = vma["i_mapping"] or (vma["mapping"] if vma["flags"] & VM_SHARED else 0)
+    if not number or vma["i_mapping"] and not mapping_of(machine, int(number)).tmpfs:
+        return 0
+    base, pages = int(machine.address), (int(vma["end"]) - int(vma["start"])) // 4096
+    swapped = shmem_swap_usage(base, number, vma["pgoff"], pages)
+    if swapped and not vma["flags"] & VM_SHARED and vma["flags"] & VM_WRITE:
+        return shmem_swap_holes(base, mm_number, number, vma["pgoff"], vma["start"], pages)
+    return swapped
+
+
 def gather(system, mm_number, vma):
     """What a VMA's pages come to: (counts, bytes of the share that is locked)."""
     counts = np.zeros(NR_SMAPS, np.int64)
     machine = int(system.machine.address)
     walk_page_range(machine, mm_number, vma["start"], vma["end"], counts, 1)
-    if vma["flags"] & VM_SHARED and not vma["i_mapping"]:
-        pages = (int(vma["end"]) - int(vma["start"])) // 4096
-        counts[SWAP] += shmem_swap_usage(machine, vma["mapping"], vma["pgoff"], pages)
+    counts[SWAP] += shmem_swapped(system.machine, mm_number, vma)
     return counts, int(counts[PSS]) if vma["flags"] & VM_LOCKED else 0
 
 

@@ -124,7 +124,8 @@ def show_map_vma(machine, mm, vma):
     name, inode, device = file_name(machine, vma), vma["mapping"], SHMEM_DEVICE
     if vma["file"]:
         inode = file_of(machine, int(vma["file"])).inode
-        device = DISK_DEVICE if vma["i_mapping"] else SHMEM_DEVICE if name.startswith("/memfd:") else TMPFS_DEVICE
+        tmpfs = SHMEM_DEVICE if name.startswith("/memfd:") else TMPFS_DEVICE
+        device = tmpfs if inode_of(machine, inode).object else DISK_DEVICE
     elif vma["flags"] & VM_HUGETLB:
         device = HUGETLBFS_DEVICE
     backed = bool(name)

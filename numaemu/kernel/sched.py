@@ -126,7 +126,7 @@ def sleep_until(cpu_address, until_ns):
 
 @entry("void(u64, i64)")
 def set_nr_waiting(cpu_address, n):
-    """So many tasks wait for the CPU, which is to look if it is inside accesses. Under the run queue's mutex."""
+    """So many tasks wait for the CPU, or sleep, so that it is to look if it is inside accesses. Under the run queue's mutex."""
     cpu = cpu_t.at(cpu_address)
     store_release(cpu, "nr_waiting", n)
     if n != 0:
@@ -150,15 +150,22 @@ def next_event(cpu):
     return cpu.tick + max(slice_left_ns(cpu) // (WALK_SHARE * longest), LOOK_AT_LEAST)
 
 
-@kernel("void(cpu_t*)")
-def preempt_schedule(cpu):
-    """Between two accesses: let the tasks that wait run. The access goes on as if nothing had been, once it is our turn."""
+@kernel("void(cpu_t*, i64)")
+def schedule(cpu, until_ns):
+    """Between two accesses: let the tasks that wait run, until a time (io_schedule) or (0) until it is our turn again. The
+    access goes on as if nothing had been. If nobody has used the CPU until then it has been idle.
+    """
     task_number, scratch = cpu.task, cpu.scratch
     task = task_t.array(machine_of(cpu).tasks)[task_number]
     leave(cpu)
     task.preempted = 1
-    call_address(machine_of(cpu).on_schedule, U(cpu.id), U(task_number), U(task.pid))
+    call_address(machine_of(cpu).on_schedule, U(cpu.id), U(task_number), U(until_ns))
     task.preempted = 0
+    idle = until_ns - clock_ns(cpu)
+    if idle > 0:
+        put_prev_task(cpu)
+        cpu.nr_switches += 1
+        cpu.clock_base_ns += idle
     context_switch(cpu, task_number)
     cpu.slice_start_ns = clock_ns(cpu)
     cpu.scratch = scratch
@@ -168,11 +175,17 @@ def preempt_schedule(cpu):
 
 @callback("u64(u64, u64, u64)")
 def handle_event(cpu_address, _b, _c):
-    """A CPU inside, between two accesses, has reached `event_at`. That is set before it looks at what may be posted."""
+    """A CPU inside, between two accesses, has reached `event_at`. That is set before it looks at what may be posted.
+
+    A fault that has asked the disk for a page has left word until when its task sleeps: nothing of it is under way here.
+    """
     cpu = cpu_t.at(cpu_address)
     exchange(cpu, "event_at", next_event(cpu))
     if load_acquire(cpu, "ipi_pending") != U(0):
         call_address(cpu.on_ipi, cpu.address, U(0), U(0))
-    if load_acquire(cpu, "nr_waiting") != 0 and cpu.task != 0 and slice_left_ns(cpu) <= 0:
-        preempt_schedule(cpu)
+    if cpu.io_until_ns != 0:
+        until, cpu.io_until_ns = cpu.io_until_ns, 0
+        schedule(cpu, until)
+    elif load_acquire(cpu, "nr_waiting") != 0 and cpu.task != 0 and slice_left_ns(cpu) <= 0:
+        schedule(cpu, 0)
     return U(0)

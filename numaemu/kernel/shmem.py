@@ -32,6 +32,18 @@ U = np.uint64
 AGAIN = -1
 
 
+@hot
+def shmem_object(vma):
+    """The object whose pages a VMA shows: that of a tmpfs file, or the VMA's own."""
+    return vma.i_mapping if vma.i_mapping != 0 else vma.mapping
+
+
+@hot
+def vma_is_shmem(machine, vma):
+    """True if a VMA maps a tmpfs file."""
+    return vma.i_mapping != 0 and mapping_of(machine, vma.i_mapping).tmpfs != 0
+
+
 @kernel("void(machine_t*, cpu_t*, i64, i64)")
 def count_shmem(machine, cpu, pfn, sign):
     node = page_to_nid(machine, pfn)
@@ -65,24 +77,25 @@ def shmem_acct_block(cpu, mapping):
 def shmem_add_folio(cpu, vma, address, slot, index):
     """A new page of a shared object goes into its empty slot, with one reference for the tree and one for the caller."""
     machine = machine_of(cpu)
-    if not shmem_acct_block(cpu, mapping_of(machine, vma.mapping)):
+    mapping = mapping_of(machine, shmem_object(vma))
+    if not shmem_acct_block(cpu, mapping):
         return -errno.ENOSPC
     pfn = vma_alloc_folio(cpu, GFP_HIGHUSER_MOVABLE | __GFP_ZERO, vma, address)
     if pfn == 0:
-        shmem_unacct_blocks(machine, mapping_of(machine, vma.mapping), 1)
+        shmem_unacct_blocks(machine, mapping, 1)
         return 0
     page = page_of(machine, pfn)
-    page.mapping, page.index = vma.mapping, index
+    page.mapping, page.index = shmem_object(vma), index
     page.flags |= U(PG_swapbacked)
     fetch_add(page, "refcount", 2)       # the tree's, that of its way to the LRU list
     if compare_exchange(u64.array(slot), 0, U(0), page_entry(pfn)) != U(0):
-        shmem_unacct_blocks(machine, mapping_of(machine, vma.mapping), 1)
+        shmem_unacct_blocks(machine, mapping, 1)
         fetch_add(page, "refcount", -2)  # another CPU was faster: look again
         put_page(cpu, pfn)
         return AGAIN
     folio_add_new_lru(cpu, pfn)
     count_shmem(machine, cpu, pfn, 1)
-    fetch_add(mapping_of(machine, vma.mapping), "nr_pages", 1)
+    fetch_add(mapping, "nr_pages", 1)
     return pfn
 
 
@@ -100,12 +113,12 @@ def shmem_swapin_folio(cpu, vma, address, slot, index, value):
     folio_lock(cpu, page)
     ours = folio_test(page, PG_swapcache) and page.private == entry and load_acquire(u64.array(slot), 0) == value
     if ours:
-        page.mapping, page.index = vma.mapping, index
+        page.mapping, page.index = shmem_object(vma), index
         get_page(page)
         ours = compare_exchange(u64.array(slot), 0, value, page_entry(pfn)) == value
         if ours:
             count_shmem(machine, cpu, pfn, 1)
-            fetch_add(mapping_of(machine, vma.mapping), "nr_pages", 1)
+            fetch_add(mapping_of(machine, page.mapping), "nr_pages", 1)
             delete_from_swap_cache(cpu, pfn)
             swap_entry_put(cpu, entry, 1)
             folio_set(page, PG_dirty)
@@ -125,7 +138,7 @@ def shmem_get_folio(cpu, vma, address):
     The pfn, 0: no memory, or -ENOSPC. A page that migration moves at this moment is looked up again.
     """
     machine = machine_of(cpu)
-    mapping = mapping_of(machine, vma.mapping)
+    mapping = mapping_of(machine, shmem_object(vma))
     index = vma.pgoff + np.int64((address - vma.start) >> U(12))
     slot, tries = xa_create(cpu, mapping, index), 0
     if slot == U(0):

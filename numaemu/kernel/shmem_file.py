@@ -31,7 +31,7 @@ def shmem_pseudo_vma(cpu, number):
     """A VMA of nobody, whose address is the place in an object: for who needs a page of it without mapping it."""
     vma = vma_t.array(machine_of(cpu).pseudo_vmas)[cpu.id]
     vma.start, vma.end, vma.flags, vma.pgoff, vma.mm = U(0), U(MAX_TMPFS_BYTES), VM_SHARED, 0, cpu.mm
-    vma.mapping, vma.policy.mode = number, 0
+    vma.i_mapping, vma.mapping, vma.policy.mode = number, 0, 0
     return vma
 
 
@@ -134,19 +134,25 @@ def shmem_truncate_folio(cpu, number, index):
     return gone
 
 
-@kernel("void(cpu_t*, i64, i64)")
+@kernel("i64(cpu_t*, i64, i64)")
 def shmem_truncate_range(cpu, number, first):
-    """Drop page `first` of an object and all behind it. Nobody maps them, and nobody can add any meanwhile."""
+    """Drop page `first` of an object and all behind it; nobody can add any meanwhile. -1, or the first that is mapped.
+
+    The caller has taken them out of all address spaces, but a fork may have copied an entry from a table that was still to
+    be looked at into one that had been.
+    """
     machine, index, tries = machine_of(cpu), first, 0
     while True:
         index = xa_find(machine, mapping_of(machine, number), index, MAX_INDEX)
         if index < 0:
-            return
+            return -1
         value = xa_load(machine, mapping_of(machine, number), index)
         done = value == U(0) or (shmem_truncate_folio(cpu, number, index) if entry_is_page(value) else
                                  shmem_free_swap(cpu, number, index, value))
         if done:
             index += 1
+        elif entry_is_page(value) and load_acquire(page_of(machine, pte_pfn(value)), "mapcount") > 0:
+            return index
         else:
             tries += 1
             relax(cpu, tries)

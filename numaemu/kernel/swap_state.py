@@ -3,6 +3,7 @@ import numpy as np
 
 from numaemu.atomic import exchange, fetch_add
 from numaemu.compile import kernel
+from numaemu.kernel.disk import io_wait
 from numaemu.kernel.gfp import GFP_HIGHUSER_MOVABLE
 from numaemu.kernel.mempolicy import vma_alloc_folio
 from numaemu.kernel.mm_inline import folio_clear, folio_set, folio_unlock
@@ -137,5 +138,5 @@ def swap_cluster_readahead(cpu, vma, address, entry):
         lru_add_drain(cpu)
     pfn = __read_swap_cache_async(cpu, vma, address, entry)
     if from_disk or cpu.scratch == U(READ_FROM_DISK):
-        cpu.clock_base_ns += machine.disk_read_ns            # once: they are one request
+        io_wait(cpu, machine.disk_read_ns)                   # once: they are one request
     return pfn

@@ -8,7 +8,7 @@ import numpy as np
 from numaemu.atomic import compare_exchange, fetch_add, load_acquire, store_release
 from numaemu.compile import entry, hot, kernel
 from numaemu.kernel.exec import setup_plain_mm
-from numaemu.kernel.fork import alloc_task, do_exit, do_wait, dup_mm, mm_alloc, mmput
+from numaemu.kernel.fork import copy_process, do_exit, do_wait, dup_mm, mm_alloc, mmput
 from numaemu.kernel.internal import ALLOC_WMARK_LOW
 from numaemu.kernel.mempolicy import (MPOL_MODE_FLAGS, current_task, do_set_mempolicy, mpol_new, mpol_rebind_policy,
                                       next_node_in)
@@ -215,7 +215,7 @@ def new_task(cpu):
     mm = mm_alloc(cpu)
     if mm == 0:
         return -ENOMEM
-    number = alloc_task(cpu, mm, 0)
+    number = copy_process(cpu, mm, 0, False)
     if number == 0:
         mmput(cpu, mm)
         return -ENOMEM
@@ -242,7 +242,7 @@ def sys_fork(cpu_address, task):
     mm = dup_mm(cpu, cpu.mm)
     if mm == 0:
         return -ENOMEM
-    number = alloc_task(cpu, mm, task)
+    number = copy_process(cpu, mm, task, False)
     if number == 0:
         mmput(cpu, mm)
         return -ENOMEM
@@ -251,10 +251,10 @@ def sys_fork(cpu_address, task):
 
 @entry("i64(u64, i64)")
 def sys_clone(cpu_address, task):
-    """clone(2) with CLONE_VM | CLONE_THREAD: a task that shares the address space; its number, or -ENOMEM."""
+    """clone(2) with CLONE_VM | CLONE_FILES | CLONE_THREAD: a task that shares the address space; its number, or -ENOMEM."""
     cpu = running(cpu_address, task)
     machine = machine_of(cpu)
-    number = alloc_task(cpu, cpu.mm, task)
+    number = copy_process(cpu, cpu.mm, task, True)
     if number == 0:
         return -ENOMEM
     fetch_add(mm_of(machine, cpu.mm), "users", 1)
@@ -267,7 +267,7 @@ def sys_clone(cpu_address, task):
 def sys_vfork(cpu_address, task):
     """clone(2) with CLONE_VM alone: a process of its own in the same address space; its number, or -ENOMEM."""
     cpu = running(cpu_address, task)
-    number = alloc_task(cpu, cpu.mm, task)
+    number = copy_process(cpu, cpu.mm, task, False)
     if number == 0:
         return -ENOMEM
     fetch_add(mm_of(machine_of(cpu), cpu.mm), "users", 1)

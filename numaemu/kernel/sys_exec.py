@@ -35,7 +35,7 @@ def open_exec(cpu_address, task, name):
     number = lookup(cpu, name)
     if number < 0:
         return number
-    file = alloc_file(cpu, number, O_RDONLY, 0, 0)
+    file = alloc_file(cpu, number, O_RDONLY)
     if file < 0:
         iput(cpu, number)
     return file

@@ -6,6 +6,7 @@ import numpy as np
 
 from numaemu.compile import entry, hot, kernel
 from numaemu.kernel.disk import disk_store_page
+from numaemu.kernel.file import FD_CLOEXEC, close_fd, do_dup, fd_install, fget
 from numaemu.kernel.filemap import MAX_FILE_BYTES, filemap_read, generic_file_write, vfs_fsync
 from numaemu.kernel.gup import vm_mmap_pgoff
 from numaemu.kernel.inode import (EEXIST, NAME_WORDS, alloc_file, bmap, create, extend, file_of, inode_of, link_inode,
@@ -22,7 +23,7 @@ from numaemu.kernel.vma_index import find_position, vma_index, vma_of
 from numaemu.native import clear_bytes, copy_bytes
 from numaemu.pointer import address_of, u64
 from numaemu.processor import cpu_t
-from numaemu.uapi import (MAP_SHARED, MS_INVALIDATE, MS_SYNC, O_ACCMODE, O_APPEND, O_CREAT, O_EXCL, O_RDONLY, O_RDWR,
+from numaemu.uapi import (MAP_SHARED, MS_INVALIDATE, MS_SYNC, O_ACCMODE, O_APPEND, O_CLOEXEC, O_CREAT, O_EXCL, O_RDONLY, O_RDWR,
                           O_TRUNC, O_WRONLY, PROT_WRITE, SEEK_CUR, SEEK_END, errno)
 
 U = np.uint64
@@ -31,11 +32,13 @@ AT_F_POS = -1                            # an offset: where the file stands
 
 
 @hot
-def may_use(cpu, number):
-    """True if the open file belongs to the running task."""
-    machine = machine_of(cpu)
-    file = file_of(machine, number)
-    return file.mm == cpu.mm and file.mm_id == mm_of(machine, cpu.mm).id
+def fget_mode(cpu, fd, refused):
+    """The open file of a descriptor, held, unless it is open in the mode `refused` only (O_RDONLY, O_WRONLY); 0: EBADF."""
+    number = fget(cpu, fd)
+    if number != 0 and file_of(machine_of(cpu), number).flags & O_ACCMODE == refused:
+        fput(cpu, number)
+        return 0
+    return number
 
 
 @hot
@@ -69,14 +72,15 @@ def do_open(cpu, name, flags):
 
 @kernel("i64(cpu_t*, i64, i64)")
 def open_inode(cpu, number, flags):
-    """A descriptor of a file that the caller holds, and gives up: its number, or -ENFILE."""
-    mm = mm_of(machine_of(cpu), cpu.mm)
-    file = alloc_file(cpu, number, flags, cpu.mm, mm.id)
+    """A descriptor of a file that the caller holds, and gives up: the descriptor, -ENFILE or -EMFILE."""
+    file = alloc_file(cpu, number, flags)
     if file < 0:
         iput(cpu, number)
         return file
-    mm.open_files += 1
-    return file
+    fd = fd_install(cpu, file | FD_CLOEXEC if flags & O_CLOEXEC else file)
+    if fd < 0:
+        fput(cpu, file)
+    return fd
 
 
 @entry("i64(u64, i64, u64, i64)")
@@ -108,25 +112,19 @@ def sys_memfd_create(cpu_address, task, name, flags):
 
 
 @entry("i64(u64, i64, i64)")
-def sys_close(cpu_address, task, number):
-    cpu = running(cpu_address, task)
-    if not may_use(cpu, number):
-        return -EBADF
-    file = file_of(machine_of(cpu), number)
-    file.mm, file.mm_id = 0, 0
-    fput(cpu, number)
-    return 0
+def sys_close(cpu_address, task, fd):
+    return close_fd(running(cpu_address, task), fd)
 
 
-@entry("i64(u64, i64, i64, i64, u64, i64)", nogil=True)
-def sys_read(cpu_address, task, number, pos, buffer, nbytes):
-    """read(2), or pread(2) where `pos` is not AT_F_POS."""
-    cpu = running(cpu_address, task)
-    if not may_use(cpu, number) or file_of(machine_of(cpu), number).flags & O_ACCMODE == O_WRONLY:
-        return -EBADF
-    wb_timer(cpu)
-    if pos != AT_F_POS:
-        return vfs_read(cpu, number, pos, buffer, nbytes)
+@entry("i64(u64, i64, i64, i64)")
+def sys_dup(cpu_address, task, fd, target):
+    """dup(2), or dup2(2) to the descriptor `target` if that is not -1."""
+    return do_dup(running(cpu_address, task), fd, target)
+
+
+@kernel("i64(cpu_t*, i64, u64, i64)")
+def read_at_position(cpu, number, buffer, nbytes):
+    """read(2) of an open file, where it stands."""
     file = file_of(machine_of(cpu), number)
     lock = address_of(file, "f_pos_lock")
     write_lock(cpu, lock)
@@ -136,102 +134,146 @@ def sys_read(cpu_address, task, number, pos, buffer, nbytes):
     return result
 
 
+@entry("i64(u64, i64, i64, i64, u64, i64)", nogil=True)
+def sys_read(cpu_address, task, fd, pos, buffer, nbytes):
+    """read(2), or pread(2) where `pos` is not AT_F_POS."""
+    cpu = running(cpu_address, task)
+    number = fget_mode(cpu, fd, O_WRONLY)
+    if number == 0:
+        return -EBADF
+    wb_timer(cpu)
+    if pos != AT_F_POS:
+        result = vfs_read(cpu, number, pos, buffer, nbytes)
+    else:
+        result = read_at_position(cpu, number, buffer, nbytes)
+    fput(cpu, number)
+    return result
+
+
 @entry("i64(u64, i64, i64, u64, i64, i64)", nogil=True)
-def read_through(cpu_address, task, number, buffer, chunk, nbytes):
+def read_through(cpu_address, task, fd, buffer, chunk, nbytes):
     """read(2) in pieces of `chunk` bytes, each over the last one; how many bytes came. A system call for each piece."""
     done = 0
     while done < nbytes:
         cpu = running(cpu_address, task)
-        if not may_use(cpu, number) or file_of(machine_of(cpu), number).flags & O_ACCMODE == O_WRONLY:
+        number = fget_mode(cpu, fd, O_WRONLY)
+        if number == 0:
             return -EBADF
         wb_timer(cpu)
-        file = file_of(machine_of(cpu), number)
-        lock = address_of(file, "f_pos_lock")
-        write_lock(cpu, lock)
-        result = vfs_read(cpu, number, file.f_pos, buffer, min(chunk, nbytes - done))
-        file.f_pos += max(result, 0)
-        write_unlock(lock)
+        result = read_at_position(cpu, number, buffer, min(chunk, nbytes - done))
+        fput(cpu, number)
         if result <= 0:
             return done if done > 0 else result
         done += result
     return done
 
 
-@entry("i64(u64, i64, i64, i64, u64, i64)", nogil=True)
-def sys_write(cpu_address, task, number, pos, buffer, nbytes):
-    """write(2), or pwrite(2) where `pos` is not AT_F_POS."""
-    cpu = running(cpu_address, task)
-    if not may_use(cpu, number) or file_of(machine_of(cpu), number).flags & O_ACCMODE == O_RDONLY:
-        return -EBADF
-    wb_timer(cpu)
+@kernel("i64(cpu_t*, i64, u64, i64)")
+def write_at_position(cpu, number, buffer, nbytes):
+    """write(2) to an open file, where it stands, or at the end of the file (O_APPEND)."""
     machine = machine_of(cpu)
     file = file_of(machine, number)
-    inode = inode_of(machine, file.inode)
-    if pos != AT_F_POS:
-        return vfs_write(cpu, file.inode, -1 if file.flags & O_APPEND else pos, buffer, nbytes)
-    lock = address_of(file, "f_pos_lock")
+    lock, append = address_of(file, "f_pos_lock"), file.flags & O_APPEND
     write_lock(cpu, lock)
-    append = file.flags & O_APPEND
     result = vfs_write(cpu, file.inode, -1 if append else file.f_pos, buffer, nbytes)
     if result > 0:
-        file.f_pos = inode.i_size if append else file.f_pos + result
+        file.f_pos = inode_of(machine, file.inode).i_size if append else file.f_pos + result
     write_unlock(lock)
     return result
 
 
-@entry("i64(u64, i64, i64, i64, i64)")
-def sys_lseek(cpu_address, task, number, offset, whence):
+@entry("i64(u64, i64, i64, i64, u64, i64)", nogil=True)
+def sys_write(cpu_address, task, fd, pos, buffer, nbytes):
+    """write(2), or pwrite(2) where `pos` is not AT_F_POS."""
     cpu = running(cpu_address, task)
-    if not may_use(cpu, number):
+    number = fget_mode(cpu, fd, O_RDONLY)
+    if number == 0:
         return -EBADF
+    wb_timer(cpu)
     file = file_of(machine_of(cpu), number)
+    if pos != AT_F_POS:
+        result = vfs_write(cpu, file.inode, -1 if file.flags & O_APPEND else pos, buffer, nbytes)
+    else:
+        result = write_at_position(cpu, number, buffer, nbytes)
+    fput(cpu, number)
+    return result
+
+
+@kernel("i64(machine_t*, file_t*, i64, i64)")
+def vfs_llseek(machine, file, offset, whence):
     if whence == SEEK_CUR:
         offset += file.f_pos
     elif whence == SEEK_END:
-        offset += inode_of(machine_of(cpu), file.inode).i_size
+        offset += inode_of(machine, file.inode).i_size
     if offset < 0 or offset > MAX_FILE_BYTES:
         return -EINVAL
     file.f_pos = offset
     return offset
 
 
+@entry("i64(u64, i64, i64, i64, i64)")
+def sys_lseek(cpu_address, task, fd, offset, whence):
+    cpu = running(cpu_address, task)
+    number = fget(cpu, fd)
+    if number == 0:
+        return -EBADF
+    result = vfs_llseek(machine_of(cpu), file_of(machine_of(cpu), number), offset, whence)
+    fput(cpu, number)
+    return result
+
+
 @entry("i64(u64, i64, i64)", nogil=True)
-def sys_fsync(cpu_address, task, number):
+def sys_fsync(cpu_address, task, fd):
     """fsync(2): 0, or -errno."""
     cpu = running(cpu_address, task)
-    if not may_use(cpu, number):
+    number = fget(cpu, fd)
+    if number == 0:
         return -EBADF
     vfs_fsync(cpu, file_of(machine_of(cpu), number).inode)
+    fput(cpu, number)
     return 0
 
 
 @entry("i64(u64, i64, i64, i64)", nogil=True)
-def sys_ftruncate(cpu_address, task, number, size):
+def sys_ftruncate(cpu_address, task, fd, size):
     cpu = running(cpu_address, task)
-    if not may_use(cpu, number) or file_of(machine_of(cpu), number).flags & O_ACCMODE == O_RDONLY:
+    number = fget_mode(cpu, fd, O_RDONLY)
+    if number == 0:
         return -EBADF
-    return -EINVAL if size < 0 else do_truncate(cpu, file_of(machine_of(cpu), number).inode, size)
+    result = -EINVAL if size < 0 else do_truncate(cpu, file_of(machine_of(cpu), number).inode, size)
+    fput(cpu, number)
+    return result
 
 
-@entry("i64(u64, i64, i64)")
-def sys_fstat_size(cpu_address, task, number):
-    """The st_size of fstat(2)."""
+@entry("i64(u64, i64, i64, i64[])")
+def sys_fstat(cpu_address, task, fd, answer):
+    """Of fstat(2) st_size and st_ino, to `answer`: 0 or -EBADF."""
     cpu = running(cpu_address, task)
-    return inode_of(machine_of(cpu), file_of(machine_of(cpu), number).inode).i_size if may_use(cpu, number) else -EBADF
+    number = fget(cpu, fd)
+    if number == 0:
+        return -EBADF
+    answer[1] = file_of(machine_of(cpu), number).inode
+    answer[0] = inode_of(machine_of(cpu), answer[1]).i_size
+    fput(cpu, number)
+    return 0
 
 
 @entry("i64(u64, i64, u64, u64, i64, i64, i64, i64)")
-def sys_mmap_file(cpu_address, task, hint, length, prot, flags, number, offset):
+def sys_mmap_file(cpu_address, task, hint, length, prot, flags, fd, offset):
     """mmap(2) of an open file from byte `offset` on."""
     cpu = running(cpu_address, task)
-    if not may_use(cpu, number):
+    number = fget(cpu, fd)
+    if number == 0:
         return -EBADF
     mode = file_of(machine_of(cpu), number).flags & O_ACCMODE
     if mode == O_WRONLY or (flags & MAP_SHARED and prot & PROT_WRITE and mode != O_RDWR):
-        return -EACCES
-    if offset < 0 or offset & 4095 != 0:
-        return -EINVAL
-    return vm_mmap_pgoff(cpu, hint, length, prot, flags, number, offset >> 12)
+        result = -EACCES
+    elif offset < 0 or offset & 4095 != 0:
+        result = -EINVAL
+    else:
+        result = vm_mmap_pgoff(cpu, hint, length, prot, flags, number, offset >> 12)
+    fput(cpu, number)
+    return result
 
 
 @entry("i64(u64, i64, u64, u64, i64)", nogil=True)

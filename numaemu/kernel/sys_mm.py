@@ -3,12 +3,13 @@ import numpy as np
 
 from numaemu.atomic import load_acquire
 from numaemu.compile import entry, hot, kernel
-from numaemu.kernel.gup import madvise_populate, mm_populate, vm_mmap_pgoff
+from numaemu.kernel.fork import mmput
+from numaemu.kernel.gup import access_remote_vm, madvise_populate, mm_populate, vm_mmap_pgoff
 from numaemu.kernel.khugepaged import collapse_range
 from numaemu.kernel.madvise import changes_flags, do_madvise
 from numaemu.kernel.mlock_vma import apply_mlockall_flags, do_mlock, do_mlockall, do_munlock
 from numaemu.kernel.mm_inline import folio_test
-from numaemu.kernel.mm_types import TASK_RUNNING, VM_LOCKED, VM_SHARED, PG_uptodate, pool_t, task_t
+from numaemu.kernel.mm_types import TASK_RUNNING, VM_LOCKED, VM_SHARED, PG_swapbacked, PG_uptodate, pool_t, task_t
 from numaemu.kernel.mmap import do_brk, do_munmap, page_align, range_is_mapped
 from numaemu.kernel.mmzone import page_of
 from numaemu.kernel.mprotect import do_mprotect
@@ -16,11 +17,12 @@ from numaemu.kernel.mremap import do_mremap
 from numaemu.kernel.pgtable import is_swap_entry, leaf_of, mm_of, pte_pfn, pte_to_swp_entry
 from numaemu.kernel.rmap import mapping_of
 from numaemu.kernel.smp import machine_of, read_lock, read_unlock, write_lock, write_unlock
-from numaemu.kernel.sys import mmap_lock, running
+from numaemu.kernel.sys import get_task_mm, mmap_lock, running
 from numaemu.kernel.swapfile import swap_cache
 from numaemu.kernel.vma_index import find_vma, vma_of
 from numaemu.kernel.xarray import xa_is_value, xa_load
 from numaemu.pointer import u8
+from numaemu.processor import cpu_t
 from numaemu.uapi import (MADV_COLLAPSE, MADV_POPULATE_READ, MADV_POPULATE_WRITE, MCL_CURRENT, PROT_WRITE, PR_SET_MM_BRK,
                           PR_SET_MM_START_BRK, RLIM_NLIMITS, errno)
 
@@ -182,7 +184,7 @@ def mincore_unmapped(machine, mm_number, address):
     entry = xa_load(machine, mapping_of(machine, mapping), vma.pgoff + np.int64((address - vma.start) >> U(12)))
     if xa_is_value(entry):
         return load_acquire(swap_cache(machine), pte_pfn(entry)) > 0
-    return entry != U(0) and (vma.i_mapping == 0 or folio_test(page_of(machine, pte_pfn(entry)), PG_uptodate))
+    return entry != U(0) and (vma.i_mapping == 0 or folio_test(page_of(machine, pte_pfn(entry)), PG_uptodate | PG_swapbacked))
 
 
 @kernel("bool(machine_t*, i64, u64)")
@@ -229,3 +231,17 @@ def sys_setrlimit(cpu_address, task, which, soft, hard):
         if other.state == TASK_RUNNING and other.tgid == caller.tgid:
             other.rlim[2 * which], other.rlim[2 * which + 1] = soft, hard
     return 0
+
+
+@entry("i64(u64, i64, i64, u64, u64, i64)", nogil=True)
+def read_remote(cpu_address, target, pid, address, buffer, nbytes):
+    """Bytes of a task's memory to host address `buffer`, for who reads /proc/<pid>: how many; -ESRCH: it has ended."""
+    cpu = cpu_t.at(cpu_address)
+    mm_number = get_task_mm(cpu, target)
+    if mm_number == 0:
+        return -errno.ESRCH
+    result = -errno.ESRCH
+    if task_t.array(machine_of(cpu).tasks)[target].pid == pid:
+        result = access_remote_vm(cpu, mm_number, address, buffer, nbytes)
+    mmput(cpu, mm_number)
+    return result

@@ -102,15 +102,18 @@ def truncate_partial_page(cpu, inode, size):
 @kernel("i64(cpu_t*, i64, i64)")
 def shmem_setattr(cpu, number, size):
     """truncate(2) of a tmpfs file: 0."""
-    inode = inode_of(machine_of(cpu), number)
+    inode, first, tries = inode_of(machine_of(cpu), number), (size + 4095) >> 12, 0
     lock, invalidate = address_of(inode, "i_rwsem"), address_of(inode, "invalidate_lock")
     write_lock(cpu, lock)
     smaller = size < inode.i_size
     store_release(inode, "i_size", size)
     if smaller:
         write_lock(cpu, invalidate)
-        unmap_mapping_pages(cpu, inode.object, (size + 4095) >> 12)
-        shmem_truncate_range(cpu, inode.object, (size + 4095) >> 12)
+        while first >= 0:
+            unmap_mapping_pages(cpu, inode.object, first)
+            first = shmem_truncate_range(cpu, inode.object, first)
+            tries += 1
+            relax(cpu, tries)
         shmem_zero_tail(cpu, inode, size)
         write_unlock(invalidate)
     write_unlock(lock)
@@ -178,24 +181,13 @@ def iput_from_below(cpu_address, number, _c):
 
 @kernel("void(cpu_t*, i64)")
 def fput(cpu, number):
-    """One user of an open file less: its descriptor, or a VMA."""
+    """One user of an open file less: a descriptor, a VMA, a system call."""
     machine = machine_of(cpu)
     file = file_of(machine, number)
     if fetch_add(file, "count", -1) == 1:
         inode = file.inode
         pool_put(cpu, machine.file_pool, number)
         iput(cpu, inode)
-
-
-@kernel("void(cpu_t*, i64, i64)")
-def close_files(cpu, mm, mm_id):
-    """The last task of an address space ends: its descriptors are closed (exit_files)."""
-    machine = machine_of(cpu)
-    for number in range(1, pool_t.at(machine.file_pool).used + 1):
-        file = file_of(machine, number)
-        if file.mm == mm and file.mm_id == mm_id:
-            file.mm, file.mm_id = 0, 0
-            fput(cpu, number)
 
 
 @kernel("i64(cpu_t*, u64)")
