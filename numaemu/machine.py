@@ -164,6 +164,10 @@ class Machine:
 
     def _fill_pools(self):
         """Huge pages, as the machine file asks for them: the first thing after boot, while memory is in one piece."""
+        pools = sorted(self.topology.hugepages().pools, key=lambda pool: -pool[0])       # the largest while there is room
+        for size, node, pages in pools:
+            where = "/sys/kernel/mm" if node is None else f"/sys/devices/system/node/node{node}"
+            self.write(f"{where}/hugepages/hugepages-{size >> 10}kB/nr_hugepages", pages)
         for name in ("nr_overcommit_hugepages", "nr_hugepages"):
             if self.topology.sysctl.get(f"vm.{name}"):
                 self.write(f"/proc/sys/vm/{name}", self.topology.sysctl[f"vm.{name}"])
@@ -286,9 +290,9 @@ class Machine:
         """The text of a file of the emulated /proc or /sys."""
         return self._ask("read", path)
 
-    def write(self, path, value):
-        """Write to a file of the emulated /proc or /sys."""
-        return self._ask("write", path, str(value))
+    def write(self, path, value, task=None):
+        """Write to a file of the emulated /proc or /sys; as a task, where its policy decides (nr_hugepages_mempolicy)."""
+        return self._ask("write", path, str(value), *([] if task is None else [task._number]))
 
     def pagemap(self, pid, addr, nbytes):
         """The words of /proc/<pid>/pagemap for a range, one per page: bit 63 present, 62 a swap or migration entry, 61

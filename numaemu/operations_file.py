@@ -6,7 +6,7 @@ import numpy as np
 from numaemu.files import name_words
 from numaemu.kernel import kernel_calls
 from numaemu.kernel import sys_file as calls
-from numaemu.kernel.hugetlb import set_max_huge_pages
+from numaemu.kernel.hugetlb_resize import set_max_huge_pages
 from numaemu.kernel.inode import file_of, inode_of
 from numaemu.param import MAX_FILES
 from numaemu.uapi import MAP_SHARED, O_RDWR
@@ -108,9 +108,9 @@ class FileOperations:
         name = name_words(path)
         check(calls.sys_unlink(self.address, name.ctypes.data), path)
 
-    def system_set_max_huge_pages(self, count, nid):
-        """The size of the pool of huge pages: of all nodes (-1), or of one."""
-        set_max_huge_pages(self.address, count, nid)
+    def system_set_max_huge_pages(self, hstate, count, nid, nodes):
+        """The size of a pool of huge pages: of a mask of nodes (nid -1; 0: all), or of one."""
+        set_max_huge_pages(self.address, hstate, count, nid, nodes)
 
     def system_sync(self):
         return calls.sys_sync(self.address)

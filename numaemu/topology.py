@@ -13,6 +13,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
+from numaemu.cmdline import HugePages, parse_hugepages
 from numaemu.errors import ConfigError
 from numaemu.formats import FORMATS
 from numaemu.param import NR_ASIDS, WALK_CACHE_MAX
@@ -112,6 +113,7 @@ DEFAULT_KERNEL = {  # the kernel's boot options
     "random_seed": 0,  # of what kernel.randomize_va_space draws
     "thread_size": "",  # of a kernel stack; "": 16KiB, with paging x86-32 8KiB
     "transparent_hugepage": "never",
+    "hugepages": "",  # words of the command line that fill the pools: cmdline.py
 }
 THREAD_SIZES = ("", "4KiB", "8KiB", "16KiB")
 THP_OPTIONS = ("always", "madvise", "never")
@@ -225,6 +227,10 @@ class Topology:
                 return node.id
         raise ValueError(f"cpu {cpu} does not exist, cpus are 0 to {self.nr_cpus - 1}")
 
+    def hugepages(self, where: str = "") -> HugePages:
+        """What `kernel.hugepages` asks for."""
+        return parse_hugepages(self.kernel["hugepages"], self.paging, self.nr_nodes, where)
+
     def physical_ranges(self) -> list[list[tuple[int, int]]]:
         """Per node the (first byte, number of bytes) of its RAM in the physical address space.
 
@@ -263,7 +269,7 @@ class Topology:
             walk_cache=parse_int(words["walk_cache"], "tlb: walk_cache", where, 0, WALK_CACHE_MAX),
             sysctl=_parse_sysctl(machine.get("sysctl", {}), where),
             cost=_parse_cost(machine.get("cost", {}), where),
-            kernel=_parse_kernel(machine.get("kernel", {}), where),
+            kernel=_parse_kernel(machine.get("kernel", {}), paging, len(nodes), where),
             zone_layout=_parse_zone_layout(machine, sum(node.memory_bytes for node in nodes), where),
             disk=_parse_disk(machine.get("disk", {}), where),
             **_parse_sizes(machine, sum(node.memory_bytes for node in nodes), where),
@@ -615,7 +621,7 @@ def _parse_cost(table: Any, where: str) -> dict[str, int]:
     }
 
 
-def _parse_kernel(table: Any, where: str) -> dict[str, bool | int | str]:
+def _parse_kernel(table: Any, paging: str, nr_nodes: int, where: str) -> dict[str, bool | int | str]:
     options = DEFAULT_KERNEL | check_table(table, DEFAULT_KERNEL, "kernel", where)
     options["random_seed"] = parse_int(
         options["random_seed"], "kernel: random_seed", where, 0, LONG_MAX
@@ -624,6 +630,7 @@ def _parse_kernel(table: Any, where: str) -> dict[str, bool | int | str]:
         if not isinstance(value, type(DEFAULT_KERNEL[key])):
             kind = "true or false" if isinstance(DEFAULT_KERNEL[key], bool) else "text"
             raise ConfigError.at(where, f"kernel: {key} is {value!r}, must be {kind}")
+    parse_hugepages(options["hugepages"], paging, nr_nodes, where)
     if options["transparent_hugepage"] not in THP_OPTIONS:
         limit = f"must be one of {', '.join(THP_OPTIONS)}"
         raise ConfigError.at(where, f"kernel: transparent_hugepage is {options['transparent_hugepage']!r}, {limit}")
