@@ -7,9 +7,10 @@ from numaemu.files import name_words
 from numaemu.kernel import kernel_calls
 from numaemu.kernel import sys_file as calls
 from numaemu.kernel.hugetlb_resize import set_max_huge_pages
+from numaemu.kernel.hugetlb_pool import hstate_sizelog
 from numaemu.kernel.inode import file_of, inode_of
 from numaemu.param import MAX_FILES
-from numaemu.uapi import MAP_SHARED, O_RDWR
+from numaemu.uapi import MAP_HUGE_MASK, MAP_HUGE_SHIFT, MAP_SHARED, MFD_HUGETLB, O_RDWR
 
 READ_MOST = 1 << 30              # bytes of one read
 
@@ -33,8 +34,11 @@ class FileOperations:
         return check(calls.sys_open(self.address, number, name.ctypes.data, flags), path)
 
     def memfd_create(self, number, name, flags):
-        words = name_words(f"/memfd:{name}")
-        return check(calls.sys_memfd_create(self.address, number, words.ctypes.data, O_RDWR | flags))
+        words, hstate = name_words(f"/memfd:{name}"), -1
+        if flags & MFD_HUGETLB:
+            hstate = check(hstate_sizelog(self.machine, flags))
+            flags &= ~(MFD_HUGETLB | MAP_HUGE_MASK << MAP_HUGE_SHIFT)
+        return check(calls.sys_memfd_create(self.address, number, words.ctypes.data, O_RDWR | flags, hstate))
 
     def file_close(self, number, fd):
         check(calls.sys_close(self.address, number, self.descriptor(fd)))
@@ -76,7 +80,7 @@ class FileOperations:
 
     def mmap_file(self, number, addr, length, prot, flags, fd, offset):
         if self.descriptor(fd) and not flags & MAP_SHARED and inode_of(self.machine, file_of(self.machine, fd).inode).object:
-            raise NotImplementedError("a private mapping of a tmpfs file: only MAP_SHARED is there")
+            raise NotImplementedError("a private mapping of a tmpfs or hugetlbfs file: only MAP_SHARED is there")
         return check(calls.sys_mmap_file(self.address, number, addr, length, prot, flags, self.descriptor(fd), offset))
 
     def msync(self, number, addr, length, flags):

@@ -227,6 +227,9 @@ def test_a_huge_page_is_taken_apart_where_the_target_has_none_in_one_piece(alway
     always.write("/proc/sys/vm/compact_unevictable_allowed", "0")      # what is locked cannot be moved together
     task.mlock(crumbs.addr, crumbs.nbytes)
     always.write("/sys/devices/system/node/node1/hugepages/hugepages-2048kB/nr_hugepages", "1000")      # all that is whole
+    rest = task.mmap(64 << 10)                                         # and of what is left above the watermark
+    task.mbind(rest.addr, rest.nbytes, MPOL_BIND, 1)
+    task.mlock(rest.addr, rest.nbytes)
     for at in range(0, crumbs.nbytes, 8 * PAGE):
         task.munmap(crumbs.addr + at, PAGE)
         task.munmap(crumbs.addr + at + 4 * PAGE, PAGE)

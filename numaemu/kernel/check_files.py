@@ -4,6 +4,7 @@ import numpy as np
 from numaemu.compile import entry
 from numaemu.errors import MachineCheck
 from numaemu.kernel.disk import disk_space
+from numaemu.kernel.hugetlbfs import is_hugetlbfs
 from numaemu.kernel.inode import I_LIVE, inode_name, inode_of, inode_t
 from numaemu.kernel.mm_types import (PG_buddy, PG_dirty, PG_locked, PG_pcp, PG_swapbacked, PG_uptodate, PG_writeback,
                                      machine_t, pool_t)
@@ -125,7 +126,7 @@ def audit_tmpfs(machine):
     total = 0
     for number in live_inodes(machine):
         inode = inode_of(machine, number)
-        if inode.object:
+        if inode.object and not is_hugetlbfs(machine, inode):
             charged, found = mapping_of(machine, inode.object).acct, count_object(int(machine.address), inode.object)
             if charged != found:
                 raise MachineCheck(f"{inode_name(inode)}: charged {charged} pages, has {found}")

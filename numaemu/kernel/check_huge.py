@@ -3,7 +3,10 @@ import numpy as np
 
 from numaemu.errors import MachineCheck
 from numaemu.kernel.hugetlb import vma_hugecache_offset
+from numaemu.kernel.check_files import live_inodes
 from numaemu.kernel.hugetlb_pool import hstate_at, hstate_vma, region_count, resv_map_t
+from numaemu.kernel.hugetlbfs import is_hugetlbfs
+from numaemu.kernel.inode import inode_of
 from numaemu.kernel.mm_types import VM_HUGETLB, VM_SHARED, PG_anon, PG_head, PG_hugetlb, mapping_t, page_t, task_t
 from numaemu.kernel.mmzone import MAX_NR_ZONES, page_of, zone_of
 from numaemu.kernel.pgtable import mm_of
@@ -44,6 +47,7 @@ def reserved_pages(machine):
             elif vma.flags & VM_HUGETLB and vma.resv_map:
                 start, end = (int(vma_hugecache_offset(hstate_vma(machine, vma), vma, edge)) for edge in (vma.start, vma.end))
                 totals[vma.hstate] += end - start - int(region_count(vma.resv_map, start, end))
+    objects |= {inode_of(machine, number).object for number in live_inodes(machine) if is_hugetlbfs(machine, inode_of(machine, number))}
     for number in objects:
         mapping = mapping_t.array(machine.mappings)[number]
         totals[mapping.hstate] += int(region_count(mapping.resv_map, 0, resv_map_t.at(mapping.resv_map).pages)) - mapping.nr_pages

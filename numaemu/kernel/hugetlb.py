@@ -221,7 +221,7 @@ def resv_map_alloc(cpu, first, pages):
         return U(0)
     where = host_of(cpu, address)
     resv = resv_map_t.at(where)
-    resv.refs, resv.first, resv.pages = 1, first, pages
+    resv.refs, resv.first, resv.pages, resv.size = 1, first, pages, first + pages
     for index in range(first, first + pages):
         resv_set(where, index, False)
     return where

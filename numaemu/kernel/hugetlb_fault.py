@@ -11,7 +11,7 @@ from numaemu.atomic import compare_exchange, fetch_add, load_acquire
 from numaemu.compile import hot, kernel
 from numaemu.kernel.hugetlb import alloc_hugetlb_folio, restore_reserve_on_zap, vma_hugecache_offset
 from numaemu.kernel.hugetlb_pool import (NR_FAULT_MUTEXES, folio_hstate, hstate_is_gigantic, hstate_vma, huge_page_shift,
-                                         huge_page_size, pages_per_huge_page)
+                                         huge_page_size, pages_per_huge_page, resv_map_t)
 from numaemu.kernel.mm_inline import folio_set, folio_test
 from numaemu.kernel.mm_types import (VM_FAULT_OK, VM_FAULT_OOM, VM_FAULT_RETRY, VM_FAULT_SIGBUS, VM_SHARED, VM_WRITE,
                                      PG_anon, PG_anon_exclusive, PG_used)
@@ -38,10 +38,14 @@ _WRITTEN = _READ_ONLY | _PAGE_RW | _PAGE_DIRTY
 
 
 @hot
+def fault_mutex_at(h, which):
+    return address_of(h, "fault_mutex") + U(8 * which)
+
+
+@hot
 def fault_mutex_of(h, vma, index):
     """Address of the lock for faults on one page: hugetlb_fault_mutex_hash"""
-    which = ((vma.mapping if vma.flags & VM_SHARED else vma.mm) * 7 + index) % NR_FAULT_MUTEXES
-    return address_of(h, "fault_mutex") + U(8 * which)
+    return fault_mutex_at(h, ((vma.mapping if vma.flags & VM_SHARED else vma.mm) * 7 + index) % NR_FAULT_MUTEXES)
 
 
 @hot
@@ -131,6 +135,8 @@ def hugetlb_no_page(cpu, mm, vma_number, address, write, where):
     index, shared = vma_hugecache_offset(h, vma, address), vma.flags & VM_SHARED != 0
     if vma.resv_unmapped != 0:                       # its page was taken away: better killed than given zeros
         return VM_FAULT_SIGBUS
+    if shared and index >= load_acquire(resv_map_t.at(mapping_of(machine, vma.mapping).resv_map), "size"):
+        return VM_FAULT_SIGBUS                       # behind the end of a file
     if not shared and load_acquire(vma, "mapping") == 0 and not anon_vma_prepare(cpu, vma_number):
         return VM_FAULT_OOM
     pfn = hugetlb_get_shared_folio(cpu, vma, index) if shared else alloc_hugetlb_folio(cpu, vma, index, False)

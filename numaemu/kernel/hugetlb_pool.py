@@ -23,6 +23,7 @@ from numaemu.kernel.mmzone import page_of, page_to_nid
 from numaemu.kernel.smp import machine_of, spin_lock, spin_unlock
 from numaemu.param import MAX_NODES, MAX_ORDER
 from numaemu.pointer import Struct, address_of, i64, u64
+from numaemu.uapi import MAP_HUGE_MASK, MAP_HUGE_SHIFT, errno
 
 U = np.uint64
 NR_FAULT_MUTEXES = 16
@@ -43,6 +44,7 @@ hstate_t = Struct("hstate_t", [
 resv_map_t = Struct("resv_map_t", [              # then the bits, in words
     ("refs", i64),                               # VMAs that have it, atomically
     ("first", i64), ("pages", i64),              # the huge page of the object that bit 0 is about; how many bits
+    ("size", i64),                               # huge pages that the object has: faults behind them get SIGBUS
 ])
 RESV_HEADER = resv_map_t.nbytes
 
@@ -93,6 +95,14 @@ def size_to_hstate(machine, order):
         if hstate_at(machine, number).order == order:
             return number
     return -1
+
+
+@kernel("i64(machine_t*, i64)")
+def hstate_sizelog(machine, flags):
+    """Number of the pool that the flags of mmap or memfd_create ask for; -EINVAL: there is none of this size."""
+    shift = (flags >> MAP_HUGE_SHIFT) & MAP_HUGE_MASK
+    number = machine.default_hstate if shift == 0 else size_to_hstate(machine, shift - 12)
+    return number if number >= 0 else -errno.EINVAL
 
 
 @hot

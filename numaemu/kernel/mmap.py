@@ -3,7 +3,8 @@ import numpy as np
 
 from numaemu.compile import hot, kernel
 from numaemu.kernel.hugetlb import hugetlb_evict, hugetlb_reserve_pages, hugetlb_vm_op_close
-from numaemu.kernel.hugetlb_pool import hstate_at, huge_page_size, size_to_hstate
+from numaemu.kernel.hugetlb_pool import hstate_at, hstate_sizelog, huge_page_size, pages_per_huge_page
+from numaemu.kernel.hugetlbfs import hstate_file, hugetlbfs_file_mmap
 from numaemu.kernel.inode import file_of, get_file, inode_of
 from numaemu.kernel.memory import free_pgd_range, gather_of, tlb_flush_mmu, unmap_page_range
 from numaemu.kernel.mm_types import (HUGETLB, MM_ANONPAGES, MM_FILEPAGES, MM_SHMEMPAGES, VM_ACCESS_FLAGS, VM_ACCOUNT,
@@ -22,9 +23,8 @@ from numaemu.kernel.vma import (anon_vma_prepare, merge_at, mlock_vma_pages_rang
                                 vma_pages)
 from numaemu.kernel.vma_index import (STACK_GUARD_GAP, find_position, find_vma, find_vma_intersection, insert_at,
                                       map_count, remove_at, vm_start_gap, vma_at, vma_index, vma_of)
-from numaemu.uapi import (MAP_ANONYMOUS, MAP_FIXED, MAP_FIXED_NOREPLACE, MAP_GROWSDOWN, MAP_HUGETLB, MAP_HUGE_MASK,
-                          MAP_HUGE_SHIFT, MAP_LOCKED, MAP_NORESERVE,
-                          MAP_PRIVATE, MAP_SHARED, OVERCOMMIT_NEVER, PROT_EXEC, PROT_READ, PROT_WRITE, RLIMIT_DATA,
+from numaemu.uapi import (MAP_ANONYMOUS, MAP_FIXED, MAP_FIXED_NOREPLACE, MAP_GROWSDOWN, MAP_HUGETLB, MAP_LOCKED, MAP_NORESERVE, MAP_PRIVATE,
+                          MAP_SHARED, OVERCOMMIT_NEVER, PROT_EXEC, PROT_READ, PROT_WRITE, RLIMIT_DATA,
                           RLIMIT_STACK, errno)
 
 U = np.uint64
@@ -224,7 +224,10 @@ def insert_region(cpu, mm_number, address, length, vm_flags, file, pgoff, hstate
     if file != 0:
         map_file(cpu, number, file)
     vma_of(machine, number).hstate = hstate
-    if huge and hugetlb_reserve_pages(cpu, number) != 0:
+    if huge and file != 0 and hugetlbfs_file_mmap(cpu, number) != 0:
+        free_vma(cpu, number)
+        return -ENOMEM
+    if huge and file == 0 and hugetlb_reserve_pages(cpu, number) != 0:
         pool_put(cpu, machine.vma_pool, number)
         return -ENOMEM
     if shared and not huge and shmem_zero_setup(cpu, number, 0 if vm_flags & VM_NORESERVE else pages) != 0:
@@ -265,17 +268,10 @@ def mmap_region(cpu, mm_number, address, length, vm_flags, file, pgoff, hstate):
     return np.int64(address)
 
 
-@hot
-def hstate_sizelog(machine, flags):
-    """Number of the pool that mmap's flags ask for, -1: there is none of this size."""
-    shift = (flags >> MAP_HUGE_SHIFT) & MAP_HUGE_MASK
-    return machine.default_hstate if shift == 0 else size_to_hstate(machine, shift - 12)
-
-
-@kernel("i64(machine_t*, i64, u64, u64, i64)")
-def hugetlb_get_unmapped_area(machine, mm_number, hint, length, flags):
-    """Where a mapping of huge pages goes, as an address, or a negative errno."""
-    size, limit = huge_page_size(hstate_at(machine, hstate_sizelog(machine, flags))), machine.paging.task_size
+@kernel("i64(machine_t*, i64, u64, u64, i64, i64)")
+def hugetlb_get_unmapped_area(machine, mm_number, hint, length, flags, hstate):
+    """Where a mapping of a pool's pages goes, as an address, or a negative errno."""
+    size, limit = huge_page_size(hstate_at(machine, hstate)), machine.paging.task_size
     if length > limit:
         return -ENOMEM
     if flags & (MAP_FIXED | MAP_FIXED_NOREPLACE):
@@ -298,13 +294,13 @@ def hugetlb_get_unmapped_area(machine, mm_number, hint, length, flags):
     return np.int64((found + span - length) & ~(size - U(1))) if found != U(0) else -ENOMEM
 
 
-@kernel("i64(cpu_t*, i64, u64, u64, i64, i64, i64)")
-def place_mapping(cpu, mm_number, hint, length, flags, file, pgoff):
+@kernel("i64(cpu_t*, i64, u64, u64, i64, i64, i64, i64)")
+def place_mapping(cpu, mm_number, hint, length, flags, file, pgoff, hstate):
     """Where mmap puts it, as an address, or a negative errno: MAP_FIXED, MAP_FIXED_NOREPLACE or a free place."""
     machine = machine_of(cpu)
     address = hint & ~(PAGE - U(1))
-    if flags & MAP_HUGETLB:
-        return hugetlb_get_unmapped_area(machine, mm_number, hint, length, flags)
+    if hstate >= 0:
+        return hugetlb_get_unmapped_area(machine, mm_number, hint, length, flags, hstate)
     if flags & (MAP_FIXED | MAP_FIXED_NOREPLACE) == 0:
         if address != U(0):
             address = max(address, MMAP_MIN_ADDR)        # round_hint_to_min
@@ -321,6 +317,18 @@ def place_mapping(cpu, mm_number, hint, length, flags, file, pgoff):
     return np.int64(address)
 
 
+@kernel("i64(machine_t*, i64, i64, i64)")
+def hstate_of_mmap(machine, flags, file, pgoff):
+    """Number of the pool that a mapping's pages come from, -1: small pages; or -EINVAL."""
+    if file == 0:
+        return hstate_sizelog(machine, flags) if flags & MAP_HUGETLB else -1
+    hstate = hstate_file(machine, file)
+    if hstate < 0:
+        return -EINVAL if flags & MAP_HUGETLB else -1
+    aligned = pgoff & (pages_per_huge_page(hstate_at(machine, hstate)) - 1) == 0
+    return hstate if aligned and flags & MAP_SHARED else -EINVAL     # a private mapping is refused above
+
+
 @kernel("i64(cpu_t*, i64, u64, u64, i64, i64, i64, i64)")
 def do_mmap(cpu, mm_number, hint, length, prot, flags, file, pgoff):
     """mmap(2) of anonymous memory, or of an open file from page `pgoff` on: the address, or a negative errno.
@@ -331,19 +339,17 @@ def do_mmap(cpu, mm_number, hint, length, prot, flags, file, pgoff):
     mm = mm_of(machine, mm_number)
     if length == U(0) or flags & (MAP_SHARED | MAP_PRIVATE) == 0 or (flags & MAP_ANONYMOUS != 0) != (file == 0):
         return -EINVAL
-    huge = flags & MAP_HUGETLB != 0
-    if huge and file != 0:
-        return -EINVAL                       # a file of small pages
-    hstate = hstate_sizelog(machine, flags) if huge else 0
-    if hstate < 0:
+    hstate = hstate_of_mmap(machine, flags, file, pgoff)
+    if hstate == -EINVAL:
         return -EINVAL
+    huge = hstate >= 0
     if huge:
         size = huge_page_size(hstate_at(machine, hstate))
         length = (length + size - U(1)) & ~(size - U(1))
     length = page_align(length)
     if length == U(0) or mm.map_count > machine.max_map_count:
         return -ENOMEM
-    address = place_mapping(cpu, mm_number, hint, length, flags, file, pgoff)
+    address = place_mapping(cpu, mm_number, hint, length, flags, file, pgoff, hstate)
     if address < 0:
         return address
     vm_flags = calc_vm_flags(prot, flags) | mm.def_flags
