@@ -229,7 +229,9 @@ class Coordinator(Actor):
         return proc.read(self.system, path)
 
     def rpc_write(self, path, value, writer=0):
-        """Write to a file of /proc or /sys, as a task (0: none). What has to be done for it: (method, *args) by CPU 0, or the coordinator's own steps."""
+        """Write to a file of /proc or /sys, as a task (0: none). What has to be done for it: (method, *args) by CPU 0, or the
+        coordinator's own steps.
+        """
         self.system.writer = writer
         work = proc.write(self.system, path, value)
         return self.rpc_system(*work) if isinstance(work, tuple) else work

@@ -346,6 +346,36 @@ def test_threads_that_want_the_last_pages_at_once():
         machine.check()
 
 
+@pytest.mark.parametrize("kind", ["private", "shared", "thp"])
+def test_huge_pages_move_under_threads_that_write_them(kind):
+    """Each thread adds to words of its own on every page while all pages move from node to node: nothing is lost."""
+    from numaemu.machine import Machine
+    with Machine(nodes=2, cpus_per_node=2, memory_per_node="64MiB") as machine:
+        flags = {"private": PRIVATE, "shared": SHARED, "thp": MAP_PRIVATE | MAP_ANONYMOUS}[kind]
+        if kind == "thp":
+            machine.write("/sys/kernel/mm/transparent_hugepage/enabled", "always")
+        else:
+            machine.write("/proc/sys/vm/nr_hugepages", 8)
+        task = machine.task()
+        area = task.mmap(4 * HUGE, RW, flags)
+        threads = [task.clone(add_to_all, area.addr, cpu, cpu=cpu) for cpu in range(1, 4)]
+        for i in range(12):
+            task.migrate_pages(i % 2, 1 - i % 2)
+        for thread in threads:
+            thread.result()
+        places = np.uint64(area.addr + HUGE * np.arange(4))
+        assert all((task.load(places + np.uint64(8 * cpu)) == 200).all() for cpu in range(1, 4))
+        machine.check()
+        task.exit()
+        machine.check()
+
+
+def add_to_all(task, addr, cpu):
+    places = np.uint64(addr + HUGE * np.arange(4) + 8 * cpu)
+    for _ in range(200):
+        task.store(places, task.load(places) + np.uint64(1))
+
+
 def lines_of(text, *names):
     return [" ".join(line.split()) for line in text.splitlines() if line.startswith(names)]
 

@@ -45,12 +45,15 @@ def reserved_pages(machine):
             if vma.flags & VM_HUGETLB and vma.flags & VM_SHARED:
                 objects.add(vma.mapping)
             elif vma.flags & VM_HUGETLB and vma.resv_map:
-                start, end = (int(vma_hugecache_offset(hstate_vma(machine, vma), vma, edge)) for edge in (vma.start, vma.end))
+                h = hstate_vma(machine, vma)
+                start, end = (int(vma_hugecache_offset(h, vma, edge)) for edge in (vma.start, vma.end))
                 totals[vma.hstate] += end - start - int(region_count(vma.resv_map, start, end))
-    objects |= {inode_of(machine, number).object for number in live_inodes(machine) if is_hugetlbfs(machine, inode_of(machine, number))}
+    inodes = [inode_of(machine, number) for number in live_inodes(machine)]
+    objects |= {inode.object for inode in inodes if is_hugetlbfs(machine, inode)}
     for number in objects:
         mapping = mapping_t.array(machine.mappings)[number]
-        totals[mapping.hstate] += int(region_count(mapping.resv_map, 0, resv_map_t.at(mapping.resv_map).pages)) - mapping.nr_pages
+        reserved = int(region_count(mapping.resv_map, 0, resv_map_t.at(mapping.resv_map).pages))
+        totals[mapping.hstate] += reserved - mapping.nr_pages
     return totals
 
 

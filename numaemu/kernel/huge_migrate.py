@@ -208,12 +208,14 @@ def migrate_hugetlb_page(cpu, mm_number, vma, address, target):
     """
     machine, h = machine_of(cpu), hstate_vma(machine_of(cpu), vma)
     address &= ~(huge_page_size(h) - U(1))
-    where, index = hugetlb_walk(machine, mm_of(machine, mm_number), address, huge_page_shift(h)), vma_hugecache_offset(h, vma, address)
+    where = hugetlb_walk(machine, mm_of(machine, mm_number), address, huge_page_shift(h))
+    index = vma_hugecache_offset(h, vma, address)
     if where == U(0):
         return HUGE_MOVED
     old, pages = pte_pfn(entry_load(where)), pages_per_huge_page(h)
     expected = 2 if vma.flags & VM_SHARED else 1
-    new = alloc_hugetlb_folio_nodemask(cpu, vma, index, target) if load_acquire(page_of(machine, old), "mapcount") == 1 else 0
+    alone = load_acquire(page_of(machine, old), "mapcount") == 1
+    new = alloc_hugetlb_folio_nodemask(cpu, vma, index, target) if alone else 0
     if new == 0:
         count_vm_events(machine, cpu.id, PGMIGRATE_FAIL, pages)
         return HUGE_STAYED

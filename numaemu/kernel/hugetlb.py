@@ -299,7 +299,8 @@ def hugetlb_evict(cpu, number):
         index += 1
     xa_destroy(cpu, mapping)
     where = mapping.resv_map
-    return_unused_surplus_pages(cpu, hstate_at(machine, mapping.hstate), region_count(where, 0, resv_map_t.at(where).pages) - freed)
+    reserved = region_count(where, 0, resv_map_t.at(where).pages) - freed
+    return_unused_surplus_pages(cpu, hstate_at(machine, mapping.hstate), reserved)
     resv_map_release(cpu, where)
     mapping.resv_map = U(0)
     mapping_put(cpu, number)

@@ -58,7 +58,7 @@ migrate_t = Struct("migrate_t", [        # one for each CPU: the batch it is mov
     ("old", i64, NR_MAX_BATCHED_MIGRATION), ("new", i64, NR_MAX_BATCHED_MIGRATION),
     ("vaddr", u64, NR_MAX_BATCHED_MIGRATION),
     ("place", i64, NR_MAX_BATCHED_MIGRATION),        # the caller's: where its status belongs
-    # move_pages.py: 1 if huge pages may be moved whole, for the mmap_lock is held for writing; those that move_pages(2) has queued
+    # move_pages.py: 1 if huge pages may move whole, the mmap_lock being held for writing; what move_pages(2) has queued
     ("whole", i64), ("nr_huge", i64),
     ("huge_vaddr", u64, NR_QUEUED_HUGE), ("huge_head", i64, NR_QUEUED_HUGE), ("huge_place", i64, NR_QUEUED_HUGE),
 ])

@@ -23,9 +23,9 @@ from numaemu.kernel.vma import (anon_vma_prepare, merge_at, mlock_vma_pages_rang
                                 vma_pages)
 from numaemu.kernel.vma_index import (STACK_GUARD_GAP, find_position, find_vma, find_vma_intersection, insert_at,
                                       map_count, remove_at, vm_start_gap, vma_at, vma_index, vma_of)
-from numaemu.uapi import (MAP_ANONYMOUS, MAP_FIXED, MAP_FIXED_NOREPLACE, MAP_GROWSDOWN, MAP_HUGETLB, MAP_LOCKED, MAP_NORESERVE, MAP_PRIVATE,
-                          MAP_SHARED, OVERCOMMIT_NEVER, PROT_EXEC, PROT_READ, PROT_WRITE, RLIMIT_DATA,
-                          RLIMIT_STACK, errno)
+from numaemu.uapi import (MAP_ANONYMOUS, MAP_FIXED, MAP_FIXED_NOREPLACE, MAP_GROWSDOWN, MAP_HUGETLB, MAP_LOCKED,
+                          MAP_NORESERVE, MAP_PRIVATE, MAP_SHARED, OVERCOMMIT_NEVER, PROT_EXEC, PROT_READ, PROT_WRITE,
+                          RLIMIT_DATA, RLIMIT_STACK, errno)
 
 U = np.uint64
 EINVAL, ENOMEM, EEXIST, EPERM, EAGAIN = errno.EINVAL, errno.ENOMEM, errno.EEXIST, errno.EPERM, errno.EAGAIN

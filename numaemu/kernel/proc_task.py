@@ -125,8 +125,8 @@ def show_map_vma(machine, mm, vma):
     name, inode, device = file_name(machine, vma), vma["mapping"], SHMEM_DEVICE
     if vma["file"]:
         inode = file_of(machine, int(vma["file"])).inode
-        device = HUGETLBFS_DEVICE if vma["flags"] & VM_HUGETLB else DISK_DEVICE if vma["i_mapping"] else SHMEM_DEVICE if name.startswith("/memfd:") else TMPFS_DEVICE
-    elif vma["flags"] & VM_HUGETLB:
+        device = DISK_DEVICE if vma["i_mapping"] else SHMEM_DEVICE if name.startswith("/memfd:") else TMPFS_DEVICE
+    if vma["flags"] & VM_HUGETLB:
         device = HUGETLBFS_DEVICE
     backed = bool(name)
     if not backed and is_initial_heap(mm, vma):
