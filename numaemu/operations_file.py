@@ -80,7 +80,7 @@ class FileOperations:
 
     def mmap_file(self, number, addr, length, prot, flags, fd, offset):
         if self.descriptor(fd) and not flags & MAP_SHARED and inode_of(self.machine, file_of(self.machine, fd).inode).object:
-            raise NotImplementedError("a private mapping of a tmpfs or hugetlbfs file: only MAP_SHARED is there")
+            raise NotImplementedError("a private mapping of a tmpfs file: only MAP_SHARED is there")
         return check(calls.sys_mmap_file(self.address, number, addr, length, prot, flags, self.descriptor(fd), offset))
 
     def msync(self, number, addr, length, flags):
