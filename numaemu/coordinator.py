@@ -230,8 +230,11 @@ class Coordinator(Actor):
         found = proc.read(self.system, path)
         return self.rpc_system(*found) if isinstance(found, tuple) else found
 
-    def rpc_write(self, path, value):
-        """Write to a file of /proc or /sys. What has to be done for it: (method, *args) by CPU 0, or the coordinator's own steps."""
+    def rpc_write(self, path, value, writer=0):
+        """Write to a file of /proc or /sys, as a task (0: none). What has to be done for it: (method, *args) by CPU 0, or the
+        coordinator's own steps.
+        """
+        self.system.writer = writer
         work = proc.write(self.system, path, value)
         return self.rpc_system(*work) if isinstance(work, tuple) else work
 

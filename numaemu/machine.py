@@ -164,11 +164,24 @@ class Machine:
 
     def _fill_pools(self):
         """Huge pages, as the machine file asks for them: the first thing after boot, while memory is in one piece."""
+        pools = sorted(self.topology.hugepages().pools, key=lambda pool: -pool[0])       # the largest while there is room
+        for size, node, pages in pools:
+            self._fill_pool(size, node, pages)
         for name in ("nr_overcommit_hugepages", "nr_hugepages"):
             if self.topology.sysctl.get(f"vm.{name}"):
                 self.write(f"/proc/sys/vm/{name}", self.topology.sysctl[f"vm.{name}"])
         if self.topology.kernel["transparent_hugepage"] != "never":
             self.write("/sys/kernel/mm/transparent_hugepage/enabled", self.topology.kernel["transparent_hugepage"])
+
+    def _fill_pool(self, size, node, pages):
+        """Pages of one size; the kernel's log says if they are fewer, as Linux's does (hugetlb_hstate_alloc_pages)."""
+        where = "/sys/kernel/mm" if node is None else f"/sys/devices/system/node/node{node}"
+        path = f"{where}/hugepages/hugepages-{size >> 10}kB/nr_hugepages"
+        self.write(path, pages)
+        got, name = int(self.read(path)), f"{size >> 30}.00 GiB" if size >> 30 else f"{size >> 20}.00 MiB"
+        if got < pages:
+            failed = "failed" if node is None else f"failed node{node}"
+            self._ask("printk", [f"HugeTLB: allocating {pages} of page size {name} {failed}.  Only allocated {got} hugepages."])
 
     @property
     def death(self):
@@ -286,9 +299,9 @@ class Machine:
         """The text of a file of the emulated /proc or /sys; of /proc/<pid>/auxv, which is binary, the bytes."""
         return self._ask("read", path)
 
-    def write(self, path, value):
-        """Write to a file of the emulated /proc or /sys."""
-        return self._ask("write", path, str(value))
+    def write(self, path, value, task=None):
+        """Write to a file of the emulated /proc or /sys; as a task, where its policy decides (nr_hugepages_mempolicy)."""
+        return self._ask("write", path, str(value), *([] if task is None else [task._number]))
 
     def pagemap(self, pid, addr, nbytes):
         """The words of /proc/<pid>/pagemap for a range, one per page: bit 63 present, 62 a swap or migration entry, 61

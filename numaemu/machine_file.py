@@ -6,6 +6,7 @@ Whatever is wrong ends in a ConfigError of one line: the thing, its value, the l
 from dataclasses import dataclass
 from typing import Any
 
+from numaemu.cmdline import parse_hugepages
 from numaemu.errors import ConfigError
 from numaemu.formats import FORMATS
 from numaemu.units import GiB, MiB, TiB, check_list, check_table, format_size, parse_int, parse_size
@@ -105,6 +106,7 @@ DEFAULT_KERNEL = {  # the kernel's boot options
     "random_seed": 0,  # of what kernel.randomize_va_space draws
     "thread_size": "",  # of a kernel stack; "": 16KiB, with paging x86-32 8KiB
     "transparent_hugepage": "never",
+    "hugepages": "",  # words of the command line that fill the pools: cmdline.py
 }
 THREAD_SIZES = ("", "4KiB", "8KiB", "16KiB")
 THP_OPTIONS = ("always", "madvise", "never")
@@ -335,7 +337,7 @@ def parse_cost(table: Any, where: str) -> dict[str, int]:
     }
 
 
-def parse_kernel(table: Any, where: str) -> dict[str, bool | int | str]:
+def parse_kernel(table: Any, paging: str, nr_nodes: int, where: str) -> dict[str, bool | int | str]:
     options = DEFAULT_KERNEL | check_table(table, DEFAULT_KERNEL, "kernel", where)
     options["random_seed"] = parse_int(
         options["random_seed"], "kernel: random_seed", where, 0, LONG_MAX
@@ -344,6 +346,7 @@ def parse_kernel(table: Any, where: str) -> dict[str, bool | int | str]:
         if not isinstance(value, type(DEFAULT_KERNEL[key])):
             kind = "true or false" if isinstance(DEFAULT_KERNEL[key], bool) else "text"
             raise ConfigError.at(where, f"kernel: {key} is {value!r}, must be {kind}")
+    parse_hugepages(options["hugepages"], paging, nr_nodes, where)
     if options["transparent_hugepage"] not in THP_OPTIONS:
         limit = f"must be one of {', '.join(THP_OPTIONS)}"
         raise ConfigError.at(where, f"kernel: transparent_hugepage is {options['transparent_hugepage']!r}, {limit}")

@@ -299,6 +299,9 @@ class Operations(KernelOperations, KernelSpaceOperations, MmOperations, ExecOper
         if vma.flags & VM_HUGETLB:
             if vma.resv_unmapped:
                 return "its huge page was taken away for the copy of the task that had reserved it"
+            if vma.file and (vma.pgoff << 12) + address - int(vma.start) >= inode_of(
+                    self.machine, file_of(self.machine, vma.file).inode).i_size:
+                return "the file of huge pages ends before it"
             return f"no huge page of the pool is free for it (mapping {vma.start:#x}-{vma.end:#x})"
         inode = inode_of(self.machine, file_of(self.machine, vma.file).inode)
         offset = (vma.pgoff << 12) + address - int(vma.start)

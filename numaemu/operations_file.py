@@ -7,10 +7,11 @@ import numpy as np
 from numaemu.files import name_words
 from numaemu.kernel import kernel_calls
 from numaemu.kernel import sys_file as calls
-from numaemu.kernel.hugetlb import set_max_huge_pages
+from numaemu.kernel.hugetlb_pool import hstate_sizelog
+from numaemu.kernel.hugetlb_resize import set_max_huge_pages
 from numaemu.kernel.inode import inode_name, inode_of
 from numaemu.param import MAX_OPEN
-from numaemu.uapi import O_RDWR
+from numaemu.uapi import MAP_HUGE_MASK, MAP_HUGE_SHIFT, MFD_HUGETLB, O_RDWR
 
 READ_MOST = 1 << 30              # bytes of one read
 
@@ -34,8 +35,11 @@ class FileOperations:
         return check(calls.sys_open(self.address, number, name.ctypes.data, flags), path)
 
     def memfd_create(self, number, name, flags):
-        words = name_words(f"/memfd:{name}")
-        return check(calls.sys_memfd_create(self.address, number, words.ctypes.data, O_RDWR | flags))
+        words, hstate = name_words(f"/memfd:{name}"), -1
+        if flags & MFD_HUGETLB:
+            hstate = check(hstate_sizelog(self.machine, flags))
+            flags &= ~(MFD_HUGETLB | MAP_HUGE_MASK << MAP_HUGE_SHIFT)
+        return check(calls.sys_memfd_create(self.address, number, words.ctypes.data, O_RDWR | flags, hstate))
 
     def file_close(self, number, fd):
         check(calls.sys_close(self.address, number, self.descriptor(fd)))
@@ -122,9 +126,9 @@ class FileOperations:
         name = name_words(path)
         check(calls.sys_unlink(self.address, name.ctypes.data), path)
 
-    def system_set_max_huge_pages(self, count, nid):
-        """The size of the pool of huge pages: of all nodes (-1), or of one."""
-        set_max_huge_pages(self.address, count, nid)
+    def system_set_max_huge_pages(self, hstate, count, nid, nodes):
+        """The size of a pool of huge pages: of a mask of nodes (nid -1; 0: all), or of one."""
+        set_max_huge_pages(self.address, hstate, count, nid, nodes)
 
     def system_sync(self):
         return calls.sys_sync(self.address)

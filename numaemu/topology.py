@@ -13,6 +13,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
+from numaemu.cmdline import HugePages, parse_hugepages
 from numaemu.errors import ConfigError
 from numaemu.machine_file import (
     DEFAULT_CPUS_PER_NODE, DEFAULT_MEMORY_PER_NODE, DEFAULT_NODES,
@@ -78,6 +79,10 @@ class Topology:
                 return node.id
         raise ValueError(f"cpu {cpu} does not exist, cpus are 0 to {self.nr_cpus - 1}")
 
+    def hugepages(self, where: str = "") -> HugePages:
+        """What `kernel.hugepages` asks for."""
+        return parse_hugepages(self.kernel["hugepages"], self.paging, self.nr_nodes, where)
+
     def physical_ranges(self) -> list[list[tuple[int, int]]]:
         """Per node the (first byte, number of bytes) of its RAM in the physical address space.
 
@@ -116,7 +121,7 @@ class Topology:
             walk_cache=parse_int(words["walk_cache"], "tlb: walk_cache", where, 0, WALK_CACHE_MAX),
             sysctl=parse_sysctl(machine.get("sysctl", {}), where),
             cost=parse_cost(machine.get("cost", {}), where),
-            kernel=parse_kernel(machine.get("kernel", {}), where),
+            kernel=parse_kernel(machine.get("kernel", {}), paging, len(nodes), where),
             zone_layout=parse_zone_layout(machine, sum(node.memory_bytes for node in nodes), where),
             disk=parse_disk(machine.get("disk", {}), where),
             **parse_sizes(machine, sum(node.memory_bytes for node in nodes), where),

@@ -244,10 +244,10 @@ class Loopback:
             done.set_result(action())
         return answers[0]
 
-    def write(self, path, text):
-        """Write to a file of /proc or /sys, by the coordinator."""
+    def write(self, path, text, task=None):
+        """Write to a file of /proc or /sys, by the coordinator; as a task."""
         answers = []
-        self.actors[0].serve("write", (path, text), answers.append)
+        self.actors[0].serve("write", (path, text, *([] if task is None else [task._number])), answers.append)
         while self.world.waiting:
             action, done = self.world.waiting.pop(0)
             try:

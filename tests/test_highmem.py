@@ -84,7 +84,7 @@ def test_what_is_not_there_is_said():
         load_topology("x86-32", kernel={"page_group_by_mobility": 1})
     again = load_topology(load_topology("x86-32", kernel={"page_group_by_mobility": False}))
     kernel = {"page_group_by_mobility": False, "slab_debug": "", "random_seed": 0, "thread_size": "",
-              "transparent_hugepage": "never"}
+              "transparent_hugepage": "never", "hugepages": ""}
     assert (again.zone_layout, again.kernel) == ("x86-32", kernel)
     with pytest.raises(ConfigError, match="transparent_hugepage is 'often', must be one of always, madvise, never"):
         load_topology("x86-32", kernel={"transparent_hugepage": "often"})

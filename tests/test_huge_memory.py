@@ -188,8 +188,9 @@ def test_move_pages_of_a_huge_page(always):
     task = always.task()
     area = aligned(task, 2 * HUGE)
     task.store(area.pages(), (np.arange(1024) % 250 + 1).astype(np.uint8))
-    assert task.move_pages(area.pages()[:3], [1, 1, 1]).tolist() == [1, 1, 1]
-    assert area.nodes().tolist()[:5] == [1, 1, 1, 0, 0]
+    assert task.move_pages(area.pages()[:3], [1, 1, 1]).tolist() == [1, -errno.EBUSY, 1]       # the first one takes all along
+    assert area.nodes().tolist() == [1] * 512 + [0] * 512
+    assert counts(always, "thp_migration_success", "thp_split_pmd", "pgmigrate_success") == [1, 0, 512]
     assert (task.load(area.pages(), np.uint8) == np.arange(1024) % 250 + 1).all()
     always.audit()
 
@@ -202,6 +203,42 @@ def test_mbind_moves_a_huge_page_whole(always):
     assert set(area.nodes()[:512].tolist()) == {1} and set(area.nodes()[512:].tolist()) == {0}
     assert counts(always, "thp_migration_success", "thp_split_pmd", "nr_anon_transparent_hugepages") == [1, 0, 2]
     assert (task.load(area.pages(), np.uint8) == np.arange(1024) % 250 + 1).all()
+    always.audit()
+
+
+def test_migrate_pages_moves_huge_pages_whole(always):
+    task = always.task()
+    area = aligned(task, 2 * HUGE)
+    task.store(area.pages(), (np.arange(1024) % 250 + 1).astype(np.uint8))
+    assert task.migrate_pages(0, 1) == 0
+    assert set(area.nodes().tolist()) == {1}
+    assert counts(always, "thp_migration_success", "thp_split_pmd", "nr_anon_transparent_hugepages") == [2, 0, 2]
+    assert (task.load(area.pages(), np.uint8) == np.arange(1024) % 250 + 1).all()
+    always.audit()
+
+
+def test_a_huge_page_is_taken_apart_where_the_target_has_none_in_one_piece(always):
+    task = always.task()
+    area = aligned(task, 1 * HUGE)
+    task.store(area.pages(), (np.arange(512) % 250 + 1).astype(np.uint8))
+    always.write(f"{THP}/enabled", "never")
+    crumbs = task.mmap(12 << 20)
+    task.mbind(crumbs.addr, crumbs.nbytes, MPOL_BIND, 1)
+    always.write("/proc/sys/vm/compact_unevictable_allowed", "0")      # what is locked cannot be moved together
+    task.mlock(crumbs.addr, crumbs.nbytes)
+    always.write("/sys/devices/system/node/node1/hugepages/hugepages-2048kB/nr_hugepages", "1000")      # all that is whole
+    rest = task.mmap(64 << 10)                                         # and of what is left above the watermark
+    task.mbind(rest.addr, rest.nbytes, MPOL_BIND, 1)
+    task.mlock(rest.addr, rest.nbytes)
+    for at in range(0, crumbs.nbytes, 8 * PAGE):
+        task.munmap(crumbs.addr + at, PAGE)
+        task.munmap(crumbs.addr + at + 4 * PAGE, PAGE)
+    before = counts(always, "thp_migration_fail", "thp_migration_split", "thp_split_pmd")
+    task.move_pages(area.pages()[:1], [1])
+    after = counts(always, "thp_migration_fail", "thp_migration_split", "thp_split_pmd")
+    assert [b - a for a, b in zip(before, after)] == [1, 1, 1]
+    assert set(area.nodes().tolist()) == {1}
+    assert (task.load(area.pages(), np.uint8) == np.arange(512) % 250 + 1).all()
     always.audit()
 
 
@@ -331,7 +368,7 @@ def test_compaction_leaves_huge_pages_alone(always):
 
 
 STEPS = st.lists(st.tuples(st.sampled_from(["write", "write", "read", "fork", "exit", "drop", "collapse", "split", "move",
-                                            "protect", "out", "sleep", "bind"]),
+                                            "protect", "out", "sleep", "bind", "place", "migrate"]),
                            st.integers(0, 3), st.integers(0, 1023)), min_size=1, max_size=25)
 
 
@@ -382,6 +419,10 @@ def test_random_steps_against_a_dictionary(steps):
                 machine.run_kthreads()
             elif what == "bind":
                 task.mbind(huge, HUGE, MPOL_BIND, which % 2, MPOL_MF_MOVE)
+            elif what == "place":
+                task.move_pages(np.uint64([where, where + PAGE * (page % 2), huge]), [which % 2] * 3)
+            elif what == "migrate":
+                task.migrate_pages(which % 2, 1 - which % 2)
             elif what == "move":
                 room = task.mmap(4 * HUGE)
                 room.munmap()

@@ -8,10 +8,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from numaemu.errors import BusError
-from numaemu.kernel.hugetlb_pool import hstate_t
-from numaemu.uapi import (MADV_COLD, MADV_DONTNEED, MAP_ANONYMOUS, MAP_FIXED, MAP_HUGE_1GB, MAP_HUGE_2MB, MAP_HUGETLB,
+from numaemu.kernel.hugetlb_pool import hstate_at
+from numaemu.uapi import (MADV_COLD, MADV_DONTNEED, MAP_ANONYMOUS, MAP_FIXED, MAP_HUGE_1GB, MAP_HUGE_2MB, MAP_HUGE_SHIFT, MAP_HUGETLB,
                           MAP_NORESERVE, MAP_POPULATE, MAP_PRIVATE, MAP_SHARED, MPOL_BIND, MPOL_INTERLEAVE,
-                          MPOL_PREFERRED, MREMAP_FIXED, MREMAP_MAYMOVE, PROT_READ, PROT_WRITE)
+                          MPOL_MF_MOVE, MPOL_MF_STRICT, MPOL_PREFERRED, MREMAP_FIXED, MREMAP_MAYMOVE, PROT_READ, PROT_WRITE)
 
 PAGE, HUGE = 4096, 2 << 20
 RW = PROT_READ | PROT_WRITE
@@ -35,12 +35,12 @@ def pool(loopback):
 
 def state(machine):
     """(pages, free, reserved, surplus)"""
-    h = hstate_t.at(machine.machine.hstate)
+    h = hstate_at(machine.machine, 0)
     return h.nr_huge_pages, h.free_huge_pages, h.resv_huge_pages, h.surplus_huge_pages
 
 
 def by_node(machine):
-    h = hstate_t.at(machine.machine.hstate)
+    h = hstate_at(machine.machine, 0)
     return [h.nr_node[n] for n in range(2)], [h.free_node[n] for n in range(2)]
 
 
@@ -108,7 +108,8 @@ def test_mmap_fails_when_not_enough_is_free(pool):
 def test_what_linux_refuses(pool):
     machine = pool(4, 0)
     task = machine.task()
-    refused(errno.EINVAL, task.mmap, HUGE, RW, PRIVATE | MAP_HUGE_1GB)
+    refused(errno.EINVAL, task.mmap, HUGE, RW, PRIVATE | 34 << MAP_HUGE_SHIFT)
+    refused(errno.ENOMEM, task.mmap, HUGE, RW, PRIVATE | MAP_HUGE_1GB)     # this pool is empty
     small = task.mmap(PAGE, RW, PRIVATE | MAP_HUGE_2MB)   # one whole page
     refused(errno.EINVAL, small.munmap)
     task.munmap(small.addr, HUGE)
@@ -265,6 +266,66 @@ def test_policies_say_where_from(pool):
     machine.audit()
 
 
+def nodes_of(task, area, pages):
+    return task.move_pages(np.uint64(area.addr + HUGE * np.arange(pages))).tolist()
+
+
+@pytest.mark.parametrize("flags", [PRIVATE, SHARED])
+def test_pages_of_the_pool_move_and_the_nodes_keep_their_counts(pool, flags):
+    machine = pool(3, 1)
+    task = machine.task()
+    area = task.mmap(2 * HUGE, RW, flags)
+    task.store([area.addr + 5, area.addr + HUGE + 5], np.uint8([1, 2]))
+    assert nodes_of(task, area, 2) == [0, 0]
+    task.mbind(area.addr, HUGE, MPOL_BIND, 1, MPOL_MF_MOVE)       # to the free page there
+    assert nodes_of(task, area, 2) == [1, 0] and by_node(machine) == ([3, 1], [2, 0])
+    machine.audit()
+    places = np.uint64([area.addr + HUGE + PAGE, area.addr + HUGE, area.addr + HUGE])
+    assert task.move_pages(places, [1, 1, 1]).tolist() == [1, -errno.EBUSY, 1]     # none is free: a new one, the old one goes
+    assert by_node(machine) == ([2, 2], [2, 0]) and state(machine) == (4, 2, 0, 0)
+    machine.audit()
+    assert task.migrate_pages(1, 0) == 0 and nodes_of(task, area, 2) == [0, 0]
+    assert by_node(machine) == ([2, 2], [0, 2])
+    assert task.load([area.addr + 5, area.addr + HUGE + 5], np.uint8).tolist() == [1, 2]
+    assert machine.vmstat()["pgmigrate_success"] == 4 * 512
+    task.store([area.addr + 6], np.uint8(3))
+    machine.audit()
+    area.munmap()
+    assert state(machine) == (4, 4, 0, 0)
+    machine.audit()
+
+
+def test_what_a_move_of_pool_pages_leaves_alone(pool):
+    machine = pool(2, 2)
+    task = machine.task()
+    area, promised = task.mmap(HUGE, RW, PRIVATE), task.mmap(3 * HUGE, RW, PRIVATE)
+    task.store([area.addr], np.uint8(1))
+    child = task.fork()
+    assert task.move_pages(np.uint64([area.addr]), [1]).tolist() == [-errno.EACCES]
+    task.mbind(area.addr, HUGE, MPOL_BIND, 1, MPOL_MF_MOVE | MPOL_MF_STRICT)     # two have it: not chosen, and no failure
+    assert nodes_of(task, area, 1) == [0]
+    child.exit()
+    refused(errno.EIO, task.mbind, area.addr, HUGE, MPOL_BIND, 1, MPOL_MF_STRICT)
+    assert task.migrate_pages(0, 1) == 0 and nodes_of(task, area, 1) == [1]
+    assert by_node(machine) == ([1, 3], [1, 2]) and promised             # what is promised is not taken: it was a new one
+    machine.audit()
+
+
+def test_surplus_moves_along(pool):
+    machine = pool(1, 0)
+    machine.write("/proc/sys/vm/nr_overcommit_hugepages", "1")
+    task = machine.task()
+    area = task.mmap(2 * HUGE, RW, PRIVATE).touch(stride=HUGE)
+    h = hstate_at(machine.machine, 0)
+    assert h.surplus_node[0] == 1
+    task.mbind(area.addr, 2 * HUGE, MPOL_BIND, 1, MPOL_MF_MOVE)
+    assert by_node(machine)[0] == [0, 2] and [h.surplus_node[0], h.surplus_node[1]] == [0, 1]
+    machine.audit()
+    area.munmap()
+    assert by_node(machine)[0] == [0, 1]
+    machine.audit()
+
+
 def test_threads_that_want_the_last_pages_at_once():
     """As many pages as the mapping has: whoever comes second finds the first one's, and nobody a bus error."""
     from numaemu.machine import Machine
@@ -283,6 +344,36 @@ def test_threads_that_want_the_last_pages_at_once():
             area.munmap()
         assert machine.read("/sys/kernel/mm/hugepages/hugepages-2048kB/free_hugepages") == "8\n"
         machine.check()
+
+
+@pytest.mark.parametrize("kind", ["private", "shared", "thp"])
+def test_huge_pages_move_under_threads_that_write_them(kind):
+    """Each thread adds to words of its own on every page while all pages move from node to node: nothing is lost."""
+    from numaemu.machine import Machine
+    with Machine(nodes=2, cpus_per_node=2, memory_per_node="64MiB") as machine:
+        flags = {"private": PRIVATE, "shared": SHARED, "thp": MAP_PRIVATE | MAP_ANONYMOUS}[kind]
+        if kind == "thp":
+            machine.write("/sys/kernel/mm/transparent_hugepage/enabled", "always")
+        else:
+            machine.write("/proc/sys/vm/nr_hugepages", 8)
+        task = machine.task()
+        area = task.mmap(4 * HUGE, RW, flags)
+        threads = [task.clone(add_to_all, area.addr, cpu, cpu=cpu) for cpu in range(1, 4)]
+        for i in range(12):
+            task.migrate_pages(i % 2, 1 - i % 2)
+        for thread in threads:
+            thread.result()
+        places = np.uint64(area.addr + HUGE * np.arange(4))
+        assert all((task.load(places + np.uint64(8 * cpu)) == 200).all() for cpu in range(1, 4))
+        machine.check()
+        task.exit()
+        machine.check()
+
+
+def add_to_all(task, addr, cpu):
+    places = np.uint64(addr + HUGE * np.arange(4) + 8 * cpu)
+    for _ in range(200):
+        task.store(places, task.load(places) + np.uint64(1))
 
 
 def lines_of(text, *names):

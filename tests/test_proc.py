@@ -477,7 +477,8 @@ def test_transparent_hugepages(machine):
     ("/proc/sys/vm/lowmem_reserve_ratio", "256 x"), ("/proc/sys/vm/max_map_count", "65536"),
     ("/proc/sys/vm/drop_caches", "5"), ("/proc/sys/vm/overcommit_memory", "3"), ("/proc/sys/kernel/numa_balancing", "1"),
     ("/sys/kernel/mm/mempolicy/weighted_interleave/node0", "256"), ("/sys/kernel/mm/transparent_hugepage/enabled", "sometimes"),
-    ("/sys/kernel/mm/transparent_hugepage/khugepaged/max_ptes_none", "512"), ("/proc/sys/vm/nr_hugepages", "-1"),
+    ("/sys/kernel/mm/transparent_hugepage/khugepaged/max_ptes_none", "512"), ("/proc/sys/vm/nr_hugepages", "-1"), ("/sys/kernel/mm/transparent_hugepage/shmem_enabled", "always"),
+    ("/sys/kernel/mm/hugepages/hugepages-1048576kB/nr_overcommit_hugepages", "1"),
 ])
 def test_values_out_of_range_are_refused(machine, path, value):
     before = machine.read(path) if not path.endswith("drop_caches") else None

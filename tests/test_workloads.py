@@ -303,6 +303,19 @@ def test_huge_pages_spare_walks_and_need_memory_in_one_piece():
     assert needs["crumbs, defrag"]["%"] > 80 and needs["crumbs, the pool"]["%"] > 40
 
 
+def test_gigantic_pages_spare_more_and_stand_where_nothing_stays():
+    module = importlib.import_module("gigantic_pages")
+    with Machine(**module.MACHINE) as machine:
+        result = module.main(machine)
+        machine.check()
+    loads, found = result["loads"], result["found"]
+    assert loads["2 MiB"]["faults"] == 256 and loads["1 GiB"]["faults"] == 1
+    assert loads["1 GiB"]["walks per 1000 loads"] == loads["1 GiB"]["L2 hits per 1000 loads"] == 0
+    assert loads["2 MiB"]["walks per 1000 loads"] == 0 and loads["2 MiB"]["L2 hits per 1000 loads"] > 500
+    assert found["fresh memory"] == {"pages of 1 GiB": 2, "small pages moved": 0}
+    assert found["a task's pages"]["pages of 1 GiB"] == 2 and found["a kernel's block in each"]["pages of 1 GiB"] == 0
+
+
 def test_kswapd_watermarks_shows_who_makes_room(capsys):
     with Machine(nodes=1, cpus_per_node=1, memory_per_node="24MiB") as machine:
         result = run("kswapd_watermarks", machine)

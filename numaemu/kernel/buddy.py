@@ -18,6 +18,7 @@ from numaemu.kernel.mobility import __rmqueue, rmqueue_buddy, unreserve_highatom
 from numaemu.kernel.smp import MSG_ALLOC, MSG_DRAIN, MSG_FILL, MSG_FREE, MSG_UNRESERVE, reply, wake_cpu
 from numaemu.mailbox import fetch
 from numaemu.native import populate, prefetch
+from numaemu.param import MAX_ORDER
 
 U = np.uint64
 _BUDDY, _PCP, _USED = U(PG_buddy), U(PG_pcp), U(PG_used)
@@ -136,8 +137,9 @@ def free_block(machine, pfn, order):
         VM_BUG_ON_PAGE(page.flags & (_BUDDY | _PCP) != U(0) or page.mapcount != 0, page)
         page.refcount = 0
         page.flags &= _USED
-    zone = zone_of(machine, page_zone(machine, pfn))
-    __free_one_page(machine, zone, pfn, order, get_pageblock_migratetype(machine, pfn))
+    zone, most = zone_of(machine, page_zone(machine, pfn)), min(order, MAX_ORDER)
+    for at in range(pfn, pfn + (1 << order), 1 << most):         # split_large_buddy
+        __free_one_page(machine, zone, at, most, get_pageblock_migratetype(machine, at))
 
 
 @kernel("i64(machine_t*, i64)")

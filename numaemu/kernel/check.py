@@ -9,7 +9,8 @@ from numaemu.kernel.check_memcg import audit_memcg
 from numaemu.kernel.check_swap import audit_swap
 from numaemu.kernel.check_vmalloc import audit_vmalloc
 from numaemu.kernel.huge_split import is_huge_zero, is_hugetlb_entry
-from numaemu.kernel.hugetlb_pool import hpage_pages
+from numaemu.kernel.hugetlb_pool import (hpage_pages, hstate_vma, huge_page_shift, huge_page_size,
+                                         pages_per_huge_page)
 from numaemu.kernel.free_area import get_pageblock_migratetype, must_stay_apart, page_is_buddy
 from numaemu.kernel.inode import inode_of
 from numaemu.kernel.list_lru import list_lru_node, shrinker_of
@@ -21,7 +22,7 @@ from numaemu.kernel.mm_types import (MM_ANONPAGES, MM_FILEPAGES, MM_SHMEMPAGES, 
 from numaemu.kernel.mmzone import (MAX_NR_ZONES, MIGRATE_PCPTYPES, MIGRATE_TYPES, NR_LRU_LISTS, ZONE_NAMES, lruvec_of,
                                    page_of, page_to_nid, page_zone, pcp_of, zone_of)
 from numaemu.kernel.percpu import validate_percpu
-from numaemu.kernel.pgalloc import haddr_of, huge_entry_offset
+from numaemu.kernel.pgalloc import haddr_of, huge_entry_offset, hugetlb_walk
 from numaemu.kernel.pgtable import (_PAGE_SPECIAL, is_migration_entry, mm_of, pte_offset, pte_pfn, pte_present,
                                     ptep_get, skip_missing)
 from numaemu.kernel.rmap import mapping_of, rss_counter
@@ -125,6 +126,8 @@ def count_pcp(machine_address, number, counts):
 def count_huge(machine, mm, vma, address, mapcounts, rss):
     """The same for the huge entry of an address, if there is one; False: its page does not belong there."""
     where = huge_entry_offset(machine, mm, address)
+    if vma.flags & VM_HUGETLB:
+        where = hugetlb_walk(machine, mm, address, huge_page_shift(hstate_vma(machine, vma)))
     if where == U(0):
         return True
     entry = entry_load(where)
@@ -141,11 +144,12 @@ def count_huge(machine, mm, vma, address, mapcounts, rss):
                     page.index != vma.pgoff + np.int64((address - vma.start) >> U(12)) + i:
                 return False
         return address == haddr_of(machine, address) and page_of(machine, pfn).order > 0
-    page = page_of(machine, pfn)
+    page, h = page_of(machine, pfn), hstate_vma(machine, vma)
     mapcounts[pfn] += 1
-    rss[NR_MM_COUNTERS] += 1
+    rss[NR_MM_COUNTERS] += pages_per_huge_page(h)
     return page.flags & U(PG_hugetlb) != U(0) and vma.flags & VM_HUGETLB != 0 and page.mapping == vma.mapping and \
-        page.index == vma.pgoff + np.int64((address - vma.start) >> U(12)) and address == haddr_of(machine, address)
+        page.index == vma.pgoff + np.int64((address - vma.start) >> U(12)) and np.int64(page.order) == h.order and \
+        address & (huge_page_size(h) - U(1)) == U(0)
 
 
 @entry("i64(u64, i64, i32[], i64[])")
@@ -390,7 +394,7 @@ def audit_mappings(machine, base):
         mm = mm_of(machine, mm_number)
         if mm.hugetlb_usage != rss[NR_MM_COUNTERS]:
             raise MachineCheck(f"address space {mm_number}: hugetlb_usage is {mm.hugetlb_usage}, its tables map "
-                               f"{rss[NR_MM_COUNTERS]} huge pages of the pool")
+                               f"{rss[NR_MM_COUNTERS]} small pages of huge ones of the pools")
         huge_entries += int(rss[NR_MM_COUNTERS + 1])
         kinds = MM_ANONPAGES, MM_SHMEMPAGES, MM_FILEPAGES
         if any(mm.rss[kind] != rss[kind] for kind in kinds):

@@ -10,6 +10,7 @@ from numaemu.kernel.file import FILE, files_of
 from numaemu.kernel.inode import I_LIVE, file_of, inode_name, inode_of, inode_t
 from numaemu.kernel.mm_types import (VM_HUGETLB, VM_SHARED, PG_buddy, PG_dirty, PG_locked, PG_pcp, PG_swapbacked,
                                      PG_uptodate, PG_writeback, machine_t, pool_t, task_t, vma_t)
+from numaemu.kernel.hugetlbfs import is_hugetlbfs
 from numaemu.kernel.mmzone import page_of, page_to_nid
 from numaemu.kernel.pgtable import mm_of, pte_pfn
 from numaemu.kernel.rmap import mapping_of, next_vma_of
@@ -140,7 +141,7 @@ def audit_tmpfs(machine):
     total = 0
     for number in live_inodes(machine):
         inode = inode_of(machine, number)
-        if inode.object:
+        if inode.object and not is_hugetlbfs(machine, inode):
             charged, found = mapping_of(machine, inode.object).acct, count_object(int(machine.address), inode.object)
             if charged != found:
                 raise MachineCheck(f"{inode_name(inode)}: charged {charged} pages, has {found}")

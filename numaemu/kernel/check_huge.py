@@ -3,7 +3,10 @@ import numpy as np
 
 from numaemu.errors import MachineCheck
 from numaemu.kernel.hugetlb import vma_hugecache_offset
-from numaemu.kernel.hugetlb_pool import hstate_t, region_count, resv_map_t
+from numaemu.kernel.check_files import live_inodes
+from numaemu.kernel.hugetlb_pool import hstate_at, hstate_vma, region_count, resv_map_t
+from numaemu.kernel.hugetlbfs import is_hugetlbfs
+from numaemu.kernel.inode import inode_of
 from numaemu.kernel.mm_types import VM_HUGETLB, VM_SHARED, PG_anon, PG_head, PG_hugetlb, mapping_t, page_t, task_t
 from numaemu.kernel.mmzone import MAX_NR_ZONES, page_of, zone_of
 from numaemu.kernel.pgtable import mm_of
@@ -14,14 +17,14 @@ from numaemu.kernel.vmstat import fold_node
 U = np.uint64
 
 
-def pool_pages(machine, node):
-    """(pages of the pool on a node, those without a reference), by their page structs."""
+def pool_pages(machine, h, node):
+    """(pages of a pool on a node, those without a reference), by their page structs."""
     total = free = 0
     for kind in range(MAX_NR_ZONES):
         zone = zone_of(machine, node * MAX_NR_ZONES + kind)
         if zone.present_pages:
             pages = page_t.array(page_of(machine, zone.start_pfn).address).as_numpy(zone.virgin_pfn - zone.start_pfn)
-            pages = pages[pages["flags"] & U(PG_hugetlb) != 0]
+            pages = pages[(pages["flags"] & U(PG_hugetlb) != 0) & (pages["order"] == h.order)]
             total, free = total + len(pages), free + int((pages["refcount"] == 0).sum())
     return total, free
 
@@ -34,27 +37,36 @@ def freelist_length(machine, h, node):
 
 
 def reserved_pages(machine):
-    """What all VMAs and shared objects have reserved and not used."""
-    total, objects, tasks = 0, set(), task_t.array(machine.tasks)
+    """What all VMAs and shared objects have reserved and not used, of each pool."""
+    totals, objects, tasks = [0] * machine.nr_hstates, set(), task_t.array(machine.tasks)
     for number in sorted({tasks[n].mm for n in task_numbers(machine)} - {0}):
         for position in range(mm_of(machine, number).map_count):
             vma = vma_of(machine, vma_index(machine, number)[position])
             if vma.flags & VM_HUGETLB and vma.flags & VM_SHARED:
                 objects.add(vma.mapping)
             elif vma.flags & VM_HUGETLB and vma.resv_map:
-                start, end = (int(vma_hugecache_offset(machine, vma, edge)) for edge in (vma.start, vma.end))
-                total += end - start - int(region_count(vma.resv_map, start, end))
+                h = hstate_vma(machine, vma)
+                start, end = (int(vma_hugecache_offset(h, vma, edge)) for edge in (vma.start, vma.end))
+                totals[vma.hstate] += end - start - int(region_count(vma.resv_map, start, end))
+    inodes = [inode_of(machine, number) for number in live_inodes(machine)]
+    objects |= {inode.object for inode in inodes if is_hugetlbfs(machine, inode)}
     for number in objects:
         mapping = mapping_t.array(machine.mappings)[number]
-        total += int(region_count(mapping.resv_map, 0, resv_map_t.at(mapping.resv_map).pages)) - mapping.nr_pages
-    return total
+        reserved = int(region_count(mapping.resv_map, 0, resv_map_t.at(mapping.resv_map).pages))
+        totals[mapping.hstate] += reserved - mapping.nr_pages
+    return totals
 
 
 def audit_hugetlb(machine):
-    """The pool against the page structs, its lists and the reservations."""
-    h = hstate_t.at(machine.hstate)
+    """Every pool against the page structs, its lists and the reservations."""
+    reserved = reserved_pages(machine)
+    for number in range(machine.nr_hstates):
+        audit_hstate(machine, hstate_at(machine, number), reserved[number])
+
+
+def audit_hstate(machine, h, reserved):
     for node in range(machine.nr_nodes):
-        total, free = pool_pages(machine, node)
+        total, free = pool_pages(machine, h, node)
         if (total, free, free) != (h.nr_node[node], h.free_node[node], freelist_length(machine, h, node)):
             raise MachineCheck(f"node {node}: {total} huge pages in the pool, {free} free, "
                                f"{freelist_length(machine, h, node)} on its list; counted {h.nr_node[node]}, "
@@ -63,7 +75,6 @@ def audit_hugetlb(machine):
     if sums != [h.nr_huge_pages, h.free_huge_pages, h.surplus_huge_pages]:
         raise MachineCheck(f"huge pages of all nodes, free, surplus: {sums}, counted {h.nr_huge_pages}, "
                            f"{h.free_huge_pages}, {h.surplus_huge_pages}")
-    reserved = reserved_pages(machine)
     if reserved != h.resv_huge_pages:
         raise MachineCheck(f"resv_huge_pages is {h.resv_huge_pages}, mappings have reserved {reserved}")
 

@@ -302,6 +302,7 @@ def init_control(cc, order, gfp, mode, highest_zoneidx):
     """Everything else off."""
     cc.order, cc.gfp, cc.mode, cc.highest_zoneidx = order, gfp, mode, highest_zoneidx
     cc.direct_compaction = cc.whole_zone = cc.ignore_skip_hint = cc.ignore_block_suitable = cc.proactive_compaction = 0
+    cc.alloc_contig = 0
 
 
 @kernel("i64(cpu_t*, i64, i64, i64, i64)")

@@ -14,7 +14,8 @@ from numaemu.kernel.free_area import del_page_from_free_list, touch_virgin
 from numaemu.kernel.mm_types import PG_buddy, PG_used
 from numaemu.kernel.mmzone import (MIGRATE_HIGHATOMIC, MIGRATE_MOVABLE, MIGRATE_PCPTYPES, MIGRATE_TYPES, WMARK_MIN,
                                    page_of, zone_of)
-from numaemu.kernel.smp import MSG_ISOLATE_FREE, reply
+from numaemu.kernel.page_isolation import serve_range
+from numaemu.kernel.smp import MSG_ISOLATE_FREE, MSG_RANGE, reply
 from numaemu.param import NR_ORDERS, PAGEBLOCK_ORDER, PAGEBLOCK_PAGES
 from numaemu.pointer import Struct, i64, u8
 
@@ -33,6 +34,7 @@ compact_control_t = Struct("compact_control_t", [       # struct compact_control
     ("order", i64), ("gfp", i64), ("mode", i64), ("migratetype", i64), ("highest_zoneidx", i64),
     ("direct_compaction", i64), ("whole_zone", i64), ("ignore_skip_hint", i64), ("ignore_block_suitable", i64),
     ("proactive_compaction", i64), ("finish_pageblock", i64), ("contended", i64),
+    ("alloc_contig", i64),               # everything has to leave a range: what cannot be reclaimed and huge pages, too
     ("migrate_pfn", i64),                # the migrate scanner's place
     ("cluster", i64),                    # pages to isolate at a time
     ("nr_migratepages", i64),            # pages that want a target
@@ -292,9 +294,12 @@ def isolate_freepages(machine, cpu_number):
 
 @kernel("i64(machine_t*, mailbox_t*, i64*)")
 def serve_node(machine, mailbox, words):
-    """A node's loop: serve_pages, and the free scanner."""
+    """A node's loop: serve_pages, the free scanner, and the steps of page_isolation.py."""
     while True:
         kind = serve_pages(machine, mailbox, words)
+        if kind == MSG_RANGE:
+            reply(machine, words[6], words[2], serve_range(machine, words[3], words[4], words[5]))
+            continue
         if kind != MSG_ISOLATE_FREE:
             return kind
         isolate_freepages(machine, words[6])

@@ -38,7 +38,7 @@ def isolate_folio(cpu, cc, pfn):
     page, batch = page_of(machine, pfn), batch_of(machine, cpu)
     if not folio_test(page, PG_lru):
         return NOT_MOVABLE
-    if folio_test(page, PG_unevictable) and machine.compact_unevictable_allowed == 0:
+    if folio_test(page, PG_unevictable) and machine.compact_unevictable_allowed == 0 and cc.alloc_contig == 0:
         return NOT_MOVABLE
     anon = folio_test(page, PG_anon)
     if not anon and cc.gfp & __GFP_FS == 0:
@@ -138,7 +138,7 @@ def isolate_migratepages_block(cpu, cc, low, end):
             at += span
             scanned += span
             continue
-        if machine.thp_used != 0 and is_huge_mapped(machine, at):
+        if machine.thp_used != 0 and cc.alloc_contig == 0 and is_huge_mapped(machine, at):
             span = hpage_pages(machine) - at % hpage_pages(machine)      # worth more as it is
             at += span
             scanned += span
@@ -174,7 +174,7 @@ def isolate_migratepages_block(cpu, cc, low, end):
     at = min(at, end)
     isolated = batch.nr - first
     hold_mappings(cpu, first)
-    if at == end and (isolated == 0 or cc.finish_pageblock != 0):
+    if at == end and cc.alloc_contig == 0 and (isolated == 0 or cc.finish_pageblock != 0):
         if from_start and not skip_updated:
             set_pageblock_skip(machine, block, 1)
         update_cached_migrate(machine, cc, pageblock_end(at - 1))

@@ -85,7 +85,7 @@ def setup_arg_pages(cpu, mm_number, top, nbytes, stack_limit, executable):
     used = page_align(nbytes)
     size = max(min(used + STACK_EXPAND, stack_limit & PAGE_MASK), used)
     flags = calc_vm_flags(PROT_READ | PROT_WRITE | (PROT_EXEC if executable else 0), MAP_PRIVATE) | VM_GROWSDOWN
-    return U(max(mmap_region(cpu, mm_number, top - size, size, flags, 0, 0), 0))
+    return U(max(mmap_region(cpu, mm_number, top - size, size, flags, 0, 0, 0), 0))
 
 
 @kernel("i64(cpu_t*, i64, u64)")
@@ -153,7 +153,7 @@ def vm_brk_flags(cpu, mm_number, start, length, executable):
     if not may_expand_vm(cpu, mm, flags, pages) or mm.map_count > machine.max_map_count or \
             vm_enough_memory(cpu, mm_number, pages) != 0:
         return -errno.ENOMEM
-    if insert_region(cpu, mm_number, start, length, flags, 0, 0) != 0:
+    if insert_region(cpu, mm_number, start, length, flags, 0, 0, 0) != 0:
         vm_acct_memory(machine, -pages)
         return -errno.ENOMEM
     return 0

@@ -79,6 +79,7 @@ def dup_vma(cpu, child_number, parent_vma):
             vm_acct_memory(machine, -vma_pages(of))
         return 0
     vma = vma_of(machine, number)
+    vma.hstate = of.hstate
     copy_policy(vma.policy, of.policy)
     join_file(cpu, number, parent_vma)
     if of.flags & VM_WIPEONFORK == 0:

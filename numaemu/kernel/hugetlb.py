@@ -7,12 +7,13 @@ reservations, or up to nr_overcommit_huge_pages from the buddy system (surplus),
 import numpy as np
 
 from numaemu.atomic import fetch_add, fetch_or
-from numaemu.compile import entry, hot, kernel
+from numaemu.compile import hot, kernel
 from numaemu.kernel.gfp import (GFP_HIGHUSER_MOVABLE, GFP_KERNEL, __GFP_COMP, __GFP_NOWARN, __GFP_RETRY_MAYFAIL,
-                                __GFP_THISNODE, __GFP_ZERO)
+                                __GFP_ZERO)
 from numaemu.kernel.hugetlb_pool import (account_new_hugetlb_folio, dequeue_hugetlb_folio_node, enqueue_hugetlb_folio,
-                                         free_huge_folio, hstate_of, region_count, remove_hugetlb_folio,
-                                         resv_bytes, resv_map_t, resv_set, resv_test)
+                                         free_huge_folio, hstate_at, hstate_is_gigantic, hstate_vma, huge_page_shift,
+                                         region_count, remove_hugetlb_folio, resv_bytes, resv_map_t, resv_set,
+                                         resv_test)
 from numaemu.kernel.mempolicy import current_task, first_set, get_vma_policy, interleave_nid, next_node_in, node_isset
 from numaemu.kernel.mm_types import HUGETLB, VM_NORESERVE, VM_SHARED, PG_restore_reserve
 from numaemu.kernel.mmzone import page_of, page_to_nid, zonelist
@@ -26,7 +27,6 @@ from numaemu.kernel.vma_index import vma_of
 from numaemu.kernel.vmstat import HTLB_BUDDY_ALLOC_FAIL, HTLB_BUDDY_ALLOC_SUCCESS, count_vm_events
 from numaemu.kernel.xarray import MAX_INDEX, entry_is_page, xa_destroy, xa_find, xa_load
 from numaemu.pointer import address_of
-from numaemu.processor import cpu_t
 from numaemu.uapi import (MPOL_BIND, MPOL_INTERLEAVE, MPOL_PREFERRED, MPOL_PREFERRED_MANY, MPOL_WEIGHTED_INTERLEAVE,
                           errno)
 
@@ -36,35 +36,33 @@ HTLB_ALLOC_MASK = GFP_HIGHUSER_MOVABLE           # pages of this size can be mig
 
 
 @hot
-def hstate_lock(machine):
-    return address_of(hstate_of(machine), "lock")
+def hugetlb_lock(h):
+    return address_of(h, "lock")
 
 
 @hot
-def vma_hugecache_offset(machine, vma, address):
+def vma_hugecache_offset(h, vma, address):
     """Which huge page of the object lies at an address."""
-    return (vma.pgoff + np.int64((address - vma.start) >> U(12))) >> np.int64(machine.paging.table_bits)
+    return (vma.pgoff + np.int64((address - vma.start) >> U(12))) >> h.order
 
 
 # -- pages from the buddy system ------------------------------------------------------------------------------------
 
-@kernel("i64(cpu_t*, i64, i64, u64)")
-def alloc_fresh_hugetlb_folio(cpu, gfp, nid, nodes):
-    """A page for the pool, with one reference and not yet counted; its pfn or 0."""
-    machine = machine_of(cpu)
-    pfn = alloc_pages(cpu, gfp | __GFP_COMP | __GFP_NOWARN | __GFP_RETRY_MAYFAIL, hstate_of(machine).order, nid, nodes)
-    count_vm_events(machine, cpu.id, HTLB_BUDDY_ALLOC_SUCCESS if pfn != 0 else HTLB_BUDDY_ALLOC_FAIL, 1)
+@kernel("i64(cpu_t*, hstate_t*, i64, i64, u64)")
+def alloc_buddy_hugetlb_folio(cpu, h, gfp, nid, nodes):
+    """A page for a pool, with one reference and not yet counted; its pfn or 0."""
+    pfn = alloc_pages(cpu, gfp | __GFP_COMP | __GFP_NOWARN | __GFP_RETRY_MAYFAIL, h.order, nid, nodes)
+    count_vm_events(machine_of(cpu), cpu.id, HTLB_BUDDY_ALLOC_SUCCESS if pfn != 0 else HTLB_BUDDY_ALLOC_FAIL, 1)
     return pfn
 
 
-@kernel("i64(cpu_t*, i64, u64)")
-def alloc_surplus_hugetlb_folio(cpu, nid, nodes):
+@kernel("i64(cpu_t*, hstate_t*, i64, u64)")
+def alloc_surplus_hugetlb_folio(cpu, h, nid, nodes):
     """A page beyond the pool's size, with one reference, as long as nr_overcommit_huge_pages allows it; its pfn or 0."""
-    machine = machine_of(cpu)
-    h, lock = hstate_of(machine), hstate_lock(machine)
-    if h.surplus_huge_pages >= h.nr_overcommit_huge_pages:
+    machine, lock = machine_of(cpu), hugetlb_lock(h)
+    if hstate_is_gigantic(h) or h.surplus_huge_pages >= h.nr_overcommit_huge_pages:
         return 0
-    pfn = alloc_fresh_hugetlb_folio(cpu, HTLB_ALLOC_MASK, nid, nodes)
+    pfn = alloc_buddy_hugetlb_folio(cpu, h, HTLB_ALLOC_MASK, nid, nodes)
     if pfn == 0:
         return 0
     spin_lock(cpu, lock)
@@ -80,13 +78,13 @@ def alloc_surplus_hugetlb_folio(cpu, nid, nodes):
     return pfn
 
 
-@kernel("void(cpu_t*, i64)")
-def free_pool_folio(cpu, pfn):
-    """A page that has left the pool, without references, goes to the buddy system."""
-    free_pages(cpu, pfn, hstate_of(machine_of(cpu)).order)
+@hot
+def free_pool_folio(cpu, h, pfn):
+    """A page that has left its pool, without references, goes to the buddy system."""
+    free_pages(cpu, pfn, h.order)
 
 
-# -- the size of the pool -------------------------------------------------------------------------------------------
+# -- taking pages out of a pool; its size is hugetlb_resize.py ------------------------------------------------------
 
 @kernel("i64(hstate_t*, u64, bool)")
 def hstate_next_node(h, nodes, freeing):
@@ -100,26 +98,6 @@ def hstate_next_node(h, nodes, freeing):
     else:
         h.next_nid_to_alloc = following
     return nid
-
-
-@kernel("bool(cpu_t*, u64)")
-def alloc_pool_huge_folio(cpu, nodes):
-    """One page more in the pool, from the next of the nodes that has one; False: none has."""
-    machine = machine_of(cpu)
-    h, lock = hstate_of(machine), hstate_lock(machine)
-    for node in range(machine.nr_nodes):
-        if not node_isset(nodes, node):
-            continue
-        nid = hstate_next_node(h, nodes, False)
-        pfn = alloc_fresh_hugetlb_folio(cpu, HTLB_ALLOC_MASK | __GFP_THISNODE, nid, machine.node_mask)
-        if pfn != 0:
-            spin_lock(cpu, lock)
-            account_new_hugetlb_folio(machine, h, pfn)
-            page_of(machine, pfn).refcount = 0
-            enqueue_hugetlb_folio(machine, h, pfn)
-            spin_unlock(lock)
-            return True
-    return False
 
 
 @kernel("i64(machine_t*, hstate_t*, u64, bool)")
@@ -137,69 +115,13 @@ def remove_pool_hugetlb_folio(machine, h, nodes, surplus):
     return 0
 
 
-@kernel("bool(machine_t*, hstate_t*, u64, i64)")
-def adjust_pool_surplus(machine, h, nodes, delta):
-    """A page of some node is surplus from now on (1), or no longer (-1); False: there is none. Under the lock."""
-    for node in range(machine.nr_nodes):
-        if not node_isset(nodes, node):
-            continue
-        nid = hstate_next_node(h, nodes, delta > 0)
-        if h.surplus_node[nid] > 0 if delta < 0 else h.surplus_node[nid] < h.nr_node[nid]:
-            h.surplus_huge_pages += delta
-            h.surplus_node[nid] += delta
-            return True
-    return False
-
-
-@kernel("void(cpu_t*, u64, i64)")
-def shrink_pool(cpu, nodes, count):
-    """Give pages back until `count` are left that are not surplus; those in use become surplus."""
-    machine = machine_of(cpu)
-    h, lock = hstate_of(machine), hstate_lock(machine)
-    while True:
-        spin_lock(cpu, lock)
-        least = max(count, h.resv_huge_pages + h.nr_huge_pages - h.free_huge_pages)
-        pfn = 0
-        if h.nr_huge_pages - h.surplus_huge_pages > least:
-            pfn = remove_pool_hugetlb_folio(machine, h, nodes, False)
-        spin_unlock(lock)
-        if pfn == 0:
-            break
-        free_pool_folio(cpu, pfn)
-    spin_lock(cpu, lock)
-    while h.nr_huge_pages - h.surplus_huge_pages > count and adjust_pool_surplus(machine, h, nodes, 1):
-        pass
-    spin_unlock(lock)
-
-
-@entry("void(u64, i64, i64)")
-def set_max_huge_pages(cpu_address, count, nid):
-    """Write nr_hugepages: of all nodes in turn (nid -1), or of one. As many pages as there are to be had."""
-    cpu = cpu_t.at(cpu_address)
-    machine = machine_of(cpu)
-    h, lock, nodes = hstate_of(machine), hstate_lock(machine), machine.memory_mask
-    if nid >= 0:
-        nodes = U(1) << U(nid)
-        count += h.nr_huge_pages - h.nr_node[nid]
-    spin_lock(cpu, lock)
-    while h.surplus_huge_pages > 0 and count > h.nr_huge_pages - h.surplus_huge_pages and \
-            adjust_pool_surplus(machine, h, nodes, -1):
-        pass
-    spin_unlock(lock)
-    while count > h.nr_huge_pages - h.surplus_huge_pages and alloc_pool_huge_folio(cpu, nodes):
-        pass
-    if count < h.nr_huge_pages - h.surplus_huge_pages:
-        shrink_pool(cpu, nodes, count)
-    h.max_huge_pages = h.nr_huge_pages - h.surplus_huge_pages
-
-
 # -- reserving ------------------------------------------------------------------------------------------------------
 
-@kernel("i64(cpu_t*)")
-def allowed_mems_nr(cpu):
+@kernel("i64(cpu_t*, hstate_t*)")
+def allowed_mems_nr(cpu, h):
     """Free pages where the running task may take them from: a bound task only from its nodes."""
     machine = machine_of(cpu)
-    h, nodes, total = hstate_of(machine), machine.node_mask, 0
+    nodes, total = machine.node_mask, 0
     if cpu.task != 0 and current_task(cpu).policy.mode == MPOL_BIND:
         nodes = current_task(cpu).policy.nodes
     for node in range(machine.nr_nodes):
@@ -208,8 +130,8 @@ def allowed_mems_nr(cpu):
     return total
 
 
-@kernel("i64(cpu_t*)")
-def alloc_surplus_anywhere(cpu):
+@kernel("i64(cpu_t*, hstate_t*)")
+def alloc_surplus_anywhere(cpu, h):
     """A surplus page from the first node that the running task may use and that has one."""
     machine = machine_of(cpu)
     nodes = machine.memory_mask
@@ -217,36 +139,33 @@ def alloc_surplus_anywhere(cpu):
         nodes = current_task(cpu).policy.nodes
     for node in range(machine.nr_nodes):
         if node_isset(nodes, node):
-            pfn = alloc_surplus_hugetlb_folio(cpu, node, machine.node_mask)
+            pfn = alloc_surplus_hugetlb_folio(cpu, h, node, machine.node_mask)
             if pfn != 0:
                 return pfn
     return 0
 
 
-@kernel("void(cpu_t*, i64, i64)")
-def put_chain(cpu, first, keep):
+@kernel("void(cpu_t*, hstate_t*, i64, i64)")
+def put_chain(cpu, h, first, keep):
     """Of new pages linked by lru_next the first `keep` become free pages of the pool, the others surplus ones again."""
-    machine = machine_of(cpu)
-    lock = hstate_lock(machine)
+    machine, lock = machine_of(cpu), hugetlb_lock(h)
     while first != 0:
         page = page_of(machine, first)
         following, page.refcount = page.lru_next, 0
         if keep > 0:
             spin_lock(cpu, lock)
-            enqueue_hugetlb_folio(machine, hstate_of(machine), first)
+            enqueue_hugetlb_folio(machine, h, first)
             spin_unlock(lock)
             keep -= 1
         elif not free_huge_folio(cpu, first):
-            free_pool_folio(cpu, first)
+            free_pool_folio(cpu, h, first)
         first = following
 
 
-@kernel("bool(cpu_t*, i64)")
-def gather_surplus_pages(cpu, delta):
+@kernel("bool(cpu_t*, hstate_t*, i64)")
+def gather_surplus_pages(cpu, h, delta):
     """Reserve `delta` pages, if need be with surplus pages that become free ones; False: not that many can be had."""
-    machine = machine_of(cpu)
-    h, lock = hstate_of(machine), hstate_lock(machine)
-    first, got = 0, 0
+    machine, lock, first, got = machine_of(cpu), hugetlb_lock(h), 0, 0
     while True:
         spin_lock(cpu, lock)
         needed = h.resv_huge_pages + delta - h.free_huge_pages
@@ -254,21 +173,20 @@ def gather_surplus_pages(cpu, delta):
             h.resv_huge_pages += delta
         spin_unlock(lock)
         if needed <= got:
-            put_chain(cpu, first, max(needed, 0))
+            put_chain(cpu, h, first, max(needed, 0))
             return True
-        pfn = alloc_surplus_anywhere(cpu)
+        pfn = alloc_surplus_anywhere(cpu, h)
         if pfn == 0:
-            put_chain(cpu, first, 0)
+            put_chain(cpu, h, first, 0)
             return False
         page_of(machine, pfn).lru_next = first
         first, got = pfn, got + 1
 
 
-@kernel("void(cpu_t*, i64)")
-def return_unused_surplus_pages(cpu, pages):
+@kernel("void(cpu_t*, hstate_t*, i64)")
+def return_unused_surplus_pages(cpu, h, pages):
     """Take a reservation back, and with it surplus pages that nobody needs any more."""
-    machine = machine_of(cpu)
-    h, lock = hstate_of(machine), hstate_lock(machine)
+    machine, lock = machine_of(cpu), hugetlb_lock(h)
     spin_lock(cpu, lock)
     h.resv_huge_pages -= pages
     spin_unlock(lock)
@@ -280,17 +198,17 @@ def return_unused_surplus_pages(cpu, pages):
         spin_unlock(lock)
         if pfn == 0:
             break
-        free_pool_folio(cpu, pfn)
+        free_pool_folio(cpu, h, pfn)
 
 
-@kernel("bool(cpu_t*, i64)")
-def hugetlb_acct_memory(cpu, pages):
+@kernel("bool(cpu_t*, hstate_t*, i64)")
+def hugetlb_acct_memory(cpu, h, pages):
     """Reserve pages; False: there are not as many, or not where the task may use them."""
     if pages > 0:
-        if not gather_surplus_pages(cpu, pages):
+        if not gather_surplus_pages(cpu, h, pages):
             return False
-        if pages > allowed_mems_nr(cpu):
-            return_unused_surplus_pages(cpu, pages)
+        if pages > allowed_mems_nr(cpu, h):
+            return_unused_surplus_pages(cpu, h, pages)
             return False
     return True
 
@@ -303,7 +221,7 @@ def resv_map_alloc(cpu, first, pages):
         return U(0)
     where = host_of(cpu, address)
     resv = resv_map_t.at(where)
-    resv.refs, resv.first, resv.pages = 1, first, pages
+    resv.refs, resv.first, resv.pages, resv.size = 1, first, pages, first + pages
     for index in range(first, first + pages):
         resv_set(where, index, False)
     return where
@@ -320,11 +238,13 @@ def put_resv_map(cpu, where):
         resv_map_release(cpu, where)
 
 
-@kernel("i64(cpu_t*, i64, i64)")
-def hugetlb_reserve_pages(cpu, vma_number, pages):
+@kernel("i64(cpu_t*, i64)")
+def hugetlb_reserve_pages(cpu, vma_number):
     """What mmap promises to a new VMA of huge pages, and the object of a shared one: 0 or -ENOMEM."""
     machine = machine_of(cpu)
     vma = vma_of(machine, vma_number)
+    h = hstate_vma(machine, vma)
+    pages = np.int64((vma.end - vma.start) >> huge_page_shift(h))
     shared, reserve = vma.flags & VM_SHARED != 0, vma.flags & VM_NORESERVE == 0
     if not shared and not reserve:
         return 0
@@ -332,7 +252,7 @@ def hugetlb_reserve_pages(cpu, vma_number, pages):
     if where == U(0):
         return -ENOMEM
     mapping = new_mapping(cpu, HUGETLB) if shared else 0
-    if (shared and mapping == 0) or (reserve and not hugetlb_acct_memory(cpu, pages)):
+    if (shared and mapping == 0) or (reserve and not hugetlb_acct_memory(cpu, h, pages)):
         if mapping != 0:
             mapping_put(cpu, mapping)
         resv_map_release(cpu, where)
@@ -342,7 +262,7 @@ def hugetlb_reserve_pages(cpu, vma_number, pages):
         return 0
     for index in range(pages if reserve else 0):
         resv_set(where, index, True)
-    mapping_of(machine, mapping).resv_map = where
+    mapping_of(machine, mapping).resv_map, mapping_of(machine, mapping).hstate = where, vma.hstate
     vma.mapping = mapping
     link_vma(cpu, mapping, vma_number)
     return 0
@@ -355,9 +275,10 @@ def hugetlb_vm_op_close(cpu, vma):
     where = vma.resv_map
     if where == U(0):
         return
-    start = vma_hugecache_offset(machine, vma, vma.start)
-    end = vma_hugecache_offset(machine, vma, vma.end)
-    return_unused_surplus_pages(cpu, end - start - region_count(where, start, end))
+    h = hstate_vma(machine, vma)
+    start = vma_hugecache_offset(h, vma, vma.start)
+    end = vma_hugecache_offset(h, vma, vma.end)
+    return_unused_surplus_pages(cpu, h, end - start - region_count(where, start, end))
     vma.resv_map = U(0)
     put_resv_map(cpu, where)
 
@@ -378,7 +299,8 @@ def hugetlb_evict(cpu, number):
         index += 1
     xa_destroy(cpu, mapping)
     where = mapping.resv_map
-    return_unused_surplus_pages(cpu, region_count(where, 0, resv_map_t.at(where).pages) - freed)
+    reserved = region_count(where, 0, resv_map_t.at(where).pages) - freed
+    return_unused_surplus_pages(cpu, hstate_at(machine, mapping.hstate), reserved)
     resv_map_release(cpu, where)
     mapping.resv_map = U(0)
     mapping_put(cpu, number)
@@ -433,7 +355,7 @@ def huge_node(cpu, vma, index):
 def dequeue_hugetlb_folio_vma(cpu, vma, index, use_reserves):
     """A free page by the VMA's policy: only what nobody has reserved, unless it has itself; its pfn or 0. Under the lock."""
     machine = machine_of(cpu)
-    h = hstate_of(machine)
+    h = hstate_vma(machine, vma)
     if not use_reserves and h.free_huge_pages <= h.resv_huge_pages:
         return 0
     nid, nodes = huge_node(cpu, vma, index)
@@ -450,7 +372,8 @@ def alloc_hugetlb_folio(cpu, vma, index, avoid_reserve):
     `avoid_reserve`: a copy for the owner, who must not use up what it has reserved for other pages.
     """
     machine = machine_of(cpu)
-    h, lock = hstate_of(machine), hstate_lock(machine)
+    h = hstate_vma(machine, vma)
+    lock = hugetlb_lock(h)
     reserved = not avoid_reserve and vma_has_reserves(machine, vma, index)
     spin_lock(cpu, lock)
     pfn = dequeue_hugetlb_folio_vma(cpu, vma, index, reserved)
@@ -459,7 +382,7 @@ def alloc_hugetlb_folio(cpu, vma, index, avoid_reserve):
     spin_unlock(lock)
     if pfn == 0:
         nid, nodes = huge_node(cpu, vma, index)
-        pfn = alloc_surplus_hugetlb_folio(cpu, nid, nodes)
+        pfn = alloc_surplus_hugetlb_folio(cpu, h, nid, nodes)
         if pfn != 0 and reserved:
             spin_lock(cpu, lock)
             h.resv_huge_pages -= 1
@@ -474,6 +397,6 @@ def alloc_hugetlb_folio(cpu, vma, index, avoid_reserve):
 def restore_reserve_on_zap(cpu, vma, index, pfn):
     """A private page is taken out of the VMA that owns the reservation: when it is free it is reserved again."""
     machine = machine_of(cpu)
-    if vma.resv_map != U(0) and hstate_of(machine).surplus_huge_pages == 0 and resv_test(vma.resv_map, index):
+    if vma.resv_map != U(0) and hstate_vma(machine, vma).surplus_huge_pages == 0 and resv_test(vma.resv_map, index):
         fetch_or(page_of(machine, pfn), "flags", U(PG_restore_reserve))
         resv_set(vma.resv_map, index, False)

@@ -9,19 +9,20 @@ import numpy as np
 
 from numaemu.atomic import compare_exchange, fetch_add, load_acquire
 from numaemu.compile import hot, kernel
-from numaemu.kernel.huge_split import flush_huge_pages
 from numaemu.kernel.hugetlb import alloc_hugetlb_folio, restore_reserve_on_zap, vma_hugecache_offset
-from numaemu.kernel.hugetlb_pool import NR_FAULT_MUTEXES, hpage_pages, hstate_of
+from numaemu.kernel.hugetlb_pool import (NR_FAULT_MUTEXES, folio_hstate, hstate_is_gigantic, hstate_vma, huge_page_shift,
+                                         huge_page_size, pages_per_huge_page, resv_map_t)
 from numaemu.kernel.mm_inline import folio_set, folio_test
 from numaemu.kernel.mm_types import (VM_FAULT_OK, VM_FAULT_OOM, VM_FAULT_RETRY, VM_FAULT_SIGBUS, VM_SHARED, VM_WRITE,
-                                     PG_anon, PG_anon_exclusive)
+                                     PG_anon, PG_anon_exclusive, PG_used)
 from numaemu.kernel.mmdebug import VM_BUG_ON_PAGE
 from numaemu.kernel.mmzone import page_of
 from numaemu.kernel.page_alloc import get_page, put_page
-from numaemu.kernel.pgalloc import haddr_of, huge_entry_offset, pmd_alloc, pmd_trans_huge
-from numaemu.kernel.pgtable import mm_of, pfn_pte, pmd_size, pte_pfn, vm_page_nx
+from numaemu.kernel.pgalloc import huge_pte_alloc, hugetlb_walk, pmd_trans_huge
+from numaemu.kernel.pgtable import mm_of, pfn_pte, pte_pfn, vm_page_nx
 from numaemu.kernel.rmap import mapping_of, page_address_in_vma
 from numaemu.kernel.smp import machine_of, spin_lock, spin_unlock
+from numaemu.kernel.tlb import flush_tlb_mm_stride
 from numaemu.kernel.vma import anon_vma_prepare
 from numaemu.kernel.vma_index import vma_of
 from numaemu.kernel.xarray import entry_is_page, page_entry, xa_create
@@ -37,17 +38,54 @@ _WRITTEN = _READ_ONLY | _PAGE_RW | _PAGE_DIRTY
 
 
 @hot
-def fault_mutex_of(machine, vma, index):
-    """Address of the lock for faults on one page: hugetlb_fault_mutex_hash"""
-    which = ((vma.mapping if vma.flags & VM_SHARED else vma.mm) * 7 + index) % NR_FAULT_MUTEXES
-    return address_of(hstate_of(machine), "fault_mutex") + U(8 * which)
+def fault_mutex_at(h, which):
+    return address_of(h, "fault_mutex") + U(8 * which)
 
 
 @hot
-def clear_huge_page(cpu, pfn):
+def fault_mutex_of(h, vma, index):
+    """Address of the lock for faults on one page: hugetlb_fault_mutex_hash"""
+    return fault_mutex_at(h, ((vma.mapping if vma.flags & VM_SHARED else vma.mm) * 7 + index) % NR_FAULT_MUTEXES)
+
+
+@hot
+def flush_hugetlb_tlb_range(cpu, h, mm_number, start, end):
+    """Every CPU forgets [start, end): one translation for each huge page."""
+    flush_tlb_mm_stride(cpu, mm_number, start, end, huge_page_shift(h))
+
+
+@kernel("void(machine_t*, i64, i64)")
+def clear_gigantic_page(machine, pfn, pages):
+    """Frames that were never given out are zeros already, and the host need not have them."""
+    at = 0
+    while at < pages:
+        first, used = at, page_of(machine, pfn + at).flags & U(PG_used)
+        while at < pages and page_of(machine, pfn + at).flags & U(PG_used) == used:
+            page_of(machine, pfn + at).flags |= U(PG_used)
+            at += 1
+        if used != U(0):
+            clear_bytes(machine.memory + (U(pfn + first) << U(12)), 4096 * (at - first))
+
+
+@kernel("void(cpu_t*, hstate_t*, i64)")
+def folio_zero_user(cpu, h, pfn):
+    """Clear a huge page."""
     machine = machine_of(cpu)
-    clear_bytes(machine.memory + (U(pfn) << U(12)), 4096 * hpage_pages(machine))
-    cpu.clock_base_ns += machine.clear_page_ns * hpage_pages(machine)
+    if hstate_is_gigantic(h):
+        clear_gigantic_page(machine, pfn, pages_per_huge_page(h))
+    else:
+        clear_bytes(machine.memory + (U(pfn) << U(12)), 4096 * pages_per_huge_page(h))
+    cpu.clock_base_ns += machine.clear_page_ns * pages_per_huge_page(h)
+
+
+@kernel("void(cpu_t*, hstate_t*, i64, i64)")
+def copy_user_large_folio(cpu, h, new, old):
+    """Copy a huge page."""
+    machine = machine_of(cpu)
+    copy_bytes(machine.memory + (U(new) << U(12)), machine.memory + (U(old) << U(12)), 4096 * pages_per_huge_page(h))
+    cpu.clock_base_ns += machine.copy_page_ns * pages_per_huge_page(h)
+    for i in range(pages_per_huge_page(h) if hstate_is_gigantic(h) else 0):
+        page_of(machine, new + i).flags |= U(PG_used)
 
 
 @hot
@@ -59,7 +97,7 @@ def make_huge_pte(machine, vma, pfn, writable):
 def hugetlb_add_new_anon_rmap(machine, vma, index, pfn):
     """A new private page gets its first entry."""
     page = page_of(machine, pfn)
-    page.mapping, page.index, page.mapcount = vma.mapping, index * hpage_pages(machine), 1
+    page.mapping, page.index, page.mapcount = vma.mapping, index << hstate_vma(machine, vma).order, 1
     page.flags |= U(PG_anon | PG_anon_exclusive)
 
 
@@ -67,7 +105,7 @@ def hugetlb_add_new_anon_rmap(machine, vma, index, pfn):
 def hugetlb_get_shared_folio(cpu, vma, index):
     """The page of a shared object, with a reference for its entry; its pfn, 0: the pool has none, -1: no memory."""
     machine = machine_of(cpu)
-    mapping = mapping_of(machine, vma.mapping)
+    mapping, h = mapping_of(machine, vma.mapping), hstate_vma(machine, vma)
     slot = xa_create(cpu, mapping, index)
     if slot == U(0):
         return -1
@@ -79,9 +117,9 @@ def hugetlb_get_shared_folio(cpu, vma, index):
     pfn = alloc_hugetlb_folio(cpu, vma, index, False)
     if pfn == 0:
         return 0
-    clear_huge_page(cpu, pfn)
+    folio_zero_user(cpu, h, pfn)
     page = page_of(machine, pfn)
-    page.mapping, page.index = vma.mapping, index * hpage_pages(machine)
+    page.mapping, page.index = vma.mapping, index << h.order
     get_page(page)                                   # the first one is the tree's
     compare_exchange(u64.array(slot), 0, U(0), page_entry(pfn))
     fetch_add(mapping, "nr_pages", 1)
@@ -93,9 +131,12 @@ def hugetlb_no_page(cpu, mm, vma_number, address, write, where):
     """Nothing is mapped yet: a page of the pool, cleared, or the object's."""
     machine = machine_of(cpu)
     vma = vma_of(machine, vma_number)
-    index, shared = vma_hugecache_offset(machine, vma, address), vma.flags & VM_SHARED != 0
+    h = hstate_vma(machine, vma)
+    index, shared = vma_hugecache_offset(h, vma, address), vma.flags & VM_SHARED != 0
     if vma.resv_unmapped != 0:                       # its page was taken away: better killed than given zeros
         return VM_FAULT_SIGBUS
+    if shared and index >= load_acquire(resv_map_t.at(mapping_of(machine, vma.mapping).resv_map), "size"):
+        return VM_FAULT_SIGBUS                       # behind the end of a file
     if not shared and load_acquire(vma, "mapping") == 0 and not anon_vma_prepare(cpu, vma_number):
         return VM_FAULT_OOM
     pfn = hugetlb_get_shared_folio(cpu, vma, index) if shared else alloc_hugetlb_folio(cpu, vma, index, False)
@@ -104,9 +145,9 @@ def hugetlb_no_page(cpu, mm, vma_number, address, write, where):
     if shared:
         fetch_add(page_of(machine, pfn), "mapcount", 1)
     else:
-        clear_huge_page(cpu, pfn)
+        folio_zero_user(cpu, h, pfn)
         hugetlb_add_new_anon_rmap(machine, vma, index, pfn)
-    fetch_add(mm, "hugetlb_usage", 1)
+    fetch_add(mm, "hugetlb_usage", pages_per_huge_page(h))
     entry_exchange(where, make_huge_pte(machine, vma, pfn, vma.flags & VM_WRITE != 0 if shared else write))
     return VM_FAULT_OK
 
@@ -128,7 +169,7 @@ def unmap_ref_private(cpu, vma_number, pfn):
     """
     machine = machine_of(cpu)
     page = page_of(machine, pfn)
-    mapping = mapping_of(machine, page.mapping)
+    mapping, h = mapping_of(machine, page.mapping), folio_hstate(machine, page)
     lock = address_of(mapping, "lock")
     spin_lock(cpu, lock)
     number = mapping.first_vma
@@ -136,14 +177,14 @@ def unmap_ref_private(cpu, vma_number, pfn):
         vma = vma_of(machine, number)
         address = page_address_in_vma(page, vma) if number != vma_number and vma.resv_map == U(0) else U(0)
         number = vma.family_next
-        where = huge_entry_offset(machine, mm_of(machine, vma.mm), address) if address != U(0) else U(0)
+        where = hugetlb_walk(machine, mm_of(machine, vma.mm), address, huge_page_shift(h)) if address != U(0) else U(0)
         entry = entry_load(where) if where != U(0) else U(0)
         while pmd_trans_huge(entry) and pte_pfn(entry) == pfn:
             before = entry_cmpxchg(where, entry, U(0))
             if before == entry:
                 vma.resv_unmapped = 1
-                fetch_add(mm_of(machine, vma.mm), "hugetlb_usage", -1)
-                flush_huge_pages(cpu, vma.mm, address, address + pmd_size(machine))
+                fetch_add(mm_of(machine, vma.mm), "hugetlb_usage", -pages_per_huge_page(h))
+                flush_hugetlb_tlb_range(cpu, h, vma.mm, address, address + huge_page_size(h))
                 hugetlb_remove_rmap(cpu, pfn)
             entry = before if before != entry else U(0)
     spin_unlock(lock)
@@ -154,13 +195,13 @@ def hugetlb_wp(cpu, mm, vma_number, address, where, entry):
     """A write to a page mapped read-only: use it again if nobody else maps it, else copy it. The address is the page's."""
     machine = machine_of(cpu)
     vma, old = vma_of(machine, vma_number), pte_pfn(entry)
-    page, owner = page_of(machine, old), vma.resv_map != U(0)
+    page, owner, h = page_of(machine, old), vma.resv_map != U(0), hstate_vma(machine, vma)
     if vma.flags & VM_SHARED or (load_acquire(page, "mapcount") == 1 and folio_test(page, PG_anon)):
         if vma.flags & VM_SHARED == 0:
             folio_set(page, PG_anon_exclusive)
         entry_cmpxchg(where, entry, entry | _PAGE_RW | _PAGE_DIRTY | _PAGE_ACCESSED)
         return VM_FAULT_OK
-    index = vma_hugecache_offset(machine, vma, address)
+    index = vma_hugecache_offset(h, vma, address)
     get_page(page)
     new = alloc_hugetlb_folio(cpu, vma, index, owner)
     if new == 0:
@@ -168,16 +209,14 @@ def hugetlb_wp(cpu, mm, vma_number, address, where, entry):
             unmap_ref_private(cpu, vma_number, old)
         put_page(cpu, old)
         return VM_FAULT_RETRY if owner else VM_FAULT_SIGBUS
-    nbytes = 4096 * hpage_pages(machine)
-    copy_bytes(machine.memory + (U(new) << U(12)), machine.memory + (U(old) << U(12)), nbytes)
-    cpu.clock_base_ns += machine.copy_page_ns * hpage_pages(machine)
+    copy_user_large_folio(cpu, h, new, old)
     hugetlb_add_new_anon_rmap(machine, vma, index, new)
     if entry_cmpxchg(where, entry, U(0)) != entry:   # it was taken away meanwhile: look again
         page_of(machine, new).mapcount = 0
         put_page(cpu, new)
         put_page(cpu, old)
         return VM_FAULT_RETRY
-    flush_huge_pages(cpu, vma.mm, address, address + U(nbytes))
+    flush_hugetlb_tlb_range(cpu, h, vma.mm, address, address + huge_page_size(h))
     entry_exchange(where, make_huge_pte(machine, vma, new, True))
     hugetlb_remove_rmap(cpu, old)
     put_page(cpu, old)
@@ -188,11 +227,13 @@ def hugetlb_wp(cpu, mm, vma_number, address, where, entry):
 def hugetlb_fault(cpu, mm, vma_number, address, write):
     """Serve a fault in a VMA of huge pages from the pool; a VM_FAULT_* code."""
     machine = machine_of(cpu)
-    vma, start = vma_of(machine, vma_number), haddr_of(machine, address)
-    where = pmd_alloc(cpu, mm, start)
+    vma = vma_of(machine, vma_number)
+    h = hstate_vma(machine, vma)
+    start = address & ~(huge_page_size(h) - U(1))
+    where = huge_pte_alloc(cpu, mm, start, huge_page_shift(h))
     if where == U(0):
         return VM_FAULT_OOM
-    mutex, code = fault_mutex_of(machine, vma, vma_hugecache_offset(machine, vma, start)), VM_FAULT_OK
+    mutex, code = fault_mutex_of(h, vma, vma_hugecache_offset(h, vma, start)), VM_FAULT_OK
     spin_lock(cpu, mutex)
     entry = entry_load(where)
     if entry != U(0):
@@ -214,11 +255,11 @@ def hugetlb_zap(cpu, mm, vma, address, where):
     entry = entry_exchange(where, U(0))
     if not pmd_trans_huge(entry):
         return 0
-    pfn = pte_pfn(entry)
+    pfn, h = pte_pfn(entry), hstate_vma(machine, vma)
     page = page_of(machine, pfn)
-    fetch_add(mm, "hugetlb_usage", -1)
+    fetch_add(mm, "hugetlb_usage", -pages_per_huge_page(h))
     if load_acquire(page, "mapcount") == 1 and folio_test(page, PG_anon):
-        restore_reserve_on_zap(cpu, vma, vma_hugecache_offset(machine, vma, address), pfn)
+        restore_reserve_on_zap(cpu, vma, vma_hugecache_offset(h, vma, address), pfn)
     before = fetch_add(page, "mapcount", -1)
     VM_BUG_ON_PAGE(before <= 0, page)
     return pfn
@@ -228,11 +269,11 @@ def hugetlb_zap(cpu, mm, vma, address, where):
 def hugetlb_change_protection(cpu, vma, start, end):
     """mprotect's work on huge entries: private ones become writable at the next write only."""
     machine = machine_of(cpu)
-    mm, nx, size = mm_of(machine, vma.mm), vm_page_nx(machine, vma), pmd_size(machine)
+    mm, nx, h = mm_of(machine, vma.mm), vm_page_nx(machine, vma), hstate_vma(machine, vma)
     accessible = vma.flags & 7 != 0
     address, changed = start, False
     while address < end:
-        where = huge_entry_offset(machine, mm, address)
+        where = hugetlb_walk(machine, mm, address, huge_page_shift(h))
         entry = entry_load(where) if where != U(0) else U(0)
         if pmd_trans_huge(entry):
             wanted = (entry & ~_PAGE_NX) | nx
@@ -245,20 +286,20 @@ def hugetlb_change_protection(cpu, vma, start, end):
                 if entry_cmpxchg(where, entry, wanted) != entry:
                     continue
                 changed = True
-        address += size
+        address += huge_page_size(h)
     if changed:
-        flush_huge_pages(cpu, vma.mm, start, end)
+        flush_hugetlb_tlb_range(cpu, h, vma.mm, start, end)
 
 
 @kernel("bool(cpu_t*, mm_t*, mm_t*, vma_t*)")
 def copy_hugetlb_page_range(cpu, parent, child, vma):
     """Share a private VMA's pages with a child: both lose write permission. False: no memory for tables."""
     machine = machine_of(cpu)
-    address = vma.start
+    address, h = vma.start, hstate_vma(machine, vma)
     while address < vma.end:
-        source = huge_entry_offset(machine, parent, address)
+        source = hugetlb_walk(machine, parent, address, huge_page_shift(h))
         if source != U(0):
-            target = pmd_alloc(cpu, child, address)
+            target = huge_pte_alloc(cpu, child, address, huge_page_shift(h))
             if target == U(0):
                 return False
             entry = entry_load(source)
@@ -268,7 +309,7 @@ def copy_hugetlb_page_range(cpu, parent, child, vma):
                 page = page_of(machine, pte_pfn(entry))
                 get_page(page)
                 fetch_add(page, "mapcount", 1)
-                fetch_add(child, "hugetlb_usage", 1)
+                fetch_add(child, "hugetlb_usage", pages_per_huge_page(h))
                 entry_exchange(target, entry & ~_PAGE_RW)
-        address += pmd_size(machine)
+        address += huge_page_size(h)
     return True

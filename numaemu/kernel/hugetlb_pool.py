@@ -1,6 +1,9 @@
-"""The pool of huge pages: struct hstate, the free lists and the reservation maps of Linux's mm/hugetlb.c.
+"""The pools of huge pages: struct hstate, the free lists and the reservation maps of Linux's mm/hugetlb.c.
 
-A page of the pool is a compound page with PG_hugetlb in its head. While it is free its head's refcount is 0 and the
+There is a pool for each size: what an entry above the lowest tables maps (2 MiB), and, where the format has it, what one of
+the level above maps (1 GiB): *gigantic* pages, more than the buddy system has in one piece (contig.py finds them).
+
+A page of a pool is a compound page with PG_hugetlb in its head. While it is free its head's refcount is 0 and the
 heads of a node hang in a list, newest first; everything in hstate_t is changed under its lock. A page whose last
 reference goes comes back here (free_huge_folio), unless its node has more than it should (surplus): then it is the
 buddy system's again.
@@ -18,15 +21,17 @@ from numaemu.kernel.mm_types import PG_head, PG_hugetlb, PG_restore_reserve, PG_
 from numaemu.kernel.mmdebug import VM_BUG_ON_PAGE
 from numaemu.kernel.mmzone import page_of, page_to_nid
 from numaemu.kernel.smp import machine_of, spin_lock, spin_unlock
-from numaemu.param import MAX_NODES
+from numaemu.param import MAX_NODES, MAX_ORDER
 from numaemu.pointer import Struct, address_of, i64, u64
+from numaemu.uapi import MAP_HUGE_MASK, MAP_HUGE_SHIFT, errno
 
 U = np.uint64
 NR_FAULT_MUTEXES = 16
+HUGE_MAX_HSTATE = 2
 
 hstate_t = Struct("hstate_t", [
     ("lock", u64),                               # hugetlb_lock: of everything below
-    ("order", i64),                              # of its pages; set at boot
+    ("order", i64), ("number", i64),             # of its pages; its place in the table; set at boot
     # pages of this size
     ("nr_huge_pages", i64), ("free_huge_pages", i64), ("resv_huge_pages", i64), ("surplus_huge_pages", i64),
     ("max_huge_pages", i64), ("nr_overcommit_huge_pages", i64),
@@ -39,25 +44,87 @@ hstate_t = Struct("hstate_t", [
 resv_map_t = Struct("resv_map_t", [              # then the bits, in words
     ("refs", i64),                               # VMAs that have it, atomically
     ("first", i64), ("pages", i64),              # the huge page of the object that bit 0 is about; how many bits
+    ("size", i64),                               # huge pages that the object has: faults behind them get SIGBUS
 ])
 RESV_HEADER = resv_map_t.nbytes
 
 
 @hot
-def hstate_of(machine):
-    return hstate_t.at(machine.hstate)
+def hstate_at(machine, number):
+    """A pool by its number."""
+    return hstate_t.array(machine.hstate)[number]
+
+
+@hot
+def hstate_vma(machine, vma):
+    """The pool that a VMA's pages come from."""
+    return hstate_at(machine, vma.hstate)
+
+
+@hot
+def default_hstate(machine):
+    """The pool of who asks for no size."""
+    return hstate_at(machine, machine.default_hstate)
+
+
+@hot
+def huge_page_shift(h):
+    return U(h.order + 12)
+
+
+@hot
+def huge_page_size(h):
+    """Bytes."""
+    return U(1) << huge_page_shift(h)
+
+
+@hot
+def pages_per_huge_page(h):
+    return 1 << h.order
+
+
+@hot
+def hstate_is_gigantic(h):
+    return h.order > MAX_ORDER
+
+
+@kernel("i64(machine_t*, i64)")
+def size_to_hstate(machine, order):
+    """Number of the pool whose pages have this order, or -1."""
+    for number in range(machine.nr_hstates):
+        if hstate_at(machine, number).order == order:
+            return number
+    return -1
+
+
+@kernel("i64(machine_t*, i64)")
+def hstate_sizelog(machine, flags):
+    """Number of the pool that the flags of mmap or memfd_create ask for; -EINVAL: there is none of this size."""
+    shift = (flags >> MAP_HUGE_SHIFT) & MAP_HUGE_MASK
+    number = machine.default_hstate if shift == 0 else size_to_hstate(machine, shift - 12)
+    return number if number >= 0 else -errno.EINVAL
+
+
+@hot
+def folio_hstate(machine, page):
+    """The pool that a page of one belongs to, by its head."""
+    return hstate_at(machine, max(size_to_hstate(machine, np.int64(page.order)), 0))
 
 
 @hot
 def hpage_pages(machine):
-    """Small pages in a huge one."""
+    """Small pages in a transparent huge one."""
     return np.int64(U(1) << machine.paging.table_bits)
 
 
-@hot
+@kernel("i64(machine_t*)")
 def hugetlb_total_pages(machine):
-    """Small pages that the pool has taken away from everybody else."""
-    return hstate_of(machine).nr_huge_pages * hpage_pages(machine)
+    """Small pages that the pools have taken away from everybody else."""
+    total = 0
+    for number in range(machine.nr_hstates):
+        h = hstate_at(machine, number)
+        total += h.nr_huge_pages * pages_per_huge_page(h)
+    return total
 
 
 # -- the free lists; under the lock --------------------------------------------------------------------------------
@@ -109,7 +176,8 @@ def remove_hugetlb_folio(machine, h, pfn, surplus):
 def free_huge_folio(cpu, pfn):
     """The last reference to a page of the pool is gone: True if it is free again, False if the buddy system gets it."""
     machine = machine_of(cpu)
-    h, page, node = hstate_of(machine), page_of(machine, pfn), page_to_nid(machine, pfn)
+    page, node = page_of(machine, pfn), page_to_nid(machine, pfn)
+    h = folio_hstate(machine, page)
     VM_BUG_ON_PAGE(page.mapcount != 0, page)
     lock = address_of(h, "lock")
     spin_lock(cpu, lock)

@@ -5,6 +5,7 @@ from numaemu.atomic import fetch_add, load_acquire
 from numaemu.compile import hot, kernel
 from numaemu.kernel.gfp import GFP_KERNEL
 from numaemu.kernel.huge_memory import split_huge_pmd_range
+from numaemu.kernel.hugetlb_pool import hstate_vma, huge_page_size
 from numaemu.kernel.memory import zap_page_range
 from numaemu.kernel.mm_inline import folio_clear, folio_test, folio_trylock, folio_unlock
 from numaemu.kernel.mm_types import (VM_DONTCOPY, VM_DONTDUMP, VM_HUGEPAGE, VM_HUGETLB, VM_LOCKED, VM_NOHUGEPAGE,
@@ -15,7 +16,7 @@ from numaemu.kernel.mmap import page_align, update_hiwater
 from numaemu.kernel.mmzone import page_of, page_to_nid
 from numaemu.kernel.page_alloc import put_page, try_get_page
 from numaemu.kernel.pageout import scan_control_of
-from numaemu.kernel.pgtable import (_PAGE_SPECIAL, is_swap_entry, mm_of, pmd_size, pte_offset, pte_pfn, pte_present,
+from numaemu.kernel.pgtable import (_PAGE_SPECIAL, is_swap_entry, mm_of, pte_offset, pte_pfn, pte_present,
                                     pte_to_swp_entry, ptep_cmpxchg, ptep_get, skip_missing)
 from numaemu.kernel.smp import machine_of
 from numaemu.kernel.swap import folio_deactivate, folio_isolate_lru, folio_mark_lazyfree, lru_add_drain
@@ -221,10 +222,10 @@ def madvise_pages(cpu, mm_number, start, end, free):
     lru_add_drain(cpu)
 
 
-@kernel("i64(cpu_t*, i64, u64, u64, i64)")
-def madvise_hugetlb(cpu, mm_number, start, end, advice):
+@kernel("i64(cpu_t*, i64, vma_t*, u64, u64, i64)")
+def madvise_hugetlb(cpu, mm_number, vma, start, end, advice):
     """Huge pages of the pool can only be dropped, from the start of one and as far as whole ones go: 0 or -EINVAL."""
-    inside = pmd_size(machine_of(cpu)) - U(1)
+    inside = huge_page_size(hstate_vma(machine_of(cpu), vma)) - U(1)
     if (advice != MADV_DONTNEED and advice != MADV_DONTNEED_LOCKED) or start & inside != U(0):
         return -EINVAL
     if end & ~inside > start:
@@ -242,7 +243,7 @@ def madvise_vma_behavior(cpu, mm_number, position, start, end, advice):
         return 0                                         # nothing is swapped out that could be brought in
     flags = vma_at(machine, mm_number, position).flags
     if flags & VM_HUGETLB:
-        return madvise_hugetlb(cpu, mm_number, start, end, advice)
+        return madvise_hugetlb(cpu, mm_number, vma_at(machine, mm_number, position), start, end, advice)
     if flags & VM_LOCKED and advice != MADV_DONTNEED_LOCKED:
         return -EINVAL
     if advice == MADV_PAGEOUT:

@@ -18,7 +18,7 @@ from numaemu.kernel.mm_types import (FAULT_AROUND_BYTES, MM_ANONPAGES, MM_FILEPA
 from numaemu.kernel.mmzone import copy_highpage, page_of
 from numaemu.kernel.page_alloc import get_page, put_page, release_pages, try_get_page
 from numaemu.kernel.page_writeback import folio_mark_dirty
-from numaemu.kernel.pgalloc import haddr_of, huge_entry_offset, pmd_trans_huge
+from numaemu.kernel.pgalloc import haddr_of, huge_entry_offset, hugetlb_walk, pmd_trans_huge
 from numaemu.kernel.pgtable import (_MIGRATION_ANON, _MIGRATION_FILE, _PAGE_SPECIAL, _SWP_EXCLUSIVE, entry_offset,
                                     free_table, install_table, is_migration_entry, is_swap_entry, mm_of, pfn_pte,
                                     pgd_of, pmd_addr_end, pmd_shift, pmd_size, pte_offset, pte_pfn, pte_present,
@@ -44,7 +44,7 @@ from numaemu.processor import X86_PF_PROT
 
 U = np.uint64
 HUGE_THERE = U(2)                # of pte_alloc: a huge entry stands in the way
-CLEARED_PTES, CLEARED_PMDS = 1, 2        # cpu.cleared: small entries, huge ones
+CLEARED_PTES, CLEARED_PMDS, CLEARED_PUDS = 1, 2, 4       # cpu.cleared: small entries, huge ones, gigantic ones
 WHOLE = 1 << 50
 RELEASE_BATCH = 64               # pages freed under one look at the LRU lists
 AROUND = U(FAULT_AROUND_BYTES)
@@ -318,6 +318,8 @@ def tlb_flush_mmu(cpu, mm_number, start, end):
     machine = machine_of(cpu)
     mm, gather = mm_of(machine, mm_number), gather_of(machine, cpu)
     shift = pmd_shift(machine) if cpu.cleared == CLEARED_PMDS else U(12)
+    if cpu.cleared == CLEARED_PUDS:
+        shift += machine.paging.table_bits
     flush_tlb_mm_stride(cpu, mm_number, start, end, shift)
     cpu.cleared = 0
     lru_add_drain(cpu)
@@ -378,6 +380,23 @@ def covers_huge(machine, address, end):
 
 
 @kernel("bool(cpu_t*, i64, u64, u64, u64)")
+def zap_huge_pud(cpu, mm_number, start, address, end):
+    """The same for the entry of a gigantic page, which is never taken apart."""
+    machine = machine_of(cpu)
+    mm = mm_of(machine, mm_number)
+    shift = pmd_shift(machine) + machine.paging.table_bits
+    size = U(1) << shift
+    where = hugetlb_walk(machine, mm, address, shift) if machine.nr_hstates > 1 else U(0)
+    if where == U(0) or address & (size - U(1)) != U(0) or end - address < size:
+        return False
+    pfn = hugetlb_zap(cpu, mm, vma_of(machine, find_vma(machine, mm_number, address)), address, where)
+    cpu.cleared |= CLEARED_PUDS
+    if pfn > 0 and tlb_remove(gather_of(machine, cpu), pfn):
+        tlb_flush_mmu(cpu, mm_number, start, address + size)
+    return pfn > 0
+
+
+@kernel("bool(cpu_t*, i64, u64, u64, u64)")
 def zap_huge_pmd(cpu, mm_number, start, address, end):
     """Take the huge entry of an address out if the range covers all of it, and gather its pages; else take it apart.
 
@@ -387,7 +406,7 @@ def zap_huge_pmd(cpu, mm_number, start, address, end):
     mm, gather = mm_of(machine, mm_number), gather_of(machine, cpu)
     where = huge_entry_offset(machine, mm, address)
     if where == U(0):
-        return False
+        return zap_huge_pud(cpu, mm_number, start, address, end)
     entry = entry_load(where)
     if is_hugetlb_entry(machine, entry):
         if not covers_huge(machine, address, end):

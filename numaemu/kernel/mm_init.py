@@ -6,12 +6,13 @@ import math
 import numpy as np
 
 from numaemu import shm
+from numaemu.cmdline import huge_page_sizes
 from numaemu.kernel.compaction_free import compact_control_t
 from numaemu.kernel.disk import disk_space_t
 from numaemu.kernel.file import files_struct_t
 from numaemu.kernel.highmem import highmem_blocks
 from numaemu.kernel.huge_memory import DEFRAG_MADVISE, THP_NEVER
-from numaemu.kernel.hugetlb_pool import hstate_t
+from numaemu.kernel.hugetlb_pool import HUGE_MAX_HSTATE, hstate_at, hstate_t
 from numaemu.kernel.init_mm import init_kernel_space, reserved_pages
 from numaemu.kernel.inode import file_t, inode_t
 from numaemu.kernel.khugepaged import collapse_control_t
@@ -112,7 +113,7 @@ def control_layout(topology, max_pfn, nr_actors):
             ("zeromap", MAX_SWAP_ENTRIES), ("ztable", MAX_SWAP_ENTRIES * 8), ("swap_data", MAX_SWAP_ENTRIES * PAGE_SIZE),
             ("vmap", vmap_t.nbytes), ("vmap_areas", MAX_VMAP_AREAS * vmap_area_t.nbytes),
             *highmem_blocks(topology, max_pfn), *thread_stack_blocks(topology),
-            ("hstate", hstate_t.nbytes), ("collapse_controls", cpus * collapse_control_t.nbytes),
+            ("hstate", HUGE_MAX_HSTATE * hstate_t.nbytes), ("collapse_controls", cpus * collapse_control_t.nbytes),
             *slab_blocks(topology), *shrinker_blocks(topology),
             *percpu_blocks(topology)):
         layout.add(name, nbytes)
@@ -361,11 +362,14 @@ def init_commit_limit(topology, machine):
         setattr(machine, name, given[f"vm.{name}"])
 
 
-def hugetlb_init(machine):
-    """An empty pool of huge pages of the size that an entry above the lowest tables maps (hugetlb_add_hstate)."""
-    h = hstate_t.at(machine.hstate)
-    h.order = int(machine.paging.table_bits)
-    h.next_nid_to_alloc = h.next_nid_to_free = (int(machine.memory_mask) & -int(machine.memory_mask)).bit_length() - 1
+def hugetlb_init(topology, machine):
+    """Empty pools of huge pages, of the sizes that entries above the lowest tables map (hugetlb_add_hstate)."""
+    machine.nr_hstates = len(huge_page_sizes(topology.paging))
+    for number in range(machine.nr_hstates):
+        h = hstate_at(machine, number)
+        h.number, h.order = number, int(machine.paging.table_bits) * (number + 1)
+        h.next_nid_to_alloc = h.next_nid_to_free = (int(machine.memory_mask) & -int(machine.memory_mask)).bit_length() - 1
+    machine.default_hstate = huge_page_sizes(topology.paging).index(topology.hugepages().default)
 
 
 def hugepage_init(machine):
@@ -458,7 +462,7 @@ def boot(topology, reserve=None):
     task_t.array(machine.tasks)[0].mems_allowed = machine.node_mask      # where no task runs
     for number in range(topology.nr_cpus):
         cgroup_t.array(machine.cgroups)[0].cpus[number // 64] |= 1 << number % 64
-    hugetlb_init(machine)
+    hugetlb_init(topology, machine)
     hugepage_init(machine)
     build_zonelists(topology, machine)
     init_commit_limit(topology, machine)

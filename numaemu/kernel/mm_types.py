@@ -58,6 +58,7 @@ vma_t = Struct("vma_t", [           # written under the mmap_lock of its mm, hel
     ("chained", i64),               # 1: forked, so its anon_vma_chain in Linux has more than one member
     ("policy", policy_t),
     ("resv_map", u64), ("resv_unmapped", i64),     # hugetlb: the reservation it owns; 1: pages were taken away
+    ("hstate", i64),                # hugetlb: number of the pool that its pages come from
     ("family_next", i64), ("family_prev", i64),    # the other VMAs of `mapping`; under that mapping's lock
     ("file_next", i64), ("file_prev", i64),        # the other VMAs of `i_mapping`, likewise
 ])
@@ -73,6 +74,7 @@ mapping_t = Struct("mapping_t", [   # struct anon_vma / struct address_space: wh
     ("acct", i64),                  # shmem: pages charged against the commit limit
     ("tmpfs", i64),                 # 1: a file's object, charged page by page (atomically then); its inode is a user
     ("resv_map", u64),              # hugetlb: the host address of its reservations
+    ("hstate", i64),                # hugetlb: number of its pool
 ])
 SHMEM, HUGETLB = 1, 2
 
@@ -96,7 +98,7 @@ mm_t = Struct("mm_t", [
     ("pgtables", i64),              # page-table pages below the top level
     ("tlb_flush_pending", i64),     # CPUs that are taking entries out and have not flushed yet
     ("oom_state", i64),             # OOM_*: NONE, VICTIM by the coordinator, the others by who reaps
-    ("hugetlb_usage", i64),         # huge pages mapped
+    ("hugetlb_usage", i64),         # pages of the pools that are mapped, in small pages
     # under mmap_lock held for writing
     ("pgd", u64),                   # physical address of the top-level table
     ("map_count", i64),             # VMAs
@@ -256,7 +258,8 @@ machine_t = Struct("machine_t", [
     ("khugepaged_pages_collapsed", i64), ("khugepaged_full_scans", i64),
     ("khugepaged_mm", i64), ("khugepaged_address", u64),         # where it goes on
     ("collapse_controls", u64),     # collapse_control_t[nr_cpu_ids]: khugepaged.py
-    ("hstate", u64),                # hstate_t: hugetlb_pool.py
+    ("hstate", u64),                # hstate_t[HUGE_MAX_HSTATE]: hugetlb_pool.py
+    ("nr_hstates", i64), ("default_hstate", i64),  # how many there are; the one of MAP_HUGETLB without a size
     ("extfrag_threshold", i64), ("compaction_proactiveness", i64), ("compact_unevictable_allowed", i64),     # sysctls
     ("kcompactd_timer_ns", i64),    # emulated time of the next look at fragmentation: timer.py, compare-exchange
     ("lumpy_reclaim", i64),         # sysctl, our own: large blocks by eviction instead of compaction (lumpy.py)

@@ -3,12 +3,14 @@ import numpy as np
 
 from numaemu.compile import hot, kernel
 from numaemu.kernel.hugetlb import hugetlb_evict, hugetlb_reserve_pages, hugetlb_vm_op_close
+from numaemu.kernel.hugetlb_pool import hstate_at, hstate_sizelog, huge_page_size, pages_per_huge_page
+from numaemu.kernel.hugetlbfs import hstate_file, hugetlbfs_file_mmap
 from numaemu.kernel.inode import file_of, get_file, inode_of
 from numaemu.kernel.memory import free_pgd_range, gather_of, tlb_flush_mmu, unmap_page_range
 from numaemu.kernel.mm_types import (HUGETLB, MM_ANONPAGES, MM_FILEPAGES, MM_SHMEMPAGES, VM_ACCESS_FLAGS, VM_ACCOUNT,
                                      VM_DONTEXPAND, VM_GROWSDOWN, VM_HUGETLB, VM_LOCKED, VM_LOCKED_MASK, VM_MAYEXEC,
                                      VM_MAYREAD, VM_MAYSHARE, VM_MAYWRITE, VM_NORESERVE, VM_SHARED, VM_SOFTDIRTY)
-from numaemu.kernel.pgtable import mm_of, pmd_shift, pmd_size, users_end
+from numaemu.kernel.pgtable import mm_of, users_end
 from numaemu.kernel.pool import pool_put
 from numaemu.kernel.rmap import (link_file_vma, link_vma, mapping_of, mapping_put, new_mapping, unlink_file_vma,
                                  unlink_vma)
@@ -21,10 +23,9 @@ from numaemu.kernel.vma import (anon_vma_prepare, merge_at, mlock_vma_pages_rang
                                 vma_pages)
 from numaemu.kernel.vma_index import (STACK_GUARD_GAP, find_position, find_vma, find_vma_intersection, insert_at,
                                       map_count, remove_at, vm_start_gap, vma_at, vma_index, vma_of)
-from numaemu.uapi import (MAP_ANONYMOUS, MAP_FIXED, MAP_FIXED_NOREPLACE, MAP_GROWSDOWN, MAP_HUGETLB, MAP_HUGE_MASK,
-                          MAP_HUGE_SHIFT, MAP_LOCKED, MAP_NORESERVE,
-                          MAP_PRIVATE, MAP_SHARED, OVERCOMMIT_NEVER, PROT_EXEC, PROT_READ, PROT_WRITE, RLIMIT_DATA,
-                          RLIMIT_STACK, errno)
+from numaemu.uapi import (MAP_ANONYMOUS, MAP_FIXED, MAP_FIXED_NOREPLACE, MAP_GROWSDOWN, MAP_HUGETLB, MAP_LOCKED,
+                          MAP_NORESERVE, MAP_PRIVATE, MAP_SHARED, OVERCOMMIT_NEVER, PROT_EXEC, PROT_READ, PROT_WRITE,
+                          RLIMIT_DATA, RLIMIT_STACK, errno)
 
 U = np.uint64
 EINVAL, ENOMEM, EEXIST, EPERM, EAGAIN = errno.EINVAL, errno.ENOMEM, errno.EEXIST, errno.EPERM, errno.EAGAIN
@@ -205,8 +206,8 @@ def map_file(cpu, vma_number, file):
     link_file_vma(cpu, vma_number)
 
 
-@kernel("i64(cpu_t*, i64, u64, u64, i64, i64, i64)")
-def insert_region(cpu, mm_number, address, length, vm_flags, file, pgoff):
+@kernel("i64(cpu_t*, i64, u64, u64, i64, i64, i64, i64)")
+def insert_region(cpu, mm_number, address, length, vm_flags, file, pgoff, hstate):
     """The VMA of mmap_region, charged already, melted with equal neighbours: 0 or -ENOMEM."""
     machine = machine_of(cpu)
     shared, pages = vm_flags & VM_SHARED != 0 and file == 0, np.int64(length >> U(12))
@@ -218,7 +219,11 @@ def insert_region(cpu, mm_number, address, length, vm_flags, file, pgoff):
         return -ENOMEM
     if file != 0:
         map_file(cpu, number, file)
-    if huge and hugetlb_reserve_pages(cpu, number, np.int64(length >> pmd_shift(machine))) != 0:
+    vma_of(machine, number).hstate = hstate
+    if huge and file != 0 and hugetlbfs_file_mmap(cpu, number) != 0:
+        free_vma(cpu, number)
+        return -ENOMEM
+    if huge and file == 0 and hugetlb_reserve_pages(cpu, number) != 0:
         pool_put(cpu, machine.vma_pool, number)
         return -ENOMEM
     if shared and not huge and shmem_zero_setup(cpu, number, 0 if vm_flags & VM_NORESERVE else pages) != 0:
@@ -233,11 +238,11 @@ def insert_region(cpu, mm_number, address, length, vm_flags, file, pgoff):
     return 0
 
 
-@kernel("i64(cpu_t*, i64, u64, u64, i64, i64, i64)")
-def mmap_region(cpu, mm_number, address, length, vm_flags, file, pgoff):
+@kernel("i64(cpu_t*, i64, u64, u64, i64, i64, i64, i64)")
+def mmap_region(cpu, mm_number, address, length, vm_flags, file, pgoff, hstate):
     """Put a new VMA at a free place: the address or a negative errno.
 
-    `file` is an open file, 0 for none; `pgoff` the page of it that the VMA begins with.
+    `file` is an open file, 0 for none; `pgoff` the page of it that the VMA begins with; `hstate` the pool of huge pages.
     """
     machine = machine_of(cpu)
     pages = np.int64(length >> U(12))
@@ -253,16 +258,16 @@ def mmap_region(cpu, mm_number, address, length, vm_flags, file, pgoff):
         charge = pages
     if charge != 0 and vm_enough_memory(cpu, mm_number, charge) != 0:
         return -ENOMEM
-    if insert_region(cpu, mm_number, address, length, vm_flags, file, pgoff) != 0:
+    if insert_region(cpu, mm_number, address, length, vm_flags, file, pgoff, hstate) != 0:
         vm_acct_memory(machine, -charge)
         return -ENOMEM
     return np.int64(address)
 
 
-@kernel("i64(machine_t*, i64, u64, u64, i64)")
-def hugetlb_get_unmapped_area(machine, mm_number, hint, length, flags):
-    """Where a mapping of huge pages goes, as an address, or a negative errno."""
-    size, limit = pmd_size(machine), machine.paging.task_size
+@kernel("i64(machine_t*, i64, u64, u64, i64, i64)")
+def hugetlb_get_unmapped_area(machine, mm_number, hint, length, flags, hstate):
+    """Where a mapping of a pool's pages goes, as an address, or a negative errno."""
+    size, limit = huge_page_size(hstate_at(machine, hstate)), machine.paging.task_size
     if length > limit:
         return -ENOMEM
     if flags & (MAP_FIXED | MAP_FIXED_NOREPLACE):
@@ -285,13 +290,13 @@ def hugetlb_get_unmapped_area(machine, mm_number, hint, length, flags):
     return np.int64((found + span - length) & ~(size - U(1))) if found != U(0) else -ENOMEM
 
 
-@kernel("i64(cpu_t*, i64, u64, u64, i64, i64, i64)")
-def place_mapping(cpu, mm_number, hint, length, flags, file, pgoff):
+@kernel("i64(cpu_t*, i64, u64, u64, i64, i64, i64, i64)")
+def place_mapping(cpu, mm_number, hint, length, flags, file, pgoff, hstate):
     """Where mmap puts it, as an address, or a negative errno: MAP_FIXED, MAP_FIXED_NOREPLACE or a free place."""
     machine = machine_of(cpu)
     address = hint & ~(PAGE - U(1))
-    if flags & MAP_HUGETLB:
-        return hugetlb_get_unmapped_area(machine, mm_number, hint, length, flags)
+    if hstate >= 0:
+        return hugetlb_get_unmapped_area(machine, mm_number, hint, length, flags, hstate)
     if flags & (MAP_FIXED | MAP_FIXED_NOREPLACE) == 0:
         if address != U(0):
             address = max(address, MMAP_MIN_ADDR)        # round_hint_to_min
@@ -308,6 +313,18 @@ def place_mapping(cpu, mm_number, hint, length, flags, file, pgoff):
     return np.int64(address)
 
 
+@kernel("i64(machine_t*, i64, i64, i64)")
+def hstate_of_mmap(machine, flags, file, pgoff):
+    """Number of the pool that a mapping's pages come from, -1: small pages; or -EINVAL."""
+    if file == 0:
+        return hstate_sizelog(machine, flags) if flags & MAP_HUGETLB else -1
+    hstate = hstate_file(machine, file)
+    if hstate < 0:
+        return -EINVAL if flags & MAP_HUGETLB else -1
+    aligned = pgoff & (pages_per_huge_page(hstate_at(machine, hstate)) - 1) == 0
+    return hstate if aligned and flags & MAP_SHARED else -EINVAL     # a private mapping is refused above
+
+
 @kernel("i64(cpu_t*, i64, u64, u64, i64, i64, i64, i64)")
 def do_mmap(cpu, mm_number, hint, length, prot, flags, file, pgoff):
     """mmap(2) of anonymous memory, or of an open file from page `pgoff` on: the address, or a negative errno.
@@ -318,16 +335,17 @@ def do_mmap(cpu, mm_number, hint, length, prot, flags, file, pgoff):
     mm = mm_of(machine, mm_number)
     if length == U(0) or flags & (MAP_SHARED | MAP_PRIVATE) == 0 or (flags & MAP_ANONYMOUS != 0) != (file == 0):
         return -EINVAL
-    huge = flags & MAP_HUGETLB != 0 and file == 0
+    hstate = hstate_of_mmap(machine, flags, file, pgoff)
+    if hstate == -EINVAL:
+        return -EINVAL
+    huge = hstate >= 0
     if huge:
-        order = (flags >> MAP_HUGE_SHIFT) & MAP_HUGE_MASK
-        if order != 0 and U(order) != pmd_shift(machine):
-            return -EINVAL                   # no pool of this size
-        length = (length + pmd_size(machine) - U(1)) & ~(pmd_size(machine) - U(1))
+        size = huge_page_size(hstate_at(machine, hstate))
+        length = (length + size - U(1)) & ~(size - U(1))
     length = page_align(length)
     if length == U(0) or mm.map_count > machine.max_map_count:
         return -ENOMEM
-    address = place_mapping(cpu, mm_number, hint, length, flags, file, pgoff)
+    address = place_mapping(cpu, mm_number, hint, length, flags, file, pgoff, hstate)
     if address < 0:
         return address
     vm_flags = calc_vm_flags(prot, flags) | mm.def_flags
@@ -347,7 +365,7 @@ def do_mmap(cpu, mm_number, hint, length, prot, flags, file, pgoff):
         error = do_munmap(cpu, mm_number, U(address), length)
         if error != 0:
             return error
-    return mmap_region(cpu, mm_number, U(address), length, vm_flags, file, pgoff)
+    return mmap_region(cpu, mm_number, U(address), length, vm_flags, file, pgoff, max(hstate, 0))
 
 
 # -- stacks --------------------------------------------------------------------------------------------------
@@ -426,7 +444,7 @@ def grow_brk(cpu, mm_number, old, new):
         return False
     if vm_enough_memory(cpu, mm_number, pages) != 0:
         return False
-    if insert_region(cpu, mm_number, old, new - old, flags, 0, 0) != 0:
+    if insert_region(cpu, mm_number, old, new - old, flags, 0, 0, 0) != 0:
         vm_acct_memory(machine, -pages)
         return False
     return True

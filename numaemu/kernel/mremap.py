@@ -7,22 +7,21 @@ the family, which a walk over the reverse mapping needs: it finds a page at its 
 import numpy as np
 
 from numaemu.compile import hot, kernel
-from numaemu.kernel.huge_split import flush_huge_pages, split_huge_pmd
+from numaemu.kernel.huge_split import split_huge_pmd
 from numaemu.kernel.hugetlb import put_resv_map
-from numaemu.kernel.hugetlb_pool import get_resv_map
+from numaemu.kernel.hugetlb_pool import get_resv_map, hstate_vma, huge_page_shift, huge_page_size
 from numaemu.kernel.memory import pte_alloc
 from numaemu.kernel.mempolicy import copy_policy
 from numaemu.kernel.mm_types import (VM_ACCOUNT, VM_DONTEXPAND, VM_HUGETLB, VM_LOCKED, VM_LOCKED_MASK, VM_MAYSHARE,
                                      VM_SHARED)
 from numaemu.kernel.mmap import do_munmap, get_unmapped_area, page_align, update_hiwater
-from numaemu.kernel.pgalloc import (huge_entry_offset, pgtable_trans_huge_deposit, pgtable_trans_huge_withdraw, pmd_alloc,
+from numaemu.kernel.pgalloc import (huge_pte_alloc, hugetlb_walk, pgtable_trans_huge_deposit, pgtable_trans_huge_withdraw,
                                     pmd_lock, pmd_unlock)
-from numaemu.kernel.pgtable import (mm_of, pmd_addr_end, pmd_size, pte_offset, ptep_get, ptep_get_and_clear, ptep_step,
-                                    set_pte,
-                                    skip_missing)
+from numaemu.kernel.pgtable import (mm_of, pmd_addr_end, pmd_shift, pte_offset, ptep_get, ptep_get_and_clear, ptep_step,
+                                    set_pte, skip_missing)
 from numaemu.kernel.rmap import unlink_vma
 from numaemu.kernel.smp import machine_of
-from numaemu.kernel.tlb import flush_tlb_mm_range
+from numaemu.kernel.tlb import flush_tlb_mm_range, flush_tlb_mm_stride
 from numaemu.kernel.util import may_expand_vm, mlock_future_ok, vm_acct_memory, vm_enough_memory, vm_stat_account
 from numaemu.kernel.vma import (join_family, join_file, lock_families, merge_at, new_vma, split_range, unlock_families,
                                 vma_pages)
@@ -71,13 +70,18 @@ def move_ptes(cpu, mm_number, address, old, new, count):
 
 @kernel("bool(cpu_t*, i64, vma_t*, u64, u64, u64)")
 def move_huge_pmd(cpu, mm_number, vma, source, target, length):
-    """Move the huge entry of `source`, if there is one, as a whole if that can be, else take it apart; False: no memory."""
+    """Move the huge entry of `source`, if there is one, as a whole if that can be, else take it apart; False: no memory.
+
+    In a mapping of a pool's pages the ranges are whole ones (move_hugetlb_page_tables).
+    """
     machine = machine_of(cpu)
-    mm, size = mm_of(machine, mm_number), pmd_size(machine)
-    where = huge_entry_offset(machine, mm, source)
+    mm, shift = mm_of(machine, mm_number), pmd_shift(machine)
+    if vma.flags & VM_HUGETLB:
+        shift = huge_page_shift(hstate_vma(machine, vma))
+    size, where = U(1) << shift, hugetlb_walk(machine, mm, source, shift)
     if where == U(0):
         return True
-    place = pmd_alloc(cpu, mm, target)
+    place = huge_pte_alloc(cpu, mm, target, shift)
     if place == U(0):
         return False
     if (source | target) & (size - U(1)) != U(0) or length < size or entry_load(place) != U(0):
@@ -88,7 +92,7 @@ def move_huge_pmd(cpu, mm_number, vma, source, target, length):
     pmd_lock(cpu, where)
     entry, table = entry_exchange(where, U(0)), 0 if pool else pgtable_trans_huge_withdraw(machine, where)
     pmd_unlock(machine, where)
-    flush_huge_pages(cpu, mm_number, source, source + size)
+    flush_tlb_mm_stride(cpu, mm_number, source, source + size, shift)
     pmd_lock(cpu, place)
     entry_exchange(place, entry)
     if not pool:
@@ -141,7 +145,7 @@ def copy_vma(cpu, mm_number, vma_number, start, end, pgoff):
     join_family(cpu, number, vma_number)
     if of.resv_map != U(0):
         get_resv_map(of.resv_map)
-    vma.resv_map, vma.resv_unmapped = of.resv_map, of.resv_unmapped
+    vma.resv_map, vma.resv_unmapped, vma.hstate = of.resv_map, of.resv_unmapped, of.hstate
     insert_at(machine, mm_number, find_position(machine, mm_number, start), number)
     return number
 
@@ -322,9 +326,8 @@ def mremap_grow(cpu, mm_number, number, address, old_length, new_length, flags):
 
 
 @hot
-def bad_for_huge_pages(machine, address, old_length, new_length, flags, new):
+def bad_for_huge_pages(inside, address, old_length, new_length, flags, new):
     """A mapping of huge pages moves by whole ones, and does not grow."""
-    inside = pmd_size(machine) - U(1)
     return address & inside != U(0) or (flags & MREMAP_FIXED and new & inside != U(0)) or new_length > old_length
 
 
@@ -344,9 +347,9 @@ def do_mremap(cpu, mm_number, address, old_length, new_length, flags, new):
     if number == 0 or vma_of(machine, number).start > address:
         return -EFAULT
     if vma_of(machine, number).flags & VM_HUGETLB:
-        inside = pmd_size(machine) - U(1)
+        inside = huge_page_size(hstate_vma(machine, vma_of(machine, number))) - U(1)
         old_length, new_length = (old_length + inside) & ~inside, (new_length + inside) & ~inside
-        if bad_for_huge_pages(machine, address, old_length, new_length, flags, new):
+        if bad_for_huge_pages(inside, address, old_length, new_length, flags, new):
             return -EINVAL
     update_hiwater(mm_of(machine, mm_number))
     if flags & (MREMAP_FIXED | MREMAP_DONTUNMAP):

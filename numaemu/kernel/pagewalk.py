@@ -109,10 +109,10 @@ def swappers(machine, entry):
 
 
 @hot
-def smaps_hugetlb(machine, flags, sharers, counts):
+def smaps_hugetlb(flags, sharers, nbytes, counts):
     """A huge page from the pool counts apart, by its head. Mirrors smaps_hugetlb_range."""
     if flags & U(PG_hugetlb) != U(0):
-        counts[SHARED_HUGETLB if sharers > 1 else PRIVATE_HUGETLB] += np.int64(pmd_size(machine))
+        counts[SHARED_HUGETLB if sharers > 1 else PRIVATE_HUGETLB] += nbytes
 
 
 @hot
@@ -128,7 +128,7 @@ def smaps_pte(machine, pte, counts):
     page = page_of(machine, pfn)
     flags, sharers = page.flags, max(np.int64(load_acquire(page, "mapcount")), 1)
     if flags & U(PG_hugetlb | PG_tail) != U(0):
-        smaps_hugetlb(machine, flags, sharers, counts)
+        smaps_hugetlb(flags, sharers, 4096 << np.int64(page.order), counts)
         return
     anon, dirty, share = flags & U(PG_anon) != U(0), is_dirty(flags, pte), (4096 << PSS_SHIFT) // sharers
     counts[RSS] += 4096

@@ -28,11 +28,11 @@ def pmd_trans_huge(entry):
     return entry & _HUGE == _HUGE
 
 
-@kernel("u64(cpu_t*, mm_t*, u64)")
-def pmd_alloc(cpu, mm, address):
-    """Host address of the entry that maps a huge page or the lowest table of `address`; 0: no memory for tables above it."""
+@kernel("u64(cpu_t*, mm_t*, u64, u64)")
+def huge_pte_alloc(cpu, mm, address, last):
+    """Host address of the entry of `address` that covers 2**last bytes; 0: no memory for tables above it."""
     machine = machine_of(cpu)
-    table, shift, last = pgd_of(machine, mm), machine.paging.pgdir_shift, pmd_shift(machine)
+    table, shift = pgd_of(machine, mm), machine.paging.pgdir_shift
     while shift > last:
         where = entry_at(machine.paging, table, address, shift)
         entry = entry_load(where)
@@ -46,9 +46,22 @@ def pmd_alloc(cpu, mm, address):
     return entry_at(machine.paging, table, address, shift)
 
 
+@hot
+def pmd_alloc(cpu, mm, address):
+    """Host address of the entry that maps a huge page or the lowest table of `address`; 0: no memory for tables above it."""
+    return huge_pte_alloc(cpu, mm, address, pmd_shift(machine_of(cpu)))
+
+
+@kernel("u64(machine_t*, mm_t*, u64, u64)")
+def hugetlb_walk(machine, mm, address, shift):
+    """Host address of the huge entry of 2**shift bytes that maps `address`; 0: there is none."""
+    where = entry_offset(machine, mm, address, shift)
+    return where if where != U(0) and pmd_trans_huge(entry_load(where)) else U(0)
+
+
 @kernel("u64(machine_t*, mm_t*, u64)")
 def huge_entry_offset(machine, mm, address):
-    """Host address of the huge entry that maps `address`; 0: there is none."""
+    """The same of the size right above small pages, which transparent huge pages have."""
     where = entry_offset(machine, mm, address, pmd_shift(machine))
     return where if where != U(0) and pmd_trans_huge(entry_load(where)) else U(0)
 

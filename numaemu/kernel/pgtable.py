@@ -146,11 +146,15 @@ def leaf_of(machine, mm, address):
     if ptep != U(0):
         return entry_load(ptep)
     shift = pmd_shift(machine)
-    where = entry_offset(machine, mm, address, shift)
-    entry = entry_load(where) if where != U(0) else U(0)
-    if entry & (_PAGE_PRESENT | _PAGE_PSE) != _PAGE_PRESENT | _PAGE_PSE:
-        return U(0)
-    return entry | (address & ((U(1) << shift) - U(1)) & ~U(4095))
+    while shift <= machine.paging.pgdir_shift:
+        where = entry_offset(machine, mm, address, shift)
+        entry = entry_load(where) if where != U(0) else U(0)
+        if entry & (_PAGE_PRESENT | _PAGE_PSE) == _PAGE_PRESENT | _PAGE_PSE:
+            return entry | (address & ((U(1) << shift) - U(1)) & ~U(4095))
+        if where != U(0):
+            return U(0)
+        shift += machine.paging.table_bits
+    return U(0)
 
 
 @kernel("u64(machine_t*, mm_t*, u64)")

@@ -5,7 +5,7 @@ not have yet is 0, as on a machine that does not use it. Lines that are sums are
 """
 import numpy as np
 
-from numaemu.kernel.hugetlb_pool import hstate_t
+from numaemu.kernel.hugetlb_pool import default_hstate, hugetlb_total_pages
 from numaemu.kernel.mm_init import node_managed_pages
 from numaemu.kernel.mmzone import LRU_ACTIVE, LRU_FILE, MAX_NR_ZONES, WMARK_HIGH, WMARK_LOW, ZONE_HIGHMEM, lruvec_of, zone_of
 from numaemu.kernel.percpu import pcpu_nr_pages
@@ -78,11 +78,11 @@ def stack_line(state):
 
 
 def hugetlb_lines(machine):
-    """hugetlb_report_meminfo, and the page size of the pool."""
-    h, page_kb = hstate_t.at(machine.hstate), 4 << int(machine.paging.table_bits)
+    """hugetlb_report_meminfo: the default pool, and what all of them have."""
+    h = default_hstate(machine)
     counts = {"Total": h.nr_huge_pages, "Free": h.free_huge_pages, "Rsvd": h.resv_huge_pages, "Surp": h.surplus_huge_pages}
-    return [*(f"HugePages_{what + ':':<8} {n:5d}" for what, n in counts.items()), line("Hugepagesize", page_kb),
-            line("Hugetlb", h.nr_huge_pages * page_kb)]
+    return [*(f"HugePages_{what + ':':<8} {n:5d}" for what, n in counts.items()), line("Hugepagesize", 4 << int(h.order)),
+            line("Hugetlb", kilobytes(int(hugetlb_total_pages(machine))))]
 
 
 def huge_lines(machine, state):
@@ -157,7 +157,7 @@ def node_meminfo(system, node):
     machine = system.machine
     state = state_kb(machine, [node])
     total, free = node_managed_pages(machine, node), free_pages(machine, node)
-    h = hstate_t.at(machine.hstate)
+    h = default_hstate(machine)
     lines = [line("MemTotal", kilobytes(total)), line("MemFree", kilobytes(free)),
              line("MemUsed", kilobytes(total - free)), line("SwapCached", state["nr_swapcached"]), *lru_lines(state),
              line("Dirty", state["nr_dirty"]), line("Writeback", state["nr_writeback"]),

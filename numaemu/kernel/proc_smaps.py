@@ -10,6 +10,7 @@ from numaemu.kernel.pagewalk import (ANONYMOUS, ANON_THP, LAZYFREE, NR_SMAPS, PM
                                      PRIVATE_DIRTY, PRIVATE_HUGETLB, PSS, PSS_ANON, PSS_DIRTY, PSS_FILE, PSS_SHIFT,
                                      PSS_SHMEM, REFERENCED, RSS, SHARED_CLEAN, SHARED_DIRTY, SHARED_HUGETLB, SWAP,
                                      SWAP_PSS, pagemap_read, shmem_swap_holes, shmem_swap_usage, walk_page_range)
+from numaemu.kernel.hugetlb_pool import hstate_at
 from numaemu.kernel.pgtable import mm_of, pmd_size
 from numaemu.kernel.proc_task import NAME_COLUMN, copy_vmas, gone, number_of_pid, show_map_vma
 from numaemu.kernel.rmap import mapping_of
@@ -81,7 +82,7 @@ def smaps(system, _number, mm_number):
     for vma in copy_vmas(system.machine, mm_number):
         counts, locked = gather(system, mm_number, vma)
         flags = "".join(name + " " for bit, name in FLAG_NAMES if vma["flags"] & bit)
-        page = int(pmd_size(system.machine)) if vma["flags"] & VM_HUGETLB else 4096
+        page = 4096 << int(hstate_at(system.machine, int(vma["hstate"])).order) if vma["flags"] & VM_HUGETLB else 4096
         text.append(show_map_vma(system.machine, mm, vma) + line("Size", int(vma["end"] - vma["start"])) +
                     line("KernelPageSize", page) + line("MMUPageSize", page) + show_smap(counts, locked, False) +
                     f"THPeligible:    {thp_eligible(system.machine, vma):8d}\n"

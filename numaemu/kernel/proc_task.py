@@ -15,7 +15,8 @@ from numaemu.kernel.mm_types import (MM_ANONPAGES, MM_FILEPAGES, MM_SHMEMPAGES, 
 from numaemu.kernel.node_sysfs import list_text, mask_text
 from numaemu.kernel.oom_kill import OOM_SCORE_ADJ_MAX, OOM_SCORE_ADJ_MIN, oom_score
 from numaemu.kernel.pagewalk import FIRST_NODE, NR_COUNTS, walk_page_range
-from numaemu.kernel.pgtable import mm_of, pmd_size
+from numaemu.kernel.hugetlb_pool import hstate_at
+from numaemu.kernel.pgtable import mm_of
 from numaemu.kernel.proc_meminfo import kilobytes
 from numaemu.kernel.show_mem import mems_allowed
 from numaemu.kernel.stats import task_name
@@ -126,7 +127,7 @@ def show_map_vma(machine, mm, vma):
         inode = file_of(machine, int(vma["file"])).inode
         tmpfs = SHMEM_DEVICE if name.startswith("/memfd:") else TMPFS_DEVICE
         device = tmpfs if inode_of(machine, inode).object else DISK_DEVICE
-    elif vma["flags"] & VM_HUGETLB:
+    if vma["flags"] & VM_HUGETLB:
         device = HUGETLBFS_DEVICE
     backed = bool(name)
     if not backed and is_initial_heap(mm, vma):
@@ -181,7 +182,7 @@ def show_numa_map(system, task, mm_number, vma):
     huge, page_kb = vma["flags"] & VM_HUGETLB, 4
     if huge:
         words.append("huge")
-        page_kb = int(pmd_size(system.machine)) >> 10
+        page_kb = 4 << int(hstate_at(system.machine, int(vma["hstate"])).order)
     walk_page_range(int(system.machine.address), mm_number, vma["start"], vma["end"], counts, 0)
     return " ".join(words + page_words(counts, page_kb)) + "\n"
 
@@ -208,7 +209,7 @@ def memory_fields(machine, mm):
              "VmHWM": max(mm.hiwater_rss, rss), "VmRSS": rss, "RssAnon": anon, "RssFile": file, "RssShmem": shmem,
              "VmData": mm.data_vm, "VmStk": mm.stack_vm, "VmExe": text, "VmLib": mm.exec_vm - text, "VmPTE": mm.pgtables,
              "VmSwap": mm.rss[MM_SWAPENTS],
-             "HugetlbPages": mm.hugetlb_usage << int(machine.paging.table_bits)}
+             "HugetlbPages": mm.hugetlb_usage}
     return {name: f"{kilobytes(n):8d} kB" for name, n in pages.items()}
 
 

@@ -3,7 +3,7 @@
 And the report of an allocation that failed, warn_alloc of mm/page_alloc.c.
 """
 from numaemu.kernel.gfp import gfp_text
-from numaemu.kernel.hugetlb_pool import hstate_t
+from numaemu.kernel.hugetlb_pool import hstate_at
 from numaemu.kernel.internal import MAX_RECLAIM_RETRIES
 from numaemu.kernel.mm_types import task_t
 from numaemu.kernel.mmzone import (LRU_ACTIVE_ANON, LRU_ACTIVE_FILE, LRU_INACTIVE_ANON, LRU_INACTIVE_FILE,
@@ -87,11 +87,10 @@ def show_swap_cache_info(machine, total):
             f"Total swap = {kilobytes(machine.total_swap_pages)}kB"]
 
 
-def hugetlb_line(machine, node):
+def hugetlb_line(h, node):
     """hugetlb_show_meminfo_node"""
-    h = hstate_t.at(machine.hstate)
     return f"Node {node} hugepages_total={h.nr_node[node]} hugepages_free={h.free_node[node]} " \
-           f"hugepages_surp={h.surplus_node[node]} hugepages_size={4 << int(machine.paging.table_bits)}kB"
+           f"hugepages_surp={h.surplus_node[node]} hugepages_size={4 << int(h.order)}kB"
 
 
 def show_mem(system):
@@ -105,7 +104,7 @@ def show_mem(system):
     lines += [node_line(machine, node, state) for node, state in zip(nodes, states)]
     lines += [line for zone in zones for line in zone_lines(machine, zone)]
     lines += [buddy_line(zone) for zone in zones]
-    lines += [hugetlb_line(machine, node) for node in nodes]
+    lines += [hugetlb_line(hstate_at(machine, number), node) for node in nodes for number in range(machine.nr_hstates)]
     present = sum(zone.present_pages for zone in zones)
     return [*lines, f"{total['nr_file_pages']} total pagecache pages", *show_swap_cache_info(machine, total),
             f"{present} pages RAM", "0 pages HighMem/MovableOnly",

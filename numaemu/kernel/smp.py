@@ -38,7 +38,8 @@ SPINS = 100          # tries for a lock before the host may run somebody else; a
  MSG_RESULT,         # bulk: its answer
  MSG_DRIVER,         # the coordinator's link thread: a frame from the driver has arrived
  MSG_ISOLATE_FREE,   # context -> node: zone: my compact_control_t says how many free pages I want; the reply is how many I have
- ) = range(17)
+ MSG_RANGE,          # context -> node: zone and a step of page_isolation.py, first page, pages; the reply is the step's answer
+ ) = range(18)
 
 
 @hot

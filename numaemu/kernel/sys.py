@@ -9,12 +9,13 @@ from numaemu.atomic import compare_exchange, fetch_add, load_acquire, store_rele
 from numaemu.compile import entry, hot, kernel
 from numaemu.kernel.exec import setup_plain_mm
 from numaemu.kernel.fork import copy_process, do_exit, do_wait, dup_mm, mm_alloc, mmput
+from numaemu.kernel.hugetlb_pool import hugetlb_total_pages
 from numaemu.kernel.internal import ALLOC_WMARK_LOW
 from numaemu.kernel.mempolicy import (MPOL_MODE_FLAGS, current_task, do_set_mempolicy, mpol_new, mpol_rebind_policy,
                                       next_node_in)
-from numaemu.kernel.migrate import do_mbind, do_migrate_pages, do_move_pages, lookup_node, page_node
 from numaemu.kernel.mm_types import policy_t, task_t
 from numaemu.kernel.mmzone import page_of, page_zone
+from numaemu.kernel.move_pages import do_mbind, do_migrate_pages, do_move_pages, lookup_node, page_node
 from numaemu.kernel.page_alloc import __free_pages, alloc_pages, free_cold_page, free_page_is_bad
 from numaemu.kernel.pcplist import drain_local_pages
 from numaemu.kernel.pgtable import mm_of
@@ -137,6 +138,25 @@ def get_task_mm(cpu, target):
     return number
 
 
+@hot
+def migration_lock(cpu, lock):
+    """The mmap_lock, for writing (True) where there may be huge pages, which move whole only then."""
+    whole = machine_of(cpu).thp_used != 0 or hugetlb_total_pages(machine_of(cpu)) > 0
+    if whole:
+        write_lock(cpu, lock)
+    else:
+        read_lock(cpu, lock)
+    return whole
+
+
+@hot
+def migration_unlock(lock, whole):
+    if whole:
+        write_unlock(lock)
+    else:
+        read_unlock(lock)
+
+
 @entry("i64(u64, i64, i64, u64, u64, u64, i64, i64)")
 def sys_move_pages(cpu_address, task, target, addresses, nodes, status, nr, flags):
     """move_pages(2) on a task's memory; host addresses of the arrays, `nodes` 0 asks where the pages are."""
@@ -148,7 +168,7 @@ def sys_move_pages(cpu_address, task, target, addresses, nodes, status, nr, flag
     if mm_number == 0:
         return -ESRCH
     lock = address_of(mm_of(machine, mm_number), "mmap_lock")
-    read_lock(cpu, lock)
+    whole = migration_lock(cpu, lock)
     result = 0
     if nodes == U(0):
         for i in range(nr):
@@ -156,8 +176,8 @@ def sys_move_pages(cpu_address, task, target, addresses, nodes, status, nr, flag
     else:
         allowed = task_t.array(machine.tasks)[target].mems_allowed
         result = do_move_pages(cpu, mm_number, u64.array(addresses), i64.array(nodes), i64.array(status), nr, flags,
-                               allowed)
-    read_unlock(lock)
+                               allowed, whole)
+    migration_unlock(lock, whole)
     mmput(cpu, mm_number)
     return result
 
@@ -174,9 +194,9 @@ def sys_migrate_pages(cpu_address, task, target, old, new):
     if mm_number == 0:
         return -ESRCH
     lock = address_of(mm_of(machine, mm_number), "mmap_lock")
-    read_lock(cpu, lock)
-    result = do_migrate_pages(cpu, mm_number, old & machine.memory_mask, new, MPOL_MF_MOVE_ALL)
-    read_unlock(lock)
+    whole = migration_lock(cpu, lock)
+    result = do_migrate_pages(cpu, mm_number, old & machine.memory_mask, new, MPOL_MF_MOVE_ALL, whole)
+    migration_unlock(lock, whole)
     mmput(cpu, mm_number)
     return result
 
@@ -202,9 +222,9 @@ def sys_cpuset_attach(cpu_address, task_number, group, mems_allowed, old_mems, w
     write_unlock(mmap_lock(cpu))
     if old_mems == mems_allowed:
         return 0
-    read_lock(cpu, mmap_lock(cpu))
-    do_migrate_pages(cpu, cpu.mm, old_mems, mems_allowed, MPOL_MF_MOVE_ALL)
-    read_unlock(mmap_lock(cpu))
+    moves_whole = migration_lock(cpu, mmap_lock(cpu))
+    do_migrate_pages(cpu, cpu.mm, old_mems, mems_allowed, MPOL_MF_MOVE_ALL, moves_whole)
+    migration_unlock(mmap_lock(cpu), moves_whole)
     return 0
 
 

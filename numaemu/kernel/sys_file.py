@@ -9,6 +9,7 @@ from numaemu.kernel.disk import disk_store_page
 from numaemu.kernel.file import FD_CLOEXEC, close_fd, do_dup, fd_install, fget
 from numaemu.kernel.filemap import MAX_FILE_BYTES, filemap_read, generic_file_write, vfs_fsync
 from numaemu.kernel.gup import vm_mmap_pgoff
+from numaemu.kernel.hugetlbfs import hstate_file, hugetlbfs_get_inode, hugetlbfs_read, is_hugetlbfs
 from numaemu.kernel.inode import (EEXIST, NAME_WORDS, alloc_file, bmap, create, extend, file_of, inode_of, link_inode,
                                   lookup, new_inode, shmem_get_inode)
 from numaemu.kernel.mm_types import VM_LOCKED, VM_SHARED
@@ -43,6 +44,8 @@ def fget_mode(cpu, fd, refused):
 
 @hot
 def vfs_read(cpu, number, pos, buffer, nbytes):
+    if hstate_file(machine_of(cpu), number) >= 0:
+        return hugetlbfs_read(cpu, file_of(machine_of(cpu), number).inode, pos, buffer, nbytes)
     if inode_of(machine_of(cpu), file_of(machine_of(cpu), number).inode).object != 0:
         return shmem_file_read(cpu, number, pos, buffer, nbytes)
     return filemap_read(cpu, number, pos, buffer, nbytes)
@@ -50,6 +53,8 @@ def vfs_read(cpu, number, pos, buffer, nbytes):
 
 @hot
 def vfs_write(cpu, number, pos, buffer, nbytes):
+    if is_hugetlbfs(machine_of(cpu), inode_of(machine_of(cpu), number)):
+        return -EINVAL                       # such a file can only be mapped
     if inode_of(machine_of(cpu), number).object != 0:
         return shmem_file_write(cpu, number, pos, buffer, nbytes)
     return generic_file_write(cpu, number, pos, buffer, nbytes)
@@ -98,11 +103,14 @@ def sys_open(cpu_address, task, name, flags):
     return open_inode(cpu, number, flags)
 
 
-@entry("i64(u64, i64, u64, i64)")
-def sys_memfd_create(cpu_address, task, name, flags):
-    """memfd_create(2): a descriptor of a tmpfs file without a name, but for `name` in /proc; or -errno."""
+@entry("i64(u64, i64, u64, i64, i64)")
+def sys_memfd_create(cpu_address, task, name, flags, hstate):
+    """memfd_create(2): a descriptor of a tmpfs file without a name, but for `name` in /proc; or -errno.
+
+    `hstate` is the pool of a file of huge pages, -1 for any other.
+    """
     cpu = running(cpu_address, task)
-    number = shmem_get_inode(cpu)
+    number = shmem_get_inode(cpu) if hstate < 0 else hugetlbfs_get_inode(cpu, hstate)
     if number < 0:
         return number
     inode = inode_of(machine_of(cpu), number)

@@ -52,6 +52,7 @@ class System:
     def __init__(self, machine, topology):
         self.machine, self.topology = machine, topology
         self.kmsg = collections.deque(maxlen=KMSG_LINES)
+        self.writer = 0                      # number of the task that writes, 0: none
         self.compact_nodes = None            # the coordinator's: compact these nodes, as a generator of its steps
         self.wake_kthreads = lambda node: None       # likewise: ring a node's kernel threads
         self.cgroups, self.call_task = None, None    # the groups by number (cgroup.py); an operation for a task, a Future

@@ -13,6 +13,7 @@ from numaemu.param import PAGEBLOCK_PAGES, PAGE_SHIFT
 ROOT = "/sys/kernel/mm/transparent_hugepage"
 ENABLED = ("always", "madvise", "never")             # as shown; THP_* from the last to the first
 DEFRAG = ("always", "defer", "defer+madvise", "madvise", "never")
+SHMEM_ENABLED = ("always", "within_size", "advise", "never", "deny", "force")
 MIN_FREE = "vm.min_free_kbytes"
 
 
@@ -86,6 +87,16 @@ def store(system, text, field, most, unit=1):
     setattr(system.machine, field, value * unit)
 
 
+def show_shmem_enabled(_system):
+    return choice(SHMEM_ENABLED, SHMEM_ENABLED.index("never"))
+
+
+def store_shmem_enabled(_system, text):
+    """Shared memory and tmpfs have small pages only."""
+    if chosen("shmem_enabled", SHMEM_ENABLED, text) not in map(SHMEM_ENABLED.index, ("never", "deny")):
+        raise invalid(f"shmem_enabled is {text.strip()!r}, must be never or deny: shared memory has no huge pages here")
+
+
 def pages_less_one(system):
     return (1 << int(system.machine.paging.table_bits)) - 1
 
@@ -100,6 +111,7 @@ def one(_system):
 
 FILES = {
     f"{ROOT}/enabled": (show_enabled, store_enabled), f"{ROOT}/defrag": (show_defrag, store_defrag),
+    f"{ROOT}/shmem_enabled": (show_shmem_enabled, store_shmem_enabled),
     f"{ROOT}/use_zero_page": number("thp_use_zero_page", one), f"{ROOT}/hpage_pmd_size": (hpage_pmd_size, None),
     f"{ROOT}/khugepaged/defrag": number("khugepaged_defrag", one),
     f"{ROOT}/khugepaged/pages_to_scan": number("khugepaged_pages_to_scan"),

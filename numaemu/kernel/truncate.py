@@ -4,6 +4,7 @@ import numpy as np
 from numaemu.atomic import fetch_add, load_acquire, store_release
 from numaemu.compile import callback, hot, kernel
 from numaemu.kernel.filemap import MAX_FILE_BYTES, filemap_create_folio, zero_tail
+from numaemu.kernel.hugetlbfs import hugetlbfs_evict_inode, hugetlbfs_setattr, is_hugetlbfs
 from numaemu.kernel.inode import (EFBIG, ENOENT, I_FREEING, I_LIVE, destroy_inode, extend, file_of, find_inode, igrab,
                                   inode_of, put_inode, shrink_extents)
 from numaemu.kernel.memory import gather_of, tlb_flush_mmu, unmap_page_range
@@ -124,6 +125,8 @@ def shmem_setattr(cpu, number, size):
 def do_truncate(cpu, number, size):
     """truncate(2) of a file that the caller holds: 0 or -errno."""
     inode = inode_of(machine_of(cpu), number)
+    if is_hugetlbfs(machine_of(cpu), inode):
+        return hugetlbfs_setattr(cpu, number, size)
     if inode.object != 0 and size <= MAX_FILE_BYTES:
         return shmem_setattr(cpu, number, size)
     lock, invalidate = address_of(inode, "i_rwsem"), address_of(inode, "invalidate_lock")
@@ -157,7 +160,9 @@ def evict_inode(cpu, number):
     """A file without a name and without users: its pages, its place on the disk, its place in the table."""
     machine = machine_of(cpu)
     inode = inode_of(machine, number)
-    if inode.object != 0:
+    if is_hugetlbfs(machine, inode):
+        hugetlbfs_evict_inode(cpu, inode.object)
+    elif inode.object != 0:
         release_mapping(cpu, inode.object)
     truncate_inode_pages(cpu, number, 0)
     xa_destroy(cpu, mapping_of(machine, inode.mapping))

@@ -8,7 +8,7 @@ import numpy as np
 from numaemu.atomic import compare_exchange, fetch_add, load_acquire
 from numaemu.compile import hot, kernel
 from numaemu.kernel.huge_split import split_huge_pmd_address
-from numaemu.kernel.hugetlb_pool import get_resv_map
+from numaemu.kernel.hugetlb_pool import get_resv_map, hstate_vma, huge_page_size
 from numaemu.kernel.inode import file_of, get_file
 from numaemu.kernel.mempolicy import copy_policy, same_policy
 from numaemu.kernel.mlock import mlock_folio, munlock_folio
@@ -44,7 +44,7 @@ def new_vma(cpu, mm_number, start, end, flags, pgoff):
         vma.start, vma.end, vma.flags, vma.pgoff, vma.mm = start, end, flags, pgoff, mm_number
         vma.mapping, vma.file, vma.family_next, vma.family_prev = 0, 0, 0, 0
         vma.i_mapping, vma.file_next, vma.file_prev = 0, 0, 0
-        vma.anon_vma, vma.chained, vma.resv_map, vma.resv_unmapped = 0, 0, U(0), 0
+        vma.anon_vma, vma.chained, vma.resv_map, vma.resv_unmapped, vma.hstate = 0, 0, U(0), 0, 0
         vma.policy.mode, vma.policy.flags, vma.policy.nodes, vma.policy.user_nodes = 0, 0, U(0), U(0)
     return number
 
@@ -141,7 +141,8 @@ def anon_vma_prepare(cpu, vma_number):
 def split_vma(cpu, mm_number, position, address):
     """Cut the VMA at `position` in two at `address`, which lies inside it: 0 or -ENOMEM; -EINVAL inside a huge page."""
     machine = machine_of(cpu)
-    if vma_at(machine, mm_number, position).flags & VM_HUGETLB and address & (pmd_size(machine) - U(1)) != U(0):
+    if vma_at(machine, mm_number, position).flags & VM_HUGETLB and \
+            address & (huge_page_size(hstate_vma(machine, vma_at(machine, mm_number, position))) - U(1)) != U(0):
         return -EINVAL                       # hugetlb_vm_op_split
     if machine.thp_used != 0 and address & (pmd_size(machine) - U(1)) != U(0):
         split_huge_pmd_address(cpu, mm_number, address)      # vma_adjust_trans_huge
@@ -159,7 +160,7 @@ def split_vma(cpu, mm_number, position, address):
     join_family(cpu, number, low_number)
     if low.resv_map != U(0):                 # hugetlb_vm_op_open
         get_resv_map(low.resv_map)
-    high.resv_map, high.resv_unmapped = low.resv_map, low.resv_unmapped
+    high.resv_map, high.resv_unmapped, high.hstate = low.resv_map, low.resv_unmapped, low.hstate
     low.end = address
     insert_at(machine, mm_number, position + 1, number)
     return 0

@@ -1,0 +1,230 @@
+"""Files of huge pages, which memfd_create(2) makes with MFD_HUGETLB: Linux's fs/hugetlbfs/inode.c.
+
+A file's pages are those of a shared object, as a shared mapping without a file has one, which the inode holds, too. Its
+reservation map has room for twice as many huge pages as the machine has memory; `size` there is the file's end, that faults
+look at under the page's fault mutex. What mmap has reserved stays so until the file is cut or gone.
+"""
+import numpy as np
+
+from numaemu.atomic import fetch_add, fetch_or, load_acquire, store_release
+from numaemu.compile import hot, kernel
+from numaemu.kernel.hugetlb import (hugetlb_acct_memory, hugetlb_evict, resv_map_alloc, resv_map_release,
+                                    return_unused_surplus_pages, vma_hugecache_offset)
+from numaemu.kernel.hugetlb_fault import flush_hugetlb_tlb_range, fault_mutex_at, hugetlb_remove_rmap
+from numaemu.kernel.hugetlb_pool import (NR_FAULT_MUTEXES, hstate_at, hstate_vma, huge_page_shift, huge_page_size,
+                                         pages_per_huge_page, region_count, resv_bits, resv_map_t, resv_set)
+from numaemu.kernel.inode import ENFILE, destroy_inode, file_of, inode_of, new_inode, put_inode
+from numaemu.kernel.mm_types import HUGETLB, VM_NORESERVE, VM_WRITE
+from numaemu.kernel.mmzone import page_of
+from numaemu.kernel.page_alloc import put_page
+from numaemu.kernel.pgalloc import hugetlb_walk, pmd_trans_huge
+from numaemu.kernel.pgtable import mm_of, pte_pfn
+from numaemu.kernel.rmap import mapping_of, new_mapping
+from numaemu.kernel.smp import (machine_of, read_lock, read_unlock, spin_lock, spin_unlock, write_lock, write_unlock)
+from numaemu.kernel.vma_index import vma_of
+from numaemu.kernel.xarray import MAX_INDEX, entry_is_page, xa_find, xa_load, xa_slot
+from numaemu.native import clear_bytes, copy_bytes
+from numaemu.paging import entry_exchange
+from numaemu.pointer import address_of, u64
+from numaemu.uapi import errno
+
+U = np.uint64
+ENOMEM, EINVAL, EFBIG = errno.ENOMEM, errno.EINVAL, errno.EFBIG
+
+
+@hot
+def is_hugetlbfs(machine, inode):
+    """True if a file has huge pages."""
+    return inode.object != 0 and mapping_of(machine, inode.object).shared == HUGETLB
+
+
+@kernel("i64(machine_t*, i64)")
+def hstate_file(machine, file):
+    """Number of the pool of an open file, -1: it has small pages."""
+    inode = inode_of(machine, file_of(machine, file).inode)
+    return mapping_of(machine, inode.object).hstate if is_hugetlbfs(machine, inode) else -1
+
+
+@kernel("i64(cpu_t*, i64)")
+def hugetlbfs_get_inode(cpu, hstate):
+    """A new empty file of a pool's pages without a name, held; -ENFILE or -ENOMEM."""
+    machine = machine_of(cpu)
+    room = max(1024, 2 * machine.total_ram_pages >> hstate_at(machine, hstate).order)
+    where = resv_map_alloc(cpu, 0, room)
+    if where == U(0):
+        return -ENOMEM
+    number = new_inode(cpu)
+    object_number = new_mapping(cpu, HUGETLB) if number > 0 else 0
+    if object_number == 0:
+        if number > 0:
+            put_inode(cpu, number)
+            destroy_inode(cpu, number)
+        resv_map_release(cpu, where)
+        return -ENFILE
+    mapping, resv_map_t.at(where).size = mapping_of(machine, object_number), 0
+    mapping.users, mapping.hstate, mapping.resv_map = 1, hstate, where
+    inode_of(machine, number).object = object_number
+    return number
+
+
+@hot
+def set_end(machine, inode, end):
+    """The file ends with a huge page from now on."""
+    mapping = mapping_of(machine, inode.object)
+    store_release(inode, "i_size", end << (hstate_at(machine, mapping.hstate).order + 12))
+    store_release(resv_map_t.at(mapping.resv_map), "size", end)
+
+
+# -- mmap -----------------------------------------------------------------------------------------------------------
+
+@kernel("bool(cpu_t*, hstate_t*, u64, i64, i64)")
+def reserve_range(cpu, h, where, first, end):
+    """Reserve what is neither there nor reserved of [first, end); False: there is not as much. Under i_rwsem.
+
+    A fault without a reservation may bring a page meanwhile: then there was one too many.
+    """
+    missing, got = end - first - region_count(where, first, end), 0
+    if missing > 0 and not hugetlb_acct_memory(cpu, h, missing):
+        return False
+    for index in range(first, end):
+        bit = U(1) << U(index % 64)
+        if fetch_or(resv_bits(where), index // 64, bit) & bit == U(0):
+            got += 1
+    if missing > got:
+        return_unused_surplus_pages(cpu, h, missing - got)
+    return True
+
+
+@kernel("i64(cpu_t*, i64)")
+def hugetlbfs_file_mmap(cpu, vma_number):
+    """A new VMA maps a file of huge pages: what is promised to it, and the file as long as it: 0 or -ENOMEM."""
+    machine = machine_of(cpu)
+    vma = vma_of(machine, vma_number)
+    inode, h = inode_of(machine, file_of(machine, vma.file).inode), hstate_vma(machine, vma)
+    where = mapping_of(machine, inode.object).resv_map
+    first, end = vma_hugecache_offset(h, vma, vma.start), vma_hugecache_offset(h, vma, vma.end)
+    if end > resv_map_t.at(where).pages:
+        return -ENOMEM
+    lock = address_of(inode, "i_rwsem")
+    write_lock(cpu, lock)
+    promised = vma.flags & VM_NORESERVE != 0 or reserve_range(cpu, h, where, first, end)
+    if promised and vma.flags & VM_WRITE and resv_map_t.at(where).size < end:
+        set_end(machine, inode, end)
+    write_unlock(lock)
+    return 0 if promised else -ENOMEM
+
+
+# -- read, truncate -------------------------------------------------------------------------------------------------
+
+@kernel("i64(cpu_t*, i64, i64, u64, i64)")
+def hugetlbfs_read(cpu, number, pos, buffer, nbytes):
+    """read(2) into host memory: how many bytes. Holes are zeros and stay holes."""
+    machine, done = machine_of(cpu), 0
+    inode = inode_of(machine, number)
+    mapping, lock = mapping_of(machine, inode.object), address_of(inode, "i_rwsem")
+    shift = hstate_at(machine, mapping.hstate).order + 12
+    read_lock(cpu, lock)
+    while done < nbytes and pos + done < inode.i_size:
+        index, offset = (pos + done) >> shift, (pos + done) & ((1 << shift) - 1)
+        n = min(nbytes - done, inode.i_size - pos - done, (1 << shift) - offset)
+        entry = xa_load(machine, mapping, index)
+        if entry_is_page(entry):
+            copy_bytes(buffer + U(done), machine.memory + (U(pte_pfn(entry)) << U(12)) + U(offset), n)
+        else:
+            clear_bytes(buffer + U(done), n)
+        cpu.clock_base_ns += machine.copy_page_ns * n >> 12
+        done += n
+    read_unlock(lock)
+    return done
+
+
+@kernel("void(cpu_t*, i64, i64)")
+def hugetlb_vmdelete_list(cpu, number, first):
+    """Take huge page `first` of an object and all behind it out of every address space."""
+    machine = machine_of(cpu)
+    mapping = mapping_of(machine, number)
+    lock, vma_number = address_of(mapping, "lock"), 0
+    spin_lock(cpu, lock)
+    vma_number = mapping.first_vma
+    while vma_number != 0:
+        vma = vma_of(machine, vma_number)
+        h, mm = hstate_vma(machine, vma), mm_of(machine, vma.mm)
+        begin = max(first, vma_hugecache_offset(h, vma, vma.start))
+        address = vma.start + (U((begin << h.order) - vma.pgoff) << U(12))
+        while address < vma.end:
+            where = hugetlb_walk(machine, mm, address, huge_page_shift(h))
+            entry = entry_exchange(where, U(0)) if where != U(0) else U(0)
+            if pmd_trans_huge(entry):
+                fetch_add(mm, "hugetlb_usage", -pages_per_huge_page(h))
+                flush_hugetlb_tlb_range(cpu, h, vma.mm, address, address + huge_page_size(h))
+                hugetlb_remove_rmap(cpu, pte_pfn(entry))
+            address += huge_page_size(h)
+        vma_number = vma.family_next
+    spin_unlock(lock)
+
+
+@kernel("void(cpu_t*, i64, i64)")
+def remove_inode_hugepages(cpu, number, first):
+    """Drop huge page `first` of an object and all behind it, and what was reserved of these. The end is before them already.
+
+    Who was in a fault when the end moved has its mutex: after each of these was free once, nobody brings such a page.
+    """
+    machine = machine_of(cpu)
+    mapping, index = mapping_of(machine, number), first
+    h, where = hstate_at(machine, mapping.hstate), mapping.resv_map
+    for which in range(NR_FAULT_MUTEXES):
+        spin_lock(cpu, fault_mutex_at(h, which))
+        spin_unlock(fault_mutex_at(h, which))
+    hugetlb_vmdelete_list(cpu, number, first)
+    while True:
+        index = xa_find(machine, mapping, index, MAX_INDEX)
+        if index < 0:
+            break
+        mutex = fault_mutex_at(h, (number * 7 + index) % NR_FAULT_MUTEXES)
+        spin_lock(cpu, mutex)
+        entry = xa_load(machine, mapping, index)
+        if entry_is_page(entry):
+            if load_acquire(page_of(machine, pte_pfn(entry)), "mapcount") > 0:       # it was just being moved
+                hugetlb_vmdelete_list(cpu, number, index)
+            store_release(u64.array(xa_slot(machine, mapping, index)), 0, U(0))
+            fetch_add(mapping, "nr_pages", -1)
+            resv_set(where, index, False)
+            page_of(machine, pte_pfn(entry)).mapping = 0
+            put_page(cpu, pte_pfn(entry))
+        spin_unlock(mutex)
+        index += 1
+    pages = resv_map_t.at(where).pages
+    reserved = region_count(where, first, pages)
+    for index in range(first, pages):
+        resv_set(where, index, False)
+    return_unused_surplus_pages(cpu, h, reserved)
+
+
+@kernel("i64(cpu_t*, i64, i64)")
+def hugetlbfs_setattr(cpu, number, size):
+    """truncate(2): by whole huge pages; 0 or -errno."""
+    machine = machine_of(cpu)
+    inode = inode_of(machine, number)
+    mapping = mapping_of(machine, inode.object)
+    shift = hstate_at(machine, mapping.hstate).order + 12
+    end = size >> shift
+    if size & ((1 << shift) - 1) != 0:
+        return -EINVAL
+    if end > resv_map_t.at(mapping.resv_map).pages:
+        return -EFBIG
+    lock = address_of(inode, "i_rwsem")
+    write_lock(cpu, lock)
+    smaller = end < resv_map_t.at(mapping.resv_map).size
+    set_end(machine, inode, end)
+    if smaller:
+        remove_inode_hugepages(cpu, inode.object, end)
+    write_unlock(lock)
+    return 0
+
+
+@kernel("void(cpu_t*, i64)")
+def hugetlbfs_evict_inode(cpu, number):
+    """The inode goes: its object with it, unless somebody still maps it."""
+    mapping = mapping_of(machine_of(cpu), number)
+    if fetch_add(mapping, "users", -1) == 1:
+        hugetlb_evict(cpu, number)
