@@ -11,7 +11,7 @@ from numaemu import BusError, SegmentationFault
 from numaemu.build import JIT
 from numaemu.files import seeded_bytes
 from numaemu.kernel import swapon
-from numaemu.kernel.mm_types import VM_LOCKED
+from numaemu.kernel.mm_types import VM_GROWSDOWN, VM_LOCKED, VM_SHARED
 from numaemu.uapi import (MADV_COLD, MADV_COLLAPSE, MADV_DONTNEED, MADV_FREE, MADV_HUGEPAGE, MADV_NOHUGEPAGE, MADV_PAGEOUT,
                           MAP_ANONYMOUS, MAP_FIXED, MAP_NORESERVE, MAP_PRIVATE, MAP_SHARED, MPOL_BIND, MPOL_DEFAULT,
                           MPOL_MF_MOVE, MREMAP_DONTUNMAP, MREMAP_FIXED, MREMAP_MAYMOVE, O_CREAT, O_RDWR, PROT_NONE,
@@ -319,6 +319,10 @@ class Spaces:
     def look(self):
         """After each step: at a page that is not always the same, and at all frames from time to time."""
         self.steps += 1
+        for process in self.processes:
+            mapped = {n: (vma.flags & RW, vma.flags & VM_SHARED != 0) for vma in self.loop.vmas(process.task)
+                      if not vma.flags & VM_GROWSDOWN for n in range(vma.start // PAGE, vma.end // PAGE)}
+            assert mapped == {n: (page.prot, page.shared) for n, page in process.space.pages.items()}
         process = self.pick(self.steps)
         self.read_back(process, self.page(process, self.steps * 7 | 1) * PAGE, 64)
         if self.steps % 3 == 0:
