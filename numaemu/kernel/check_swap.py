@@ -3,9 +3,11 @@ import numpy as np
 
 from numaemu.compile import entry
 from numaemu.errors import MachineCheck
-from numaemu.kernel.mm_types import MM_SWAPENTS, PG_buddy, PG_locked, PG_pcp, PG_swapcache, PG_table, machine_t, task_t
+from numaemu.kernel.mm_types import (MM_SWAPENTS, SHMEM, PG_buddy, PG_locked, PG_pcp, PG_swapcache, PG_table, machine_t,
+                                     pool_t, task_t)
 from numaemu.kernel.mmzone import MAX_NR_ZONES, page_of, zone_of
-from numaemu.kernel.pgtable import (is_swap_entry, mm_of, pte_offset, pte_to_swp_entry, ptep_get, skip_missing)
+from numaemu.kernel.pgtable import is_swap_entry, mm_of, pte_offset, pte_pfn, pte_to_swp_entry, ptep_get, skip_missing
+from numaemu.kernel.rmap import mapping_of
 from numaemu.kernel.slab_types import host_of
 from numaemu.kernel.stats import task_numbers
 from numaemu.kernel.swapfile import (MAX_SWAP_ENTRIES, SWAP_HAS_CACHE, SWP_OFFSET_BITS, SWP_USED, SWP_WRITEOK, swap_cache,
@@ -13,6 +15,7 @@ from numaemu.kernel.swapfile import (MAX_SWAP_ENTRIES, SWAP_HAS_CACHE, SWP_OFFSE
 from numaemu.kernel.swapon import area_name, areas
 from numaemu.kernel.vma_index import vma_index, vma_of
 from numaemu.kernel.vmstat import fold_node
+from numaemu.kernel.xarray import MAX_INDEX, xa_find, xa_is_value, xa_load
 from numaemu.kernel.zram import ZRAM_HUGE, zstat_of, ztable
 from numaemu.pointer import i64
 from numaemu.processor import cpu_t
@@ -46,6 +49,21 @@ def count_swap_entries(machine_address, mm_number, named):
                 n += 1
             address += U(4096)
     return n
+
+
+@entry("void(u64, i32[])")
+def count_object_entries(machine_address, named):
+    """Add the swap entries in the trees of shared objects to `named`."""
+    machine = machine_t.at(machine_address)
+    for number in range(1, pool_t.at(machine.mapping_pool).used + 1):
+        mapping, index = mapping_of(machine, number), 0
+        while mapping.shared == SHMEM and mapping.host == 0 and mapping.root != U(0) and index >= 0:
+            index = xa_find(machine, mapping, index, MAX_INDEX)
+            if index >= 0:
+                entry = xa_load(machine, mapping, index)
+                if xa_is_value(entry) and pte_pfn(entry) < MAX_SWAP_ENTRIES:
+                    named[pte_pfn(entry)] += 1
+                index += 1
 
 
 @entry("i64(u64, i64, i32[], i64[])")
@@ -118,7 +136,7 @@ def audit_areas(machine, named):
         if bad > 0:
             count = swap_map(machine)[bad]
             raise MachineCheck(f"{slot_text(machine, bad)}: swap_map says {count & ~SWAP_HAS_CACHE} references"
-                               f"{' and the swap cache' if count & SWAP_HAS_CACHE else ''}, {named[bad]} page-table entries name "
+                               f"{' and the swap cache' if count & SWAP_HAS_CACHE else ''}, {named[bad]} entries name "
                                f"it, kept compressed at {ztable(machine)[bad]:#x}")
         if bad < 0:
             pfn = swap_cache(machine)[-bad]
@@ -136,6 +154,8 @@ def audit_swap(machine):
     """Slots, swap cache, free slots and compressed pages. Raises MachineCheck."""
     named = np.zeros(MAX_SWAP_ENTRIES if areas(machine) else 1, np.int32)
     audit_entries(machine, named)
+    if areas(machine):
+        count_object_entries(int(machine.address), named)
     counts = audit_areas(machine, named)
     zones = [n for n in range(machine.nr_nodes * MAX_NR_ZONES) if zone_of(machine, n).present_pages]
     marked = sum(count_swapcache(int(machine.address), number) for number in zones)
