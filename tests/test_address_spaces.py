@@ -15,7 +15,7 @@ from numaemu.kernel.mm_types import VM_GROWSDOWN, VM_LOCKED, VM_SHARED
 from numaemu.uapi import (MADV_COLD, MADV_COLLAPSE, MADV_DONTNEED, MADV_FREE, MADV_HUGEPAGE, MADV_NOHUGEPAGE, MADV_PAGEOUT,
                           MAP_ANONYMOUS, MAP_FIXED, MAP_NORESERVE, MAP_PRIVATE, MAP_SHARED, MPOL_BIND, MPOL_DEFAULT,
                           MPOL_MF_MOVE, MREMAP_DONTUNMAP, MREMAP_FIXED, MREMAP_MAYMOVE, O_CREAT, O_RDWR, PROT_NONE,
-                          PROT_READ, PROT_WRITE)
+                          PROT_READ, PROT_WRITE, RLIMIT_MEMLOCK)
 
 BASE = 0x1000_0000 // PAGE
 RW = PROT_READ | PROT_WRITE
@@ -66,11 +66,14 @@ class Spaces:
         self.loop.create_file(FILE, FILE_PAGES * PAGE, 5)
         self.processes, self.steps = [Process(self.loop.task())], 0
         self.objects = [Object(FILE_PAGES, seeded_bytes(5, 0, FILE_PAGES * PAGE), FILE), Object(FILE_PAGES, path=TMPFS)]
-        with self.processes[0].task.open(TMPFS, O_RDWR | O_CREAT) as file:
+        task = self.processes[0].task
+        with task.open(TMPFS, O_RDWR | O_CREAT) as file:
             file.truncate(FILE_PAGES * PAGE)
+        task.setrlimit(RLIMIT_MEMLOCK, 1 << 20)
+        task.setuid(1000)                # whom the limit holds for
 
     who, cpus, node, yes = range(12), (0, 1), (0, 1), (True, False)
-    place, length = range(4001), range(101)
+    place, length = range(16001), range(101)
 
     def data(rng):
         return rng.randbytes(rng.randint(1, 40))
@@ -288,6 +291,21 @@ class Spaces:
             mode = MPOL_BIND if how == "mbind" else MPOL_DEFAULT
             process.task.mbind(at * PAGE, n * PAGE, mode, node if how == "mbind" else None, MPOL_MF_MOVE)
 
+    @rule(2, who=who, place=place, length=length, cpu=cpus)
+    def collapse(self, who, place, length, cpu):
+        """As many huge pages as the range has, if they can be had."""
+        process = self.pick(who, cpu)
+        try:
+            process.task.madvise(self.page(process, place) * PAGE, self.pages(length) * PAGE, MADV_COLLAPSE)
+        except OSError as error:
+            assert error.errno in (errno.EINVAL, errno.EAGAIN, errno.ENOMEM, errno.EBUSY)
+
+    @rule(1, who=who)
+    def khugepaged(self, who):
+        """Time passes, in which kernel threads look around."""
+        self.pick(who).task.sleep(30_000)
+        self.loop.run_kthreads()
+
     @rule(1)
     def compact(self):
         self.loop.write("/proc/sys/vm/compact_memory", "1")
@@ -345,6 +363,17 @@ class Spaces:
         self.loop.close()
 
 
+class HugeSpaces(Spaces):
+    """The same with transparent huge pages, in ranges as large, in less memory than all together have."""
+
+    WINDOW, LENGTHS, MEMORY, THP, LOCKS, MOST = 2048, (1, 2, 17, 130, 511, 512, 513, 700), "16MiB", "always", 17, 4
+
+    def page(self, process, place, heap=True):
+        """Often where a huge page begins."""
+        page = super().page(process, place, heap)
+        return page // 512 * 512 if place % 3 == 0 and page // 512 * 512 in process.space.pages else page
+
+
 def run(machine, steps):
     """Do the steps; an error says which one was it."""
     try:
@@ -358,6 +387,13 @@ def run(machine, steps):
 
 
 @pytest.mark.interpreted
-@pytest.mark.parametrize("seed", range(40 if JIT else 3))
+@pytest.mark.parametrize("seed", range(16 if JIT else 2))
 def test_random_steps_against_a_dictionary(seed):
     run(Spaces(), story(seed, 150 if JIT else 40))
+
+
+@pytest.mark.skipif(not JIT, reason="too much memory to fill without the JIT")
+@pytest.mark.parametrize("seed", range(6))
+def test_random_steps_with_huge_pages(seed):
+    """Collapse, split, reclaim, compaction and migration among forks, writes and the rest."""
+    run(HugeSpaces(), story(1000 + seed, 150))
