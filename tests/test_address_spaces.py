@@ -20,7 +20,7 @@ from numaemu.uapi import (MADV_COLD, MADV_COLLAPSE, MADV_DONTNEED, MADV_FREE, MA
 BASE = 0x1000_0000 // PAGE
 RW = PROT_READ | PROT_WRITE
 FILE, TMPFS = "/mnt/file", "/dev/shm/file"
-FILE_PAGES = 8
+FILE_PAGES, MEMLOCK = 8, 1 << 20
 ADVICE = {"DONTNEED": MADV_DONTNEED, "FREE": MADV_FREE, "COLD": MADV_COLD, "PAGEOUT": MADV_PAGEOUT,
           "HUGEPAGE": MADV_HUGEPAGE, "NOHUGEPAGE": MADV_NOHUGEPAGE}
 RULES = {}                               # {name: (weight, {argument: how it is drawn})}
@@ -69,7 +69,7 @@ class Spaces:
         task = self.processes[0].task
         with task.open(TMPFS, O_RDWR | O_CREAT) as file:
             file.truncate(FILE_PAGES * PAGE)
-        task.setrlimit(RLIMIT_MEMLOCK, 1 << 20)
+        task.setrlimit(RLIMIT_MEMLOCK, MEMLOCK)
         task.setuid(1000)                # whom the limit holds for
 
     who, cpus, node, yes = range(12), (0, 1), (0, 1), (True, False)
@@ -237,8 +237,10 @@ class Spaces:
             space.munmap(at + new, max(old - new, 0))
             if not whole:
                 raise Failed("EFAULT")
+            if at in locked and new > old and len(locked & set(space.pages)) + new - old > MEMLOCK // PAGE:
+                raise Failed("EAGAIN")
             space.move(at, min(old, new), new, to, keep)
-        whole, _ = self.one_vma(process, at, min(old, new))
+        (whole, _), locked = self.one_vma(process, at, min(old, new)), self.locked(process)
         flags = MREMAP_FIXED | MREMAP_MAYMOVE | (MREMAP_DONTUNMAP if keep else 0)
         self.same(lambda: process.task.mremap(at * PAGE, old * PAGE, new * PAGE, flags, to * PAGE), twin)
 
