@@ -1,4 +1,4 @@
-"""Fork storms, mremap under other threads' hands, huge pages and reclaim at once on all CPUs, every word verified.
+"""Fork storms, mremap under other threads' hands, shared files, huge pages and reclaim on all CPUs, every word verified.
 
     python benchmarks/mm_stress.py [minutes]
 
@@ -13,7 +13,7 @@ import numpy as np
 
 from numaemu import (MADV_COLD, MADV_DONTNEED, MADV_PAGEOUT, MAP_ANONYMOUS, MAP_NORESERVE, MAP_PRIVATE, MAP_SHARED, Machine,
                      SegmentationFault)
-from numaemu.uapi import MADV_COLLAPSE, MAP_FIXED, MREMAP_FIXED, MREMAP_MAYMOVE
+from numaemu.uapi import MADV_COLLAPSE, MAP_FIXED, MREMAP_FIXED, MREMAP_MAYMOVE, O_CREAT, O_RDWR
 
 U = np.uint64
 PAGE, HUGE = 4096, 2 << 20
@@ -148,16 +148,52 @@ def moving(task, seed, cpus, pages):
     return verified
 
 
+# -- shared objects ------------------------------------------------------------------------------------------
+
+def sharer(task, seed, path, addr, pages, slot, rounds):
+    """Words of our own in pages that others write to, too: inherited, or of a mapping of our own of the same file."""
+    rng, verified = np.random.default_rng(seed), 0
+    if seed % 2:
+        with task.open(path, O_RDWR) as file:
+            addr = task.mmap(pages * PAGE, flags=MAP_SHARED, file=file).addr
+    where, expected = places(addr, pages, slot), np.zeros(pages, U)
+    for _ in range(rounds):
+        picked = np.sort(rng.permutation(pages)[:pages // 3])
+        expected[picked] = rng.integers(1, 1 << 62, len(picked)).astype(U)
+        task.store(where[picked], expected[picked])
+        first = int(rng.integers(0, pages - 20))
+        task.madvise(addr + first * PAGE, int(rng.integers(1, 20)) * PAGE, (MADV_PAGEOUT, MADV_DONTNEED)[rng.integers(2)])
+        verified += compare(task, task.load(where), expected, f"words of {path}")
+    return verified
+
+
+def sharing(task, seed, cpus, pages):
+    """A file in memory and one on the disk, each mapped by processes on every CPU, with zeros where nobody writes."""
+    verified, pages = 0, pages // 4
+    for path in (f"/dev/shm/{seed}", f"/mnt/{seed}"):
+        with task.open(path, O_RDWR | O_CREAT) as file:
+            file.truncate(pages * PAGE)
+            area = task.mmap(pages * PAGE, flags=MAP_SHARED, file=file)
+            handles = [task.fork(sharer, 2 * seed + i, path, area.addr, pages, 100 * i, 6, cpu=cpu)
+                       for i, cpu in enumerate(cpus)]
+            verified += sum(handle.result() for handle in handles)
+            untouched = places(area.addr, pages, 50)
+            verified += compare(task, task.load(untouched), np.zeros(pages, U), f"words of {path} that nobody wrote")
+            file.truncate(0)
+        area.munmap()
+    return verified
+
+
 # -- rounds --------------------------------------------------------------------------------------------------
 
-STORIES = (storm, moving)
+STORIES = (storm, moving, sharing)
 
 
 def one_round(machine, seed):
     """Every CPU at once, compaction meanwhile, an audit at the end: words verified."""
-    pages = (600, 1100, 2600)[seed % 3]          # of 16 MiB per node: easily, just, and by far not
+    pages = (600, 2600, 6000)[seed % 3]          # of 40 MiB per node: easily, just, and by far not
     cpus = [cpu.id for cpu in machine.cpus]
-    handles = [machine.spawn(STORIES[cpu % 2], seed * 1000 + cpu, cpus, pages, cpu=cpu) for cpu in cpus]
+    handles = [machine.spawn(STORIES[(seed + cpu) % 3], seed * 1000 + cpu, cpus, pages, cpu=cpu) for cpu in cpus]
     while not all(handle.done() for handle in handles):
         machine.write("/proc/sys/vm/compact_memory", "1")
         time.sleep(0.1)
@@ -166,7 +202,7 @@ def one_round(machine, seed):
     return verified
 
 
-def stressed_machine(memory_per_node="16MiB"):
+def stressed_machine(memory_per_node="40MiB"):
     """Two nodes with two CPUs each, huge pages wherever they can be had, and a disk to swap to."""
     machine = Machine(nodes=2, cpus_per_node=2, memory_per_node=memory_per_node)
     machine.swapon("256MiB")
