@@ -4,6 +4,10 @@ PAGE = 4096
 NONE, READ, WRITE = 0, 1, 2
 
 
+AT_FORK = {"DONTFORK": lambda now: "skip " + now, "DOFORK": lambda now: now.replace("skip ", ""),
+           "WIPEONFORK": lambda now: "wipe " + now, "KEEPONFORK": lambda now: now.replace("wipe ", "")}
+
+
 class Segfault(Exception):
     """Nothing is mapped there, or it may not be accessed so; `done` bytes were accessed before."""
 
@@ -31,8 +35,10 @@ class Page:
     `own` is a list: what it may hold. There are two after MADV_FREE: what it held, and zeros, until somebody looks.
     """
 
-    def __init__(self, prot, shared=False, object=None, index=0, own=None, lazy=False):
+    def __init__(self, prot, shared=False, object=None, index=0, own=None, lazy=False,
+                 at_fork="copy"):
         self.prot, self.shared, self.object, self.index, self.own, self.lazy = prot, shared, object, index, own, lazy
+        self.at_fork = at_fork               # words: "skip" (MADV_DONTFORK), "wipe" (MADV_WIPEONFORK), "copy"
 
     def backing(self):
         """The object's page; None: there is no object."""
@@ -72,12 +78,14 @@ class Page:
             self.own, self.lazy = [*self.own, bytearray(PAGE)], True
 
     def copy(self):
+        if "wipe" in self.at_fork:
+            return self.next(0)
         own = self.own and [bytearray(content) for content in self.own]
-        return Page(self.prot, self.shared, self.object, self.index, own, self.lazy)
+        return Page(self.prot, self.shared, self.object, self.index, own, self.lazy, self.at_fork)
 
     def next(self, n):
         """What a mapping that grows by `n` pages shows there."""
-        return Page(self.prot, self.shared, self.object, self.index + n)
+        return Page(self.prot, self.shared, self.object, self.index + n, at_fork=self.at_fork)
 
 
 class Space:
@@ -87,7 +95,7 @@ class Space:
         self.pages = pages or {}
 
     def fork(self):
-        return Space({number: page.copy() for number, page in self.pages.items()})
+        return Space({number: page.copy() for number, page in self.pages.items() if "skip" not in page.at_fork})
 
     def mmap(self, at, n, prot, shared=False, object=None, index=0):
         if shared and object is None:
@@ -111,19 +119,21 @@ class Space:
             raise Failed("ENOMEM")
 
     def madvise(self, at, n, advice, locked):
-        """`advice`: DONTNEED or FREE, or another that changes no byte. `locked`: pages that mlock has."""
+        """`advice`: DONTNEED, FREE, what is to be done at fork, or another that changes no byte. `locked`: pages that mlock has."""
         hole = False
         for number in range(at, at + n):
             page = self.pages.get(number)
             if page is None:
                 hole = True
                 continue
-            if number in locked or advice == "FREE" and (page.shared or page.object):
+            if number in locked or advice in ("FREE", "WIPEONFORK") and (page.shared or page.object):
                 raise Failed("EINVAL")
             if advice == "DONTNEED":
                 page.forget()
             elif advice == "FREE":
                 page.free()
+            elif advice in AT_FORK:
+                page.at_fork = AT_FORK[advice](page.at_fork)
         if hole:
             raise Failed("ENOMEM")
 

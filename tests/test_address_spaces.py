@@ -12,7 +12,8 @@ from numaemu.build import JIT
 from numaemu.files import seeded_bytes
 from numaemu.kernel import swapon
 from numaemu.kernel.mm_types import VM_GROWSDOWN, VM_LOCKED, VM_SHARED
-from numaemu.uapi import (MADV_COLD, MADV_COLLAPSE, MADV_DONTNEED, MADV_FREE, MADV_HUGEPAGE, MADV_NOHUGEPAGE, MADV_PAGEOUT,
+from numaemu.uapi import (MADV_COLD, MADV_COLLAPSE, MADV_DOFORK, MADV_DONTFORK, MADV_DONTNEED, MADV_FREE, MADV_HUGEPAGE,
+                          MADV_KEEPONFORK, MADV_NOHUGEPAGE, MADV_PAGEOUT, MADV_WIPEONFORK,
                           MAP_ANONYMOUS, MAP_FIXED, MAP_NORESERVE, MAP_PRIVATE, MAP_SHARED, MPOL_BIND, MPOL_DEFAULT,
                           MPOL_MF_MOVE, MREMAP_DONTUNMAP, MREMAP_FIXED, MREMAP_MAYMOVE, O_CREAT, O_RDWR, PROT_NONE,
                           PROT_READ, PROT_WRITE, RLIMIT_MEMLOCK)
@@ -22,6 +23,7 @@ RW = PROT_READ | PROT_WRITE
 FILE, TMPFS = "/mnt/file", "/dev/shm/file"
 FILE_PAGES, MEMLOCK = 8, 1 << 20
 ADVICE = {"DONTNEED": MADV_DONTNEED, "FREE": MADV_FREE, "COLD": MADV_COLD, "PAGEOUT": MADV_PAGEOUT,
+          "DONTFORK": MADV_DONTFORK, "DOFORK": MADV_DOFORK, "WIPEONFORK": MADV_WIPEONFORK, "KEEPONFORK": MADV_KEEPONFORK,
           "HUGEPAGE": MADV_HUGEPAGE, "NOHUGEPAGE": MADV_NOHUGEPAGE}
 RULES = {}                               # {name: (weight, {argument: how it is drawn})}
 ZEROED = ("nr_anon_pages", "nr_mapped", "nr_page_table_pages", "nr_mlock", "nr_anon_transparent_hugepages", "nr_swapcached")
@@ -205,8 +207,8 @@ class Spaces:
     @rule(6, who=who, place=place, length=length, advice=sorted(ADVICE), cpu=cpus)
     def madvise(self, who, place, length, advice, cpu):
         process, n = self.pick(who, cpu), self.pages(length)
-        at, locked = self.page(process, place), self.locked(process)
-        locked = () if "HUGE" in advice else locked
+        at, locked = self.page(process, place, heap="FORK" not in advice), self.locked(process)
+        locked = () if "HUGE" in advice or "FORK" in advice else locked
         self.same(lambda: process.task.madvise(at * PAGE, n * PAGE, ADVICE[advice]),
                   lambda: process.space.madvise(at, n, advice, locked))
 
