@@ -19,6 +19,7 @@ from numaemu.kernel.mmzone import MAX_NR_ZONES, ZONE_HIGHMEM, page_of, page_zone
 from numaemu.kernel.oom_kill import epitaph, oom_exit, release_task
 from numaemu.kernel.page_alloc import BAD_TEXTS, compound_head, compound_order
 from numaemu.kernel.pgtable import mm_of
+from numaemu.kernel.rmap import mapping_of
 from numaemu.kernel.sched import GONE, HERE, VICTIM, ZOMBIE, deactivate, new_slice, sleep_until, task_standing
 from numaemu.kernel.stats import cpu_figures, task_name, task_numbers
 from numaemu.kernel.trail import read_trail
@@ -303,8 +304,11 @@ class Operations(KernelOperations, KernelSpaceOperations, MmOperations, ExecOper
                     self.machine, file_of(self.machine, vma.file).inode).i_size:
                 return "the file of huge pages ends before it"
             return f"no huge page of the pool is free for it (mapping {vma.start:#x}-{vma.end:#x})"
-        inode = inode_of(self.machine, file_of(self.machine, vma.file).inode)
         offset = (vma.pgoff << 12) + address - int(vma.start)
+        if not vma.file:
+            nbytes = mapping_of(self.machine, vma.mapping).size << 12
+            return f"byte {offset} of shared memory, which was made with {nbytes}"
+        inode = inode_of(self.machine, file_of(self.machine, vma.file).inode)
         return f"byte {offset} of {inode_name(inode)}, which has {inode.i_size}"
 
     # -- the task

@@ -9,7 +9,7 @@ from numaemu.paging import _PAGE_ACCESSED, _PAGE_DIRTY
 from numaemu.uapi import (MADV_COLD, MADV_DONTNEED, MADV_DONTNEED_LOCKED, MADV_FREE, MADV_MERGEABLE, MADV_NORMAL,
                           MADV_PAGEOUT, MADV_POPULATE_READ, MADV_POPULATE_WRITE, MADV_RANDOM, MADV_SEQUENTIAL,
                           MADV_WILLNEED, MADV_WIPEONFORK, MAP_ANONYMOUS, MAP_LOCKED, MAP_PRIVATE, MAP_SHARED,
-                          PROT_NONE, PROT_READ)
+                          O_RDWR, PROT_NONE, PROT_READ)
 
 PAGE = 4096
 SHARED = MAP_SHARED | MAP_ANONYMOUS
@@ -51,6 +51,17 @@ def test_free_spares_pages_that_others_map(two_nodes):
     task.madvise(area.addr, PAGE, MADV_FREE)
     assert page_of(two_nodes, task, area.addr).flags & np.uint64(PG_swapbacked)
     child.exit()
+
+
+def test_private_pages_of_files_are_not_anonymous_memory(two_nodes):
+    """Neither may be dropped for zeros, nor be wiped at fork."""
+    two_nodes.create_file("/mnt/f", b"file" * 1024)
+    task = two_nodes.task()
+    with task.open("/mnt/f", O_RDWR) as file:
+        area = task.mmap(PAGE, file=file, flags=MAP_PRIVATE)
+    task.write(area.addr, b"mine")
+    for advice in (MADV_FREE, MADV_WIPEONFORK):
+        refused(errno.EINVAL, task.madvise, area.addr, PAGE, advice)
 
 
 def test_cold_pages_have_not_been_used(two_nodes):

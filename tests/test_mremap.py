@@ -5,7 +5,7 @@ import numba
 import numpy as np
 import pytest
 
-from numaemu import GFP_KERNEL, SegmentationFault, load_u64, store_u64
+from numaemu import GFP_KERNEL, BusError, SegmentationFault, load_u64, store_u64
 from numaemu.build import JIT
 from numaemu.kernel.mm_types import VM_ACCOUNT, VM_LOCKED
 from numaemu.uapi import (MAP_ANONYMOUS, MAP_PRIVATE, MAP_SHARED, MREMAP_DONTUNMAP, MREMAP_FIXED, MREMAP_MAYMOVE,
@@ -253,3 +253,17 @@ def test_nobody_writes_through_the_old_address(machine):
 
 def run_writer(task, address, flag):
     return task.call(write_on, address, flag)
+
+
+def test_shared_memory_does_not_grow_with_its_mapping(two_nodes):
+    """mremap makes room in the address space only: behind the object's end there is nothing, as behind a file's."""
+    task = two_nodes.task()
+    area = task.mmap(2 * PAGE, flags=SHARED)
+    task.write(area.addr, b"here")
+    longer = task.mremap(area.addr, 2 * PAGE, 4 * PAGE, MREMAP_MAYMOVE)
+    task.write(longer.addr + PAGE, b"still")
+    for access in (lambda: task.write(longer.addr + 2 * PAGE, b"x"), lambda: task.read(longer.addr + 3 * PAGE, 1)):
+        with pytest.raises(BusError, match="of shared memory, which was made with 8192"):
+            access()
+    assert task.read(longer.addr, 4) == b"here"
+    two_nodes.audit()

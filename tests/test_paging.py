@@ -1,4 +1,7 @@
 """Page-table formats: entries in memory as the manuals lay them out, walks against a dictionary, tasks in every format."""
+import contextlib
+import random
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -14,7 +17,7 @@ from numaemu.paging import (_PAGE_ACCESSED, _PAGE_DIRTY, _PAGE_GLOBAL, _PAGE_NX,
 from numaemu.pointer import u32, u64
 from numaemu.processor import EXEC, LEAF_SHIFT, READ, WRITE
 from numaemu.topology import load_topology
-from numaemu.uapi import MAP_ANONYMOUS, MAP_FIXED, MAP_PRIVATE, PROT_EXEC, PROT_NONE, PROT_READ, PROT_WRITE
+from numaemu.uapi import MADV_COLLAPSE, MAP_ANONYMOUS, MAP_FIXED, MAP_PRIVATE, PROT_EXEC, PROT_NONE, PROT_READ, PROT_WRITE
 from numaemu.walk import walk
 
 BITS = [int(b) for b in (_PAGE_RW, _PAGE_USER, _PAGE_ACCESSED, _PAGE_DIRTY, _PAGE_GLOBAL, _PAGE_SOFTW1, _PAGE_NX)]
@@ -154,6 +157,88 @@ def test_walks_against_a_flat_map(name, mapped, stride):
         for addr in [0x0FFF_F000, 0x1000_0000 + 301 * stride * 4096]:
             assert not walk(cpu, np.uint64(addr), READ)
         machine.audit()
+
+
+PROTECTIONS = (PROT_READ, PROT_READ | PROT_WRITE, PROT_READ | PROT_WRITE, PROT_READ | PROT_EXEC, PROT_NONE)
+
+
+class FlatMap:
+    """Three huge pages of addresses in each of two places far apart, and what should be there: {page: [prot, word]}."""
+
+    def __init__(self, machine, name):
+        self.machine, self.task, self.flat, self.nx = machine, machine.task(), {}, FORMATS[name]["nx"]
+        self.huge = (4 << 20 if name == "x86-32" else 2 << 20) // 4096
+        self.places = [start + self.huge * n for start in (0x1000_0000 // 4096, 0x9000_0000 // 4096) for n in range(3)]
+        for place in self.places:
+            self.mmap(place, self.huge, PROT_READ | PROT_WRITE)
+
+    def pages(self, rng):
+        """Where something is done: whole huge pages, parts of them, single ones; mapped or not."""
+        first = rng.choice(self.places) + rng.choice((0, 0, 1, self.huge // 2, rng.randrange(self.huge)))
+        return first, rng.choice((1, 1, 7, self.huge // 2, self.huge, self.huge + 1))
+
+    def mmap(self, first, n, prot):
+        self.task.mmap(n * 4096, prot, PRIVATE | MAP_FIXED, addr=first * 4096)
+        self.flat.update({page: [prot, 0] for page in range(first, first + n)})
+
+    def munmap(self, first, n, _prot):
+        self.task.munmap(first * 4096, n * 4096)
+        for page in range(first, first + n):
+            self.flat.pop(page, None)
+
+    def mprotect(self, first, n, prot):
+        if all(page in self.flat for page in range(first, first + n)):
+            self.task.mprotect(first * 4096, n * 4096, prot)
+            for page in range(first, first + n):
+                self.flat[page][0] = prot
+
+    def write(self, first, n, _prot):
+        """The first and last page of the range, if they may be written."""
+        for page in {first, first + n - 1}:
+            if self.flat.get(page, [0])[0] & PROT_WRITE:
+                self.task.write(page * 4096 + 8, page.to_bytes(8, "little"))
+                self.flat[page][1] = page
+            else:
+                with pytest.raises(SegmentationFault):
+                    self.task.write(page * 4096 + 8, b"?")
+
+    def collapse(self, first, _n, _prot):
+        with contextlib.suppress(OSError):
+            self.task.madvise(first // self.huge * self.huge * 4096, self.huge * 4096, MADV_COLLAPSE)
+
+    def look(self, page):
+        """The page by loads and by a walk of its own: how many levels up its entry stands."""
+        prot, word = self.flat.get(page, (None, 0))
+        if not prot:
+            with pytest.raises(SegmentationFault):
+                self.task.read(page * 4096, 8)
+            return 0
+        assert int.from_bytes(self.task.read(page * 4096 + 8, 8), "little") == word
+        cpu, address = self.machine.cpu(), np.uint64(page * 4096)
+        if not prot & PROT_WRITE:
+            assert not walk(cpu, address, WRITE)
+        assert bool(walk(cpu, address, EXEC)) == bool(prot & PROT_EXEC or not self.nx)
+        return int(walk(cpu, address, READ)) >> int(LEAF_SHIFT) & 7
+
+
+@pytest.mark.interpreted
+@pytest.mark.parametrize("name", FORMATS)
+def test_mapping_and_unmapping_against_a_flat_map(name):
+    """map, unmap, protect, write and collapse at random, over borders of huge entries and tables."""
+    rng, levels = random.Random(name), set()
+    for _ in range(6 if JIT else 1):
+        with Loopback(nodes=1, cpus_per_node=1, memory_per_node="48MiB", paging=name, **SMALL_TLB) as machine:
+            machine.write("/sys/kernel/mm/transparent_hugepage/enabled", "always")
+            flat = FlatMap(machine, name)
+            for _ in range(120 if JIT else 40):
+                what = rng.choice((flat.mmap, flat.munmap, flat.mprotect, flat.write, flat.write, flat.collapse))
+                first, n = flat.pages(rng)
+                what(first, n, rng.choice(PROTECTIONS))
+                levels |= {flat.look(page) for page in (first - 1, first, first + n - 1, first + n, flat.pages(rng)[0])}
+            machine.audit()
+            flat.task.exit()
+            machine.audit()
+    assert levels == {0, 1}
 
 
 @pytest.mark.interpreted

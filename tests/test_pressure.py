@@ -244,3 +244,14 @@ def test_all_cpus_at_twice_the_memory():
         for name in ("/dev/zram0", "/dev/vdb"):
             machine.swapoff(name)
         machine.check()
+
+
+def test_forks_and_mremap_while_everything_moves():
+    """Fork storms, mremap under other threads' hands, huge pages, compaction and swap: not one wrong word, no frame lost."""
+    mm_stress = importlib.import_module("mm_stress")
+    with mm_stress.stressed_machine() as machine:
+        for seed in range(6):
+            assert mm_stress.one_round(machine, seed) > 0
+        counted = machine.stats()["vmstat"]
+        assert counted["pswpin"] > 0 and counted["thp_fault_alloc"] > 0 and counted["nr_tlb_remote_flush"] > 0
+        assert counted["oom_kill"] == 0

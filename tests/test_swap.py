@@ -8,7 +8,8 @@ from hypothesis import settings
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 from loopback import SMALL_TLB, Loopback
 
-from numaemu import GFP_KERNEL, MADV_FREE, MADV_PAGEOUT, MAP_ANONYMOUS, MAP_NORESERVE, MAP_PRIVATE, Machine, MachineCheck
+from numaemu import (GFP_KERNEL, MADV_FREE, MADV_PAGEOUT, MAP_ANONYMOUS, MAP_NORESERVE, MAP_PRIVATE, MAP_SHARED, O_CREAT, O_RDWR,
+                     Machine, MachineCheck)
 from numaemu.build import JIT
 from numaemu.kernel import swap, swapfile, swapon
 from numaemu.kernel.mm_types import MM_SWAPENTS, PG_dirty, PG_swapbacked, PG_swapcache
@@ -372,6 +373,30 @@ def test_only_a_disk_is_waited_for(loopback, kind):
     assert times[1] < latency
     assert times[0] > latency if kind == "disk" else 8 * loop.machine.decompress_ns < times[0] < latency
     loop.audit()
+
+
+@pytest.mark.interpreted
+def test_shared_objects_in_swap_are_accounted_for_and_come_back_at_swapoff(two_nodes):
+    """Their swap entries stand in their trees, not in page tables: of shared memory, and of a tmpfs file nobody maps."""
+    swapon.swapon(two_nodes.machine, "area", 1 << 20, kind="disk")
+    task = two_nodes.task()
+    shared = task.mmap("16KiB", flags=MAP_SHARED | MAP_ANONYMOUS)
+    with task.open("/dev/shm/x", O_RDWR | O_CREAT) as file:
+        file.truncate(8192)
+        mapped = task.mmap("8KiB", flags=MAP_SHARED, file=file)
+    for area in (shared, mapped):
+        task.store(area.pages(), np.arange(area.nbytes // 4096, dtype=np.uint64) + np.uint64(7))
+        task.madvise(area.addr, area.nbytes, MADV_PAGEOUT)
+    mapped.munmap()
+    assert two_nodes.vmstat()["pswpout"] == 6
+    two_nodes.audit()
+    kind = swapon.swapoff_begin(two_nodes.machine, "area")
+    swapon.try_to_unuse(int(two_nodes.cpu().address), kind)
+    swapon.swapoff_end(two_nodes.machine, kind)
+    assert task.load(shared.pages()).tolist() == [7, 8, 9, 10]
+    with task.open("/dev/shm/x") as file:
+        assert file.read(8, 4096) == (8).to_bytes(8, "little")
+    two_nodes.audit()
 
 
 def test_swapoff_brings_everything_back():

@@ -9,7 +9,7 @@ from numaemu.formats import FORMATS
 from numaemu.kernel.mm_types import PG_mlocked
 from numaemu.kernel.swapon import swapon
 from numaemu.uapi import (MADV_DONTNEED, MADV_PAGEOUT, MAP_ANONYMOUS, MAP_FIXED, MAP_GROWSDOWN, MAP_LOCKED,
-                          MAP_NORESERVE, MAP_PRIVATE, MAP_SHARED, MCL_CURRENT, MCL_FUTURE, MLOCK_ONFAULT, MS_ASYNC,
+                          MAP_HUGETLB, MAP_NORESERVE, MAP_PRIVATE, MAP_SHARED, MCL_CURRENT, MCL_FUTURE, MLOCK_ONFAULT, MS_ASYNC,
                           MS_INVALIDATE, MS_SYNC, O_RDWR, PROT_NONE, PROT_READ, PROT_WRITE, RLIMIT_AS, RLIMIT_DATA,
                           RLIMIT_MEMLOCK, RLIMIT_STACK, RLIM_INFINITY)
 
@@ -373,3 +373,23 @@ def test_the_audit_sees_a_wrong_count(loop, what):
         setattr(holder, what, getattr(holder, what) + 1)
     with pytest.raises(MachineCheck, match=what):
         loop.audit()
+
+
+def test_mprotect_keeps_what_is_promised_for_other_than_untouched_anonymous_memory(loopback):
+    """Memory of a file that was writable stays promised; huge pages of the pool are reserved, and never are."""
+    machine = loopback(nodes=1, cpus_per_node=1, memory_per_node="32MiB")
+    machine.create_file("/mnt/f", b"file")
+    machine.write("/proc/sys/vm/nr_hugepages", "1")
+    task = machine.task()
+    start = machine.machine.vm_committed_as
+    with task.open("/mnt/f", O_RDWR) as file:
+        own = task.mmap(PAGE, RW, MAP_PRIVATE, file)
+    assert machine.machine.vm_committed_as == start + 1
+    task.mprotect(own.addr, PAGE, PROT_READ)
+    assert machine.machine.vm_committed_as == start + 1
+    anonymous = task.mmap(PAGE)
+    task.mprotect(anonymous.addr, PAGE, PROT_READ)
+    huge = task.mmap("2MiB", PROT_READ, MAP_PRIVATE | MAP_ANONYMOUS | MAP_HUGETLB)
+    task.mprotect(huge.addr, "2MiB", RW)
+    assert machine.machine.vm_committed_as == start + 1
+    machine.audit()

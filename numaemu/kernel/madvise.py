@@ -22,7 +22,7 @@ from numaemu.kernel.smp import machine_of
 from numaemu.kernel.swap import folio_deactivate, folio_isolate_lru, folio_mark_lazyfree, lru_add_drain
 from numaemu.kernel.swapfile import folio_free_swap, free_swap_and_cache
 from numaemu.kernel.tlb import flush_tlb_mm_range
-from numaemu.kernel.vma import vma_modify_flags
+from numaemu.kernel.vma import vma_is_anonymous, vma_modify_flags
 from numaemu.kernel.vma_index import find_position, map_count, vma_at
 from numaemu.kernel.vmscan import init_scan_control, reclaim_pages
 from numaemu.kernel.workingset import SWAP_CLUSTER_MAX
@@ -84,7 +84,7 @@ def madvise_update_vma(cpu, mm_number, position, start, end, advice):
     """0 or a negative errno"""
     vma = vma_at(machine_of(cpu), mm_number, position)
     flags = vma.flags
-    if advice == MADV_WIPEONFORK and (flags & VM_SHARED or vma.file != 0):
+    if advice == MADV_WIPEONFORK and (vma.file != 0 or flags & VM_SHARED):
         return -EINVAL
     new = advised_flags(flags, advice)
     if new == flags:
@@ -251,8 +251,8 @@ def madvise_vma_behavior(cpu, mm_number, position, start, end, advice):
     elif advice == MADV_COLD:
         madvise_pages(cpu, mm_number, start, end, False)
     elif advice == MADV_FREE:
-        if flags & VM_SHARED or vma_at(machine, mm_number, position).file != 0:
-            return -EINVAL                       # not vma_is_anonymous
+        if not vma_is_anonymous(vma_at(machine, mm_number, position)):
+            return -EINVAL
         madvise_pages(cpu, mm_number, start, end, True)
     else:
         update_hiwater(mm_of(machine, mm_number))

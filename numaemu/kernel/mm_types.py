@@ -71,6 +71,7 @@ mapping_t = Struct("mapping_t", [   # struct anon_vma / struct address_space: wh
     ("host", i64),                  # number of the file's inode; 0: no file
     ("root", u64),                  # the tree of its pages (xarray.py), 0 = none yet
     ("nr_pages", i64),              # pages in it, atomically
+    ("size", i64),                  # shared anonymous memory: pages, as it was made (i_size)
     ("acct", i64),                  # shmem: pages charged against the commit limit
     ("tmpfs", i64),                 # 1: a file's object, charged page by page (atomically then); its inode is a user
     ("resv_map", u64),              # hugetlb: the host address of its reservations

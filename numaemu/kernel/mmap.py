@@ -184,12 +184,13 @@ def calc_vm_flags(prot, flags):
 
 @kernel("i64(cpu_t*, i64, i64)")
 def shmem_zero_setup(cpu, vma_number, charge):
-    """A shared mapping of nothing gets an object of its own, which is charged whole: 0 or -ENOMEM."""
+    """A shared mapping of nothing gets an object of its own, as long as it, which is charged whole: 0 or -ENOMEM."""
     machine = machine_of(cpu)
     mapping = new_mapping(cpu, 1)
     if mapping == 0:
         return -ENOMEM
     mapping_of(machine, mapping).acct = charge
+    mapping_of(machine, mapping).size = vma_pages(vma_of(machine, vma_number))
     vma_of(machine, vma_number).mapping = mapping
     link_vma(cpu, mapping, vma_number)
     return 0

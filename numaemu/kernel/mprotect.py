@@ -3,12 +3,13 @@ import numpy as np
 
 from numaemu.compile import kernel
 from numaemu.kernel.memory import change_protection
-from numaemu.kernel.mm_types import VM_ACCESS_FLAGS, VM_ACCOUNT, VM_EXEC, VM_NORESERVE, VM_READ, VM_SHARED, VM_WRITE
+from numaemu.kernel.mm_types import (VM_ACCESS_FLAGS, VM_ACCOUNT, VM_EXEC, VM_HUGETLB, VM_NORESERVE, VM_READ, VM_SHARED,
+                                     VM_WRITE)
 from numaemu.kernel.mmap import page_align
 from numaemu.kernel.pgtable import mm_of
 from numaemu.kernel.smp import machine_of
 from numaemu.kernel.util import may_expand_vm, vm_acct_memory, vm_enough_memory, vm_stat_account
-from numaemu.kernel.vma import vma_modify_flags
+from numaemu.kernel.vma import vma_is_anonymous, vma_modify_flags
 from numaemu.kernel.vma_index import find_position, map_count, vma_at
 from numaemu.uapi import PROT_EXEC, PROT_READ, PROT_WRITE, errno
 
@@ -23,11 +24,11 @@ def charge_change(cpu, mm_number, vma, new_flags, pages):
     if new_flags & VM_WRITE:
         if not may_expand_vm(cpu, mm, new_flags, pages) and may_expand_vm(cpu, mm, old, pages):
             return -ENOMEM
-        if old & (VM_ACCOUNT | VM_WRITE | VM_SHARED | VM_NORESERVE) == 0:
+        if old & (VM_ACCOUNT | VM_WRITE | VM_HUGETLB | VM_SHARED | VM_NORESERVE) == 0:
             if vm_enough_memory(cpu, mm_number, pages) != 0:
                 return -ENOMEM
             return new_flags | VM_ACCOUNT
-    elif old & VM_ACCOUNT and old & VM_SHARED == 0 and vma.anon_vma == 0:
+    elif old & VM_ACCOUNT and vma_is_anonymous(vma) and vma.anon_vma == 0:
         return new_flags & ~VM_ACCOUNT           # never touched: nothing is promised any more
     return new_flags
 

@@ -121,14 +121,16 @@ def shmem_cow_fault(cpu, mm, vma_number, address, ptep):
 
 @kernel("i64(cpu_t*, mm_t*, i64, u64, bool, u64)")
 def shmem_fault(cpu, mm, vma_number, address, write, ptep):
-    """Touch of a shared object, which has no end, or of a tmpfs file: not behind its end, which cannot change meanwhile."""
+    """Touch of a shared object: not behind its end, which of a tmpfs file cannot change meanwhile, of others never does."""
     machine = machine_of(cpu)
     vma, code = vma_of(machine, vma_number), VM_FAULT_SIGBUS
+    index = vma.pgoff + np.int64((address - vma.start) >> U(12))
     if vma.file == 0:
-        return do_shared_fault(cpu, mm, vma_number, address, write, ptep)
+        inside = index < mapping_of(machine, shmem_object(vma)).size
+        return do_shared_fault(cpu, mm, vma_number, address, write, ptep) if inside else code
     inode = inode_of(machine, file_of(machine, vma.file).inode)
     read_lock(cpu, address_of(inode, "invalidate_lock"))
-    if vma.pgoff + np.int64((address - vma.start) >> U(12)) < i_pages(inode):
+    if index < i_pages(inode):
         if write and vma.flags & VM_SHARED == 0:
             code = shmem_cow_fault(cpu, mm, vma_number, address, ptep)
         else:

@@ -13,14 +13,18 @@ from numaemu.compile import entry, kernel
 from numaemu.kernel.fork import mmget_not_zero, mmput
 from numaemu.kernel.memory import handle_mm_fault
 from numaemu.kernel.mm_inline import folio_lock, folio_test, folio_unlock
-from numaemu.kernel.mm_types import VM_FAULT_OOM, PG_swapcache, pool_t
+from numaemu.kernel.mm_types import SHMEM, VM_FAULT_OOM, PG_swapcache, pool_t
 from numaemu.kernel.mmzone import page_of
 from numaemu.kernel.page_alloc import put_page
-from numaemu.kernel.pgtable import is_swap_entry, mm_of, pte_offset, pte_to_swp_entry, ptep_get, skip_missing
+from numaemu.kernel.pgtable import is_swap_entry, mm_of, pte_offset, pte_pfn, pte_to_swp_entry, ptep_get, skip_missing
+from numaemu.kernel.rmap import mapping_of
+from numaemu.kernel.shmem import release_mapping, shmem_get_folio, try_hold_mapping
+from numaemu.kernel.shmem_file import shmem_pseudo_vma
 from numaemu.kernel.smp import machine_of, read_lock, read_unlock
 from numaemu.kernel.swapfile import (MAX_SWAPFILES, SWAP_DISK, SWAP_NAME_BYTES, SWAP_ZRAM, SWP_OFFSET_BITS,
                                      SWP_SYNCHRONOUS_IO, SWP_USED, SWP_WRITEOK, folio_free_swap, swap_cache_get_folio, swap_map, swap_of, swp_type)
 from numaemu.kernel.vma_index import vma_index, vma_of
+from numaemu.kernel.xarray import MAX_INDEX, xa_find, xa_is_value, xa_load
 from numaemu.kernel.zram import ALGORITHMS, zstat_of
 from numaemu.param import PAGE_SIZE
 from numaemu.pointer import address_of
@@ -123,6 +127,41 @@ def unuse_mm(cpu, mm_number, kind):
     return True
 
 
+@kernel("bool(cpu_t*, i64, i64)")
+def shmem_unuse_inode(cpu, number, kind):
+    """Bring every page of a shared object that is in the area back; False: no memory. The caller holds the object."""
+    machine = machine_of(cpu)
+    mapping, index = mapping_of(machine, number), 0
+    while True:
+        index = xa_find(machine, mapping, index, MAX_INDEX)
+        if index < 0:
+            return True
+        value = xa_load(machine, mapping, index)
+        if xa_is_value(value) and swp_type(pte_pfn(value)) == kind:
+            pfn = shmem_get_folio(cpu, shmem_pseudo_vma(cpu, number), U(index) << U(12))
+            if pfn <= 0:
+                return False
+            put_page(cpu, pfn)
+        index += 1
+
+
+@kernel("bool(cpu_t*, i64)")
+def shmem_unuse(cpu, kind):
+    """The same for all shared objects."""
+    machine, fits = machine_of(cpu), True
+    for number in range(1, pool_t.at(machine.mapping_pool).used + 1):
+        mapping = mapping_of(machine, number)
+        if not fits or mapping.shared != SHMEM or mapping.host != 0 or not try_hold_mapping(mapping):
+            continue
+        if mapping.host != 0:                # a file's by now, which its inode frees
+            fetch_add(mapping, "users", -1)
+            continue
+        if mapping.shared == SHMEM:
+            fits = shmem_unuse_inode(cpu, number, kind)
+        release_mapping(cpu, number)
+    return fits
+
+
 @kernel("void(cpu_t*, i64)")
 def unuse_cache(cpu, kind):
     """Pages that are in memory give their slots of the area up."""
@@ -141,11 +180,11 @@ def unuse_cache(cpu, kind):
 
 @entry("void(u64, i64)", nogil=True)
 def try_to_unuse(cpu_address, kind):
-    """Empty a swap area, on a CPU between two operations: address spaces first, then what the swap cache still holds."""
+    """Empty a swap area, on a CPU between two operations: shared objects, address spaces, what the swap cache still holds."""
     cpu = cpu_t.at(cpu_address)
     machine = machine_of(cpu)
     cpu.task = 0                             # nobody's policy, nobody's faults
-    fits = True
+    fits = shmem_unuse(cpu, kind)
     for number in range(1, pool_t.at(machine.mm_pool).used + 1):
         if fits and mmget_not_zero(cpu, number):
             lock = address_of(mm_of(machine, number), "mmap_lock")

@@ -34,6 +34,12 @@ def vma_pages(vma):
     return np.int64((vma.end - vma.start) >> U(12))
 
 
+@hot
+def vma_is_anonymous(vma):
+    """Private memory of no file (vm_ops = NULL)."""
+    return vma.file == 0 and vma.flags & (VM_SHARED | VM_HUGETLB) == 0
+
+
 @kernel("i64(cpu_t*, i64, u64, u64, i64, i64)")
 def new_vma(cpu, mm_number, start, end, flags, pgoff):
     """A VMA with no policy and no mapping, not yet in the index; its number or 0: table full."""
