@@ -95,7 +95,10 @@ class FileOperations:
         check(calls.sys_ftruncate(self.address, number, self.descriptor(fd), size))
 
     def mmap_file(self, number, addr, length, prot, flags, fd, offset):
-        return check(calls.sys_mmap_file(self.address, number, addr, length, prot, flags, self.descriptor(fd), offset))
+        where = calls.sys_mmap_file(self.address, number, addr, length, prot, flags, self.descriptor(fd), offset)
+        if where == -errno.EOPNOTSUPP:
+            raise NotImplementedError("a private mapping of a file of huge pages: only MAP_SHARED is there")
+        return check(where)
 
     def msync(self, number, addr, length, flags):
         check(calls.sys_msync(self.address, number, addr, length, flags))

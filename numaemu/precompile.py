@@ -43,7 +43,7 @@ class Share:
         if symbol in self.functions:
             raise AssertionError(f"{symbol} is declared twice")
         self.functions[symbol] = compiled
-        print(symbol, flush=True)
+        os.write(1, f"{symbol}\n".encode())           # whole lines, as several processes write into one pipe
 
     def write(self):
         pathlib.Path(os.environ[PART]).write_bytes(pickle.dumps(self.functions))

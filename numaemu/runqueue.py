@@ -149,21 +149,25 @@ class RunQueue:
 
     def append(self, waiter):
         self.queue.append(waiter)
-        set_nr_waiting(self.address, len(self.queue) + len(self.sleepers))
+        self.tell()
+
+    def tell(self):
+        """Tell the CPU who waits. Sleepers count: when the first one's time has come, whoever runs gives way."""
+        first = self.sleepers[0][0] if self.sleepers else 0
+        set_nr_waiting(self.address, len(self.queue) + len(self.sleepers), first)
 
     def grant(self):
-        """Hand the turn to the first in the queue; the gate to post. Sleepers count as waiting: at the end of its slice
-        whoever runs looks whether their time has come.
-        """
+        """Hand the turn to the first in the queue; the gate to post."""
         waiter = self.queue.popleft()
-        set_nr_waiting(self.address, len(self.queue) + len(self.sleepers))
+        self.tell()
         self.busy, self.turns, self.current = True, self.turns + 1, waiter.task or self.current
         return waiter.gate.address
 
     def wake_sleepers(self):
-        """Those whose time has come want to run."""
+        """Those whose time has come want to run, and come first."""
         while self.sleepers and self.sleepers[0][0] <= clock(self.address):
-            self.append(heapq.heappop(self.sleepers)[2])
+            self.queue.appendleft(heapq.heappop(self.sleepers)[2])
+            self.tell()
 
     def look_after(self):
         """Nobody has the CPU though somebody waits: let the idle thread look whether it stays so."""

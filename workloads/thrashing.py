@@ -5,8 +5,8 @@ Linux and, for comparison, a hundred times as long. All work for an emulated sec
 grow instead.) Look for:
   - up to three tasks it hardly matters how many share the CPU: their pages stay in memory, though not in the TLB;
   - with the fourth, memory no longer holds all working sets (the kernel keeps some for itself). Whoever gets the CPU finds
-    some of its pages gone and spends its slice fetching them, which pushes out those of the next one: with six tasks the
-    CPU does a tenth of the work, in all, that it did for one;
+    some of its pages gone and sleeps until the disk has brought one. Others run meanwhile, and lose their pages to it: from
+    the fourth task on the CPU does a third of the work, in all, that it did for one;
   - a slice that is long enough to fetch a working set and then to use it saves most of that.
 """
 import sys

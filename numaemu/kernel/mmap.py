@@ -29,6 +29,7 @@ from numaemu.uapi import (MAP_ANONYMOUS, MAP_FIXED, MAP_FIXED_NOREPLACE, MAP_GRO
 
 U = np.uint64
 EINVAL, ENOMEM, EEXIST, EPERM, EAGAIN = errno.EINVAL, errno.ENOMEM, errno.EEXIST, errno.EPERM, errno.EAGAIN
+EOPNOTSUPP = errno.EOPNOTSUPP
 PMD_SIZE = U(1) << U(21)
 PAGE = U(4096)
 MMAP_MIN_ADDR = U(0x10000)           # dac_mmap_min_addr
@@ -198,13 +199,17 @@ def shmem_zero_setup(cpu, vma_number, charge):
 
 @kernel("void(cpu_t*, i64, i64)")
 def map_file(cpu, vma_number, file):
-    """A VMA maps an open file from now on, and holds it (call_mmap, vma_link_file)."""
+    """A VMA maps an open file from now on, and holds it (call_mmap, vma_link_file); shares its object, if it is hugetlbfs's."""
     machine = machine_of(cpu)
     vma, inode = vma_of(machine, vma_number), inode_of(machine, file_of(machine, file).inode)
     get_file(machine, file)
     vma.file = file
-    vma.i_mapping = inode.object if inode.object != 0 else inode.mapping
-    link_file_vma(cpu, vma_number)
+    if hstate_file(machine, file) >= 0:
+        vma.mapping = inode.object
+        link_vma(cpu, inode.object, vma_number)
+    else:
+        vma.i_mapping = inode.object if inode.object != 0 else inode.mapping
+        link_file_vma(cpu, vma_number)
 
 
 @kernel("i64(cpu_t*, i64, u64, u64, i64, i64, i64, i64)")
@@ -316,14 +321,17 @@ def place_mapping(cpu, mm_number, hint, length, flags, file, pgoff, hstate):
 
 @kernel("i64(machine_t*, i64, i64, i64)")
 def hstate_of_mmap(machine, flags, file, pgoff):
-    """Number of the pool that a mapping's pages come from, -1: small pages; or -EINVAL."""
+    """Number of the pool that a mapping's pages come from, -1: small pages; or -EINVAL; -EOPNOTSUPP: a private mapping of
+    such a file, which the emulator does not have.
+    """
     if file == 0:
         return hstate_sizelog(machine, flags) if flags & MAP_HUGETLB else -1
     hstate = hstate_file(machine, file)
     if hstate < 0:
         return -EINVAL if flags & MAP_HUGETLB else -1
-    aligned = pgoff & (pages_per_huge_page(hstate_at(machine, hstate)) - 1) == 0
-    return hstate if aligned and flags & MAP_SHARED else -EINVAL     # a private mapping is refused above
+    if flags & MAP_SHARED == 0:
+        return -EOPNOTSUPP
+    return hstate if pgoff & (pages_per_huge_page(hstate_at(machine, hstate)) - 1) == 0 else -EINVAL
 
 
 @kernel("i64(cpu_t*, i64, u64, u64, i64, i64, i64, i64)")
@@ -337,8 +345,8 @@ def do_mmap(cpu, mm_number, hint, length, prot, flags, file, pgoff):
     if length == U(0) or flags & (MAP_SHARED | MAP_PRIVATE) == 0 or (flags & MAP_ANONYMOUS != 0) != (file == 0):
         return -EINVAL
     hstate = hstate_of_mmap(machine, flags, file, pgoff)
-    if hstate == -EINVAL:
-        return -EINVAL
+    if hstate < -1:
+        return hstate
     huge = hstate >= 0
     if huge:
         size = huge_page_size(hstate_at(machine, hstate))

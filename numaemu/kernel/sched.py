@@ -60,8 +60,11 @@ def context_switch(cpu, task_number):
 
 @hot
 def slice_left_ns(cpu):
-    """Emulated time until the running task's slice is over."""
-    return machine_of(cpu).sched_base_slice_ns - (clock_ns(cpu) - cpu.slice_start_ns)
+    """Emulated time until the running task's slice is over, or until a task that sleeps is to wake, which comes first then:
+    it has used less of the CPU (wakeup preemption).
+    """
+    end = cpu.slice_start_ns + machine_of(cpu).sched_base_slice_ns
+    return (min(end, cpu.wake_at_ns) if cpu.wake_at_ns != 0 else end) - clock_ns(cpu)
 
 
 @entry("i64(u64)")
@@ -124,10 +127,13 @@ def sleep_until(cpu_address, until_ns):
     run_local_timers(cpu)
 
 
-@entry("void(u64, i64)")
-def set_nr_waiting(cpu_address, n):
-    """So many tasks wait for the CPU, or sleep, so that it is to look if it is inside accesses. Under the run queue's mutex."""
+@entry("void(u64, i64, i64)")
+def set_nr_waiting(cpu_address, n, wake_at_ns):
+    """So many tasks wait for the CPU, or sleep, the first until `wake_at_ns` (0: none), so that it is to look if it is inside
+    accesses. Under the run queue's mutex.
+    """
     cpu = cpu_t.at(cpu_address)
+    cpu.wake_at_ns = wake_at_ns
     store_release(cpu, "nr_waiting", n)
     if n != 0:
         exchange(cpu, "event_at", 0)

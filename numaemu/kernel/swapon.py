@@ -9,7 +9,7 @@ import time
 import numpy as np
 
 from numaemu.atomic import compare_exchange, fetch_add, load_acquire, store_release
-from numaemu.compile import entry, kernel
+from numaemu.compile import entry, hot, kernel
 from numaemu.kernel.fork import mmget_not_zero, mmput
 from numaemu.kernel.memory import handle_mm_fault
 from numaemu.kernel.mm_inline import folio_lock, folio_test, folio_unlock
@@ -145,18 +145,24 @@ def shmem_unuse_inode(cpu, number, kind):
         index += 1
 
 
+@hot
+def may_be_swapped(mapping):
+    """True for shared memory and tmpfs files."""
+    return mapping.shared == SHMEM and (mapping.host == 0 or mapping.tmpfs != 0)
+
+
 @kernel("bool(cpu_t*, i64)")
 def shmem_unuse(cpu, kind):
     """The same for all shared objects."""
     machine, fits = machine_of(cpu), True
     for number in range(1, pool_t.at(machine.mapping_pool).used + 1):
         mapping = mapping_of(machine, number)
-        if not fits or mapping.shared != SHMEM or mapping.host != 0 or not try_hold_mapping(mapping):
+        if not fits or not may_be_swapped(mapping) or not try_hold_mapping(mapping):
             continue
-        if mapping.host != 0:                # a file's by now, which its inode frees
+        if mapping.host != 0 and mapping.tmpfs == 0:         # a disk file's by now, which its inode frees
             fetch_add(mapping, "users", -1)
             continue
-        if mapping.shared == SHMEM:
+        if may_be_swapped(mapping):
             fits = shmem_unuse_inode(cpu, number, kind)
         release_mapping(cpu, number)
     return fits
