@@ -29,11 +29,15 @@ class Wrong(Exception):
     """A word is not what was written."""
 
 
-def compare(task, found, expected, what):
+def compare(task, found, expected, what, before=None, where=None):
+    """How many words were looked at; `before` is what was there before the last stores, `where` their addresses."""
     wrong = np.flatnonzero(found != expected)
     if len(wrong):
-        raise Wrong(f"{task} on cpu {task.cpu}: {what}: word {wrong[0]} is {found[wrong[0]]:#x}, not "
-                    f"{expected[wrong[0]]:#x}; {len(wrong)} of {len(expected)} are wrong")
+        i, more = wrong[0], ""
+        if before is not None:
+            more = f"; it was {before[i]:#x} before, is {task.load(where[i:i + 1])[0]:#x} now; {task.walk(int(where[i]))}"
+        raise Wrong(f"{task} on cpu {task.cpu}: {what}: word {i} is {found[i]:#x}, not {expected[i]:#x}; {len(wrong)} of "
+                    f"{len(expected)} are wrong{more}")
     return len(expected)
 
 
@@ -77,10 +81,10 @@ def storm(task, seed, cpus, pages):
         task.store(where[picked], expected[picked])
         handles = [task.fork(storm_child, seed * 10 + turn * 4 + i, area.addr, expected, shared.addr, 20 * i, cpus, 1,
                              cpu=cpu) for i, cpu in enumerate(cpus)]
-        picked = rng.permutation(pages)[:pages // 3]
+        picked, before = rng.permutation(pages)[:pages // 3], expected.copy()
         expected[picked] = rng.integers(1, 1 << 62, len(picked)).astype(U)
         task.store(where[picked], expected[picked])
-        verified += compare(task, task.load(where), expected, "the parent's")
+        verified += compare(task, task.load(where), expected, "the parent's", before, where)
         verified += sum(handle.result() for handle in handles)
     shared.munmap()
     area.munmap()

@@ -5,6 +5,10 @@ import numpy as np
 import pytest
 
 from numaemu import SegmentationFault
+from numaemu.build import JIT
+from numaemu.kernel import memory
+from numaemu.kernel.mmzone import page_of
+from numaemu.kernel.rmap import mapping_of
 from numaemu.param import EXIT_RECORDS
 from numaemu.uapi import MAP_ANONYMOUS, MAP_SHARED, SIGKILL, SIGSEGV, SIGTERM, WNOHANG
 
@@ -109,3 +113,28 @@ def test_sleep_moves_the_clock(two_nodes):
     before = task.clock_ns
     task.sleep(2.5)
     assert 2_500_000 <= task.clock_ns - before < 2_600_000
+
+
+@pytest.mark.skipif(JIT, reason="looks into the kernel while it forks")
+def test_nobody_takes_an_entry_away_while_fork_shares_its_page(two_nodes, monkeypatch):
+    """Reclaim would put down in the parent's swap entry that the page is exclusive, though the child maps it by then: both
+    would write to it. It holds the family's lock, and so does fork, from the parent's entry to the child's.
+    """
+    task, looks = two_nodes.task(), []
+    task.mmap("64KiB").touch()
+    share, install = memory.folio_dup_rmap, memory.set_pte
+
+    def family_lock(pfn):
+        return mapping_of(two_nodes.machine, page_of(two_nodes.machine, pfn).mapping).lock
+
+    def watched_share(machine, cpu, pfn):
+        looks.append(family_lock(pfn))
+        share(machine, cpu, pfn)
+
+    def watched_install(ptep, pte):
+        looks.append(family_lock(memory.pte_pfn(pte)))
+        install(ptep, pte)
+    monkeypatch.setattr(memory, "folio_dup_rmap", watched_share)
+    monkeypatch.setattr(memory, "set_pte", watched_install)
+    task.fork()
+    assert len(looks) == 32 and all(looks)

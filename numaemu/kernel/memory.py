@@ -24,10 +24,10 @@ from numaemu.kernel.pgtable import (_MIGRATION_ANON, _MIGRATION_FILE, _PAGE_SPEC
                                     pgd_of, pmd_addr_end, pmd_shift, pmd_size, pte_offset, pte_pfn, pte_present,
                                     pte_to_swp_entry, ptep_cmpxchg, ptep_get, ptep_get_and_clear, ptep_step, set_pte, skip_missing,
                                     table_at, vm_page_nx)
-from numaemu.kernel.rmap import folio_add_anon_rmap, folio_dup_rmap, folio_remove_rmap, rss_counter
+from numaemu.kernel.rmap import folio_add_anon_rmap, folio_dup_rmap, folio_remove_rmap, mapping_of, rss_counter
 from numaemu.kernel.shmem import vma_is_shmem
 from numaemu.kernel.shmem_fault import shmem_fault
-from numaemu.kernel.smp import machine_of, relax
+from numaemu.kernel.smp import machine_of, relax, spin_lock, spin_unlock
 from numaemu.kernel.swap import folio_add_new_lru, folio_mark_accessed, lru_add_drain
 from numaemu.kernel.swap_state import swap_cache_get_hit, swap_cluster_readahead
 from numaemu.kernel.swapfile import (folio_free_swap, free_swap_and_cache, free_swap_cache, swap_duplicate,
@@ -39,7 +39,7 @@ from numaemu.kernel.vmstat import PGMAJFAULT, PGREUSE, count_vm_events
 from numaemu.paging import (PTE_SHIFT, _PAGE_ACCESSED, _PAGE_DIRTY, _PAGE_NX, _PAGE_PRESENT, _PAGE_RW, _PAGE_USER,
                             entry_at, entry_exchange, entry_load)
 from numaemu.param import GATHER_PAGES
-from numaemu.pointer import i64
+from numaemu.pointer import address_of, i64
 from numaemu.processor import X86_PF_PROT
 
 U = np.uint64
@@ -602,6 +602,35 @@ def copy_present_pte(machine, cpu, child, source, target):
     return True
 
 
+@kernel("i64(cpu_t*, mm_t*, vma_t*, u64, u64, i64)")
+def copy_ptes(cpu, child, vma, source, target, n):
+    """Share the pages of n entries with the child; how many came before one that changes, or is being migrated.
+
+    Under the family's lock, as the walks that take entries away: reclaim writes into a swap entry that the page was exclusive,
+    which it no longer is once we are here.
+    """
+    machine, done, mapping = machine_of(cpu), 0, vma.mapping
+    lock, step = address_of(mapping_of(machine, mapping), "lock"), ptep_step(machine)
+    if mapping != 0:
+        spin_lock(cpu, lock)
+    while done < n and copy_present_pte(machine, cpu, child, source, target):
+        source, target, done = source + step, target + step, done + 1
+    if mapping != 0:
+        spin_unlock(lock)
+    return done
+
+
+@kernel("void(cpu_t*, mm_t*, vma_t*, u64, u64, i64)")
+def copy_pte_range(cpu, child, vma, source, target, n):
+    """Share the pages of n entries of one table with the child."""
+    done, tries, step = 0, 0, ptep_step(machine_of(cpu))
+    while done < n:
+        done += copy_ptes(cpu, child, vma, source + U(done) * step, target + U(done) * step, n - done)
+        if done < n:
+            tries += 1
+            relax(cpu, tries)
+
+
 @kernel("i64(cpu_t*, i64, i64, i64)")
 def copy_page_range(cpu, parent_number, child_number, vma_number):
     """Share a VMA's pages with a child's page tables; 0 or VM_FAULT_OOM. The caller flushes the parent.
@@ -628,20 +657,12 @@ def copy_page_range(cpu, parent_number, child_number, vma_number):
             address = address + pmd_size(machine) if code == VM_FAULT_OK else skip_missing(machine, parent, address)
             continue
         table_end = pmd_addr_end(machine, address, vma.end)
-        target = U(0)
-        while address < table_end:
-            if ptep_get(source) != U(0):
-                if target == U(0):
-                    first = pte_alloc(cpu, child, address)
-                    if first == U(0):
-                        return VM_FAULT_OOM
-                    target = first
-                tries = 0
-                while not copy_present_pte(machine, cpu, child, source, target):
-                    tries += 1       # it changes, or is being migrated
-                    relax(cpu, tries)
-            address += U(4096)
-            source += step
-            if target != U(0):
-                target += step
+        while address < table_end and ptep_get(source) == U(0):
+            address, source = address + U(4096), source + step
+        if address < table_end:
+            target = pte_alloc(cpu, child, address)
+            if target == U(0):
+                return VM_FAULT_OOM
+            copy_pte_range(cpu, child, vma, source, target, np.int64((table_end - address) >> U(12)))
+            address = table_end
     return VM_FAULT_OK
