@@ -96,7 +96,26 @@ class Kernel:
         return self._python(*[getattr(a, "address", a) for a in args])
 
 
+class Hot:
+    """A function that is inlined. Python's wrappers, a third of its compilation, are made if Python calls it."""
+
+    def __init__(self, function):
+        self.__name__, self.__doc__, self.py_func = function.__name__, function.__doc__, function
+
+    @functools.cached_property
+    def inlined(self):
+        return numba.njit(**_OPTIONS, forceinline=True, no_cpython_wrapper=True, no_cfunc_wrapper=True)(self.py_func)
+
+    @functools.cached_property
+    def _python(self):
+        return numba.njit(**_OPTIONS, cache=True)(self.py_func)
+
+    def __call__(self, *args):
+        return self._python(*args)
+
+
 typeof_impl.register(Kernel)(lambda value, context: value.external)
+typeof_impl.register(Hot)(lambda value, context: types.Dispatcher(value.inlined))
 
 _WORDS = {types.uint8: np.uint8, types.uint16: np.uint16, types.uint32: np.uint32, types.uint64: np.uint64,
           types.int32: int, types.int64: int, types.float32: float, types.float64: float}
@@ -115,15 +134,8 @@ def twin(function, sig):
 
 
 def hot(function):
-    """See the module's text. Without the wrappers that Numba makes for Python, which cost a third of its compilation; called
-    from Python it is compiled once more, with them."""
-    if not JIT:
-        return function
-    inlined = numba.njit(**_OPTIONS, forceinline=True, no_cpython_wrapper=True, no_cfunc_wrapper=True)(function)
-    from_python = numba.njit(**_OPTIONS, cache=True)(function)
-    inlined._insert = lambda *overload: None                     # Numba's table of what Python calls
-    inlined._compile_for_args = lambda *args: from_python        # … and what it asks when nothing there fits
-    return inlined
+    """See the module's text."""
+    return Hot(function) if JIT else function
 
 
 def kernel(signature):
