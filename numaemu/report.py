@@ -413,7 +413,7 @@ class Progress:
         self.kernels += 1
         self.text = f"compiling the kernel, once ({self.kernels} functions)"
         if self.kernels == 1 and not self.live and not self.quiet:
-            print("numaemu: compiling the kernel, once; this takes about half a minute", file=self.stream, flush=True)
+            print("numaemu: compiling the kernel, once; this takes about a minute", file=self.stream, flush=True)
 
     def say(self, text):
         """What goes on."""

@@ -193,7 +193,7 @@ def test_no_control_characters_where_no_terminal_is():
     with report.Progress(stream=stream) as progress:
         for i in range(3):
             progress.compiled(f"f{i}")
-    assert stream.getvalue() == "numaemu: compiling the kernel, once; this takes about half a minute\n"
+    assert stream.getvalue() == "numaemu: compiling the kernel, once; this takes about a minute\n"
 
 
 def test_quiet_progress_says_nothing():
