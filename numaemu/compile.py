@@ -21,6 +21,8 @@ import numba
 import numpy as np
 from llvmlite import binding as llvm
 from numba import types
+from numba.core.ccallback import CFunc
+from numba.core.compiler_lock import global_compiler_lock
 from numba.extending import typeof_impl
 
 from numaemu.build import JIT
@@ -61,6 +63,11 @@ def _symbol(function):
     return f"{function.__module__}.{function.__name__}"
 
 
+def _for_image(result, name):
+    """What an image keeps of a compiled function, which is called by `name`."""
+    return Compiled(result.library._get_compiled_object(), name, result.fndesc.env_name, tuple(result.environment.consts))
+
+
 class Kernel:
     """A function compiled by itself: callable from Python, and from compiled code through its symbol."""
 
@@ -68,7 +75,7 @@ class Kernel:
         self.__name__, self.__doc__, self.py_func = function.__name__, function.__doc__, function
         self.symbol, self.signature = _symbol(function), signature
         if IMAGE and self.symbol in IMAGE:
-            self.address = IMAGE.link(self.symbol)
+            self.address = IMAGE.link(self.symbol, function)
         elif SHARE is None:
             self.compiled = numba.cfunc(self.external.sig, **_OPTIONS, cache=True)(function)
             self.address = self.compiled.address
@@ -79,9 +86,13 @@ class Kernel:
     def _share(self):
         if not SHARE.is_mine():
             return _NOWHERE
-        compiled = numba.cfunc(self.external.sig, **_OPTIONS)(self.py_func)
-        SHARE.add(self.symbol, Compiled(compiled._library._get_compiled_object(), compiled.native_name))
-        return compiled.address
+        signature = self.external.sig
+        with global_compiler_lock:
+            result = CFunc(self.py_func, (signature.args, signature.return_type), {}, _OPTIONS)._compile_uncached()
+            name = result.fndesc.llvm_cfunc_wrapper_name
+            address = result.library.get_pointer_to_function(name)
+        SHARE.add(self.symbol, _for_image(result, name))
+        return address
 
     @functools.cached_property
     def external(self):
@@ -165,16 +176,10 @@ def entry(signature, nogil=False):
         compiled = numba.njit(parse_signature(signature), **_OPTIONS, nogil=nogil, no_cfunc_wrapper=True,
                               cache=SHARE is None)(function)
         if SHARE is not None:
-            SHARE.add(symbol, _for_python(compiled))
+            result, = compiled.overloads.values()
+            SHARE.add(symbol, _for_image(result, result.fndesc.llvm_cpython_wrapper_name))
         return compiled
     return decorate
-
-
-def _for_python(dispatcher):
-    """What an image keeps of a function that Python calls."""
-    result, = dispatcher.overloads.values()
-    return Compiled(result.library._get_compiled_object(), result.fndesc.llvm_cpython_wrapper_name,
-                    result.fndesc.env_name, tuple(result.environment.consts))
 
 
 def die_on_unraisable():

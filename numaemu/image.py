@@ -28,11 +28,11 @@ FLAVOUR = "debug" if DEBUG else "release"
 
 
 class Compiled(typing.NamedTuple):
-    """One function: its object code, the name in it that is called, and what its wrapper for Python needs."""
+    """One function: its object code, the name in it that is called, and Numba's environment of it."""
     code: bytes
     name: str
-    environment: str = ""         # the name of the word that points to Numba's environment
-    constants: tuple = ()         # … and what that holds
+    environment: str              # the name of the word that points to the environment
+    constants: tuple              # what that holds
 
 
 def stamp():
@@ -91,7 +91,7 @@ class Image:
     """A loaded one: `image[symbol]` is there if the package declared it."""
 
     def __init__(self, path):
-        self.functions = pickle.loads(path.read_bytes())
+        self.functions, self.environments = pickle.loads(path.read_bytes()), []
 
     def __contains__(self, symbol):
         return symbol in self.functions
@@ -104,20 +104,25 @@ class Image:
         machine = llvm.Target.from_default_triple().create_target_machine(jit=True)
         return llvm.create_mcjit_compiler(llvm.parse_assembly(""), machine)
 
-    def link(self, symbol):
+    def link(self, symbol, function):
         """The address of a function; whatever it calls has been linked before."""
-        code, name, *_ = self.functions[symbol]
-        self.engine.add_object_file(llvm.ObjectFileRef.from_data(code))
-        return self.engine.get_function_address(name)
-
-    def link_for_python(self, symbol, function):
-        """A function that Python calls: Numba's wrapper, with its environment."""
         compiled = self.functions[symbol]
-        address = self.link(symbol)
+        self.engine.add_object_file(llvm.ObjectFileRef.from_data(compiled.code))
+        if DEBUG:                             # exceptions with arguments need it, which only this build's kernels raise
+            self.give_environment(compiled, function)
+        return self.engine.get_function_address(compiled.name)
+
+    def give_environment(self, compiled, function):
         env = environment.Environment(function.__globals__)
         env.consts.extend(compiled.constants)
         word = self.engine.get_global_value_address(compiled.environment)
         if word:
             ctypes.c_void_p.from_address(word).value = id(env)
+        self.environments.append(env)
+        return env
+
+    def link_for_python(self, symbol, function):
+        """A function that Python calls: Numba's wrapper, with its environment."""
+        address, env = self.link(symbol, function), self.give_environment(self.functions[symbol], function)
         return _dynfunc.make_function(sys.modules[function.__module__], function.__name__, function.__doc__ or "", address, env,
                                       (self, env))

@@ -11,6 +11,7 @@ from numaemu.build import JIT
 from numaemu.files import seeded_bytes
 from numaemu.kernel import kernel_calls, proc
 from numaemu.kernel.gfp import GFP_KERNEL
+from numaemu.kernel.shmem import folio_hold_mapping, release_mapping
 from numaemu.kernel.sysctl import System
 from numaemu.uapi import (MADV_DONTNEED, MAP_POPULATE, MAP_PRIVATE, MAP_SHARED, O_APPEND, O_CREAT, O_EXCL, O_RDWR, O_TRUNC,
                           O_WRONLY, PROT_READ, PROT_WRITE, SEEK_END)
@@ -398,3 +399,21 @@ def test_shadows_are_counted_by_leaf_and_go_with_the_pages_or_the_file(loopback)
     loop.system("drop_caches")
     assert loop.vmstat()["workingset_nodes"] == 0
     loop.audit()
+
+
+@pytest.mark.interpreted
+def test_who_holds_a_mapping_last_does_not_take_the_file_along(two_nodes):
+    """Compaction holds the mapping of a page that it moves, and the last munmap may come meanwhile: the inode has it still."""
+    two_nodes.create_file("/mnt/held", 4096, SEED)
+    task = two_nodes.task()
+    with task.open("/mnt/held", O_RDWR) as file:
+        area = task.mmap(4096, RW, MAP_SHARED, file=file).touch()
+        pfn = two_nodes.pfn(task, area.addr)
+        held = folio_hold_mapping(two_nodes.cpu(), pfn)
+        assert held > 0
+        area.munmap()
+        release_mapping(two_nodes.cpu(), held)
+        two_nodes.audit()
+        assert file.pread(4096, 0) == seeded_bytes(SEED, 0, 4096)
+        assert folio_hold_mapping(two_nodes.cpu(), pfn) == 0          # nobody maps it
+    two_nodes.audit()

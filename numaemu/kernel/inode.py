@@ -154,7 +154,7 @@ def new_inode(cpu):
             pool_put(cpu, machine.inode_pool, number)
         return -ENFILE
     inode, lock = inode_of(machine, number), address_of(machine, "inode_lock")
-    mapping_of(machine, mapping).host = number
+    mapping_of(machine, mapping).host, mapping_of(machine, mapping).users = number, 1
     spin_lock(cpu, lock)
     init_inode(inode, mapping)
     spin_unlock(lock)
@@ -192,11 +192,12 @@ def put_inode(cpu, number):
 
 @kernel("void(cpu_t*, i64)")
 def destroy_inode(cpu, number):
-    """Free the place of an inode whose pages and extents are gone."""
+    """Free the place of an inode whose pages and extents are gone; its mapping goes with who holds that last (shmem.py)."""
     machine = machine_of(cpu)
     inode = inode_of(machine, number)
     mapping, inode.state = inode.mapping, I_FREE
-    pool_put(cpu, machine.mapping_pool, mapping)
+    if fetch_add(mapping_of(machine, mapping), "users", -1) == 1:
+        pool_put(cpu, machine.mapping_pool, mapping)
     pool_put(cpu, machine.inode_pool, number)
 
 

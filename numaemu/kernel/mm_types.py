@@ -65,7 +65,7 @@ vma_t = Struct("vma_t", [           # written under the mmap_lock of its mm, hel
 
 mapping_t = Struct("mapping_t", [   # struct anon_vma / struct address_space: who maps these pages
     ("lock", u64),                  # spin lock; guards the list
-    ("users", i64),                 # VMAs in the list (and other holders), atomically; the last one frees it
+    ("users", i64),                 # VMAs in the list, the inode, other holders, atomically; the last one frees it
     ("first_vma", i64),             # under the lock
     ("shared", i64),                # SHMEM: pages of its own, a shared object or a file; HUGETLB: of huge pages
     ("host", i64),                  # number of the file's inode; 0: no file

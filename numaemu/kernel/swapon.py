@@ -160,7 +160,7 @@ def shmem_unuse(cpu, kind):
         if not fits or not may_be_swapped(mapping) or not try_hold_mapping(mapping):
             continue
         if mapping.host != 0 and mapping.tmpfs == 0:         # a disk file's by now, which its inode frees
-            fetch_add(mapping, "users", -1)
+            release_mapping(cpu, number)
             continue
         if may_be_swapped(mapping):
             fits = shmem_unuse_inode(cpu, number, kind)
