@@ -59,13 +59,17 @@ def parse_signature(text):
 _NOWHERE = ctypes.addressof(ctypes.c_uint64())        # what callers link to where a function is another process's to compile
 
 
+_ENVIRONMENT = "_ZN08NumbaEnv"           # how the names of Numba's words for environments begin
+
+
 def _symbol(function):
     return f"{function.__module__}.{function.__name__}"
 
 
 def _for_image(result, name):
     """What an image keeps of a compiled function, which is called by `name`."""
-    return Compiled(result.library._get_compiled_object(), name, result.fndesc.env_name, tuple(result.environment.consts))
+    words = [v.name for v in result.library._final_module.global_variables if v.name.startswith(_ENVIRONMENT)]
+    return Compiled(result.library._get_compiled_object(), name, tuple(words), tuple(result.environment.consts))
 
 
 class Kernel:

@@ -31,8 +31,8 @@ class Compiled(typing.NamedTuple):
     """One function: its object code, the name in it that is called, and Numba's environment of it."""
     code: bytes
     name: str
-    environment: str              # the name of the word that points to the environment
-    constants: tuple              # what that holds
+    environments: tuple           # names of the words that point to it, and to those of what was inlined
+    constants: tuple              # what it holds
 
 
 def stamp():
@@ -115,9 +115,9 @@ class Image:
     def give_environment(self, compiled, function):
         env = environment.Environment(function.__globals__)
         env.consts.extend(compiled.constants)
-        word = self.engine.get_global_value_address(compiled.environment)
-        if word:
-            ctypes.c_void_p.from_address(word).value = id(env)
+        for word in map(self.engine.get_global_value_address, compiled.environments):
+            if word:
+                ctypes.c_void_p.from_address(word).value = id(env)
         self.environments.append(env)
         return env
 

@@ -100,9 +100,9 @@ def test_every_function_is_exactly_one_shares(order):
 
 def test_a_function_declared_twice_is_an_error():
     share = precompile.Share(None)
-    share.add("m.f", Compiled(b"", "f", "", ()))
+    share.add("m.f", Compiled(b"", "f", (), ()))
     with pytest.raises(AssertionError, match=r"m\.f is declared twice"):
-        share.add("m.f", Compiled(b"", "f", "", ()))
+        share.add("m.f", Compiled(b"", "f", (), ()))
 
 
 def test_the_image_of_this_package_holds_every_function():
