@@ -3,11 +3,13 @@ import numpy as np
 import pytest
 
 from numaemu.kernel.inode import inode_of
-from numaemu.kernel.mm_types import VM_RAND_READ, VM_SEQ_READ, PG_readahead
+from numaemu.kernel.mm_types import VM_RAND_READ, VM_SEQ_READ, PG_readahead, PG_uptodate
+from numaemu.kernel.page_alloc import put_page
+from numaemu.kernel.pagemap import READ_CPU_BITS, filemap_get_folio, folio_wait_read
 from numaemu.kernel.pgtable import pte_pfn
 from numaemu.kernel.rmap import mapping_of
 from numaemu.kernel.xarray import xa_load
-from numaemu.uapi import MAP_PRIVATE, PROT_READ
+from numaemu.uapi import MAP_PRIVATE, O_RDONLY, PROT_READ
 
 PAGES = 256
 DISK = {"read_latency_us": 100, "bandwidth": 4096_000_000}         # a page takes 1 us
@@ -150,3 +152,23 @@ def test_hopeless_read_around_is_given_up(loop):
     loop.open_file(file).mmap_miss = 100
     task.read(area.addr + (100 << 12), 8)
     assert cached(loop, file)[0] == [100]
+
+
+@pytest.mark.interpreted
+def test_who_comes_while_a_page_is_read_leaves_the_request_in_one_piece(two_nodes):
+    """Until a page is read its `private` is the pfn of the next one, which may look like a time when it will have been."""
+    two_nodes.create_file("/mnt/chain", 4096, 1)
+    task = two_nodes.task()
+    with task.open("/mnt/chain", O_RDONLY) as file:
+        file.read(4096)
+        pfn = filemap_get_folio(two_nodes.cpu(), inode_of(two_nodes.machine, two_nodes.open_file(file).inode).mapping, 0)
+        page = two_nodes.page(pfn)
+        flags = page.flags
+        page.flags, page.private = flags & ~np.uint64(PG_uptodate), 5 << READ_CPU_BITS
+        folio_wait_read(two_nodes.cpu(), page, 1000)
+        assert page.private == 5 << READ_CPU_BITS
+        page.flags = flags
+        folio_wait_read(two_nodes.cpu(), page, 1000)
+        assert page.private == 0
+        put_page(two_nodes.cpu(), pfn)
+    two_nodes.audit()

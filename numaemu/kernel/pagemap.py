@@ -46,6 +46,8 @@ def folio_wait_read(cpu, page, longest_ns):
     Clocks of different CPUs cannot be compared: a page that another CPU has asked for counts as there. Who is going to
     sleep until then leaves word for the other tasks of the CPU.
     """
+    if not folio_test(page, PG_uptodate):
+        return                       # it is being read, and its `private` leads to the next one of the request
     due = page.private
     if due != 0 and due & ((1 << READ_CPU_BITS) - 1) == cpu.id and not folio_test(page, PG_private):
         if cpu.io_defer == 0:
