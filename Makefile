@@ -7,6 +7,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+TEST_READY := $(VENV)/.test-ready
+INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --editable
 PYTEST := $(BIN)/python -m pytest -q
 
 # Tests marked `interpreted` also run with the JIT off and in the debug build.
@@ -28,12 +30,16 @@ bench: $(READY)
 setup: $(READY)
 
 # The floors of the package (a file imports only from floors below its own), where they are written down.
-layers: $(READY)
+layers: $(TEST_READY)
 	@if grep -qs '^\[tool.importlinter\]' pyproject.toml || test -e .importlinter; then $(BIN)/lint-imports --no-cache; fi
 
 $(READY): pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[test]'
+	$(INSTALL) .
+	@touch $@
+
+$(TEST_READY): $(READY)
+	$(INSTALL) '.[test]'
 	@touch $@
 
 clean:

@@ -6,6 +6,9 @@ import subprocess
 import sys
 import tempfile
 
+from numaemu.link import compile_everything
+
+compile_everything()
 HERE = pathlib.Path(__file__).parent
 
 

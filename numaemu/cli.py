@@ -183,7 +183,7 @@ def run_workload(module, topology, options):
                                               "numaemu run closes it when main returns"))
         stats = machine.stats()
     return {"numaemu": numaemu.__version__, "machine": topology.to_dict(), "workload": options.workload, "mode": "free",
-            "seed": options.seed, "wall_s": wall_s, "emulated_ns": stats["emulated_ns"], "result": result,
+            "seed": options.seed, "wall_s": wall_s, "compiled": progress.kernels, "emulated_ns": stats["emulated_ns"], "result": result,
             "vmstat": stats["vmstat"], "nodes": stats["nodes"], "cpus": stats["cpus"], "tasks": stats["tasks"]}
 
 
@@ -230,6 +230,21 @@ def write_json(figures, path):
 
 
 # --- the other commands -------------------------------------------------------------------------
+@cli.command("compile")
+def compile_kernel():
+    """Compile the whole kernel now; a run compiles what it needs for the first time, and keeps it."""
+    from numaemu.build import JIT
+    from numaemu.link import compile_everything
+    if not JIT:
+        raise ConfigError("NUMBA_DISABLE_JIT is set: nothing is compiled")
+    with report.Progress() as progress:
+        progress.say("")
+        compile_everything(lambda symbol: progress.compiled(1))
+    done = f"{report.plural(progress.kernels, 'function')} compiled, none is left" if progress.kernels else "all is compiled"
+    print(done)
+    return DONE
+
+
 @cli.command()
 @click.option("--json", "json_path", metavar="FILE", help="Write the figures there.")
 def bench(json_path):

@@ -27,9 +27,9 @@ from numba.extending import typeof_impl
 
 from numaemu.build import JIT
 from numaemu.image import Compiled
+from numaemu.link import COMPILING, LINKER
 from numaemu.native import PythonCallback
 from numaemu.pointer import SCALARS, STRUCTS, ItemsType, PointerType
-from numaemu.precompile import SHARE, open_image
 
 _OPTIONS = dict(error_model="numpy", boundscheck=False)
 _NAMES = {"u8": types.uint8, "u16": types.uint16, "u32": types.uint32, "u64": types.uint64, "i32": types.int32,
@@ -37,7 +37,7 @@ _NAMES = {"u8": types.uint8, "u16": types.uint16, "u32": types.uint32, "u64": ty
 
 _CTYPES = {types.void: None, types.int64: ctypes.c_int64, types.uint64: ctypes.c_uint64, types.int32: ctypes.c_int32}
 
-IMAGE = open_image()
+declared = {}               # in a compiler: {symbol: a function without arguments that compiles it}
 
 
 def _type(text):
@@ -56,9 +56,7 @@ def parse_signature(text):
     return _type(result)(*[_type(a) for a in arguments.split(",") if a.strip()])
 
 
-_NOWHERE = ctypes.addressof(ctypes.c_uint64())        # what callers link to where a function is another process's to compile
-
-
+_NOWHERE = ctypes.addressof(ctypes.c_uint64())        # what callers link to in a compiler, where nothing is called
 _ENVIRONMENT = "_ZN08NumbaEnv"           # how the names of Numba's words for environments begin
 
 
@@ -66,10 +64,23 @@ def _symbol(function):
     return f"{function.__module__}.{function.__name__}"
 
 
+def _in_image(function):
+    """True for the package's functions; others, a test's or a user's, compile where they are declared."""
+    return function.__module__.startswith("numaemu.")
+
+
+def _declare(symbol, compile_it):
+    if symbol in declared:
+        raise AssertionError(f"{symbol} is declared twice")
+    declared[symbol] = compile_it
+
+
 def _for_image(result, name):
-    """What an image keeps of a compiled function, which is called by `name`."""
-    words = [v.name for v in result.library._final_module.global_variables if v.name.startswith(_ENVIRONMENT)]
-    return Compiled(result.library._get_compiled_object(), name, tuple(words), tuple(result.environment.consts))
+    """What an image keeps of a compiled function, which is called by `name`; the names of what it calls."""
+    module = result.library._final_module
+    words = [v.name for v in module.global_variables if v.name.startswith(_ENVIRONMENT)]
+    compiled = Compiled(result.library._get_compiled_object(), name, tuple(words), tuple(result.environment.consts))
+    return compiled, [f.name for f in module.functions if f.is_declaration]
 
 
 class Kernel:
@@ -78,25 +89,23 @@ class Kernel:
     def __init__(self, function, signature):
         self.__name__, self.__doc__, self.py_func = function.__name__, function.__doc__, function
         self.symbol, self.signature = _symbol(function), signature
-        if IMAGE and self.symbol in IMAGE:
-            self.address = IMAGE.link(self.symbol, function)
-        elif SHARE is None:
+        if not _in_image(function):
             self.compiled = numba.cfunc(self.external.sig, **_OPTIONS, cache=True)(function)
             self.address = self.compiled.address
+        elif COMPILING:
+            _declare(self.symbol, self._compile)
+            self.address = _NOWHERE
         else:
-            self.address = self._share()
+            self.address = LINKER.address(self.symbol, function)
         llvm.add_symbol(self.symbol, self.address)
 
-    def _share(self):
-        if not SHARE.is_mine():
-            return _NOWHERE
+    def _compile(self):
         signature = self.external.sig
         with global_compiler_lock:
             result = CFunc(self.py_func, (signature.args, signature.return_type), {}, _OPTIONS)._compile_uncached()
             name = result.fndesc.llvm_cfunc_wrapper_name
-            address = result.library.get_pointer_to_function(name)
-        SHARE.add(self.symbol, _for_image(result, name))
-        return address
+            result.library.get_pointer_to_function(name)
+        return _for_image(result, name)
 
     @functools.cached_property
     def external(self):
@@ -172,17 +181,17 @@ def entry(signature, nogil=False):
     def decorate(function):
         if not JIT:
             return twin(function, parse_signature(signature))
-        symbol = _symbol(function)
-        if IMAGE and symbol in IMAGE:
-            return IMAGE.link_for_python(symbol, function)
-        if SHARE is not None and not SHARE.is_mine():
-            return function
-        compiled = numba.njit(parse_signature(signature), **_OPTIONS, nogil=nogil, no_cfunc_wrapper=True,
-                              cache=SHARE is None)(function)
-        if SHARE is not None:
-            result, = compiled.overloads.values()
-            SHARE.add(symbol, _for_image(result, result.fndesc.llvm_cpython_wrapper_name))
-        return compiled
+        sig, options = parse_signature(signature), dict(**_OPTIONS, nogil=nogil, no_cfunc_wrapper=True)
+        if not _in_image(function):
+            return numba.njit(sig, **options, cache=True)(function)
+        if not COMPILING:
+            return LINKER.for_python(_symbol(function), function)
+
+        def compile_it():
+            result, = numba.njit(sig, **options)(function).overloads.values()
+            return _for_image(result, result.fndesc.llvm_cpython_wrapper_name)
+        _declare(_symbol(function), compile_it)
+        return function
     return decorate
 
 

@@ -14,29 +14,16 @@ import traceback
 
 import setproctitle
 
+from numaemu import precompile
 from numaemu.shm import adopt_orphans, die_with_parent
 
 
-def preload(control):
-    """Import everything compiled, telling the driver how far a first compilation is."""
-    from numaemu.precompile import listeners
-
-    def progress(name):
-        if not tell(control, "compiled", name):
-            raise SystemExit(0)
-
-    listeners.append(progress)
+def preload():
+    """Import everything compiled."""
     gc.disable()                 # nothing that is loaded is garbage; `main` freezes all of it
+    from numaemu.link import mute_lock_events
     mute_lock_events()
     import numaemu.coordinator  # noqa: F401  (imports every kernel)
-
-
-def mute_lock_events():
-    """Numba notes each time LLVM's lock is taken, for measurements that nobody makes here: a tenth of the loading time."""
-    import numba.core.compiler  # noqa: F401  (asks for the events)
-    from llvmlite.binding import ffi
-    for callbacks in list(getattr(getattr(ffi.lib, "_lock", None), "_cblist", [])):
-        ffi.unregister_lock_callback(*callbacks)
 
 
 def tell(control, *thing):
@@ -72,6 +59,7 @@ def serve(control, coordinator_main):
 def end(coordinators):
     """The driver has gone: end its machines, wait for every process of theirs, end."""
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    precompile.stop()
     for pid in coordinators:
         try:
             os.kill(pid, signal.SIGKILL)
@@ -102,8 +90,9 @@ def main():
     control = socket.socket(fileno=int(sys.argv[1]))
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     adopt_orphans()
-    preload(control)
+    preload()
     from numaemu.coordinator import main as coordinator_main
+    from numaemu.link import LINKER
 
     def reap(*_):
         while True:
@@ -116,7 +105,7 @@ def main():
             tell(control, "ended", pid, os.waitstatus_to_exitcode(status))
 
     signal.signal(signal.SIGCHLD, reap)
-    tell(control, "ready")
+    tell(control, "ready", LINKER.image.path if LINKER else None)
     gc.freeze()
     gc.enable()
     serve(control, coordinator_main)

@@ -12,18 +12,21 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 import weakref
 import zlib
 from concurrent.futures import Future
 
 from numaemu import shm
 from numaemu.errors import MachineCheck
+from numaemu.image import Image
 from numaemu.payload import dump_function
 from numaemu.task import Handle, Task
 from numaemu.topology import load_topology
 from numaemu.units import parse_int, parse_size
 from numaemu.wire import dumps, receive_frame, send_frame, settle
 
+WATCH_S = 0.1            # how often the image is looked at while it grows
 END_S = 5.0              # how long an ending machine is waited for before its processes are killed
 
 
@@ -47,7 +50,7 @@ class ForkServer:
         self.forked, self.ended = {}, collections.defaultdict(Future)
 
     def start(self, progress=None):
-        """Start it unless it runs; `progress(name)` is told of each function that a first start compiles."""
+        """Start it unless it runs; from then on `progress(n)` is told of functions of the kernel that are compiled."""
         self.launch()
         while not self.ready:
             frame = receive_frame(self.socket)
@@ -56,10 +59,10 @@ class ForkServer:
                                    f"{_describe(self.process.wait())}")
             kind, *words = pickle.loads(frame)
             if kind == "ready":
-                self.ready = True
+                self.ready, self.image = True, words[0]
                 threading.Thread(target=self.read, args=(self.socket,), daemon=True).start()
-            elif progress:
-                progress(*words)
+                if self.image and progress:
+                    threading.Thread(target=watch_image, args=(self.image, progress), daemon=True, name="image").start()
 
     def read(self, ours):
         """The thread that takes what the server says: who was forked, who has ended."""
@@ -107,6 +110,16 @@ class ForkServer:
         except TimeoutError:
             status = self.process.poll()
             return "" if status is None else f"the fork server died: {_describe(status)}"
+
+
+def watch_image(path, progress):
+    """Tell `progress(n)` each time n functions have been compiled, until the image is complete."""
+    image = Image(path)
+    image.read()
+    while not image.complete:
+        time.sleep(WATCH_S)
+        if image.grown() and (new := image.read()):
+            progress(len(new))
 
 
 def _environment():

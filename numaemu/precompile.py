@@ -1,105 +1,249 @@
-"""Making the image: a fresh machine's first compilation, by as many processes as it has CPUs.
+"""Compiling the kernel while it runs: a function is compiled when it is first needed, then kept in the image.
 
-Functions call each other through linker symbols, so each can be compiled without its callees. Every process imports the
-whole package and compiles what it has claimed of it: chunks of functions that stand together, whose numbers wait in a
-pipe. Whoever asked puts the shares together.
+Functions call each other through linker symbols, so each can be compiled without its callees. Whoever calls one that the image
+lacks asks for it through a named pipe beside the image, and waits until it is there. A process of its own reads that pipe
+and hands work to compilers, one for each CPU of the host: first what somebody waits for, then what those functions call, then
+the rest, until the image is complete. They are started by the first who asks, and end with that process.
+
+    python -m numaemu.precompile IMAGE OWNER       (OWNER: a pipe's number; its end of stream is the owner's end)
 """
+import contextlib
+import fcntl
+import heapq
+import itertools
 import os
 import pathlib
-import pickle
 import subprocess
 import sys
-import tempfile
+import time
+from multiprocessing import Pipe
+from multiprocessing.connection import wait
 
-import numpy as np
+import setproctitle
 
-from numaemu import image
-from numaemu.build import JIT
+from numaemu.image import COMPLETE, Failed, Image
 
-MOST = 8                 # processes; each needs about 400 MB
-CHUNK = 12               # functions
-CHUNKS = 4096            # more than there ever are
-CLAIMS, PART = "NUMAEMU_CLAIMS", "NUMAEMU_PART"          # a process that compiles: the pipe's number, the file for its share
-WORKER = "from numaemu.precompile import SHARE; import numaemu.coordinator; SHARE.write()"       # it imports every function
+MOST = 8                          # compilers; each needs about 400 MB
+COMPILING = "NUMAEMU_COMPILING"   # set in a compiler: it declares every function and compiles those it is told
+COMPILER = "import sys; from numaemu.compiler import work; work(int(sys.argv[1]), sys.argv[2])"
+POLL_S = 0.001                    # how often who waits looks at the image
+ASK_AGAIN_S = 0.5
+STARTS = 3                        # of compilers that come to nothing, before who waits gives up
+WANTED, NEVER = 0, 1 << 30        # the distance of what somebody waits for, and of what nobody has called
 
-listeners = []           # called with the name of each function that is compiled for an image
-
-
-class Share:
-    """What this process compiles for an image: chunk by chunk, as it claims them."""
-
-    def __init__(self, claims):
-        self.claims, self.declared, self.claimed, self.functions = claims, 0, -1, {}
-
-    def is_mine(self):
-        """True if the function that is being declared is to be compiled here."""
-        number, self.declared = self.declared // CHUNK, self.declared + 1
-        while self.claimed < number:
-            word = os.read(self.claims, 2)
-            self.claimed = int.from_bytes(word, "little") if word else CHUNKS
-        return self.claimed == number
-
-    def add(self, symbol, compiled):
-        if symbol in self.functions:
-            raise AssertionError(f"{symbol} is declared twice")
-        self.functions[symbol] = compiled
-        os.write(1, f"{symbol}\n".encode())           # whole lines, as several processes write into one pipe
-
-    def write(self):
-        pathlib.Path(os.environ[PART]).write_bytes(pickle.dumps(self.functions))
+_started = []                     # (process, our end of its pipe): kept until this process ends
 
 
-SHARE = Share(int(os.environ[CLAIMS])) if CLAIMS in os.environ else None
+# --- who needs a function ---------------------------------------------------------------------------
+
+def wait_for(image, symbol):
+    """What the image holds of a function, compiled now if need be. RuntimeError: it cannot be."""
+    tries, ask_at = 0, 0.0
+    while symbol not in image.functions and (not image.grown() or symbol not in image.read()):
+        if time.monotonic() < ask_at:
+            time.sleep(POLL_S)
+        elif ask(image.path, symbol):
+            ask_at = time.monotonic() + ASK_AGAIN_S
+        elif image.complete or tries == STARTS:
+            raise RuntimeError(f"{symbol} cannot be compiled: " + (f"its compilers have ended {tries} times" if tries else
+                               "the compilers do not know it"))
+        else:
+            tries += 1
+            start(image.path)
+    if isinstance(thing := image.functions[symbol], Failed):
+        raise RuntimeError(f"{symbol} cannot be compiled:\n{thing.text}")
+    return thing
 
 
-def start_worker(claims, output, part):
-    env = {**os.environ, CLAIMS: str(claims), PART: str(part), "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
-    return subprocess.Popen([sys.executable, "-c", WORKER], stdout=output, env=env, pass_fds=[claims])
+def wait_for_all(image, progress):
+    """Return when the image is complete; `progress(symbol)` is told of each function. RuntimeError: one cannot be compiled."""
+    image.read()
+    while not image.complete:
+        if not ask(image.path, ""):
+            start(image.path)
+        time.sleep(10 * POLL_S)
+        for symbol in image.read():
+            progress(symbol)
+    for symbol in image.functions:
+        wait_for(image, symbol)
 
 
-def compile_all(progress):
-    """{symbol: Compiled} of the whole package, or None if a process failed (it has said why)."""
-    claims, write_claims = os.pipe()
-    os.write(write_claims, np.arange(CHUNKS, dtype="<u2").tobytes())
-    os.close(write_claims)
-    names, output = os.pipe()
-    with tempfile.TemporaryDirectory() as directory:
-        parts = [pathlib.Path(directory, str(i)) for i in range(min(len(os.sched_getaffinity(0)), MOST))]
-        workers = [start_worker(claims, output, part) for part in parts]
-        os.close(output)
-        os.close(claims)
-        try:
-            with open(names) as lines:
-                for line in lines:
-                    progress(line.strip())
-            if any([worker.wait() for worker in workers]):
-                return None
-        finally:
-            for worker in workers:
-                worker.kill()
-                worker.wait()
-        functions = {}
-        for part in parts:
-            functions.update(pickle.loads(part.read_bytes()))
-        return functions
+def ask(path, symbol):
+    """Say that a function is wanted (none: only look); False if there is nobody who listens."""
+    try:
+        pipe = os.open(_pipe(path), os.O_WRONLY | os.O_NONBLOCK)
+    except OSError:                       # no such pipe, or nobody reads it
+        return False
+    try:
+        if symbol:
+            os.write(pipe, f"{symbol}\n".encode())           # whole, as it is short
+    except OSError:
+        return False
+    finally:
+        os.close(pipe)
+    return True
 
 
-def announce(name):
-    for listener in listeners:
-        listener(name)
+def start(path):
+    """Let compilers work at an image until it is complete or this process ends. Returns when they listen."""
+    with only_one(path.with_suffix(".lock")):
+        if ask(path, ""):
+            return
+        theirs, ours = os.pipe()
+        process = subprocess.Popen([sys.executable, "-m", "numaemu.precompile", str(path), str(theirs)], pass_fds=[theirs],
+                                   start_new_session=True, env=_environment())
+        os.close(theirs)
+        _started.append((process, ours))
+        while process.poll() is None and not ask(path, ""):
+            time.sleep(POLL_S)
 
 
-def open_image(progress=announce):
-    """The package's image, made if there is none; None where nothing is compiled or no image can be had.
+def stop():
+    """End the compilers that this process has started."""
+    while _started:
+        process, ours = _started.pop()
+        os.close(ours)
+        with contextlib.suppress(ChildProcessError):
+            process.wait()
 
-    Without one, every process compiles what it imports, each time.
-    """
-    if not JIT or SHARE is not None:
+
+@contextlib.contextmanager
+def only_one(path):
+    """Others who want the same wait here."""
+    with open(path, "w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def _pipe(path):
+    return path.with_suffix(".wanted")
+
+
+def _environment():
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+
+
+# --- who sees to it ---------------------------------------------------------------------------------
+
+class Agenda:
+    """What is to be compiled: the nearest to what somebody waits for first, by calls; otherwise as it is declared."""
+
+    def __init__(self, done):
+        self.distance, self.heap, self.number = {}, [], itertools.count()
+        self.begun, self.symbols = set(done), None
+
+    def declare(self, symbols):
+        """What there is, the order of declaration."""
+        if self.symbols is None:
+            self.symbols = set(symbols)
+            for symbol in symbols:
+                self.add(symbol, NEVER)
+
+    def add(self, symbol, distance):
+        if distance < self.distance.get(symbol, NEVER + 1):
+            self.distance[symbol] = distance
+            heapq.heappush(self.heap, (distance, next(self.number), symbol))
+
+    def reached(self, symbol, callees):
+        """A function has been compiled: what it calls is as near as it is, and one more."""
+        for callee in callees:
+            if callee in self.symbols:
+                self.add(callee, min(self.distance[symbol] + 1, NEVER))
+
+    def next(self):
+        """The function to be compiled next, or None."""
+        while self.heap:
+            _, _, symbol = heapq.heappop(self.heap)
+            if symbol not in self.begun:
+                self.begun.add(symbol)
+                return symbol
         return None
-    path, place = image.find(), image.writable_place()
-    if path is None and place is not None:
-        with image.only_one_makes_it(place):
-            path = image.find()
-            if path is None and (functions := compile_all(progress)) is not None:
-                path = image.save(place, functions)
-    return image.Image(path) if path else None
+
+
+class Compiler:
+    """A process that compiles one function after the other."""
+
+    def __init__(self, path):
+        self.connection, theirs = Pipe()
+        self.ready = self.idle = False               # it has said what there is; it has nothing to do
+        self.process = subprocess.Popen([sys.executable, "-c", COMPILER, str(theirs.fileno()), str(path)],
+                                        pass_fds=[theirs.fileno()], env={**_environment(), COMPILING: "1"})
+        theirs.close()
+
+
+def listen(path):
+    """The pipe through which functions are asked for."""
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(_pipe(path))
+    os.mkfifo(_pipe(path))
+    return os.open(_pipe(path), os.O_RDWR | os.O_NONBLOCK)        # for writing too: so it has no end of stream
+
+
+class Foreman:
+    """The one who appends to an image."""
+
+    def __init__(self, path, owner):
+        self.image, self.owner = Image(path), owner
+        self.image.mend()
+        self.pipe, self.agenda = listen(path), Agenda(self.image.functions)
+        self.compilers = {}
+        for _ in range(min(len(os.sched_getaffinity(0)), MOST)):
+            compiler = Compiler(path)
+            self.compilers[compiler.connection] = compiler
+
+    def run(self):
+        """Until the image is complete, the owner has gone, or a compiler has ended: then whoever needs it starts anew."""
+        while not all(compiler.idle for compiler in self.compilers.values()):
+            for thing in wait([self.owner, self.pipe, *self.compilers]):
+                if thing == self.owner:
+                    return
+                if thing == self.pipe:
+                    self.take_wishes()
+                else:
+                    self.take_answer(self.compilers[thing])
+            self.hand_out()
+        self.image.append(COMPLETE, None)
+
+    def take_wishes(self):
+        for symbol in os.read(self.pipe, 1 << 16).decode().split():
+            self.agenda.add(symbol, WANTED)
+
+    def take_answer(self, compiler):
+        answer = compiler.connection.recv()
+        if compiler.ready:
+            symbol, thing, callees = answer
+            self.image.append(symbol, thing)
+            self.agenda.reached(symbol, callees)
+        else:
+            self.agenda.declare(answer)
+            compiler.ready = True
+        compiler.idle = True
+
+    def hand_out(self):
+        """Work for who has none, if there is any."""
+        for compiler in self.compilers.values():
+            if compiler.idle and (symbol := self.agenda.next()):
+                compiler.connection.send(symbol)
+                compiler.idle = False
+
+
+def main(path, owner):
+    setproctitle.setproctitle("numaemu: compiling")
+    for old in path.parent.glob(f"{path.name.partition('-')[0]}-*.image"):
+        if old != path:
+            old.unlink(missing_ok=True)
+            _pipe(old).unlink(missing_ok=True)
+    foreman = Foreman(path, owner)
+    try:
+        foreman.run()
+    except EOFError:
+        sys.exit(1)                       # a compiler has ended, and has said why
+    finally:
+        _pipe(path).unlink(missing_ok=True)
+        for compiler in foreman.compilers.values():
+            compiler.process.kill()
+            compiler.process.wait()
+
+
+if __name__ == "__main__":
+    main(pathlib.Path(sys.argv[1]), int(sys.argv[2]))

@@ -4,6 +4,7 @@ Every table is a function from figures (as `machine.stats()` and the JSON of a r
 print, so that tests print into a recording console. rich is imported when it is first needed.
 """
 import dataclasses
+import math
 import numbers
 import os
 import sys
@@ -17,6 +18,7 @@ from numaemu.units import format_size, parse_size
 MAX_ROWS = 16            # CPUs, and nodes of the access matrix, that a summary shows
 MAX_COLUMNS = 8          # memory nodes of the access matrix: what 80 columns hold
 MAX_RESULT_ROWS = 40     # of a table that main returned
+COMPILING_S = 0.5        # after that long without a new function, nothing is being compiled
 POLL_S = 0.5             # how often the figures of a running machine are looked at …
 POLL_SHARE = 50          # … but never more than a 50th of the time
 NUMASTAT = ("numa_hit", "numa_miss", "numa_foreign", "interleave_hit", "local_node", "other_node")
@@ -188,7 +190,7 @@ def print_summary(figures, doc="", console=None):
             console.print(table)
     console.print()
     console.print(time_line(figures))
-    print_hints(len(figures["cpus"]), console)
+    print_hints(console, len(figures["cpus"]), figures["compiled"])
 
 
 def machine_line(machine):
@@ -276,9 +278,12 @@ def time_line(figures):
             f"[bold]{count(done / wall_s if wall_s else 0)}[/bold] accesses/s")
 
 
-def hints(nr_cpus):
-    """A line for each setting of the host that costs speed, and what would help."""
+def hints(nr_cpus, compiled=0):
+    """A line for each thing that cost speed, and what would help: the host's settings, functions compiled meanwhile."""
     lines, setting, cores = [], shm.huge_pages_setting(), len(os.sched_getaffinity(0))
+    if compiled:
+        lines.append(f"{plural(compiled, 'function')} of the kernel were compiled meanwhile, for the first and last time\n"
+                     f"help: run it again; numaemu compile does all of them at once")
     if setting not in HUGE_PAGES:
         lines.append("no huge pages for shared memory on this host: random accesses take longer\n"
                      + (f"help: as root, echo advise > {HUGE_PAGES_FILE}" if setting else
@@ -289,9 +294,9 @@ def hints(nr_cpus):
     return lines
 
 
-def print_hints(nr_cpus, console):
+def print_hints(console, nr_cpus, compiled=0):
     """The hints, if there are any."""
-    for hint in hints(nr_cpus):
+    for hint in hints(nr_cpus, compiled):
         console.print("note: " + hint.replace("\n", "\n      "), style="yellow", markup=False, soft_wrap=True)
 
 
@@ -317,7 +322,7 @@ def print_bench(figures, console=None):
     console.print(table)
     console.print("ratios of rates: 1 is the host's own speed, more is better; of times: less is better", style="dim",
                   soft_wrap=True)
-    print_hints(0, console)
+    print_hints(console, 0)
 
 
 # --- errors -------------------------------------------------------------------------------------
@@ -382,7 +387,8 @@ class Progress:
     def __init__(self, quiet=False, stream=None):
         self.stream = stream or sys.stderr
         self.quiet, self.live = quiet, not quiet and self.stream.isatty()
-        self.start, self.kernels, self.text = time.monotonic(), 0, "starting"
+        self.start, self.text = time.monotonic(), "starting"
+        self.kernels, self.compiled_at = 0, -math.inf            # functions compiled meanwhile; when the last one was
         self.display = self.watcher = None
         self.done = threading.Event()
 
@@ -405,15 +411,16 @@ class Progress:
     def view(self):
         """The line, now."""
         from rich.text import Text
-        elapsed = time.monotonic() - self.start
-        return Text(f"{elapsed:5.0f} s  {self.text}", style="cyan", no_wrap=True, overflow="ellipsis")
+        now = time.monotonic()
+        compiling = f"compiling the kernel, once ({self.kernels} functions)  " if now - self.compiled_at < COMPILING_S else ""
+        return Text(f"{now - self.start:5.0f} s  {compiling}{self.text}", style="cyan", no_wrap=True, overflow="ellipsis")
 
-    def compiled(self, _name):
-        """A function of the kernel has been compiled."""
-        self.kernels += 1
-        self.text = f"compiling the kernel, once ({self.kernels} functions)"
-        if self.kernels == 1 and not self.live and not self.quiet:
-            print("numaemu: compiling the kernel, once; this takes about a minute", file=self.stream, flush=True)
+    def compiled(self, functions):
+        """So many functions of the kernel have been compiled."""
+        if not self.kernels and not self.live and not self.quiet:
+            print("numaemu: compiling what is needed of the kernel for the first time; this takes some seconds",
+                  file=self.stream, flush=True)
+        self.kernels, self.compiled_at = self.kernels + functions, time.monotonic()
 
     def say(self, text):
         """What goes on."""

@@ -8,10 +8,16 @@ import pytest
 from loopback import SMALL_TLB, Loopback
 
 from numaemu.build import JIT
+from numaemu.link import compile_everything
 
 hypothesis.settings.register_profile("numaemu", derandomize=True, deadline=None, print_blob=True, max_examples=50 if JIT else 8,
                                      suppress_health_check=list(hypothesis.HealthCheck))
 hypothesis.settings.load_profile("numaemu")
+
+
+def pytest_configure():
+    """No test waits for a compiler, but those about it."""
+    compile_everything()
 
 
 @pytest.fixture

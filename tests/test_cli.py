@@ -17,6 +17,8 @@ import psutil
 import pytest
 
 from numaemu import __version__, cli
+from numaemu.build import JIT
+from numaemu.image import Image
 from numaemu.topology import Topology
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -98,7 +100,7 @@ def numaemu(*arguments, **environment):
 
 def without_progress(text):
     """What was said on stderr, but for the line that a fresh machine gets."""
-    return re.sub(r"^numaemu: compiling the kernel.*\n", "", text, flags=re.MULTILINE)
+    return re.sub(r"^numaemu: compiling .*\n", "", text, flags=re.MULTILINE)
 
 
 # --- runs ---------------------------------------------------------------------------------------
@@ -111,8 +113,8 @@ def test_run_prints_result_and_summary_and_writes_json(workload, tmp_path):
                  "A story in one line.", "numa_hit", "100%", "emulated time", "accesses/s"):
         assert text in done.stdout, text
     figures = json.loads(out.read_text())
-    assert list(figures) == ["numaemu", "machine", "workload", "mode", "seed", "wall_s", "emulated_ns", "result", "vmstat",
-                             "nodes", "cpus", "tasks"]
+    assert list(figures) == ["numaemu", "machine", "workload", "mode", "seed", "wall_s", "compiled", "emulated_ns", "result",
+                             "vmstat", "nodes", "cpus", "tasks"]
     assert (figures["numaemu"], figures["workload"], figures["mode"], figures["seed"]) == (__version__, path, "free", 5)
     check_story(figures)
 
@@ -343,6 +345,34 @@ def test_machine_list(capsys):
     assert "four-node-ring" in capsys.readouterr().out
 
 
+# --- compiling ------------------------------------------------------------------------------------
+@pytest.mark.skipif(not JIT, reason="nothing is compiled")
+def test_a_first_run_compiles_what_it_needs(workload, tmp_path):
+    """Where nothing has been compiled: the run is the same, says so, and what it needed is there afterwards."""
+    path, out = workload(STORY), tmp_path / "out.json"
+    done = subprocess.run([sys.executable, "-m", "numaemu", "run", path, "--json", str(out), "--seed", "5", "--set",
+                           "vm.min_free_kbytes=1000"], capture_output=True, text=True, timeout=DEADLINE_S,
+                          env=ENVIRONMENT | {"NUMBA_CACHE_DIR": str(tmp_path / "place")})
+    assert done.returncode == 0
+    assert done.stderr == "numaemu: compiling what is needed of the kernel for the first time; this takes some seconds\n"
+    assert "of the kernel were compiled meanwhile" in done.stdout
+    figures = json.loads(out.read_text())
+    check_story(figures)
+    place, = (tmp_path / "place").glob("*.image")
+    image = Image(place)
+    image.read()
+    assert 0 < figures["compiled"] <= len(image.functions) and not image.complete
+    assert image.holds("numaemu.kernel.memory.handle_mm_fault")
+
+
+@pytest.mark.skipif(not JIT, reason="nothing is compiled")
+def test_compile_says_that_nothing_is_left():
+    done = numaemu("compile")
+    assert (done.returncode, done.stdout, done.stderr) == (0, "all is compiled\n", "")
+    done = numaemu("compile", NUMBA_DISABLE_JIT="1")
+    assert (done.returncode, done.stdout, done.stderr) == (2, "", "numaemu: NUMBA_DISABLE_JIT is set: nothing is compiled\n")
+
+
 # --- terminals and signals ------------------------------------------------------------------------
 def test_on_a_terminal_progress_goes_around_the_printed_lines(workload):
     """The live line is redrawn with control characters; the lines of tasks stay whole."""
@@ -394,14 +424,17 @@ SLEEPY = '''
 '''
 
 
-@pytest.mark.parametrize("wait", ["handle.result()", "time.sleep(1000)"])
-def test_ctrl_c_ends_a_run_and_every_process(workload, wait):
+@pytest.mark.parametrize("wait, fresh", [("handle.result()", False), ("time.sleep(1000)", False), ("time.sleep(1000)", True)])
+def test_ctrl_c_ends_a_run_and_every_process(workload, tmp_path, wait, fresh):
+    """Also the compilers, which are at work where little has been compiled."""
+    env = ENVIRONMENT | ({"NUMBA_CACHE_DIR": str(tmp_path)} if fresh else {})
     process = subprocess.Popen([sys.executable, "-m", "numaemu", "run", workload(SLEEPY.format(wait=wait)), "--memory-per-node",
-                                "32MiB"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=ENVIRONMENT)
+                                "32MiB"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=env)
     assert process.stdout.readline() == "ready\n"
     children = psutil.Process(process.pid).children(recursive=True)
     names = {child.name() for child in children}
     assert {"numaemu: coordinator", "numaemu: node 0", "numaemu: cpu 3"} <= {name[:20] for name in names}
+    assert ("numaemu: compiler" in names) == (fresh and JIT)
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=DEADLINE_S)
     assert process.returncode == 130

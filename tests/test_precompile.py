@@ -1,114 +1,154 @@
-"""Making an image: shares are claimed whole and once, what fails leaves none, nothing is kept running."""
+"""The order in which functions are compiled, and the process that sees to it, with compilers that only pretend."""
+import contextlib
 import os
-import pickle
-import subprocess
-import sys
+import threading
+from multiprocessing import Pipe
 
 import pytest
 
-from numaemu import image, precompile
-from numaemu.build import JIT
-from numaemu.image import Compiled
+from numaemu import precompile
+from numaemu.image import COMPLETE, Compiled, Image
+from numaemu.precompile import NEVER, WANTED, Agenda, Foreman, ask
 
-pytestmark = pytest.mark.skipif(not JIT, reason="nothing is compiled")
+CALLS = {"boot": ["map", "walk"], "fault": ["walk", "alloc"], "map": ["alloc", "sqrt"], "walk": [], "alloc": ["buddy"],
+         "buddy": [], "oom": []}
+
+
+def order(agenda):
+    """Everything that is left, as it would be compiled."""
+    done = []
+    while symbol := agenda.next():
+        done.append(symbol)
+        agenda.reached(symbol, CALLS[symbol])
+    return done
+
+
+def agenda(done=()):
+    made = Agenda(done)
+    made.declare(CALLS)
+    return made
+
+
+def test_what_nobody_has_asked_for_comes_as_declared():
+    assert order(agenda()) == list(CALLS)
+
+
+def test_what_is_wanted_comes_first_then_what_it_calls():
+    made = agenda()
+    made.add("fault", WANTED)
+    assert order(made) == ["fault", "walk", "alloc", "buddy", "boot", "map", "oom"]
+
+
+def test_a_wish_overtakes_what_waits():
+    made = agenda()
+    made.add("boot", WANTED)
+    assert made.next() == "boot"
+    made.reached("boot", CALLS["boot"])
+    made.add("oom", WANTED)
+    made.add("walk", WANTED)
+    assert order(made) == ["oom", "walk", "map", "alloc", "buddy", "fault"]
+
+
+def test_nothing_is_compiled_twice():
+    made = agenda(done=["alloc", "walk"])
+    made.add("fault", WANTED)
+    made.add("alloc", WANTED)
+    made.add("alloc", NEVER)
+    assert order(made) == ["fault", "boot", "map", "buddy", "oom"]
+
+
+def test_wishes_may_come_before_anything_is_known():
+    made = Agenda([])
+    made.add("walk", WANTED)
+    made.declare(CALLS)
+    assert made.next() == "walk"
+
+
+class Pretender:
+    """A compiler for CALLS in a thread; it ends, like one that was killed, at a function named in `deadly`."""
+    deadly = ()
+
+    def __init__(self, path):
+        self.connection, self.theirs = Pipe()
+        self.ready = self.idle = False
+        self.thread = threading.Thread(target=self.work)
+        self.thread.start()
+
+    def work(self):
+        with self.theirs, contextlib.suppress(EOFError, OSError):        # its foreman has gone
+            self.theirs.send(list(CALLS))
+            while (symbol := self.theirs.recv()) not in self.deadly:
+                self.theirs.send((symbol, Compiled(symbol.encode(), symbol, (), ()), CALLS[symbol]))
 
 
 @pytest.fixture
-def workers(tmp_path, monkeypatch):
-    """open_image in a directory of its own, with three workers that run some Python; the list of those that were started.
+def foreman(tmp_path, monkeypatch):
+    """Makes one with two pretenders: foreman(owner); all have ended afterwards."""
+    monkeypatch.setattr(precompile, "Compiler", Pretender)
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: {0, 1})
+    made = []
 
-    The Python sees `n` (which worker), `claims` (the pipe's number) and `part` (its file).
-    """
-    started = []
-
-    def start(code):
-        def start_worker(claims, output, part):
-            started.append(part)
-            source = f"n, claims, part = {len(started) - 1}, {claims}, {str(part)!r}\n" + code
-            return subprocess.Popen([sys.executable, "-c", source], stdout=output, pass_fds=[claims])
-        monkeypatch.setattr(precompile, "start_worker", start_worker)
-        return started
-    monkeypatch.setattr(image, "places", lambda: [tmp_path / "cache"])
-    monkeypatch.setattr("os.sched_getaffinity", lambda _: {0, 1, 2})
-    return start
+    def make(owner):
+        made.append(Foreman(tmp_path / "test.image", owner))
+        return made[-1]
+    yield make
+    for one in made:
+        os.close(one.pipe)
+        for compiler in one.compilers.values():
+            compiler.connection.close()
+            compiler.thread.join()
 
 
-SHARES = """
-import pickle
-import os; os.write(1, f"m.f{n}".encode() + bytes([10]))
-open(part, "wb").write(pickle.dumps({f"m.f{n}": ()}))
-"""
+@pytest.fixture
+def owner():
+    """Both ends of the owner's pipe."""
+    ends = os.pipe()
+    yield ends
+    for end in ends:
+        with contextlib.suppress(OSError):       # the test has
+            os.close(end)
 
 
-def test_an_image_is_made_once_of_all_shares(workers, tmp_path):
-    started, told = workers(SHARES), []
-    made = precompile.open_image(told.append)
-    assert len(started) == 3 and sorted(told) == sorted(made.functions) == ["m.f0", "m.f1", "m.f2"] and "m.f1" in made
-    again = precompile.open_image(told.append)
-    assert len(started) == 3 and len(told) == 3 and again.functions == made.functions
-    assert len(list((tmp_path / "cache").glob("*.image"))) == 1
+def test_an_image_is_completed(foreman, owner):
+    made = foreman(owner[0])
+    made.run()
+    image = Image(made.image.path)
+    assert sorted(image.read()) == sorted([*CALLS, COMPLETE]) and image.read() == []
+    assert image.complete and image.functions["walk"].code == b"walk"
 
 
-def test_an_image_of_other_sources_makes_room(workers, tmp_path, monkeypatch):
-    workers(SHARES)
-    precompile.open_image(lambda _: None)
-    monkeypatch.setattr(image, "stamp", lambda: "changed")
-    precompile.open_image(lambda _: None)
-    assert [p.name for p in (tmp_path / "cache").glob("*.image")] == [f"{image.FLAVOUR}-changed.image"]
+def test_who_has_what_is_there_compiles_the_rest(foreman, owner):
+    first = foreman(owner[0])
+    first.image.append("walk", Compiled(b"kept", "walk", (), ()))
+    second = foreman(owner[0])
+    second.run()
+    image = Image(second.image.path)
+    image.read()
+    assert image.functions["walk"].code == b"kept" and set(image.functions) == {*CALLS, COMPLETE}
 
 
-def test_a_process_that_fails_leaves_no_image(workers, tmp_path):
-    started = workers("import sys; sys.exit(n)")
-    assert precompile.open_image(lambda _: None) is None
-    assert len(started) == 3 and not list((tmp_path / "cache").glob("*.image"))
+def test_it_ends_with_its_owner(foreman, owner):
+    made = foreman(owner[0])
+    os.close(owner[1])
+    made.run()                       # takes at most the answers that are there
+    assert len(made.image.functions) <= 2
 
 
-def test_where_nothing_can_be_written_there_is_no_image(workers, monkeypatch):
-    started = workers(SHARES)
-    monkeypatch.setattr(image, "places", list)
-    assert precompile.open_image(lambda _: None) is None and not started
+def test_a_compiler_that_ends_ends_it(foreman, owner, monkeypatch):
+    monkeypatch.setattr(Pretender, "deadly", ("alloc",))
+    made = foreman(owner[0])
+    with pytest.raises(EOFError):
+        made.run()
+    assert not made.image.complete and "alloc" not in made.image.functions
 
 
-def test_nothing_is_kept_running_when_the_driver_goes(workers, tmp_path):
-    workers("import time; print('begun', flush=True); time.sleep(600)")
-
-    def gone(_):
-        raise SystemExit(0)
-    with pytest.raises(SystemExit):
-        precompile.open_image(gone)          # returns at once, its workers waited for
-    assert not list((tmp_path / "cache").glob("*.image"))
-
-
-@pytest.mark.parametrize("order", [[0, 1, 0, 1], [0, 0, 1, 1], [1, 1, 1, 0]])
-def test_every_function_is_exactly_one_shares(order):
-    """Two processes declare the same functions, in turns of a chunk and a half."""
-    claims, write = os.pipe()
-    os.write(write, b"".join(i.to_bytes(2, "little") for i in range(50)))
-    os.close(write)
-    n = 6 * precompile.CHUNK
-    shares, mine = [precompile.Share(claims) for _ in range(2)], [[], []]
-    for who in order * n:
-        while shares[who].declared < n:
-            number = shares[who].declared
-            if shares[who].is_mine():
-                mine[who].append(number)
-            if number % (precompile.CHUNK * 3 // 2) == 0:
-                break
-    os.close(claims)
-    assert sorted(mine[0] + mine[1]) == list(range(n)) and mine[0] and mine[1]
-
-
-def test_a_function_declared_twice_is_an_error():
-    share = precompile.Share(None)
-    share.add("m.f", Compiled(b"", "f", (), ()))
-    with pytest.raises(AssertionError, match=r"m\.f is declared twice"):
-        share.add("m.f", Compiled(b"", "f", (), ()))
-
-
-def test_the_image_of_this_package_holds_every_function():
-    """What was declared here was linked from the image, in which nothing else lies."""
-    from numaemu.compile import IMAGE, Kernel
-    from numaemu.kernel import page_alloc
-    assert isinstance(page_alloc.alloc_pages, Kernel) and not hasattr(page_alloc.alloc_pages, "compiled")
-    assert all(symbol.startswith("numaemu.") for symbol in IMAGE.functions)
-    assert len(pickle.dumps(IMAGE.functions)) < 16 << 20
+def test_who_asks_learns_whether_anybody_listens(foreman, owner, tmp_path):
+    path = tmp_path / "test.image"
+    assert not ask(path, "walk")
+    made = foreman(owner[0])
+    assert ask(path, "oom") and ask(path, "")
+    made.take_wishes()
+    assert made.agenda.next() == "oom"
+    os.close(made.pipe)
+    assert not ask(path, "walk")                 # its name is still there, as after a kill -9
+    made.pipe = os.dup(owner[0])

@@ -28,7 +28,7 @@ def figures(topology, busy_cpus, result=None):
     nodes = [{"node": n, "numastat": dict.fromkeys(report.NUMASTAT, n), "accesses_from": from_node[n]}
              for n in range(topology.nr_nodes)]
     return {"numaemu": "0", "machine": topology.to_dict(), "workload": "dir/story.py", "mode": "free", "seed": 0,
-            "wall_s": 2.0, "emulated_ns": 1_260_000, "result": result, "vmstat": {}, "nodes": nodes, "cpus": cpus,
+            "wall_s": 2.0, "compiled": 0, "emulated_ns": 1_260_000, "result": result, "vmstat": {}, "nodes": nodes, "cpus": cpus,
             "tasks": []}
 
 
@@ -98,6 +98,7 @@ def test_hints_only_where_they_help(monkeypatch):
     monkeypatch.setattr(report.shm, "huge_pages_setting", lambda: "advise")
     assert report.hints(4) == []
     assert "5 emulated CPUs on 4 cores" in report.hints(5)[0]
+    assert "17 functions of the kernel were compiled" in report.hints(4, 17)[0]
     monkeypatch.setattr(report.shm, "huge_pages_setting", lambda: "never")
     assert "echo advise" in report.hints(4)[0]
     monkeypatch.setattr(report.shm, "huge_pages_setting", lambda: "")
@@ -191,15 +192,17 @@ def test_failure_text_shows_the_tasks_own_traceback():
 def test_no_control_characters_where_no_terminal_is():
     stream = io.StringIO()
     with report.Progress(stream=stream) as progress:
-        for i in range(3):
-            progress.compiled(f"f{i}")
-    assert stream.getvalue() == "numaemu: compiling the kernel, once; this takes about a minute\n"
+        for i in range(1, 4):
+            progress.compiled(i)
+    assert stream.getvalue() == ("numaemu: compiling what is needed of the kernel for the first time; this takes some "
+                                 "seconds\n")
+    assert progress.kernels == 6
 
 
 def test_quiet_progress_says_nothing():
     stream = io.StringIO()
     with report.Progress(quiet=True, stream=stream) as progress:
-        progress.compiled("f")
+        progress.compiled(1)
     assert stream.getvalue() == ""
 
 
