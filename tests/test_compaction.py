@@ -1,4 +1,5 @@
 """Compaction: scanners, hints and indices one by one, then all of it under random work and under CPUs that use the pages."""
+import os
 import pathlib
 import sys
 
@@ -113,6 +114,35 @@ def test_every_kind_of_page(loopback):
     loop.write("/proc/sys/vm/compact_memory", "1")
     assert intact(task, addresses, words)
     loop.audit()
+
+
+def test_cached_pages_of_files_that_nobody_maps(one_node):
+    """Clean and dirty ones, between pages of a file that is deleted."""
+    pages, task = 2000, one_node.task()
+    for name in ("kept", "gone"):
+        one_node.create_file(f"/mnt/{name}", pages * PAGE, len(name))
+    with task.open("/mnt/kept", os.O_RDWR) as kept, task.open("/mnt/gone", os.O_RDONLY) as gone:
+        for i in range(pages):                           # read ahead, in turns of so much
+            for file in (kept, gone):
+                file.pread(8, i * PAGE)
+        expected = np.frombuffer(kept.pread(pages * PAGE, 0), U).reshape(pages, -1).copy()
+        expected[::5, 3] = 77
+        for i in range(0, pages, 5):
+            kept.pwrite(expected[i].tobytes(), i * PAGE)
+    one_node.system("unlink", "/mnt/gone")
+    before = one_node.vmstat()
+    one_node.write("/proc/sys/vm/compact_memory", "1")
+    after = one_node.vmstat()
+    assert after["pgmigrate_success"] - before["pgmigrate_success"] > pages // 3
+    assert after["nr_dirty"] == before["nr_dirty"] and after["nr_file_pages"] == before["nr_file_pages"]
+    one_node.audit()
+    with task.open("/mnt/kept", os.O_RDWR) as kept:
+        faults = one_node.vmstat()["pgpgin"]
+        assert (np.frombuffer(kept.pread(pages * PAGE, 0), U).reshape(pages, -1) == expected).all()
+        assert one_node.vmstat()["pgpgin"] == faults                 # all of it from the cache
+        one_node.system("drop_caches")
+        assert (np.frombuffer(kept.pread(pages * PAGE, 0), U).reshape(pages, -1) == expected).all()
+    one_node.audit()
 
 
 def test_twice_is_as_good_as_once(one_node):

@@ -215,11 +215,10 @@ def release_mapping(cpu, number):
 
 @hot
 def try_hold_mapping(mapping):
-    """One more holder, unless the family has gone, or a disk file's has nobody but the inode: nothing maps it."""
-    alone = 1 if mapping.host != 0 and mapping.tmpfs == 0 else 0
+    """One more holder, unless the family has gone."""
     while True:
         users = load_acquire(mapping, "users")
-        if users <= alone:
+        if users == 0:
             return False
         if compare_exchange(mapping, "users", users, users + 1) == users:
             return True
