@@ -315,13 +315,14 @@ class Coordinator(Actor):
                 return
             if pid == 0:
                 return
-            name = self.children.get(pid, str(pid))
+            if pid not in self.children:
+                continue                         # compilers that this process has started (precompile.py)
+            name = self.children[pid]
             self.tell_driver("died", name, pid, os.waitstatus_to_exitcode(status), self.doing(name))
             for other in self.children:
                 if other != pid:
                     os.kill(other, signal.SIGKILL)
             os._exit(3)
-
 
     def doing(self, name):
         """What a process was busy with, as far as shared memory tells."""

@@ -76,11 +76,12 @@ class Image:
         os.truncate(self.path, self.end)
 
     def append(self, symbol, thing):
-        """Add a record, as the only process that does."""
+        """Add a record, as the only process that does. FileNotFoundError: somebody has removed it."""
         if symbol in self.functions:
             raise AssertionError(f"{symbol} is compiled twice")
         record = pickle.dumps((symbol, thing))
-        with open(self.path, "ab", buffering=0) as file:
+        with open(self.path, "r+b", buffering=0) as file:
+            file.seek(0, os.SEEK_END)
             file.write(len(record).to_bytes(_LENGTH, "little") + record)
         self.functions[symbol] = thing
         self.end += _LENGTH + len(record)

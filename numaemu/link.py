@@ -5,6 +5,7 @@ second for the whole kernel. What it does not hold yet becomes a stub: whoever c
 (precompile.py), and from then on goes through the stub's word to the code. A stub passes every register on as it came, so it
 fits any signature; its address is the same in all processes that are forked, and each links for itself.
 """
+import contextlib
 import ctypes
 import functools
 import hashlib
@@ -24,11 +25,12 @@ from numba.core.runtime import rtsys
 
 from numaemu import precompile
 from numaemu.build import DEBUG, JIT, PACKAGE, package_stamp
-from numaemu.image import Image
+from numaemu.image import COMPLETE, Image
 
 FLAVOUR = "debug" if DEBUG else "release"
 COMPILING = precompile.COMPILING in os.environ       # this process is a compiler: it declares, and links nothing
 STUBS = 64                                           # made at a time
+ROOT = 0
 
 _STUB = """
 define void @"numaemu.stub.{number}"(...) "thunk" {{
@@ -65,7 +67,8 @@ def places():
     if named := os.environ.get("NUMBA_CACHE_DIR"):
         return [pathlib.Path(named)]
     user = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
-    return [PACKAGE / "__pycache__", pathlib.Path(user, "numaemu"), pathlib.Path(tempfile.gettempdir(), f"numaemu-{os.getuid()}")]
+    last = pathlib.Path(tempfile.gettempdir(), f"numaemu-{os.getuid()}")
+    return [PACKAGE / "__pycache__", pathlib.Path(user, "numaemu"), last]
 
 
 def image_name():
@@ -74,19 +77,20 @@ def image_name():
 
 
 def image_path():
-    """Where the image of this package lies, or will."""
-    name = image_name()
+    """Where the image of this package lies, or will: in the first place where it is complete, or else can grow."""
+    name, growing = image_name(), []
     for place in places():
-        if (place / name).exists() and (place / name).stat().st_uid in (os.getuid(), 0):
-            return place / name
-    for place in places():
-        try:
+        with contextlib.suppress(OSError):
             place.mkdir(mode=0o700, parents=True, exist_ok=True)
-        except OSError:
-            continue
-        if os.access(place, os.W_OK) and place.stat().st_uid in (os.getuid(), 0):
-            return place / name
-    raise RuntimeError("compiled code can be kept in none of " + ", ".join(map(str, places())))
+            if place.stat().st_uid not in (os.getuid(), ROOT):
+                continue                      # another user's code is not run
+            if os.access(place, os.W_OK):
+                growing.append(place / name)
+            elif Image(place / name).read()[-1:] == [COMPLETE]:
+                return place / name
+    if not growing:
+        raise RuntimeError("compiled code can be kept in none of " + ", ".join(map(str, places())))
+    return next((path for path in growing if path.exists()), growing[0])
 
 
 class Linker:

@@ -77,7 +77,9 @@ def ask(path, symbol):
     try:
         if symbol:
             os.write(pipe, f"{symbol}\n".encode())           # whole, as it is short
-    except OSError:
+    except BlockingIOError:
+        pass                              # it is full: the same is asked again
+    except BrokenPipeError:
         return False
     finally:
         os.close(pipe)
@@ -236,7 +238,7 @@ def main(path, owner):
     foreman = Foreman(path, owner)
     try:
         foreman.run()
-    except EOFError:
+    except (EOFError, ConnectionError):
         sys.exit(1)                       # a compiler has ended, and has said why
     finally:
         _pipe(path).unlink(missing_ok=True)

@@ -3,6 +3,7 @@
 Runs go through a process of their own, as a user's do. Wrong usage is tried in this process, where starting one is
 forbidden.
 """
+import contextlib
 import json
 import os
 import pathlib
@@ -363,6 +364,25 @@ def test_a_first_run_compiles_what_it_needs(workload, tmp_path):
     image.read()
     assert 0 < figures["compiled"] <= len(image.functions) and not image.complete
     assert image.holds("numaemu.kernel.memory.handle_mm_fault")
+
+
+@pytest.mark.skipif(not JIT, reason="nothing is compiled")
+def test_a_machine_outlives_its_compilers(workload, tmp_path):
+    """Killed, they are started again: the first by the fork server, the others by whichever process needs them."""
+    out, killed = tmp_path / "out.json", set()
+    process = subprocess.Popen([sys.executable, "-m", "numaemu", "run", workload(STORY), "--json", str(out), "--seed", "5",
+                                "--set", "vm.min_free_kbytes=1000"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+                               env=ENVIRONMENT | {"NUMBA_CACHE_DIR": str(tmp_path / "place")})
+    while process.poll() is None and len(killed) < 3:
+        for child in psutil.Process(process.pid).children(recursive=True):
+            with contextlib.suppress(psutil.Error):
+                if child.cmdline()[:1] == ["numaemu: compiling"] and child.pid not in killed:
+                    child.kill()
+                    killed.add(child.pid)
+    _, errors = process.communicate(timeout=DEADLINE_S)
+    assert process.returncode == 0, errors
+    assert killed
+    check_story(json.loads(out.read_text()))
 
 
 @pytest.mark.skipif(not JIT, reason="nothing is compiled")

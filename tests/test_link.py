@@ -12,6 +12,7 @@ import pytest
 
 import numaemu
 from numaemu.build import JIT
+from numaemu.image import COMPLETE, Image
 
 pytestmark = pytest.mark.skipif(not JIT, reason="nothing is compiled")
 PACKAGE = pathlib.Path(numaemu.__file__).parent
@@ -159,3 +160,21 @@ def test_compilers_end_with_who_has_started_them(package):
     process.kill()
     process.communicate()
     assert wait_until(lambda: not any(p.is_running() and p.status() != psutil.STATUS_ZOMBIE for p in compilers))
+
+
+def test_a_place_that_cannot_be_written_serves_if_it_is_complete(tmp_path, monkeypatch):
+    """As after an installation by root: incomplete, it is left for the user's own place."""
+    from numaemu import link
+    installed, own = tmp_path / "installed", tmp_path / "own"
+    monkeypatch.setattr(link, "places", lambda: [installed, own])
+    monkeypatch.setattr("os.access", lambda path, _: path == own)        # root may write everywhere
+    assert link.image_path() == own / link.image_name()
+    image = Image(installed / link.image_name())
+    image.mend()
+    assert link.image_path() == own / link.image_name()
+    image.append(COMPLETE, None)
+    assert link.image_path() == image.path
+    monkeypatch.setattr("os.access", lambda path, _: False)
+    monkeypatch.setattr(link, "places", lambda: [own])
+    with pytest.raises(RuntimeError, match="compiled code can be kept in none of .*own"):
+        link.image_path()
