@@ -103,6 +103,25 @@ def test_objects_that_are_not_to_be_charged_are_not(loop):
 
 
 @pytest.mark.interpreted
+@pytest.mark.parametrize("owner", [0, 1])
+def test_who_takes_a_slab_over_looks_who_is_charged(loop, owner):
+    """The slab goes back to its node's list, and a CPU takes it; what that CPU frees is taken off."""
+    tasks = [loop.task(0), loop.task(1)]
+    move(loop, tasks[0], "g")
+    cache = tasks[0].kernel.kmem_cache_create("passed", 64)
+    charged = [cache.alloc(GFP_KERNEL_ACCOUNT) for _ in range(4)]
+    cache.shrink()
+    theirs = tasks[owner]._op("kmem_cache_alloc", cache.number, GFP_KERNEL, 0)
+    assert cpu_slab(loop.machine, cache.number, owner).slab == virt_to_head(loop.machine, charged[0])
+    loop.audit()
+    for n, address in enumerate(charged, 1):
+        tasks[owner]._op("kmem_cache_free", cache.number, address)
+        assert stat(loop, "g")["slab"] == (4 - n) * 72
+    tasks[owner]._op("kmem_cache_free", cache.number, theirs)
+    cache.destroy()
+
+
+@pytest.mark.interpreted
 def test_kmalloc_takes_caches_of_its_own_for_what_is_charged(loop):
     task = loop.task(0)
     move(loop, task, "g")

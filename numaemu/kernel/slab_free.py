@@ -113,7 +113,7 @@ def free_debug(cpu, number, pfn, address):
         kind = slab_bug_of(machine, cpu.id).kind
     else:
         first, inuse = free_index(word), slab_inuse(word) - 1
-        memcg_slab_free_hook(machine, cache, pfn, which)
+        memcg_slab_free_hook(machine, cache, page, which)
         init_object(cpu, cache, address, False)
         set_track(cpu, cache, address, 1)
         set_free_pointer(cpu, cache, address, object_at(machine, cache, pfn, first))
@@ -157,7 +157,7 @@ def put_object(cpu, number, address):
         if address == c.freelist or first == which or inuse < 0:
             slab_bug(cpu, BUG_DOUBLE_FREE, number, address, U(0), 0)
             return -BUG_DOUBLE_FREE
-        memcg_slab_free_hook(machine, cache, pfn, which)
+        memcg_slab_free_hook(machine, cache, page, which)
         set_free_pointer(cpu, cache, address, object_at(machine, cache, pfn, first))
         locked = slab_frozen(word) == 0 and (first == 0 or inuse == 0)
         if locked:

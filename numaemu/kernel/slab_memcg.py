@@ -59,12 +59,16 @@ def charge_object(machine, cache, pfn, which, memcg):
 
 
 @kernel("void(machine_t*, kmem_cache_t*, i64, i64)")
-def memcg_slab_free_hook(machine, cache, pfn, which):
-    """Take object `which`, which is about to be free, off the group that it was charged to, if it was."""
-    exts = slab_obj_exts(page_of(machine, pfn))
-    if exts == 0:
-        return
+def __memcg_slab_free_hook(machine, cache, exts, which):
     memcg = obj_exts(machine, exts)[which - 1]
     if memcg != 0:
         obj_exts(machine, exts)[which - 1] = 0
         mod_objcg_state(machine, cache, memcg, -obj_full_size(cache))
+
+
+@hot
+def memcg_slab_free_hook(machine, cache, page, which):
+    """Take object `which` of a slab, which is about to be free, off the group that it was charged to, if it was."""
+    exts = slab_obj_exts(page)
+    if exts != 0:
+        __memcg_slab_free_hook(machine, cache, exts, which)
