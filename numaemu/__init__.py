@@ -24,7 +24,7 @@ _LATER = {"Machine": "machine", "Task": "task", "Handle": "task",
           "per_cpu_ptr": "kernel.percpu", "this_cpu_add": "kernel.percpu", "this_cpu_read": "kernel.percpu",
           **{f"SLAB_{name}": "kernel.slab_types"
              for name in ("CONSISTENCY_CHECKS", "RED_ZONE", "POISON", "STORE_USER", "HWCACHE_ALIGN", "CACHE_DMA",
-                          "RECLAIM_ACCOUNT")}}
+                          "RECLAIM_ACCOUNT", "ACCOUNT")}}
 
 __all__ = ["BusError", "ConfigError", "KernelBug", "MachineCheck", "NumaemuError", "OutOfMemory", "SegmentationFault",
            "KiB", "MiB", "GiB", "TiB", *_constants, *_LATER]

@@ -36,6 +36,11 @@ def fails(loop, path, text):
     return caught.value.errno
 
 
+def charged(text):
+    """{name: bytes} of memory.stat."""
+    return {name: int(nbytes) for name, nbytes in (line.split() for line in text.splitlines())}
+
+
 def status(loop, task, name):
     lines = read(loop, f"/proc/{task.pid}/status").splitlines()
     return next(line.split(":\t")[1] for line in lines if line.startswith(name + ":"))
@@ -214,15 +219,15 @@ def test_move_pages_stays_in_the_cpuset(four):
 @pytest.mark.interpreted
 def test_account_charges_the_group_until_the_pages_are_freed(four):
     """Page tables and GFP_KERNEL_ACCOUNT count for the group, wherever the task is when they go; the root is not charged."""
-    task, stat = four.task(cpu=0), ROOT + "/g/memory.stat"
+    task, kernel = four.task(cpu=0), lambda: charged(read(four, ROOT + "/g/memory.stat"))["kernel"]
     loose = task.kernel.alloc_pages(GFP_KERNEL_ACCOUNT, 2)
     four.write(ROOT + "/g/cgroup.procs", str(task.pid))
-    assert read(four, stat) == "kernel 0\n"
+    assert kernel() == 0
     one = task.kernel.alloc_page(GFP_KERNEL_ACCOUNT)
     block = task.kernel.alloc_pages(GFP_KERNEL_ACCOUNT, 2)
     whole = task.kernel.alloc_pages(GFP_KERNEL_ACCOUNT | __GFP_COMP, 3)
     task.kernel.alloc_pages(GFP_KERNEL, 3)
-    assert read(four, stat) == f"kernel {13 << 12}\n"
+    assert kernel() == 13 << 12
     task.mmap(4096).touch()
     tables = cgroup_t.array(four.machine.cgroups)[1].kernel_pages - 13
     assert tables > 0
@@ -230,9 +235,9 @@ def test_account_charges_the_group_until_the_pages_are_freed(four):
     four.write(ROOT + "/cgroup.procs", str(task.pid))
     for pfn, order in ((one, 0), (block, 2), (whole, 3), (loose, 2)):
         task.kernel.free_pages(pfn, order)
-    assert read(four, stat) == f"kernel {tables << 12}\n"
+    assert kernel() == tables << 12
     task.exit()
-    assert read(four, stat) == "kernel 0\n"
+    assert kernel() == 0
     four.audit()
 
 
@@ -246,6 +251,25 @@ def test_a_group_that_is_charged_lends_its_number_to_nobody(four):
     assert cgroup.lookup(four.system_of, ROOT + "/again").number == 2
     task.kernel.free_page(pfn)
     four.audit()
+
+
+@pytest.mark.interpreted
+def test_what_a_group_that_is_gone_is_charged_counts_in_those_above(four):
+    task, system = four.task(), four.system_of
+    proc.mkdir(system, ROOT + "/g/inner")
+    four.write(ROOT + "/g/cgroup.subtree_control", "+memory")
+    four.write(ROOT + "/g/inner/cgroup.procs", str(task.pid))
+    pfn = task.kernel.alloc_page(GFP_KERNEL_ACCOUNT)
+    four.write(ROOT + "/cgroup.procs", str(task.pid))
+    proc.rmdir(system, ROOT + "/g/inner")
+    assert charged(read(four, ROOT + "/g/memory.stat"))["kernel"] == 4096
+    task.kernel.free_page(pfn)
+    assert charged(read(four, ROOT + "/g/memory.stat"))["kernel"] == 0
+    proc.mkdir(system, ROOT + "/other")                      # with the number that is free again
+    four.write(ROOT + "/other/cgroup.procs", str(task.pid))
+    task.kernel.alloc_page(GFP_KERNEL_ACCOUNT)
+    assert charged(read(four, ROOT + "/other/memory.stat"))["kernel"] == 4096
+    assert charged(read(four, ROOT + "/g/memory.stat"))["kernel"] == 0
 
 
 # -- at once, on a real machine --------------------------------------------------------------------------------
@@ -276,5 +300,5 @@ def test_cpusets_change_while_their_tasks_work():
             machine.write(ROOT + "/g/cpuset.mems", ("0", "1", "0-1")[n % 3])
         assert [handle.result() for handle in running] == [0] * 4
         machine.check()
-        assert machine.read(ROOT + "/g/memory.stat") == "kernel 0\n"
+        assert set(charged(machine.read(ROOT + "/g/memory.stat")).values()) == {0}
         machine.rmdir(ROOT + "/g")

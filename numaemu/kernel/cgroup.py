@@ -23,6 +23,7 @@ class Cgroup:
         self.number, self.name, self.parent = number, name, parent
         self.children, self.subtree_control = {}, set()
         self.cpus, self.mems = set(), set()          # as written; empty: as the parent's
+        self.offline = set()                         # numbers of groups below that are gone, which may still be charged
 
     @property
     def path(self):
@@ -148,6 +149,10 @@ def update_groups(system, group, change):
 
 # -- directories ---------------------------------------------------------------------------------------------
 
+def is_charged(struct):
+    return struct.kernel_pages != 0 or struct.slab_reclaimable != 0 or struct.slab_unreclaimable != 0
+
+
 def mkdir(system, path):
     """A new group."""
     parent_path, _, name = path.rstrip("/").rpartition("/")
@@ -156,23 +161,28 @@ def mkdir(system, path):
         raise error(errno.ENOENT if parent_path.startswith(MOUNT) else errno.EPERM, path)
     if name in parent.children or name in group_files(parent):
         raise error(errno.EEXIST, path)
-    used = system.cgroups
-    free = [n for n in range(1, MAX_CGROUPS)
-            if n not in used and cgroup_t.array(system.machine.cgroups)[n].kernel_pages == 0]
+    used, groups = system.cgroups, cgroup_t.array(system.machine.cgroups)
+    free = [n for n in range(1, MAX_CGROUPS) if n not in used and not is_charged(groups[n])]
     if not free:
         raise error(errno.EAGAIN, path)
+    for each in used.values():
+        each.offline.discard(free[0])
     group = parent.children[name] = used[free[0]] = Cgroup(free[0], name, parent)
     publish(system, group)
 
 
 def rmdir(system, path):
-    """Take a group away that has neither tasks nor groups. Kernel memory charged to it stays charged until it is freed."""
+    """Take a group away that has neither tasks nor groups.
+
+    Kernel memory charged to it stays charged until it is freed, and counts in those above (memcg_reparent_objcgs).
+    """
     group = lookup(system, path.rstrip("/"))
     if group is None:
         raise error(errno.ENOENT, path)
     if group.parent is None or group.children or any(running_tasks(system, lambda task: task.cgroup == group.number)):
         raise error(errno.EBUSY, path)
     del group.parent.children[group.name], system.cgroups[group.number]
+    group.parent.offline |= group.offline | {group.number}
 
 
 # -- files ---------------------------------------------------------------------------------------------------
@@ -256,10 +266,17 @@ def read_effective(system, group, what):
 
 
 def memory_stat(system, group):
-    """memory.stat: what is charged to groups here is kernel memory only."""
-    groups = cgroup_t.array(system.machine.cgroups)
-    pages = sum(groups[each.number].kernel_pages for each in group.with_descendants())
-    return f"kernel {pages * PAGE_SIZE}\n"
+    """memory.stat, in bytes: what is charged to groups here is kernel memory only.
+
+    Each group is charged as many pages as its objects fill, rounded up; Linux has up to one more for each CPU.
+    """
+    charged = [cgroup_t.array(system.machine.cgroups)[number] for each in group.with_descendants()
+               for number in {each.number} | each.offline]
+    pages = sum(c.kernel_pages + -(-(c.slab_reclaimable + c.slab_unreclaimable) // PAGE_SIZE) for c in charged)
+    reclaimable = sum(c.slab_reclaimable for c in charged)
+    unreclaimable = sum(c.slab_unreclaimable + c.large_kmalloc * PAGE_SIZE for c in charged)
+    return (f"kernel {pages * PAGE_SIZE}\nslab_reclaimable {reclaimable}\nslab_unreclaimable {unreclaimable}\n"
+            f"slab {reclaimable + unreclaimable}\n")
 
 
 def group_files(group):

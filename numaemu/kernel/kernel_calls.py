@@ -6,8 +6,9 @@ from numaemu.kernel.percpu import (CHUNK_LIVE, FREE, MAX_CHUNKS, PCPU_MIN_ALLOC_
                                    this_cpu_add, this_cpu_read)
 from numaemu.kernel.pool import pool_get, pool_put
 from numaemu.kernel.shrinker import drop_slab, shrink_slab
-from numaemu.kernel.slab import deactivate_slab, slab_alloc_node, slab_free
+from numaemu.kernel.slab import deactivate_slab, slab_alloc_node
 from numaemu.kernel.slab_common import kfree, kmalloc_node, kmem_cache_shrink, kmem_cache_shutdown, ksize
+from numaemu.kernel.slab_free import slab_free
 from numaemu.kernel.smp import machine_of, spin_lock, spin_unlock
 from numaemu.kernel.sys import running
 from numaemu.pointer import address_of

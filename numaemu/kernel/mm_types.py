@@ -145,7 +145,9 @@ cgroup_t = Struct("cgroup_t", [     # a control group, by its number; 0 is the r
     ("cpus", u64, CPU_WORDS),       # cpuset.cpus.effective
     ("memcg", i64),                 # the nearest group upward with a memory controller; 0: the root
     # atomically
-    ("kernel_pages", i64),          # charged with __GFP_ACCOUNT, to this group itself
+    ("kernel_pages", i64),          # charged with __GFP_ACCOUNT, to this group itself; of these:
+    ("large_kmalloc", i64),         # pages of kmalloc that come from no slab
+    ("slab_reclaimable", i64), ("slab_unreclaimable", i64),      # charged for objects of slabs, in bytes
 ])
 
 exit_t = Struct("exit_t", [         # a process that has ended, until its parent has waited for it

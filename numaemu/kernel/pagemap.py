@@ -20,7 +20,8 @@ from numaemu.kernel.mmzone import page_of, page_to_nid
 from numaemu.kernel.page_alloc import get_page, put_page, try_get_page
 from numaemu.kernel.pgtable import pte_pfn
 from numaemu.kernel.rmap import mapping_of
-from numaemu.kernel.slab import slab_alloc_node, slab_free
+from numaemu.kernel.slab import slab_alloc_node
+from numaemu.kernel.slab_free import slab_free
 from numaemu.kernel.smp import machine_of, relax
 from numaemu.kernel.swap import folio_add_lru
 from numaemu.kernel.vmstat import NR_FILE_PAGES, WORKINGSET_NODES, mod_node_page_state

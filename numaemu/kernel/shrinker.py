@@ -11,7 +11,7 @@ from numaemu.compile import entry, hot, kernel
 from numaemu.kernel.gfp import GFP_KERNEL
 from numaemu.kernel.list_lru import (MAX_SHRINKERS, links, list_lru_isolate, list_lru_node, list_lru_node_t,
                                      shrinker_of, shrinker_t)
-from numaemu.kernel.slab import slab_free
+from numaemu.kernel.slab_free import slab_free
 from numaemu.kernel.slab_debug import BUG_NONE
 from numaemu.kernel.slowpath import fatal_signal_pending
 from numaemu.kernel.smp import machine_of, relax

@@ -1,4 +1,4 @@
-"""Caches of equal objects cut from pages: Linux 6's mm/slub.c. What a slab looks like: slab_types.py.
+"""Caches of equal objects cut from pages: Linux 6's mm/slub.c. What a slab looks like: slab_types.py; frees: slab_free.py.
 
 Only its CPU touches a kmem_cache_cpu_t, inside its turn, so the fast path is plain loads and stores. A cache with
 debug flags never gives objects to CPUs: every call goes through the lock, and is checked.
@@ -8,65 +8,31 @@ import numpy as np
 from numaemu.atomic import compare_exchange, fetch_add, load_acquire
 from numaemu.compile import hot, kernel
 from numaemu.errors import KernelBug
-from numaemu.kernel.gfp import (GFP_NOWAIT, __GFP_ACCOUNT, __GFP_HIGHMEM, __GFP_MOVABLE, __GFP_NO_GROW,
+from numaemu.kernel.gfp import (GFP_NOWAIT, __GFP_ACCOUNT, __GFP_DMA, __GFP_HIGHMEM, __GFP_MOVABLE, __GFP_NO_GROW,
                                 __GFP_RECLAIMABLE, __GFP_THISNODE, __GFP_ZERO, ___GFP_DIRECT_RECLAIM, ___GFP_NOFAIL,
                                 ___GFP_NORETRY, ___GFP_NOWARN)
+from numaemu.kernel.memcontrol import current_memcg
 from numaemu.kernel.mmzone import page_of, page_to_nid, zonelist
-from numaemu.kernel.page_alloc import alloc_pages, free_pages, put_page
-from numaemu.kernel.slab_debug import (BUG_CTOR, BUG_DOUBLE_FREE, BUG_FREEPOINTER, BUG_NONE, BUG_NOT_AN_OBJECT,
-                                       BUG_NO_CACHE, BUG_WRONG_CACHE, bug_found, check_object, init_object, set_track,
-                                       slab_bug, slab_bug_of)
-from numaemu.kernel.slab_types import (MAX_KMEM_CACHES, SLAB_DEBUG_FLAGS, SLAB_RECLAIM_ACCOUNT, _SLAB, cache_of,
-                                       cpu_slab, free_index, free_pointer, get_node, host_of, number_of, object_at,
-                                       page_address, set_free_pointer, slab_frozen, slab_inuse, slab_objects,
-                                       slab_word, track_t, virt_to_head)
+from numaemu.kernel.page_alloc import alloc_pages
+from numaemu.kernel.slab_debug import (BUG_CTOR, BUG_FREEPOINTER, BUG_NONE, BUG_NO_CACHE, bug_found, check_object,
+                                       init_object, set_track, slab_bug)
+from numaemu.kernel.slab_free import (__slab_free, account_slab, add_partial, discard_slab, free_slab_obj_exts,
+                                      free_slab_pages, remove_partial, slab_free)
+from numaemu.kernel.slab_memcg import OBJ_EXT_BYTES, charge_object, set_obj_exts
+from numaemu.kernel.slab_types import (MAX_KMEM_CACHES, SLAB_ACCOUNT, SLAB_DEBUG_FLAGS, _SLAB, cache_of, cpu_slab,
+                                       free_index, free_pointer, get_node, host_of, number_of, object_at,
+                                       page_address, set_free_pointer, slab_index, slab_inuse, slab_obj_exts,
+                                       slab_objects, slab_word, track_t, virt_to_head)
 from numaemu.kernel.smp import machine_of, spin_lock, spin_unlock
-from numaemu.kernel.vmstat import NR_SLAB_RECLAIMABLE, NR_SLAB_UNRECLAIMABLE, mod_node_page_state
 from numaemu.native import call_address, clear_bytes, copy_bytes
 from numaemu.param import MAX_NODES, PAGE_SIZE
 from numaemu.pointer import address_of, u64
 
 U = np.uint64
-
-
-# -- partial lists -------------------------------------------------------------------------------------------
-
-@hot
-def add_partial(machine, n, pfn):
-    """To the tail; under the lock."""
-    page = page_of(machine, pfn)
-    page.lru_next, page.lru_prev = 0, n.last
-    if n.last != 0:
-        page_of(machine, n.last).lru_next = pfn
-    else:
-        n.first = pfn
-    n.last = pfn
-    n.nr_partial += 1
-
-
-@hot
-def remove_partial(machine, n, pfn):
-    """Under the lock."""
-    page = page_of(machine, pfn)
-    if page.lru_prev != 0:
-        page_of(machine, page.lru_prev).lru_next = page.lru_next
-    else:
-        n.first = page.lru_next
-    if page.lru_next != 0:
-        page_of(machine, page.lru_next).lru_prev = page.lru_prev
-    else:
-        n.last = page.lru_prev
-    page.lru_next, page.lru_prev = 0, 0
-    n.nr_partial -= 1
+OBJCGS_CLEAR_MASK = __GFP_DMA | __GFP_RECLAIMABLE | __GFP_ACCOUNT | ___GFP_NOFAIL    # what an array is not asked for with
 
 
 # -- slabs ---------------------------------------------------------------------------------------------------
-
-@hot
-def account_slab(machine, cpu, cache, pfn, pages):
-    item = NR_SLAB_RECLAIMABLE if cache.flags & SLAB_RECLAIM_ACCOUNT else NR_SLAB_UNRECLAIMABLE
-    mod_node_page_state(machine, cpu.id, page_to_nid(machine, pfn), item, pages)
-
 
 @hot
 def setup_object(cpu, cache, number, address):
@@ -97,18 +63,6 @@ def slab_colour(machine, number, pfn, left_over):
     return turn % (left_over // cache.colour_off + 1) * cache.colour_off
 
 
-@hot
-def free_slab_pages(cpu, pfn):
-    page = page_of(machine_of(cpu), pfn)
-    order = np.int64(page.order)
-    page.flags &= ~_SLAB
-    page.mapping, page.private = 0, 0
-    if order == 0:
-        put_page(cpu, pfn)
-    else:
-        free_pages(cpu, pfn, order)
-
-
 @kernel("i64(cpu_t*, i64, i64, i64)")
 def new_slab(cpu, number, gfp, nid):
     """A slab of free objects that is on no list; its pfn, or 0: no pages, its constructor failed, or the cache must not grow
@@ -134,7 +88,7 @@ def new_slab(cpu, number, gfp, nid):
     page, objects = page_of(machine, pfn), (PAGE_SIZE << order) // cache.size
     page.flags |= _SLAB
     page.mapping, page.lru_next, page.lru_prev = number, 0, 0
-    page.index = slab_colour(machine, number, pfn, (PAGE_SIZE << order) % cache.size)
+    page.index = slab_index(slab_colour(machine, number, pfn, (PAGE_SIZE << order) % cache.size), 0)
     for i in range(1, objects + 1):
         address = object_at(machine, cache, pfn, i)
         if not setup_object(cpu, cache, number, address):
@@ -147,18 +101,6 @@ def new_slab(cpu, number, gfp, nid):
     fetch_add(n, "total_objects", objects)
     account_slab(machine, cpu, cache, pfn, 1 << order)
     return pfn
-
-
-@kernel("void(cpu_t*, i64, i64)")
-def discard_slab(cpu, number, pfn):
-    """Give the pages of a slab that is empty and on no list back."""
-    machine = machine_of(cpu)
-    cache, page = cache_of(machine, number), page_of(machine, pfn)
-    n = get_node(machine, number, page_to_nid(machine, pfn))
-    fetch_add(n, "nr_slabs", -1)
-    fetch_add(n, "total_objects", -slab_objects(page.private))
-    account_slab(machine, cpu, cache, pfn, -(1 << np.int64(page.order)))
-    free_slab_pages(cpu, pfn)
 
 
 @kernel("void(cpu_t*, i64, i64)")
@@ -194,16 +136,19 @@ def deactivate_slab(cpu, number, owner):
 
 @hot
 def freeze_slab(cpu, machine, cache, c, pfn):
-    """Make a slab this CPU's, with all its free objects (acquire_slab)."""
-    page = page_of(machine, pfn)
+    """Make a slab this CPU's, with all its free objects (acquire_slab), which with SLAB_ACCOUNT stay on its list."""
+    page, charges = page_of(machine, pfn), cache.flags & SLAB_ACCOUNT
     while True:
         word = load_acquire(page, "private")
         objects = slab_objects(word)
-        if compare_exchange(page, "private", word, slab_word(0, objects, objects, 1)) == word:
+        new = slab_word(free_index(word), slab_inuse(word), objects, 1) if charges else slab_word(0, objects, objects, 1)
+        if compare_exchange(page, "private", word, new) == word:
             break
-    c.freelist, c.slab, c.offset = object_at(machine, cache, pfn, free_index(word)), pfn, cache.offset
-    c.base = page_address(machine, pfn)
-    c.end = c.base + (U(PAGE_SIZE) << U(page.order))
+    first = 0 if charges else free_index(word)
+    c.freelist, c.slab, c.offset, c.base, c.end = object_at(machine, cache, pfn, first), pfn, cache.offset, U(0), U(0)
+    if not charges and slab_obj_exts(page) == 0:
+        c.base = page_address(machine, pfn)
+        c.end = c.base + (U(PAGE_SIZE) << U(page.order))
 
 
 @kernel("i64(cpu_t*, i64, i64, i64)")
@@ -296,51 +241,6 @@ def alloc_debug(cpu, number, gfp, nid):
 
 
 @hot
-def on_freelist(cpu, cache, pfn, address):
-    """True if the object is on its slab's list of free ones, as far as that can be followed. Under the lock."""
-    machine = machine_of(cpu)
-    word = page_of(machine, pfn).private
-    at = object_at(machine, cache, pfn, free_index(word))
-    for _ in range(slab_objects(word)):
-        if at == address or not 1 <= number_of(machine, cache, pfn, at) <= slab_objects(word):
-            break
-        at = free_pointer(cpu, cache, at)
-    return at == address
-
-
-@kernel("i64(cpu_t*, i64, i64, u64)")
-def free_debug(cpu, number, pfn, address):
-    """Take an object of a cache with debug flags back, if everything is right with it; 0 or BUG_*."""
-    machine = machine_of(cpu)
-    cache, page = cache_of(machine, number), page_of(machine, pfn)
-    n = get_node(machine, number, page_to_nid(machine, pfn))
-    lock = address_of(n, "list_lock")
-    spin_lock(cpu, lock)
-    word, kind, discard = page.private, BUG_NONE, False
-    if on_freelist(cpu, cache, pfn, address) or slab_inuse(word) == 0:
-        kind = BUG_DOUBLE_FREE
-        slab_bug(cpu, kind, number, address, U(0), 0)
-    elif not check_object(cpu, cache, number, address, True):
-        kind = slab_bug_of(machine, cpu.id).kind
-    else:
-        first, inuse = free_index(word), slab_inuse(word) - 1
-        init_object(cpu, cache, address, False)
-        set_track(cpu, cache, address, 1)
-        set_free_pointer(cpu, cache, address, object_at(machine, cache, pfn, first))
-        page.private = slab_word(number_of(machine, cache, pfn, address), inuse, slab_objects(word), 0)
-        cpu_slab(machine, number, cpu.id).frees += 1
-        discard = inuse == 0 and n.nr_partial >= cache.min_partial
-        if first != 0 and discard:
-            remove_partial(machine, n, pfn)
-        elif first == 0 and not discard:
-            add_partial(machine, n, pfn)
-    spin_unlock(lock)
-    if discard:
-        discard_slab(cpu, number, pfn)
-    return kind
-
-
-@hot
 def find_slab(cpu, number, gfp, nid):
     """Give this CPU, which has none, a slab with free objects: a partial one or a new one. False: no pages."""
     machine = machine_of(cpu)
@@ -353,6 +253,43 @@ def find_slab(cpu, number, gfp, nid):
         deactivate_slab(cpu, number, cpu.id)
     freeze_slab(cpu, machine, cache_of(machine, number), cpu_slab(machine, number, cpu.id), pfn)
     return True
+
+
+@kernel("u64(cpu_t*, i64, i64)")
+def take_object(cpu, number, pfn):
+    """The first object on the list of a slab that this CPU owns, on which others only put some; 0: it is empty."""
+    machine = machine_of(cpu)
+    cache, page = cache_of(machine, number), page_of(machine, pfn)
+    while True:
+        word = load_acquire(page, "private")
+        first, objects = free_index(word), slab_objects(word)
+        if first == 0:
+            return U(0)
+        address = object_at(machine, cache, pfn, first)
+        following = number_of(machine, cache, pfn, free_pointer(cpu, cache, address))
+        if following < 0 or following > objects:
+            slab_bug(cpu, BUG_FREEPOINTER, number, address, address + cache.offset, 0)
+            address, following = U(0), 0
+        inuse = slab_inuse(word) + 1 if address != U(0) else objects      # as alloc_debug: what the list held is lost
+        if compare_exchange(page, "private", word, slab_word(following, inuse, objects, 1)) == word:
+            return address
+
+
+@hot
+def next_object(cpu, number):
+    """The next free object of the slab that this CPU owns; 0: none is free, or it owns no slab."""
+    machine = machine_of(cpu)
+    cache, c = cache_of(machine, number), cpu_slab(machine, number, cpu.id)
+    if c.slab == 0:
+        return U(0)
+    if cache.flags & SLAB_ACCOUNT:
+        return take_object(cpu, number, c.slab)
+    if c.freelist == U(0):
+        freeze_slab(cpu, machine, cache, c, c.slab)          # what others have freed meanwhile
+    address = c.freelist
+    if address != U(0):
+        c.freelist = free_pointer(cpu, cache, address)
+    return address
 
 
 @kernel("u64(cpu_t*, i64, i64, i64)")
@@ -374,69 +311,79 @@ def __slab_alloc(cpu, number, gfp, node):
         return alloc_debug(cpu, number, gfp, nid) if address == U(0) and not bug_found(cpu) else address
     if c.slab != 0 and node >= 0 and page_to_nid(machine, c.slab) != node:
         deactivate_slab(cpu, number, cpu.id)
-    if c.freelist == U(0) and c.slab != 0:
-        freeze_slab(cpu, machine, cache, c, c.slab)          # what others have freed meanwhile
-        if c.freelist == U(0):
-            deactivate_slab(cpu, number, cpu.id)
-    if c.freelist == U(0):
+    address = next_object(cpu, number)
+    if address == U(0) and not bug_found(cpu):
+        deactivate_slab(cpu, number, cpu.id)
         found = find_slab(cpu, number, GFP_NOWAIT | __GFP_THISNODE | gfp & __GFP_NO_GROW, nid) if wish else False
         if not found and (bug_found(cpu) or not find_slab(cpu, number, gfp, nid)):
             return U(0)
-    address = c.freelist
-    c.freelist = free_pointer(cpu, cache, address)
-    c.allocs += 1
+        address = next_object(cpu, number)
+    c.allocs += 1 if address != U(0) else 0
     return address
 
 
-@kernel("i64(cpu_t*, i64, u64)")
-def __slab_free(cpu, number, address):
-    """Give an object back to a slab that is not this CPU's; 0, or BUG_*: it is none."""
-    machine = machine_of(cpu)
-    pfn = virt_to_head(machine, address)
-    if number < 1 or number >= MAX_KMEM_CACHES or cache_of(machine, number).live == 0:
-        slab_bug(cpu, BUG_NO_CACHE, number, address, U(0), 0)
-        return BUG_NO_CACHE
-    cache, c, page = cache_of(machine, number), cpu_slab(machine, number, cpu.id), page_of(machine, pfn)
-    if pfn == 0 or page.flags & _SLAB == U(0):
-        slab_bug(cpu, BUG_NOT_AN_OBJECT, number, address, U(0), 0)
-        return BUG_NOT_AN_OBJECT
-    if page.mapping != number:
-        slab_bug(cpu, BUG_WRONG_CACHE, number, address, U(0), 0)
-        return BUG_WRONG_CACHE
-    which = number_of(machine, cache, pfn, address)
-    if which < 1 or which > slab_objects(page.private):
-        slab_bug(cpu, BUG_NOT_AN_OBJECT, number, address, U(0), 0)
-        return BUG_NOT_AN_OBJECT
-    if cache.flags & SLAB_DEBUG_FLAGS:
-        return free_debug(cpu, number, pfn, address)
-    n = get_node(machine, number, page_to_nid(machine, pfn))
-    lock = address_of(n, "list_lock")
-    while True:
-        word = load_acquire(page, "private")
-        first, inuse = free_index(word), slab_inuse(word) - 1
-        if pfn == c.slab or first == which or inuse < 0:     # its own slab's: the head of its list once more
-            slab_bug(cpu, BUG_DOUBLE_FREE, number, address, U(0), 0)
-            return BUG_DOUBLE_FREE
-        set_free_pointer(cpu, cache, address, object_at(machine, cache, pfn, first))
-        locked = slab_frozen(word) == 0 and (first == 0 or inuse == 0)
-        if locked:
-            spin_lock(cpu, lock)
-        new = slab_word(which, inuse, slab_objects(word), slab_frozen(word))
-        if compare_exchange(page, "private", word, new) == word:
-            break
-        if locked:
-            spin_unlock(lock)
-    c.frees += 1
-    if locked:
-        discard = inuse == 0 and n.nr_partial >= cache.min_partial
-        if first != 0 and discard:
-            remove_partial(machine, n, pfn)
-        elif first == 0 and not discard:
-            add_partial(machine, n, pfn)
-        spin_unlock(lock)
-        if discard:
-            discard_slab(cpu, number, pfn)
-    return BUG_NONE
+# -- charging ------------------------------------------------------------------------------------------------
+
+@kernel("i64(cpu_t*, kmem_cache_t*, i64, i64)")
+def alloc_slab_obj_exts(cpu, cache, gfp, nid):
+    """The physical address of an empty array for any slab of a cache; 0: no memory."""
+    address = __slab_alloc(cpu, cache.exts_cache, gfp & ~OBJCGS_CLEAR_MASK, nid)
+    if address == U(0):
+        return 0
+    nbytes = (PAGE_SIZE << cache.order) // cache.size * OBJ_EXT_BYTES
+    cpu_slab(machine_of(cpu), cache.exts_cache, cpu.id).requested += nbytes
+    clear_bytes(host_of(cpu, address), nbytes)
+    return np.int64(address - cpu.paging.page_offset)
+
+
+@kernel("u64(cpu_t*, i64, i64, i64, u64)")
+def memcg_slab_post_alloc_hook(cpu, number, gfp, node, address):
+    """Charge an object that the running task has just got to its group; the object, or another in its place, or 0.
+
+    If there is no memory for the array it stays uncharged, as in Linux. If this CPU has lost the slab on the way to the
+    array, by what reclaim needed itself, another CPU may own it and free by the fast path: then it must be another object.
+    """
+    machine, memcg = machine_of(cpu), current_memcg(cpu)
+    cache, c, pfn = cache_of(machine, number), cpu_slab(machine, number, cpu.id), virt_to_head(machine, address)
+    if memcg == 0 or cache.exts_cache == 0:
+        return address
+    if slab_obj_exts(page_of(machine, pfn)) == 0:
+        exts = alloc_slab_obj_exts(cpu, cache, gfp, page_to_nid(machine, pfn))
+        if exts == 0:
+            return address
+        if c.slab != pfn and not cache.flags & SLAB_DEBUG_FLAGS:
+            __slab_free(cpu, number, address)
+            address = __slab_alloc(cpu, number, gfp, node)
+            pfn = c.slab
+        if address == U(0) or not set_obj_exts(page_of(machine, pfn), exts):
+            free_slab_obj_exts(cpu, cache.exts_cache, exts)
+        if address == U(0):
+            return address
+        c.base, c.end = U(0), U(0)
+    charge_object(machine, cache, pfn, number_of(machine, cache, pfn, address), memcg)
+    return address
+
+
+@kernel("u64(cpu_t*, i64, i64, i64)")
+def slab_alloc_slow(cpu, number, gfp, node):
+    """__slab_alloc, charged if the cache says so; what `gfp` says is its caller's (slab_post_alloc_hook)."""
+    address = __slab_alloc(cpu, number, gfp, node)
+    if address != U(0) and not gfp & __GFP_ACCOUNT and cache_of(machine_of(cpu), number).flags & SLAB_ACCOUNT:
+        address = memcg_slab_post_alloc_hook(cpu, number, gfp, node, address)
+    return address
+
+
+@kernel("u64(cpu_t*, i64, i64, i64, u64)")
+def slab_post_alloc_hook(cpu, number, gfp, node, address):
+    """What `gfp` wants done with an object: charged, zeroed. The object, or another in its place, or 0."""
+    if gfp & __GFP_ACCOUNT:
+        address = memcg_slab_post_alloc_hook(cpu, number, gfp, node, address)
+    if gfp & __GFP_ZERO and address != U(0):
+        clear_bytes(host_of(cpu, address), cache_of(machine_of(cpu), number).object_size)
+    return address
+
+
+# -- objects for everybody -----------------------------------------------------------------------------------
 
 
 @hot
@@ -445,28 +392,10 @@ def slab_alloc(cpu, number, gfp):
     c = cpu_slab(machine_of(cpu), number, cpu.id)
     address = c.freelist
     if address == U(0):
-        return __slab_alloc(cpu, number, gfp, -1)
+        return slab_alloc_slow(cpu, number, gfp, -1)
     c.freelist = u64.array(host_of(cpu, address + c.offset))[0]
     c.allocs += 1
     return address
-
-
-@hot
-def slab_free(cpu, number, address):
-    """do_slab_free: on this CPU's list if the object is of its slab. 0, or BUG_*."""
-    c = cpu_slab(machine_of(cpu), number, cpu.id)
-    if c.base <= address and address < c.end and address != c.freelist:
-        u64.array(host_of(cpu, address + c.offset))[0] = c.freelist
-        c.freelist = address
-        c.frees += 1
-        return BUG_NONE
-    return __slab_free(cpu, number, address)
-
-
-@hot
-def zero_object(cpu, number, gfp, address):
-    if gfp & __GFP_ZERO and address != U(0):
-        clear_bytes(host_of(cpu, address), cache_of(machine_of(cpu), number).object_size)
 
 
 @kernel("u64(cpu_t*, i64, i64, i64)")
@@ -477,10 +406,11 @@ def slab_alloc_node(cpu, number, gfp, node):
     machine = machine_of(cpu)
     c = cpu_slab(machine, number, cpu.id)
     if c.freelist == U(0) or node >= 0 and page_to_nid(machine, c.slab) != node:
-        address = __slab_alloc(cpu, number, gfp, node)
+        address = slab_alloc_slow(cpu, number, gfp, node)
     else:
         address = slab_alloc(cpu, number, gfp)
-    zero_object(cpu, number, gfp, address)
+    if address != U(0) and gfp & (__GFP_ACCOUNT | __GFP_ZERO):
+        address = slab_post_alloc_hook(cpu, number, gfp, node, address)
     return address
 
 
@@ -491,8 +421,8 @@ def kmem_cache_alloc(cpu, number, gfp):
     if address == U(0):
         if bug_found(cpu):
             raise KernelBug
-    elif gfp & __GFP_ZERO:
-        zero_object(cpu, number, gfp, address)
+    elif gfp & (__GFP_ACCOUNT | __GFP_ZERO):
+        address = slab_post_alloc_hook(cpu, number, gfp, -1, address)
     return address
 
 

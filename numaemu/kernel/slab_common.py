@@ -3,16 +3,20 @@ import numpy as np
 
 from numaemu.atomic import load_acquire
 from numaemu.compile import hot, kernel
-from numaemu.kernel.gfp import __GFP_DMA, __GFP_RECLAIMABLE, ___GFP_COMP
+from numaemu.kernel.gfp import __GFP_ACCOUNT, __GFP_DMA, __GFP_RECLAIMABLE, ___GFP_COMP
+from numaemu.kernel.memcontrol import mod_large_kmalloc
 from numaemu.kernel.mm_types import pool_t
 from numaemu.kernel.mmzone import page_of, page_to_nid
 from numaemu.kernel.page_alloc import alloc_pages, free_pages
-from numaemu.kernel.slab import deactivate_slab, discard_slab, remove_partial, slab_alloc_node, slab_free
+from numaemu.kernel.slab import deactivate_slab, slab_alloc_node
 from numaemu.kernel.slab_debug import BUG_NONE, BUG_NOT_AN_OBJECT, kmem_cache_flags, slab_bug, slab_bug_t
-from numaemu.kernel.slab_types import (CACHE_NAME_BYTES, MAX_KMEM_CACHES, SLAB_CACHE_DMA, SLAB_HWCACHE_ALIGN,
-                                       SLAB_POISON, SLAB_RECLAIM_ACCOUNT, SLAB_RED_ZONE, SLAB_STORE_USER, _LARGE,
-                                       _SLAB, cache_name, cache_of, cpu_slab, get_node, kmem_cache_cpu_t,
-                                       kmem_cache_node_t, kmem_cache_t, page_address, slab_inuse, track_t, virt_to_head)
+from numaemu.kernel.slab_free import discard_slab, remove_partial, slab_free
+from numaemu.kernel.slab_memcg import OBJ_EXT_BYTES
+from numaemu.kernel.slab_types import (CACHE_NAME_BYTES, COLOUR_UNIT, MAX_KMEM_CACHES, SLAB_ACCOUNT, SLAB_CACHE_DMA,
+                                       SLAB_HWCACHE_ALIGN, SLAB_POISON, SLAB_RECLAIM_ACCOUNT, SLAB_RED_ZONE,
+                                       SLAB_STORE_USER, _LARGE, _SLAB, cache_name, cache_of, cpu_slab, get_node,
+                                       kmem_cache_cpu_t, kmem_cache_node_t, kmem_cache_t, page_address, slab_inuse,
+                                       track_t, virt_to_head)
 from numaemu.kernel.smp import machine_of, spin_lock, spin_unlock
 from numaemu.kernel.vmstat import NR_SLAB_UNRECLAIMABLE, mod_node_page_state
 from numaemu.param import MAX_ORDER, PAGE_SIZE
@@ -29,7 +33,8 @@ KMALLOC_MAX_CACHE_SIZE = KMALLOC_SIZES[-1]
 KMALLOC_MAX_SIZE = PAGE_SIZE << MAX_ORDER
 ZERO_SIZE_PTR = U(16)
 _KINDS = len(KMALLOC_SIZES)
-KMALLOC_TYPES = (("kmalloc", 0), ("kmalloc-rcl", SLAB_RECLAIM_ACCOUNT), ("dma-kmalloc", SLAB_CACHE_DMA))
+KMALLOC_TYPES = (("kmalloc", 0), ("kmalloc-rcl", SLAB_RECLAIM_ACCOUNT), ("dma-kmalloc", SLAB_CACHE_DMA),
+                 ("kmalloc-cg", SLAB_ACCOUNT))
 
 
 @kernel("void(cpu_t*, i64)")
@@ -144,6 +149,12 @@ def calculate_alignment(flags, align, size):
     return align_up(max(align, 8), 8)
 
 
+def exts_cache(number, objects):
+    """The general cache for arrays of so many obj_exts; 0 for the general caches themselves."""
+    nbytes = objects * OBJ_EXT_BYTES
+    return 0 if number <= _KINDS else 1 + next(i for i, size in enumerate(KMALLOC_SIZES) if size >= nbytes)
+
+
 def init_cache(machine, number, name, size, align, flags, ctor=0, ctor_bytes=0, colour=False):
     """Write a cache's struct; it may be used from then on."""
     cache, raw = cache_of(machine, number), name.encode()[:CACHE_NAME_BYTES - 1].ljust(CACHE_NAME_BYTES, b"\0")
@@ -154,8 +165,9 @@ def init_cache(machine, number, name, size, align, flags, ctor=0, ctor_bytes=0, 
         cache.name[i] = byte
     cache.flags, cache.object_size, cache.ctor, cache.ctor_bytes = flags, size, ctor, ctor_bytes
     cache.align = calculate_alignment(flags, align, size)
-    cache.colour_off = max(CACHE_LINE, cache.align) if colour else 0
+    cache.colour_off = max(COLOUR_UNIT, cache.align) if colour else 0
     calculate_sizes(cache, machine.nr_cpus)
+    cache.exts_cache = exts_cache(number, (PAGE_SIZE << cache.order) // cache.size)
     cache.live = 1
 
 
@@ -200,7 +212,7 @@ def kmalloc_cache(size, gfp):
     else:
         while limit < size:
             index, limit = index + 1, limit * 2
-    kind = 2 if gfp & __GFP_DMA else 1 if gfp & __GFP_RECLAIMABLE else 0
+    kind = 2 if gfp & __GFP_DMA else 1 if gfp & __GFP_RECLAIMABLE else 3 if gfp & __GFP_ACCOUNT else 0
     return 1 + kind * _KINDS + index
 
 
@@ -224,6 +236,7 @@ def kmalloc_large(cpu, size, gfp, node):
         return U(0)
     page_of(machine, pfn).flags |= _LARGE
     mod_node_page_state(machine, cpu.id, page_to_nid(machine, pfn), NR_SLAB_UNRECLAIMABLE, 1 << order)
+    mod_large_kmalloc(machine, pfn, 1 << order)
     c = cpu_slab(machine, 0, cpu.id)
     c.allocs += 1
     c.requested += size
@@ -261,6 +274,7 @@ def kfree(cpu, address):
     order = np.int64(page.order)
     page.flags &= ~_LARGE
     mod_node_page_state(machine, cpu.id, page_to_nid(machine, pfn), NR_SLAB_UNRECLAIMABLE, -(1 << order))
+    mod_large_kmalloc(machine, pfn, -(1 << order))
     cpu_slab(machine, 0, cpu.id).frees += 1
     free_pages(cpu, pfn, order)
     return BUG_NONE

@@ -1,21 +1,27 @@
 """What a slab cache is made of: Linux's include/linux/slab.h and mm/slab.h. The structs, and what is read out of them.
 
-A slab is one block of pages. Its head page says whose it is (`mapping`), how many bytes before its first object are
-its colour (`index`), and how full it is, in one word (`private`) that changes by compare-exchange only:
+A slab is one block of pages. Its head page says whose it is (`mapping`), how full it is, in one word (`private`) that
+changes by compare-exchange only, and in another (`index`) how many bytes before its first object are its colour, and
+where it is written to whom each object is charged (slab_memcg.py):
 
     63..48   47      46..32    31..16   15..0
     --       frozen  objects   inuse    1 + index of the first free object (0: none)
 
     frozen: it belongs to one CPU, which holds the rest of its free objects on a list of its own (`kmem_cache_cpu_t`);
-            other CPUs' frees go on the slab's list. Those on the CPU's list count as in use here.
+            other CPUs' frees go on the slab's list. Those on the CPU's list count as in use here. With SLAB_ACCOUNT
+            all stay on the slab's list, from which the CPU takes one at a time.
     else with free objects: on the partial list of its node, under the node's `list_lock`;   full: on no list.
     Whoever makes a slab enter or leave the partial list holds the lock while the word changes.
+
+    63..16                                             15..0
+    obj_exts: physical address / 8 of an array, or 0   colour / 64
 
 A free object holds the address of the next one, `offset` bytes from its start. Addresses are those of Linux's direct
 map: page_offset + physical.
 """
 import numpy as np
 
+from numaemu.atomic import load_acquire
 from numaemu.compile import hot, kernel
 from numaemu.kernel.mm_types import pool_t
 from numaemu.kernel.mmzone import page_of, page_zone, zone_of
@@ -27,16 +33,17 @@ PG_slab, PG_large_kmalloc = 1 << 24, 1 << 25     # page->flags of a head page
 _SLAB, _LARGE = U(PG_slab), U(PG_large_kmalloc)
 
 MAX_KMEM_CACHES = 1024                      # assumed; Linux has no limit
+COLOUR_UNIT = 64                            # colours are multiples of a cache line
 CACHE_NAME_BYTES = 32
 
 # include/linux/slab.h
 (SLAB_CONSISTENCY_CHECKS, SLAB_RED_ZONE, SLAB_POISON, SLAB_HWCACHE_ALIGN, SLAB_CACHE_DMA, SLAB_STORE_USER,
- SLAB_RECLAIM_ACCOUNT) = (1 << bit for bit in (8, 10, 11, 13, 14, 16, 17))
+ SLAB_RECLAIM_ACCOUNT, SLAB_ACCOUNT) = (1 << bit for bit in (8, 10, 11, 13, 14, 16, 17, 26))
 SLAB_DEBUG_FLAGS = SLAB_CONSISTENCY_CHECKS | SLAB_RED_ZONE | SLAB_POISON | SLAB_STORE_USER
 
 kmem_cache_cpu_t = Struct("kmem_cache_cpu_t", [     # its CPU only
     ("freelist", u64),               # first object of this CPU's own list, 0 = empty
-    ("base", u64), ("end", u64),     # [base, end) of the slab it owns; both 0 if it owns none
+    ("base", u64), ("end", u64),     # [base, end) of the slab it owns; both 0 if it owns none, or one with obj_exts
     ("offset", u64),                 # of the free pointer in an object
     ("slab", i64),                   # pfn of the slab it owns, 0 = none
     ("allocs", i64), ("frees", i64), # objects so far
@@ -62,6 +69,7 @@ kmem_cache_t = Struct("kmem_cache_t", [     # written when it is created
     ("track", u64),                         # of the two track_t, 0 = none
     ("order", i64), ("min_order", i64), ("min_partial", i64),
     ("colour_off", i64),                    # bytes between two colours; 0: all slabs begin alike
+    ("exts_cache", i64),                    # the general cache for a slab's obj_exts, 0: its objects are never charged
     ("ctor", u64),                          # address of the bytes that a new object holds, 0 = none;
     ("ctor_bytes", i64),                    # if not 0: of a function, pickled in so many bytes, that makes it
     ("name", u8, CACHE_NAME_BYTES),
@@ -126,8 +134,25 @@ def slab_word(first, inuse, objects, frozen):
 
 
 @hot
+def slab_index(colour, exts):
+    """page->index of a slab."""
+    return exts << 13 | colour // COLOUR_UNIT
+
+
+@hot
+def colour_of(page):
+    return (page.index & 0xFFFF) * COLOUR_UNIT
+
+
+@hot
+def slab_obj_exts(page):
+    """Physical address of the array that says to whom each object of a slab is charged; 0: there is none."""
+    return load_acquire(page, "index") >> 16 << 3
+
+
+@hot
 def first_object(machine, cache, pfn):
-    return page_address(machine, pfn) + U(page_of(machine, pfn).index) + cache.red_left_pad
+    return page_address(machine, pfn) + U(colour_of(page_of(machine, pfn))) + cache.red_left_pad
 
 
 @hot
