@@ -436,7 +436,7 @@ def test_all_cpus_charge_while_their_process_changes_groups():
                 machine.write(f"{ROOT}/{'gh'[n % 2]}/cgroup.procs", running.pid)
             except ProcessLookupError:                           # it has ended
                 break
-        assert running.result() > 10_000
+        assert running.result() >= len(caches) * 4 * 512             # each ring has been full at least
         machine.check()
         for name in ("g", "h"):
             assert "\nslab 0\n" in machine.read(f"{ROOT}/{name}/memory.stat")
