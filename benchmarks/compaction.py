@@ -20,7 +20,6 @@ from numaemu.native import copy_bytes
 from numaemu.uapi import MADV_DONTNEED
 
 NBYTES = 768 << 20
-QUIET_S = 1.0              # kcompactd has ended when nothing moves for so long
 SIGN = np.uint64(0x9E3779B97F4A7C15)
 
 
@@ -75,15 +74,17 @@ def compact_memory(machine):
 
 
 def kcompactd(machine):
-    """Pages/s of the node's own thread, from a write of the sysctl to the last page it moves."""
-    start = last = time.perf_counter()
+    """Pages/s of the node's own thread, from a write of the sysctl until it has nothing more to do.
+
+    Nobody asks for statistics meanwhile: the coordinator, which shootdowns need, would be busy with them. Nor does the
+    first call that a node's process answers count, for which it loads and copies a good deal of Python's memory.
+    """
+    machine.settle()
+    start = time.perf_counter()
     machine.write("/proc/sys/vm/compaction_proactiveness", "100")
-    pages = 0
-    while time.perf_counter() < last + QUIET_S:
-        time.sleep(0.01)
-        if moved(machine) != pages:
-            pages, last = moved(machine), time.perf_counter()
-    return pages / (last - start)
+    machine.settle()
+    seconds = time.perf_counter() - start
+    return moved(machine) / seconds
 
 
 def moved(machine):

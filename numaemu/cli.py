@@ -237,7 +237,7 @@ def compile_kernel():
     from numaemu.link import compile_everything
     if not JIT:
         raise ConfigError("NUMBA_DISABLE_JIT is set: nothing is compiled")
-    with report.Progress() as progress:
+    with report.Progress(quiet=not sys.stderr.isatty()) as progress:
         progress.say("")
         compile_everything(lambda symbol: progress.compiled(1))
     done = f"{report.plural(progress.kernels, 'function')} compiled, none is left" if progress.kernels else "all is compiled"

@@ -18,7 +18,7 @@ from concurrent.futures import Future, ThreadPoolExecutor       # loaded here, b
 import posix_ipc
 
 from numaemu import access, zcomp  # noqa: F401  (its kernels are loaded before anything forks)
-from numaemu.actor import COORDINATOR, Actor
+from numaemu.actor import COORDINATOR, Actor, mailbox_of_python
 from numaemu.build import JIT
 from numaemu.kernel import sys as syscalls
 from numaemu.kernel import kernel_calls
@@ -29,7 +29,7 @@ from numaemu.kernel.kswapd import wake_kswapd
 from numaemu.kernel.mm_types import TASK_NAME_BYTES, task_t
 from numaemu.kernel.oom_kill import alloc_pages_may_oom
 from numaemu.kernel.sched import handle_event
-from numaemu.kernel.smp import actor_of_cpu
+from numaemu.kernel.smp import actor_of_cpu, ring
 from numaemu.kernel.swapon import try_to_unuse
 from numaemu.kernel.tlb import answer_ipi
 from numaemu.kernel.truncate import iput_from_below
@@ -62,14 +62,6 @@ def install_callbacks(world):
     """Before the children fork: what compiled code may call in any of them."""
     machine = world.machine
 
-    def on_ring(actor, _b, _c):
-        world.bells[actor].release()
-        return 0
-
-    def on_wake(cpu, _b, _c):
-        world.wait_bells[cpu].release()
-        return 0
-
     def on_wait(cpu, only_yield, _c):
         if only_yield:
             os.sched_yield()
@@ -80,7 +72,12 @@ def install_callbacks(world):
             pass
         return 0
 
-    machine.on_ring, machine.on_wake, machine.on_wait = (_address_of(f) for f in (on_ring, on_wake, on_wait))
+    for number, bell in enumerate(world.bells):
+        mailbox_of_python(machine, number).bell = bell.address
+    for number, bell in enumerate(world.wait_bells):
+        cpu_t.array(machine.cpus)[number].wait_bell = bell.address
+    machine.on_ring = machine.on_wake = ring.address
+    machine.on_wait = _address_of(on_wait)
     machine.on_schedule = _address_of(on_schedule)
     world.constructors = Constructors(machine)
     machine.on_ctor = _address_of(world.constructors)

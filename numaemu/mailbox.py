@@ -4,7 +4,7 @@
     +------------------------------+            turn | kind | sender | token | a | b | c | d
     | tail    next ticket to give  |
     | head    next ticket to read  |            Sender: takes a ticket (tail += 1), waits until the slot's turn is
-    | asleep  receiver waits       |            2*lap (free), writes, sets turn to 2*lap + 1 (full), and rings if
+    | asleep  receiver waits, bell |            2*lap (free), writes, sets turn to 2*lap + 1 (full), and rings if
     | messages[MAILBOX_SLOTS]      |            the receiver is asleep.
     +------------------------------+            Receiver: reads slot head when its turn is full, frees it: 2*lap + 2.
 
@@ -25,7 +25,7 @@ message_t = Struct("message_t", [
 mailbox_t = Struct("mailbox_t", [
     ("tail", i64), ("_pad0", u64, 7),
     ("head", i64), ("_pad1", u64, 7),
-    ("asleep", u64), ("_pad2", u64, 7),
+    ("asleep", u64), ("bell", u64), ("_pad2", u64, 6),       # `bell`: of its receiver, set at boot (smp.ring)
     ("messages", message_t, MAILBOX_SLOTS),
 ])
 

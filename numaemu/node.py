@@ -53,7 +53,7 @@ class Node(Actor):
             super()._send_bulk(to, kind, token, thing)
 
     def fetch(self):
-        return serve_node(self.machine, self.mailbox, self._pointer)
+        return serve_node(self.machine.address, self.mailbox.address, self._pointer.address)
 
     def rpc_compact_node(self):
         """Compact this node, when its kernel threads have nothing else to do."""

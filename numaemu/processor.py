@@ -76,7 +76,9 @@ cpu_t = Struct("cpu_t", [
     ("on_fault", u64), ("on_ipi", u64), ("on_event", u64),      # callbacks: the kernel's entries
     ("l1_sets", u64), ("l1_ways", i64), ("l1_latency_ns", i64), ("l1_mask", u64),
     ("l2_sets", u64), ("l2_ways", i64), ("l2_latency_ns", i64), ("l2_mask", u64),
-    ("latency_ns", i64, MAX_NODES), ("_pad5", u64, 8),
+    ("latency_ns", i64, MAX_NODES),
+    ("wait_bell", u64),         # its sem_t (smp.ring)
+    ("_pad5", u64, 7),
     # written by this CPU only; `tick` begins a cache line, and so do the TLBs
     ("huge_entries", u64),      # bit n: an entry n levels up has been put into the TLB since it was last empty
     ("cr3", u64),               # host address of the loaded top-level table

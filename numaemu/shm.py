@@ -18,6 +18,8 @@ _libc.mmap.restype = ctypes.c_void_p
 _libc.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int, ctypes.c_int, ctypes.c_int, ctypes.c_long]
 _libc.munmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
 _libc.madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
+_libc.sem_open.restype = ctypes.c_void_p
+_libc.sem_open.argtypes = [ctypes.c_char_p, ctypes.c_int]
 
 _MAP_FAILED = ctypes.c_void_p(-1).value
 _PROT_NONE = 0
@@ -85,11 +87,20 @@ def punch(address, nbytes):
     _libc.madvise(address, nbytes, _MADV_REMOVE)
 
 
+class Doorbell(posix_ipc.Semaphore):
+    """A semaphore without a name, for the process that waits and all that ring; `address`, of its sem_t, for compiled code."""
+
+
 def doorbell():
-    """A semaphore without a name, for the process that waits and all that ring."""
-    semaphore = posix_ipc.Semaphore(_new_name(), posix_ipc.O_CREX)
-    semaphore.unlink()
-    return semaphore
+    """A new Doorbell."""
+    name = _new_name()
+    bell = Doorbell(name, posix_ipc.O_CREX)
+    bell.address = _libc.sem_open(name.encode(), 0)
+    bell.unlink()
+    if not bell.address:
+        error = ctypes.get_errno()
+        raise OSError(error, f"sem_open of {name}: {os.strerror(error)}")
+    return bell
 
 
 def sweep():

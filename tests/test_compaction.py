@@ -1,6 +1,9 @@
 """Compaction: scanners, hints and indices one by one, then all of it under random work and under CPUs that use the pages."""
+import ctypes
+import multiprocessing
 import os
 import pathlib
+import resource
 import sys
 
 import hypothesis
@@ -10,17 +13,17 @@ import pytest
 
 from numaemu.kernel import proc
 from numaemu.kernel.compaction import direct_compact, place_scanners, release_freepages
-from numaemu.kernel.compaction_free import (COMPACT_ALL, MIGRATE_SYNC, compact_control_of, compaction_defer_reset,
-                                            compaction_deferred, defer_compaction, extfrag_for_order,
-                                            fragmentation_index, get_pageblock_skip, isolate_freepages,
-                                            unusable_free_index)
+from numaemu.kernel.compaction_free import (COMPACT_ALL, MAP_AHEAD, MAP_PAGES, MIGRATE_SYNC, compact_control_of,
+                                            compaction_defer_reset, compaction_deferred, defer_compaction,
+                                            extfrag_for_order, fragmentation_index, get_pageblock_skip,
+                                            isolate_freepages, map_ahead, unusable_free_index)
 from numaemu.kernel.compaction_scan import isolate_migratepages, isolate_migratepages_block, putback_from
 from numaemu.kernel.gfp import __GFP_DIRECT_RECLAIM, __GFP_MOVABLE, GFP_HIGHUSER_MOVABLE, GFP_KERNEL, GFP_TRANSHUGE
 from numaemu.kernel.internal import (COMPACT_DONE, COMPACT_PRIO_ASYNC, COMPACT_PRIO_SYNC_FULL, COMPACT_PRIO_SYNC_LIGHT,
                                      COMPACT_SKIPPED)
 from numaemu.kernel.kcompactd import compact_node, proactive_compact_node, wakeup_kcompactd
 from numaemu.kernel.migrate import batch_of
-from numaemu.kernel.mm_types import PG_anon, PG_locked, PG_lru
+from numaemu.kernel.mm_types import PG_anon, PG_locked, PG_lru, PG_used
 from numaemu.kernel.mmzone import MIGRATE_MOVABLE, node_of, zone_t
 from numaemu.kernel.pgtable import pte_pfn
 from numaemu.uapi import MADV_DONTNEED, MAP_ANONYMOUS, MAP_SHARED
@@ -285,6 +288,80 @@ def test_blocks_of_64_kib_come_by_moving_too(loopback):
     assert 900 < counts["pgmigrate_success"] < 1500      # of each block half the pages, in pageblocks of 32 blocks
     assert intact(task, addresses, words)
     loop.audit()
+
+
+# -- frames mapped ahead -------------------------------------------------------------------------------------------
+
+def scanners(loop, migrate_pfn, free_pfn):
+    """The context of node 0's kernel threads, and its compact_control with the scanners at these pages of the last zone."""
+    context = loop.machine.nr_cpus
+    cc = compact_control_of(loop.machine, context)
+    cc.zone, cc.migrate_pfn, cc.free_pfn = loop.zones()[-1].number, migrate_pfn, free_pfn
+    return context, cc
+
+
+def resident(loop, zone):
+    """Frames of a zone that the host has given memory to."""
+    present = (ctypes.c_ubyte * zone.spanned_pages)()
+    address = int(loop.machine.memory) + zone.start_pfn * PAGE
+    assert ctypes.CDLL(None).mincore(ctypes.c_void_p(address), ctypes.c_size_t(len(present) * PAGE), present) == 0
+    return sum(byte & 1 for byte in present)
+
+
+@pytest.mark.interpreted
+def test_frames_are_mapped_ahead_of_both_scanners(loopback):
+    """No further than MAP_AHEAD or where the scanners meet, for the node's own context only; what was never used costs
+    the host nothing.
+    """
+    loop = loopback(nodes=1, cpus_per_node=1, memory_per_node="64MiB", sysctl={"vm.min_free_kbytes": 256})
+    fragmented(loop, 300)
+    machine, node, zone = loop.machine, node_of(loop.machine, 0), loop.zones()[-1]
+    start, before = zone.start_pfn, resident(loop, zone)
+    context, cc = scanners(loop, start + 100, start + 7000)
+    assert before < zone.spanned_pages // 2
+    while map_ahead(machine, context):
+        pass
+    assert (node.map_source, node.map_target) == (start + 96 + MAP_AHEAD, start + 7168 - MAP_AHEAD)
+    assert resident(loop, zone) == before
+    assert not map_ahead(machine, 0)
+    cc.migrate_pfn += MAP_PAGES                      # goes on where it was
+    assert map_ahead(machine, context) and not map_ahead(machine, context)
+    assert node.map_source == start + 112 + MAP_AHEAD
+    cc.migrate_pfn, cc.free_pfn = start, start + 600                    # another compaction
+    assert map_ahead(machine, context) and node.map_source == start + MAP_PAGES
+    while map_ahead(machine, context):
+        pass
+    assert (node.map_source, node.map_target) == (start + 1024, start)
+    assert resident(loop, zone) == before
+
+
+def read_frames(loop, pfns, ahead, answer):
+    """In a process that has mapped nothing yet, as a node's: its host faults while it reads a word of each frame."""
+    context = loop.machine.nr_cpus
+    while ahead and map_ahead(loop.machine, context):
+        pass
+    words = np.array(pfns, U) * U(PAGE) + loop.machine.memory
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for address in words.tolist():
+        ctypes.c_uint64.from_address(address).value
+    answer.put(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+
+
+def test_a_process_that_maps_ahead_has_no_host_faults_later(one_node):
+    fragmented(one_node)
+    zone = one_node.zones()[-1]
+    end = zone.start_pfn + zone.spanned_pages
+    assert zone.spanned_pages <= 2 * MAP_AHEAD
+    used = [pfn for pfn in range(zone.start_pfn, end, MAP_PAGES) if one_node.page(pfn).flags & PG_used]
+    scanners(one_node, zone.start_pfn, end - 1)
+    context, faults = multiprocessing.get_context("fork"), []
+    for ahead in (False, True):
+        answer = context.SimpleQueue()
+        child = context.Process(target=read_frames, args=(one_node, used, ahead, answer))
+        child.start()
+        child.join()
+        faults.append(answer.get())
+    assert len(used) > 100 and faults[0] > len(used) // 2 and faults[1] < len(used) // 10
 
 
 # -- indices: Linux's formulas by hand ---------------------------------------------------------------------------------

@@ -8,21 +8,25 @@ Untouched memory needs no scanning: it is free in the largest blocks, which are 
 """
 import numpy as np
 
-from numaemu.compile import hot, kernel
+from numaemu.atomic import load_acquire
+from numaemu.compile import entry, hot, kernel
 from numaemu.kernel.buddy import free_pcppages_bulk, serve_pages
 from numaemu.kernel.free_area import del_page_from_free_list, touch_virgin
-from numaemu.kernel.mm_types import PG_buddy, PG_used
+from numaemu.kernel.mm_types import PG_buddy, PG_used, machine_t
 from numaemu.kernel.mmzone import (MIGRATE_HIGHATOMIC, MIGRATE_MOVABLE, MIGRATE_PCPTYPES, MIGRATE_TYPES, WMARK_MIN,
-                                   page_of, zone_of)
+                                   node_of, page_of, zone_of)
 from numaemu.kernel.page_isolation import serve_range
-from numaemu.kernel.smp import MSG_ISOLATE_FREE, MSG_RANGE, reply
+from numaemu.kernel.smp import MSG_ISOLATE_FREE, MSG_NONE, MSG_RANGE, reply
+from numaemu.mailbox import mailbox_t
 from numaemu.param import NR_ORDERS, PAGEBLOCK_ORDER, PAGEBLOCK_PAGES
-from numaemu.pointer import Struct, i64, u8
+from numaemu.pointer import Struct, i64, u8, u64
 
 U = np.uint64
 _BUDDY, _USED = U(PG_buddy), U(PG_used)
 COMPACT_CLUSTER_MAX = 32         # SWAP_CLUSTER_MAX
 COMPACT_MAX_DEFER_SHIFT = 6      # compaction is skipped at most 64 times in a row
+MAP_PAGES = 16                   # what the host maps at a reading fault: fault_around_bytes of its mm/memory.c
+MAP_AHEAD = 4 * PAGEBLOCK_PAGES  # how far before either scanner: what a batch or two need; assumed
 
 # enum migrate_mode
 MIGRATE_ASYNC, MIGRATE_SYNC_LIGHT, MIGRATE_SYNC = range(3)
@@ -292,15 +296,62 @@ def isolate_freepages(machine, cpu_number):
     cc.free_pfn = at
 
 
-@kernel("i64(machine_t*, mailbox_t*, i64*)")
-def serve_node(machine, mailbox, words):
-    """A node's loop: serve_pages, the free scanner, and the steps of page_isolation.py."""
+# -- what is about to be moved, mapped ahead -------------------------------------------------------------------
+# The host maps frames into a process at the process's first access, which costs half of what moving pages does. A CPU has
+# mapped what its tasks use, its node's process has not. So while the node's kernel threads move a batch, its first
+# thread, as long as nobody asks it for anything, maps what comes next (in parallel, on another host core). Nothing
+# emulated changes.
+
+@hot
+def map_frames(machine, zone, pfn):
+    """Access the first frame in use, or used before, of MAP_PAGES. An untouched one would cost the host memory."""
+    if zone.virgin_pfn <= pfn < zone.virgin_end:
+        return
+    for at in range(pfn, pfn + MAP_PAGES):
+        if page_of(machine, at).flags & _USED != U(0):
+            load_acquire(u64.array(machine.memory + (U(at) << U(12))), 0)
+            return
+
+
+@kernel("bool(machine_t*, i64)")
+def map_ahead(machine, context):
+    """Map some frames before the scanners of this node's own compaction; False if all are, so far. Another context is a
+    CPU's. The scanners' places are hints: the context that compacts moves one meanwhile.
+    """
+    cc = compact_control_of(machine, context)
+    zone = zone_of(machine, cc.zone)
+    node, low, high, mapped = node_of(machine, zone.node), cc.migrate_pfn & -MAP_PAGES, pageblock_end(cc.free_pfn), False
+    if context != machine.nr_cpus + zone.node:
+        return False
+    if not low <= node.map_source <= low + MAP_AHEAD:
+        node.map_source = low
+    if not high - MAP_AHEAD <= node.map_target <= high:
+        node.map_target = high
+    if node.map_source < min(low + MAP_AHEAD, high):
+        map_frames(machine, zone, node.map_source)
+        node.map_source += MAP_PAGES
+        mapped = True
+    if node.map_target > max(high - MAP_AHEAD, low):
+        node.map_target -= MAP_PAGES
+        map_frames(machine, zone, node.map_target)
+        mapped = True
+    return mapped
+
+
+@entry("i64(u64, u64, u64)", nogil=True)
+def serve_node(machine_address, mailbox_address, words_address):
+    """A node's loop: serve_pages, the free scanner, the steps of page_isolation.py, and what can be done ahead. Kernel
+    threads need Python's lock meanwhile.
+    """
+    machine, mailbox, words = machine_t.at(machine_address), mailbox_t.at(mailbox_address), i64.array(words_address)
+    served = -1                      # the context for which free pages were isolated last
     while True:
         kind = serve_pages(machine, mailbox, words)
         if kind == MSG_RANGE:
             reply(machine, words[6], words[2], serve_range(machine, words[3], words[4], words[5]))
-            continue
-        if kind != MSG_ISOLATE_FREE:
+        elif kind == MSG_ISOLATE_FREE:
+            served = words[6]
+            isolate_freepages(machine, served)
+            reply(machine, served, words[2], compact_control_of(machine, served).nr_freepages)
+        elif kind != MSG_NONE or served < 0 or not map_ahead(machine, served):
             return kind
-        isolate_freepages(machine, words[6])
-        reply(machine, words[6], words[2], compact_control_of(machine, words[6]).nr_freepages)

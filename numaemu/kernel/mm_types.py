@@ -183,7 +183,8 @@ machine_t = Struct("machine_t", [
     ("pkmap", u64), ("pkmap_of", u64),                 # pkmap_t; u16[max_pfn]
     ("thread_size", i64),           # bytes of a kernel stack
     ("cached_stacks", u64), ("irq_stacks", u64),       # u64[nr_cpus][NR_CACHED_STACKS], u64[nr_cpus]: thread_stack.py
-    ("on_ring", u64), ("on_wait", u64), ("on_wake", u64),     # callbacks into Python: ring an actor, wait, wake a CPU
+    ("on_ring", u64), ("on_wake", u64),            # callbacks: ring an actor, wake a CPU (its number, its bell)
+    ("on_wait", u64),               # callback into Python: wait for this CPU's bell
     ("zero_pfn", i64),              # the shared page of zeros
     ("max_map_count", i64),         # sysctl vm.max_map_count
     ("fault_ns", i64), ("clear_page_ns", i64), ("copy_page_ns", i64), ("syscall_ns", i64),

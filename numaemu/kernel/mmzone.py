@@ -94,7 +94,8 @@ KSWAPD, KCOMPACTD, FLUSHER, KHUGEPAGED = 1, 2, 4, 8     # work for a node's kern
 
 node_t = Struct("node_t", [          # pg_data_t
     ("nr_runs", i64), ("run_pfn", i64, NODE_RUNS), ("run_pages", i64, NODE_RUNS),      # the node's main thread only
-    ("_pad", u64, 7),
+    ("map_source", i64), ("map_target", i64),      # likewise: pfns up to which map_ahead has come
+    ("_pad", u64, 5),
     ("kthread_pending", u64),        # set by whoever wakes one, taken by the node's kernel threads; atomically
     ("kthread_running", i64),        # 1 while they work
     # hints for kswapd: written by CPUs that wake it, reset by it; plain, a lost one is asked for again

@@ -8,12 +8,12 @@ it owes nobody an answer and catches up before its next access.
 import numpy as np
 
 from numaemu.atomic import compare_exchange, exchange, fetch_or, load_acquire, store_release, store_seq_cst
-from numaemu.compile import hot, kernel
+from numaemu.compile import callback, hot, kernel
 from numaemu.kernel.mm_types import machine_t, mm_t
 from numaemu.kernel.mmzone import node_of
 from numaemu.mailbox import mailbox_t, post
 from numaemu.mmu import tlb_flush_all, tlb_flush_local
-from numaemu.native import call_address
+from numaemu.native import call_address, sem_post
 from numaemu.pointer import i64, u64
 from numaemu.processor import cpu_t
 
@@ -63,11 +63,19 @@ def actor_of_cpu(machine, cpu):
     return 1 + machine.nr_nodes + cpu
 
 
+@callback("u64(u64, u64, u64)")
+def ring(_number, bell, _c):
+    """machine.on_ring and on_wake. Compiled: another thread of the process may have Python's lock, for as long as it waits."""
+    sem_post(bell)
+    return U(0)
+
+
 @kernel("void(machine_t*, i64, i64, i64, i64, i64, i64, i64, i64)")
 def send(machine, to, kind, sender, token, a, b, c, d):
     """Post a message to an actor and ring if it sleeps."""
-    if post(mailbox_of(machine, to), kind, sender, token, a, b, c, d):
-        call_address(machine.on_ring, U(to), U(0), U(0))
+    mailbox = mailbox_of(machine, to)
+    if post(mailbox, kind, sender, token, a, b, c, d):
+        call_address(machine.on_ring, U(to), mailbox.bell, U(0))
 
 
 @kernel("void(cpu_t*)")
@@ -108,7 +116,7 @@ def wake_cpu(machine, cpu_number):
     """After writing what a CPU may wait for: ring it if it does. Its `waiting` is set before its last look."""
     cpu = cpu_t.array(machine.cpus)[cpu_number]
     if exchange(cpu, "waiting", 0) != U(0):
-        call_address(machine.on_wake, U(cpu_number), U(0), U(0))
+        call_address(machine.on_wake, U(cpu_number), cpu.wait_bell, U(0))
 
 
 @kernel("void(machine_t*, i64, i64, i64)")
