@@ -12,7 +12,6 @@ import hashlib
 import os
 import pathlib
 import sys
-import tempfile
 import threading
 import traceback
 
@@ -67,8 +66,7 @@ def places():
     if named := os.environ.get("NUMBA_CACHE_DIR"):
         return [pathlib.Path(named)]
     user = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
-    last = pathlib.Path(tempfile.gettempdir(), f"numaemu-{os.getuid()}")
-    return [PACKAGE / "__pycache__", pathlib.Path(user, "numaemu"), last]
+    return [PACKAGE / "__pycache__", pathlib.Path(user, "numaemu"), precompile.own_directory()]
 
 
 def image_name():

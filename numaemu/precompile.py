@@ -1,7 +1,7 @@
 """Compiling the kernel while it runs: a function is compiled when it is first needed, then kept in the image.
 
 Functions call each other through linker symbols, so each can be compiled without its callees. Whoever calls one that the image
-lacks asks for it through a named pipe beside the image, and waits until it is there. A process of its own reads that pipe
+lacks asks for it through a named pipe, and waits until it is there. A process of its own reads that pipe
 and hands work to compilers, one for each CPU of the host: first what somebody waits for, then what those functions call, then
 the rest, until the image is complete. They are started by the first who asks, and end with that process.
 
@@ -9,12 +9,14 @@ the rest, until the image is complete. They are started by the first who asks, a
 """
 import contextlib
 import fcntl
+import hashlib
 import heapq
 import itertools
 import os
 import pathlib
 import subprocess
 import sys
+import tempfile
 import time
 from multiprocessing import Pipe
 from multiprocessing.connection import wait
@@ -88,7 +90,8 @@ def ask(path, symbol):
 
 def start(path):
     """Let compilers work at an image until it is complete or this process ends. Returns when they listen."""
-    with only_one(path.with_suffix(".lock")):
+    with open(own_directory() / "start.lock", "w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)             # others who want to start some wait here
         if ask(path, ""):
             return
         theirs, ours = os.pipe()
@@ -109,16 +112,18 @@ def stop():
             process.wait()
 
 
-@contextlib.contextmanager
-def only_one(path):
-    """Others who want the same wait here."""
-    with open(path, "w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
+def own_directory():
+    """A directory of this user's for files that need not last, on a file system that has pipes."""
+    path = pathlib.Path(tempfile.gettempdir(), f"numaemu-{os.getuid()}")
+    path.mkdir(mode=0o700, exist_ok=True)
+    if path.stat().st_uid != os.getuid():
+        raise RuntimeError(f"{path} belongs to another user; TMPDIR can name another place")
+    return path
 
 
 def _pipe(path):
-    return path.with_suffix(".wanted")
+    """Where functions of the image at `path` are asked for."""
+    return own_directory() / f"{hashlib.sha256(os.fsencode(path.absolute())).hexdigest()[:16]}.wanted"
 
 
 def _environment():
@@ -175,17 +180,19 @@ class Compiler:
 
 def listen(path):
     """The pipe through which functions are asked for."""
-    with contextlib.suppress(FileNotFoundError):
-        os.unlink(_pipe(path))
-    os.mkfifo(_pipe(path))
-    return os.open(_pipe(path), os.O_RDWR | os.O_NONBLOCK)        # for writing too: so it has no end of stream
+    pipe = _pipe(path)
+    pipe.unlink(missing_ok=True)
+    os.mkfifo(pipe)
+    return os.open(pipe, os.O_RDWR | os.O_NONBLOCK)        # for writing too: so it has no end of stream
 
 
 class Foreman:
-    """The one who appends to an image."""
+    """The one who appends to an image, which it holds locked."""
 
     def __init__(self, path, owner):
-        self.image, self.owner = Image(path), owner
+        self.image, self.owner, self.hold = Image(path), owner, open(path, "ab")
+        with contextlib.suppress(OSError):                  # a file system without locks
+            fcntl.flock(self.hold, fcntl.LOCK_EX)           # another container may share the tree
         self.image.mend()
         self.pipe, self.agenda = listen(path), Agenda(self.image.functions)
         self.compilers = {}
@@ -234,7 +241,6 @@ def main(path, owner):
     for old in path.parent.glob(f"{path.name.partition('-')[0]}-*.image"):
         if old != path:
             old.unlink(missing_ok=True)
-            _pipe(old).unlink(missing_ok=True)
     foreman = Foreman(path, owner)
     try:
         foreman.run()

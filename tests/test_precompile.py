@@ -86,6 +86,7 @@ def foreman(tmp_path, monkeypatch):
     """Makes one with two pretenders: foreman(owner); all have ended afterwards."""
     monkeypatch.setattr(precompile, "Compiler", Pretender)
     monkeypatch.setattr("os.sched_getaffinity", lambda _: {0, 1})
+    monkeypatch.setattr(precompile, "own_directory", lambda: tmp_path)
     made = []
 
     def make(owner):
@@ -94,6 +95,7 @@ def foreman(tmp_path, monkeypatch):
     yield make
     for one in made:
         os.close(one.pipe)
+        one.hold.close()
         for compiler in one.compilers.values():
             compiler.connection.close()
             compiler.thread.join()
@@ -117,12 +119,11 @@ def test_an_image_is_completed(foreman, owner):
     assert image.complete and image.functions["walk"].code == b"walk"
 
 
-def test_who_has_what_is_there_compiles_the_rest(foreman, owner):
-    first = foreman(owner[0])
-    first.image.append("walk", Compiled(b"kept", "walk", (), ()))
-    second = foreman(owner[0])
-    second.run()
-    image = Image(second.image.path)
+def test_who_has_what_is_there_compiles_the_rest(foreman, owner, tmp_path):
+    image = Image(tmp_path / "test.image")
+    image.mend()
+    image.append("walk", Compiled(b"kept", "walk", (), ()))
+    foreman(owner[0]).run()
     image.read()
     assert image.functions["walk"].code == b"kept" and set(image.functions) == {*CALLS, COMPLETE}
 
