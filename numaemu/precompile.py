@@ -33,6 +33,13 @@ ASK_AGAIN_S = 0.5
 STARTS = 3                        # of compilers that come to nothing, before who waits gives up
 WANTED, NEVER = 0, 1 << 30        # the distance of what somebody waits for, and of what nobody has called
 
+# What a run needs or not as its processes happen to meet (a kernel stack that is not cached, a page freed by another CPU): it
+# comes with what the first run needs, so that the second, which is faster, need not wait.
+SOON = tuple(f"numaemu.kernel.{name}" for name in (
+    "vmalloc.vmalloc_node_range", "vmalloc.vm_area_alloc_pages", "vmalloc.alloc_area_page", "vmalloc.vmap_page", "vmalloc.vfree",
+    "vmap_area.alloc_vmap_area", "vmap_area.free_vmap_area_noflush", "init_mm.pte_alloc_kernel", "page_alloc.__free_pages",
+    "mm_inline.__page_cache_release", "pgtable.free_table", "rmap.unlink_vma"))
+
 _started = []                     # (process, our end of its pipe): kept until this process ends
 
 
@@ -144,7 +151,7 @@ class Agenda:
         if self.symbols is None:
             self.symbols = set(symbols)
             for symbol in symbols:
-                self.add(symbol, NEVER)
+                self.add(symbol, WANTED + 1 if symbol in SOON else NEVER)
 
     def add(self, symbol, distance):
         if distance < self.distance.get(symbol, NEVER + 1):

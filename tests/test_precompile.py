@@ -7,8 +7,10 @@ from multiprocessing import Pipe
 import pytest
 
 from numaemu import precompile
+from numaemu.build import JIT
 from numaemu.image import COMPLETE, Compiled, Image
-from numaemu.precompile import NEVER, WANTED, Agenda, Foreman, ask
+from numaemu.link import LINKER
+from numaemu.precompile import NEVER, SOON, WANTED, Agenda, Foreman, ask
 
 CALLS = {"boot": ["map", "walk"], "fault": ["walk", "alloc"], "map": ["alloc", "sqrt"], "walk": [], "alloc": ["buddy"],
          "buddy": [], "oom": []}
@@ -62,6 +64,13 @@ def test_wishes_may_come_before_anything_is_known():
     made.add("walk", WANTED)
     made.declare(CALLS)
     assert made.next() == "walk"
+
+
+def test_what_comes_soon_is_there(monkeypatch):
+    """The names are this package's, and come before what else nobody has asked for."""
+    assert not JIT or set(SOON) <= set(LINKER.image.functions)
+    monkeypatch.setattr(precompile, "SOON", ("oom", "buddy"))
+    assert order(agenda())[:2] == ["buddy", "oom"]
 
 
 class Pretender:
