@@ -67,11 +67,16 @@ def wait_for(image, symbol):
 def wait_for_all(image, progress):
     """Return when the image is complete; `progress(symbol)` is told of each function. RuntimeError: one cannot be compiled."""
     image.read()
+    tries = 0
     while not image.complete:
         if not ask(image.path, ""):
+            if tries == STARTS:
+                raise RuntimeError(f"the kernel cannot be compiled: its compilers have ended {tries} times")
+            tries += 1
             start(image.path)
         time.sleep(10 * POLL_S)
         for symbol in image.read():
+            tries = 0
             progress(symbol)
     for symbol in image.functions:
         wait_for(image, symbol)

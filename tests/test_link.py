@@ -110,6 +110,16 @@ def test_python_gets_an_exception_instead(package):
     assert run(package, program) == ("True\n87654321.5", "", 0)
 
 
+def test_compilers_that_die_each_time_are_given_up(package):
+    """As LLVM ends its process where it meets what it cannot do."""
+    path = package / "numaemu" / "compiler.py"
+    path.write_text(path.read_text().replace("    try:\n        return declared", "    sys.exit(9)\n    try:\n        return declared"))
+    out, err, status = run(package, "from numaemu.link import compile_everything; compile_everything()")
+    assert status == 1 and "the kernel cannot be compiled: its compilers have ended 3 times" in err
+    out, err, status = run(package, THROUGH)
+    assert status == 1 and "numaemu.wide.through cannot be compiled: its compilers have ended 3 times" in err
+
+
 def test_a_changed_file_is_noticed_by_the_compilers(package):
     """A process that began before the change would get code of after it."""
     program = ("import numaemu.wide, pathlib, shutil, time\n"
