@@ -1,4 +1,5 @@
 """The machine as a whole, from the driver's side: tasks, errors, deaths, two at once."""
+import contextlib
 import os
 import re
 import signal
@@ -218,8 +219,11 @@ def spin(task):
 
 def alive(pids):
     """Which of these processes are still there, zombies aside."""
-    found = [psutil.Process(p) for p in pids if psutil.pid_exists(p)]
-    return [p.pid for p in found if p.status() != psutil.STATUS_ZOMBIE]
+    found = []
+    for pid in pids:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            found += [pid] * (psutil.Process(pid).status() != psutil.STATUS_ZOMBIE)
+    return found
 
 
 @pytest.mark.parametrize("victim", ["node 0", "node 1", "cpu 0", "cpu 2", "coordinator"])
