@@ -53,6 +53,26 @@ def copy_bytes(target, source, nbytes):
     ctypes.memmove(int(target), int(source), int(nbytes))
 
 
+def copy_page(target, source):
+    """memcpy(target, source, 4096) in place (on x86-64 by `rep movs`, as the host's kernel copies pages)."""
+    copy_bytes(target, source, _PAGE_BYTES)
+
+
+_PAGE_BYTES = 4096
+
+
+@compiled_twin(copy_page)
+def _(target, source):
+    def codegen(context, builder, sig, args):
+        byte = ir.IntType(8).as_pointer()
+        to, of = (builder.inttoptr(context.cast(builder, a, t, types.uint64), byte) for a, t in zip(args, sig.args))
+        kind = ir.FunctionType(ir.VoidType(), [byte, byte, _I64, ir.IntType(1)])
+        callee = cgutils.get_or_insert_function(builder.module, kind, "llvm.memcpy.inline.p0.p0.i64")
+        builder.call(callee, [to, of, _I64(_PAGE_BYTES), ir.IntType(1)(0)])
+        return context.get_dummy_value()
+    return types.none, codegen
+
+
 @compiled_twin(clear_bytes)
 def _(address, nbytes):
     def codegen(context, builder, sig, args):

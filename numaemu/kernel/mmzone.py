@@ -4,7 +4,7 @@ import numpy as np
 from numaemu.atomic import load_acquire
 from numaemu.compile import hot
 from numaemu.kernel.mm_types import page_t
-from numaemu.native import copy_bytes
+from numaemu.native import copy_page
 from numaemu.param import MAX_NODES, NR_ORDERS
 from numaemu.pointer import Struct, i64, u64, u8
 
@@ -123,7 +123,7 @@ def copy_highpage(machine, cpu, new, old):
     """The contents of one frame into another."""
     source, target = machine.memory + (U(old) << U(12)), machine.memory + (U(new) << U(12))
     load_acquire(u64.array(target), 0)             # a reading host fault maps 16 neighbours, a writing one only this
-    copy_bytes(target, source, 4096)
+    copy_page(target, source)
     cpu.clock_base_ns += machine.copy_page_ns
 
 
