@@ -118,8 +118,8 @@ def watch_image(path, progress):
     image.read()
     while not image.complete:
         time.sleep(WATCH_S)
-        if image.grown() and (new := image.read()):
-            progress(len(new))
+        if image.grown() and (new := len(image.read()) - image.complete):        # its last record is no function
+            progress(new)
 
 
 def _environment():

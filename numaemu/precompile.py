@@ -77,7 +77,8 @@ def wait_for_all(image, progress):
         time.sleep(10 * POLL_S)
         for symbol in image.read():
             tries = 0
-            progress(symbol)
+            if symbol != COMPLETE:
+                progress(symbol)
     for symbol in image.functions:
         wait_for(image, symbol)
 
