@@ -100,17 +100,26 @@ def prefetch(address):
     """Ask the host's cache for the line at `address`; does nothing else, and nothing at all in Python."""
 
 
-@compiled_twin(prefetch)
-def _(address):
-    def codegen(context, builder, sig, args):
-        byte = ir.IntType(8).as_pointer()
-        i32 = ir.IntType(32)
-        pointer = builder.inttoptr(context.cast(builder, args[0], sig.args[0], types.uint64), byte)
-        kind = ir.FunctionType(ir.VoidType(), [byte, i32, i32, i32])
-        callee = builder.module.declare_intrinsic("llvm.prefetch", [byte], kind)
-        builder.call(callee, [pointer, i32(0), i32(3), i32(1)])
-        return context.get_dummy_value()
-    return types.none, codegen
+def prefetch_l2(address):
+    """The same for its second level, which can wait for more lines at once than the first."""
+
+
+def _prefetch_twin(locality):
+    def twin(address):
+        def codegen(context, builder, sig, args):
+            byte = ir.IntType(8).as_pointer()
+            i32 = ir.IntType(32)
+            pointer = builder.inttoptr(context.cast(builder, args[0], sig.args[0], types.uint64), byte)
+            kind = ir.FunctionType(ir.VoidType(), [byte, i32, i32, i32])
+            callee = builder.module.declare_intrinsic("llvm.prefetch", [byte], kind)
+            builder.call(callee, [pointer, i32(0), i32(locality), i32(1)])
+            return context.get_dummy_value()
+        return types.none, codegen
+    return twin
+
+
+compiled_twin(prefetch)(_prefetch_twin(3))
+compiled_twin(prefetch_l2)(_prefetch_twin(2))
 
 
 _MADV_POPULATE_WRITE = 23

@@ -444,12 +444,18 @@ SLEEPY = '''
 '''
 
 
+def interruptible():
+    """Whoever runs the tests in the background of a shell ignores Ctrl-C, and hands that on."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
 @pytest.mark.parametrize("wait, fresh", [("handle.result()", False), ("time.sleep(1000)", False), ("time.sleep(1000)", True)])
 def test_ctrl_c_ends_a_run_and_every_process(workload, tmp_path, wait, fresh):
     """Also the compilers, which are at work where little has been compiled."""
     env = ENVIRONMENT | ({"NUMBA_CACHE_DIR": str(tmp_path)} if fresh else {})
     process = subprocess.Popen([sys.executable, "-m", "numaemu", "run", workload(SLEEPY.format(wait=wait)), "--memory-per-node",
-                                "32MiB"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=env)
+                                "32MiB"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=env,
+                               preexec_fn=interruptible)
     assert process.stdout.readline() == "ready\n"
     children = psutil.Process(process.pid).children(recursive=True)
     names = {child.name() for child in children}

@@ -15,8 +15,8 @@ from numaemu.kernel.mm_types import (FAULT_AROUND_BYTES, MM_ANONPAGES, MM_FILEPA
                                      PG_anon, PG_anon_exclusive, PG_dirty, PG_lru, PG_mlocked, PG_swapbacked,
                                      PG_swapcache, VM_EXEC, VM_FAULT_MAJOR, VM_FAULT_OK, VM_FAULT_OOM, VM_FAULT_RETRY,
                                      VM_HUGETLB, VM_LOCKED, VM_READ, VM_SHARED, VM_WRITE)
-from numaemu.kernel.mmzone import copy_highpage, page_of
-from numaemu.kernel.page_alloc import get_page, put_page, release_pages, try_get_page
+from numaemu.kernel.mmzone import MIGRATE_MOVABLE, copy_highpage, page_of, page_zone, pcp_of, prefetch_half
+from numaemu.kernel.page_alloc import folio_put_refs, get_page, put_page, release_pages, try_get_page
 from numaemu.kernel.page_writeback import folio_mark_dirty
 from numaemu.kernel.pgalloc import haddr_of, huge_entry_offset, hugetlb_walk, pmd_trans_huge
 from numaemu.kernel.pgtable import (_MIGRATION_ANON, _MIGRATION_FILE, _PAGE_SPECIAL, _SWP_EXCLUSIVE, entry_offset,
@@ -123,6 +123,39 @@ def install_copy(cpu, mm, vma, address, ptep, pte, new):
     return True
 
 
+# Copying waits for the host's memory, and a host's own prefetching has forgotten by the next fault where it was. So while a
+# page is copied, the next ones are asked for, half a page at a time: the frame that is to take the next copy, and if pages
+# are copied in the order of their addresses, what is to be copied next.
+
+@hot
+def prefetch_mapped(machine, address, ptep, pages, half):
+    """Half of what is mapped `pages` behind `address`, if the same table says so."""
+    if (address + (U(pages) << U(12))) >> pmd_shift(machine) == address >> pmd_shift(machine):
+        pte = ptep_get(ptep + U(pages) * ptep_step(machine))
+        if pte_present(pte):
+            prefetch_half(machine, pte_pfn(pte), half)
+
+
+@hot
+def prefetch_free(machine, cpu, pfn, half):
+    """Half of the frame that this CPU takes next from the list that `pfn` came from."""
+    prefetch_half(machine, pcp_of(machine, cpu.id, page_zone(machine, pfn)).lists[MIGRATE_MOVABLE].head, half)
+
+
+@hot
+def drop_copied(cpu, mm, vma, old):
+    """A copy has taken the place of page `old`: its entry's reference goes, and that of the one who copied."""
+    machine = machine_of(cpu)
+    page = page_of(machine, old)
+    if page.flags & U(PG_anon) == U(0):
+        fetch_add(mm.rss, rss_counter(page), -1)
+        fetch_add(mm.rss, MM_ANONPAGES, 1)
+    folio_remove_rmap(machine, cpu, old)
+    if vma.flags & VM_LOCKED and page.flags & U(PG_mlocked) != U(0):
+        munlock_unless_locked(cpu, old)
+    folio_put_refs(cpu, old, 2)
+
+
 @kernel("i64(cpu_t*, mm_t*, i64, u64, u64, u64)")
 def wp_page_copy(cpu, mm, vma_number, address, ptep, pte):
     """Copy on write. The old frame loses our reference only after every CPU has forgotten it.
@@ -131,7 +164,10 @@ def wp_page_copy(cpu, mm, vma_number, address, ptep, pte):
     """
     machine = machine_of(cpu)
     vma, old = vma_of(machine, vma_number), pte_pfn(pte)
-    special = pte & _PAGE_SPECIAL != U(0)
+    special, in_order = pte & _PAGE_SPECIAL != U(0), address >> U(12) == cpu.copied + U(1)
+    cpu.copied = address >> U(12)
+    if in_order:
+        prefetch_mapped(machine, address, ptep, 1, 1)
     if load_acquire(vma, "mapping") == 0 and not anon_vma_prepare(cpu, vma_number):
         return VM_FAULT_OOM
     new = vma_alloc_folio(cpu, GFP_HIGHUSER_MOVABLE | (__GFP_ZERO if special else 0), vma, address)
@@ -146,24 +182,20 @@ def wp_page_copy(cpu, mm, vma_number, address, ptep, pte):
             put_page(cpu, new)
             return VM_FAULT_OK
         copy_highpage(machine, cpu, new, old)
+        prefetch_free(machine, cpu, new, 0)
     folio_add_anon_rmap(machine, cpu, page_of(machine, new), new, vma, address)
-    installed = install_copy(cpu, mm, vma, address & ~U(4095), ptep, pte, new)
-    if not special:
-        put_page(cpu, old)
-    if not installed:
+    if not install_copy(cpu, mm, vma, address & ~U(4095), ptep, pte, new):
         folio_remove_rmap(machine, cpu, new)
         put_page(cpu, new)
-        return VM_FAULT_OK
-    if special:
+        if not special:
+            put_page(cpu, old)
+    elif special:
         fetch_add(mm.rss, MM_ANONPAGES, 1)
     else:
-        if page_of(machine, old).flags & U(PG_anon) == U(0):
-            fetch_add(mm.rss, rss_counter(page_of(machine, old)), -1)
-            fetch_add(mm.rss, MM_ANONPAGES, 1)
-        folio_remove_rmap(machine, cpu, old)
-        if vma.flags & VM_LOCKED and page_of(machine, old).flags & U(PG_mlocked) != U(0):
-            munlock_unless_locked(cpu, old)
-        put_page(cpu, old)
+        prefetch_free(machine, cpu, new, 1)
+        drop_copied(cpu, mm, vma, old)
+        if in_order:
+            prefetch_mapped(machine, address, ptep, 2, 0)
     return VM_FAULT_OK
 
 

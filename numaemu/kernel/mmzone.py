@@ -4,7 +4,7 @@ import numpy as np
 from numaemu.atomic import load_acquire
 from numaemu.compile import hot
 from numaemu.kernel.mm_types import page_t
-from numaemu.native import copy_page
+from numaemu.native import copy_page, prefetch_l2
 from numaemu.param import MAX_NODES, NR_ORDERS
 from numaemu.pointer import Struct, i64, u64, u8
 
@@ -125,6 +125,14 @@ def copy_highpage(machine, cpu, new, old):
     load_acquire(u64.array(target), 0)             # a reading host fault maps 16 neighbours, a writing one only this
     copy_page(target, source)
     cpu.clock_base_ns += machine.copy_page_ns
+
+
+@hot
+def prefetch_half(machine, pfn, half):
+    """Ask the host for the first (0) or second (1) half of a frame: about as much as its caches can wait for at once."""
+    start = machine.memory + (U(pfn) << U(12)) + U(2048 * half)
+    for line in range(32):
+        prefetch_l2(start + U(64 * line))
 
 
 @hot

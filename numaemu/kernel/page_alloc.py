@@ -285,15 +285,27 @@ def free_folio(cpu, page, pfn):
         free_pages(cpu, pfn, compound_order(page))
 
 
-@kernel("void(cpu_t*, i64)")
-def put_page(cpu, pfn):
-    """Drop a reference; the last one frees the page, a compound one as a whole."""
+@hot
+def drop_references(cpu, pfn, refs):
+    """The last reference frees a page, a compound one as a whole."""
     page = page_of(machine_of(cpu), pfn)
-    before = fetch_add(page, "refcount", -1)
-    VM_BUG_ON_PAGE(before <= 0, page)
-    if before == 1:
+    before = fetch_add(page, "refcount", -refs)
+    VM_BUG_ON_PAGE(before < refs, page)
+    if before == refs:
         unlock_lruvec(machine_of(cpu), __page_cache_release(cpu, pfn, -1))
         free_folio(cpu, page, pfn)
+
+
+@kernel("void(cpu_t*, i64)")
+def put_page(cpu, pfn):
+    """Drop a reference."""
+    drop_references(cpu, pfn, 1)
+
+
+@kernel("void(cpu_t*, i64, i64)")
+def folio_put_refs(cpu, pfn, refs):
+    """Drop several references at once."""
+    drop_references(cpu, pfn, refs)
 
 
 @kernel("void(cpu_t*, i64*, i64, i64)")
