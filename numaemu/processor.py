@@ -82,7 +82,7 @@ cpu_t = Struct("cpu_t", [
     # written by this CPU only; `tick` begins a cache line, and so do the TLBs
     ("huge_entries", u64),      # bit n: an entry n levels up has been put into the TLB since it was last empty
     ("cr3", u64),               # host address of the loaded top-level table
-    ("cleared", i64),           # CLEARED_*: what it has unmapped since its last flush (kernel/memory.py)
+    ("cleared", i64),           # CLEARED_*: what it has unmapped since its last flush (kernel/zap.py)
     ("tick", i64),              # accesses so far, loads and stores
     ("stores", i64),
     ("l2_hits", i64), ("walks", i64), ("assists", i64), ("shootdowns_received", i64),

@@ -5,7 +5,7 @@ from numaemu.atomic import exchange
 from numaemu.compile import callback, hot, kernel
 from numaemu.kernel.disk import io_wait_until
 from numaemu.kernel.init_mm import vmalloc_fault
-from numaemu.kernel.memory import AROUND, handle_mm_fault, zap_page_range
+from numaemu.kernel.memory import AROUND, handle_mm_fault
 from numaemu.kernel.mempolicy import current_task
 from numaemu.kernel.mm_types import (VM_EXEC, VM_FAULT_MAJOR, VM_FAULT_OK, VM_FAULT_OOM, VM_FAULT_RETRY,
                                      VM_FAULT_SIGBUS, VM_GROWSDOWN, VM_READ, VM_WRITE)
@@ -15,6 +15,7 @@ from numaemu.kernel.slowpath import fatal_signal_pending
 from numaemu.kernel.smp import let_others_run, machine_of, read_lock, read_unlock, write_lock, write_unlock
 from numaemu.kernel.vma_index import find_vma, vma_of
 from numaemu.kernel.vmstat import PGFAULT, count_vm_events
+from numaemu.kernel.zap import zap_page_range
 from numaemu.pointer import address_of
 from numaemu.processor import X86_PF_INSTR, X86_PF_PROT, X86_PF_USER, X86_PF_WRITE, cpu_t
 from numaemu.uapi import SIGBUS, SIGKILL, SIGSEGV

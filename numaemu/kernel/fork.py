@@ -3,10 +3,10 @@ import numpy as np
 
 from numaemu.atomic import compare_exchange, fetch_add, load_acquire, store_release
 from numaemu.compile import kernel
+from numaemu.kernel.copy_page_range import copy_page_range
 from numaemu.kernel.file import copy_files, put_files_struct
 from numaemu.kernel.gfp import GFP_PGTABLE_USER
 from numaemu.kernel.init_mm import clone_kernel_range
-from numaemu.kernel.memory import copy_page_range
 from numaemu.kernel.mempolicy import copy_policy
 from numaemu.kernel.mm_types import (AT_VECTOR_SIZE, NR_MM_COUNTERS, OOM_NONE, TASK_DEAD, TASK_RUNNING, TASK_ZOMBIE, VM_ACCOUNT,
                                      VM_DONTCOPY, VM_FAULT_OK, VM_LOCKED_MASK, VM_SHARED, VM_WIPEONFORK,

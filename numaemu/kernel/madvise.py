@@ -6,7 +6,6 @@ from numaemu.compile import hot, kernel
 from numaemu.kernel.gfp import GFP_KERNEL
 from numaemu.kernel.huge_memory import split_huge_pmd_range
 from numaemu.kernel.hugetlb_pool import hstate_vma, huge_page_size
-from numaemu.kernel.memory import zap_page_range
 from numaemu.kernel.mm_inline import folio_clear, folio_test, folio_trylock, folio_unlock
 from numaemu.kernel.mm_types import (VM_DONTCOPY, VM_DONTDUMP, VM_HUGEPAGE, VM_HUGETLB, VM_LOCKED, VM_NOHUGEPAGE,
                                      VM_RAND_READ,
@@ -26,6 +25,7 @@ from numaemu.kernel.vma import vma_is_anonymous, vma_modify_flags
 from numaemu.kernel.vma_index import find_position, map_count, vma_at
 from numaemu.kernel.vmscan import init_scan_control, reclaim_pages
 from numaemu.kernel.workingset import SWAP_CLUSTER_MAX
+from numaemu.kernel.zap import zap_page_range
 from numaemu.paging import _PAGE_ACCESSED, _PAGE_DIRTY
 from numaemu.uapi import (MADV_COLD, MADV_DODUMP, MADV_DOFORK, MADV_DONTDUMP, MADV_DONTFORK, MADV_DONTNEED,
                           MADV_DONTNEED_LOCKED, MADV_FREE, MADV_HUGEPAGE, MADV_KEEPONFORK, MADV_PAGEOUT, MADV_RANDOM,

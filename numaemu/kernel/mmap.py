@@ -6,10 +6,10 @@ from numaemu.kernel.hugetlb import hugetlb_evict, hugetlb_reserve_pages, hugetlb
 from numaemu.kernel.hugetlb_pool import hstate_at, hstate_sizelog, huge_page_size, pages_per_huge_page
 from numaemu.kernel.hugetlbfs import hstate_file, hugetlbfs_file_mmap
 from numaemu.kernel.inode import file_of, get_file, inode_of
-from numaemu.kernel.memory import free_pgd_range, gather_of, tlb_flush_mmu, unmap_page_range
 from numaemu.kernel.mm_types import (HUGETLB, MM_ANONPAGES, MM_FILEPAGES, MM_SHMEMPAGES, VM_ACCESS_FLAGS, VM_ACCOUNT,
                                      VM_DONTEXPAND, VM_GROWSDOWN, VM_HUGETLB, VM_LOCKED, VM_LOCKED_MASK, VM_MAYEXEC,
                                      VM_MAYREAD, VM_MAYSHARE, VM_MAYWRITE, VM_NORESERVE, VM_SHARED, VM_SOFTDIRTY)
+from numaemu.kernel.mmu_gather import gather_of, tlb_flush_mmu
 from numaemu.kernel.pgtable import mm_of, users_end
 from numaemu.kernel.pool import pool_put
 from numaemu.kernel.rmap import (link_file_vma, link_vma, mapping_of, mapping_put, new_mapping, unlink_file_vma,
@@ -23,6 +23,7 @@ from numaemu.kernel.vma import (anon_vma_prepare, merge_at, mlock_vma_pages_rang
                                 vma_pages)
 from numaemu.kernel.vma_index import (STACK_GUARD_GAP, find_position, find_vma, find_vma_intersection, insert_at,
                                       map_count, remove_at, vm_start_gap, vma_at, vma_index, vma_of)
+from numaemu.kernel.zap import free_pgd_range, unmap_page_range
 from numaemu.uapi import (MAP_ANONYMOUS, MAP_FIXED, MAP_FIXED_NOREPLACE, MAP_GROWSDOWN, MAP_HUGETLB, MAP_LOCKED,
                           MAP_NORESERVE, MAP_PRIVATE, MAP_SHARED, OVERCOMMIT_NEVER, PROT_EXEC, PROT_READ, PROT_WRITE,
                           RLIMIT_DATA, RLIMIT_STACK, errno)

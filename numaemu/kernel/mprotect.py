@@ -2,19 +2,78 @@
 import numpy as np
 
 from numaemu.compile import kernel
-from numaemu.kernel.memory import change_protection
-from numaemu.kernel.mm_types import (VM_ACCESS_FLAGS, VM_ACCOUNT, VM_EXEC, VM_HUGETLB, VM_NORESERVE, VM_READ, VM_SHARED,
-                                     VM_WRITE)
+from numaemu.kernel.huge_memory import change_huge_pmd
+from numaemu.kernel.huge_split import split_huge_pmd
+from numaemu.kernel.hugetlb_fault import hugetlb_change_protection
+from numaemu.kernel.mm_inline import folio_test
+from numaemu.kernel.mm_types import (PG_anon, PG_anon_exclusive, VM_ACCESS_FLAGS, VM_ACCOUNT, VM_EXEC, VM_HUGETLB,
+                                     VM_NORESERVE, VM_READ, VM_SHARED, VM_WRITE)
 from numaemu.kernel.mmap import page_align
-from numaemu.kernel.pgtable import mm_of
+from numaemu.kernel.mmzone import page_of
+from numaemu.kernel.pgalloc import covers_huge, huge_entry_offset
+from numaemu.kernel.pgtable import (_PAGE_SPECIAL, is_migration_entry, mm_of, pte_offset, pte_pfn, pte_present,
+                                    ptep_cmpxchg, ptep_get, skip_missing, vm_page_nx)
 from numaemu.kernel.smp import machine_of
+from numaemu.kernel.tlb import flush_tlb_mm_range
 from numaemu.kernel.util import may_expand_vm, vm_acct_memory, vm_enough_memory, vm_stat_account
 from numaemu.kernel.vma import vma_is_anonymous, vma_modify_flags
 from numaemu.kernel.vma_index import find_position, map_count, vma_at
+from numaemu.paging import _PAGE_NX, _PAGE_RW, _PAGE_USER
 from numaemu.uapi import PROT_EXEC, PROT_READ, PROT_WRITE, errno
 
 U = np.uint64
 EINVAL, ENOMEM, EACCES = errno.EINVAL, errno.ENOMEM, errno.EACCES
+
+
+@kernel("bool(machine_t*, u64)")
+def can_change_pte_writable(machine, pte):
+    """mprotect may allow writing at once where the page is ours alone."""
+    if pte & _PAGE_SPECIAL != U(0):
+        return False
+    page = page_of(machine, pte_pfn(pte))
+    return folio_test(page, PG_anon) and folio_test(page, PG_anon_exclusive)
+
+
+@kernel("void(cpu_t*, vma_t*, u64, u64)")
+def change_protection(cpu, vma, start, end):
+    """mprotect's work on the entries of [start, end): take permission away, or give it where nothing is to be copied."""
+    machine = machine_of(cpu)
+    if vma.flags & VM_HUGETLB:
+        hugetlb_change_protection(cpu, vma, start, end)
+        return
+    mm, nx, flags = mm_of(machine, vma.mm), vm_page_nx(machine, vma), vma.flags
+    writable, private = flags & VM_WRITE != 0, flags & VM_SHARED == 0
+    accessible = flags & (VM_READ | VM_WRITE | VM_EXEC) != 0
+    address, changed = start, False
+    while address < end:
+        ptep = pte_offset(machine, mm, address)
+        if ptep == U(0):
+            where = huge_entry_offset(machine, mm, address)
+            if where != U(0) and not covers_huge(machine, address, end):
+                split_huge_pmd(cpu, where)
+                changed = True
+                continue
+            if where != U(0) and change_huge_pmd(cpu, vma, where):
+                changed = True
+            address = skip_missing(machine, mm, address)
+            continue
+        pte = ptep_get(ptep)
+        wanted = pte
+        if pte_present(pte) or is_migration_entry(pte):
+            if not writable:
+                wanted &= ~_PAGE_RW
+            wanted = wanted | _PAGE_USER if accessible else wanted & ~_PAGE_USER
+            wanted = (wanted & ~_PAGE_NX) | nx
+        if pte_present(pte):
+            if writable and private and can_change_pte_writable(machine, pte):
+                wanted |= _PAGE_RW
+        if wanted != pte:
+            if not ptep_cmpxchg(ptep, pte, wanted):
+                continue
+            changed = True
+        address += U(4096)
+    if changed:
+        flush_tlb_mm_range(cpu, vma.mm, start, end)
 
 
 @kernel("i64(cpu_t*, i64, vma_t*, i64, i64)")

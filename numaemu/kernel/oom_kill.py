@@ -15,7 +15,6 @@ from numaemu.atomic import compare_exchange, exchange, load_acquire
 from numaemu.compile import callback, entry, kernel
 from numaemu.kernel.fork import exit_mm, mmget_not_zero, mmput
 from numaemu.kernel.gfp import __GFP_HARDWALL, __GFP_THISNODE, gfp_text
-from numaemu.kernel.memory import zap_page_range
 from numaemu.kernel.mm_types import (MM_ANONPAGES, MM_FILEPAGES, MM_SHMEMPAGES, MM_SWAPENTS, OOM_NONE, OOM_REAPED,
                                      OOM_REAPING, OOM_SKIP, OOM_VICTIM, TASK_DEAD, TASK_RUNNING, VM_HUGETLB, pool_t,
                                      task_t)
@@ -31,6 +30,7 @@ from numaemu.kernel.smp import MSG_OOM, let_others_run, machine_of, read_unlock,
 from numaemu.kernel.stats import task_name
 from numaemu.kernel.vma_index import vma_index, vma_of
 from numaemu.kernel.watermark import gfp_zone, zone_watermark_ok
+from numaemu.kernel.zap import zap_page_range
 from numaemu.param import MAX_NODES
 from numaemu.pointer import address_of
 from numaemu.processor import cpu_t

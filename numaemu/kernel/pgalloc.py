@@ -72,6 +72,12 @@ def haddr_of(machine, address):
     return address & ~(pmd_size(machine) - U(1))
 
 
+@hot
+def covers_huge(machine, address, end):
+    """True if a range covers all of the huge page at its beginning."""
+    return address == haddr_of(machine, address) and end - address >= pmd_size(machine)
+
+
 # -- the lock of the table that an entry stands in, and the tables laid by there ------------------------------------
 
 @hot

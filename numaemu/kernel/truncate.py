@@ -7,9 +7,9 @@ from numaemu.kernel.filemap import MAX_FILE_BYTES, filemap_create_folio, zero_ta
 from numaemu.kernel.hugetlbfs import hugetlbfs_evict_inode, hugetlbfs_setattr, is_hugetlbfs
 from numaemu.kernel.inode import (EFBIG, ENOENT, I_FREEING, I_LIVE, destroy_inode, extend, file_of, find_inode, igrab,
                                   inode_of, put_inode, shrink_extents)
-from numaemu.kernel.memory import gather_of, tlb_flush_mmu, unmap_page_range
 from numaemu.kernel.mm_inline import folio_lock, folio_test, folio_trylock, folio_unlock
 from numaemu.kernel.mm_types import PG_dirty, PG_unevictable, PG_writeback, pool_t
+from numaemu.kernel.mmu_gather import gather_of, tlb_flush_mmu
 from numaemu.kernel.mmzone import page_of
 from numaemu.kernel.page_alloc import put_page
 from numaemu.kernel.page_writeback import filemap_write_and_wait_range, folio_cancel_dirty, folio_mark_dirty
@@ -24,6 +24,7 @@ from numaemu.kernel.swap import LRU_DEACTIVATE_FILE, lru_add_drain_all, queue_fo
 from numaemu.kernel.vma_index import vma_of
 from numaemu.kernel.vmstat import DROP_PAGECACHE, count_vm_events
 from numaemu.kernel.xarray import MAX_INDEX, xa_destroy, xa_find
+from numaemu.kernel.zap import unmap_page_range
 from numaemu.native import clear_bytes
 from numaemu.pointer import address_of
 from numaemu.processor import cpu_t

@@ -1,0 +1,65 @@
+"""What unmapping frees: Linux's mm/mmu_gather.c.
+
+Between taking pages (and tables) out and freeing them lies the flush, so that no CPU still reaches them. Word 0 of the CPU's
+gather array counts; then page numbers (all pages of a huge one: WHOLE more), tables as negative ones.
+"""
+import numpy as np
+
+from numaemu.compile import hot, kernel
+from numaemu.kernel.huge_memory import release_huge_pages
+from numaemu.kernel.page_alloc import release_pages
+from numaemu.kernel.pgtable import free_table, mm_of, pmd_shift
+from numaemu.kernel.smp import machine_of
+from numaemu.kernel.swap import lru_add_drain
+from numaemu.kernel.swapfile import free_swap_cache
+from numaemu.kernel.tlb import flush_tlb_mm_stride
+from numaemu.param import GATHER_PAGES
+from numaemu.pointer import i64
+
+U = np.uint64
+WHOLE = 1 << 50
+CLEARED_PTES, CLEARED_PMDS, CLEARED_PUDS = 1, 2, 4       # cpu.cleared: small entries, huge ones, gigantic ones
+RELEASE_BATCH = 64               # pages freed under one look at the LRU lists
+
+
+@hot
+def gather_of(machine, cpu):
+    """Pages and tables this CPU has taken out and not yet freed."""
+    return i64.array(machine.gather + U(cpu.id * GATHER_PAGES * 8))
+
+
+@hot
+def tlb_remove(gather, entry):
+    """Remember one; True when the array is full and must be flushed."""
+    gather[0] += 1
+    gather[gather[0]] = entry
+    return gather[0] == GATHER_PAGES - 1
+
+
+@kernel("void(cpu_t*, i64, u64, u64)")
+def tlb_flush_mmu(cpu, mm_number, start, end):
+    """Every CPU forgets [start, end), then what was gathered is freed."""
+    machine = machine_of(cpu)
+    mm, gather = mm_of(machine, mm_number), gather_of(machine, cpu)
+    shift = pmd_shift(machine) if cpu.cleared == CLEARED_PMDS else U(12)
+    if cpu.cleared == CLEARED_PUDS:
+        shift += machine.paging.table_bits
+    flush_tlb_mm_stride(cpu, mm_number, start, end, shift)
+    cpu.cleared = 0
+    lru_add_drain(cpu)
+    first, end_of_all = 1, gather[0] + 1
+    while first < end_of_all:
+        i = first
+        while i < end_of_all and i < first + RELEASE_BATCH and 0 < gather[i] < WHOLE:
+            i += 1
+        for page in range(first, i):
+            free_swap_cache(cpu, gather[page])
+        release_pages(cpu, gather, first, i)
+        if i < end_of_all and gather[i] >= WHOLE:
+            release_huge_pages(cpu, gather[i] - WHOLE)
+            i += 1
+        elif i < end_of_all and gather[i] < 0:
+            free_table(cpu, mm, -gather[i])
+            i += 1
+        first = i
+    gather[0] = 0
