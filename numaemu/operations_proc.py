@@ -1,4 +1,6 @@
-"""What a CPU does for who reads /proc/<pid>/cmdline and environ, which lie in the task's memory: Linux's fs/proc/base.c."""
+"""What a CPU does for who reads /proc/<pid>/cmdline and environ, which lie in the task's memory (Linux's fs/proc/base.c), or
+writes to clear_refs.
+"""
 import errno
 import os
 
@@ -19,6 +21,10 @@ class ProcOperations:
         if n < 0:
             raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), f"/proc/{pid}")
         return data[:n].tobytes()
+
+    def system_clear_refs(self, number, pid, kind):
+        if sys_mm.clear_refs_remote(self.address, number, pid, kind) != 0:
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), f"/proc/{pid}")
 
     def system_cmdline(self, number, pid):
         """The arguments, each with its 0; or what the program has written over them, up to its 0: get_mm_cmdline."""

@@ -12,7 +12,7 @@ from numaemu.build import JIT
 from numaemu.kernel.file import FIRST_FD
 from numaemu.kernel.inode import file_of
 from numaemu.param import MAX_OPEN
-from numaemu.uapi import MAP_PRIVATE, MAP_SHARED, O_APPEND, O_CLOEXEC, O_CREAT, O_RDWR, O_WRONLY, PROT_READ
+from numaemu.uapi import MAP_PRIVATE, MAP_SHARED, O_APPEND, O_CLOEXEC, O_CREAT, O_RDWR, O_WRONLY, PROT_READ, RLIMIT_NOFILE
 
 pytestmark = pytest.mark.interpreted
 PATH, OTHER, PAGE = "/mnt/data", "/dev/shm/other", 4096
@@ -105,6 +105,25 @@ def test_there_are_no_more_than_a_process_may_have(files):
     assert task.open(PATH).fd == opened[7].fd
     files.audit()
     task.exit()
+    files.audit()
+
+
+def test_a_limit_of_descriptors(files):
+    """RLIMIT_NOFILE: for new ones, in children too; who has more keeps them."""
+    task = files.task()
+    first, second = task.open(PATH), task.open(PATH)
+    assert task.getrlimit(RLIMIT_NOFILE) == (MAX_OPEN, MAX_OPEN)
+    task.setrlimit(RLIMIT_NOFILE, first.fd + 1)
+    for one_more in (lambda: task.open(PATH), first.dup, task.fork().fdopen(first.fd).dup):
+        with pytest.raises(OSError, match="Too many open files"):
+            one_more()
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        first.dup(second.fd)
+    assert second.read(1) == bytes([0])
+    task.setrlimit(RLIMIT_NOFILE, second.fd + 2)
+    assert first.dup().fd == second.fd + 1
+    with pytest.raises(PermissionError):                          # sysctl_nr_open
+        task.setrlimit(RLIMIT_NOFILE, MAX_OPEN, MAX_OPEN + 1)
     files.audit()
 
 

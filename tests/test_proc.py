@@ -356,9 +356,9 @@ def test_status(machine, task):
 
 def test_a_task_that_has_ended_has_no_files(machine):
     task = machine.task(cpu=2)
-    assert machine.listdir(f"/proc/{task.pid}") == ["auxv", "cgroup", "cmdline", "comm", "environ", "maps", "numa_maps",
-                                                    "oom_score", "oom_score_adj", "smaps", "smaps_rollup", "stat", "statm",
-                                                    "status"]
+    assert machine.listdir(f"/proc/{task.pid}") == ["auxv", "cgroup", "clear_refs", "cmdline", "comm", "environ", "limits",
+                                                    "maps", "numa_maps", "oom_score", "oom_score_adj", "pagemap", "smaps",
+                                                    "smaps_rollup", "stat", "statm", "status"]
     assert machine.read(f"/proc/{task.pid}/stat").startswith(f"{task.pid} (task) ") and not machine.read(f"/proc/{task.pid}/cmdline")
     assert str(task.pid) in machine.listdir("/proc")
     task.exit()

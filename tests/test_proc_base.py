@@ -1,4 +1,5 @@
-"""/proc/<pid>/stat, auxv, cmdline, environ, comm to the letter."""
+"""/proc/<pid>/stat, auxv, cmdline, environ, comm, limits to the letter; clear_refs."""
+import pathlib
 import struct
 
 import pytest
@@ -7,7 +8,7 @@ from test_binfmt_elf import ET_DYN, EM_386, PT_LOAD, R, W, X, make_elf, make_elf
 from numaemu.formats import FORMATS
 from numaemu.kernel import binfmt_elf as elf
 from numaemu.kernel import swapon
-from numaemu.uapi import MADV_PAGEOUT
+from numaemu.uapi import (MADV_HUGEPAGE, MADV_PAGEOUT, MAP_PRIVATE, PROT_READ, RLIMIT_AS, RLIMIT_NOFILE)
 
 pytestmark = pytest.mark.interpreted
 PAGE = 4096
@@ -111,3 +112,81 @@ def test_who_has_ended_has_no_files(machine):
     for name in ("stat", "auxv", "cmdline", "environ", "comm"):
         with pytest.raises(FileNotFoundError):
             machine.actors[0].rpc_read(f"/proc/{task.pid}/{name}")
+
+
+def test_limits(machine):
+    """As the host's kernel writes them, but for the values."""
+    task = machine.task()
+    task.setrlimit(RLIMIT_AS, 1 << 30)
+    task.setrlimit(RLIMIT_NOFILE, 100)
+    lines, host = read(machine, task, "limits").splitlines(), pathlib.Path("/proc/self/limits").read_text().splitlines()
+    assert lines[0] == host[0] and len(lines) == len(host)
+    for line, other in zip(lines[1:], host[1:]):
+        assert line[:26] == other[:26] and line[68:] == other[68:] and len(line) == len(other)
+    assert lines[1].split()[3:] == ["unlimited", "unlimited", "seconds"]
+    assert [line[26:68].split() for line in lines if line.startswith(("Max stack", "Max open", "Max address"))] == [
+        [str(8 << 20), "unlimited"], ["100", "1024"], [str(1 << 30), "unlimited"]]
+
+
+def referenced(machine, task, mapping):
+    """kB of a mapping that smaps calls referenced."""
+    text = read(machine, task, "smaps")
+    part = text[text.index(f"{mapping.addr:x}-"):]
+    return int(part[part.index("Referenced:"):].split()[1])
+
+
+def test_clear_refs_by_kind_of_mapping(machine):
+    task = machine.task()
+    anon, file = task.mmap("64KiB"), task.mmap(2 * PAGE, PROT_READ, MAP_PRIVATE, task.open("/bin/emu"))
+    other = task.mmap("64KiB")
+    task.touch(anon.addr, anon.nbytes)
+    task.load([file.addr])
+    before = referenced(machine, task, file)
+    assert referenced(machine, task, anon) == 64 and before > 0
+    machine.write(f"/proc/{task.pid}/clear_refs", "3")
+    assert (referenced(machine, task, anon), referenced(machine, task, file)) == (64, 0)
+    task.load([anon.addr])
+    machine.write(f"/proc/{task.pid}/clear_refs", "2")
+    assert referenced(machine, task, anon) == 0
+    task.load([anon.addr])                                         # as on x86, nothing is flushed: what the TLB has is not seen
+    assert referenced(machine, task, anon) == 0
+    task.touch(other.addr, other.nbytes)                           # more pages than the TLB holds
+    task.load([anon.addr, anon.addr + PAGE])
+    task.load([file.addr])
+    assert referenced(machine, task, anon) == 8 and referenced(machine, task, file) == 4
+    machine.write(f"/proc/{task.pid}/clear_refs", "1\n")
+    assert (referenced(machine, task, anon), referenced(machine, task, file)) == (0, 0)
+    machine.audit()
+
+
+def test_clear_refs_of_a_huge_page(machine):
+    machine.write("/sys/kernel/mm/transparent_hugepage/enabled", "madvise")
+    task = machine.task()
+    huge = task.mmap("4MiB")
+    task.madvise(huge.addr, huge.nbytes, MADV_HUGEPAGE)
+    task.touch(huge.addr, huge.nbytes, stride=2 << 20)
+    assert referenced(machine, task, huge) == 4096
+    machine.write(f"/proc/{task.pid}/clear_refs", "1")
+    assert referenced(machine, task, huge) == 0
+    machine.audit()
+
+
+def test_clear_refs_resets_the_peak(machine):
+    task = machine.task()
+    task.touch(task.mmap("256KiB").addr, 256 << 10)
+    gone = task.mmap("1MiB")
+    task.touch(gone.addr, gone.nbytes)
+    task.munmap(gone.addr, gone.nbytes)
+    assert "VmHWM:\t    1280 kB" in read(machine, task, "status")
+    machine.write(f"/proc/{task.pid}/clear_refs", "5")
+    assert "VmHWM:\t     256 kB" in read(machine, task, "status")
+
+
+def test_what_clear_refs_does_not_take(machine):
+    task = machine.task()
+    for value in ("0", "6", "x", ""):
+        with pytest.raises(AssertionError, match="clear_refs takes 1"):
+            machine.write(f"/proc/{task.pid}/clear_refs", value)
+    with pytest.raises(AssertionError, match="soft-dirty bits are not emulated"):
+        machine.write(f"/proc/{task.pid}/clear_refs", "4")
+    assert isinstance(read(machine, task, "clear_refs").error, PermissionError)

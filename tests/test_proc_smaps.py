@@ -1,4 +1,5 @@
 """smaps, smaps_rollup and pagemap: Linux's lines, and figures that follow from what a task did."""
+import errno
 import re
 
 import numpy as np
@@ -98,6 +99,12 @@ def test_statm_and_status(two_nodes):
     kb = {name: int(value.split()[0]) for name, value in status.items() if value.endswith(" kB")}
     assert (kb["VmPeak"], kb["VmSize"], kb["VmHWM"], kb["VmRSS"]) == (4 * 45, 4 * 37, 48, 16)
     assert kb["VmLck"] == 0 and status["Uid"] == "0\t0\t0\t0"
+
+
+def test_pagemap_is_not_read_as_a_whole(two_nodes):
+    task = two_nodes.task()
+    error = two_nodes.read(f"/proc/{task.pid}/pagemap").error
+    assert error.errno == errno.EFBIG and f"machine.pagemap({task.pid}, addr, nbytes)" in str(error)
 
 
 def test_pagemap(two_nodes):

@@ -15,7 +15,7 @@ from numaemu.kernel.smp import machine_of, spin_lock, spin_unlock
 from numaemu.kernel.truncate import fput
 from numaemu.param import MAX_OPEN
 from numaemu.pointer import Struct, address_of, i64, u64
-from numaemu.uapi import errno
+from numaemu.uapi import RLIMIT_NOFILE, errno
 
 U = np.uint64
 EBADF, EMFILE = errno.EBADF, errno.EMFILE
@@ -142,17 +142,16 @@ def fget(cpu, fd):
 @kernel("i64(cpu_t*, i64)")
 def fd_install(cpu, word):
     """The lowest free descriptor for an open file, which it takes over from the caller; or -EMFILE (alloc_fd, fd_install)."""
-    files, fd = my_files(cpu), 0
+    files, fd, end = my_files(cpu), FIRST_FD, np.int64(current_task(cpu).rlim[2 * RLIMIT_NOFILE])
     spin_lock(cpu, address_of(files, "lock"))
-    fd = FIRST_FD
     while fd < files.nr and files.fd[fd] != 0:
         fd += 1
-    if fd < MAX_OPEN:
+    if fd < end:
         store_release(files.fd, fd, word)
         if fd == files.nr:
             store_release(files, "nr", fd + 1)
     spin_unlock(address_of(files, "lock"))
-    return fd if fd < MAX_OPEN else -EMFILE
+    return fd if fd < end else -EMFILE
 
 
 @kernel("i64(cpu_t*, i64, i64)")
@@ -161,7 +160,7 @@ def replace_fd(cpu, fd, word):
     the old file go.
     """
     files = my_files(cpu)
-    if fd < 0 or fd >= MAX_OPEN:
+    if fd < 0 or fd >= np.int64(current_task(cpu).rlim[2 * RLIMIT_NOFILE]):
         return -EBADF
     spin_lock(cpu, address_of(files, "lock"))
     old = 0

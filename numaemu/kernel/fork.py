@@ -23,12 +23,12 @@ from numaemu.kernel.util import vm_acct_memory, vm_enough_memory, vm_stat_accoun
 from numaemu.kernel.vma import join_family, join_file, new_vma, vma_pages
 from numaemu.kernel.vma_index import insert_at, vma_index, vma_of
 from numaemu.mmu import clock_ns
-from numaemu.param import CPU_WORDS, EXIT_RECORDS
+from numaemu.param import CPU_WORDS, EXIT_RECORDS, MAX_OPEN
 from numaemu.pointer import address_of
-from numaemu.uapi import RLIMIT_STACK, RLIM_INFINITY, RLIM_NLIMITS, errno
+from numaemu.uapi import RLIMIT_NOFILE, RLIMIT_STACK, RLIM_INFINITY, RLIM_NLIMITS, errno
 
 U = np.uint64
-_STK_LIM, INFINITY = U(8 << 20), U(RLIM_INFINITY)        # RLIMIT_STACK of init; nothing else is limited here
+_STK_LIM, INFINITY = U(8 << 20), U(RLIM_INFINITY)        # RLIMIT_STACK of init
 
 
 @kernel("i64(cpu_t*)")
@@ -185,6 +185,7 @@ def alloc_task(cpu, mm_number, parent):
     for i in range(2 * RLIM_NLIMITS):
         task.rlim[i] = INFINITY
     task.rlim[2 * RLIMIT_STACK] = _STK_LIM
+    task.rlim[2 * RLIMIT_NOFILE] = task.rlim[2 * RLIMIT_NOFILE + 1] = U(MAX_OPEN)
     if parent != 0:
         of = tasks[parent]
         copy_policy(task.policy, of.policy)

@@ -88,9 +88,15 @@ def get_unmapped_area(machine, mm_number, hint, length, anonymous, pgoff):
 # -- munmap --------------------------------------------------------------------------------------------------
 
 @hot
+def get_mm_rss(mm):
+    """Pages that an address space maps."""
+    return mm.rss[MM_ANONPAGES] + mm.rss[MM_FILEPAGES] + mm.rss[MM_SHMEMPAGES]
+
+
+@hot
 def update_hiwater(mm):
     """Before memory goes: remember how much there was. update_hiwater_rss, update_hiwater_vm"""
-    mm.hiwater_rss = max(mm.hiwater_rss, mm.rss[MM_ANONPAGES] + mm.rss[MM_FILEPAGES] + mm.rss[MM_SHMEMPAGES])
+    mm.hiwater_rss = max(mm.hiwater_rss, get_mm_rss(mm))
     mm.hiwater_vm = max(mm.hiwater_vm, mm.total_vm)
 
 

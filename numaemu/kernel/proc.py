@@ -18,6 +18,7 @@ FIXED = {path: (read, None) for module in (proc_vmstat, proc_meminfo, proc_slabi
          for path, read in module.FILES.items()}
 FIXED |= sysctl.FILES | swapon.FILES | huge_sysfs.SYSCTLS | thp_sysfs.FILES
 PID_FILES = proc_task.PID_FILES | proc_base.PID_FILES | proc_smaps.PID_FILES | cgroup.PID_FILES
+PID_WRITERS = proc_task.PID_WRITERS | proc_base.PID_WRITERS
 _PID = re.compile(r"/proc/(\d+)/(\w+)")
 _NODE = re.compile(rf"{node_sysfs.ROOT}/node(\d+)/(\w+)")
 _WEIGHT = re.compile(rf"{sysctl.WEIGHTS}/node(\d+)")
@@ -31,8 +32,8 @@ def find(system, path):
         return huge_sysfs.files(system).get(path)
     if (match := _PID.fullmatch(path)) and match[2] in PID_FILES:
         if proc_task.number_of_pid(system.machine, int(match[1])):
-            pid, write = int(match[1]), proc_task.PID_WRITERS.get(match[2])
-            return (functools.partial(proc_task.show, pid=pid, name=match[2], make=PID_FILES[match[2]]),
+            pid, make, write = int(match[1]), PID_FILES[match[2]], PID_WRITERS.get(match[2])
+            return (make and functools.partial(proc_task.show, pid=pid, name=match[2], make=make),
                     write and (lambda system, text: write(system, pid, text)))
     if (match := _NODE.fullmatch(path)) and int(match[1]) < system.machine.nr_nodes:
         node, read, write = int(match[1]), node_sysfs.NODE_FILES.get(match[2]), node_sysfs.NODE_WRITERS.get(match[2])

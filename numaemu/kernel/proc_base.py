@@ -1,20 +1,29 @@
-"""/proc/<pid>/stat, auxv, cmdline and environ: Linux's fs/proc/base.c, and do_task_stat of fs/proc/array.c.
+"""/proc/<pid>/stat, auxv, cmdline, environ, limits: Linux's fs/proc/base.c, and do_task_stat of fs/proc/array.c. clear_refs.
 
 cmdline and environ lie in the task's own memory, perhaps in swap: a CPU reads them (operations_proc.py), not the coordinator.
 """
+import errno
+
 import numpy as np
 
 from numaemu.kernel.binfmt_elf import arch_of
+from numaemu.kernel.clear_refs import CLEAR_REFS_ALL, CLEAR_REFS_MM_HIWATER_RSS, CLEAR_REFS_SOFT_DIRTY
 from numaemu.kernel.mm_types import MM_ANONPAGES, MM_FILEPAGES, MM_SHMEMPAGES, task_t
 from numaemu.kernel.pgtable import mm_of
-from numaemu.kernel.proc_task import live_tasks
+from numaemu.kernel.proc_task import live_tasks, number_of_pid
 from numaemu.kernel.sched import clock
 from numaemu.kernel.stats import task_name
+from numaemu.kernel.sysctl import invalid, strtoul
 from numaemu.processor import cpu_t
-from numaemu.uapi import RLIMIT_RSS, SIGCHLD
+from numaemu.uapi import RLIM_INFINITY, RLIMIT_RSS, SIGCHLD
 
 CLK_TCK_NS = 10_000_000          # USER_HZ is 100
 NICE_0_PRIO = 20                 # task_prio of a task that is not real-time, with nice 0
+LIMITS = (("Max cpu time", "seconds"), ("Max file size", "bytes"), ("Max data size", "bytes"), ("Max stack size", "bytes"),
+          ("Max core file size", "bytes"), ("Max resident set", "bytes"), ("Max processes", "processes"),
+          ("Max open files", "files"), ("Max locked memory", "bytes"), ("Max address space", "bytes"), ("Max file locks", "locks"),
+          ("Max pending signals", "signals"), ("Max msgqueue size", "bytes"), ("Max nice priority", ""),
+          ("Max realtime priority", ""), ("Max realtime timeout", "us"))        # lnames of fs/proc/base.c, by RLIMIT_*
 
 
 def runtime_ns(machine, numbers):
@@ -67,4 +76,25 @@ def environ(system, number, _mm_number):
     return "environ", number, task_t.array(system.machine.tasks)[number].pid
 
 
-PID_FILES = {"stat": stat, "auxv": auxv, "cmdline": cmdline, "environ": environ}
+def limits(system, number, _mm_number):
+    """/proc/<pid>/limits. Data, stack, locked memory, address space and open files are limited; the others tell what was set."""
+    words = task_t.array(system.machine.tasks)[number].rlim
+    shown = ["unlimited" if word == RLIM_INFINITY else int(word) for word in words]
+    rows = [("Limit", "Soft Limit", "Hard Limit", "Units"), *((name, *shown[2 * which:2 * which + 2], unit)
+                                                             for which, (name, unit) in enumerate(LIMITS))]
+    return "".join(f"{name:<25} {soft:<20} {hard:<20} " + (f"{unit:<10}\n" if unit else "\n") for name, soft, hard, unit in rows)
+
+
+def write_clear_refs(system, pid, text):
+    """/proc/<pid>/clear_refs: work for a CPU."""
+    kind = strtoul(text.strip())
+    if kind is None or not CLEAR_REFS_ALL <= kind <= CLEAR_REFS_MM_HIWATER_RSS:
+        raise invalid(f"/proc/{pid}/clear_refs takes 1 (all pages), 2 (anonymous), 3 (of files) or 5 (the peak of RSS), "
+                      f"not {text.strip()!r}")
+    if kind == CLEAR_REFS_SOFT_DIRTY:
+        raise OSError(errno.EOPNOTSUPP, "soft-dirty bits are not emulated", f"/proc/{pid}/clear_refs")
+    return "clear_refs", number_of_pid(system.machine, pid), pid, kind
+
+
+PID_FILES = {"stat": stat, "auxv": auxv, "cmdline": cmdline, "environ": environ, "limits": limits, "clear_refs": None}
+PID_WRITERS = {"clear_refs": write_clear_refs}

@@ -1,4 +1,6 @@
 """/proc/<pid>/smaps, smaps_rollup and pagemap: the part of Linux's fs/proc/task_mmu.c that looks at every page."""
+import errno
+
 import numpy as np
 
 from numaemu.kernel.huge_memory import THP_ALWAYS, THP_MADVISE
@@ -118,4 +120,11 @@ def pagemap(system, pid, addr, nbytes):
     return words
 
 
-PID_FILES = {"smaps": smaps, "smaps_rollup": smaps_rollup}
+def whole_pagemap(system, number, _mm_number):
+    """/proc/<pid>/pagemap has a word for each page of the address space, 256 GiB with four levels: only ranges are read."""
+    pid = int(task_t.array(system.machine.tasks)[number].pid)
+    raise OSError(errno.EFBIG, f"machine.pagemap({pid}, addr, nbytes) reads a range of it, all of it is too large",
+                  f"/proc/{pid}/pagemap")
+
+
+PID_FILES = {"smaps": smaps, "smaps_rollup": smaps_rollup, "pagemap": whole_pagemap}

@@ -3,6 +3,7 @@ import numpy as np
 
 from numaemu.atomic import load_acquire
 from numaemu.compile import entry, hot, kernel
+from numaemu.kernel.clear_refs import clear_refs_write
 from numaemu.kernel.fork import mmput
 from numaemu.kernel.gup import access_remote_vm, madvise_populate, mm_populate, vm_mmap_pgoff
 from numaemu.kernel.khugepaged import collapse_range
@@ -21,10 +22,11 @@ from numaemu.kernel.sys import get_task_mm, mmap_lock, running
 from numaemu.kernel.swapfile import swap_cache
 from numaemu.kernel.vma_index import find_vma, vma_of
 from numaemu.kernel.xarray import xa_is_value, xa_load
+from numaemu.param import MAX_OPEN
 from numaemu.pointer import u8
 from numaemu.processor import cpu_t
 from numaemu.uapi import (MADV_COLLAPSE, MADV_POPULATE_READ, MADV_POPULATE_WRITE, MCL_CURRENT, PROT_WRITE, PR_SET_MM_BRK,
-                          PR_SET_MM_START_BRK, RLIM_NLIMITS, errno)
+                          PR_SET_MM_START_BRK, RLIMIT_NOFILE, RLIM_NLIMITS, errno)
 
 U = np.uint64
 EINVAL, ENOMEM, EFAULT, EPERM, EAGAIN, EBUSY = (errno.EINVAL, errno.ENOMEM, errno.EFAULT, errno.EPERM, errno.EAGAIN,
@@ -226,6 +228,8 @@ def sys_setrlimit(cpu_address, task, which, soft, hard):
         return -EINVAL
     if hard > caller.rlim[2 * which + 1] and caller.uid != 0:
         return -EPERM
+    if which == RLIMIT_NOFILE and hard > U(MAX_OPEN):            # sysctl_nr_open
+        return -EPERM
     for number in range(1, pool_t.at(machine.task_pool).used + 1):
         other = tasks[number]
         if other.state == TASK_RUNNING and other.tgid == caller.tgid:
@@ -233,15 +237,35 @@ def sys_setrlimit(cpu_address, task, which, soft, hard):
     return 0
 
 
+@kernel("i64(cpu_t*, i64, i64)")
+def get_mm_of_pid(cpu, target, pid):
+    """A task's address space, held, for who reads or writes /proc/<pid>; 0: it has ended."""
+    mm_number = get_task_mm(cpu, target)
+    if mm_number != 0 and task_t.array(machine_of(cpu).tasks)[target].pid != pid:
+        mmput(cpu, mm_number)
+        return 0
+    return mm_number
+
+
 @entry("i64(u64, i64, i64, u64, u64, i64)", nogil=True)
 def read_remote(cpu_address, target, pid, address, buffer, nbytes):
-    """Bytes of a task's memory to host address `buffer`, for who reads /proc/<pid>: how many; -ESRCH: it has ended."""
+    """Bytes of a task's memory to host address `buffer`: how many; -ESRCH: it has ended."""
     cpu = cpu_t.at(cpu_address)
-    mm_number = get_task_mm(cpu, target)
+    mm_number = get_mm_of_pid(cpu, target, pid)
     if mm_number == 0:
         return -errno.ESRCH
-    result = -errno.ESRCH
-    if task_t.array(machine_of(cpu).tasks)[target].pid == pid:
-        result = access_remote_vm(cpu, mm_number, address, buffer, nbytes)
+    result = access_remote_vm(cpu, mm_number, address, buffer, nbytes)
     mmput(cpu, mm_number)
     return result
+
+
+@entry("i64(u64, i64, i64, i64)", nogil=True)
+def clear_refs_remote(cpu_address, target, pid, kind):
+    """/proc/<pid>/clear_refs: 0; -ESRCH: it has ended."""
+    cpu = cpu_t.at(cpu_address)
+    mm_number = get_mm_of_pid(cpu, target, pid)
+    if mm_number == 0:
+        return -errno.ESRCH
+    clear_refs_write(cpu, mm_number, kind)
+    mmput(cpu, mm_number)
+    return 0
