@@ -8,11 +8,12 @@ from numaemu.kernel.mm_types import MM_SWAPENTS, PG_swapbacked, VM_RAND_READ, VM
 from numaemu.paging import _PAGE_ACCESSED, _PAGE_DIRTY
 from numaemu.uapi import (MADV_COLD, MADV_DONTNEED, MADV_DONTNEED_LOCKED, MADV_FREE, MADV_MERGEABLE, MADV_NORMAL,
                           MADV_PAGEOUT, MADV_POPULATE_READ, MADV_POPULATE_WRITE, MADV_RANDOM, MADV_SEQUENTIAL,
-                          MADV_WILLNEED, MADV_WIPEONFORK, MAP_ANONYMOUS, MAP_LOCKED, MAP_PRIVATE, MAP_SHARED,
+                          MADV_WILLNEED, MADV_WIPEONFORK, MAP_ANONYMOUS, MAP_LOCKED, MAP_NORESERVE, MAP_PRIVATE, MAP_SHARED,
                           O_RDWR, PROT_NONE, PROT_READ)
 
 PAGE = 4096
 SHARED = MAP_SHARED | MAP_ANONYMOUS
+UNRESERVED = MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE
 
 pytestmark = pytest.mark.interpreted
 
@@ -136,3 +137,72 @@ def test_free_gives_up_what_lies_in_swap(loopback):
     child.madvise(area.addr, 32 << 12, MADV_FREE)
     assert loop.machine.total_swap_pages - loop.machine.nr_swap_pages == 32
     loop.audit()
+
+
+def counts(loop, *names):
+    text = loop.vmstat()
+    return [text[name] for name in names]
+
+
+def test_willneed_brings_anonymous_memory_back(loopback):
+    """What lies in swap is read into the swap cache, so the access is a minor fault; what is not swapped out, or elsewhere, stays."""
+    loop = loopback(nodes=1, cpus_per_node=1, memory_per_node="8MiB")
+    loop.actors[0].rpc_swapon("/dev/vdb", 8 << 20, None, "disk")
+    task = loop.task()
+    area = task.mmap(16 * PAGE)
+    task.store(area.pages()[1:15], np.arange(1, 15, dtype=np.uint8))
+    task.madvise(area.addr, 16 * PAGE, MADV_PAGEOUT)
+    task.mmap("12MiB", flags=UNRESERVED).touch().munmap()             # nothing of it is left in the swap cache
+    before = counts(loop, "pswpin", "pgmajfault")
+    task.madvise(area.addr, 8 * PAGE, MADV_WILLNEED)
+    assert counts(loop, "pswpin", "pgmajfault") == [before[0] + 7, before[1]]
+    assert loop.mm(task).rss[MM_SWAPENTS] == 14                       # they are not mapped yet
+    assert task.load(area.pages()[:8], np.uint8).tolist() == list(range(8))
+    assert counts(loop, "pswpin", "pgmajfault") == [before[0] + 7, before[1]]
+    assert task.load(area.pages()[8:9], np.uint8).tolist() == [8]
+    assert counts(loop, "pgmajfault") == [before[1] + 1]
+    loop.audit()
+
+
+def test_willneed_brings_shared_memory_back(loopback):
+    loop = loopback(nodes=1, cpus_per_node=1, memory_per_node="8MiB")
+    loop.actors[0].rpc_swapon("/dev/vdb", 8 << 20, None, "disk")
+    task = loop.task()
+    area = task.mmap(8 * PAGE, flags=SHARED)
+    task.store(area.pages()[2:], np.arange(2, 8, dtype=np.uint8))
+    task.madvise(area.addr, 8 * PAGE, MADV_PAGEOUT)
+    task.mmap("12MiB", flags=UNRESERVED).touch().munmap()
+    before = counts(loop, "pswpin", "pgmajfault")
+    task.madvise(area.addr + PAGE, 4 * PAGE, MADV_WILLNEED)
+    assert counts(loop, "pswpin", "pgmajfault") == [before[0] + 3, before[1]]
+    assert task.load(area.pages()[:5], np.uint8).tolist() == [0, 0, 2, 3, 4]
+    assert counts(loop, "pswpin", "pgmajfault") == [before[0] + 3, before[1]]
+    loop.audit()
+
+
+def test_willneed_reads_a_file(two_nodes):
+    """As far as one call goes (force_page_cache_ra): 320 pages, from the place that the range maps; nobody waits for them yet."""
+    two_nodes.create_file("/mnt/big", 400 * PAGE)
+    task = two_nodes.task()
+    with task.open("/mnt/big") as file:
+        area = task.mmap(390 * PAGE, PROT_READ, MAP_PRIVATE, file, 4 * PAGE)
+    start = task.clock_ns
+    task.madvise(area.addr + 2 * PAGE, 3 * PAGE, MADV_WILLNEED)
+    cached = lambda: np.flatnonzero(task.mincore(area.addr, area.nbytes)).tolist()
+    assert cached() == [2, 3, 4] and task.clock_ns - start < 100_000
+    task.madvise(area.addr + 4 * PAGE, 386 * PAGE, MADV_WILLNEED)
+    assert cached() == list(range(2, 4 + 320))
+    task.load(area.pages()[2:100], np.uint8)
+    assert task.counters()["task_major_faults"] == 0
+    task.load(area.pages()[389:], np.uint8)
+    assert task.counters()["task_major_faults"] == 1
+    two_nodes.audit()
+
+
+def test_willneed_where_there_is_nothing(two_nodes):
+    task = two_nodes.task()
+    area = task.mmap(4 * PAGE).touch()
+    task.madvise(area.addr, 4 * PAGE, MADV_WILLNEED)
+    task.madvise(area.addr, 0, MADV_WILLNEED)
+    refused(errno.ENOMEM, task.madvise, area.addr, 5 * PAGE, MADV_WILLNEED)
+    assert two_nodes.vmstat()["pswpin"] == 0

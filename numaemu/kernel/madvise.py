@@ -3,6 +3,8 @@ import numpy as np
 
 from numaemu.atomic import fetch_add, load_acquire
 from numaemu.compile import hot, kernel
+from numaemu.kernel.disk import io_wait
+from numaemu.kernel.do_fault import linear_page_index
 from numaemu.kernel.gfp import GFP_KERNEL
 from numaemu.kernel.huge_memory import split_huge_pmd_range
 from numaemu.kernel.hugetlb_pool import hstate_vma, huge_page_size
@@ -17,14 +19,19 @@ from numaemu.kernel.page_alloc import put_page, try_get_page
 from numaemu.kernel.pageout import scan_control_of
 from numaemu.kernel.pgtable import (_PAGE_SPECIAL, is_swap_entry, mm_of, pte_offset, pte_pfn, pte_present,
                                     pte_to_swp_entry, ptep_cmpxchg, ptep_get, skip_missing)
+from numaemu.kernel.readahead import force_page_cache_ra
+from numaemu.kernel.rmap import mapping_of
+from numaemu.kernel.shmem import shmem_object, vma_is_shmem
 from numaemu.kernel.smp import machine_of
 from numaemu.kernel.swap import folio_deactivate, folio_isolate_lru, folio_mark_lazyfree, lru_add_drain
+from numaemu.kernel.swap_state import READ_FROM_DISK, __read_swap_cache_async
 from numaemu.kernel.swapfile import folio_free_swap, free_swap_and_cache
 from numaemu.kernel.tlb import flush_tlb_mm_range
 from numaemu.kernel.vma import vma_is_anonymous, vma_modify_flags
 from numaemu.kernel.vma_index import find_position, map_count, vma_at
 from numaemu.kernel.vmscan import init_scan_control, reclaim_pages
 from numaemu.kernel.workingset import SWAP_CLUSTER_MAX
+from numaemu.kernel.xarray import xa_find, xa_is_value, xa_load
 from numaemu.kernel.zap import zap_page_range
 from numaemu.paging import _PAGE_ACCESSED, _PAGE_DIRTY
 from numaemu.uapi import (MADV_COLD, MADV_DODUMP, MADV_DOFORK, MADV_DONTDUMP, MADV_DONTFORK, MADV_DONTNEED,
@@ -222,6 +229,74 @@ def madvise_pages(cpu, mm_number, start, end, free):
     lru_add_drain(cpu)
 
 
+# -- reading ahead -------------------------------------------------------------------------------------------
+
+@kernel("bool(cpu_t*, vma_t*, u64, i64)")
+def read_ahead_entry(cpu, vma, address, entry):
+    """Bring what a swap entry names into the swap cache; True if the disk was asked for it."""
+    pfn = __read_swap_cache_async(cpu, vma, address, entry)
+    asked = cpu.scratch == U(READ_FROM_DISK)
+    if pfn != 0:
+        put_page(cpu, pfn)
+    return pfn != 0 and asked
+
+
+@kernel("bool(cpu_t*, vma_t*, u64, u64)")
+def swapin_walk(cpu, vma, start, end):
+    """What anonymous memory has in swap of [start, end); True if the disk was asked. Mirrors swapin_walk_pmd_entry."""
+    machine, address, asked = machine_of(cpu), start, False
+    mm = mm_of(machine, vma.mm)
+    while address < end:
+        ptep = pte_offset(machine, mm, address)
+        if ptep == U(0):
+            address = skip_missing(machine, mm, address)
+            continue
+        pte = ptep_get(ptep)
+        if is_swap_entry(pte) and read_ahead_entry(cpu, vma, address, pte_to_swp_entry(pte)):
+            asked = True
+        address += U(4096)
+    return asked
+
+
+@kernel("bool(cpu_t*, vma_t*, u64, u64)")
+def shmem_swapin_range(cpu, vma, start, end):
+    """What a shared object has in swap of the pages in [start, end); True if the disk was asked."""
+    machine, asked = machine_of(cpu), False
+    mapping = mapping_of(machine, shmem_object(vma))
+    index, last = linear_page_index(vma, start), linear_page_index(vma, end)
+    while True:
+        index = xa_find(machine, mapping, index, last)
+        if index < 0:
+            return asked
+        entry = xa_load(machine, mapping, index)
+        address = vma.start + (U(index - vma.pgoff) << U(12))
+        if xa_is_value(entry) and read_ahead_entry(cpu, vma, address, pte_pfn(entry)):
+            asked = True
+        index += 1
+
+
+@kernel("void(cpu_t*, vma_t*, u64, u64)")
+def madvise_willneed(cpu, vma, start, end):
+    """MADV_WILLNEED: from swap into its cache, or from a file into the page cache; nothing is mapped.
+
+    What a file's pages wait for the disk, their reader waits later. A page of swap cannot tell when it is there: who asks
+    waits for the disk once, as where a fault reads the slots around it.
+    """
+    machine = machine_of(cpu)
+    if vma.flags & VM_HUGETLB:
+        return                               # is in memory always
+    if vma.file != 0 and not vma_is_shmem(machine, vma):
+        force_page_cache_ra(cpu, vma.file, linear_page_index(vma, start), np.int64((end - start) >> U(12)))
+        return
+    shared = vma.file != 0 or vma.flags & VM_SHARED != 0
+    asked = shmem_swapin_range(cpu, vma, start, end) if shared else swapin_walk(cpu, vma, start, end)
+    if asked:
+        io_wait(cpu, machine.disk_read_ns)
+    lru_add_drain(cpu)
+
+
+# -- all of them ---------------------------------------------------------------------------------------------
+
 @kernel("i64(cpu_t*, i64, vma_t*, u64, u64, i64)")
 def madvise_hugetlb(cpu, mm_number, vma, start, end, advice):
     """Huge pages of the pool can only be dropped, from the start of one and as far as whole ones go: 0 or -EINVAL."""
@@ -240,7 +315,8 @@ def madvise_vma_behavior(cpu, mm_number, position, start, end, advice):
     if changes_flags(advice):
         return madvise_update_vma(cpu, mm_number, position, start, end, advice)
     if advice == MADV_WILLNEED:
-        return 0                                         # nothing is swapped out that could be brought in
+        madvise_willneed(cpu, vma_at(machine, mm_number, position), start, end)
+        return 0
     flags = vma_at(machine, mm_number, position).flags
     if flags & VM_HUGETLB:
         return madvise_hugetlb(cpu, mm_number, vma_at(machine, mm_number, position), start, end, advice)

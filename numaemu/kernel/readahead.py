@@ -28,6 +28,7 @@ from numaemu.pointer import address_of
 
 U = np.uint64
 RA_PAGES = 32                            # VM_READAHEAD_PAGES: 128 KiB
+IO_PAGES = 320                           # bdi->io_pages: 1280 KiB, of a disk that sets no limit itself (BLK_DEF_MAX_SECTORS_CAP)
 READAHEAD_GFP = GFP_HIGHUSER_MOVABLE | ___GFP_NORETRY | ___GFP_NOWARN
 NOTHING = -1                             # page_cache_prev_miss: all of it is cached, down to page 0
 
@@ -116,6 +117,12 @@ def do_page_cache_ra(cpu, file_number, index, nr, lookahead):
     if length > 0:
         read_pages(cpu, file, inode, first, length)
     read_unlock(lock)
+
+
+@kernel("void(cpu_t*, i64, i64, i64)")
+def force_page_cache_ra(cpu, file_number, index, nr):
+    """Read so many pages from `index` on into the cache, whether they are wanted or not; no more than one request takes."""
+    do_page_cache_ra(cpu, file_number, index, min(nr, IO_PAGES), 0)
 
 
 @hot
