@@ -456,13 +456,16 @@ def test_ctrl_c_ends_a_run_and_every_process(workload, tmp_path, wait, fresh):
     process = subprocess.Popen([sys.executable, "-m", "numaemu", "run", workload(SLEEPY.format(wait=wait)), "--memory-per-node",
                                 "32MiB"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=env,
                                preexec_fn=interruptible)
-    assert process.stdout.readline() == "ready\n"
-    children = psutil.Process(process.pid).children(recursive=True)
-    names = {child.name() for child in children}
-    assert {"numaemu: coordinator", "numaemu: node 0", "numaemu: cpu 3"} <= {name[:20] for name in names}
-    assert ("numaemu: compiler" in names) == (fresh and JIT)
-    process.send_signal(signal.SIGINT)
-    _, errors = process.communicate(timeout=DEADLINE_S)
+    try:
+        assert process.stdout.readline() == "ready\n"
+        children = psutil.Process(process.pid).children(recursive=True)
+        names = {child.name() for child in children}
+        assert {"numaemu: coordinator", "numaemu: node 0", "numaemu: cpu 3"} <= {name[:20] for name in names}
+        assert ("numaemu: compiler" in names) == (fresh and JIT)
+        process.send_signal(signal.SIGINT)
+        _, errors = process.communicate(timeout=DEADLINE_S)
+    finally:
+        process.kill()                       # else a run that did not end would disturb whatever comes after it
     assert process.returncode == 130
     assert without_progress(errors).split() == ["numaemu:", "interrupted"]
     assert psutil.wait_procs(children, timeout=10)[1] == []

@@ -7,7 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from loopback import SMALL_TLB, Loopback
 
-from numaemu.uapi import (MADV_COLLAPSE, MADV_DONTNEED, MADV_FREE, MADV_HUGEPAGE, MADV_NOHUGEPAGE, MADV_PAGEOUT,
+from numaemu.errors import OutOfMemory
+from numaemu.uapi import (MADV_COLD, MADV_COLLAPSE, MADV_DONTNEED, MADV_FREE, MADV_HUGEPAGE, MADV_NOHUGEPAGE, MADV_PAGEOUT,
                           MAP_ANONYMOUS, MAP_HUGETLB, MAP_PRIVATE,
                           MPOL_BIND, MPOL_MF_MOVE, MREMAP_FIXED, MREMAP_MAYMOVE, PROT_READ, PROT_WRITE)
 
@@ -117,6 +118,66 @@ def test_part_of_a_huge_page(always, what):
     if what == "dontneed":
         assert task.load([start], np.uint8).tolist() == [0]
     always.audit()
+
+
+def test_a_huge_page_is_freed_lazily_as_a_whole(always):
+    """MADV_FREE of all of it: one clean entry, 512 pages that reclaim may drop; a write to one keeps what is there."""
+    task = always.task()
+    area = aligned(task, 2 * HUGE)
+    task.store(area.pages(), (np.arange(1024) % 250 + 1).astype(np.uint8))
+    task.madvise(area.addr, HUGE, MADV_FREE)
+    always.audit()
+    assert counts(always, "thp_split_pmd", "nr_anon_transparent_hugepages", "pglazyfree") == [0, 2, 512]
+    rollup = dict(line.split(":") for line in always.read(f"/proc/{task.pid}/smaps_rollup").splitlines()[1:])
+    assert rollup["LazyFree"].split() == ["2048", "kB"]
+    assert (task.load(area.pages(), np.uint8) == np.arange(1024) % 250 + 1).all()
+    while counts(always, "pgsteal_file") == [0]:                           # lazily freed ones are on the list of files
+        task.mmap(HUGE).touch(stride=HUGE)
+    left = task.load(area.pages(), np.uint8)
+    assert (left[512:] == np.arange(512, 1024) % 250 + 1).all()
+    assert 0 in left[:512] and ((left[:512] == 0) | (left[:512] == np.arange(512) % 250 + 1)).all()
+    always.audit()
+
+
+def test_a_write_keeps_a_huge_page_that_was_freed_lazily(always):
+    task = always.task()
+    area = aligned(task, HUGE)
+    task.store(area.pages(), (np.arange(512) % 250 + 1).astype(np.uint8))
+    task.madvise(area.addr, HUGE, MADV_FREE)
+    task.store([area.addr + 7 * PAGE], np.uint8(99))                       # its one entry is dirty now
+    always.audit()
+    with pytest.raises(OutOfMemory):
+        hog = always.task(cpu=1)
+        always.write(f"/proc/{hog.pid}/oom_score_adj", "1000")
+        while True:
+            hog.mmap(HUGE).touch()
+    expected = np.arange(512) % 250 + 1
+    expected[7] = 99
+    assert (task.load(area.pages(), np.uint8) == expected).all()
+    always.audit()
+
+
+def test_a_huge_page_becomes_cold_as_a_whole(always):
+    task = always.task()
+    area = aligned(task, HUGE).touch()
+    always.audit()
+    task.madvise(area.addr, HUGE, MADV_COLD)
+    always.audit()
+    assert counts(always, "thp_split_pmd", "nr_anon_transparent_hugepages") == [0, 1]
+    text = always.read(f"/proc/{task.pid}/smaps_rollup")
+    assert text[text.index("Referenced:"):].split()[1] == "0"
+
+
+@pytest.mark.parametrize("advice", [MADV_FREE, MADV_COLD, MADV_PAGEOUT])
+def test_advice_leaves_a_huge_page_alone_that_others_map(always, advice):
+    task = always.task()
+    area = aligned(task, HUGE).touch()
+    child = task.fork()
+    for start, nbytes in ((area.addr, HUGE), (area.addr + PAGE, PAGE)):
+        task.madvise(start, nbytes, advice)
+    always.audit()
+    assert counts(always, "thp_split_pmd", "nr_anon_transparent_hugepages", "pglazyfree", "pswpout") == [0, 1, 0, 0]
+    child.exit()
 
 
 def test_fork_shares_and_a_write_splits_for_the_writer_only(always):

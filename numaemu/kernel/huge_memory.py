@@ -8,8 +8,7 @@ from numaemu.atomic import compare_exchange, fetch_add, load_acquire
 from numaemu.compile import hot, kernel
 from numaemu.kernel.gfp import (GFP_TRANSHUGE, GFP_TRANSHUGE_LIGHT, __GFP_DIRECT_RECLAIM, __GFP_KSWAPD_RECLAIM,
                                 __GFP_MOVABLE, __GFP_NORETRY, __GFP_THISNODE, __GFP_ZERO)
-from numaemu.kernel.huge_split import (add_huge_mapping, flush_huge_pages, is_huge_zero, remove_huge_mapping,
-                                       split_huge_pmd)
+from numaemu.kernel.huge_split import add_huge_mapping, is_huge_zero, remove_huge_mapping, split_huge_pmd
 from numaemu.kernel.hugetlb_pool import hpage_pages
 from numaemu.kernel.mempolicy import alloc_pages_mpol, first_set, get_vma_policy, node_isset
 from numaemu.kernel.mm_inline import __page_cache_release, folio_clear, folio_set, folio_test, unlock_lruvec
@@ -17,9 +16,8 @@ from numaemu.kernel.mm_types import (MM_ANONPAGES, VM_FAULT_OK, VM_FAULT_OOM, VM
                                      VM_READ, VM_SHARED, VM_WRITE, VM_EXEC, PG_anon_exclusive, PG_used)
 from numaemu.kernel.mmzone import page_of
 from numaemu.kernel.page_alloc import alloc_pages, free_pages, get_page, put_page
-from numaemu.kernel.pgalloc import (haddr_of, huge_entry_offset, pgtable_trans_huge_deposit,
-                                    pgtable_trans_huge_withdraw, pmd_alloc, pmd_lock, pmd_trans_huge, pmd_unlock,
-                                    pte_alloc_one)
+from numaemu.kernel.pgalloc import (haddr_of, pgtable_trans_huge_deposit, pgtable_trans_huge_withdraw, pmd_alloc, pmd_lock,
+                                    pmd_trans_huge, pmd_unlock, pte_alloc_one)
 from numaemu.kernel.pgtable import _PAGE_SPECIAL, free_table, mm_of, pfn_pte, pmd_size, pte_pfn, vm_page_nx
 from numaemu.kernel.rmap import folio_add_anon_rmap, folio_dup_rmap, folio_remove_rmap
 from numaemu.kernel.smp import machine_of
@@ -366,17 +364,3 @@ def copy_huge_pmd(cpu, parent_number, child_number, address, source):
     pgtable_trans_huge_deposit(machine, target, table)
     pmd_unlock(machine, target)
     return VM_FAULT_OK
-
-
-@kernel("void(cpu_t*, i64, u64, u64)")
-def split_huge_pmd_range(cpu, mm_number, start, end):
-    """Take every huge entry in a range apart, for who looks at single pages; every CPU forgets the huge translations."""
-    machine = machine_of(cpu)
-    address = haddr_of(machine, start)
-    if machine.thp_used == 0:
-        return
-    while address < end:
-        where = huge_entry_offset(machine, mm_of(machine, mm_number), address)
-        if where != U(0) and split_huge_pmd(cpu, where):
-            flush_huge_pages(cpu, mm_number, address, address + pmd_size(machine))
-        address += pmd_size(machine)

@@ -6,18 +6,18 @@ from numaemu.compile import hot, kernel
 from numaemu.kernel.disk import io_wait
 from numaemu.kernel.do_fault import linear_page_index
 from numaemu.kernel.gfp import GFP_KERNEL
-from numaemu.kernel.huge_memory import split_huge_pmd_range
-from numaemu.kernel.hugetlb_pool import hstate_vma, huge_page_size
+from numaemu.kernel.huge_split import flush_huge_pages, is_huge_zero, split_huge_pmd
+from numaemu.kernel.hugetlb_pool import hpage_pages, hstate_vma, huge_page_size
 from numaemu.kernel.mm_inline import folio_clear, folio_test, folio_trylock, folio_unlock
-from numaemu.kernel.mm_types import (VM_DONTCOPY, VM_DONTDUMP, VM_HUGEPAGE, VM_HUGETLB, VM_LOCKED, VM_NOHUGEPAGE,
-                                     VM_RAND_READ,
-                                     VM_SEQ_READ, VM_SHARED, VM_WIPEONFORK, PG_anon, PG_dirty, PG_referenced,
-                                     PG_swapcache, MM_SWAPENTS)
+from numaemu.kernel.mm_types import (MM_SWAPENTS, VM_DONTCOPY, VM_DONTDUMP, VM_HUGEPAGE, VM_HUGETLB, VM_LOCKED, VM_NOHUGEPAGE,
+                                     VM_RAND_READ, VM_SEQ_READ, VM_SHARED, VM_WIPEONFORK, PG_anon, PG_dirty, PG_referenced,
+                                     PG_swapcache)
 from numaemu.kernel.mmap import page_align, update_hiwater
 from numaemu.kernel.mmzone import page_of, page_to_nid
 from numaemu.kernel.page_alloc import put_page, try_get_page
 from numaemu.kernel.pageout import scan_control_of
-from numaemu.kernel.pgtable import (_PAGE_SPECIAL, is_swap_entry, mm_of, pte_offset, pte_pfn, pte_present,
+from numaemu.kernel.pgalloc import covers_huge, haddr_of, huge_entry_offset, pmd_lock, pmd_trans_huge, pmd_unlock
+from numaemu.kernel.pgtable import (_PAGE_SPECIAL, is_swap_entry, mm_of, pmd_size, pte_offset, pte_pfn, pte_present,
                                     pte_to_swp_entry, ptep_cmpxchg, ptep_get, skip_missing)
 from numaemu.kernel.readahead import force_page_cache_ra
 from numaemu.kernel.rmap import mapping_of
@@ -33,7 +33,7 @@ from numaemu.kernel.vmscan import init_scan_control, reclaim_pages
 from numaemu.kernel.workingset import SWAP_CLUSTER_MAX
 from numaemu.kernel.xarray import xa_find, xa_is_value, xa_load
 from numaemu.kernel.zap import zap_page_range
-from numaemu.paging import _PAGE_ACCESSED, _PAGE_DIRTY
+from numaemu.paging import _PAGE_ACCESSED, _PAGE_DIRTY, entry_cmpxchg, entry_load
 from numaemu.uapi import (MADV_COLD, MADV_DODUMP, MADV_DOFORK, MADV_DONTDUMP, MADV_DONTFORK, MADV_DONTNEED,
                           MADV_DONTNEED_LOCKED, MADV_FREE, MADV_HUGEPAGE, MADV_KEEPONFORK, MADV_PAGEOUT, MADV_RANDOM,
                           MADV_SEQUENTIAL, MADV_WILLNEED, MADV_WIPEONFORK, errno)
@@ -177,19 +177,68 @@ def isolate_for_pageout(machine, cpu, sc, ptep, pte):
     return taken
 
 
+@kernel("void(cpu_t*, i64, u64, u64, bool)")
+def madvise_whole_huge(cpu, mm_number, address, where, free):
+    """MADV_FREE (`free`) or MADV_COLD for all of a huge page that nobody else maps: it stays one (madvise_free_huge_pmd).
+
+    Under the table's lock reclaim cannot take the entry apart, so its pages stay mapped.
+    """
+    machine, bits = machine_of(cpu), _PAGE_ACCESSED | (_PAGE_DIRTY if free else U(0))
+    pmd_lock(cpu, where)
+    entry, changed = entry_load(where), False
+    for i in range(hpage_pages(machine) if pmd_trans_huge(entry) else 0):
+        pfn = pte_pfn(entry) + i
+        if not free:
+            folio_clear(page_of(machine, pfn), PG_referenced)
+            folio_deactivate(cpu, pfn)
+        elif give_up_contents(cpu, pfn):
+            folio_mark_lazyfree(cpu, pfn)
+    while pmd_trans_huge(entry) and entry & bits != U(0):
+        before = entry_cmpxchg(where, entry, entry & ~bits)
+        changed = changed or before == entry
+        entry = entry & ~bits if before == entry else before
+    pmd_unlock(machine, where)
+    if changed:
+        flush_huge_pages(cpu, mm_number, address, address + pmd_size(machine))
+
+
+@kernel("u64(cpu_t*, i64, u64, u64, i64)")
+def madvise_huge_pmd(cpu, mm_number, address, end, advice):
+    """No table has the entry of `address`: there is nothing, or a huge page. Where to go on.
+
+    One that others map too is left alone. Of one that is to be written out, or of which only a part is meant, every page is
+    looked at for itself. Mirrors the beginning of madvise_cold_or_pageout_pte_range and madvise_free_pte_range.
+    """
+    machine = machine_of(cpu)
+    mm = mm_of(machine, mm_number)
+    where, following = huge_entry_offset(machine, mm, address), skip_missing(machine, mm, address)
+    if where == U(0):
+        return following
+    entry = entry_load(where)
+    if not pmd_trans_huge(entry) or is_huge_zero(entry) or \
+            load_acquire(page_of(machine, pte_pfn(entry)), "mapcount") != 1:
+        return following
+    if advice != MADV_PAGEOUT and covers_huge(machine, address, end):
+        madvise_whole_huge(cpu, mm_number, address, where, advice == MADV_FREE)
+        return following
+    if not split_huge_pmd(cpu, where):
+        return following
+    flush_huge_pages(cpu, mm_number, haddr_of(machine, address), haddr_of(machine, address) + pmd_size(machine))
+    return address
+
+
 @kernel("void(cpu_t*, i64, u64, u64)")
 def madvise_pageout(cpu, mm_number, start, end):
     """MADV_PAGEOUT: reclaim the pages of a range, in batches of one node each."""
     machine = machine_of(cpu)
     mm, sc, address, node = mm_of(machine, mm_number), scan_control_of(cpu), start, -1
-    split_huge_pmd_range(cpu, mm_number, start, end)
     lru_add_drain(cpu)
     init_scan_control(machine, sc, GFP_KERNEL, 0, machine.node_mask)
     sc.nr_taken = 0
     while address < end:
         ptep = pte_offset(machine, mm, address)
         if ptep == U(0):
-            address = skip_missing(machine, mm, address)
+            address = madvise_huge_pmd(cpu, mm_number, address, end, MADV_PAGEOUT)
             continue
         pte = ptep_get(ptep)
         if pte_present(pte) and pte & _PAGE_SPECIAL == U(0):
@@ -203,18 +252,17 @@ def madvise_pageout(cpu, mm_number, start, end):
     lru_add_drain(cpu)
 
 
-@kernel("void(cpu_t*, i64, u64, u64, bool)")
-def madvise_pages(cpu, mm_number, start, end, free):
-    """MADV_FREE (`free`) or MADV_COLD for the pages of a range."""
-    machine = machine_of(cpu)
+@kernel("void(cpu_t*, i64, u64, u64, i64)")
+def madvise_pages(cpu, mm_number, start, end, advice):
+    """MADV_FREE or MADV_COLD for the pages of a range."""
+    machine, free = machine_of(cpu), advice == MADV_FREE
     mm, address, changed = mm_of(machine, mm_number), start, False
-    split_huge_pmd_range(cpu, mm_number, start, end)
     lru_add_drain(cpu)                       # only pages on a list can be moved
     fetch_add(mm, "tlb_flush_pending", 1)
     while address < end:
         ptep = pte_offset(machine, mm, address)
         if ptep == U(0):
-            address = skip_missing(machine, mm, address)
+            address = madvise_huge_pmd(cpu, mm_number, address, end, advice)
             continue
         pte = ptep_get(ptep)
         if pte_present(pte) and pte & _PAGE_SPECIAL == U(0):
@@ -325,11 +373,11 @@ def madvise_vma_behavior(cpu, mm_number, position, start, end, advice):
     if advice == MADV_PAGEOUT:
         madvise_pageout(cpu, mm_number, start, end)
     elif advice == MADV_COLD:
-        madvise_pages(cpu, mm_number, start, end, False)
+        madvise_pages(cpu, mm_number, start, end, advice)
     elif advice == MADV_FREE:
         if not vma_is_anonymous(vma_at(machine, mm_number, position)):
             return -EINVAL
-        madvise_pages(cpu, mm_number, start, end, True)
+        madvise_pages(cpu, mm_number, start, end, advice)
     else:
         update_hiwater(mm_of(machine, mm_number))
         zap_page_range(cpu, mm_number, start, end)
