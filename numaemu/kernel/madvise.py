@@ -215,15 +215,15 @@ def madvise_huge_pmd(cpu, mm_number, address, end, advice):
     if where == U(0):
         return following
     entry = entry_load(where)
-    if not pmd_trans_huge(entry) or is_huge_zero(entry) or \
-            load_acquire(page_of(machine, pte_pfn(entry)), "mapcount") != 1:
+    if not pmd_trans_huge(entry):
+        return address                       # reclaim has just taken it apart
+    if is_huge_zero(entry) or load_acquire(page_of(machine, pte_pfn(entry)), "mapcount") != 1:
         return following
     if advice != MADV_PAGEOUT and covers_huge(machine, address, end):
         madvise_whole_huge(cpu, mm_number, address, where, advice == MADV_FREE)
         return following
-    if not split_huge_pmd(cpu, where):
-        return following
-    flush_huge_pages(cpu, mm_number, haddr_of(machine, address), haddr_of(machine, address) + pmd_size(machine))
+    if split_huge_pmd(cpu, where):
+        flush_huge_pages(cpu, mm_number, haddr_of(machine, address), haddr_of(machine, address) + pmd_size(machine))
     return address
 
 
