@@ -6,7 +6,7 @@ import pytest
 
 from numaemu import SegmentationFault
 from numaemu.build import JIT
-from numaemu.kernel import memory
+from numaemu.kernel import copy_page_range
 from numaemu.kernel.mmzone import page_of
 from numaemu.kernel.rmap import mapping_of
 from numaemu.param import EXIT_RECORDS
@@ -122,7 +122,7 @@ def test_nobody_takes_an_entry_away_while_fork_shares_its_page(two_nodes, monkey
     """
     task, looks = two_nodes.task(), []
     task.mmap("64KiB").touch()
-    share, install = memory.folio_dup_rmap, memory.set_pte
+    share, install = copy_page_range.folio_dup_rmap, copy_page_range.set_pte
 
     def family_lock(pfn):
         return mapping_of(two_nodes.machine, page_of(two_nodes.machine, pfn).mapping).lock
@@ -132,9 +132,9 @@ def test_nobody_takes_an_entry_away_while_fork_shares_its_page(two_nodes, monkey
         share(machine, cpu, pfn)
 
     def watched_install(ptep, pte):
-        looks.append(family_lock(memory.pte_pfn(pte)))
+        looks.append(family_lock(copy_page_range.pte_pfn(pte)))
         install(ptep, pte)
-    monkeypatch.setattr(memory, "folio_dup_rmap", watched_share)
-    monkeypatch.setattr(memory, "set_pte", watched_install)
+    monkeypatch.setattr(copy_page_range, "folio_dup_rmap", watched_share)
+    monkeypatch.setattr(copy_page_range, "set_pte", watched_install)
     task.fork()
     assert len(looks) == 32 and all(looks)
