@@ -20,7 +20,9 @@ import click
 import numaemu
 from numaemu import report
 from numaemu.errors import ConfigError, MachineCheck
+from numaemu.machine_file import KEYWORDS
 from numaemu.topology import list_presets, load_topology
+from numaemu.units import check_table, shown
 
 DONE, RAISED, USAGE, MACHINE_DIED, INTERRUPTED = 0, 1, 2, 3, 130
 MAX_SEED = 2**32 - 1     # what numpy.random.seed takes
@@ -91,7 +93,7 @@ def start_early(path, options):
         if not any(isinstance(node, ast.FunctionDef) and node.name == "main" for node in body):
             return
         choose_topology(options, types.SimpleNamespace(MACHINE=stated[-1] if stated else None, __file__=path))
-    except (ConfigError, SyntaxError, ValueError, OSError):
+    except (ConfigError, SyntaxError, ValueError, TypeError, OSError, MemoryError, RecursionError):
         return                       # what is wrong is said where it is needed; nothing is started
     from numaemu.machine import fork_server
     fork_server.launch()
@@ -145,11 +147,15 @@ def choose_topology(options, module):
 
 def stated_topology(stated, path):
     """What a workload's MACHINE describes; a machine file is looked for beside the workload."""
+    where = f"MACHINE in {path}"
     if isinstance(stated, dict):
-        return load_topology(where=f"MACHINE in {path}", **{str(key): value for key, value in stated.items()})
+        return load_topology(where=where, **check_table(stated, KEYWORDS, "machine", where))
     if isinstance(stated, str) and stated.endswith(".toml"):
         stated = os.path.join(os.path.dirname(path), stated)
-    return load_topology(stated)
+    try:
+        return load_topology(stated)
+    except ConfigError as error:
+        raise ConfigError.at(where, str(error)) from None
 
 
 def parse_settings(settings):
@@ -158,7 +164,7 @@ def parse_settings(settings):
     for setting in settings:
         key, equals, value = (part.strip() for part in setting.partition("="))
         if not equals or not key:
-            raise ConfigError(f"--set is {setting!r}, must be sysctl=value")
+            raise ConfigError(f"--set is {shown(setting)}, must be sysctl=value")
         table[key] = int(value) if re.fullmatch(r"-?\d{1,20}", value) else value
     return table
 

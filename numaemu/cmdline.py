@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 from numaemu.errors import ConfigError
 from numaemu.formats import FORMATS
-from numaemu.units import format_size, parse_int, parse_size
+from numaemu.units import decimal, format_size, parse_int, parse_size, shown
 
 PAGE_SIZE, MOST_PAGES = 4096, (1 << 63) - 1
 
@@ -37,13 +37,15 @@ def parse_hugepages(text, paging, nr_nodes, where=""):
             size = parse_size(value, f"kernel: hugepages: {name}", where)
             if size not in sizes:
                 known = " or ".join(map(format_size, sizes))
-                raise ConfigError.at(where, f"kernel: hugepages: {name} is {value!r}, must be {known} with paging {paging!r}")
+                limit = f"must be {known} with paging {paging!r}"
+                raise ConfigError.at(where, f"kernel: hugepages: {name} is {shown(value)}, {limit}")
             if name == "default_hugepagesz":
                 asked.default = size
         elif name == "hugepages":
             asked.pools += [(size, node, pages) for node, pages in _parse_counts(value, nr_nodes, where)]
         else:
-            raise ConfigError.at(where, f"kernel: hugepages: {word!r}, must be hugepagesz=, hugepages= or default_hugepagesz=")
+            limit = "must be hugepagesz=, hugepages= or default_hugepagesz="
+            raise ConfigError.at(where, f"kernel: hugepages: {shown(word)}, {limit}")
     return asked
 
 
@@ -55,4 +57,4 @@ def _parse_counts(value, nr_nodes, where):
 
 
 def _number(word, what, most, where):
-    return parse_int(int(word) if word.isdecimal() else word, f"kernel: hugepages: {what}", where, 0, most)
+    return parse_int(decimal(word), f"kernel: hugepages: {what}", where, 0, most)

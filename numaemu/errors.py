@@ -15,7 +15,8 @@ class ConfigError(NumaemuError):
     @classmethod
     def at(cls, where: str, text: str) -> "ConfigError":
         """One clear line: what is wrong, and in brackets the place it stands in."""
-        return cls(f"{text} ({where})" if where else text)
+        line = f"{text} ({where})" if where else text
+        return cls("".join(c if c.isprintable() else ascii(c)[1:-1] for c in line))
 
 
 class MachineCheck(NumaemuError):

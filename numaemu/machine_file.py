@@ -9,7 +9,8 @@ from typing import Any
 from numaemu.cmdline import parse_hugepages
 from numaemu.errors import ConfigError
 from numaemu.formats import FORMATS
-from numaemu.units import GiB, MiB, TiB, check_list, check_table, format_size, parse_int, parse_size
+from numaemu.units import (
+    GiB, MiB, TiB, check_list, check_table, decimal, format_size, parse_choice, parse_int, parse_size, shown)
 
 # --- limits -------------------------------------------------------------------------------------
 MAX_NODES = 64  # a process each; a node mask fits one 64-bit word
@@ -181,22 +182,19 @@ def default_latency(distance: list[list[int]]) -> list[list[int]]:
 # --- validation: from what a machine file says to what Topology holds ---------------------------
 def parse_name(name: Any, where: str) -> str:
     if not isinstance(name, str) or not name or not name.isprintable():
-        raise ConfigError.at(where, f"name is {name!r}, must be a line of text")
+        raise ConfigError.at(where, f"name is {shown(name)}, must be a line of text")
     return name
 
 
 def parse_paging(paging: Any, where: str) -> str:
-    if paging not in tuple(PAGE_SIZES):
-        known = " or ".join(map(repr, PAGE_SIZES))
-        raise ConfigError.at(where, f"paging is {paging!r}, must be {known}")
-    return paging
+    return parse_choice(paging, tuple(PAGE_SIZES), "paging", where)
 
 
 def parse_page_size(value: Any, paging: str, where: str) -> int:
     page_size = parse_size(value, "page_size", where)
     if page_size != PAGE_SIZES[paging]:
         limit = f"must be {PAGE_SIZES[paging]} with paging {paging!r}"
-        raise ConfigError.at(where, f"page_size is {page_size}, {limit}")
+        raise ConfigError.at(where, f"page_size is {shown(page_size)}, {limit}")
     return page_size
 
 
@@ -316,16 +314,17 @@ def parse_sysctl(table: Any, where: str) -> dict[str, int | tuple[int, ...]]:
 
 def parse_sysctl_value(key: str, value: Any, where: str) -> int | tuple[int, ...]:
     least, most = KNOWN_SYSCTLS[key]
-    if key == "vm.percpu_pagelist_high_fraction" and value in range(1, MIN_HIGH_FRACTION):
+    small = isinstance(value, int) and 0 < value < MIN_HIGH_FRACTION
+    if key == "vm.percpu_pagelist_high_fraction" and small and value is not True:
         limit = f"must be 0 or at least {MIN_HIGH_FRACTION}"
         raise ConfigError.at(where, f"sysctl: {key} is {value}, {limit}")
     if key != "vm.lowmem_reserve_ratio":
         return parse_int(value, f"sysctl: {key}", where, least, most)
     if isinstance(value, str):
-        value = [int(word) if word.isdecimal() else word for word in value.split()]
+        value = [decimal(word) for word in value.split()]
     if not isinstance(value, (list, tuple)) or not 1 <= len(value) <= MAX_ZONES:
         limit = f"1 to {MAX_ZONES} whole numbers"
-        raise ConfigError.at(where, f"sysctl: {key} is {value!r}, must be {limit}")
+        raise ConfigError.at(where, f"sysctl: {key} is {shown(value)}, must be {limit}")
     return tuple(parse_int(ratio, f"sysctl: {key}", where, least, most) for ratio in value)
 
 
@@ -345,27 +344,23 @@ def parse_kernel(table: Any, paging: str, nr_nodes: int, where: str) -> dict[str
     for key, value in options.items():
         if not isinstance(value, type(DEFAULT_KERNEL[key])):
             kind = "true or false" if isinstance(DEFAULT_KERNEL[key], bool) else "text"
-            raise ConfigError.at(where, f"kernel: {key} is {value!r}, must be {kind}")
+            raise ConfigError.at(where, f"kernel: {key} is {shown(value)}, must be {kind}")
     parse_hugepages(options["hugepages"], paging, nr_nodes, where)
-    if options["transparent_hugepage"] not in THP_OPTIONS:
-        limit = f"must be one of {', '.join(THP_OPTIONS)}"
-        raise ConfigError.at(where, f"kernel: transparent_hugepage is {options['transparent_hugepage']!r}, {limit}")
+    parse_choice(options["transparent_hugepage"], THP_OPTIONS, "kernel: transparent_hugepage", where)
     for letters in (block.partition(",")[0] for block in options["slab_debug"].split(";")):
         if wrong := set(letters.upper()) - set(SLAB_DEBUG_LETTERS):
             limit = f"must be of {SLAB_DEBUG_LETTERS}, then names of caches after a comma"
             raise ConfigError.at(where, f"kernel: slab_debug: option {min(wrong)!r}, {limit}")
     if options["thread_size"] not in THREAD_SIZES:
         limit = f"must be one of {', '.join(THREAD_SIZES[1:])}"
-        raise ConfigError.at(where, f"kernel: thread_size is {options['thread_size']!r}, {limit}")
+        raise ConfigError.at(where, f"kernel: thread_size is {shown(options['thread_size'])}, {limit}")
     return options
 
 
 def parse_zone_layout(machine: dict[str, Any], memory_bytes: int, where: str) -> str:
     paging = machine.get("paging", DEFAULT_PAGING)
     layout = machine.get("zone_layout", "x86-32" if paging == "x86-32" else "x86-64")
-    if layout not in ZONE_LAYOUTS:
-        known = " or ".join(map(repr, ZONE_LAYOUTS))
-        raise ConfigError.at(where, f"zone_layout is {layout!r}, must be {known}")
+    parse_choice(layout, ZONE_LAYOUTS, "zone_layout", where)
     if layout == "x86-32" and memory_bytes > MAX_MEMORY_32:
         text = f"machine has {format_size(memory_bytes)} of memory, must be at most"
         raise ConfigError.at(where, f"{text} {format_size(MAX_MEMORY_32)} with zone_layout 'x86-32'")
@@ -374,7 +369,7 @@ def parse_zone_layout(machine: dict[str, Any], memory_bytes: int, where: str) ->
         limit = f"{format_size(MAX_MEMORY_ARM64_39)} with paging 'arm64-39'"
         raise ConfigError.at(where, f"{text} {limit}")
     if paging == "x86-32" and layout != "x86-32":
-        text = f"zone_layout is {layout!r}, must be 'x86-32' with paging 'x86-32'"
+        text = f"zone_layout is {shown(layout)}, must be 'x86-32' with paging 'x86-32'"
         raise ConfigError.at(where, text)
     return layout
 

@@ -24,7 +24,7 @@ from numaemu.machine_file import (
     parse_name, parse_nodes, parse_page_size, parse_paging, parse_sizes, parse_sysctl, parse_tlb,
     parse_zone_layout)
 from numaemu.param import NR_ASIDS, WALK_CACHE_MAX
-from numaemu.units import check_table, format_size, nearest, parse_int, parse_size
+from numaemu.units import check_table, format_size, nearest, parse_int, parse_size, shown
 
 
 @dataclass(frozen=True)
@@ -212,7 +212,7 @@ def preset_path(name: str) -> Path:
     presets = list_presets()
     if name not in presets:
         known = f"presets: {', '.join(presets)}; a machine file ends in .toml"
-        raise ConfigError.at(known, f"unknown preset {name!r}{nearest(name, presets)}")
+        raise ConfigError.at(known, f"unknown preset {shown(name)}{nearest(name, presets)}")
     return Path(str(resources.files("numaemu") / "presets" / f"{name}.toml"))
 
 
@@ -226,7 +226,7 @@ def _read_source(source: Source) -> tuple[dict[str, Any], str]:
     if isinstance(source, dict):
         return source, "dict"
     if not isinstance(source, (str, os.PathLike)):
-        raise ConfigError(f"machine is {source!r}, must be a preset, a .toml file or a dict")
+        raise ConfigError(f"machine is {shown(source)}, must be a preset, a .toml file or a dict")
     text = os.fspath(source)
     if isinstance(source, str) and not text.endswith(".toml") and os.sep not in text:
         return _read_file(preset_path(text), f"preset {text}"), f"preset {text}"

@@ -6,6 +6,7 @@ in it, `where` the file or other place it stands in.
 
 import difflib
 import re
+import reprlib
 from collections.abc import Collection
 from fractions import Fraction
 from numbers import Integral
@@ -24,6 +25,32 @@ UNITS = {"": 1, "k": KiB, "m": MiB, "g": GiB, "t": TiB}
 SIZE_TEXT = re.compile(
     r"(\d{1,20}(?:\.\d{1,20})?)\s*(?:([kmgt])(?:i?b)?|b)?", re.IGNORECASE | re.ASCII
 )
+
+MOST_SHOWN = 80  # characters of a wrong value that a message repeats
+MOST_DIGITS = 40  # a longer number is told by its length, which Python's str() limits to 4,300
+
+
+class _Shown(reprlib.Repr):
+    """repr() for messages: short, of one line, and of numbers of any length."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.maxstring = self.maxother = MOST_SHOWN
+
+    def repr_int(self, x: int, level: int) -> str:
+        digits = x.bit_length() * 30103 // 100000 + 1
+        return str(x) if digits <= MOST_DIGITS else f"a number of about {digits} digits"
+
+
+def shown(value: Any) -> str:
+    """A value as a message repeats it."""
+    text = " ".join(_Shown().repr(value).split())
+    return text if len(text) <= 2 * MOST_SHOWN else text[: 2 * MOST_SHOWN] + "..."
+
+
+def decimal(word: str) -> int | str:
+    """The number that a word is, or the word itself: then parse_int() refuses it."""
+    return int(word) if word.isdecimal() and len(word) <= MOST_DIGITS else word
 
 
 def parse_size(
@@ -49,23 +76,24 @@ def parse_size(
     elif size % block:
         limit = f"a multiple of {format_size(block)}"
     if limit:
-        raise ConfigError.at(where, f"{what} is {format_size(size)}, must be {limit}")
+        text = format_size(size) if size.bit_length() <= 64 else shown(size)
+        raise ConfigError.at(where, f"{what} is {text}, must be {limit}")
     return size
 
 
 def _read_size(value: int | str, what: str, where: str) -> int:
     if isinstance(value, Integral) and not isinstance(value, bool):
         if value < 0:
-            raise ConfigError.at(where, f"{what} is {value}, must not be negative")
+            raise ConfigError.at(where, f"{what} is {shown(value)}, must not be negative")
         return int(value)
     match = SIZE_TEXT.fullmatch(value.strip()) if isinstance(value, str) else None
     if match is None:
         hint = "must be a size such as '512MiB' or '1.5GiB'"
-        raise ConfigError.at(where, f"{what} is {value!r}, {hint}")
+        raise ConfigError.at(where, f"{what} is {shown(value)}, {hint}")
     number, unit = match.groups(default="")
     nr_bytes = Fraction(number) * UNITS[unit.lower()]
     if nr_bytes.denominator != 1:
-        raise ConfigError.at(where, f"{what} is {value!r}, must be a whole number of bytes")
+        raise ConfigError.at(where, f"{what} is {shown(value)}, must be a whole number of bytes")
     return int(nr_bytes)
 
 
@@ -83,22 +111,40 @@ def format_size(nr_bytes: int) -> str:
 def parse_int(value: Any, what: str, where: str, least: int, most: int, unit: str = "") -> int:
     """A whole number from `least` to `most`; text, bools, fractions, nan and inf are none."""
     if not isinstance(value, Integral) or isinstance(value, bool):
-        raise ConfigError.at(where, f"{what} is {value!r}, must be a whole number")
+        raise ConfigError.at(where, f"{what} is {shown(value)}, must be a whole number")
     if not least <= value <= most:
         limit = f"at least {least}" if value < least else f"at most {most}"
-        raise ConfigError.at(where, f"{what} is {value}{unit}, must be {limit}")
+        raise ConfigError.at(where, f"{what} is {shown(value)}{unit}, must be {limit}")
     return int(value)
 
 
 def check_table(table: Any, known: Collection[str], what: str, where: str) -> dict[str, Any]:
     """The table itself, which has no key but the known ones."""
     if not isinstance(table, dict):
-        raise ConfigError.at(where, f"{what} is {table!r}, must be a table")
+        raise ConfigError.at(where, f"{what} is {shown(table)}, must be a table")
     for key in table:
         if key not in known:
+            dotted = _dotted(key, table[key])
+            if dotted in known:
+                raise ConfigError.at(where, f'{what}: {dotted} has a dot, quote it: "{dotted}" = …')
             hint = nearest(key, known) or f", must be one of {', '.join(known)}"
-            raise ConfigError.at(where, f"{what}: unknown key {key!r}{hint}")
+            raise ConfigError.at(where, f"{what}: unknown key {shown(key)}{hint}")
     return table
+
+
+def parse_choice(value: Any, known: Collection[str], what: str, where: str, more: str = "") -> str:
+    """One of a few words; an array is none of them."""
+    if not isinstance(value, str) or value not in known:
+        raise ConfigError.at(where, f"{what} is {shown(value)}, must be {' or '.join(map(repr, known))}{more}")
+    return value
+
+
+def _dotted(key: Any, value: Any) -> str:
+    """What TOML has taken apart: the key a.b, not quoted, is a table a with a key b."""
+    while isinstance(key, str) and isinstance(value, dict) and value:
+        inner, value = next(iter(value.items()))
+        key = f"{key}.{inner}"
+    return key if isinstance(key, str) else ""
 
 
 def check_list(values: Any, length: int, what: str, where: str) -> list[Any]:
@@ -106,7 +152,7 @@ def check_list(values: Any, length: int, what: str, where: str) -> list[Any]:
     if hasattr(values, "tolist"):
         values = values.tolist()
     if not isinstance(values, (list, tuple)):
-        raise ConfigError.at(where, f"{what} is {values!r}, must be a list")
+        raise ConfigError.at(where, f"{what} is {shown(values)}, must be a list")
     if len(values) != length:
         text = f"{what} has {len(values)} entries, must be {length}, one per node"
         raise ConfigError.at(where, text)
@@ -115,5 +161,5 @@ def check_list(values: Any, length: int, what: str, where: str) -> list[Any]:
 
 def nearest(word: Any, known: Collection[str]) -> str:
     """What the writer probably meant, as the end of a message; empty when nothing is near."""
-    matches = difflib.get_close_matches(str(word), known, 1)
+    matches = difflib.get_close_matches(str(word)[:MOST_SHOWN], known, 1) if isinstance(word, str) else []
     return f", did you mean {matches[0]!r}?" if matches else ""

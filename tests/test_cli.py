@@ -278,6 +278,12 @@ def test_wrong_option_gets_one_line(inside, workload, arguments, words):
     ("preset.py", "MACHINE = 'nosuch'\ndef main(machine): pass", "unknown preset 'nosuch'"),
     ("keyword.py", "MACHINE = dict(node=3)\ndef main(machine): pass", "MACHINE in "),
     ("type.py", "MACHINE = 3\ndef main(machine): pass", "machine is 3"),
+    ("named.py", "MACHINE = 'nosuch'\ndef main(machine): pass", "(MACHINE in "),
+    ("file.py", "MACHINE = 'none.toml'\ndef main(machine): pass", "(MACHINE in "),
+    ("where.py", "MACHINE = dict(where=3)\ndef main(machine): pass", "unknown key 'where'"),
+    ("list.py", "MACHINE = {(1, 2): 3}\ndef main(machine): pass", "unknown key (1, 2)"),
+    ("digits.py", "MACHINE = dict(nodes=10**5000)\ndef main(machine): pass", "nodes is a number of about 5001 digits"),
+    ("two\nlines.py", "MACHINE = 'nosuch'\ndef main(machine): pass", "two\\nlines.py"),
 ])
 def test_unusable_workload_gets_one_line(inside, workload, tmp_path, name, text, words):
     path = workload(text, name) if text is not None else str(tmp_path / name)
