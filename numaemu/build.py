@@ -23,7 +23,7 @@ UPPER_FLOORS = {"__main__.py", "actor.py", "bench.py", "cli.py", "compiler.py", 
                 "forkserver.py", "judge.py", "kernel/huge_sysfs.py", "kernel/node_sysfs.py", "kernel/proc.py",
                 "kernel/proc_meminfo.py", "kernel/proc_slabinfo.py", "kernel/proc_task.py",
                 "kernel/proc_vmstat.py", "kernel/stats.py", "kernel/sysctl.py", "kernel/thp_sysfs.py", "kernel_handles.py", "kernel_operations.py", "machine.py", "node.py",
-                "observe.py", "operations.py", "payload.py", "precompile.py", "machine_file.py", "mapping.py", "node_mask.py", "replay.py", "replay_shell.py", "report.py", "task.py",
+                "observe.py", "operations.py", "payload.py", "precompile.py", "machine_file.py", "mapping.py", "node_mask.py", "replay.py", "replay_files.py", "replay_shell.py", "report.py", "task.py",
                 "topology.py", "units.py", "wire.py"}
 
 

@@ -91,6 +91,10 @@ class File:
         """Write what is dirty to the disk, and wait for it."""
         self.task._op("file_fsync", self.fd)
 
+    def fadvise(self, offset, length, advice):
+        """posix_fadvise(2): what this file, or `length` bytes of it (0: to its end), will be needed for: POSIX_FADV_*."""
+        self.task._op("file_fadvise", self.fd, offset, length, advice)
+
     def truncate(self, size):
         """ftruncate(2)"""
         self.task._op("file_truncate", self.fd, parse_size(size, "file size"))

@@ -91,6 +91,9 @@ class FileOperations:
     def file_fsync(self, number, fd):
         check(calls.sys_fsync(self.address, number, self.descriptor(fd)))
 
+    def file_fadvise(self, number, fd, offset, length, advice):
+        check(calls.sys_fadvise(self.address, number, self.descriptor(fd), offset, length, advice))
+
     def file_truncate(self, number, fd, size):
         check(calls.sys_ftruncate(self.address, number, self.descriptor(fd), size))
 

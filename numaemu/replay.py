@@ -11,6 +11,7 @@ import numpy as np
 
 from numaemu import observe, uapi
 from numaemu.errors import BusError, NumaemuError, OutOfMemory, SegmentationFault
+from numaemu.replay_files import FileSteps, write_pages
 from numaemu.replay_shell import shell_commands
 
 PAGE = 4096                      # bytes
@@ -29,6 +30,7 @@ CHILD_WRITES, PARENT_WRITES = 4, 3               # pages of the stack written so
 
 POLICIES = {name: getattr(uapi, f"MPOL_{name.upper()}") for name in (
     "default", "preferred", "bind", "interleave", "local", "preferred_many", "weighted_interleave")}
+POLICY_FLAGS = {name: getattr(uapi, f"MPOL_F_{name.upper()}_NODES") for name in ("static", "relative")}
 MBIND_FLAGS = {name: getattr(uapi, f"MPOL_MF_{name.upper()}") for name in ("strict", "move", "move_all")}
 ADVICE = {name: getattr(uapi, f"MADV_{name.upper()}") for name in (
     "normal", "random", "sequential", "willneed", "dontneed", "free", "cold", "dontfork", "dofork", "wipeonfork", "keeponfork",
@@ -44,18 +46,21 @@ KEYS = {
     "spawn": {"cpu", "oom_score_adj"}, "fork": {"child", "cpu"}, "exit": {"code"}, "setcpu": {"cpus"},
     "mmap": {"region", "size", "kind", "share", "prot", "addr", "align", "fixed_replace", "populate", "noreserve", "locked",
              "path", "fileoff"},
-    "munmap": RANGE, "read_file": {"path", "length", "offset"}, "write_file": {"path", "size"}, "sh": {"cmd", "capture"},
+    "munmap": RANGE, "munmap_stride": RANGE | {"stride", "each"}, "sh": {"cmd", "capture"},
+    "read_file": {"path", "length", "offset", "random_adv", "chunk", "pause_ms"}, "write_file": {"path", "size", "fsync"},
+    "fadvise_dontneed": {"path", "length", "offset"}, "write_proc": {"path", "value"},
     "mprotect": RANGE | {"prot"}, "madvise": RANGE | {"advice", "stride", "each"},
-    "mremap": RANGE | {"size", "new_size", "addr", "maymove", "dontunmap", "flags", "new_region"}, "mlock": RANGE | {"onfault"},
+    "mremap": RANGE | {"size", "new_size", "addr", "new_addr", "maymove", "dontunmap", "flags", "as", "new_region"},
+    "mlock": RANGE | {"onfault"},
     "munlock": RANGE, "brk": {"size", "delta", "length", "region"}, "kill": {"sig"}, "join": set(),
     "touch": RANGE | {"stride", "mode", "order", "repeat", "chunk", "pause_ms", "duration_ms", "async"},
     "set_mempolicy": {"policy", "nodes"}, "mbind": RANGE | {"policy", "nodes", "flags"},
-    "get_mempolicy": {"region", "offset", "next_node"}, "move_pages": RANGE | {"nodes"},
-    "migrate_pages": {"from", "to"}, "cgroup_attach": {"path"},
+    "get_mempolicy": {"region", "offset", "next_node"}, "move_pages": RANGE | {"nodes", "all"},
+    "migrate_pages": {"from", "to", "target"}, "cgroup_attach": {"path"},
     "write": {"path", "value"}, "readf": {"path"}, "sleep": {"ms"}, "snap": {"label"}, "dump": {"label"}, "nop": set()}
 VALUES = {"kind": {"anon", "file", "hugetlb"}, "share": {"private", "shared"}, "mode": {"read", "write"},
-          "order": {"seq", "reverse", "random"}, "policy": set(POLICIES), "advice": set(ADVICE)}
-CHUNK = 64 << 10                 # bytes of one read(2) or write(2) of a recorded program
+          "order": {"seq", "reverse", "random"}, "advice": set(ADVICE)}
+NOWHERE = (0, 0)                 # a region whose mmap has failed
 
 
 class NotSupported(NumaemuError):
@@ -79,6 +84,9 @@ def check_steps(steps):
                 raise NotSupported(f"{op} {key}={value}")
         if op == "sh" and shell_commands(step["cmd"]) is None:
             raise NotSupported(f"sh {step['cmd']}")
+        policy, _, flags = step.get("policy", "default").partition("|")
+        if policy not in POLICIES or set(flags.split("|")) - {"", *POLICY_FLAGS}:
+            raise NotSupported(f"{op} policy={step['policy']}")
         unknown = set(step.get("flags", "").split("|")) - {"", *FLAGS.get(op, MBIND_FLAGS)}
         if unknown:
             raise NotSupported(f"{op} flags={step['flags']}")
@@ -102,7 +110,7 @@ class Process:
     running: object = None
 
 
-class Replay:
+class Replay(FileSteps):
     """One scenario on one machine, which must be fresh."""
 
     def __init__(self, machine, steps):
@@ -128,8 +136,10 @@ class Replay:
         """One step: its result, as the recording has it."""
         if "task" not in step or step["op"] == "spawn":
             return getattr(self, f"op_{step['op']}")(step) or {}
+        result = {"task": step["task"]}
+        if step["task"] not in self.processes:
+            return result | {"state": "NEVER"}           # whoever should have made it could not
         process = self.processes[step["task"]]
-        result = {"task": process.name}
         if process.running is not None and step["op"] not in ("join", "kill"):
             self.op_join(process, step)
         if step.get("async"):
@@ -160,14 +170,18 @@ class Replay:
     @staticmethod
     def range_of(process, step):
         """(address, bytes) that a step is about: all of its region, or part."""
-        address, nbytes = process.regions[step["region"]]
+        address, nbytes = process.regions.get(step["region"], NOWHERE)
         offset = step.get("offset", 0)
-        return address + offset, step.get("length", nbytes - offset)
+        return address + offset, step.get("length", max(nbytes - offset, 0))
 
     # -- tasks
 
     def op_spawn(self, step):
-        name, task = step["task"], fork(self.init, numbers(step["cpu"])[0])
+        name = step["task"]
+        try:
+            task = fork(self.init, numbers(step["cpu"])[0])
+        except OSError as error:
+            return {"task": name, "ret": -1, "errno": error.errno}
         self.processes[name] = Process(name, task)
         self.machine.write(f"/proc/{task.pid}/comm", f"task{name}")
         if "oom_score_adj" in step:
@@ -245,15 +259,19 @@ class Replay:
         return {"ret": start, "errno": 0, "minflt": 0, "majflt": 0}
 
     def op_mremap(self, process, step):
-        """The region (or the part named) gets another size, and another place if it may or must."""
+        """The region (or the part named) gets another size, and another place if it may (as it may unless the step says 0)
+        or must. What results is the region, or the one that `as` names.
+        """
         address, nbytes = self.range_of(process, step)
         flags = sum(MREMAP_FLAGS[name] for name in step.get("flags", "").split("|") if name)
-        flags |= sum(MREMAP_FLAGS[name] for name in ("maymove", "dontunmap") if step.get(name))
-        if "addr" in step:
-            flags |= uapi.MREMAP_FIXED | uapi.MREMAP_MAYMOVE
+        flags |= MREMAP_FLAGS["maymove"] if step.get("maymove", "flags" not in step) else 0
+        flags |= MREMAP_FLAGS["dontunmap"] if step.get("dontunmap") else 0
+        place = step.get("new_addr", step.get("addr"))
+        if place is not None:
+            flags |= MREMAP_FLAGS["fixed"]
         size = step.get("new_size", step.get("size", nbytes))
-        moved = process.task.mremap(address, nbytes, size, flags, step.get("addr"))
-        process.regions[step.get("new_region", step["region"])] = (moved.addr, moved.nbytes)
+        moved = process.task.mremap(address, nbytes, size, flags, place)
+        process.regions[step.get("as", step.get("new_region", step["region"]))] = (moved.addr, moved.nbytes)
         return {"ret": moved.addr, "errno": 0}
 
     def op_brk(self, process, step):
@@ -278,6 +296,14 @@ class Replay:
         process.task.munmap(*self.range_of(process, step))
         return {"ret": 0, "errno": 0}
 
+    def op_munmap_stride(self, process, step):
+        """`each` bytes (one page) out of every `stride` (two): how many calls."""
+        address, nbytes = self.range_of(process, step)
+        places = range(address, address + nbytes, step.get("stride", 2 * PAGE))
+        for place in places:
+            process.task.munmap(place, min(step.get("each", PAGE), address + nbytes - place))
+        return {"ret": len(places), "errno": 0}
+
     def op_mprotect(self, process, step):
         process.task.mprotect(*self.range_of(process, step), protection(step["prot"]))
         return {"ret": 0, "errno": 0}
@@ -296,12 +322,12 @@ class Replay:
             return {"ret": 0, "errno": 0, "minflt": 0, "majflt": 0}
         address, nbytes = self.range_of(process, step)
         stride = step.get("stride", PAGE)
-        indices = self.touch_order(process, -(-nbytes // stride), step.get("order", "seq"), step.get("repeat", 1))
         before, until = process.task.counters(), None
         if "duration_ms" in step:
             until = process.task.clock_ns + step["duration_ms"] * 1_000_000
         done = 0
         while True:
+            indices = self.touch_order(process, -(-nbytes // stride), step.get("order", "seq"), step.get("repeat", 1))
             done += self.access(process, step, address, indices)
             if until is None or process.task.clock_ns >= until:
                 break
@@ -340,39 +366,15 @@ class Replay:
         process.random = state
         return drawn
 
-    # -- files
-
-    @staticmethod
-    def user_buffer(process):
-        """The program's buffer of CHUNK bytes, for a moment."""
-        buffer = process.task.mmap(CHUNK)
-        write_pages(process.task, buffer.addr, CHUNK // PAGE)
-        buffer.munmap()
-
-    def op_read_file(self, process, step):
-        """read(2) of CHUNK bytes at a time."""
-        self.user_buffer(process)
-        with process.task.open(step["path"]) as file:
-            file.seek(step.get("offset", 0))
-            n = file.read_through(step.get("length"), CHUNK)
-        return {"ret": n, "errno": 0, "minflt": 0, "majflt": 0}
-
-    def op_write_file(self, process, step):
-        """A new file, write(2) of CHUNK bytes at a time."""
-        self.user_buffer(process)
-        with process.task.open(step["path"], uapi.O_RDWR | uapi.O_CREAT | uapi.O_TRUNC) as file:
-            n = sum(file.write(bytes(min(CHUNK, step["size"] - done))) for done in range(0, step["size"], CHUNK))
-        return {"ret": n, "errno": 0, "minflt": 0, "majflt": 0}
-
     # -- policies and placement
 
     def op_set_mempolicy(self, process, step):
-        process.task.set_mempolicy(POLICIES[step["policy"]], numbers(step.get("nodes", "")))
+        process.task.set_mempolicy(policy_of(step["policy"]), numbers(step.get("nodes", "")))
         return {"ret": 0, "errno": 0}
 
     def op_mbind(self, process, step):
         flags = sum(MBIND_FLAGS[name] for name in step.get("flags", "").split("|") if name)
-        policy, nodes = POLICIES[step["policy"]], numbers(step.get("nodes", ""))
+        policy, nodes = policy_of(step["policy"]), numbers(step.get("nodes", ""))
         process.task.mbind(*self.range_of(process, step), policy, nodes, flags)
         return {"ret": 0, "errno": 0}
 
@@ -390,12 +392,19 @@ class Replay:
         address, nbytes = self.range_of(process, step)
         addresses = np.arange(address, address + nbytes, PAGE, dtype=np.uint64)
         nodes = np.resize(np.array(numbers(step["nodes"]), np.int64), len(addresses))
-        status = process.task.move_pages(addresses, nodes)
+        flags = uapi.MPOL_MF_MOVE_ALL if step.get("all") else uapi.MPOL_MF_MOVE
+        status = process.task.move_pages(addresses, nodes, flags)
         stayed = int(np.count_nonzero(status == -errno.EBUSY))
         return {"ret": int(np.count_nonzero(status == nodes)) * 1_000_000 + stayed, "errno": 0}
 
     def op_migrate_pages(self, process, step):
-        return {"ret": process.task.migrate_pages(numbers(step["from"]), numbers(step["to"])), "errno": 0}
+        """Of the task itself, or of another one."""
+        pid = 0
+        if "target" in step:
+            if step["target"] not in self.processes:
+                raise OSError(errno.ESRCH, "migrate_pages")
+            pid = self.processes[step["target"]].task.pid
+        return {"ret": process.task.migrate_pages(numbers(step["from"]), numbers(step["to"]), pid), "errno": 0}
 
     # -- the machine
 
@@ -443,14 +452,15 @@ class Replay:
         self.dumps.setdefault(step["label"], {})[process.name] = {"regions": regions, **files}
 
 
+def policy_of(text):
+    """Mode and flags of "bind|static"."""
+    mode, *flags = text.split("|")
+    return POLICIES[mode] | sum(POLICY_FLAGS[name] for name in flags)
+
+
 def protection(text):
     """PROT_* bits of "rw"."""
     return sum(PROT[letter] for letter in text if letter in PROT)
-
-
-def write_pages(task, address, pages):
-    """One byte of each page."""
-    task.store(np.arange(pages, dtype=np.uint64) * np.uint64(PAGE) + np.uint64(address), np.zeros(1, np.uint8))
 
 
 def boot_init(machine):

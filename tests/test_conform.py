@@ -114,6 +114,72 @@ def test_calls_on_address_spaces():
     files = seen["dumps"]["end"]["T0"]
     assert files["status"]["VmLck"] == 4 and files["smaps_rollup"]["Rss"] == files["status"]["VmRSS"]
 
+def test_mremap_moves_unless_it_may_not_and_names_what_results():
+    t0 = {"task": "T0", "region": "a"}
+    results, seen = play(
+        {"op": "touch", **t0}, {"op": "mmap", "task": "T0", "region": "b", "size": MIB, "addr": 0x7D0000000000},
+        {"op": "mmap", "task": "T0", "region": "wall", "size": MIB, "addr": 0x7D0000000000 + MIB},
+        {"op": "touch", "task": "T0", "region": "b"},
+        {"op": "mremap", "task": "T0", "region": "b", "new_size": 2 * MIB, "maymove": 0},
+        {"op": "mremap", "task": "T0", "region": "b", "new_size": 2 * MIB, "as": "c"},
+        {"op": "mremap", **t0, "dontunmap": 1, "as": "d"},
+        {"op": "mremap", "task": "T0", "region": "d", "new_addr": 0x7D1000000000, "as": "e"},
+        {"op": "munmap_stride", "task": "T0", "region": "e", "stride": 16384, "each": 4096},
+        {"op": "dump", "task": "T0", "label": "end"})
+    assert (results[4]["ret"], results[4]["errno"]) == (-1, 12) and results[5]["ret"] > 0
+    assert results[6]["ret"] > 0 and results[7]["ret"] == 0x7D1000000000 and results[8]["ret"] == 64
+    regions = seen["dumps"]["end"]["T0"]["regions"]
+    assert {name: region["pages"]["node1"] for name, region in regions.items()} == \
+        {"a": 0, "b": 0, "wall": 0, "c": 256, "d": 0, "e": 192}
+    assert regions["a"]["pages"]["absent"] == 256            # the old place is still mapped, and empty
+
+
+def test_policies_with_flags_and_the_pages_of_another_task():
+    t0 = {"task": "T0", "region": "a"}
+    results, seen = play(
+        {"op": "set_mempolicy", "task": "T0", "policy": "interleave|relative", "nodes": "0-1"},
+        {"op": "get_mempolicy", "task": "T0"}, {"op": "touch", **t0},
+        {"op": "spawn", "task": "T1", "cpu": "0"},
+        {"op": "migrate_pages", "task": "T1", "from": "0", "to": "1", "target": "T0"},
+        {"op": "migrate_pages", "task": "T1", "from": "0", "to": "1", "target": "T7"},
+        {"op": "mbind", **t0, "policy": "bind|static", "nodes": "1"}, {"op": "get_mempolicy", **t0},
+        {"op": "fork", "task": "T0", "child": "T2"},
+        {"op": "move_pages", **t0, "nodes": "0"}, {"op": "move_pages", **t0, "nodes": "0", "all": 1},
+        {"op": "dump", "task": "T0", "label": "end"})
+    assert results[1]["ret"] == 3 << 16 | 1 << 14 | 3 and results[7]["ret"] == 2 << 16 | 1 << 15 | 2
+    assert results[4]["ret"] >= 0 and (results[5]["ret"], results[5]["errno"]) == (-1, 3)
+    assert results[9]["ret"] < 1_000_000 and results[10]["ret"] == 256_000_000
+    assert seen["dumps"]["end"]["T0"]["regions"]["a"]["pages"]["node0"] == 256
+    with pytest.raises(NotSupported, match="policy=bind|balancing"):
+        conform.replay(case({"op": "set_mempolicy", "task": "T0", "policy": "bind|balancing", "nodes": "1"}))
+
+
+def test_what_a_task_does_that_never_came_to_be_disagrees():
+    results, seen = play({"op": "touch", "task": "T9", "region": "a"}, {"op": "kill", "task": "T9"},
+                         {"op": "mprotect", "task": "T0", "region": "never", "prot": "r"},
+                         {"op": "munmap", "task": "T0", "region": "never"}, {"op": "dump", "task": "T9", "label": "end"})
+    linux = {"step_results": [{"step": 2, "op": "touch", "ret": 256, "errno": 0}], "final": {"T9": {"dead": 0}}}
+    verdict = judge.judge(case(**linux), seen)
+    assert len(verdict.failures["steps"]) == 1 and not verdict.agrees
+    assert [r.get("errno") for r in results[2:4]] == [0, 22]     # what a call about no bytes at all answers
+
+
+def test_files_are_read_as_the_steps_say():
+    t0 = {"task": "T0", "path": "/mnt/f64"}
+    results, seen = play(
+        {"op": "sh", "cmd": "mount -t ext4 -o noatime /dev/vda /mnt"}, {"op": "snap", "label": "before"},
+        {"op": "read_file", **t0, "length": 2 * MIB, "random_adv": 1}, {"op": "snap", "label": "random"},
+        {"op": "fadvise_dontneed", **t0}, {"op": "snap", "label": "dropped"},
+        {"op": "read_file", **t0, "offset": 8 * MIB, "length": MIB, "chunk": 262144, "pause_ms": 1},
+        {"op": "write_file", "task": "T0", "path": "/mnt/new", "size": MIB, "fsync": 1},
+        {"op": "write_proc", "task": "T0", "path": "/proc/self/oom_score_adj", "value": "7"},
+        {"op": "snap", "label": "end"})
+    deltas = {label: delta["vmstat"] for label, delta in seen["deltas"].items()}
+    assert [results[i]["ret"] for i in (2, 4, 6, 7, 8)] == [2 * MIB, 0, MIB, MIB, 1]
+    assert deltas["before->random"]["nr_file_pages"] == 512           # nothing is read ahead
+    assert deltas["random->dropped"]["nr_file_pages"] == -512
+    assert deltas["dropped->end"]["nr_written"] == 256 and deltas["dropped->end"].get("nr_dirty", 0) == 0
+
 
 def test_touching_in_portions_for_a_while():
     results, _ = play({"op": "touch", "task": "T0", "region": "a", "chunk": 65536, "pause_ms": 4},

@@ -48,11 +48,16 @@ inode_t = Struct("inode_t", [
     ("writeback_index", i64),            # where background writing goes on
 ])
 
+RA_PAGES = 32                            # VM_READAHEAD_PAGES: 128 KiB
+FMODE_RANDOM = 1                         # file_t.f_mode
+
 file_t = Struct("file_t", [              # struct file
     ("inode", i64), ("count", i64),      # atomically: each descriptor, each VMA, each system call under way
     ("flags", i64),                      # O_*
     ("f_pos_lock", i64), ("f_pos", i64),
     # struct file_ra_state: by who reads, torn or lost updates only cost a guess
+    ("ra_pages", i64),                   # the largest window; posix_fadvise(2) sets it
+    ("f_mode", i64),                     # FMODE_RANDOM, by posix_fadvise(2)
     ("start", i64), ("size", i64), ("async_size", i64),      # pages: the window that was last read ahead
     ("prev_pos", i64),                   # byte where the last read ended
     ("mmap_miss", i64),                  # faults that found nothing in the cache, less those that did
@@ -320,6 +325,7 @@ def alloc_file(cpu, inode, flags):
         return -ENFILE
     file = file_of(machine, number)
     file.inode, file.flags, file.f_pos_lock, file.f_pos = inode, flags, 0, 0
+    file.ra_pages, file.f_mode = RA_PAGES, 0
     file.start, file.size, file.async_size, file.prev_pos, file.mmap_miss, file.busy_ns = 0, 0, 0, -1, 0, 0
     store_release(file, "count", 1)
     return number

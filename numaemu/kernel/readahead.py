@@ -13,7 +13,7 @@ from numaemu.atomic import fetch_or
 from numaemu.compile import hot, kernel
 from numaemu.kernel.disk import disk_time
 from numaemu.kernel.gfp import GFP_HIGHUSER_MOVABLE, ___GFP_NORETRY, ___GFP_NOWARN
-from numaemu.kernel.inode import file_of, i_pages, inode_of, read_block
+from numaemu.kernel.inode import FMODE_RANDOM, RA_PAGES, file_of, i_pages, inode_of, read_block
 from numaemu.kernel.mm_inline import folio_clear, folio_test, folio_unlock
 from numaemu.kernel.mm_types import PG_locked, PG_readahead, PG_writeback
 from numaemu.kernel.mmzone import page_of
@@ -27,7 +27,6 @@ from numaemu.mmu import clock_ns
 from numaemu.pointer import address_of
 
 U = np.uint64
-RA_PAGES = 32                            # VM_READAHEAD_PAGES: 128 KiB
 IO_PAGES = 320                           # bdi->io_pages: 1280 KiB, of a disk that sets no limit itself (BLK_DEF_MAX_SECTORS_CAP)
 READAHEAD_GFP = GFP_HIGHUSER_MOVABLE | ___GFP_NORETRY | ___GFP_NOWARN
 NOTHING = -1                             # page_cache_prev_miss: all of it is cached, down to page 0
@@ -35,8 +34,8 @@ NOTHING = -1                             # page_cache_prev_miss: all of it is ca
 
 @hot
 def longest_wait(machine):
-    """No page is waited for longer than two windows take: what a file's clock says is another CPU's, perhaps."""
-    return 2 * disk_time(machine, RA_PAGES << 12, False)
+    """No page is waited for longer than two requests take: what a file's clock says is another CPU's, perhaps."""
+    return 2 * disk_time(machine, IO_PAGES << 12, False)
 
 
 @kernel("void(cpu_t*, i64)")
@@ -164,26 +163,36 @@ def page_cache_next_miss(machine, mapping, index, most):
     return index + most
 
 
+@hot
+def ractl_max_pages(file, req_count):
+    """The largest window of a file, or what is asked for at once, if the disk takes so much in one request."""
+    return max(file.ra_pages, min(req_count, IO_PAGES))
+
+
 @kernel("void(cpu_t*, i64, i64, i64)")
 def page_cache_sync_ra(cpu, file_number, index, req_count):
     """A reader of `req_count` pages from `index` on has found nothing there."""
     machine = machine_of(cpu)
     file = file_of(machine, file_number)
+    if file.f_mode & FMODE_RANDOM:
+        force_page_cache_ra(cpu, file_number, index, req_count)
+        return
+    most = ractl_max_pages(file, req_count)
     mapping = mapping_of(machine, inode_of(machine, file.inode).mapping)
     jump = index - (file.prev_pos >> 12)
-    if index == 0 or req_count > RA_PAGES or jump == 0 or jump == 1:
-        size = get_init_ra_size(req_count, RA_PAGES)
+    if index == 0 or req_count > most or jump == 0 or jump == 1:
+        size = get_init_ra_size(req_count, most)
         file.start, file.size = index, size
         file.async_size = size - req_count if size > req_count else size >> 1
     else:
-        miss = page_cache_prev_miss(machine, mapping, index - 1, RA_PAGES)
+        miss = page_cache_prev_miss(machine, mapping, index - 1, most)
         contiguous = index - miss - 1
         if contiguous <= req_count:                  # a small random read
             do_page_cache_ra(cpu, file_number, index, req_count, 0)
             return
         if miss == NOTHING:                          # a reader of the whole file
             contiguous *= 2
-        file.start, file.size, file.async_size = index, min(contiguous + req_count, RA_PAGES), 1
+        file.start, file.size, file.async_size = index, min(contiguous + req_count, most), 1
     do_page_cache_ra(cpu, file_number, file.start, file.size, file.async_size)
 
 
@@ -194,17 +203,17 @@ def page_cache_async_ra(cpu, file_number, pfn, req_count):
     file, page = file_of(machine, file_number), page_of(machine, pfn)
     if folio_test(page, PG_writeback) or not folio_clear(page, PG_readahead):
         return
-    index, size = page.index, file.size
+    index, size, most = page.index, file.size, ractl_max_pages(file, req_count)
     if index == file.start + size - file.async_size:     # as expected
         file.start += size
-        size = get_next_ra_size(size, RA_PAGES)
+        size = get_next_ra_size(size, most)
     else:                                                # several readers of one file: look how far the window goes
         mapping = mapping_of(machine, inode_of(machine, file.inode).mapping)
-        start = page_cache_next_miss(machine, mapping, index + 1, RA_PAGES)
-        if start - index > RA_PAGES:
+        start = page_cache_next_miss(machine, mapping, index + 1, most)
+        if start - index > most:
             return
         file.start = start
-        size = get_next_ra_size(start - index + req_count, RA_PAGES)
+        size = get_next_ra_size(start - index + req_count, most)
     file.size = file.async_size = size
     do_page_cache_ra(cpu, file_number, file.start, size, size)
 
@@ -213,6 +222,6 @@ def page_cache_async_ra(cpu, file_number, pfn, req_count):
 def page_cache_ra_around(cpu, file_number, index):
     """A fault has found nothing: read the window around it (the read-around of do_sync_mmap_readahead)."""
     file = file_of(machine_of(cpu), file_number)
-    file.start = max(index - RA_PAGES // 2, 0)
-    file.size, file.async_size = RA_PAGES, RA_PAGES // 4
+    file.start = max(index - file.ra_pages // 2, 0)
+    file.size, file.async_size = file.ra_pages, file.ra_pages // 4
     do_page_cache_ra(cpu, file_number, file.start, file.size, file.async_size)

@@ -6,6 +6,7 @@ import numpy as np
 
 from numaemu.compile import entry, hot, kernel
 from numaemu.kernel.disk import disk_store_page
+from numaemu.kernel.fadvise import generic_fadvise
 from numaemu.kernel.file import FD_CLOEXEC, close_fd, do_dup, fd_install, fget
 from numaemu.kernel.filemap import MAX_FILE_BYTES, filemap_read, generic_file_write, vfs_fsync
 from numaemu.kernel.gup import vm_mmap_pgoff
@@ -240,6 +241,18 @@ def sys_fsync(cpu_address, task, fd):
     vfs_fsync(cpu, file_of(machine_of(cpu), number).inode)
     fput(cpu, number)
     return 0
+
+
+@entry("i64(u64, i64, i64, i64, i64, i64)", nogil=True)
+def sys_fadvise(cpu_address, task, fd, offset, length, advice):
+    """posix_fadvise(2): 0, or -errno."""
+    cpu = running(cpu_address, task)
+    number = fget(cpu, fd)
+    if number == 0:
+        return -EBADF
+    result = generic_fadvise(cpu, number, offset, length, advice) if offset >= 0 else -EINVAL
+    fput(cpu, number)
+    return result
 
 
 @entry("i64(u64, i64, i64, i64)", nogil=True)

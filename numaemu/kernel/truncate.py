@@ -8,7 +8,7 @@ from numaemu.kernel.hugetlbfs import hugetlbfs_evict_inode, hugetlbfs_setattr, i
 from numaemu.kernel.inode import (EFBIG, ENOENT, I_FREEING, I_LIVE, destroy_inode, extend, file_of, find_inode, igrab,
                                   inode_of, put_inode, shrink_extents)
 from numaemu.kernel.mm_inline import folio_lock, folio_test, folio_trylock, folio_unlock
-from numaemu.kernel.mm_types import PG_dirty, PG_unevictable, PG_writeback, pool_t
+from numaemu.kernel.mm_types import PG_dirty, PG_lru, PG_unevictable, PG_writeback, pool_t
 from numaemu.kernel.mmu_gather import gather_of, tlb_flush_mmu
 from numaemu.kernel.mmzone import page_of
 from numaemu.kernel.page_alloc import put_page
@@ -240,21 +240,24 @@ def mapping_evict_folio(cpu, inode, pfn, index):
     return gone
 
 
-@kernel("i64(cpu_t*, i64)")
-def invalidate_mapping_pages(cpu, number):
-    """Drop the pages of a file that the caller holds, as far as they are clean and unused; how many."""
-    machine, index, dropped = machine_of(cpu), 0, 0
+@kernel("i64(cpu_t*, i64, i64, i64)")
+def invalidate_mapping_pages(cpu, number, start, end):
+    """Drop the pages [start, end) of a file that the caller holds, as far as they are clean and unused: how many, or -1 if
+    a page that waits in a CPU's batch could not be dropped.
+    """
+    machine, index, dropped, failed = machine_of(cpu), start, 0, False
     inode = inode_of(machine, number)
     mapping = mapping_of(machine, inode.mapping)
     while True:
-        index = xa_find(machine, mapping, index, MAX_INDEX)
+        index = xa_find(machine, mapping, index, end)
         if index < 0:
-            return dropped
+            return -1 if failed else dropped
         pfn = filemap_get_folio(cpu, inode.mapping, index)
         if pfn != 0:
             if mapping_evict_folio(cpu, inode, pfn, index):
                 dropped += 1
             elif not folio_test(page_of(machine, pfn), PG_unevictable):
+                failed |= not folio_test(page_of(machine, pfn), PG_lru)
                 queue_folio(cpu, pfn, LRU_DEACTIVATE_FILE)       # it is of no more interest
             put_page(cpu, pfn)
         else:
@@ -270,7 +273,7 @@ def drop_pagecache(cpu):
     for number in range(1, pool_t.at(machine.inode_pool).used + 1):
         inode = inode_of(machine, number)
         if inode.state == I_LIVE and mapping_of(machine, inode.mapping).root != U(0) and igrab(cpu, number):
-            dropped += invalidate_mapping_pages(cpu, number)
+            dropped += max(invalidate_mapping_pages(cpu, number, 0, MAX_INDEX), 0)
             iput(cpu, number)
     count_vm_events(machine, cpu.id, DROP_PAGECACHE, 1)
     return dropped
