@@ -19,7 +19,7 @@ PACKAGE = pathlib.Path(__file__).parent
 DEBUG = os.environ.get("NUMAEMU_DEBUG", "") not in ("", "0")
 JIT = not numba.config.DISABLE_JIT
 # files above the floor of compiled code: no kernel and no constant of a kernel lies in them
-UPPER_FLOORS = {"__main__.py", "actor.py", "bench.py", "cli.py", "compiler.py", "conform.py", "coordinator.py", "cpu.py",
+UPPER_FLOORS = {"__main__.py", "actor.py", "bench.py", "case_file.py", "cli.py", "compiler.py", "conform.py", "coordinator.py", "cpu.py",
                 "forkserver.py", "judge.py", "kernel/huge_sysfs.py", "kernel/node_sysfs.py", "kernel/proc.py",
                 "kernel/proc_meminfo.py", "kernel/proc_slabinfo.py", "kernel/proc_task.py",
                 "kernel/proc_vmstat.py", "kernel/stats.py", "kernel/sysctl.py", "kernel/thp_sysfs.py", "kernel_handles.py", "kernel_operations.py", "machine.py", "node.py",

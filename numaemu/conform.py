@@ -8,6 +8,7 @@ import json
 import pathlib
 
 from numaemu import judge
+from numaemu.case_file import read_case
 from numaemu.errors import ConfigError
 from numaemu.machine import Machine
 from numaemu.replay import NotSupported, Replay, check_steps
@@ -103,18 +104,6 @@ def table(verdict):
             if len(failures) > SHOWN:
                 lines.append(f"    … and {len(failures) - SHOWN} more")
     return "\n".join(lines)
-
-
-def read_case(path):
-    """A recorded case from its file."""
-    try:
-        case = json.loads(pathlib.Path(path).read_text("utf-8"))
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"case file cannot be read: {error} ({path})") from None
-    missing = [key for key in ("machine", "steps", "observed") if key not in case]
-    if missing:
-        raise ConfigError(f"case file has no {missing[0]!r} ({path})")
-    return case
 
 
 def main(case_path, json_path=None):

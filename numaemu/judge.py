@@ -272,7 +272,7 @@ def compare_zones(case, observed, verdict):
         return
     for label, snapshot in case.observed.get("snapshots", {}).items():
         zones = observed.get("snapshots", {}).get(label, {}).get("zones", {})
-        for zone, linux in snapshot["zones"].items():
+        for zone, linux in snapshot.get("zones", {}).items():
             for key in (key for key in ZONE_KEYS if key in linux):
                 mine, theirs = zones.get(zone, {}).get(key), linux[key]
                 if key == "protection":

@@ -309,5 +309,5 @@ def test_the_judge_sees(observed, part, change):
 
 def test_a_case_file_that_is_none(tmp_path):
     (tmp_path / "case.json").write_text("[]")
-    with pytest.raises(ConfigError, match="case file has no 'machine'"):
+    with pytest.raises(ConfigError, match="case file is malformed: case is .*, must be an object"):
         conform.read_case(tmp_path / "case.json")

@@ -1,5 +1,6 @@
-"""Machine files and tables that somebody or something has spoilt: whatever is wrong, it is told in one line."""
+"""Machine files, tables and recorded cases that somebody or something has spoilt: whatever is wrong, it is told in one line."""
 import copy
+import json
 import math
 
 import numpy as np
@@ -7,7 +8,9 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from numaemu import cli
+from test_conform import FIRST_TOUCH
+
+from numaemu import case_file, cli, conform, judge, replay
 from numaemu.errors import ConfigError
 from numaemu.topology import load_topology
 
@@ -109,3 +112,73 @@ def test_a_dotted_key_that_is_not_quoted_is_explained(tmp_path, text):
     path.write_text(f"node = [{{memory = '64MiB', cpus = 1}}]\n{text}\n")
     with pytest.raises(ConfigError, match=r'sysctl: vm.swappiness has a dot, quote it: "vm.swappiness" = '):
         load_topology(path)
+
+
+# -- recorded cases --------------------------------------------------------------------------------------------
+
+ZONES = {f"node{n}/{kind}": {"min": pages // 20, "low": pages // 16, "high": pages // 12, "managed": pages, "free": pages // 2, "protection": [0, 0, 0]}
+         for n, kind, pages in ((0, "DMA", 3840), (0, "DMA32", 12000), (1, "DMA32", 16000))}
+CASE = {**FIRST_TOUCH, "name": "small_zones", "repeat": {"unstable": ["dumps/x"], "deltas_run2": {"vmstat": {"pgfault": 3}, "nodes": {}}},
+        "observed": {**FIRST_TOUCH["observed"], "oom": [{"summary": "constraint=NONE,task=T0", "killed": "anon-rss:4kB"}],
+                     "snapshots": {label: {"zones": ZONES, "nodes": {"0": {"hugepages_2M": {"nr_hugepages": 1}}}}
+                                   for label in ("before", "after")}}}
+WRONG = [None, True, -1, 0, 3, 1 << 63, 10**4000, 1.5, math.nan, math.inf, "", "x", "a\nb", "3-1", "node9/DMA", [], [[]], {}, {"x": 1}, ["x"],
+         "\ud800"]
+
+
+def use(case):
+    """What `numaemu conform` does with a case, but for the playing: as if nothing had been observed, or all of it."""
+    case_file.check_case(case)
+    load_topology(conform.machine_file(case))
+    zones = conform.first_zones(case)
+    conform.reservations(zones, {name: zone["managed"] for name, zone in zones.items()})
+    try:
+        replay.check_steps(case["steps"])
+    except replay.NotSupported as error:
+        assert error.op.isprintable()
+    for observed in ({}, CASE["observed"]):
+        conform.table(judge.judge(case, observed)).encode()
+
+
+@pytest.fixture
+def case_path(tmp_path):
+    def write(text):
+        path = tmp_path / "case.json"
+        path.write_text(text)
+        return path
+    return write
+
+
+def test_the_whole_case_is_well_formed(case_path):
+    use(case_file.read_case(case_path(json.dumps(CASE))))
+
+
+def test_every_step_that_can_be_played_has_a_form():
+    assert set(replay.KEYS) == set(case_file.NEEDED) and set().union(*replay.KEYS.values()) <= set(case_file.KEYS)
+
+
+@pytest.mark.parametrize("path", [path for path in places(CASE) if path], ids=lambda path: ".".join(map(str, path)))
+def test_anything_in_any_place_of_a_case_is_told_in_a_line(path):
+    where = CASE
+    for key in path[:-1]:
+        where = where[key]
+    rest = {k: v for k, v in where.items() if k != path[-1]} if isinstance(where, dict) else where[:path[-1]] + where[path[-1] + 1:]
+    renamed = {"a\nb": where[path[-1]], **rest} if isinstance(where, dict) else [*where, where[0]]
+    for case in [spoilt(CASE, path, value) for value in WRONG] + [spoilt(CASE, path[:-1], value) for value in (rest, renamed)]:
+        one_line(use, case)
+
+
+@pytest.mark.parametrize("share", range(0, 100, 4))
+def test_a_case_that_is_cut_off_is_told_in_a_line(case_path, share):
+    whole = json.dumps(CASE)
+    path = case_path(whole[:len(whole) * share // 100])
+    with pytest.raises(ConfigError, match=r"case file cannot be read: .*case\.json\)$"):
+        case_file.read_case(path)
+    assert cli.main(["conform", str(path)]) == cli.USAGE
+
+
+def test_a_malformed_case_is_wrong_usage(case_path, capsys):
+    path = case_path(json.dumps(spoilt(CASE, ("steps", 3, "task"), "T7")))
+    assert cli.main(["conform", str(path)]) == cli.USAGE
+    assert capsys.readouterr().err == \
+        f"numaemu: case file is malformed: steps[3] (touch) is of task 'T7', which no earlier step makes ({path})\n"
