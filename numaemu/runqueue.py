@@ -30,7 +30,7 @@ class Waiter:
     """A thread in the queue, or a sleeper: asleep on `gate` until it is given the turn."""
 
     def __init__(self):
-        self.gate, self.task = Semaphore(), None
+        self.gate, self.task, self.woken = Semaphore(), None, False
 
 
 def waiter_of(task):
@@ -38,7 +38,7 @@ def waiter_of(task):
     waiter = getattr(_own, "waiter", None)
     if waiter is None:
         waiter = _own.waiter = Waiter()
-    waiter.task = task
+    waiter.task, waiter.woken = task, False
     return waiter
 
 
@@ -132,7 +132,7 @@ class RunQueue:
         """
         with self.mutex:
             self.wake_sleepers()
-            if not self.queue and self.sleepers and self.sleepers[0][0] < until_ns:
+            if not self.queue and self.sleepers and self.sleepers[0][0] <= until_ns:
                 self.append(heapq.heappop(self.sleepers)[2])
             if not self.queue:
                 return False
@@ -164,10 +164,16 @@ class RunQueue:
         return waiter.gate.address
 
     def wake_sleepers(self):
-        """Those whose time has come want to run, and come first."""
+        """Those whose time has come want to run, and come first: in the order of their times, also behind earlier ones."""
+        if not self.sleepers or self.sleepers[0][0] > clock(self.address):
+            return
+        place = next((n for n, waiter in enumerate(self.queue) if not waiter.woken), len(self.queue))
         while self.sleepers and self.sleepers[0][0] <= clock(self.address):
-            self.queue.appendleft(heapq.heappop(self.sleepers)[2])
-            self.tell()
+            waiter = heapq.heappop(self.sleepers)[2]
+            waiter.woken = True
+            self.queue.insert(place, waiter)
+            place += 1
+        self.tell()
 
     def look_after(self):
         """Nobody has the CPU though somebody waits: let the idle thread look whether it stays so."""

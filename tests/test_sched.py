@@ -1,6 +1,8 @@
 """Several tasks on one CPU: slices of emulated time, what a switch costs and counts, who gets the CPU next."""
 import collections
+import heapq
 import threading
+import time
 
 import numba
 import numpy as np
@@ -13,8 +15,9 @@ from numaemu import KernelBug, Machine, cpu, load_u64, store_u64
 from numaemu.build import JIT
 from numaemu.kernel import swapfile, swapon
 from numaemu.kernel.proc_stat import show_stat
+from numaemu.kernel.sched import clock
 from numaemu.kernel.sysctl import System
-from numaemu.runqueue import RunQueue
+from numaemu.runqueue import RunQueue, Waiter
 from numaemu.uapi import (MADV_DONTNEED, MADV_NORMAL, MADV_PAGEOUT, MADV_RANDOM, MAP_ANONYMOUS, MAP_NORESERVE,
                           MAP_PRIVATE, MAP_SHARED, PROT_READ)
 
@@ -154,6 +157,51 @@ class Clock:
 
     def work(self, ns):
         self.state.clock_base_ns += ns
+
+
+@pytest.mark.interpreted
+def test_sleepers_run_in_the_order_of_their_times(small):
+    """Whether they are woken at once or one after the other, and before those that never slept."""
+    cpu = Clock(small.cpu(1))
+
+    def waiter(name):
+        made = Waiter()
+        made.task = name
+        return made
+    now = clock(cpu.queue.address)
+    for order, until in enumerate((200, 100, 300, 200)):
+        heapq.heappush(cpu.queue.sleepers, (now + until, order, waiter((until, order))))
+    cpu.queue.queue.append(waiter("awake"))
+    cpu.work(100)
+    cpu.queue.wake_sleepers()
+    assert [each.task for each in cpu.queue.queue] == [(100, 1), "awake"]
+    cpu.work(200)
+    cpu.queue.wake_sleepers()
+    assert [each.task for each in cpu.queue.queue] == [(100, 1), (200, 0), (200, 3), (300, 2), "awake"]
+    assert not cpu.queue.sleepers
+
+
+def test_of_two_that_sleep_as_long_the_first_wakes_first(small):
+    """The second finds the first asleep until the same time, and lets it go first."""
+    cpu, order = Clock(small.cpu(1)), []
+    until = clock(cpu.queue.address) + 1000
+
+    def live(me):
+        cpu.queue.enter((me, me))
+        cpu.queue.sleep((me, me), until)
+        cpu.state.clock_base_ns += max(until - clock(cpu.queue.address), 0)
+        order.append(me)
+        cpu.queue.leave((me, me), stays=False)
+    cpu.queue.enter(None)
+    threads = [threading.Thread(target=live, args=(me,)) for me in (1, 2)]
+    for waiting, thread in enumerate(threads, 1):
+        thread.start()
+        while len(cpu.queue.queue) < waiting:
+            time.sleep(0)
+    cpu.queue.leave(None)
+    for thread in threads:
+        thread.join(60)
+    assert order == [1, 2]
 
 
 STEPS = st.lists(st.tuples(st.sampled_from(["work", "yield", "sleep"]), st.integers(1, 4_000_000)), max_size=6)
