@@ -16,7 +16,7 @@ from numaemu.kernel import vmalloc_calls
 from numaemu.kernel.inode import file_of, inode_name, inode_of
 from numaemu.kernel.mm_types import TASK_RUNNING, VM_EXEC, VM_HUGETLB, VM_READ, VM_SHARED, VM_WRITE, cgroup_t, task_t
 from numaemu.kernel.mmzone import MAX_NR_ZONES, ZONE_HIGHMEM, page_of, page_zone, zone_of
-from numaemu.kernel.oom_kill import epitaph, oom_exit, release_task
+from numaemu.kernel.oom_kill import epitaph, oom_exit, oom_release
 from numaemu.kernel.page_alloc import BAD_TEXTS, compound_head, compound_order
 from numaemu.kernel.pgtable import mm_of
 from numaemu.kernel.rmap import mapping_of
@@ -140,7 +140,7 @@ class Operations(KernelOperations, KernelSpaceOperations, MmOperations, ExecOper
         if task.state == TASK_RUNNING:
             oom_exit(self.address, number)
         error = OutOfMemory(epitaph(self.machine, task))
-        release_task(self.address, number)
+        oom_release(self.address, number)
         return error
 
     # -- policies and placement
@@ -356,6 +356,12 @@ class Operations(KernelOperations, KernelSpaceOperations, MmOperations, ExecOper
     def find(self, number, pid):
         """The number of the task with this pid, for kill."""
         return self.number_of_pid(pid)
+
+    def thread_group(self, number, pid):
+        """(number, pid) of the living threads of the process that task `pid` belongs to, the caller last."""
+        tgid = self.tasks[self.number_of_pid(pid)].tgid
+        members = [n for n in task_numbers(self.machine) if self.tasks[n].tgid == tgid]
+        return [(n, self.tasks[n].pid) for n in sorted(members, key=lambda n: n == number)]
 
     def die(self, number, signal):
         """A signal that ends the task, on the CPU it is on, and not in the middle of its accesses."""

@@ -9,7 +9,7 @@ import time
 
 import numpy as np
 
-from numaemu.errors import NumaemuError
+from numaemu.errors import NumaemuError, OutOfMemory
 from numaemu.files import File
 from numaemu.kernel_handles import KernelCalls
 from numaemu.mapping import Mapping, loadable
@@ -282,10 +282,13 @@ class Task:
         return answer
 
     def kill(self, pid, sig):
-        """kill(2): any signal ends the task, 0 only looks whether it is there. Its memory is freed where it runs."""
-        number = self._op("find", pid)
-        if sig:
-            self._site.call_op(number, pid, "die", (sig,))
+        """kill(2): any signal ends the process that task `pid` belongs to, with all its threads; 0 only looks whether it is
+        there. Their memory is freed where they run.
+        """
+        self._op("find", pid)
+        for number, member in self._op("thread_group", pid) if sig else ():
+            with contextlib.suppress(ProcessLookupError, OutOfMemory):       # it may just have ended
+                self._site.call_op(number, member, "die", (sig,))
 
     # -- what it is
 

@@ -7,10 +7,12 @@ import pytest
 from numaemu import SegmentationFault
 from numaemu.build import JIT
 from numaemu.kernel import copy_page_range
+from numaemu.kernel.mm_types import pool_t
 from numaemu.kernel.mmzone import page_of
 from numaemu.kernel.rmap import mapping_of
 from numaemu.param import EXIT_RECORDS
-from numaemu.uapi import MAP_ANONYMOUS, MAP_SHARED, SIGKILL, SIGSEGV, SIGTERM, WNOHANG
+from numaemu.pointer import i64
+from numaemu.uapi import MAP_ANONYMOUS, MAP_SHARED, SIGKILL, SIGTERM, WNOHANG
 
 pytestmark = pytest.mark.interpreted
 
@@ -45,6 +47,52 @@ def test_a_thread_is_no_child_but_its_children_are_the_process_s(two_nodes):
     assert task.wait() == (other.pid, 2 << 8)
     with pytest.raises(ChildProcessError):
         task.wait()
+
+
+def test_a_process_ends_with_its_last_thread(two_nodes):
+    """delay_group_leader: a first task that ends before its threads is waited for with them; the status is still its own."""
+    task = two_nodes.task()
+    pool = pool_t.at(two_nodes.machine.task_pool)
+    for last in ("thread", "leader"):
+        child = task.fork(cpu=1)
+        thread = child.clone(cpu=0)
+        first, other = (child, thread) if last == "thread" else (thread, child)
+        first.exit(3 if last == "thread" else 4)
+        assert task.wait(flags=WNOHANG) is None and task.wait(child.pid, WNOHANG) is None
+        area = other.mmap(4096).touch()                      # the other one still runs
+        with pytest.raises(ProcessLookupError):
+            first.brk()
+        if last == "thread":
+            stranger = two_nodes.task()                      # the number of the first is not given out again meanwhile
+            assert stranger._number != child._number
+            stranger.exit()
+        assert other.load([area.addr]).tolist() == [0]
+        other.exit(4 if last == "thread" else 3)
+        assert task.wait() == (child.pid, 3 << 8)
+        with pytest.raises(ChildProcessError):
+            task.wait()
+    returned = {int(i64.array(pool.returned)[n]) for n in range(pool.nr_returned)}
+    assert {child._number, thread._number} <= returned and len(returned) == pool.nr_returned
+
+
+@pytest.mark.parametrize("aim", ["leader", "thread"])
+def test_a_signal_ends_a_process_with_all_its_threads(two_nodes, aim):
+    task = two_nodes.task()
+    child = task.fork()
+    threads = [child.clone(cpu=cpu) for cpu in (0, 1)]
+    if aim == "thread":
+        child.exit(3)                                        # the signal is the process's status all the same
+    task.kill(threads[1].pid if aim == "thread" else child.pid, SIGTERM)
+    assert task.wait() == (child.pid, SIGTERM)
+    for each in (child, *threads):
+        with pytest.raises(ProcessLookupError):
+            each.brk()
+    child = task.fork()
+    thread = child.clone()
+    thread.kill(child.pid, SIGKILL)                          # its own process: it comes last
+    assert task.wait() == (child.pid, SIGKILL)
+    task.exit()
+    two_nodes.audit()
 
 
 def test_children_that_nobody_waits_for_are_forgotten(two_nodes):
@@ -84,7 +132,7 @@ def test_the_end_of_one_sharer_leaves_the_others_pages(two_nodes):
     task.store(private.pages(), np.uint64(3))
     with pytest.raises(SegmentationFault):
         thread.load([0x1000])
-    thread.kill(task.pid, SIGSEGV)
+    task.exit()
     assert thread.load(private.pages()).tolist() == [3] * 16
     assert 3 not in child.load(private.pages()).tolist()
     thread.exit()

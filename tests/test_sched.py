@@ -403,8 +403,8 @@ def sleep_in_faults(task, page, path):
 def test_a_kill_waits_until_its_victim_does_not_sleep_in_a_fault(machine):
     machine.create_file("/mnt/d", "16MiB")
     parent = machine.task(cpu=0)
-    page = parent.mmap(4096).touch()
-    victims = [parent.clone(sleep_in_faults, page.addr, "/mnt/d", cpu=1) for _ in range(2)]
+    page = parent.mmap(4096, flags=MAP_SHARED | MAP_ANONYMOUS).touch()
+    victims = [parent.fork(sleep_in_faults, page.addr, "/mnt/d", cpu=1) for _ in range(2)]
     while parent.load([page.addr])[0] != 1:
         pass
     for victim in victims:
@@ -436,8 +436,8 @@ def spin_and_live_on(task, address):
 @pytest.mark.skipif(not JIT, reason="processes")
 def test_a_kill_waits_until_its_victim_is_not_in_the_middle_of_accesses(machine):
     task = machine.task(cpu=0)
-    page = task.mmap(4096).touch()
-    victim = task.clone(spin_and_live_on, page.addr, cpu=1)
+    page = task.mmap(4096, flags=MAP_SHARED | MAP_ANONYMOUS).touch()
+    victim = task.fork(spin_and_live_on, page.addr, cpu=1)
     while task.load([page.addr])[0] != 1:
         pass
     killer = threading.Thread(target=task.kill, args=(victim.pid, 9))

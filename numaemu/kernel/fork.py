@@ -2,7 +2,7 @@
 import numpy as np
 
 from numaemu.atomic import compare_exchange, fetch_add, load_acquire, store_release
-from numaemu.compile import kernel
+from numaemu.compile import hot, kernel
 from numaemu.kernel.copy_page_range import copy_page_range
 from numaemu.kernel.file import copy_files, put_files_struct
 from numaemu.kernel.gfp import GFP_PGTABLE_USER
@@ -162,9 +162,11 @@ def dup_mm(cpu, parent_number):
     return child
 
 
-@kernel("i64(cpu_t*, i64, i64)")
-def alloc_task(cpu, mm_number, parent):
-    """A task that runs in an address space; policy and name from its parent (0: none). Its number or 0."""
+@kernel("i64(cpu_t*, i64, i64, i64, bool)")
+def alloc_task(cpu, mm_number, files, parent, thread):
+    """A task that runs in an address space; policy and name from its parent (0: none), of whose process it is a `thread`, or
+    whose child. Its number or 0. Its state comes last: from then on others find it.
+    """
     machine = machine_of(cpu)
     stack = alloc_thread_stack_node(cpu)
     if stack == U(0):
@@ -175,11 +177,12 @@ def alloc_task(cpu, mm_number, parent):
         return 0
     task, tasks = task_t.array(machine.tasks)[number], task_t.array(machine.tasks)
     task.pid = fetch_add(machine, "next_pid", 1) + 1
-    task.tgid, task.ppid, task.mm, task.cpu, task.state = task.pid, 0, mm_number, cpu.id, TASK_RUNNING
+    task.tgid, task.ppid, task.mm, task.cpu, task.files = task.pid, 0, mm_number, cpu.id, files
+    task.leader, task.live, task.holders = number, 1, 1
     task.policy.mode, task.policy.flags, task.policy.nodes, task.policy.user_nodes = 0, 0, U(0), U(0)
     task.cgroup, task.mems_allowed, task.stack = 0, machine.memory_mask, stack
     task.il_prev, task.il_weight, task.min_flt, task.maj_flt = 0, 0, 0, 0
-    task.files, task.start_time_ns = 0, clock_ns(cpu)
+    task.start_time_ns = clock_ns(cpu)
     task.exit_signal, task.exit_code, task.oom_score_adj, task.clock_ns, task.uid = 0, 0, 0, 0, 0
     task.nvcsw, task.nivcsw, task.sum_exec_runtime, task.preempted = 0, 0, 0, 0
     for i in range(2 * RLIM_NLIMITS):
@@ -196,22 +199,24 @@ def alloc_task(cpu, mm_number, parent):
             task.rlim[i] = of.rlim[i]
         for i in range(16):
             task.comm[i] = of.comm[i]
+        if thread:
+            task.tgid, task.ppid, task.leader = of.tgid, of.ppid, of.leader
+            fetch_add(tasks[of.leader], "holders", 1)
+            fetch_add(tasks[of.leader], "live", 1)           # from 1 at least: its parent lives
+    store_release(task, "state", TASK_RUNNING)
     return number
 
 
 @kernel("i64(cpu_t*, i64, i64, bool)")
-def copy_process(cpu, mm_number, parent, share_files):
-    """alloc_task, with its parent's descriptors (CLONE_FILES) or a copy of them."""
-    machine = machine_of(cpu)
-    tasks = task_t.array(machine.tasks)
-    files = copy_files(cpu, tasks[parent].files if parent != 0 else 0, share_files)
+def copy_process(cpu, mm_number, parent, thread):
+    """alloc_task, with its parent's descriptors (CLONE_THREAD | CLONE_FILES) or a copy of them."""
+    tasks = task_t.array(machine_of(cpu).tasks)
+    files = copy_files(cpu, tasks[parent].files if parent != 0 else 0, thread)
     if files == 0:
         return 0
-    number = alloc_task(cpu, mm_number, parent)
+    number = alloc_task(cpu, mm_number, files, parent, thread)
     if number == 0:
         put_files_struct(cpu, files)
-    else:
-        tasks[number].files = files
     return number
 
 
@@ -226,7 +231,10 @@ def exit_files(cpu, task_number):
 
 @kernel("void(machine_t*, task_t*)")
 def exit_notify(machine, task):
-    """Leave word for a parent that waits."""
+    """Leave word for a parent that waits, when the last task of a process has ended; `task` was its first one.
+
+    So a process whose first task has ended may still run, and nobody can wait for it (delay_group_leader).
+    """
     slot = fetch_add(machine, "next_exit", 1) % EXIT_RECORDS
     record = exit_t.array(machine.exits)[slot]
     store_release(record, "pid", 0)
@@ -241,7 +249,7 @@ def do_wait(machine, parent, pid, status):
     alive = False
     for number in range(1, pool_t.at(machine.task_pool).used + 1):      # first, so that nobody ends unseen in between
         task = tasks[number]
-        if task.state == TASK_RUNNING and task.ppid == parent.tgid and task.tgid == task.pid and (pid == -1 or pid == task.pid):
+        if task.state == TASK_RUNNING and task.ppid == parent.tgid and (pid == -1 or pid == task.tgid):
             alive = True
     for slot in range(EXIT_RECORDS):
         record = exit_t.array(machine.exits)[slot]
@@ -253,14 +261,23 @@ def do_wait(machine, parent, pid, status):
     return 0 if alive else -errno.ECHILD
 
 
+@hot
+def leader_of(cpu, task_number):
+    """The first task of a task's process."""
+    tasks = task_t.array(machine_of(cpu).tasks)
+    return tasks[tasks[task_number].leader]
+
+
 @kernel("void(cpu_t*, i64, i64)")
 def exit_mm(cpu, task_number, signal):
     """A task leaves its address space; nobody runs it any more, but its number stays its own."""
-    task = task_t.array(machine_of(cpu).tasks)[task_number]
+    task, leader = task_t.array(machine_of(cpu).tasks)[task_number], leader_of(cpu, task_number)
     mm_number = task.mm
     task.exit_signal, task.mm = signal, 0
-    if task.tgid == task.pid and task.ppid != 0:
-        exit_notify(machine_of(cpu), task)
+    if signal != 0:                      # it is the whole process's: group_exit_code
+        leader.exit_signal, leader.exit_code = signal, 0
+    if fetch_add(leader, "live", -1) == 1 and leader.ppid != 0:
+        exit_notify(machine_of(cpu), leader)
     task.state = TASK_ZOMBIE
     if mm_number != 0:
         mmput(cpu, mm_number)
@@ -274,7 +291,18 @@ def exit_mm(cpu, task_number, signal):
 @kernel("void(cpu_t*, i64, i64)")
 def do_exit(cpu, task_number, signal):
     """A task ends: its share of the address space goes, then its number may be used again."""
-    machine = machine_of(cpu)
     exit_mm(cpu, task_number, signal)
-    task_t.array(machine.tasks)[task_number].state = TASK_DEAD
-    pool_put(cpu, machine.task_pool, task_number)
+    release_task(cpu, task_number)
+
+
+@kernel("void(cpu_t*, i64)")
+def release_task(cpu, task_number):
+    """The number of a task that has ended may be used again; that of a process's first task when no other has one."""
+    machine = machine_of(cpu)
+    task, leader = task_t.array(machine.tasks)[task_number], leader_of(cpu, task_number)
+    leader_number = task.leader
+    task.state = TASK_DEAD
+    if task_number != leader_number:
+        pool_put(cpu, machine.task_pool, task_number)
+    if fetch_add(leader, "holders", -1) == 1:
+        pool_put(cpu, machine.task_pool, leader_number)

@@ -134,6 +134,8 @@ task_t = Struct("task_t", [
     ("preempted", i64),                       # 1: in the middle of accesses, while another task has its CPU
     ("files", i64),                           # its process's descriptors: file.py
     ("start_time_ns", i64),                   # when it was made, on the clock of the CPU that made it
+    ("leader", i64),                          # number of its process's first task, which stays that one's while a thread lives
+    ("live", i64), ("holders", i64),          # of a first task, atomically: tasks of its process that live; that have their number
     ("stack", u64),                           # lowest address of its kernel stack, 0: it has ended
     # by the coordinator, when it chooses a victim
     ("oom_victim", i64),                      # its pid: SIGKILL is pending; else the mark means nothing

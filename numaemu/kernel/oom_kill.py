@@ -13,16 +13,15 @@ import numpy as np
 
 from numaemu.atomic import compare_exchange, exchange, load_acquire
 from numaemu.compile import callback, entry, kernel
-from numaemu.kernel.fork import exit_mm, mmget_not_zero, mmput
+from numaemu.kernel.fork import exit_mm, mmget_not_zero, mmput, release_task
 from numaemu.kernel.gfp import __GFP_HARDWALL, __GFP_THISNODE, gfp_text
 from numaemu.kernel.mm_types import (MM_ANONPAGES, MM_FILEPAGES, MM_SHMEMPAGES, MM_SWAPENTS, OOM_NONE, OOM_REAPED,
-                                     OOM_REAPING, OOM_SKIP, OOM_VICTIM, TASK_DEAD, TASK_RUNNING, VM_HUGETLB, pool_t,
+                                     OOM_REAPING, OOM_SKIP, OOM_VICTIM, TASK_RUNNING, VM_HUGETLB, pool_t,
                                      task_t)
 from numaemu.kernel.mmzone import MAX_NR_ZONES, WMARK_HIGH, wmark_pages, zone_of
 from numaemu.kernel.node_sysfs import list_text
 from numaemu.kernel.pcplist import drain_local_pages
 from numaemu.kernel.pgtable import mm_of
-from numaemu.kernel.pool import pool_put
 from numaemu.kernel.proc_meminfo import kilobytes
 from numaemu.kernel.show_mem import cpuset_name, mems_allowed, show_mem
 from numaemu.kernel.slowpath import fatal_signal_pending
@@ -111,11 +110,9 @@ def oom_exit(cpu_address, number):
 
 
 @entry("void(u64, i64)")
-def release_task(cpu_address, number):
+def oom_release(cpu_address, number):
     """The zombie's function has been told: its number may be used again."""
-    cpu = cpu_t.at(cpu_address)
-    task_t.array(machine_of(cpu).tasks)[number].state = TASK_DEAD
-    pool_put(cpu, machine_of(cpu).task_pool, number)
+    release_task(cpu_t.at(cpu_address), number)
 
 
 # -- in the coordinator --------------------------------------------------------------------------------------

@@ -273,13 +273,11 @@ def sys_fork(cpu_address, task):
 def sys_clone(cpu_address, task):
     """clone(2) with CLONE_VM | CLONE_FILES | CLONE_THREAD: a task that shares the address space; its number, or -ENOMEM."""
     cpu = running(cpu_address, task)
-    machine = machine_of(cpu)
+    fetch_add(mm_of(machine_of(cpu), cpu.mm), "users", 1)
     number = copy_process(cpu, cpu.mm, task, True)
     if number == 0:
+        mmput(cpu, cpu.mm)
         return -ENOMEM
-    fetch_add(mm_of(machine, cpu.mm), "users", 1)
-    child, parent = task_t.array(machine.tasks)[number], task_t.array(machine.tasks)[task]
-    child.tgid, child.ppid = parent.tgid, parent.ppid
     return number
 
 
@@ -287,10 +285,11 @@ def sys_clone(cpu_address, task):
 def sys_vfork(cpu_address, task):
     """clone(2) with CLONE_VM alone: a process of its own in the same address space; its number, or -ENOMEM."""
     cpu = running(cpu_address, task)
+    fetch_add(mm_of(machine_of(cpu), cpu.mm), "users", 1)
     number = copy_process(cpu, cpu.mm, task, False)
     if number == 0:
+        mmput(cpu, cpu.mm)
         return -ENOMEM
-    fetch_add(mm_of(machine_of(cpu), cpu.mm), "users", 1)
     return number
 
 
