@@ -17,7 +17,7 @@ from numaemu.mmu import allows, tag_of, tlb_refill
 from numaemu.native import call_address, copy_bytes, prefetch
 from numaemu.paging import PTE_PFN_MASK
 from numaemu.param import L1_HINTS, TABLE_HINTS
-from numaemu.pointer import address_of, f32, f64, i32, i64, u8, u16, u32, u64
+from numaemu.pointer import bits_of, f32, f64, i32, i64, u8, u16, u32, u64, value_of
 from numaemu.processor import (EXEC, KERNEL_READ, KERNEL_WRITE, LEAF_SHIFT, NODE_MASK, OFFSET_MASK, PAGE_MASK, READ,
                                TAG_VALID, WRITE, cpu_t, level_shift)
 from numaemu.walk import lowest_table, peek
@@ -69,27 +69,47 @@ def count_access(cpu, slot, write, n):
 
 
 @hot
-def load_split(cpu, address, nbytes):
-    """A load across a page border: two accesses, as hardware splits it; the bytes go to cpu.scratch."""
-    scratch = u8.array(address_of(cpu, "scratch"))
-    first = np.int64(U(4096) - (address & OFFSET_MASK))
-    for part in range(2):
-        at = address if part == 0 else address + U(first)
-        host = count_access(cpu, look_up(cpu, at, PAGE_MASK, False), False, 1)
-        for i in range(0 if part == 0 else first, first if part == 0 else nbytes):
-            scratch[i] = u8.array((host & PAGE_MASK) | ((address + U(i)) & OFFSET_MASK))[0]
+def look_up_split(cpu, address, border, write):
+    """The `host` words of both pages of an access across a page border: two accesses, as hardware splits it.
+
+    Neither is used before both are there. The second is looked for without serving an event or a fault, so the first is
+    still what it was; after a fault both are looked up anew.
+    """
+    while True:
+        slot = look_up(cpu, address, PAGE_MASK, write)
+        host = cpu.l1[slot].host
+        cpu.l1[slot].age = cpu.tick + 1              # used just now: the other one takes another's place
+        other = tlb_refill(cpu, border, WRITE if write else READ)
+        if other >= 0:
+            cpu.tick += 1
+            cpu.accesses[np.int64(host & NODE_MASK)] += 1
+            if write:
+                cpu.stores += 1
+            return host, count_access(cpu, other, write, 1)
+        if call_address(cpu.on_fault, cpu.address, border, WRITE if write else READ) != SERVED:
+            raise SegmentationFault
 
 
 @hot
-def store_split(cpu, address, nbytes):
-    """A store of the bytes in cpu.scratch across a page border: two accesses."""
-    scratch = u8.array(address_of(cpu, "scratch"))
+def load_split(cpu, address, nbytes):
+    """A load across a page border: its bytes in a word."""
     first = np.int64(U(4096) - (address & OFFSET_MASK))
-    for part in range(2):
-        at = address if part == 0 else address + U(first)
-        host = count_access(cpu, look_up(cpu, at, PAGE_MASK, True), True, 1)
-        for i in range(0 if part == 0 else first, first if part == 0 else nbytes):
-            u8.array((host & PAGE_MASK) | ((address + U(i)) & OFFSET_MASK))[0] = scratch[i]
+    low, high = look_up_split(cpu, address, address + U(first), False)
+    word = U(0)
+    for i in range(nbytes):
+        at = ((low if i < first else high) & PAGE_MASK) | ((address + U(i)) & OFFSET_MASK)
+        word |= U(u8.array(at)[0]) << U(8 * i)
+    return word
+
+
+@hot
+def store_split(cpu, address, word, nbytes):
+    """A store of a word's bytes across a page border."""
+    first = np.int64(U(4096) - (address & OFFSET_MASK))
+    low, high = look_up_split(cpu, address, address + U(first), True)
+    for i in range(nbytes):
+        at = ((low if i < first else high) & PAGE_MASK) | ((address + U(i)) & OFFSET_MASK)
+        u8.array(at)[0] = (word >> U(8 * i)) & U(0xFF)
 
 
 @hot
@@ -101,8 +121,7 @@ def load(cpu, address, kind):
     slot = np.int64(cpu.l1_hint[(address >> U(12)) & HINT_MASK])
     if cpu.l1[slot].tag != (address & (PAGE_MASK | U(kind.nbytes - 1))) | TAG_VALID:
         if address & OFFSET_MASK > U(4096 - kind.nbytes):
-            load_split(cpu, address, kind.nbytes)
-            return kind.array(address_of(cpu, "scratch"))[0]
+            return value_of(kind, load_split(cpu, address, kind.nbytes))
         slot = translate_slow(cpu, address, READ)
         if slot < 0:
             raise SegmentationFault
@@ -119,8 +138,7 @@ def store(cpu, address, value, kind):
     slot = np.int64(cpu.l1_hint[(address >> U(12)) & HINT_MASK])
     if cpu.l1[slot].wtag != (address & (PAGE_MASK | U(kind.nbytes - 1))) | TAG_VALID:
         if address & OFFSET_MASK > U(4096 - kind.nbytes):
-            kind.array(address_of(cpu, "scratch"))[0] = value
-            store_split(cpu, address, kind.nbytes)
+            store_split(cpu, address, bits_of(kind, value), kind.nbytes)
             return
         slot = translate_slow(cpu, address, WRITE)
         if slot < 0:

@@ -441,3 +441,37 @@ def _(pointer, field):
         return field_address(builder, pointer.struct, args[0], field.literal_value)
     if isinstance(pointer, PointerType) and isinstance(field, types.StringLiteral):
         return types.uint64, codegen
+
+
+def bits_of(kind, value):
+    """The bytes of a value as `kind.array(address)[0] = value` would store them, in a u64."""
+    value = float(value) if kind.dtype.kind == "f" else int(value)
+    return np.uint64(int.from_bytes(bytes(ctype_of(kind)(value)), "little"))
+
+
+@compiled_twin(bits_of)
+def _(kind, value):
+    typ = item_type(kind.struct)
+
+    def codegen(context, builder, sig, args):
+        word = context.cast(builder, args[1], value, typ)
+        if isinstance(typ, types.Float):
+            word = builder.bitcast(word, ir.IntType(typ.bitwidth))
+        return builder.zext(word, _I64) if typ.bitwidth < 64 else word
+    return types.uint64, codegen
+
+
+def value_of(kind, bits):
+    """The value whose bytes stand in a u64, as `kind.array(address)[0]` would load it."""
+    value = ctype_of(kind).from_buffer_copy(int(bits).to_bytes(8, "little")).value
+    return kind.dtype.type(value) if kind.dtype.kind == "u" else value
+
+
+@compiled_twin(value_of)
+def _(kind, bits):
+    typ = item_type(kind.struct)
+
+    def codegen(context, builder, sig, args):
+        word = args[1] if typ.bitwidth == 64 else builder.trunc(args[1], ir.IntType(typ.bitwidth))
+        return builder.bitcast(word, context.get_value_type(typ)) if isinstance(typ, types.Float) else word
+    return typ, codegen

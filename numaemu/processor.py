@@ -95,9 +95,8 @@ cpu_t = Struct("cpu_t", [
     ("io_defer", i64), ("io_until_ns", i64),       # 1: in a fault whose task may sleep; when the disk is done (disk.py), or 0
     ("wake_at_ns", i64),        # when the first of those that sleep is to wake, or 0: as `nr_waiting`
     ("trail", i64),             # 1: the page allocator notes its steps
-    ("scratch", u64),           # a word on its way through an unaligned access
     ("copied", u64),            # number of the virtual page that was copied last because of a write (memory.py)
-    ("_pad6", u64, 2),
+    ("_pad6", u64, 3),
     ("l1_hint", u16, L1_HINTS), ("l2_hint", u16, L2_HINTS),
     ("l1", tlb_entry_t, L1_ENTRIES_MAX + L1_VIEWS), ("l2", tlb_entry_t, L2_ENTRIES_MAX),
     ("next_view", i64),         # the view to be overwritten next

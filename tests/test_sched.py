@@ -343,7 +343,7 @@ def count(cpu, address, times):
 def adder(task, times):
     page = task.mmap(8192)
     for _ in range(4):
-        task.call(count, page.addr + 4093, times)            # a word across two pages: in cpu.scratch on its way
+        task.call(count, page.addr + 4093, times)            # a word across two pages: looked up, then loaded or stored as one
         task.call(count, page.addr + 8, times)
     return int.from_bytes(task.read(page.addr + 4093, 8), "little"), int(page.array()[1])
 

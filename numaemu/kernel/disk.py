@@ -153,14 +153,20 @@ def multiply(a, b):
     return (low & LOW) | (cross << U(32))
 
 
+@hot
+def pattern_word(seed, place):
+    """A word of the endless pattern of a seed: splitmix64 of seed and place."""
+    z = multiply(seed + U(place + 1), GOLDEN)
+    z = multiply(z ^ (z >> U(30)), MIX_1)
+    z = multiply(z ^ (z >> U(27)), MIX_2)
+    return z ^ (z >> U(31))
+
+
 @kernel("void(u64, u64, i64, i64)")
 def pattern(target, seed, first, words):
-    """Words `first` and on of the endless pattern of a seed, to host address `target`: splitmix64 of seed and place."""
+    """Words `first` and on of the pattern of a seed, to host address `target`."""
     for i in range(words):
-        z = multiply(seed + U(first + i + 1), GOLDEN)
-        z = multiply(z ^ (z >> U(30)), MIX_1)
-        z = multiply(z ^ (z >> U(27)), MIX_2)
-        u64.array(target)[i] = z ^ (z >> U(31))
+        u64.array(target)[i] = pattern_word(seed, first + i)
 
 
 @kernel("void(cpu_t*, i64, u64)")

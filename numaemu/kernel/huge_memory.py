@@ -270,26 +270,20 @@ def do_huge_pmd_fault(cpu, mm, vma_number, address, write):
 
 @kernel("i64(cpu_t*, mm_t*, u64)")
 def take_huge_pmd(cpu, mm, where):
-    """Take a huge entry out: its first pfn, 0 for the page of zeros, -1: there is none. cpu.scratch: the table laid by.
+    """Take a huge entry out, under its pmd_lock: its first pfn, 0 for the page of zeros, -1: there is none.
 
-    The pages' references, and the table, are the caller's to drop after a flush.
+    The pages' references, and the table that was laid by for it, are the caller's to drop after a flush.
     """
     machine = machine_of(cpu)
-    pmd_lock(cpu, where)
-    entry = entry_load(where)
-    if not pmd_trans_huge(entry):
-        pmd_unlock(machine, where)
+    if not pmd_trans_huge(entry_load(where)):
         return -1
-    entry = entry_exchange(where, U(0))
-    cpu.scratch = U(pgtable_trans_huge_withdraw(machine, where))
-    pfn = 0
+    entry, pfn = entry_exchange(where, U(0)), 0
     if not is_huge_zero(entry):
         pfn = pte_pfn(entry)
         remove_huge_mapping(machine, cpu, pfn)
         fetch_add(mm.rss, MM_ANONPAGES, -hpage_pages(machine))
         for i in range(hpage_pages(machine)):
             folio_remove_rmap(machine, cpu, pfn + i)
-    pmd_unlock(machine, where)
     return pfn
 
 

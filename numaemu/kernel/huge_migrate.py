@@ -34,6 +34,7 @@ from numaemu.paging import PTE_PFN_MASK, entry_exchange, entry_load
 from numaemu.pointer import address_of, u64
 
 U = np.uint64
+TEMPORARY = 1 << 50              # beside a pfn: folio_test_hugetlb_temporary
 HUGE_MOVED, HUGE_STAYED, HUGE_SPLIT = range(3)           # HUGE_SPLIT: only its small pages can be moved
 # why small pages do not become a huge one: enum scan_result
 (SCAN_SUCCEED, SCAN_PMD_NULL, SCAN_PMD_MAPPED, SCAN_EXCEED_NONE_PTE, SCAN_EXCEED_SWAP_PTE, SCAN_EXCEED_SHARED_PTE,
@@ -136,15 +137,14 @@ def migrate_huge_pmd(cpu, mm_number, vma, address, where, target):
 
 @kernel("i64(cpu_t*, vma_t*, i64, i64)")
 def alloc_hugetlb_folio_nodemask(cpu, vma, index, target):
-    """A page of the VMA's pool to move to, of a node, or (below 0) by the policy; its pfn or 0. cpu.scratch is 1 if it is
-    no page of the pool's size yet: then the old one leaves the pool (Linux: temporary).
+    """A page of the VMA's pool to move to, of a node, or (below 0) by the policy; its pfn or 0. + TEMPORARY if it is no
+    page of the pool's size yet: then the old one leaves the pool.
     """
     machine, h = machine_of(cpu), hstate_vma(machine_of(cpu), vma)
     nid, nodes = huge_node(cpu, vma, index)
     if target >= 0:
         nid, nodes = target, U(1) << U(target)
     lock, pfn = hugetlb_lock(h), 0
-    cpu.scratch = U(0)
     spin_lock(cpu, lock)
     if h.free_huge_pages > h.resv_huge_pages:
         pfn = dequeue_hugetlb_folio_nodemask(machine, h, nid, nodes)
@@ -152,12 +152,12 @@ def alloc_hugetlb_folio_nodemask(cpu, vma, index, target):
     if pfn != 0 or hstate_is_gigantic(h):
         return pfn
     pfn = alloc_buddy_hugetlb_folio(cpu, h, HTLB_ALLOC_MASK | (__GFP_THISNODE if target >= 0 else 0), nid, nodes)
-    if pfn != 0:
-        spin_lock(cpu, lock)
-        account_new_hugetlb_folio(machine, h, pfn)
-        spin_unlock(lock)
-        cpu.scratch = U(1)
-    return pfn
+    if pfn == 0:
+        return 0
+    spin_lock(cpu, lock)
+    account_new_hugetlb_folio(machine, h, pfn)
+    spin_unlock(lock)
+    return pfn | TEMPORARY
 
 
 @kernel("void(cpu_t*, hstate_t*, i64, bool)")
@@ -219,7 +219,7 @@ def migrate_hugetlb_page(cpu, mm_number, vma, address, target):
     if new == 0:
         count_vm_events(machine, cpu.id, PGMIGRATE_FAIL, pages)
         return HUGE_STAYED
-    temporary, mutex = cpu.scratch != U(0), fault_mutex_of(h, vma, index)
+    new, temporary, mutex = new & (TEMPORARY - 1), new & TEMPORARY != 0, fault_mutex_of(h, vma, index)
     spin_lock(cpu, mutex)
     entry, moved = entry_exchange(where, U(0)), False
     flush_hugetlb_tlb_range(cpu, h, mm_number, address, address + huge_page_size(h))

@@ -283,43 +283,40 @@ def collapse_range(cpu, start, end):
 
 # -- the thread -----------------------------------------------------------------------------------------------------
 
-@kernel("i64(cpu_t*, i64, u64)")
+@kernel("u64(cpu_t*, i64, u64)")
 def next_suitable(cpu, mm_number, address):
-    """The VMA with the first place from `address` on where a huge page may be wanted; cpu.scratch: the place. 0: none."""
+    """The first place from `address` on where a huge page may be wanted, or 0: there is none."""
     machine, size = machine_of(cpu), pmd_size(machine_of(cpu))
     while True:
         number = find_vma(machine, mm_number, address)
         if number == 0:
-            return 0
+            return U(0)
         vma = vma_of(machine, number)
         at = haddr_of(machine, max(address, vma.start) + size - U(1))
         if vma.mapping != 0 and thp_vma_allowable(machine, vma) and thp_vma_suitable(machine, vma, at) and at < vma.end:
-            cpu.scratch = at
-            return number
+            return at
         address = vma.end
 
 
-@kernel("i64(cpu_t*, i64, u64)")
-def khugepaged_look(cpu, mm_number, address):
-    """Look at the next place of an address space, and collapse it: SCAN_*, or -1: none is left. cpu.scratch: where."""
+@kernel("i64(cpu_t*, i64)")
+def khugepaged_look(cpu, mm_number):
+    """Look at the next place of an address space, and collapse it: SCAN_*, or -1: none is left."""
     machine = machine_of(cpu)
     lock = address_of(mm_of(machine, mm_number), "mmap_lock")
     read_lock(cpu, lock)
-    number, result = next_suitable(cpu, mm_number, address), -1
-    at = cpu.scratch
-    if number != 0:
+    at, result = next_suitable(cpu, mm_number, machine.khugepaged_address), -1
+    if at != U(0):
         lru_add_drain(cpu)
         result = hpage_collapse_scan_pmd(cpu, mm_number, at)
     read_unlock(lock)
     if result == SCAN_SUCCEED:
         write_lock(cpu, lock)
-        number = next_suitable(cpu, mm_number, at)
-        if number != 0 and cpu.scratch == at:
-            result = try_collapse(cpu, mm_number, number, at)
+        if next_suitable(cpu, mm_number, at) == at:
+            result = try_collapse(cpu, mm_number, find_vma(machine, mm_number, at), at)
             if result == SCAN_SUCCEED:
                 machine.khugepaged_pages_collapsed += 1
         write_unlock(lock)
-    cpu.scratch = at
+    machine.khugepaged_address = at + pmd_size(machine)
     return result
 
 
@@ -342,13 +339,12 @@ def khugepaged_do_scan(cpu, pages):
             continue
         result = -1
         if number > 0 and mmget_not_zero(cpu, number):
-            result = khugepaged_look(cpu, number, machine.khugepaged_address)
+            result = khugepaged_look(cpu, number)
             mmput(cpu, number)
         if result < 0:
             machine.khugepaged_mm, machine.khugepaged_address = number + 1, U(0)
             pages -= 1
             continue
-        machine.khugepaged_address = cpu.scratch + pmd_size(machine)
         pages -= hpage_pages(machine)
         if result == SCAN_ALLOC_HUGE_PAGE_FAIL:
             return False

@@ -24,7 +24,7 @@ from numaemu.kernel.rmap import mapping_of
 from numaemu.kernel.shmem import shmem_object, vma_is_shmem
 from numaemu.kernel.smp import machine_of
 from numaemu.kernel.swap import folio_deactivate, folio_isolate_lru, folio_mark_lazyfree, lru_add_drain
-from numaemu.kernel.swap_state import READ_FROM_DISK, __read_swap_cache_async
+from numaemu.kernel.swap_state import FROM_DISK, SWAP_PFN, __read_swap_cache_async
 from numaemu.kernel.swapfile import folio_free_swap, free_swap_and_cache
 from numaemu.kernel.tlb import flush_tlb_mm_range
 from numaemu.kernel.vma import vma_is_anonymous, vma_modify_flags
@@ -282,11 +282,10 @@ def madvise_pages(cpu, mm_number, start, end, advice):
 @kernel("bool(cpu_t*, vma_t*, u64, i64)")
 def read_ahead_entry(cpu, vma, address, entry):
     """Bring what a swap entry names into the swap cache; True if the disk was asked for it."""
-    pfn = __read_swap_cache_async(cpu, vma, address, entry)
-    asked = cpu.scratch == U(READ_FROM_DISK)
-    if pfn != 0:
-        put_page(cpu, pfn)
-    return pfn != 0 and asked
+    answer = __read_swap_cache_async(cpu, vma, address, entry)
+    if answer != 0:
+        put_page(cpu, answer & SWAP_PFN)
+    return answer & FROM_DISK != 0
 
 
 @kernel("bool(cpu_t*, vma_t*, u64, u64)")

@@ -25,7 +25,7 @@ from numaemu.kernel.shmem import vma_is_shmem
 from numaemu.kernel.shmem_fault import shmem_fault
 from numaemu.kernel.smp import machine_of
 from numaemu.kernel.swap import folio_add_new_lru, lru_add_drain
-from numaemu.kernel.swap_state import swap_cache_get_hit, swap_cluster_readahead
+from numaemu.kernel.swap_state import SWAP_PFN, swap_cache_get_hit, swap_cluster_readahead
 from numaemu.kernel.swapfile import folio_free_swap, swap_entry_put, vm_swap_full
 from numaemu.kernel.tlb import flush_tlb_mm_range
 from numaemu.kernel.vma import anon_vma_prepare, munlock_unless_locked
@@ -260,7 +260,7 @@ def do_swap_page(cpu, mm, vma_number, address, write, ptep, pte):
     entry = pte_to_swp_entry(pte)
     pfn = swap_cache_get_hit(cpu, entry)
     if pfn == 0:
-        pfn = swap_cluster_readahead(cpu, vma_of(machine, vma_number), address, entry)
+        pfn = swap_cluster_readahead(cpu, vma_of(machine, vma_number), address, entry) & SWAP_PFN
         if pfn == 0:                     # gone meanwhile, by another thread's fault or unmapping: or no memory
             return VM_FAULT_OOM if ptep_get(ptep) == pte else VM_FAULT_OK
         code = VM_FAULT_MAJOR

@@ -6,9 +6,8 @@ import numpy as np
 
 from numaemu.atomic import fetch_add
 from numaemu.compile import kernel
-from numaemu.kernel.disk import pattern
+from numaemu.kernel.disk import pattern_word
 from numaemu.kernel.smp import machine_of
-from numaemu.pointer import address_of
 
 U = np.uint64
 
@@ -17,8 +16,7 @@ U = np.uint64
 def get_random_u64(cpu):
     """The next word of the seed's pattern."""
     machine = machine_of(cpu)
-    pattern(address_of(cpu, "scratch"), machine.random_seed, fetch_add(machine, "random_drawn", 1), 1)
-    return cpu.scratch
+    return pattern_word(machine.random_seed, fetch_add(machine, "random_drawn", 1))
 
 
 @kernel("u64(cpu_t*, u64, u64)")

@@ -161,7 +161,7 @@ def schedule(cpu, until_ns):
     """Between two accesses: let the tasks that wait run, until a time (io_schedule) or (0) until it is our turn again. The
     access goes on as if nothing had been. If nobody has used the CPU until then it has been idle.
     """
-    task_number, scratch = cpu.task, cpu.scratch
+    task_number = cpu.task
     task = task_t.array(machine_of(cpu).tasks)[task_number]
     leave(cpu)
     task.preempted = 1
@@ -174,7 +174,6 @@ def schedule(cpu, until_ns):
         cpu.clock_base_ns += idle
     context_switch(cpu, task_number)
     cpu.slice_start_ns = clock_ns(cpu)
-    cpu.scratch = scratch
     exchange(cpu, "event_at", 0)
     enter(cpu)
 

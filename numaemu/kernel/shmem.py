@@ -18,7 +18,7 @@ from numaemu.kernel.pgtable import pfn_pte, pte_pfn
 from numaemu.kernel.rmap import mapping_of, mapping_put
 from numaemu.kernel.smp import machine_of, relax
 from numaemu.kernel.swap import folio_add_new_lru
-from numaemu.kernel.swap_state import swap_cache_get_hit, swap_cluster_readahead
+from numaemu.kernel.swap_state import SWAP_PFN, SWAP_READ, swap_cache_get_hit, swap_cluster_readahead
 from numaemu.kernel.swapfile import (add_to_swap_cache, delete_from_swap_cache, folio_alloc_swap, free_swap_and_cache,
                                      swap_duplicate, swap_entry_put)
 from numaemu.kernel.util import vm_acct_memory, vm_enough_memory
@@ -101,14 +101,17 @@ def shmem_add_folio(cpu, vma, address, slot, index):
 
 @kernel("i64(cpu_t*, vma_t*, u64, u64, i64, u64)")
 def shmem_swapin_folio(cpu, vma, address, slot, index, value):
-    """A page of a shared object comes back from swap, with a reference taken: its pfn, 0: no memory, or AGAIN."""
+    """A page of a shared object comes back from swap, with a reference taken: its pfn, with SWAP_READ if it was read
+    from there; 0: no memory, or AGAIN.
+    """
     machine = machine_of(cpu)
-    entry = pte_pfn(value)
+    entry, read = pte_pfn(value), 0
     pfn = swap_cache_get_hit(cpu, entry)
     if pfn == 0:
-        pfn = swap_cluster_readahead(cpu, vma, address, entry)
-        if pfn == 0:
+        answer = swap_cluster_readahead(cpu, vma, address, entry)
+        if answer == 0:
             return 0 if load_acquire(u64.array(slot), 0) == value else AGAIN
+        pfn, read = answer & SWAP_PFN, answer & SWAP_READ
     page = page_of(machine, pfn)
     folio_lock(cpu, page)
     ours = folio_test(page, PG_swapcache) and page.private == entry and load_acquire(u64.array(slot), 0) == value
@@ -128,14 +131,15 @@ def shmem_swapin_folio(cpu, vma, address, slot, index, value):
     if not ours:
         put_page(cpu, pfn)
         return AGAIN
-    return pfn
+    return pfn | read
 
 
 @kernel("i64(cpu_t*, vma_t*, u64)")
-def shmem_get_folio(cpu, vma, address):
+def shmem_get_folio_gfp(cpu, vma, address):
     """The page of a shared object behind `address`, with a reference taken; allocated if it is not there yet.
 
-    The pfn, 0: no memory, or -ENOSPC. A page that migration moves at this moment is looked up again.
+    The pfn (with SWAP_READ if it was read from swap), 0: no memory, or -ENOSPC. A page that migration moves at this moment
+    is looked up again.
     """
     machine = machine_of(cpu)
     mapping = mapping_of(machine, shmem_object(vma))
@@ -158,6 +162,13 @@ def shmem_get_folio(cpu, vma, address):
             put_page(cpu, pfn)
         tries += 1
         relax(cpu, tries)
+
+
+@hot
+def shmem_get_folio(cpu, vma, address):
+    """The same for who does not ask where the page comes from."""
+    pfn = shmem_get_folio_gfp(cpu, vma, address)
+    return pfn & SWAP_PFN if pfn > 0 else pfn
 
 
 @kernel("i64(cpu_t*, mapping_t*, i64)")

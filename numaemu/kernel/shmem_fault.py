@@ -18,9 +18,9 @@ from numaemu.kernel.mmzone import page_of
 from numaemu.kernel.page_alloc import put_page
 from numaemu.kernel.pgtable import pfn_pte, ptep_cmpxchg, ptep_get, ptep_step, vm_page_nx
 from numaemu.kernel.rmap import folio_dup_rmap, folio_remove_rmap, mapping_of
-from numaemu.kernel.shmem import shmem_find_folio, shmem_get_folio, shmem_object
+from numaemu.kernel.shmem import shmem_find_folio, shmem_get_folio_gfp, shmem_object
 from numaemu.kernel.smp import machine_of, read_lock, read_unlock
-from numaemu.kernel.swap_state import READ
+from numaemu.kernel.swap_state import SWAP_PFN, SWAP_READ
 from numaemu.kernel.vma import anon_vma_prepare, munlock_unless_locked
 from numaemu.kernel.vma_index import vma_of
 from numaemu.kernel.vmstat import PGMAJFAULT, count_vm_events
@@ -72,9 +72,9 @@ def do_fault_around(cpu, mm, vma, address, ptep):
 
 
 @hot
-def shmem_fault_code(cpu):
-    """Whether the page that shmem_get_folio has just given came from swap."""
-    if cpu.scratch < U(READ):
+def shmem_fault_code(cpu, answer):
+    """Whether the page that shmem_get_folio_gfp has given came from swap."""
+    if answer & SWAP_READ == 0:
         return VM_FAULT_OK
     count_vm_events(machine_of(cpu), cpu.id, PGMAJFAULT, 1)
     return VM_FAULT_MAJOR
@@ -84,11 +84,10 @@ def shmem_fault_code(cpu):
 def do_shared_fault(cpu, mm, vma_number, address, write, ptep):
     """Touch of a shared object, or a look at one through a private mapping: its page, allocated by whoever comes first."""
     vma = vma_of(machine_of(cpu), vma_number)
-    cpu.scratch = U(0)
-    pfn = shmem_get_folio(cpu, vma, address)
-    if pfn <= 0:
-        return VM_FAULT_OOM if pfn == 0 else VM_FAULT_SIGBUS
-    code = shmem_fault_code(cpu)
+    answer = shmem_get_folio_gfp(cpu, vma, address)
+    if answer <= 0:
+        return VM_FAULT_OOM if answer == 0 else VM_FAULT_SIGBUS
+    pfn, code = answer & SWAP_PFN, shmem_fault_code(cpu, answer)
     set_shared_pte(cpu, mm, vma, pfn, ptep, _PAGE_DIRTY if write else U(0))
     if not write:
         do_fault_around(cpu, mm, vma, address, ptep)
@@ -108,12 +107,11 @@ def shmem_cow_fault(cpu, mm, vma_number, address, ptep):
     new = vma_alloc_folio(cpu, GFP_HIGHUSER_MOVABLE, vma, address)
     if new == 0:
         return VM_FAULT_OOM
-    cpu.scratch = U(0)
-    pfn = shmem_get_folio(cpu, vma, address)
-    if pfn <= 0:
+    answer = shmem_get_folio_gfp(cpu, vma, address)
+    if answer <= 0:
         put_page(cpu, new)
-        return VM_FAULT_OOM if pfn == 0 else VM_FAULT_SIGBUS
-    code = shmem_fault_code(cpu)
+        return VM_FAULT_OOM if answer == 0 else VM_FAULT_SIGBUS
+    pfn, code = answer & SWAP_PFN, shmem_fault_code(cpu, answer)
     finish_cow_fault(cpu, mm, vma, address, ptep, new, pfn)
     put_page(cpu, pfn)
     return code

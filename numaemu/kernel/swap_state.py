@@ -19,7 +19,9 @@ from numaemu.kernel.vmstat import SWAP_RA, SWAP_RA_HIT, count_vm_events
 from numaemu.kernel.workingset import workingset_refault
 
 U = np.uint64
-NONE, FOUND, READ, READ_FROM_DISK = range(4)         # how __read_swap_cache_async came by a page, in cpu.scratch
+# how a page was come by, beside its number
+SWAP_READ, FROM_DISK = 1 << 50, 1 << 51      # read from its slot, not found in the cache; and the disk was asked
+SWAP_PFN = SWAP_READ - 1
 
 
 @kernel("bool(cpu_t*, i64)")
@@ -49,32 +51,27 @@ def swap_cache_get_hit(cpu, entry):
 
 @kernel("i64(cpu_t*, vma_t*, u64, i64)")
 def __read_swap_cache_async(cpu, vma, address, entry):
-    """The page of an entry, with a reference: found in the cache, or new and read from the slot; 0: gone, or no memory.
+    """The page of an entry, with a reference: found in the cache, or new and read from the slot (+ SWAP_READ, and
+    FROM_DISK if the disk was asked); 0: gone, or no memory.
 
-    `address` is where the fault is, whose policy places the page. cpu.scratch says how the page was come by.
+    `address` is where the fault is, whose policy places the page.
     """
     machine = machine_of(cpu)
     new, tries = 0, 0
     while True:
-        cpu.scratch = U(FOUND)
         pfn = swap_cache_get_folio(cpu, entry)
         if pfn != 0 or swap_count(machine, entry) <= 0:
-            break
+            if new != 0:
+                put_page(cpu, new)
+            return pfn
         if new == 0:
             new = vma_alloc_folio(cpu, GFP_HIGHUSER_MOVABLE, vma, address)
             if new == 0:
-                break
+                return 0
         if swap_duplicate(cpu, entry, SWAP_HAS_CACHE):
-            cpu.scratch = U(READ)
             break
         tries += 1
         relax(cpu, tries)                # somebody else is just adding it, or taking it away
-    if cpu.scratch == U(FOUND):
-        if new != 0:
-            put_page(cpu, new)
-        if pfn == 0:
-            cpu.scratch = U(NONE)
-        return pfn
     page, shadow = page_of(machine, new), swap_cache(machine)[entry]
     page.flags |= U(PG_locked | PG_swapbacked)
     fetch_add(page, "refcount", 2)       # the cache's, that of its way to the LRU list
@@ -82,10 +79,9 @@ def __read_swap_cache_async(cpu, vma, address, entry):
     if shadow < 0:
         workingset_refault(cpu, new, shadow)
     folio_add_new_lru(cpu, new)
-    if swap_read_folio(cpu, new):
-        cpu.scratch = U(READ_FROM_DISK)
+    asked = swap_read_folio(cpu, new)
     folio_unlock(page)
-    return new
+    return new | SWAP_READ | (FROM_DISK if asked else 0)
 
 
 @kernel("i64(machine_t*, i64)")
@@ -114,7 +110,8 @@ def swapin_nr_pages(machine, offset):
 
 @kernel("i64(cpu_t*, vma_t*, u64, i64)")
 def swap_cluster_readahead(cpu, vma, address, entry):
-    """Read the slots around an entry into the cache, as many as seem worth it; the entry's page, with a reference, or 0.
+    """Read the slots around an entry into the cache, as many as seem worth it; the entry's page as from
+    __read_swap_cache_async.
 
     From zram only the page itself, unless others name its slot: reading ahead saves no latency there (SWP_SYNCHRONOUS_IO).
     """
@@ -127,16 +124,16 @@ def swap_cluster_readahead(cpu, vma, address, entry):
         for near in range(max(offset & ~mask, 1), min(offset | mask, info.max - 1) + 1):
             if near == offset:
                 continue
-            pfn = __read_swap_cache_async(cpu, vma, address, first + near)
-            if pfn == 0:
+            answer = __read_swap_cache_async(cpu, vma, address, first + near)
+            if answer == 0:
                 continue
-            if cpu.scratch >= U(READ):
-                from_disk |= cpu.scratch == U(READ_FROM_DISK)
-                folio_set(page_of(machine, pfn), PG_readahead)
+            if answer & SWAP_READ:
+                from_disk |= answer & FROM_DISK != 0
+                folio_set(page_of(machine, answer & SWAP_PFN), PG_readahead)
                 count_vm_events(machine, cpu.id, SWAP_RA, 1)
-            put_page(cpu, pfn)
+            put_page(cpu, answer & SWAP_PFN)
         lru_add_drain(cpu)
-    pfn = __read_swap_cache_async(cpu, vma, address, entry)
-    if from_disk or cpu.scratch == U(READ_FROM_DISK):
+    answer = __read_swap_cache_async(cpu, vma, address, entry)
+    if from_disk or answer & FROM_DISK:
         io_wait(cpu, machine.disk_read_ns)                   # once: they are one request
-    return pfn
+    return answer

@@ -13,7 +13,8 @@ from numaemu.kernel.mm_types import MM_ANONPAGES, MM_FILEPAGES, MM_SHMEMPAGES, M
 from numaemu.kernel.mmu_gather import CLEARED_PMDS, CLEARED_PTES, CLEARED_PUDS, WHOLE, gather_of, tlb_flush_mmu, tlb_remove
 from numaemu.kernel.mmzone import page_of
 from numaemu.kernel.page_writeback import folio_mark_dirty
-from numaemu.kernel.pgalloc import covers_huge, huge_entry_offset, hugetlb_walk
+from numaemu.kernel.pgalloc import (covers_huge, huge_entry_offset, hugetlb_walk, pgtable_trans_huge_withdraw, pmd_lock,
+                                    pmd_unlock)
 from numaemu.kernel.pgtable import (_MIGRATION_ANON, _MIGRATION_FILE, _PAGE_SPECIAL, entry_offset, is_migration_entry,
                                     is_swap_entry, mm_of, pmd_addr_end, pmd_shift, pmd_size, pte_offset, pte_pfn,
                                     pte_present, pte_to_swp_entry, ptep_get, ptep_get_and_clear, ptep_step,
@@ -94,9 +95,12 @@ def zap_huge_pmd(cpu, mm_number, start, address, end):
             return False
         pfn = hugetlb_zap(cpu, mm, vma_of(machine, find_vma(machine, mm_number, address)), address, where)
     elif covers_huge(machine, address, end):
+        pmd_lock(cpu, where)
         pfn = take_huge_pmd(cpu, mm, where)
+        table = pgtable_trans_huge_withdraw(machine, where) if pfn >= 0 else 0
+        pmd_unlock(machine, where)
         cpu.cleared |= CLEARED_PMDS
-        if pfn >= 0 and tlb_remove(gather, -np.int64(cpu.scratch)):
+        if pfn >= 0 and tlb_remove(gather, -table):
             tlb_flush_mmu(cpu, mm_number, start, address + pmd_size(machine))
         pfn += WHOLE if pfn > 0 else 0
     else:
