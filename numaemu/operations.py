@@ -14,7 +14,7 @@ from numaemu.errors import BusError, KernelBug, OutOfMemory, SegmentationFault
 from numaemu.kernel import sys as syscalls
 from numaemu.kernel import vmalloc_calls
 from numaemu.kernel.inode import file_of, inode_name, inode_of
-from numaemu.kernel.mm_types import TASK_RUNNING, VM_EXEC, VM_HUGETLB, VM_READ, VM_SHARED, VM_WRITE, cgroup_t, task_t
+from numaemu.kernel.mm_types import TASK_RUNNING, VM_EXEC, VM_HUGETLB, VM_MAYSHARE, VM_READ, VM_WRITE, cgroup_t, task_t
 from numaemu.kernel.mmzone import MAX_NR_ZONES, ZONE_HIGHMEM, page_of, page_zone, zone_of
 from numaemu.kernel.oom_kill import epitaph, oom_exit, oom_release
 from numaemu.kernel.page_alloc import BAD_TEXTS, compound_head, compound_order
@@ -51,7 +51,7 @@ def kill_task(task):
 def permissions(vma):
     """rwxp, as /proc/<pid>/maps has it."""
     letters = ((VM_READ, "r"), (VM_WRITE, "w"), (VM_EXEC, "x"))
-    return "".join(c if vma.flags & bit else "-" for bit, c in letters) + ("s" if vma.flags & VM_SHARED else "p")
+    return "".join(c if vma.flags & bit else "-" for bit, c in letters) + ("s" if vma.flags & VM_MAYSHARE else "p")
 
 
 def release_gil(function):

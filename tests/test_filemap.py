@@ -1,4 +1,6 @@
 """The page cache against byte arrays: reads, writes, mappings, truncation, write-back and dropping in any order."""
+import errno
+
 import numpy as np
 import pytest
 from hypothesis import settings
@@ -6,15 +8,15 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 from loopback import SMALL_TLB, Loopback
 
-from numaemu import BusError
+from numaemu import BusError, SegmentationFault
 from numaemu.build import JIT
 from numaemu.files import seeded_bytes
 from numaemu.kernel import kernel_calls, proc
 from numaemu.kernel.gfp import GFP_KERNEL
 from numaemu.kernel.shmem import folio_hold_mapping, release_mapping
 from numaemu.kernel.sysctl import System
-from numaemu.uapi import (MADV_DONTNEED, MAP_POPULATE, MAP_PRIVATE, MAP_SHARED, O_APPEND, O_CREAT, O_EXCL, O_RDWR, O_TRUNC,
-                          O_WRONLY, PROT_READ, PROT_WRITE, SEEK_END)
+from numaemu.uapi import (MADV_DONTNEED, MAP_POPULATE, MAP_PRIVATE, MAP_SHARED, O_APPEND, O_CREAT, O_EXCL, O_RDONLY,
+                          O_RDWR, O_TRUNC, O_WRONLY, PROT_EXEC, PROT_READ, PROT_WRITE, SEEK_END)
 
 PAGES, SEED, PATH = 6, 7, "/mnt/f"       # of the file at first; its mappings are as long as it may become
 MOST = 2 * PAGES
@@ -419,4 +421,33 @@ def test_who_holds_a_mapping_last_does_not_take_the_file_along(two_nodes):
         assert held > 0
     two_nodes.system("unlink", "/mnt/held")                  # the inode goes first
     release_mapping(two_nodes.cpu(), held)
+    two_nodes.audit()
+
+
+@pytest.mark.interpreted
+@pytest.mark.parametrize("path", ["/mnt/ro", "/dev/shm/ro"])
+def test_what_was_opened_for_reading_is_never_written_through_a_mapping(two_nodes, path):
+    task = two_nodes.task()
+    if path.startswith("/mnt"):
+        two_nodes.create_file(path, b"as it was")
+    else:
+        with task.open(path, O_RDWR | O_CREAT) as file:
+            file.write(b"as it was")
+    file = task.open(path, O_RDONLY)
+    area = task.mmap(4096, PROT_READ, MAP_SHARED, file=file)
+    for prot in (RW, PROT_WRITE):
+        with pytest.raises(OSError) as caught:
+            task.mprotect(area.addr, 4096, prot)
+        assert caught.value.errno == errno.EACCES
+    with pytest.raises(SegmentationFault):
+        task.write(area.addr, b"X")
+    line = next(line for line in two_nodes.read(f"/proc/{task.pid}/maps").splitlines() if path in line)
+    assert line.split()[1] == "r--s" and task.read(area.addr, 9) == b"as it was"
+    flags = next(line for line in two_nodes.read(f"/proc/{task.pid}/smaps").splitlines() if line.startswith("VmFlags"))
+    assert flags.split()[1:6] == ["rd", "mr", "me", "ms", "sd"]
+    task.mprotect(area.addr, 4096, PROT_READ | PROT_EXEC)
+    own = task.mmap(4096, PROT_READ, MAP_PRIVATE, file=file)
+    task.mprotect(own.addr, 4096, RW)
+    task.write(own.addr, b"own")
+    assert task.read(area.addr, 9) == b"as it was"
     two_nodes.audit()

@@ -3,7 +3,7 @@ import errno
 
 import pytest
 
-from numaemu.uapi import (MPOL_BIND, MPOL_DEFAULT, MPOL_F_MEMS_ALLOWED, MPOL_F_NODE, MPOL_F_RELATIVE_NODES,
+from numaemu.uapi import (MPOL_BIND, MPOL_DEFAULT, MPOL_F_ADDR, MPOL_F_MEMS_ALLOWED, MPOL_F_NODE, MPOL_F_RELATIVE_NODES,
                           MPOL_F_STATIC_NODES, MPOL_INTERLEAVE, MPOL_LOCAL, MPOL_PREFERRED, MPOL_PREFERRED_MANY,
                           MPOL_WEIGHTED_INTERLEAVE)
 
@@ -119,3 +119,21 @@ def test_interleave_hits_are_counted(three):
     task.mbind(area.addr, area.nbytes, MPOL_INTERLEAVE, "0-2")
     area.touch()
     assert three.vmstat()["numa_interleave"] == 12
+
+
+@pytest.mark.parametrize("flags", [MPOL_F_ADDR, MPOL_F_ADDR | MPOL_F_NODE])
+def test_get_mempolicy_of_an_address_waits_for_who_changes_the_mappings(three, flags):
+    """Who unmaps elsewhere frees the tables that it would read."""
+    task = three.task(1)
+    area = task.mmap("8KiB").touch()
+    mm, deliver, waited = three.mm(task), three.deliver, []
+    mm.mmap_lock = -1
+
+    def finish():
+        waited.append(mm.mmap_lock)
+        mm.mmap_lock = 0
+        deliver()
+    three.deliver = finish
+    answer = task._op("get_mempolicy", area.addr, flags)[0]
+    assert answer == (1 if flags & MPOL_F_NODE else MPOL_DEFAULT)
+    assert waited == [-1] and mm.mmap_lock == 0

@@ -334,6 +334,22 @@ def test_address_space_ids_keep_translations_over_a_switch(loopback):
     assert walks == [10, 0]
 
 
+@pytest.mark.interpreted
+@pytest.mark.parametrize("asids", [1, 2, 6])
+def test_an_address_space_id_that_is_taken_from_the_loaded_address_space_knows_nothing_of_it(loopback, asids):
+    """There is one address space more than there are ids, and the last comes while the first is loaded."""
+    machine = small(loopback, "x86-64-4level", asids=asids)
+    tasks = [machine.task() for _ in range(asids + 1)]
+    addr, = {task.mmap(4096).addr for task in tasks}
+    for task in tasks[:asids]:
+        task.write(addr, b"%4d" % task.pid)
+    tasks[0].read(addr, 4)
+    assert tasks[asids].read(addr, 4) == bytes(4)
+    tasks[asids].write(addr, b"last")
+    assert [task.read(addr, 4) for task in tasks] == [b"%4d" % task.pid for task in tasks[:asids]] + [b"last"]
+    machine.audit()
+
+
 def test_paging_must_be_known():
     with pytest.raises(ConfigError, match="paging is 'vax', must be 'x86-64-4level' or"):
         load_topology(paging="vax")

@@ -9,7 +9,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from loopback import SMALL_TLB, Loopback
 
 from numaemu import (GFP_KERNEL, MADV_FREE, MADV_PAGEOUT, MAP_ANONYMOUS, MAP_NORESERVE, MAP_PRIVATE, MAP_SHARED, O_CREAT, O_RDWR,
-                     Machine, MachineCheck)
+                     PROT_NONE, PROT_READ, PROT_WRITE, Machine, MachineCheck, SegmentationFault)
 from numaemu.build import JIT
 from numaemu.kernel import swap, swapfile, swapon
 from numaemu.kernel.mm_types import MM_SWAPENTS, PG_dirty, PG_swapbacked, PG_swapcache
@@ -397,6 +397,31 @@ def test_shared_objects_in_swap_are_accounted_for_and_come_back_at_swapoff(two_n
     with task.open("/dev/shm/x") as file:
         assert file.read(8, 4096) == (8).to_bytes(8, "little")
     two_nodes.audit()
+
+
+@pytest.mark.interpreted
+@pytest.mark.parametrize("prot", [PROT_NONE, PROT_READ])
+def test_swapoff_brings_a_page_back_under_the_protection_of_its_mapping(two_nodes, prot):
+    swapon.swapon(two_nodes.machine, "area", 1 << 20)
+    task = two_nodes.task()
+    area = task.mmap("8KiB")
+    task.write(area.addr, b"secret")
+    task.mprotect(area.addr, 4096, prot)
+    task.madvise(area.addr, 4096, MADV_PAGEOUT)
+    kind = swapon.swapoff_begin(two_nodes.machine, "area")
+    swapon.try_to_unuse(int(two_nodes.cpu().address), kind)
+    swapon.swapoff_end(two_nodes.machine, kind)
+    assert two_nodes.pte(task, area.addr) & 1
+    if prot == PROT_NONE:
+        with pytest.raises(SegmentationFault):
+            task.read(area.addr, 6)
+    with pytest.raises(SegmentationFault):
+        task.write(area.addr, b"X")
+    two_nodes.audit()
+    task.mprotect(area.addr, 4096, PROT_READ | PROT_WRITE)
+    assert task.read(area.addr, 6) == b"secret"
+    task.write(area.addr, b"public")
+    assert task.read(area.addr, 6) == b"public"
 
 
 def test_swapoff_brings_everything_back():

@@ -27,7 +27,7 @@ from numaemu.kernel.mmzone import copy_highpage, page_of, page_to_nid
 from numaemu.kernel.page_alloc import alloc_pages, put_page
 from numaemu.kernel.pgalloc import (haddr_of, pgtable_trans_huge_deposit, pmd_lock, pmd_trans_huge, pmd_unlock)
 from numaemu.kernel.pgtable import (_PAGE_SPECIAL, entry_offset, is_swap_entry, mm_of, pfn_pte, pmd_shift, pmd_size,
-                                    pte_pfn, pte_present, ptep_get, ptep_step, set_pte, table_at, vm_page_nx)
+                                    pte_pfn, pte_present, ptep_get, ptep_step, set_pte, table_at, vm_page_prot)
 from numaemu.kernel.rmap import folio_remove_rmap, mapping_of
 from numaemu.kernel.smp import (machine_of, read_lock, read_unlock, spin_lock, spin_unlock, write_lock, write_unlock)
 from numaemu.kernel.swap import lru_add_drain, lru_add_drain_all
@@ -217,7 +217,7 @@ def collapse_huge_page(cpu, mm_number, vma_number, address):
     add_new_huge_pages(cpu, vma, address, new)
     fetch_add(mm.rss, MM_ANONPAGES, added)
     add_huge_mapping(machine, cpu, new)
-    bits = (_WRITTEN if vma.flags & VM_WRITE else _READ_ONLY) | vm_page_nx(machine, vma)
+    bits = vm_page_prot(machine, vma, _WRITTEN if vma.flags & VM_WRITE else _READ_ONLY)
     pmd_lock(cpu, where)
     pgtable_trans_huge_deposit(machine, where, pte_pfn(entry))
     entry_exchange(where, pfn_pte(new, bits))

@@ -19,7 +19,7 @@ from numaemu.kernel.page_alloc import folio_put_refs, get_page, put_page, try_ge
 from numaemu.kernel.pgalloc import pmd_trans_huge
 from numaemu.kernel.pgtable import (_PAGE_SPECIAL, _SWP_EXCLUSIVE, install_table, is_migration_entry, is_swap_entry,
                                     pfn_pte, pgd_of, pmd_shift, pte_pfn, pte_present, pte_to_swp_entry, ptep_cmpxchg,
-                                    ptep_get, ptep_step, table_at, vm_page_nx)
+                                    ptep_get, ptep_step, table_at, vm_page_nx, vm_page_prot)
 from numaemu.kernel.rmap import folio_add_anon_rmap, folio_dup_rmap, folio_remove_rmap, rss_counter
 from numaemu.kernel.shmem import vma_is_shmem
 from numaemu.kernel.shmem_fault import shmem_fault
@@ -236,7 +236,7 @@ def map_swapped_page(cpu, mm, vma_number, address, ptep, pte, pfn, write):
     get_page(page)
     folio_dup_rmap(machine, cpu, pfn)
     exclusive = pte & _SWP_EXCLUSIVE != U(0)
-    bits = _READ_ONLY | vm_page_nx(machine, vma)
+    bits = vm_page_prot(machine, vma, _READ_ONLY)            # swapoff wants any page (unuse_pte)
     if exclusive:
         folio_set(page, PG_anon_exclusive)
         if write:

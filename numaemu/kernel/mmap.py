@@ -25,8 +25,8 @@ from numaemu.kernel.vma_index import (STACK_GUARD_GAP, find_position, find_vma, 
                                       map_count, remove_at, vm_start_gap, vma_at, vma_index, vma_of)
 from numaemu.kernel.zap import free_pgd_range, unmap_page_range
 from numaemu.uapi import (MAP_ANONYMOUS, MAP_FIXED, MAP_FIXED_NOREPLACE, MAP_GROWSDOWN, MAP_HUGETLB, MAP_LOCKED,
-                          MAP_NORESERVE, MAP_PRIVATE, MAP_SHARED, OVERCOMMIT_NEVER, PROT_EXEC, PROT_READ, PROT_WRITE,
-                          RLIMIT_DATA, RLIMIT_STACK, errno)
+                          MAP_NORESERVE, MAP_PRIVATE, MAP_SHARED, O_ACCMODE, O_RDWR, OVERCOMMIT_NEVER, PROT_EXEC, PROT_READ,
+                          PROT_WRITE, RLIMIT_DATA, RLIMIT_STACK, errno)
 
 U = np.uint64
 EINVAL, ENOMEM, EEXIST, EPERM, EAGAIN = errno.EINVAL, errno.ENOMEM, errno.EEXIST, errno.EPERM, errno.EAGAIN
@@ -365,6 +365,8 @@ def do_mmap(cpu, mm_number, hint, length, prot, flags, file, pgoff):
     if address < 0:
         return address
     vm_flags = calc_vm_flags(prot, flags) | mm.def_flags
+    if file != 0 and flags & MAP_SHARED and file_of(machine, file).flags & O_ACCMODE != O_RDWR:
+        vm_flags &= ~(VM_MAYWRITE if huge else VM_MAYWRITE | VM_SHARED)      # never written through: nothing is shared
     if flags & MAP_LOCKED and not can_do_mlock(cpu):
         return -EPERM
     if not mlock_future_ok(cpu, mm, vm_flags, length):

@@ -11,13 +11,13 @@ import numpy as np
 
 from numaemu.atomic import fetch_add
 from numaemu.compile import hot, kernel
-from numaemu.kernel.mm_types import VM_EXEC, PG_table, mm_t
+from numaemu.kernel.mm_types import VM_ACCESS_FLAGS, VM_EXEC, PG_table, mm_t
 from numaemu.kernel.mmzone import page_of, page_to_nid
 from numaemu.kernel.page_alloc import put_page
 from numaemu.kernel.smp import machine_of
 from numaemu.kernel.vmstat import NR_PAGETABLE, mod_node_page_state
 from numaemu.paging import (PTE_PFN_MASK, PTE_SHIFT, _MIGRATION, _PAGE_GLOBAL, _PAGE_PRESENT, _PAGE_PSE, _PAGE_SOFTW1,
-                            _PAGE_SOFTW3, _PAGE_TABLE, _SWAP, entry_at, entry_cmpxchg, entry_exchange, entry_load)
+                            _PAGE_SOFTW3, _PAGE_TABLE, _PAGE_USER, _SWAP, entry_at, entry_cmpxchg, entry_exchange, entry_load)
 
 U = np.uint64
 _PAGE_SPECIAL = _PAGE_SOFTW1     # the zero page, no struct page to count
@@ -69,6 +69,12 @@ def mm_of(machine, number):
 def vm_page_nx(machine, vma):
     """The NX bit for entries of a VMA, if the format has one."""
     return machine.paging.nx if vma.flags & VM_EXEC == 0 else U(0)
+
+
+@hot
+def vm_page_prot(machine, vma, bits):
+    """An entry's bits for a page that comes to a VMA without a fault of its users: nobody may use it if that is PROT_NONE."""
+    return (bits if vma.flags & VM_ACCESS_FLAGS else bits & ~_PAGE_USER) | vm_page_nx(machine, vma)
 
 
 @hot

@@ -85,28 +85,9 @@ def sys_mbind(cpu_address, task, start, length, mode, mode_flags, nodes, flags):
     return result
 
 
-@entry("i64(u64, i64, u64, i64, u64)")
-def sys_get_mempolicy(cpu_address, task, address, flags, answer_address):
-    """get_mempolicy(2): mode (or a node) and node mask go to the two words at `answer_address`; 0 or -errno."""
-    cpu = running(cpu_address, task)
-    machine, answer = machine_of(cpu), u64.array(answer_address)
-    policy = current_task(cpu).policy
-    if flags & MPOL_F_MEMS_ALLOWED:
-        if flags & (MPOL_F_NODE | MPOL_F_ADDR):
-            return -EINVAL
-        answer[0], answer[1] = U(0), current_task(cpu).mems_allowed
-        return 0
-    if flags & MPOL_F_ADDR:
-        number = find_vma(machine, cpu.mm, address)
-        if number == 0 or vma_of(machine, number).start > address:
-            return -EFAULT
-        policy = vma_of(machine, number).policy
-        if flags & MPOL_F_NODE:
-            node = lookup_node(machine, cpu.mm, address)
-            answer[0], answer[1] = U(max(node, 0)), policy.nodes
-            return min(node, 0)
-    elif address != U(0):
-        return -EINVAL
+@kernel("i64(cpu_t*, policy_t*, i64, u64*)")
+def get_policy(cpu, policy, flags, answer):
+    """What get_mempolicy(2) says of a policy: 0 or -EINVAL."""
     if flags & MPOL_F_NODE:
         if policy.mode != MPOL_INTERLEAVE and policy.mode != MPOL_WEIGHTED_INTERLEAVE:
             return -EINVAL
@@ -115,6 +96,39 @@ def sys_get_mempolicy(cpu_address, task, address, flags, answer_address):
     stored = policy.flags & MPOL_MODE_FLAGS != 0
     answer[0], answer[1] = U(policy.mode | policy.flags), policy.user_nodes if stored else policy.nodes
     return 0
+
+
+@kernel("i64(cpu_t*, u64, i64, u64*)")
+def get_range_policy(cpu, address, flags, answer):
+    """The same of the range at an address, or the node whose memory is there. Under the mmap_lock."""
+    machine = machine_of(cpu)
+    number = find_vma(machine, cpu.mm, address)
+    if number == 0 or vma_of(machine, number).start > address:
+        return -EFAULT
+    policy = vma_of(machine, number).policy
+    if flags & MPOL_F_NODE == 0:
+        return get_policy(cpu, policy, flags, answer)
+    node = lookup_node(machine, cpu.mm, address)
+    answer[0], answer[1] = U(max(node, 0)), policy.nodes
+    return min(node, 0)
+
+
+@entry("i64(u64, i64, u64, i64, u64)")
+def sys_get_mempolicy(cpu_address, task, address, flags, answer_address):
+    """get_mempolicy(2): mode (or a node) and node mask go to the two words at `answer_address`; 0 or -errno."""
+    cpu = running(cpu_address, task)
+    machine, answer = machine_of(cpu), u64.array(answer_address)
+    if flags & MPOL_F_MEMS_ALLOWED:
+        if flags & (MPOL_F_NODE | MPOL_F_ADDR):
+            return -EINVAL
+        answer[0], answer[1] = U(0), current_task(cpu).mems_allowed
+        return 0
+    if flags & MPOL_F_ADDR:
+        read_lock(cpu, mmap_lock(cpu))
+        error = get_range_policy(cpu, address, flags, answer)
+        read_unlock(mmap_lock(cpu))
+        return error
+    return -EINVAL if address != U(0) else get_policy(cpu, current_task(cpu).policy, flags, answer)
 
 
 @kernel("i64(cpu_t*, i64)")

@@ -226,20 +226,30 @@ def try_to_unmap_flush(cpu, ubc):
     ubc.nr_mms = 0
 
 
+@hot
+def flush_asid(cpu, asid):
+    """Forget the entries of an address-space id, be it the one that is loaded or one whose entries wait."""
+    if asid == cpu.asid:
+        tlb_flush_local(cpu)
+    else:
+        tlb_flush_asid(cpu, U(asid))
+
+
 @kernel("i64(cpu_t*, i64, i64)")
 def choose_new_asid(cpu, mm_id, gen):
-    """The address-space id under which this CPU knows an address space, or one that is taken from another (1, 2, ...).
+    """The address-space id under which this CPU knows an address space, or one that is taken from another (1, 2, ...),
+    which may be the one that is loaded.
 
     What it knows is flushed if entries have changed meanwhile: nobody told a CPU that had another one loaded.
     """
     for asid in range(1, cpu.asids + 1):
         if cpu.asid_mm_id[asid] == mm_id:
             if cpu.asid_gen[asid] != gen:
-                tlb_flush_asid(cpu, U(asid))
+                flush_asid(cpu, asid)
             return asid
     asid = cpu.asid_next % cpu.asids + 1
     cpu.asid_next = asid
-    tlb_flush_asid(cpu, U(asid))
+    flush_asid(cpu, asid)
     cpu.asid_mm_id[asid] = mm_id
     return asid
 
