@@ -3,7 +3,7 @@
 The file begins with a random number, by which it is known again. A record is its length and a pickled (symbol, Compiled
 or Failed). One process appends (precompile.py), each record with one write; who reads takes whole records only, and looks
 again when it needs a function that is not there yet. The last record of an image says that it is complete. The file's name
-carries the stamp of everything that machine code depends on.
+carries the stamps of the tools and of all sources; a new image begins with what the one before it holds and a change has not touched.
 """
 import os
 import pickle
@@ -19,6 +19,7 @@ class Compiled(typing.NamedTuple):
     name: str
     environments: tuple           # names of the words that point to it, and to those of what was inlined
     constants: tuple              # what it holds
+    stamp: str | None = None      # of what it was compiled from (stamp.py); None: it is compiled anew after any change
 
 
 class Failed(typing.NamedTuple):

@@ -54,11 +54,10 @@ def mute_lock_events():
         ffi.unregister_lock_callback(*callbacks)
 
 
-def stamp():
-    """A short hash over the sources, the compilers, Python and the host's CPU."""
-    parts = (package_stamp(), numba.__version__, llvmlite.__version__, sys.version, llvm.get_host_cpu_name(),
-             llvm.get_host_cpu_features().flatten())
-    return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
+def tools_stamp():
+    """A short hash over the compilers, Python and the host's CPU."""
+    parts = (numba.__version__, llvmlite.__version__, sys.version, llvm.get_host_cpu_name(), llvm.get_host_cpu_features().flatten())
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:8]
 
 
 def places():
@@ -71,7 +70,7 @@ def places():
 
 def image_name():
     """The name of the image of these sources on this host."""
-    return f"{FLAVOUR}-{stamp()}.image"
+    return f"{FLAVOUR}-{tools_stamp()}-{package_stamp()[:16]}.image"
 
 
 def image_path():

@@ -23,7 +23,8 @@ from multiprocessing.connection import wait
 
 import setproctitle
 
-from numaemu.image import COMPLETE, Failed, Image
+from numaemu.image import COMPLETE, Compiled, Failed, Image
+from numaemu.stamp import function_stamps
 
 MOST = 8                          # compilers; each needs about 400 MB
 COMPILING = "NUMAEMU_COMPILING"   # set in a compiler: it declares every function and compiles those it is told
@@ -40,6 +41,7 @@ SOON = tuple(f"numaemu.kernel.{name}" for name in (
     "vmap_area.alloc_vmap_area", "vmap_area.free_vmap_area_noflush", "init_mm.pte_alloc_kernel", "page_alloc.__free_pages",
     "mm_inline.__page_cache_release", "pgtable.free_table", "rmap.unlink_vma"))
 
+PACKAGE = pathlib.Path(__file__).parent
 _started = []                     # (process, our end of its pipe): kept until this process ends
 
 
@@ -207,11 +209,25 @@ class Foreman:
         with contextlib.suppress(OSError):                  # a file system without locks
             fcntl.flock(self.hold, fcntl.LOCK_EX)           # another container may share the tree
         self.image.mend()
+        self.stamps = function_stamps(PACKAGE)
+        self.take_over()
         self.pipe, self.agenda = listen(path), Agenda(self.image.functions)
         self.compilers = {}
         for _ in range(min(len(os.sched_getaffinity(0)), MOST)):
             compiler = Compiler(path)
             self.compilers[compiler.connection] = compiler
+
+    def take_over(self):
+        """Into a new image: what those of other sources hold that would be compiled as it is. They are removed."""
+        prefix = self.image.path.name.rpartition("-")[0]
+        for path in sorted(self.image.path.parent.glob(f"{prefix}-*.image"), key=os.path.getmtime, reverse=True):
+            if path == self.image.path:
+                continue
+            old = Image(path)
+            for symbol in old.read():
+                if old.holds(symbol) and symbol not in self.image.functions and old.functions[symbol].stamp == self.stamps.get(symbol, ""):
+                    self.image.append(symbol, old.functions[symbol])
+            path.unlink(missing_ok=True)
 
     def run(self):
         """Until the image is complete, the owner has gone, or a compiler has ended: then whoever needs it starts anew."""
@@ -234,6 +250,8 @@ class Foreman:
         answer = compiler.connection.recv()
         if compiler.ready:
             symbol, thing, callees = answer
+            if isinstance(thing, Compiled):
+                thing = thing._replace(stamp=self.stamps.get(symbol))
             self.image.append(symbol, thing)
             self.agenda.reached(symbol, callees)
         else:
@@ -251,9 +269,6 @@ class Foreman:
 
 def main(path, owner):
     setproctitle.setproctitle("numaemu: compiling")
-    for old in path.parent.glob(f"{path.name.partition('-')[0]}-*.image"):
-        if old != path:
-            old.unlink(missing_ok=True)
     foreman = Foreman(path, owner)
     try:
         foreman.run()

@@ -31,7 +31,7 @@ def package(tmp_path):
     (tmp_path / "numaemu").mkdir()
     (tmp_path / "numaemu" / "__init__.py").touch()
     for name in ("atomic", "build", "compile", "native", "pointer", "param", "mmu", "walk",
-                 "processor", "paging", "formats", "errors", "shm", "image", "link", "precompile", "compiler"):
+                 "processor", "paging", "formats", "errors", "shm", "image", "link", "precompile", "compiler", "stamp"):
         shutil.copy(PACKAGE / f"{name}.py", tmp_path / "numaemu")
     (tmp_path / "numaemu" / "coordinator.py").write_text("import numaemu.mmu\n")         # all that an image holds here
     (tmp_path / "user.py").write_text(USER)

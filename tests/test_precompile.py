@@ -100,8 +100,8 @@ def foreman(tmp_path, monkeypatch):
     monkeypatch.setattr(precompile, "own_directory", lambda: tmp_path)
     made = []
 
-    def make(owner):
-        made.append(Foreman(tmp_path / "test.image", owner))
+    def make(owner, name="test.image"):
+        made.append(Foreman(tmp_path / name, owner))
         return made[-1]
     yield make
     for one in made:
@@ -164,3 +164,21 @@ def test_who_asks_learns_whether_anybody_listens(foreman, owner, tmp_path):
     os.close(made.pipe)
     assert not ask(path, "walk")                 # its name is still there, as after a kill -9
     made.pipe = os.dup(owner[0])
+
+
+def test_a_new_image_takes_over_what_a_change_has_not_touched(foreman, owner, tmp_path, monkeypatch):
+    monkeypatch.setattr(precompile, "function_stamps", lambda package: {symbol: f"of {symbol}" for symbol in CALLS})
+    old, other_tools = Image(tmp_path / "release-tools-old.image"), Image(tmp_path / "release-others-old.image")
+    for image in (old, other_tools):
+        image.mend()
+    old.append("walk", Compiled(b"kept", "walk", (), (), "of walk"))
+    old.append("alloc", Compiled(b"changed", "alloc", (), (), "of what it was"))
+    old.append("oom", Compiled(b"unknown", "oom", (), ()))
+    made = foreman(owner[0], "release-tools-new.image")
+    made.run()
+    image = Image(made.image.path)
+    image.read()
+    assert image.complete and image.functions["walk"].code == b"kept"
+    assert [image.functions[name].code for name in ("alloc", "oom")] == [b"alloc", b"oom"]
+    assert image.functions["alloc"].stamp == "of alloc"
+    assert not old.path.exists() and other_tools.path.exists()
