@@ -27,6 +27,7 @@ from numaemu.kernel.fault import exc_page_fault
 from numaemu.kernel.kcompactd import compact_node_now
 from numaemu.kernel.kswapd import wake_kswapd
 from numaemu.kernel.mm_types import TASK_NAME_BYTES, task_t
+from numaemu.kernel.node_reclaim import node_reclaim
 from numaemu.kernel.oom_kill import alloc_pages_may_oom
 from numaemu.kernel.sched import handle_event
 from numaemu.kernel.smp import actor_of_cpu, ring
@@ -107,6 +108,7 @@ def install_ways_up(machine):
     machine.on_compress, machine.on_decompress = _address_of(zcomp.on_compress), _address_of(zcomp.on_decompress)
     machine.on_oom, machine.on_compact = alloc_pages_may_oom.address, direct_compact.address
     machine.on_reclaim, machine.on_wake_kswapd = try_to_free_pages.address, wake_kswapd.address
+    machine.on_node_reclaim = node_reclaim.address
     machine.on_iput = iput_from_below.address
 
 

@@ -28,6 +28,8 @@ MAX_L1_ENTRIES, MAX_L2_ENTRIES = 1024, 16384  # bound the TLB arrays of a CPU
 MAX_LOW_MEMORY = 4 * GiB  # where 32-bit physical addresses end; RAM beyond low_memory starts here
 MAX_ZONES = 5  # DMA, DMA32, Normal, Movable, Device: values of vm.lowmem_reserve_ratio
 INT_MAX = 2**31 - 1  # a sysctl is a C int
+UINT_MAX = 2**32 - 1  # what kstrtouint takes
+ULONG_MAX = 2**64 - 1  # what kstrtoul takes
 
 # --- defaults -----------------------------------------------------------------------------------
 PAGE_SIZES = dict.fromkeys(FORMATS, 4096)  # the paging schemes there are, with the page size of each
@@ -74,11 +76,13 @@ KNOWN_SYSCTLS = {  # lowest and highest value, as the sysctl tables of Linux 6.1
     "vm.overcommit_kbytes": (0, LONG_MAX),
     "vm.admin_reserve_kbytes": (0, LONG_MAX),
     "vm.user_reserve_kbytes": (0, LONG_MAX),
-    "vm.max_map_count": (0, 65530),  # what the index of an address space has room for
+    "vm.max_map_count": (0, INT_MAX),
     "vm.zone_reclaim_mode": (0, INT_MAX),
+    "vm.min_unmapped_ratio": (0, 100),
+    "vm.min_slab_ratio": (0, 100),
     "vm.swappiness": (0, 200),
     "vm.page-cluster": (0, 31),
-    "kernel.numa_balancing": (0, 4),
+    "kernel.numa_balancing": (0, 0),  # see NOT_THERE
     "kernel.randomize_va_space": (0, 2),
     "kernel.sched_base_slice_ns": (100_000, 1_000_000_000),  # MIN_ and MAX_SCHED_GRANULARITY_NS
     "vm.dirty_ratio": (0, 100),
@@ -96,6 +100,9 @@ KNOWN_SYSCTLS = {  # lowest and highest value, as the sysctl tables of Linux 6.1
     "vm.compaction_proactiveness": (0, 100),
     "vm.compact_unevictable_allowed": (0, 1),
     "vm.lumpy_reclaim": (0, 1),  # our own: 1 evicts around cold pages as Linux up to 3.4 did, instead of compacting
+}
+NOT_THERE = {  # settings that only have one value yet, at boot and at run time, and what is missing
+    "kernel.numa_balancing": "automatic NUMA balancing is not there yet",
 }
 
 SLAB_DEBUG_LETTERS = "FZPU-"  # Linux also has T (trace), A (failslab), O (no larger slabs)
@@ -318,6 +325,9 @@ def parse_sysctl_value(key: str, value: Any, where: str) -> int | tuple[int, ...
     if key == "vm.percpu_pagelist_high_fraction" and small and value is not True:
         limit = f"must be 0 or at least {MIN_HIGH_FRACTION}"
         raise ConfigError.at(where, f"sysctl: {key} is {value}, {limit}")
+    if key in NOT_THERE and value != least:
+        limit = f"must be {least}: {NOT_THERE[key]}"
+        raise ConfigError.at(where, f"sysctl: {key} is {value!r}, {limit}")
     if key != "vm.lowmem_reserve_ratio":
         return parse_int(value, f"sysctl: {key}", where, least, most)
     if isinstance(value, str):

@@ -359,6 +359,29 @@ def test_khugepaged_collapses_in_its_time(loopback):
     machine.audit()
 
 
+@pytest.mark.parametrize("file", ["scan_sleep_millisecs", "alloc_sleep_millisecs"])
+def test_a_new_sleep_of_khugepaged_ends_the_one_that_has_begun(loopback, file):
+    """khugepaged_wait is woken: what has come since is collapsed at once, and the new sleep begins."""
+    machine = loopback(nodes=1, cpus_per_node=1, memory_per_node="16MiB")
+    task = machine.task()
+    machine.write(f"{THP}/enabled", "always")
+    task.sleep(1)
+    machine.run_kthreads()
+    machine.machine.khugepaged_next_ns = 3600 * 10**9            # it sleeps for an hour
+    area = aligned(task, HUGE)
+    task.madvise(area.addr, HUGE, MADV_NOHUGEPAGE)
+    task.store(area.pages()[:8], np.uint64(1))
+    task.madvise(area.addr, HUGE, MADV_HUGEPAGE)
+    task.sleep(1)
+    machine.run_kthreads()
+    assert counts(machine, "thp_collapse_alloc") == [0]
+    machine.write(f"{THP}/khugepaged/{file}", "5000")
+    machine.run_kthreads()
+    assert counts(machine, "thp_collapse_alloc") == [1]
+    assert machine.machine.khugepaged_next_ns <= 11 * 10**9
+    machine.audit()
+
+
 def test_limits_of_khugepaged(loopback):
     machine = loopback(nodes=2, cpus_per_node=1, memory_per_node="32MiB")
     task = machine.task()

@@ -11,7 +11,9 @@ from naive import Vmas, highest_gap
 from numaemu import SegmentationFault
 from numaemu.build import JIT
 from numaemu.kernel.exec import MIN_GAP
-from numaemu.kernel.mm_types import VM_SHARED
+from numaemu.kernel.mm_types import VM_SHARED, pool_t
+from numaemu.kernel.vma_index import vma_index
+from numaemu.param import MAX_VMAS
 from numaemu.formats import FORMATS
 from numaemu.uapi import (MADV_DONTNEED, MAP_ANONYMOUS, MAP_FIXED, MAP_FIXED_NOREPLACE, MAP_POPULATE, MAP_PRIVATE,
                           MAP_SHARED, MPOL_BIND, MPOL_DEFAULT, PROT_EXEC, PROT_NONE, PROT_READ, PROT_WRITE)
@@ -259,6 +261,21 @@ def test_max_map_count(loopback):
     with pytest.raises(OSError, match="Cannot allocate"):
         task.mmap(4096, PROT_READ, ANONYMOUS | MAP_FIXED, addr=0x3000_0000)
     assert len(loop.vmas(task)) == 5
+
+
+@pytest.mark.interpreted
+def test_max_map_count_up_to_int_max(loopback):
+    """The index of an address space has room for every VMA that there may be: the table of all is the limit then."""
+    loop = loopback(nodes=1, cpus_per_node=1, memory_per_node="8MiB", sysctl={"vm.max_map_count": 2**31 - 1})
+    assert loop.read("/proc/sys/vm/max_map_count") == "2147483647\n"
+    assert int(vma_index(loop.machine, 2).address) - int(vma_index(loop.machine, 1).address) >= 8 * MAX_VMAS
+    task = loop.task()
+    pool = pool_t.at(loop.machine.vma_pool)
+    pool.capacity = pool.used + 1
+    with pytest.raises(OSError, match="Cannot allocate"):
+        task.mmap("4KiB", PROT_READ)
+    pool.capacity = MAX_VMAS
+    task.mmap("4KiB", PROT_READ)
 
 
 @pytest.mark.interpreted

@@ -10,7 +10,7 @@ from numaemu import (GFP_KERNEL, MADV_PAGEOUT, MAP_ANONYMOUS, MAP_NORESERVE, MAP
                      OutOfMemory, load_u64)
 from numaemu.kernel.gfp import ___GFP_NORETRY, GFP_HIGHUSER_MOVABLE, gfp_text
 from numaemu.kernel.mm_types import MM_SWAPENTS, task_t
-from numaemu.kernel.oom_kill import oom_badness, total_pages
+from numaemu.kernel.oom_kill import Panic, oom_badness, total_pages
 
 SMALL = dict(nodes=2, cpus_per_node=2, memory_per_node="16MiB")
 SHARED = MAP_SHARED | MAP_ANONYMOUS
@@ -51,6 +51,20 @@ def test_the_largest_goes_although_another_asks(tiny):
     assert caught.value.errno == errno.ESRCH
     tiny.drain()
     tiny.audit()
+
+@pytest.mark.interpreted
+def test_a_panic_names_the_setting_that_keeps_memory_back(tiny):
+    """vm.min_free_kbytes near all of memory: nobody can run, and nobody is there to be killed."""
+    for kbytes, names in (("128", "memory$"), ("7800", "memory: vm.min_free_kbytes is 7800 of 81[0-9]{2} kB of memory$")):
+        tiny.write("/proc/sys/vm/min_free_kbytes", kbytes)
+        filled_up = [zone.free_pages for zone in tiny.zones()]
+        for zone in tiny.zones():
+            zone.free_pages = 0                  # no last attempt helps
+        with pytest.raises(Panic, match=f"System is deadlocked on {names}"):
+            tiny.actors[0].oom.out_of_memory(GFP_KERNEL, 0, 3, 0)
+        for zone, pages in zip(tiny.zones(), filled_up):
+            zone.free_pages = pages
+
 
 @pytest.mark.interpreted
 def test_badness_counts_pages_and_the_tables_below_the_top_level(tiny):

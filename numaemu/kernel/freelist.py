@@ -6,15 +6,16 @@ from numaemu.compile import hot, kernel
 from numaemu.kernel.dirty import node_dirty_ok
 from numaemu.kernel.gfp import __GFP_COLD, __GFP_THISNODE, __GFP_WRITE
 from numaemu.kernel.internal import (ALLOC_BITS, ALLOC_KSWAPD, ALLOC_NOFRAGMENT, ALLOC_NON_BLOCK, ALLOC_NO_WATERMARKS,
-                                     ALLOC_OOM, ALLOC_SPREAD_DIRTY)
-from numaemu.kernel.mmzone import (MAX_NR_ZONES, WMARK_LOW, ZONE_BOOSTED_WATERMARK, ZONE_NORMAL, page_of, pcp_of,
-                                   wmark_pages, zone_of, zonelist)
+                                     ALLOC_OOM, ALLOC_SPREAD_DIRTY, ALLOC_WMARK_MASK, NODE_RECLAIM_DISTANCE,
+                                     NODE_RECLAIM_FULL, NODE_RECLAIM_NOSCAN, node_reclaim_enabled)
+from numaemu.kernel.mmzone import (MAX_NR_ZONES, WMARK_LOW, ZONE_BOOSTED_WATERMARK, ZONE_NORMAL, node_distance,
+                                   page_of, pcp_of, wmark_pages, zone_of, zonelist)
 from numaemu.kernel.pcplist import rmqueue_pcplist, take_coldest, take_shelf
 from numaemu.kernel.smp import MSG_ALLOC, actor_of_node, machine_of, request
 from numaemu.kernel.trail import TRAIL_DIRTY, TRAIL_KSWAPD, TRAIL_MARK_FAILED, TRAIL_NO_PAGE, leave_trail
 from numaemu.kernel.vmstat import (NUMA_HIT, NUMA_LOCAL, NUMA_OTHER, PGALLOC_DMA, count_vm_events, percpu_of,
                                    zone_statistics)
-from numaemu.kernel.watermark import gfp_migratetype, gfp_zone, zone_watermark_fast
+from numaemu.kernel.watermark import gfp_migratetype, gfp_zone, zone_watermark_fast, zone_watermark_ok
 from numaemu.native import call_address, prefetch
 from numaemu.param import MAX_NODES
 
@@ -98,6 +99,19 @@ def nofragment(machine, zone, alloc_flags):
     return alloc_flags
 
 
+@kernel("bool(cpu_t*, zone_t*, i64, i64, i64, i64, i64)")
+def reclaimed_in_place(cpu, zone, preferred, gfp, order, highest, alloc_flags):
+    """vm.zone_reclaim_mode: reclaim from a node that is near enough before going on to the next; True if that was enough."""
+    machine = machine_of(cpu)
+    if machine.on_node_reclaim == U(0) or node_distance(machine, preferred, zone.node) > NODE_RECLAIM_DISTANCE:
+        return False                             # zone_allows_reclaim
+    answer = np.int64(call_address(machine.on_node_reclaim, cpu.address, U(gfp * 16 + order), U(zone.node)))
+    if answer == NODE_RECLAIM_NOSCAN or answer == NODE_RECLAIM_FULL:
+        return False
+    mark = wmark_pages(zone, alloc_flags & ALLOC_WMARK_MASK)
+    return zone_watermark_ok(zone, order, mark, highest, alloc_flags)
+
+
 @kernel("i64(cpu_t*, i64, i64, i64, u64, i64)")
 def walk_zonelist(cpu, gfp, order, nid, nodemask, alloc_flags):
     """The pfn of a block, 0, or AGAIN."""
@@ -123,7 +137,9 @@ def walk_zonelist(cpu, gfp, order, nid, nodemask, alloc_flags):
                 break
             if node != preferred and alloc_flags & ALLOC_NOFRAGMENT:
                 return AGAIN
-            if not alloc_flags & ALLOC_NO_WATERMARKS and not zone_watermark_fast(zone, order, highest, alloc_flags):
+            if not alloc_flags & ALLOC_NO_WATERMARKS and not zone_watermark_fast(zone, order, highest, alloc_flags) \
+                    and not (node_reclaim_enabled(machine) and
+                             reclaimed_in_place(cpu, zone, preferred, gfp, order, highest, alloc_flags)):
                 if cpu.trail != 0:
                     leave_trail(cpu, TRAIL_MARK_FAILED, zone.number, alloc_flags, highest, 0)
                 continue

@@ -2,15 +2,18 @@
 
 The coordinator reads; a new size of a pool is made by a CPU, which allocates and frees.
 """
+import errno
 import functools
 
 from numaemu.kernel.hugetlb_pool import default_hstate, hstate_at, hstate_is_gigantic
 from numaemu.kernel.mm_types import task_t
 from numaemu.kernel.node_sysfs import ROOT
 from numaemu.kernel.sysctl import invalid, strtoul
+from numaemu.machine_file import ULONG_MAX
 from numaemu.uapi import MPOL_DEFAULT, MPOL_LOCAL
 
 ALL_NODES = -1
+MOST_PAGES = 1 << 62              # more than any machine has; sums with it still fit a word
 
 
 def hstate(system, number):
@@ -22,11 +25,19 @@ def size_name(h):
     return f"hugepages-{4 << int(h.order)}kB"
 
 
-def number_of(name, text):
+def number_of(name, text, pool):
+    """A number of pages. What no unsigned long holds: EINVAL of the sysctl (proc_get_long), ERANGE of a pool's file (kstrtoul)."""
     value = strtoul(text.strip())
     if value is None or value < 0:
-        raise invalid(f"{name} is {text.strip()!r}, must be a number of pages")
-    return value
+        raise invalid(f"{name} is {shorten(text)}, must be a number of pages")
+    if value > ULONG_MAX:
+        raise OSError(errno.EINVAL if pool is None else errno.ERANGE, f"{name} is {shorten(text)}, must be at most {ULONG_MAX}")
+    return min(value, MOST_PAGES)
+
+
+def shorten(text):
+    """What was written, for an error of one line."""
+    return repr(text.strip()) if len(text) <= 40 else repr(text.strip()[:30]) + " ..."
 
 
 def show(system, field, pool=None):
@@ -49,12 +60,12 @@ def store_nr_hugepages(system, text, pool=None, node=ALL_NODES, obey_mempolicy=F
     """nr_hugepages_store_common: by a CPU."""
     name = "nr_hugepages_mempolicy" if obey_mempolicy else "nr_hugepages"
     nodes = init_nodemask_of_mempolicy(system) if obey_mempolicy else 0
-    return "set_max_huge_pages", int(hstate(system, pool).number), number_of(name, text), node, nodes
+    return "set_max_huge_pages", int(hstate(system, pool).number), number_of(name, text, pool), node, nodes
 
 
 def store_overcommit(system, text, pool=None):
     """nr_overcommit_hugepages_store: gigantic pages are not made when they are needed."""
-    h, pages = hstate(system, pool), number_of("nr_overcommit_hugepages", text)
+    h, pages = hstate(system, pool), number_of("nr_overcommit_hugepages", text, pool)
     if hstate_is_gigantic(h):
         raise invalid(f"nr_overcommit_hugepages of {size_name(h)} is {pages}: the buddy system has no pages of this size")
     h.nr_overcommit_huge_pages = pages

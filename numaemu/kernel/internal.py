@@ -22,6 +22,11 @@ PAGE_ALLOC_COSTLY_ORDER = 3
 MAX_RECLAIM_RETRIES = 16
 MAX_COMPACT_RETRIES = 16
 
+# vm.zone_reclaim_mode, what node_reclaim answers (Linux's values plus 2), and how far away a zone may be for it
+RECLAIM_ZONE, RECLAIM_WRITE, RECLAIM_UNMAP = 1, 2, 4
+NODE_RECLAIM_NOSCAN, NODE_RECLAIM_FULL, NODE_RECLAIM_SOME, NODE_RECLAIM_SUCCESS = range(4)
+NODE_RECLAIM_DISTANCE = 30       # node_reclaim_distance, RECLAIM_DISTANCE of include/linux/topology.h
+
 # cpu.flags: what its context is about
 PF_MEMALLOC = 0x800              # it reclaims or compacts: its own allocations may use every page
 PF_KSWAPD = 0x20000              # it is kswapd
@@ -67,6 +72,11 @@ def gfp_pfmemalloc_flags(gfp, cpu_flags, is_victim):
 @hot
 def gfp_compaction_allowed(gfp):
     return gfp & __GFP_IO != 0
+
+
+@hot
+def node_reclaim_enabled(machine):
+    return machine.node_reclaim_mode & (RECLAIM_ZONE | RECLAIM_WRITE | RECLAIM_UNMAP) != 0
 
 
 @hot

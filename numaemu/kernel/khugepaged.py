@@ -7,7 +7,7 @@ that somebody else uses at that moment ends the attempt, and the table comes bac
 """
 import numpy as np
 
-from numaemu.atomic import fetch_add, load_acquire
+from numaemu.atomic import compare_exchange, fetch_add, load_acquire
 from numaemu.compile import hot, kernel
 from numaemu.kernel.fork import mmget_not_zero, mmput
 from numaemu.kernel.gfp import GFP_TRANSHUGE, GFP_TRANSHUGE_LIGHT
@@ -16,14 +16,15 @@ from numaemu.kernel.huge_memory import (_READ_ONLY, _WRITTEN, THP_NEVER, add_new
 from numaemu.kernel.huge_migrate import (SCAN_ALLOC_HUGE_PAGE_FAIL, SCAN_EXCEED_NONE_PTE, SCAN_EXCEED_SHARED_PTE,
                                          SCAN_EXCEED_SWAP_PTE, SCAN_LACK_REFERENCED_PAGE, SCAN_PAGE_COUNT,
                                          SCAN_PAGE_LOCK, SCAN_PAGE_LRU, SCAN_PAGE_NULL, SCAN_PAGE_RO, SCAN_PMD_MAPPED,
-                                         SCAN_PMD_NULL, SCAN_PTE_NON_PRESENT, SCAN_SUCCEED, isolate_small_page,
-                                         putback_small_page)
+                                         SCAN_PMD_NULL, SCAN_PTE_NON_PRESENT, SCAN_SCAN_ABORT, SCAN_SUCCEED,
+                                         isolate_small_page, putback_small_page)
 from numaemu.kernel.huge_split import add_huge_mapping
 from numaemu.kernel.hugetlb_pool import hpage_pages
+from numaemu.kernel.internal import NODE_RECLAIM_DISTANCE, node_reclaim_enabled
 from numaemu.kernel.memory import handle_mm_fault
 from numaemu.kernel.mm_inline import folio_test
 from numaemu.kernel.mm_types import MM_ANONPAGES, VM_WRITE, PG_anon, PG_lru, PG_referenced, PG_swapcache, pool_t
-from numaemu.kernel.mmzone import copy_highpage, page_of, page_to_nid
+from numaemu.kernel.mmzone import copy_highpage, node_distance, page_of, page_to_nid
 from numaemu.kernel.page_alloc import alloc_pages, put_page
 from numaemu.kernel.pgalloc import (haddr_of, pgtable_trans_huge_deposit, pmd_lock, pmd_trans_huge, pmd_unlock)
 from numaemu.kernel.pgtable import (_PAGE_SPECIAL, entry_offset, is_swap_entry, mm_of, pfn_pte, pmd_shift, pmd_size,
@@ -95,6 +96,17 @@ def scan_page(machine, cc, pte):
     return SCAN_SUCCEED
 
 
+@hot
+def scan_abort(machine, cc, nid):
+    """hpage_collapse_scan_abort: with vm.zone_reclaim_mode pages of nodes far from each other do not become one."""
+    if not node_reclaim_enabled(machine) or cc.node_load[nid] > 1:
+        return False                     # a second page of its node: it was near enough at the first
+    for node in range(machine.nr_nodes):
+        if cc.node_load[node] > 0 and node_distance(machine, nid, node) > NODE_RECLAIM_DISTANCE:
+            return True
+    return False
+
+
 @kernel("i64(cpu_t*, i64, u64)")
 def hpage_collapse_scan_pmd(cpu, mm_number, address):
     """Whether the small pages from `address` on can become a huge one: SCAN_*."""
@@ -114,6 +126,8 @@ def hpage_collapse_scan_pmd(cpu, mm_number, address):
         pte = ptep_get(ptep)
         present = pte_present(pte) and pte & _PAGE_SPECIAL == U(0)
         result = scan_page(machine, cc, pte) if present else scan_absent(machine, cc, pte)
+        if present and scan_abort(machine, cc, page_to_nid(machine, pte_pfn(pte))):
+            result = SCAN_SCAN_ABORT
         if result != SCAN_SUCCEED:
             return result
         ptep += ptep_step(machine)
@@ -366,11 +380,12 @@ def khugepaged(cpu):
     machine = machine_of(cpu)
     if machine.thp_enabled == THP_NEVER:
         return
-    now_ns = latest_ns(machine)
-    due = now_ns - machine.khugepaged_next_ns
+    now_ns, next_ns = latest_ns(machine), load_acquire(machine, "khugepaged_next_ns")
+    due = now_ns - next_ns if next_ns != 0 else 0        # 0: woken, for one round
     if due < 0:
         return
     sleep = max(machine.khugepaged_scan_sleep_ns, 1)
-    machine.khugepaged_next_ns = now_ns + sleep
+    if compare_exchange(machine, "khugepaged_next_ns", next_ns, now_ns + sleep) != next_ns:
+        return                           # a new setting has come, and with it a wake-up
     if not khugepaged_do_scan(cpu, machine.khugepaged_pages_to_scan * min(1 + due // sleep, ROUNDS)):
-        machine.khugepaged_next_ns = now_ns + machine.khugepaged_alloc_sleep_ns
+        compare_exchange(machine, "khugepaged_next_ns", now_ns + sleep, now_ns + machine.khugepaged_alloc_sleep_ns)

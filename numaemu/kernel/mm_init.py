@@ -57,6 +57,7 @@ OVERCOMMIT_RATIO = 50                           # sysctl_overcommit_ratio, perce
 USER_RESERVE_KB, ADMIN_RESERVE_KB = 128 << 10, 8 << 10      # at most, else a 32nd of what is free: mm/mmap.c
 COMPACTION_SYSCTLS = {"extfrag_threshold": 500, "compaction_proactiveness": 20, "compact_unevictable_allowed": 1,
                       "lumpy_reclaim": 0}
+NODE_RECLAIM_SYSCTLS = {"zone_reclaim_mode": 0, "min_unmapped_ratio": 1, "min_slab_ratio": 5}      # percent: mm/page_alloc.c
 ZONE_BORDERS = {                                # zone type, first pfn, end
     "x86-64": ((ZONE_DMA, 0, DMA_END), (ZONE_DMA32, DMA_END, DMA32_END), (ZONE_NORMAL, DMA32_END, 1 << 60)),
     "x86-32": ((ZONE_DMA, 0, DMA_END), (ZONE_NORMAL, DMA_END, HIGHMEM_START), (ZONE_HIGHMEM, HIGHMEM_START, 1 << 60)),
@@ -94,7 +95,7 @@ def control_layout(topology, max_pfn, nr_actors):
             ("block_skip", blocks), ("compact", cpus * compact_control_t.nbytes),
             ("zones", zones * zone_t.nbytes), ("nodes", nodes * node_t.nbytes), ("cpus", cpus * cpu_t.nbytes),
             ("percpu", cpus * percpu_t.nbytes), ("pcps", cpus * zones * pcp_t.nbytes),
-            ("mailboxes", nr_actors * mailbox_t.nbytes), ("zonelists", nodes * MAX_NODES * 8),
+            ("mailboxes", nr_actors * mailbox_t.nbytes), ("zonelists", nodes * MAX_NODES * 8), ("distance", nodes * nodes),
             ("tasks", MAX_TASKS * task_t.nbytes), ("mms", MAX_MMS * mm_t.nbytes), ("vmas", MAX_VMAS * vma_t.nbytes),
             ("mappings", MAX_VMAS * mapping_t.nbytes), ("vma_index", MAX_MMS * VMA_INDEX_SLOTS * 8),
             ("pseudo_vmas", cpus * vma_t.nbytes),
@@ -264,6 +265,16 @@ def build_zonelists(topology, machine):
     for node, order in enumerate(node_order(topology)):
         for i in range(MAX_NODES):
             lists[node * MAX_NODES + i] = order[i] if i < len(order) else -1
+    u8.array(machine.distance).as_numpy(topology.nr_nodes ** 2)[:] = np.array(topology.distance, np.uint8).ravel()
+
+
+def setup_node_reclaim(machine, sysctl):
+    """The mode, and what node_reclaim leaves of each node: setup_min_unmapped_ratio, setup_min_slab_ratio."""
+    machine.node_reclaim_mode = sysctl.get("vm.zone_reclaim_mode", 0)
+    for node in range(machine.nr_nodes):
+        pgdat, managed = node_t.array(machine.nodes)[node], node_managed_pages(machine, node)
+        for name, pages in (("min_unmapped_ratio", "min_unmapped_pages"), ("min_slab_ratio", "min_slab_pages")):
+            setattr(pgdat, pages, managed * sysctl.get(f"vm.{name}", NODE_RECLAIM_SYSCTLS[name]) // 100)
 
 
 def setup_per_zone_lowmem_reserve(machine, ratio):
@@ -468,6 +479,7 @@ def boot(topology, reserve=None):
     init_commit_limit(topology, machine)
     setup_per_zone_wmarks(machine, topology.sysctl)
     setup_per_zone_pageset(machine, topology.sysctl)
+    setup_node_reclaim(machine, topology.sysctl)
     machine.watermark_boost_factor = topology.sysctl.get("vm.watermark_boost_factor", WATERMARK_BOOST_FACTOR)
     for node in range(topology.nr_nodes):
         machine.il_weights[node] = 1

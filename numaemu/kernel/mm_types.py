@@ -176,6 +176,7 @@ machine_t = Struct("machine_t", [
     ("mms", u64), ("vmas", u64), ("vma_index", u64), ("mappings", u64), ("tasks", u64),
     ("mm_pool", u64), ("vma_pool", u64), ("mapping_pool", u64), ("task_pool", u64),
     ("zonelists", u64),             # i64[nr_nodes][MAX_NODES]: nodes by distance, -1 ends
+    ("distance", u64),              # u8[nr_nodes][nr_nodes]: node_distance
     ("node_mask", u64), ("memory_mask", u64),      # nodes that exist; nodes with memory
     ("reserved_pfn", i64),          # the first frame behind all zones that boot has not used for a table yet
     ("high_memory", i64),           # pfn: where the direct map ends
@@ -203,6 +204,8 @@ machine_t = Struct("machine_t", [
     ("migrate", u64),               # migrate_t[nr_cpu_ids]
     ("on_oom", u64),                # the slow path's way up: oom_kill.alloc_pages_may_oom; 0: allocations fail
     ("on_reclaim", u64), ("on_compact", u64),      # likewise: try_to_free_pages, try_to_compact_pages; 0: not there
+    ("on_node_reclaim", u64),       # likewise, of get_page_from_freelist: node_reclaim(cpu, gfp * 16 + order, node)
+    ("node_reclaim_mode", i64),     # sysctl vm.zone_reclaim_mode
     ("on_wake_kswapd", u64),        # likewise: wakeup_kswapd(cpu, gfp << 8 | order << 4 | highest zone, node)
     ("watermark_boost_factor", i64),               # sysctl vm.watermark_boost_factor
     ("page_group_by_mobility_disabled", i64), ("highmem", i64),       # set at boot: 0 or 1

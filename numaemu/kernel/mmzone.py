@@ -103,6 +103,8 @@ node_t = Struct("node_t", [          # pg_data_t
     ("kcompactd_max_order", i64), ("kcompactd_highest_zoneidx", i64),      # for kcompactd, likewise
     ("proactive_next_ns", i64),      # by kcompactd: when it looks at the fragmentation score again
     ("proactive_compact_trigger", i64),      # 1 by a write to the sysctl: at once; 0 by kcompactd
+    ("min_unmapped_pages", i64), ("min_slab_pages", i64),      # by the coordinator: what node_reclaim leaves alone
+    ("reclaim_locked", i64),         # PGDAT_RECLAIM_LOCKED: a CPU is in node_reclaim; compare-exchange
 ])
 
 
@@ -169,6 +171,12 @@ def pcp_of(machine, cpu, zone):
 def zonelist(machine, node):
     """Node numbers in the order in which `node` falls back; -1 ends."""
     return i64.array(machine.zonelists + U(node * MAX_NODES * 8))
+
+
+@hot
+def node_distance(machine, node, other):
+    """As the ACPI SLIT has it: 10 is the node itself."""
+    return np.int64(u8.array(machine.distance)[node * machine.nr_nodes + other])
 
 
 @hot

@@ -15,10 +15,11 @@ from numaemu.atomic import compare_exchange, exchange, load_acquire
 from numaemu.compile import callback, entry, kernel
 from numaemu.kernel.fork import exit_mm, mmget_not_zero, mmput, release_task
 from numaemu.kernel.gfp import __GFP_HARDWALL, __GFP_THISNODE, gfp_text
+from numaemu.kernel.hugetlb_pool import hugetlb_total_pages
 from numaemu.kernel.mm_types import (MM_ANONPAGES, MM_FILEPAGES, MM_SHMEMPAGES, MM_SWAPENTS, OOM_NONE, OOM_REAPED,
                                      OOM_REAPING, OOM_SKIP, OOM_VICTIM, TASK_RUNNING, VM_HUGETLB, pool_t,
                                      task_t)
-from numaemu.kernel.mmzone import MAX_NR_ZONES, WMARK_HIGH, wmark_pages, zone_of
+from numaemu.kernel.mmzone import MAX_NR_ZONES, WMARK_HIGH, WMARK_MIN, wmark_pages, zone_of
 from numaemu.kernel.node_sysfs import list_text
 from numaemu.kernel.pcplist import drain_local_pages
 from numaemu.kernel.pgtable import mm_of
@@ -230,6 +231,18 @@ def last_attempt_helps(oc):
     return False
 
 
+def kept_back(system):
+    """The settings that leave so little memory that nobody can run: what a panic shall name."""
+    zones = [zone_of(system.machine, number) for number in range(system.machine.nr_nodes * MAX_NR_ZONES)]
+    total, least = (sum(pages) for pages in zip(*((zone.managed_pages, zone.watermark[WMARK_MIN]) for zone in zones)))
+    pools, names = int(hugetlb_total_pages(system.machine)), []
+    if 2 * least > total:
+        names.append(f"vm.min_free_kbytes is {system.sysctl['vm.min_free_kbytes']}")
+    if 2 * pools > total:
+        names.append(f"the pools of huge pages have {kilobytes(pools)} kB")
+    return f": {' and '.join(names)} of {kilobytes(total)} kB of memory" if names else ""
+
+
 class OomKiller:
     """The coordinator's part: what was decided, and who is dying."""
 
@@ -271,7 +284,7 @@ class OomKiller:
         if not oc.chosen:
             self.dump_header(oc)
             self.log("Out of memory and no killable processes...")
-            raise Panic("System is deadlocked on memory")
+            raise Panic("System is deadlocked on memory" + kept_back(self.system))
         return self.oom_kill_process(oc)
 
     def check_panic_on_oom(self, oc):

@@ -9,14 +9,15 @@ import errno
 import re
 
 from numaemu.atomic import fetch_or
-from numaemu.kernel.mm_init import (COMPACTION_SYSCTLS, DIRTY_DEFAULTS, LOWMEM_RESERVE_RATIO, OVERCOMMIT_RATIO,
+from numaemu.kernel.mm_init import (COMPACTION_SYSCTLS, DIRTY_DEFAULTS, LOWMEM_RESERVE_RATIO,
+                                    NODE_RECLAIM_SYSCTLS, OVERCOMMIT_RATIO,
                                     SCHED_BASE_SLICE_NS, WATERMARK_BOOST_FACTOR, WATERMARK_SCALE_FACTOR, calculate_min_free_kbytes,
-                                    setup_dirty_limits, setup_per_zone_lowmem_reserve, setup_per_zone_pageset,
+                                    setup_dirty_limits, setup_node_reclaim, setup_per_zone_lowmem_reserve, setup_per_zone_pageset,
                                     setup_per_zone_wmarks)
 from numaemu.kernel.mmzone import KCOMPACTD, node_t
 from numaemu.kernel.swapfile import swap_of
-from numaemu.machine_file import INT_MAX, KNOWN_SYSCTLS, MIN_HIGH_FRACTION
-from numaemu.param import MAX_MAP_COUNT, VMA_INDEX_SLOTS
+from numaemu.machine_file import INT_MAX, KNOWN_SYSCTLS, MIN_HIGH_FRACTION, NOT_THERE
+from numaemu.param import MAX_MAP_COUNT
 
 DEFAULTS = {                             # Linux 6.12; min_free_kbytes is calculated
     "vm.watermark_scale_factor": WATERMARK_SCALE_FACTOR,
@@ -29,7 +30,7 @@ DEFAULTS = {                             # Linux 6.12; min_free_kbytes is calcul
     "vm.overcommit_kbytes": 0,
     "vm.swappiness": 60,                 # mm/vmscan.c
     "vm.page-cluster": 3,                # mm/swap.c
-    "vm.zone_reclaim_mode": 0,
+    **{f"vm.{name}": value for name, value in NODE_RECLAIM_SYSCTLS.items()},
     "kernel.numa_balancing": 0,
     "kernel.randomize_va_space": 0,      # Linux: 2
     "kernel.sched_base_slice_ns": SCHED_BASE_SLICE_NS,
@@ -130,24 +131,13 @@ def write_sysctl(system, key, text):
     else:
         value, (least, most) = values[0], KNOWN_SYSCTLS[key]
         if not least <= value <= most:
-            raise invalid(f"{key} is {value}, must be {least} to {most}")
+            why = f"{least}: {NOT_THERE[key]}" if key in NOT_THERE else f"{least} to {most}"
+            raise invalid(f"{key} is {value}, must be {why}")
     if key in CHECKS:
         CHECKS[key](key, value)
     system.sysctl[key] = value
     if key in HANDLERS:
         HANDLERS[key](system)
-
-
-def must_be_zero(key, value):
-    """A mode of the kernel that the emulator does not have yet: better refused than without effect."""
-    if value != 0:
-        raise invalid(f"{key} is {value}, only 0 is there yet")
-
-
-def must_fit_index(key, value):
-    """The emulator's own limit: the sorted index of an address space has VMA_INDEX_SLOTS places."""
-    if value >= VMA_INDEX_SLOTS:
-        raise invalid(f"{key} is {value}, must be below {VMA_INDEX_SLOTS} here")
 
 
 def set_watermarks(system):
@@ -218,6 +208,11 @@ def set_compaction_proactiveness(system):
         system.wake_kthreads(node)
 
 
+def set_node_reclaim(system):
+    """vm.zone_reclaim_mode, sysctl_min_unmapped_ratio_sysctl_handler, sysctl_min_slab_ratio_sysctl_handler: single words."""
+    setup_node_reclaim(system.machine, system.sysctl)
+
+
 def set_dirty_limits(system):
     """dirty_ratio_handler, dirty_bytes_handler and the like."""
     setup_dirty_limits(system.machine, system.sysctl)
@@ -231,8 +226,7 @@ def set_dirty(instead):
     return handler
 
 
-CHECKS = {"vm.max_map_count": must_fit_index, "kernel.numa_balancing": must_be_zero,
-          "vm.percpu_pagelist_high_fraction": must_be_fraction}
+CHECKS = {"vm.percpu_pagelist_high_fraction": must_be_fraction}
 HANDLERS = {"kernel.sched_base_slice_ns": set_sched_base_slice,
             "vm.min_free_kbytes": set_watermarks, "vm.watermark_scale_factor": set_watermarks,
             "vm.watermark_boost_factor": set_watermark_boost_factor, "vm.percpu_pagelist_high_fraction": set_pagesets,
@@ -243,6 +237,7 @@ HANDLERS = {"kernel.sched_base_slice_ns": set_sched_base_slice,
             "vm.overcommit_kbytes": set_overcommit_kbytes, "vm.admin_reserve_kbytes": set_overcommit,
             "vm.user_reserve_kbytes": set_overcommit,
             **dict.fromkeys([f"vm.{name}" for name in COMPACTION_SYSCTLS], set_compaction),
+            **dict.fromkeys([f"vm.{name}" for name in NODE_RECLAIM_SYSCTLS], set_node_reclaim),
             "vm.compaction_proactiveness": set_compaction_proactiveness,
             "vm.dirty_expire_centisecs": set_dirty_limits, "vm.dirty_writeback_centisecs": set_dirty_limits}
 HANDLERS |= {f"vm.{one}": set_dirty(f"vm.{other}") for pair in DIRTY_PAIRS for one, other in (pair, pair[::-1])}

@@ -4,10 +4,13 @@ They are single words of the machine that the coordinator writes: a fault that s
 """
 import functools
 
+from numaemu.atomic import fetch_or
 from numaemu.kernel.huge_memory import THP_NEVER
 from numaemu.kernel.mm_init import NS_PER_MS, calculate_min_free_kbytes
-from numaemu.kernel.mmzone import (MAX_NR_ZONES, MIGRATE_PCPTYPES, WMARK_HIGH, ZONE_HIGHMEM, ZONE_MOVABLE, zone_of)
+from numaemu.kernel.mmzone import (KHUGEPAGED, MAX_NR_ZONES, MIGRATE_PCPTYPES, WMARK_HIGH, ZONE_HIGHMEM, ZONE_MOVABLE,
+                                   node_t, zone_of)
 from numaemu.kernel.sysctl import invalid, set_watermarks, strtoul
+from numaemu.machine_file import UINT_MAX
 from numaemu.param import PAGEBLOCK_PAGES, PAGE_SHIFT
 
 ROOT = "/sys/kernel/mm/transparent_hugepage"
@@ -78,13 +81,20 @@ def show(system, field, unit=1):
     return f"{getattr(system.machine, field) // unit}\n"
 
 
-def store(system, text, field, most, unit=1):
-    """A number up to `most`, or as large as it likes (None)."""
+def store(system, text, field, most, least=0, unit=1):
+    """A number from `least` to `most`."""
     value = strtoul(text.strip())
-    if value is None or value < 0 or most is not None and value > most(system):
-        limit = "" if most is None else f", must be 0 to {most(system)}"
-        raise invalid(f"{field} is {text.strip()!r}{limit or ', must be a number'}")
+    if value is None or not least <= value <= most(system):
+        raise invalid(f"{field} is {text.strip()!r}, must be {least} to {most(system)}")
     setattr(system.machine, field, value * unit)
+
+
+def store_sleep(system, text, field):
+    """__sleep_millisecs_store: khugepaged_wait is woken, so that a sleep that has begun ends now."""
+    store(system, text, field, unsigned_int, unit=NS_PER_MS)
+    system.machine.khugepaged_next_ns = 0
+    fetch_or(node_t.array(system.machine.nodes)[0], "kthread_pending", KHUGEPAGED)
+    system.wake_kthreads(0)
 
 
 def show_shmem_enabled(_system):
@@ -101,12 +111,21 @@ def pages_less_one(system):
     return (1 << int(system.machine.paging.table_bits)) - 1
 
 
-def number(field, most=None, unit=1):
-    return functools.partial(show, field=field, unit=unit), functools.partial(store, field=field, most=most, unit=unit)
+def number(field, most, least=0):
+    return functools.partial(show, field=field), functools.partial(store, field=field, most=most, least=least)
+
+
+def sleep(field):
+    return functools.partial(show, field=field, unit=NS_PER_MS), functools.partial(store_sleep, field=field)
 
 
 def one(_system):
     return 1
+
+
+def unsigned_int(_system):
+    """What kstrtouint takes."""
+    return UINT_MAX
 
 
 FILES = {
@@ -114,12 +133,12 @@ FILES = {
     f"{ROOT}/shmem_enabled": (show_shmem_enabled, store_shmem_enabled),
     f"{ROOT}/use_zero_page": number("thp_use_zero_page", one), f"{ROOT}/hpage_pmd_size": (hpage_pmd_size, None),
     f"{ROOT}/khugepaged/defrag": number("khugepaged_defrag", one),
-    f"{ROOT}/khugepaged/pages_to_scan": number("khugepaged_pages_to_scan"),
+    f"{ROOT}/khugepaged/pages_to_scan": number("khugepaged_pages_to_scan", unsigned_int, 1),
     f"{ROOT}/khugepaged/max_ptes_none": number("khugepaged_max_ptes_none", pages_less_one),
     f"{ROOT}/khugepaged/max_ptes_swap": number("khugepaged_max_ptes_swap", pages_less_one),
     f"{ROOT}/khugepaged/max_ptes_shared": number("khugepaged_max_ptes_shared", pages_less_one),
-    f"{ROOT}/khugepaged/scan_sleep_millisecs": number("khugepaged_scan_sleep_ns", None, NS_PER_MS),
-    f"{ROOT}/khugepaged/alloc_sleep_millisecs": number("khugepaged_alloc_sleep_ns", None, NS_PER_MS),
+    f"{ROOT}/khugepaged/scan_sleep_millisecs": sleep("khugepaged_scan_sleep_ns"),
+    f"{ROOT}/khugepaged/alloc_sleep_millisecs": sleep("khugepaged_alloc_sleep_ns"),
     f"{ROOT}/khugepaged/pages_collapsed": (functools.partial(show, field="khugepaged_pages_collapsed"), None),
     f"{ROOT}/khugepaged/full_scans": (functools.partial(show, field="khugepaged_full_scans"), None),
 }

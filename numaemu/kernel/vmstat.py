@@ -10,7 +10,7 @@ VM_EVENTS = (
     "allocstall_dma allocstall_dma32 allocstall_normal allocstall_highmem allocstall_movable "
     "pgfree pgactivate pgdeactivate pglazyfree pgfault pgmajfault pglazyfreed pgrefill pgreuse "
     "pgsteal_kswapd pgsteal_direct pgscan_kswapd pgscan_direct pgscan_direct_throttle pgscan_anon pgscan_file "
-    "pgsteal_anon pgsteal_file slabs_scanned kswapd_low_wmark_hit_quickly kswapd_high_wmark_hit_quickly pageoutrun "
+    "pgsteal_anon pgsteal_file zone_reclaim_success zone_reclaim_failed slabs_scanned kswapd_low_wmark_hit_quickly kswapd_high_wmark_hit_quickly pageoutrun "
     "pgrotated drop_pagecache drop_slab oom_kill pgmigrate_success pgmigrate_fail "
     "compact_migrate_scanned compact_free_scanned compact_isolated compact_stall compact_fail compact_success "
     "compact_daemon_wake compact_daemon_migrate_scanned compact_daemon_free_scanned "
@@ -26,7 +26,8 @@ VM_EVENTS = (
  ALLOCSTALL_DMA, ALLOCSTALL_DMA32, ALLOCSTALL_NORMAL, ALLOCSTALL_HIGHMEM, ALLOCSTALL_MOVABLE,
  PGFREE, PGACTIVATE, PGDEACTIVATE, PGLAZYFREE, PGFAULT, PGMAJFAULT, PGLAZYFREED, PGREFILL, PGREUSE,
  PGSTEAL_KSWAPD, PGSTEAL_DIRECT, PGSCAN_KSWAPD, PGSCAN_DIRECT, PGSCAN_DIRECT_THROTTLE, PGSCAN_ANON, PGSCAN_FILE,
- PGSTEAL_ANON, PGSTEAL_FILE, SLABS_SCANNED, KSWAPD_LOW_WMARK_HIT_QUICKLY, KSWAPD_HIGH_WMARK_HIT_QUICKLY, PAGEOUTRUN,
+ PGSTEAL_ANON, PGSTEAL_FILE, PGSCAN_ZONE_RECLAIM_SUCCESS, PGSCAN_ZONE_RECLAIM_FAILED, SLABS_SCANNED,
+ KSWAPD_LOW_WMARK_HIT_QUICKLY, KSWAPD_HIGH_WMARK_HIT_QUICKLY, PAGEOUTRUN,
  PGROTATED, DROP_PAGECACHE, DROP_SLAB, OOM_KILL, PGMIGRATE_SUCCESS, PGMIGRATE_FAIL,
  COMPACT_MIGRATE_SCANNED, COMPACT_FREE_SCANNED, COMPACT_ISOLATED, COMPACT_STALL, COMPACT_FAIL, COMPACT_SUCCESS,
  COMPACT_DAEMON_WAKE, COMPACT_DAEMON_MIGRATE_SCANNED, COMPACT_DAEMON_FREE_SCANNED,
