@@ -123,10 +123,12 @@ def watch_image(path, progress):
 
 
 def _environment():
-    """The environment of emulator processes: they find the package where the driver found it."""
+    """The environment of emulator processes: they find the package where the driver found it, and NumPy's BLAS starts no
+    threads as it is imported, because who forks must have none. (An emulated CPU is one thread's worth anyway.)
+    """
     root = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
     path = os.environ.get("PYTHONPATH", "")
-    return {**os.environ, "PYTHONPATH": root + (os.pathsep + path if path else "")}
+    return {**os.environ, "PYTHONPATH": root + (os.pathsep + path if path else ""), "OPENBLAS_NUM_THREADS": "1"}
 
 
 fork_server = ForkServer()
