@@ -43,6 +43,7 @@ UPPER_FLOORS = {
     "kernel/thp_sysfs.py",
     "kernel_handles.py",
     "kernel_operations.py",
+    "lifetime.py",
     "machine.py",
     "machine_file.py",
     "mapping.py",

@@ -17,7 +17,7 @@ import weakref
 import zlib
 from concurrent.futures import Future
 
-from numaemu import shm
+from numaemu import lifetime, shm
 from numaemu.errors import MachineCheck
 from numaemu.image import Image
 from numaemu.payload import dump_function
@@ -35,6 +35,14 @@ class ForkServer:
 
     def __init__(self):
         self.lock, self.process, self.pid, self.ready = threading.Lock(), None, None, False
+
+    def disown(self):
+        """In a process that was forked from the driver: that one's is none of this one's."""
+        self.lock = threading.Lock()             # a thread that is not here may have held it
+        if self.process is not None:
+            self.socket.close()
+            self.process.returncode = 0          # not a child of this process
+            self.process = None
 
     def launch(self):
         """Start it unless it runs, without waiting until it has loaded the kernel."""
@@ -131,7 +139,7 @@ def _environment():
     return {**os.environ, "PYTHONPATH": root + (os.pathsep + path if path else ""), "OPENBLAS_NUM_THREADS": "1"}
 
 
-fork_server = ForkServer()
+fork_server = lifetime.own(ForkServer())
 _machines = weakref.WeakSet()
 
 
@@ -158,7 +166,9 @@ class Machine:
         self._ended = threading.Event()
         self._link, self._pid = fork_server.fork(t, reserve, progress)
         self._booted = Future()
-        _machines.add(self)
+        self._driver = os.getpid()
+        _machines.add(lifetime.own(self))
+        lifetime.end_with(self, self._link)
         self._reader = threading.Thread(target=_read_link, args=(weakref.ref(self), self._link), daemon=True)
         self._reader.start()
         try:
@@ -210,8 +220,18 @@ class Machine:
 
     # -- the link
 
+    def disown(self):
+        """In a process that was forked from the driver: the machine is the driver's alone."""
+        self._lock = threading.Lock()            # a thread that is not here may have held it
+        self._link.close()
+
+    def check_owner(self):
+        """Raise in a process that was forked from the machine's driver."""
+        lifetime.check_owner(self._driver)
+
     def _request(self, method, *args):
         """Ask the coordinator; a Future."""
+        self.check_owner()
         future, number = Future(), next(self._numbers)
         with self._lock:
             if self._death is not None:
@@ -235,7 +255,8 @@ class Machine:
         if kind == "answer":
             settle(self._requests.pop(words[0]), words[1])
         elif kind == "finished":
-            settle(self._runs.pop(words[0]), words[1])
+            if future := self._runs.pop(words[0], None):         # who waited for it may have been interrupted
+                settle(future, words[1])
         elif kind == "printed":
             _print(words[0])
         elif kind == "booted":
@@ -273,7 +294,7 @@ class Machine:
         except BaseException:
             self._runs.pop(run, None)
             raise
-        return Handle(pid, future)
+        return Handle(pid, future, self)
 
     def run(self, function, *args, cpu=0, name=None):
         """spawn(…).result()"""
@@ -306,7 +327,7 @@ class Machine:
         """Task's site: let a function run as a task that was just made."""
         run, future = self._new_run()
         self._ask("adopt", run, cpu, number, dump_function(function, args))
-        return Handle(pid, future)
+        return Handle(pid, future, self)
 
     # -- what it shows
 
@@ -396,6 +417,8 @@ class Machine:
 
     def close(self):
         """End every process of the machine."""
+        if self._driver != os.getpid():
+            return
         with self._lock:
             if self._closing:
                 return
@@ -426,6 +449,8 @@ def _read_link(machine, link):
             this._die(f"emulator process 'coordinator' (pid {this._pid}) died: {how}")
         this._die("closed")
         this._ended.set()
+    else:
+        link.close()                         # nobody has the machine any more: that has hung up already
 
 
 def _print(text):

@@ -24,11 +24,14 @@ WAIT_POLL_S = 0.002              # between two looks of wait
 class Handle:
     """A started task: its pid, and its function's result when it has returned."""
 
-    def __init__(self, pid, future):
+    def __init__(self, pid, future, machine=None):
         self.pid, self.future = pid, future
+        self._machine = machine                  # in the driver: it lives as long as somebody may wait for this
 
     def result(self, timeout=None):
         """What the function returned; raises what it raised, TimeoutError after `timeout` seconds."""
+        if self._machine is not None:
+            self._machine.check_owner()
         return self.future.result(timeout)
 
     def done(self):
