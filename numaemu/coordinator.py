@@ -33,7 +33,7 @@ from numaemu.kernel.smp import (MSG_DRAIN_ALL, MSG_DRIVER, MSG_FALLBACK, MSG_FIL
 from numaemu.kernel.swap import cpu_needs_drain
 from numaemu.kernel.tlb import serve_shootdowns
 from numaemu.processor import cpu_t
-from numaemu.shm import die_with_parent
+from numaemu.shm import die_with_parent, entitle
 from numaemu.wire import Failure, dumps, failure, receive_frame, send_frame
 
 SUPERVISE_S = 0.5        # how often at the latest dead children are looked for, should a signal get lost
@@ -354,7 +354,7 @@ def fork_child(world, title, run):
 
 def main(link, topology, reserve):
     """The life of a coordinator, forked by the fork server: boot, fork nodes and CPUs, serve."""
-    setproctitle.setproctitle("numaemu: coordinator")
+    entitle("numaemu: coordinator")
     faulthandler.enable()                                # a crash of compiled code shows where Python was
     faulthandler.register(signal.SIGUSR1)                # and kill -USR1 shows where a process is
     die_on_unraisable()

@@ -12,10 +12,8 @@ import socket
 import sys
 import traceback
 
-import setproctitle
-
 from numaemu import precompile
-from numaemu.shm import adopt_orphans, die_with_parent
+from numaemu.shm import adopt_orphans, die_with_parent, entitle
 
 
 def preload():
@@ -86,7 +84,7 @@ def become_coordinator(control, fd, topology, reserve, coordinator_main):
 
 
 def main():
-    setproctitle.setproctitle("numaemu: fork server")
+    entitle("numaemu: fork server")
     control = socket.socket(fileno=int(sys.argv[1]))
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     adopt_orphans()

@@ -12,6 +12,7 @@ import pathlib
 import re
 
 import posix_ipc
+import setproctitle
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.mmap.restype = ctypes.c_void_p
@@ -118,6 +119,14 @@ def huge_pages_setting():
     except OSError:
         return ""
     return text[text.index("[") + 1:text.index("]")] if "[" in text else ""
+
+
+def entitle(title):
+    """Call this process so, before it forks. In /proc/<pid>/stat its name has no blanks: Python counts words there to find how
+    many threads a process has that forks (from 3.12 on), and would warn of some that there are not.
+    """
+    setproctitle.setproctitle(title)
+    setproctitle.setthreadtitle(title.replace(" ", ""))
 
 
 def adopt_orphans():

@@ -6,9 +6,11 @@ import sys
 import textwrap
 import weakref
 
+import psutil
 import pytest
 from test_machine import alive, until
 
+from numaemu import machine as machine_module
 from numaemu.machine import Machine
 
 SMALL = {"nodes": 1, "cpus_per_node": 1, "memory_per_node": "16MiB"}
@@ -127,3 +129,15 @@ def test_a_forked_child_does_not_keep_the_driver_s_machine(tmp_path):
     lines, _ = run_script(tmp_path, script)
     until(lambda: not alive(map(int, lines[0].split())))
     os.kill(int(lines[1]), 9)
+
+
+# -- forking where no thread is ------------------------------------------------------------------------------
+
+def test_who_forks_has_no_threads():
+    """Python warns from 3.12 on of a fork where there are some, of which it reads the number from a word of stat."""
+    with Machine(**SMALL) as machine:
+        server, coordinator = machine_module.fork_server.process.pid, machine.processes["coordinator"]
+        assert psutil.Process(server).num_threads() == 1
+        for pid in (server, coordinator):
+            with open(f"/proc/{pid}/stat") as file:
+                assert int(file.read().split(" ")[19]) == psutil.Process(pid).num_threads()
