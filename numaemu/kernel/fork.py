@@ -288,13 +288,6 @@ def exit_mm(cpu, task_number, signal):
     put_task_stack(cpu, stack)
 
 
-@kernel("void(cpu_t*, i64, i64)")
-def do_exit(cpu, task_number, signal):
-    """A task ends: its share of the address space goes, then its number may be used again."""
-    exit_mm(cpu, task_number, signal)
-    release_task(cpu, task_number)
-
-
 @kernel("void(cpu_t*, i64)")
 def release_task(cpu, task_number):
     """The number of a task that has ended may be used again; that of a process's first task when no other has one."""
@@ -306,3 +299,10 @@ def release_task(cpu, task_number):
         pool_put(cpu, machine.task_pool, task_number)
     if fetch_add(leader, "holders", -1) == 1:
         pool_put(cpu, machine.task_pool, leader_number)
+
+
+@kernel("void(cpu_t*, i64, i64)")
+def do_exit(cpu, task_number, signal):
+    """A task ends: its share of the address space goes, then its number may be used again."""
+    exit_mm(cpu, task_number, signal)
+    release_task(cpu, task_number)
