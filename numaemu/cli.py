@@ -206,7 +206,9 @@ def call_main(module, machine):
     """What main(machine) returns; what it raises is its own affair, unless the machine has died."""
     try:
         return module.main(machine)
-    except MachineCheck:
+    except MachineCheck as error:
+        if machine.closed and machine.death is None:
+            raise WorkloadRaised(error) from error
         raise
     except Exception as error:
         if machine.death is not None:

@@ -372,6 +372,7 @@ def main(link, topology, reserve):
     for number in range(topology.nr_cpus):
         pid = fork_child(world, f"cpu {number}", lambda: cpu_process.Cpu(world, number).run())
         children[pid] = f"cpu {number}"
+    setproctitle.setproctitle("numaemu: coordinator")    # it forks no more
     coordinator = Coordinator(world, link, children)
     signal.signal(signal.SIGCHLD, lambda *_: coordinator.bell.release())
     threading.Thread(target=coordinator.read_link, daemon=True, name="link").start()

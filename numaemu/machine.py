@@ -237,7 +237,7 @@ class Machine:
             if self._death is not None:
                 raise self._death
             if self._closing:
-                raise MachineCheck(f"{self!r} is closed")
+                raise MachineCheck(f"{self!r} is closed: close() was called")
             self._requests[number] = future
         payload = dumps((number, method, args))
         try:
@@ -249,6 +249,14 @@ class Machine:
 
     def _ask(self, method, *args):
         return self._request(method, *args).result()
+
+    def _ask_path(self, method, path, *args):
+        """Ask about a file of /proc or /sys. What is wrong with it is told in a line, without where in the machine."""
+        try:
+            return self._ask(method, os.fspath(path), *args)
+        except OSError as error:
+            error.one_line, error.emulated_traceback = True, ""
+            raise
 
     def _receive(self, kind, *words):
         """A frame from the coordinator, in the reader's thread."""
@@ -333,11 +341,11 @@ class Machine:
 
     def read(self, path):
         """The text of a file of the emulated /proc or /sys; of /proc/<pid>/auxv, which is binary, the bytes."""
-        return self._ask("read", path)
+        return self._ask_path("read", path)
 
     def write(self, path, value, task=None):
         """Write to a file of the emulated /proc or /sys; as a task, where its policy decides (nr_hugepages_mempolicy)."""
-        return self._ask("write", path, str(value), *([] if task is None else [task._number]))
+        return self._ask_path("write", path, str(value), *([] if task is None else [task._number]))
 
     def pagemap(self, pid, addr, nbytes):
         """The words of /proc/<pid>/pagemap for a range, one per page: bit 63 present, 62 a swap or migration entry, 61
@@ -347,15 +355,15 @@ class Machine:
 
     def listdir(self, path):
         """The names in a directory of the emulated /proc or /sys."""
-        return self._ask("listdir", path)
+        return self._ask_path("listdir", path)
 
     def mkdir(self, path):
         """A new control group below /sys/fs/cgroup."""
-        self._ask("mkdir", path)
+        self._ask_path("mkdir", path)
 
     def rmdir(self, path):
         """Take a control group away; it must have neither tasks nor groups."""
-        self._ask("rmdir", path)
+        self._ask_path("rmdir", path)
 
     # -- files
 

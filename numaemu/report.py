@@ -340,13 +340,23 @@ def failure_text(error, everything=False):
     report = traceback.TracebackException.from_exception(error)
     if not everything:
         drop_internal(report)
+        if getattr(error, "one_line", False):
+            return one_line(error, report)
     text = "".join(report.format())
     inside = getattr(error, "emulated_traceback", "")
     if not inside:
         return text
     last = "".join(report.format_exception_only())
-    inside = inside if everything else own_frames(inside)
-    return f"{text.removesuffix(last)}in a task on a CPU of the machine:\n{inside}"
+    own = inside if everything else own_frames(inside)
+    if '  File "' in inside and '  File "' not in own:           # none of its own code was under way there
+        return text
+    return f"{text.removesuffix(last)}in a task on a CPU of the machine:\n{own}"
+
+
+def one_line(error, report):
+    """An error that its message explains, and the workload's line."""
+    where = "".join(f" ({os.path.basename(f.filename)}, line {f.lineno}, in {f.name})" for f in report.stack[-1:])
+    return f"numaemu: {error}{where}\n"
 
 
 def drop_internal(report):

@@ -77,6 +77,11 @@ WRONG = '''
             sys.exit(7)
         if what == "close":
             return machine.close()
+        if what == "closed":
+            machine.close()
+            machine.run(bad)
+        if what == "path":
+            machine.read("/proc/memfree")
         os.kill(machine.processes["cpu 1"], 9)
         machine.run(bad, cpu=1)
 '''
@@ -200,6 +205,8 @@ def test_lines_of_tasks_do_not_mix(workload):
     ("task", 1, "numaemu.errors.SegmentationFault: ", "numaemu/"),
     ("interactive", 1, "numaemu.errors.SegmentationFault: ", "numaemu/"),
     ("close", 1, "RuntimeError: main(machine) has closed the machine", "numaemu/"),
+    ("closed", 1, "numaemu.errors.MachineCheck: <machine custom: 2 nodes, 4 cpus> is closed: close() was called", "numaemu/"),
+    ("path", 1, "numaemu: [Errno 2] No such file or directory (nearest: /proc/meminfo, ", "Traceback"),
     ("exit", 7, "", "Traceback"),
     ("kill", 3, "numaemu: emulator process 'cpu 1' (pid ", "Traceback"),
 ])

@@ -135,9 +135,8 @@ def test_a_forked_child_does_not_keep_the_driver_s_machine(tmp_path):
 
 def test_who_forks_has_no_threads():
     """Python warns from 3.12 on of a fork where there are some, of which it reads the number from a word of stat."""
-    with Machine(**SMALL) as machine:
-        server, coordinator = machine_module.fork_server.process.pid, machine.processes["coordinator"]
+    with Machine(**SMALL):
+        server = machine_module.fork_server.process.pid
         assert psutil.Process(server).num_threads() == 1
-        for pid in (server, coordinator):
-            with open(f"/proc/{pid}/stat") as file:
-                assert int(file.read().split(" ")[19]) == psutil.Process(pid).num_threads()
+        with open(f"/proc/{server}/stat") as file:
+            assert file.read().split(" ")[19] == "1"

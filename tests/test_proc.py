@@ -495,6 +495,16 @@ def test_values_out_of_range_are_refused(machine, path, value):
     assert before is None or machine.read(path) == before
 
 
+@pytest.mark.parametrize("path, near", [
+    ("/proc/memfree", "/proc/meminfo"), ("/proc/sys/vm/swapines", "/proc/sys/vm/swappiness"), ("/proc/nr_hugepages", "/proc/sys/vm/nr_hugepages"),
+    ("/proc/sys/vn/swappiness", "/proc/sys/vm/swappiness"), (f"{NODE}/node2/meminfo", f"{NODE}/node0/meminfo"), ("/prc/stat", "/proc/stat")])
+def test_the_nearest_names_are_told(machine, path, near):
+    for ask in (machine.read, machine.listdir, lambda path: machine.write(path, "1")):
+        with pytest.raises(FileNotFoundError, match=rf"No such file or directory \(nearest: .*{near}[,)].*: '{path}'") as caught:
+            ask(path)
+        assert caught.value.emulated_traceback == ""
+
+
 def test_files_that_are_not_there(machine):
     for path in ("/proc/iomem", "/proc/1/maps", "/proc/999999/status", f"{NODE}/node2/meminfo", f"{NODE}/node0/nothing",
                  "/sys/kernel/mm/mempolicy/weighted_interleave/node2", "/proc/sys/vm/nothing", "buddyinfo"):

@@ -188,6 +188,22 @@ def test_failure_text_shows_the_tasks_own_traceback():
     assert text.count("ValueError: x") == 1
 
 
+def test_failure_text_shows_no_traceback_of_the_emulator_alone():
+    error = ValueError("x")
+    error.emulated_traceback = f'Traceback (most recent call last):\n  File "{report.__file__}", line 1, in f\n    x\nValueError: x\n'
+    assert report.failure_text(error) == "ValueError: x\n"
+
+
+def test_an_error_of_one_line_names_the_workload_s_line(tmp_path):
+    error = FileNotFoundError(2, "No such file (nearest: a)", "/proc/nope")
+    error.one_line = True
+    try:
+        exec(compile("raise error", str(tmp_path / "story.py"), "exec"), {"error": error})
+    except OSError as raised:
+        text = report.failure_text(raised)
+    assert text.startswith("numaemu: [Errno 2] No such file (nearest: a): '/proc/nope' (") and text.count("\n") == 1
+
+
 # --- progress -------------------------------------------------------------------------------------
 def test_no_control_characters_where_no_terminal_is():
     stream = io.StringIO()

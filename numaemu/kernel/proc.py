@@ -3,6 +3,7 @@
 Each file's text is made by the module named after the part of Linux that makes it: proc_vmstat, proc_meminfo,
 proc_task, node_sysfs, sysctl. A reader takes the System, a writer the System and the text.
 """
+import difflib
 import errno
 import functools
 import os
@@ -19,6 +20,7 @@ FIXED = {path: (read, None) for module in (proc_vmstat, proc_meminfo, proc_slabi
 FIXED |= sysctl.FILES | swapon.FILES | huge_sysfs.SYSCTLS | thp_sysfs.FILES
 PID_FILES = proc_task.PID_FILES | proc_base.PID_FILES | proc_smaps.PID_FILES | cgroup.PID_FILES
 PID_WRITERS = proc_task.PID_WRITERS | proc_base.PID_WRITERS
+NEAREST = 3                      # names that are told when there is no such file
 _PID = re.compile(r"/proc/(\d+)/(\w+)")
 _NODE = re.compile(rf"{node_sysfs.ROOT}/node(\d+)/(\w+)")
 _WEIGHT = re.compile(rf"{sysctl.WEIGHTS}/node(\d+)")
@@ -51,6 +53,18 @@ def error(number, path):
     return OSError(number, os.strerror(number), path)      # the subclass that fits the number
 
 
+def missing(system, path):
+    """The error of a file that is not there, with the nearest names: elsewhere, or in its directory."""
+    known, (directory, _, name) = list(paths(system)), str(path).rstrip("/").rpartition("/")
+    while directory and not any(file.startswith(directory + "/") for file in known):
+        directory, _, name = directory.rpartition("/")
+    here = {f"{directory}/{file[len(directory) + 1:].split('/')[0]}" for file in known if file.startswith(directory + "/")}
+    elsewhere = [file for file in known if file.rpartition("/")[2] == str(path).rpartition("/")[2]]
+    near = elsewhere[:NEAREST] or difflib.get_close_matches(f"{directory}/{name}", here, NEAREST, 0.0)
+    hint = f" (nearest: {', '.join(near)})" if near else ""
+    return OSError(errno.ENOENT, os.strerror(errno.ENOENT) + hint, path)
+
+
 def paths(system):
     """The path of every file there is now."""
     nodes = range(system.machine.nr_nodes)
@@ -71,7 +85,7 @@ def open_file(system, path, mode):
     """The reader (mode 0) or the writer (mode 1) of a file."""
     found = find(system, path)
     if found is None:
-        raise error(errno.EISDIR if is_directory(system, path) else errno.ENOENT, path)
+        raise error(errno.EISDIR, path) if is_directory(system, path) else missing(system, path)
     if found[mode] is None:
         raise error(errno.EACCES, path)
     return found[mode]
@@ -107,7 +121,7 @@ def listdir(system, path):
     prefix = path.rstrip("/") + "/"
     names = {file[len(prefix):].split("/")[0] for file in paths(system) if file.startswith(prefix)}
     if not names:
-        raise error(errno.ENOENT if find(system, path) is None else errno.ENOTDIR, path)
+        raise missing(system, path) if find(system, path) is None else error(errno.ENOTDIR, path)
     return sorted(names)
 
 
