@@ -39,7 +39,7 @@ def mm_alloc(cpu):
     if number == 0:
         return 0
     mm = mm_of(machine, number)
-    mm.mmap_lock, mm.users, mm.tlb_gen, mm.pgtables, mm.tlb_flush_pending = 0, 1, 1, 0, 0
+    mm.mmap_lock, mm.users, mm.tlb_gen, mm.pgtables = 0, 1, 1, 0           # tlb_flush_pending stays what it is
     mm.oom_state, mm.hugetlb_usage = OOM_NONE, 0
     for word in range(CPU_WORDS):
         mm.cpumask[word] = U(0)

@@ -22,7 +22,7 @@ from numaemu.kernel.pgalloc import huge_pte_alloc, hugetlb_walk, pmd_trans_huge
 from numaemu.kernel.pgtable import mm_of, pfn_pte, pte_pfn, vm_page_nx
 from numaemu.kernel.rmap import mapping_of, page_address_in_vma
 from numaemu.kernel.smp import machine_of, spin_lock, spin_unlock
-from numaemu.kernel.tlb import flush_tlb_mm_stride
+from numaemu.kernel.tlb import dec_tlb_flush_pending, flush_tlb_mm_stride, inc_tlb_flush_pending, mm_tlb_flush_pending
 from numaemu.kernel.vma import anon_vma_prepare
 from numaemu.kernel.vma_index import vma_of
 from numaemu.kernel.xarray import entry_is_page, page_entry, xa_create
@@ -179,6 +179,7 @@ def unmap_ref_private(cpu, vma_number, pfn):
         number = vma.family_next
         where = hugetlb_walk(machine, mm_of(machine, vma.mm), address, huge_page_shift(h)) if address != U(0) else U(0)
         entry = entry_load(where) if where != U(0) else U(0)
+        inc_tlb_flush_pending(mm_of(machine, vma.mm))
         while pmd_trans_huge(entry) and pte_pfn(entry) == pfn:
             before = entry_cmpxchg(where, entry, U(0))
             if before == entry:
@@ -187,6 +188,7 @@ def unmap_ref_private(cpu, vma_number, pfn):
                 flush_hugetlb_tlb_range(cpu, h, vma.mm, address, address + huge_page_size(h))
                 hugetlb_remove_rmap(cpu, pfn)
             entry = before if before != entry else U(0)
+        dec_tlb_flush_pending(mm_of(machine, vma.mm))
     spin_unlock(lock)
 
 
@@ -287,7 +289,7 @@ def hugetlb_change_protection(cpu, vma, start, end):
                     continue
                 changed = True
         address += huge_page_size(h)
-    if changed:
+    if changed or mm_tlb_flush_pending(mm):
         flush_hugetlb_tlb_range(cpu, h, vma.mm, start, end)
 
 

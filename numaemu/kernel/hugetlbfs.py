@@ -21,6 +21,7 @@ from numaemu.kernel.pgalloc import hugetlb_walk, pmd_trans_huge
 from numaemu.kernel.pgtable import mm_of, pte_pfn
 from numaemu.kernel.rmap import mapping_of, new_mapping
 from numaemu.kernel.smp import (machine_of, read_lock, read_unlock, spin_lock, spin_unlock, write_lock, write_unlock)
+from numaemu.kernel.tlb import dec_tlb_flush_pending, inc_tlb_flush_pending
 from numaemu.kernel.vma_index import vma_of
 from numaemu.kernel.xarray import MAX_INDEX, entry_is_page, xa_find, xa_load, xa_slot
 from numaemu.native import clear_bytes, copy_bytes
@@ -149,6 +150,7 @@ def hugetlb_vmdelete_list(cpu, number, first):
     while vma_number != 0:
         vma = vma_of(machine, vma_number)
         h, mm = hstate_vma(machine, vma), mm_of(machine, vma.mm)
+        inc_tlb_flush_pending(mm)
         begin = max(first, vma_hugecache_offset(h, vma, vma.start))
         address = vma.start + (U((begin << h.order) - vma.pgoff) << U(12))
         while address < vma.end:
@@ -159,6 +161,7 @@ def hugetlb_vmdelete_list(cpu, number, first):
                 flush_hugetlb_tlb_range(cpu, h, vma.mm, address, address + huge_page_size(h))
                 hugetlb_remove_rmap(cpu, pte_pfn(entry))
             address += huge_page_size(h)
+        dec_tlb_flush_pending(mm)
         vma_number = vma.family_next
     spin_unlock(lock)
 

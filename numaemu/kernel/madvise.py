@@ -26,7 +26,7 @@ from numaemu.kernel.smp import machine_of
 from numaemu.kernel.swap import folio_deactivate, folio_isolate_lru, folio_mark_lazyfree, lru_add_drain
 from numaemu.kernel.swap_state import FROM_DISK, SWAP_PFN, __read_swap_cache_async
 from numaemu.kernel.swapfile import folio_free_swap, free_swap_and_cache
-from numaemu.kernel.tlb import flush_tlb_mm_range
+from numaemu.kernel.tlb import dec_tlb_flush_pending, flush_tlb_mm_range, inc_tlb_flush_pending, mm_tlb_flush_nested
 from numaemu.kernel.vma import vma_is_anonymous, vma_modify_flags
 from numaemu.kernel.vma_index import find_position, map_count, vma_at
 from numaemu.kernel.vmscan import init_scan_control, reclaim_pages
@@ -258,7 +258,7 @@ def madvise_pages(cpu, mm_number, start, end, advice):
     machine, free = machine_of(cpu), advice == MADV_FREE
     mm, address, changed = mm_of(machine, mm_number), start, False
     lru_add_drain(cpu)                       # only pages on a list can be moved
-    fetch_add(mm, "tlb_flush_pending", 1)
+    inc_tlb_flush_pending(mm)
     while address < end:
         ptep = pte_offset(machine, mm, address)
         if ptep == U(0):
@@ -271,9 +271,9 @@ def madvise_pages(cpu, mm_number, start, end, advice):
         elif free and is_swap_entry(pte):
             free_swapped(cpu, mm, ptep, pte)
         address += U(4096)
-    if changed or load_acquire(mm, "tlb_flush_pending") > 1:
+    if changed or mm_tlb_flush_nested(mm):
         flush_tlb_mm_range(cpu, mm_number, start, end)
-    fetch_add(mm, "tlb_flush_pending", -1)
+    dec_tlb_flush_pending(mm)
     lru_add_drain(cpu)
 
 

@@ -27,7 +27,7 @@ from numaemu.kernel.smp import machine_of
 from numaemu.kernel.swap import folio_add_new_lru, lru_add_drain
 from numaemu.kernel.swap_state import SWAP_PFN, swap_cache_get_hit, swap_cluster_readahead
 from numaemu.kernel.swapfile import folio_free_swap, swap_entry_put, vm_swap_full
-from numaemu.kernel.tlb import flush_tlb_mm_range
+from numaemu.kernel.tlb import flush_tlb_mm_range, mm_tlb_flush_pending
 from numaemu.kernel.vma import anon_vma_prepare, munlock_unless_locked
 from numaemu.kernel.vma_index import vma_of
 from numaemu.kernel.vmstat import PGMAJFAULT, PGREUSE, count_vm_events
@@ -78,6 +78,8 @@ def do_anonymous_page(cpu, mm, vma_number, address, write, ptep):
     folio_add_anon_rmap(machine, cpu, page, pfn, vma, address)
     page.flags |= U(PG_anon_exclusive)
     get_page(page)                       # for its way to the LRU list; a late try_get_page may come between: atomically
+    if mm_tlb_flush_pending(mm):         # of a page that was here (lazyfree) other CPUs must not read any more then
+        flush_tlb_mm_range(cpu, vma.mm, address & ~U(4095), (address & ~U(4095)) + U(4096))
     if not ptep_cmpxchg(ptep, U(0), pfn_pte(pfn, _WRITTEN | vm_page_nx(machine, vma))):
         folio_remove_rmap(machine, cpu, pfn)       # another thread was faster
         put_page(cpu, pfn)

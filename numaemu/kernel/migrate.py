@@ -28,7 +28,7 @@ from numaemu.kernel.shmem import count_shmem
 from numaemu.kernel.smp import machine_of, spin_lock, spin_unlock
 from numaemu.kernel.swap import (count_isolated, folio_add_new_lru, folio_isolate_lru, folio_putback_lru)
 from numaemu.kernel.swapfile import __delete_from_swap_cache, add_to_swap_cache
-from numaemu.kernel.tlb import set_tlb_ubc_flush_pending, tlbflush_unmap_batch_t, try_to_unmap_flush
+from numaemu.kernel.tlb import add_to_ubc, set_tlb_ubc_flush_pending, tlbflush_unmap_batch_t, try_to_unmap_flush
 from numaemu.kernel.vma_index import find_vma, vma_of
 from numaemu.kernel.vmstat import (NR_FILE_DIRTY, NR_FILE_PAGES, PGMIGRATE_FAIL, PGMIGRATE_SUCCESS, THP_MIGRATION_SPLIT,
                                    count_vm_events,                                   mod_node_page_state)
@@ -118,11 +118,12 @@ def try_to_migrate_one(cpu, batch, pfn, vma, address):
         pte = ptep_get(ptep)
         if not pte_present(pte) or pte_pfn(pte) != pfn or pte & _PAGE_SPECIAL != U(0):
             return
+        place = set_tlb_ubc_flush_pending(cpu, batch.tlb_ubc, vma.mm)
         if ptep_cmpxchg(ptep, pte, pfn_pte(pfn, kind | (pte & _KEPT))):
             break
     folio_remove_rmap(machine, cpu, pfn)
     put_page(cpu, pfn)
-    set_tlb_ubc_flush_pending(cpu, batch.tlb_ubc, vma.mm, address)
+    add_to_ubc(batch.tlb_ubc, place, address)
 
 
 @kernel("void(cpu_t*, i64, i64, vma_t*, u64)")

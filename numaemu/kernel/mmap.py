@@ -9,7 +9,7 @@ from numaemu.kernel.inode import file_of, get_file, inode_of
 from numaemu.kernel.mm_types import (HUGETLB, MM_ANONPAGES, MM_FILEPAGES, MM_SHMEMPAGES, VM_ACCESS_FLAGS, VM_ACCOUNT,
                                      VM_DONTEXPAND, VM_GROWSDOWN, VM_HUGETLB, VM_LOCKED, VM_LOCKED_MASK, VM_MAYEXEC,
                                      VM_MAYREAD, VM_MAYSHARE, VM_MAYWRITE, VM_NORESERVE, VM_SHARED, VM_SOFTDIRTY)
-from numaemu.kernel.mmu_gather import gather_of, tlb_flush_mmu
+from numaemu.kernel.mmu_gather import CLEARED_DIRTY, gather_of, tlb_flush_mmu
 from numaemu.kernel.pgtable import mm_of, users_end
 from numaemu.kernel.pool import pool_put
 from numaemu.kernel.rmap import (link_file_vma, link_vma, mapping_of, mapping_put, new_mapping, unlink_file_vma,
@@ -17,6 +17,7 @@ from numaemu.kernel.rmap import (link_file_vma, link_vma, mapping_of, mapping_pu
 from numaemu.kernel.shmem import shmem_evict
 from numaemu.kernel.smp import machine_of
 from numaemu.kernel.truncate import fput
+from numaemu.kernel.tlb import mm_tlb_flush_pending
 from numaemu.kernel.util import (accountable_mapping, can_do_mlock, may_expand_vm, mlock_future_ok, rlimit,
                                  vm_acct_memory, vm_enough_memory, vm_stat_account)
 from numaemu.kernel.vma import (anon_vma_prepare, merge_at, mlock_vma_pages_range, move_start, new_vma, split_range,
@@ -148,13 +149,16 @@ def unmap_region(cpu, mm_number, first, last):
     for position in range(first, last):
         if unmap_vma(cpu, mm, mm_number, vma_at(machine, mm_number, position)):
             changed = True
+    if cpu.cleared & CLEARED_DIRTY:          # the files that these pages are of may go with their VMAs
+        tlb_flush_mmu(cpu, mm_number, start, end)
+        changed = False
     for _ in range(first, last):
         number = vma_index(machine, mm_number)[first]
         remove_at(machine, mm_number, first)
         free_vma(cpu, number)
     if free_pgd_range(cpu, mm_number, start, end, floor, ceiling):
         changed = True
-    if changed:
+    if changed or mm_tlb_flush_pending(mm):
         tlb_flush_mmu(cpu, mm_number, start, end)
 
 

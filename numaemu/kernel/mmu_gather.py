@@ -7,8 +7,13 @@ import numpy as np
 
 from numaemu.compile import hot, kernel
 from numaemu.kernel.huge_memory import release_huge_pages
+from numaemu.kernel.mm_inline import folio_set, folio_test
+from numaemu.kernel.mm_types import PG_dirty, PG_swapbacked
+from numaemu.kernel.mmzone import page_of
 from numaemu.kernel.page_alloc import release_pages
+from numaemu.kernel.page_writeback import folio_mark_dirty
 from numaemu.kernel.pgtable import free_table, mm_of, pmd_shift
+from numaemu.kernel.rmap import folio_remove_rmap
 from numaemu.kernel.smp import machine_of
 from numaemu.kernel.swap import lru_add_drain
 from numaemu.kernel.swapfile import free_swap_cache
@@ -18,7 +23,9 @@ from numaemu.pointer import i64
 
 U = np.uint64
 WHOLE = 1 << 50
-CLEARED_PTES, CLEARED_PMDS, CLEARED_PUDS = 1, 2, 4       # cpu.cleared: small entries, huge ones, gigantic ones
+DELAY_RMAP = 1 << 49             # beside a page's number: it counts as mapped until after the flush
+# cpu.cleared: small entries, huge ones, gigantic ones; dirty ones of files and shared objects
+CLEARED_PTES, CLEARED_PMDS, CLEARED_PUDS, CLEARED_DIRTY = 1, 2, 4, 8
 RELEASE_BATCH = 64               # pages freed under one look at the LRU lists
 
 
@@ -34,6 +41,25 @@ def tlb_remove(gather, entry):
     gather[0] += 1
     gather[gather[0]] = entry
     return gather[0] == GATHER_PAGES - 1
+
+
+@hot
+def mark_mapped_dirty(cpu, page, pfn):
+    """A page of a file or shared object, which counts as mapped, was dirty in an entry."""
+    if page.flags & U(PG_swapbacked) == U(0):
+        folio_mark_dirty(cpu, pfn)
+    elif not folio_test(page, PG_dirty):
+        folio_set(page, PG_dirty)        # it is swapped out with this
+
+
+@hot
+def tlb_flush_rmap(cpu, pfn):
+    """Such an entry has been taken out and all CPUs have forgotten it. Until now its page could be written to through a TLB,
+    by whoever still had it, after somebody had copied it to the disk: so it is dirty, and not mapped any more only now.
+    """
+    machine = machine_of(cpu)
+    mark_mapped_dirty(cpu, page_of(machine, pfn), pfn)
+    folio_remove_rmap(machine, cpu, pfn)
 
 
 @kernel("void(cpu_t*, i64, u64, u64)")
@@ -53,6 +79,9 @@ def tlb_flush_mmu(cpu, mm_number, start, end):
         while i < end_of_all and i < first + RELEASE_BATCH and 0 < gather[i] < WHOLE:
             i += 1
         for page in range(first, i):
+            if gather[page] & DELAY_RMAP:
+                gather[page] &= ~DELAY_RMAP
+                tlb_flush_rmap(cpu, gather[page])
             free_swap_cache(cpu, gather[page])
         release_pages(cpu, gather, first, i)
         if i < end_of_all and gather[i] >= WHOLE:

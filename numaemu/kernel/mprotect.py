@@ -14,7 +14,7 @@ from numaemu.kernel.pgalloc import covers_huge, huge_entry_offset
 from numaemu.kernel.pgtable import (_PAGE_SPECIAL, is_migration_entry, mm_of, pte_offset, pte_pfn, pte_present,
                                     ptep_cmpxchg, ptep_get, skip_missing, vm_page_nx)
 from numaemu.kernel.smp import machine_of
-from numaemu.kernel.tlb import flush_tlb_mm_range
+from numaemu.kernel.tlb import flush_tlb_mm_range, mm_tlb_flush_pending
 from numaemu.kernel.util import may_expand_vm, vm_acct_memory, vm_enough_memory, vm_stat_account
 from numaemu.kernel.vma import vma_is_anonymous, vma_modify_flags
 from numaemu.kernel.vma_index import find_position, map_count, vma_at
@@ -72,7 +72,7 @@ def change_protection(cpu, vma, start, end):
                 continue
             changed = True
         address += U(4096)
-    if changed:
+    if changed or mm_tlb_flush_pending(mm):
         flush_tlb_mm_range(cpu, vma.mm, start, end)
 
 

@@ -21,7 +21,7 @@ from numaemu.kernel.pgtable import (mm_of, pmd_addr_end, pmd_shift, pte_offset, 
                                     set_pte, skip_missing)
 from numaemu.kernel.rmap import unlink_vma
 from numaemu.kernel.smp import machine_of
-from numaemu.kernel.tlb import flush_tlb_mm_range, flush_tlb_mm_stride
+from numaemu.kernel.tlb import flush_tlb_mm_range, flush_tlb_mm_stride, mm_tlb_flush_pending
 from numaemu.kernel.util import may_expand_vm, mlock_future_ok, vm_acct_memory, vm_enough_memory, vm_stat_account
 from numaemu.kernel.vma import (join_family, join_file, lock_families, merge_at, new_vma, split_range, unlock_families,
                                 vma_pages)
@@ -57,7 +57,7 @@ def move_ptes(cpu, mm_number, address, old, new, count):
     """Move `count` entries at host address `old`, which map `address` on, to `new`."""
     machine = machine_of(cpu)
     waiting, step = u64.array(machine.gather + U(cpu.id * GATHER_PAGES * 8)), ptep_step(machine)
-    if lift_ptes(old, step, count, waiting) == 0:
+    if lift_ptes(old, step, count, waiting) == 0 and not mm_tlb_flush_pending(mm_of(machine, mm_number)):
         waiting[0] = U(0)
         return
     flush_tlb_mm_range(cpu, mm_number, address, address + U(count * 4096))

@@ -23,7 +23,7 @@ from numaemu.kernel.pgtable import mm_of, pte_offset, pte_pfn, pte_present, ptep
 from numaemu.kernel.rmap import mapping_of, next_vma_of, page_address_in_vma
 from numaemu.kernel.smp import let_others_run, machine_of, spin_lock, spin_unlock
 from numaemu.kernel.swap import folio_rotate_reclaimable
-from numaemu.kernel.tlb import flush_tlb_mm_range
+from numaemu.kernel.tlb import dec_tlb_flush_pending, flush_tlb_mm_range, inc_tlb_flush_pending
 from numaemu.kernel.vma_index import vma_of
 from numaemu.kernel.vmstat import NR_DIRTIED, NR_FILE_DIRTY, NR_WRITEBACK, NR_WRITTEN, mod_node_page_state, percpu_of
 from numaemu.kernel.xarray import MAX_INDEX, entry_is_page, xa_find, xa_load
@@ -112,15 +112,18 @@ def folio_cancel_dirty(cpu, pfn):
 def page_mkclean_one(cpu, pfn, vma, address):
     """Take write permission and the D bit from one entry, if it maps the page; True if it had them."""
     machine = machine_of(cpu)
-    ptep = pte_offset(machine, mm_of(machine, vma.mm), address)
-    while ptep != U(0):
-        pte = ptep_get(ptep)
-        if not pte_present(pte) or pte_pfn(pte) != pfn or pte & (_PAGE_RW | _PAGE_DIRTY) == U(0):
-            return False
-        if ptep_cmpxchg(ptep, pte, pte & ~(_PAGE_RW | _PAGE_DIRTY)):
+    mm, changed = mm_of(machine, vma.mm), False
+    ptep = pte_offset(machine, mm, address)
+    pte = ptep_get(ptep) if ptep != U(0) else U(0)
+    inc_tlb_flush_pending(mm)
+    while pte_present(pte) and pte_pfn(pte) == pfn and pte & (_PAGE_RW | _PAGE_DIRTY) != U(0) and not changed:
+        changed = ptep_cmpxchg(ptep, pte, pte & ~(_PAGE_RW | _PAGE_DIRTY))
+        if changed:
             flush_tlb_mm_range(cpu, vma.mm, address, address + U(4096))
-            return True
-    return False
+        else:
+            pte = ptep_get(ptep)
+    dec_tlb_flush_pending(mm)
+    return changed
 
 
 @kernel("bool(cpu_t*, i64)")

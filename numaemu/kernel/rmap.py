@@ -23,7 +23,7 @@ from numaemu.kernel.pgtable import (_PAGE_SPECIAL, _SWP_EXCLUSIVE, mm_of, pte_of
 from numaemu.kernel.pool import pool_get, pool_put
 from numaemu.kernel.smp import machine_of, spin_lock, spin_unlock
 from numaemu.kernel.swapfile import swap_duplicate, swap_entry_put
-from numaemu.kernel.tlb import set_tlb_ubc_flush_pending
+from numaemu.kernel.tlb import add_to_ubc, set_tlb_ubc_flush_pending
 from numaemu.kernel.vma_index import vma_of
 from numaemu.kernel.vmstat import NR_ANON_MAPPED, NR_FILE_MAPPED, mod_node_page_state
 from numaemu.paging import _PAGE_ACCESSED, _PAGE_DIRTY, entry_cmpxchg, entry_load
@@ -291,11 +291,12 @@ def try_to_unmap_one(cpu, ubc, pfn, vma):
         pte, anon = ptep_get(ptep), folio_test(page, PG_anon)
         if not pte_present(pte) or pte_pfn(pte) != pfn:
             continue
+        place = set_tlb_ubc_flush_pending(cpu, ubc, vma.mm)
         if not (unmap_anon_one(cpu, pfn, vma, ptep, pte) if anon else ptep_cmpxchg(ptep, pte, U(0))):
             continue
         if pte & _PAGE_DIRTY != U(0):
             ubc.dirty = 1
-        set_tlb_ubc_flush_pending(cpu, ubc, vma.mm, page_address_in_vma(page, vma))
+        add_to_ubc(ubc, place, page_address_in_vma(page, vma))
         fetch_add(mm_of(machine, vma.mm).rss, rss_counter(page), -1)
         folio_remove_rmap(machine, cpu, pfn)
         put_page(cpu, pfn)

@@ -24,7 +24,7 @@ from numaemu.processor import cpu_t
 
 U = np.uint64
 KERNEL_MM = -1                           # in flush_mm: the mappings of the kernel
-UBC_MMS = 32                             # address spaces one batch of unmapped pages may touch before one is flushed by itself
+UBC_MMS = 32                             # address spaces one batch of unmapped pages may touch before it is flushed
 
 tlbflush_unmap_batch_t = Struct("tlbflush_unmap_batch_t", [      # its CPU only: entries taken out and not flushed yet
     ("nr_mms", i64), ("mms", i64, UBC_MMS), ("start", u64, UBC_MMS), ("end", u64, UBC_MMS),
@@ -202,28 +202,63 @@ def flush_tlb_mm_range(cpu, mm_number, start, end):
     flush_tlb_mm_stride(cpu, mm_number, start, end, U(12))
 
 
-@kernel("void(cpu_t*, tlbflush_unmap_batch_t*, i64, u64)")
-def set_tlb_ubc_flush_pending(cpu, ubc, mm_number, address):
-    """Remember that an entry of this address space has changed; flushed with the others, before any frame is used again."""
-    for i in range(ubc.nr_mms):
-        if ubc.mms[i] == mm_number:
-            ubc.start[i] = min(ubc.start[i], address)
-            ubc.end[i] = max(ubc.end[i], address + U(4096))
-            return
-    if ubc.nr_mms == UBC_MMS:
-        flush_tlb_mm_range(cpu, mm_number, address, address + U(4096))
-        return
-    i = ubc.nr_mms
-    ubc.mms[i], ubc.start[i], ubc.end[i] = mm_number, address, address + U(4096)
-    ubc.nr_mms += 1
+# Who changes entries of an address space without its mmap_lock held for writing, and flushes later, says so before the first one
+# changes and until all CPUs have forgotten them. So who finds an entry changed by another finds this, too, and flushes itself
+# where it must not return while a CPU can still use the old one.
+
+@hot
+def inc_tlb_flush_pending(mm):
+    fetch_add(mm, "tlb_flush_pending", 1)
+
+
+@hot
+def dec_tlb_flush_pending(mm):
+    fetch_add(mm, "tlb_flush_pending", -1)
+
+
+@hot
+def mm_tlb_flush_pending(mm):
+    """True if a CPU may still use entries that are gone. With the caller's own count: mm_tlb_flush_nested."""
+    return load_acquire(mm, "tlb_flush_pending") > 0
+
+
+@hot
+def mm_tlb_flush_nested(mm):
+    return load_acquire(mm, "tlb_flush_pending") > 1
 
 
 @kernel("void(cpu_t*, tlbflush_unmap_batch_t*)")
 def try_to_unmap_flush(cpu, ubc):
     """One shootdown for each address space concerned."""
     for i in range(ubc.nr_mms):
-        flush_tlb_mm_range(cpu, ubc.mms[i], ubc.start[i], ubc.end[i])
+        if ubc.end[i] != U(0):
+            flush_tlb_mm_range(cpu, ubc.mms[i], ubc.start[i], ubc.end[i])
+        dec_tlb_flush_pending(mm_t.array(machine_of(cpu).mms)[ubc.mms[i]])
     ubc.nr_mms = 0
+
+
+@kernel("i64(cpu_t*, tlbflush_unmap_batch_t*, i64)")
+def set_tlb_ubc_flush_pending(cpu, ubc, mm_number):
+    """Entries of this address space are about to change, to be flushed with the others before any frame is used again: its
+    place in the batch.
+    """
+    for i in range(ubc.nr_mms):
+        if ubc.mms[i] == mm_number:
+            return i
+    if ubc.nr_mms == UBC_MMS:
+        try_to_unmap_flush(cpu, ubc)
+    i = ubc.nr_mms
+    ubc.mms[i], ubc.start[i], ubc.end[i] = mm_number, ~U(0), U(0)
+    ubc.nr_mms += 1
+    inc_tlb_flush_pending(mm_t.array(machine_of(cpu).mms)[mm_number])
+    return i
+
+
+@hot
+def add_to_ubc(ubc, i, address):
+    """The entry of an address has changed."""
+    ubc.start[i] = min(ubc.start[i], address)
+    ubc.end[i] = max(ubc.end[i], address + U(4096))
 
 
 @hot

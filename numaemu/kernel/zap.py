@@ -3,16 +3,15 @@ mm/memory.c; what is taken out is freed by mmu_gather.py.
 """
 import numpy as np
 
-from numaemu.atomic import fetch_add, load_acquire
+from numaemu.atomic import fetch_add
 from numaemu.compile import hot, kernel
 from numaemu.kernel.huge_memory import take_huge_pmd
 from numaemu.kernel.huge_split import is_hugetlb_entry, split_huge_pmd
 from numaemu.kernel.hugetlb_fault import hugetlb_zap
-from numaemu.kernel.mm_inline import folio_set, folio_test
-from numaemu.kernel.mm_types import MM_ANONPAGES, MM_FILEPAGES, MM_SHMEMPAGES, MM_SWAPENTS, PG_anon, PG_dirty, PG_swapbacked
-from numaemu.kernel.mmu_gather import CLEARED_PMDS, CLEARED_PTES, CLEARED_PUDS, WHOLE, gather_of, tlb_flush_mmu, tlb_remove
+from numaemu.kernel.mm_types import MM_ANONPAGES, MM_FILEPAGES, MM_SHMEMPAGES, MM_SWAPENTS, PG_anon, PG_swapbacked
+from numaemu.kernel.mmu_gather import (CLEARED_DIRTY, CLEARED_PMDS, CLEARED_PTES, CLEARED_PUDS, DELAY_RMAP, WHOLE, gather_of,
+                                       mark_mapped_dirty, tlb_flush_mmu, tlb_remove)
 from numaemu.kernel.mmzone import page_of
-from numaemu.kernel.page_writeback import folio_mark_dirty
 from numaemu.kernel.pgalloc import (covers_huge, huge_entry_offset, hugetlb_walk, pgtable_trans_huge_withdraw, pmd_lock,
                                     pmd_unlock)
 from numaemu.kernel.pgtable import (_MIGRATION_ANON, _MIGRATION_FILE, _PAGE_SPECIAL, entry_offset, is_migration_entry,
@@ -23,24 +22,19 @@ from numaemu.kernel.rmap import folio_remove_rmap, rss_counter
 from numaemu.kernel.smp import machine_of
 from numaemu.kernel.swap import folio_mark_accessed
 from numaemu.kernel.swapfile import free_swap_and_cache
+from numaemu.kernel.tlb import dec_tlb_flush_pending, inc_tlb_flush_pending, mm_tlb_flush_nested
 from numaemu.kernel.vma_index import find_vma, vma_of
 from numaemu.paging import _PAGE_ACCESSED, _PAGE_DIRTY, entry_exchange, entry_load
 
 U = np.uint64
 
 
-@hot
-def zap_file_pte(cpu, pfn, pte):
-    """What the entry knew of a page of a file, the page knows from now on."""
-    if pte & _PAGE_DIRTY != U(0):
-        folio_mark_dirty(cpu, pfn)
-    if pte & _PAGE_ACCESSED != U(0):
-        folio_mark_accessed(cpu, pfn)
-
-
 @kernel("i64(machine_t*, cpu_t*, mm_t*, u64)")
 def zap_pte(machine, cpu, mm, pte):
-    """A leaf entry has been taken out: account for it; the pfn whose reference is to be dropped, or 0."""
+    """A leaf entry has been taken out: account for it; the pfn whose reference is to be dropped, or 0.
+
+    + DELAY_RMAP if the page lives on and was written to: until the flush it may be written to again.
+    """
     if is_swap_entry(pte):
         fetch_add(mm.rss, MM_SWAPENTS, -1)
         free_swap_and_cache(cpu, pte_to_swp_entry(pte))
@@ -53,10 +47,13 @@ def zap_pte(machine, cpu, mm, pte):
         return 0
     pfn = pte_pfn(pte)
     fetch_add(mm.rss, rss_counter(page_of(machine, pfn)), -1)
-    if page_of(machine, pfn).flags & U(PG_anon | PG_swapbacked) == U(0):
-        zap_file_pte(cpu, pfn, pte)
-    elif pte & _PAGE_DIRTY != U(0) and not folio_test(page_of(machine, pfn), PG_anon | PG_dirty):
-        folio_set(page_of(machine, pfn), PG_dirty)       # a shared object's page lives on, and is swapped out with this
+    page = page_of(machine, pfn)
+    if page.flags & U(PG_anon | PG_swapbacked) == U(0) and pte & _PAGE_ACCESSED != U(0):
+        folio_mark_accessed(cpu, pfn)
+    if pte & _PAGE_DIRTY != U(0) and page.flags & U(PG_anon) == U(0):
+        mark_mapped_dirty(cpu, page, pfn)
+        cpu.cleared |= CLEARED_DIRTY
+        return pfn | DELAY_RMAP
     folio_remove_rmap(machine, cpu, pfn)
     return pfn
 
@@ -148,10 +145,10 @@ def zap_page_range(cpu, mm_number, start, end):
     machine = machine_of(cpu)
     mm = mm_of(machine, mm_number)
     gather_of(machine, cpu)[0] = 0
-    fetch_add(mm, "tlb_flush_pending", 1)
-    if unmap_page_range(cpu, mm_number, start, end) or load_acquire(mm, "tlb_flush_pending") > 1:
+    inc_tlb_flush_pending(mm)
+    if unmap_page_range(cpu, mm_number, start, end) or mm_tlb_flush_nested(mm):
         tlb_flush_mmu(cpu, mm_number, start, end)
-    fetch_add(mm, "tlb_flush_pending", -1)
+    dec_tlb_flush_pending(mm)
 
 
 @kernel("bool(cpu_t*, i64, u64, u64, u64, u64, u64)")
