@@ -44,7 +44,7 @@ class Coordinator(Actor):
         super().__init__(world, COORDINATOR)
         self.link, self.children = link, children        # socket to the driver; {pid: name}
         self.system = proc.System(world.machine, world.topology)
-        self.system.compact_nodes = self.compact_nodes
+        self.system.compact_nodes, self.system.drain_all = self.compact_nodes, self.rpc_drain_all
         self.system.call_task = self.rpc_op
         self.system.wake_kthreads = lambda node: world.kthread_bells[node].release()
         self.oom, self.warnings = OomKiller(self.system), AllocationWarnings(self.system)

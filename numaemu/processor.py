@@ -96,7 +96,8 @@ cpu_t = Struct("cpu_t", [
     ("wake_at_ns", i64),        # when the first of those that sleep is to wake, or 0: as `nr_waiting`
     ("trail", i64),             # 1: the page allocator notes its steps
     ("copied", u64),            # number of the virtual page that was copied last because of a write (memory.py)
-    ("_pad6", u64, 3),
+    ("wb_until_ns", i64),       # when the disk is done with what flushers on this CPU gave it, by its clock (page_writeback.py)
+    ("_pad6", u64, 2),
     ("l1_hint", u16, L1_HINTS), ("l2_hint", u16, L2_HINTS),
     ("l1", tlb_entry_t, L1_ENTRIES_MAX + L1_VIEWS), ("l2", tlb_entry_t, L2_ENTRIES_MAX),
     ("next_view", i64),         # the view to be overwritten next

@@ -112,7 +112,7 @@ def test_how_far_below_min_an_allocation_goes(one, mask, share):
     kernel, zone = one.task().kernel, one.zones()[0]
     found = left(one, kernel, mask | __GFP_NOWARN)
     lowest = zone.watermark[WMARK_MIN] * share
-    assert lowest - zone.pcp_high <= found <= lowest + zone.pcp_high
+    assert lowest - zone.pcp_list_high <= found <= lowest + zone.pcp_list_high
 
 
 def test_who_reclaims_reaches_everything(one):
@@ -134,7 +134,7 @@ def test_a_victim_reaches_half_of_the_reserve(one):
     pages = 0
     while kernel_alloc_pages(int(one.cpu().address), task._number, GFP_KERNEL | __GFP_NOWARN | __GFP_NORETRY, 0, 0, 1):
         pages += 1
-    assert abs(zone.watermark[WMARK_MIN] // 2 - pages) <= zone.pcp_high
+    assert abs(zone.watermark[WMARK_MIN] // 2 - pages) <= zone.pcp_list_high
     struct.oom_victim = 0
 
 
@@ -219,6 +219,14 @@ def test_norefail_of_a_costly_order_gives_up_when_compaction_is_skipped(full):
     full.machine.on_reclaim, full.machine.on_compact = recorder(1), recorder(1)
     pfn, found = steps(kernel, GFP_KERNEL | __GFP_NORETRY | __GFP_NOWARN, 5)
     assert pfn is None and "compaction" in found and "direct reclaim" not in found
+
+
+@pytest.mark.parametrize("mask", [GFP_NOIO, GFP_NOIO | __GFP_NORETRY, GFP_NOIO | __GFP_RETRY_MAYFAIL])
+def test_a_costly_order_that_may_not_compact_reclaims_once(full, mask):
+    """gfp_compaction_allowed: without __GFP_IO it is not given up because compaction was skipped, and nobody compacts."""
+    full.machine.on_reclaim, full.machine.on_compact = recorder(1), recorder(1)
+    pfn, found = steps(full.kernel, mask | __GFP_NOWARN, 5)
+    assert pfn is None and "compaction" not in found and found.count("direct reclaim") == 1
 
 
 @pytest.mark.parametrize("mask", [GFP_NOFS, GFP_NOIO])

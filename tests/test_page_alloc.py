@@ -11,7 +11,8 @@ from naive import Buddy
 
 from numaemu.build import JIT
 from numaemu.kernel.buddy import alloc_block, fill_shelf, free_block
-from numaemu.kernel.gfp import ___GFP_NORETRY, __GFP_DMA, __GFP_THISNODE, __GFP_ZERO, GFP_HIGHUSER_MOVABLE, GFP_KERNEL
+from numaemu.kernel.gfp import (___GFP_NORETRY, __GFP_DMA, __GFP_MOVABLE, __GFP_RECLAIMABLE, __GFP_THISNODE, __GFP_ZERO,
+                                GFP_HIGHUSER_MOVABLE, GFP_KERNEL)
 from numaemu.kernel.internal import ALLOC_AHEAD
 from numaemu.kernel.mm_init import node_order, zone_batchsize
 from numaemu.kernel.mmzone import (MAX_NR_ZONES, WMARK_HIGH, WMARK_LOW, WMARK_MIN, ZONE_DMA, ZONE_DMA32, ZONE_MOVABLE,
@@ -297,18 +298,35 @@ def test_a_checked_chain_is_given_whole_one_asked_for_ahead_stays_above_low(two_
 
 
 @pytest.mark.interpreted
-@pytest.mark.parametrize("fraction, high", [(8, 4094 // 8 // 2), (100, 4094 // 100 // 2), (100_000, 4), (0, 32)])
+@pytest.mark.parametrize("fraction, high", [(8, 4094 // 8 // 2), (100, 4094 // 100 // 2), (100_000, 6), (0, 192)])
 def test_percpu_pagelist_high_fraction(loopback, fraction, high):
-    """A CPU's share of managed / fraction, at least four batches; the batch stays."""
+    """A CPU's share of managed / fraction, at least four batches and a page for each list and shelf; the batch stays. What a
+    CPU has, of all types and on its shelves, is never more.
+    """
     loop = loopback(nodes=1, cpus_per_node=2, memory_per_node="16MiB")
     zone, write = loop.zones()[0], loop.actors[0].rpc_write
-    assert (zone.managed_pages, zone.pcp_batch, zone.pcp_high) == (4094, 1, 32)
-    write("/proc/sys/vm/percpu_pagelist_high_fraction", str(fraction))
+    assert (zone.managed_pages, zone.pcp_batch, zone.pcp_high) == (4094, 1, 192)
+    kernel = loop.task().kernel
+    for pfn in [kernel.alloc_pages(GFP_KERNEL) for _ in range(100)]:
+        kernel.free_pages(pfn)
+    loop.write("/proc/sys/vm/percpu_pagelist_high_fraction", str(fraction))
     assert (zone.pcp_batch, zone.pcp_high) == (1, high)
     with pytest.raises(OSError, match="must be 0 or at least 8"):
         write("/proc/sys/vm/percpu_pagelist_high_fraction", "7")
-    kernel = loop.task().kernel
-    for pfn in [kernel.alloc_pages(GFP_KERNEL) for _ in range(600)]:
+    kinds = GFP_KERNEL, GFP_KERNEL | __GFP_MOVABLE, GFP_KERNEL | __GFP_RECLAIMABLE
+
+    def count():
+        lists = [pcp_of(loop.machine, 0, zone.number).lists[kind] for kind in range(3)]
+        return sum(pcp.count + (pcp.shelf_count if pcp.shelf > 0 else 0) for pcp in lists)
+    assert count() <= high                       # a shorter list is cut at once
+    held, most = [], 0
+    for i in range(240):
+        held.append(kernel.alloc_pages(kinds[i % 3]))
+        most = max(most, count())
+    for pfn in held:
         kernel.free_pages(pfn)
-        assert all(pcp_of(loop.machine, 0, zone.number).lists[kind].count <= high for kind in range(3))
+        most = max(most, count())
+    assert min(high // 4, 40) <= most <= high
+    text = loop.read("/proc/zoneinfo")
+    assert f"              high:     {high}\n              batch:    1\n" in text
     loop.audit()

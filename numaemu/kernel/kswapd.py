@@ -6,7 +6,7 @@ import numpy as np
 
 from numaemu.atomic import exchange
 from numaemu.compile import callback, kernel
-from numaemu.kernel.gfp import GFP_KERNEL
+from numaemu.kernel.gfp import __GFP_DIRECT_RECLAIM, GFP_KERNEL
 from numaemu.kernel.internal import MAX_RECLAIM_RETRIES, PF_KSWAPD, PF_MEMALLOC
 from numaemu.kernel.kcompactd import wakeup_kcompactd
 from numaemu.kernel.mmzone import (KSWAPD, LRU_ACTIVE_ANON, LRU_INACTIVE_ANON, MAX_NR_ZONES, WMARK_HIGH, lruvec_of,
@@ -43,9 +43,11 @@ def pgdat_watermark_boosted(machine, node, highest_zoneidx):
     return False
 
 
-@kernel("void(cpu_t*, i64, i64, i64)")
-def wakeup_kswapd(cpu, node, order, highest_zoneidx):
-    """Wake a node's kswapd, unless it has given up or there is nothing for it to do."""
+@kernel("void(cpu_t*, i64, i64, i64, i64)")
+def wakeup_kswapd(cpu, node, gfp, order, highest_zoneidx):
+    """Wake a node's kswapd, unless it has given up or there is nothing for it to do. Then an allocation that cannot compact
+    itself may still need larger blocks than there are: that is kcompactd's work.
+    """
     machine = machine_of(cpu)
     pgdat = node_of(machine, node)
     pgdat.kswapd_highest_zoneidx = max(pgdat.kswapd_highest_zoneidx, highest_zoneidx)
@@ -53,6 +55,8 @@ def wakeup_kswapd(cpu, node, order, highest_zoneidx):
     if pgdat.kswapd_failures >= MAX_RECLAIM_RETRIES or (
             pgdat_balanced(machine, node, order, highest_zoneidx) and
             not pgdat_watermark_boosted(machine, node, highest_zoneidx)):
+        if not gfp & __GFP_DIRECT_RECLAIM:
+            wakeup_kcompactd(cpu, node, order, highest_zoneidx)
         return
     wake_kthread(cpu, node, U(KSWAPD))
 
@@ -61,7 +65,7 @@ def wakeup_kswapd(cpu, node, order, highest_zoneidx):
 def wake_kswapd(cpu_address, packed, node):
     """The allocator's way up: an allocation (gfp << 8 | order << 4 | highest zone) may use this node, which is short."""
     word = np.int64(packed)
-    wakeup_kswapd(cpu_t.at(cpu_address), np.int64(node), (word >> 4) & 15, word & 15)
+    wakeup_kswapd(cpu_t.at(cpu_address), np.int64(node), word >> 8, (word >> 4) & 15, word & 15)
     return U(0)
 
 

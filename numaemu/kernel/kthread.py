@@ -1,6 +1,6 @@
 """A node's kernel threads: what runs in its context behind the CPUs (machine_t.nr_cpu_ids), when the coordinator wakes it.
 
-One thread of the node's process does all of it in turn: kswapd, kcompactd, on node 0 the flusher and khugepaged. Who wants
+One thread of the node's process does all of it in turn: kswapd, kcompactd, on node 0 khugepaged. Who wants
 something sets its bit in node_t.kthread_pending; the bits are taken by exchange, so that no wake-up is lost.
 """
 import numpy as np
@@ -10,8 +10,7 @@ from numaemu.compile import entry
 from numaemu.kernel.kcompactd import kcompactd
 from numaemu.kernel.khugepaged import khugepaged
 from numaemu.kernel.kswapd import kswapd
-from numaemu.kernel.mmzone import FLUSHER, KCOMPACTD, KHUGEPAGED, KSWAPD, node_of
-from numaemu.kernel.page_writeback import wb_workfn
+from numaemu.kernel.mmzone import KCOMPACTD, KHUGEPAGED, KSWAPD, node_of
 from numaemu.kernel.smp import machine_of
 from numaemu.processor import cpu_t
 
@@ -26,8 +25,6 @@ def run_kthreads(context_address):
     store_release(pgdat, "kthread_running", 1)
     while load_acquire(pgdat, "kthread_pending") != U(0):
         pending = exchange(pgdat, "kthread_pending", 0)
-        if pending & U(FLUSHER) != U(0):
-            wb_workfn(cpu)
         if pending & U(KSWAPD) != U(0):
             kswapd(cpu, node)
         if pending & U(KCOMPACTD) != U(0):

@@ -20,7 +20,7 @@ from numaemu.kernel.migrate import migrate_t
 from numaemu.kernel.mm_types import (cgroup_t, exit_t, machine_t, mapping_t, mm_t, page_t, policy_t, pool_t,
                                      task_t, vma_t)
 from numaemu.kernel.mmzone import (MAX_NR_ZONES, MIGRATE_MOVABLE, MIGRATE_TYPES, MIGRATE_UNMOVABLE,
-                                   PCP_BATCH_SCALE_MAX, PCP_HIGH_MAX, WMARK_HIGH, WMARK_LOW, WMARK_MIN, ZONE_DMA,
+                                   PCP_BATCH_SCALE_MAX, PCP_HIGH_MAX, PCP_PARTS, WMARK_HIGH, WMARK_LOW, WMARK_MIN, ZONE_DMA,
                                    ZONE_DMA32, ZONE_HIGHMEM, ZONE_MOVABLE, ZONE_NORMAL, lruvec_t, node_t, page_of,
                                    pcp_t, zone_of, zone_t)
 from numaemu.kernel.pageout import scan_control_t
@@ -321,13 +321,13 @@ def setup_per_zone_wmarks(machine, sysctl):
 
 
 def zone_highsize(machine, zone, fraction):
-    """Pages a CPU's list may hold: without vm.percpu_pagelist_high_fraction as many as the longest chain it may take,
-    else its share of that fraction of the zone, at least four batches.
+    """Pages a CPU may have of a zone: without vm.percpu_pagelist_high_fraction the longest chain on each of its lists and
+    shelves, else its share of that fraction of the zone, at least four batches (and a page for each list and shelf).
     """
     if fraction == 0:
-        return min(int(zone.pcp_batch) << PCP_BATCH_SCALE_MAX, PCP_HIGH_MAX)
+        return PCP_PARTS * min(int(zone.pcp_batch) << PCP_BATCH_SCALE_MAX, PCP_HIGH_MAX)
     local = sum(cpu_t.array(machine.cpus)[number].node == zone.node for number in range(machine.nr_cpus))
-    return max(zone.managed_pages // fraction // (local or machine.nr_cpus), zone.pcp_batch * 4)
+    return max(zone.managed_pages // fraction // (local or machine.nr_cpus), zone.pcp_batch * 4, PCP_PARTS)
 
 
 def setup_per_zone_pageset(machine, sysctl):
@@ -336,6 +336,7 @@ def setup_per_zone_pageset(machine, sysctl):
         zone = zone_of(machine, number)
         if zone.managed_pages:
             zone.pcp_high = zone_highsize(machine, zone, sysctl.get("vm.percpu_pagelist_high_fraction", 0))
+            zone.pcp_list_high = max(zone.pcp_high // PCP_PARTS, 1)
 
 
 def init_cpus(topology, machine):
@@ -425,7 +426,8 @@ def init_disk(topology, machine):
 
 
 def setup_dirty_limits(machine, sysctl):
-    """What vm.dirty_* say; bytes that are not 0 stand for their ratio."""
+    """What vm.dirty_* say; bytes that are not 0 stand for their ratio. Whoever dirties a page next looks at the new limits."""
+    machine.dirty_poll_interval = 1
     for name in DIRTY_DEFAULTS:
         value = sysctl.get(f"vm.{name}", DIRTY_DEFAULTS[name])
         if name.endswith("_centisecs"):

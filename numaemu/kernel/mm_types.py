@@ -242,7 +242,7 @@ machine_t = Struct("machine_t", [
     ("wb_lock", u64),               # by who writes back in the background, compare-exchange
     ("wb_last_ns", i64),            # emulated time of the last look for old dirty pages
     ("on_iput", u64),               # the way up to truncate.iput, for who writes back
-    ("on_flush", u64),              # wakes the flusher; 0: who dirties does its work at once
+    ("dirty_poll_interval", i64),   # pages a task may dirty between two looks at the limits; a hint, by any CPU
     ("slab_mutex", u64),            # spin lock: caches are made and destroyed
     ("on_ctor", u64),               # callback into Python: construct an object of a cache
     ("shrinkers", u64), ("list_lrus", u64),        # list_lru.py

@@ -16,6 +16,7 @@ ZONE_NAMES = ("DMA", "DMA32", "Normal", "HighMem", "Movable")
 
 MIGRATE_UNMOVABLE, MIGRATE_MOVABLE, MIGRATE_RECLAIMABLE = 0, 1, 2
 MIGRATE_PCPTYPES = 3             # the types kept on per-CPU lists
+PCP_PARTS = 2 * MIGRATE_PCPTYPES # where a CPU's pages of a zone are: a list and a shelf for each type
 MIGRATE_HIGHATOMIC, MIGRATE_ISOLATE = 3, 4
 MIGRATE_TYPES = 5
 MIGRATE_NAMES = ("Unmovable", "Movable", "Reclaimable", "HighAtomic", "Isolate")
@@ -43,7 +44,9 @@ zone_t = Struct("zone_t", [
     ("watermark", i64, NR_WMARK),
     ("watermark_boost", i64),        # pages on top of each mark: the node adds, kswapd takes away, atomically
     ("lowmem_reserve", i64, MAX_NR_ZONES),
-    ("pcp_batch", i64), ("pcp_high", i64),
+    ("pcp_batch", i64),              # pages of a CPU's first request; doubled while demand goes on
+    ("pcp_high", i64),               # what a CPU may have of the zone, on its lists and shelves together
+    ("pcp_list_high", i64),          # what one list, and one shelf, may have: their share of it
     ("number", i64),                 # node * MAX_NR_ZONES + type
     # ZONE_*: bits set by the node, cleared by CPUs, atomically
     ("flags", u64),
@@ -63,7 +66,7 @@ zone_t = Struct("zone_t", [
 pcp_list_t = Struct("pcp_list_t", [
     # this CPU only
     ("head", i64), ("count", i64),   # pages ready to take or just freed, linked by lru_next, newest first
-    ("batch", i64),                  # pages asked for next time; doubles while demand goes on, up to pcp_high
+    ("batch", i64),                  # pages asked for next time; doubles while demand goes on, up to pcp_list_high
     ("asked", i64),                  # 1: a request is on its way (cleared by the CPU when it takes the chain)
     # the hand-off: the node puts a chain here when the word is 0, the CPU takes it by exchange
     ("shelf", i64),                  # pfn of the first page of the chain, 0 = empty, -1 = the node has none to give
@@ -90,7 +93,7 @@ lruvec_t = Struct("lruvec_t", [      # struct lruvec; everything under lru_lock,
 
 NODE_RUNS = 32                   # pieces of a chain that are made present on the host at once
 
-KSWAPD, KCOMPACTD, FLUSHER, KHUGEPAGED = 1, 2, 4, 8     # work for a node's kernel threads: node_t.kthread_pending
+KSWAPD, KCOMPACTD, KHUGEPAGED = 1, 2, 4     # work for a node's kernel threads: node_t.kthread_pending
 
 node_t = Struct("node_t", [          # pg_data_t
     ("nr_runs", i64), ("run_pfn", i64, NODE_RUNS), ("run_pages", i64, NODE_RUNS),      # the node's main thread only

@@ -145,7 +145,7 @@ def free_unref_page(cpu, pfn):
     page.lru_next = pcp.head
     pcp.head = pfn
     pcp.count += 1
-    if pcp.count > zone.pcp_high:
+    if pcp.count > zone.pcp_list_high:
         keep = pcp.count // 2
         trim_pcp(cpu, zone, pcp, keep)
 
@@ -164,7 +164,7 @@ def free_cold_page(cpu, pfn):
     count_vm_events(machine, cpu.id, PGFREE, 1)
     pcp = pcp_of(machine, cpu.id, zone.number).lists[migratetype]
     put_coldest(machine, pcp, pfn)
-    if pcp.count > zone.pcp_high:
+    if pcp.count > zone.pcp_list_high:
         trim_pcp(cpu, zone, pcp, pcp.count // 2)
 
 

@@ -10,10 +10,10 @@ import numpy as np
 from numaemu.atomic import compare_exchange, fetch_add, load_acquire, store_release
 from numaemu.compile import hot, kernel
 from numaemu.kernel.dirty import global_dirtyable_memory
-from numaemu.kernel.disk import disk_time, disk_write_page
+from numaemu.kernel.disk import disk_time, disk_write_page, io_wait
 from numaemu.kernel.inode import bmap, host_of, igrab, inode_of
 from numaemu.kernel.mempolicy import current_task
-from numaemu.kernel.mm_inline import folio_clear, folio_lock, folio_set, folio_test, folio_unlock
+from numaemu.kernel.mm_inline import folio_clear, folio_lock, folio_set, folio_test, folio_trylock, folio_unlock
 from numaemu.kernel.mm_types import VM_SHARED, PG_dirty, PG_locked, PG_reclaim, PG_swapbacked, PG_writeback, pool_t
 from numaemu.kernel.mmdebug import VM_BUG_ON_PAGE
 from numaemu.kernel.mmzone import page_of, page_to_nid
@@ -21,11 +21,13 @@ from numaemu.kernel.page_alloc import put_page
 from numaemu.kernel.pagemap import filemap_get_folio, folio_host_address
 from numaemu.kernel.pgtable import mm_of, pte_offset, pte_pfn, pte_present, ptep_cmpxchg, ptep_get
 from numaemu.kernel.rmap import mapping_of, next_vma_of, page_address_in_vma
+from numaemu.kernel.slowpath import fatal_signal_pending
 from numaemu.kernel.smp import let_others_run, machine_of, spin_lock, spin_unlock
 from numaemu.kernel.swap import folio_rotate_reclaimable
 from numaemu.kernel.tlb import dec_tlb_flush_pending, flush_tlb_mm_range, inc_tlb_flush_pending
 from numaemu.kernel.vma_index import vma_of
 from numaemu.kernel.vmstat import NR_DIRTIED, NR_FILE_DIRTY, NR_WRITEBACK, NR_WRITTEN, mod_node_page_state, percpu_of
+from numaemu.kernel.workingset import SWAP_CLUSTER_MAX
 from numaemu.kernel.xarray import MAX_INDEX, entry_is_page, xa_find, xa_load
 from numaemu.mmu import clock_ns
 from numaemu.native import call_address, clear_bytes
@@ -34,7 +36,8 @@ from numaemu.pointer import address_of
 from numaemu.processor import cpu_t
 
 U = np.uint64
-RATELIMIT_PAGES = 32             # pages a task dirties between two looks at the limits (ratelimit_pages)
+RATELIMIT_PAGES = 32             # pages a task dirties between two looks at the limits, at most (ratelimit_pages)
+WRITEBACK_TIMEOUT_NS = 100_000_000       # HZ / 10, of VMSCAN_THROTTLE_WRITEBACK
 MIN_WRITEBACK_PAGES = 1024       # written of one file before the next one comes
 NOTHING_LEFT = 1 << 62
 
@@ -200,11 +203,12 @@ def next_dirty(machine, mapping, index, end):
         index += 1
 
 
-@kernel("i64(cpu_t*, i64, i64, i64, i64)")
-def write_cache_pages(cpu, number, start, end, nr_to_write):
+@kernel("i64(cpu_t*, i64, i64, i64, i64, bool)")
+def write_cache_pages(cpu, number, start, end, nr_to_write, wait):
     """Write up to `nr_to_write` dirty pages in [start, end) of a file that the caller holds; how many.
 
-    Neighbours on the disk are one request. writeback_index is where the next call may go on.
+    Neighbours on the disk are one request. writeback_index is where the next call may go on. Pages that somebody else has
+    locked are waited for, or left out.
     """
     machine = machine_of(cpu)
     inode = inode_of(machine, number)
@@ -216,7 +220,12 @@ def write_cache_pages(cpu, number, start, end, nr_to_write):
         pfn = filemap_get_folio(cpu, inode.mapping, index)
         if pfn != 0:
             page = page_of(machine, pfn)
-            folio_lock(cpu, page)
+            if not wait and not folio_trylock(page):
+                put_page(cpu, pfn)
+                index += 1
+                continue
+            if wait:
+                folio_lock(cpu, page)
             if page.mapping == inode.mapping and page.index == index and folio_clear_dirty_for_io(cpu, pfn):
                 place = writepage(cpu, pfn)
                 if place != last + 1:
@@ -234,7 +243,7 @@ def write_cache_pages(cpu, number, start, end, nr_to_write):
 @kernel("i64(cpu_t*, i64, i64, i64)")
 def filemap_write_and_wait_range(cpu, number, start, end):
     """Write every dirty page in [start, end) of a file and wait for it; how many (fsync, msync)."""
-    return write_cache_pages(cpu, number, start, end, NOTHING_LEFT)
+    return write_cache_pages(cpu, number, start, end, NOTHING_LEFT, True)
 
 
 # -- the flusher ---------------------------------------------------------------------------------------------
@@ -255,17 +264,17 @@ def oldest_dirty_inode(machine, before):
     return found
 
 
-@kernel("i64(cpu_t*, i64, i64)")
-def writeback_inode(cpu, number, nr_to_write):
+@kernel("i64(cpu_t*, i64, i64, bool)")
+def writeback_inode(cpu, number, nr_to_write, wait):
     """Write some of a file's dirty pages, from where the last time ended, around the end; how many.
 
     What is still dirty then counts as dirty since now. The caller holds the inode.
     """
     inode = inode_of(machine_of(cpu), number)
     begin = inode.writeback_index
-    written = write_cache_pages(cpu, number, begin, MAX_INDEX, nr_to_write)
+    written = write_cache_pages(cpu, number, begin, MAX_INDEX, nr_to_write, wait)
     if written < nr_to_write and begin > 0:
-        written += write_cache_pages(cpu, number, 0, begin, nr_to_write - written)
+        written += write_cache_pages(cpu, number, 0, begin, nr_to_write - written, wait)
     inode.dirtied_when = clock_ns(cpu)
     return written
 
@@ -292,7 +301,7 @@ def wb_workfn(cpu):
         if not igrab(cpu, number):
             let_others_run(cpu)          # it is going, and its dirty pages with it
             continue
-        written = writeback_inode(cpu, number, MIN_WRITEBACK_PAGES if over else NOTHING_LEFT)
+        written = writeback_inode(cpu, number, MIN_WRITEBACK_PAGES if over else NOTHING_LEFT, True)
         call_address(machine.on_iput, cpu.address, U(number), U(0))
         total += written
         if written == 0:
@@ -301,17 +310,49 @@ def wb_workfn(cpu):
     return total
 
 
-@kernel("void(cpu_t*)")
-def wakeup_flusher(cpu):
-    """Let the flusher work: a thread of its own if there is one, else at once, on its clock (the context of node 0)."""
-    machine = machine_of(cpu)
-    if machine.on_flush != U(0):
-        call_address(machine.on_flush, cpu.address, U(0), U(0))
-        return
-    before = cpu.clock_base_ns
-    wb_workfn(cpu)
-    fetch_add(cpu_t.array(machine.cpus)[machine.nr_cpus], "clock_base_ns", cpu.clock_base_ns - before)
+@kernel("i64(cpu_t*)")
+def wb_start_all(cpu):
+    """Every file's dirty pages; how many. Of a page or an inode that somebody else holds at this moment nothing is waited
+    for: whoever reclaims may hold it. So this may also go on beside a flusher.
+    """
+    machine, total = machine_of(cpu), 0
+    for number in range(1, pool_t.at(machine.inode_pool).used + 1):
+        if load_acquire(inode_of(machine, number), "nr_dirty") > 0 and igrab(cpu, number):
+            total += writeback_inode(cpu, number, NOTHING_LEFT, False)
+            call_address(machine.on_iput, cpu.address, U(number), U(0))
+    return total
+
+
+@hot
+def give_time_to_flusher(cpu, before):
+    """What this CPU has just done as the flusher was on the flusher's clock: the context of node 0."""
+    fetch_add(cpu_t.array(machine_of(cpu).cpus)[machine_of(cpu).nr_cpus], "clock_base_ns", cpu.clock_base_ns - before)
     cpu.clock_base_ns = before
+
+
+@kernel("i64(cpu_t*)")
+def wakeup_flusher(cpu):
+    """The flusher works, at once, on its own clock; pages. Whoever wakes it does its work, so that nobody waits for the
+    host to give it time.
+    """
+    before = cpu.clock_base_ns
+    written = wb_workfn(cpu)
+    give_time_to_flusher(cpu, before)
+    return written
+
+
+@kernel("i64(cpu_t*, bool)")
+def wakeup_flusher_threads(cpu, throttle):
+    """Reclaim has found nothing but dirty pages (WB_REASON_VMSCAN): all of them are written now; pages.
+
+    Direct reclaim waits in emulated time until the disk has a batch of them (VMSCAN_THROTTLE_WRITEBACK).
+    """
+    before = cpu.clock_base_ns
+    written = wb_start_all(cpu)
+    give_time_to_flusher(cpu, before)
+    if throttle and written > 0:
+        io_wait(cpu, min(disk_time(machine_of(cpu), min(written, SWAP_CLUSTER_MAX) << 12, True), WRITEBACK_TIMEOUT_NS))
+    return written
 
 
 @kernel("void(cpu_t*)")
@@ -322,24 +363,41 @@ def wb_timer(cpu):
         wakeup_flusher(cpu)
 
 
+# -- who makes pages dirty waits -----------------------------------------------------------------------------
+
+@hot
+def dirty_poll_interval(machine, limit, background):
+    """Pages a task may dirty between two looks, so that all CPUs together do not pass from one limit to the other."""
+    return min(max((limit - background) // (2 * machine.nr_cpus), 1), RATELIMIT_PAGES)
+
+
+@kernel("void(cpu_t*)")
+def balance_dirty_pages(cpu):
+    """Above the background limit the flusher works. Above the limit the task waits until it, or another's, has written;
+    and as long as the disk, by this CPU's clock, has more before it than the middle of both limits (the freerun ceiling).
+    """
+    machine = machine_of(cpu)
+    limit, background = dirty_limit(machine, False), dirty_limit(machine, True)
+    machine.dirty_poll_interval = dirty_poll_interval(machine, limit, background)
+    if nr_dirty_pages(machine) <= background:
+        return
+    written = wakeup_flusher(cpu)
+    while nr_dirty_pages(machine) > limit and not fatal_signal_pending(cpu):
+        let_others_run(cpu)
+        written += wakeup_flusher(cpu)
+    now = clock_ns(cpu)
+    cpu.wb_until_ns = max(cpu.wb_until_ns, now) + written * machine.disk_page_ns
+    room = (limit + background) // 2 - nr_dirty_pages(machine)
+    if cpu.wb_until_ns - now > room * machine.disk_page_ns:
+        io_wait(cpu, cpu.wb_until_ns - now - max(room, 0) * machine.disk_page_ns)
+
+
 @kernel("void(cpu_t*)")
 def balance_dirty_pages_ratelimited(cpu):
-    """A task has made pages dirty: every RATELIMIT_PAGES look at the limits. Nothing is locked.
-
-    Above the background limit the flusher works; above the middle of both limits the task waits for as long as the disk
-    takes to write what it has just made dirty, above the limit until others have written (balance_dirty_pages).
-    """
+    """A task has made pages dirty: from time to time look at the limits. It holds no page and no inode's lock but i_rwsem."""
     machine, task = machine_of(cpu), current_task(cpu)
-    if task.nr_dirtied < RATELIMIT_PAGES:
+    if task.nr_dirtied < machine.dirty_poll_interval:
         return
-    pages, task.nr_dirtied = task.nr_dirtied, 0
+    task.nr_dirtied = 0
     wb_timer(cpu)
-    dirty, background = nr_dirty_pages(machine), dirty_limit(machine, True)
-    if dirty <= background:
-        return
-    limit = dirty_limit(machine, False)
-    wakeup_flusher(cpu)
-    if dirty > (limit + background) // 2:
-        cpu.clock_base_ns += (pages << 12) * 1_000_000_000 // machine.disk_bandwidth
-    while machine.on_flush != U(0) and nr_dirty_pages(machine) > limit:
-        let_others_run(cpu)
+    balance_dirty_pages(cpu)

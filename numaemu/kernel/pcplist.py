@@ -35,7 +35,7 @@ def ask_node(cpu, zone, migratetype, preferred_node, alloc_flags):
     machine = machine_of(cpu)
     pcp = pcp_of(machine, cpu.id, zone.number).lists[migratetype]
     pcp.asked = 1
-    longest = min(zone.pcp_high, zone.pcp_batch << PCP_BATCH_SCALE_MAX, PCP_HIGH_MAX)
+    longest = min(zone.pcp_list_high, zone.pcp_batch << PCP_BATCH_SCALE_MAX, PCP_HIGH_MAX)
     pcp.batch = min(max(2 * pcp.batch, zone.pcp_batch), longest)
     sent = zone.number << ALLOC_BITS | alloc_flags
     if zone.node == preferred_node:

@@ -190,7 +190,7 @@ def node_stats(system, node):
 
 
 def pagesets(machine, zone):
-    """The CPUs' page lists (what lies on a CPU's shelf is its own, too). The counters of a zone are never behind, so
+    """The CPUs' page lists (what lies on a CPU's shelf is its own, too): together never more than high. The counters of a zone are never behind, so
     the threshold up to which Linux lets a CPU's part differ is 0; kswapd never gives up a node yet.
     """
     lines = ["  pagesets"]
@@ -198,7 +198,7 @@ def pagesets(machine, zone):
         lists = [pcp_of(machine, cpu, zone.number).lists[kind] for kind in range(MIGRATE_PCPTYPES)]
         count = sum(pcp.count + (pcp.shelf_count if pcp.shelf > 0 else 0) for pcp in lists)
         lines += [f"    cpu: {cpu}", f"              count:    {count}", f"              high:     {zone.pcp_high}",
-                  f"              batch:    {zone.pcp_batch}", "  vm stats threshold: 0"]
+                  f"              batch:    {min(zone.pcp_batch, zone.pcp_list_high)}", "  vm stats threshold: 0"]
     return [*lines, "  node_unreclaimable:  0", f"  start_pfn:           {zone.start_pfn}"]
 
 

@@ -250,7 +250,9 @@ def compact_first(cpu, gfp, order, nid, nodemask, alloc_flags, state):
     """Before any reclaim, where compaction is likely enough to help. The pfn, 0, or -1: give up at once."""
     machine = machine_of(cpu)
     costly = order > PAGE_ALLOC_COSTLY_ORDER
-    if not gfp & __GFP_DIRECT_RECLAIM or not (costly or order > 0 and gfp_migratetype(machine, gfp) != MIGRATE_MOVABLE):
+    if not gfp & __GFP_DIRECT_RECLAIM or not gfp_compaction_allowed(gfp):
+        return 0
+    if not (costly or order > 0 and gfp_migratetype(machine, gfp) != MIGRATE_MOVABLE):
         return 0
     if gfp_pfmemalloc_flags(gfp, cpu.flags, fatal_signal_pending(cpu)) or not may_compact(machine):
         return 0

@@ -54,6 +54,7 @@ class System:
         self.machine, self.topology = machine, topology
         self.kmsg = collections.deque(maxlen=KMSG_LINES)
         self.writer = 0                      # number of the task that writes, 0: none
+        self.drain_all = lambda: None        # the coordinator's: unused pages go back, as a generator of its steps
         self.compact_nodes = None            # the coordinator's: compact these nodes, as a generator of its steps
         self.wake_kthreads = lambda node: None       # likewise: ring a node's kernel threads
         self.cgroups, self.call_task = None, None    # the groups by number (cgroup.py); an operation for a task, a Future
@@ -136,8 +137,7 @@ def write_sysctl(system, key, text):
     if key in CHECKS:
         CHECKS[key](key, value)
     system.sysctl[key] = value
-    if key in HANDLERS:
-        HANDLERS[key](system)
+    return HANDLERS[key](system) if key in HANDLERS else None
 
 
 def set_watermarks(system):
@@ -189,8 +189,11 @@ def must_be_fraction(key, value):
 
 
 def set_pagesets(system):
-    """zone_set_pageset_high_and_batch of every zone: a single word again; a longer list is cut at the next free."""
+    """zone_set_pageset_high_and_batch of every zone: a single word again. Longer lists are given back at once, by a CPU that
+    is in the middle of an operation at its next free.
+    """
     setup_per_zone_pageset(system.machine, system.sysctl)
+    return system.drain_all()
 
 
 def set_compaction(system):

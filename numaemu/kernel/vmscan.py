@@ -14,11 +14,12 @@ from numaemu.kernel.lumpy import (clear_active_flags, files_kept, isolate_block,
 from numaemu.kernel.mm_inline import (folio_clear, folio_is_file_lru, folio_set, folio_test, link_page,
                                       lruvec_add_folio, lruvec_del_folio, workingset_age_nonresident)
 from numaemu.kernel.mm_types import PG_active, PG_lru, PG_reclaim, PG_unevictable, PG_workingset
-from numaemu.kernel.mmzone import (FLUSHER, KSWAPD, LRU_ACTIVE, LRU_ACTIVE_ANON, LRU_ACTIVE_FILE, LRU_FILE,
+from numaemu.kernel.mmzone import (KSWAPD, LRU_ACTIVE, LRU_ACTIVE_ANON, LRU_ACTIVE_FILE, LRU_FILE,
                                    LRU_INACTIVE_ANON, LRU_INACTIVE_FILE, MAX_NR_ZONES, WMARK_HIGH, WMARK_MIN,
                                    ZONE_NORMAL, lruvec_of, node_of, page_of, page_zone, wmark_pages, zone_of, zonelist)
 from numaemu.kernel.page_alloc import free_unref_page, put_page, try_get_page
 from numaemu.kernel.page_io import end_swap_write
+from numaemu.kernel.page_writeback import wakeup_flusher_threads
 from numaemu.kernel.pageout import KEEP, WRITTEN, scan_control_of, shrink_folio_list
 from numaemu.kernel.pcplist import drain_local_pages
 from numaemu.kernel.rmap import REFERENCED_EXEC, folio_referenced
@@ -184,7 +185,7 @@ def shrink_inactive_list(cpu, sc, node, lru, nr_to_scan):
     count_vm_events(machine, cpu.id, PGSTEAL_FILE, files_freed)
     lru_note_cost(cpu, lruvec, file, sc.nr_pageout, scanned - reclaimed)
     if sc.nr_unqueued_dirty == sc.nr_taken:      # nothing but dirty pages of files: only the flusher can help
-        wake_kthread(cpu, 0, U(FLUSHER))
+        wakeup_flusher_threads(cpu, sc.kswapd == 0)
     return reclaimed
 
 
