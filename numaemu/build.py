@@ -30,6 +30,7 @@ UPPER_FLOORS = {
     "coordinator.py",
     "cpu.py",
     "forkserver.py",
+    "host_memory.py",
     "judge.py",
     "kernel/huge_sysfs.py",
     "kernel/node_sysfs.py",

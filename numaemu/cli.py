@@ -14,12 +14,13 @@ import signal
 import sys
 import time
 import types
+import warnings
 
 import click
 
 import numaemu
 from numaemu import report
-from numaemu.errors import ConfigError, MachineCheck
+from numaemu.errors import ConfigError, MachineCheck, NumaemuWarning
 from numaemu.machine_file import KEYWORDS
 from numaemu.topology import list_presets, load_topology
 from numaemu.units import check_table, shown
@@ -298,8 +299,20 @@ def conform(case, json_path):
 
 
 # --- the whole ----------------------------------------------------------------------------------
+def show_warning(message, category, *rest):
+    """What numaemu warns of is a line without a place in the sources; other warnings are Python's to show."""
+    if issubclass(category, NumaemuWarning):
+        print(f"numaemu: warning: {message}", file=sys.stderr)
+    else:
+        _python_shows(message, category, *rest)
+
+
+_python_shows = warnings.showwarning
+
+
 def main(argv=None):
     """Run a command line; its exit status."""
+    warnings.showwarning = show_warning
     try:
         return cli.main(argv, prog_name="numaemu", standalone_mode=False) or DONE
     except WorkloadRaised as raised:

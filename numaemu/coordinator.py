@@ -356,6 +356,7 @@ def main(link, topology, reserve):
     """The life of a coordinator, forked by the fork server: boot, fork nodes and CPUs, serve."""
     entitle("numaemu: coordinator")
     faulthandler.enable()                                # a crash of compiled code shows where Python was
+    signal.signal(signal.SIGBUS, signal.SIG_DFL)         # no bug of ours: /dev/shm is full, which the driver says in a line
     faulthandler.register(signal.SIGUSR1)                # and kill -USR1 shows where a process is
     die_on_unraisable()
     try:

@@ -37,3 +37,11 @@ class BusError(NumaemuError):
 
 class OutOfMemory(NumaemuError):
     """The task was OOM-killed: memory ran out, and its end gave most of it back."""
+
+
+class NumaemuWarning(UserWarning):
+    """Base class of what numaemu warns of."""
+
+
+class HostMemoryWarning(NumaemuWarning):
+    """A machine has more memory than its host has free."""

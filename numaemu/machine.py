@@ -17,7 +17,7 @@ import weakref
 import zlib
 from concurrent.futures import Future
 
-from numaemu import lifetime, shm
+from numaemu import host_memory, lifetime, shm
 from numaemu.errors import MachineCheck
 from numaemu.image import Image
 from numaemu.payload import dump_function
@@ -159,6 +159,7 @@ class Machine:
 
     def __init__(self, source=None, *, progress=None, reserve=None, **keywords):
         self.topology = t = load_topology(source, **keywords)
+        host_memory.warn_if_larger(t.memory_bytes)
         self.nodes = [NodeView(n.id, n.cpus, t.distance[n.id], n.memory_bytes) for n in t.nodes]
         self.cpus = [CpuView(c, t.node_of_cpu(c)) for c in t.cpus]
         self._requests, self._runs, self._numbers = {}, {}, itertools.count(1)
