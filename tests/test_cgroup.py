@@ -10,6 +10,7 @@ from numaemu import (GFP_ATOMIC, GFP_KERNEL, GFP_KERNEL_ACCOUNT, GFP_USER, MPOL_
 from numaemu.kernel import cgroup, proc
 from numaemu.kernel.mempolicy import mpol_new, mpol_rebind_policy
 from numaemu.kernel.mm_types import cgroup_t, policy_t
+from numaemu.uapi import MAP_ANONYMOUS, MAP_HUGETLB, MAP_PRIVATE, MAP_SHARED
 
 U = np.uint64
 ROOT = "/sys/fs/cgroup"
@@ -108,6 +109,29 @@ def test_memory_follows_the_cpuset(four):
     assert set(area.nodes().tolist()) <= {1, 3}
     assert not {0, 2} & set(child.mmap(64 << 12).touch().nodes().tolist())
     four.audit()
+
+
+@pytest.mark.interpreted
+def test_huge_pages_of_a_pool_follow_the_cpuset(loopback):
+    """Only nodes that the group allows serve, and only what is free there can be reserved."""
+    loop = loopback(nodes=2, cpus_per_node=1, memory_per_node="32MiB")
+    for node in range(2):
+        loop.write(f"/sys/devices/system/node/node{node}/hugepages/hugepages-2048kB/nr_hugepages", "4")
+    loop.write(ROOT + "/cgroup.subtree_control", "+cpuset")
+    proc.mkdir(loop.actors[0].system, ROOT + "/g")
+    loop.write(ROOT + "/g/cpuset.mems", "1")
+    task, size = loop.task(cpu=0), 2 << 20
+    loop.write(ROOT + "/g/cgroup.procs", str(task.pid))
+    with pytest.raises(OSError):
+        task.mmap(5 * size, flags=MAP_PRIVATE | MAP_ANONYMOUS | MAP_HUGETLB)
+    for huge in (MAP_PRIVATE, MAP_SHARED):
+        area = task.mmap(2 * size, flags=huge | MAP_ANONYMOUS | MAP_HUGETLB)
+        task.store([area.addr, area.addr + size], [1, 2])
+        assert set(area.nodes().tolist()) == {1}
+    other = loop.task(cpu=0).mmap(2 * size, flags=MAP_PRIVATE | MAP_ANONYMOUS | MAP_HUGETLB)
+    other.task.store([other.addr], [3])
+    assert other.nodes()[0] == 0
+    loop.audit()
 
 
 @pytest.mark.interpreted

@@ -9,7 +9,7 @@ from loopback import SMALL_TLB, Loopback
 
 from numaemu.errors import BusError
 from numaemu.kernel.hugetlb_pool import hstate_at
-from numaemu.uapi import (MADV_DONTNEED, MAP_ANONYMOUS, MAP_HUGE_1GB, MAP_HUGETLB, MAP_NORESERVE, MAP_PRIVATE, MAP_SHARED,
+from numaemu.uapi import (MADV_DONTNEED, MADV_REMOVE, MAP_ANONYMOUS, MAP_HUGE_1GB, MAP_HUGETLB, MAP_NORESERVE, MAP_PRIVATE, MAP_SHARED,
                           MFD_HUGETLB, MPOL_BIND, MPOL_MF_MOVE, PROT_READ, PROT_WRITE)
 
 PAGE, HUGE = 4096, 2 << 20
@@ -101,6 +101,96 @@ def test_the_last_mapping_keeps_the_pages(machine):
     machine.audit()
 
 
+def test_a_private_mapping_shows_the_file_until_it_is_written_to(machine):
+    """What the file has is mapped, not writable; the copy comes from the mapping's own reservation, the file stays as it is."""
+    task = machine.task()
+    file = task.memfd_create("pool", MFD_HUGETLB)
+    shared = task.mmap(2 * HUGE, RW, MAP_SHARED, file=file)
+    task.store([shared.addr, shared.addr + HUGE], np.uint8([1, 2]))
+    own = task.mmap(3 * HUGE, RW, MAP_PRIVATE, file=file)    # makes the file longer, as it may be written to
+    assert file.size == 3 * HUGE and state(machine) == (6, 4, 3)
+    assert task.load(own.addr + HUGE * np.arange(3, dtype=np.uint64), np.uint8).tolist() == [1, 2, 0]
+    assert state(machine) == (6, 3, 2)                       # a hole of the file is a page of the mapping's own
+    task.store([shared.addr], np.uint8(3))
+    assert task.load([own.addr], np.uint8)[0] == 3
+    task.store([own.addr, own.addr + 2 * HUGE], np.uint8([4, 5]))
+    assert state(machine) == (6, 2, 1) and task.load([shared.addr], np.uint8)[0] == 3
+    assert file.pread(1, 0) + file.pread(1, 2 * HUGE) == b"\3\0"
+    machine.audit()
+    child = task.fork(cpu=1)
+    child.store([own.addr + 1], np.uint8(6))                 # no reservation of its own: what is free beyond all
+    assert child.load([own.addr], np.uint8)[0] == 4 and task.load([own.addr + 1], np.uint8)[0] == 0
+    machine.audit()
+    task.madvise(own.addr, HUGE, MADV_DONTNEED)
+    assert task.load([own.addr], np.uint8)[0] == 3           # the file's again, and reserved again
+    machine.audit()
+    child.exit()
+    own.munmap()
+    shared.munmap()
+    assert state(machine) == (6, 4, 0)
+    file.close()
+    assert state(machine) == (6, 6, 0)
+    machine.audit()
+
+
+def test_the_owner_of_a_reservation_takes_the_page_from_its_child(machine):
+    task = machine.task()
+    file = task.memfd_create("pool", MFD_HUGETLB)
+    own = task.mmap(6 * HUGE, RW, MAP_PRIVATE, file=file)
+    for i in range(6):
+        task.store([own.addr + i * HUGE], np.uint8(i + 1))
+    child = task.fork(cpu=1)
+    with pytest.raises(BusError):
+        child.store([own.addr], np.uint8(9))                 # nothing is free for its copy
+    child = task.fork(cpu=1)
+    task.store([own.addr], np.uint8(7))
+    with pytest.raises(BusError):
+        child.load([own.addr], np.uint8)
+    assert task.load([own.addr, own.addr + HUGE], np.uint8).tolist() == [7, 2]
+    machine.audit()
+    refused(errno.ENOMEM, task.mmap, HUGE, RW, MAP_PRIVATE, file=file)
+
+
+def test_cutting_the_file_takes_private_copies_along(machine):
+    task = machine.task()
+    file = task.memfd_create("pool", MFD_HUGETLB)
+    own = task.mmap(3 * HUGE, RW, MAP_PRIVATE, file=file)
+    task.store(own.addr + HUGE * np.arange(3, dtype=np.uint64), np.uint8([1, 2, 3]))
+    assert state(machine) == (6, 3, 0)
+    file.truncate(HUGE)
+    assert task.load([own.addr], np.uint8)[0] == 1 and state(machine) == (6, 5, 2)      # reserved for it as before
+    with pytest.raises(BusError, match="ends before it"):
+        task.load([own.addr + HUGE], np.uint8)
+    machine.audit()
+    own.munmap()
+    assert state(machine) == (6, 6, 0)
+    machine.audit()
+
+
+def test_holes_in_files_of_huge_pages(machine):
+    """MADV_REMOVE: whole huge pages go, private copies with them; of others the bytes are cleared."""
+    task = machine.task()
+    file = task.memfd_create("pool", MFD_HUGETLB)
+    area = task.mmap(4 * HUGE, RW, MAP_SHARED, file=file)
+    edges = area.addr + HUGE * np.arange(1, 5, dtype=np.uint64) - np.uint64(8)
+    task.store(edges, [1, 2, 3, 4])
+    own = task.mmap(2 * HUGE, RW, MAP_PRIVATE, file=file)
+    task.store([own.addr + HUGE], [7])
+    assert state(machine) == (6, 1, 1)
+    task.madvise(area.addr + HUGE - PAGE, 2 * HUGE, MADV_REMOVE)     # a page of the first, the second, most of the third
+    assert state(machine) == (6, 3, 2) and file.size == 4 * HUGE
+    assert task.load(edges).tolist() == [0, 0, 3, 4]
+    assert task.load([own.addr + HUGE])[0] == 0
+    machine.audit()
+    refused(errno.EACCES, task.madvise, own.addr, HUGE, MADV_REMOVE)
+    own.munmap()
+    loose = task.mmap(HUGE, RW, MAP_SHARED | MAP_ANONYMOUS | MAP_HUGETLB)
+    task.store([loose.addr], [5])
+    task.madvise(loose.addr, HUGE, MADV_REMOVE)
+    assert task.load([loose.addr])[0] == 0
+    machine.audit()
+
+
 def test_what_is_refused(machine):
     task = machine.task()
     file, small = task.memfd_create("pool", MFD_HUGETLB), task.memfd_create("small")
@@ -110,8 +200,6 @@ def test_what_is_refused(machine):
     refused(errno.EINVAL, file.pwrite, b"x", 0)
     refused(errno.EINVAL, task.mmap, HUGE, RW, MAP_SHARED, file=file, offset=PAGE)
     refused(errno.EINVAL, task.mmap, HUGE, RW, MAP_SHARED | MAP_HUGETLB, file=small)
-    with pytest.raises(NotImplementedError, match="only MAP_SHARED"):
-        task.mmap(HUGE, RW, MAP_PRIVATE, file=file)
     gigantic = task.memfd_create("gigantic", MFD_HUGETLB | MAP_HUGE_1GB)
     refused(errno.ENOMEM, task.mmap, PAGE, RW, MAP_SHARED, file=gigantic)
     file.truncate(HUGE)

@@ -4,10 +4,11 @@ import errno
 import numpy as np
 import pytest
 
+from numaemu.kernel import swapon
 from numaemu.kernel.mm_types import MM_SWAPENTS, PG_swapbacked, VM_RAND_READ, VM_SEQ_READ
 from numaemu.paging import _PAGE_ACCESSED, _PAGE_DIRTY
 from numaemu.uapi import (MADV_COLD, MADV_DONTNEED, MADV_DONTNEED_LOCKED, MADV_FREE, MADV_MERGEABLE, MADV_NORMAL,
-                          MADV_PAGEOUT, MADV_POPULATE_READ, MADV_POPULATE_WRITE, MADV_RANDOM, MADV_SEQUENTIAL,
+                          MADV_PAGEOUT, MADV_POPULATE_READ, MADV_POPULATE_WRITE, MADV_RANDOM, MADV_REMOVE, MADV_SEQUENTIAL,
                           MADV_WILLNEED, MADV_WIPEONFORK, MAP_ANONYMOUS, MAP_LOCKED, MAP_NORESERVE, MAP_PRIVATE, MAP_SHARED,
                           O_RDWR, PROT_NONE, PROT_READ)
 
@@ -206,3 +207,44 @@ def test_willneed_where_there_is_nothing(two_nodes):
     task.madvise(area.addr, 0, MADV_WILLNEED)
     refused(errno.ENOMEM, task.madvise, area.addr, 5 * PAGE, MADV_WILLNEED)
     assert two_nodes.vmstat()["pswpin"] == 0
+
+
+# -- MADV_REMOVE ---------------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize("tmpfs", [False, True])
+def test_remove_makes_a_hole_for_everybody(loopback, tmpfs):
+    """Pages in memory and in swap go, whoever maps them; private copies of a file's stay, as its size does."""
+    loop = loopback(nodes=1, cpus_per_node=2, memory_per_node="16MiB")
+    swapon.swapon(loop.machine, "swap", 8 << 20, -1, "disk")
+    task = loop.task()
+    file = task.memfd_create("m") if tmpfs else None
+    if tmpfs:
+        file.truncate(16 * PAGE)
+    area = task.mmap(16 * PAGE, flags=MAP_SHARED, file=file) if tmpfs else task.mmap(16 * PAGE, flags=SHARED)
+    task.store(area.pages(), np.arange(1, 17, dtype=np.uint64))
+    task.madvise(area.addr + 8 * PAGE, 8 * PAGE, MADV_PAGEOUT)
+    child = task.fork(cpu=1)
+    child.load(area.pages()[:8])
+    if tmpfs:
+        own = task.mmap(16 * PAGE, flags=MAP_PRIVATE, file=file)
+        task.store(own.pages()[:3], [101, 102, 103])
+        task.load(own.pages()[3:6])
+    before = loop.vmstat()["nr_shmem"]
+    task.madvise(area.addr + 2 * PAGE, 12 * PAGE, MADV_REMOVE)
+    assert before - loop.vmstat()["nr_shmem"] == 6 and loop.mm(task).rss[MM_SWAPENTS] == 0
+    expected = [1, 2] + [0] * 12 + [15, 16]
+    assert child.load(area.pages()).tolist() == task.load(area.pages()).tolist() == expected
+    if tmpfs:
+        assert file.size == 16 * PAGE and task.load(own.pages()).tolist() == [101, 102, 103] + expected[3:]
+    loop.audit()
+
+
+def test_remove_where_nothing_can_be_removed(two_nodes):
+    two_nodes.create_file("/f", bytes(PAGE))
+    task = two_nodes.task()
+    private, locked = task.mmap(PAGE), task.mmap(PAGE, flags=SHARED | MAP_LOCKED)
+    disk = task.mmap(PAGE, flags=MAP_SHARED, file=task.open("/f", O_RDWR))
+    own = task.mmap(PAGE, flags=MAP_PRIVATE, file=task.open("/f"))
+    for error, area in ((errno.EINVAL, private), (errno.EINVAL, locked), (errno.EOPNOTSUPP, disk), (errno.EACCES, own)):
+        refused(error, task.madvise, area.addr, PAGE, MADV_REMOVE)
+    two_nodes.audit()

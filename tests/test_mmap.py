@@ -16,7 +16,8 @@ from numaemu.kernel.vma_index import vma_index
 from numaemu.param import MAX_VMAS
 from numaemu.formats import FORMATS
 from numaemu.uapi import (MADV_DONTNEED, MAP_ANONYMOUS, MAP_FIXED, MAP_FIXED_NOREPLACE, MAP_POPULATE, MAP_PRIVATE,
-                          MAP_SHARED, MPOL_BIND, MPOL_DEFAULT, PROT_EXEC, PROT_NONE, PROT_READ, PROT_WRITE)
+                          MAP_SHARED, MPOL_BIND, MPOL_DEFAULT, PROT_EXEC, PROT_NONE, PROT_READ, PROT_WRITE, RLIM_INFINITY,
+                          RLIMIT_AS)
 
 PROTS = [PROT_NONE, PROT_READ, PROT_READ | PROT_WRITE, PROT_READ | PROT_EXEC]
 ARENA = 0x1000_0000 >> 12        # where MAP_FIXED mappings of the test go: 24 pages from here
@@ -317,3 +318,54 @@ def test_map_populate_faults_everything_in(two_nodes, prot, backed):
     assert faults == 16 and task.counters()["task_minor_faults"] == faults
     area.munmap()
     two_nodes.audit()
+
+
+def refused(error, call, *args, **keywords):
+    with pytest.raises(OSError) as caught:
+        call(*args, **keywords)
+    assert caught.value.errno == error
+
+
+@pytest.mark.interpreted
+def test_a_fixed_mapping_that_is_refused_leaves_the_old_one(loopback):
+    """By RLIMIT_AS, by the commit limit, by max_map_count; what is replaced counts for the new one."""
+    loop = loopback(nodes=1, cpus_per_node=1, memory_per_node="16MiB")
+    task = loop.task()
+    old = task.mmap(8192)
+    task.store(old.pages(), [77, 78])
+    mm = loop.mm(task)
+    task.setrlimit(RLIMIT_AS, int(mm.total_vm) * 4096)
+    refused(errno.ENOMEM, task.mmap, 64 << 12, addr=old.addr, flags=ANONYMOUS | MAP_FIXED)
+    assert task.load(old.pages()).tolist() == [77, 78]
+    charged, total = int(loop.machine.vm_committed_as), int(mm.total_vm)
+    task.mmap(4096, addr=old.addr, flags=ANONYMOUS | MAP_FIXED)              # as much as goes
+    assert task.load(old.pages()).tolist() == [0, 78]
+    assert (loop.machine.vm_committed_as, mm.total_vm) == (charged, total)
+    task.setrlimit(RLIMIT_AS, RLIM_INFINITY)
+    loop.write("/proc/sys/vm/overcommit_memory", "2")
+    for flags in (ANONYMOUS, MAP_SHARED | MAP_ANONYMOUS):
+        refused(errno.ENOMEM, task.mmap, 64 << 20, addr=old.addr - (32 << 20), flags=flags | MAP_FIXED)
+    assert task.load(old.pages()).tolist() == [0, 78] and loop.machine.vm_committed_as == charged
+    loop.write("/proc/sys/vm/overcommit_memory", "0")
+    loop.audit()
+
+
+@pytest.mark.interpreted
+def test_at_max_map_count_only_a_hole_is_refused(loopback):
+    """munmap may take an end of a mapping, or part of two, as that makes no mapping more."""
+    loop = loopback(nodes=1, cpus_per_node=1, memory_per_node="16MiB")
+    task = loop.task()
+    low = task.mmap(8 << 12, PROT_READ, addr=ARENA << 12)
+    high = task.mmap(8 << 12, addr=(ARENA + 8) << 12)
+    task.store(high.pages(), range(8))
+    loop.write("/proc/sys/vm/max_map_count", str(int(loop.mm(task).map_count)))
+    for hole in (low, high):
+        refused(errno.ENOMEM, task.munmap, hole.addr + 4096, 4096)
+    refused(errno.ENOMEM, task.mmap, 4096, addr=high.addr + 4096, flags=ANONYMOUS | MAP_FIXED, prot=PROT_READ)
+    assert task.load(high.pages()).tolist() == list(range(8))
+    task.munmap(low.addr, 4096)
+    task.munmap(high.addr + (7 << 12), 4096)
+    task.munmap(low.addr + (7 << 12), 8192)
+    assert task.load(high.pages()[1:7]).tolist() == list(range(1, 7))
+    refused(errno.ENOMEM, task.mprotect, low.addr + 4096, 4096, PROT_NONE)
+    loop.audit()

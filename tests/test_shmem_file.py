@@ -13,6 +13,7 @@ from numaemu.build import JIT
 from numaemu.kernel import swapfile, swapon
 from numaemu.kernel.inode import inode_of
 from numaemu.kernel.shmem_file import shmem_truncate_range
+from numaemu.kernel.xarray import MAX_INDEX
 from numaemu.uapi import (MADV_DONTNEED, MADV_FREE, MADV_PAGEOUT, MADV_WIPEONFORK, MAP_ANONYMOUS, MAP_FIXED, MAP_NORESERVE,
                           MAP_PRIVATE, MAP_SHARED, MREMAP_FIXED, MREMAP_MAYMOVE, O_CREAT, O_EXCL, O_RDWR, O_TRUNC, PROT_READ)
 
@@ -219,7 +220,7 @@ def test_a_page_that_a_fork_has_mapped_again_does_not_hang_truncation(two_nodes)
     task.read(area.addr + 2 * PAGE, 1)
     task.madvise(area.addr, PAGE, MADV_DONTNEED)
     inode = inode_of(two_nodes.machine, two_nodes.open_file(file).inode)
-    assert shmem_truncate_range(two_nodes.cpu(), inode.object, 0) == 1           # page 0 has gone
+    assert shmem_truncate_range(two_nodes.cpu(), inode.object, 0, MAX_INDEX) == 1           # page 0 has gone
     assert two_nodes.machine.tmpfs_pages == 2
     file.truncate(0)
     assert two_nodes.machine.tmpfs_pages == 0

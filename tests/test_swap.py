@@ -563,3 +563,21 @@ def test_nothing_is_read_ahead_from_memory(loopback, kind, ahead):
     assert counts["pswpin"] == 64 and (counts["swap_ra"] > 0) == ahead
     assert ahead or counts["pgmajfault"] == 64
     loop.audit()
+
+
+@pytest.mark.interpreted
+def test_what_is_swapped_in_to_a_locked_range_is_locked(loopback):
+    loop = loopback(nodes=1, cpus_per_node=1, memory_per_node="16MiB")
+    swapon.swapon(loop.machine, "swap", 8 << 20, -1, "disk")
+    task = loop.task()
+    area = task.mmap(64 << 12)
+    task.store(area.pages(), np.arange(64, dtype=np.uint64))
+    task.madvise(area.addr, 64 << 12, MADV_PAGEOUT)
+    assert loop.mm(task).rss[MM_SWAPENTS] > 0
+    task.mlock(area.addr, 64 << 12)
+    assert loop.vmstat()["nr_mlock"] == 64
+    loop.audit()
+    assert loop.vmstat()["nr_unevictable"] == 64
+    task.munlock(area.addr, 64 << 12)
+    assert loop.vmstat()["nr_mlock"] == 0 and task.load(area.pages()).tolist() == list(range(64))
+    loop.audit()

@@ -134,8 +134,7 @@ def free_block(machine, pfn, order):
     """Serve MSG_FREE: a block of 2**order pages comes back."""
     for i in range(1 << order):
         page = page_of(machine, pfn + i)
-        VM_BUG_ON_PAGE(page.flags & (_BUDDY | _PCP) != U(0) or page.mapcount != 0, page)
-        page.refcount = 0
+        VM_BUG_ON_PAGE(page.flags & (_BUDDY | _PCP) != U(0) or page.refcount != 0 or page.mapcount != 0, page)
         page.flags &= _USED
     zone, most = zone_of(machine, page_zone(machine, pfn)), min(order, MAX_ORDER)
     for at in range(pfn, pfn + (1 << order), 1 << most):         # split_large_buddy

@@ -9,7 +9,7 @@ from numaemu.kernel.check_memcg import audit_memcg
 from numaemu.kernel.check_swap import audit_swap
 from numaemu.kernel.check_vmalloc import audit_vmalloc
 from numaemu.kernel.huge_split import is_huge_zero, is_hugetlb_entry
-from numaemu.kernel.hugetlb_pool import (hpage_pages, hstate_vma, huge_page_shift, huge_page_size,
+from numaemu.kernel.hugetlb_pool import (hpage_pages, hstate_vma, huge_page_shift, huge_page_size, hugetlb_object,
                                          pages_per_huge_page)
 from numaemu.kernel.free_area import get_pageblock_migratetype, must_stay_apart, page_is_buddy
 from numaemu.kernel.inode import inode_of
@@ -147,7 +147,8 @@ def count_huge(machine, mm, vma, address, mapcounts, rss):
     page, h = page_of(machine, pfn), hstate_vma(machine, vma)
     mapcounts[pfn] += 1
     rss[NR_MM_COUNTERS] += pages_per_huge_page(h)
-    return page.flags & U(PG_hugetlb) != U(0) and vma.flags & VM_HUGETLB != 0 and page.mapping == vma.mapping and \
+    family = vma.mapping if page.flags & U(PG_anon) != U(0) else hugetlb_object(vma)
+    return page.flags & U(PG_hugetlb) != U(0) and vma.flags & VM_HUGETLB != 0 and page.mapping == family and \
         page.index == vma.pgoff + np.int64((address - vma.start) >> U(12)) and np.int64(page.order) == h.order and \
         address & (huge_page_size(h) - U(1)) == U(0)
 

@@ -4,7 +4,7 @@ import numpy as np
 from numaemu.errors import MachineCheck
 from numaemu.kernel.hugetlb import vma_hugecache_offset
 from numaemu.kernel.check_files import live_inodes
-from numaemu.kernel.hugetlb_pool import hstate_at, hstate_vma, region_count, resv_map_t
+from numaemu.kernel.hugetlb_pool import hstate_at, hstate_vma, hugetlb_object, region_count, resv_map_t
 from numaemu.kernel.hugetlbfs import is_hugetlbfs
 from numaemu.kernel.inode import inode_of
 from numaemu.kernel.mm_types import VM_HUGETLB, VM_SHARED, PG_anon, PG_head, PG_hugetlb, mapping_t, page_t, task_t
@@ -43,7 +43,7 @@ def reserved_pages(machine):
         for position in range(mm_of(machine, number).map_count):
             vma = vma_of(machine, vma_index(machine, number)[position])
             if vma.flags & VM_HUGETLB and vma.flags & VM_SHARED:
-                objects.add(vma.mapping)
+                objects.add(hugetlb_object(vma))
             elif vma.flags & VM_HUGETLB and vma.resv_map:
                 h = hstate_vma(machine, vma)
                 start, end = (int(vma_hugecache_offset(h, vma, edge)) for edge in (vma.start, vma.end))

@@ -95,7 +95,7 @@ def alloc_contig_range(cpu, zone, start, end):
 
 @kernel("void(machine_t*, i64, i64)")
 def prep_compound_gigantic_page(machine, pfn, order):
-    """A compound page with one reference. What was never given out stays known as such (PG_used)."""
+    """A compound page without references. What was never given out stays known as such (PG_used)."""
     for at in range(pfn, pfn + (1 << order)):
         page = page_of(machine, at)
         page.flags = (page.flags & U(PG_used)) | U(PG_tail)
@@ -103,12 +103,13 @@ def prep_compound_gigantic_page(machine, pfn, order):
         page.refcount, page.mapcount, page.order = 0, 0, order
     head = page_of(machine, pfn)
     head.flags = (head.flags & U(PG_used)) | U(PG_head)
-    head.lru_next, head.refcount = 0, 1
+    head.lru_next = 0
 
 
 @kernel("i64(cpu_t*, i64, i64)")
 def alloc_contig_pages(cpu, order, nid):
-    """2**order pages of a node as a compound page, aligned to their size; the first pfn, or 0: there is no such range.
+    """2**order pages of a node as a compound page, aligned to their size, without references; the first pfn, or 0: there is
+    no such range.
 
     They are never moved again, so the zone of movable pages has none for them.
     """

@@ -18,7 +18,7 @@ from numaemu.kernel.mm_types import (FAULT_AROUND_BYTES, MM_ANONPAGES, MM_FILEPA
                                      PG_readahead, PG_uptodate, PG_workingset)
 from numaemu.kernel.mlock import mlock_folio
 from numaemu.kernel.mmzone import copy_highpage, page_of
-from numaemu.kernel.page_alloc import put_page, try_get_page
+from numaemu.kernel.page_alloc import folio_put_refs, get_page, put_page, try_get_page
 from numaemu.kernel.page_writeback import balance_dirty_pages_ratelimited, folio_mark_dirty
 from numaemu.kernel.pagemap import create_empty_buffers, filemap_get_folio, read_is_pending
 from numaemu.kernel.pgtable import pfn_pte, pte_pfn, ptep_cmpxchg, ptep_get, ptep_step, vm_page_nx
@@ -129,14 +129,13 @@ def finish_cow_fault(cpu, mm, vma, address, ptep, new, pfn):
     copy_highpage(machine, cpu, new, pfn)
     folio_add_anon_rmap(machine, cpu, copy, new, vma, address)
     copy.flags |= U(PG_anon_exclusive)
-    copy.refcount = 2                    # the entry's, and that of its way to the LRU list
+    get_page(copy)                       # for its way to the LRU list; atomically, as a late try_get_page may come between
     if ptep_cmpxchg(ptep, U(0), pfn_pte(new, _WRITTEN | vm_page_nx(machine, vma))):
         folio_add_new_lru(cpu, new)
         fetch_add(mm.rss, MM_ANONPAGES, 1)
     else:
         folio_remove_rmap(machine, cpu, new)       # another thread was faster
-        copy.refcount = 1
-        put_page(cpu, new)
+        folio_put_refs(cpu, new, 2)
 
 
 @kernel("i64(cpu_t*, mm_t*, i64, u64, u64)")
@@ -198,6 +197,9 @@ def wp_page_shared(cpu, vma, address, ptep, pte):
     page = page_of(machine, pfn)
     if not try_get_page(page):
         return VM_FAULT_OK               # it has just gone: the access faults again
+    if ptep_get(ptep) != pte:            # it may be another page by now, which is not ours to lock
+        put_page(cpu, pfn)
+        return VM_FAULT_OK
     folio_lock(cpu, page)
     if not create_empty_buffers(cpu, page):
         folio_unlock(page)

@@ -115,6 +115,10 @@ def filemap_read(cpu, file_number, pos, buffer, nbytes):
         pfn = filemap_get_page(cpu, file_number, at, (pos + nbytes + 4095) >> 12)
         if pfn == 0:
             return done if done > 0 else -ENOMEM
+        n = min(n, inode.i_size - pos - done)                # truncated meanwhile?
+        if n <= 0:
+            put_page(cpu, pfn)
+            break
         if done > 0 or at != (last_pos - 1) >> 12:           # several reads of one page count once
             folio_mark_accessed(cpu, pfn)
         copy_bytes(buffer + U(done), folio_host_address(machine, pfn) + U(offset), n)

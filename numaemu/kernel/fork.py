@@ -39,7 +39,7 @@ def mm_alloc(cpu):
     if number == 0:
         return 0
     mm = mm_of(machine, number)
-    mm.mmap_lock, mm.users, mm.tlb_gen, mm.pgtables = 0, 1, 1, 0           # tlb_flush_pending stays what it is
+    mm.mmap_lock, mm.tlb_gen, mm.pgtables = 0, 1, 0                        # tlb_flush_pending stays what it is
     mm.oom_state, mm.hugetlb_usage = OOM_NONE, 0
     for word in range(CPU_WORDS):
         mm.cpumask[word] = U(0)
@@ -60,6 +60,7 @@ def mm_alloc(cpu):
     page_of(machine, pfn).lru_next = 0
     mm.pgd = U(pfn) << U(12)
     clone_kernel_range(machine, pgd_of(machine, mm))
+    store_release(mm, "users", 1)        # last: who looks for address spaces may hold it from now on
     return number
 
 

@@ -4,7 +4,7 @@ huge_split.py says what a huge page is here. All changes of a huge entry but A a
 """
 import numpy as np
 
-from numaemu.atomic import compare_exchange, fetch_add, load_acquire
+from numaemu.atomic import compare_exchange, fetch_add, load_acquire, store_release
 from numaemu.compile import hot, kernel
 from numaemu.kernel.gfp import (GFP_TRANSHUGE, GFP_TRANSHUGE_LIGHT, __GFP_DIRECT_RECLAIM, __GFP_KSWAPD_RECLAIM,
                                 __GFP_MOVABLE, __GFP_NORETRY, __GFP_THISNODE, __GFP_ZERO)
@@ -16,7 +16,7 @@ from numaemu.kernel.mm_types import (MM_ANONPAGES, VM_FAULT_OK, VM_FAULT_OOM, VM
                                      VM_READ, VM_SHARED, VM_WRITE, VM_EXEC, PG_anon_exclusive, PG_used)
 from numaemu.kernel.mmzone import page_of
 from numaemu.kernel.page_alloc import alloc_pages, free_pages, get_page, put_page
-from numaemu.kernel.pgalloc import (haddr_of, pgtable_trans_huge_deposit, pgtable_trans_huge_withdraw, pmd_alloc, pmd_lock,
+from numaemu.kernel.pgalloc import (haddr_of, pgtable_trans_huge_deposit, pmd_alloc, pmd_lock,
                                     pmd_trans_huge, pmd_unlock, pte_alloc_one)
 from numaemu.kernel.pgtable import _PAGE_SPECIAL, free_table, mm_of, pfn_pte, pmd_size, pte_pfn, vm_page_nx
 from numaemu.kernel.rmap import folio_add_anon_rmap, folio_dup_rmap, folio_remove_rmap
@@ -74,10 +74,15 @@ def vma_thp_gfp_mask(machine, vma):
 
 @kernel("void(machine_t*, i64)")
 def prep_huge_pages(machine, pfn):
-    """A block of the buddy system becomes single pages in one piece, with a reference each (split_page)."""
+    """A block of the buddy system becomes single pages in one piece, with a reference each (split_page).
+
+    The first one has its reference already, and perhaps a late try_get_page's.
+    """
     for i in range(hpage_pages(machine)):
         page = page_of(machine, pfn + i)
-        page.flags, page.refcount, page.order, page.lru_next, page.lru_prev = U(PG_used), 1, 0, 0, 0
+        page.flags, page.order, page.lru_next, page.lru_prev = U(PG_used), 0, 0, 0
+        if i > 0:
+            store_release(page, "refcount", 1)
 
 
 @kernel("i64(cpu_t*, i64, i64)")
@@ -108,15 +113,6 @@ def vma_alloc_huge_pages(cpu, gfp, vma, address):
     if pfn != 0:
         prep_huge_pages(machine, pfn)
     return pfn
-
-
-@kernel("void(cpu_t*, i64)")
-def free_huge_pages(cpu, pfn):
-    """Give back pages in one piece to which nobody else has ever referred."""
-    machine = machine_of(cpu)
-    for i in range(hpage_pages(machine)):
-        page_of(machine, pfn + i).refcount = 0
-    free_pages(cpu, pfn, np.int64(machine.paging.table_bits))
 
 
 # -- faults ---------------------------------------------------------------------------------------------------------
@@ -198,7 +194,7 @@ def do_huge_pmd_anonymous_page(cpu, mm, vma_number, address, write, where):
         return FALLBACK
     table = pte_alloc_one(cpu, mm)
     if table == 0:
-        free_huge_pages(cpu, pfn)
+        release_huge_pages(cpu, pfn)
         return VM_FAULT_OOM
     add_new_huge_pages(cpu, vma, address, pfn)
     pmd_lock(cpu, where)

@@ -6,18 +6,18 @@ the entry comes back with the new ones. khugepaged takes small pages over in the
 """
 import numpy as np
 
-from numaemu.atomic import load_acquire, store_release
+from numaemu.atomic import compare_exchange, load_acquire, store_release
 from numaemu.compile import hot, kernel
 from numaemu.kernel.gfp import GFP_TRANSHUGE, __GFP_THISNODE
-from numaemu.kernel.huge_memory import add_new_huge_pages, alloc_huge_on_node, free_huge_pages, vma_alloc_huge_pages
+from numaemu.kernel.huge_memory import add_new_huge_pages, alloc_huge_on_node, release_huge_pages, vma_alloc_huge_pages
 from numaemu.kernel.huge_split import add_huge_mapping, flush_huge_pages, is_huge_zero, remove_huge_mapping
 from numaemu.kernel.hugetlb import (HTLB_ALLOC_MASK, alloc_buddy_hugetlb_folio, dequeue_hugetlb_folio_nodemask, free_pool_folio,
                                     huge_node, hugetlb_lock, vma_hugecache_offset)
 from numaemu.kernel.hugetlb_fault import copy_user_large_folio, fault_mutex_of, flush_hugetlb_tlb_range
-from numaemu.kernel.hugetlb_pool import (account_new_hugetlb_folio, hpage_pages, hstate_is_gigantic, hstate_vma,
+from numaemu.kernel.hugetlb_pool import (account_new_hugetlb_folio, free_huge_folio, hpage_pages, hstate_is_gigantic, hstate_vma,
                                          huge_page_shift, huge_page_size, pages_per_huge_page, remove_hugetlb_folio)
 from numaemu.kernel.mm_inline import folio_test, folio_trylock, folio_unlock
-from numaemu.kernel.mm_types import VM_SHARED, PG_anon, PG_anon_exclusive, PG_swapcache
+from numaemu.kernel.mm_types import PG_anon, PG_anon_exclusive, PG_swapcache
 from numaemu.kernel.mmzone import page_of, page_to_nid
 from numaemu.kernel.page_alloc import put_page
 from numaemu.kernel.pgalloc import hugetlb_walk, pmd_lock, pmd_trans_huge, pmd_unlock
@@ -106,13 +106,18 @@ def migrate_huge_pmd(cpu, mm_number, vma, address, where, target):
     family = address_of(mapping_of(machine, vma.mapping), "lock")
     spin_lock(cpu, family)
     pmd_lock(cpu, where)
-    entry = entry_exchange(where, U(0))
+    entry = entry_load(where)
+    same = pmd_trans_huge(entry) and pte_pfn(entry) == old   # reclaim may have taken it apart: a table stays where it is
+    if same:
+        entry = entry_exchange(where, U(0))
     pmd_unlock(machine, where)
-    flush_huge_pages(cpu, mm_number, address, address + pmd_size(machine))
+    if same:
+        flush_huge_pages(cpu, mm_number, address, address + pmd_size(machine))
     spin_unlock(family)
-    if not pmd_trans_huge(entry) or pte_pfn(entry) != old or isolate_huge_page(cpu, old) == 0:
-        entry_exchange(where, entry)
-        free_huge_pages(cpu, new)
+    if not same or isolate_huge_page(cpu, old) == 0:
+        if same:
+            entry_exchange(where, entry)
+        release_huge_pages(cpu, new)
         count_vm_events(machine, cpu.id, THP_MIGRATION_FAIL, 1)
         count_vm_events(machine, cpu.id, PGMIGRATE_FAIL, nbytes >> 12)
         return HUGE_STAYED
@@ -137,8 +142,8 @@ def migrate_huge_pmd(cpu, mm_number, vma, address, where, target):
 
 @kernel("i64(cpu_t*, vma_t*, i64, i64)")
 def alloc_hugetlb_folio_nodemask(cpu, vma, index, target):
-    """A page of the VMA's pool to move to, of a node, or (below 0) by the policy; its pfn or 0. + TEMPORARY if it is no
-    page of the pool's size yet: then the old one leaves the pool.
+    """A page of the VMA's pool to move to, of a node, or (below 0) by the policy, without references; its pfn or 0.
+    + TEMPORARY if it is no page of the pool's size yet: then the old one leaves the pool.
     """
     machine, h = machine_of(cpu), hstate_vma(machine_of(cpu), vma)
     nid, nodes = huge_node(cpu, vma, index)
@@ -147,7 +152,7 @@ def alloc_hugetlb_folio_nodemask(cpu, vma, index, target):
     lock, pfn = hugetlb_lock(h), 0
     spin_lock(cpu, lock)
     if h.free_huge_pages > h.resv_huge_pages:
-        pfn = dequeue_hugetlb_folio_nodemask(machine, h, nid, nodes)
+        pfn = dequeue_hugetlb_folio_nodemask(cpu, h, nid, nodes)
     spin_unlock(lock)
     if pfn != 0 or hstate_is_gigantic(h):
         return pfn
@@ -162,13 +167,14 @@ def alloc_hugetlb_folio_nodemask(cpu, vma, index, target):
 
 @kernel("void(cpu_t*, hstate_t*, i64, bool)")
 def put_pool_folio(cpu, h, pfn, temporary):
-    """Drop the only reference to a page of a pool; a temporary one is the buddy system's again."""
+    """A page of a pool that has no references is free again; a temporary one is the buddy system's."""
     machine, lock = machine_of(cpu), hugetlb_lock(h)
     if not temporary:
-        put_page(cpu, pfn)
+        if not free_huge_folio(cpu, pfn):
+            free_pool_folio(cpu, h, pfn)
         return
     page = page_of(machine, pfn)
-    page.refcount, page.mapping, page.index = 0, 0, 0
+    page.mapping, page.index = 0, 0
     spin_lock(cpu, lock)
     remove_hugetlb_folio(machine, h, pfn, False)
     spin_unlock(lock)
@@ -189,15 +195,21 @@ def move_hugetlb_state(cpu, h, old, new):
 
 @hot
 def hugetlb_folio_migrate(cpu, vma, index, old, new):
-    """Contents and identity of a page that one entry maps; of a shared object also the reference in its tree."""
+    """Contents and identity of a page that one entry maps; of an object also the reference in its tree. False: somebody else
+    has it. The old page's count is frozen at 0, so that nobody finds it any more.
+    """
     machine, page, target = machine_of(cpu), page_of(machine_of(cpu), old), page_of(machine_of(cpu), new)
+    expected = 1 if folio_test(page, PG_anon) else 2         # the entry's, the tree's
+    if load_acquire(page, "mapcount") != 1 or compare_exchange(page, "refcount", expected, 0) != expected:
+        return False
     copy_user_large_folio(cpu, hstate_vma(machine, vma), new, old)
-    target.mapping, target.index, target.mapcount, target.refcount = page.mapping, page.index, 1, page.refcount
+    target.mapping, target.index, target.mapcount = page.mapping, page.index, 1
     target.flags |= page.flags & U(PG_anon | PG_anon_exclusive)
-    if vma.flags & VM_SHARED:
-        store_release(u64.array(xa_slot(machine, mapping_of(machine, vma.mapping), index)), 0, page_entry(new))
-    page.mapcount, page.refcount = 0, 1
-    page.flags &= ~U(PG_anon | PG_anon_exclusive)
+    store_release(target, "refcount", expected)
+    if not folio_test(page, PG_anon):
+        store_release(u64.array(xa_slot(machine, mapping_of(machine, page.mapping), index)), 0, page_entry(new))
+    page.mapcount = 0
+    return True
 
 
 @kernel("i64(cpu_t*, i64, vma_t*, u64, i64)")
@@ -213,7 +225,6 @@ def migrate_hugetlb_page(cpu, mm_number, vma, address, target):
     if where == U(0):
         return HUGE_MOVED
     old, pages = pte_pfn(entry_load(where)), pages_per_huge_page(h)
-    expected = 2 if vma.flags & VM_SHARED else 1
     alone = load_acquire(page_of(machine, old), "mapcount") == 1
     new = alloc_hugetlb_folio_nodemask(cpu, vma, index, target) if alone else 0
     if new == 0:
@@ -223,8 +234,7 @@ def migrate_hugetlb_page(cpu, mm_number, vma, address, target):
     spin_lock(cpu, mutex)
     entry, moved = entry_exchange(where, U(0)), False
     flush_hugetlb_tlb_range(cpu, h, mm_number, address, address + huge_page_size(h))
-    if load_acquire(page_of(machine, old), "mapcount") == 1 and load_acquire(page_of(machine, old), "refcount") == expected:
-        hugetlb_folio_migrate(cpu, vma, index, old, new)
+    if pmd_trans_huge(entry) and pte_pfn(entry) == old and hugetlb_folio_migrate(cpu, vma, index, old, new):
         if temporary:
             move_hugetlb_state(cpu, h, old, new)
         entry, moved = pfn_pte(new, entry & ~PTE_PFN_MASK), True

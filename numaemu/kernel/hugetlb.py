@@ -6,14 +6,17 @@ reservations, or up to nr_overcommit_huge_pages from the buddy system (surplus),
 """
 import numpy as np
 
-from numaemu.atomic import fetch_add, fetch_or
+from numaemu.atomic import compare_exchange, fetch_add, fetch_or, store_release
 from numaemu.compile import hot, kernel
+from numaemu.kernel.cpuset import cpuset_current_mems_allowed, cpuset_nodemask
 from numaemu.kernel.gfp import (GFP_HIGHUSER_MOVABLE, GFP_KERNEL, __GFP_COMP, __GFP_NOWARN, __GFP_RETRY_MAYFAIL,
                                 __GFP_ZERO)
 from numaemu.kernel.hugetlb_pool import (account_new_hugetlb_folio, dequeue_hugetlb_folio_node, enqueue_hugetlb_folio,
                                          free_huge_folio, hstate_at, hstate_is_gigantic, hstate_vma, huge_page_shift,
+                                         hugetlb_object,
                                          region_count, remove_hugetlb_folio, resv_bytes, resv_map_t, resv_set,
                                          resv_test)
+from numaemu.kernel.internal import ALLOC_CPUSET
 from numaemu.kernel.mempolicy import current_task, first_set, get_vma_policy, interleave_nid, next_node_in, node_isset
 from numaemu.kernel.mm_types import HUGETLB, VM_NORESERVE, VM_SHARED, PG_restore_reserve
 from numaemu.kernel.mmzone import page_of, page_to_nid, zonelist
@@ -48,17 +51,32 @@ def vma_hugecache_offset(h, vma, address):
 
 # -- pages from the buddy system ------------------------------------------------------------------------------------
 
+@hot
+def free_pool_folio(cpu, h, pfn):
+    """A page that is in no pool any more, without references, goes to the buddy system."""
+    free_pages(cpu, pfn, h.order)
+
+
 @kernel("i64(cpu_t*, hstate_t*, i64, i64, u64)")
 def alloc_buddy_hugetlb_folio(cpu, h, gfp, nid, nodes):
-    """A page for a pool, with one reference and not yet counted; its pfn or 0."""
-    pfn = alloc_pages(cpu, gfp | __GFP_COMP | __GFP_NOWARN | __GFP_RETRY_MAYFAIL, h.order, nid, nodes)
-    count_vm_events(machine_of(cpu), cpu.id, HTLB_BUDDY_ALLOC_SUCCESS if pfn != 0 else HTLB_BUDDY_ALLOC_FAIL, 1)
+    """A page for a pool, without references and not yet counted; its pfn or 0.
+
+    One that somebody who looked it up late has a reference to is given up, and another one tried, once.
+    """
+    machine, gfp = machine_of(cpu), gfp | __GFP_COMP | __GFP_NOWARN | __GFP_RETRY_MAYFAIL
+    for _ in range(2):
+        pfn = alloc_pages(cpu, gfp, h.order, nid, nodes)
+        if pfn == 0 or compare_exchange(page_of(machine, pfn), "refcount", 1, 0) == 1:
+            break
+        put_page(cpu, pfn)
+        pfn = 0
+    count_vm_events(machine, cpu.id, HTLB_BUDDY_ALLOC_SUCCESS if pfn != 0 else HTLB_BUDDY_ALLOC_FAIL, 1)
     return pfn
 
 
 @kernel("i64(cpu_t*, hstate_t*, i64, u64)")
 def alloc_surplus_hugetlb_folio(cpu, h, nid, nodes):
-    """A page beyond the pool's size, with one reference, as long as nr_overcommit_huge_pages allows it; its pfn or 0."""
+    """A page beyond the pool's size, without references, as long as nr_overcommit_huge_pages allows it; its pfn or 0."""
     machine, lock = machine_of(cpu), hugetlb_lock(h)
     if hstate_is_gigantic(h) or h.surplus_huge_pages >= h.nr_overcommit_huge_pages:
         return 0
@@ -73,15 +91,9 @@ def alloc_surplus_hugetlb_folio(cpu, h, nid, nodes):
         h.surplus_node[page_to_nid(machine, pfn)] += 1
     spin_unlock(lock)
     if not allowed:
-        put_page(cpu, pfn)
+        free_pool_folio(cpu, h, pfn)
         return 0
     return pfn
-
-
-@hot
-def free_pool_folio(cpu, h, pfn):
-    """A page that has left its pool, without references, goes to the buddy system."""
-    free_pages(cpu, pfn, h.order)
 
 
 # -- taking pages out of a pool; its size is hugetlb_resize.py ------------------------------------------------------
@@ -109,7 +121,6 @@ def remove_pool_hugetlb_folio(machine, h, nodes, surplus):
         nid = hstate_next_node(h, nodes, True)
         if (not surplus or h.surplus_node[nid] > 0) and h.freelist[nid] != 0:
             pfn = dequeue_hugetlb_folio_node(machine, h, nid)
-            page_of(machine, pfn).refcount = 0
             remove_hugetlb_folio(machine, h, pfn, surplus)
             return pfn
     return 0
@@ -117,13 +128,22 @@ def remove_pool_hugetlb_folio(machine, h, nodes, surplus):
 
 # -- reserving ------------------------------------------------------------------------------------------------------
 
+@hot
+def allowed_nodes(cpu):
+    """Where the running task may take huge pages from: what its cpuset allows, of that a bound one only its nodes."""
+    machine = machine_of(cpu)
+    nodes = machine.node_mask
+    if machine.cpusets_enabled != 0:
+        nodes &= cpuset_current_mems_allowed(cpu)
+    if cpu.task != 0 and current_task(cpu).policy.mode == MPOL_BIND and nodes & current_task(cpu).policy.nodes != U(0):
+        nodes &= current_task(cpu).policy.nodes
+    return nodes
+
+
 @kernel("i64(cpu_t*, hstate_t*)")
 def allowed_mems_nr(cpu, h):
-    """Free pages where the running task may take them from: a bound task only from its nodes."""
-    machine = machine_of(cpu)
-    nodes, total = machine.node_mask, 0
-    if cpu.task != 0 and current_task(cpu).policy.mode == MPOL_BIND:
-        nodes = current_task(cpu).policy.nodes
+    """Free pages where the running task may take them from."""
+    machine, nodes, total = machine_of(cpu), allowed_nodes(cpu), 0
     for node in range(machine.nr_nodes):
         if node_isset(nodes, node):
             total += h.free_node[node]
@@ -133,12 +153,9 @@ def allowed_mems_nr(cpu, h):
 @kernel("i64(cpu_t*, hstate_t*)")
 def alloc_surplus_anywhere(cpu, h):
     """A surplus page from the first node that the running task may use and that has one."""
-    machine = machine_of(cpu)
-    nodes = machine.memory_mask
-    if cpu.task != 0 and current_task(cpu).policy.mode == MPOL_BIND:
-        nodes = current_task(cpu).policy.nodes
+    machine, nodes = machine_of(cpu), allowed_nodes(cpu)
     for node in range(machine.nr_nodes):
-        if node_isset(nodes, node):
+        if node_isset(nodes & machine.memory_mask, node):
             pfn = alloc_surplus_hugetlb_folio(cpu, h, node, machine.node_mask)
             if pfn != 0:
                 return pfn
@@ -150,8 +167,7 @@ def put_chain(cpu, h, first, keep):
     """Of new pages linked by lru_next the first `keep` become free pages of the pool, the others surplus ones again."""
     machine, lock = machine_of(cpu), hugetlb_lock(h)
     while first != 0:
-        page = page_of(machine, first)
-        following, page.refcount = page.lru_next, 0
+        following = page_of(machine, first).lru_next
         if keep > 0:
             spin_lock(cpu, lock)
             enqueue_hugetlb_folio(machine, h, first)
@@ -240,7 +256,7 @@ def put_resv_map(cpu, where):
 
 @kernel("i64(cpu_t*, i64)")
 def hugetlb_reserve_pages(cpu, vma_number):
-    """What mmap promises to a new VMA of huge pages, and the object of a shared one: 0 or -ENOMEM."""
+    """What mmap promises to a new VMA of huge pages, private or without a file, and the object of a shared one: 0 or -ENOMEM."""
     machine = machine_of(cpu)
     vma = vma_of(machine, vma_number)
     h = hstate_vma(machine, vma)
@@ -248,7 +264,7 @@ def hugetlb_reserve_pages(cpu, vma_number):
     shared, reserve = vma.flags & VM_SHARED != 0, vma.flags & VM_NORESERVE == 0
     if not shared and not reserve:
         return 0
-    where = resv_map_alloc(cpu, 0, pages)
+    where = resv_map_alloc(cpu, vma_hugecache_offset(h, vma, vma.start), pages)
     if where == U(0):
         return -ENOMEM
     mapping = new_mapping(cpu, HUGETLB) if shared else 0
@@ -311,7 +327,7 @@ def hugetlb_evict(cpu, number):
 @hot
 def resv_map_of(machine, vma):
     """The reservation map that a VMA's faults look at: its object's, its own, or none (0)."""
-    return mapping_of(machine, vma.mapping).resv_map if vma.flags & VM_SHARED else vma.resv_map
+    return mapping_of(machine, hugetlb_object(vma)).resv_map if vma.flags & VM_SHARED else vma.resv_map
 
 
 @kernel("bool(machine_t*, vma_t*, i64)")
@@ -323,10 +339,13 @@ def vma_has_reserves(machine, vma, index):
     return resv_test(where, index) if vma.flags & VM_SHARED else not resv_test(where, index)
 
 
-@kernel("i64(machine_t*, hstate_t*, i64, u64)")
-def dequeue_hugetlb_folio_nodemask(machine, h, nid, nodes):
-    """A free page of the nearest of the nodes, seen from `nid`; its pfn or 0. Under the lock."""
+@kernel("i64(cpu_t*, hstate_t*, i64, u64)")
+def dequeue_hugetlb_folio_nodemask(cpu, h, nid, nodes):
+    """A free page of the nearest of the nodes, seen from `nid`, that the cpuset allows; its pfn or 0. Under the lock."""
+    machine = machine_of(cpu)
     order = zonelist(machine, nid)
+    if machine.cpusets_enabled != 0:
+        nodes = cpuset_nodemask(cpu, HTLB_ALLOC_MASK, ALLOC_CPUSET, nodes)
     for i in range(machine.nr_nodes):
         if order[i] < 0:
             break
@@ -361,8 +380,8 @@ def dequeue_hugetlb_folio_vma(cpu, vma, index, use_reserves):
     nid, nodes = huge_node(cpu, vma, index)
     policy, pfn = get_vma_policy(cpu, vma), 0
     if policy.mode == MPOL_PREFERRED_MANY:
-        pfn = dequeue_hugetlb_folio_nodemask(machine, h, nid, policy.nodes)
-    return pfn if pfn != 0 else dequeue_hugetlb_folio_nodemask(machine, h, nid, nodes)
+        pfn = dequeue_hugetlb_folio_nodemask(cpu, h, nid, policy.nodes)
+    return pfn if pfn != 0 else dequeue_hugetlb_folio_nodemask(cpu, h, nid, nodes)
 
 
 @kernel("i64(cpu_t*, vma_t*, i64, bool)")
@@ -387,8 +406,11 @@ def alloc_hugetlb_folio(cpu, vma, index, avoid_reserve):
             spin_lock(cpu, lock)
             h.resv_huge_pages -= 1
             spin_unlock(lock)
+    if pfn == 0:
+        return 0
+    store_release(page_of(machine, pfn), "refcount", 1)
     where = resv_map_of(machine, vma)
-    if pfn != 0 and where != U(0):
+    if where != U(0):
         resv_set(where, index, True)
     return pfn
 

@@ -9,23 +9,23 @@ import numpy as np
 
 from numaemu.atomic import compare_exchange, fetch_add, load_acquire
 from numaemu.compile import hot, kernel
-from numaemu.kernel.hugetlb import alloc_hugetlb_folio, restore_reserve_on_zap, vma_hugecache_offset
+from numaemu.kernel.hugetlb import alloc_hugetlb_folio, restore_reserve_on_zap, vma_has_reserves, vma_hugecache_offset
 from numaemu.kernel.hugetlb_pool import (NR_FAULT_MUTEXES, folio_hstate, hstate_is_gigantic, hstate_vma, huge_page_shift,
-                                         huge_page_size, pages_per_huge_page, resv_map_t)
+                                         huge_page_size, hugetlb_object, pages_per_huge_page, resv_map_t)
 from numaemu.kernel.mm_inline import folio_set, folio_test
 from numaemu.kernel.mm_types import (VM_FAULT_OK, VM_FAULT_OOM, VM_FAULT_RETRY, VM_FAULT_SIGBUS, VM_SHARED, VM_WRITE,
                                      PG_anon, PG_anon_exclusive, PG_used)
 from numaemu.kernel.mmdebug import VM_BUG_ON_PAGE
 from numaemu.kernel.mmzone import page_of
-from numaemu.kernel.page_alloc import get_page, put_page
+from numaemu.kernel.page_alloc import get_page, put_page, try_get_page
 from numaemu.kernel.pgalloc import huge_pte_alloc, hugetlb_walk, pmd_trans_huge
 from numaemu.kernel.pgtable import mm_of, pfn_pte, pte_pfn, vm_page_nx
 from numaemu.kernel.rmap import mapping_of, page_address_in_vma
-from numaemu.kernel.smp import machine_of, spin_lock, spin_unlock
+from numaemu.kernel.smp import machine_of, relax, spin_lock, spin_unlock
 from numaemu.kernel.tlb import dec_tlb_flush_pending, flush_tlb_mm_stride, inc_tlb_flush_pending, mm_tlb_flush_pending
 from numaemu.kernel.vma import anon_vma_prepare
 from numaemu.kernel.vma_index import vma_of
-from numaemu.kernel.xarray import entry_is_page, page_entry, xa_create
+from numaemu.kernel.xarray import entry_is_page, page_entry, xa_create, xa_load
 from numaemu.native import clear_bytes, copy_bytes
 from numaemu.paging import (_PAGE_ACCESSED, _PAGE_DIRTY, _PAGE_NX, _PAGE_PRESENT, _PAGE_PSE, _PAGE_RW, _PAGE_USER,
                             entry_cmpxchg, entry_exchange, entry_load)
@@ -44,8 +44,9 @@ def fault_mutex_at(h, which):
 
 @hot
 def fault_mutex_of(h, vma, index):
-    """Address of the lock for faults on one page: hugetlb_fault_mutex_hash"""
-    return fault_mutex_at(h, ((vma.mapping if vma.flags & VM_SHARED else vma.mm) * 7 + index) % NR_FAULT_MUTEXES)
+    """Address of the lock for faults on one page, of an object or of private memory: hugetlb_fault_mutex_hash"""
+    number = hugetlb_object(vma)
+    return fault_mutex_at(h, ((number if number != 0 else vma.mm) * 7 + index) % NR_FAULT_MUTEXES)
 
 
 @hot
@@ -105,7 +106,7 @@ def hugetlb_add_new_anon_rmap(machine, vma, index, pfn):
 def hugetlb_get_shared_folio(cpu, vma, index):
     """The page of a shared object, with a reference for its entry; its pfn, 0: the pool has none, -1: no memory."""
     machine = machine_of(cpu)
-    mapping, h = mapping_of(machine, vma.mapping), hstate_vma(machine, vma)
+    mapping, h = mapping_of(machine, hugetlb_object(vma)), hstate_vma(machine, vma)
     slot = xa_create(cpu, mapping, index)
     if slot == U(0):
         return -1
@@ -119,37 +120,75 @@ def hugetlb_get_shared_folio(cpu, vma, index):
         return 0
     folio_zero_user(cpu, h, pfn)
     page = page_of(machine, pfn)
-    page.mapping, page.index = vma.mapping, index << h.order
+    page.mapping, page.index = hugetlb_object(vma), index << h.order
     get_page(page)                                   # the first one is the tree's
     compare_exchange(u64.array(slot), 0, U(0), page_entry(pfn))
     fetch_add(mapping, "nr_pages", 1)
     return pfn
 
 
-@kernel("i64(cpu_t*, mm_t*, i64, u64, bool, u64)")
-def hugetlb_no_page(cpu, mm, vma_number, address, write, where):
-    """Nothing is mapped yet: a page of the pool, cleared, or the object's."""
+@kernel("i64(cpu_t*, i64, i64)")
+def filemap_get_hugetlb_folio(cpu, number, index):
+    """A page that an object has already, with a reference taken; 0: none. One that is moving is looked up again."""
+    machine, tries = machine_of(cpu), 0
+    while True:
+        entry = xa_load(machine, mapping_of(machine, number), index)
+        if not entry_is_page(entry):
+            return 0
+        pfn = pte_pfn(entry)
+        if try_get_page(page_of(machine, pfn)):
+            if xa_load(machine, mapping_of(machine, number), index) == entry:
+                return pfn
+            put_page(cpu, pfn)
+        tries += 1
+        relax(cpu, tries)
+
+
+@kernel("i64(cpu_t*, mm_t*, i64, u64, u64)")
+def hugetlb_private_page(cpu, mm, vma_number, address, where):
+    """Nothing is mapped yet in a private VMA: the page that its file has, not writable, or one of its own: VM_FAULT_*."""
     machine = machine_of(cpu)
     vma = vma_of(machine, vma_number)
-    h = hstate_vma(machine, vma)
-    index, shared = vma_hugecache_offset(h, vma, address), vma.flags & VM_SHARED != 0
-    if vma.resv_unmapped != 0:                       # its page was taken away: better killed than given zeros
-        return VM_FAULT_SIGBUS
-    if shared and index >= load_acquire(resv_map_t.at(mapping_of(machine, vma.mapping).resv_map), "size"):
-        return VM_FAULT_SIGBUS                       # behind the end of a file
-    if not shared and load_acquire(vma, "mapping") == 0 and not anon_vma_prepare(cpu, vma_number):
-        return VM_FAULT_OOM
-    pfn = hugetlb_get_shared_folio(cpu, vma, index) if shared else alloc_hugetlb_folio(cpu, vma, index, False)
+    h, number, code = hstate_vma(machine, vma), hugetlb_object(vma), VM_FAULT_OK
+    index = vma_hugecache_offset(h, vma, address)
+    pfn = filemap_get_hugetlb_folio(cpu, number, index) if number != 0 else 0
+    if pfn != 0:
+        fetch_add(page_of(machine, pfn), "mapcount", 1)
+    elif load_acquire(vma, "mapping") == 0 and not anon_vma_prepare(cpu, vma_number):
+        code = VM_FAULT_OOM
+    else:
+        pfn = alloc_hugetlb_folio(cpu, vma, index, False)
+        code = VM_FAULT_SIGBUS if pfn == 0 else VM_FAULT_OK
+        if pfn != 0:
+            folio_zero_user(cpu, h, pfn)
+            hugetlb_add_new_anon_rmap(machine, vma, index, pfn)
+    if code == VM_FAULT_OK:
+        fetch_add(mm, "hugetlb_usage", pages_per_huge_page(h))
+        entry_exchange(where, make_huge_pte(machine, vma, pfn, False))
+    return code
+
+
+@kernel("i64(cpu_t*, mm_t*, vma_t*, u64, u64)")
+def hugetlb_shared_page(cpu, mm, vma, address, where):
+    """Nothing is mapped yet in a shared VMA: the page of its object, made if need be, at once writable: VM_FAULT_*."""
+    machine, h = machine_of(cpu), hstate_vma(machine_of(cpu), vma)
+    pfn = hugetlb_get_shared_folio(cpu, vma, vma_hugecache_offset(h, vma, address))
     if pfn <= 0:
         return VM_FAULT_SIGBUS if pfn == 0 else VM_FAULT_OOM
-    if shared:
-        fetch_add(page_of(machine, pfn), "mapcount", 1)
-    else:
-        folio_zero_user(cpu, h, pfn)
-        hugetlb_add_new_anon_rmap(machine, vma, index, pfn)
+    fetch_add(page_of(machine, pfn), "mapcount", 1)
     fetch_add(mm, "hugetlb_usage", pages_per_huge_page(h))
-    entry_exchange(where, make_huge_pte(machine, vma, pfn, vma.flags & VM_WRITE != 0 if shared else write))
+    entry_exchange(where, make_huge_pte(machine, vma, pfn, vma.flags & VM_WRITE != 0))
     return VM_FAULT_OK
+
+
+@hot
+def behind_the_end(machine, vma, address):
+    """True where the file, or the object, of a VMA has ended; its end moves before the fault mutexes are gone through."""
+    number = hugetlb_object(vma)
+    if number == 0:
+        return False
+    index = vma_hugecache_offset(hstate_vma(machine, vma), vma, address)
+    return index >= load_acquire(resv_map_t.at(mapping_of(machine, number).resv_map), "size")
 
 
 @kernel("void(cpu_t*, i64)")
@@ -161,8 +200,8 @@ def hugetlb_remove_rmap(cpu, pfn):
     put_page(cpu, pfn)
 
 
-@kernel("void(cpu_t*, i64, i64)")
-def unmap_ref_private(cpu, vma_number, pfn):
+@kernel("void(cpu_t*, vma_t*, i64)")
+def unmap_ref_private(cpu, owner, pfn):
     """The owner of the reservation finds no page for its copy: take the shared one away from the others, its children.
 
     They find out when they touch it (SIGBUS).
@@ -175,7 +214,8 @@ def unmap_ref_private(cpu, vma_number, pfn):
     number = mapping.first_vma
     while number != 0:
         vma = vma_of(machine, number)
-        address = page_address_in_vma(page, vma) if number != vma_number and vma.resv_map == U(0) else U(0)
+        others = vma.address != owner.address and vma.resv_map == U(0)
+        address = page_address_in_vma(page, vma) if others else U(0)
         number = vma.family_next
         where = hugetlb_walk(machine, mm_of(machine, vma.mm), address, huge_page_shift(h)) if address != U(0) else U(0)
         entry = entry_load(where) if where != U(0) else U(0)
@@ -192,37 +232,73 @@ def unmap_ref_private(cpu, vma_number, pfn):
     spin_unlock(lock)
 
 
-@kernel("i64(cpu_t*, mm_t*, i64, u64, u64, u64)")
-def hugetlb_wp(cpu, mm, vma_number, address, where, entry):
-    """A write to a page mapped read-only: use it again if nobody else maps it, else copy it. The address is the page's."""
-    machine = machine_of(cpu)
-    vma, old = vma_of(machine, vma_number), pte_pfn(entry)
-    page, owner, h = page_of(machine, old), vma.resv_map != U(0), hstate_vma(machine, vma)
-    if vma.flags & VM_SHARED or (load_acquire(page, "mapcount") == 1 and folio_test(page, PG_anon)):
-        if vma.flags & VM_SHARED == 0:
-            folio_set(page, PG_anon_exclusive)
-        entry_cmpxchg(where, entry, entry | _PAGE_RW | _PAGE_DIRTY | _PAGE_ACCESSED)
-        return VM_FAULT_OK
+@kernel("i64(cpu_t*, mm_t*, vma_t*, u64, u64, u64)")
+def hugetlb_copy_page(cpu, mm, vma, address, where, entry):
+    """Copy on write of a page that an entry maps and to which the caller has a reference; it takes the entry's along."""
+    machine, h, old = machine_of(cpu), hstate_vma(machine_of(cpu), vma), pte_pfn(entry)
     index = vma_hugecache_offset(h, vma, address)
-    get_page(page)
+    owner = vma.resv_map != U(0) and folio_test(page_of(machine, old), PG_anon)      # what was reserved here is used already
+    reserved = not owner and vma_has_reserves(machine, vma, index)
     new = alloc_hugetlb_folio(cpu, vma, index, owner)
     if new == 0:
         if owner:
-            unmap_ref_private(cpu, vma_number, old)
-        put_page(cpu, old)
+            unmap_ref_private(cpu, vma, old)
         return VM_FAULT_RETRY if owner else VM_FAULT_SIGBUS
     copy_user_large_folio(cpu, h, new, old)
     hugetlb_add_new_anon_rmap(machine, vma, index, new)
     if entry_cmpxchg(where, entry, U(0)) != entry:   # it was taken away meanwhile: look again
         page_of(machine, new).mapcount = 0
+        if reserved:
+            restore_reserve_on_zap(cpu, vma, index, new)
         put_page(cpu, new)
-        put_page(cpu, old)
         return VM_FAULT_RETRY
     flush_hugetlb_tlb_range(cpu, h, vma.mm, address, address + huge_page_size(h))
     entry_exchange(where, make_huge_pte(machine, vma, new, True))
     hugetlb_remove_rmap(cpu, old)
-    put_page(cpu, old)
     return VM_FAULT_OK
+
+
+@kernel("i64(cpu_t*, mm_t*, i64, u64, u64, u64)")
+def hugetlb_wp(cpu, mm, vma_number, address, where, entry):
+    """A write to a page mapped read-only: use it again if nobody else maps it, else copy it. The address is the page's.
+
+    The reference comes first, then a second look at the entry: another thread may have unmapped the page.
+    """
+    machine, code = machine_of(cpu), VM_FAULT_OK
+    vma, old = vma_of(machine, vma_number), pte_pfn(entry)
+    page = page_of(machine, old)
+    if vma.flags & VM_SHARED:
+        entry_cmpxchg(where, entry, entry | _PAGE_RW | _PAGE_DIRTY | _PAGE_ACCESSED)
+        return VM_FAULT_OK
+    if not folio_test(page, PG_anon) and load_acquire(vma, "mapping") == 0 and not anon_vma_prepare(cpu, vma_number):
+        return VM_FAULT_OOM
+    if not try_get_page(page):
+        return VM_FAULT_RETRY
+    if entry_load(where) != entry:
+        code = VM_FAULT_RETRY
+    elif load_acquire(page, "mapcount") == 1 and folio_test(page, PG_anon):
+        folio_set(page, PG_anon_exclusive)
+        entry_cmpxchg(where, entry, entry | _PAGE_RW | _PAGE_DIRTY | _PAGE_ACCESSED)
+    else:
+        code = hugetlb_copy_page(cpu, mm, vma, address, where, entry)
+    put_page(cpu, old)
+    return code
+
+
+@kernel("i64(cpu_t*, mm_t*, i64, u64, bool, u64)")
+def hugetlb_no_page(cpu, mm, vma_number, address, write, where):
+    """Nothing is mapped yet. A private page that is written to becomes writable, or is copied, at once."""
+    machine = machine_of(cpu)
+    vma = vma_of(machine, vma_number)
+    if vma.resv_unmapped != 0 or behind_the_end(machine, vma, address):      # taken away: better killed than given zeros
+        return VM_FAULT_SIGBUS
+    if vma.flags & VM_SHARED:
+        return hugetlb_shared_page(cpu, mm, vma, address, where)
+    code = hugetlb_private_page(cpu, mm, vma_number, address, where)
+    entry = entry_load(where)
+    if code == VM_FAULT_OK and write and pmd_trans_huge(entry):
+        code = hugetlb_wp(cpu, mm, vma_number, address, where, entry)
+    return code
 
 
 @kernel("i64(cpu_t*, mm_t*, i64, u64, bool)")

@@ -3,8 +3,9 @@
 There is a pool for each size: what an entry above the lowest tables maps (2 MiB), and, where the format has it, what one of
 the level above maps (1 GiB): *gigantic* pages, more than the buddy system has in one piece (contig.py finds them).
 
-A page of a pool is a compound page with PG_hugetlb in its head. While it is free its head's refcount is 0 and the
-heads of a node hang in a list, newest first; everything in hstate_t is changed under its lock. A page whose last
+A page of a pool is a compound page with PG_hugetlb in its head. Until it is handed out its head's refcount is 0, so that
+nobody who looks it up late can have it; the free heads of a node hang in a list, newest first. Everything in hstate_t is
+changed under its lock. A page whose last
 reference goes comes back here (free_huge_folio), unless its node has more than it should (surplus): then it is the
 buddy system's again.
 
@@ -17,7 +18,7 @@ import numpy as np
 
 from numaemu.atomic import fetch_add, fetch_and, fetch_or, load_acquire
 from numaemu.compile import hot, kernel
-from numaemu.kernel.mm_types import PG_head, PG_hugetlb, PG_restore_reserve, PG_used
+from numaemu.kernel.mm_types import VM_SHARED, PG_head, PG_hugetlb, PG_restore_reserve, PG_used
 from numaemu.kernel.mmdebug import VM_BUG_ON_PAGE
 from numaemu.kernel.mmzone import page_of, page_to_nid
 from numaemu.kernel.smp import machine_of, spin_lock, spin_unlock
@@ -59,6 +60,14 @@ def hstate_at(machine, number):
 def hstate_vma(machine, vma):
     """The pool that a VMA's pages come from."""
     return hstate_at(machine, vma.hstate)
+
+
+@hot
+def hugetlb_object(vma):
+    """The object that a VMA shows: its file's, or, of a shared mapping of no file, its own; 0: its pages are private ones only."""
+    if vma.i_mapping != 0:
+        return vma.i_mapping
+    return vma.mapping if vma.flags & VM_SHARED else 0
 
 
 @hot
@@ -140,13 +149,12 @@ def enqueue_hugetlb_folio(machine, h, pfn):
 
 @kernel("i64(machine_t*, hstate_t*, i64)")
 def dequeue_hugetlb_folio_node(machine, h, node):
-    """A free page of a node, with its first reference; 0: it has none."""
+    """A free page of a node; 0: it has none."""
     pfn = h.freelist[node]
     if pfn != 0:
         page = page_of(machine, pfn)
         VM_BUG_ON_PAGE(page.refcount != 0 or page.mapcount != 0, page)
         h.freelist[node] = page.lru_next
-        page.refcount = 1
         h.free_huge_pages -= 1
         h.free_node[node] -= 1
     return pfn

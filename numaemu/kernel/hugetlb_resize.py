@@ -11,7 +11,6 @@ from numaemu.kernel.hugetlb import (HTLB_ALLOC_MASK, alloc_buddy_hugetlb_folio, 
                                     remove_pool_hugetlb_folio)
 from numaemu.kernel.hugetlb_pool import account_new_hugetlb_folio, enqueue_hugetlb_folio, hstate_at, hstate_is_gigantic
 from numaemu.kernel.mempolicy import node_isset
-from numaemu.kernel.mmzone import page_of
 from numaemu.kernel.smp import machine_of, spin_lock, spin_unlock
 from numaemu.processor import cpu_t
 
@@ -33,7 +32,6 @@ def alloc_pool_huge_folio(cpu, h, nodes):
         if pfn != 0:
             spin_lock(cpu, lock)
             account_new_hugetlb_folio(machine, h, pfn)
-            page_of(machine, pfn).refcount = 0
             enqueue_hugetlb_folio(machine, h, pfn)
             spin_unlock(lock)
             return True

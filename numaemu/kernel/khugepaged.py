@@ -1,9 +1,10 @@
 """Making one huge mapping of many small ones: khugepaged, and madvise(MADV_COLLAPSE). Linux's mm/khugepaged.c.
 
-Under the mmap_lock held for writing, and so without faults: the table goes away from above the entries (under the family's
-lock, so that no walk over the reverse mapping is in it) and every CPU forgets it; then its pages cannot change. They are
-taken off their lists and copied into new pages in one piece, and the empty table is laid by for the day of a split. A page
-that somebody else uses at that moment ends the attempt, and the table comes back.
+Under the mmap_lock held for writing, and so without faults: the table goes away from above the entries and every CPU forgets
+it; then its pages cannot change. They are taken off their lists and copied into new pages in one piece, and the empty table is
+laid by for the day of a split. A page that somebody else uses at that moment ends the attempt, and the table comes back. The
+family's lock is held until it is back, or all its pages are locked: a walk over the reverse mapping would miss its entry, and
+one that has migration entries to take out must not.
 """
 import numpy as np
 
@@ -11,7 +12,7 @@ from numaemu.atomic import compare_exchange, fetch_add, load_acquire
 from numaemu.compile import hot, kernel
 from numaemu.kernel.fork import mmget_not_zero, mmput
 from numaemu.kernel.gfp import GFP_TRANSHUGE, GFP_TRANSHUGE_LIGHT
-from numaemu.kernel.huge_memory import (_READ_ONLY, _WRITTEN, THP_NEVER, add_new_huge_pages, free_huge_pages,
+from numaemu.kernel.huge_memory import (_READ_ONLY, _WRITTEN, THP_NEVER, add_new_huge_pages, release_huge_pages,
                                         prep_huge_pages, thp_vma_allowable, thp_vma_suitable)
 from numaemu.kernel.huge_migrate import (SCAN_ALLOC_HUGE_PAGE_FAIL, SCAN_EXCEED_NONE_PTE, SCAN_EXCEED_SHARED_PTE,
                                          SCAN_EXCEED_SWAP_PTE, SCAN_LACK_REFERENCED_PAGE, SCAN_PAGE_COUNT,
@@ -220,12 +221,13 @@ def collapse_huge_page(cpu, mm_number, vma_number, address):
     entry = entry_exchange(where, U(0))
     pmd_unlock(machine, where)
     flush_tlb_mm_range(cpu, mm_number, address, address + pmd_size(machine))
-    spin_unlock(family)
     first = entry_at(machine.paging, table_at(machine, entry), address, PTE_SHIFT)
     result = __collapse_huge_page_isolate(cpu, first)
     if result != SCAN_SUCCEED:
         entry_exchange(where, entry)
-        free_huge_pages(cpu, new)
+    spin_unlock(family)
+    if result != SCAN_SUCCEED:
+        release_huge_pages(cpu, new)
         return result
     added = __collapse_huge_page_copy(cpu, first, new)
     add_new_huge_pages(cpu, vma, address, new)

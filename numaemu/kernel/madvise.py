@@ -7,11 +7,13 @@ from numaemu.kernel.disk import io_wait
 from numaemu.kernel.do_fault import linear_page_index
 from numaemu.kernel.gfp import GFP_KERNEL
 from numaemu.kernel.huge_split import flush_huge_pages, is_huge_zero, split_huge_pmd
-from numaemu.kernel.hugetlb_pool import hpage_pages, hstate_vma, huge_page_size
+from numaemu.kernel.hugetlb_pool import hpage_pages, hstate_vma, huge_page_size, hugetlb_object
+from numaemu.kernel.hugetlbfs import hugetlbfs_evict_inode, hugetlbfs_punch_hole
+from numaemu.kernel.inode import get_file
 from numaemu.kernel.mm_inline import folio_clear, folio_test, folio_trylock, folio_unlock
-from numaemu.kernel.mm_types import (MM_SWAPENTS, VM_DONTCOPY, VM_DONTDUMP, VM_HUGEPAGE, VM_HUGETLB, VM_LOCKED, VM_NOHUGEPAGE,
-                                     VM_RAND_READ, VM_SEQ_READ, VM_SHARED, VM_WIPEONFORK, PG_anon, PG_dirty, PG_referenced,
-                                     PG_swapcache)
+from numaemu.kernel.mm_types import (HUGETLB, MM_SWAPENTS, VM_DONTCOPY, VM_DONTDUMP, VM_HUGEPAGE, VM_HUGETLB, VM_LOCKED,
+                                     VM_MAYWRITE, VM_NOHUGEPAGE, VM_RAND_READ, VM_SEQ_READ, VM_SHARED, VM_WIPEONFORK,
+                                     PG_anon, PG_dirty, PG_referenced, PG_swapcache)
 from numaemu.kernel.mmap import page_align, update_hiwater
 from numaemu.kernel.mmzone import page_of, page_to_nid
 from numaemu.kernel.page_alloc import put_page, try_get_page
@@ -21,12 +23,13 @@ from numaemu.kernel.pgtable import (_PAGE_SPECIAL, is_swap_entry, mm_of, pmd_siz
                                     pte_to_swp_entry, ptep_cmpxchg, ptep_get, skip_missing)
 from numaemu.kernel.readahead import force_page_cache_ra
 from numaemu.kernel.rmap import mapping_of
-from numaemu.kernel.shmem import shmem_object, vma_is_shmem
-from numaemu.kernel.smp import machine_of
+from numaemu.kernel.shmem import release_mapping, shmem_object, vma_is_shmem
+from numaemu.kernel.smp import machine_of, read_lock, read_unlock
 from numaemu.kernel.swap import folio_deactivate, folio_isolate_lru, folio_mark_lazyfree, lru_add_drain
 from numaemu.kernel.swap_state import FROM_DISK, SWAP_PFN, __read_swap_cache_async
 from numaemu.kernel.swapfile import folio_free_swap, free_swap_and_cache
 from numaemu.kernel.tlb import dec_tlb_flush_pending, flush_tlb_mm_range, inc_tlb_flush_pending, mm_tlb_flush_nested
+from numaemu.kernel.truncate import fput, shmem_punch_hole
 from numaemu.kernel.vma import vma_is_anonymous, vma_modify_flags
 from numaemu.kernel.vma_index import find_position, map_count, vma_at
 from numaemu.kernel.vmscan import init_scan_control, reclaim_pages
@@ -34,12 +37,13 @@ from numaemu.kernel.workingset import SWAP_CLUSTER_MAX
 from numaemu.kernel.xarray import xa_find, xa_is_value, xa_load
 from numaemu.kernel.zap import zap_page_range
 from numaemu.paging import _PAGE_ACCESSED, _PAGE_DIRTY, entry_cmpxchg, entry_load
+from numaemu.pointer import address_of
 from numaemu.uapi import (MADV_COLD, MADV_DODUMP, MADV_DOFORK, MADV_DONTDUMP, MADV_DONTFORK, MADV_DONTNEED,
-                          MADV_DONTNEED_LOCKED, MADV_FREE, MADV_HUGEPAGE, MADV_KEEPONFORK, MADV_PAGEOUT, MADV_RANDOM,
+                          MADV_DONTNEED_LOCKED, MADV_FREE, MADV_HUGEPAGE, MADV_KEEPONFORK, MADV_PAGEOUT, MADV_RANDOM, MADV_REMOVE,
                           MADV_SEQUENTIAL, MADV_WILLNEED, MADV_WIPEONFORK, errno)
 
 U = np.uint64
-EINVAL, ENOMEM, EAGAIN = errno.EINVAL, errno.ENOMEM, errno.EAGAIN
+EINVAL, ENOMEM, EAGAIN, EACCES, EOPNOTSUPP = errno.EINVAL, errno.ENOMEM, errno.EAGAIN, errno.EACCES, errno.EOPNOTSUPP
 
 
 @hot
@@ -51,9 +55,9 @@ def changes_flags(advice):
 
 @hot
 def madvise_behavior_valid(advice):
-    """What do_madvise below can do. Not there: REMOVE, memory failure; COLLAPSE is khugepaged.py's; MERGEABLE needs KSM."""
-    return advice >= 0 and (advice <= MADV_DONTNEED or advice == MADV_FREE or advice == MADV_DONTNEED_LOCKED or
-                            advice == MADV_COLD or advice == MADV_PAGEOUT or changes_flags(advice))
+    """What do_madvise below can do. Not there: memory failure; COLLAPSE is khugepaged.py's; MERGEABLE needs KSM."""
+    return advice >= 0 and (advice <= MADV_DONTNEED or advice == MADV_FREE or advice == MADV_REMOVE or
+                            advice == MADV_DONTNEED_LOCKED or advice == MADV_COLD or advice == MADV_PAGEOUT or changes_flags(advice))
 
 
 # -- advice kept in the flags --------------------------------------------------------------------------------
@@ -342,6 +346,50 @@ def madvise_willneed(cpu, vma, start, end):
     lru_add_drain(cpu)
 
 
+# -- holes in objects ----------------------------------------------------------------------------------------
+
+@hot
+def put_object(cpu, number):
+    """Let a shared object go that was held without a VMA."""
+    mapping = mapping_of(machine_of(cpu), number)
+    if mapping.shared == HUGETLB:
+        hugetlbfs_evict_inode(cpu, number)
+    else:
+        release_mapping(cpu, number)
+
+
+@kernel("i64(cpu_t*, i64, vma_t*, u64, u64)")
+def madvise_remove(cpu, mm_number, vma, start, end):
+    """MADV_REMOVE: cut the pages of [start, end) out of the object behind a VMA: 0 or a negative errno.
+
+    The mmap_lock is let go of meanwhile: the object's locks come before it. It is held by a file, or by itself. The disk's file
+    system cannot make holes.
+    """
+    machine = machine_of(cpu)
+    lock, huge = address_of(mm_of(machine, mm_number), "mmap_lock"), vma.flags & VM_HUGETLB != 0
+    if vma.flags & VM_LOCKED or vma_is_anonymous(vma):
+        return -EINVAL
+    if vma.flags & (VM_SHARED | VM_MAYWRITE) != VM_SHARED | VM_MAYWRITE:
+        return -EACCES
+    if vma.file != 0 and not huge and not vma_is_shmem(machine, vma):
+        return -EOPNOTSUPP
+    file, number, first = vma.file, hugetlb_object(vma) if huge else shmem_object(vma), linear_page_index(vma, start)
+    last = first + np.int64((end - start) >> U(12))
+    if file != 0:
+        get_file(machine, file)
+    fetch_add(mapping_of(machine, number), "users", 1)
+    read_unlock(lock)
+    if huge:
+        hugetlbfs_punch_hole(cpu, number, first << 12, last << 12)
+    else:
+        shmem_punch_hole(cpu, number, first, last)
+    put_object(cpu, number)
+    if file != 0:
+        fput(cpu, file)
+    read_lock(cpu, lock)
+    return 0
+
+
 # -- all of them ---------------------------------------------------------------------------------------------
 
 @kernel("i64(cpu_t*, i64, vma_t*, u64, u64, i64)")
@@ -364,6 +412,8 @@ def madvise_vma_behavior(cpu, mm_number, position, start, end, advice):
     if advice == MADV_WILLNEED:
         madvise_willneed(cpu, vma_at(machine, mm_number, position), start, end)
         return 0
+    if advice == MADV_REMOVE:
+        return madvise_remove(cpu, mm_number, vma_at(machine, mm_number, position), start, end)
     flags = vma_at(machine, mm_number, position).flags
     if flags & VM_HUGETLB:
         return madvise_hugetlb(cpu, mm_number, vma_at(machine, mm_number, position), start, end, advice)

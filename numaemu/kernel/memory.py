@@ -10,6 +10,7 @@ from numaemu.kernel.gfp import GFP_HIGHUSER_MOVABLE, __GFP_ZERO
 from numaemu.kernel.huge_memory import FALLBACK, do_huge_pmd_fault
 from numaemu.kernel.hugetlb_fault import hugetlb_fault
 from numaemu.kernel.mempolicy import alloc_table_page, vma_alloc_folio
+from numaemu.kernel.mlock import mlock_folio
 from numaemu.kernel.mm_inline import folio_lock, folio_set, folio_test, folio_trylock, folio_unlock
 from numaemu.kernel.mm_types import (FAULT_AROUND_BYTES, MM_ANONPAGES, MM_SWAPENTS, PG_anon, PG_anon_exclusive, PG_lru,
                                      PG_mlocked, PG_swapcache, VM_FAULT_MAJOR, VM_FAULT_OK, VM_FAULT_OOM,
@@ -192,21 +193,44 @@ def wp_page_copy(cpu, mm, vma_number, address, ptep, pte):
 
 @kernel("bool(cpu_t*, i64)")
 def wp_can_reuse_anon_folio(cpu, pfn):
-    """True if the only reference to an anonymous page is that of the one entry that maps it."""
+    """True, and the page is exclusive from now on, if nobody refers to it but the one entry that maps it and the caller.
+
+    Under the page's lock, so that reclaim is not just writing into a swap entry that it is not exclusive.
+    """
     page = page_of(machine_of(cpu), pfn)
     if load_acquire(page, "mapcount") != 1:
         return False
-    if load_acquire(page, "refcount") > 1 and not folio_test(page, PG_lru):
+    if load_acquire(page, "refcount") > 2 and not folio_test(page, PG_lru):
         lru_add_drain(cpu)
-    if folio_test(page, PG_swapcache) and folio_trylock(page):
+    if not folio_trylock(page):
+        return False
+    if folio_test(page, PG_swapcache):
         folio_free_swap(cpu, pfn)
-        folio_unlock(page)
-    return load_acquire(page, "refcount") == 1
+    alone = load_acquire(page, "mapcount") == 1 and load_acquire(page, "refcount") == 2
+    if alone:
+        folio_set(page, PG_anon_exclusive)
+    folio_unlock(page)
+    return alone
+
+
+@hot
+def wp_page_reuse(cpu, ptep, pte):
+    """Let an entry write to its page, if that is anonymous and nobody else's; False: copy it. The caller has a reference."""
+    machine, pfn = machine_of(cpu), pte_pfn(pte)
+    page = page_of(machine, pfn)
+    if not folio_test(page, PG_anon) or not (folio_test(page, PG_anon_exclusive) or wp_can_reuse_anon_folio(cpu, pfn)):
+        return False
+    if ptep_cmpxchg(ptep, pte, pte | _PAGE_RW | _PAGE_DIRTY | _PAGE_ACCESSED):
+        count_vm_events(machine, cpu.id, PGREUSE, 1)
+    return True
 
 
 @kernel("i64(cpu_t*, mm_t*, i64, u64, u64, u64)")
 def do_wp_page(cpu, mm, vma_number, address, ptep, pte):
-    """A write to a page mapped read-only in a writable range: use it again if we are the last sharer, else copy it."""
+    """A write to a page mapped read-only in a writable range: use it again if we are the last sharer, else copy it.
+
+    What a page says of itself counts only with a reference to it, and after a second look at the entry.
+    """
     machine = machine_of(cpu)
     vma, old = vma_of(machine, vma_number), pte_pfn(pte)
     special = pte & _PAGE_SPECIAL != U(0)
@@ -215,14 +239,13 @@ def do_wp_page(cpu, mm, vma_number, address, ptep, pte):
             return wp_page_shared(cpu, vma, address, ptep, pte)
         ptep_cmpxchg(ptep, pte, pte | _PAGE_RW | _PAGE_DIRTY | _PAGE_ACCESSED)
         return VM_FAULT_OK
-    page = page_of(machine, old)
-    if not special and folio_test(page, PG_anon) and (folio_test(page, PG_anon_exclusive) or
-                                                      wp_can_reuse_anon_folio(cpu, old)):
-        folio_set(page, PG_anon_exclusive)
-        if ptep_cmpxchg(ptep, pte, pte | _PAGE_RW | _PAGE_DIRTY | _PAGE_ACCESSED):
-            count_vm_events(machine, cpu.id, PGREUSE, 1)
-        return VM_FAULT_OK
-    return wp_page_copy(cpu, mm, vma_number, address, ptep, pte)
+    page, done = page_of(machine, old), False
+    if not special and folio_test(page, PG_anon):
+        if not try_get_page(page):
+            return VM_FAULT_RETRY        # it is being moved, or has just gone
+        done = ptep_get(ptep) != pte or wp_page_reuse(cpu, ptep, pte)
+        put_page(cpu, old)
+    return VM_FAULT_OK if done else wp_page_copy(cpu, mm, vma_number, address, ptep, pte)
 
 
 @kernel("i64(cpu_t*, mm_t*, i64, u64, u64, u64, i64, bool)")
@@ -237,6 +260,8 @@ def map_swapped_page(cpu, mm, vma_number, address, ptep, pte, pfn, write):
         folio_set(page, PG_anon)
     get_page(page)
     folio_dup_rmap(machine, cpu, pfn)
+    if vma.flags & VM_LOCKED:
+        mlock_folio(cpu, pfn)
     exclusive = pte & _SWP_EXCLUSIVE != U(0)
     bits = vm_page_prot(machine, vma, _READ_ONLY)            # swapoff wants any page (unuse_pte)
     if exclusive:
@@ -245,6 +270,8 @@ def map_swapped_page(cpu, mm, vma_number, address, ptep, pte, pfn, write):
             bits |= _WRITTEN
     if not ptep_cmpxchg(ptep, pte, pfn_pte(pfn, bits)):
         folio_remove_rmap(machine, cpu, pfn)
+        if vma.flags & VM_LOCKED and folio_test(page, PG_mlocked):
+            munlock_unless_locked(cpu, pfn)
         put_page(cpu, pfn)
         return VM_FAULT_OK               # another thread was faster
     fetch_add(mm.rss, MM_ANONPAGES, 1)

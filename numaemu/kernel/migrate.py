@@ -20,6 +20,7 @@ from numaemu.kernel.mm_types import (VM_LOCKED, PG_active, PG_anon, PG_anon_excl
 from numaemu.kernel.mmdebug import VM_BUG_ON_PAGE
 from numaemu.kernel.mmzone import copy_highpage, page_of, page_to_nid
 from numaemu.kernel.page_alloc import alloc_pages, get_page, prep_page, put_page, try_get_page
+from numaemu.kernel.page_writeback import note_dirty
 from numaemu.kernel.pgtable import (_MIGRATION, _MIGRATION_ANON, _MIGRATION_FILE, _PAGE_SPECIAL, is_migration_entry,
                                     mm_of, pfn_pte, pte_offset, pte_pfn, pte_present, ptep_cmpxchg,
                                     ptep_get)
@@ -121,6 +122,8 @@ def try_to_migrate_one(cpu, batch, pfn, vma, address):
         place = set_tlb_ubc_flush_pending(cpu, batch.tlb_ubc, vma.mm)
         if ptep_cmpxchg(ptep, pte, pfn_pte(pfn, kind | (pte & _KEPT))):
             break
+    if pte & _PAGE_DIRTY != U(0):
+        note_dirty(cpu, pfn)             # the migration entry may be unmapped, and its mark with it
     folio_remove_rmap(machine, cpu, pfn)
     put_page(cpu, pfn)
     add_to_ubc(batch.tlb_ubc, place, address)
@@ -183,11 +186,13 @@ def compaction_alloc(cpu):
 
 @kernel("void(cpu_t*, i64)")
 def compaction_free(cpu, pfn):
-    """A target that was not used, to which nobody else can refer, goes back to the head of the chain."""
+    """A target that was not used goes back to the head of the chain, unless a late try_get_page has it, which then frees it."""
     machine = machine_of(cpu)
     cc, page = compact_control_of(machine, cpu.id), page_of(machine, pfn)
-    VM_BUG_ON_PAGE(page.refcount != 1 or page.mapcount != 0, page)
-    page.refcount, page.lru_next = 0, cc.freepages
+    VM_BUG_ON_PAGE(page.mapcount != 0, page)
+    if fetch_add(page, "refcount", -1) != 1:
+        return
+    page.lru_next = cc.freepages
     if cc.freepages == 0:
         cc.last_freepage = pfn
     cc.freepages = pfn

@@ -73,6 +73,7 @@ mapping_t = Struct("mapping_t", [   # struct anon_vma / struct address_space: wh
     ("nr_pages", i64),              # pages in it, atomically
     ("size", i64),                  # shared anonymous memory: pages, as it was made (i_size)
     ("acct", i64),                  # shmem: pages charged against the commit limit
+    ("holes", i64),                 # shared anonymous memory: how often pages were cut out (MADV_REMOVE), atomically
     ("tmpfs", i64),                 # 1: a file's object, charged page by page (atomically then); its inode is a user
     ("resv_map", u64),              # hugetlb: the host address of its reservations
     ("hstate", i64),                # hugetlb: number of its pool

@@ -20,10 +20,10 @@ from numaemu.kernel.truncate import fput
 from numaemu.kernel.tlb import mm_tlb_flush_pending
 from numaemu.kernel.util import (accountable_mapping, can_do_mlock, may_expand_vm, mlock_future_ok, rlimit,
                                  vm_acct_memory, vm_enough_memory, vm_stat_account)
-from numaemu.kernel.vma import (anon_vma_prepare, merge_at, mlock_vma_pages_range, move_start, new_vma, split_range,
+from numaemu.kernel.vma import (anon_vma_prepare, merge_at, mlock_vma_pages_range, move_start, new_vma, split_for_munmap,
                                 vma_pages)
 from numaemu.kernel.vma_index import (STACK_GUARD_GAP, find_position, find_vma, find_vma_intersection, insert_at,
-                                      map_count, remove_at, vm_start_gap, vma_at, vma_index, vma_of)
+                                      map_count, pages_between, remove_at, vm_start_gap, vma_at, vma_index, vma_of)
 from numaemu.kernel.zap import free_pgd_range, unmap_page_range
 from numaemu.uapi import (MAP_ANONYMOUS, MAP_FIXED, MAP_FIXED_NOREPLACE, MAP_GROWSDOWN, MAP_HUGETLB, MAP_LOCKED,
                           MAP_NORESERVE, MAP_PRIVATE, MAP_SHARED, O_ACCMODE, O_RDWR, OVERCOMMIT_NEVER, PROT_EXEC, PROT_READ,
@@ -31,7 +31,6 @@ from numaemu.uapi import (MAP_ANONYMOUS, MAP_FIXED, MAP_FIXED_NOREPLACE, MAP_GRO
 
 U = np.uint64
 EINVAL, ENOMEM, EEXIST, EPERM, EAGAIN = errno.EINVAL, errno.ENOMEM, errno.EEXIST, errno.EPERM, errno.EAGAIN
-EOPNOTSUPP = errno.EOPNOTSUPP
 PMD_SIZE = U(1) << U(21)
 PAGE = U(4096)
 MMAP_MIN_ADDR = U(0x10000)           # dac_mmap_min_addr
@@ -170,7 +169,7 @@ def do_munmap(cpu, mm_number, start, length):
     limit = machine.paging.task_size
     if start & (PAGE - U(1)) != U(0) or length == U(0) or start > limit or length > limit - start:
         return -EINVAL
-    error = split_range(cpu, mm_number, start, start + length)
+    error = split_for_munmap(cpu, mm_number, start, start + length)
     if error != 0:
         return error
     first = find_position(machine, mm_number, start)
@@ -210,17 +209,13 @@ def shmem_zero_setup(cpu, vma_number, charge):
 
 @kernel("void(cpu_t*, i64, i64)")
 def map_file(cpu, vma_number, file):
-    """A VMA maps an open file from now on, and holds it (call_mmap, vma_link_file); shares its object, if it is hugetlbfs's."""
+    """A VMA maps an open file from now on, and holds it (call_mmap, vma_link_file)."""
     machine = machine_of(cpu)
     vma, inode = vma_of(machine, vma_number), inode_of(machine, file_of(machine, file).inode)
     get_file(machine, file)
     vma.file = file
-    if hstate_file(machine, file) >= 0:
-        vma.mapping = inode.object
-        link_vma(cpu, inode.object, vma_number)
-    else:
-        vma.i_mapping = inode.object if inode.object != 0 else inode.mapping
-        link_file_vma(cpu, vma_number)
+    vma.i_mapping = inode.object if inode.object != 0 else inode.mapping
+    link_file_vma(cpu, vma_number)
 
 
 @kernel("i64(cpu_t*, i64, u64, u64, i64, i64, i64, i64)")
@@ -257,14 +252,21 @@ def insert_region(cpu, mm_number, address, length, vm_flags, file, pgoff, hstate
 
 @kernel("i64(cpu_t*, i64, u64, u64, i64, i64, i64, i64)")
 def mmap_region(cpu, mm_number, address, length, vm_flags, file, pgoff, hstate):
-    """Put a new VMA at a free place: the address or a negative errno.
+    """Put a new VMA in the place of what is there: the address or a negative errno.
 
+    Whatever can be refused is, before the old mappings go (MAP_FIXED); what these were charged with counts for the new one.
     `file` is an open file, 0 for none; `pgoff` the page of it that the VMA begins with; `hstate` the pool of huge pages.
     """
     machine = machine_of(cpu)
-    pages = np.int64(length >> U(12))
-    if not may_expand_vm(cpu, mm_of(machine, mm_number), vm_flags, pages):
+    pages, end = np.int64(length >> U(12)), address + length
+    replaced, accounted = pages_between(machine, mm_number, address, end, 0), 0
+    if not may_expand_vm(cpu, mm_of(machine, mm_number), vm_flags, pages - replaced):
         return -ENOMEM
+    if replaced > 0:
+        error = split_for_munmap(cpu, mm_number, address, end)
+        if error != 0:
+            return error
+        accounted = pages_between(machine, mm_number, address, end, VM_ACCOUNT)
     vm_flags |= VM_SOFTDIRTY
     charge = 0
     if vm_flags & VM_HUGETLB:                # the pool accounts for it
@@ -272,9 +274,14 @@ def mmap_region(cpu, mm_number, address, length, vm_flags, file, pgoff, hstate):
     elif accountable_mapping(vm_flags):
         charge, vm_flags = pages, vm_flags | VM_ACCOUNT
     elif vm_flags & VM_SHARED and vm_flags & VM_NORESERVE == 0 and file == 0:
-        charge = pages
-    if charge != 0 and vm_enough_memory(cpu, mm_number, charge) != 0:
+        charge, accounted = pages, 0         # the object's own, which is charged whole
+    else:
+        accounted = 0
+    if charge != accounted and vm_enough_memory(cpu, mm_number, charge - accounted) != 0:
         return -ENOMEM
+    if replaced > 0:                         # from here on nothing brings the old mapping back
+        do_munmap(cpu, mm_number, address, length)
+        vm_acct_memory(machine, accounted)   # which the new one takes over
     if insert_region(cpu, mm_number, address, length, vm_flags, file, pgoff, hstate) != 0:
         vm_acct_memory(machine, -charge)
         return -ENOMEM
@@ -332,16 +339,12 @@ def place_mapping(cpu, mm_number, hint, length, flags, file, pgoff, hstate):
 
 @kernel("i64(machine_t*, i64, i64, i64)")
 def hstate_of_mmap(machine, flags, file, pgoff):
-    """Number of the pool that a mapping's pages come from, -1: small pages; or -EINVAL; -EOPNOTSUPP: a private mapping of
-    such a file, which the emulator does not have.
-    """
+    """Number of the pool that a mapping's pages come from, -1: small pages; or -EINVAL."""
     if file == 0:
         return hstate_sizelog(machine, flags) if flags & MAP_HUGETLB else -1
     hstate = hstate_file(machine, file)
     if hstate < 0:
         return -EINVAL if flags & MAP_HUGETLB else -1
-    if flags & MAP_SHARED == 0:
-        return -EOPNOTSUPP
     return hstate if pgoff & (pages_per_huge_page(hstate_at(machine, hstate)) - 1) == 0 else -EINVAL
 
 
@@ -383,10 +386,6 @@ def do_mmap(cpu, mm_number, hint, length, prot, flags, file, pgoff):
         vm_flags = (vm_flags & ~VM_LOCKED_MASK) | VM_HUGETLB | VM_DONTEXPAND
         if flags & MAP_NORESERVE:
             vm_flags |= VM_NORESERVE
-    if find_vma_intersection(machine, mm_number, U(address), U(address) + length) != 0:
-        error = do_munmap(cpu, mm_number, U(address), length)
-        if error != 0:
-            return error
     return mmap_region(cpu, mm_number, U(address), length, vm_flags, file, pgoff, max(hstate, 0))
 
 

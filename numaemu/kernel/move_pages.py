@@ -149,7 +149,7 @@ def queue_pages_range(cpu, batch, start, end, nodes, inside, flags):
 def mbind_range(cpu, mm_number, start, end, policy):
     """Write the policy into the VMAs of [start, end), splitting at the borders: 0 or -ENOMEM."""
     machine = machine_of(cpu)
-    error = split_range(cpu, mm_number, start, end)
+    error = split_range(cpu, mm_number, start, end, True)
     if error != 0:
         return error
     position = find_position(machine, mm_number, start)

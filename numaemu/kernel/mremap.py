@@ -16,7 +16,7 @@ from numaemu.kernel.mm_types import (VM_ACCOUNT, VM_DONTEXPAND, VM_HUGETLB, VM_L
                                      VM_SHARED)
 from numaemu.kernel.mmap import do_munmap, get_unmapped_area, page_align, update_hiwater
 from numaemu.kernel.pgalloc import (huge_pte_alloc, hugetlb_walk, pgtable_trans_huge_deposit, pgtable_trans_huge_withdraw,
-                                    pmd_lock, pmd_unlock)
+                                    pmd_lock, pmd_trans_huge, pmd_unlock)
 from numaemu.kernel.pgtable import (mm_of, pmd_addr_end, pmd_shift, pte_offset, ptep_get, ptep_get_and_clear, ptep_step,
                                     set_pte, skip_missing)
 from numaemu.kernel.rmap import unlink_vma
@@ -72,7 +72,8 @@ def move_ptes(cpu, mm_number, address, old, new, count):
 def move_huge_pmd(cpu, mm_number, vma, source, target, length):
     """Move the huge entry of `source`, if there is one, as a whole if that can be, else take it apart; False: no memory.
 
-    In a mapping of a pool's pages the ranges are whole ones (move_hugetlb_page_tables).
+    It is looked at again under both locks; small entries that stand there by then are the caller's to move. In a mapping of a
+    pool's pages the ranges are whole ones (move_hugetlb_page_tables).
     """
     machine = machine_of(cpu)
     mm, shift = mm_of(machine, mm_number), pmd_shift(machine)
@@ -90,6 +91,10 @@ def move_huge_pmd(cpu, mm_number, vma, source, target, length):
     pool = vma.flags & VM_HUGETLB != 0
     lock_families(cpu, vma)
     pmd_lock(cpu, where)
+    if not pmd_trans_huge(entry_load(where)):        # reclaim has taken it apart meanwhile, or a truncation taken it out
+        pmd_unlock(machine, where)
+        unlock_families(machine, vma)
+        return True
     entry, table = entry_exchange(where, U(0)), 0 if pool else pgtable_trans_huge_withdraw(machine, where)
     pmd_unlock(machine, where)
     flush_tlb_mm_stride(cpu, mm_number, source, source + size, shift)
@@ -293,7 +298,7 @@ def mremap_to(cpu, mm_number, address, old_length, new_length, new, flags):
         return -EFAULT
     error = vma_to_resize(cpu, mm_number, number, address, old_length, new_length, flags)
     if error == 0 and vma_of(machine, number).flags & VM_HUGETLB:        # what moves takes its reservation along
-        error = split_range(cpu, mm_number, address, address + old_length)
+        error = split_range(cpu, mm_number, address, address + old_length, True)
         number = find_vma(machine, mm_number, address)
     if error != 0:
         return error

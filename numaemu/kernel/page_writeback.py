@@ -14,7 +14,7 @@ from numaemu.kernel.disk import disk_time, disk_write_page, io_wait
 from numaemu.kernel.inode import bmap, host_of, igrab, inode_of
 from numaemu.kernel.mempolicy import current_task
 from numaemu.kernel.mm_inline import folio_clear, folio_lock, folio_set, folio_test, folio_trylock, folio_unlock
-from numaemu.kernel.mm_types import VM_SHARED, PG_dirty, PG_locked, PG_reclaim, PG_swapbacked, PG_writeback, pool_t
+from numaemu.kernel.mm_types import VM_SHARED, PG_anon, PG_dirty, PG_locked, PG_reclaim, PG_swapbacked, PG_writeback, pool_t
 from numaemu.kernel.mmdebug import VM_BUG_ON_PAGE
 from numaemu.kernel.mmzone import page_of, page_to_nid
 from numaemu.kernel.page_alloc import put_page
@@ -97,6 +97,16 @@ def folio_mark_dirty(cpu, pfn):
     mod_node_page_state(machine, cpu.id, node, NR_DIRTIED, 1)
     current_task(cpu).nr_dirtied += 1
     return True
+
+
+@hot
+def note_dirty(cpu, pfn):
+    """An entry that was taken away says that the page has been written to."""
+    page = page_of(machine_of(cpu), pfn)
+    if folio_test(page, PG_anon | PG_swapbacked):
+        folio_set(page, PG_dirty)
+    else:
+        folio_mark_dirty(cpu, pfn)
 
 
 @kernel("bool(cpu_t*, i64)")

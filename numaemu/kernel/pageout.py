@@ -18,7 +18,7 @@ from numaemu.kernel.mm_types import (PG_active, PG_anon, PG_dirty, PG_mlocked, P
 from numaemu.kernel.mmzone import NR_LRU_LISTS, page_of, page_to_nid
 from numaemu.kernel.page_alloc import free_unref_page, get_page
 from numaemu.kernel.page_io import PAGE_KEEP, PAGE_WRITEBACK, swap_writepage
-from numaemu.kernel.page_writeback import folio_mark_dirty
+from numaemu.kernel.page_writeback import note_dirty
 from numaemu.kernel.pagemap import remove_mapping
 from numaemu.kernel.rmap import REFERENCED_EXEC, REFERENCED_LOCKED, folio_referenced, try_to_unmap
 from numaemu.kernel.shmem import folio_hold_mapping, release_mapping, shmem_delete_from_page_cache, shmem_writepage
@@ -93,16 +93,6 @@ def dirty_folio(cpu, sc, pfn, references):
         return KEEP_LOCKED
     may_enter_fs = sc.gfp & __GFP_FS or (folio_test(page, PG_swapbacked) and sc.gfp & __GFP_IO)
     return PAGEOUT if may_enter_fs else KEEP_LOCKED
-
-
-@hot
-def note_dirty(cpu, pfn):
-    """An entry that was taken away says that the page has been written to."""
-    page = page_of(machine_of(cpu), pfn)
-    if folio_test(page, PG_anon | PG_swapbacked):
-        folio_set(page, PG_dirty)
-    else:
-        folio_mark_dirty(cpu, pfn)
 
 
 @kernel("i64(cpu_t*, scan_control_t*, i64)")

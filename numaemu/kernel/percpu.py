@@ -19,7 +19,7 @@ from numaemu.compile import entry, hot, kernel
 from numaemu.kernel.gfp import GFP_KERNEL
 from numaemu.kernel.mm_types import PG_buddy, PG_pcp
 from numaemu.kernel.mmzone import page_of
-from numaemu.kernel.page_alloc import alloc_pages, free_pages
+from numaemu.kernel.page_alloc import __free_pages, alloc_pages
 from numaemu.kernel.slab_types import host_of, page_address
 from numaemu.kernel.smp import machine_of, relax, spin_lock, spin_unlock
 from numaemu.native import clear_bytes
@@ -95,7 +95,7 @@ def this_cpu_read(cpu, handle):
 def free_units(cpu, number, count):
     """Give the first `count` units of a chunk back."""
     for owner in range(count):
-        free_pages(cpu, unit_pfn(machine_of(cpu), number, owner)[0], UNIT_ORDER)
+        __free_pages(cpu, unit_pfn(machine_of(cpu), number, owner)[0], UNIT_ORDER)
 
 
 @kernel("bool(cpu_t*, i64, i64)")

@@ -11,19 +11,21 @@ from numaemu.kernel.gfp import GFP_HIGHUSER_MOVABLE
 from numaemu.kernel.inode import file_of, i_pages, inode_of
 from numaemu.kernel.mempolicy import vma_alloc_folio
 from numaemu.kernel.mlock import mlock_folio
-from numaemu.kernel.mm_inline import folio_test
-from numaemu.kernel.mm_types import (MM_SHMEMPAGES, PG_mlocked, VM_FAULT_MAJOR, VM_FAULT_OK, VM_FAULT_OOM,
+from numaemu.kernel.mm_inline import folio_set, folio_test
+from numaemu.kernel.mm_types import (MM_SHMEMPAGES, PG_dirty, PG_mlocked, VM_FAULT_MAJOR, VM_FAULT_OK, VM_FAULT_OOM,
                                      VM_FAULT_SIGBUS, VM_LOCKED, VM_SHARED, VM_WRITE)
 from numaemu.kernel.mmzone import page_of
 from numaemu.kernel.page_alloc import put_page
-from numaemu.kernel.pgtable import pfn_pte, ptep_cmpxchg, ptep_get, ptep_step, vm_page_nx
+from numaemu.kernel.pgtable import pfn_pte, pte_pfn, pte_present, ptep_cmpxchg, ptep_get, ptep_step, vm_page_nx
 from numaemu.kernel.rmap import folio_dup_rmap, folio_remove_rmap, mapping_of
 from numaemu.kernel.shmem import shmem_find_folio, shmem_get_folio_gfp, shmem_object
 from numaemu.kernel.smp import machine_of, read_lock, read_unlock
 from numaemu.kernel.swap_state import SWAP_PFN, SWAP_READ
+from numaemu.kernel.tlb import flush_tlb_mm_range
 from numaemu.kernel.vma import anon_vma_prepare, munlock_unless_locked
 from numaemu.kernel.vma_index import vma_of
 from numaemu.kernel.vmstat import PGMAJFAULT, count_vm_events
+from numaemu.kernel.xarray import page_entry, xa_load
 from numaemu.paging import _PAGE_ACCESSED, _PAGE_DIRTY, _PAGE_PRESENT, _PAGE_RW, _PAGE_USER
 from numaemu.pointer import address_of
 
@@ -71,6 +73,29 @@ def do_fault_around(cpu, mm, vma, address, ptep):
         entry += step
 
 
+@kernel("void(cpu_t*, mm_t*, vma_t*, u64, u64)")
+def unmap_dropped(cpu, mm, vma, address, ptep):
+    """Pages have been cut out of a shared object while a fault mapped some around an address: what is no longer its goes."""
+    machine = machine_of(cpu)
+    start = max(address & ~(AROUND - U(1)), vma.start)
+    end = min((address | (AROUND - U(1))) + U(1), vma.end)
+    mapping, near, step = mapping_of(machine, shmem_object(vma)), start, ptep_step(machine)
+    entry = ptep - ((address - start) >> U(12)) * step
+    while near < end:
+        pte, index = ptep_get(entry), vma.pgoff + np.int64((near - vma.start) >> U(12))
+        if pte_present(pte) and xa_load(machine, mapping, index) != page_entry(pte_pfn(pte)):
+            if not ptep_cmpxchg(entry, pte, U(0)):
+                continue
+            flush_tlb_mm_range(cpu, vma.mm, near, near + U(4096))
+            if pte & _PAGE_DIRTY != U(0):
+                folio_set(page_of(machine, pte_pfn(pte)), PG_dirty)      # it may only have gone to swap
+            folio_remove_rmap(machine, cpu, pte_pfn(pte))
+            fetch_add(mm.rss, MM_SHMEMPAGES, -1)
+            put_page(cpu, pte_pfn(pte))
+        near += U(4096)
+        entry += step
+
+
 @hot
 def shmem_fault_code(cpu, answer):
     """Whether the page that shmem_get_folio_gfp has given came from swap."""
@@ -84,6 +109,8 @@ def shmem_fault_code(cpu, answer):
 def do_shared_fault(cpu, mm, vma_number, address, write, ptep):
     """Touch of a shared object, or a look at one through a private mapping: its page, allocated by whoever comes first."""
     vma = vma_of(machine_of(cpu), vma_number)
+    mapping = mapping_of(machine_of(cpu), shmem_object(vma))
+    holes = load_acquire(mapping, "holes")
     answer = shmem_get_folio_gfp(cpu, vma, address)
     if answer <= 0:
         return VM_FAULT_OOM if answer == 0 else VM_FAULT_SIGBUS
@@ -91,6 +118,8 @@ def do_shared_fault(cpu, mm, vma_number, address, write, ptep):
     set_shared_pte(cpu, mm, vma, pfn, ptep, _PAGE_DIRTY if write else U(0))
     if not write:
         do_fault_around(cpu, mm, vma, address, ptep)
+    if load_acquire(mapping, "holes") != holes:
+        unmap_dropped(cpu, mm, vma, address, ptep)
     return code
 
 

@@ -13,11 +13,13 @@ from numaemu.kernel.mmzone import page_of
 from numaemu.kernel.page_alloc import put_page
 from numaemu.kernel.pgtable import pte_pfn
 from numaemu.kernel.rmap import mapping_of
-from numaemu.kernel.shmem import (shmem_delete_from_page_cache, shmem_find_folio, shmem_get_folio, shmem_unacct_blocks)
+from numaemu.kernel.shmem import (shmem_delete_from_page_cache, shmem_find_folio, shmem_get_folio, shmem_swapin_folio,
+                                  shmem_unacct_blocks)
 from numaemu.kernel.slowpath import fatal_signal_pending
 from numaemu.kernel.smp import machine_of, relax, write_lock, write_unlock
+from numaemu.kernel.swap_state import SWAP_PFN
 from numaemu.kernel.swapfile import free_swap_and_cache
-from numaemu.kernel.xarray import MAX_INDEX, entry_is_page, page_entry, xa_find, xa_load, xa_slot
+from numaemu.kernel.xarray import entry_is_page, page_entry, xa_find, xa_load, xa_slot
 from numaemu.native import clear_bytes, copy_bytes
 from numaemu.pointer import address_of, u64
 from numaemu.uapi import errno
@@ -50,22 +52,49 @@ def shmem_lock_folio(cpu, number, index):
         put_page(cpu, pfn)
 
 
+@kernel("i64(cpu_t*, i64, i64)")
+def shmem_read_folio(cpu, number, index):
+    """The page of an object for who only reads it (SGP_READ), with a reference taken; 0: a hole; -ENOMEM."""
+    machine, tries = machine_of(cpu), 0
+    mapping = mapping_of(machine, number)
+    while True:
+        value, pfn = xa_load(machine, mapping, index), 0
+        if value == U(0):
+            return 0
+        if entry_is_page(value):
+            pfn = shmem_find_folio(cpu, mapping, index)
+        else:
+            pfn = shmem_swapin_folio(cpu, shmem_pseudo_vma(cpu, number), U(index) << U(12),
+                                     xa_slot(machine, mapping, index), index, value)
+            if pfn == 0:
+                return -errno.ENOMEM
+        if pfn > 0:
+            return pfn & SWAP_PFN
+        tries += 1                       # it is moving, or has changed
+        relax(cpu, tries)
+
+
 @kernel("i64(cpu_t*, i64, i64, u64, i64)")
 def shmem_file_read(cpu, file_number, pos, buffer, nbytes):
-    """read(2) of a tmpfs file: how many bytes, or -ENOMEM. Holes are zeros and stay holes."""
+    """read(2) of a tmpfs file: how many bytes, or -ENOMEM. Holes are zeros and stay holes.
+
+    No lock keeps truncation away: where the file ends is looked at when the page is held (shmem_file_read_iter).
+    """
     machine, done = machine_of(cpu), 0
     inode = inode_of(machine, file_of(machine, file_number).inode)
-    while done < nbytes and pos + done < inode.i_size and not fatal_signal_pending(cpu):
-        index, offset = (pos + done) >> 12, (pos + done) & 4095
-        n = min(nbytes - done, inode.i_size - pos - done, 4096 - offset)
-        if xa_load(machine, mapping_of(machine, inode.object), index) == U(0):
+    while done < nbytes and pos + done < load_acquire(inode, "i_size") and not fatal_signal_pending(cpu):
+        pfn, offset = shmem_read_folio(cpu, inode.object, (pos + done) >> 12), (pos + done) & 4095
+        if pfn < 0:
+            return done if done > 0 else pfn
+        n = min(nbytes - done, load_acquire(inode, "i_size") - pos - done, 4096 - offset)
+        if n > 0 and pfn == 0:
             clear_bytes(buffer + U(done), n)
-        else:
-            pfn = shmem_get_folio(cpu, shmem_pseudo_vma(cpu, inode.object), U(index) << U(12))
-            if pfn <= 0:
-                return done if done > 0 else -errno.ENOMEM
+        elif n > 0:
             copy_bytes(buffer + U(done), machine.memory + (U(pfn) << U(12)) + U(offset), n)
+        if pfn != 0:
             put_page(cpu, pfn)
+        if n <= 0:
+            break
         cpu.clock_base_ns += machine.copy_page_ns * n >> 12
         done += n
     return done
@@ -134,16 +163,16 @@ def shmem_truncate_folio(cpu, number, index):
     return gone
 
 
-@kernel("i64(cpu_t*, i64, i64)")
-def shmem_truncate_range(cpu, number, first):
-    """Drop page `first` of an object and all behind it; nobody can add any meanwhile. -1, or the first that is mapped.
+@kernel("i64(cpu_t*, i64, i64, i64)")
+def shmem_truncate_range(cpu, number, first, end):
+    """Drop the pages [first, end) of an object: -1, or the first that is mapped.
 
     The caller has taken them out of all address spaces, but a fork may have copied an entry from a table that was still to
     be looked at into one that had been.
     """
     machine, index, tries = machine_of(cpu), first, 0
     while True:
-        index = xa_find(machine, mapping_of(machine, number), index, MAX_INDEX)
+        index = xa_find(machine, mapping_of(machine, number), index, end)
         if index < 0:
             return -1
         value = xa_load(machine, mapping_of(machine, number), index)

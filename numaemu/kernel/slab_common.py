@@ -7,7 +7,7 @@ from numaemu.kernel.gfp import __GFP_ACCOUNT, __GFP_DMA, __GFP_RECLAIMABLE, ___G
 from numaemu.kernel.memcontrol import mod_large_kmalloc
 from numaemu.kernel.mm_types import pool_t
 from numaemu.kernel.mmzone import page_of, page_to_nid
-from numaemu.kernel.page_alloc import alloc_pages, free_pages
+from numaemu.kernel.page_alloc import alloc_pages, put_page
 from numaemu.kernel.slab import deactivate_slab, slab_alloc_node
 from numaemu.kernel.slab_debug import BUG_NONE, BUG_NOT_AN_OBJECT, kmem_cache_flags, slab_bug, slab_bug_t
 from numaemu.kernel.slab_free import discard_slab, remove_partial, slab_free
@@ -276,7 +276,7 @@ def kfree(cpu, address):
     mod_node_page_state(machine, cpu.id, page_to_nid(machine, pfn), NR_SLAB_UNRECLAIMABLE, -(1 << order))
     mod_large_kmalloc(machine, pfn, -(1 << order))
     cpu_slab(machine, 0, cpu.id).frees += 1
-    free_pages(cpu, pfn, order)
+    put_page(cpu, pfn)
     return BUG_NONE
 
 

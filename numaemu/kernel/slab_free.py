@@ -4,7 +4,7 @@ import numpy as np
 from numaemu.atomic import compare_exchange, fetch_add, load_acquire
 from numaemu.compile import hot, kernel
 from numaemu.kernel.mmzone import page_of, page_to_nid
-from numaemu.kernel.page_alloc import free_pages, put_page
+from numaemu.kernel.page_alloc import put_page
 from numaemu.kernel.slab_debug import (BUG_DOUBLE_FREE, BUG_NONE, BUG_NOT_AN_OBJECT, BUG_NO_CACHE, BUG_WRONG_CACHE,
                                        check_object, init_object, set_track, slab_bug, slab_bug_of)
 from numaemu.kernel.slab_memcg import memcg_slab_free_hook
@@ -61,13 +61,9 @@ def account_slab(machine, cpu, cache, pfn, pages):
 @hot
 def free_slab_pages(cpu, pfn):
     page = page_of(machine_of(cpu), pfn)
-    order = np.int64(page.order)
     page.flags &= ~_SLAB
     page.mapping, page.private = 0, 0
-    if order == 0:
-        put_page(cpu, pfn)
-    else:
-        free_pages(cpu, pfn, order)
+    put_page(cpu, pfn)
 
 
 @kernel("void(cpu_t*, i64, i64)")

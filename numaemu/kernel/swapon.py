@@ -18,9 +18,9 @@ from numaemu.kernel.mmzone import page_of
 from numaemu.kernel.page_alloc import put_page
 from numaemu.kernel.pgtable import is_swap_entry, mm_of, pte_offset, pte_pfn, pte_to_swp_entry, ptep_get, skip_missing
 from numaemu.kernel.rmap import mapping_of
-from numaemu.kernel.shmem import release_mapping, shmem_get_folio, try_hold_mapping
-from numaemu.kernel.shmem_file import shmem_pseudo_vma
-from numaemu.kernel.smp import machine_of, read_lock, read_unlock
+from numaemu.kernel.shmem import release_mapping, try_hold_mapping
+from numaemu.kernel.shmem_file import shmem_read_folio
+from numaemu.kernel.smp import let_others_run, machine_of, read_lock, read_unlock
 from numaemu.kernel.swapfile import (MAX_SWAPFILES, SWAP_DISK, SWAP_NAME_BYTES, SWAP_ZRAM, SWP_OFFSET_BITS,
                                      SWP_SYNCHRONOUS_IO, SWP_USED, SWP_WRITEOK, folio_free_swap, swap_cache_get_folio, swap_map, swap_of, swp_type)
 from numaemu.kernel.vma_index import vma_index, vma_of
@@ -138,10 +138,11 @@ def shmem_unuse_inode(cpu, number, kind):
             return True
         value = xa_load(machine, mapping, index)
         if xa_is_value(value) and swp_type(pte_pfn(value)) == kind:
-            pfn = shmem_get_folio(cpu, shmem_pseudo_vma(cpu, number), U(index) << U(12))
-            if pfn <= 0:
+            pfn = shmem_read_folio(cpu, number, index)       # it may be cut off meanwhile: nothing new is made there
+            if pfn < 0:
                 return False
-            put_page(cpu, pfn)
+            if pfn != 0:
+                put_page(cpu, pfn)
         index += 1
 
 
@@ -184,12 +185,10 @@ def unuse_cache(cpu, kind):
             put_page(cpu, pfn)
 
 
-@entry("void(u64, i64)", nogil=True)
-def try_to_unuse(cpu_address, kind):
-    """Empty a swap area, on a CPU between two operations: shared objects, address spaces, what the swap cache still holds."""
-    cpu = cpu_t.at(cpu_address)
+@kernel("bool(cpu_t*, i64)")
+def unuse_all(cpu, kind):
+    """One round: shared objects, address spaces, what the swap cache still holds. False: no memory."""
     machine = machine_of(cpu)
-    cpu.task = 0                             # nobody's policy, nobody's faults
     fits = shmem_unuse(cpu, kind)
     for number in range(1, pool_t.at(machine.mm_pool).used + 1):
         if fits and mmget_not_zero(cpu, number):
@@ -200,6 +199,22 @@ def try_to_unuse(cpu_address, kind):
             mmput(cpu, number)
     if fits:
         unuse_cache(cpu, kind)
+    return fits
+
+
+@entry("void(u64, i64)", nogil=True)
+def try_to_unuse(cpu_address, kind):
+    """Empty a swap area, on a CPU between two operations. What forks, exits and reclaim have carried past one round is found
+    by the next one: until nothing is in the area, or there is no memory.
+    """
+    cpu = cpu_t.at(cpu_address)
+    machine = machine_of(cpu)
+    info, fits = swap_of(machine).info[kind], True
+    cpu.task = 0                             # nobody's policy, nobody's faults
+    while fits and load_acquire(info, "inuse_pages") > 0:
+        fits = unuse_all(cpu, kind)
+        if fits and load_acquire(info, "inuse_pages") > 0:
+            let_others_run(cpu)
 
 
 # -- /proc and /sys ------------------------------------------------------------------------------------------

@@ -6,11 +6,12 @@ from numaemu.compile import entry, hot, kernel
 from numaemu.kernel.clear_refs import clear_refs_write
 from numaemu.kernel.fork import mmput
 from numaemu.kernel.gup import access_remote_vm, madvise_populate, mm_populate, vm_mmap_pgoff
+from numaemu.kernel.hugetlb_pool import hstate_vma
 from numaemu.kernel.khugepaged import collapse_range
 from numaemu.kernel.madvise import changes_flags, do_madvise
 from numaemu.kernel.mlock_vma import apply_mlockall_flags, do_mlock, do_mlockall, do_munlock
 from numaemu.kernel.mm_inline import folio_test
-from numaemu.kernel.mm_types import TASK_RUNNING, VM_LOCKED, VM_SHARED, PG_swapbacked, PG_uptodate, pool_t, task_t
+from numaemu.kernel.mm_types import TASK_RUNNING, VM_HUGETLB, VM_LOCKED, VM_SHARED, PG_swapbacked, PG_uptodate, pool_t, task_t
 from numaemu.kernel.mmap import do_brk, do_munmap, page_align, range_is_mapped
 from numaemu.kernel.mmzone import page_of
 from numaemu.kernel.mprotect import do_mprotect
@@ -183,10 +184,13 @@ def mincore_unmapped(machine, mm_number, address):
     mapping = vma.i_mapping if vma.i_mapping != 0 else vma.mapping if vma.flags & VM_SHARED else 0
     if mapping == 0:
         return False
-    entry = xa_load(machine, mapping_of(machine, mapping), vma.pgoff + np.int64((address - vma.start) >> U(12)))
+    index, huge = vma.pgoff + np.int64((address - vma.start) >> U(12)), vma.flags & VM_HUGETLB != 0
+    if huge:
+        index >>= hstate_vma(machine, vma).order
+    entry = xa_load(machine, mapping_of(machine, mapping), index)
     if xa_is_value(entry):
         return load_acquire(swap_cache(machine), pte_pfn(entry)) > 0
-    return entry != U(0) and (vma.i_mapping == 0 or folio_test(page_of(machine, pte_pfn(entry)), PG_uptodate | PG_swapbacked))
+    return entry != U(0) and (vma.i_mapping == 0 or huge or folio_test(page_of(machine, pte_pfn(entry)), PG_uptodate | PG_swapbacked))
 
 
 @kernel("bool(machine_t*, i64, u64)")

@@ -15,16 +15,18 @@ from numaemu.kernel.page_alloc import put_page
 from numaemu.kernel.page_writeback import filemap_write_and_wait_range, folio_cancel_dirty, folio_mark_dirty
 from numaemu.kernel.pagemap import (clear_shadow_entry, filemap_get_folio, filemap_remove_folio, folio_host_address,
                                      remove_mapping)
+from numaemu.kernel.pgtable import mm_of
 from numaemu.kernel.pool import pool_put
 from numaemu.kernel.rmap import mapping_of, next_vma_of
 from numaemu.kernel.shmem import release_mapping
 from numaemu.kernel.shmem_file import shmem_truncate_range, shmem_zero_tail
 from numaemu.kernel.smp import machine_of, relax, spin_lock, spin_unlock, write_lock, write_unlock
 from numaemu.kernel.swap import LRU_DEACTIVATE_FILE, lru_add_drain_all, queue_folio
+from numaemu.kernel.tlb import dec_tlb_flush_pending, inc_tlb_flush_pending, mm_tlb_flush_nested
 from numaemu.kernel.vma_index import vma_of
 from numaemu.kernel.vmstat import DROP_PAGECACHE, count_vm_events
 from numaemu.kernel.xarray import MAX_INDEX, xa_destroy, xa_find
-from numaemu.kernel.zap import unmap_page_range
+from numaemu.kernel.zap import unmap_page_range, unmap_shared_range
 from numaemu.native import clear_bytes
 from numaemu.pointer import address_of
 from numaemu.processor import cpu_t
@@ -33,11 +35,24 @@ from numaemu.uapi import errno
 U = np.uint64
 
 
-@kernel("void(cpu_t*, i64, i64)")
-def unmap_mapping_pages(cpu, mapping_number, first):
-    """Take page `first` of a file and all behind it out of every address space, private copies too.
+@kernel("void(cpu_t*, i64, u64, u64, bool)")
+def unmap_mapping_range_vma(cpu, mm_number, start, end, even_cows):
+    """unmap_mapping_range for a part of one VMA. Who finds an entry gone meanwhile, in a call of its own task, flushes too."""
+    machine = machine_of(cpu)
+    mm = mm_of(machine, mm_number)
+    gather_of(machine, cpu)[0] = 0
+    inc_tlb_flush_pending(mm)
+    changed = unmap_page_range(cpu, mm_number, start, end) if even_cows else unmap_shared_range(cpu, mm_number, start, end)
+    if changed or mm_tlb_flush_nested(mm):
+        tlb_flush_mmu(cpu, mm_number, start, end)
+    dec_tlb_flush_pending(mm)
 
-    Mirrors unmap_mapping_range. The mapping's lock keeps its VMAs, and so their page tables, where they are.
+
+@kernel("void(cpu_t*, i64, i64, i64, bool)")
+def unmap_mapping_range(cpu, mapping_number, first, end, even_cows):
+    """Take the pages [first, end) of a file or object out of every address space, and private copies with them (even_cows).
+
+    The mapping's lock keeps its VMAs, and so their page tables, where they are.
     """
     machine = machine_of(cpu)
     mapping = mapping_of(machine, mapping_number)
@@ -46,13 +61,18 @@ def unmap_mapping_pages(cpu, mapping_number, first):
     number = mapping.first_vma
     while number != 0:
         vma = vma_of(machine, number)
-        start = vma.start + (U(max(first - vma.pgoff, 0)) << U(12))
-        if start < vma.end:
-            gather_of(machine, cpu)[0] = 0
-            if unmap_page_range(cpu, vma.mm, start, vma.end):
-                tlb_flush_mmu(cpu, vma.mm, start, vma.end)
+        low, high = max(first, vma.pgoff), min(end, vma.pgoff + np.int64((vma.end - vma.start) >> U(12)))
+        if low < high:
+            base = vma.start - (U(vma.pgoff) << U(12))       # where the file's first page would be
+            unmap_mapping_range_vma(cpu, vma.mm, base + (U(low) << U(12)), base + (U(high) << U(12)), even_cows)
         number = next_vma_of(mapping, vma)
     spin_unlock(lock)
+
+
+@kernel("void(cpu_t*, i64, i64)")
+def unmap_mapping_pages(cpu, mapping_number, first):
+    """Take page `first` of a file and all behind it out of every address space, private copies too (unmap_mapping_range)."""
+    unmap_mapping_range(cpu, mapping_number, first, MAX_INDEX, True)
 
 
 @kernel("void(cpu_t*, i64, i64)")
@@ -83,6 +103,19 @@ def truncate_inode_pages(cpu, number, first):
         index += 1
 
 
+@kernel("void(cpu_t*, i64, i64)")
+def truncate_pagecache(cpu, number, first):
+    """Drop page `first` of a file and all behind it, from address spaces and from the cache.
+
+    A fault that has looked at the file's end before it moved may put its private copy in after the first round: under the
+    lock of the page that it copies, so no more once that page is out of the cache. The second round finds it.
+    """
+    mapping = inode_of(machine_of(cpu), number).mapping
+    unmap_mapping_pages(cpu, mapping, first)
+    truncate_inode_pages(cpu, number, first)
+    unmap_mapping_pages(cpu, mapping, first)
+
+
 @kernel("i64(cpu_t*, inode_t*, i64)")
 def truncate_partial_page(cpu, inode, size):
     """Zero the rest of the page that the new end lies in: 0 or -ENOMEM."""
@@ -101,21 +134,51 @@ def truncate_partial_page(cpu, inode, size):
     return 0
 
 
+@kernel("void(cpu_t*, i64, i64, i64, bool)")
+def shmem_drop_range(cpu, number, first, end, even_cows):
+    """Take the pages [first, end) of an object out of all address spaces, and drop them."""
+    tries = 0
+    while first >= 0:
+        unmap_mapping_range(cpu, number, first, end, even_cows)
+        first = shmem_truncate_range(cpu, number, first, end)
+        tries += 1
+        relax(cpu, tries)
+
+
+@kernel("void(cpu_t*, i64, i64, i64)")
+def shmem_punch_hole(cpu, number, first, end):
+    """Drop the pages [first, end) of an object whose size stays (the FALLOC_FL_PUNCH_HOLE of shmem_fallocate).
+
+    A tmpfs file's locks keep faults away. Shared memory without a file has none: a fault that has looked a page up maps it
+    perhaps when it is dropped already. So the drop is counted, then everything is unmapped again; a fault that finds the
+    count changed after it has mapped the page looks again itself (shmem_fault.py).
+    """
+    machine = machine_of(cpu)
+    mapping = mapping_of(machine, number)
+    if mapping.host != 0:
+        inode = inode_of(machine, mapping.host)
+        write_lock(cpu, address_of(inode, "i_rwsem"))
+        write_lock(cpu, address_of(inode, "invalidate_lock"))
+        shmem_drop_range(cpu, number, first, end, False)
+        write_unlock(address_of(inode, "invalidate_lock"))
+        write_unlock(address_of(inode, "i_rwsem"))
+        return
+    shmem_drop_range(cpu, number, first, end, False)
+    fetch_add(mapping, "holes", 1)
+    unmap_mapping_range(cpu, number, first, end, False)
+
+
 @kernel("i64(cpu_t*, i64, i64)")
 def shmem_setattr(cpu, number, size):
     """truncate(2) of a tmpfs file: 0."""
-    inode, first, tries = inode_of(machine_of(cpu), number), (size + 4095) >> 12, 0
+    inode, first = inode_of(machine_of(cpu), number), (size + 4095) >> 12
     lock, invalidate = address_of(inode, "i_rwsem"), address_of(inode, "invalidate_lock")
     write_lock(cpu, lock)
     smaller = size < inode.i_size
     store_release(inode, "i_size", size)
     if smaller:
         write_lock(cpu, invalidate)
-        while first >= 0:
-            unmap_mapping_pages(cpu, inode.object, first)
-            first = shmem_truncate_range(cpu, inode.object, first)
-            tries += 1
-            relax(cpu, tries)
+        shmem_drop_range(cpu, inode.object, first, MAX_INDEX, True)
         shmem_zero_tail(cpu, inode, size)
         write_unlock(invalidate)
     write_unlock(lock)
@@ -145,8 +208,7 @@ def do_truncate(cpu, number, size):
         if error == 0:
             store_release(inode, "i_size", size)
             write_lock(cpu, invalidate)
-            unmap_mapping_pages(cpu, inode.mapping, pages)
-            truncate_inode_pages(cpu, number, pages)
+            truncate_pagecache(cpu, number, pages)
             inode.seed_bytes = min(inode.seed_bytes, size)
             shrink_extents(cpu, inode, pages)
             write_unlock(invalidate)

@@ -22,6 +22,7 @@ from numaemu.kernel.rmap import (link_file_vma, link_vma, mapping_of, new_mappin
                                  unlink_file_vma, unlink_vma)
 from numaemu.kernel.smp import machine_of, spin_lock, spin_unlock
 from numaemu.kernel.vma_index import find_position, insert_at, map_count, remove_at, vma_at, vma_index, vma_of
+from numaemu.param import VMA_INDEX_SLOTS
 from numaemu.pointer import address_of
 from numaemu.uapi import errno
 
@@ -144,15 +145,18 @@ def anon_vma_prepare(cpu, vma_number):
 # -- splitting -----------------------------------------------------------------------------------------------
 
 @kernel("i64(cpu_t*, i64, i64, u64)")
-def split_vma(cpu, mm_number, position, address):
-    """Cut the VMA at `position` in two at `address`, which lies inside it: 0 or -ENOMEM; -EINVAL inside a huge page."""
+def __split_vma(cpu, mm_number, position, address):
+    """Cut the VMA at `position` in two at `address`, which lies inside it: 0 or -ENOMEM; -EINVAL inside a huge page.
+
+    Whatever max_map_count says: for who is about to unmap one of both.
+    """
     machine = machine_of(cpu)
     if vma_at(machine, mm_number, position).flags & VM_HUGETLB and \
             address & (huge_page_size(hstate_vma(machine, vma_at(machine, mm_number, position))) - U(1)) != U(0):
         return -EINVAL                       # hugetlb_vm_op_split
     if machine.thp_used != 0 and address & (pmd_size(machine) - U(1)) != U(0):
         split_huge_pmd_address(cpu, mm_number, address)      # vma_adjust_trans_huge
-    if map_count(machine, mm_number) >= machine.max_map_count:
+    if map_count(machine, mm_number) == VMA_INDEX_SLOTS:
         return -ENOMEM
     low_number = vma_index(machine, mm_number)[position]
     low = vma_of(machine, low_number)
@@ -172,21 +176,48 @@ def split_vma(cpu, mm_number, position, address):
     return 0
 
 
-@kernel("i64(cpu_t*, i64, u64)")
-def split_at(cpu, mm_number, address):
+@kernel("i64(cpu_t*, i64, i64, u64)")
+def split_vma(cpu, mm_number, position, address):
+    """The same within max_map_count."""
+    machine = machine_of(cpu)
+    if map_count(machine, mm_number) >= machine.max_map_count:
+        return -ENOMEM
+    return __split_vma(cpu, mm_number, position, address)
+
+
+@kernel("i64(cpu_t*, i64, u64, bool)")
+def split_at(cpu, mm_number, address, limited):
     """Make a VMA border at `address` if it cuts a VMA: 0 or a negative errno."""
     machine = machine_of(cpu)
     position = find_position(machine, mm_number, address)
     if position < map_count(machine, mm_number) and vma_at(machine, mm_number, position).start < address:
-        return split_vma(cpu, mm_number, position, address)
+        if limited:
+            return split_vma(cpu, mm_number, position, address)
+        return __split_vma(cpu, mm_number, position, address)
     return 0
 
 
+@kernel("i64(cpu_t*, i64, u64, u64, bool)")
+def split_range(cpu, mm_number, start, end, limited):
+    """Make VMA borders at `start` and `end` where they cut a VMA, within max_map_count if `limited`: 0 or a negative errno."""
+    error = split_at(cpu, mm_number, start, limited)
+    return error if error != 0 else split_at(cpu, mm_number, end, limited)
+
+
 @kernel("i64(cpu_t*, i64, u64, u64)")
-def split_range(cpu, mm_number, start, end):
-    """Make VMA borders at `start` and `end` where they cut a VMA: 0 or a negative errno."""
-    error = split_at(cpu, mm_number, start)
-    return error if error != 0 else split_at(cpu, mm_number, end)
+def split_for_munmap(cpu, mm_number, start, end):
+    """Borders at both ends of what is to be unmapped: 0 or a negative errno, and nothing is unmapped then.
+
+    At max_map_count only a hole inside a VMA is refused: afterwards there would be more of them than before
+    (vms_gather_munmap_vmas).
+    """
+    machine = machine_of(cpu)
+    position = find_position(machine, mm_number, start)
+    if position < map_count(machine, mm_number) and map_count(machine, mm_number) >= machine.max_map_count:
+        vma = vma_at(machine, mm_number, position)
+        if vma.start < start and end < vma.end:
+            return -ENOMEM
+    return split_range(cpu, mm_number, start, end, False)
 
 
 # -- merging -------------------------------------------------------------------------------------------------

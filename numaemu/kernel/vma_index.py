@@ -64,6 +64,18 @@ def find_vma_intersection(machine, mm_number, start, end):
     return number if number != 0 and vma_of(machine, number).start < end else 0
 
 
+@kernel("i64(machine_t*, i64, u64, u64, i64)")
+def pages_between(machine, mm_number, start, end, flag):
+    """Pages of [start, end) that are mapped by VMAs with a flag (0: by any). Mirrors count_vma_pages_range."""
+    position, pages = find_position(machine, mm_number, start), 0
+    while position < map_count(machine, mm_number) and vma_at(machine, mm_number, position).start < end:
+        vma = vma_at(machine, mm_number, position)
+        if vma.flags & flag == flag:
+            pages += np.int64((min(vma.end, end) - max(vma.start, start)) >> U(12))
+        position += 1
+    return pages
+
+
 @kernel("void(machine_t*, i64, i64, i64)")
 def insert_at(machine, mm_number, position, vma_number):
     mm, index = mm_t.array(machine.mms)[mm_number], vma_index(machine, mm_number)

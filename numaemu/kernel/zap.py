@@ -4,10 +4,11 @@ mm/memory.c; what is taken out is freed by mmu_gather.py.
 import numpy as np
 
 from numaemu.atomic import fetch_add
-from numaemu.compile import hot, kernel
+from numaemu.compile import kernel
 from numaemu.kernel.huge_memory import take_huge_pmd
 from numaemu.kernel.huge_split import is_hugetlb_entry, split_huge_pmd
 from numaemu.kernel.hugetlb_fault import hugetlb_zap
+from numaemu.kernel.mm_inline import folio_test
 from numaemu.kernel.mm_types import MM_ANONPAGES, MM_FILEPAGES, MM_SHMEMPAGES, MM_SWAPENTS, PG_anon, PG_swapbacked
 from numaemu.kernel.mmu_gather import (CLEARED_DIRTY, CLEARED_PMDS, CLEARED_PTES, CLEARED_PUDS, DELAY_RMAP, WHOLE, gather_of,
                                        mark_mapped_dirty, tlb_flush_mmu, tlb_remove)
@@ -16,7 +17,7 @@ from numaemu.kernel.pgalloc import (covers_huge, huge_entry_offset, hugetlb_walk
                                     pmd_unlock)
 from numaemu.kernel.pgtable import (_MIGRATION_ANON, _MIGRATION_FILE, _PAGE_SPECIAL, entry_offset, is_migration_entry,
                                     is_swap_entry, mm_of, pmd_addr_end, pmd_shift, pmd_size, pte_offset, pte_pfn,
-                                    pte_present, pte_to_swp_entry, ptep_get, ptep_get_and_clear, ptep_step,
+                                    pte_present, pte_to_swp_entry, ptep_cmpxchg, ptep_get, ptep_get_and_clear, ptep_step,
                                     skip_missing)
 from numaemu.kernel.rmap import folio_remove_rmap, rss_counter
 from numaemu.kernel.smp import machine_of
@@ -135,11 +136,39 @@ def unmap_page_range(cpu, mm_number, start, end):
     return changed
 
 
+@kernel("bool(cpu_t*, i64, u64, u64)")
+def unmap_shared_range(cpu, mm_number, start, end):
+    """unmap_page_range for pages of a file or shared object only: a private VMA keeps its copies (even_cows is 0)."""
+    machine = machine_of(cpu)
+    mm, gather = mm_of(machine, mm_number), gather_of(machine, cpu)
+    address, changed = start, False
+    while address < end:
+        ptep = pte_offset(machine, mm, address)
+        if ptep == U(0):
+            address = skip_missing(machine, mm, address)
+            continue
+        pte = ptep_get(ptep)
+        if pte_present(pte):
+            shared = pte & _PAGE_SPECIAL == U(0) and not folio_test(page_of(machine, pte_pfn(pte)), PG_anon)
+        else:
+            shared = is_migration_entry(pte) and pte & _MIGRATION_ANON == U(0)
+        if shared:
+            if not ptep_cmpxchg(ptep, pte, U(0)):
+                continue
+            changed = True
+            cpu.cleared |= CLEARED_PTES
+            pfn = zap_pte(machine, cpu, mm, pte)
+            if pfn != 0 and tlb_remove(gather, pfn):
+                tlb_flush_mmu(cpu, mm_number, start, address + U(4096))
+        address += U(4096)
+    return changed
+
+
 @kernel("void(cpu_t*, i64, u64, u64)")
 def zap_page_range(cpu, mm_number, start, end):
     """Take pages out, flush, free: madvise(MADV_DONTNEED).
 
-    Several threads may do so at once: who finds an entry gone flushes too, since who took it out may not have flushed
+    Several CPUs may do so at once: who finds an entry gone flushes too, since who took it out may not have flushed
     yet (mm_tlb_flush_nested).
     """
     machine = machine_of(cpu)
