@@ -40,4 +40,4 @@ def test_a_clone_called_numaemu_works_from_its_parent_directory(tmp_path):
     run(clone, "-c", f"from setuptools import build_meta; build_meta.build_editable({str(tmp_path)!r})")
     zipfile.ZipFile(next(tmp_path.glob("*.whl"))).extractall(site)
     program = f"import site; site.addsitedir({str(site)!r}); import numaemu; print(numaemu.__version__, numaemu.__file__)"
-    assert run(tmp_path, "-c", program).split() == ["1.0", str(clone / "numaemu" / "__init__.py")]
+    assert run(tmp_path, "-S", "-c", program).split() == ["1.0", str(clone / "numaemu" / "__init__.py")]
