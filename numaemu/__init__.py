@@ -14,7 +14,7 @@ _constants = {name: value for module in (_uapi, _gfp) for name, value in vars(mo
 globals().update(_constants)
 
 # What is imported when it is first used, so that a driver loads no compiled code that it does not need.
-_LATER = {"Machine": "machine", "Task": "task", "Handle": "task",
+_LATER = {"Machine": "machine", "Task": "task", "Handle": "task", "Mapping": "mapping",
           **{f"{how}_{kind}": "access" for how in ("load", "store")
              for kind in ("u8", "u16", "u32", "u64", "i32", "i64", "f32", "f64")},
           "kernel_load_u64": "access", "kernel_store_u64": "access",

@@ -32,6 +32,8 @@ class File:
     with the same position: `child.fdopen(file)`.
     """
 
+    stays_here = "pass its descriptor (file.fd) to a task that has inherited it, which calls task.fdopen, or its path"
+
     def __init__(self, task, fd, path):
         self.task, self.fd, self.path = task, fd, path
 

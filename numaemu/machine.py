@@ -157,6 +157,8 @@ CpuView = collections.namedtuple("CpuView", "id node")
 class Machine:
     """An emulated machine, booted when it is made: Machine("preset"), Machine("file.toml"), Machine(nodes=4, …)."""
 
+    stays_here = "a function has its task; read what it needs from the machine before, and pass that"
+
     def __init__(self, source=None, *, progress=None, reserve=None, **keywords):
         self.topology = t = load_topology(source, **keywords)
         host_memory.warn_if_larger(t.memory_bytes)

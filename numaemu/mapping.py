@@ -15,6 +15,9 @@ def loadable(dtype):
 class Mapping:
     """A mapped range: addr and nbytes."""
 
+    stays_here = ("pass its address and size (mapping.addr, mapping.nbytes) as arguments, and make Mapping(task, addr, nbytes) "
+                  "of them there, or task.load and task.store; a task that is forked or cloned from its own has the same memory")
+
     def __init__(self, task, addr, nbytes):
         self.task, self.addr, self.nbytes = task, addr, nbytes
 
@@ -51,6 +54,8 @@ class Mapping:
 
 class VirtualArray:
     """A one-dimensional array in emulated memory: a[i], a[i:j], a[index_array], and the same to store."""
+
+    stays_here = Mapping.stays_here + "; its values travel as array[:]"
 
     def __init__(self, task, addr, dtype, length):
         self.task, self.addr, self.dtype, self.length = task, addr, dtype, length

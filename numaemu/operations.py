@@ -30,11 +30,12 @@ from numaemu.operations_file import FileOperations
 from numaemu.operations_kernel import KernelSpaceOperations
 from numaemu.operations_mm import MmOperations, check
 from numaemu.operations_proc import ProcOperations
-from numaemu.param import MAX_ORDER
+from numaemu.param import MAX_ORDER, PAGE_SIZE
 from numaemu.processor import X86_PF_INSTR, X86_PF_PROT, X86_PF_WRITE
 from numaemu.uapi import SIGBUS, SIGKILL
 
 BUFFER_BYTES = 1 << 20           # results from this size on come from a buffer that is kept
+PIECE_BYTES = 1 << 20            # of a read that must fail
 
 
 def kill_task(task):
@@ -230,8 +231,17 @@ class Operations(KernelOperations, KernelSpaceOperations, MmOperations, ExecOper
                        addresses.size, step)
 
     def read(self, number, addr, nbytes):
+        mapped = int(mm_of(self.machine, self.tasks[number].mm).total_vm) * PAGE_SIZE
+        return self.copy_out(number, copy_range, addr, nbytes, mapped)
+
+    def copy_out(self, number, copy, addr, nbytes, mapped):
+        """`nbytes` bytes. Of more than all that is mapped some are not: they are read in pieces that nobody keeps, to the fault."""
+        if nbytes > mapped:
+            piece = np.empty(PIECE_BYTES, np.uint8)
+            for at in range(addr, addr + nbytes, PIECE_BYTES):
+                self.accessing(number, copy, self.address, at, piece.ctypes.data, min(PIECE_BYTES, addr + nbytes - at), 0)
         data = np.empty(nbytes, np.uint8)
-        self.accessing(number, copy_range, self.address, addr, data.ctypes.data, nbytes, 0)
+        self.accessing(number, copy, self.address, addr, data.ctypes.data, nbytes, 0)
         return data.tobytes()
 
     def write(self, number, addr, data):

@@ -75,7 +75,8 @@ class FileOperations:
     def file_read_through(self, number, fd, nbytes, chunk):
         if chunk < 1:
             raise ValueError("a read in pieces of 0 bytes has no end")
-        data = np.empty(chunk, np.uint8)
+        chunk = min(chunk, READ_MOST, max(self.file_size(number, fd), 1))
+        data = self.buffer(chunk)
         return check(calls.read_through(self.address, number, self.descriptor(fd), data.ctypes.data, chunk, nbytes))
 
     def file_write(self, number, fd, offset, data):

@@ -22,9 +22,7 @@ class KernelSpaceOperations:
     # -- accesses in kernel mode
 
     def kernel_read(self, number, address, nbytes):
-        data = np.empty(nbytes, np.uint8)
-        self.accessing(number, kernel_copy_range, self.address, address, data.ctypes.data, nbytes, 0)
-        return data.tobytes()
+        return self.copy_out(number, kernel_copy_range, address, nbytes, self.machine.max_pfn * PAGE_SIZE)
 
     def kernel_write(self, number, address, data):
         data = np.frombuffer(data, np.uint8)

@@ -1,9 +1,11 @@
 """What a CPU does for its tasks' address spaces: the part of Operations that asks kernel/sys_mm.py."""
+import errno
 import os
 
 import numpy as np
 
 from numaemu.kernel import ptdump, sys_mm
+from numaemu.kernel.pgtable import mm_of
 from numaemu.param import PAGE_SIZE
 
 
@@ -53,8 +55,11 @@ class MmOperations:
         check(sys_mm.sys_munlockall(self.address, number))
 
     def mincore(self, number, addr, length):
-        """A byte per page."""
-        answer = np.zeros(-(-length // PAGE_SIZE), np.uint8)
+        """A byte per page. Where there are more of them than mapped ones, there is no need to look, nor room for the answer."""
+        pages = -(-length // PAGE_SIZE)
+        if pages > mm_of(self.machine, self.tasks[number].mm).total_vm:
+            check(-errno.EINVAL if addr % PAGE_SIZE else -errno.ENOMEM)
+        answer = np.zeros(pages, np.uint8)
         check(sys_mm.sys_mincore(self.address, number, addr, length, answer.ctypes.data))
         return answer
 

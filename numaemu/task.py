@@ -24,6 +24,8 @@ WAIT_POLL_S = 0.002              # between two looks of wait
 class Handle:
     """A started task: its pid, and its function's result when it has returned."""
 
+    stays_here = "pass its result()"
+
     def __init__(self, pid, future, machine=None):
         self.pid, self.future = pid, future
         self._machine = machine                  # in the driver: it lives as long as somebody may wait for this
@@ -41,6 +43,8 @@ class Handle:
 
 class Task:
     """An emulated thread. Sizes are bytes or text like "64MiB"; addresses are emulated virtual ones."""
+
+    stays_here = "a function gets its own task as its first argument; pass the pid, for kill or move_pages"
 
     def __init__(self, number, pid, site):
         self._number, self.pid, self._site = number, pid, site

@@ -17,10 +17,16 @@ class Failure(NamedTuple):
     where: str
 
 
+class StaysHere(TypeError):
+    """Something of an emulated machine is about to be pickled that means nothing in another process."""
+
+
 class Pickler(cloudpickle.Pickler):
     """cloudpickle, with Numba functions by name where they can be imported and by their source elsewhere."""
 
     def reducer_override(self, thing):
+        if advice := getattr(type(thing), "stays_here", None):
+            raise StaysHere(f"{thing!r} cannot go to another process, as what a function uses, an argument or a result: {advice}")
         if type(thing).__module__.startswith("numba.") and hasattr(thing, "py_func"):
             function = thing.py_func
             module = sys.modules.get(function.__module__)
@@ -42,7 +48,10 @@ def _compiled_anew(function, options):
 def dumps(thing):
     """Pickle anything that may travel: also functions of a notebook, and compiled ones."""
     buffer = io.BytesIO()
-    Pickler(buffer, protocol=5).dump(thing)
+    try:
+        Pickler(buffer, protocol=5).dump(thing)
+    except StaysHere as error:
+        raise TypeError(str(error)) from None        # where in the pickler does not matter
     return buffer.getvalue()
 
 

@@ -4,7 +4,7 @@ import errno
 import numpy as np
 import pytest
 
-from numaemu import MachineCheck, SegmentationFault
+from numaemu import KernelBug, MachineCheck, SegmentationFault
 from numaemu.formats import FORMATS
 from numaemu.kernel.mm_types import PG_mlocked
 from numaemu.kernel.swapon import swapon
@@ -344,6 +344,26 @@ def test_mincore_knows_caches(loop):
     swapped = task.mincore(own.addr, 4 * PAGE).tolist()
     assert swapped[1:] == [1, 0, 0] and task.mincore(own.addr, 0).tolist() == []
     loop.audit()
+
+
+@pytest.mark.parametrize("length", [1 << 40, 1 << 46, (1 << 64) - 4096])
+def test_a_range_of_terabytes_is_checked_before_room_for_it_is_taken(loop, length, monkeypatch):
+    """Its answer would be larger than this host's memory, or at least take a while."""
+    task, most = loop.task(), 1 << 26
+    for name in ("empty", "zeros"):
+        made = getattr(np, name)
+        monkeypatch.setattr(np, name, lambda n, *args, made=made: made(n, *args) if np.prod(n) <= most else pytest.fail("so much"))
+    area = task.mmap(4 * PAGE)
+    task.write(area.addr, b"here")
+    refused(errno.ENOMEM, task.mincore, area.addr, length)
+    refused(errno.EINVAL, task.mincore, area.addr + 1, length)
+    with pytest.raises(SegmentationFault, match=f"load from {area.addr + 4 * PAGE:#x}: "):
+        task.read(area.addr, length)
+    with pytest.raises(KernelBug, match="unable to handle page fault"):
+        task.kernel.read(task.kernel.page_address(loop.machine.max_pfn - 1), length)
+    loop.create_file("/mnt/data", b"contents")
+    with task.open("/mnt/data") as file:
+        assert file.read_through(length, chunk=length) == 8 and file.pread(length, 0) == b"contents"
 
 
 def test_mincore_and_msync_refuse(loop):
