@@ -15,6 +15,8 @@ import pathlib
 import numba
 from numba.core.caching import InTreeCacheLocator, IPythonCacheLocator, UserProvidedCacheLocator, UserWideCacheLocator
 
+from numaemu.trust import usable
+
 PACKAGE = pathlib.Path(__file__).parent
 DEBUG = os.environ.get("NUMAEMU_DEBUG", "") not in ("", "0")
 JIT = not numba.config.DISABLE_JIT
@@ -61,6 +63,7 @@ UPPER_FLOORS = {
     "stamp.py",
     "task.py",
     "topology.py",
+    "trust.py",
     "units.py",
     "wire.py",
 }
@@ -78,7 +81,12 @@ def package_stamp():
 
 
 class _PackageStamp:
-    """Mixed into each of Numba's locators: its own stamp and the package's; flavours side by side."""
+    """Mixed into each of Numba's locators: its own stamp and the package's; flavours side by side; only places that are trusted."""
+
+    @classmethod
+    def from_function(cls, function, file):
+        found = super().from_function(function, file)
+        return found if found is not None and usable(found.get_cache_path()) else None
 
     def get_source_stamp(self):
         return super().get_source_stamp(), package_stamp()
@@ -93,7 +101,11 @@ class InTree(_PackageStamp, InTreeCacheLocator):
 
 
 class UserProvided(_PackageStamp, UserProvidedCacheLocator):
-    pass
+    @classmethod
+    def from_function(cls, function, file):
+        """Each file's cache is a directory in the one that NUMBA_CACHE_DIR names."""
+        named = numba.config.CACHE_DIR
+        return super().from_function(function, file) if named and usable(named) else None
 
 
 class UserWide(_PackageStamp, UserWideCacheLocator):

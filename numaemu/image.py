@@ -9,6 +9,8 @@ import os
 import pickle
 import typing
 
+from numaemu.trust import distrust, open_own
+
 COMPLETE = ""                     # the symbol of the last record
 _IDENTITY, _LENGTH = 16, 8        # bytes
 
@@ -39,9 +41,11 @@ class Image:
         return COMPLETE in self.functions
 
     def read(self):
-        """Take in the records that have been added; their symbols."""
+        """Take in the records that have been added; their symbols. From a file that others may have written nothing is taken."""
         try:
             with open(self.path, "rb") as file:
+                if distrust(os.fstat(file.fileno())):
+                    return []
                 if (identity := file.read(_IDENTITY)) != self.identity:      # it has been removed and made again
                     self.end, self.identity = _IDENTITY, identity
                 file.seek(self.end)
@@ -69,7 +73,7 @@ class Image:
 
     def mend(self):
         """Read it, made if need be, and cut off what a process that was killed left of its last record."""
-        with open(self.path, "ab") as file:
+        with open_own(self.path) as file:
             if file.tell() < _IDENTITY:
                 file.truncate(0)
                 file.write(os.urandom(_IDENTITY))

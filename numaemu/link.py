@@ -25,11 +25,11 @@ from numba.core.runtime import rtsys
 from numaemu import precompile
 from numaemu.build import DEBUG, JIT, PACKAGE, package_stamp
 from numaemu.image import COMPLETE, Image
+from numaemu.trust import usable
 
 FLAVOUR = "debug" if DEBUG else "release"
 COMPILING = precompile.COMPILING in os.environ       # this process is a compiler: it declares, and links nothing
 STUBS = 64                                           # made at a time
-ROOT = 0
 
 _STUB = """
 define void @"numaemu.stub.{number}"(...) "thunk" {{
@@ -61,11 +61,11 @@ def tools_stamp():
 
 
 def places():
-    """Directories where the image may lie, the best first: if the user names one, that one."""
-    if named := os.environ.get("NUMBA_CACHE_DIR"):
+    """Directories where the image may lie, the best first: if the user names one, that one, unless it is not to be trusted."""
+    named = os.environ.get("NUMBA_CACHE_DIR")
+    if named and usable(named) and usable(pathlib.Path(named, image_name())):
         return [pathlib.Path(named)]
-    user = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
-    return [PACKAGE / "__pycache__", pathlib.Path(user, "numaemu"), precompile.own_directory()]
+    return [PACKAGE / "__pycache__", precompile.user_directory(), precompile.own_directory()]
 
 
 def image_name():
@@ -79,7 +79,7 @@ def image_path():
     for place in places():
         with contextlib.suppress(OSError):
             place.mkdir(mode=0o700, parents=True, exist_ok=True)
-            if place.stat().st_uid not in (os.getuid(), ROOT):
+            if not usable(place) or not usable(place / name):
                 continue                      # another user's code is not run
             if os.access(place, os.W_OK):
                 growing.append(place / name)

@@ -17,7 +17,7 @@ import weakref
 import zlib
 from concurrent.futures import Future
 
-from numaemu import host_memory, lifetime, shm
+from numaemu import host_memory, lifetime, shm, trust
 from numaemu.errors import MachineCheck
 from numaemu.image import Image
 from numaemu.payload import dump_function
@@ -53,6 +53,7 @@ class ForkServer:
         ours, theirs = socket.socketpair()
         self.process = subprocess.Popen([sys.executable, "-m", "numaemu.forkserver", str(theirs.fileno())],
                                         pass_fds=[theirs.fileno()], start_new_session=True, env=_environment())
+        trust.leave_it_to_others()
         theirs.close()
         self.socket, self.pid, self.numbers = ours, os.getpid(), itertools.count()
         self.forked, self.ended = {}, collections.defaultdict(Future)

@@ -25,6 +25,7 @@ import setproctitle
 
 from numaemu.image import COMPLETE, Compiled, Failed, Image
 from numaemu.stamp import function_stamps
+from numaemu.trust import open_own, usable
 
 MOST = 8                          # compilers; each needs about 400 MB
 COMPILING = "NUMAEMU_COMPILING"   # set in a compiler: it declares every function and compiles those it is told
@@ -128,12 +129,20 @@ def stop():
 
 
 def own_directory():
-    """A directory of this user's for files that need not last, on a file system that has pipes."""
-    path = pathlib.Path(tempfile.gettempdir(), f"numaemu-{os.getuid()}")
-    path.mkdir(mode=0o700, exist_ok=True)
-    if path.stat().st_uid != os.getuid():
-        raise RuntimeError(f"{path} belongs to another user; TMPDIR can name another place")
-    return path
+    """A directory of this user's for files that need not last, on a file system that has pipes: in the temporary directory, or
+    where that is not to be trusted beside the user's other caches.
+    """
+    for path in (pathlib.Path(tempfile.gettempdir(), f"numaemu-{os.getuid()}"), user_directory() / "run"):
+        with contextlib.suppress(OSError):
+            path.mkdir(mode=0o700, parents=True, exist_ok=True)
+            if usable(path):
+                return path
+    raise RuntimeError("there is no place for the pipes of compilers; TMPDIR can name one")
+
+
+def user_directory():
+    """Where this user's compiled code lies that cannot lie beside the sources."""
+    return pathlib.Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"), "numaemu")
 
 
 def _pipe(path):
@@ -205,7 +214,7 @@ class Foreman:
     """The one who appends to an image, which it holds locked."""
 
     def __init__(self, path, owner):
-        self.image, self.owner, self.hold = Image(path), owner, open(path, "ab")
+        self.image, self.owner, self.hold = Image(path), owner, open_own(path)
         with contextlib.suppress(OSError):                  # a file system without locks
             fcntl.flock(self.hold, fcntl.LOCK_EX)           # another container may share the tree
         self.image.mend()

@@ -16,7 +16,8 @@ from numaemu.image import COMPLETE, Image
 
 pytestmark = pytest.mark.skipif(not JIT, reason="nothing is compiled")
 PACKAGE = pathlib.Path(numaemu.__file__).parent
-FLOORS = ("atomic", "build", "compile", "compiler", "errors", "image", "link", "native", "pointer", "precompile", "shm", "stamp")
+FLOORS = ("atomic", "build", "compile", "compiler", "errors", "image", "link", "native", "pointer", "precompile", "shm", "stamp",
+          "trust")
 
 WIDE = """
 from numaemu.compile import entry, hot, kernel
