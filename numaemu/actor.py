@@ -19,7 +19,7 @@ import posix_ipc
 
 from numaemu import shm
 from numaemu.atomic import load_acquire, store_release
-from numaemu.kernel.smp import MSG_CALL, MSG_NONE, MSG_RESULT
+from numaemu.kernel.smp import MSG_CALL, MSG_NONE, MSG_RESULT, actor_of_cpu
 from numaemu.mailbox import fall_asleep, fetch, mailbox_t, post
 from numaemu.param import OUTBOX_BYTES
 from numaemu.pointer import i64, u8
@@ -45,9 +45,12 @@ class World:
 
     def __init__(self, topology, machine, blocks):
         self.topology, self.machine, self.blocks = topology, machine, blocks
-        self.bells = [shm.doorbell() for _ in range(machine.nr_actors)]          # an actor's mailbox has mail
-        self.kthread_bells = [shm.doorbell() for _ in range(machine.nr_nodes)]   # a node's kernel threads have work
-        self.wait_bells = [shm.doorbell() for _ in range(machine.nr_cpu_ids)]    # what a CPU waits for may have come
+        nodes, cpus = range(machine.nr_nodes), topology.cpus
+        actors = [COORDINATOR, *(1 + node for node in nodes), *(actor_of_cpu(machine, cpu) for cpu in cpus)]
+        contexts = [*cpus, *(machine.nr_cpus + node for node in nodes)]
+        self.bells = {actor: shm.doorbell() for actor in actors}                 # an actor's mailbox has mail
+        self.kthread_bells = [shm.doorbell() for _ in nodes]                     # a node's kernel threads have work
+        self.wait_bells = {context: shm.doorbell() for context in contexts}      # what a CPU waits for may have come
 
     def outbox(self, actor):
         return self.blocks["outboxes"] + actor * OUTBOX_BYTES

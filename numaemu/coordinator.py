@@ -34,6 +34,7 @@ from numaemu.kernel.swap import cpu_needs_drain
 from numaemu.kernel.tlb import serve_shootdowns
 from numaemu.processor import cpu_t
 from numaemu.shm import die_with_parent, entitle
+from numaemu.units import choice_text
 from numaemu.wire import Failure, dumps, failure, receive_frame, send_frame
 
 SUPERVISE_S = 0.5        # how often at the latest dead children are looked for, should a signal get lost
@@ -43,6 +44,7 @@ class Coordinator(Actor):
     def __init__(self, world, link, children):
         super().__init__(world, COORDINATOR)
         self.link, self.children = link, children        # socket to the driver; {pid: name}
+        self.cpus = world.topology.cpus
         self.system = proc.System(world.machine, world.topology)
         self.system.compact_nodes, self.system.drain_all = self.compact_nodes, self.rpc_drain_all
         self.system.call_task = self.rpc_op
@@ -74,7 +76,7 @@ class Coordinator(Actor):
 
     def rpc_drain_all(self, but=-1):
         """Pages that came back to the free lists. CPU `but` has drained itself and waits for the answer."""
-        for future in [self.ask(actor_of_cpu(self.machine, c), "drain") for c in range(self.machine.nr_cpus) if c != but]:
+        for future in [self.ask(actor_of_cpu(self.machine, c), "drain") for c in self.cpus if c != but]:
             yield future
         pages = 0
         for future in [self.ask(actor_of_node(n), "drain_all") for n in range(self.machine.nr_nodes)]:
@@ -91,7 +93,7 @@ class Coordinator(Actor):
 
     def rpc_lru_drain_all(self, but=-1):
         """CPU `but` has drained itself and waits for the answer."""
-        behind = [c for c in range(self.machine.nr_cpus) if c != but and cpu_needs_drain(self.machine, c)]
+        behind = [c for c in self.cpus if c != but and cpu_needs_drain(self.machine, c)]
         for future in [self.ask(actor_of_cpu(self.machine, c), "drain_lru") for c in behind]:
             yield future
 
@@ -103,7 +105,7 @@ class Coordinator(Actor):
         yield from self.rpc_lru_drain_all()
         for node in nodes:
             done = False
-            for cpu in [c for c in range(self.machine.nr_cpus) if self.world.topology.node_of_cpu(c) == node]:
+            for cpu in self.world.topology.nodes[node].cpus:
                 done = yield self.ask(actor_of_cpu(self.machine, cpu), "compact_node", node)
                 if done:
                     break
@@ -133,7 +135,7 @@ class Coordinator(Actor):
             yield from self.rpc_drain_all(cpu)
             answer, victims = self.oom.out_of_memory(gfp, order, nodemask, cpu)
             for future in [self.ask(actor_of_cpu(self.machine, c), "oom_exit", victims)
-                           for c in range(self.machine.nr_cpus) if victims]:
+                           for c in self.cpus if victims]:
                 yield future
             return answer
         except Panic as error:
@@ -186,8 +188,8 @@ class Coordinator(Actor):
     # -- tasks
 
     def cpu_actor(self, cpu):
-        if not 0 <= cpu < self.machine.nr_cpus:
-            raise ValueError(f"cpu {cpu} is not one of 0 to {self.machine.nr_cpus - 1}")
+        if cpu not in self.cpus:
+            raise ValueError(f"cpu {cpu} is not one of {choice_text(self.cpus)}")
         return actor_of_cpu(self.machine, cpu)
 
     def rpc_spawn(self, run, cpu, name, payload):
@@ -268,7 +270,7 @@ class Coordinator(Actor):
 
     def rpc_check(self):
         """Hold every CPU between two operations, let the nodes finish, and audit."""
-        cpus = [actor_of_cpu(self.machine, c) for c in range(self.machine.nr_cpus)]
+        cpus = [actor_of_cpu(self.machine, c) for c in self.cpus]
         nodes = [actor_of_node(n) for n in range(self.machine.nr_nodes)]
         for actors in (cpus, nodes):
             for future in [self.ask(actor, "hold") for actor in actors]:
@@ -370,7 +372,7 @@ def main(link, topology, reserve):
     for node in range(topology.nr_nodes):
         pid = fork_child(world, f"node {node}", lambda: node_process.Node(world, node).run())
         children[pid] = f"node {node}"
-    for number in range(topology.nr_cpus):
+    for number in topology.cpus:
         pid = fork_child(world, f"cpu {number}", lambda: cpu_process.Cpu(world, number).run())
         children[pid] = f"cpu {number}"
     setproctitle.setproctitle("numaemu: coordinator")    # it forks no more

@@ -73,18 +73,17 @@ def install_callbacks(world):
             pass
         return 0
 
-    for number, bell in enumerate(world.bells):
+    for number, bell in world.bells.items():
         mailbox_of_python(machine, number).bell = bell.address
-    for number, bell in enumerate(world.wait_bells):
+    for number, bell in world.wait_bells.items():
         cpu_t.array(machine.cpus)[number].wait_bell = bell.address
     machine.on_ring = machine.on_wake = ring.address
     machine.on_wait = _address_of(on_wait)
     machine.on_schedule = _address_of(on_schedule)
     world.constructors = Constructors(machine)
     machine.on_ctor = _address_of(world.constructors)
-    for number in range(machine.nr_cpus):
-        cpu = cpu_t.array(machine.cpus)[number]
-        install_entries(cpu)
+    for number in world.topology.cpus:
+        install_entries(cpu_t.array(machine.cpus)[number])
     install_ways_up(machine)
 
 

@@ -1,30 +1,51 @@
 """What `alloc_pages(..., explain=True)` gives: the steps of one allocation, to look at and to print."""
+from numaemu.kernel import internal
 from numaemu.kernel.gfp import gfp_text
 
 MARKS = ("min", "low", "high", "no mark")
+ALLOC_NAMES = {getattr(internal, name): name for name in (
+    "ALLOC_NO_WATERMARKS", "ALLOC_OOM", "ALLOC_NON_BLOCK", "ALLOC_MIN_RESERVE", "ALLOC_CPUSET", "ALLOC_SPREAD_DIRTY",
+    "ALLOC_NOFRAGMENT", "ALLOC_HIGHATOMIC", "ALLOC_KSWAPD")}
+COMPACT_RESULTS = ("no zone suits", "skipped, too little is free", "deferred after failures", "no page suits", "goes on",
+                   "complete, the whole zone was scanned", "part of the zone was scanned", "given up, others need the lock",
+                   "success")                   # by enum compact_result
+
+
+def alloc_flags_text(flags):
+    """ALLOC_WMARK_MIN|ALLOC_CPUSET: how an allocation goes about its zones."""
+    mark = () if flags & internal.ALLOC_NO_WATERMARKS else (f"ALLOC_WMARK_{MARKS[flags & internal.ALLOC_WMARK_MASK].upper()}",)
+    return "|".join([*mark, *(name for bit, name in ALLOC_NAMES.items() if flags & bit)])
 
 
 class Step:
     """One step: what was done and where; for a zone its free pages, the watermark it had to stay above (mark, of the
-    name mark_name) and the lowmem reserve on top; value (pages, a result); cost_ns in emulated time.
+    name mark_name, lowered for those who cannot wait) and the lowmem reserve on top; value (pages, a result); cost_ns in
+    emulated time.
     """
 
-    def __init__(self, step, before_ns):
+    def __init__(self, step, before_ns, order):
         self.what, self.where, self.free, self.mark, self.reserve, self.alloc_flags, self.value, clock_ns = step
+        self.order = order
+        if self.what == "no block" or self.what == "no page" and order:
+            self.what = f"no block of order {order}"
         self.mark_name = "no mark" if self.alloc_flags & 4 else MARKS[self.alloc_flags & 3]
         self.cost_ns = clock_ns - before_ns
 
     def figures(self):
         """What is to be said beside its place."""
-        bar = f"{self.mark_name} {self.mark} + reserve {self.reserve}"
-        if self.what in ("watermark failed", "no page"):
-            return f"free {self.free}, {bar}"
-        return {"taken": f"pfn {self.value}, free {self.free} left", "lower bar": f"alloc flags {self.alloc_flags:#x}",
-                "reserves": f"alloc flags {self.alloc_flags:#x}", "direct reclaim": f"{self.value} pages",
-                "drain": f"{self.value} pages of others", "compaction": f"result {self.value}",
+        if self.what.startswith(("watermark", "no ")):
+            lowered = " lowered to" if self.alloc_flags & internal.ALLOC_RESERVES else ""
+            others = f" - {self.value} not for it" if self.value else ""
+            return f"free {self.free}{others}, {self.mark_name}{lowered} {self.mark} + reserve {self.reserve}"
+        return {"taken": f"pfn {self.value}, free {self.free} left", "lower bar": alloc_flags_text(self.alloc_flags),
+                "reserves": alloc_flags_text(self.alloc_flags), "direct reclaim": f"{self.value} pages",
+                "drain": f"{self.value} pages of others", "compaction": self.compact_result(),
                 "retry": f"no progress {self.value} times",
                 "unreserve highatomic": "a pageblock" if self.value else "nothing",
                 "OOM killer": "memory may come" if self.value else "no help"}.get(self.what, "")
+
+    def compact_result(self):
+        return COMPACT_RESULTS[self.value] if 0 <= self.value < len(COMPACT_RESULTS) else str(self.value)
 
     def __repr__(self):
         return " ".join(word for word in (self.what, self.where, self.figures()) if word)
@@ -36,7 +57,7 @@ class Trail:
     def __init__(self, pfn, gfp, order, steps, lost):
         self.pfn, self.gfp, self.order, self.lost = pfn, gfp, order, lost
         clocks = [step[-1] for step in steps]
-        self.steps = [Step(step, before) for step, before in zip(steps[1:], clocks)]
+        self.steps = [Step(step, before, order) for step, before in zip(steps[1:], clocks)]
         self.cost_ns = clocks[-1] - clocks[0] if clocks else 0
 
     def __iter__(self):

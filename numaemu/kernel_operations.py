@@ -16,6 +16,7 @@ from numaemu.kernel.slab_debug import kmem_cache_flags, take_bug
 from numaemu.kernel.smp import actor_of_cpu
 from numaemu.param import PAGE_SIZE
 from numaemu.payload import load_function
+from numaemu.units import choice_text
 
 
 class NewObject:
@@ -170,7 +171,7 @@ class KernelOperations:
     def kmem_cache_shrink(self, number, cache):
         """CPUs that run no operation give their slabs up, then empty slabs go."""
         self.live_cache(cache)
-        others = [c for c in range(self.machine.nr_cpus) if c != self.cpu.cpu_number]
+        others = [c for c in self.cpu.world.topology.cpus if c != self.cpu.cpu_number]
         for future in [self.cpu.ask(actor_of_cpu(self.machine, c), "flush_slab", cache) for c in others]:
             future.result()
         kernel_calls.flush_slab(self.address, cache)
@@ -276,8 +277,8 @@ class KernelOperations:
         return handle
 
     def per_cpu_ptr(self, number, handle, cpu):
-        if not 0 <= cpu < self.machine.nr_cpus:
-            raise ValueError(f"cpu {cpu} is not one of 0 to {self.machine.nr_cpus - 1}")
+        if cpu not in self.cpu.world.topology.cpus:
+            raise ValueError(f"cpu {cpu} is not one of {choice_text(self.cpu.world.topology.cpus)}")
         return int(kernel_calls.kernel_per_cpu_ptr(self.address, self.valid_handle(handle), cpu))
 
     def this_cpu_add(self, number, handle, n):

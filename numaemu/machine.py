@@ -23,7 +23,7 @@ from numaemu.image import Image
 from numaemu.payload import dump_function
 from numaemu.task import Handle, Task
 from numaemu.topology import load_topology
-from numaemu.units import parse_int, parse_size
+from numaemu.units import choice_text, parse_int, parse_size
 from numaemu.wire import dumps, receive_frame, send_frame, settle
 
 WATCH_S = 0.1            # how often the image is looked at while it grows
@@ -319,8 +319,8 @@ class Machine:
         return Task(number, pid, self)
 
     def _check_cpu(self, cpu):
-        if not isinstance(cpu, int) or not 0 <= cpu < len(self.cpus):
-            raise ValueError(f"cpu {cpu!r} is not one of 0 to {len(self.cpus) - 1} ({self.topology.name})")
+        if not isinstance(cpu, int) or cpu not in self.topology.cpus:
+            raise ValueError(f"cpu {cpu!r} is not one of {choice_text(self.topology.cpus)} ({self.topology.name})")
 
     def _new_run(self):
         run, future = next(self._numbers), Future()

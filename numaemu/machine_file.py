@@ -3,6 +3,7 @@
 Whatever is wrong ends in a ConfigError of one line: the thing, its value, the limit, the place.
 """
 
+import re
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,14 +11,15 @@ from numaemu.cmdline import parse_hugepages
 from numaemu.errors import ConfigError
 from numaemu.formats import FORMATS
 from numaemu.units import (
-    GiB, MiB, TiB, check_list, check_table, decimal, format_size, parse_choice, parse_int, parse_size, shown)
+    GiB, KiB, MiB, TiB, check_list, check_table, decimal, format_size, parse_choice, parse_int, parse_size, shown)
 
 # --- limits -------------------------------------------------------------------------------------
 MAX_NODES = 64  # a process each; a node mask fits one 64-bit word
-MAX_CPUS = 256  # a process each
+MAX_CPUS = 1024  # a process each; numbers are below it
 MAX_MEMORY = 16 * TiB  # of the whole machine; 46 bits of physical address hold 64 TiB
-MEMORY_BLOCK = 2 * MiB  # memory comes in whole pageblocks (Linux pageblock_order 9)
-MIN_NODE_MEMORY = 4 * MiB  # one buddy block of the highest order (10)
+MEMORY_BLOCK = 2 * MiB  # a pageblock (Linux pageblock_order 9): nodes and zones begin at one
+MEMORY_PAGE = 4 * KiB  # memory comes in whole pages
+MIN_MEMORY = 4 * MiB  # of the first node that has any: one buddy block of the highest order (10)
 LOCAL_DISTANCE, MAX_DISTANCE = 10, 255  # one byte of the ACPI SLIT; 10 is the node itself
 MAX_LATENCY_NS = 1_000_000  # 1 ms, far beyond any memory: catches a wrong unit
 MAX_COST_NS = 1_000_000_000  # 1 s, likewise
@@ -175,6 +177,11 @@ class NodeSpec:
     memory_bytes: int
     cpus: tuple[int, ...]
 
+    @property
+    def span_bytes(self) -> int:
+        """Its memory, with the hole behind the end up to the next pageblock, where the next node begins."""
+        return -(-self.memory_bytes // MEMORY_BLOCK) * MEMORY_BLOCK
+
 
 def default_distance(nr_nodes: int) -> list[list[int]]:
     nodes = range(nr_nodes)
@@ -219,10 +226,9 @@ def parse_sizes(machine: dict[str, Any], memory_bytes: int, where: str) -> dict[
     return sizes
 
 
-def parse_memory(value: Any, what: str, where: str) -> int:
-    """Bytes of one node."""
-    limits = {"least": MIN_NODE_MEMORY, "most": MAX_MEMORY, "block": MEMORY_BLOCK}
-    return parse_size(value, what, where, **limits)
+def parse_memory(value: Any, what: str, where: str, least: int = 0) -> int:
+    """Bytes of one node; 0: it has none."""
+    return parse_size(value, what, where, least=least, most=MAX_MEMORY, block=MEMORY_PAGE)
 
 
 def parse_nodes(tables: Any, where: str) -> tuple[NodeSpec, ...]:
@@ -244,10 +250,12 @@ def parse_nodes(tables: Any, where: str) -> tuple[NodeSpec, ...]:
 
 
 def parse_cpus(value: Any, nid: int, owner: dict[int, int], where: str) -> tuple[int, ...]:
-    """CPU numbers of node `nid`, from a list or from how many; enters them into `owner`."""
+    """CPU numbers of node `nid`, from a list, text as "0-3,8-11" or how many; enters them into `owner`."""
     numbers: list[int] | range
+    what = f"node {nid}: cpu number"
+    if isinstance(value, str):
+        value = parse_cpulist(value, nid, where)
     if isinstance(value, (list, tuple, range)):
-        what = f"node {nid}: cpu number"
         numbers = [parse_int(cpu, what, where, 0, MAX_CPUS - 1) for cpu in value]
     else:
         first = max(owner, default=-1) + 1
@@ -257,6 +265,27 @@ def parse_cpus(value: Any, nid: int, owner: dict[int, int], where: str) -> tuple
             raise ConfigError.at(where, f"node {nid}: cpu {cpu} is already in node {owner[cpu]}")
         owner[cpu] = nid
     return tuple(sorted(numbers))
+
+
+CPU_RANGE = re.compile(r"\s*(\d{1,9})\s*(?:-\s*(\d{1,9})\s*)?", re.ASCII)
+
+
+def parse_cpulist(text: str, nid: int, where: str) -> list[int]:
+    """The numbers of "0-3,8-11", as Linux writes them."""
+    numbers: list[int] = []
+    for part in text.split(",") if text.strip() else ():
+        match = CPU_RANGE.fullmatch(part)
+        if match is None:
+            hint = "must be a whole number, a list of them, or text such as '0-3,8-11'"
+            raise ConfigError.at(where, f"node {nid}: cpus is {shown(text)}, {hint}")
+        low, high = (
+            parse_int(int(end), f"node {nid}: cpu number", where, 0, MAX_CPUS - 1)
+            for end in (match[1], match[2] or match[1])
+        )
+        if low > high:
+            raise ConfigError.at(where, f"node {nid}: cpus has {shown(part.strip())}, must not run down")
+        numbers += range(low, high + 1)
+    return numbers
 
 
 def check_totals(nodes: list[NodeSpec], owner: dict[int, int], where: str) -> None:
@@ -269,10 +298,16 @@ def check_totals(nodes: list[NodeSpec], owner: dict[int, int], where: str) -> No
         raise ConfigError.at(where, "machine has no cpus, at least one node must have one")
     if len(owner) > MAX_CPUS:
         raise ConfigError.at(where, f"machine has {len(owner)} cpus, must be at most {MAX_CPUS}")
-    missing = next((cpu for cpu in range(max(owner)) if cpu not in owner), None)
-    if missing is not None:
-        text = f"cpu {missing} is in no node, cpus must be numbered 0 to {max(owner)} without a gap"
-        raise ConfigError.at(where, text)
+    parse_int(max(owner), "cpu number", where, 0, MAX_CPUS - 1)
+    if 0 not in owner:
+        raise ConfigError.at(where, "cpu 0 is in no node, a machine boots on it")
+    first = next((node for node in nodes if node.memory_bytes), None)
+    if first is None:
+        raise ConfigError.at(where, "machine has no memory, at least one node must have some")
+    if first.memory_bytes < MIN_MEMORY:
+        text = f"node {first.id}: memory is {format_size(first.memory_bytes)}"
+        limit = f"must be at least {format_size(MIN_MEMORY)}, being the first that has any"
+        raise ConfigError.at(where, f"{text}, {limit}")
 
 
 def parse_matrices(machine: dict[str, Any], nr_nodes: int, where: str) -> tuple[Matrix, Matrix]:

@@ -13,19 +13,17 @@ from numaemu.access import LOAD_MANY, STORE_MANY, copy_range, execute_at, touch_
 from numaemu.errors import BusError, KernelBug, OutOfMemory, SegmentationFault
 from numaemu.kernel import sys as syscalls
 from numaemu.kernel import vmalloc_calls
-from numaemu.kernel.inode import file_of, inode_name, inode_of
-from numaemu.kernel.mm_types import TASK_RUNNING, VM_EXEC, VM_HUGETLB, VM_MAYSHARE, VM_READ, VM_WRITE, cgroup_t, task_t
+from numaemu.kernel.mm_types import TASK_RUNNING, cgroup_t, task_t
 from numaemu.kernel.mmzone import MAX_NR_ZONES, ZONE_HIGHMEM, page_of, page_zone, zone_of
 from numaemu.kernel.oom_kill import epitaph, oom_exit, oom_release
 from numaemu.kernel.page_alloc import BAD_TEXTS, compound_head, compound_order
 from numaemu.kernel.pgtable import mm_of
-from numaemu.kernel.rmap import mapping_of
 from numaemu.kernel.sched import GONE, HERE, VICTIM, ZOMBIE, deactivate, new_slice, sleep_until, task_standing
 from numaemu.kernel.stats import cpu_figures, task_name, task_numbers
 from numaemu.kernel.trail import read_trail
-from numaemu.kernel.vma_index import find_position, vma_index, vma_of
 from numaemu.kernel_operations import KernelOperations
 from numaemu.operations_exec import ExecOperations
+from numaemu.operations_fault import FaultTexts
 from numaemu.operations_file import FileOperations
 from numaemu.operations_kernel import KernelSpaceOperations
 from numaemu.operations_mm import MmOperations, check
@@ -33,6 +31,7 @@ from numaemu.operations_proc import ProcOperations
 from numaemu.param import MAX_ORDER, PAGE_SIZE
 from numaemu.processor import X86_PF_INSTR, X86_PF_PROT, X86_PF_WRITE
 from numaemu.uapi import SIGBUS, SIGKILL
+from numaemu.units import choice_text
 
 BUFFER_BYTES = 1 << 20           # results from this size on come from a buffer that is kept
 PIECE_BYTES = 1 << 20            # of a read that must fail
@@ -49,12 +48,6 @@ def kill_task(task):
     return None
 
 
-def permissions(vma):
-    """rwxp, as /proc/<pid>/maps has it."""
-    letters = ((VM_READ, "r"), (VM_WRITE, "w"), (VM_EXEC, "x"))
-    return "".join(c if vma.flags & bit else "-" for bit, c in letters) + ("s" if vma.flags & VM_MAYSHARE else "p")
-
-
 def release_gil(function):
     """Let a user's kernel, before it is first compiled, run without Python's lock: this process must serve its mailbox
     even while a kernel spins until somebody else stores a word.
@@ -64,7 +57,8 @@ def release_gil(function):
         options["nogil"] = True
 
 
-class Operations(KernelOperations, KernelSpaceOperations, MmOperations, ExecOperations, FileOperations, ProcOperations):
+class Operations(KernelOperations, KernelSpaceOperations, MmOperations, ExecOperations, FileOperations, ProcOperations,
+                 FaultTexts):
     """The operations of one CPU."""
 
     def __init__(self, cpu):
@@ -273,53 +267,14 @@ class Operations(KernelOperations, KernelSpaceOperations, MmOperations, ExecOper
             syscalls.end_access(self.address)
             if task.oom_victim == pid:           # `run` tells it
                 return OutOfMemory("killed by the OOM killer")
-            rss = int(mm_of(self.machine, mm).rss[1]) * 4
+            rss, why = int(mm_of(self.machine, mm).rss[1]) * 4, self.shortage_at(number, address)
             syscalls.sys_exit(self.address, number, SIGKILL)
-            return OutOfMemory(f"{who}: no node it may use can serve a {what.split()[0]} at {address:#x}; it was killed "
-                               f"with {rss} kB resident")
+            return OutOfMemory(f"{who}: no node it may use can serve a {what.split()[0]} at {address:#x}: {why}; it was "
+                               f"killed with {rss} kB resident")
         if signal == SIGBUS:
-            return BusError(f"{who}: {what} {address:#x}: {self.beyond_the_end(mm, address)}")
+            return BusError(f"{who}: {what} {address:#x}: {self.beyond_the_end(number, mm, address)}")
         where = self.describe(mm, address, bool(code & X86_PF_PROT))
         return SegmentationFault(f"{who}: {what} {address:#x}: {where} (error code {code:#x})")
-
-    def describe(self, mm, address, present):
-        """What lies at or nearest to an address."""
-        paging = self.machine.paging
-        if address >> int(paging.canonical_shift) not in (0, (1 << 64 - int(paging.canonical_shift)) - 1):
-            return f"not an address of this machine (not canonical with {self.cpu.world.topology.paging})"
-        if address >= paging.kernel_start:
-            return "a kernel address, not for users"
-        index, count = vma_index(self.machine, mm), mm_of(self.machine, mm).map_count
-        position = find_position(self.machine, mm, np.uint64(address))
-        around = [vma_of(self.machine, index[p]) for p in (position - 1, position) if 0 <= p < count]
-        for vma in around:
-            if vma.start <= address < vma.end:
-                return f"the mapping {vma.start:#x}-{vma.end:#x} {permissions(vma)} does not allow it"
-        if not around:
-            return "nothing is mapped"
-        distance = [address - int(v.end) + 1 if v.end <= address else int(v.start) - address for v in around]
-        nearest = around[int(np.argmin(distance))]
-        side = "above the end of" if nearest.end <= address else "below"
-        return f"not mapped; nearest is {nearest.start:#x}-{nearest.end:#x} {permissions(nearest)}, " \
-               f"{min(distance)} bytes {side} it"
-
-    def beyond_the_end(self, mm, address):
-        """The file whose end an address lies behind, or the pool that has no page."""
-        position = find_position(self.machine, mm, np.uint64(address))
-        vma = vma_of(self.machine, vma_index(self.machine, mm)[position])
-        if vma.flags & VM_HUGETLB:
-            if vma.resv_unmapped:
-                return "its huge page was taken away for the copy of the task that had reserved it"
-            if vma.file and (vma.pgoff << 12) + address - int(vma.start) >= inode_of(
-                    self.machine, file_of(self.machine, vma.file).inode).i_size:
-                return "the file of huge pages ends before it"
-            return f"no huge page of the pool is free for it (mapping {vma.start:#x}-{vma.end:#x})"
-        offset = (vma.pgoff << 12) + address - int(vma.start)
-        if not vma.file:
-            nbytes = mapping_of(self.machine, vma.mapping).size << 12
-            return f"byte {offset} of shared memory, which was made with {nbytes}"
-        inode = inode_of(self.machine, file_of(self.machine, vma.file).inode)
-        return f"byte {offset} of {inode_name(inode)}, which has {inode.i_size}"
 
     # -- the task
 
@@ -381,10 +336,8 @@ class Operations(KernelOperations, KernelSpaceOperations, MmOperations, ExecOper
 
     def sched_setaffinity(self, number, cpus):
         """Move the task to the first of `cpus`, unless it is on one of them; the CPU it is on now."""
-        cpus = sorted(cpus)
-        if cpus and 0 <= cpus[0] and cpus[-1] < self.machine.nr_cpus:
-            cpus = [cpu for cpu in cpus if cpu in self.cpus_allowed(number)]
-        if not cpus or cpus[0] < 0 or cpus[-1] >= self.machine.nr_cpus:
+        cpus = sorted(self.cpus_allowed(number).intersection(cpus))
+        if not cpus:
             raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
         task = self.tasks[number]
         if task.cpu not in cpus:
@@ -401,8 +354,10 @@ class Operations(KernelOperations, KernelSpaceOperations, MmOperations, ExecOper
         return {cpu for cpu in range(self.machine.nr_cpus) if int(words[cpu // 64]) >> cpu % 64 & 1}
 
     def check_cpu(self, number, cpu):
-        """Raise unless a child of the task may be put on this CPU, as far as cpusets are concerned."""
-        if 0 <= cpu < self.machine.nr_cpus and cpu not in self.cpus_allowed(number):
+        """Raise unless a child of the task may be put on this CPU."""
+        if cpu not in self.cpu.world.topology.cpus:
+            raise OSError(errno.EINVAL, f"cpu {cpu} is not one of {choice_text(self.cpu.world.topology.cpus)}")
+        if cpu not in self.cpus_allowed(number):
             raise OSError(errno.EINVAL, f"cpu {cpu} is not one of the task's cpuset")
 
     def cpuset_attach(self, number, group, mems, old_mems, whole):

@@ -11,7 +11,7 @@ PAGE_SIZE = 1 << PAGE_SHIFT      # bytes
 
 MAX_CGROUPS = 256                # control groups that there may be at once, the root included; assumed
 MAX_NODES = 64                   # Linux's MAX_NUMNODES may be 1024; a nodemask is one 64-bit word here
-MAX_CPUS = 256                   # a cpumask is four 64-bit words
+MAX_CPUS = 1024                  # Linux's NR_CPUS may be 8192; a cpumask is 16 64-bit words
 CPU_WORDS = MAX_CPUS // 64       # words of a cpumask
 CONTEXT_WORDS = (MAX_CPUS + MAX_NODES) // 64     # words of a mask of CPUs and nodes' kernel threads
 

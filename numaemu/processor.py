@@ -49,14 +49,14 @@ table_hint_t = Struct("table_hint_t", [
 ], nbytes=16)
 
 cpu_t = Struct("cpu_t", [
-    # written by the coordinator (set) and this CPU (cleared), atomically; a cache line of their own
-    ("ipi_pending", u64), ("ipi_from", u64, CONTEXT_WORDS), ("event_at", i64), ("_pad0", u64, 1),
+    # written by the coordinator (set) and this CPU (cleared), atomically; cache lines of their own
+    ("ipi_pending", u64), ("event_at", i64), ("ipi_from", u64, CONTEXT_WORDS), ("_pad0", u64, 5),
     # the answer to this CPU's one outstanding request: written by who serves it, then `reply_seq` (release)
     ("reply_value", i64), ("reply_seq", i64), ("waiting", u64), ("_pad2", u64, 5),
     # the shootdown this CPU initiates: written by it, read by its targets until `acks` is 0 (they subtract)
     ("flush_mm", i64), ("flush_start", u64), ("flush_end", u64), ("flush_gen", i64), ("flush_acks", i64),
     ("flush_shift", u64),       # log2 of how far apart its translations lie at least
-    ("flush_mask", u64, CPU_WORDS), ("_pad3", u64, 6),
+    ("flush_mask", u64, CPU_WORDS), ("_pad3", u64, 2),
     # written by this CPU, read by the coordinator
     ("inside", u64),            # 1 while inside emulated accesses
     ("mm", i64), ("mm_id", i64),        # number and id of the loaded address space, 0 = none

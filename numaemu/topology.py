@@ -18,13 +18,13 @@ from numaemu.errors import ConfigError
 from numaemu.machine_file import (
     DEFAULT_CPUS_PER_NODE, DEFAULT_MEMORY_PER_NODE, DEFAULT_NODES,
     DEFAULT_PAGING, DEFAULT_TLB, DEFAULT_TLB_WORDS, KEYWORDS, MACHINE_KEYS, MATRICES, MAX_CPUS,
-    MAX_L1_ENTRIES, MAX_L2_ENTRIES, MAX_LOW_MEMORY, MAX_NODES, NODE_KEYWORDS, PAGE_SIZES,
+    MAX_L1_ENTRIES, MAX_L2_ENTRIES, MAX_LOW_MEMORY, MAX_NODES, MIN_MEMORY, NODE_KEYWORDS, PAGE_SIZES,
     SCALAR_KEYS, SIZE_KEYS, TABLES, DiskSpec, Matrix, NodeSpec, TlbSpec, default_distance,
     default_latency, parse_cost, parse_disk, parse_kernel, parse_matrices, parse_memory,
     parse_name, parse_nodes, parse_page_size, parse_paging, parse_sizes, parse_sysctl, parse_tlb,
     parse_zone_layout)
 from numaemu.param import NR_ASIDS, WALK_CACHE_MAX
-from numaemu.units import check_table, format_size, nearest, parse_int, parse_size, shown
+from numaemu.units import check_table, choice_text, format_size, nearest, parse_int, parse_size, shown
 
 
 @dataclass(frozen=True)
@@ -60,8 +60,13 @@ class Topology:
 
     @property
     def cpus(self) -> tuple[int, ...]:
-        """All CPU numbers, ascending: 0 to nr_cpus - 1."""
-        return tuple(range(self.nr_cpus))
+        """All CPU numbers, ascending; there may be gaps."""
+        return tuple(sorted(cpu for node in self.nodes for cpu in node.cpus))
+
+    @property
+    def nr_cpu_ids(self) -> int:
+        """The highest CPU number and 1."""
+        return self.cpus[-1] + 1
 
     @property
     def memory_bytes(self) -> int:
@@ -77,7 +82,7 @@ class Topology:
         for node in self.nodes:
             if cpu in node.cpus:
                 return node.id
-        raise ValueError(f"cpu {cpu} does not exist, cpus are 0 to {self.nr_cpus - 1}")
+        raise ValueError(f"cpu {cpu} does not exist, cpus are {choice_text(self.cpus)}")
 
     def hugepages(self, where: str = "") -> HugePages:
         """What `kernel.hugepages` asks for."""
@@ -88,14 +93,16 @@ class Topology:
 
             0          low_memory     4 GiB
             | node 0 | node 1 |  hole  | node 1 | node 2 | ...
+
+        Each node begins at a pageblock: behind one that ends within a pageblock there is a hole.
         """
-        ranges, end = [], 0  # end: RAM laid out so far, holes not counted
+        ranges, end = [], 0  # end: RAM laid out so far, the hole below 4 GiB not counted
         for node in self.nodes:
             low = min(node.memory_bytes, max(0, self.low_memory - end))
             high_start = MAX_LOW_MEMORY + max(0, end - self.low_memory)
             parts = [(end, low), (high_start, node.memory_bytes - low)]
             ranges.append([part for part in parts if part[1]])
-            end += node.memory_bytes
+            end += node.span_bytes
         return ranges
 
     @classmethod
@@ -122,7 +129,7 @@ class Topology:
             sysctl=parse_sysctl(machine.get("sysctl", {}), where),
             cost=parse_cost(machine.get("cost", {}), where),
             kernel=parse_kernel(machine.get("kernel", {}), paging, len(nodes), where),
-            zone_layout=parse_zone_layout(machine, sum(node.memory_bytes for node in nodes), where),
+            zone_layout=parse_zone_layout(machine, sum(node.span_bytes for node in nodes), where),
             disk=parse_disk(machine.get("disk", {}), where),
             **parse_sizes(machine, sum(node.memory_bytes for node in nodes), where),
         )
@@ -185,8 +192,8 @@ def load_topology(
     """The machine of a preset's name, a .toml file, a dict or a Topology, changed by keywords.
 
     Keywords (None counts as not given): `nodes` (a fresh set like the source's first node with
-    CPUs, with default matrices), `cpus_per_node` (of nodes that have CPUs), `memory_per_node`,
-    `memory_only_nodes` (that many more, without CPUs), `distance` and `latency` (matrices), `l1`
+    CPUs, with default matrices), `cpus_per_node` (of nodes that have CPUs), `memory_per_node`
+    (of nodes that have memory), `memory_only_nodes` (that many more, without CPUs), `distance` and `latency` (matrices), `l1`
     and `l2` (dicts of entries, ways, latency_ns), `sysctl`, `cost`, `kernel`, and a machine file's
     own `name`, `paging`, `page_size`, `low_memory`, `kernelcore`, `movablecore`.  `where` names the
     place of the keywords in errors.
@@ -272,21 +279,22 @@ def _override_nodes(
     machine: dict[str, Any], topology: Topology, keywords: dict[str, Any], where: str
 ) -> None:
     nodes = topology.to_dict()["node"]
-    pattern = next(node for node in nodes if node["cpus"])
+    with_memory = [node for node in nodes if parse_size(node["memory"])]
+    pattern = next(node for node in with_memory + nodes if node["cpus"])
+    memory = with_memory[0]["memory"]
     if "nodes" in keywords:
         count = parse_int(keywords["nodes"], "nodes", where, 1, MAX_NODES)
-        nodes = [{**pattern, "cpus": len(pattern["cpus"])} for _ in range(count)]
+        nodes = [{"memory": memory, "cpus": len(pattern["cpus"])} for _ in range(count)]
         machine.pop("distance", None)
         machine.pop("latency", None)
     if "cpus_per_node" in keywords:
         cpus = parse_int(keywords["cpus_per_node"], "cpus_per_node", where, 1, MAX_CPUS)
         for node in nodes:
             node["cpus"] = cpus if node["cpus"] else 0
-    memory = pattern["memory"]
     if "memory_per_node" in keywords:
-        memory = parse_memory(keywords["memory_per_node"], "memory_per_node", where)
+        memory = parse_memory(keywords["memory_per_node"], "memory_per_node", where, MIN_MEMORY)
         for node in nodes:
-            node["memory"] = memory
+            node["memory"] = memory if parse_size(node["memory"]) else 0
     if "memory_only_nodes" in keywords:
         count = parse_int(keywords["memory_only_nodes"], "memory_only_nodes", where, 0, MAX_NODES)
         nodes += [{"memory": memory, "cpus": 0}] * count

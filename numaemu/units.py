@@ -7,7 +7,7 @@ in it, `where` the file or other place it stands in.
 import difflib
 import re
 import reprlib
-from collections.abc import Collection
+from collections.abc import Collection, Iterable, Sequence
 from fractions import Fraction
 from numbers import Integral
 from typing import Any
@@ -106,6 +106,24 @@ def format_size(nr_bytes: int) -> str:
             whole, tenth = divmod(tenths, 10)
             return f"{whole}.{tenth}{name}" if tenth else f"{whole}{name}"
     return f"{nr_bytes}B"
+
+
+def list_text(numbers: Iterable[int]) -> str:
+    """Linux's %*pbl: "0-2,5"."""
+    ranges: list[list[int]] = []
+    for number in sorted(numbers):
+        if ranges and ranges[-1][1] == number - 1:
+            ranges[-1][1] = number
+        else:
+            ranges.append([number, number])
+    return ",".join(str(low) if low == high else f"{low}-{high}" for low, high in ranges)
+
+
+def choice_text(numbers: Sequence[int]) -> str:
+    """The numbers from 0 on that there are, for an error message: "0 to 3", or with gaps "0-3,8-11"."""
+    if len(numbers) == numbers[-1] + 1:
+        return f"0 to {numbers[-1]}"
+    return list_text(numbers)
 
 
 def parse_int(value: Any, what: str, where: str, least: int, most: int, unit: str = "") -> int:

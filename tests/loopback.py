@@ -109,7 +109,8 @@ class Loopback:
         self.topology = load_topology(source, **keywords)
         self.machine, self.blocks = boot(self.topology, reserve)
         self.world = LoopbackWorld(self.topology, self.machine, self.blocks, self.ring)
-        self.cpus = [LoopbackCpu(self.world, n) for n in range(self.machine.nr_cpus)]
+        present = self.topology.cpus
+        self.cpus = [LoopbackCpu(self.world, n) if n in present else None for n in range(self.machine.nr_cpus)]
         nodes = [LoopbackNode(self.world, n) for n in range(self.machine.nr_nodes)]
         self.actors = [Coordinator(self.world, None, {}), *nodes, *self.cpus]
         self.fruitless = 0
@@ -121,10 +122,12 @@ class Loopback:
         self.working = False
         self.world.constructors = Constructors(self.machine)
         self.machine.on_ctor = cpu_process._address_of(self.world.constructors)
-        for cpu in self.cpus:
+        self.present = [cpu for cpu in self.cpus if cpu is not None]
+        for cpu in self.present:
             cpu_process.install_entries(cpu.state)
         for actor in self.actors:
-            fall_asleep(actor.mailbox)
+            if actor is not None:
+                fall_asleep(actor.mailbox)
 
     def _callback(self, function):
         def answer(*args):
@@ -151,7 +154,7 @@ class Loopback:
     def deliver(self):
         """Somebody waits: CPUs that are inside and have a shootdown pending answer it now."""
         self.run_kthreads()
-        pending = [cpu for cpu in self.cpus if cpu.state.ipi_pending and cpu.state.inside]
+        pending = [cpu for cpu in self.present if cpu.state.ipi_pending and cpu.state.inside]
         for cpu in pending:
             answer_ipi(int(cpu.state.address), 0, 0)
         self.fruitless = 0 if pending else self.fruitless + 1
@@ -257,13 +260,13 @@ class Loopback:
         assert answers and not isinstance(answers[0], Failure), answers
 
     def audit(self):
-        for cpu in self.cpus:
+        for cpu in self.present:
             syscalls.drain_lru(int(cpu.state.address))
         return audit(self.machine)
 
     def drain(self):
         """Every page that nobody uses goes back to its node's free lists."""
-        for cpu in self.cpus:
+        for cpu in self.present:
             syscalls.drain_pages(int(cpu.state.address))
         for actor in self.actors:
             if isinstance(actor, Node):

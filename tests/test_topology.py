@@ -262,10 +262,10 @@ def refusal(source=None, **keywords):
         # nodes
         ("[[node]]", "[node]", "machine file is not valid toml: cannot overwrite a value"),
         ('memory = "512MiB"\n', "", "node 0: memory is missing"),
-        ('"512MiB"', "0", "node 0: memory is 0B, must be at least 4MiB"),
-        ('"512MiB"', '"0MiB"', "node 0: memory is 0B, must be at least 4MiB"),
+        ('"512MiB"', '"4KiB"', "node 0: memory is 4KiB, must be at least 4MiB, being the first that has any"),
+        (TWO_NODES, "[[node]]\nmemory = 0\ncpus = 1", "machine has no memory, at least one node must have some"),
         ('"512MiB"', "-1", "node 0: memory is -1, must not be negative"),
-        ('"512MiB"', '"5MiB"', "node 0: memory is 5MiB, must be a multiple of 2MiB"),
+        ('"512MiB"', '"5001KiB"', "node 0: memory is 5001KiB, must be a multiple of 4KiB"),
         ('"512MiB"', '"17TiB"', "node 0: memory is 17TiB, must be at most 16TiB"),
         ('"512MiB"', '"16TiB"', "machine has 16384.5GiB of memory, must be at most 16TiB"),
         (
@@ -277,14 +277,19 @@ def refusal(source=None, **keywords):
         # CPUs
         ("[2, 3]", "[1, 2]", "node 1: cpu 1 is already in node 0"),
         ("[2, 3]", "[2, 2]", "node 1: cpu 2 is already in node 1"),
-        ("[2, 3]", "[3]", "cpu 2 is in no node, cpus must be numbered 0 to 3 without a gap"),
+        ("[0, 1]", "[1]", "cpu 0 is in no node, a machine boots on it"),
         ("[2, 3]", "[-1]", "node 1: cpu number is -1, must be at least 0"),
-        ("[2, 3]", "[256]", "node 1: cpu number is 256, must be at most 255"),
+        ("[2, 3]", "[1024]", "node 1: cpu number is 1024, must be at most 1023"),
         ("[2, 3]", "['2']", "node 1: cpu number is '2', must be a whole number"),
-        ("[2, 3]", "'two'", "node 1: cpus is 'two', must be a whole number"),
+        ("[2, 3]", "'two'", "node 1: cpus is 'two', must be a whole number, a list of them, or text such as '0-3,8-11'"),
         ("[2, 3]", "true", "node 1: cpus is True, must be a whole number"),
         ("[2, 3]", "-2", "node 1: cpus is -2, must be at least 0"),
-        ("[2, 3]", "255", "machine has 257 cpus, must be at most 256"),
+        ("[2, 3]", "'8-11,3-2'", "node 1: cpus has '3-2', must not run down"),
+        ("[2, 3]", "'8-11,,3'", "node 1: cpus is '8-11,,3', must be a whole number, a list of them, or text such as '0-3,8-11'"),
+        ("[2, 3]", "'1000-1024'", "node 1: cpu number is 1024, must be at most 1023"),
+        ("[2, 3]", "'1-3'", "node 1: cpu 1 is already in node 0"),
+        ("[0, 1]", "[1000]\n[[node]]\nmemory = 0\ncpus = 30", "cpu number is 1030, must be at most 1023"),
+        ("[2, 3]", "1023", "machine has 1025 cpus, must be at most 1024"),
         # matrices
         (
             "", "[distance]\nmatrix = [[10, 21]]\n",

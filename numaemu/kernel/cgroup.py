@@ -7,7 +7,7 @@ import errno
 import functools
 import os
 
-from numaemu.kernel.mm_types import TASK_RUNNING, cgroup_t, pool_t, task_t
+from numaemu.kernel.mm_types import TASK_RUNNING, cgroup_t, pool_t, present_cpus, task_t
 from numaemu.kernel.node_sysfs import list_text
 from numaemu.kernel.sysctl import invalid, strtoul
 from numaemu.param import CPU_WORDS, MAX_CGROUPS, PAGE_SIZE
@@ -77,7 +77,7 @@ def effective(system, group, what):
     """The nodes ("mems") or CPUs ("cpus") of a group: its own as far as the parent has them, else the parent's."""
     if group.parent is None:
         machine = system.machine
-        every = range(machine.nr_nodes) if what == "mems" else range(machine.nr_cpus)
+        every = range(machine.nr_nodes) if what == "mems" else present_cpus(machine)
         return {n for n in every if what == "cpus" or int(machine.memory_mask) >> n & 1}
     above = effective(system, group.parent, what)
     return getattr(group, what) & above or above
@@ -256,8 +256,10 @@ def read_set(_system, group, what):
 
 
 def write_set(system, group, text, what):
-    """cpuset_write_resmask: nothing, or numbers that the machine has."""
-    numbers = parse_list(text, f"cpuset.{what}", effective(system, root_of(system), what))
+    """cpuset_write_resmask: nothing, or numbers that the machine has; a node may be one without memory, which then allows none."""
+    machine = system.machine
+    every = set(range(machine.nr_nodes) if what == "mems" else present_cpus(machine))
+    numbers = parse_list(text, f"cpuset.{what}", every)
     return update_groups(system, group, lambda: setattr(group, what, numbers))
 
 

@@ -12,10 +12,12 @@ from numaemu.kernel.mmzone import (MAX_NR_ZONES, WMARK_LOW, ZONE_BOOSTED_WATERMA
                                    page_of, pcp_of, wmark_pages, zone_of, zonelist)
 from numaemu.kernel.pcplist import rmqueue_pcplist, take_coldest, take_shelf
 from numaemu.kernel.smp import MSG_ALLOC, actor_of_node, machine_of, request
-from numaemu.kernel.trail import TRAIL_DIRTY, TRAIL_KSWAPD, TRAIL_MARK_FAILED, TRAIL_NO_PAGE, leave_trail
+from numaemu.kernel.trail import (TRAIL_DIRTY, TRAIL_KSWAPD, TRAIL_MARK_FAILED, TRAIL_NO_BLOCK, TRAIL_NO_PAGE,
+                                  leave_trail)
 from numaemu.kernel.vmstat import (NUMA_HIT, NUMA_LOCAL, NUMA_OTHER, PGALLOC_DMA, count_vm_events, percpu_of,
                                    zone_statistics)
-from numaemu.kernel.watermark import gfp_migratetype, gfp_zone, zone_watermark_fast, zone_watermark_ok
+from numaemu.kernel.watermark import (gfp_migratetype, gfp_zone, only_blocks_are_missing, unusable_free,
+                                      zone_watermark_fast, zone_watermark_ok)
 from numaemu.native import call_address, prefetch
 from numaemu.param import MAX_NODES
 
@@ -141,7 +143,9 @@ def walk_zonelist(cpu, gfp, order, nid, nodemask, alloc_flags):
                     and not (node_reclaim_enabled(machine) and
                              reclaimed_in_place(cpu, zone, preferred, gfp, order, highest, alloc_flags)):
                 if cpu.trail != 0:
-                    leave_trail(cpu, TRAIL_MARK_FAILED, zone.number, alloc_flags, highest, 0)
+                    held = only_blocks_are_missing(zone, order, highest, alloc_flags)
+                    leave_trail(cpu, TRAIL_NO_BLOCK if held else TRAIL_MARK_FAILED, zone.number, alloc_flags, highest,
+                                unusable_free(zone, order, alloc_flags))
                 continue
             pfn = rmqueue(cpu, zone, gfp, order, migratetype, preferred, alloc_flags)
             if pfn != 0:

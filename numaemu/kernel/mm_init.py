@@ -18,7 +18,7 @@ from numaemu.kernel.inode import file_t, inode_t
 from numaemu.kernel.khugepaged import collapse_control_t
 from numaemu.kernel.migrate import migrate_t
 from numaemu.kernel.mm_types import (cgroup_t, exit_t, machine_t, mapping_t, mm_t, page_t, policy_t, pool_t,
-                                     task_t, vma_t)
+                                     present_cpus, task_t, vma_t)
 from numaemu.kernel.mmzone import (MAX_NR_ZONES, MIGRATE_MOVABLE, MIGRATE_TYPES, MIGRATE_UNMOVABLE,
                                    PCP_BATCH_SCALE_MAX, PCP_HIGH_MAX, PCP_PARTS, WMARK_HIGH, WMARK_LOW, WMARK_MIN, ZONE_DMA,
                                    ZONE_DMA32, ZONE_HIGHMEM, ZONE_MOVABLE, ZONE_NORMAL, lruvec_t, node_t, page_of,
@@ -36,17 +36,16 @@ from numaemu.kernel.timer import HPAGE_FRAG_CHECK_INTERVAL_NS
 from numaemu.kernel.trail import trail_t
 from numaemu.kernel.vmap_area import MAX_VMAP_AREAS, init_vmap, vmap_area_t, vmap_t
 from numaemu.kernel.vmstat import percpu_t
+from numaemu.kernel.zone_layout import HIGHMEM_START, whole_blocks, zone_ranges
 from numaemu.kernel.zram import ZBUF_BYTES, zstat_t
 from numaemu.mailbox import mailbox_t
 from numaemu.paging import set_paging
-from numaemu.param import (EXIT_RECORDS, GATHER_PAGES, MAX_CGROUPS, MAX_FILES, MAX_INODES, MAX_MAP_COUNT, MAX_MMS,
+from numaemu.param import (CPU_WORDS, EXIT_RECORDS, GATHER_PAGES, MAX_CGROUPS, MAX_FILES, MAX_INODES, MAX_MAP_COUNT, MAX_MMS,
                            MAX_NODES, MAX_TASKS, MAX_VMAS, OUTBOX_BYTES, PAGEBLOCK_ORDER, PAGEBLOCK_PAGES, PAGE_SIZE,
                            VMA_INDEX_SLOTS)
 from numaemu.pointer import i64, u8
 from numaemu.processor import cpu_t
 
-HIGHMEM_START = (896 << 20) // PAGE_SIZE         # pfn; what a 32-bit kernel maps directly ends here
-DMA_END, DMA32_END = (16 << 20) // PAGE_SIZE, (4 << 30) // PAGE_SIZE      # pfn
 ZERO_PFN = 1                                    # the shared page of zeros
 LOWMEM_RESERVE_RATIO = (256, 256, 32, 0, 0)     # sysctl_lowmem_reserve_ratio, by zone
 WATERMARK_SCALE_FACTOR = 10                     # of 10,000
@@ -58,10 +57,6 @@ USER_RESERVE_KB, ADMIN_RESERVE_KB = 128 << 10, 8 << 10      # at most, else a 32
 COMPACTION_SYSCTLS = {"extfrag_threshold": 500, "compaction_proactiveness": 20, "compact_unevictable_allowed": 1,
                       "lumpy_reclaim": 0}
 NODE_RECLAIM_SYSCTLS = {"zone_reclaim_mode": 0, "min_unmapped_ratio": 1, "min_slab_ratio": 5}      # percent: mm/page_alloc.c
-ZONE_BORDERS = {                                # zone type, first pfn, end
-    "x86-64": ((ZONE_DMA, 0, DMA_END), (ZONE_DMA32, DMA_END, DMA32_END), (ZONE_NORMAL, DMA32_END, 1 << 60)),
-    "x86-32": ((ZONE_DMA, 0, DMA_END), (ZONE_NORMAL, DMA_END, HIGHMEM_START), (ZONE_HIGHMEM, HIGHMEM_START, 1 << 60)),
-}
 DIRTY_DEFAULTS = {"dirty_ratio": 20, "dirty_background_ratio": 10, "dirty_bytes": 0, "dirty_background_bytes": 0,
                   "dirty_expire_centisecs": 3000, "dirty_writeback_centisecs": 500}      # mm/page-writeback.c
 BUFFER_HEAD_BYTES = 104                         # sizeof(struct buffer_head) of this configuration: 39 to a page
@@ -87,7 +82,7 @@ class Layout:
 def control_layout(topology, max_pfn, nr_actors):
     """All tables that every process shares."""
     nodes, zones = topology.nr_nodes, topology.nr_nodes * MAX_NR_ZONES
-    cpus = topology.nr_cpus + nodes      # contexts: a node's kernel threads have one, too
+    cpus = topology.nr_cpu_ids + nodes   # contexts: a node's kernel threads have one, too
     blocks = (max_pfn + nodes * reserved_pages(topology)) // PAGEBLOCK_PAGES + 1
     layout = Layout()
     for name, nbytes in (
@@ -124,7 +119,8 @@ def control_layout(topology, max_pfn, nr_actors):
 def map_memory(topology, machine, max_pfn):
     """Frames and page structs: one segment a node for each, mapped where its physical addresses lie.
 
-    Behind all memory each node has frames for what boot needs, its page tables and stacks, that are in no zone.
+    Behind all memory each node has frames for what boot needs, its page tables and stacks, that are in no zone. The hole
+    behind a node that ends within a pageblock has page structs, as on Linux: free ones of no zone.
     """
     reserved, nodes = reserved_pages(topology), topology.nr_nodes
     machine.memory = shm.reserve((max_pfn + nodes * reserved) * PAGE_SIZE)
@@ -136,14 +132,16 @@ def map_memory(topology, machine, max_pfn):
     machine.reserved_pfn = max_pfn + first * reserved
     machine.mem_map = shm.reserve(max_pfn * page_t.nbytes)
     for ranges in topology.physical_ranges():
+        if not ranges:                   # a node without memory
+            continue
         total = sum(nbytes for _, nbytes in ranges)
         frames = shm.Segment(total)
-        structs = shm.Segment(total // PAGE_SIZE * page_t.nbytes)
+        structs = shm.Segment(whole_blocks(total) * page_t.nbytes)
         offset = 0
         for start, nbytes in ranges:
             frames.map_at(int(machine.memory) + start, nbytes, offset)
             scaled = page_t.nbytes
-            structs.map_at(int(machine.mem_map) + start // PAGE_SIZE * scaled, nbytes // PAGE_SIZE * scaled,
+            structs.map_at(int(machine.mem_map) + start // PAGE_SIZE * scaled, whole_blocks(nbytes) * scaled,
                            offset // PAGE_SIZE * scaled)
             offset += nbytes
         frames.close()
@@ -178,40 +176,6 @@ def init_zone(machine, node, kind, begin, pages, reserve):
     zone.pcp_batch = zone_batchsize(managed)
 
 
-def with_movable(topology, ranges):
-    """kernelcore= or movablecore=: the kernel keeps its share of every node, ZONE_MOVABLE gets the rest."""
-    if topology.kernelcore is None and topology.movablecore is None:
-        return ranges
-    total = topology.memory_bytes
-    core = topology.kernelcore if topology.kernelcore is not None else max(total - topology.movablecore, 0)
-    for node in range(topology.nr_nodes):
-        movable = int(topology.nodes[node].memory_bytes * (1 - min(core / total, 1))) // PAGE_SIZE
-        movable -= movable % PAGEBLOCK_PAGES
-        top = max((kind for n, kind in ranges if n == node), default=None)
-        if top is None or not movable:
-            continue
-        begin, pages = ranges[node, top]
-        movable = min(movable, pages)
-        ranges[node, ZONE_MOVABLE] = (begin + pages - movable, movable)
-        ranges[node, top] = (begin, pages - movable)
-        if pages == movable:
-            del ranges[node, top]
-    return ranges
-
-
-def zone_ranges(topology):
-    """{(node, zone type): (first pfn, pages)}: by address, with ZONE_MOVABLE cut from the top of each node."""
-    ranges = {}
-    for node, parts in enumerate(topology.physical_ranges()):
-        for start, nbytes in parts:
-            first, last = start // PAGE_SIZE, (start + nbytes) // PAGE_SIZE
-            for kind, low, high in ZONE_BORDERS[topology.zone_layout]:
-                begin, end = max(first, low), min(last, high)
-                if begin < end:
-                    ranges[node, kind] = (begin, end - begin)
-    return with_movable(topology, ranges)
-
-
 def groups_by_mobility(topology):
     """False if the machine file says so, or if there are hardly more pageblocks than migratetypes (build_all_zonelists)."""
     return topology.kernel["page_group_by_mobility"] and topology.memory_bytes >= PAGEBLOCK_PAGES * PAGE_SIZE * MIGRATE_TYPES
@@ -221,7 +185,7 @@ def init_zones(topology, machine, reserve):
     node_of, zone_type = u8.array(machine.block_node), u8.array(machine.block_zone)
     types = u8.array(machine.block_type)
     for (node, kind), (begin, pages) in sorted(zone_ranges(topology).items()):
-        first, last = begin >> PAGEBLOCK_ORDER, (begin + pages) >> PAGEBLOCK_ORDER
+        first, last = begin >> PAGEBLOCK_ORDER, (begin + pages + PAGEBLOCK_PAGES - 1) >> PAGEBLOCK_ORDER
         size = last - first
         node_of.as_numpy(last)[first:] = np.full(size, node, np.uint8)
         zone_type.as_numpy(last)[first:] = np.full(size, kind, np.uint8)
@@ -326,8 +290,8 @@ def zone_highsize(machine, zone, fraction):
     """
     if fraction == 0:
         return PCP_PARTS * min(int(zone.pcp_batch) << PCP_BATCH_SCALE_MAX, PCP_HIGH_MAX)
-    local = sum(cpu_t.array(machine.cpus)[number].node == zone.node for number in range(machine.nr_cpus))
-    return max(zone.managed_pages // fraction // (local or machine.nr_cpus), zone.pcp_batch * 4, PCP_PARTS)
+    local = sum(cpu_t.array(machine.cpus)[number].node == zone.node for number in present_cpus(machine))
+    return max(zone.managed_pages // fraction // (local or machine.nr_present_cpus), zone.pcp_batch * 4, PCP_PARTS)
 
 
 def setup_per_zone_pageset(machine, sysctl):
@@ -341,10 +305,13 @@ def setup_per_zone_pageset(machine, sysctl):
 
 def init_cpus(topology, machine):
     """CPUs, and behind them the contexts of the nodes' kernel threads, which never access memory as tasks do."""
-    for number in range(machine.nr_cpu_ids):
+    nodes = {cpu: node.id for node in topology.nodes for cpu in node.cpus}
+    nodes |= {machine.nr_cpus + node: node for node in range(topology.nr_nodes)}
+    for number in range(topology.nr_cpu_ids):
+        cpu_t.array(machine.cpus)[number].node = -1      # of a number that is no CPU: on no node
+    for number, node in nodes.items():
         cpu = cpu_t.array(machine.cpus)[number]
-        real = number < topology.nr_cpus
-        cpu.id, cpu.node = number, topology.node_of_cpu(number) if real else number - topology.nr_cpus
+        cpu.id, cpu.node = number, node
         cpu.machine = machine.address
         cpu.memory, cpu.block_node, cpu.kernel_table = machine.memory, machine.block_node, machine.kernel_table
         set_paging(cpu.paging, topology.paging)
@@ -357,8 +324,8 @@ def init_cpus(topology, machine):
             setattr(cpu, f"{level}_ways", spec.ways)
             setattr(cpu, f"{level}_latency_ns", spec.latency_ns)
             setattr(cpu, f"{level}_mask", sets - 1 if sets & (sets - 1) == 0 else 0)
-        for node in range(topology.nr_nodes):
-            cpu.latency_ns[node] = topology.latency_ns[int(cpu.node)][node]
+        for memory in range(topology.nr_nodes):
+            cpu.latency_ns[memory] = topology.latency_ns[node][memory]
 
 
 def init_commit_limit(topology, machine):
@@ -443,14 +410,17 @@ def boot(topology, reserve=None):
     start as a recorded one; default: nothing is in use but the first page and the page of zeros.
     """
     max_pfn = max((start + nbytes) // PAGE_SIZE for ranges in topology.physical_ranges() for start, nbytes in ranges)
-    nr_actors = 1 + topology.nr_nodes + topology.nr_cpus
+    max_pfn = whole_blocks(max_pfn * PAGE_SIZE)
+    nr_actors = 1 + topology.nr_nodes + topology.nr_cpu_ids
     blocks = control_layout(topology, max_pfn, nr_actors).place()
     machine = machine_t.at(blocks["machine"])
     for name, address in blocks.items():
         if name in machine_t.kinds:
             setattr(machine, name, address)
-    machine.nr_nodes, machine.nr_cpus = topology.nr_nodes, topology.nr_cpus
-    machine.nr_cpu_ids = topology.nr_cpus + topology.nr_nodes
+    machine.nr_nodes, machine.nr_cpus, machine.nr_present_cpus = topology.nr_nodes, topology.nr_cpu_ids, topology.nr_cpus
+    machine.nr_cpu_ids = topology.nr_cpu_ids + topology.nr_nodes
+    for number in topology.cpus:
+        machine.cpu_present[number // 64] |= 1 << number % 64
     machine.max_pfn, machine.nr_actors = max_pfn, nr_actors
     machine.node_mask = (1 << topology.nr_nodes) - 1
     set_paging(machine.paging, topology.paging)
@@ -473,8 +443,8 @@ def boot(topology, reserve=None):
     init_vmap(machine)
     machine.memory_mask = sum(1 << n for n in range(topology.nr_nodes) if node_managed_pages(machine, n) > 0)
     task_t.array(machine.tasks)[0].mems_allowed = machine.node_mask      # where no task runs
-    for number in range(topology.nr_cpus):
-        cgroup_t.array(machine.cgroups)[0].cpus[number // 64] |= 1 << number % 64
+    for word in range(CPU_WORDS):
+        cgroup_t.array(machine.cgroups)[0].cpus[word] = machine.cpu_present[word]
     hugetlb_init(topology, machine)
     hugepage_init(machine)
     build_zonelists(topology, machine)

@@ -3,10 +3,15 @@
 Frame numbers (pfn), counts and indices are signed, bit words and addresses unsigned. Links between structures are
 numbers: a page is named by its pfn, an address space, a VMA, a task by its place in its table; 0 is 'none'.
 """
+import numpy as np
+
+from numaemu.compile import hot
 from numaemu.paging import paging_t
 from numaemu.param import CPU_WORDS, MAX_NODES
 from numaemu.pointer import Struct, i32, i64, u64, u8
 from numaemu.uapi import RLIM_NLIMITS
+
+U = np.uint64
 
 # page->flags: Linux's names; the order is ours (Linux's differs between configurations)
 PG_buddy, PG_table, PG_swapbacked, PG_anon, PG_reserved, PG_locked = (1 << i for i in range(6))
@@ -117,6 +122,7 @@ mm_t = Struct("mm_t", [
 ])
 
 TASK_NAME_BYTES = 16                # TASK_COMM_LEN
+OOM_TEXT_BYTES = 512
 TASK_DEAD, TASK_RUNNING, TASK_ZOMBIE = range(3)      # zombie: OOM-killed, its function does not know yet
 
 task_t = Struct("task_t", [
@@ -141,6 +147,7 @@ task_t = Struct("task_t", [
     # by the coordinator, when it chooses a victim
     ("oom_victim", i64),                      # its pid: SIGKILL is pending; else the mark means nothing
     ("oom_rss", i64), ("oom_nodes", u64), ("oom_asker", i64),       # pages at the kill, the nodes asked, who asked (pid)
+    ("oom_text", u8, OOM_TEXT_BYTES),         # why no node could serve
 ])
 
 cgroup_t = Struct("cgroup_t", [     # a control group, by its number; 0 is the root
@@ -171,8 +178,10 @@ machine_t = Struct("machine_t", [
     ("paging", paging_t),           # the page-table format
     ("kernel_table", u64),          # host address of the kernel's own top-level table (swapper_pg_dir): init_mm.py
     ("memory", u64), ("mem_map", u64), ("block_node", u64), ("block_zone", u64), ("block_type", u64),
-    ("nr_nodes", i64), ("nr_cpus", i64), ("max_pfn", i64), ("nr_actors", i64),
-    ("nr_cpu_ids", i64),            # CPUs, and behind them one context for each node's kernel threads
+    ("nr_nodes", i64), ("max_pfn", i64), ("nr_actors", i64),
+    ("nr_cpus", i64),               # the highest CPU number and 1
+    ("cpu_present", u64, CPU_WORDS), ("nr_present_cpus", i64),         # which of these numbers are CPUs, and how many
+    ("nr_cpu_ids", i64),            # CPU numbers, and behind them one context for each node's kernel threads
     ("zones", u64), ("nodes", u64), ("cpus", u64), ("percpu", u64), ("pcps", u64), ("mailboxes", u64),
     ("mms", u64), ("vmas", u64), ("vma_index", u64), ("mappings", u64), ("tasks", u64),
     ("mm_pool", u64), ("vma_pool", u64), ("mapping_pool", u64), ("task_pool", u64),
@@ -274,3 +283,14 @@ machine_t = Struct("machine_t", [
     ("kcompactd_timer_ns", i64),    # emulated time of the next look at fragmentation: timer.py, compare-exchange
     ("lumpy_reclaim", i64),         # sysctl, our own: large blocks by eviction instead of compaction (lumpy.py)
 ])
+
+
+def present_cpus(machine):
+    """The numbers of the machine's CPUs, for Python code."""
+    return [number for number in range(machine.nr_cpus) if int(machine.cpu_present[number // 64]) >> number % 64 & 1]
+
+
+@hot
+def cpu_present(machine, number):
+    """True if there is a CPU of this number."""
+    return (machine.cpu_present[number // 64] >> U(number % 64)) & U(1) != U(0)

@@ -26,6 +26,13 @@ def block_start(pfn):
     return pfn & ~(PAGEBLOCK_PAGES - 1)
 
 
+@hot
+def zone_spans_block(zone, pfn):
+    """False for a pageblock that the zone's start or end cuts: it keeps the type that it has from boot."""
+    start = block_start(pfn)
+    return start >= zone.start_pfn and start + PAGEBLOCK_PAGES <= zone.start_pfn + zone.spanned_pages
+
+
 @kernel("bool(machine_t*, zone_t*, i64)")
 def prep_move_freepages_block(machine, zone, pfn):
     """zone.block_counts: count a pageblock's free pages and those in use that can be moved; False: it is not wholly in the zone.
@@ -34,7 +41,7 @@ def prep_move_freepages_block(machine, zone, pfn):
     """
     start, counts = block_start(pfn), zone.block_counts
     counts[0] = counts[1] = 0
-    if start < zone.start_pfn or start + PAGEBLOCK_PAGES > zone.start_pfn + zone.spanned_pages:
+    if not zone_spans_block(zone, pfn):
         return False
     at = start
     while at < start + PAGEBLOCK_PAGES:
@@ -220,6 +227,8 @@ def reserve_highatomic_pageblock(machine, zone, pfn, order):
         change_pageblock_range(machine, pfn, order, MIGRATE_HIGHATOMIC)
         zone.nr_reserved_highatomic += 1 << order
         return
+    if not zone_spans_block(zone, pfn):
+        return
     __move_freepages_block(machine, zone, pfn, MIGRATE_HIGHATOMIC)
     set_pageblock_migratetype(machine, pfn, MIGRATE_HIGHATOMIC)
     zone.nr_reserved_highatomic += PAGEBLOCK_PAGES
@@ -290,12 +299,13 @@ def set_migratetype(machine, zone, pfn, migratetype):
 
 @kernel("bool(machine_t*, zone_t*, i64, i64)")
 def start_isolate_page_range(machine, zone, start, end):
-    """Let nobody have pages of the pageblocks in [start, end) any more; False (and nothing done): one is isolated already.
+    """Let nobody have pages of the pageblocks in [start, end) any more; False (and nothing done): one is isolated already,
+    or not wholly in the zone.
 
     Pages on CPUs' lists follow when they are drained, pages in use when they are freed.
     """
     for block in range(start, end, PAGEBLOCK_PAGES):
-        if get_pageblock_migratetype(machine, block) == MIGRATE_ISOLATE:
+        if get_pageblock_migratetype(machine, block) == MIGRATE_ISOLATE or not zone_spans_block(zone, block):
             return False
     for block in range(start, end, PAGEBLOCK_PAGES):
         set_migratetype(machine, zone, block, MIGRATE_ISOLATE)

@@ -3,19 +3,9 @@ from numaemu.kernel.mmzone import MAX_NR_ZONES, ZONE_NORMAL, zone_of
 from numaemu.kernel.proc_meminfo import node_meminfo
 from numaemu.kernel.proc_vmstat import node_vmstat
 from numaemu.kernel.vmstat import fold_numa
+from numaemu.units import list_text
 
 ROOT = "/sys/devices/system/node"
-
-
-def list_text(numbers):
-    """Linux's %*pbl: "0-2,5"."""
-    ranges = []
-    for number in sorted(numbers):
-        if ranges and ranges[-1][1] == number - 1:
-            ranges[-1][1] = number
-        else:
-            ranges.append([number, number])
-    return ",".join(str(low) if low == high else f"{low}-{high}" for low, high in ranges)
 
 
 def mask_text(numbers, nr_bits):

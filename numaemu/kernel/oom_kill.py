@@ -24,6 +24,7 @@ from numaemu.kernel.node_sysfs import list_text
 from numaemu.kernel.pcplist import drain_local_pages
 from numaemu.kernel.pgtable import mm_of
 from numaemu.kernel.proc_meminfo import kilobytes
+from numaemu.kernel.shortage import read_text, shortage_text, write_text
 from numaemu.kernel.show_mem import cpuset_name, mems_allowed, show_mem
 from numaemu.kernel.slowpath import fatal_signal_pending
 from numaemu.kernel.smp import MSG_OOM, let_others_run, machine_of, read_unlock, request
@@ -333,17 +334,20 @@ class OomKiller:
         self.machine.oom_kills += 1
         self.dying[mm_number] = mm.id, 0
         compare_exchange(mm, "oom_state", OOM_NONE, OOM_VICTIM)
+        walls = int(oc.current.mems_allowed) if oc.gfp & __GFP_HARDWALL else int(self.machine.node_mask)
+        why = shortage_text(self.machine, oc.gfp, oc.order, oc.nodemask, walls)
         marked, before = [], None
         while marked != before:          # a thread may be cloned meanwhile, by one not yet marked
             before, marked = marked, [n for n in range(1, pool_t.at(self.machine.task_pool).used + 1)
-                                      if oc.tasks[n].mm == mm_number and self.mark(oc, oc.tasks[n], anon + file + shmem)]
+                                      if oc.tasks[n].mm == mm_number and self.mark(oc, oc.tasks[n], anon + file + shmem, why)]
         return mm_number, marked
 
     @staticmethod
-    def mark(oc, task, rss):
+    def mark(oc, task, rss, why):
         """mark_oom_victim and SIGKILL. The mark is the pid, so that the next task of this number is not meant by it."""
         pid = task.pid
         task.oom_rss, task.oom_nodes, task.oom_asker = rss, oc.nodemask, oc.current.pid
+        write_text(task, why)
         task.oom_victim = pid
         return task.state == TASK_RUNNING
 
@@ -353,4 +357,5 @@ def epitaph(machine, task):
     nodes = list_text(n for n in range(machine.nr_nodes) if int(task.oom_nodes) >> n & 1)
     asker = "it" if task.oom_asker == task.pid else f"task {task.oom_asker}"
     return (f"task {task.pid} ({task_name(task)}) on cpu {task.cpu}: killed by the OOM killer with "
-            f"{kilobytes(task.oom_rss)} kB resident: {asker} asked for memory of nodes {nodes} and nobody could serve")
+            f"{kilobytes(task.oom_rss)} kB resident: {asker} asked for memory of nodes {nodes} and nobody could serve: "
+            f"{read_text(task)}")

@@ -18,7 +18,7 @@ RANGE_BITS = 2                   # of these, below the zone's number in a messag
 
 @kernel("bool(machine_t*, zone_t*, i64, i64)")
 def isolate_range(machine, zone, start, end):
-    """False: a pageblock is isolated already, or kept for atomic allocations; nothing was done."""
+    """False: a pageblock is isolated already, kept for atomic allocations or cut by the zone's end; nothing was done."""
     for block in range(start, end, PAGEBLOCK_PAGES):
         if get_pageblock_migratetype(machine, block) >= MIGRATE_PCPTYPES:
             return False

@@ -17,7 +17,7 @@ import numpy as np
 from numaemu.atomic import compare_exchange, load_acquire, store_release
 from numaemu.compile import entry, hot, kernel
 from numaemu.kernel.gfp import GFP_KERNEL
-from numaemu.kernel.mm_types import PG_buddy, PG_pcp
+from numaemu.kernel.mm_types import PG_buddy, PG_pcp, cpu_present
 from numaemu.kernel.mmzone import page_of
 from numaemu.kernel.page_alloc import __free_pages, alloc_pages
 from numaemu.kernel.slab_types import host_of, page_address
@@ -89,13 +89,24 @@ def this_cpu_read(cpu, handle):
     return this_cpu_ptr(cpu, handle)[0]
 
 
+@hot
+def clear_copies(cpu, handle, nbytes):
+    """Zeros in every CPU's copy."""
+    machine = machine_of(cpu)
+    for owner in range(machine.nr_cpus):
+        if cpu_present(machine, owner):
+            clear_bytes(host_of(cpu, per_cpu_ptr(cpu, handle, owner)), nbytes)
+
+
 # -- chunks --------------------------------------------------------------------------------------------------
 
 @hot
 def free_units(cpu, number, count):
-    """Give the first `count` units of a chunk back."""
+    """Give the units of the CPUs before number `count` back."""
+    machine = machine_of(cpu)
     for owner in range(count):
-        __free_pages(cpu, unit_pfn(machine_of(cpu), number, owner)[0], UNIT_ORDER)
+        if cpu_present(machine, owner):
+            __free_pages(cpu, unit_pfn(machine, number, owner)[0], UNIT_ORDER)
 
 
 @kernel("bool(cpu_t*, i64, i64)")
@@ -103,6 +114,8 @@ def populate_chunk(cpu, number, gfp):
     """Units for a chunk that we are making, each on its CPU's node if that has memory."""
     machine = machine_of(cpu)
     for owner in range(machine.nr_cpus):
+        if not cpu_present(machine, owner):
+            continue
         nid = cpu_t.array(machine.cpus)[owner].node
         pfn = alloc_pages(cpu, gfp, UNIT_ORDER, nid, machine.node_mask)
         if pfn == 0:
@@ -129,8 +142,7 @@ def pcpu_create_chunk(cpu, gfp):
     for i in range(UNIT_SLOTS):
         chunk.map[i] = (START if i == 0 else REST) if i < static else FREE
     chunk.first_free, chunk.free_slots, chunk.contig_hint = static, UNIT_SLOTS - static, UNIT_SLOTS - static
-    for owner in range(machine.nr_cpus):
-        clear_bytes(host_of(cpu, per_cpu_ptr(cpu, number << UNIT_SHIFT, owner)), static * PCPU_MIN_ALLOC_SIZE)
+    clear_copies(cpu, number << UNIT_SHIFT, static * PCPU_MIN_ALLOC_SIZE)
     lock = address_of(machine, "pcpu_lock")
     spin_lock(cpu, lock)
     chunk.state = CHUNK_LIVE
@@ -183,7 +195,6 @@ def pcpu_alloc_area(cpu, slots, align):
 @kernel("i64(cpu_t*, i64, i64, i64)")
 def alloc_percpu(cpu, size, align, gfp):
     """`size` zero bytes for each CPU: a handle, or 0. Mirrors pcpu_alloc."""
-    machine = machine_of(cpu)
     if size < 1 or size > UNIT_SIZE or align < 1 or align > PAGE_SIZE or align & (align - 1) != 0:
         return 0
     slots = (size + PCPU_MIN_ALLOC_SIZE - 1) // PCPU_MIN_ALLOC_SIZE
@@ -192,8 +203,7 @@ def alloc_percpu(cpu, size, align, gfp):
         handle = pcpu_alloc_area(cpu, slots, max(align // PCPU_MIN_ALLOC_SIZE, 1))
         if handle == 0 and not pcpu_create_chunk(cpu, gfp):
             return 0
-    for owner in range(machine.nr_cpus):
-        clear_bytes(host_of(cpu, per_cpu_ptr(cpu, handle, owner)), slots * PCPU_MIN_ALLOC_SIZE)
+    clear_copies(cpu, handle, slots * PCPU_MIN_ALLOC_SIZE)
     return handle
 
 
@@ -284,7 +294,8 @@ def validate_percpu(machine_cpu, counts):
         if chunk.state != CHUNK_LIVE or chunk.free_slots != UNIT_SLOTS - used or chunk.first_free > first:
             return number
         for owner in range(machine.nr_cpus):
-            if page_of(machine, unit_pfn(machine, number, owner)[0]).flags & U(PG_buddy | PG_pcp) != U(0):
+            pfn = unit_pfn(machine, number, owner)[0]
+            if cpu_present(machine, owner) and page_of(machine, pfn).flags & U(PG_buddy | PG_pcp) != U(0):
                 return number
         counts[0] += 1
         counts[2] += used
@@ -294,7 +305,7 @@ def validate_percpu(machine_cpu, counts):
 def pcpu_nr_pages(machine):
     """Pages of all units."""
     chunks = sum(chunk_of(machine, n).state == CHUNK_LIVE for n in range(1, MAX_CHUNKS))
-    return chunks * machine.nr_cpus << UNIT_ORDER
+    return chunks * machine.nr_present_cpus << UNIT_ORDER
 
 
 def var_name(variable):
@@ -330,5 +341,5 @@ def define_per_cpu(machine, name, size, align):
 
 def percpu_blocks(topology):
     """The blocks of shared memory that the allocator needs: (name, bytes)."""
-    return (("pcpu_chunks", MAX_CHUNKS * pcpu_chunk_t.nbytes), ("pcpu_units", MAX_CHUNKS * topology.nr_cpus * 8),
+    return (("pcpu_chunks", MAX_CHUNKS * pcpu_chunk_t.nbytes), ("pcpu_units", MAX_CHUNKS * topology.nr_cpu_ids * 8),
             ("per_cpu_vars", MAX_PER_CPU_VARS * per_cpu_var_t.nbytes))

@@ -7,6 +7,7 @@ import numpy as np
 
 from numaemu.kernel import stats
 from numaemu.kernel.compaction_free import fragmentation_index, unusable_free_index
+from numaemu.kernel.mm_types import present_cpus
 from numaemu.kernel.mmzone import (MAX_NR_ZONES, MIGRATE_MOVABLE, MIGRATE_NAMES, MIGRATE_PCPTYPES, WMARK_HIGH,
                                    WMARK_LOW, WMARK_MIN, ZONE_DMA, ZONE_DMA32, ZONE_HIGHMEM, ZONE_MOVABLE, ZONE_NAMES,
                                    ZONE_NORMAL, pcp_of, zone_of)
@@ -194,7 +195,7 @@ def pagesets(machine, zone):
     the threshold up to which Linux lets a CPU's part differ is 0; kswapd never gives up a node yet.
     """
     lines = ["  pagesets"]
-    for cpu in range(machine.nr_cpus):
+    for cpu in present_cpus(machine):
         lists = [pcp_of(machine, cpu, zone.number).lists[kind] for kind in range(MIGRATE_PCPTYPES)]
         count = sum(pcp.count + (pcp.shelf_count if pcp.shelf > 0 else 0) for pcp in lists)
         lines += [f"    cpu: {cpu}", f"              count:    {count}", f"              high:     {zone.pcp_high}",

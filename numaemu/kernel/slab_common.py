@@ -166,14 +166,14 @@ def init_cache(machine, number, name, size, align, flags, ctor=0, ctor_bytes=0, 
     cache.flags, cache.object_size, cache.ctor, cache.ctor_bytes = flags, size, ctor, ctor_bytes
     cache.align = calculate_alignment(flags, align, size)
     cache.colour_off = max(COLOUR_UNIT, cache.align) if colour else 0
-    calculate_sizes(cache, machine.nr_cpus)
+    calculate_sizes(cache, machine.nr_present_cpus)
     cache.exts_cache = exts_cache(number, (PAGE_SIZE << cache.order) // cache.size)
     cache.live = 1
 
 
 def slab_blocks(topology):
     """The blocks of shared memory that caches need: (name, bytes)."""
-    contexts = topology.nr_cpus + topology.nr_nodes
+    contexts = topology.nr_cpu_ids + topology.nr_nodes
     return (("kmem_caches", MAX_KMEM_CACHES * kmem_cache_t.nbytes),
             ("kmem_cache_cpus", MAX_KMEM_CACHES * contexts * kmem_cache_cpu_t.nbytes),
             ("kmem_cache_nodes", MAX_KMEM_CACHES * topology.nr_nodes * kmem_cache_node_t.nbytes),

@@ -306,6 +306,18 @@ def warn_alloc(cpu, gfp, order, nodemask):
     send(machine_of(cpu), 0, MSG_WARN_ALLOC, cpu.id, 0, gfp * 16 + order, np.int64(nodemask), cpu.id, 0)
 
 
+@kernel("bool(machine_t*, i64, i64, u64)")
+def has_zone(machine, gfp, nid, nodemask):
+    """first_zones_zonelist: is there any zone that the allocation may ask? A node without memory has none of its own."""
+    if gfp & __GFP_THISNODE:
+        nodemask &= U(1) << U(nid)
+    for number in range(machine.nr_nodes * MAX_NR_ZONES):
+        zone = zone_of(machine, number)
+        if (nodemask >> U(zone.node)) & U(1) != U(0) and zone.type <= gfp_zone(machine, gfp) and zone.managed_pages > 0:
+            return True
+    return False
+
+
 @kernel("i64(cpu_t*, i64, i64, i64, u64, slowpath_t*)")
 def __alloc_pages_slowpath(cpu, gfp, order, nid, nodemask, state):
     """The pfn, or 0 after every means has failed (never with __GFP_NOFAIL, if it may reclaim)."""
@@ -317,9 +329,11 @@ def __alloc_pages_slowpath(cpu, gfp, order, nid, nodemask, state):
     alloc_flags = gfp_to_alloc_flags(gfp, order)
     nodemask = cpuset_nodemask(cpu, gfp, alloc_flags, wanted)
     note(cpu, TRAIL_SLOWPATH, alloc_flags, 0)
-    if alloc_flags & ALLOC_KSWAPD:
+    pfn = 0 if has_zone(machine, gfp, nid, wanted) else -1
+    if pfn == 0 and alloc_flags & ALLOC_KSWAPD:
         wake_all_kswapds(cpu, gfp, order, nid, nodemask, highest)
-    pfn = get_page_from_freelist(cpu, gfp, order, nid, nodemask, alloc_flags)
+    if pfn == 0:
+        pfn = get_page_from_freelist(cpu, gfp, order, nid, nodemask, alloc_flags)
     if pfn == 0:
         pfn = compact_first(cpu, gfp, order, nid, nodemask, alloc_flags, state)
     while pfn == 0:

@@ -1,5 +1,5 @@
 """The figures of a running machine as plain dictionaries: what `machine.stats()` and the JSON of a run hold."""
-from numaemu.kernel.mm_types import TASK_RUNNING, pool_t, task_t
+from numaemu.kernel.mm_types import TASK_RUNNING, pool_t, present_cpus, task_t
 from numaemu.kernel.mmzone import (MAX_NR_ZONES, WMARK_HIGH, WMARK_LOW, WMARK_MIN, ZONE_HIGHMEM, ZONE_MOVABLE,
                                    ZONE_NAMES, zone_of)
 from numaemu.kernel.page_writeback import dirty_limit
@@ -72,7 +72,7 @@ def zone_figures(machine, node):
 def node_figures(machine, topology, node):
     """One node's numastat, memory in kB, and accesses to its memory by the node of the CPU."""
     accesses = [0] * machine.nr_nodes
-    for number in range(machine.nr_cpus):
+    for number in present_cpus(machine):
         cpu = cpu_t.array(machine.cpus)[number]
         accesses[cpu.node] += cpu.accesses[node]
     return {"node": node, "numastat": fold_numa(machine, node), "meminfo": node_meminfo(machine, node),
@@ -115,7 +115,7 @@ def task_figures(machine, number):
 
 def collect(machine, topology):
     """Everything: `machine.stats()`."""
-    cpus = [cpu_figures(machine, c) for c in range(machine.nr_cpus)]
+    cpus = [cpu_figures(machine, c) for c in topology.cpus]
     return {"emulated_ns": max(c["clock_ns"] for c in cpus), "vmstat": vmstat(machine),
             "nodes": [node_figures(machine, topology, n) for n in range(machine.nr_nodes)], "cpus": cpus,
             "tasks": [task_figures(machine, n) for n in task_numbers(machine)]}

@@ -13,7 +13,7 @@ from numaemu.atomic import compare_exchange, exchange
 from numaemu.compile import entry, hot, kernel
 from numaemu.kernel.gfp import GFP_KERNEL, __GFP_ZERO
 from numaemu.kernel.init_mm import PAGE_KERNEL, early_entry
-from numaemu.kernel.mm_types import machine_t
+from numaemu.kernel.mm_types import machine_t, present_cpus
 from numaemu.kernel.mmzone import page_to_nid, zonelist
 from numaemu.kernel.pgtable import pfn_pte
 from numaemu.kernel.smp import machine_of
@@ -35,7 +35,7 @@ MAX_STACK_PAGES = 4
 
 def thread_stack_blocks(topology):
     """The blocks of shared memory for it: (name, bytes)."""
-    return ("cached_stacks", topology.nr_cpus * NR_CACHED_STACKS * 8), ("irq_stacks", topology.nr_cpus * 8)
+    return ("cached_stacks", topology.nr_cpu_ids * NR_CACHED_STACKS * 8), ("irq_stacks", topology.nr_cpu_ids * 8)
 
 
 @hot
@@ -131,7 +131,7 @@ def init_stacks(topology, machine, max_pfn, reserved):
     """At boot, near each CPU."""
     machine.thread_size = topology.thread_size or THREAD_SIZES.get(topology.paging, 16 << 10)
     pages, taken = (1 + NR_CACHED_STACKS) * (machine.thread_size >> 12), {}
-    for number in range(machine.nr_cpus):
+    for number in present_cpus(machine):
         node = zonelist(machine, cpu_t.array(machine.cpus)[number].node)[0]
         end = max_pfn + (node + 1) * reserved - taken.get(node, 0)
         init_stacks_of_cpu(int(machine.address), number, end - pages)

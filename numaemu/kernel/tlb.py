@@ -18,7 +18,6 @@ from numaemu.kernel.vmstat import (NR_TLB_LOCAL_FLUSH_ALL, NR_TLB_LOCAL_FLUSH_ON
                                    NR_TLB_REMOTE_FLUSH_RECEIVED, count_vm_events)
 from numaemu.mailbox import fetch
 from numaemu.mmu import tlb_flush_all, tlb_flush_asid, tlb_flush_local, tlb_flush_page, tlb_switch_asid
-from numaemu.param import CONTEXT_WORDS, CPU_WORDS
 from numaemu.pointer import Struct, i64, u64
 from numaemu.processor import cpu_t
 
@@ -88,7 +87,7 @@ def answer_ipi(cpu_address, _b, _c):
     cpu = cpu_t.at(cpu_address)
     machine = machine_of(cpu)
     exchange(cpu, "ipi_pending", 0)
-    for word in range(CONTEXT_WORDS):
+    for word in range((machine.nr_cpu_ids + 63) // 64):
         bits = exchange(cpu.ipi_from, word, 0)
         bit = 0
         while bits != U(0):
@@ -156,6 +155,19 @@ def shoot_down(cpu, mm_number, start, end, shift, gen, targets):
     store_release(cpu, "waiting", 0)
 
 
+@hot
+def set_flush_mask(cpu, word, mask):
+    """One word of the CPUs that a shootdown is for, without ourselves; how many these are."""
+    if cpu.id // 64 == word:
+        mask &= ~(U(1) << U(cpu.id % 64))
+    cpu.flush_mask[word] = mask
+    targets = 0
+    while mask != U(0):
+        targets += np.int64(mask & U(1))
+        mask >>= U(1)
+    return targets
+
+
 @kernel("void(cpu_t*, u64, u64)")
 def flush_tlb_kernel_range(cpu, start, end):
     """Make every CPU forget [start, end) of the kernel's addresses; returns when all have."""
@@ -163,12 +175,8 @@ def flush_tlb_kernel_range(cpu, start, end):
     gen = fetch_add(machine, "kernel_tlb_gen", 1) + 1
     flush_tlb_kernel_func(cpu, start, end, gen)
     targets = 0
-    for word in range(CPU_WORDS):
-        cpu.flush_mask[word] = U(0)
-    for number in range(machine.nr_cpus):
-        if number != cpu.id:
-            cpu.flush_mask[number // 64] |= U(1) << U(number % 64)
-            targets += 1
+    for word in range((machine.nr_cpus + 63) // 64):
+        targets += set_flush_mask(cpu, word, machine.cpu_present[word])
     if targets > 0:
         shoot_down(cpu, KERNEL_MM, start, end, U(12), gen, targets)
 
@@ -184,14 +192,8 @@ def flush_tlb_mm_stride(cpu, mm_number, start, end, shift):
     gen = fetch_add(mm, "tlb_gen", 1) + 1
     flush_tlb_func(cpu, mm_number, start, end, shift, gen)
     targets = 0
-    for word in range(CPU_WORDS):
-        mask = load_acquire(mm.cpumask, word)
-        if cpu.id // 64 == word:
-            mask &= ~(U(1) << U(cpu.id % 64))
-        cpu.flush_mask[word] = mask
-        while mask != U(0):
-            targets += np.int64(mask & U(1))
-            mask >>= U(1)
+    for word in range((machine.nr_cpus + 63) // 64):
+        targets += set_flush_mask(cpu, word, load_acquire(mm.cpumask, word))
     if targets > 0:
         shoot_down(cpu, mm_number, start, end, shift, gen, targets)
 

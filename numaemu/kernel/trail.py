@@ -3,9 +3,10 @@
 Each CPU has a buffer of its own and writes it only while its `trail` is set, so that nobody else pays for it.
 """
 from numaemu.compile import kernel
-from numaemu.kernel.internal import ALLOC_WMARK_MASK
+from numaemu.kernel.internal import ALLOC_RESERVES, ALLOC_WMARK_MASK
 from numaemu.kernel.mm_types import machine_t
 from numaemu.kernel.mmzone import MAX_NR_ZONES, ZONE_NAMES, wmark_pages, zone_of
+from numaemu.kernel.watermark import reserve_mark
 from numaemu.mmu import clock_ns
 from numaemu.pointer import Struct, i64
 
@@ -20,9 +21,10 @@ trail_step_t = Struct("trail_step_t", [
 trail_t = Struct("trail_t", [("count", i64), ("steps", trail_step_t, TRAIL_STEPS)])      # written by its CPU only
 
 (TRAIL_START, TRAIL_MARK_FAILED, TRAIL_NO_PAGE, TRAIL_TAKEN, TRAIL_KSWAPD, TRAIL_SLOWPATH, TRAIL_RESERVES,
- TRAIL_COMPACT, TRAIL_RECLAIM, TRAIL_DRAIN, TRAIL_UNRESERVE, TRAIL_RETRY, TRAIL_OOM, TRAIL_FAILED, TRAIL_DIRTY) = range(15)
+ TRAIL_COMPACT, TRAIL_RECLAIM, TRAIL_DRAIN, TRAIL_UNRESERVE, TRAIL_RETRY, TRAIL_OOM, TRAIL_FAILED, TRAIL_DIRTY,
+ TRAIL_NO_BLOCK) = range(16)
 TRAIL_TEXTS = ("start", "watermark failed", "no page", "taken", "kswapd woken", "lower bar", "reserves", "compaction",
-               "direct reclaim", "drain", "unreserve highatomic", "retry", "OOM killer", "failed", "too dirty")
+               "direct reclaim", "drain", "unreserve highatomic", "retry", "OOM killer", "failed", "too dirty", "no block")
 
 
 @kernel("void(cpu_t*, i64, i64, i64, i64, i64)")
@@ -42,6 +44,8 @@ def leave_trail(cpu, kind, zone_number, flags, highest_zone, value):
         mark = flags & ALLOC_WMARK_MASK
         step.free = zone.free_pages
         step.mark = wmark_pages(zone, mark) if mark < 3 else 0
+        if flags & ALLOC_RESERVES:
+            step.mark = reserve_mark(step.mark, flags)
         step.reserve = zone.lowmem_reserve[highest_zone]
 
 

@@ -184,7 +184,7 @@ def va_clip(machine, size, align):
 def lazy_max_pages(machine):
     """Pages of address space that may wait: Linux's function of this name."""
     log = 0
-    while machine.nr_cpus >> log > 0:
+    while machine.nr_present_cpus >> log > 0:
         log += 1
     return log * LAZY_MAX_PAGES
 

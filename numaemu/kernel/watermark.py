@@ -59,7 +59,17 @@ def has_block(zone, order, alloc_flags):
                 return True
         if alloc_flags & (ALLOC_HIGHATOMIC | ALLOC_OOM) and area.nr_free[MIGRATE_HIGHATOMIC] > 0:
             return True
-    return zone.virgin_end - zone.virgin_pfn >= 1 << order
+    first = (zone.virgin_pfn + (1 << order) - 1) & -(1 << order)
+    return first + (1 << order) <= zone.virgin_end
+
+
+@kernel("bool(zone_t*, i64, i64, i64)")
+def only_blocks_are_missing(zone, order, highest_zone, alloc_flags):
+    """True if a zone that is not to serve has pages enough above its watermark, but no block of this order."""
+    mark = wmark_pages(zone, alloc_flags & ALLOC_WMARK_MASK)
+    if alloc_flags & ALLOC_RESERVES:
+        mark = reserve_mark(mark, alloc_flags)
+    return order > 0 and zone.free_pages - unusable_free(zone, order, alloc_flags) > mark + zone.lowmem_reserve[highest_zone]
 
 
 @kernel("bool(zone_t*, i64, i64, i64, i64, i64)")
