@@ -44,7 +44,7 @@ UPPER_FLOORS = {
     "kernel/shortage.py",
     "kernel/stats.py",
     "kernel/sysctl.py",
-    "kernel/thp_sysfs.py",
+    "kernel/thp_sysfs.py", "kernel/zswap_sysfs.py",
     "kernel_handles.py",
     "kernel_operations.py",
     "lifetime.py",

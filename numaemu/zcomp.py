@@ -5,7 +5,7 @@ import threading
 import lz4.block
 import zstandard
 
-from numaemu.kernel.zram import HEADER, LZ4, ZBUF_BYTES
+from numaemu.kernel.zram import LZ4, ZBUF_BYTES
 from numaemu.param import PAGE_SIZE
 
 _local = threading.local()               # a zstd context serves one thread
@@ -18,22 +18,21 @@ def _zstd():
 
 
 def on_compress(frame, buffer, algorithm):
-    """Compress the page at host address `frame` into `buffer`: bytes, or 0 if it does not get smaller."""
+    """Compress the page at host address `frame` into `buffer`: bytes, which may be more than a page; 0 if it fails."""
     page = ctypes.string_at(int(frame), PAGE_SIZE)
-    if algorithm == LZ4:
-        data = lz4.block.compress(page, store_size=False)
-    else:
-        data = _zstd()[0].compress(page)
-    if len(data) >= min(PAGE_SIZE, ZBUF_BYTES):
+    try:
+        data = lz4.block.compress(page, store_size=False) if algorithm == LZ4 else _zstd()[0].compress(page)
+    except (lz4.block.LZ4BlockError, zstandard.ZstdError):
+        return 0
+    if len(data) > ZBUF_BYTES:
         return 0
     ctypes.memmove(int(buffer), data, len(data))
     return len(data)
 
 
-def on_decompress(place, frame, algorithm):
-    """Decompress what lies behind the header at `place` into the page at `frame`."""
-    place = int(place)
-    data = ctypes.string_at(place + HEADER, ctypes.c_int64.from_address(place).value)
+def on_decompress(buffer, frame, packed):
+    """Decompress what lies in `buffer` into the page at `frame`; packed = bytes << 8 | algorithm."""
+    data, algorithm = ctypes.string_at(int(buffer), int(packed) >> 8), int(packed) & 0xFF
     if algorithm == LZ4:
         page = lz4.block.decompress(data, uncompressed_size=PAGE_SIZE)
     else:

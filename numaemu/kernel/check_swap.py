@@ -1,7 +1,7 @@
 """The audit of swap, of a machine that stands still: slots against page tables, the swap cache, what is kept compressed."""
 import numpy as np
 
-from numaemu.compile import entry
+from numaemu.compile import entry, hot
 from numaemu.errors import MachineCheck
 from numaemu.kernel.check_files import shared_objects
 from numaemu.kernel.mm_types import MM_SWAPENTS, PG_buddy, PG_locked, PG_pcp, PG_swapcache, PG_table, machine_t, task_t
@@ -9,20 +9,21 @@ from numaemu.kernel.mmzone import MAX_NR_ZONES, page_of, zone_of
 from numaemu.kernel.pgtable import (is_swap_entry, mm_of, pte_offset, pte_pfn, pte_to_swp_entry, ptep_get,
                                     skip_missing)
 from numaemu.kernel.rmap import mapping_of
-from numaemu.kernel.slab_types import host_of
 from numaemu.kernel.stats import task_numbers
-from numaemu.kernel.swapfile import (MAX_SWAP_ENTRIES, SWAP_HAS_CACHE, SWP_OFFSET_BITS, SWP_USED, SWP_WRITEOK, swap_cache,
+from numaemu.kernel.swapfile import (MAX_SWAP_ENTRIES, SWAP_HAS_CACHE, SWAP_ZRAM, SWP_OFFSET_BITS, SWP_USED, SWP_WRITEOK, swap_cache,
                                      swap_map, swap_of, swp_offset, swp_type)
 from numaemu.kernel.swapon import area_name, areas
 from numaemu.kernel.vma_index import vma_index, vma_of
 from numaemu.kernel.vmstat import fold_node
 from numaemu.kernel.xarray import MAX_INDEX, xa_find, xa_is_value, xa_load
-from numaemu.kernel.zram import ZRAM_HUGE, zstat_of, ztable
-from numaemu.pointer import i64
-from numaemu.processor import cpu_t
+from numaemu.kernel.zram import SAME, ZRAM, ZSWAP, zentry_of, zs_pool_of, zstat_of
+from numaemu.kernel.zsmalloc import OBJ_BITS, ZS_SIZE_CLASSES, zspage_of
+from numaemu.kernel.zswap import zswap_lru_of
 
 U = np.uint64
-SLOTS_TAKEN, SLOTS_CACHED, KEPT, KEPT_BYTES, KEPT_HUGE, NR_SLOT_COUNTS = range(6)        # what validate_slots counts
+NR_KEPT = 3                              # pages kept compressed, their bytes, those that are not compressed
+SLOTS_TAKEN, SLOTS_CACHED, KEPT = range(3)                   # what validate_slots counts; KEPT: of zswap, then of zram
+NR_SLOT_COUNTS = KEPT + 2 * NR_KEPT
 
 
 @entry("i64(u64, i64, i32[])")
@@ -66,6 +67,21 @@ def count_object_entries(machine_address, number, named):
         index += 1
 
 
+@hot
+def count_kept(machine, kind, slot, counts):
+    """Count what is kept compressed of a slot; False: its object is none of its pool's."""
+    kept, whose = zentry_of(machine, slot), ZRAM if swap_of(machine).info[kind].kind == SWAP_ZRAM else ZSWAP
+    at, length = KEPT + NR_KEPT * whose, np.int64(kept.length)
+    counts[at] += 1
+    if kept.handle == SAME:
+        return whose == ZRAM
+    counts[at + 1] += length
+    counts[at + 2] += 1 if length == 4096 else 0
+    zspage, obj = zspage_of(machine, kept.handle >> OBJ_BITS), kept.handle & ((1 << OBJ_BITS) - 1)
+    used = zspage.used[obj >> 6] >> U(obj & 63) & U(1) != U(0)
+    return used and 0 < length and length <= zs_pool_of(machine, whose).classes[zspage.size_class].size
+
+
 @entry("i64(u64, i64, i32[], i64[])")
 def validate_slots(machine_address, kind, named, counts):
     """Walk an area: 0, the first entry whose count is wrong, or -(entry) if it is its page in the swap cache that is."""
@@ -75,7 +91,7 @@ def validate_slots(machine_address, kind, named, counts):
         if (table[slot] & ~SWAP_HAS_CACHE) != named[slot]:
             return slot
         if table[slot] == 0:
-            if ztable(machine)[slot] != U(0):
+            if zentry_of(machine, slot).handle != 0:
                 return slot
             continue
         counts[SLOTS_TAKEN] += 1
@@ -90,13 +106,8 @@ def validate_slots(machine_address, kind, named, counts):
                 return -slot
         elif cache[slot] > 0:
             return -slot
-        if ztable(machine)[slot] != U(0):
-            length = i64.array(host_of(cpu_t.array(machine.cpus)[0], ztable(machine)[slot]))[0]
-            counts[KEPT] += 1
-            counts[KEPT_BYTES] += length
-            counts[KEPT_HUGE] += 1 if length == 4096 else 0
-            if length != 4096 and (length < 1 or length > ZRAM_HUGE):
-                return slot
+        if zentry_of(machine, slot).handle != 0 and not count_kept(machine, kind, slot, counts):
+            return slot
     return 0
 
 
@@ -139,7 +150,7 @@ def audit_areas(machine, named):
             count = swap_map(machine)[bad]
             raise MachineCheck(f"{slot_text(machine, bad)}: swap_map says {count & ~SWAP_HAS_CACHE} references"
                                f"{' and the swap cache' if count & SWAP_HAS_CACHE else ''}, {named[bad]} entries of page "
-                               f"tables and objects name it, kept compressed at {ztable(machine)[bad]:#x}")
+                               f"tables and objects name it, kept compressed as object {zentry_of(machine, bad).handle:#x}")
         if bad < 0:
             pfn = swap_cache(machine)[-bad]
             page = page_of(machine, max(pfn, 0))
@@ -150,6 +161,21 @@ def audit_areas(machine, named):
             raise MachineCheck(f"swap {area_name(info)}: inuse_pages is {info.inuse_pages}, {counts[SLOTS_TAKEN]} slots are taken")
         total += counts
     return total
+
+
+def audit_kept(machine, whose, name, found):
+    """What zswap or zram keeps: `found` in the slots, against its figures, its pool's objects, zswap's LRU lists."""
+    stat, pool = zstat_of(machine, whose), zs_pool_of(machine, whose)
+    says = stat.pages, stat.compr_bytes, stat.huge_pages
+    if found != says:
+        raise MachineCheck(f"{name}: pages, bytes, huge pages are {says}, {found} are kept")
+    classes = [pool.classes[number] for number in range(ZS_SIZE_CLASSES) if pool.classes[number].nr_zspages]
+    objects, pages = sum(c.nr_objs for c in classes), sum(c.nr_zspages * c.pages_per_zspage for c in classes)
+    if (objects, pages) != (stat.pages - stat.same_pages, pool.pages_allocated):
+        raise MachineCheck(f"{name}: {stat.pages - stat.same_pages} objects in {pool.pages_allocated} pages, the size classes "
+                           f"have {objects} in {pages}")
+    if whose == ZSWAP and sum(zswap_lru_of(machine, node).nr_items for node in range(machine.nr_nodes)) != stat.pages:
+        raise MachineCheck(f"zswap: {stat.pages} pages are kept, another number is on its lists")
 
 
 def audit_swap(machine):
@@ -167,7 +193,8 @@ def audit_swap(machine):
     if (machine.total_swap_pages, machine.nr_swap_pages) != (slots, free):
         raise MachineCheck(f"total_swap_pages and nr_swap_pages are {machine.total_swap_pages} and {machine.nr_swap_pages}, the "
                            f"areas have {slots} slots, {free} of them free")
-    stat = zstat_of(machine)
-    found, says = tuple(counts[KEPT:].tolist()), (stat.pages, stat.compr_bytes, stat.huge_pages)
-    if found != says or stat.orig_bytes != 4096 * stat.pages:
-        raise MachineCheck(f"zram: pages, bytes, huge pages are {says} of {stat.orig_bytes} bytes, {found} are kept")
+    for whose, name in enumerate(("zswap", "zram")):
+        audit_kept(machine, whose, name, tuple(counts[KEPT + NR_KEPT * whose:][:NR_KEPT].tolist()))
+    pages = sum(fold_node(machine, node)["nr_zspages"] for node in range(machine.nr_nodes))
+    if pages != sum(zs_pool_of(machine, whose).pages_allocated for whose in (ZSWAP, ZRAM)):
+        raise MachineCheck(f"nr_zspages is {pages}, not what the pools of zswap and zram have")

@@ -1,6 +1,6 @@
 """A node's kernel threads: what runs in its context behind the CPUs (machine_t.nr_cpu_ids), when the coordinator wakes it.
 
-One thread of the node's process does all of it in turn: kswapd, kcompactd, on node 0 khugepaged. Who wants
+One thread of the node's process does all of it in turn: kswapd, kcompactd, on node 0 khugepaged and zswap's shrink_worker. Who wants
 something sets its bit in node_t.kthread_pending; the bits are taken by exchange, so that no wake-up is lost.
 """
 import numpy as np
@@ -10,8 +10,9 @@ from numaemu.compile import entry
 from numaemu.kernel.kcompactd import kcompactd
 from numaemu.kernel.khugepaged import khugepaged
 from numaemu.kernel.kswapd import kswapd
-from numaemu.kernel.mmzone import KCOMPACTD, KHUGEPAGED, KSWAPD, node_of
+from numaemu.kernel.mmzone import KCOMPACTD, KHUGEPAGED, KSWAPD, ZSWAP_SHRINK, node_of
 from numaemu.kernel.smp import machine_of
+from numaemu.kernel.zswap_writeback import shrink_worker
 from numaemu.processor import cpu_t
 
 U = np.uint64
@@ -27,6 +28,8 @@ def run_kthreads(context_address):
         pending = exchange(pgdat, "kthread_pending", 0)
         if pending & U(KSWAPD) != U(0):
             kswapd(cpu, node)
+        if pending & U(ZSWAP_SHRINK) != U(0):
+            shrink_worker(cpu)
         if pending & U(KCOMPACTD) != U(0):
             kcompactd(cpu, node)
         if pending & U(KHUGEPAGED) != U(0):

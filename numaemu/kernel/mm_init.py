@@ -38,6 +38,7 @@ from numaemu.kernel.vmap_area import MAX_VMAP_AREAS, init_vmap, vmap_area_t, vma
 from numaemu.kernel.vmstat import percpu_t
 from numaemu.kernel.zone_layout import HIGHMEM_START, whole_blocks, zone_ranges
 from numaemu.kernel.zram import ZBUF_BYTES, zstat_t
+from numaemu.kernel.zswap_init import init_zswap, zswap_blocks
 from numaemu.mailbox import mailbox_t
 from numaemu.paging import set_paging
 from numaemu.param import (CPU_WORDS, EXIT_RECORDS, GATHER_PAGES, MAX_CGROUPS, MAX_FILES, MAX_INODES, MAX_MAP_COUNT, MAX_MMS,
@@ -98,15 +99,15 @@ def control_layout(topology, max_pfn, nr_actors):
             ("cgroups", MAX_CGROUPS * cgroup_t.nbytes), ("mpols", cpus * policy_t.nbytes),
             ("trails", cpus * trail_t.nbytes), ("slowpaths", 2 * cpus * slowpath_t.nbytes),
             ("exits", EXIT_RECORDS * exit_t.nbytes), ("gather", cpus * GATHER_PAGES * 8), ("migrate", cpus * migrate_t.nbytes),
-            ("pools", 7 * pool_t.nbytes), ("task_stack", MAX_TASKS * 8), ("mm_stack", MAX_MMS * 8),
+            ("pools", 8 * pool_t.nbytes), ("task_stack", MAX_TASKS * 8), ("mm_stack", MAX_MMS * 8),
             ("vma_stack", MAX_VMAS * 8), ("mapping_stack", MAX_VMAS * 8), ("outboxes", nr_actors * OUTBOX_BYTES),
             ("inodes", MAX_INODES * inode_t.nbytes), ("files", MAX_FILES * file_t.nbytes),
             ("inode_stack", MAX_INODES * 8), ("file_stack", MAX_FILES * 8),
             ("files_structs", MAX_TASKS * files_struct_t.nbytes), ("files_struct_stack", MAX_TASKS * 8),
             ("disk_space", disk_space_t.nbytes), ("disk_written", topology.disk.size // PAGE_SIZE // 8 + 8),
-            ("scan_controls", cpus * scan_control_t.nbytes), ("swap", swap_t.nbytes), ("zstat", zstat_t.nbytes),
+            ("scan_controls", cpus * scan_control_t.nbytes), ("swap", swap_t.nbytes), ("zstat", 2 * zstat_t.nbytes),
             ("zbufs", cpus * ZBUF_BYTES), ("swap_map", MAX_SWAP_ENTRIES * 4), ("swap_cache", MAX_SWAP_ENTRIES * 8),
-            ("zeromap", MAX_SWAP_ENTRIES), ("ztable", MAX_SWAP_ENTRIES * 8), ("swap_data", MAX_SWAP_ENTRIES * PAGE_SIZE),
+            ("zeromap", MAX_SWAP_ENTRIES), *zswap_blocks(topology, max_pfn), ("swap_data", MAX_SWAP_ENTRIES * PAGE_SIZE),
             ("vmap", vmap_t.nbytes), ("vmap_areas", MAX_VMAP_AREAS * vmap_area_t.nbytes),
             *highmem_blocks(topology, max_pfn), *thread_stack_blocks(topology),
             ("hstate", HUGE_MAX_HSTATE * hstate_t.nbytes), ("collapse_controls", cpus * collapse_control_t.nbytes),
@@ -371,6 +372,7 @@ def init_swap(topology, machine, blocks):
         swap.info[kind].data = blocks["swap_data"] + (kind << SWP_OFFSET_BITS) * PAGE_SIZE
     swap.swapin_readahead_hits, swap.page_cluster = 4, topology.sysctl.get("vm.page-cluster", 3)
     machine.swappiness = topology.sysctl.get("vm.swappiness", 60)
+    init_zswap(machine, blocks)
 
 
 def buffer_init(machine):

@@ -228,9 +228,12 @@ machine_t = Struct("machine_t", [
     ("lruvecs", u64),               # lruvec_t[nr_nodes]
     ("swap", u64),                  # swap_t: swapfile.py
     ("nr_swap_pages", i64),         # free slots of all areas, atomically
-    ("ztable", u64), ("zstat", u64), ("zbufs", u64),      # u64 by swap entry, zstat_t, a buffer per context: zram.py
+    ("zentries", u64), ("zstat", u64), ("zbufs", u64),    # zentry_t by swap entry, zstat_t[2], a buffer per context: zram.py
+    ("zs_pools", u64),              # zs_pool_t[2], of zswap and zram: zsmalloc.py
+    ("zspages", u64), ("zspage_pool", u64),        # zspage_t by number
+    ("zswap_lrus", u64),            # zswap_lru_t[nr_nodes]: zswap.py
     ("on_compress", u64), ("on_decompress", u64),         # callbacks into Python: a library's work
-    ("zswap_enabled", i64),
+    ("zswap_enabled", i64), ("zswap_max_pool_percent", i64), ("zswap_accept_thr_percent", i64),     # by the coordinator
     ("tmpfs_pages", i64),           # pages of tmpfs files, atomically
     ("pseudo_vmas", u64),           # vma_t[nr_cpu_ids], each its CPU's: shmem_file.py
     ("randomize_va_space", i64),    # sysctl kernel.randomize_va_space

@@ -93,7 +93,7 @@ lruvec_t = Struct("lruvec_t", [      # struct lruvec; everything under lru_lock,
 
 NODE_RUNS = 32                   # pieces of a chain that are made present on the host at once
 
-KSWAPD, KCOMPACTD, KHUGEPAGED = 1, 2, 4     # work for a node's kernel threads: node_t.kthread_pending
+KSWAPD, KCOMPACTD, KHUGEPAGED, ZSWAP_SHRINK = 1, 2, 4, 8     # work for a node's kernel threads: node_t.kthread_pending
 
 node_t = Struct("node_t", [          # pg_data_t
     ("nr_runs", i64), ("run_pfn", i64, NODE_RUNS), ("run_pages", i64, NODE_RUNS),      # the node's main thread only

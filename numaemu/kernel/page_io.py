@@ -1,20 +1,21 @@
 """Writing pages to swap and reading them back: Linux's mm/page_io.c.
 
 A page of zeros is only noted (zeromap). An area on zram keeps it compressed in memory; with zswap so does one on disk
-as long as there is room; else it is copied to the disk.
+as long as there is room and it saves some; else it is copied to the disk.
 """
 import numpy as np
 
 from numaemu.compile import hot, kernel
 from numaemu.kernel.disk import io_wait
 from numaemu.kernel.mm_inline import folio_clear, folio_set
-from numaemu.kernel.mm_types import PG_uptodate, PG_writeback
+from numaemu.kernel.mm_types import PG_dirty, PG_uptodate, PG_writeback
 from numaemu.kernel.mmzone import page_of, page_to_nid
 from numaemu.kernel.smp import machine_of
 from numaemu.kernel.swapfile import SWAP_ZRAM, swap_of, swp_offset, swp_type
 from numaemu.kernel.vmstat import (NR_WRITEBACK, NR_WRITTEN, PGPGIN, PGPGOUT, PSWPIN, PSWPOUT, SWPIN_ZERO, SWPOUT_ZERO,
                                    ZSWPIN, ZSWPOUT, count_vm_events, mod_node_page_state)
-from numaemu.kernel.zram import zs_free, zs_load, zs_store
+from numaemu.kernel.zram import zram_read_page, zram_write_page
+from numaemu.kernel.zswap import zswap_invalidate, zswap_load, zswap_store
 from numaemu.native import clear_bytes, copy_bytes
 from numaemu.pointer import u64, u8
 
@@ -55,21 +56,29 @@ def swap_writepage(cpu, pfn):
         count_vm_events(machine, cpu.id, SWPOUT_ZERO, 1)
         return PAGE_SUCCESS
     u8.array(swap_of(machine).zeromap)[entry] = 0
-    zs_free(cpu, entry)                  # what was kept of it before is old by now, wherever it goes this time
-    zram = swap_of(machine).info[swp_type(entry)].kind == SWAP_ZRAM
-    if zram or machine.zswap_enabled:
-        if zs_store(cpu, entry, frame_of(machine, pfn)):
-            count_vm_events(machine, cpu.id, PSWPOUT if zram else ZSWPOUT, 1)
-            return PAGE_SUCCESS
-        if zram:
+    if swap_of(machine).info[swp_type(entry)].kind == SWAP_ZRAM:
+        if not zram_write_page(cpu, entry, frame_of(machine, pfn)):
             return PAGE_KEEP
-    copy_bytes(place_on_disk(machine, entry), frame_of(machine, pfn), 4096)
+        count_vm_events(machine, cpu.id, PSWPOUT, 1)
+        return PAGE_SUCCESS
+    zswap_invalidate(cpu, entry)         # what was kept of it before is old by now, wherever it goes this time
+    if zswap_store(cpu, entry, frame_of(machine, pfn), node):
+        count_vm_events(machine, cpu.id, ZSWPOUT, 1)
+        return PAGE_SUCCESS
+    write_to_disk(cpu, pfn)
+    return PAGE_WRITEBACK
+
+
+@kernel("void(cpu_t*, i64)")
+def write_to_disk(cpu, pfn):
+    """The disk is given a locked page of the swap cache; end_swap_write follows (__swap_writepage)."""
+    machine = machine_of(cpu)
+    copy_bytes(place_on_disk(machine, page_of(machine, pfn).private), frame_of(machine, pfn), 4096)
     cpu.clock_base_ns += machine.disk_page_ns
     count_vm_events(machine, cpu.id, PSWPOUT, 1)
     count_vm_events(machine, cpu.id, PGPGOUT, 4)
-    folio_set(page, PG_writeback)
-    mod_node_page_state(machine, cpu.id, node, NR_WRITEBACK, 1)
-    return PAGE_WRITEBACK
+    folio_set(page_of(machine, pfn), PG_writeback)
+    mod_node_page_state(machine, cpu.id, page_to_nid(machine, pfn), NR_WRITEBACK, 1)
 
 
 @kernel("void(cpu_t*, i64)")
@@ -90,9 +99,11 @@ def swap_read_folio(cpu, pfn):
     if u8.array(swap_of(machine).zeromap)[entry] != 0:
         clear_bytes(frame, 4096)
         count_vm_events(machine, cpu.id, SWPIN_ZERO, 1)
-    elif zs_load(cpu, entry, frame):
-        zram = swap_of(machine).info[swp_type(entry)].kind == SWAP_ZRAM
-        count_vm_events(machine, cpu.id, PSWPIN if zram else ZSWPIN, 1)
+    elif swap_of(machine).info[swp_type(entry)].kind == SWAP_ZRAM and zram_read_page(cpu, entry, frame):
+        count_vm_events(machine, cpu.id, PSWPIN, 1)
+    elif zswap_load(cpu, entry, frame):
+        count_vm_events(machine, cpu.id, ZSWPIN, 1)
+        folio_set(page, PG_dirty)        # nobody else has the data any more
     else:
         from_disk = True
         copy_bytes(frame, place_on_disk(machine, entry), 4096)

@@ -10,14 +10,15 @@ import os
 import re
 
 from numaemu.kernel import (cgroup, huge_sysfs, node_sysfs, proc_base, proc_meminfo, proc_slabinfo, proc_smaps,
-                            proc_stat, proc_task, proc_vmallocinfo, proc_vmstat, swapon, sysctl, thp_sysfs)
+                            proc_stat, proc_task, proc_vmallocinfo, proc_vmstat, swapon, sysctl, thp_sysfs,
+                            zswap_sysfs)
 from numaemu.kernel.inode import I_LIVE, inode_name, inode_t
 from numaemu.kernel.mm_types import mapping_t, pool_t
 from numaemu.kernel.sysctl import System  # noqa: F401  (what read, write and listdir take)
 
 FIXED = {path: (read, None) for module in (proc_vmstat, proc_meminfo, proc_slabinfo, proc_vmallocinfo, proc_stat, node_sysfs)
          for path, read in module.FILES.items()}
-FIXED |= sysctl.FILES | swapon.FILES | huge_sysfs.SYSCTLS | thp_sysfs.FILES
+FIXED |= sysctl.FILES | swapon.FILES | huge_sysfs.SYSCTLS | thp_sysfs.FILES | zswap_sysfs.FILES
 PID_FILES = proc_task.PID_FILES | proc_base.PID_FILES | proc_smaps.PID_FILES | cgroup.PID_FILES
 PID_WRITERS = proc_task.PID_WRITERS | proc_base.PID_WRITERS
 NEAREST = 3                      # names that are told when there is no such file

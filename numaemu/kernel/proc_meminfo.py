@@ -12,7 +12,8 @@ from numaemu.kernel.percpu import pcpu_nr_pages
 from numaemu.kernel.util import vm_commit_limit
 from numaemu.kernel.vmap_area import vmap_of
 from numaemu.kernel.vmstat import fold_node, free_pages
-from numaemu.kernel.zram import zstat_of
+from numaemu.kernel.zram import ZSWAP, zstat_of
+from numaemu.kernel.zswap import zswap_total_pages
 from numaemu.paging import ENTRY_4_BYTES, ENTRY_ARM64
 from numaemu.param import PAGE_SHIFT
 
@@ -65,11 +66,9 @@ def slab_lines(state):
 
 
 def swap_lines(machine):
-    """Slots, free ones; what zswap holds compressed and how much that was."""
-    stat = zstat_of(machine)
-    zswap = machine.zswap_enabled
+    """Slots, free ones; the pages of zswap's pool, and what is in them."""
     return [line("SwapTotal", kilobytes(machine.total_swap_pages)), line("SwapFree", kilobytes(max(machine.nr_swap_pages, 0))),
-            line("Zswap", stat.compr_bytes >> 10 if zswap else 0), line("Zswapped", stat.orig_bytes >> 10 if zswap else 0)]
+            line("Zswap", kilobytes(int(zswap_total_pages(machine)))), line("Zswapped", kilobytes(zstat_of(machine, ZSWAP).pages))]
 
 
 def stack_line(state):

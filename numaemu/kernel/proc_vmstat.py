@@ -27,6 +27,7 @@ NODE_ITEMS = (
     "nr_shmem nr_anon_transparent_hugepages nr_vmscan_write nr_vmscan_immediate_reclaim nr_dirtied nr_written "
     "nr_kernel_misc_reclaimable nr_kernel_stack nr_page_table_pages nr_sec_page_table_pages nr_swapcached "
     "pgpromote_success pgpromote_candidate pgdemote_kswapd pgdemote_direct pgdemote_khugepaged nr_hugetlb").split()
+ZONE_ITEMS = ("nr_free_pages", "nr_zspages")      # Linux counts these by zone
 DIRTY_LIMITS = ("nr_dirty_threshold", "nr_dirty_background_threshold")
 NUMA_ITEMS = "numa_hit numa_miss numa_foreign numa_interleave numa_local numa_other".split()
 EVENTS = (
@@ -44,7 +45,7 @@ EVENTS = (
     "unevictable_pgs_mlocked unevictable_pgs_munlocked unevictable_pgs_cleared unevictable_pgs_stranded "
     "thp_fault_alloc thp_fault_fallback thp_collapse_alloc thp_collapse_alloc_failed thp_split_page thp_split_pmd "
     "thp_zero_page_alloc thp_zero_page_alloc_failed nr_tlb_remote_flush nr_tlb_remote_flush_received nr_tlb_local_flush_all "
-    "nr_tlb_local_flush_one swap_ra swap_ra_hit swpin_zero swpout_zero zswpin zswpout").split()
+    "nr_tlb_local_flush_one swap_ra swap_ra_hit swpin_zero swpout_zero zswpin zswpout zswpwb").split()
 
 
 def in_order(names, values):
@@ -55,7 +56,7 @@ def in_order(names, values):
 def vmstat(system):
     """/proc/vmstat: vmstat_show; the last line is a counter that old programs look for."""
     values = stats.vmstat(system.machine)
-    lines = in_order(["nr_free_pages", *NUMA_ITEMS, *NODE_ITEMS, *DIRTY_LIMITS, *EVENTS], values)
+    lines = in_order([*ZONE_ITEMS, *NUMA_ITEMS, *NODE_ITEMS, *DIRTY_LIMITS, *EVENTS], values)
     return "\n".join([*lines, "nr_unstable 0"]) + "\n"
 
 
@@ -64,7 +65,7 @@ def node_vmstat(system, node):
     machine = system.machine
     values = {"nr_free_pages": free_pages(machine, node), **stats.linux_names(fold_numa(machine, node)),
               **stats.linux_names(fold_node(machine, node))}
-    return "\n".join(in_order(["nr_free_pages", *NUMA_ITEMS, *NODE_ITEMS], values)) + "\n"
+    return "\n".join(in_order([*ZONE_ITEMS, *NUMA_ITEMS, *NODE_ITEMS], values)) + "\n"
 
 
 # -- free blocks ---------------------------------------------------------------------------------------------

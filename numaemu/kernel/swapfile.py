@@ -22,7 +22,8 @@ from numaemu.kernel.mmzone import page_of, page_to_nid
 from numaemu.kernel.page_alloc import put_page, try_get_page
 from numaemu.kernel.smp import machine_of, spin_lock, spin_unlock
 from numaemu.kernel.vmstat import NR_FILE_PAGES, NR_SWAPCACHE, mod_node_page_state
-from numaemu.kernel.zram import zs_free
+from numaemu.kernel.zram import zram_free_page
+from numaemu.kernel.zswap import zswap_invalidate
 from numaemu.pointer import Struct, address_of, i32, i64, u64, u8
 
 U = np.uint64
@@ -148,9 +149,11 @@ def swap_range_free(cpu, entry):
     """Nobody names the entry any more: its slot may be given out again."""
     machine = machine_of(cpu)
     swap = swap_of(machine)
-    if load_acquire(u64.array(machine.ztable), entry) != U(0):
-        zs_free(cpu, entry)
     info = swap.info[swp_type(entry)]
+    if info.kind == SWAP_ZRAM:
+        zram_free_page(cpu, entry)
+    else:
+        zswap_invalidate(cpu, entry)
     lock = address_of(info, "lock")
     spin_lock(cpu, lock)
     fetch_add(info, "inuse_pages", -1)

@@ -1,4 +1,4 @@
-"""Swap areas come and go, and what /proc and /sys say about swap: the outer half of Linux's mm/swapfile.c.
+"""Swap areas come and go, and what /proc says about them: the outer half of Linux's mm/swapfile.c.
 
 Areas are made by the coordinator. They are partitions of their own, MAX_SWAPFILES at most; one of kind zram keeps its
 pages compressed in memory.
@@ -25,7 +25,6 @@ from numaemu.kernel.swapfile import (MAX_SWAPFILES, SWAP_DISK, SWAP_NAME_BYTES, 
                                      SWP_SYNCHRONOUS_IO, SWP_USED, SWP_WRITEOK, folio_free_swap, swap_cache_get_folio, swap_map, swap_of, swp_type)
 from numaemu.kernel.vma_index import vma_index, vma_of
 from numaemu.kernel.xarray import MAX_INDEX, xa_find, xa_is_value, xa_load
-from numaemu.kernel.zram import ALGORITHMS, zstat_of
 from numaemu.param import PAGE_SIZE
 from numaemu.pointer import address_of
 from numaemu.processor import cpu_t
@@ -217,7 +216,7 @@ def try_to_unuse(cpu_address, kind):
             let_others_run(cpu)
 
 
-# -- /proc and /sys ------------------------------------------------------------------------------------------
+# -- /proc ------------------------------------------------------------------------------------------
 
 def swaps(system):
     """/proc/swaps: swap_show"""
@@ -229,45 +228,4 @@ def swaps(system):
     return "\n".join(lines) + "\n"
 
 
-def mm_stat(system):
-    """/sys/block/zram0/mm_stat: original, compressed bytes, memory used (all three of pages that are kept compressed), limit,
-    its maximum, pages of one value (0: zeros are noted, not stored), compacted, huge pages, huge pages ever (not counted: 0)
-    """
-    stat = zstat_of(system.machine)
-    used = stat.compr_bytes + 8 * stat.pages
-    return " ".join(f"{n:8d}" for n in (stat.orig_bytes, stat.compr_bytes, used, 0, 0, 0, 0, stat.huge_pages)) + "\n"
-
-
-def comp_algorithm(system):
-    """The chosen algorithm in brackets, as zram shows it."""
-    chosen = zstat_of(system.machine).algorithm
-    return " ".join(f"[{name}]" if number == chosen else name for number, name in enumerate(ALGORITHMS)) + "\n"
-
-
-def set_algorithm(system, text):
-    """Choose the library, while nothing is kept compressed."""
-    stat, name = zstat_of(system.machine), text.strip()
-    if name not in ALGORITHMS:
-        raise OSError(errno.EINVAL, f"compression {name!r} is not one of {', '.join(ALGORITHMS)}")
-    if stat.pages:
-        raise OSError(errno.EBUSY, f"{stat.pages} pages are kept compressed by {ALGORITHMS[stat.algorithm]}")
-    stat.algorithm = ALGORITHMS.index(name)
-
-
-def zswap_enabled(system):
-    return "Y\n" if system.machine.zswap_enabled else "N\n"
-
-
-def set_zswap_enabled(system, text):
-    if text.strip() not in ("0", "1", "Y", "N", "y", "n"):
-        raise OSError(errno.EINVAL, f"zswap enabled is {text.strip()!r}, must be Y or N")
-    system.machine.zswap_enabled = int(text.strip() in "1Yy")
-
-
-FILES = {
-    "/proc/swaps": (swaps, None),
-    "/sys/block/zram0/mm_stat": (mm_stat, None),
-    "/sys/block/zram0/comp_algorithm": (comp_algorithm, set_algorithm),
-    "/sys/module/zswap/parameters/enabled": (zswap_enabled, set_zswap_enabled),
-    "/sys/module/zswap/parameters/compressor": (comp_algorithm, set_algorithm),
-}
+FILES = {"/proc/swaps": (swaps, None)}
