@@ -100,7 +100,7 @@ def strtoul(word):
     match = _NUMBER.fullmatch(word)
     if match is None:
         return None
-    sign, digits = match.groups()
+    sign, digits = match.group(1), match.group(2)[:100]         # of more digits: larger than anything that is taken
     base = 16 if digits[:2] in ("0x", "0X") else 8 if digits[0] == "0" else 10
     return int(sign + digits, base)
 
