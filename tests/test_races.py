@@ -10,19 +10,20 @@ import pytest
 from numaemu.build import JIT
 from numaemu.errors import BusError, OutOfMemory
 from numaemu.kernel import (compaction, do_fault, filemap, fork, huge_memory, hugetlb, hugetlb_fault, hugetlb_resize, hugetlbfs, khugepaged,
-                            memory, migrate, mremap, page_alloc, shmem_fault, shmem_file, swapon, truncate)
+                            memory, migrate, move_pages, mremap, page_alloc, shmem_fault, shmem_file, swapon, truncate)
 from numaemu.kernel import sys as syscalls
 from numaemu.kernel.compaction_free import compact_control_of
 from numaemu.kernel.gfp import GFP_HIGHUSER_MOVABLE, GFP_KERNEL
 from numaemu.kernel.huge_split import huge_entry_offset, split_huge_pmd
 from numaemu.kernel.migrate import batch_of
-from numaemu.kernel.mm_types import mm_t, task_t
+from numaemu.kernel.mm_types import mm_t, task_t, vma_t
 from numaemu.kernel.pgtable import is_migration_entry, pte_offset
 from numaemu.kernel.rmap import mapping_of
 from numaemu.kernel.swap import folio_add_new_lru
 from numaemu.kernel.tlb import try_to_unmap_flush
 from numaemu.uapi import (MADV_COLLAPSE, MADV_DONTNEED, MADV_NOHUGEPAGE, MADV_PAGEOUT, MADV_REMOVE, MAP_ANONYMOUS, MAP_HUGETLB,
-                          MAP_PRIVATE, MAP_SHARED, MFD_HUGETLB, MREMAP_FIXED, MREMAP_MAYMOVE, O_RDWR, PROT_READ, PROT_WRITE)
+                          MAP_PRIVATE, MAP_SHARED, MFD_HUGETLB, MPOL_BIND, MPOL_MF_MOVE, MREMAP_FIXED,
+                          MREMAP_MAYMOVE, O_RDWR, PROT_READ, PROT_WRITE)
 
 PAGE, HUGE, U = 4096, 2 << 20, np.uint64
 RW = PROT_READ | PROT_WRITE
@@ -475,4 +476,66 @@ def test_swapoff_goes_on_until_the_area_is_empty(loopback, meanwhile):
     swapon.try_to_unuse(int(machine.cpu(1).address), kind)
     swapon.swapoff_end(machine.machine, kind)
     assert children[0].load(area.pages()).tolist() == list(range(64))
+    machine.audit()
+
+
+# -- numbers that mean something else by now -------------------------------------------------------------------------------
+
+@replaces
+def test_fork_beside_the_cutting_of_a_file_of_huge_pages(loopback, meanwhile):
+    """A private copy is taken out of the parent while it is shared with the child; who cuts comes to parents first."""
+    machine = loopback(nodes=1, cpus_per_node=2, memory_per_node="32MiB")
+    machine.write("/proc/sys/vm/nr_hugepages", "4")
+    task = machine.task()
+    file = task.memfd_create("h", MFD_HUGETLB)
+    area = task.mmap(2 * HUGE, RW, MAP_PRIVATE, file=file)
+    task.store([area.addr, area.addr + HUGE], [1, 2])
+    thread = task.clone(cpu=1)
+    done = meanwhile(hugetlb_fault, "try_get_page",
+                     lambda *_: machine.call_op(thread._number, thread.pid, "file_truncate", (file.fd, 0)), before=True)
+    child = task.fork(cpu=0)
+    for each in (task, child):
+        with pytest.raises(BusError):
+            each.load([area.addr])
+    parents = [v for v in machine.vmas(task) if v.i_mapping]
+    copies = [v for v in machine.vmas(child) if v.i_mapping]
+    assert done and len(parents) == len(copies) == 1
+    assert vma_t.array(machine.machine.vmas)[parents[0].file_next].address == copies[0].address
+    machine.audit()
+
+
+@replaces
+def test_a_huge_page_that_is_split_before_it_is_to_move(loopback, meanwhile):
+    machine = loopback(nodes=2, cpus_per_node=1, memory_per_node="32MiB")
+    machine.write("/sys/kernel/mm/transparent_hugepage/enabled", "always")
+    task = machine.task()
+    area = task.mmap(2 * HUGE)
+    task.store([area.addr], np.uint8(7))
+    done = meanwhile(move_pages, "huge_is_elsewhere",
+                     lambda *_: split_huge_pmd(machine.cpu(), huge_entry_offset(machine.machine, machine.mm(task), U(area.addr))))
+    task.mbind(area.addr, HUGE, MPOL_BIND, 1, MPOL_MF_MOVE)
+    assert done[0] and set(area.nodes().tolist()[:512]) == {1} and task.load([area.addr], np.uint8)[0] == 7
+    machine.audit()
+
+
+def test_a_victim_that_has_ended_costs_nobody_else_his_life(loopback, monkeypatch):
+    """The number of its address space is another's by then, and so is the number of the task."""
+    machine = loopback(nodes=1, cpus_per_node=2, memory_per_node="8MiB")
+    victim, oom, later = machine.task(1), machine.actors[0].oom, []
+    victim.mmap(64 * PAGE).touch()
+    number, free = task_t.array(machine.machine.tasks)[victim._number].mm, [zone.free_pages for zone in machine.zones()]
+
+    def header(_oc):
+        for zone, pages in zip(machine.zones(), free, strict=True):
+            zone.free_pages = pages
+        victim.exit(0)
+        later.append(machine.task(1))
+    monkeypatch.setattr(oom, "dump_header", header)
+    for zone in machine.zones():
+        zone.free_pages = 0
+    answer, marked = oom.out_of_memory(GFP_KERNEL, 0, 1, 0)
+    there = task_t.array(machine.machine.tasks)[later[0]._number]
+    assert there.mm == number and (answer, marked) == (0, []) and there.oom_victim != there.pid
+    assert mm_t.array(machine.machine.mms)[number].oom_state == 0
+    later[0].mmap(PAGE).touch()
     machine.audit()

@@ -369,6 +369,26 @@ def hugetlb_change_protection(cpu, vma, start, end):
         flush_hugetlb_tlb_range(cpu, h, vma.mm, start, end)
 
 
+@kernel("u64(cpu_t*, u64)")
+def hugetlb_get_mapped(cpu, where):
+    """What the entry at a host address says, not writable any more, and a reference to its page; 0: nothing is mapped there.
+
+    Who cuts the file, or has reserved the page, may take the entry out at any moment: so it is looked at again.
+    """
+    machine, tries = machine_of(cpu), 0
+    while True:
+        entry = entry_load(where)
+        if not pmd_trans_huge(entry):
+            return U(0)
+        shared = entry & ~_PAGE_RW
+        if entry_cmpxchg(where, entry, shared) == entry and try_get_page(page_of(machine, pte_pfn(entry))):
+            if entry_load(where) == shared:
+                return shared
+            put_page(cpu, pte_pfn(entry))
+        tries += 1
+        relax(cpu, tries)
+
+
 @kernel("bool(cpu_t*, mm_t*, mm_t*, vma_t*)")
 def copy_hugetlb_page_range(cpu, parent, child, vma):
     """Share a private VMA's pages with a child: both lose write permission. False: no memory for tables."""
@@ -380,14 +400,10 @@ def copy_hugetlb_page_range(cpu, parent, child, vma):
             target = huge_pte_alloc(cpu, child, address, huge_page_shift(h))
             if target == U(0):
                 return False
-            entry = entry_load(source)
-            while pmd_trans_huge(entry) and entry_cmpxchg(source, entry, entry & ~_PAGE_RW) != entry:
-                entry = entry_load(source)
-            if pmd_trans_huge(entry):
-                page = page_of(machine, pte_pfn(entry))
-                get_page(page)
-                fetch_add(page, "mapcount", 1)
+            entry = hugetlb_get_mapped(cpu, source)
+            if entry != U(0):
+                fetch_add(page_of(machine, pte_pfn(entry)), "mapcount", 1)
                 fetch_add(child, "hugetlb_usage", pages_per_huge_page(h))
-                entry_exchange(target, entry & ~_PAGE_RW)
+                entry_exchange(target, entry)
         address += huge_page_size(h)
     return True

@@ -218,7 +218,8 @@ def shmem_get_inode(cpu):
             destroy_inode(cpu, number)
         return -ENFILE
     mapping = mapping_of(machine, object_number)
-    mapping.users, mapping.tmpfs, mapping.host = 1, 1, number
+    mapping.tmpfs, mapping.host = 1, number
+    store_release(mapping, "users", 1)           # last: swapoff, which looks through all objects, may hold it from now on
     inode_of(machine, number).object = object_number
     return number
 
@@ -235,8 +236,9 @@ def create(cpu, name):
     """A new empty file, held; -EEXIST if there is one of this name, -ENFILE if the table is full."""
     number = shmem_get_inode(cpu) if is_tmpfs(name) else new_inode(cpu)
     if number > 0 and link_inode(cpu, number, name) != 0:
-        if inode_of(machine_of(cpu), number).object != 0:
-            mapping_put(cpu, inode_of(machine_of(cpu), number).object)
+        there = inode_of(machine_of(cpu), number).object
+        if there != 0 and fetch_add(mapping_of(machine_of(cpu), there), "users", -1) == 1:
+            mapping_put(cpu, there)
         put_inode(cpu, number)
         destroy_inode(cpu, number)
         return -EEXIST

@@ -215,7 +215,7 @@ def map_file(cpu, vma_number, file):
     get_file(machine, file)
     vma.file = file
     vma.i_mapping = inode.object if inode.object != 0 else inode.mapping
-    link_file_vma(cpu, vma_number)
+    link_file_vma(cpu, vma_number, 0)
 
 
 @kernel("i64(cpu_t*, i64, u64, u64, i64, i64, i64, i64)")

@@ -74,6 +74,8 @@ def migrate_huge_page(cpu, batch, address, end, flags):
     """Move a transparent huge page as a whole, if all of it lies before `end`: HUGE_*. HUGE_SPLIT: it is small pages now."""
     machine = machine_of(cpu)
     where = huge_entry_offset(machine, mm_of(machine, batch.mm), address)
+    if where == U(0):
+        return HUGE_SPLIT                # reclaim has just taken it apart
     head = pte_pfn(entry_load(where))
     if not page_movable(page_of(machine, head), flags):
         return HUGE_MOVED                # not chosen, which is no failure

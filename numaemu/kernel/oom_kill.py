@@ -317,10 +317,16 @@ class OomKiller:
                          f"{task.oom_score_adj:5d} {task_name(task)}")
 
     def oom_kill_process(self, oc):
-        """Report, count and mark every task that uses the victim's memory."""
+        """Report, count and mark every task that uses the victim's memory; AGAIN if the victim has ended by itself.
+
+        Nothing holds the victim meanwhile: ids of address spaces and pids tell whether a number still means the same.
+        """
         victim = oc.tasks[oc.chosen]
         mm_number = victim.mm
         mm = mm_of(self.machine, mm_number)
+        mm_id = mm.id
+        if mm_number == 0 or victim.mm != mm_number:
+            return AGAIN, []
         self.dump_header(oc)
         policy = oc.constraint == CONSTRAINT_MEMORY_POLICY
         mask = list_text(n for n in range(MAX_NODES) if oc.nodemask >> n & 1) if policy else "(null)"
@@ -332,20 +338,31 @@ class OomKiller:
                  f"anon-rss:{kilobytes(anon)}kB, file-rss:{kilobytes(file)}kB, shmem-rss:{kilobytes(shmem)}kB, UID:{victim.uid} "
                  f"pgtables:{kilobytes(mm.pgtables)}kB oom_score_adj:{victim.oom_score_adj}")
         self.machine.oom_kills += 1
-        self.dying[mm_number] = mm.id, 0
+        self.dying[mm_number] = mm_id, 0
         compare_exchange(mm, "oom_state", OOM_NONE, OOM_VICTIM)
         walls = int(oc.current.mems_allowed) if oc.gfp & __GFP_HARDWALL else int(self.machine.node_mask)
         why = shortage_text(self.machine, oc.gfp, oc.order, oc.nodemask, walls)
         marked, before = [], None
         while marked != before:          # a thread may be cloned meanwhile, by one not yet marked
-            before, marked = marked, [n for n in range(1, pool_t.at(self.machine.task_pool).used + 1)
-                                      if oc.tasks[n].mm == mm_number and self.mark(oc, oc.tasks[n], anon + file + shmem, why)]
-        return mm_number, marked
+            before, marked = marked, [n for n, pid in self.users_of(oc, mm_number, mm_id)
+                                      if self.mark(oc, oc.tasks[n], pid, anon + file + shmem, why)]
+        if mm.id == mm_id:
+            return mm_number, marked
+        compare_exchange(mm, "oom_state", OOM_VICTIM, OOM_NONE)      # another address space's by now: it is no victim
+        return AGAIN, marked
+
+    def users_of(self, oc, mm_number, mm_id):
+        """(number, pid) of each task in an address space; none if that has ended, whatever its number means now."""
+        users = []
+        for number in range(1, pool_t.at(self.machine.task_pool).used + 1):
+            pid = oc.tasks[number].pid
+            if oc.tasks[number].mm == mm_number and oc.tasks[number].pid == pid:
+                users.append((number, pid))
+        return users if mm_of(self.machine, mm_number).id == mm_id else []
 
     @staticmethod
-    def mark(oc, task, rss, why):
+    def mark(oc, task, pid, rss, why):
         """mark_oom_victim and SIGKILL. The mark is the pid, so that the next task of this number is not meant by it."""
-        pid = task.pid
         task.oom_rss, task.oom_nodes, task.oom_asker = rss, oc.nodemask, oc.current.pid
         write_text(task, why)
         task.oom_victim = pid

@@ -86,18 +86,25 @@ def unlink_vma(cpu, vma_number):
     return last
 
 
-@kernel("void(cpu_t*, i64)")
-def link_file_vma(cpu, vma_number):
-    """Let a VMA join those that map its file (__vma_link_file)."""
+@kernel("void(cpu_t*, i64, i64)")
+def link_file_vma(cpu, vma_number, after):
+    """Let a VMA join those that map its file (__vma_link_file): behind VMA `after`, which it is a copy of, or (0) somewhere.
+
+    So truncation comes to a forked child after its parent, and finds there what fork has still copied.
+    """
     machine = machine_of(cpu)
     vma = vma_of(machine, vma_number)
     mapping = mapping_of(machine, vma.i_mapping)
     lock = address_of(mapping, "lock")
     spin_lock(cpu, lock)
-    vma.file_prev, vma.file_next = 0, mapping.first_vma
-    if mapping.first_vma != 0:
-        vma_of(machine, mapping.first_vma).file_prev = vma_number
-    mapping.first_vma = vma_number
+    following = vma_of(machine, after).file_next if after != 0 else mapping.first_vma
+    vma.file_prev, vma.file_next = after, following
+    if following != 0:
+        vma_of(machine, following).file_prev = vma_number
+    if after != 0:
+        vma_of(machine, after).file_next = vma_number
+    else:
+        mapping.first_vma = vma_number
     fetch_add(mapping, "users", 1)
     spin_unlock(lock)
 

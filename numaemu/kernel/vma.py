@@ -76,7 +76,7 @@ def join_file(cpu, vma_number, of_number):
         vma.file, vma.i_mapping = of.file, of.i_mapping
         get_file(machine, vma.file)
         if vma.i_mapping != 0:
-            link_file_vma(cpu, vma_number)
+            link_file_vma(cpu, vma_number, of_number)
 
 
 @kernel("void(cpu_t*, vma_t*)")
