@@ -147,6 +147,11 @@ def present_pages(machine, nodemask):
                if nodemask >> node & 1 for kind in range(MAX_NR_ZONES))
 
 
+def walls_of(oc):
+    """The nodes that the asking task's cpuset lets the allocation have."""
+    return int(oc.current.mems_allowed) if oc.gfp & __GFP_HARDWALL else int(oc.system.machine.node_mask)
+
+
 def cpuset_limited(oc):
     """True if the asking task's cpuset keeps it from a zone that would do."""
     machine, walled = oc.system.machine, ~int(oc.current.mems_allowed)
@@ -340,8 +345,7 @@ class OomKiller:
         self.machine.oom_kills += 1
         self.dying[mm_number] = mm_id, 0
         compare_exchange(mm, "oom_state", OOM_NONE, OOM_VICTIM)
-        walls = int(oc.current.mems_allowed) if oc.gfp & __GFP_HARDWALL else int(self.machine.node_mask)
-        why = shortage_text(self.machine, oc.gfp, oc.order, oc.nodemask, walls)
+        why = shortage_text(self.machine, oc.gfp, oc.order, oc.nodemask, walls_of(oc))
         marked, before = [], None
         while marked != before:          # a thread may be cloned meanwhile, by one not yet marked
             before, marked = marked, [n for n, pid in self.users_of(oc, mm_number, mm_id)
