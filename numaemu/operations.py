@@ -168,14 +168,11 @@ class Operations(KernelOperations, KernelSpaceOperations, MmOperations, ExecOper
         return check(syscalls.sys_migrate_pages(self.address, number, self.target(number, pid), old, new))
 
     def target(self, number, pid):
-        """The number of the task with this pid; 0 means the calling one."""
+        """The number of the task with this pid, or 0; pid 0 means the calling one."""
         return number if not pid else self.number_of_pid(pid)
 
     def number_of_pid(self, pid):
-        for number in task_numbers(self.machine):
-            if self.tasks[number].pid == pid:
-                return number
-        raise OSError(errno.ESRCH, os.strerror(errno.ESRCH))
+        return next((n for n in task_numbers(self.machine) if self.tasks[n].pid == pid), 0)
 
     # -- memory accesses
 
@@ -292,7 +289,7 @@ class Operations(KernelOperations, KernelSpaceOperations, MmOperations, ExecOper
         return child, self.tasks[child].pid
 
     def setuid(self, number, uid):
-        self.tasks[number].uid = uid
+        check(syscalls.sys_setuid(self.address, number, uid))
 
     def sleep(self, number, ns):
         """Other tasks of this CPU run meanwhile; if none wants to, its clock jumps."""
@@ -308,19 +305,21 @@ class Operations(KernelOperations, KernelSpaceOperations, MmOperations, ExecOper
         if not self.give_way(number, self.tasks[number].pid):
             new_slice(self.address)
 
-    def wait(self, number, pid):
+    def wait(self, number, pid, options):
         """(pid, status) of a child that has ended, or None: none has."""
         status = np.zeros(1, np.int64)
-        found = check(syscalls.sys_wait4(self.address, number, pid, status.ctypes.data))
+        found = check(syscalls.sys_wait4(self.address, number, pid, options, status.ctypes.data))
         return (found, int(status[0])) if found else None
 
     def exit(self, number, code):
         self.tasks[number].exit_code = code
         syscalls.sys_exit(self.address, number, 0)
 
-    def find(self, number, pid):
-        """The number of the task with this pid, for kill."""
-        return self.number_of_pid(pid)
+    def kill(self, number, pid, signal):
+        """The number of the task that the signal is for, which the caller may send it."""
+        target = self.number_of_pid(pid)
+        check(syscalls.sys_kill(self.address, number, target, signal))
+        return target
 
     def thread_group(self, number, pid):
         """(number, pid) of the living threads of the process that task `pid` belongs to, the caller last."""

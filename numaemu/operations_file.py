@@ -11,9 +11,13 @@ from numaemu.kernel.hugetlb_pool import hstate_sizelog
 from numaemu.kernel.hugetlb_resize import set_max_huge_pages
 from numaemu.kernel.inode import inode_name, inode_of
 from numaemu.param import MAX_OPEN
-from numaemu.uapi import MAP_HUGE_MASK, MAP_HUGE_SHIFT, MFD_HUGETLB, O_RDWR
+from numaemu.uapi import (MAP_HUGE_MASK, MAP_HUGE_SHIFT, MFD_ALLOW_SEALING, MFD_CLOEXEC, MFD_EXEC, MFD_HUGETLB, MFD_NOEXEC_SEAL,
+                          O_CLOEXEC, O_RDWR)
 
 READ_MOST = 1 << 30              # bytes of one read
+MFD_ALL_FLAGS = MFD_CLOEXEC | MFD_ALLOW_SEALING | MFD_HUGETLB | MFD_NOEXEC_SEAL | MFD_EXEC
+_EXEC = MFD_EXEC | MFD_NOEXEC_SEAL       # one of them at most
+MFD_NAME_MAX_LEN = 249           # NAME_MAX without "memfd:"
 
 
 def check(result, what=None):
@@ -35,11 +39,14 @@ class FileOperations:
         return check(calls.sys_open(self.address, number, name.ctypes.data, flags), path)
 
     def memfd_create(self, number, name, flags):
-        words, hstate = name_words(f"/memfd:{name}"), -1
-        if flags & MFD_HUGETLB:
-            hstate = check(hstate_sizelog(self.machine, flags))
-            flags &= ~(MFD_HUGETLB | MAP_HUGE_MASK << MAP_HUGE_SHIFT)
-        return check(calls.sys_memfd_create(self.address, number, words.ctypes.data, O_RDWR | flags, hstate))
+        sizes = MAP_HUGE_MASK << MAP_HUGE_SHIFT if flags & MFD_HUGETLB else 0
+        if flags & ~(MFD_ALL_FLAGS | sizes) or flags & _EXEC == _EXEC or len(os.fsencode(name)) > MFD_NAME_MAX_LEN:
+            check(-errno.EINVAL)
+        hstate = hstate_sizelog(self.machine, flags) if flags & MFD_HUGETLB else -1
+        if hstate < -1:
+            check(-errno.ENODEV)
+        words, flags = name_words(f"/memfd:{name}"), O_RDWR | (O_CLOEXEC if flags & MFD_CLOEXEC else 0)
+        return check(calls.sys_memfd_create(self.address, number, words.ctypes.data, flags, hstate))
 
     def file_close(self, number, fd):
         check(calls.sys_close(self.address, number, self.descriptor(fd)))
@@ -66,9 +73,7 @@ class FileOperations:
         size = self.file_size(number, fd)
         nbytes = min(size if nbytes is None else nbytes, size, READ_MOST)
         data = self.buffer(nbytes)
-        where = calls.AT_F_POS if offset is None else offset
-        if offset is not None and offset < 0:
-            raise ValueError(f"offset {offset} of a read is negative")
+        where = calls.AT_F_POS if offset is None else max(offset, -1)
         n = check(calls.sys_read(self.address, number, self.descriptor(fd), where, data.ctypes.data, nbytes))
         return data[:n].tobytes()
 
@@ -81,9 +86,7 @@ class FileOperations:
 
     def file_write(self, number, fd, offset, data):
         data = np.frombuffer(data, np.uint8)
-        if offset is not None and offset < 0:
-            raise ValueError(f"offset {offset} of a write is negative")
-        where = calls.AT_F_POS if offset is None else offset
+        where = calls.AT_F_POS if offset is None else max(offset, -1)
         return check(calls.sys_write(self.address, number, self.descriptor(fd), where, data.ctypes.data, len(data)))
 
     def file_seek(self, number, fd, offset, whence):
@@ -99,10 +102,7 @@ class FileOperations:
         check(calls.sys_ftruncate(self.address, number, self.descriptor(fd), size))
 
     def mmap_file(self, number, addr, length, prot, flags, fd, offset):
-        where = calls.sys_mmap_file(self.address, number, addr, length, prot, flags, self.descriptor(fd), offset)
-        if where == -errno.EOPNOTSUPP:
-            raise NotImplementedError("a private mapping of a file of huge pages: only MAP_SHARED is there")
-        return check(where)
+        return check(calls.sys_mmap_file(self.address, number, addr, length, prot, flags, self.descriptor(fd), offset))
 
     def msync(self, number, addr, length, flags):
         check(calls.sys_msync(self.address, number, addr, length, flags))

@@ -7,6 +7,7 @@ import numpy as np
 from numaemu.kernel import ptdump, sys_mm
 from numaemu.kernel.pgtable import mm_of
 from numaemu.param import PAGE_SIZE
+from numaemu.uapi import RLIM_NLIMITS
 
 
 def check(result):
@@ -19,8 +20,8 @@ def check(result):
 class MmOperations:
     """The operations on mappings; `address` and `tasks` are those of Operations."""
 
-    def mmap(self, number, addr, length, prot, flags):
-        return check(sys_mm.sys_mmap(self.address, number, addr, length, prot, flags))
+    def mmap(self, number, addr, length, prot, flags, offset):
+        return check(sys_mm.sys_mmap(self.address, number, addr, length, prot, flags, offset))
 
     def munmap(self, number, addr, length):
         check(sys_mm.sys_munmap(self.address, number, addr, length))
@@ -77,5 +78,7 @@ class MmOperations:
 
     def getrlimit(self, number, which):
         """(soft, hard)"""
+        if not 0 <= which < RLIM_NLIMITS:
+            check(-errno.EINVAL)
         rlim = self.tasks[number].rlim
         return int(rlim[2 * which]), int(rlim[2 * which + 1])

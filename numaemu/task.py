@@ -68,7 +68,7 @@ class Task:
                 file = self.fdopen(file)
             where = self._op("mmap_file", addr or 0, nbytes, prot, flags & ~MAP_ANONYMOUS, file.fd, offset)
             return Mapping(self, where, nbytes)
-        return Mapping(self, self._op("mmap", addr or 0, nbytes, prot, flags), nbytes)
+        return Mapping(self, self._op("mmap", addr or 0, nbytes, prot, flags, offset), nbytes)
 
     def munmap(self, addr, length):
         """munmap(2)"""
@@ -284,7 +284,7 @@ class Task:
         """
         if pid < -1 or pid == 0:
             raise NotImplementedError(f"wait for pid {pid}: process groups are not there")
-        while (answer := self._op("wait", pid)) is None and not flags & WNOHANG:
+        while (answer := self._op("wait", pid, flags)) is None and not flags & WNOHANG:
             time.sleep(WAIT_POLL_S)
         return answer
 
@@ -292,7 +292,7 @@ class Task:
         """kill(2): any signal ends the process that task `pid` belongs to, with all its threads; 0 only looks whether it is
         there. Their memory is freed where they run.
         """
-        self._op("find", pid)
+        self._op("kill", pid, sig)
         for number, member in self._op("thread_group", pid) if sig else ():
             with contextlib.suppress(ProcessLookupError, OutOfMemory):       # it may just have ended
                 self._site.call_op(number, member, "die", (sig,))

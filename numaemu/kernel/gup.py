@@ -5,7 +5,7 @@ from numaemu.compile import hot, kernel
 from numaemu.kernel.fault import SERVED, do_user_addr_fault
 from numaemu.kernel.memory import handle_mm_fault
 from numaemu.kernel.mm_types import (VM_ACCESS_FLAGS, VM_FAULT_OOM, VM_FAULT_RETRY, VM_FAULT_SIGBUS, VM_HUGETLB,
-                                     VM_LOCKED, VM_LOCKONFAULT, VM_SHARED, VM_WRITE)
+                                     VM_LOCKED, VM_LOCKONFAULT, VM_READ, VM_SHARED, VM_WRITE)
 from numaemu.kernel.mmap import do_mmap, page_align
 from numaemu.kernel.mmzone import page_of
 from numaemu.kernel.page_alloc import put_page, try_get_page
@@ -87,16 +87,13 @@ def mm_populate(cpu, start, end, ignore_errors, only_locked):
 
 @kernel("i64(cpu_t*, u64, u64, bool)")
 def madvise_populate(cpu, start, length, write):
-    """MADV_POPULATE_READ and _WRITE: 0 or a negative errno."""
-    end = start + ((length + U(4095)) & ~U(4095))
-    if start & U(4095) != U(0) or end < start:
-        return -EINVAL
-    at = start
+    """MADV_POPULATE_READ and _WRITE of a checked range: 0 or a negative errno."""
+    at, end = start, start + page_align(length)
     while at < end:
         first, last, flags = vma_above(cpu, at)
         if last == U(0) or first > at:
             return -ENOMEM
-        if flags & (VM_WRITE if write else VM_ACCESS_FLAGS) == 0:
+        if flags & (VM_WRITE if write else VM_READ) == 0:        # check_vma_flags
             return -EINVAL
         until = min(last, end)
         error = faultin_page_range(cpu, at, until, write)

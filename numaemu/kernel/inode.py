@@ -22,7 +22,7 @@ from numaemu.uapi import errno
 
 U = np.uint64
 ENOENT, ENOSPC, ENFILE, EEXIST, EFBIG = errno.ENOENT, errno.ENOSPC, errno.ENFILE, errno.EEXIST, errno.EFBIG
-NAME_WORDS = 16                          # a name has at most 127 bytes
+NAME_WORDS = 33                          # a name has at most 263 bytes
 TMPFS_WORD = U(int.from_bytes(b"/dev/shm", "little"))        # where tmpfs is mounted
 I_FREE, I_LIVE, I_FREEING = range(3)
 FIRST_EXTENT = 16                        # pages of the first extent of a file that grows; then it doubles; assumed

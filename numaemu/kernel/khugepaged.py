@@ -276,25 +276,44 @@ def madvise_collapse_errno(result):
     return -EAGAIN if result >= SCAN_PAGE_COUNT and result <= SCAN_PAGE_LOCK else -EINVAL
 
 
-@kernel("i64(cpu_t*, u64, u64)")
-def collapse_range(cpu, start, end):
-    """Every huge page in [start, end), whatever the settings: 0 or -errno. The mmap_lock is held for writing."""
-    machine, size, failed = machine_of(cpu), pmd_size(machine_of(cpu)), 0
-    machine.thp_used = 1
-    collapse_control_of(machine, cpu).is_khugepaged = 0
-    lru_add_drain_all(cpu)
-    address = haddr_of(machine, start + size - U(1))
-    while address + size <= end:
-        number = find_vma(machine, cpu.mm, address)
-        if number == 0 or vma_of(machine, number).start > address:
-            return -ENOMEM
-        if not thp_vma_suitable(machine, vma_of(machine, number), address):
-            return -EINVAL
+@kernel("i64(cpu_t*, i64, u64, u64)")
+def collapse_vma(cpu, number, start, end):
+    """Every huge page in [start, end) of a VMA: 0 or -errno. -EINVAL if the VMA has no room for one, or if the range lies
+    inside the place of a single one. Mirrors madvise_collapse.
+    """
+    machine, size = machine_of(cpu), pmd_size(machine_of(cpu))
+    vma = vma_of(machine, number)
+    address, last = haddr_of(machine, start + size - U(1)), haddr_of(machine, end)
+    if vma.end < size or not thp_vma_suitable(machine, vma, vma.end - size) or address > last:
+        return -EINVAL
+    failed = 0
+    while address < last:
         result = try_collapse(cpu, cpu.mm, number, address)
         if result != SCAN_SUCCEED and result != SCAN_PMD_MAPPED:
             failed = madvise_collapse_errno(result)
         address += size
     return failed
+
+
+@kernel("i64(cpu_t*, u64, u64)")
+def collapse_range(cpu, start, end):
+    """Every huge page in [start, end), whatever the settings: 0 or -errno. The mmap_lock is held for writing."""
+    machine, at, unmapped = machine_of(cpu), start, 0
+    machine.thp_used = 1
+    collapse_control_of(machine, cpu).is_khugepaged = 0
+    lru_add_drain_all(cpu)
+    while at < end:
+        number = find_vma(machine, cpu.mm, at)
+        if number == 0 or vma_of(machine, number).start >= end:
+            return -ENOMEM
+        if vma_of(machine, number).start > at:
+            at, unmapped = vma_of(machine, number).start, -ENOMEM
+        until = min(vma_of(machine, number).end, end)
+        error = collapse_vma(cpu, number, at, until)
+        if error != 0:
+            return error
+        at = until
+    return unmapped
 
 
 # -- the thread -----------------------------------------------------------------------------------------------------

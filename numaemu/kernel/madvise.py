@@ -14,7 +14,7 @@ from numaemu.kernel.mm_inline import folio_clear, folio_test, folio_trylock, fol
 from numaemu.kernel.mm_types import (HUGETLB, MM_SWAPENTS, VM_DONTCOPY, VM_DONTDUMP, VM_HUGEPAGE, VM_HUGETLB, VM_LOCKED,
                                      VM_MAYWRITE, VM_NOHUGEPAGE, VM_RAND_READ, VM_SEQ_READ, VM_SHARED, VM_WIPEONFORK,
                                      PG_anon, PG_dirty, PG_referenced, PG_swapcache)
-from numaemu.kernel.mmap import page_align, update_hiwater
+from numaemu.kernel.mmap import page_align, update_hiwater, wraps
 from numaemu.kernel.mmzone import page_of, page_to_nid
 from numaemu.kernel.page_alloc import put_page, try_get_page
 from numaemu.kernel.pageout import scan_control_of
@@ -38,7 +38,7 @@ from numaemu.kernel.xarray import xa_find, xa_is_value, xa_load
 from numaemu.kernel.zap import zap_page_range
 from numaemu.paging import _PAGE_ACCESSED, _PAGE_DIRTY, entry_cmpxchg, entry_load
 from numaemu.pointer import address_of
-from numaemu.uapi import (MADV_COLD, MADV_DODUMP, MADV_DOFORK, MADV_DONTDUMP, MADV_DONTFORK, MADV_DONTNEED,
+from numaemu.uapi import (MADV_COLD, MADV_COLLAPSE, MADV_DODUMP, MADV_DOFORK, MADV_DONTDUMP, MADV_DONTFORK, MADV_DONTNEED,
                           MADV_DONTNEED_LOCKED, MADV_FREE, MADV_HUGEPAGE, MADV_KEEPONFORK, MADV_PAGEOUT, MADV_RANDOM, MADV_REMOVE,
                           MADV_SEQUENTIAL, MADV_WILLNEED, MADV_WIPEONFORK, errno)
 
@@ -55,9 +55,20 @@ def changes_flags(advice):
 
 @hot
 def madvise_behavior_valid(advice):
-    """What do_madvise below can do. Not there: memory failure; COLLAPSE is khugepaged.py's; MERGEABLE needs KSM."""
-    return advice >= 0 and (advice <= MADV_DONTNEED or advice == MADV_FREE or advice == MADV_REMOVE or
-                            advice == MADV_DONTNEED_LOCKED or advice == MADV_COLD or advice == MADV_PAGEOUT or changes_flags(advice))
+    """What madvise(2) can do. Not there: memory failure; MERGEABLE needs KSM. Of gup.py and khugepaged.py: POPULATE_*
+    and COLLAPSE.
+    """
+    return advice >= 0 and (advice <= MADV_DONTNEED or advice == MADV_FREE or advice == MADV_REMOVE or changes_flags(advice) or
+                            (advice >= MADV_COLD and advice <= MADV_COLLAPSE))
+
+
+@kernel("i64(u64, u64, i64)")
+def check_madvise(start, length, advice):
+    """What madvise(2) looks at before it looks at the mappings: 0 or -EINVAL."""
+    nbytes = page_align(length)
+    bad = not madvise_behavior_valid(advice) or start & U(4095) != U(0) or wraps(start, nbytes) or \
+        (length != U(0) and nbytes == U(0))
+    return -EINVAL if bad else 0
 
 
 # -- advice kept in the flags --------------------------------------------------------------------------------
@@ -435,16 +446,12 @@ def madvise_vma_behavior(cpu, mm_number, position, start, end, advice):
 
 @kernel("i64(cpu_t*, i64, u64, u64, i64)")
 def do_madvise(cpu, mm_number, start, length, advice):
-    """madvise(2): 0 or a negative errno; holes are passed over and told of in the end.
+    """madvise(2), checked: 0 or a negative errno; holes are passed over and told of in the end.
 
     The mmap_lock is held, for writing if changes_flags(advice).
     """
     machine = machine_of(cpu)
-    end = start + page_align(length)
-    if not madvise_behavior_valid(advice) or start & U(4095) != U(0) or end < start or \
-            (length != U(0) and page_align(length) == U(0)):
-        return -EINVAL
-    at, unmapped = start, 0
+    at, end, unmapped = start, start + page_align(length), 0
     while at < end:
         position = find_position(machine, mm_number, at)
         if position >= map_count(machine, mm_number) or vma_at(machine, mm_number, position).start >= end:

@@ -165,12 +165,19 @@ def alloc_table_page(cpu):
     return alloc_pages_mpol(cpu, GFP_PGTABLE_USER, 0, current_task(cpu).policy, NO_INTERLEAVE_INDEX)
 
 
+@hot
+def sanitize_mpol_flags(mode, flags):
+    """0, or -EINVAL for a mode, or flags of a mode, that are not there."""
+    bad = mode < 0 or mode > MPOL_WEIGHTED_INTERLEAVE or flags & ~MPOL_MODE_FLAGS != 0 or flags == MPOL_MODE_FLAGS
+    return -EINVAL if bad else 0
+
+
 @kernel("i64(u64, policy_t*, i64, i64, u64)")
 def mpol_new(mems_allowed, policy, mode, flags, nodes):
     """Check and write a policy as Linux's mpol_new and mpol_set_nodemask do, for a task whose cpuset allows these nodes:
     0 or -EINVAL.
     """
-    if mode < 0 or mode > MPOL_WEIGHTED_INTERLEAVE or flags & ~MPOL_MODE_FLAGS != 0 or flags == MPOL_MODE_FLAGS:
+    if sanitize_mpol_flags(mode, flags) != 0:
         return -EINVAL
     if mode == MPOL_DEFAULT:
         if nodes != U(0):

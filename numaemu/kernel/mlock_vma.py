@@ -1,9 +1,9 @@
 """mlock, mlock2, munlock, mlockall and munlockall: the address space's side of Linux's mm/mlock.c."""
 import numpy as np
 
-from numaemu.compile import kernel
+from numaemu.compile import hot, kernel
 from numaemu.kernel.mm_types import VM_HUGETLB, VM_LOCKED, VM_LOCKED_MASK, VM_LOCKONFAULT
-from numaemu.kernel.mmap import page_align
+from numaemu.kernel.mmap import page_align, wraps
 from numaemu.kernel.pgtable import mm_of
 from numaemu.kernel.smp import machine_of
 from numaemu.kernel.util import can_do_mlock, rlimit
@@ -62,6 +62,13 @@ def count_mm_mlocked_page_nr(machine, mm_number, start, end):
     return pages
 
 
+@hot
+def bytes_of_pages(start, length):
+    """How long the pages are that a range touches; 0 also if that is more than a word holds."""
+    inside = start & U(4095)
+    return page_align(length + inside) if length <= ~inside else U(0)
+
+
 @kernel("i64(cpu_t*, i64, u64, u64, i64)")
 def do_mlock(cpu, mm_number, start, length, flags):
     """mlock2(2) without bringing pages in: 0 or a negative errno. The mmap_lock is held for writing."""
@@ -71,24 +78,24 @@ def do_mlock(cpu, mm_number, start, length, flags):
         return -EINVAL
     if not can_do_mlock(cpu):
         return -EPERM
-    end = (start & ~U(4095)) + page_align(length + (start & U(4095)))
+    nbytes = bytes_of_pages(start, length)
     start &= ~U(4095)
-    limit, pages = rlimit(cpu, RLIMIT_MEMLOCK) >> U(12), np.int64((end - start) >> U(12))
-    if U(mm.locked_vm + pages) > limit:
-        pages -= count_mm_mlocked_page_nr(machine, mm_number, start, end)
+    limit, pages = rlimit(cpu, RLIMIT_MEMLOCK) >> U(12), np.int64(nbytes >> U(12))
+    if U(mm.locked_vm + pages) > limit and not wraps(start, nbytes):
+        pages -= count_mm_mlocked_page_nr(machine, mm_number, start, start + nbytes)
     if U(mm.locked_vm + pages) > limit:
         return -ENOMEM
-    if end < start:
+    if wraps(start, nbytes):
         return -EINVAL
-    return apply_vma_lock_flags(cpu, mm_number, start, end, VM_LOCKED_MASK if flags & MLOCK_ONFAULT else VM_LOCKED)
+    return apply_vma_lock_flags(cpu, mm_number, start, start + nbytes, VM_LOCKED_MASK if flags & MLOCK_ONFAULT else VM_LOCKED)
 
 
 @kernel("i64(cpu_t*, i64, u64, u64)")
 def do_munlock(cpu, mm_number, start, length):
     """munlock(2): 0 or a negative errno. The mmap_lock is held for writing."""
-    end = (start & ~U(4095)) + page_align(length + (start & U(4095)))
+    nbytes = bytes_of_pages(start, length)
     start &= ~U(4095)
-    return -EINVAL if end < start else apply_vma_lock_flags(cpu, mm_number, start, end, 0)
+    return -EINVAL if wraps(start, nbytes) else apply_vma_lock_flags(cpu, mm_number, start, start + nbytes, 0)
 
 
 @kernel("void(cpu_t*, i64, i64)")

@@ -2,6 +2,8 @@
 import numpy as np
 
 from numaemu.compile import hot, kernel
+from numaemu.kernel.filemap import MAX_FILE_BYTES
+from numaemu.kernel.get_unmapped_area import MMAP_MIN_ADDR, place_mapping
 from numaemu.kernel.hugetlb import hugetlb_evict, hugetlb_reserve_pages, hugetlb_vm_op_close
 from numaemu.kernel.hugetlb_pool import hstate_at, hstate_sizelog, huge_page_size, pages_per_huge_page
 from numaemu.kernel.hugetlbfs import hstate_file, hugetlbfs_file_mmap
@@ -25,15 +27,20 @@ from numaemu.kernel.vma import (anon_vma_prepare, merge_at, mlock_vma_pages_rang
 from numaemu.kernel.vma_index import (STACK_GUARD_GAP, find_position, find_vma, find_vma_intersection, insert_at,
                                       map_count, pages_between, remove_at, vm_start_gap, vma_at, vma_index, vma_of)
 from numaemu.kernel.zap import free_pgd_range, unmap_page_range
-from numaemu.uapi import (MAP_ANONYMOUS, MAP_FIXED, MAP_FIXED_NOREPLACE, MAP_GROWSDOWN, MAP_HUGETLB, MAP_LOCKED,
-                          MAP_NORESERVE, MAP_PRIVATE, MAP_SHARED, O_ACCMODE, O_RDWR, OVERCOMMIT_NEVER, PROT_EXEC, PROT_READ,
-                          PROT_WRITE, RLIMIT_DATA, RLIMIT_STACK, errno)
+from numaemu.uapi import (MAP_32BIT, MAP_ABOVE4G, MAP_ANONYMOUS, MAP_DENYWRITE, MAP_EXECUTABLE, MAP_FIXED, MAP_GROWSDOWN,
+                          MAP_HUGE_1GB, MAP_HUGE_2MB, MAP_HUGETLB, MAP_LOCKED, MAP_NONBLOCK, MAP_NORESERVE, MAP_POPULATE,
+                          MAP_PRIVATE, MAP_SHARED, MAP_SHARED_VALIDATE, MAP_STACK, MAP_TYPE, MAP_UNINITIALIZED, O_ACCMODE,
+                          O_RDWR, O_WRONLY, OVERCOMMIT_NEVER, PROT_EXEC, PROT_READ, PROT_WRITE, RLIMIT_DATA, RLIMIT_STACK,
+                          errno)
 
 U = np.uint64
 EINVAL, ENOMEM, EEXIST, EPERM, EAGAIN = errno.EINVAL, errno.ENOMEM, errno.EEXIST, errno.EPERM, errno.EAGAIN
-PMD_SIZE = U(1) << U(21)
+EOPNOTSUPP = errno.EOPNOTSUPP
 PAGE = U(4096)
-MMAP_MIN_ADDR = U(0x10000)           # dac_mmap_min_addr
+# what a mapping of a file may say with MAP_SHARED_VALIDATE; MAP_SYNC needs a file system that lies in memory itself
+LEGACY_MAP_MASK = (MAP_SHARED | MAP_PRIVATE | MAP_FIXED | MAP_ANONYMOUS | MAP_DENYWRITE | MAP_EXECUTABLE | MAP_UNINITIALIZED |
+                   MAP_GROWSDOWN | MAP_LOCKED | MAP_NORESERVE | MAP_POPULATE | MAP_NONBLOCK | MAP_STACK | MAP_HUGETLB |
+                   MAP_32BIT | MAP_ABOVE4G | MAP_HUGE_2MB | MAP_HUGE_1GB)
 
 
 @hot
@@ -42,47 +49,10 @@ def page_align(length):
     return (length + PAGE - U(1)) & ~(PAGE - U(1)) if length <= ~(PAGE - U(1)) else U(0)
 
 
-# -- where there is room -------------------------------------------------------------------------------------
-
-@kernel("u64(machine_t*, i64, u64)")
-def topdown_gap(machine, mm_number, length):
-    """Start of the highest free piece of `length` bytes below mmap_base, or 0. Mirrors unmapped_area_topdown."""
-    mm = mm_of(machine, mm_number)
-    top = mm.mmap_base
-    for position in range(mm.map_count - 1, -1, -1):
-        vma = vma_at(machine, mm_number, position)
-        if vma.end <= top and top - vma.end >= length:
-            return top - length
-        top = min(top, vm_start_gap(vma))
-    return top - length if top >= length + MMAP_MIN_ADDR else U(0)
-
-
-@kernel("u64(machine_t*, i64, u64, u64, bool, i64)")
-def get_unmapped_area(machine, mm_number, hint, length, anonymous, pgoff):
-    """Where a new mapping goes; 0 if nowhere.
-
-    Anonymous ones of whole multiples of 2 MiB are aligned so, as since Linux 6.7; those of files that contain aligned
-    2 MiB of the file, so that these are aligned in memory too (thp_get_unmapped_area, which file systems use).
-    """
-    limit, mobile = machine.paging.task_size, machine.paging.table_bits == U(9)        # 32-bit Linux does not align
-    if length > limit:
-        return U(0)
-    if hint != U(0) and hint <= limit - length:
-        number = find_vma(machine, mm_number, hint)
-        if number == 0 or vm_start_gap(vma_of(machine, number)) >= hint + length:
-            return hint
-    if mobile and anonymous and length >= PMD_SIZE and length & (PMD_SIZE - U(1)) == U(0):
-        found = topdown_gap(machine, mm_number, length + PMD_SIZE)
-        if found != U(0):
-            return (found + PMD_SIZE) & ~(PMD_SIZE - U(1))
-    offset = U(pgoff) << U(12)
-    aligned = (offset + PMD_SIZE - U(1)) & ~(PMD_SIZE - U(1))
-    if mobile and not anonymous and offset + length >= aligned + PMD_SIZE:
-        found = topdown_gap(machine, mm_number, length + PMD_SIZE)
-        if found != U(0):
-            shift = (offset + PMD_SIZE - (found & (PMD_SIZE - U(1)))) & (PMD_SIZE - U(1))
-            return found + (shift if shift != U(0) else PMD_SIZE)
-    return topdown_gap(machine, mm_number, length)
+@hot
+def wraps(start, nbytes):
+    """True if a range goes beyond the last address that a word holds."""
+    return nbytes > ~start
 
 
 # -- munmap --------------------------------------------------------------------------------------------------
@@ -288,55 +258,6 @@ def mmap_region(cpu, mm_number, address, length, vm_flags, file, pgoff, hstate):
     return np.int64(address)
 
 
-@kernel("i64(machine_t*, i64, u64, u64, i64, i64)")
-def hugetlb_get_unmapped_area(machine, mm_number, hint, length, flags, hstate):
-    """Where a mapping of a pool's pages goes, as an address, or a negative errno."""
-    size, limit = huge_page_size(hstate_at(machine, hstate)), machine.paging.task_size
-    if length > limit:
-        return -ENOMEM
-    if flags & (MAP_FIXED | MAP_FIXED_NOREPLACE):
-        if hint > limit - length:
-            return -ENOMEM
-        if hint & (size - U(1)) != U(0):
-            return -EINVAL                   # prepare_hugepage_range
-        if hint < MMAP_MIN_ADDR:
-            return -EPERM
-        if flags & MAP_FIXED_NOREPLACE and find_vma_intersection(machine, mm_number, hint, hint + length) != 0:
-            return -EEXIST
-        return np.int64(hint)
-    hint = (hint + size - U(1)) & ~(size - U(1))
-    if hint != U(0) and hint <= limit - length:
-        number = find_vma(machine, mm_number, hint)
-        if number == 0 or vm_start_gap(vma_of(machine, number)) >= hint + length:
-            return np.int64(hint)
-    span = length + size - PAGE              # room for any alignment
-    found = topdown_gap(machine, mm_number, span)
-    return np.int64((found + span - length) & ~(size - U(1))) if found != U(0) else -ENOMEM
-
-
-@kernel("i64(cpu_t*, i64, u64, u64, i64, i64, i64, i64)")
-def place_mapping(cpu, mm_number, hint, length, flags, file, pgoff, hstate):
-    """Where mmap puts it, as an address, or a negative errno: MAP_FIXED, MAP_FIXED_NOREPLACE or a free place."""
-    machine = machine_of(cpu)
-    address = hint & ~(PAGE - U(1))
-    if hstate >= 0:
-        return hugetlb_get_unmapped_area(machine, mm_number, hint, length, flags, hstate)
-    if flags & (MAP_FIXED | MAP_FIXED_NOREPLACE) == 0:
-        if address != U(0):
-            address = max(address, MMAP_MIN_ADDR)        # round_hint_to_min
-        address = get_unmapped_area(machine, mm_number, address, length, file == 0, pgoff)
-        return np.int64(address) if address != U(0) else -ENOMEM
-    if length > machine.paging.task_size or address > machine.paging.task_size - length:
-        return -ENOMEM
-    if hint != address:
-        return -EINVAL
-    if address < MMAP_MIN_ADDR:
-        return -EPERM
-    if flags & MAP_FIXED_NOREPLACE and find_vma_intersection(machine, mm_number, address, address + length) != 0:
-        return -EEXIST
-    return np.int64(address)
-
-
 @kernel("i64(machine_t*, i64, i64, i64)")
 def hstate_of_mmap(machine, flags, file, pgoff):
     """Number of the pool that a mapping's pages come from, -1: small pages; or -EINVAL."""
@@ -348,6 +269,24 @@ def hstate_of_mmap(machine, flags, file, pgoff):
     return hstate if pgoff & (pages_per_huge_page(hstate_at(machine, hstate)) - 1) == 0 else -EINVAL
 
 
+@kernel("i64(machine_t*, i64, i64, i64, u64, i64)")
+def check_mapping_type(machine, prot, flags, file, length, pgoff):
+    """What do_mmap asks of MAP_TYPE, and of the file that is mapped: 0 or a negative errno."""
+    kind, shared, grows = flags & MAP_TYPE, flags & MAP_TYPE != MAP_PRIVATE, flags & MAP_GROWSDOWN != 0
+    if file == 0:
+        return 0 if kind == MAP_PRIVATE or (kind == MAP_SHARED and not grows) else -EINVAL
+    mode = file_of(machine, file).flags & O_ACCMODE
+    if length > U(MAX_FILE_BYTES) or U(pgoff) > (U(MAX_FILE_BYTES) - length) >> U(12):
+        return -EOVERFLOW                    # file_mmap_ok
+    if kind == MAP_SHARED_VALIDATE and flags & ~LEGACY_MAP_MASK:
+        return -EOPNOTSUPP
+    if shared and kind != MAP_SHARED and kind != MAP_SHARED_VALIDATE:
+        return -EINVAL
+    if mode == O_WRONLY or (shared and prot & PROT_WRITE and mode != O_RDWR):
+        return -EACCES
+    return -EINVAL if grows else 0
+
+
 @kernel("i64(cpu_t*, i64, u64, u64, i64, i64, i64, i64)")
 def do_mmap(cpu, mm_number, hint, length, prot, flags, file, pgoff):
     """mmap(2) of anonymous memory, or of an open file from page `pgoff` on: the address, or a negative errno.
@@ -356,11 +295,9 @@ def do_mmap(cpu, mm_number, hint, length, prot, flags, file, pgoff):
     """
     machine = machine_of(cpu)
     mm = mm_of(machine, mm_number)
-    if length == U(0) or flags & (MAP_SHARED | MAP_PRIVATE) == 0 or (flags & MAP_ANONYMOUS != 0) != (file == 0):
-        return -EINVAL
     hstate = hstate_of_mmap(machine, flags, file, pgoff)
-    if hstate < -1:
-        return hstate
+    if hstate < -1 or length == U(0):
+        return hstate if hstate < -1 else -EINVAL
     huge = hstate >= 0
     if huge:
         size = huge_page_size(hstate_at(machine, hstate))
@@ -378,8 +315,9 @@ def do_mmap(cpu, mm_number, hint, length, prot, flags, file, pgoff):
         return -EPERM
     if not mlock_future_ok(cpu, mm, vm_flags, length):
         return -EAGAIN
-    if flags & MAP_SHARED and vm_flags & VM_GROWSDOWN:
-        return -EINVAL
+    error = check_mapping_type(machine, prot, flags, file, length, pgoff)
+    if error != 0:
+        return error
     if flags & MAP_NORESERVE and machine.overcommit_memory != OVERCOMMIT_NEVER:
         vm_flags |= VM_NORESERVE
     if huge:

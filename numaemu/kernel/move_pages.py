@@ -15,7 +15,7 @@ from numaemu.kernel.mempolicy import copy_policy, node_isset, node_remap, nodes_
 from numaemu.kernel.migrate import (BY_POLICY, NR_MAX_BATCHED_MIGRATION, NR_QUEUED_HUGE, add_to_batch, batch_of, isolate_page,
                                     migrate_pages_batch)
 from numaemu.kernel.mm_types import VM_HUGETLB
-from numaemu.kernel.mmap import range_is_mapped
+from numaemu.kernel.mmap import page_align, range_is_mapped
 from numaemu.kernel.mmzone import page_of, page_to_nid
 from numaemu.kernel.page_alloc import compound_head
 from numaemu.kernel.pgalloc import haddr_of, huge_entry_offset, pmd_trans_huge
@@ -24,7 +24,7 @@ from numaemu.kernel.pgtable import (_PAGE_SPECIAL, is_migration_entry, leaf_of, 
 from numaemu.kernel.smp import machine_of
 from numaemu.kernel.swap import lru_add_drain_all
 from numaemu.kernel.vma import merge_range, split_range
-from numaemu.kernel.vma_index import find_position, find_vma, vma_index, vma_of
+from numaemu.kernel.vma_index import find_position, find_vma, find_vma_intersection, vma_index, vma_of
 from numaemu.paging import _PAGE_PSE, entry_load
 from numaemu.uapi import MPOL_DEFAULT, MPOL_MF_MOVE, MPOL_MF_MOVE_ALL, MPOL_MF_STRICT, errno
 
@@ -166,16 +166,16 @@ def mbind_range(cpu, mm_number, start, end, policy):
 
 @kernel("i64(cpu_t*, i64, u64, u64, policy_t*, u64, i64)")
 def do_mbind(cpu, mm_number, start, length, policy, nodes, flags):
-    """mbind(2) with a checked policy: 0 or a negative errno. The mmap_lock is held for writing."""
-    machine = machine_of(cpu)
-    end = start + ((length + U(4095)) & ~U(4095))
-    if flags & ~(MPOL_MF_STRICT | MPOL_MF_MOVE | MPOL_MF_MOVE_ALL) != 0 or start & U(4095) != U(0) or end < start:
-        return -EINVAL
+    """mbind(2) with a checked policy and a checked range: 0 or a negative errno. The mmap_lock is held for writing.
+
+    A range may have holes where it is to have no policy any more.
+    """
+    machine, end = machine_of(cpu), start + page_align(length)
     if policy.mode == MPOL_DEFAULT:
         flags &= ~MPOL_MF_STRICT
-    if end == start:
-        return 0
-    if not range_is_mapped(machine, mm_number, start, end):
+        if find_vma_intersection(machine, mm_number, start, end) == 0:
+            return -EFAULT
+    elif not range_is_mapped(machine, mm_number, start, end):
         return -EFAULT
     batch = batch_of(machine, cpu)
     batch.nr, batch.mm, batch.target, batch.whole = 0, mm_number, BY_POLICY, 1

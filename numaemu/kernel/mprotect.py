@@ -6,9 +6,9 @@ from numaemu.kernel.huge_memory import change_huge_pmd
 from numaemu.kernel.huge_split import split_huge_pmd
 from numaemu.kernel.hugetlb_fault import hugetlb_change_protection
 from numaemu.kernel.mm_inline import folio_test
-from numaemu.kernel.mm_types import (PG_anon, PG_anon_exclusive, VM_ACCESS_FLAGS, VM_ACCOUNT, VM_EXEC, VM_HUGETLB,
+from numaemu.kernel.mm_types import (PG_anon, PG_anon_exclusive, VM_ACCESS_FLAGS, VM_ACCOUNT, VM_EXEC, VM_GROWSDOWN, VM_HUGETLB,
                                      VM_NORESERVE, VM_READ, VM_SHARED, VM_WRITE)
-from numaemu.kernel.mmap import page_align
+from numaemu.kernel.mmap import page_align, wraps
 from numaemu.kernel.mmzone import page_of
 from numaemu.kernel.pgalloc import covers_huge, huge_entry_offset
 from numaemu.kernel.pgtable import (_PAGE_SPECIAL, is_migration_entry, mm_of, pte_offset, pte_pfn, pte_present,
@@ -19,10 +19,11 @@ from numaemu.kernel.util import may_expand_vm, vm_acct_memory, vm_enough_memory,
 from numaemu.kernel.vma import vma_is_anonymous, vma_modify_flags
 from numaemu.kernel.vma_index import find_position, map_count, vma_at
 from numaemu.paging import _PAGE_NX, _PAGE_RW, _PAGE_USER
-from numaemu.uapi import PROT_EXEC, PROT_READ, PROT_WRITE, errno
+from numaemu.uapi import PROT_EXEC, PROT_GROWSDOWN, PROT_GROWSUP, PROT_READ, PROT_SEM, PROT_WRITE, errno
 
 U = np.uint64
 EINVAL, ENOMEM, EACCES = errno.EINVAL, errno.ENOMEM, errno.EACCES
+_GROWS = PROT_GROWSDOWN | PROT_GROWSUP
 
 
 @kernel("bool(machine_t*, u64)")
@@ -123,14 +124,24 @@ def mprotect_fixup(cpu, mm_number, position, start, end, prot):
 def do_mprotect(cpu, mm_number, start, length, prot):
     """mprotect(2): 0 or a negative errno; what lies before the first hole is changed. The mmap_lock is held for writing."""
     machine = machine_of(cpu)
-    end = start + page_align(length)
-    if start & U(4095) != U(0) or prot & ~(PROT_READ | PROT_WRITE | PROT_EXEC) != 0:
+    nbytes, grows, prot = page_align(length), prot & _GROWS, prot & ~_GROWS
+    if start & U(4095) != U(0) or grows == _GROWS:
         return -EINVAL
     if length == U(0):
         return 0
-    if end <= start or end > machine.paging.task_size:
+    if nbytes == U(0) or wraps(start, nbytes):
         return -ENOMEM
-    position, at = find_position(machine, mm_number, start), start
+    end = start + nbytes
+    if prot & ~(PROT_READ | PROT_WRITE | PROT_EXEC | PROT_SEM) != 0:
+        return -EINVAL
+    position = find_position(machine, mm_number, start)
+    if grows != 0:
+        if position >= map_count(machine, mm_number) or vma_at(machine, mm_number, position).start >= end:
+            return -ENOMEM
+        if grows == PROT_GROWSUP or vma_at(machine, mm_number, position).flags & VM_GROWSDOWN == 0:
+            return -EINVAL                   # nothing grows upwards here
+        start = vma_at(machine, mm_number, position).start
+    prot, at = prot & ~PROT_SEM, start
     while at < end:
         if position >= map_count(machine, mm_number) or vma_at(machine, mm_number, position).start > at:
             return -ENOMEM

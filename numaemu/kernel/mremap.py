@@ -11,10 +11,11 @@ from numaemu.kernel.huge_split import split_huge_pmd
 from numaemu.kernel.hugetlb import put_resv_map
 from numaemu.kernel.hugetlb_pool import get_resv_map, hstate_vma, huge_page_shift, huge_page_size
 from numaemu.kernel.memory import pte_alloc
+from numaemu.kernel.get_unmapped_area import get_unmapped_area
 from numaemu.kernel.mempolicy import copy_policy
 from numaemu.kernel.mm_types import (VM_ACCOUNT, VM_DONTEXPAND, VM_HUGETLB, VM_LOCKED, VM_LOCKED_MASK, VM_MAYSHARE,
                                      VM_SHARED)
-from numaemu.kernel.mmap import do_munmap, get_unmapped_area, page_align, update_hiwater
+from numaemu.kernel.mmap import do_munmap, page_align, update_hiwater
 from numaemu.kernel.pgalloc import (huge_pte_alloc, hugetlb_walk, pgtable_trans_huge_deposit, pgtable_trans_huge_withdraw,
                                     pmd_lock, pmd_trans_huge, pmd_unlock)
 from numaemu.kernel.pgtable import (mm_of, pmd_addr_end, pmd_shift, pte_offset, ptep_get, ptep_get_and_clear, ptep_step,

@@ -12,8 +12,9 @@ from numaemu.kernel.fork import copy_process, do_exit, do_wait, dup_mm, mm_alloc
 from numaemu.kernel.hugetlb_pool import hugetlb_total_pages
 from numaemu.kernel.internal import ALLOC_WMARK_LOW
 from numaemu.kernel.mempolicy import (MPOL_MODE_FLAGS, current_task, do_set_mempolicy, mpol_new, mpol_rebind_policy,
-                                      next_node_in)
+                                      next_node_in, sanitize_mpol_flags)
 from numaemu.kernel.mm_types import policy_t, task_t
+from numaemu.kernel.mmap import page_align, wraps
 from numaemu.kernel.mmzone import page_of, page_zone
 from numaemu.kernel.move_pages import do_mbind, do_migrate_pages, do_move_pages, lookup_node, page_node
 from numaemu.kernel.page_alloc import __free_pages, alloc_pages, free_cold_page, free_page_is_bad
@@ -24,15 +25,21 @@ from numaemu.kernel.smp import enter, leave, machine_of, read_lock, read_unlock,
 from numaemu.kernel.swap import lru_add_drain
 from numaemu.kernel.timer import run_local_timers
 from numaemu.kernel.trail import TRAIL_START, TRAIL_TAKEN, leave_trail, trail_t
+from numaemu.kernel.util import capable
 from numaemu.kernel.vma_index import find_vma, vma_index, vma_of
 from numaemu.mmu import clock_ns
 from numaemu.pointer import address_of, i64, u64
 from numaemu.processor import cpu_t
 from numaemu.uapi import (MPOL_F_ADDR, MPOL_F_MEMS_ALLOWED, MPOL_F_NODE, MPOL_INTERLEAVE, MPOL_MF_MOVE,
-                          MPOL_MF_MOVE_ALL, MPOL_WEIGHTED_INTERLEAVE, RLIMIT_STACK, errno)
+                          MPOL_MF_MOVE_ALL, MPOL_MF_STRICT, MPOL_WEIGHTED_INTERLEAVE, RLIMIT_STACK, WCONTINUED, WNOHANG, WUNTRACED,
+                          errno)
 
 U = np.uint64
-EINVAL, ENOMEM, EFAULT, ESRCH = errno.EINVAL, errno.ENOMEM, errno.EFAULT, errno.ESRCH
+EINVAL, ENOMEM, EFAULT, ESRCH, EPERM = errno.EINVAL, errno.ENOMEM, errno.EFAULT, errno.ESRCH, errno.EPERM
+NSIG = 64                        # the last signal
+INVALID_UID = (1 << 32) - 1
+INT_MIN = -1 << 31
+WAIT_OPTIONS = WNOHANG | WUNTRACED | WCONTINUED | 7 << 29        # with __WNOTHREAD, __WALL and __WCLONE
 
 
 @hot
@@ -71,14 +78,29 @@ def sys_set_mempolicy(cpu_address, task, mode, flags, nodes):
     return do_set_mempolicy(running(cpu_address, task), mode, flags, nodes)
 
 
+@kernel("i64(cpu_t*, u64, u64, i64, i64, i64)")
+def check_mbind(cpu, start, length, mode, mode_flags, flags):
+    """What mbind(2) looks at before it looks at the nodes: 0 or a negative errno."""
+    error = sanitize_mpol_flags(mode, mode_flags)
+    if error != 0:
+        return error
+    if flags & ~(MPOL_MF_STRICT | MPOL_MF_MOVE | MPOL_MF_MOVE_ALL) != 0:
+        return -EINVAL
+    if flags & MPOL_MF_MOVE_ALL and not capable(cpu):
+        return -EPERM
+    return -EINVAL if start & U(4095) != U(0) or wraps(start, page_align(length)) else 0
+
+
 @entry("i64(u64, i64, u64, u64, i64, i64, u64, i64)")
 def sys_mbind(cpu_address, task, start, length, mode, mode_flags, nodes, flags):
     cpu = running(cpu_address, task)
-    machine = machine_of(cpu)
-    policy = policy_t.array(machine.mpols)[cpu.id]
-    error = mpol_new(current_task(cpu).mems_allowed, policy, mode, mode_flags, nodes)
-    if error != 0:
-        return error
+    policy = policy_t.array(machine_of(cpu).mpols)[cpu.id]
+    result = check_mbind(cpu, start, length, mode, mode_flags, flags)
+    if result != 0 or page_align(length) == U(0):
+        return result
+    result = mpol_new(current_task(cpu).mems_allowed, policy, mode, mode_flags, nodes)
+    if result != 0:
+        return result
     write_lock(cpu, mmap_lock(cpu))
     result = do_mbind(cpu, cpu.mm, start, length, policy, nodes, flags)
     write_unlock(mmap_lock(cpu))
@@ -117,7 +139,9 @@ def get_range_policy(cpu, address, flags, answer):
 def sys_get_mempolicy(cpu_address, task, address, flags, answer_address):
     """get_mempolicy(2): mode (or a node) and node mask go to the two words at `answer_address`; 0 or -errno."""
     cpu = running(cpu_address, task)
-    machine, answer = machine_of(cpu), u64.array(answer_address)
+    answer = u64.array(answer_address)
+    if flags & ~(MPOL_F_NODE | MPOL_F_ADDR | MPOL_F_MEMS_ALLOWED):
+        return -EINVAL
     if flags & MPOL_F_MEMS_ALLOWED:
         if flags & (MPOL_F_NODE | MPOL_F_ADDR):
             return -EINVAL
@@ -152,6 +176,14 @@ def get_task_mm(cpu, target):
     return number
 
 
+@kernel("bool(cpu_t*, i64)")
+def ptrace_may_access(cpu, target):
+    """True if the running task may look at another one's memory: root may, and the same user."""
+    tasks = task_t.array(machine_of(cpu).tasks)
+    caller, other = tasks[cpu.task], tasks[target]
+    return caller.tgid == other.tgid or capable(cpu) or caller.uid == other.uid
+
+
 @hot
 def migration_lock(cpu, lock):
     """The mmap_lock, for writing (True) where there may be huge pages, which move whole only then."""
@@ -178,9 +210,15 @@ def sys_move_pages(cpu_address, task, target, addresses, nodes, status, nr, flag
     machine = machine_of(cpu)
     if flags & ~(MPOL_MF_MOVE | MPOL_MF_MOVE_ALL):
         return -EINVAL
+    if flags & MPOL_MF_MOVE_ALL and not capable(cpu):
+        return -EPERM
+    if target == 0:
+        return -ESRCH
+    if not ptrace_may_access(cpu, target):
+        return -EPERM
     mm_number = get_task_mm(cpu, target)
     if mm_number == 0:
-        return -ESRCH
+        return -EINVAL
     lock = address_of(mm_of(machine, mm_number), "mmap_lock")
     whole = migration_lock(cpu, lock)
     result = 0
@@ -201,15 +239,19 @@ def sys_migrate_pages(cpu_address, task, target, old, new):
     """migrate_pages(2) on a task's memory: pages that could not be moved, or -errno."""
     cpu = running(cpu_address, task)
     machine = machine_of(cpu)
-    new &= current_task(cpu).mems_allowed
-    if new == U(0):
-        return -EINVAL
-    mm_number = get_task_mm(cpu, target)
-    if mm_number == 0:
+    if target == 0:
         return -ESRCH
+    if not ptrace_may_access(cpu, target) or \
+            (new & ~task_t.array(machine.tasks)[target].mems_allowed != U(0) and not capable(cpu)):
+        return -EPERM
+    new &= current_task(cpu).mems_allowed
+    mm_number = get_task_mm(cpu, target) if new != U(0) else 0
+    if mm_number == 0:
+        return -EINVAL
     lock = address_of(mm_of(machine, mm_number), "mmap_lock")
     whole = migration_lock(cpu, lock)
-    result = do_migrate_pages(cpu, mm_number, old & machine.memory_mask, new, MPOL_MF_MOVE_ALL, whole)
+    result = do_migrate_pages(cpu, mm_number, old & machine.memory_mask, new,
+                              MPOL_MF_MOVE_ALL if capable(cpu) else MPOL_MF_MOVE, whole)
     migration_unlock(lock, whole)
     mmput(cpu, mm_number)
     return result
@@ -307,10 +349,41 @@ def sys_vfork(cpu_address, task):
     return number
 
 
-@entry("i64(u64, i64, i64, u64)")
-def sys_wait4(cpu_address, task, pid, status_address):
-    """wait4(2) with WNOHANG: a child that has ended, 0 or -ECHILD; its status goes to the host address given."""
+@entry("i64(u64, i64, i64, i64)")
+def sys_kill(cpu_address, task, target, signal):
+    """What kill(2) asks before it sends a signal: 0 or -errno. `target` is a task's number, 0: there is none."""
+    cpu = running(cpu_address, task)
+    tasks = task_t.array(machine_of(cpu).tasks)
+    if target == 0:
+        return -ESRCH
+    if signal < 0 or signal > NSIG:
+        return -EINVAL
+    allowed = tasks[task].tgid == tasks[target].tgid or capable(cpu) or tasks[task].uid == tasks[target].uid
+    return 0 if allowed else -EPERM          # check_kill_permission
+
+
+@entry("i64(u64, i64, i64)")
+def sys_setuid(cpu_address, task, uid):
+    """setuid(2): 0, -EINVAL or -EPERM. From another user than root there is no way back."""
+    cpu = running(cpu_address, task)
+    machine = machine_of(cpu)
+    tasks = task_t.array(machine.tasks)
+    if uid < 0 or uid >= INVALID_UID:
+        return -EINVAL
+    if not capable(cpu) and uid != tasks[task].uid:
+        return -EPERM
+    tasks[task].uid = uid
+    return 0
+
+
+@entry("i64(u64, i64, i64, i64, u64)")
+def sys_wait4(cpu_address, task, pid, options, status_address):
+    """wait4(2) without waiting: a child that has ended, 0 or a negative errno; its status goes to the host address given."""
     machine = machine_of(running(cpu_address, task))
+    if options & ~WAIT_OPTIONS:
+        return -EINVAL
+    if pid == INT_MIN:
+        return -ESRCH
     return do_wait(machine, task_t.array(machine.tasks)[task], pid, i64.array(status_address))
 
 

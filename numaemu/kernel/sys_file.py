@@ -17,20 +17,22 @@ from numaemu.kernel.mm_types import VM_LOCKED, VM_SHARED
 from numaemu.kernel.mmap import range_is_mapped
 from numaemu.kernel.page_writeback import filemap_write_and_wait_range, wb_timer
 from numaemu.kernel.pgtable import mm_of
+from numaemu.kernel.rmap import mapping_of
 from numaemu.kernel.shmem_file import shmem_file_read, shmem_file_write
 from numaemu.kernel.smp import machine_of, read_lock, read_unlock, write_lock, write_unlock
 from numaemu.kernel.sys import mmap_lock, running
 from numaemu.kernel.truncate import do_truncate, do_unlink, drop_pagecache, fput, iput, ksys_sync
 from numaemu.kernel.vma_index import find_position, vma_index, vma_of
+from numaemu.kernel.xarray import xa_find, xa_load
 from numaemu.native import clear_bytes, copy_bytes
 from numaemu.pointer import address_of, u64
 from numaemu.processor import cpu_t
-from numaemu.uapi import (MAP_SHARED, MS_INVALIDATE, MS_SYNC, O_ACCMODE, O_APPEND, O_CLOEXEC, O_CREAT, O_EXCL, O_RDONLY, O_RDWR,
-                          O_TRUNC, O_WRONLY, PROT_WRITE, SEEK_CUR, SEEK_END, errno)
+from numaemu.uapi import (MS_INVALIDATE, MS_SYNC, O_ACCMODE, O_APPEND, O_CLOEXEC, O_CREAT, O_EXCL, O_RDONLY, O_TRUNC, O_WRONLY,
+                          SEEK_CUR, SEEK_DATA, SEEK_END, SEEK_HOLE, SEEK_SET, errno)
 
 U = np.uint64
-EBADF, EBUSY, EINVAL, EACCES, ENOENT, ENOMEM = errno.EBADF, errno.EBUSY, errno.EINVAL, errno.EACCES, errno.ENOENT, errno.ENOMEM
-AT_F_POS = -1                            # an offset: where the file stands
+EBADF, EBUSY, EINVAL, ENOENT, ENOMEM, ENXIO = errno.EBADF, errno.EBUSY, errno.EINVAL, errno.ENOENT, errno.ENOMEM, errno.ENXIO
+AT_F_POS = -1 << 63                      # an offset: where the file stands
 
 
 @hot
@@ -147,6 +149,8 @@ def read_at_position(cpu, number, buffer, nbytes):
 def sys_read(cpu_address, task, fd, pos, buffer, nbytes):
     """read(2), or pread(2) where `pos` is not AT_F_POS."""
     cpu = running(cpu_address, task)
+    if pos < 0 and pos != AT_F_POS:
+        return -EINVAL
     number = fget_mode(cpu, fd, O_WRONLY)
     if number == 0:
         return -EBADF
@@ -195,6 +199,8 @@ def write_at_position(cpu, number, buffer, nbytes):
 def sys_write(cpu_address, task, fd, pos, buffer, nbytes):
     """write(2), or pwrite(2) where `pos` is not AT_F_POS."""
     cpu = running(cpu_address, task)
+    if pos < 0 and pos != AT_F_POS:
+        return -EINVAL
     number = fget_mode(cpu, fd, O_RDONLY)
     if number == 0:
         return -EBADF
@@ -208,12 +214,38 @@ def sys_write(cpu_address, task, fd, pos, buffer, nbytes):
     return result
 
 
+@kernel("i64(machine_t*, inode_t*, i64, bool)")
+def seek_hole_data(machine, inode, offset, data):
+    """SEEK_DATA (`data`) or SEEK_HOLE: where the next byte that was written lies, or the next that was not; or -ENXIO.
+
+    A file of the disk has its place there for every byte; one of tmpfs has holes where it has no pages.
+    """
+    size, index = inode.i_size, offset >> 12
+    if offset < 0 or offset >= size:
+        return -ENXIO
+    if inode.object == 0 or is_hugetlbfs(machine, inode):
+        return offset if data else size
+    mapping = mapping_of(machine, inode.object)
+    if data:
+        index = xa_find(machine, mapping, index, (size - 1) >> 12)
+        return max(offset, index << 12) if index >= 0 else -ENXIO
+    while index << 12 < size and xa_load(machine, mapping, index) != U(0):
+        index += 1
+    return min(size, max(offset, index << 12))
+
+
 @kernel("i64(machine_t*, file_t*, i64, i64)")
 def vfs_llseek(machine, file, offset, whence):
     if whence == SEEK_CUR:
         offset += file.f_pos
     elif whence == SEEK_END:
         offset += inode_of(machine, file.inode).i_size
+    elif whence == SEEK_DATA or whence == SEEK_HOLE:
+        offset = seek_hole_data(machine, inode_of(machine, file.inode), offset, whence == SEEK_DATA)
+        if offset < 0:
+            return offset
+    elif whence != SEEK_SET:
+        return -EINVAL
     if offset < 0 or offset > MAX_FILE_BYTES:
         return -EINVAL
     file.f_pos = offset
@@ -258,10 +290,13 @@ def sys_fadvise(cpu_address, task, fd, offset, length, advice):
 @entry("i64(u64, i64, i64, i64)", nogil=True)
 def sys_ftruncate(cpu_address, task, fd, size):
     cpu = running(cpu_address, task)
-    number = fget_mode(cpu, fd, O_RDONLY)
+    if size < 0:
+        return -EINVAL
+    number = fget(cpu, fd)
     if number == 0:
         return -EBADF
-    result = -EINVAL if size < 0 else do_truncate(cpu, file_of(machine_of(cpu), number).inode, size)
+    file = file_of(machine_of(cpu), number)
+    result = -EINVAL if file.flags & O_ACCMODE == O_RDONLY else do_truncate(cpu, file.inode, size)
     fput(cpu, number)
     return result
 
@@ -279,20 +314,16 @@ def sys_fstat(cpu_address, task, fd, answer):
     return 0
 
 
-@entry("i64(u64, i64, u64, u64, i64, i64, i64, i64)")
+@entry("i64(u64, i64, u64, u64, i64, i64, i64, u64)")
 def sys_mmap_file(cpu_address, task, hint, length, prot, flags, fd, offset):
     """mmap(2) of an open file from byte `offset` on."""
     cpu = running(cpu_address, task)
+    if offset & U(4095) != U(0):
+        return -EINVAL
     number = fget(cpu, fd)
     if number == 0:
         return -EBADF
-    mode = file_of(machine_of(cpu), number).flags & O_ACCMODE
-    if mode == O_WRONLY or (flags & MAP_SHARED and prot & PROT_WRITE and mode != O_RDWR):
-        result = -EACCES
-    elif offset < 0 or offset & 4095 != 0:
-        result = -EINVAL
-    else:
-        result = vm_mmap_pgoff(cpu, hint, length, prot, flags, number, offset >> 12)
+    result = vm_mmap_pgoff(cpu, hint, length, prot, flags, number, np.int64(offset >> U(12)))
     fput(cpu, number)
     return result
 

@@ -5,11 +5,12 @@ from numaemu.atomic import load_acquire
 from numaemu.compile import entry, hot, kernel
 from numaemu.kernel.clear_refs import clear_refs_write
 from numaemu.kernel.fork import mmput
+from numaemu.kernel.get_unmapped_area import MMAP_MIN_ADDR
 from numaemu.kernel.gup import access_remote_vm, madvise_populate, mm_populate, vm_mmap_pgoff
 from numaemu.kernel.hugetlb_pool import hstate_vma
 from numaemu.kernel.khugepaged import collapse_range
-from numaemu.kernel.madvise import changes_flags, do_madvise
-from numaemu.kernel.mlock_vma import apply_mlockall_flags, do_mlock, do_mlockall, do_munlock
+from numaemu.kernel.madvise import changes_flags, check_madvise, do_madvise
+from numaemu.kernel.mlock_vma import apply_mlockall_flags, bytes_of_pages, do_mlock, do_mlockall, do_munlock
 from numaemu.kernel.mm_inline import folio_test
 from numaemu.kernel.mm_types import TASK_RUNNING, VM_HUGETLB, VM_LOCKED, VM_SHARED, PG_swapbacked, PG_uptodate, pool_t, task_t
 from numaemu.kernel.mmap import do_brk, do_munmap, page_align, range_is_mapped
@@ -21,6 +22,7 @@ from numaemu.kernel.rmap import mapping_of
 from numaemu.kernel.smp import machine_of, read_lock, read_unlock, write_lock, write_unlock
 from numaemu.kernel.sys import get_task_mm, mmap_lock, running
 from numaemu.kernel.swapfile import swap_cache
+from numaemu.kernel.util import capable
 from numaemu.kernel.vma_index import find_vma, vma_of
 from numaemu.kernel.xarray import xa_is_value, xa_load
 from numaemu.param import MAX_OPEN
@@ -34,8 +36,11 @@ EINVAL, ENOMEM, EFAULT, EPERM, EAGAIN, EBUSY = (errno.EINVAL, errno.ENOMEM, errn
                                                 errno.EBUSY)
 
 
-@entry("i64(u64, i64, u64, u64, i64, i64)")
-def sys_mmap(cpu_address, task, hint, length, prot, flags):
+@entry("i64(u64, i64, u64, u64, i64, i64, u64)")
+def sys_mmap(cpu_address, task, hint, length, prot, flags, offset):
+    """mmap(2) of anonymous memory."""
+    if offset & U(4095) != U(0):
+        return -EINVAL
     return vm_mmap_pgoff(running(cpu_address, task), hint, length, prot, flags, 0, 0)
 
 
@@ -75,18 +80,24 @@ def sys_mremap(cpu_address, task, address, old_length, new_length, flags, new_ad
     return result
 
 
+@kernel("i64(cpu_t*, u64, u64)")
+def madvise_collapse(cpu, start, length):
+    write_lock(cpu, mmap_lock(cpu))
+    result = collapse_range(cpu, start, start + page_align(length))
+    write_unlock(mmap_lock(cpu))
+    return result
+
+
 @entry("i64(u64, i64, u64, u64, i64)")
 def sys_madvise(cpu_address, task, start, length, advice):
     cpu = running(cpu_address, task)
+    error = check_madvise(start, length, advice)
+    if error != 0 or length == U(0):
+        return error
     if advice == MADV_POPULATE_READ or advice == MADV_POPULATE_WRITE:
         return madvise_populate(cpu, start, length, advice == MADV_POPULATE_WRITE)
     if advice == MADV_COLLAPSE:
-        if start & U(4095) != U(0):
-            return -EINVAL
-        write_lock(cpu, mmap_lock(cpu))
-        result = collapse_range(cpu, start, start + page_align(length))
-        write_unlock(mmap_lock(cpu))
-        return result
+        return madvise_collapse(cpu, start, length)
     if changes_flags(advice):
         write_lock(cpu, mmap_lock(cpu))
         result = do_madvise(cpu, cpu.mm, start, length, advice)
@@ -114,10 +125,13 @@ def sys_brk(cpu_address, task, brk):
 
 @entry("i64(u64, i64, i64, u64)")
 def sys_prctl_set_mm(cpu_address, task, option, address):
-    """prctl(PR_SET_MM) for the bounds of the heap: 0 or -EINVAL."""
+    """prctl(PR_SET_MM) for the bounds of the heap: 0 or a negative errno."""
     cpu = running(cpu_address, task)
     mm = mm_of(machine_of(cpu), cpu.mm)
-    if option != PR_SET_MM_START_BRK and option != PR_SET_MM_BRK:
+    if not capable(cpu):
+        return -EPERM
+    if address >= machine_of(cpu).paging.task_size or address < MMAP_MIN_ADDR or \
+            (option != PR_SET_MM_START_BRK and option != PR_SET_MM_BRK):
         return -EINVAL
     write_lock(cpu, mmap_lock(cpu))
     if option == PR_SET_MM_START_BRK:
@@ -144,7 +158,7 @@ def sys_mlock2(cpu_address, task, start, length, flags):
     write_unlock(mmap_lock(cpu))
     if result == 0:
         first = start & ~U(4095)
-        result = posix_mlock_error(mm_populate(cpu, first, first + page_align(length + (start - first)), False, False))
+        result = posix_mlock_error(mm_populate(cpu, first, first + bytes_of_pages(start, length), False, False))
     return result
 
 
@@ -202,16 +216,22 @@ def mincore_page(machine, mm_number, address):
     return pte != U(0) or mincore_unmapped(machine, mm_number, address)
 
 
+@hot
+def access_ok(machine, start, length):
+    """True if a range lies below the kernel's addresses."""
+    return length <= machine.paging.task_size and start <= machine.paging.task_size - length
+
+
 @entry("i64(u64, i64, u64, u64, u64)")
 def sys_mincore(cpu_address, task, start, length, answer_address):
     """mincore(2): a byte per page, 1 if it is in memory, at the host address of the answer; 0 or a negative errno."""
     cpu = running(cpu_address, task)
-    machine, end = machine_of(cpu), start + page_align(length)
+    machine = machine_of(cpu)
     if start & U(4095) != U(0):
         return -EINVAL
-    if end < start or end > machine.paging.task_size:
+    if not access_ok(machine, start, length):
         return -ENOMEM
-    result = 0
+    result, end = 0, start + page_align(length)
     read_lock(cpu, mmap_lock(cpu))
     if not range_is_mapped(machine, cpu.mm, start, end):
         result = -ENOMEM
@@ -230,9 +250,9 @@ def sys_setrlimit(cpu_address, task, which, soft, hard):
     caller = tasks[task]
     if which < 0 or which >= RLIM_NLIMITS or soft > hard:
         return -EINVAL
-    if hard > caller.rlim[2 * which + 1] and caller.uid != 0:
-        return -EPERM
     if which == RLIMIT_NOFILE and hard > U(MAX_OPEN):            # sysctl_nr_open
+        return -EPERM
+    if hard > caller.rlim[2 * which + 1] and not capable(cpu):
         return -EPERM
     for number in range(1, pool_t.at(machine.task_pool).used + 1):
         other = tasks[number]

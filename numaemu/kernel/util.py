@@ -27,7 +27,8 @@ def rlimit(cpu, which):
 
 
 @hot
-def cap_sys_admin(cpu):
+def capable(cpu):
+    """True for root, who has every capability but CAP_IPC_LOCK, and for the kernel itself."""
     return cpu.task == 0 or task_t.array(machine_of(cpu).tasks)[cpu.task].uid == 0
 
 
@@ -60,7 +61,7 @@ def vm_enough_memory(cpu, mm_number, pages):
             return 0
     else:
         allowed = vm_commit_limit(machine)
-        if not cap_sys_admin(cpu):
+        if not capable(cpu):
             allowed -= machine.admin_reserve_kbytes >> KB_SHIFT
         allowed -= min(mm_t.array(machine.mms)[mm_number].total_vm // 32, machine.user_reserve_kbytes >> KB_SHIFT)
         if load_acquire(machine, "vm_committed_as") < allowed:
