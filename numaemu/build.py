@@ -24,7 +24,9 @@ JIT = not numba.config.DISABLE_JIT
 UPPER_FLOORS = {
     "__main__.py",
     "actor.py",
+    "arguments.py",
     "bench.py",
+    "calls.py",
     "case_file.py",
     "cli.py",
     "compiler.py",
@@ -58,6 +60,7 @@ UPPER_FLOORS = {
     "operations_fault.py",
     "payload.py",
     "precompile.py",
+    "refusals.py",
     "replay.py",
     "replay_files.py",
     "replay_shell.py",

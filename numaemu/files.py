@@ -1,8 +1,11 @@
 """Files as a workload holds them: open files of a task, and what a seeded file contains."""
+import errno
+import os
+
 import numpy as np
 
 from numaemu.uapi import SEEK_CUR, SEEK_SET
-from numaemu.units import parse_size
+from numaemu.units import shown
 
 NAME_BYTES = 264                 # of a path, its end included: "/memfd:" and 249 bytes more fit
 READ_CHUNK = 64 << 10            # bytes of a read(2) of `read_through`
@@ -20,10 +23,12 @@ def seeded_bytes(seed, offset, nbytes):
 
 
 def name_words(path):
-    """A path as the kernel takes it: an array of NAME_BYTES."""
-    raw = path.encode() if isinstance(path, str) else b""
-    if not raw.startswith(b"/") or b"\0" in raw or len(raw) >= NAME_BYTES:
-        raise ValueError(f"path {path!r} must begin with / and have at most {NAME_BYTES - 1} bytes")
+    """A path as the kernel takes it: an array of NAME_BYTES. What no file can be called: ENOENT, ENAMETOOLONG."""
+    raw = os.fsencode(path)
+    if not raw.startswith(b"/") or b"\0" in raw:
+        raise OSError(errno.ENOENT, f"path {shown(path)} must begin with /", path)
+    if len(raw) >= NAME_BYTES:
+        raise OSError(errno.ENAMETOOLONG, f"a path of {len(raw)} bytes, it may have {NAME_BYTES - 1}", path)
     return np.frombuffer(raw.ljust(NAME_BYTES, b"\0"), np.uint8)
 
 
@@ -50,7 +55,6 @@ class File:
         """The next bytes, up to the end without `nbytes`; from `offset` as pread(2) does. With `into`, an emulated
         address, they are written there and their number is the answer.
         """
-        nbytes = None if nbytes is None else parse_size(nbytes, "read length")
         data = self.task._op("file_read", self.fd, offset, nbytes)
         if into is None:
             return data
@@ -63,12 +67,11 @@ class File:
 
     def read_through(self, nbytes=None, chunk=READ_CHUNK):
         """Read the next bytes in pieces of `chunk` and throw them away: how many there were."""
-        nbytes = self.size if nbytes is None else parse_size(nbytes, "read length")
-        return self.task._op("file_read_through", self.fd, nbytes, parse_size(chunk, "read chunk"))
+        return self.task._op("file_read_through", self.fd, self.size if nbytes is None else nbytes, chunk)
 
     def write(self, data, offset=None):
         """Write bytes, at `offset` as pwrite(2) does; how many."""
-        return self.task._op("file_write", self.fd, offset, bytes(data))
+        return self.task._op("file_write", self.fd, offset, data)
 
     def pwrite(self, data, offset):
         """pwrite(2)"""
@@ -97,7 +100,7 @@ class File:
 
     def truncate(self, size):
         """ftruncate(2)"""
-        self.task._op("file_truncate", self.fd, parse_size(size, "file size"))
+        self.task._op("file_truncate", self.fd, size)
 
     def dup(self, fd=None):
         """dup(2), or dup2(2) to descriptor `fd`: another File, with the same position."""

@@ -2,13 +2,13 @@
 import contextlib
 import time
 
+from numaemu.calls import GFP, take
 from numaemu.errors import NumaemuError
 from numaemu.explain import Trail
 from numaemu.kernel import gfp as gfp_types
 from numaemu.kernel.gfp import GFP_KERNEL
-from numaemu.node_mask import node_mask
 from numaemu.payload import dump_function
-from numaemu.units import parse_size
+from numaemu.units import shown
 
 HIGHMEM, ZERO = (getattr(gfp_types, f"__GFP_{name}") for name in ("HIGHMEM", "ZERO"))     # mangled inside a class
 
@@ -28,10 +28,9 @@ class KernelCalls:
         """2**order pages: the first pfn, or None if nobody could serve it. With `explain` (pfn, trail): the trail is a
         list of the steps that were taken, prints as a table and has pfn and cost_ns.
         """
-        mask = node_mask(nodes) if nodes is not None else (1 << 64) - 1
         if not explain:
-            return self._task._op("alloc_pages", gfp, order, nid, mask) or None
-        pfn, steps, lost = self._task._op("explain_pages", gfp, order, nid, mask)
+            return self._task._op("alloc_pages", gfp, order, nid, nodes) or None
+        pfn, steps, lost = self._task._op("explain_pages", gfp, order, nid, nodes)
         return pfn or None, Trail(pfn or None, gfp, order, steps, lost)
 
     def alloc_page(self, gfp):
@@ -66,13 +65,14 @@ class KernelCalls:
 
     def _pfn(self, where):
         """A pfn, from itself or from an address in the direct map."""
+        [where] = take("virt_to_pfn", [where])
         return where if where < LOWEST_PAGE_OFFSET else self._task._op("virt_to_pfn", where)
 
     # -- pages, by address
 
     def get_free_pages(self, gfp, order=0):
         """2**order pages: their address in the direct map, or None; never high memory. Mirrors __get_free_pages."""
-        pfn = self.alloc_pages(gfp & ~HIGHMEM, order)
+        pfn = self.alloc_pages(GFP.take("get_free_pages", "gfp", gfp) & ~HIGHMEM, order)
         return self.page_address(pfn) if pfn else None
 
     def get_free_page(self, gfp):
@@ -81,7 +81,7 @@ class KernelCalls:
 
     def get_zeroed_page(self, gfp):
         """One page of zeros: its address."""
-        return self.get_free_pages(gfp | ZERO)
+        return self.get_free_pages(GFP.take("get_zeroed_page", "gfp", gfp) | ZERO)
 
     def page(self, pfn):
         """What the page struct says: node, zone, flags, counts."""
@@ -94,7 +94,7 @@ class KernelCalls:
 
     def kfree(self, address):
         """Give memory from kmalloc back; KernelBug if there is none at this address."""
-        self._task._op("kfree", address or 0)
+        self._task._op("kfree", 0 if address is None else address)
 
     def ksize(self, address):
         """How many bytes kmalloc really gave."""
@@ -112,6 +112,8 @@ class KernelCalls:
         inside the kernel of the CPU that needs the slab, so it may do nothing else. Objects are freed in this state.
         `colour`: slabs begin at different cache lines, in turn, as far as they have bytes to spare (as Linux's old SLAB).
         """
+        if ctor is not None and not callable(ctor) and not isinstance(ctor, bytes):
+            raise TypeError(f"kmem_cache_create: ctor must be bytes or a function, not {shown(ctor)}")
         if callable(ctor):
             ctor = (dump_function(ctor, ()),)
         return KmemCache(self._task, self._task._op("kmem_cache_create", name, size, align, flags, ctor, colour), name)
@@ -121,6 +123,8 @@ class KernelCalls:
 
         Objects keep 16 bytes at `link` for it. `seeks`: how dear an object is to make again, 2 as a page of a file.
         """
+        if not isinstance(cache, KmemCache):
+            raise TypeError(f"register_shrinker: cache must be what kmem_cache_create gives, not {shown(cache)}")
         return Shrinker(self._task, self._task._op("register_shrinker", cache.number, link, seeks, batch))
 
     def shrink_slab(self, gfp, nid, priority):
@@ -173,7 +177,7 @@ class KernelCalls:
         """`size` bytes in whole pages, contiguous in virtual addresses only, by the task's policy or from node `nid`: their
         address, or None if nobody could serve it. A guard page follows.
         """
-        return self._task._op("vmalloc", parse_size(size, "vmalloc size"), gfp, nid) or None
+        return self._task._op("vmalloc", size, gfp, nid) or None
 
     def vzalloc(self, size, nid=-1):
         """The same, zeroed."""
@@ -181,12 +185,12 @@ class KernelCalls:
 
     def vfree(self, address):
         """Give memory from vmalloc back; its addresses only after a purge (vm_unmap_aliases, or when too many wait)."""
-        if address:
+        if address is not None and address != 0:
             self._task._op("vfree", address)
 
     def vmap(self, pfns):
         """Map pages that one has, given by pfn, one after another: the first address, or None."""
-        return self._task._op("vmap", [int(pfn) for pfn in pfns]) or None
+        return self._task._op("vmap", pfns) or None
 
     def vunmap(self, address):
         """Undo vmap; the pages stay."""
@@ -200,7 +204,7 @@ class KernelCalls:
         """Local variables of so many bytes on the task's kernel stack (or the CPU's interrupt stack): KernelBug (kernel stack
         overflow) if it has less.
         """
-        self._task._op("use_stack", parse_size(nbytes, "use_stack"), irq)
+        self._task._op("use_stack", nbytes, irq)
 
     def recurse(self, depth, frame_bytes=96, irq=False):
         """`depth` nested calls with frames of so many bytes: how many came back."""
@@ -234,7 +238,7 @@ class KernelCalls:
 
     def write(self, address, data):
         """Store bytes at a kernel address, in kernel mode."""
-        self._task._op("kernel_write", address, bytes(data))
+        self._task._op("kernel_write", address, data)
 
 
 for _name in ("free_pages", "get_free_pages", "get_free_page"):       # Linux's names, which a class would mangle

@@ -7,13 +7,14 @@ from numaemu.errors import KernelBug
 from numaemu.kernel import kernel_calls, slab_common, slab_types
 from numaemu.kernel import shrinker as shrinker_calls
 from numaemu.kernel.gfp import __GFP_ZERO as GFP_ZERO
-from numaemu.kernel.gfp import GFP_KERNEL
+from numaemu.kernel.gfp import GFP_BITS, GFP_KERNEL
 from numaemu.kernel.list_lru import LIST_HEAD_BYTES, MAX_SHRINKERS, list_lru_node, shrinker_of
 from numaemu.kernel.mmzone import page_zone, zone_of
 from numaemu.kernel.percpu import UNIT_SIZE, VAR_NAME_BYTES, define_per_cpu
 from numaemu.kernel.shrinker import live_shrinkers
 from numaemu.kernel.slab_debug import kmem_cache_flags, take_bug
 from numaemu.kernel.smp import actor_of_cpu
+from numaemu.kernel.workingset import DEF_PRIORITY
 from numaemu.param import PAGE_SIZE
 from numaemu.payload import load_function
 from numaemu.units import choice_text
@@ -76,6 +77,12 @@ class KernelOperations:
         if not least <= nid < self.machine.nr_nodes:
             raise ValueError(f"node {nid} is not one of 0 to {self.machine.nr_nodes - 1}")
         return nid
+
+    def checked_gfp(self, gfp):
+        """Allocation flags, all of which there are."""
+        if gfp & ~GFP_BITS:
+            raise ValueError(f"gfp {gfp:#x} has bits that are none of __GFP_*, must be flags such as GFP_KERNEL")
+        return gfp
 
     def kmalloc(self, number, size, gfp, nid):
         if not 0 <= size <= slab_common.KMALLOC_MAX_SIZE:
@@ -240,7 +247,9 @@ class KernelOperations:
         return list_lru_node(self.machine, shrinker, self.checked_nid(nid, 0)).nr_items
 
     def shrink_slab(self, number, gfp, nid, priority):
-        return kernel_calls.kernel_shrink_slab(self.address, gfp, self.checked_nid(nid, 0), priority)
+        if not 0 <= priority <= DEF_PRIORITY:
+            raise ValueError(f"priority {priority} must be 0 to {DEF_PRIORITY} (DEF_PRIORITY)")
+        return kernel_calls.kernel_shrink_slab(self.address, self.checked_gfp(gfp), self.checked_nid(nid, 0), priority)
 
     def drop_slab(self, number):
         return kernel_calls.kernel_drop_slab(self.address)
@@ -251,7 +260,7 @@ class KernelOperations:
         if not 0 < size <= UNIT_SIZE or not 0 < align <= PAGE_SIZE or align & (align - 1):
             limit = f"1 to {UNIT_SIZE} bytes, aligned to a power of two up to {PAGE_SIZE}"
             raise ValueError(f"alloc_percpu: {size} bytes, aligned to {align}, must be {limit}")
-        return kernel_calls.kernel_alloc_percpu(self.address, number, size, align, gfp)
+        return kernel_calls.kernel_alloc_percpu(self.address, number, size, align, self.checked_gfp(gfp))
 
     def free_percpu(self, number, handle):
         if not kernel_calls.kernel_free_percpu(self.address, number, handle):

@@ -1,15 +1,11 @@
 """A mapped range of a task's memory, and arrays in it whose every access is an emulated one."""
 import numpy as np
 
+from numaemu.arguments import Int, Offset, Values, loadable
 from numaemu.uapi import MS_SYNC
+from numaemu.units import shown
 
-
-def loadable(dtype):
-    """The dtype, if one access can move it."""
-    dtype = np.dtype(dtype)
-    if dtype.itemsize not in (1, 2, 4, 8) or dtype.hasobject:
-        raise TypeError(f"dtype {dtype} has {dtype.itemsize} bytes, an access moves 1, 2, 4 or 8")
-    return dtype
+OFFSET, LENGTH, VALUES = Offset(), Int(), Values("numbers, or an array of them")
 
 
 class Mapping:
@@ -26,8 +22,12 @@ class Mapping:
 
     def array(self, dtype=np.uint64, offset=0, length=None):
         """The range as an array of `dtype`; every element access is an emulated access."""
-        dtype = loadable(dtype)
-        length = (self.nbytes - offset) // dtype.itemsize if length is None else length
+        dtype, offset = loadable(dtype), OFFSET.take("array", "offset", offset)
+        fits = (self.nbytes - offset) // dtype.itemsize
+        length = fits if length is None else LENGTH.take("array", "length", length)
+        if not 0 <= offset <= self.nbytes or not 0 <= length <= fits:
+            raise ValueError(f"array: {length} elements of {dtype.itemsize} bytes from byte {offset} on do not fit into the "
+                             f"{self.nbytes} bytes of the mapping")
         return VirtualArray(self.task, self.addr + offset, dtype, length)
 
     def touch(self, write=True, stride=4096):
@@ -41,7 +41,7 @@ class Mapping:
 
     def nodes(self):
         """The node of each page, or -errno where there is none."""
-        return self.task.move_pages(self.pages())
+        return np.asarray(self.task.move_pages(self.pages()))
 
     def msync(self, flags=MS_SYNC):
         """msync(2) of the whole range."""
@@ -72,6 +72,8 @@ class VirtualArray:
             picked = np.arange(*index.indices(self.length), dtype=np.int64)
         else:
             picked = np.asarray(index)
+            if picked.dtype.kind not in "iub" and picked.size:
+                raise TypeError(f"array: index must be an integer, a slice or an array of integers, not {shown(index)}")
             if picked.dtype == bool:
                 picked = np.flatnonzero(picked)
             if picked.size and (picked.min() < -self.length or picked.max() >= self.length):
@@ -87,7 +89,7 @@ class VirtualArray:
 
     def __setitem__(self, index, values):
         where = np.atleast_1d(self.addresses(index))
-        values = np.asarray(values, self.dtype)
+        values = VALUES.take("array", "value", values).astype(self.dtype)
         if values.size != 1:
             values = np.broadcast_to(values, where.shape)
         self.task.store(where, values)

@@ -20,6 +20,7 @@ from numaemu.kernel.page_alloc import BAD_TEXTS, compound_head, compound_order
 from numaemu.kernel.pgtable import mm_of
 from numaemu.kernel.sched import GONE, HERE, VICTIM, ZOMBIE, deactivate, new_slice, sleep_until, task_standing
 from numaemu.kernel.stats import cpu_figures, task_name, task_numbers
+from numaemu.kernel.sys import INT_MIN
 from numaemu.kernel.trail import read_trail
 from numaemu.kernel_operations import KernelOperations
 from numaemu.operations_exec import ExecOperations
@@ -28,13 +29,15 @@ from numaemu.operations_file import FileOperations
 from numaemu.operations_kernel import KernelSpaceOperations
 from numaemu.operations_mm import MmOperations, check
 from numaemu.operations_proc import ProcOperations
-from numaemu.param import MAX_ORDER, PAGE_SIZE
+from numaemu.param import MAX_NODES, MAX_ORDER, PAGE_SIZE
 from numaemu.processor import X86_PF_INSTR, X86_PF_PROT, X86_PF_WRITE
+from numaemu.refusals import explained
 from numaemu.uapi import SIGBUS, SIGKILL
-from numaemu.units import choice_text
 
 BUFFER_BYTES = 1 << 20           # results from this size on come from a buffer that is kept
 PIECE_BYTES = 1 << 20            # of a read that must fail
+MPOL_MODE = 0xFFF                # of a mode: without its flags
+KTIME_MAX = 1 << 62              # ns: nobody sleeps longer
 
 
 def kill_task(task):
@@ -111,9 +114,11 @@ class Operations(KernelOperations, KernelSpaceOperations, MmOperations, ExecOper
             raise OSError(errno.ESRCH, "the task has ended")
         try:
             answer = getattr(self, method)(number, *args)
-        except Exception:
+        except Exception as error:
             if task_standing(self.address, number, pid) & VICTIM:
                 raise self.oom_killed(number) from None
+            if type(error) is ValueError or isinstance(error, OSError):
+                raise explained(self, number, method, args, error) from None
             raise
         if task_standing(self.address, number, pid) & VICTIM:
             if method in ("fork", "clone", "vfork"):
@@ -140,11 +145,18 @@ class Operations(KernelOperations, KernelSpaceOperations, MmOperations, ExecOper
 
     # -- policies and placement
 
-    def set_mempolicy(self, number, mode, flags, nodes):
-        check(syscalls.sys_set_mempolicy(self.address, number, mode, flags, nodes))
+    def nodemask(self, nodes):
+        """Nodes as system calls take them; -EINVAL for a node that is in no mask (get_nodes)."""
+        if nodes is not None and not all(0 <= node < MAX_NODES for node in nodes):
+            check(-errno.EINVAL)
+        return sum(1 << node for node in set(nodes or ()))
 
-    def mbind(self, number, addr, length, mode, mode_flags, nodes, flags):
-        check(syscalls.sys_mbind(self.address, number, addr, length, mode, mode_flags, nodes, flags))
+    def set_mempolicy(self, number, mode, nodes):
+        check(syscalls.sys_set_mempolicy(self.address, number, mode & MPOL_MODE, mode & ~MPOL_MODE, self.nodemask(nodes)))
+
+    def mbind(self, number, addr, length, mode, nodes, flags):
+        check(syscalls.sys_mbind(self.address, number, addr, length, mode & MPOL_MODE, mode & ~MPOL_MODE, self.nodemask(nodes),
+                                 flags))
 
     def get_mempolicy(self, number, addr, flags):
         """(mode or node, node mask)"""
@@ -154,17 +166,20 @@ class Operations(KernelOperations, KernelSpaceOperations, MmOperations, ExecOper
 
     def move_pages(self, number, pid, addresses, nodes, flags):
         """(return value, status array)"""
-        addresses = np.ascontiguousarray(addresses, np.uint64)
+        addresses = np.ascontiguousarray(addresses, np.uint64).ravel()
         status = np.zeros(len(addresses), np.int64)
         where = 0
         if nodes is not None:
-            nodes = np.ascontiguousarray(np.broadcast_to(np.asarray(nodes, np.int64), addresses.shape))
+            if nodes.size not in (1, addresses.size):
+                raise ValueError(f"{nodes.size} nodes for {addresses.size} addresses")
+            nodes = np.ascontiguousarray(np.broadcast_to(nodes.ravel(), addresses.shape))
             where = nodes.ctypes.data
         result = syscalls.sys_move_pages(self.address, number, self.target(number, pid), addresses.ctypes.data, where,
                                          status.ctypes.data, len(addresses), flags)
         return check(result), status
 
     def migrate_pages(self, number, pid, old, new):
+        old, new = self.nodemask(old), self.nodemask(new)
         return check(syscalls.sys_migrate_pages(self.address, number, self.target(number, pid), old, new))
 
     def target(self, number, pid):
@@ -244,6 +259,8 @@ class Operations(KernelOperations, KernelSpaceOperations, MmOperations, ExecOper
         self.accessing(number, execute_at, self.address, addr)
 
     def touch(self, number, addr, nbytes, stride, write):
+        if stride < 1:
+            raise ValueError("stride is 0, must be at least 1")
         self.accessing(number, touch_range, self.address, addr, addr + nbytes, stride, int(write))
 
     def call(self, number, function, args):
@@ -275,25 +292,30 @@ class Operations(KernelOperations, KernelSpaceOperations, MmOperations, ExecOper
 
     # -- the task
 
-    def fork(self, number):
-        """(child's task number, pid)"""
+    def fork(self, number, cpu):
+        """(child's task number, pid); it is to be on this CPU, or (None) on its parent's."""
+        self.check_cpu(number, cpu)
         child = check(syscalls.sys_fork(self.address, number))
         return child, self.tasks[child].pid
 
-    def clone(self, number):
+    def clone(self, number, cpu):
+        self.check_cpu(number, cpu)
         child = check(syscalls.sys_clone(self.address, number))
         return child, self.tasks[child].pid
 
-    def vfork(self, number):
+    def vfork(self, number, cpu):
+        self.check_cpu(number, cpu)
         child = check(syscalls.sys_vfork(self.address, number))
         return child, self.tasks[child].pid
 
     def setuid(self, number, uid):
         check(syscalls.sys_setuid(self.address, number, uid))
 
-    def sleep(self, number, ns):
+    def sleep(self, number, ms):
         """Other tasks of this CPU run meanwhile; if none wants to, its clock jumps."""
-        until = syscalls.sys_schedule(self.address, number) + ns
+        if ms < 0:
+            check(-errno.EINVAL)
+        until = min(syscalls.sys_schedule(self.address, number) + round(ms * 1_000_000), KTIME_MAX)
         if self.preempt_count:
             raise KernelBug(f"scheduling while atomic: task {self.tasks[number].pid} may not sleep before put_cpu_var")
         self.cpu.turn.sleep((number, self.tasks[number].pid), until)
@@ -307,6 +329,8 @@ class Operations(KernelOperations, KernelSpaceOperations, MmOperations, ExecOper
 
     def wait(self, number, pid, options):
         """(pid, status) of a child that has ended, or None: none has."""
+        if INT_MIN < pid < -1 or pid == 0:
+            raise NotImplementedError(f"wait: pid {pid} means a process group, and there are none")
         status = np.zeros(1, np.int64)
         found = check(syscalls.sys_wait4(self.address, number, pid, options, status.ctypes.data))
         return (found, int(status[0])) if found else None
@@ -316,10 +340,10 @@ class Operations(KernelOperations, KernelSpaceOperations, MmOperations, ExecOper
         syscalls.sys_exit(self.address, number, 0)
 
     def kill(self, number, pid, signal):
-        """The number of the task that the signal is for, which the caller may send it."""
-        target = self.number_of_pid(pid)
-        check(syscalls.sys_kill(self.address, number, target, signal))
-        return target
+        """Raise unless the caller may send the signal."""
+        if INT_MIN < pid <= 0:
+            raise NotImplementedError(f"kill: pid {pid} means a process group, and there are none")
+        check(syscalls.sys_kill(self.address, number, self.number_of_pid(pid), signal))
 
     def thread_group(self, number, pid):
         """(number, pid) of the living threads of the process that task `pid` belongs to, the caller last."""
@@ -334,10 +358,13 @@ class Operations(KernelOperations, KernelSpaceOperations, MmOperations, ExecOper
         syscalls.sys_exit(self.address, number, signal)
 
     def sched_setaffinity(self, number, cpus):
-        """Move the task to the first of `cpus`, unless it is on one of them; the CPU it is on now."""
-        cpus = sorted(self.cpus_allowed(number).intersection(cpus))
+        """Move the task to the first of `cpus` that it may be on, unless it is on one of them; the CPU it is on now.
+
+        CPUs that the machine does not have are passed over, as bits behind the last CPU of a mask are.
+        """
+        cpus = sorted(self.cpus_allowed(number) & set(cpus))
         if not cpus:
-            raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
+            check(-errno.EINVAL)
         task = self.tasks[number]
         if task.cpu not in cpus:
             if self.preempt_count:
@@ -354,10 +381,8 @@ class Operations(KernelOperations, KernelSpaceOperations, MmOperations, ExecOper
 
     def check_cpu(self, number, cpu):
         """Raise unless a child of the task may be put on this CPU."""
-        if cpu not in self.cpu.world.topology.cpus:
-            raise OSError(errno.EINVAL, f"cpu {cpu} is not one of {choice_text(self.cpu.world.topology.cpus)}")
-        if cpu not in self.cpus_allowed(number):
-            raise OSError(errno.EINVAL, f"cpu {cpu} is not one of the task's cpuset")
+        if cpu is not None and cpu not in self.cpus_allowed(number):
+            check(-errno.EINVAL)
 
     def cpuset_attach(self, number, group, mems, old_mems, whole):
         """The task's group, or what it allows, has changed: its memory follows, and it leaves a CPU it may not be on."""
@@ -382,20 +407,24 @@ class Operations(KernelOperations, KernelSpaceOperations, MmOperations, ExecOper
     # -- task.kernel
 
     def alloc_pages(self, number, gfp, order, nid, nodes):
-        self.check_allocation(order, nid)
+        mask = self.check_allocation(gfp, order, nid, nodes)
         self.might_alloc(gfp, "alloc_pages")
-        return syscalls.kernel_alloc_pages(self.address, number, gfp, order, nid, nodes)
+        return syscalls.kernel_alloc_pages(self.address, number, gfp, order, nid, mask)
 
-    def check_allocation(self, order, nid):
-        if order < 0:
-            raise ValueError(f"order {order} must not be negative")
-        if not -1 <= nid < self.machine.nr_nodes:
-            raise ValueError(f"node {nid} is not one of 0 to {self.machine.nr_nodes - 1}")
+    def check_allocation(self, gfp, order, nid, nodes):
+        """The mask of the nodes that may serve; raise if there are none such, or no blocks of this order."""
+        self.checked_gfp(gfp)
+        if not 0 <= order <= MAX_ORDER:
+            raise ValueError(f"order {order} must be 0 to {MAX_ORDER} (MAX_PAGE_ORDER)")
+        for node in nodes or ():
+            self.checked_nid(node, 0)
+        self.checked_nid(nid)
+        return int(self.machine.node_mask) if nodes is None else self.nodemask(nodes)
 
     def explain_pages(self, number, gfp, order, nid, nodes):
         """(pfn, steps of the trail, how many more there were)"""
-        self.check_allocation(order, nid)
-        pfn = syscalls.kernel_explain_pages(self.address, number, gfp, order, nid, nodes)
+        mask = self.check_allocation(gfp, order, nid, nodes)
+        pfn = syscalls.kernel_explain_pages(self.address, number, gfp, order, nid, mask)
         return pfn, *read_trail(self.machine, self.cpu.cpu_number)
 
     def page_address(self, number, pfn):
@@ -446,6 +475,7 @@ class Operations(KernelOperations, KernelSpaceOperations, MmOperations, ExecOper
 
     def page(self, number, pfn):
         """Node, zone and counts of a page, for who looks inside."""
+        self.present(pfn, 0)
         page, zone = page_of(self.machine, pfn), page_zone(self.machine, pfn)
         head = compound_head(self.machine, pfn)
         return {"pfn": pfn, "compound_head": head, "compound_order": compound_order(page_of(self.machine, head)),

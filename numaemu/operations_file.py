@@ -69,24 +69,30 @@ class FileOperations:
             raise OSError(errno.EBADF, os.strerror(errno.EBADF))
         return check(calls.sys_dup(self.address, number, self.descriptor(fd), -1 if target is None else target))
 
+    def position(self, offset):
+        """A place in a file, None for where it stands; one before the beginning is refused before anything else."""
+        if offset is not None and offset < 0:
+            check(-errno.EINVAL)
+        return calls.AT_F_POS if offset is None else offset
+
     def file_read(self, number, fd, offset, nbytes):
+        where = self.position(offset)
         size = self.file_size(number, fd)
         nbytes = min(size if nbytes is None else nbytes, size, READ_MOST)
-        data = self.buffer(nbytes)
-        where = calls.AT_F_POS if offset is None else max(offset, -1)
+        data = self.buffer(max(nbytes, 0))
         n = check(calls.sys_read(self.address, number, self.descriptor(fd), where, data.ctypes.data, nbytes))
         return data[:n].tobytes()
 
     def file_read_through(self, number, fd, nbytes, chunk):
         if chunk < 1:
-            raise ValueError("a read in pieces of 0 bytes has no end")
+            raise ValueError(f"chunk {chunk} must be at least 1")
         chunk = min(chunk, READ_MOST, max(self.file_size(number, fd), 1))
         data = self.buffer(chunk)
         return check(calls.read_through(self.address, number, self.descriptor(fd), data.ctypes.data, chunk, nbytes))
 
     def file_write(self, number, fd, offset, data):
         data = np.frombuffer(data, np.uint8)
-        where = calls.AT_F_POS if offset is None else max(offset, -1)
+        where = self.position(offset)
         return check(calls.sys_write(self.address, number, self.descriptor(fd), where, data.ctypes.data, len(data)))
 
     def file_seek(self, number, fd, offset, whence):
@@ -102,7 +108,8 @@ class FileOperations:
         check(calls.sys_ftruncate(self.address, number, self.descriptor(fd), size))
 
     def mmap_file(self, number, addr, length, prot, flags, fd, offset):
-        return check(calls.sys_mmap_file(self.address, number, addr, length, prot, flags, self.descriptor(fd), offset))
+        return check(calls.sys_mmap_file(self.address, number, addr, length, prot, flags, self.descriptor(fd),
+                                         offset & (1 << 64) - 1))
 
     def msync(self, number, addr, length, flags):
         check(calls.sys_msync(self.address, number, addr, length, flags))

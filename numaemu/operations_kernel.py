@@ -13,6 +13,8 @@ from numaemu.pointer import u64
 from numaemu.processor import X86_PF_PROT, X86_PF_WRITE
 from numaemu.stack import recurse, use_stack
 
+MOST_FRAME = 1 << 20             # bytes: more than any kernel stack has
+
 
 class KernelSpaceOperations:
     """Needs `machine`, `tasks`, `cpu` and the `address` of the CPU's struct, and `accessing`."""
@@ -71,8 +73,10 @@ class KernelSpaceOperations:
         self.with_stack(number, irq, use_stack, nbytes)
 
     def recurse(self, number, depth, frame_bytes, irq):
-        if frame_bytes < 16 or frame_bytes % 8:
-            raise ValueError(f"a frame of {frame_bytes} bytes: must be a multiple of 8, at least 16")
+        if frame_bytes < 16 or frame_bytes % 8 or frame_bytes > MOST_FRAME:
+            raise ValueError(f"a frame of {frame_bytes} bytes: must be a multiple of 8, 16 to {MOST_FRAME}")
+        if depth < 0:
+            raise ValueError(f"depth {depth} must not be negative")
         return self.with_stack(number, irq, recurse, depth, frame_bytes)
 
     def describe_kernel(self, address):
@@ -94,6 +98,7 @@ class KernelSpaceOperations:
 
     def vmalloc(self, number, size, gfp, nid):
         self.might_sleep("vmalloc")
+        self.checked_gfp(gfp)
         return int(calls.kernel_vmalloc(self.address, number, size, PAGE_SIZE, gfp, self.checked_nid(nid),
                                         self.tasks[number].pid))
 
@@ -129,6 +134,7 @@ class KernelSpaceOperations:
 
     def might_alloc(self, gfp, what):
         """The same for an allocation that may reclaim memory: might_alloc."""
+        self.checked_gfp(gfp)
         if gfp & GFP_DIRECT_RECLAIM:
             self.might_sleep(what)
 

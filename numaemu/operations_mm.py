@@ -7,7 +7,9 @@ import numpy as np
 from numaemu.kernel import ptdump, sys_mm
 from numaemu.kernel.pgtable import mm_of
 from numaemu.param import PAGE_SIZE
-from numaemu.uapi import RLIM_NLIMITS
+from numaemu.uapi import PR_SET_MM, RLIM_NLIMITS
+
+PR_LAST = 78                     # the highest option that Linux 6.12 has, but for a few far above
 
 
 def check(result):
@@ -30,8 +32,12 @@ class MmOperations:
         check(sys_mm.sys_mprotect(self.address, number, addr, length, prot))
 
     def madvise(self, number, addr, length, advice, stride, each):
-        for start in range(addr, addr + max(length, 1), max(stride, 1)):
-            part = min(each, addr + length - start)
+        """One call, or with a stride one for each of its steps."""
+        if stride is None:
+            check(sys_mm.sys_madvise(self.address, number, addr, length, advice))
+            return
+        for start in range(addr, addr + length, max(stride, 1)):
+            part = min(length if each is None else each, addr + length - start)
             check(sys_mm.sys_madvise(self.address, number, start, part, advice))
 
     def mremap(self, number, addr, old_len, new_len, flags, new_addr):
@@ -40,8 +46,10 @@ class MmOperations:
     def brk(self, number, addr):
         return sys_mm.sys_brk(self.address, number, addr)
 
-    def prctl_set_mm(self, number, option, addr):
-        check(sys_mm.sys_prctl_set_mm(self.address, number, option, addr))
+    def prctl(self, number, option, arg, addr):
+        if option != PR_SET_MM and 0 < option <= PR_LAST:
+            raise NotImplementedError(f"prctl: option {option} is not there, only PR_SET_MM ({PR_SET_MM})")
+        check(sys_mm.sys_prctl_set_mm(self.address, number, arg, addr) if option == PR_SET_MM else -errno.EINVAL)
 
     def mlock2(self, number, addr, length, flags):
         check(sys_mm.sys_mlock2(self.address, number, addr, length, flags))
@@ -74,6 +82,7 @@ class MmOperations:
         return int(self.cpu.state.cr2), int(self.cpu.state.error_code)
 
     def setrlimit(self, number, which, soft, hard):
+        hard = self.getrlimit(number, which)[1] if hard is None else hard
         check(sys_mm.sys_setrlimit(self.address, number, which, soft, hard))
 
     def getrlimit(self, number, which):

@@ -9,14 +9,16 @@ import time
 
 import numpy as np
 
+from numaemu.arguments import runnable
+from numaemu.calls import ANY_ADDRESS, take
 from numaemu.errors import NumaemuError, OutOfMemory
 from numaemu.files import File
 from numaemu.kernel_handles import KernelCalls
-from numaemu.mapping import Mapping, loadable
-from numaemu.node_mask import node_mask, nodes_of
+from numaemu.mapping import Mapping
+from numaemu.node_mask import nodes_of
 from numaemu.uapi import (MAP_ANONYMOUS, MAP_PRIVATE, MPOL_F_ADDR, MPOL_F_NODE, MPOL_MF_MOVE, MS_SYNC, O_RDONLY,
-                          PROT_READ, PROT_WRITE, PR_SET_MM, SIGKILL, WNOHANG)
-from numaemu.units import parse_size
+                          PROT_READ, PROT_WRITE, SIGKILL, WNOHANG)
+from numaemu.units import shown
 
 WAIT_POLL_S = 0.002              # between two looks of wait
 
@@ -41,6 +43,24 @@ class Handle:
         return self.future.done()
 
 
+class PageStatus(np.ndarray):
+    """What move_pages says of each page; `not_moved` is how many could not be moved."""
+
+    not_moved = None                     # of a part of it nobody knows
+
+    def __array_wrap__(self, array, context=None, return_scalar=False):
+        """A sum or a comparison of it is a plain value."""
+        return array[()] if array.ndim == 0 else np.asarray(array)
+
+    def __reduce__(self):
+        make, args, state = super().__reduce__()
+        return make, args, (state, self.not_moved)
+
+    def __setstate__(self, state):
+        super().__setstate__(state[0])
+        self.not_moved = state[1]
+
+
 class Task:
     """An emulated thread. Sizes are bytes or text like "64MiB"; addresses are emulated virtual ones."""
 
@@ -52,7 +72,8 @@ class Task:
         self.kernel = KernelCalls(self)
 
     def _op(self, method, *args):
-        return self._site.call_op(self._number, self.pid, method, args)
+        """Run an operation, after its arguments have been looked at (calls.py)."""
+        return self._site.call_op(self._number, self.pid, method, take(method, args))
 
     def __repr__(self):
         return f"<task {self.pid}>"
@@ -62,39 +83,45 @@ class Task:
     def mmap(self, length, prot=PROT_READ | PROT_WRITE, flags=MAP_PRIVATE | MAP_ANONYMOUS, file=None, offset=0,
              addr=None):
         """Map `length` bytes, of an open file from byte `offset` on if one is given; a Mapping. Mirrors mmap(2)."""
-        nbytes = parse_size(length, "mmap length")
+        addr = 0 if addr is None else addr
         if file is not None:
-            if file.task.pid != self.pid:
-                file = self.fdopen(file)
-            where = self._op("mmap_file", addr or 0, nbytes, prot, flags & ~MAP_ANONYMOUS, file.fd, offset)
-            return Mapping(self, where, nbytes)
-        return Mapping(self, self._op("mmap", addr or 0, nbytes, prot, flags, offset), nbytes)
+            self._mine("mmap", file)
+            addr, length, prot, flags, fd, offset = take("mmap_file", (addr, length, prot, flags, file.fd, offset))
+            return Mapping(self, self._op("mmap_file", addr, length, prot, flags & ~MAP_ANONYMOUS, fd, offset), length)
+        addr, length, prot, flags, offset = take("mmap", (addr, length, prot, flags, offset))
+        return Mapping(self, self._op("mmap", addr, length, prot, flags, offset), length)
+
+    def _mine(self, call, file):
+        """Raise unless a File is one of this task, or inherited."""
+        if not isinstance(file, File):
+            raise TypeError(f"{call}: file must be a File, which open and memfd_create give, not {shown(file)}")
+        if file.task.pid != self.pid:
+            self.fdopen(file)
 
     def munmap(self, addr, length):
         """munmap(2)"""
-        self._op("munmap", addr, parse_size(length, "munmap length"))
+        self._op("munmap", addr, length)
 
     def mprotect(self, addr, length, prot):
         """mprotect(2)"""
-        self._op("mprotect", addr, parse_size(length, "mprotect length"), prot)
+        self._op("mprotect", addr, length, prot)
 
     def madvise(self, addr, length, advice, stride=None, each=None):
         """madvise(2); with `stride` one call for `each` bytes at every so many of the range."""
-        nbytes = parse_size(length, "madvise length")
-        self._op("madvise", addr, nbytes, advice, stride or nbytes, each or nbytes)
+        self._op("madvise", addr, length, advice, stride, each)
 
     def mremap(self, addr, old_len, new_len, flags=0, new_addr=None):
         """mremap(2): the Mapping as it is then."""
-        old, new = parse_size(old_len, "mremap length"), parse_size(new_len, "mremap length")
-        return Mapping(self, self._op("mremap", addr, old, new, flags, new_addr or 0), new)
+        args = take("mremap", (addr, old_len, new_len, flags, 0 if new_addr is None else new_addr))
+        return Mapping(self, self._op("mremap", *args), args[2])
 
     def mlock(self, addr, length, flags=0):
         """mlock(2), or mlock2(2) with MLOCK_ONFAULT."""
-        self._op("mlock2", addr, parse_size(length, "mlock length"), flags)
+        self._op("mlock2", addr, length, flags)
 
     def munlock(self, addr, length):
         """munlock(2)"""
-        self._op("munlock", addr, parse_size(length, "munlock length"))
+        self._op("munlock", addr, length)
 
     def mlockall(self, flags):
         """mlockall(2) with MCL_*"""
@@ -106,7 +133,7 @@ class Task:
 
     def mincore(self, addr, length):
         """mincore(2): 1 for each page that is in memory, else 0, as an array."""
-        return self._op("mincore", addr, parse_size(length, "mincore length"))
+        return self._op("mincore", addr, length)
 
     def walk(self, addr):
         """The page-table entries that lead to an address, from the top to the first one that is not present: for each
@@ -121,7 +148,7 @@ class Task:
 
     def setrlimit(self, which, soft, hard=None):
         """setrlimit(2) with RLIMIT_*; bytes, or RLIM_INFINITY. Without `hard` only the soft limit changes."""
-        self._op("setrlimit", which, soft, self.getrlimit(which)[1] if hard is None else hard)
+        self._op("setrlimit", which, soft, hard)
 
     def getrlimit(self, which):
         """getrlimit(2): (soft, hard)"""
@@ -133,13 +160,11 @@ class Task:
 
     def prctl(self, option, arg, addr):
         """prctl(2), of which there is PR_SET_MM with PR_SET_MM_START_BRK and PR_SET_MM_BRK."""
-        if option != PR_SET_MM:
-            raise NotImplementedError(f"prctl option {option} is not there, only PR_SET_MM ({PR_SET_MM})")
-        self._op("prctl_set_mm", arg, addr)
+        self._op("prctl", option, arg, addr)
 
     def sleep(self, ms):
         """Sleep for `ms` milliseconds of emulated time: other tasks of the CPU run, or else its clock moves on."""
-        self._op("sleep", round(ms * 1_000_000))
+        self._op("sleep", ms)
 
     def sched_yield(self):
         """sched_yield(2): let the other tasks of the CPU run first."""
@@ -151,12 +176,13 @@ class Task:
 
     def msync(self, addr, length, flags=MS_SYNC):
         """msync(2): write what shared mappings of files in the range have made dirty."""
-        self._op("msync", addr, parse_size(length, "msync length"), flags)
+        self._op("msync", addr, length, flags)
 
     # -- files
 
     def open(self, path, flags=O_RDONLY):
         """open(2): a File."""
+        path, flags = take("open", (path, flags))
         return File(self, self._op("open", path, flags), path)
 
     def fdopen(self, file):
@@ -171,52 +197,57 @@ class Task:
 
     def memfd_create(self, name, flags=0):
         """memfd_create(2): a File that lies in memory, and has no name that anybody could open."""
+        name, flags = take("memfd_create", (name, flags))
         return File(self, self._op("memfd_create", name, flags), f"/memfd:{name}")
 
     # -- placement
 
     def set_mempolicy(self, mode, nodes=None):
         """set_mempolicy(2); `nodes` a node, several, or text like "0,2-3"."""
-        self._op("set_mempolicy", mode & 0xFFF, mode & ~0xFFF, node_mask(nodes))
+        self._op("set_mempolicy", mode, nodes)
 
     def mbind(self, addr, length, mode, nodes=None, flags=0):
         """mbind(2)"""
-        self._op("mbind", addr, parse_size(length, "mbind length"), mode & 0xFFF, mode & ~0xFFF, node_mask(nodes), flags)
+        self._op("mbind", addr, length, mode, nodes, flags)
 
     def get_mempolicy(self, addr=None, flags=0):
         """(mode, nodes); with MPOL_F_NODE a node instead of the mode. An address asks for that range's policy."""
-        if addr is not None:
-            flags |= MPOL_F_ADDR
-        mode, mask = self._op("get_mempolicy", addr or 0, flags)
+        address, flags = take("get_mempolicy", (0 if addr is None else addr, flags))
+        mode, mask = self._op("get_mempolicy", address, flags if addr is None else flags | MPOL_F_ADDR)
         return mode, nodes_of(mask)
 
     def node_of(self, addr):
         """The node whose memory backs an address (touching it first, as get_mempolicy(2) does)."""
+        addr = ANY_ADDRESS.take("node_of", "addr", addr)
         self.load([addr], np.uint8)
         return self._op("get_mempolicy", addr, MPOL_F_ADDR | MPOL_F_NODE)[0]
 
     def move_pages(self, addresses, nodes=None, flags=MPOL_MF_MOVE, pid=0):
-        """move_pages(2): the status of each page: its node, or -errno. nodes=None only asks."""
-        return self._op("move_pages", pid, addresses, nodes, flags if nodes is not None else 0)[1]
+        """move_pages(2): the status of each page: its node, or -errno. nodes=None only asks.
+
+        The array has `not_moved`: how many pages could not be moved, which is what the call itself returns.
+        """
+        not_moved, status = self._op("move_pages", pid, addresses, nodes, flags)
+        status = status.view(PageStatus)
+        status.not_moved = not_moved
+        return status
 
     def migrate_pages(self, old_nodes, new_nodes, pid=0):
         """migrate_pages(2): how many pages could not be moved."""
-        return self._op("migrate_pages", pid, node_mask(old_nodes), node_mask(new_nodes))
+        return self._op("migrate_pages", pid, old_nodes, new_nodes)
 
     def sched_setaffinity(self, cpus):
         """Move the task to one of `cpus`."""
-        return self._op("sched_setaffinity", {int(c) for c in ([cpus] if isinstance(cpus, int) else cpus)})
+        return self._op("sched_setaffinity", cpus)
 
     # -- accesses
 
     def load(self, addresses, dtype=np.uint64):
         """The values at an array of addresses, one emulated load each, of 1, 2, 4 or 8 bytes."""
-        return self._op("load", addresses, loadable(dtype).str)
+        return self._op("load", addresses, dtype)
 
     def store(self, addresses, values):
         """Store values (or one for all) at an array of addresses, one emulated store each."""
-        values = np.asarray(values)
-        loadable(values.dtype)
         self._op("store", addresses, values)
 
     def read(self, addr, nbytes):
@@ -225,7 +256,7 @@ class Task:
 
     def write(self, addr, data):
         """Write bytes at `addr`."""
-        self._op("write", addr, bytes(data))
+        self._op("write", addr, data)
 
     def execute(self, addr):
         """Fetch one instruction at a virtual address; SegmentationFault where execution is not allowed (NX)."""
@@ -258,15 +289,16 @@ class Task:
         with its interpreter. What is not on the emulated disk is brought there from the host's file of this path. No
         instruction runs; (ip, sp) says where it would begin. `argv` is [path] if not given, `envp` a dict or "K=V"s.
         """
+        args = take("execve", (path, [path] if argv is None else argv, envp))
         for number, pid in self._op("other_threads"):
             with contextlib.suppress(OSError, NumaemuError):         # it may just have ended
                 self._site.call_op(number, pid, "die", (SIGKILL,))
-        return self._op("execve", path, [path] if argv is None else list(argv), envp)
+        return self._op("execve", *args)
 
     def _child(self, how, function, args, cpu):
-        if cpu is not None:
-            self._op("check_cpu", cpu)
-        number, pid = self._op(how)
+        if function is not None:
+            runnable(how, function)
+        number, pid = self._op(how, cpu)
         cpu = self.cpu if cpu is None else cpu
         if function is not None:
             return self._site.start(number, pid, cpu, function, args)
@@ -282,8 +314,7 @@ class Task:
 
         With WNOHANG None if none has ended yet; ChildProcessError if there is none to wait for.
         """
-        if pid < -1 or pid == 0:
-            raise NotImplementedError(f"wait for pid {pid}: process groups are not there")
+        pid, flags = take("wait", (pid, flags))
         while (answer := self._op("wait", pid, flags)) is None and not flags & WNOHANG:
             time.sleep(WAIT_POLL_S)
         return answer
@@ -292,6 +323,7 @@ class Task:
         """kill(2): any signal ends the process that task `pid` belongs to, with all its threads; 0 only looks whether it is
         there. Their memory is freed where they run.
         """
+        pid, sig = take("kill", (pid, sig))
         self._op("kill", pid, sig)
         for number, member in self._op("thread_group", pid) if sig else ():
             with contextlib.suppress(ProcessLookupError, OutOfMemory):       # it may just have ended

@@ -14,6 +14,7 @@ EINVAL, ENOMEM, EEXIST, EPERM = errno.EINVAL, errno.ENOMEM, errno.EEXIST, errno.
 PMD_SIZE = U(1) << U(21)
 PAGE = U(4096)
 MMAP_MIN_ADDR = U(0x10000)           # dac_mmap_min_addr
+MOST_PGOFF = 1 << 50                 # no file is as long
 
 
 @hot
@@ -62,9 +63,9 @@ def get_unmapped_area(machine, mm_number, hint, length, anonymous, pgoff):
         found = topdown_gap(machine, mm_number, length + PMD_SIZE, above)
         if found != U(0):
             return (found + PMD_SIZE) & ~(PMD_SIZE - U(1))
-    offset = U(pgoff) << U(12)
+    offset = U(min(pgoff, MOST_PGOFF)) << U(12)
     aligned = (offset + PMD_SIZE - U(1)) & ~(PMD_SIZE - U(1))
-    if mobile and not anonymous and offset + length >= aligned + PMD_SIZE:
+    if mobile and not anonymous and pgoff < MOST_PGOFF and offset + length >= aligned + PMD_SIZE:
         found = topdown_gap(machine, mm_number, length + PMD_SIZE, above)
         if found != U(0):
             shift = (offset + PMD_SIZE - (found & (PMD_SIZE - U(1)))) & (PMD_SIZE - U(1))

@@ -35,7 +35,7 @@ from numaemu.uapi import (MAP_32BIT, MAP_ABOVE4G, MAP_ANONYMOUS, MAP_DENYWRITE, 
 
 U = np.uint64
 EINVAL, ENOMEM, EEXIST, EPERM, EAGAIN = errno.EINVAL, errno.ENOMEM, errno.EEXIST, errno.EPERM, errno.EAGAIN
-EOPNOTSUPP = errno.EOPNOTSUPP
+EOPNOTSUPP, EOVERFLOW, EACCES = errno.EOPNOTSUPP, errno.EOVERFLOW, errno.EACCES
 PAGE = U(4096)
 # what a mapping of a file may say with MAP_SHARED_VALIDATE; MAP_SYNC needs a file system that lies in memory itself
 LEGACY_MAP_MASK = (MAP_SHARED | MAP_PRIVATE | MAP_FIXED | MAP_ANONYMOUS | MAP_DENYWRITE | MAP_EXECUTABLE | MAP_UNINITIALIZED |
@@ -46,7 +46,7 @@ LEGACY_MAP_MASK = (MAP_SHARED | MAP_PRIVATE | MAP_FIXED | MAP_ANONYMOUS | MAP_DE
 @hot
 def page_align(length):
     """Whole pages; 0 if that is more than a word holds."""
-    return (length + PAGE - U(1)) & ~(PAGE - U(1)) if length <= ~(PAGE - U(1)) else U(0)
+    return (length + (PAGE - U(1))) & ~(PAGE - U(1)) if length <= ~(PAGE - U(1)) else U(0)
 
 
 @hot
@@ -301,7 +301,7 @@ def do_mmap(cpu, mm_number, hint, length, prot, flags, file, pgoff):
     huge = hstate >= 0
     if huge:
         size = huge_page_size(hstate_at(machine, hstate))
-        length = (length + size - U(1)) & ~(size - U(1))
+        length = (length + size - U(1)) & ~(size - U(1)) if length <= ~size else U(0)
     length = page_align(length)
     if length == U(0) or mm.map_count > machine.max_map_count:
         return -ENOMEM

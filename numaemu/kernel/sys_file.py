@@ -155,7 +155,9 @@ def sys_read(cpu_address, task, fd, pos, buffer, nbytes):
     if number == 0:
         return -EBADF
     wb_timer(cpu)
-    if pos != AT_F_POS:
+    if nbytes < 0:
+        result = -EINVAL
+    elif pos != AT_F_POS:
         result = vfs_read(cpu, number, pos, buffer, nbytes)
     else:
         result = read_at_position(cpu, number, buffer, nbytes)

@@ -28,12 +28,12 @@ from numaemu.kernel.xarray import xa_is_value, xa_load
 from numaemu.param import MAX_OPEN
 from numaemu.pointer import u8
 from numaemu.processor import cpu_t
-from numaemu.uapi import (MADV_COLLAPSE, MADV_POPULATE_READ, MADV_POPULATE_WRITE, MCL_CURRENT, PROT_WRITE, PR_SET_MM_BRK,
+from numaemu.uapi import (MADV_COLLAPSE, MADV_POPULATE_READ, MADV_POPULATE_WRITE, MAP_ANONYMOUS, MCL_CURRENT, PROT_WRITE, PR_SET_MM_BRK,
                           PR_SET_MM_START_BRK, RLIMIT_NOFILE, RLIM_NLIMITS, errno)
 
 U = np.uint64
-EINVAL, ENOMEM, EFAULT, EPERM, EAGAIN, EBUSY = (errno.EINVAL, errno.ENOMEM, errno.EFAULT, errno.EPERM, errno.EAGAIN,
-                                                errno.EBUSY)
+EINVAL, ENOMEM, EFAULT, EPERM, EAGAIN, EBADF = (errno.EINVAL, errno.ENOMEM, errno.EFAULT, errno.EPERM, errno.EAGAIN,
+                                                errno.EBADF)
 
 
 @entry("i64(u64, i64, u64, u64, i64, i64, u64)")
@@ -41,6 +41,8 @@ def sys_mmap(cpu_address, task, hint, length, prot, flags, offset):
     """mmap(2) of anonymous memory."""
     if offset & U(4095) != U(0):
         return -EINVAL
+    if flags & MAP_ANONYMOUS == 0:
+        return -EBADF                        # it would be of a file, and there is none
     return vm_mmap_pgoff(running(cpu_address, task), hint, length, prot, flags, 0, 0)
 
 
