@@ -21,7 +21,7 @@ from numaemu.kernel.vma_index import find_position, vma_index, vma_of
 from numaemu.param import MAX_OPEN, PAGE_SIZE
 from numaemu.uapi import (MADV_COLLAPSE, MADV_POPULATE_READ, MAP_GROWSDOWN, MAP_HUGETLB, MAP_LOCKED, MAP_PRIVATE,
                           MAP_SHARED, MAP_SHARED_VALIDATE, MAP_TYPE, MCL_ONFAULT, MFD_HUGETLB, MPOL_DEFAULT, MPOL_LOCAL,
-                          MPOL_MF_MOVE_ALL, MPOL_PREFERRED, MREMAP_DONTUNMAP, MREMAP_FIXED, MREMAP_MAYMOVE, O_ACCMODE, PR_SET_MM,
+                          MPOL_MF_MOVE_ALL, MPOL_PREFERRED, MREMAP_DONTUNMAP, MREMAP_FIXED, MREMAP_MAYMOVE, O_ACCMODE, O_RDONLY, PR_SET_MM,
                           PROT_WRITE, RLIM_INFINITY, RLIMIT_AS, RLIMIT_DATA, RLIMIT_MEMLOCK, RLIMIT_NOFILE)
 from numaemu.units import format_size
 
@@ -30,7 +30,7 @@ NSIG = 64
 
 
 def explained(operations, number, method, args, error):
-    """The exception again, beginning with the call's name and saying why."""
+    """The exception again: the call's name, why, and in brackets what the errno means."""
     call = CALLS.get(method)
     if call is None:
         return error
@@ -40,8 +40,9 @@ def explained(operations, number, method, args, error):
     text = error.strerror or ""
     if error.errno is None or text.startswith(f"{call.name}: "):
         return error
-    if text == os.strerror(error.errno):
-        text = Refusal(operations, number, method, call, args).reason(error.errno) or text
+    plain = os.strerror(error.errno)
+    if text == plain:
+        text = f"{Refusal(operations, number, method, call, args).reason(error.errno)} [{plain}]"
     return OSError(error.errno, f"{call.name}: {text}", *([error.filename] if error.filename is not None else []))
 
 
@@ -81,7 +82,7 @@ class Refusal:
             if text:
                 return text
         shown = ", ".join(f"{argument} {self.show(argument)}" for argument in self.values)
-        return f"{os.strerror(code)}: {shown}" if shown else os.strerror(code)
+        return f"refused with {shown}" if shown else "refused"
 
     def show(self, argument):
         value = self.values[argument]
@@ -331,6 +332,12 @@ class Refusal:
         if self.a.option != PR_SET_MM:
             return f"option {self.a.option} is none of Linux's; here is PR_SET_MM ({PR_SET_MM})"
         return f"addr {self.a.addr:#x} must be {int(MMAP_MIN_ADDR):#x} to {int(self.machine.paging.task_size):#x}"
+
+    def EINVAL_file_truncate(self):
+        file = self.open_file(self.a.fd)
+        if file is not None and file.flags & O_ACCMODE == O_RDONLY:
+            return f"descriptor {self.a.fd} is open O_RDONLY, must be O_WRONLY or O_RDWR"
+        return None
 
     def EFAULT(self):
         return self.hole() if "addr" in self.values else None
