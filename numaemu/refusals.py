@@ -23,7 +23,7 @@ from numaemu.uapi import (MADV_COLLAPSE, MADV_POPULATE_READ, MAP_GROWSDOWN, MAP_
                           MAP_SHARED, MAP_SHARED_VALIDATE, MAP_TYPE, MCL_ONFAULT, MFD_HUGETLB, MPOL_DEFAULT, MPOL_LOCAL,
                           MPOL_MF_MOVE_ALL, MPOL_PREFERRED, MREMAP_DONTUNMAP, MREMAP_FIXED, MREMAP_MAYMOVE, O_ACCMODE, O_RDONLY, PR_SET_MM,
                           PROT_WRITE, RLIM_INFINITY, RLIMIT_AS, RLIMIT_DATA, RLIMIT_MEMLOCK, RLIMIT_NOFILE)
-from numaemu.units import format_size
+from numaemu.units import format_size, list_text
 
 MODES = ("O_RDONLY", "O_WRONLY", "O_RDWR", "O_ACCMODE")
 NSIG = 64
@@ -46,25 +46,13 @@ def explained(operations, number, method, args, error):
     return OSError(error.errno, f"{call.name}: {text}", *([error.filename] if error.filename is not None else []))
 
 
-def spans(numbers):
-    """0-1,4 for 0, 1 and 4."""
-    parts, first, last = [], None, None
-    for n in sorted(numbers):
-        if last is not None and n == last + 1:
-            last = n
-            continue
-        if first is not None:
-            parts.append(f"{first}-{last}" if last > first else f"{first}")
-        first = last = n
-    return ",".join(parts + ([f"{first}-{last}" if last > first else f"{first}"] if first is not None else []))
-
-
 class Refusal:
     """A call that was refused, with what there is to know about its task."""
 
     def __init__(self, operations, number, method, call, args):
         self.machine, self.task, self.number = operations.machine, operations.tasks[number], number
         self.cpus, self.tasks, self.method, self.call = operations.cpus_allowed(number), operations.tasks, method, call
+        self.there = operations.cpu.world.topology.cpus
         self.kinds = {name: kind.kind if isinstance(kind, Optional) else kind for name, kind in call.kinds.items()}
         self.values = dict(zip(call.kinds, args, strict=True))
         self.a = types.SimpleNamespace(**self.values)
@@ -172,26 +160,24 @@ class Refusal:
         return None
 
     def no_node(self, node):
-        last = self.machine.nr_nodes - 1
-        return f"node {node} is not a node of this machine ({f'0-{last}' if last else '0'})"
+        return f"node {node} is not a node of this machine ({list_text(range(self.machine.nr_nodes))})"
 
     def mask_text(self, mask):
-        return spans(node for node in range(64) if mask >> node & 1)
+        return list_text(node for node in range(64) if mask >> node & 1)
 
     def cpus_text(self, value):
-        last = self.machine.nr_cpus - 1
         for cpu in value:
-            if not 0 <= cpu <= last:
-                return f"cpu {cpu} is not a CPU of this machine ({f'0-{last}' if last else '0'})"
+            if cpu not in self.there:
+                return f"cpu {cpu} is not a CPU of this machine ({list_text(self.there)})"
         if not value:
             return "cpus must name a CPU at least"
-        return f"cpu {spans(value)} is not one of the task's cpuset ({spans(self.cpus)})"
+        return f"cpu {list_text(value)} is not one of the task's cpuset ({list_text(self.cpus)})"
 
     def descriptor(self, argument, value):
         file = self.open_file(value)
         if file is None:
             table = files_of(self.machine, self.task.files)
-            there = spans(fd for fd in range(min(int(table.nr), MAX_OPEN)) if table.fd[fd] & FILE)
+            there = list_text(fd for fd in range(min(int(table.nr), MAX_OPEN)) if table.fd[fd] & FILE)
             limit = int(self.task.rlim[2 * RLIMIT_NOFILE])
             if argument == "target":
                 return f"descriptor {value} must be 0 to {limit - 1} (RLIMIT_NOFILE)"
