@@ -1,6 +1,7 @@
 """The compile cache: a change of any file that compiled code comes from is noticed, no change is a hit."""
 import os
 import pathlib
+import re
 import shutil
 import subprocess
 import sys
@@ -80,3 +81,11 @@ def test_no_kernel_lies_on_an_upper_floor():
         text = path.read_text() if path.exists() else ""
         for word in ("@kernel", "@hot", "@entry", "@callback", "= Struct("):
             assert word not in text, f"{name}: {word}"
+
+
+def test_in_each_file_what_is_called_is_declared_before():
+    """Functions are linked as they are declared, callees first: an image that holds a caller would not find the symbol."""
+    for path in PACKAGE.rglob("*.py"):
+        text = path.read_text()
+        for match in re.finditer(r"^@(?:kernel|callback)\(.*\)\ndef (\w+)\(", text, re.M):
+            assert not re.search(rf"(?<![.\w])(?<!def ){match[1]}\(", text[:match.start()]), f"{match[1]} in {path.name} is called above"

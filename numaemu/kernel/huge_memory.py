@@ -179,6 +179,26 @@ def remove_new_huge_pages(cpu, pfn):
         put_page(cpu, pfn + i)
 
 
+@kernel("void(cpu_t*, i64)")
+def release_huge_pages(cpu, pfn):
+    """Drop a reference to each page of a huge one. If these are the last, as they mostly are, they go back in one piece."""
+    machine, done, locked = machine_of(cpu), 0, -1
+    pages = hpage_pages(machine)
+    for i in range(pages):
+        free_swap_cache(cpu, pfn + i)
+    while done < pages and compare_exchange(page_of(machine, pfn + done), "refcount", 1, 0) == 1:
+        locked = __page_cache_release(cpu, pfn + done, locked)
+        done += 1
+    unlock_lruvec(machine, locked)
+    if done == pages:
+        free_pages(cpu, pfn, np.int64(machine.paging.table_bits))
+        return
+    for i in range(done):
+        free_pages(cpu, pfn + i, 0)
+    for i in range(done, pages):
+        put_page(cpu, pfn + i)
+
+
 @kernel("i64(cpu_t*, mm_t*, i64, u64, bool, u64)")
 def do_huge_pmd_anonymous_page(cpu, mm, vma_number, address, write, where):
     """First touch of private memory, where a huge page fits: VM_FAULT_*, or FALLBACK."""
@@ -281,26 +301,6 @@ def take_huge_pmd(cpu, mm, where):
         for i in range(hpage_pages(machine)):
             folio_remove_rmap(machine, cpu, pfn + i)
     return pfn
-
-
-@kernel("void(cpu_t*, i64)")
-def release_huge_pages(cpu, pfn):
-    """Drop a reference to each page of a huge one. If these are the last, as they mostly are, they go back in one piece."""
-    machine, done, locked = machine_of(cpu), 0, -1
-    pages = hpage_pages(machine)
-    for i in range(pages):
-        free_swap_cache(cpu, pfn + i)
-    while done < pages and compare_exchange(page_of(machine, pfn + done), "refcount", 1, 0) == 1:
-        locked = __page_cache_release(cpu, pfn + done, locked)
-        done += 1
-    unlock_lruvec(machine, locked)
-    if done == pages:
-        free_pages(cpu, pfn, np.int64(machine.paging.table_bits))
-        return
-    for i in range(done):
-        free_pages(cpu, pfn + i, 0)
-    for i in range(done, pages):
-        put_page(cpu, pfn + i)
 
 
 @kernel("bool(cpu_t*, vma_t*, u64)")

@@ -45,6 +45,18 @@ def place_on_disk(machine, entry):
     return swap_of(machine).info[swp_type(entry)].data + (U(swp_offset(entry)) << U(12))
 
 
+@kernel("void(cpu_t*, i64)")
+def write_to_disk(cpu, pfn):
+    """The disk is given a locked page of the swap cache; end_swap_write follows (__swap_writepage)."""
+    machine = machine_of(cpu)
+    copy_bytes(place_on_disk(machine, page_of(machine, pfn).private), frame_of(machine, pfn), 4096)
+    cpu.clock_base_ns += machine.disk_page_ns
+    count_vm_events(machine, cpu.id, PSWPOUT, 1)
+    count_vm_events(machine, cpu.id, PGPGOUT, 4)
+    folio_set(page_of(machine, pfn), PG_writeback)
+    mod_node_page_state(machine, cpu.id, page_to_nid(machine, pfn), NR_WRITEBACK, 1)
+
+
 @kernel("i64(cpu_t*, i64)")
 def swap_writepage(cpu, pfn):
     """Write a locked page of the swap cache to its slot: PAGE_SUCCESS, PAGE_WRITEBACK (end_swap_write follows), PAGE_KEEP."""
@@ -67,18 +79,6 @@ def swap_writepage(cpu, pfn):
         return PAGE_SUCCESS
     write_to_disk(cpu, pfn)
     return PAGE_WRITEBACK
-
-
-@kernel("void(cpu_t*, i64)")
-def write_to_disk(cpu, pfn):
-    """The disk is given a locked page of the swap cache; end_swap_write follows (__swap_writepage)."""
-    machine = machine_of(cpu)
-    copy_bytes(place_on_disk(machine, page_of(machine, pfn).private), frame_of(machine, pfn), 4096)
-    cpu.clock_base_ns += machine.disk_page_ns
-    count_vm_events(machine, cpu.id, PSWPOUT, 1)
-    count_vm_events(machine, cpu.id, PGPGOUT, 4)
-    folio_set(page_of(machine, pfn), PG_writeback)
-    mod_node_page_state(machine, cpu.id, page_to_nid(machine, pfn), NR_WRITEBACK, 1)
 
 
 @kernel("void(cpu_t*, i64)")
