@@ -15,6 +15,7 @@ from numaemu.kernel.internal import COMPACT_DONE, MAX_RECLAIM_RETRIES, PF_MEMALL
 from numaemu.kernel.mm_types import task_t
 from numaemu.kernel.mmzone import MIGRATE_RECLAIMABLE, WMARK_LOW, WMARK_MIN, ZONE_DMA, ZONE_DMA32, ZONE_MOVABLE
 from numaemu.kernel.sys import kernel_alloc_pages
+from numaemu.kernel.vmstat import NR_ISOLATED_ANON, percpu_of
 from numaemu.pointer import u8
 
 pytestmark = pytest.mark.interpreted
@@ -227,6 +228,25 @@ def test_a_costly_order_that_may_not_compact_reclaims_once(full, mask):
     full.machine.on_reclaim, full.machine.on_compact = recorder(1), recorder(1)
     pfn, found = steps(full.kernel, mask | __GFP_NOWARN, 5)
     assert pfn is None and "compaction" not in found and found.count("direct reclaim") == 1
+
+
+def test_rounds_in_vain_while_others_hold_pages_are_no_attempts(full):
+    """kswapd has just taken pages off the lists, and the host gives it no time: nobody is killed meanwhile."""
+    kernel, zone, deliver, waits = full.kernel, full.zones()[0], full.deliver, []
+    full.machine.on_reclaim = recorder(0)
+    isolated = percpu_of(full.machine, full.machine.nr_cpus).node[0].item
+    isolated[NR_ISOLATED_ANON] = 32
+
+    def host_runs_kswapd_at_last():
+        waits.append(1)
+        if len(waits) == 3 * MAX_RECLAIM_RETRIES:
+            isolated[NR_ISOLATED_ANON] = 0
+            zone.watermark[WMARK_MIN] = zone.watermark[WMARK_LOW] = 0        # as good as freeing them
+        deliver()
+    full.deliver = host_runs_kswapd_at_last
+    pfn, found = steps(kernel, GFP_KERNEL)
+    assert pfn and found.count("retry") > 2 * MAX_RECLAIM_RETRIES and "OOM killer" not in found
+    full.deliver = deliver
 
 
 @pytest.mark.parametrize("mask", [GFP_NOFS, GFP_NOIO])

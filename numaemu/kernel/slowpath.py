@@ -26,16 +26,19 @@ from numaemu.kernel.smp import (MSG_DRAIN_ALL, MSG_UNRESERVE, MSG_WARN_ALLOC, ac
                                 machine_of, request, send)
 from numaemu.kernel.trail import (TRAIL_COMPACT, TRAIL_DRAIN, TRAIL_FAILED, TRAIL_OOM, TRAIL_RECLAIM, TRAIL_RESERVES,
                                   TRAIL_RETRY, TRAIL_SLOWPATH, TRAIL_UNRESERVE, leave_trail)
-from numaemu.kernel.vmstat import ALLOCSTALL_DMA, COMPACT_FAIL, COMPACT_STALL, COMPACT_SUCCESS, count_vm_events
+from numaemu.kernel.vmstat import (ALLOCSTALL_DMA, COMPACT_FAIL, COMPACT_STALL, COMPACT_SUCCESS, NR_ISOLATED_ANON,
+                                   NR_ISOLATED_FILE, count_vm_events, node_page_state)
 from numaemu.kernel.watermark import __zone_watermark_ok, gfp_migratetype, gfp_zone
 from numaemu.native import call_address
 from numaemu.pointer import Struct, i64, u64
 
 U = np.uint64
+ISOLATED_ROUNDS = 1000           # at most: who holds the pages may wait for what we hold; assumed
 
 # what the slow path keeps between its rounds, on each CPU; reclaim that allocates itself uses the next one
 slowpath_t = Struct("slowpath_t", [
     ("no_progress_loops", i64), ("compaction_retries", i64),
+    ("isolated_rounds", i64),    # that were in vain while others had pages isolated
     ("compact_priority", i64), ("compact_result", i64),
     ("progress", i64),           # pages reclaimed, or 1: the OOM killer may have freed some
     ("nodemask", u64),           # as the caller gave it, without what its cpuset forbids
@@ -202,9 +205,27 @@ def would_fit(cpu, gfp, order, nodemask, alloc_flags, for_compaction):
     return False
 
 
+@kernel("bool(machine_t*, u64)")
+def others_isolate(machine, nodemask):
+    """True if others have pages of these nodes off the lists, which may be free as soon as the host lets them go on."""
+    pages = 0
+    for node in range(machine.nr_nodes):
+        if (nodemask >> U(node)) & U(1) != U(0):
+            pages += node_page_state(machine, node, NR_ISOLATED_ANON) + node_page_state(machine, node, NR_ISOLATED_FILE)
+    return pages > 0
+
+
 @kernel("bool(cpu_t*, i64, i64, u64, i64, slowpath_t*)")
 def should_reclaim_retry(cpu, gfp, order, nodemask, alloc_flags, state):
-    """Again while reclaim gets somewhere, or a zone could serve if everything reclaimable were free."""
+    """Again while reclaim gets somewhere, or a zone could serve if everything reclaimable were free.
+
+    A round in vain while others hold pages that they have just taken off the lists is no attempt: in emulated time they are
+    gone or back in a moment (VMSCAN_THROTTLE_ISOLATED), only the host may keep kswapd or another CPU from it.
+    """
+    if state.progress <= 0 and state.isolated_rounds < ISOLATED_ROUNDS and others_isolate(machine_of(cpu), nodemask):
+        state.isolated_rounds += 1
+        let_others_run(cpu)
+        return True
     if state.progress > 0 and order <= PAGE_ALLOC_COSTLY_ORDER:
         state.no_progress_loops = 0
     else:
@@ -324,7 +345,7 @@ def __alloc_pages_slowpath(cpu, gfp, order, nid, nodemask, state):
     machine = machine_of(cpu)
     highest, wanted, mems_allowed = gfp_zone(machine, gfp), nodemask, cpuset_current_mems_allowed(cpu)
     state.nodemask = wanted
-    state.no_progress_loops = state.compaction_retries = state.progress = 0
+    state.no_progress_loops = state.compaction_retries = state.progress = state.isolated_rounds = 0
     state.compact_result, state.compact_priority = COMPACT_SKIPPED, DEF_COMPACT_PRIORITY
     alloc_flags = gfp_to_alloc_flags(gfp, order)
     nodemask = cpuset_nodemask(cpu, gfp, alloc_flags, wanted)
