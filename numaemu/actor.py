@@ -7,9 +7,15 @@ that yields the Future and is resumed with its value, as a SimPy process is.
 
 The outbox: each process has a sparse ring of its own in shared memory. Only its owner allocates in it; the receiver
 copies a block out and marks it done; the owner takes finished blocks back in order when it needs room.
+
+A mailbox or an outbox may be full. The thread that serves this process's mailbox never waits then: it keeps what it has to
+say until later (`late`) and goes on serving, so every mailbox is emptied in the end. Other threads wait, without Python's lock.
 """
+import collections
 import itertools
 import pickle
+import threading
+import time
 import types
 from concurrent.futures import Future
 from typing import NamedTuple
@@ -20,14 +26,16 @@ import posix_ipc
 from numaemu import shm
 from numaemu.atomic import load_acquire, store_release
 from numaemu.kernel.smp import MSG_CALL, MSG_NONE, MSG_RESULT, actor_of_cpu
-from numaemu.mailbox import fall_asleep, fetch, mailbox_t, post
+from numaemu.mailbox import FULL, RING, fall_asleep, fetch, mailbox_t, post
 from numaemu.param import OUTBOX_BYTES
 from numaemu.pointer import i64, u8
-from numaemu.wire import Failure, dumps, failure, outcome, settle
+from numaemu.wire import Failure, Sealed, dumps, failure, in_words, outcome, sealed, settle
 
 COORDINATOR = 0
 _HEADER = 64                 # bytes before a block: its size, and 1 when the receiver is done with it
 _BIG = 1 << 20               # blocks from this size on are given back to the host
+LONGEST = OUTBOX_BYTES - _HEADER
+FULL_S = 0.0005              # until a full mailbox or outbox is tried again; assumed
 
 
 class Message(NamedTuple):
@@ -51,6 +59,9 @@ class World:
         self.bells = {actor: shm.doorbell() for actor in actors}                 # an actor's mailbox has mail
         self.kthread_bells = [shm.doorbell() for _ in nodes]                     # a node's kernel threads have work
         self.wait_bells = {context: shm.doorbell() for context in contexts}      # what a CPU waits for may have come
+        # wake-ups that never came, of each context and last of the coordinator: waits that ended by their time limit though
+        # what they waited for was there. Its own process writes each word; it can only be an error of this program.
+        self.lost = i64.array(shm.shared_block(8 * (machine.nr_cpus + machine.nr_nodes + 1)))
 
     def outbox(self, actor):
         return self.blocks["outboxes"] + actor * OUTBOX_BYTES
@@ -80,13 +91,15 @@ class Outbox:
             self.tail += size
 
     def put(self, payload):
-        """Copy bytes in; their offset in the ring."""
+        """Copy bytes in, LONGEST at most; their offset in the ring, or None: there is no room now."""
         size = (len(payload) + _HEADER + 63) & ~63
+        self._reclaim()
+        if self.head == self.tail:                               # an empty ring begins at its start, so that any fits
+            self.head = self.tail = 0
         gap = OUTBOX_BYTES - self.head % OUTBOX_BYTES
         skip = gap if gap < size else 0                          # a block never wraps around the end
-        self._reclaim()
         if size + skip > OUTBOX_BYTES - (self.head - self.tail):
-            raise MemoryError(f"a message of {len(payload)} bytes does not fit, {OUTBOX_BYTES} bytes may be on their way")
+            return None
         if skip:
             self._header(skip, 1)
         offset = self._header(size, 0)
@@ -112,6 +125,8 @@ class Actor:
         self.outbox = Outbox(world.outbox(number))
         self.handlers = {}                   # message kind -> method
         self.futures, self.tokens = {}, itertools.count(1)
+        self.sending = threading.Lock()      # the outbox has one owner at a time
+        self.server, self.late = None, collections.deque()       # the thread that serves the mailbox; what it could not post
         self._words = np.zeros(7, np.int64)
         self._pointer = i64.array(self._words.ctypes.data)
 
@@ -119,18 +134,56 @@ class Actor:
 
     def send(self, to, kind, a=0, b=0, c=0, d=0, token=0):
         """Post a message."""
-        if post(mailbox_of_python(self.machine, to), kind, self.number, token, a, b, c, d):
-            self.world.bells[to].release()
+        self._dispatch((to, kind, token, a, b, c, d, None))
 
     def _send_bulk(self, to, kind, token, thing):
         payload = dumps(thing)
-        self.send(to, kind, self.outbox.put(payload), len(payload), token=token)
+        if len(payload) > LONGEST:
+            raise MemoryError(f"{len(payload)} bytes are too long for a message between processes: {LONGEST} at most (OUTBOX_BYTES)")
+        self._dispatch((to, kind, token, 0, len(payload), 0, 0, payload))
+
+    def _dispatch(self, letter):
+        """Post a letter, in the order of this thread's; see above for who waits while it cannot be posted."""
+        if self.server == threading.get_ident():
+            self.late.append(letter)
+            self.send_late()
+            return
+        while (letter := self._try(letter)) is not None:
+            time.sleep(FULL_S)
+
+    def _try(self, letter):
+        """Post a letter: None, or what is left to be done."""
+        to, kind, token, a, b, c, d, payload = letter
+        if payload is not None:
+            with self.sending:
+                a = self.outbox.put(payload)
+            if a is None:
+                return letter
+        posted = post(mailbox_of_python(self.machine, to), kind, self.number, token, a, b, c, d)
+        if posted == FULL:
+            return to, kind, token, a, b, c, d, None
+        if posted == RING:
+            self.world.bells[to].release()
+        return None
+
+    def send_late(self):
+        """Post what could not be posted before, as far as it can be now."""
+        while self.late:
+            left = self._try(self.late[0])
+            if left is not None:
+                self.late[0] = left
+                return
+            self.late.popleft()
 
     def ask(self, to, method, *args):
         """Call rpc_<method> of another actor; the Future of its answer."""
         future, token = Future(), next(self.tokens)
         self.futures[token] = future
-        self._send_bulk(to, MSG_CALL, token, (method, args))
+        try:
+            self._send_bulk(to, MSG_CALL, token, (method, args))
+        except BaseException:
+            del self.futures[token]
+            raise
         return future
 
     def tell(self, to, method, *args):
@@ -141,22 +194,28 @@ class Actor:
 
     def run(self):
         """Serve messages; sleep on the bell when there are none."""
+        self.server = threading.get_ident()
         while True:
             while self.fetch() != MSG_NONE:
                 self.dispatch(Message(*self._words.tolist()))
+                self.send_late()
+            self.send_late()
             if fall_asleep(self.mailbox):
-                self.wait()
+                self.wait(FULL_S if self.late else None)
 
     def fetch(self):
         """Take the next message that Python has to see; its kind. Compiled loops serve the frequent kinds below this."""
         return fetch(self.mailbox, self._pointer)
 
-    def wait(self):
-        """Sleep until the bell rings."""
+    def wait(self, seconds=None):
+        """Sleep until the bell rings, or so long: False if that was the reason."""
         try:
-            self.bell.acquire()
+            self.bell.acquire(seconds)
         except posix_ipc.SignalError:
             pass
+        except posix_ipc.BusyError:
+            return False
+        return True
 
     def dispatch(self, message):
         if message.kind == MSG_CALL:
@@ -169,8 +228,15 @@ class Actor:
             self.handlers[message.kind](message)
 
     def _answer(self, message, answer):
-        if message.token:
+        """Somebody waits for it: what cannot be sent is told in words."""
+        if not message.token:
+            return
+        try:
             self._send_bulk(message.sender, MSG_RESULT, message.token, answer)
+        except Exception as error:
+            what = answer.what if isinstance(answer, Sealed) else f"an answer of type {type(answer).__name__}"
+            self._send_bulk(message.sender, MSG_RESULT, message.token,
+                            sealed(failure(type(error)(f"{what} cannot be sent: {in_words(error)}"))))
 
     def serve(self, method, args, respond):
         """Run rpc_<method>; `respond` gets its value, at once, or when a generator or Future has come to its end."""

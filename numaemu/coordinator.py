@@ -2,23 +2,26 @@
 
 For the kernel: cross-node fallback, TLB shootdowns, draining of per-CPU pages. For the driver: it starts tasks, hands
 operations to the CPU a task is on, reads /proc, audits the machine. The driver's frames are read by a thread that only
-puts them into a queue and rings; everything is decided by the one loop of `Actor.run`.
+puts them into a queue and rings: it posts nothing, for the mailbox may be full, and only the loop of `Actor.run` empties it.
+Everything is decided by that loop. What users pass to tasks and get from them goes through here sealed (wire.py).
 """
 import collections
 import faulthandler
+import itertools
 import os
 import pickle
 import signal
 import threading
 import traceback
+from concurrent.futures import Future
 
-import posix_ipc
 import setproctitle
 
 from numaemu import cpu as cpu_process
 from numaemu import node as node_process
 from numaemu.actor import COORDINATOR, Actor, World
 from numaemu.compile import die_on_unraisable
+from numaemu.errors import MachineCheck
 from numaemu.kernel import proc, proc_smaps, stats, swapon
 from numaemu.kernel.check import audit
 from numaemu.kernel.internal import ALLOC_BITS
@@ -28,15 +31,18 @@ from numaemu.kernel.mmzone import zone_of
 from numaemu.kernel.oom_kill import AGAIN, OomKiller, Panic
 from numaemu.kernel.pageblocks import pageblocks
 from numaemu.kernel.show_mem import AllocationWarnings
-from numaemu.kernel.smp import (MSG_DRAIN_ALL, MSG_DRIVER, MSG_FALLBACK, MSG_FILL, MSG_LRU_DRAIN_ALL, MSG_OOM,
+from numaemu.kernel.smp import (MSG_DRAIN_ALL, MSG_FALLBACK, MSG_FILL, MSG_LRU_DRAIN_ALL, MSG_OOM,
                                 MSG_WAKE_KTHREAD, MSG_WARN_ALLOC, actor_of_cpu, actor_of_node, reply)
 from numaemu.kernel.swap import cpu_needs_drain
 from numaemu.kernel.tlb import serve_shootdowns
+from numaemu.mailbox import has_mail
 from numaemu.processor import cpu_t
 from numaemu.shm import die_with_parent, entitle
 from numaemu.units import choice_text
-from numaemu.wire import Failure, dumps, failure, receive_frame, send_frame
+from numaemu.wire import Failure, Outlet, dumps, failure, in_words, receive_frame, sealed, send_frame
 
+MOST_NAMED = 3           # tasks of a CPU that has died
+FLUSH_S = 5.0            # how long a machine that ends waits for its driver to take what it is told
 SUPERVISE_S = 0.5        # how often at the latest dead children are looked for, should a signal get lost
 
 
@@ -50,19 +56,27 @@ class Coordinator(Actor):
         self.system.call_task = self.rpc_op
         self.system.wake_kthreads = lambda node: world.kthread_bells[node].release()
         self.oom, self.warnings = OomKiller(self.system), AllocationWarnings(self.system)
-        self.frames = collections.deque()
+        self.outlet = Outlet(link, lambda: os._exit(0))  # the driver has gone: so does its machine
+        self.shows, self.show_numbers = {}, itertools.count(1)       # printed text that the driver has not shown yet: Futures
+        self.frames = collections.deque()                # of the driver: (request, pickled method and arguments)
+        self.child_ended = False
         self.runs = {}                                   # run number -> respond function of the driver's request
         self.handlers = {MSG_FALLBACK: self.on_fallback,
                          MSG_DRAIN_ALL: self.on_drain_all,
                          MSG_LRU_DRAIN_ALL: self.on_lru_drain_all,
                          MSG_WAKE_KTHREAD: self.on_wake_kthread,
                          MSG_OOM: self.on_oom,
-                         MSG_WARN_ALLOC: self.on_warn_alloc,
-                         MSG_DRIVER: self.on_driver}
+                         MSG_WARN_ALLOC: self.on_warn_alloc}
 
     # -- for the kernel
 
     def fetch(self):
+        """The next message; before it, what has come from elsewhere, so that it need not wait until there are no messages."""
+        if self.child_ended:
+            self.child_ended = False
+            self.reap()
+        if self.frames:
+            self.on_driver()
         return serve_shootdowns(self.machine, self.mailbox, self._pointer)
 
     def on_fallback(self, message):
@@ -146,25 +160,35 @@ class Coordinator(Actor):
     def panic(self, text):
         """The end of the machine, in Linux's words."""
         self.tell_driver("panic", f"Kernel panic - not syncing: {text}")
+        self.end(3)
+
+    def end(self, status, but=None):
+        """End every process of the machine, but for the one that has ended already; what the driver is told comes first."""
         for pid in self.children:
-            os.kill(pid, signal.SIGKILL)
-        os._exit(3)
+            if pid != but:
+                os.kill(pid, signal.SIGKILL)
+        self.outlet.flush(FLUSH_S)
+        os._exit(status)
 
     # -- the driver
 
-    def on_driver(self, _message):
+    def on_driver(self):
+        """What the driver asks for."""
         while self.frames:
-            request, method, args = self.frames.popleft()
+            request, body = self.frames.popleft()
+            try:
+                method, args = pickle.loads(body)
+            except Exception as error:
+                self.respond(request, failure(TypeError(f"the arguments cannot be unpickled here: {in_words(error)}")))
+                continue
             self.serve(method, args, lambda answer, request=request: self.respond(request, answer))
 
     def respond(self, request, answer):
-        self.tell_driver("answer", request, answer)
+        if request:
+            self.tell_driver("answer", request, sealed(answer))
 
     def tell_driver(self, *thing):
-        try:
-            send_frame(self.link, dumps(thing))
-        except OSError:
-            os._exit(0)              # the driver has gone
+        self.outlet.send(dumps(thing))
 
     def read_link(self):
         """The link thread: frames go into the queue, the end of the stream ends the machine."""
@@ -173,7 +197,7 @@ class Coordinator(Actor):
             if frame is None:
                 os._exit(0)
             self.frames.append(pickle.loads(frame))
-            self.send(COORDINATOR, MSG_DRIVER)
+            self.bell.release()
 
     def rpc_stop(self):
         """End every process of the machine in good order."""
@@ -183,6 +207,7 @@ class Coordinator(Actor):
         for pid in self.children:
             os.waitpid(pid, 0)
         self.tell_driver("stopped")
+        self.outlet.flush(FLUSH_S)
         os._exit(0)
 
     # -- tasks
@@ -215,7 +240,7 @@ class Coordinator(Actor):
         return self.ask(self.cpu_actor(cpu), "adopt", COORDINATOR, run, number, payload)
 
     def rpc_finished(self, run, answer):
-        """A spawned function has returned or raised."""
+        """A spawned function has returned or raised: sealed."""
         self.tell_driver("finished", run, answer)
 
     def rpc_printk(self, lines):
@@ -223,7 +248,15 @@ class Coordinator(Actor):
         self.system.kmsg.extend(lines)
 
     def rpc_printed(self, text):
-        self.tell_driver("printed", text)
+        """A CPU's tasks have printed; the answer comes when the driver has shown it, so that no more of it piles up here."""
+        number, future = next(self.show_numbers), Future()
+        self.shows[number] = future
+        self.tell_driver("printed", number, text)
+        return future
+
+    def rpc_shown(self, number):
+        """The driver has."""
+        self.shows.pop(number).set_result(None)
 
     # -- what people and tools see
 
@@ -301,12 +334,20 @@ class Coordinator(Actor):
 
     # -- supervision
 
-    def wait(self):
-        try:
-            self.bell.acquire(SUPERVISE_S)
-        except (posix_ipc.SignalError, posix_ipc.BusyError):
-            pass
+    def on_child_ended(self, *_):
+        """SIGCHLD: the loop looks after it, also when it never has to wait."""
+        self.child_ended = True
+        self.bell.release()
+
+    def wait(self, seconds=None):
+        rung = super().wait(min(seconds or SUPERVISE_S, SUPERVISE_S))
+        if not rung and not self.late and (self.frames or has_mail(self.mailbox)) and not super().wait(cpu_process.GRACE_S):
+            self.world.lost[self.machine.nr_cpus + self.machine.nr_nodes] += 1
         self.reap()
+
+    def rpc_lost_wakeups(self):
+        """How often a wait ended by its time limit though what it waited for was there. 0, if nothing is wrong."""
+        return sum(self.world.lost[n] for n in range(self.machine.nr_cpus + self.machine.nr_nodes + 1))
 
     def reap(self):
         """A dead child is the end of the machine: tell the driver who, end the others."""
@@ -321,37 +362,55 @@ class Coordinator(Actor):
                 continue                         # compilers that this process has started (precompile.py)
             name = self.children[pid]
             self.tell_driver("died", name, pid, os.waitstatus_to_exitcode(status), self.doing(name))
-            for other in self.children:
-                if other != pid:
-                    os.kill(other, signal.SIGKILL)
-            os._exit(3)
+            self.end(3, pid)
 
     def doing(self, name):
         """What a process was busy with, as far as shared memory tells."""
         kind, _, number = name.partition(" ")
         if kind != "cpu":
             return ""
-        cpu = cpu_t.array(self.machine.cpus)[int(number)]
-        if cpu.task == 0:
+        cpu, tasks = cpu_t.array(self.machine.cpus)[int(number)], task_t.array(self.machine.tasks)
+        if cpu.task:
+            where = "in memory accesses of" if cpu.inside else "with"
+            return f" ({where} task {tasks[cpu.task].pid} ({stats.task_name(tasks[cpu.task])}))"
+        here = [tasks[n] for n in stats.task_numbers(self.machine) if tasks[n].cpu == cpu.id]
+        if not here:
             return " (no task was running on it)"
-        task = task_t.array(self.machine.tasks)[cpu.task]
-        where = "in memory accesses of" if cpu.inside else "with"
-        return f" ({where} task {task.pid} ({stats.task_name(task)}))"
+        named = ", ".join(f"{task.pid} ({stats.task_name(task)})" for task in here[:MOST_NAMED])
+        more = f" and {len(here) - MOST_NAMED} more" if len(here) > MOST_NAMED else ""
+        return f" (between operations of task{'s' * (len(here) > 1)} {named}{more})"
 
 
-def fork_child(world, title, run):
-    """A child process of the machine that dies with it; its pid."""
+def fork_child(link, title, run):
+    """A child process of the machine that dies with it; its pid. The link to the driver is the coordinator's alone: so it
+    ends with the coordinator.
+    """
     pid = os.fork()
     if pid:
         return pid
     try:
         die_with_parent()
+        link.close()
         setproctitle.setproctitle(f"numaemu: {title}")
         run()
     except BaseException:
         traceback.print_exc()
     finally:
         os._exit(70)
+
+
+def fork_children(world, link):
+    """Nodes and CPUs: {pid: name}"""
+    children, topology = {}, world.topology
+    try:
+        for node in range(topology.nr_nodes):
+            children[fork_child(link, f"node {node}", lambda: node_process.Node(world, node).run())] = f"node {node}"
+        for number in topology.cpus:
+            children[fork_child(link, f"cpu {number}", lambda: cpu_process.Cpu(world, number).run())] = f"cpu {number}"
+    except OSError as error:
+        of = topology.nr_nodes + len(topology.cpus)
+        raise MachineCheck(f"the host allows {len(children)} of {of} processes for nodes and CPUs: {error}") from None
+    return children
 
 
 def main(link, topology, reserve):
@@ -365,19 +424,13 @@ def main(link, topology, reserve):
         machine, blocks = boot(topology, reserve)
         world = World(topology, machine, blocks)
         cpu_process.install_callbacks(world)
+        children = fork_children(world, link)
     except Exception as error:
         send_frame(link, dumps(("failed", failure(error))))
         return
-    children = {}
-    for node in range(topology.nr_nodes):
-        pid = fork_child(world, f"node {node}", lambda: node_process.Node(world, node).run())
-        children[pid] = f"node {node}"
-    for number in topology.cpus:
-        pid = fork_child(world, f"cpu {number}", lambda: cpu_process.Cpu(world, number).run())
-        children[pid] = f"cpu {number}"
     setproctitle.setproctitle("numaemu: coordinator")    # it forks no more
     coordinator = Coordinator(world, link, children)
-    signal.signal(signal.SIGCHLD, lambda *_: coordinator.bell.release())
+    signal.signal(signal.SIGCHLD, coordinator.on_child_ended)
     threading.Thread(target=coordinator.read_link, daemon=True, name="link").start()
     coordinator.tell_driver("booted", coordinator.rpc_processes())
     coordinator.run()

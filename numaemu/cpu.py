@@ -13,12 +13,12 @@ import signal
 import sys
 import threading
 import traceback
-from concurrent.futures import Future, ThreadPoolExecutor       # loaded here, before anything forks
+from concurrent.futures import Future
 
 import posix_ipc
 
 from numaemu import access, zcomp  # noqa: F401  (its kernels are loaded before anything forks)
-from numaemu.actor import COORDINATOR, Actor, mailbox_of_python
+from numaemu.actor import COORDINATOR, LONGEST, Actor, mailbox_of_python
 from numaemu.build import JIT
 from numaemu.kernel import sys as syscalls
 from numaemu.kernel import kernel_calls
@@ -30,7 +30,7 @@ from numaemu.kernel.mm_types import TASK_NAME_BYTES, task_t
 from numaemu.kernel.node_reclaim import node_reclaim
 from numaemu.kernel.oom_kill import alloc_pages_may_oom
 from numaemu.kernel.sched import handle_event
-from numaemu.kernel.smp import actor_of_cpu, ring
+from numaemu.kernel.smp import FOR_BELL, FOR_OTHERS, NOT_WOKEN, actor_of_cpu, ring
 from numaemu.kernel.swapon import try_to_unuse
 from numaemu.kernel.tlb import answer_ipi
 from numaemu.kernel.truncate import iput_from_below
@@ -42,9 +42,12 @@ from numaemu.payload import dump_function, load_function
 from numaemu.processor import cpu_t
 from numaemu.runqueue import RunQueue
 from numaemu.task import Handle, Task
-from numaemu.wire import Failure, failure, settle
+from numaemu.threads import Threads
+from numaemu.wire import Failure, Sealed, dumps, failure, in_words, opened, sealed, settle
 
-WAIT_S = 0.2             # how long a CPU sleeps at most before it looks again, should a bell get lost
+PRINT_BYTES = 1 << 20    # of one CPU's tasks wait at most to be shown, then who prints waits; assumed
+WAIT_S = 0.2             # how long a CPU sleeps at most before it looks again; if it finds what it waits for, a bell is missing:
+GRACE_S = 1.0            # how long it may still be on its way, before it counts as lost (World.lost); assumed
 _CALLBACK = ctypes.CFUNCTYPE(ctypes.c_uint64, ctypes.c_uint64, ctypes.c_uint64, ctypes.c_uint64)
 _installed = []          # ctypes callbacks must outlive the machine
 _cpus = {}               # those of this process: one, but for tests
@@ -63,14 +66,18 @@ def install_callbacks(world):
     """Before the children fork: what compiled code may call in any of them."""
     machine = world.machine
 
-    def on_wait(cpu, only_yield, _c):
-        if only_yield:
+    def on_wait(cpu, what, _c):
+        """For FOR_BELL: 1 if it has not rung."""
+        if what == FOR_OTHERS:
             os.sched_yield()
             return 0
         try:
-            world.wait_bells[cpu].acquire(WAIT_S)
-        except (posix_ipc.BusyError, posix_ipc.SignalError):
+            world.wait_bells[cpu].acquire(WAIT_S if what == FOR_BELL else GRACE_S)
+        except posix_ipc.SignalError:
             pass
+        except posix_ipc.BusyError:
+            world.lost[cpu] += what == NOT_WOKEN
+            return 1
         return 0
 
     for number, bell in world.bells.items():
@@ -112,10 +119,16 @@ def install_ways_up(machine):
 
 
 class Printer(io.TextIOBase):
-    """What a task prints appears where the driver prints, by whole lines: lines of different tasks never mix."""
+    """What a task prints appears where the driver prints, by whole lines: lines of different tasks never mix.
+
+    One message of a CPU is under way at a time; what is printed meanwhile comes with the next. So the machine is never
+    flooded, and who prints more than is shown waits for it.
+    """
 
     def __init__(self, cpu):
         self.cpu, self.begun = cpu, threading.local()
+        self.changed = threading.Condition()
+        self.text, self.under_way = "", False
 
     def writable(self):
         return True
@@ -124,13 +137,44 @@ class Printer(io.TextIOBase):
         lines, newline, rest = (getattr(self.begun, "text", "") + text).rpartition("\n")
         self.begun.text = rest
         if newline:
-            self.cpu.tell(COORDINATOR, "printed", lines + newline)
+            self.put(lines + newline)
         return len(text)
 
     def flush(self):
         text, self.begun.text = getattr(self.begun, "text", ""), ""
         if text:
-            self.cpu.tell(COORDINATOR, "printed", text)
+            self.put(text)
+        self.wait(lambda: not self.text and not self.under_way)
+
+    def put(self, text):
+        if len(text) > LONGEST // 4:
+            raise MemoryError(f"{len(text)} characters are too long to be printed at once: {LONGEST // 4} at most")
+        self.wait(lambda: len(self.text) < PRINT_BYTES)
+        with self.changed:
+            self.text += text
+        self.send()
+
+    def wait(self, condition):
+        """The thread that serves the mailbox, through which the answer comes, cannot wait."""
+        if threading.get_ident() != self.cpu.server:
+            with self.changed:
+                self.changed.wait_for(condition)
+
+    def send(self):
+        """Whole lines of what is to be shown, unless a message is under way."""
+        with self.changed:
+            if self.under_way or not self.text:
+                return
+            self.under_way = True
+            cut = self.text.rfind("\n", 0, PRINT_BYTES) + 1 or self.text.find("\n") + 1 or len(self.text)
+            lines, self.text = self.text[:cut], self.text[cut:]
+        self.cpu.ask(COORDINATOR, "printed", lines).add_done_callback(self.shown)
+
+    def shown(self, _):
+        with self.changed:
+            self.under_way = False
+            self.changed.notify_all()
+        self.send()
 
 
 class Cpu(Actor):
@@ -142,20 +186,15 @@ class Cpu(Actor):
         self.state = cpu_t.array(world.machine.cpus)[cpu_number]
         self.turn = RunQueue(self.state)
         _cpus[cpu_number] = self
-        self.sending = threading.Lock()          # the outbox has one owner at a time
         self.operations = Operations(self)
         self.runs, self.run_numbers = {}, itertools.count(1)      # functions that tasks here have started elsewhere
-        self.threads = ThreadPoolExecutor(max_workers=256, thread_name_prefix="op")
+        self.threads = Threads("op")
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         sys.stdout = Printer(self)
         try:
             os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
         except OSError:
             pass                                 # only a matter of speed
-
-    def _send_bulk(self, to, kind, token, thing):
-        with self.sending:
-            super()._send_bulk(to, kind, token, thing)
 
     # -- tasks
 
@@ -194,7 +233,11 @@ class Cpu(Actor):
 
     def spawn(self, owner, run, name, payload):
         number, pid = self.new_task(name)
-        self.threads.submit(self.run_task, owner, run, number, pid, payload)
+        try:
+            self.threads.submit(self.run_task, owner, run, number, pid, payload)
+        except OSError:
+            kill_task(Task(number, pid, self))
+            raise
         return number, pid
 
     def rpc_adopt(self, owner, run, number, payload):
@@ -212,21 +255,31 @@ class Cpu(Actor):
             answer = function(task, *args)
         except BaseException as error:
             answer = failure(error)
-        killed = kill_task(task)
-        if killed and not isinstance(answer, Failure):
-            answer = failure(killed)             # it was dead already when it returned
-        sys.stdout.flush()
+        try:
+            killed = kill_task(task)
+            if killed and not isinstance(answer, Failure):
+                answer = failure(killed)         # it was dead already when it returned
+            sys.stdout.flush()
+        except BaseException as error:
+            answer = failure(error)
+        answer = sealed(answer)
         try:
             self.tell(owner, "finished", run, answer)
         except Exception as error:
-            self.tell(owner, "finished", run, failure(error))
+            self.tell(owner, "finished", run, sealed(failure(type(error)(f"{answer.what} cannot be sent: {in_words(error)}"))))
 
     def rpc_op(self, number, pid, method, args):
         """An operation of a task that is driven from elsewhere; it may take long, so it gets a thread."""
         return self.threads.submit(self.do_op, number, pid, method, args)
 
     def do_op(self, number, pid, method, args):
-        return self.operations.run(number, pid, method, args)
+        """What a user gave, and gets, travels sealed."""
+        if not isinstance(args, Sealed):
+            return self.operations.run(number, pid, method, args)
+        try:
+            return sealed(self.operations.run(number, pid, method, opened(args)))
+        except BaseException as error:
+            return sealed(failure(error))
 
     # -- the Task object's side
 
@@ -235,7 +288,8 @@ class Cpu(Actor):
         cpu = self.operations.tasks[number].cpu
         if cpu == self.cpu_number:
             return self.operations.run(number, pid, method, args)
-        return self.ask(actor_of_cpu(self.machine, cpu), "op", number, pid, method, args).result()
+        args = Sealed(dumps(args), f"the arguments of {method}")
+        return opened(self.ask(actor_of_cpu(self.machine, cpu), "op", number, pid, method, args).result())
 
     def where(self, number):
         """(cpu, node) of a task."""
@@ -247,7 +301,11 @@ class Cpu(Actor):
         run, future = next(self.run_numbers), Future()
         self.runs[run] = future
         payload = dump_function(function, args)
-        self.ask(actor_of_cpu(self.machine, cpu), "adopt", self.number, run, number, payload).result()
+        try:
+            self.ask(actor_of_cpu(self.machine, cpu), "adopt", self.number, run, number, payload).result()
+        except BaseException:
+            del self.runs[run]
+            raise
         return Handle(pid, future)
 
     def rpc_finished(self, run, answer):

@@ -14,6 +14,7 @@ import traceback
 
 from numaemu import precompile
 from numaemu.shm import adopt_orphans, die_with_parent, entitle
+from numaemu.wire import receive
 
 
 def preload():
@@ -39,13 +40,18 @@ def serve(control, coordinator_main):
     coordinators = []
     while True:
         try:
-            data, fds, _, _ = socket.recv_fds(control, 1 << 20, 1)
+            size, fds, _, _ = socket.recv_fds(control, 8, 1)         # the link comes with the frame's size
         except ConnectionError:
-            data = b""
-        if not data:
+            size = b""
+        if not size or (frame := receive(control, int.from_bytes(size, "big"))) is None:
             end(coordinators)
-        number, topology, reserve, path = pickle.loads(data)
-        pid = os.fork()
+        number, topology, reserve, path = pickle.loads(frame)
+        try:
+            pid = os.fork()
+        except OSError as error:
+            os.close(fds[0])
+            tell(control, "refused", number, f"the host allows no process for a coordinator: {error}")
+            continue
         if pid == 0:
             sys.path[:] = path
             become_coordinator(control, fds[0], topology, reserve, coordinator_main)

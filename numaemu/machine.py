@@ -5,6 +5,7 @@ results of tasks, printed text, the news of a death.
 """
 import atexit
 import collections
+import contextlib
 import itertools
 import os
 import pickle
@@ -15,18 +16,21 @@ import threading
 import time
 import weakref
 import zlib
-from concurrent.futures import Future
+from concurrent.futures import Future, wait
 
 from numaemu import host_memory, lifetime, shm, trust
 from numaemu.errors import MachineCheck
 from numaemu.image import Image
 from numaemu.payload import dump_function
+from numaemu.screen import Screen
 from numaemu.task import Handle, Task
 from numaemu.topology import load_topology
 from numaemu.units import choice_text, parse_int, parse_size
-from numaemu.wire import dumps, receive_frame, send_frame, settle
+from numaemu.wire import Sealed, dumps, opened, receive_frame, send_frame, settle
 
 WATCH_S = 0.1            # how often the image is looked at while it grows
+SHOW_S = 0.3             # how long a death is kept back at most for printed text, and results behind it, that came before
+TELL_S = 0.5             # how long the fork server may take to tell how a coordinator has ended, that is known to have
 END_S = 5.0              # how long an ending machine is waited for before its processes are killed
 
 
@@ -69,21 +73,29 @@ class ForkServer:
             kind, *words = pickle.loads(frame)
             if kind == "ready":
                 self.ready, self.image = True, words[0]
-                threading.Thread(target=self.read, args=(self.socket,), daemon=True).start()
+                threading.Thread(target=self.read, args=(self.process, self.socket, self.forked, self.ended), daemon=True).start()
                 if self.image and progress:
                     threading.Thread(target=watch_image, args=(self.image, progress), daemon=True, name="image").start()
 
-    def read(self, ours):
-        """The thread that takes what the server says: who was forked, who has ended."""
+    @staticmethod
+    def read(process, ours, forked, ended):
+        """The thread that takes what a server says: who was forked, who has ended. All of them, when it has itself."""
         while (frame := receive_frame(ours)) is not None:
             kind, number, value = pickle.loads(frame)
             if kind == "forked":
-                self.forked[number].set_result(value)
-            elif not self.ended[number].done():
-                self.ended[number].set_result(value)
-        for future in self.forked.values():
+                forked.pop(number).set_result(value)
+            elif kind == "refused":
+                forked.pop(number).set_exception(MachineCheck(value))
+            elif not ended[number].done():
+                ended[number].set_result(_describe(value))
+        ours.close()
+        died = f"the fork server died: {_describe(process.wait())}"
+        for future in [*forked.values()]:
             if not future.done():
-                future.set_exception(MachineCheck(f"the fork server died: {_describe(self.process.wait())}"))
+                future.set_exception(MachineCheck(died))
+        for future in [*ended.values()]:
+            if not future.done():
+                future.set_result(died)
 
     def stop(self):
         """End it, at the end of the driver."""
@@ -108,17 +120,20 @@ class ForkServer:
             ours, theirs = socket.socketpair()
             number = next(self.numbers)
             future = self.forked[number] = Future()
-            socket.send_fds(self.socket, [pickle.dumps((number, topology, reserve, sys.path))], [theirs.fileno()])
+            frame = pickle.dumps((number, topology, reserve, sys.path))
+            socket.send_fds(self.socket, [len(frame).to_bytes(8, "big")], [theirs.fileno()])
+            self.socket.sendall(frame)
             theirs.close()
-        return ours, future.result()
+            ended = self.ended
+        pid = future.result()
+        ended[pid].add_done_callback(lambda _: _shut(ours))
+        return ours, pid, ended[pid]
 
-    def exit_text(self, pid):
-        """How a coordinator ended, as far as the server can say within a second."""
-        try:
-            return _describe(self.ended[pid].result(1.0))
-        except TimeoutError:
-            status = self.process.poll()
-            return "" if status is None else f"the fork server died: {_describe(status)}"
+
+def _shut(link):
+    """A coordinator has ended: who reads from it comes to the end, after what it has sent. Its own hanging up may be late."""
+    with contextlib.suppress(OSError):
+        link.shutdown(socket.SHUT_RD)
 
 
 def watch_image(path, progress):
@@ -168,12 +183,12 @@ class Machine:
         self._requests, self._runs, self._numbers = {}, {}, itertools.count(1)
         self._lock, self._death, self._closing = threading.Lock(), None, False
         self._ended = threading.Event()
-        self._link, self._pid = fork_server.fork(t, reserve, progress)
-        self._booted = Future()
+        self._link, self._pid, self._exit = fork_server.fork(t, reserve, progress)
+        self._booted, self._screen = Future(), Screen(self._link, self._lock)
         self._driver = os.getpid()
         _machines.add(lifetime.own(self))
         lifetime.end_with(self, self._link)
-        self._reader = threading.Thread(target=_read_link, args=(weakref.ref(self), self._link), daemon=True)
+        self._reader = threading.Thread(target=_read_link, args=(weakref.ref(self), self._link, self._screen), daemon=True)
         self._reader.start()
         try:
             self.processes = self._booted.result()
@@ -189,7 +204,8 @@ class Machine:
         self.close()
 
     def __repr__(self):
-        return f"<machine {self.topology.name}: {len(self.nodes)} nodes, {len(self.cpus)} cpus>"
+        state = f", dead: {self._death}" if self._death else ""
+        return f"<machine {self.topology.name}: {len(self.nodes)} nodes, {len(self.cpus)} cpus{state}>"
 
     def _fill_pools(self):
         """Huge pages, as the machine file asks for them: the first thing after boot, while memory is in one piece."""
@@ -237,13 +253,13 @@ class Machine:
         """Ask the coordinator; a Future."""
         self.check_owner()
         future, number = Future(), next(self._numbers)
+        payload = dumps((number, dumps((method, args))))
         with self._lock:
             if self._death is not None:
-                raise self._death
+                raise self._lost()
             if self._closing:
                 raise MachineCheck(f"{self!r} is closed: close() was called")
             self._requests[number] = future
-        payload = dumps((number, method, args))
         try:
             with self._lock:
                 send_frame(self._link, payload)
@@ -265,12 +281,12 @@ class Machine:
     def _receive(self, kind, *words):
         """A frame from the coordinator, in the reader's thread."""
         if kind == "answer":
-            settle(self._requests.pop(words[0]), words[1])
+            settle(self._requests.pop(words[0], Future()), words[1])
         elif kind == "finished":
-            if future := self._runs.pop(words[0], None):         # who waited for it may have been interrupted
-                settle(future, words[1])
+            runs = self._runs                    # who waited for it may have been interrupted: it is not among them then
+            self._screen.after(lambda: settle(runs.pop(words[0], Future()), words[1]))
         elif kind == "printed":
-            _print(words[0])
+            self._screen.show(*words)
         elif kind == "booted":
             self._booted.set_result(words[0])
         elif kind == "failed":
@@ -282,17 +298,25 @@ class Machine:
             self._die(f"emulator process '{name}' (pid {pid}) died: {_describe(status)}{doing}")
 
     def _die(self, text):
-        """The machine is lost: everybody who waits learns why."""
+        """The machine is lost: everybody who waits learns why; but who has a result that waits to be told gets that."""
+        self._screen.wait(SHOW_S)
         with self._lock:
             if self._death is None and not self._closing:
                 self._death = MachineCheck(text)
-            error = self._death or MachineCheck("the machine was closed")
             waiting = [*self._requests.values(), *self._runs.values(), self._booted]
             self._requests.clear()
             self._runs.clear()
         for future in waiting:
             if not future.done():
-                future.set_exception(error)
+                future.set_exception(self._lost())
+
+    def _exit_text(self):
+        """How the coordinator has ended, as far as the fork server says it at once."""
+        return self._exit.result() if wait([self._exit], TELL_S).done else "it has closed its link"
+
+    def _lost(self):
+        """An error that says why the machine is lost; each is its own, as its traceback grows while it is raised."""
+        return MachineCheck(*self._death.args) if self._death else MachineCheck("the machine was closed")
 
     # -- tasks
 
@@ -329,7 +353,7 @@ class Machine:
 
     def call_op(self, number, pid, method, args):
         """Task's site: run an operation of a task on its CPU."""
-        return self._ask("op", number, pid, method, args)
+        return opened(self._ask("op", number, pid, method, Sealed(dumps(args), f"the arguments of {method}")))
 
     def where(self, number):
         """Task's site: (cpu, node) of a task."""
@@ -436,17 +460,18 @@ class Machine:
                 return
             self._closing = True
         try:
-            send_frame(self._link, dumps((0, "stop", ())))
+            send_frame(self._link, dumps((0, dumps(("stop", ())))))
         except OSError:
             pass
         if not self._ended.wait(END_S):
             os.kill(self._pid, 9)
             self._ended.wait(END_S)
+        self._screen.wait(END_S)
         self._link.close()
         self._die("closed")
 
 
-def _read_link(machine, link):
+def _read_link(machine, link, screen):
     """The reader's thread; it holds the machine only while it hands over a frame."""
     while True:
         frame = receive_frame(link)
@@ -457,21 +482,12 @@ def _read_link(machine, link):
         del this
     if this is not None:
         if not this._closing and this._death is None:
-            how = fork_server.exit_text(this._pid)
-            this._die(f"emulator process 'coordinator' (pid {this._pid}) died: {how}")
+            this._die(f"emulator process 'coordinator' (pid {this._pid}) died: {this._exit_text()}")
         this._die("closed")
         this._ended.set()
-    else:
+    screen.end()
+    if this is None:
         link.close()                         # nobody has the machine any more: that has hung up already
-
-
-def _print(text):
-    """What a task has printed, in one piece; nobody may be reading any more."""
-    try:
-        sys.stdout.write(text)
-        sys.stdout.flush()
-    except (OSError, ValueError):
-        pass
 
 
 def _describe(status):

@@ -3,20 +3,24 @@
     mailbox_t                                   message_t (64 bytes)
     +------------------------------+            turn | kind | sender | token | a | b | c | d
     | tail    next ticket to give  |
-    | head    next ticket to read  |            Sender: takes a ticket (tail += 1), waits until the slot's turn is
-    | asleep  receiver waits, bell |            2*lap (free), writes, sets turn to 2*lap + 1 (full), and rings if
-    | messages[MAILBOX_SLOTS]      |            the receiver is asleep.
-    +------------------------------+            Receiver: reads slot head when its turn is full, frees it: 2*lap + 2.
+    | head    next ticket to read  |            Sender: takes the ticket whose slot's turn is 2*lap (free), writes,
+    | asleep  receiver waits, bell |            sets turn to 2*lap + 1 (full), and rings if the receiver is asleep.
+    | messages[MAILBOX_SLOTS]      |            Receiver: reads slot head when its turn is full, frees it: 2*lap + 2.
+    +------------------------------+
 
-Who writes what: `tail` any sender, atomically; a slot the sender that holds its ticket, then the receiver, handed
+Nobody waits here: a box that is full says so, and the sender waits where it may (smp.send outside accesses, actor.py
+without Python's lock; a process that serves a mailbox itself never waits for another's).
+
+Who writes what: `tail` any sender, by compare-exchange while the slot is free; a slot the sender that holds its ticket, then the receiver, handed
 over by `turn`; `head` the receiver only; `asleep` the receiver sets it *before* it looks a last time, a sender looks
 at it *after* it has posted, both sequentially consistent, so one of the two sees the other and no message sleeps.
 """
-from numaemu.atomic import exchange, fetch_add, load_acquire, store_release, store_seq_cst
+from numaemu.atomic import compare_exchange, exchange, load_acquire, store_release, store_seq_cst
 from numaemu.compile import kernel
 from numaemu.pointer import Struct, i64, u64
 
-MAILBOX_SLOTS = 4096       # more than all processes can have outstanding: each waits for most of its answers
+MAILBOX_SLOTS = 4096       # more than usually are under way: most senders wait for their answers
+POSTED, RING, FULL = 0, 1, -1      # what `post` says
 
 message_t = Struct("message_t", [
     ("turn", i64), ("kind", i64), ("sender", i64), ("token", i64), ("a", i64), ("b", i64), ("c", i64), ("d", i64),
@@ -30,18 +34,22 @@ mailbox_t = Struct("mailbox_t", [
 ])
 
 
-@kernel("bool(mailbox_t*, i64, i64, i64, i64, i64, i64, i64)")
+@kernel("i64(mailbox_t*, i64, i64, i64, i64, i64, i64, i64)")
 def post(mailbox, kind, sender, token, a, b, c, d):
-    """Put a message into `mailbox`; True if its receiver is asleep and must be rung."""
-    ticket = fetch_add(mailbox, "tail", 1)
-    message = mailbox.messages[ticket % MAILBOX_SLOTS]
-    turn = 2 * (ticket // MAILBOX_SLOTS)
-    while load_acquire(message, "turn") != turn:
-        pass                # the box is full: its receiver is awake and reading
+    """Put a message into `mailbox`: POSTED, RING if its receiver is asleep and must be rung, or FULL: it was not put there."""
+    while True:
+        ticket = load_acquire(mailbox, "tail")
+        message = mailbox.messages[ticket % MAILBOX_SLOTS]
+        turn = 2 * (ticket // MAILBOX_SLOTS)
+        seen = load_acquire(message, "turn")
+        if seen < turn:
+            return FULL                      # the message of the lap before has not been read
+        if seen == turn and compare_exchange(mailbox, "tail", ticket, ticket + 1) == ticket:
+            break
     message.kind, message.sender, message.token = kind, sender, token
     message.a, message.b, message.c, message.d = a, b, c, d
     exchange(message, "turn", turn + 1)      # a full fence: the look at `asleep` comes after it
-    return load_acquire(mailbox, "asleep") != 0 and exchange(mailbox, "asleep", 0) != 0
+    return RING if load_acquire(mailbox, "asleep") != 0 and exchange(mailbox, "asleep", 0) != 0 else POSTED
 
 
 @kernel("bool(mailbox_t*)")

@@ -4,7 +4,6 @@ A second thread of it runs the node's kernel threads (kswapd, kcompactd, ...) in
 they take locks, wait for shootdowns and ask the first thread for pages as CPUs do, so that it never waits for them.
 """
 import threading
-from concurrent.futures import Future
 
 from numaemu.actor import Actor
 from numaemu.kernel.buddy import free_pcppages_bulk, take_back_shelves
@@ -14,6 +13,7 @@ from numaemu.kernel.kthread import run_kthreads
 from numaemu.kernel.mmzone import MAX_NR_ZONES, zone_of
 from numaemu.kernel.sys import drain_lru
 from numaemu.processor import cpu_t
+from numaemu.threads import Threads
 
 
 class Node(Actor):
@@ -24,7 +24,7 @@ class Node(Actor):
         self.node = node
         self.zones = range(node * MAX_NR_ZONES, (node + 1) * MAX_NR_ZONES)
         self.context = cpu_t.array(self.machine.cpus)[self.machine.nr_cpus + node]
-        self.sending = threading.Lock()          # the outbox has one owner at a time
+        self.threads = Threads("kthread")
         self.turn = threading.Lock()             # held while kernel threads work, and while they must not
 
     def run(self):
@@ -39,43 +39,30 @@ class Node(Actor):
 
     def rpc_settle(self):
         """What the kernel threads have been woken for is done when the answer comes."""
-        done = Future()
-        threading.Thread(target=self.settle, args=(done,)).start()
-        return done
+        return self.threads.submit(self.settle)
 
-    def settle(self, done):
+    def settle(self):
         with self.turn:
             run_kthreads(self.context.address)
-        done.set_result(None)
-
-    def _send_bulk(self, to, kind, token, thing):
-        with self.sending:
-            super()._send_bulk(to, kind, token, thing)
 
     def fetch(self):
         return serve_node(self.machine.address, self.mailbox.address, self._pointer.address)
 
     def rpc_compact_node(self):
         """Compact this node, when its kernel threads have nothing else to do."""
-        done = Future()
-        threading.Thread(target=self.compact_node, args=(done,), daemon=True).start()
-        return done
+        return self.threads.submit(self.compact_node)
 
-    def compact_node(self, done):
+    def compact_node(self):
         with self.turn:
             compact_node_now(self.context.address, self.node)
-        done.set_result(None)
 
     def rpc_hold(self):
         """Let no kernel thread run until `release`."""
-        held = Future()
-        threading.Thread(target=self.hold, args=(held,)).start()
-        return held
+        return self.threads.submit(self.hold)
 
-    def hold(self, held):
+    def hold(self):
         self.turn.acquire()
         drain_lru(self.context.address)
-        held.set_result(None)
 
     def rpc_release(self):
         self.turn.release()

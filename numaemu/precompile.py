@@ -31,7 +31,6 @@ MOST = 8                          # compilers; each needs about 400 MB
 COMPILING = "NUMAEMU_COMPILING"   # set in a compiler: it declares every function and compiles those it is told
 COMPILER = "import sys; from numaemu.compiler import work; work(int(sys.argv[1]), sys.argv[2])"
 POLL_S = 0.001                    # how often who waits looks at the image
-ASK_AGAIN_S = 0.5
 STARTS = 3                        # of compilers that come to nothing, before who waits gives up
 WANTED, NEVER = 0, 1 << 30        # the distance of what somebody waits for, and of what nobody has called
 
@@ -49,19 +48,23 @@ _started = []                     # (process, our end of its pipe): kept until t
 # --- who needs a function ---------------------------------------------------------------------------
 
 def wait_for(image, symbol):
-    """What the image holds of a function, compiled now if need be. RuntimeError: it cannot be."""
-    tries, ask_at = 0, 0.0
+    """What the image holds of a function, compiled now if need be. RuntimeError: it cannot be.
+
+    It is asked for once of each who listens: a wish that went to one that has ended meanwhile is told the next.
+    """
+    tries, asked = 0, None
     while symbol not in image.functions and (not image.grown() or symbol not in image.read()):
-        if time.monotonic() < ask_at:
-            time.sleep(POLL_S)
-        elif ask(image.path, symbol):
-            ask_at = time.monotonic() + ASK_AGAIN_S
-        elif image.complete or tries == STARTS:
+        listener = ask(image.path, "")
+        if listener is None and (image.complete or tries == STARTS):
             raise RuntimeError(f"{symbol} cannot be compiled: " + (f"its compilers have ended {tries} times" if tries else
                                "the compilers do not know it"))
-        else:
+        if listener is None:
             tries += 1
             start(image.path)
+        else:
+            if listener != asked:
+                asked = ask(image.path, symbol)
+            time.sleep(POLL_S)
     if isinstance(thing := image.functions[symbol], Failed):
         raise RuntimeError(f"{symbol} cannot be compiled:\n{thing.text}")
     return thing
@@ -87,21 +90,22 @@ def wait_for_all(image, progress):
 
 
 def ask(path, symbol):
-    """Say that a function is wanted (none: only look); False if there is nobody who listens."""
+    """Say that a function is wanted (none: only look). Who has been told, a listener's own word; None: nobody, or there is no room
+    for it now.
+    """
     try:
         pipe = os.open(_pipe(path), os.O_WRONLY | os.O_NONBLOCK)
     except OSError:                       # no such pipe, or nobody reads it
-        return False
+        return None
     try:
         if symbol:
             os.write(pipe, f"{symbol}\n".encode())           # whole, as it is short
-    except BlockingIOError:
-        pass                              # it is full: the same is asked again
-    except BrokenPipeError:
-        return False
+        this = os.fstat(pipe)
+        return this.st_ino, this.st_ctime_ns
+    except (BlockingIOError, BrokenPipeError):
+        return None
     finally:
         os.close(pipe)
-    return True
 
 
 def start(path):

@@ -4,7 +4,6 @@ Every task is a descendant of one process, PID 1, as in the recording: a small s
 and a shared log buffer below the stack. That decides where mmap finds room, and what a fork costs.
 """
 import errno
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -13,6 +12,7 @@ from numaemu import observe, uapi
 from numaemu.errors import BusError, NumaemuError, OutOfMemory, SegmentationFault
 from numaemu.replay_files import FileSteps, write_pages
 from numaemu.replay_shell import shell_commands
+from numaemu.threads import Threads
 
 PAGE = 4096                      # bytes
 ACCESSES = 1 << 16               # accesses of one message
@@ -116,7 +116,7 @@ class Replay(FileSteps):
     def __init__(self, machine, steps):
         self.machine, self.steps = machine, steps
         self.processes, self.results, self.snapshots, self.dumps, self.files = {}, [], {}, {}, {}
-        self.threads = ThreadPoolExecutor()
+        self.threads = Threads("step")
         self.init = boot_init(machine)
 
     def run(self, until=None):

@@ -36,7 +36,10 @@ class Handle:
         """What the function returned; raises what it raised, TimeoutError after `timeout` seconds."""
         if self._machine is not None:
             self._machine.check_owner()
-        return self.future.result(timeout)
+        error = self.future.exception(timeout)
+        if error is not None:
+            raise error.with_traceback(None)         # else it would grow each time it is asked for
+        return self.future.result()
 
     def done(self):
         """True if the function has returned or raised."""
@@ -301,7 +304,12 @@ class Task:
         number, pid = self._op(how, cpu)
         cpu = self.cpu if cpu is None else cpu
         if function is not None:
-            return self._site.start(number, pid, cpu, function, args)
+            try:
+                return self._site.start(number, pid, cpu, function, args)
+            except BaseException:                # it cannot be pickled, or has no thread there: nobody would ever end the child
+                with contextlib.suppress(OSError, NumaemuError):
+                    self._site.call_op(number, pid, "die", (SIGKILL,))
+                raise
         self._site.call_op(number, pid, "place", (cpu,))
         return Task(number, pid, self._site)
 

@@ -91,7 +91,6 @@ class LoopbackCpu(cpu_process.Cpu):
         """Done when the coordinator, which asks, has nothing else to do."""
         return self.world.later(lambda: self.operations.system(method, args))
 
-    _send_bulk = Actor._send_bulk
     threads = types.SimpleNamespace(submit=lambda *_: None)      # what cannot be done at once happens later, by itself
 
 

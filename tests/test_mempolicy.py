@@ -3,6 +3,7 @@ import errno
 
 import pytest
 
+from numaemu.kernel.smp import WRITER
 from numaemu.uapi import (MPOL_BIND, MPOL_DEFAULT, MPOL_F_ADDR, MPOL_F_MEMS_ALLOWED, MPOL_F_NODE, MPOL_F_RELATIVE_NODES,
                           MPOL_F_STATIC_NODES, MPOL_INTERLEAVE, MPOL_LOCAL, MPOL_PREFERRED, MPOL_PREFERRED_MANY,
                           MPOL_WEIGHTED_INTERLEAVE)
@@ -127,7 +128,7 @@ def test_get_mempolicy_of_an_address_waits_for_who_changes_the_mappings(three, f
     task = three.task(1)
     area = task.mmap("8KiB").touch()
     mm, deliver, waited = three.mm(task), three.deliver, []
-    mm.mmap_lock = -1
+    mm.mmap_lock = WRITER
 
     def finish():
         waited.append(mm.mmap_lock)
@@ -136,4 +137,4 @@ def test_get_mempolicy_of_an_address_waits_for_who_changes_the_mappings(three, f
     three.deliver = finish
     answer = task._op("get_mempolicy", area.addr, flags)[0]
     assert answer == (1 if flags & MPOL_F_NODE else MPOL_DEFAULT)
-    assert waited == [-1] and mm.mmap_lock == 0
+    assert waited == [WRITER] and mm.mmap_lock == 0

@@ -1,6 +1,7 @@
 """The order in which functions are compiled, and the process that sees to it, with compilers that only pretend."""
 import contextlib
 import os
+import select
 import threading
 from multiprocessing import Pipe
 
@@ -182,3 +183,23 @@ def test_a_new_image_takes_over_what_a_change_has_not_touched(foreman, owner, tm
     assert [image.functions[name].code for name in ("alloc", "oom")] == [b"alloc", b"oom"]
     assert image.functions["alloc"].stamp == "of alloc"
     assert not old.path.exists() and other_tools.path.exists()
+
+
+def test_a_wish_is_told_again_when_another_listens(tmp_path, monkeypatch):
+    """The one that was told has ended before it did anything: no time limit is needed to find out."""
+    image, told, listeners = Image(tmp_path / "image"), [], []
+    image.mend()
+
+    def step(_seconds):
+        """One look of who waits is over."""
+        told.append(os.read(listeners[-1], 1000).decode() if select.select([listeners[-1]], [], [], 0)[0] else "")
+        if len(told) == 3:                       # it ends, and its pipe with it; the next one starts
+            os.close(listeners.pop())
+            listeners.append(precompile.listen(image.path))
+        if len(told) == 6:
+            image.append("walk", "its code")
+    monkeypatch.setattr(precompile.time, "sleep", step)
+    listeners.append(precompile.listen(image.path))
+    precompile.wait_for(image, "walk")
+    os.close(listeners.pop())
+    assert told == ["walk\n", "", "", "walk\n", "", ""]

@@ -11,7 +11,7 @@ A victim stays a zombie until its function has been told.
 """
 import numpy as np
 
-from numaemu.atomic import compare_exchange, exchange, load_acquire
+from numaemu.atomic import compare_exchange, exchange
 from numaemu.compile import callback, entry, kernel
 from numaemu.kernel.fork import exit_mm, mmget_not_zero, mmput, release_task
 from numaemu.kernel.gfp import __GFP_HARDWALL, __GFP_THISNODE, gfp_text
@@ -27,7 +27,7 @@ from numaemu.kernel.proc_meminfo import kilobytes
 from numaemu.kernel.shortage import read_text, shortage_text, write_text
 from numaemu.kernel.show_mem import cpuset_name, mems_allowed, show_mem
 from numaemu.kernel.slowpath import fatal_signal_pending
-from numaemu.kernel.smp import MSG_OOM, let_others_run, machine_of, read_unlock, request
+from numaemu.kernel.smp import MSG_OOM, let_others_run, machine_of, read_trylock, read_unlock, request
 from numaemu.kernel.stats import task_name
 from numaemu.kernel.vma_index import vma_index, vma_of
 from numaemu.kernel.watermark import gfp_zone, zone_watermark_ok
@@ -52,8 +52,7 @@ def __oom_reap_task_mm(cpu, mm_number):
     """Take every page out of a victim's address space; False: somebody changes it at this moment."""
     machine = machine_of(cpu)
     mm = mm_of(machine, mm_number)
-    seen = load_acquire(mm, "mmap_lock")
-    if seen < 0 or compare_exchange(mm, "mmap_lock", seen, seen + 1) != seen:
+    if not read_trylock(address_of(mm, "mmap_lock")):
         return False
     for position in range(mm.map_count):
         vma = vma_of(machine, vma_index(machine, mm_number)[position])

@@ -122,7 +122,7 @@ def alloc_pages(cpu, gfp, order, nid, nodemask):
 def free_special_page(cpu, pfn):
     """A single page of a pageblock that has no per-CPU list goes to its node."""
     machine = machine_of(cpu)
-    send(machine, actor_of_node(page_to_nid(machine, pfn)), MSG_FREE, cpu.id, 0, pfn, 0, 0, 0)
+    send(cpu, actor_of_node(page_to_nid(machine, pfn)), MSG_FREE, 0, pfn, 0, 0, 0)
 
 
 @kernel("void(cpu_t*, i64)")
@@ -177,7 +177,7 @@ def free_pages(cpu, pfn, order):
     machine = machine_of(cpu)
     memcg_kmem_uncharge_page(machine, pfn, order)
     count_vm_events(machine, cpu.id, PGFREE, 1 << order)
-    send(machine, actor_of_node(page_to_nid(machine, pfn)), MSG_FREE, cpu.id, 0, pfn, order, 0, 0)
+    send(cpu, actor_of_node(page_to_nid(machine, pfn)), MSG_FREE, 0, pfn, order, 0, 0)
 
 
 @kernel("i64(machine_t*, i64, i64)")

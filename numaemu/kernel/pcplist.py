@@ -13,14 +13,14 @@ its users by reference count.
 """
 import numpy as np
 
-from numaemu.atomic import compare_exchange, exchange, load_acquire, store_release, store_seq_cst
+from numaemu.atomic import compare_exchange, exchange, load_acquire, store_seq_cst
 from numaemu.compile import kernel
 from numaemu.kernel.internal import ALLOC_AHEAD, ALLOC_BITS
 from numaemu.kernel.mm_types import PG_pcp
 from numaemu.kernel.mmdebug import VM_BUG_ON_PAGE
 from numaemu.kernel.mmzone import (MAX_NR_ZONES, MIGRATE_RECLAIMABLE, PCP_BATCH_SCALE_MAX, PCP_HIGH_MAX, page_of,
                                    pcp_of, zone_of)
-from numaemu.kernel.smp import MSG_DRAIN, MSG_FALLBACK, MSG_FILL, actor_of_node, machine_of, send, wait_for_event
+from numaemu.kernel.smp import MSG_DRAIN, MSG_FALLBACK, MSG_FILL, actor_of_node, machine_of, send, stop_waiting, wait_for_event
 from numaemu.kernel.timer import run_local_timers
 from numaemu.kernel.vmstat import NUMA_FALLBACK, count_vm_events
 from numaemu.native import prefetch
@@ -39,10 +39,10 @@ def ask_node(cpu, zone, migratetype, preferred_node, alloc_flags):
     pcp.batch = min(max(2 * pcp.batch, zone.pcp_batch), longest)
     sent = zone.number << ALLOC_BITS | alloc_flags
     if zone.node == preferred_node:
-        send(machine, actor_of_node(zone.node), MSG_FILL, cpu.id, 0, sent, migratetype, pcp.batch, cpu.id)
+        send(cpu, actor_of_node(zone.node), MSG_FILL, 0, sent, migratetype, pcp.batch, cpu.id)
     else:
         count_vm_events(machine, cpu.id, NUMA_FALLBACK, 1)
-        send(machine, 0, MSG_FALLBACK, cpu.id, 0, sent, migratetype, pcp.batch, cpu.id)
+        send(cpu, 0, MSG_FALLBACK, 0, sent, migratetype, pcp.batch, cpu.id)
 
 
 @kernel("bool(cpu_t*, zone_t*, i64, i64, i64)")
@@ -66,12 +66,13 @@ def take_shelf(cpu, zone, migratetype, preferred_node, alloc_flags):
             ask_node(cpu, zone, migratetype, preferred_node, alloc_flags)
             ours = True
         cpu.clock_base_ns += machine.message_ns
+        unwoken = False
         while True:
             store_seq_cst(cpu, "waiting", 1)
             if load_acquire(pcp, "shelf") != 0:
                 break
-            wait_for_event(cpu)
-        store_release(cpu, "waiting", 0)
+            unwoken = wait_for_event(cpu)
+        stop_waiting(cpu, unwoken)
 
 
 @kernel("i64(machine_t*, pcp_list_t*)")
@@ -128,7 +129,7 @@ def return_chain(cpu, zone, first, last):
         if compare_exchange(zone, "returned", head, first) == head:
             break
     if head == 0:
-        send(machine, actor_of_node(zone.node), MSG_DRAIN, cpu.id, 0, zone.number, 0, 0, 0)
+        send(cpu, actor_of_node(zone.node), MSG_DRAIN, 0, zone.number, 0, 0, 0)
 
 
 @kernel("void(cpu_t*, zone_t*, pcp_list_t*, i64)")

@@ -324,7 +324,7 @@ def warn_alloc(cpu, gfp, order, nodemask):
     """Say in the kernel's log that an allocation has failed, unless it was expected to."""
     if gfp & __GFP_NOWARN or (gfp & __GFP_DMA and zone_of(machine_of(cpu), ZONE_DMA).managed_pages == 0):
         return
-    send(machine_of(cpu), 0, MSG_WARN_ALLOC, cpu.id, 0, gfp * 16 + order, np.int64(nodemask), cpu.id, 0)
+    send(cpu, 0, MSG_WARN_ALLOC, 0, gfp * 16 + order, np.int64(nodemask), cpu.id, 0)
 
 
 @kernel("bool(machine_t*, i64, i64, u64)")

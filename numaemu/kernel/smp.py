@@ -7,11 +7,11 @@ it owes nobody an answer and catches up before its next access.
 """
 import numpy as np
 
-from numaemu.atomic import compare_exchange, exchange, fetch_or, load_acquire, store_release, store_seq_cst
+from numaemu.atomic import compare_exchange, exchange, fetch_add, fetch_or, load_acquire, store_release, store_seq_cst
 from numaemu.compile import callback, hot, kernel
 from numaemu.kernel.mm_types import machine_t, mm_t
 from numaemu.kernel.mmzone import node_of
-from numaemu.mailbox import mailbox_t, post
+from numaemu.mailbox import FULL, RING, mailbox_t, post
 from numaemu.mmu import tlb_flush_all, tlb_flush_local
 from numaemu.native import call_address, sem_post
 from numaemu.pointer import i64, u64
@@ -36,10 +36,9 @@ SPINS = 100          # tries for a lock before the host may run somebody else; a
  MSG_WARN_ALLOC,     # CPU -> coordinator: gfp * 16 + order, nodes: an allocation has failed: say so
  MSG_CALL,           # bulk: a Python call (method, arguments) pickled in the sender's outbox: offset, bytes
  MSG_RESULT,         # bulk: its answer
- MSG_DRIVER,         # the coordinator's link thread: a frame from the driver has arrived
  MSG_ISOLATE_FREE,   # context -> node: zone: my compact_control_t says how many free pages I want; the reply is how many I have
  MSG_RANGE,          # context -> node: zone and a step of page_isolation.py, first page, pages; the reply is the step's answer
- ) = range(18)
+ ) = range(17)
 
 
 @hot
@@ -70,14 +69,6 @@ def ring(_number, bell, _c):
     return U(0)
 
 
-@kernel("void(machine_t*, i64, i64, i64, i64, i64, i64, i64, i64)")
-def send(machine, to, kind, sender, token, a, b, c, d):
-    """Post a message to an actor and ring if it sleeps."""
-    mailbox = mailbox_of(machine, to)
-    if post(mailbox, kind, sender, token, a, b, c, d):
-        call_address(machine.on_ring, U(to), mailbox.bell, U(0))
-
-
 @kernel("void(cpu_t*)")
 def enter(cpu):
     """Go inside emulated accesses; flush first if the address space, or the kernel's, was flushed while this CPU was outside."""
@@ -101,14 +92,27 @@ def leave(cpu):
         call_address(cpu.on_ipi, cpu.address, U(0), U(0))
 
 
-@kernel("void(cpu_t*)")
+FOR_BELL, FOR_OTHERS, NOT_WOKEN = range(3)       # what machine.on_wait is called for
+
+
+@kernel("bool(cpu_t*)")
 def wait_for_event(cpu):
-    """Outside, let other processes run until this CPU's bell rings (or a while has passed)."""
+    """Outside, let other processes run until this CPU's bell rings; True if it was not rung, but a while has passed."""
     was_inside = cpu.inside
     leave(cpu)
-    call_address(machine_of(cpu).on_wait, U(cpu.id), U(0), U(0))
+    ended = call_address(machine_of(cpu).on_wait, U(cpu.id), U(FOR_BELL), U(0))
+    unwoken = ended != U(0) and load_acquire(cpu, "waiting") != U(0)
     if was_inside != U(0):
         enter(cpu)
+    return unwoken
+
+
+@kernel("void(cpu_t*, bool)")
+def stop_waiting(cpu, unwoken):
+    """What was waited for is there. If no bell has rung for it, and none does now, a wake-up was lost: it is counted."""
+    if unwoken:
+        call_address(machine_of(cpu).on_wait, U(cpu.id), U(NOT_WOKEN), U(0))
+    store_release(cpu, "waiting", 0)
 
 
 @kernel("void(machine_t*, i64)")
@@ -128,38 +132,51 @@ def reply(machine, cpu_number, token, value):
     wake_cpu(machine, cpu_number)
 
 
+@kernel("void(cpu_t*)")
+def let_others_run(cpu):
+    """Outside, give the host's processor away for a moment: what we wait for is another CPU's work."""
+    was_inside = cpu.inside
+    leave(cpu)
+    call_address(machine_of(cpu).on_wait, U(cpu.id), U(FOR_OTHERS), U(0))
+    if was_inside != U(0):
+        enter(cpu)
+
+
+@kernel("void(cpu_t*, i64, i64, i64, i64, i64, i64, i64)")
+def send(cpu, to, kind, token, a, b, c, d):
+    """Post a message to an actor and ring if it sleeps. While its mailbox is full this CPU waits, outside."""
+    machine = machine_of(cpu)
+    mailbox = mailbox_of(machine, to)
+    posted = post(mailbox, kind, cpu.id, token, a, b, c, d)
+    while posted == FULL:
+        let_others_run(cpu)
+        posted = post(mailbox, kind, cpu.id, token, a, b, c, d)
+    if posted == RING:
+        call_address(machine.on_ring, U(to), mailbox.bell, U(0))
+
+
 @kernel("i64(cpu_t*, i64, i64, i64, i64, i64)")
 def request(cpu, to, kind, a, b, c):
     """Ask another process and wait for its answer, outside; a CPU has one request at a time."""
     machine = machine_of(cpu)
     token = cpu.reply_seq + 1
-    send(machine, to, kind, cpu.id, token, a, b, c, cpu.id)
+    send(cpu, to, kind, token, a, b, c, cpu.id)
     cpu.clock_base_ns += machine.message_ns
+    unwoken = False
     while True:
         store_seq_cst(cpu, "waiting", 1)
         if load_acquire(cpu, "reply_seq") == token:
             break
-        wait_for_event(cpu)
-    store_release(cpu, "waiting", 0)
+        unwoken = wait_for_event(cpu)
+    stop_waiting(cpu, unwoken)
     return cpu.reply_value
 
 
 @kernel("void(cpu_t*, i64, u64)")
 def wake_kthread(cpu, node, work):
     """Give a node's kernel threads work (KSWAPD, ...); the coordinator wakes them if they do not have it already."""
-    machine = machine_of(cpu)
-    if fetch_or(node_of(machine, node), "kthread_pending", work) & work == U(0):
-        send(machine, 0, MSG_WAKE_KTHREAD, cpu.id, 0, node, 0, 0, 0)
-
-
-@kernel("void(cpu_t*)")
-def let_others_run(cpu):
-    """Outside, give the host's processor away for a moment: what we wait for is another CPU's work."""
-    was_inside = cpu.inside
-    leave(cpu)
-    call_address(machine_of(cpu).on_wait, U(cpu.id), U(1), U(0))
-    if was_inside != U(0):
-        enter(cpu)
+    if fetch_or(node_of(machine_of(cpu), node), "kthread_pending", work) & work == U(0):
+        send(cpu, 0, MSG_WAKE_KTHREAD, 0, node, 0, 0, 0)
 
 
 @hot
@@ -183,36 +200,92 @@ def spin_unlock(lock):
     store_release(u64.array(lock), 0, U(0))
 
 
+# A lock word for many readers or one writer, an i64 (Linux's rw_semaphore):
+#
+#     63        48      32..47            16..31            0..15
+#     a writer  phase   writers waiting   readers waiting   readers
+#
+# Whoever finds it taken tries again; after PATIENCE looks it counts itself among those that wait. While a writer waits so,
+# no other reader or writer comes first, so it has the lock when those readers are gone that hold it. A writer that
+# leaves hands the lock to all the readers that wait, and turns the phase, by which they know. So neither starves the other.
+READER, READER_WAITS, WRITER_WAITS, PHASE, WRITER = 1, 1 << 16, 1 << 32, 1 << 48, -1 << 63
+READERS, WAITING_READERS, WAITING_WRITERS = 0xFFFF * READER, 0xFFFF * READER_WAITS, 0xFFFF * WRITER_WAITS
+PATIENCE = 64 * SPINS    # assumed; Linux's RWSEM_WAIT_TIMEOUT is 4 ms
+
+
 @kernel("void(cpu_t*, u64)")
 def read_lock(cpu, lock):
-    """Share the lock word at address `lock`: readers count up from 0, a writer is -1."""
+    """Share the lock word at address `lock`."""
     words, tries = i64.array(lock), 0
+    while tries < PATIENCE:
+        seen = load_acquire(words, 0)
+        if seen >= 0 and seen & WAITING_WRITERS == 0:
+            if compare_exchange(words, 0, seen, seen + READER) == seen:
+                return
+        else:
+            tries += 1
+            relax(cpu, tries)
+    phase = fetch_add(words, 0, READER_WAITS) & PHASE
     while True:
         seen = load_acquire(words, 0)
-        if seen >= 0 and compare_exchange(words, 0, seen, seen + 1) == seen:
-            return
-        tries += 1
-        relax(cpu, tries)
+        if seen & PHASE != phase:
+            return                       # a writer has left it to us
+        if seen >= 0 and seen & WAITING_WRITERS == 0:
+            if compare_exchange(words, 0, seen, seen - READER_WAITS + READER) == seen:
+                return
+        else:
+            tries += 1
+            relax(cpu, tries)
 
 
-@kernel("void(u64)")
-def read_unlock(lock):
+@kernel("bool(u64)")
+def read_trylock(lock):
+    """Share the lock word unless a writer has it; one that waits is no hindrance."""
     words = i64.array(lock)
     while True:
         seen = load_acquire(words, 0)
-        if compare_exchange(words, 0, seen, seen - 1) == seen:
-            return
+        if seen < 0:
+            return False
+        if compare_exchange(words, 0, seen, seen + READER) == seen:
+            return True
+
+
+@hot
+def read_unlock(lock):
+    fetch_add(i64.array(lock), 0, -READER)
 
 
 @kernel("void(cpu_t*, u64)")
 def write_lock(cpu, lock):
     """Take the lock word alone."""
     words, tries = i64.array(lock), 0
-    while compare_exchange(words, 0, 0, -1) != 0:
-        tries += 1
-        relax(cpu, tries)
+    while tries < PATIENCE:
+        seen = load_acquire(words, 0)
+        if seen & ~PHASE == 0:
+            if compare_exchange(words, 0, seen, seen | WRITER) == seen:
+                return
+        else:
+            tries += 1
+            relax(cpu, tries)
+    fetch_add(words, 0, WRITER_WAITS)
+    while True:
+        seen = load_acquire(words, 0)
+        if seen >= 0 and seen & READERS == 0:
+            if compare_exchange(words, 0, seen, (seen - WRITER_WAITS) | WRITER) == seen:
+                return
+        else:
+            tries += 1
+            relax(cpu, tries)
 
 
-@hot
+@kernel("void(u64)")
 def write_unlock(lock):
-    store_release(i64.array(lock), 0, 0)
+    """Give the lock word up, to the readers that wait if there are any."""
+    words = i64.array(lock)
+    while True:
+        seen = load_acquire(words, 0)
+        free, waiting = seen & ~WRITER, (seen & WAITING_READERS) // READER_WAITS
+        if waiting != 0:
+            free = (free - waiting * (READER_WAITS - READER)) ^ PHASE
+        if compare_exchange(words, 0, seen, free) == seen:
+            return

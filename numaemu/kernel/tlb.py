@@ -13,7 +13,7 @@ import numpy as np
 from numaemu.atomic import exchange, fetch_add, fetch_and, fetch_or, load_acquire, store_release, store_seq_cst
 from numaemu.compile import callback, hot, kernel
 from numaemu.kernel.mm_types import mm_t
-from numaemu.kernel.smp import MSG_SHOOTDOWN, leave, machine_of, send, wait_for_event, wake_cpu
+from numaemu.kernel.smp import MSG_NONE, MSG_SHOOTDOWN, leave, machine_of, send, stop_waiting, wait_for_event, wake_cpu
 from numaemu.kernel.vmstat import (NR_TLB_LOCAL_FLUSH_ALL, NR_TLB_LOCAL_FLUSH_ONE, NR_TLB_REMOTE_FLUSH,
                                    NR_TLB_REMOTE_FLUSH_RECEIVED, count_vm_events)
 from numaemu.mailbox import fetch
@@ -29,6 +29,7 @@ tlbflush_unmap_batch_t = Struct("tlbflush_unmap_batch_t", [      # its CPU only:
     ("nr_mms", i64), ("mms", i64, UBC_MMS), ("start", u64, UBC_MMS), ("end", u64, UBC_MMS),
     ("dirty", i64),                      # 1: an entry of the page that is being unmapped was dirty
 ])
+SHOOTDOWNS_AT_ONCE = 64                  # by the coordinator, before it looks at what else it has to do; assumed
 TLB_SINGLE_PAGE_FLUSH_CEILING = 33       # pages; beyond it the whole TLB is flushed (tlb.c)
 
 
@@ -129,12 +130,15 @@ def post_shootdown(machine, initiator_number):
 
 @kernel("i64(machine_t*, mailbox_t*, i64*)")
 def serve_shootdowns(machine, mailbox, words):
-    """The coordinator's loop: post shootdowns until the mailbox is empty (0) or another kind of message comes (its kind)."""
-    while True:
+    """The coordinator's loop: post shootdowns until the mailbox is empty (0) or another kind of message comes (its kind), but
+    not for ever (0).
+    """
+    for _ in range(SHOOTDOWNS_AT_ONCE):
         kind = fetch(mailbox, words)
         if kind != MSG_SHOOTDOWN:
             return kind
         post_shootdown(machine, words[1])
+    return MSG_NONE
 
 
 @kernel("void(cpu_t*, i64, u64, u64, u64, i64, i64)")
@@ -146,13 +150,14 @@ def shoot_down(cpu, mm_number, start, end, shift, gen, targets):
     store_release(cpu, "flush_acks", targets + 1)
     count_vm_events(machine, cpu.id, NR_TLB_REMOTE_FLUSH, 1)
     cpu.clock_base_ns += machine.shootdown_ns
-    send(machine, 0, MSG_SHOOTDOWN, cpu.id, 0, 0, 0, 0, 0)
+    send(cpu, 0, MSG_SHOOTDOWN, 0, 0, 0, 0, 0)
+    unwoken = False
     while True:
         store_seq_cst(cpu, "waiting", 1)
         if load_acquire(cpu, "flush_acks") == 0:
             break
-        wait_for_event(cpu)
-    store_release(cpu, "waiting", 0)
+        unwoken = wait_for_event(cpu)
+    stop_waiting(cpu, unwoken)
 
 
 @hot
