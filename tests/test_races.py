@@ -9,7 +9,7 @@ import pytest
 
 from numaemu.build import JIT
 from numaemu.errors import BusError, OutOfMemory
-from numaemu.kernel import (compaction, do_fault, filemap, fork, huge_memory, hugetlb, hugetlb_fault, hugetlb_resize, hugetlbfs, khugepaged,
+from numaemu.kernel import (compaction, copy_page_range, do_fault, filemap, fork, huge_memory, hugetlb, hugetlb_fault, hugetlb_resize, hugetlbfs, khugepaged,
                             memory, migrate, move_pages, mremap, page_alloc, shmem_fault, shmem_file, swapon, truncate)
 from numaemu.kernel import sys as syscalls
 from numaemu.kernel.compaction_free import compact_control_of
@@ -482,25 +482,30 @@ def test_swapoff_goes_on_until_the_area_is_empty(loopback, meanwhile):
 # -- numbers that mean something else by now -------------------------------------------------------------------------------
 
 @replaces
-def test_fork_beside_the_cutting_of_a_file_of_huge_pages(loopback, meanwhile):
-    """A private copy is taken out of the parent while it is shared with the child; who cuts comes to parents first."""
+@pytest.mark.parametrize("huge", [False, True])
+def test_fork_beside_the_cutting_of_a_file(loopback, meanwhile, huge):
+    """Private copies are shared with a child under the lock of their file, and who cuts that comes to parents first."""
     machine = loopback(nodes=1, cpus_per_node=2, memory_per_node="32MiB")
     machine.write("/proc/sys/vm/nr_hugepages", "4")
+    machine.create_file("/f", bytes(PAGE))
     task = machine.task()
-    file = task.memfd_create("h", MFD_HUGETLB)
-    area = task.mmap(2 * HUGE, RW, MAP_PRIVATE, file=file)
-    task.store([area.addr, area.addr + HUGE], [1, 2])
-    thread = task.clone(cpu=1)
-    done = meanwhile(hugetlb_fault, "try_get_page",
-                     lambda *_: machine.call_op(thread._number, thread.pid, "file_truncate", (file.fd, 0)), before=True)
+    file = task.memfd_create("h", MFD_HUGETLB) if huge else task.open("/f", O_RDWR)
+    area = task.mmap(HUGE if huge else PAGE, RW, MAP_PRIVATE, file=file)
+    task.store([area.addr], [1])
+
+    def locks(*_):
+        vma = next(v for v in machine.vmas(task) if v.i_mapping)
+        return [int(mapping_of(machine.machine, number).lock) != 0 for number in (vma.i_mapping, vma.mapping)]
+    done = meanwhile(hugetlb_fault if huge else copy_page_range, "try_get_page", locks)
     child = task.fork(cpu=0)
+    assert done == [[True, True]]
+    first, second = (next(v for v in machine.vmas(each) if v.i_mapping) for each in (task, child))
+    assert vma_t.array(machine.machine.vmas)[first.file_next].address == second.address
+    machine.audit()
+    file.truncate(0)
     for each in (task, child):
         with pytest.raises(BusError):
             each.load([area.addr])
-    parents = [v for v in machine.vmas(task) if v.i_mapping]
-    copies = [v for v in machine.vmas(child) if v.i_mapping]
-    assert done and len(parents) == len(copies) == 1
-    assert vma_t.array(machine.machine.vmas)[parents[0].file_next].address == copies[0].address
     machine.audit()
 
 

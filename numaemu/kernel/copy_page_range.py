@@ -14,12 +14,12 @@ from numaemu.kernel.pgalloc import huge_entry_offset
 from numaemu.kernel.pgtable import (_PAGE_SPECIAL, _SWP_EXCLUSIVE, is_migration_entry, is_swap_entry, mm_of,
                                     pmd_addr_end, pmd_size, pte_offset, pte_pfn, pte_present, pte_to_swp_entry,
                                     ptep_cmpxchg, ptep_get, ptep_step, set_pte, skip_missing)
-from numaemu.kernel.rmap import folio_dup_rmap, mapping_of, rss_counter
-from numaemu.kernel.smp import machine_of, relax, spin_lock, spin_unlock
+from numaemu.kernel.rmap import folio_dup_rmap, rss_counter
+from numaemu.kernel.smp import machine_of, relax
 from numaemu.kernel.swapfile import free_swap_and_cache, swap_duplicate
+from numaemu.kernel.vma import lock_families, unlock_families
 from numaemu.kernel.vma_index import vma_of
 from numaemu.paging import _PAGE_RW
-from numaemu.pointer import address_of
 
 U = np.uint64
 
@@ -74,17 +74,15 @@ def copy_present_pte(machine, cpu, child, source, target):
 def copy_ptes(cpu, child, vma, source, target, n):
     """Share the pages of n entries with the child; how many came before one that changes, or is being migrated.
 
-    Under the family's lock, as the walks that take entries away: reclaim writes into a swap entry that the page was exclusive,
-    which it no longer is once we are here.
+    Under the families' locks, as the walks that take entries away: reclaim writes into a swap entry that the page was exclusive,
+    which it no longer is once we are here; truncation comes to the child after its parent, and must find what is copied.
     """
-    machine, done, mapping = machine_of(cpu), 0, vma.mapping
-    lock, step = address_of(mapping_of(machine, mapping), "lock"), ptep_step(machine)
-    if mapping != 0:
-        spin_lock(cpu, lock)
+    machine, done = machine_of(cpu), 0
+    step = ptep_step(machine)
+    lock_families(cpu, vma)
     while done < n and copy_present_pte(machine, cpu, child, source, target):
         source, target, done = source + step, target + step, done + 1
-    if mapping != 0:
-        spin_unlock(lock)
+    unlock_families(machine, vma)
     return done
 
 

@@ -23,7 +23,7 @@ from numaemu.kernel.pgtable import mm_of, pfn_pte, pte_pfn, vm_page_nx
 from numaemu.kernel.rmap import mapping_of, page_address_in_vma
 from numaemu.kernel.smp import machine_of, relax, spin_lock, spin_unlock
 from numaemu.kernel.tlb import dec_tlb_flush_pending, flush_tlb_mm_stride, inc_tlb_flush_pending, mm_tlb_flush_pending
-from numaemu.kernel.vma import anon_vma_prepare
+from numaemu.kernel.vma import anon_vma_prepare, lock_families, unlock_families
 from numaemu.kernel.vma_index import vma_of
 from numaemu.kernel.xarray import entry_is_page, page_entry, xa_create, xa_load
 from numaemu.native import clear_bytes, copy_bytes
@@ -373,7 +373,7 @@ def hugetlb_change_protection(cpu, vma, start, end):
 def hugetlb_get_mapped(cpu, where):
     """What the entry at a host address says, not writable any more, and a reference to its page; 0: nothing is mapped there.
 
-    Who cuts the file, or has reserved the page, may take the entry out at any moment: so it is looked at again.
+    Under the families' locks: who cuts the file, or has reserved the page, takes entries out at any other moment.
     """
     machine, tries = machine_of(cpu), 0
     while True:
@@ -400,10 +400,12 @@ def copy_hugetlb_page_range(cpu, parent, child, vma):
             target = huge_pte_alloc(cpu, child, address, huge_page_shift(h))
             if target == U(0):
                 return False
+            lock_families(cpu, vma)
             entry = hugetlb_get_mapped(cpu, source)
             if entry != U(0):
                 fetch_add(page_of(machine, pte_pfn(entry)), "mapcount", 1)
                 fetch_add(child, "hugetlb_usage", pages_per_huge_page(h))
                 entry_exchange(target, entry)
+            unlock_families(machine, vma)
         address += huge_page_size(h)
     return True

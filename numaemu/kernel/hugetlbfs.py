@@ -170,11 +170,11 @@ def hugetlb_vmdelete_list(cpu, number, first, end):
     while vma_number != 0:
         vma = vma_of(machine, vma_number)
         h = hstate_vma(machine, vma)
-        low = max(first, vma_hugecache_offset(h, vma, vma.start))
-        high = min(end, vma_hugecache_offset(h, vma, vma.end))
+        begin = vma_hugecache_offset(h, vma, vma.start)
+        low, high = max(first - begin, 0), min(end, vma_hugecache_offset(h, vma, vma.end)) - begin
         if low < high:
-            base = vma.start - (U(vma.pgoff) << U(12))       # where the object's first page would be
-            unmap_hugepage_range(cpu, vma, base + (U(low) << huge_page_shift(h)), base + (U(high) << huge_page_shift(h)))
+            shift = huge_page_shift(h)
+            unmap_hugepage_range(cpu, vma, vma.start + (U(low) << shift), vma.start + (U(high) << shift))
         vma_number = next_vma_of(mapping, vma)
     spin_unlock(lock)
 

@@ -63,8 +63,8 @@ def unmap_mapping_range(cpu, mapping_number, first, end, even_cows):
         vma = vma_of(machine, number)
         low, high = max(first, vma.pgoff), min(end, vma.pgoff + np.int64((vma.end - vma.start) >> U(12)))
         if low < high:
-            base = vma.start - (U(vma.pgoff) << U(12))       # where the file's first page would be
-            unmap_mapping_range_vma(cpu, vma.mm, base + (U(low) << U(12)), base + (U(high) << U(12)), even_cows)
+            start, end_here = vma.start + (U(low - vma.pgoff) << U(12)), vma.start + (U(high - vma.pgoff) << U(12))
+            unmap_mapping_range_vma(cpu, vma.mm, start, end_here, even_cows)
         number = next_vma_of(mapping, vma)
     spin_unlock(lock)
 
