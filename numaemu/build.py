@@ -16,6 +16,7 @@ import numba
 from numba.core.caching import InTreeCacheLocator, IPythonCacheLocator, UserProvidedCacheLocator, UserWideCacheLocator
 
 from numaemu.trust import usable
+from numaemu.user_kernels import directory_of
 
 PACKAGE = pathlib.Path(__file__).parent
 DEBUG = os.environ.get("NUMAEMU_DEBUG", "") not in ("", "0")
@@ -72,6 +73,7 @@ UPPER_FLOORS = {
     "topology.py",
     "trust.py",
     "units.py",
+    "user_kernels.py",
     "wire.py",
 }
 
@@ -107,6 +109,26 @@ class InTree(_PackageStamp, InTreeCacheLocator):
     pass
 
 
+class OfDriver(UserProvidedCacheLocator):
+    """Of functions that no file holds (user_kernels.py)."""
+
+    @classmethod
+    def from_function(cls, function, file):
+        return cls(function, file) if directory_of(function) else None
+
+    def __init__(self, function, file):
+        self._path = directory_of(function)
+
+    def get_cache_path(self):
+        return self._path
+
+    def get_source_stamp(self):
+        return self._path
+
+    def get_disambiguator(self):
+        return ""
+
+
 class UserProvided(_PackageStamp, UserProvidedCacheLocator):
     @classmethod
     def from_function(cls, function, file):
@@ -124,4 +146,4 @@ class IPython(_PackageStamp, IPythonCacheLocator):
 
 
 numba.config.CACHE_LOCATOR_CLASSES = ",".join(
-    f"{__name__}.{cls.__name__}" for cls in (UserProvided, InTree, UserWide, IPython))
+    f"{__name__}.{cls.__name__}" for cls in (OfDriver, UserProvided, InTree, UserWide, IPython))

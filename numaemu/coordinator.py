@@ -247,6 +247,10 @@ class Coordinator(Actor):
         """A CPU's lines for the kernel's log."""
         self.system.kmsg.extend(lines)
 
+    def rpc_compiled(self, name, where):
+        """A CPU has compiled a user's function."""
+        self.tell_driver("compiled", name, where)
+
     def rpc_printed(self, text):
         """A CPU's tasks have printed; the answer comes when the driver has shown it, so that no more of it piles up here."""
         number, future = next(self.show_numbers), Future()

@@ -6,6 +6,7 @@ starts tasks and passes on operations of tasks that are driven from elsewhere. A
 operation (for its node, the coordinator, a lock) sleeps on its *wait bell*, which has nothing to do with the mailbox.
 """
 import ctypes
+import functools
 import io
 import itertools
 import os
@@ -17,7 +18,7 @@ from concurrent.futures import Future
 
 import posix_ipc
 
-from numaemu import access, zcomp  # noqa: F401  (its kernels are loaded before anything forks)
+from numaemu import access, user_kernels, zcomp  # noqa: F401  (its kernels are loaded before anything forks)
 from numaemu.actor import COORDINATOR, LONGEST, Actor, mailbox_of_python
 from numaemu.build import JIT
 from numaemu.kernel import sys as syscalls
@@ -191,6 +192,8 @@ class Cpu(Actor):
         self.threads = Threads("op")
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         sys.stdout = Printer(self)
+        if JIT:
+            user_kernels.watch(functools.partial(self.tell, COORDINATOR, "compiled"))
         try:
             os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
         except OSError:

@@ -45,3 +45,7 @@ class NumaemuWarning(UserWarning):
 
 class HostMemoryWarning(NumaemuWarning):
     """A machine has more memory than its host has free."""
+
+
+class CompiledAgainWarning(NumaemuWarning):
+    """A function of the user's has been compiled again and again, which takes long each time."""

@@ -12,7 +12,7 @@ import socket
 import sys
 import traceback
 
-from numaemu import precompile
+from numaemu import precompile, user_kernels
 from numaemu.shm import adopt_orphans, die_with_parent, entitle
 from numaemu.wire import receive
 
@@ -64,6 +64,7 @@ def end(coordinators):
     """The driver has gone: end its machines, wait for every process of theirs, end."""
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     precompile.stop()
+    user_kernels.remove_directory()
     for pid in coordinators:
         try:
             os.kill(pid, signal.SIGKILL)
@@ -95,6 +96,7 @@ def main():
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     adopt_orphans()
     preload()
+    user_kernels.make_directory(precompile.own_directory())
     from numaemu.coordinator import main as coordinator_main
     from numaemu.link import LINKER
 

@@ -1,11 +1,19 @@
-"""Whose a machine is: it ends when nobody in its driver refers to it any more, and a process forked from the driver has none."""
+"""What a driver keeps in mind of its machines. Whose one is: it ends when nobody here refers to it any more, and a process that
+is forked from the driver has none. What they have compiled.
+"""
+import collections
 import contextlib
 import os
 import socket
+import warnings
 import weakref
 
-from numaemu.errors import MachineCheck
+from numaemu.errors import CompiledAgainWarning, MachineCheck
 
+OFTEN = 2                        # times that a user's function may be compiled before there is a word about it
+
+compiled = collections.Counter()         # (name, where) of users' functions, by all machines
+_warned = set()
 _owned = weakref.WeakSet()       # what has a `disown` method, for a process that is forked from this one
 
 
@@ -31,6 +39,16 @@ def check_owner(pid):
     if pid != os.getpid():
         raise MachineCheck(f"the machine belongs to process {pid}, which has forked this one (process {os.getpid()}): "
                            "use it there, or boot one here")
+
+
+def warn_of_compiling():
+    """Say so, once for each, of users' functions that were compiled more than twice."""
+    for (name, where), times in list(compiled.items()):
+        if times > OFTEN and (name, where) not in _warned:
+            _warned.add((name, where))
+            warnings.warn(f"{name} ({where}) has been compiled {times} times, some tenths of a second each: one that is made inside "
+                          "another function is new each time, one called with other kinds of arguments is another one, and one "
+                          "in a file is kept for all CPUs by numba.njit(cache=True)", CompiledAgainWarning, stacklevel=3)
 
 
 def _disown():

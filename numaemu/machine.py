@@ -285,6 +285,8 @@ class Machine:
         elif kind == "finished":
             runs = self._runs                    # who waited for it may have been interrupted: it is not among them then
             self._screen.after(lambda: settle(runs.pop(words[0], Future()), words[1]))
+        elif kind == "compiled":
+            lifetime.compiled[tuple(words)] += 1
         elif kind == "printed":
             self._screen.show(*words)
         elif kind == "booted":
@@ -334,7 +336,9 @@ class Machine:
 
     def run(self, function, *args, cpu=0, name=None):
         """spawn(…).result()"""
-        return self.spawn(function, *args, cpu=cpu, name=name).result()
+        result = self.spawn(function, *args, cpu=cpu, name=name).result()
+        lifetime.warn_of_compiling()
+        return result
 
     def task(self, cpu=0, name=None):
         """An interactive task: its methods run on the CPU it is on, called from here."""

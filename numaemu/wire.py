@@ -13,6 +13,8 @@ from typing import NamedTuple
 
 import cloudpickle
 
+from numaemu.user_kernels import compiled_anew, itself
+
 
 class Failure(NamedTuple):
     """What a call that raised answers with: the exception and where it happened, for the other side."""
@@ -28,6 +30,10 @@ class StaysHere(TypeError):
 class Pickler(cloudpickle.Pickler):
     """cloudpickle, with Numba functions by name where they can be imported and by their source elsewhere."""
 
+    def __init__(self, file, outer=()):
+        super().__init__(file, protocol=5)
+        self.outer = outer                       # ids of the compiled functions whose contents this is
+
     def reducer_override(self, thing):
         if advice := getattr(type(thing), "stays_here", None):
             raise StaysHere(f"{thing!r} cannot go to another process, as what a function uses, an argument or a result: {advice}")
@@ -36,7 +42,10 @@ class Pickler(cloudpickle.Pickler):
             module = sys.modules.get(function.__module__)
             if function.__module__ != "__main__" and getattr(module, function.__qualname__, None) is thing:
                 return _by_name, (function.__module__, function.__qualname__)
-            return _compiled_anew, (function, {k: v for k, v in thing.targetoptions.items() if k != "cache"})
+            options = {k: v for k, v in thing.targetoptions.items() if k not in ("cache", "nopython", "nogil")}
+            if id(thing) in self.outer:          # it calls itself
+                return itself, (function, options)
+            return compiled_anew, (dumps(function, {*self.outer, id(thing)}), options)
         return super().reducer_override(thing)
 
 
@@ -44,16 +53,11 @@ def _by_name(module, name):
     return getattr(importlib.import_module(module), name)
 
 
-def _compiled_anew(function, options):
-    import numba
-    return numba.njit(**{k: v for k, v in options.items() if k != "nopython"})(function)
-
-
-def dumps(thing):
+def dumps(thing, outer=()):
     """Pickle anything that may travel: also functions of a notebook, and compiled ones."""
     buffer = io.BytesIO()
     try:
-        Pickler(buffer, protocol=5).dump(thing)
+        Pickler(buffer, outer).dump(thing)
     except StaysHere as error:
         raise TypeError(str(error)) from None        # where in the pickler does not matter
     return buffer.getvalue()

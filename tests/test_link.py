@@ -17,7 +17,7 @@ from numaemu.image import COMPLETE, Image
 pytestmark = pytest.mark.skipif(not JIT, reason="nothing is compiled")
 PACKAGE = pathlib.Path(numaemu.__file__).parent
 FLOORS = ("atomic", "build", "compile", "compiler", "errors", "image", "link", "native", "pointer", "precompile", "shm", "stamp",
-          "trust")
+          "trust", "user_kernels")
 
 WIDE = """
 from numaemu.compile import entry, hot, kernel

@@ -42,7 +42,7 @@ def increment(task, counter):
             store(task, address, load(task, address) + 1)
 
 
-@numba.njit
+@numba.njit(cache=True)
 def count(cpu, counter, rounds):
     for _ in range(rounds):
         this_cpu_add(cpu, counter, 1)

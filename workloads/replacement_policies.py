@@ -27,7 +27,7 @@ SHARES = (0.4, 0.6, 0.8)                 # of the program's pages, as page frame
 SKEW = 0.8                               # of the popularity of records (Zipf)
 
 
-@numba.njit
+@numba.njit(cache=True)
 def note(trace, address):
     """The next reference of the string, unless it is to the same page as the last one."""
     page = np.int64(address >> np.uint64(12))
@@ -36,7 +36,7 @@ def note(trace, address):
         trace[trace[0]] = page
 
 
-@numba.njit
+@numba.njit(cache=True)
 def query(cpu, index, nr_keys, records, key, trace):
     """Find a key in the sorted index, and read its record."""
     low, high = np.int64(0), nr_keys
@@ -53,7 +53,7 @@ def query(cpu, index, nr_keys, records, key, trace):
     return load_u64(cpu, record)
 
 
-@numba.njit
+@numba.njit(cache=True)
 def serve(cpu, index, nr_keys, records, keys, trace):
     """Many queries; the sum of what they read."""
     total = np.uint64(0)
@@ -62,7 +62,7 @@ def serve(cpu, index, nr_keys, records, keys, trace):
     return total
 
 
-@numba.njit
+@numba.njit(cache=True)
 def report(cpu, records, trace):
     """Read every record once."""
     total = np.uint64(0)

@@ -24,7 +24,7 @@ STEP, DIFFERENT = 5000, 40       # accesses of an operation; as many lists of th
 BAR = 40
 
 
-@numba.njit
+@numba.njit(cache=True)
 def meet(cpu, word, nr_tasks):
     """Wait until all have come; whoever waits uses its slices up."""
     store_u64(cpu, word, load_u64(cpu, word) + np.uint64(1))

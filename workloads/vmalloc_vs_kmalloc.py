@@ -19,7 +19,7 @@ SIZES = {"256 KiB": 256 << 10, "4 MiB": 4 << 20, "64 MiB": 64 << 20}
 LOADS = 200_000
 
 
-@numba.njit
+@numba.njit(cache=True)
 def load_at_random(cpu, pieces, mask, loads):
     """Loads at random offsets below mask + 1 of memory that lies in pieces of 4 MiB."""
     state, total = np.uint64(88172645463325252), np.uint64(0)
