@@ -18,9 +18,8 @@ import weakref
 import zlib
 from concurrent.futures import Future, wait
 
-from numaemu import host_memory, lifetime, shm, trust
+from numaemu import host_memory, lifetime, precompile, shm, trust
 from numaemu.errors import MachineCheck
-from numaemu.image import Image
 from numaemu.payload import dump_function
 from numaemu.screen import Screen
 from numaemu.task import Handle, Task
@@ -28,7 +27,6 @@ from numaemu.topology import load_topology
 from numaemu.units import choice_text, parse_int, parse_size
 from numaemu.wire import Sealed, dumps, opened, receive_frame, send_frame, settle
 
-WATCH_S = 0.1            # how often the image is looked at while it grows
 SHOW_S = 0.3             # how long a death is kept back at most for printed text, and results behind it, that came before
 TELL_S = 0.5             # how long the fork server may take to tell how a coordinator has ended, that is known to have
 END_S = 5.0              # how long an ending machine is waited for before its processes are killed
@@ -75,7 +73,7 @@ class ForkServer:
                 self.ready, self.image = True, words[0]
                 threading.Thread(target=self.read, args=(self.process, self.socket, self.forked, self.ended), daemon=True).start()
                 if self.image and progress:
-                    threading.Thread(target=watch_image, args=(self.image, progress), daemon=True, name="image").start()
+                    threading.Thread(target=precompile.watch_image, args=(self.image, progress), daemon=True, name="image").start()
 
     @staticmethod
     def read(process, ours, forked, ended):
@@ -134,16 +132,6 @@ def _shut(link):
     """A coordinator has ended: who reads from it comes to the end, after what it has sent. Its own hanging up may be late."""
     with contextlib.suppress(OSError):
         link.shutdown(socket.SHUT_RD)
-
-
-def watch_image(path, progress):
-    """Tell `progress(n)` each time n functions have been compiled, until the image is complete."""
-    image = Image(path)
-    image.read()
-    while not image.complete:
-        time.sleep(WATCH_S)
-        if image.grown() and (new := len(image.read()) - image.complete):        # its last record is no function
-            progress(new)
 
 
 def _environment():

@@ -158,6 +158,16 @@ def _environment():
     return {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
 
 
+def watch_image(path, progress):
+    """Tell `progress(n)` each time n functions have been compiled, until the image is complete."""
+    image = Image(path)
+    image.read()
+    while not image.complete:
+        time.sleep(WATCH_S)
+        if image.grown() and (new := len(image.read()) - image.complete):        # its last record is no function
+            progress(new)
+
+
 # --- who sees to it ---------------------------------------------------------------------------------
 
 class Agenda:
