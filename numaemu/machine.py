@@ -13,7 +13,6 @@ import socket
 import subprocess
 import sys
 import threading
-import time
 import weakref
 import zlib
 from concurrent.futures import Future, wait

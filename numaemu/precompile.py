@@ -31,6 +31,7 @@ MOST = 8                          # compilers; each needs about 400 MB
 COMPILING = "NUMAEMU_COMPILING"   # set in a compiler: it declares every function and compiles those it is told
 COMPILER = "import sys; from numaemu.compiler import work; work(int(sys.argv[1]), sys.argv[2])"
 POLL_S = 0.001                    # how often who waits looks at the image
+WATCH_S = 0.1                    # how often the image is looked at while it grows
 STARTS = 3                        # of compilers that come to nothing, before who waits gives up
 WANTED, NEVER = 0, 1 << 30        # the distance of what somebody waits for, and of what nobody has called
 
