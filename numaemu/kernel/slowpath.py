@@ -27,7 +27,7 @@ from numaemu.kernel.smp import (MSG_DRAIN_ALL, MSG_UNRESERVE, MSG_WARN_ALLOC, ac
 from numaemu.kernel.trail import (TRAIL_COMPACT, TRAIL_DRAIN, TRAIL_FAILED, TRAIL_OOM, TRAIL_RECLAIM, TRAIL_RESERVES,
                                   TRAIL_RETRY, TRAIL_SLOWPATH, TRAIL_UNRESERVE, leave_trail)
 from numaemu.kernel.vmstat import (ALLOCSTALL_DMA, COMPACT_FAIL, COMPACT_STALL, COMPACT_SUCCESS, NR_ISOLATED_ANON,
-                                   NR_ISOLATED_FILE, count_vm_events, node_page_state)
+                                   NR_ISOLATED_FILE, count_vm_events, node_page_state, percpu_of)
 from numaemu.kernel.watermark import __zone_watermark_ok, gfp_migratetype, gfp_zone
 from numaemu.native import call_address
 from numaemu.pointer import Struct, i64, u64
@@ -205,13 +205,18 @@ def would_fit(cpu, gfp, order, nodemask, alloc_flags, for_compaction):
     return False
 
 
-@kernel("bool(machine_t*, u64)")
-def others_isolate(machine, nodemask):
-    """True if others have pages of these nodes off the lists, which may be free as soon as the host lets them go on."""
-    pages = 0
+@kernel("bool(cpu_t*, u64)")
+def others_isolate(cpu, nodemask):
+    """True if others have pages of these nodes off the lists, which may be free as soon as the host lets them go on.
+
+    What this CPU itself has taken off (a migration that allocates) it has counted itself.
+    """
+    machine, pages = machine_of(cpu), 0
     for node in range(machine.nr_nodes):
         if (nodemask >> U(node)) & U(1) != U(0):
+            own = percpu_of(machine, cpu.id).node[node]
             pages += node_page_state(machine, node, NR_ISOLATED_ANON) + node_page_state(machine, node, NR_ISOLATED_FILE)
+            pages -= own.item[NR_ISOLATED_ANON] + own.item[NR_ISOLATED_FILE]
     return pages > 0
 
 
@@ -222,7 +227,7 @@ def should_reclaim_retry(cpu, gfp, order, nodemask, alloc_flags, state):
     A round in vain while others hold pages that they have just taken off the lists is no attempt: in emulated time they are
     gone or back in a moment (VMSCAN_THROTTLE_ISOLATED), only the host may keep kswapd or another CPU from it.
     """
-    if state.progress <= 0 and state.isolated_rounds < ISOLATED_ROUNDS and others_isolate(machine_of(cpu), nodemask):
+    if state.progress <= 0 and state.isolated_rounds < ISOLATED_ROUNDS and others_isolate(cpu, nodemask):
         state.isolated_rounds += 1
         let_others_run(cpu)
         return True
