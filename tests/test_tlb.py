@@ -2,12 +2,16 @@
 import numpy as np
 import pytest
 
+from numaemu import MachineCheck
 from numaemu.access import LOAD_MANY
 from numaemu.atomic import exchange
 from numaemu.build import JIT
 from numaemu.kernel import sys as syscalls
 from numaemu.kernel import tlb
+from numaemu.kernel.check_tlb import audit_tlbs
+from numaemu.kernel.pgtable import pte_offset
 from numaemu.kernel.tlb import TLB_SINGLE_PAGE_FLUSH_CEILING, answer_ipi, flush_tlb_mm_range
+from numaemu.paging import entry_exchange
 from numaemu.processor import TAG_VALID
 from numaemu.uapi import PROT_READ
 
@@ -193,3 +197,45 @@ def test_flush_of_an_address_space_that_is_loaded_elsewhere_only(four):
     number = four.cpu(1).mm
     flush_tlb_mm_range(four.cpu(0), number, np.uint64(area.addr), np.uint64(area.addr + 4096))
     assert held(four, 0, kept) == [0] and held(four, 1, area) == []
+
+
+# -- the audit ----------------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize("level", ["l1", "l2"])
+@pytest.mark.parametrize("wrong", ["frame", "writable", "gone", "waiting"])
+def test_the_audit_holds_tlb_entries_against_page_tables(loopback, level, wrong):
+    loop = loopback(nodes=1, cpus_per_node=1, memory_per_node="16MiB", asids=2, **LARGE_TLB)
+    task, other = loop.task(), loop.task()
+    area = task.mmap("8KiB").touch()
+    task.mprotect(area.addr, 4096, PROT_READ)
+    task.load(area.pages())
+    if wrong == "waiting":
+        other.mmap("4KiB").touch()
+    loop.audit()
+    entries = getattr(loop.cpu(), level)
+    slots = [entries[i] for i in range(128 if level == "l2" else 64)]
+    entry = next(slot for slot in slots if slot.tag >> 12 == area.addr >> 12)
+    if wrong in ("frame", "waiting"):
+        entry.host += 4096
+    elif wrong == "writable":
+        entry.wtag = entry.tag
+    else:
+        entry_exchange(pte_offset(loop.machine, loop.mm(task), np.uint64(area.addr)), np.uint64(0))
+    with pytest.raises(MachineCheck, match=f"CPU 0: its TLB translates {area.addr:#x}"):
+        audit_tlbs(loop.machine)
+
+
+def test_the_audit_finds_a_table_in_the_page_walk_cache_that_has_gone(loopback):
+    loop = loopback(nodes=1, cpus_per_node=1, memory_per_node="16MiB", walk_cache=8, **LARGE_TLB)
+    task = loop.task()
+    task.mmap("8KiB").touch()
+    loop.audit()
+    loop.cpu().walk_cache[0].table += 4096
+    with pytest.raises(MachineCheck, match="CPU 0: its page-walk cache leads from"):
+        loop.audit()
+
+
+def test_the_audit_finds_a_flush_that_never_came(four):
+    four.mm(four.task()).tlb_flush_pending += 1
+    with pytest.raises(MachineCheck, match="1 flushes are still to come"):
+        four.audit()

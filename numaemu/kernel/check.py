@@ -7,6 +7,7 @@ from numaemu.kernel.check_files import audit_files, live_inodes
 from numaemu.kernel.check_huge import audit_huge_entries, audit_hugetlb
 from numaemu.kernel.check_memcg import audit_memcg
 from numaemu.kernel.check_swap import audit_swap
+from numaemu.kernel.check_tlb import audit_tlbs
 from numaemu.kernel.check_vmalloc import audit_vmalloc
 from numaemu.kernel.huge_split import is_huge_zero, is_hugetlb_entry
 from numaemu.kernel.hugetlb_pool import (hpage_pages, hstate_vma, huge_page_shift, huge_page_size, hugetlb_object,
@@ -469,6 +470,7 @@ def audit(machine):
         if zone.present_pages:
             report[f"node{zone.node}/{ZONE_NAMES[zone.type]}"] = audit_zone(machine, base, number, zone)
     audit_mappings(machine, base)
+    audit_tlbs(machine)
     audit_accounts(machine)
     audit_slabs(machine, base)
     audit_shrinkers(machine)
