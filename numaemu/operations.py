@@ -127,11 +127,10 @@ class Operations(KernelOperations, KernelSpaceOperations, MmOperations, ExecOper
         return answer
 
     def oom_exit(self, numbers):
-        """Victims of the OOM killer end between two operations; their next one tells them."""
+        """Victims of the OOM killer end while none of them runs, be it in the middle of accesses; what they do next tells them."""
         for number in numbers:
             task = self.tasks[number]
-            if task.cpu == self.cpu.cpu_number and task.state == TASK_RUNNING and task.oom_victim == task.pid \
-                    and not task.preempted:
+            if task.cpu == self.cpu.cpu_number and task.state == TASK_RUNNING and task.oom_victim == task.pid:
                 oom_exit(self.address, number)
 
     def oom_killed(self, number):

@@ -9,6 +9,7 @@ import pytest
 from numaemu import (GFP_KERNEL, MADV_PAGEOUT, MAP_ANONYMOUS, MAP_NORESERVE, MAP_PRIVATE, MAP_SHARED, MPOL_BIND, Machine, MachineCheck,
                      OutOfMemory, load_u64)
 from numaemu.kernel.gfp import ___GFP_NORETRY, GFP_HIGHUSER_MOVABLE, gfp_text
+from numaemu.kernel import swapon
 from numaemu.kernel.mm_types import MM_SWAPENTS, task_t
 from numaemu.kernel.oom_kill import Panic, oom_badness, total_pages
 
@@ -312,3 +313,53 @@ def test_nobody_left_to_kill():
         machine.write(f"/proc/{task.pid}/oom_score_adj", "-1000")
         with pytest.raises(MachineCheck, match="System is deadlocked on memory"):
             task.mmap("64MiB", flags=UNRESERVED).touch()
+
+
+# -- victims that do not run ---------------------------------------------------------------------------------
+
+@pytest.mark.interpreted
+def test_a_victim_in_the_middle_of_accesses_ends_without_the_cpu(tiny):
+    """It waits for the CPU that has chosen it, and that CPU for memory."""
+    victim, asks = tiny.task(cpu=0, name="victim"), tiny.task(cpu=0, name="asks")
+    filled(victim, "6MiB", 1, flags=SHARED)
+    task_t.array(tiny.machine.tasks)[victim._number].preempted = 1
+    area = filled(asks, "5600KiB", 2)
+    assert holds(asks, area, 2) and tiny.vmstat()["oom_kill"] == 1 and tiny.vmstat()["nr_shmem"] == 0
+    with pytest.raises(OutOfMemory, match="victim"):
+        victim.brk()
+
+
+def walk_for_ever(task, size):
+    mapping = filled(task, size, 3)
+    print("filled", flush=True)
+    while True:
+        task.load(mapping.pages())
+
+
+def test_a_victim_whose_slice_is_over_tells_its_function(capsys):
+    with Machine(nodes=1, cpus_per_node=1, memory_per_node="16MiB", sysctl={"kernel.sched_base_slice_ns": 100_000}) as machine:
+        handle = machine.spawn(walk_for_ever, "9MiB")
+        while "filled" not in capsys.readouterr().out:
+            time.sleep(0.01)
+        asks = machine.task()
+        kept = filled(asks, "8MiB", 4)
+        with pytest.raises(OutOfMemory, match="walk_for_ever"):
+            handle.result(60)
+        assert holds(asks, kept, 4)
+        machine.check()
+
+
+@pytest.mark.interpreted
+def test_swapoff_is_the_first_victim_and_gives_up(loopback):
+    """Linux marks who empties a swap area as the origin of running out of memory: others keep theirs."""
+    loop = loopback(nodes=1, cpus_per_node=1, memory_per_node="4MiB")
+    swapon.swapon(loop.machine, "area", 4 << 20)
+    tasks = [loop.task() for _ in range(3)]
+    areas = [filled(task, "1800KiB", n) for n, task in enumerate(tasks)]
+    kind = swapon.swapoff_begin(loop.machine, "area")
+    swapon.try_to_unuse(int(loop.cpu().address), kind)
+    with pytest.raises(OSError, match="do not fit into memory"):
+        swapon.swapoff_end(loop.machine, kind)
+    assert loop.vmstat()["oom_kill"] == 0 and "Out of memory: Killed process (swapoff)" in loop.read("/dev/kmsg")
+    assert all(holds(task, area, n) for n, (task, area) in enumerate(zip(tasks, areas, strict=True)))
+    loop.audit()

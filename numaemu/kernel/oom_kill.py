@@ -29,6 +29,7 @@ from numaemu.kernel.show_mem import cpuset_name, mems_allowed, show_mem
 from numaemu.kernel.slowpath import fatal_signal_pending
 from numaemu.kernel.smp import MSG_OOM, let_others_run, machine_of, read_trylock, read_unlock, request
 from numaemu.kernel.stats import task_name
+from numaemu.kernel.swapon import PF_OOM_ORIGIN, kill_swapoff
 from numaemu.kernel.vma_index import vma_index, vma_of
 from numaemu.kernel.watermark import gfp_zone, zone_watermark_ok
 from numaemu.kernel.zap import zap_page_range
@@ -64,11 +65,13 @@ def __oom_reap_task_mm(cpu, mm_number):
 
 @kernel("void(cpu_t*, i64)")
 def exit_idle_victims(cpu, mm_number):
-    """Tasks of the victim on this CPU stand between two operations, as one of another task runs: end them here."""
+    """Tasks of the victim on this CPU do not run, as another one does: they stand between two operations, or two accesses
+    (sched.py), and get the CPU only when we give it up, which we do not do before we have memory. So they are ended here.
+    """
     machine = machine_of(cpu)
     for number in range(1, pool_t.at(machine.task_pool).used + 1):
         task = task_t.array(machine.tasks)[number]
-        if task.mm == mm_number and task.cpu == cpu.id and number != cpu.task and task.oom_victim == task.pid and task.preempted == 0:
+        if task.mm == mm_number and task.cpu == cpu.id and number != cpu.task and task.oom_victim == task.pid:
             exit_mm(cpu, number, SIGKILL)
 
 
@@ -97,8 +100,8 @@ def alloc_pages_may_oom(cpu_address, what, nodemask):
     if fatal_signal_pending(cpu):
         return U(0)
     mm_number = request(cpu, 0, MSG_OOM, np.int64(what), np.int64(nodemask), 0)
-    if mm_number == HOPELESS or fatal_signal_pending(cpu):
-        return U(0)
+    if mm_number == HOPELESS or fatal_signal_pending(cpu) or cpu.flags & PF_OOM_ORIGIN:
+        return U(0)                      # swapoff, which was chosen now if not before
     if mm_number == AGAIN or not oom_reap_task_mm(cpu, mm_number):
         let_others_run(cpu)
     return U(1)
@@ -280,6 +283,10 @@ class OomKiller:
         if last_attempt_helps(oc):
             return AGAIN, []
         constrained_alloc(oc)
+        if oc.constraint == CONSTRAINT_NONE and kill_swapoff(self.machine):
+            self.dump_header(oc)
+            self.log("Out of memory: Killed process (swapoff)")
+            return AGAIN, []
         self.check_panic_on_oom(oc)
         if self.system.sysctl["vm.oom_kill_allocating_task"] and oc.current.mm and oom_eligible(oc, oc.current) \
                 and oom_badness(self.machine, oc.current, oc.totalpages) is not None:

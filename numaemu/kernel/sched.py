@@ -11,7 +11,7 @@ import numpy as np
 
 from numaemu.atomic import exchange, load_acquire, store_release
 from numaemu.compile import callback, entry, hot, kernel
-from numaemu.kernel.mm_types import TASK_DEAD, TASK_ZOMBIE, task_t
+from numaemu.kernel.mm_types import TASK_DEAD, TASK_RUNNING, TASK_ZOMBIE, task_t
 from numaemu.kernel.pgtable import mm_of
 from numaemu.kernel.smp import enter, leave, machine_of
 from numaemu.kernel.timer import run_local_timers
@@ -160,6 +160,8 @@ def next_event(cpu):
 def schedule(cpu, until_ns):
     """Between two accesses: let the tasks that wait run, until a time (io_schedule) or (0) until it is our turn again. The
     access goes on as if nothing had been. If nobody has used the CPU until then it has been idle.
+
+    Others may have ended the task meanwhile, to have its memory: then the access finds no address space, and fails.
     """
     task_number = cpu.task
     task = task_t.array(machine_of(cpu).tasks)[task_number]
@@ -172,7 +174,11 @@ def schedule(cpu, until_ns):
         put_prev_task(cpu)
         cpu.nr_switches += 1
         cpu.clock_base_ns += idle
-    context_switch(cpu, task_number)
+    if task.state == TASK_RUNNING:
+        context_switch(cpu, task_number)
+    else:
+        put_prev_task(cpu)
+        switch_mm(cpu, 0)
     cpu.slice_start_ns = clock_ns(cpu)
     exchange(cpu, "event_at", 0)
     enter(cpu)

@@ -8,7 +8,7 @@ import time
 
 import numpy as np
 
-from numaemu.atomic import compare_exchange, fetch_add, load_acquire, store_release
+from numaemu.atomic import compare_exchange, fetch_add, fetch_and, fetch_or, load_acquire, store_release
 from numaemu.compile import entry, hot, kernel
 from numaemu.kernel.fork import mmget_not_zero, mmput
 from numaemu.kernel.memory import handle_mm_fault
@@ -31,6 +31,8 @@ from numaemu.processor import cpu_t
 
 U = np.uint64
 KINDS = ("disk", "zram")
+PF_OOM_ORIGIN = 1 << 40          # in cpu.flags: it empties a swap area (Linux: oom_flag_origin)
+SWP_OOM_ORIGIN, SWP_OOM_KILLED = 1 << 30, 1 << 31        # of an area: swapoff empties it; it shall give up
 
 
 def area_name(info):
@@ -104,6 +106,21 @@ def swapoff_end(machine, kind):
     raise OSError(errno.ENOMEM, f"{info.inuse_pages} pages do not fit into memory", area_name(info))
 
 
+@hot
+def swapoff_killed(machine, kind):
+    """True if the OOM killer has chosen who empties the area."""
+    return load_acquire(swap_of(machine).info[kind], "flags") & SWP_OOM_KILLED != 0
+
+
+def kill_swapoff(machine):
+    """The OOM killer's first victim is who brings pages back from swap (oom_task_origin), if anybody does: True. It gives up then."""
+    for info in areas(machine):
+        if load_acquire(info, "flags") & SWP_OOM_ORIGIN:
+            fetch_or(info, "flags", SWP_OOM_KILLED)
+            return True
+    return False
+
+
 @kernel("bool(cpu_t*, i64, i64)")
 def unuse_mm(cpu, mm_number, kind):
     """Bring every page of an address space that is in the area back; False: no memory."""
@@ -120,7 +137,7 @@ def unuse_mm(cpu, mm_number, kind):
                 continue
             pte = ptep_get(ptep)
             if is_swap_entry(pte) and swp_type(pte_to_swp_entry(pte)) == kind:
-                if handle_mm_fault(cpu, mm, number, address, False) == VM_FAULT_OOM:
+                if swapoff_killed(machine, kind) or handle_mm_fault(cpu, mm, number, address, False) == VM_FAULT_OOM:
                     return False
             address += U(4096)
     return True
@@ -137,6 +154,8 @@ def shmem_unuse_inode(cpu, number, kind):
             return True
         value = xa_load(machine, mapping, index)
         if xa_is_value(value) and swp_type(pte_pfn(value)) == kind:
+            if swapoff_killed(machine, kind):
+                return False
             pfn = shmem_read_folio(cpu, number, index)       # it may be cut off meanwhile: nothing new is made there
             if pfn < 0:
                 return False
@@ -209,11 +228,15 @@ def try_to_unuse(cpu_address, kind):
     cpu = cpu_t.at(cpu_address)
     machine = machine_of(cpu)
     info, fits = swap_of(machine).info[kind], True
-    cpu.task = 0                             # nobody's policy, nobody's faults
+    cpu.task, before = 0, cpu.flags          # nobody's policy, nobody's faults
+    cpu.flags = before | PF_OOM_ORIGIN
+    fetch_or(info, "flags", SWP_OOM_ORIGIN)
     while fits and load_acquire(info, "inuse_pages") > 0:
         fits = unuse_all(cpu, kind)
         if fits and load_acquire(info, "inuse_pages") > 0:
             let_others_run(cpu)
+    fetch_and(info, "flags", ~(SWP_OOM_ORIGIN | SWP_OOM_KILLED))
+    cpu.flags = before
 
 
 # -- /proc ------------------------------------------------------------------------------------------
