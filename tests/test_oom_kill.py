@@ -8,8 +8,8 @@ import pytest
 
 from numaemu import (GFP_KERNEL, MADV_PAGEOUT, MAP_ANONYMOUS, MAP_NORESERVE, MAP_PRIVATE, MAP_SHARED, MPOL_BIND, Machine, MachineCheck,
                      OutOfMemory, load_u64)
-from numaemu.kernel.gfp import ___GFP_NORETRY, GFP_HIGHUSER_MOVABLE, gfp_text
 from numaemu.kernel import swapon
+from numaemu.kernel.gfp import ___GFP_NORETRY, GFP_HIGHUSER_MOVABLE, gfp_text
 from numaemu.kernel.mm_types import MM_SWAPENTS, task_t
 from numaemu.kernel.oom_kill import Panic, oom_badness, total_pages
 
@@ -317,7 +317,6 @@ def test_nobody_left_to_kill():
 
 # -- victims that do not run ---------------------------------------------------------------------------------
 
-@pytest.mark.interpreted
 def test_a_victim_in_the_middle_of_accesses_ends_without_the_cpu(tiny):
     """It waits for the CPU that has chosen it, and that CPU for memory."""
     victim, asks = tiny.task(cpu=0, name="victim"), tiny.task(cpu=0, name="asks")
@@ -349,7 +348,6 @@ def test_a_victim_whose_slice_is_over_tells_its_function(capsys):
         machine.check()
 
 
-@pytest.mark.interpreted
 def test_swapoff_is_the_first_victim_and_gives_up(loopback):
     """Linux marks who empties a swap area as the origin of running out of memory: others keep theirs."""
     loop = loopback(nodes=1, cpus_per_node=1, memory_per_node="4MiB")
