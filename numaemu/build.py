@@ -63,7 +63,7 @@ UPPER_FLOORS = {
     "precompile.py",
     "refusals.py",
     "replay.py",
-    "replay_files.py",
+    "replay_files.py", "replay_init.py",
     "replay_shell.py",
     "report.py",
     "screen.py",

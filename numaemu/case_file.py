@@ -119,7 +119,7 @@ def _be_object(value, place):
 # -- what stands where ---------------------------------------------------------------------------------------
 
 COUNTERS = table(number())
-NODES = table(record({}, {"numastat": COUNTERS, "hugepages_2M": optional(COUNTERS)}))
+NODES = table(record({}, {"numastat": COUNTERS, "meminfo": optional(COUNTERS), "hugepages_2M": optional(COUNTERS)}))
 MACHINE = record({"memory_MiB": many(number(1, MOST_MIB)), "cpus_per_node": many(number(0, 1024)), "distance": many(many(number(0)))},
                  {"id": any_of(number(0), text)})
 FIRST_ZONE = record({"min": number(0), "managed": number(1), "free": number(0)})
@@ -137,7 +137,7 @@ OBSERVED = record({}, {
 AGAIN = record({}, {"vmstat": COUNTERS, "nodes": NODES})
 CASE = record({"machine": MACHINE, "steps": many(record({"op": text})), "observed": OBSERVED},
               {"name": text, "class": text, "kernel": text,
-               "repeat": optional(record({}, {"unstable": many(text), "deltas_run2": optional(AGAIN)}))})
+               "repeat": optional(record({}, {"unstable": many(text), "deltas_run2": optional(AGAIN), "deltas_run3": optional(AGAIN)}))})
 
 SIZE, FLAG = number(0), number(0, 1)
 KEYS = {  # of steps

@@ -15,7 +15,14 @@ from numaemu.replay import NotSupported, Replay, check_steps
 
 ZONE_TYPES = {"DMA": 0, "DMA32": 1, "Normal": 2, "HighMem": 3, "Movable": 4}
 LOW_MEMORY = {"A2": "256MiB"}    # machines whose RAM above that lies above 4 GiB
-CALIBRATIONS = 2                 # plays up to the first snapshot
+# what took how long on the recorded machines, which were emulated by software; found from the times of their steps
+COST = {"fault_ns": 6000, "clear_page_ns": 1500, "copy_page_ns": 2000, "syscall_ns": 1500}
+DISK = {"read_latency_us": 130, "write_latency_us": 130, "bandwidth": "200MB/s"}
+USED = ("FilePages", "AnonPages", "Slab", "PageTables")          # of a node's meminfo
+# pages of each node that the recorded kernels used without naming them in meminfo: the least that any first snapshot shows
+KERNEL_PAGES = {"A": (2020, 2690), "A2": (2020, 1880), "B": (1310, 1110, 1060, 1050), "C": (2590, 2530, 3320),
+                "C2": (2590, 2530, 3320)}
+CALIBRATIONS = 3                 # plays up to the first snapshot
 FREE_TOLERANCE = 64              # pages between ours and the recorded zone at the first snapshot
 SHOWN = 5                        # disagreements of one group
 AGREES, DISAGREES, NOT_SUPPORTED = 0, 1, 3
@@ -30,7 +37,7 @@ def machine_file(case):
         "name": str(recorded.get("id", "recorded")),
         "node": [{"memory": f"{memory}MiB", "cpus": cpus}
                  for memory, cpus in zip(recorded["memory_MiB"], recorded["cpus_per_node"])],
-        "distance": {"matrix": recorded["distance"]}}
+        "distance": {"matrix": recorded["distance"]}, "cost": COST, "disk": DISK}
     if machine["name"] in LOW_MEMORY:
         machine["low_memory"] = LOW_MEMORY[machine["name"]]
     zones = first_zones(case)
@@ -39,9 +46,14 @@ def machine_file(case):
     return machine
 
 
+def first_snapshot(case):
+    """What was recorded first, or {}."""
+    return next(iter(case["observed"].get("snapshots", {}).values()), {})
+
+
 def first_zones(case):
     """The zones of the recorded first snapshot, or {}."""
-    return next(iter(case["observed"].get("snapshots", {}).values()), {}).get("zones", {})
+    return first_snapshot(case).get("zones", {})
 
 
 def min_free_kbytes(zones):
@@ -65,6 +77,40 @@ def reservations(zones, used):
     return found
 
 
+def cached_pages(meminfo):
+    """Pages of files and of swap that a node caches."""
+    return (meminfo["FilePages"] - meminfo["Shmem"]) // 4
+
+
+def other_pages(meminfo):
+    """Pages of a node that are neither free nor a task's, nor of a slab: the rest of the kernel's, and those on per-CPU lists."""
+    return (meminfo["MemUsed"] - meminfo.get("KernelStack", 0) - sum(meminfo[name] for name in USED)) // 4
+
+
+def missing_pages(case, ours, reserve):
+    """Per zone, how much more memory the scenario must find to have as much free, and as much cached, as recorded.
+
+    What lies in caches could be free as well, and where memory was short which of both it is depends on how much there is.
+    There the per-CPU lists have been emptied, too: what lies on them at the snapshot has been the scenario's before.
+    """
+    linux = first_snapshot(case)
+    zones = {name: zone for name, zone in linux["zones"].items() if name in ours["zones"]}
+    missing = {name: zone["free"] - ours["zones"][name]["free"] for name, zone in zones.items()}
+    reclaimed = any(linux.get("vmstat", {}).get(name, 0) for name in ("pgsteal_kswapd", "pgsteal_direct"))
+    kernel = KERNEL_PAGES.get(str(case["machine"].get("id")))
+    for node, figures in ours["nodes"].items():
+        own = [name for name in zones if name.startswith(f"node{node}/")]
+        theirs, mine = linux.get("nodes", {}).get(node, {}).get("meminfo") or {}, figures["meminfo"]
+        if not own or not {"MemUsed", "Shmem", *USED} <= theirs.keys():
+            continue
+        largest = max(own, key=lambda name: zones[name]["managed"])
+        missing[largest] += cached_pages(theirs) - cached_pages(mine)
+        if reclaimed and kernel:
+            reserved = sum(managed - free for (nid, _), (managed, free) in reserve.items() if str(nid) == node)
+            missing[largest] += max(other_pages(theirs) - kernel[int(node)], 0) - max(other_pages(mine) - reserved, 0)
+    return missing
+
+
 def calibrate(case, machine):
     """Pages of each zone that the scenario itself uses up to its first snapshot."""
     zones = first_zones(case)
@@ -73,8 +119,7 @@ def calibrate(case, machine):
         reserve = reservations(zones, used)
         with Machine(machine, reserve=reserve) as emulated:
             snapshots = Replay(emulated, case["steps"]).run(until="snap")["snapshots"]
-        ours = next(iter(snapshots.values()))["zones"]
-        missing = {name: zone["free"] - ours[name]["free"] for name, zone in zones.items() if name in ours}
+        missing = missing_pages(case, next(iter(snapshots.values())), reserve)
         used = {name: reserve[key][1] + missing[name] - zones[name]["free"]
                 for name, key in zip(zones, reserve) if name in missing}
         if all(abs(pages) <= FREE_TOLERANCE for pages in missing.values()):

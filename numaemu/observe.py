@@ -30,8 +30,8 @@ def snapshot(machine):
     stats = machine.stats()
     zones = {f"node{node['node']}/{name}": figures
              for node in stats["nodes"] for name, figures in node["zones"].items()}
-    nodes = {str(node["node"]): {"numastat": node["numastat"], "hugepages_2M": huge_pages(machine, node["node"])}
-             for node in stats["nodes"]}
+    nodes = {str(node["node"]): {"numastat": node["numastat"], "meminfo": node["meminfo"],
+                                 "hugepages_2M": huge_pages(machine, node["node"])} for node in stats["nodes"]}
     return {"zones": zones, "nodes": nodes, "vmstat": stats["vmstat"]}
 
 

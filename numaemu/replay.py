@@ -1,7 +1,7 @@
 """Playing a recorded scenario on an emulated machine: its steps, one method each.
 
-Every task is a descendant of one process, PID 1, as in the recording: a small static program with a heap, a stack
-and a shared log buffer below the stack. That decides where mmap finds room, and what a fork costs.
+Every task is a descendant of one process, PID 1, as in the recording (replay_init.py). Time is the whole machine's: a step
+begins when the one before has ended, on whatever CPU that was.
 """
 import errno
 from dataclasses import dataclass, field
@@ -10,23 +10,16 @@ import numpy as np
 
 from numaemu import observe, uapi
 from numaemu.errors import BusError, NumaemuError, OutOfMemory, SegmentationFault
-from numaemu.replay_files import FileSteps, write_pages
-from numaemu.replay_shell import shell_commands
+from numaemu.replay_files import OVERSLEEP_MS, PAGE, FileSteps, write_pages
+from numaemu.replay_init import boot_init, fork
+from numaemu.replay_shell import shell_commands, shell_mount, shell_rm
 from numaemu.threads import Threads
 
-PAGE = 4096                      # bytes
+BOOT_MS = 2050                   # emulated time from boot to the first step: a phase of the timers that have a period
 ACCESSES = 1 << 16               # accesses of one message
 XORSHIFT_SEED = 88172645463325252
 
-# PID 1: (address, pages, shared, pages written from the start on)
-IMAGE = ((0x4C5000, 7, False, 5),                # data
-         (0x4CC000, 58, False, 58),              # heap
-         (0x7FFFF78D0000, 0x729, True, 16),      # log buffer; new mappings go below it
-         (0x7FFFF7FF9000, 6, True, 1))           # vvar, vdso
-HEAP, HEAP_PAGES, LOG = 0x4CC000, 58, 0x7FFFF78D0000
-STACK, STACK_PAGES = 0x7FFFFFFDE000, 33
 SHELL_WRITES, SHELL_READS = 45, 85               # pages that a shell with a small program writes and only reads; measured
-CHILD_WRITES, PARENT_WRITES = 4, 3               # pages of the stack written soon after a fork, by each side; measured
 
 POLICIES = {name: getattr(uapi, f"MPOL_{name.upper()}") for name in (
     "default", "preferred", "bind", "interleave", "local", "preferred_many", "weighted_interleave")}
@@ -118,6 +111,8 @@ class Replay(FileSteps):
         self.processes, self.results, self.snapshots, self.dumps, self.files = {}, [], {}, {}, {}
         self.threads = Threads("step")
         self.init = boot_init(machine)
+        self.now_ns = 0                                  # emulated time of the whole machine: steps follow one another
+        self.pass_time(self.init, BOOT_MS * 1_000_000)
 
     def run(self, until=None):
         """Play the steps (up to the first one with op `until`, that one included); what was observed."""
@@ -153,7 +148,12 @@ class Replay(FileSteps):
         if process.state["dead"]:
             return result | {"state": "DEAD"}
         try:
-            return result | (method(process, step) or {})
+            self.pass_time(process.task)
+            begin_ns = self.now_ns
+            result |= method(process, step) or {}
+            if not process.state["dead"]:
+                self.pass_time(process.task)
+            return result | {"ns": self.now_ns - begin_ns}
         except OSError as error:
             return result | {"ret": -1, "errno": error.errno, "minflt": 0, "majflt": 0}
         except (OutOfMemory, SegmentationFault, BusError) as error:
@@ -166,6 +166,12 @@ class Replay(FileSteps):
             process.task.exit()
         process.state = {"dead": 1, "sig": signal, "code": -1}
         return {"state": "DEAD", "status": signal, "sig": signal, "code": -1}
+
+    def pass_time(self, task, ns=0):
+        """It is as late for a task as for the machine, and `ns` later: what its CPU has not worked it was idle."""
+        self.now_ns = max(self.now_ns + ns, clock := task.clock_ns)
+        if self.now_ns > clock:
+            task.sleep((self.now_ns - clock) / 1_000_000)
 
     @staticmethod
     def range_of(process, step):
@@ -226,7 +232,7 @@ class Replay(FileSteps):
 
     def op_mmap(self, process, step):
         flags = uapi.MAP_SHARED if step.get("share") == "shared" else uapi.MAP_PRIVATE
-        file = process.task.open(step["path"], uapi.O_RDWR) if step.get("kind") == "file" else None
+        file = process.task.open(self.place(step["path"]), uapi.O_RDWR) if step.get("kind") == "file" else None
         if file is None:
             flags |= uapi.MAP_ANONYMOUS
         if step.get("kind") == "hugetlb":
@@ -347,7 +353,7 @@ class Replay(FileSteps):
             else:
                 process.task.store(places, (part + np.uint64(1)).astype(np.uint8))
             if pause:
-                process.task.sleep(pause)
+                process.task.sleep(pause + OVERSLEEP_MS)
                 self.machine.settle()
         return len(indices)
 
@@ -415,7 +421,8 @@ class Replay(FileSteps):
         write_pages(shell, area.addr, SHELL_WRITES)
         shell.load(area.pages()[SHELL_WRITES:], np.uint8)
         for function, words in shell_commands(step["cmd"]):
-            function(self.machine, *words)
+            self.mounted |= function is shell_mount
+            function(self.machine, *(map(self.place, words) if function is shell_rm else words))
         shell.exit()
         return {"ret": 0}
 
@@ -435,9 +442,8 @@ class Replay(FileSteps):
         self.files.setdefault(step["path"], []).append(text.strip())
 
     def op_sleep(self, step):
-        """Time for the kernel threads; it passes for khugepaged, which looks so often in a time."""
-        if "[never]" not in self.machine.read("/sys/kernel/mm/transparent_hugepage/enabled"):
-            self.init.sleep(step["ms"])
+        """Time for the kernel threads."""
+        self.pass_time(self.init, step["ms"] * 1_000_000)
         self.machine.settle()
 
     def op_nop(self, process, step):
@@ -461,27 +467,3 @@ def policy_of(text):
 def protection(text):
     """PROT_* bits of "rw"."""
     return sum(PROT[letter] for letter in text if letter in PROT)
-
-
-def boot_init(machine):
-    """PID 1, on CPU 0. Its heap is where brk has put it."""
-    init = machine.task(cpu=0, name="init")
-    for address, pages, shared, written in IMAGE:
-        flags = uapi.MAP_ANONYMOUS | uapi.MAP_FIXED | (uapi.MAP_SHARED if shared else uapi.MAP_PRIVATE)
-        init.mmap(pages * PAGE, flags=flags, addr=address)
-        write_pages(init, address, written)
-    for option, address in ((uapi.PR_SET_MM_START_BRK, HEAP), (uapi.PR_SET_MM_BRK, HEAP + HEAP_PAGES * PAGE)):
-        init.prctl(uapi.PR_SET_MM, option, address)
-    write_pages(init, STACK, STACK_PAGES)
-    return init
-
-
-def fork(parent, cpu):
-    """A child on a CPU; both sides go on and copy what they write of stack and heap, the child reads the log."""
-    child = parent.fork(cpu=cpu)
-    top = STACK + STACK_PAGES * PAGE
-    for task, pages in ((child, CHILD_WRITES), (parent, PARENT_WRITES)):
-        write_pages(task, top - pages * PAGE, pages)
-        write_pages(task, HEAP, 1)
-    child.load([LOG, IMAGE[3][0]], np.uint8)
-    return child

@@ -323,7 +323,7 @@ def test_maps_name_the_file(two_nodes):
     assert line.split() == [f"{area.addr:x}-{area.addr + 0x4000:x}", "r--p", "00002000", "fe:00", "1", "/mnt/f"]
     task.read(area.addr, 1)
     assert "file=/mnt/f mapped=" in proc.read(system, f"/proc/{task.pid}/numa_maps")
-    assert "RssFile:\t       4 kB" in proc.read(system, f"/proc/{task.pid}/status")
+    assert "RssFile:\t      16 kB" in proc.read(system, f"/proc/{task.pid}/status")
     loop.system("unlink", "/mnt/f")
     assert "/mnt/f (deleted)" in proc.read(system, f"/proc/{task.pid}/maps")
 

@@ -13,7 +13,7 @@ from numaemu import (GFP_KERNEL, MADV_FREE, MADV_PAGEOUT, MAP_ANONYMOUS, MAP_NOR
 from numaemu.build import JIT
 from numaemu.kernel import swap, swapfile, swapon
 from numaemu.kernel.mm_types import MM_SWAPENTS, PG_dirty, PG_swapbacked, PG_swapcache
-from numaemu.kernel.mmzone import LRU_ACTIVE, LRU_FILE, lruvec_of
+from numaemu.kernel.mmzone import LRU_ACTIVE, LRU_FILE, LRU_INACTIVE_ANON, lruvec_of
 from numaemu.kernel.pgtable import pte_offset
 from numaemu.kernel.sysctl import System
 from numaemu.kernel.zram import ZRAM, ZSWAP, zstat_of
@@ -237,6 +237,44 @@ def test_pageout_leaves_the_page_in_the_swap_cache_until_it_is_reclaimed(loopbac
     counted = loop.vmstat()
     assert counted["pgmajfault"] == counted["pswpin"] == 0, "the pages were still in memory"
     loop.audit()
+
+
+@pytest.mark.interpreted
+def test_a_write_gives_the_slot_up_and_a_read_leaves_the_page_writable(loopback):
+    """should_try_to_free_swap: who writes alone to a page of the swap cache needs its slot no more. A page that was read and
+    belongs to nobody else is mapped writable at once: its first write is no fault.
+    """
+    loop = loopback(nodes=1, cpus_per_node=1, memory_per_node="8MiB")
+    swapon.swapon(loop.machine, "area", 16 << 20)
+    task = loop.task()
+    mapping, values = patterned(task, "256KiB", 3)
+    task.madvise(mapping.addr, mapping.nbytes, MADV_PAGEOUT)
+    task.store(mapping.pages()[:32], values[:32])
+    assert loop.vmstat()["nr_swapcached"] == 32
+    assert (task.load(mapping.pages()[32:]) == values[32:]).all() and loop.vmstat()["nr_swapcached"] == 32
+    before = task.counters()["task_minor_faults"]
+    task.store(mapping.pages()[32:], values[32:] + np.uint64(1))
+    assert task.counters()["task_minor_faults"] == before
+    task.madvise(mapping.addr, mapping.nbytes, MADV_PAGEOUT)
+    assert (task.load(mapping.pages()[32:]) == values[32:] + np.uint64(1)).all()
+    loop.audit()
+
+
+@pytest.mark.interpreted
+def test_what_reclaim_knows_of_the_lists_is_as_old_as_the_last_flush(loopback):
+    """The sums of memory cgroups are made every two seconds, and lruvec_page_state reads them."""
+    loop = loopback(nodes=1, cpus_per_node=1, memory_per_node="8MiB")
+    task, lruvec = loop.task(), lruvec_of(loop.machine, 0)
+    task.mmap("1MiB").touch()
+    loop.drain()
+    assert lruvec.nr[LRU_INACTIVE_ANON] >= 200 and lruvec.state[LRU_INACTIVE_ANON] == 0
+    task.sleep(2000)
+    area = task.mmap("1MiB")
+    known = lruvec.state[LRU_INACTIVE_ANON]
+    assert known == lruvec.nr[LRU_INACTIVE_ANON]
+    area.touch()
+    loop.drain()
+    assert lruvec.nr[LRU_INACTIVE_ANON] >= known + 200 and lruvec.state[LRU_INACTIVE_ANON] == known
 
 
 @pytest.mark.interpreted

@@ -12,19 +12,20 @@ from numaemu.atomic import load_acquire
 from numaemu.compile import callback, hot, kernel
 from numaemu.kernel.compaction_free import (COMPACT_ALL, MIGRATE_ASYNC, MIGRATE_SYNC_LIGHT, compact_control_of,
                                             compaction_defer_reset, compaction_deferred, compaction_restarting,
-                                            defer_compaction, extfrag_for_order, fragmentation_index,
+                                            defer_compaction, extfrag_for_order,
                                             get_pageblock_skip, pageblock_end, pageblock_start, set_pageblock_skip)
 from numaemu.kernel.compaction_scan import isolate_migratepages, putback_from
 from numaemu.kernel.gfp import __GFP_IO
 from numaemu.kernel.internal import (COMPACT_COMPLETE, COMPACT_CONTENDED, COMPACT_CONTINUE, COMPACT_DEFERRED,
-                                     COMPACT_DONE, COMPACT_NOT_SUITABLE_ZONE, COMPACT_PARTIAL_SKIPPED,
+                                     COMPACT_DONE, COMPACT_PARTIAL_SKIPPED,
                                      COMPACT_PRIO_ASYNC, COMPACT_PRIO_SYNC_FULL, COMPACT_SKIPPED,
                                      PAGE_ALLOC_COSTLY_ORDER)
 from numaemu.kernel.migrate import COMPACTION, batch_of, migrate_pages_batch
 from numaemu.kernel.mm_types import PG_buddy, PG_lru, PG_pcp
-from numaemu.kernel.mmzone import (KSWAPD, MAX_NR_ZONES, MIGRATE_MOVABLE, WMARK_LOW, WMARK_MIN, node_of, page_of,
+from numaemu.kernel.mmzone import (KSWAPD, MAX_NR_ZONES, MIGRATE_MOVABLE, WMARK_MIN, node_of, page_of,
                                    wmark_pages, zone_of, zonelist)
 from numaemu.kernel.pcplist import drain_local_pages, return_chain
+from numaemu.kernel.reclaim_compaction import compaction_suitable
 from numaemu.kernel.shmem import release_mapping
 from numaemu.kernel.slowpath import fatal_signal_pending
 from numaemu.kernel.smp import MSG_ISOLATE_FREE, actor_of_node, machine_of, request
@@ -40,17 +41,6 @@ COMPACTION_HPAGE_ORDER = PAGEBLOCK_ORDER
 
 
 # -- when to begin and when to stop --------------------------------------------------------------------------------
-
-@kernel("i64(machine_t*, zone_t*, i64, i64)")
-def compaction_suitable(machine, zone, order, highest_zoneidx):
-    """COMPACT_CONTINUE, or why not: too little is free to move into, or the lack is not fragmentation."""
-    mark = wmark_pages(zone, WMARK_LOW if order > PAGE_ALLOC_COSTLY_ORDER else WMARK_MIN) + (2 << order)
-    if not zone_watermark_ok(zone, 0, mark, highest_zoneidx, 0):
-        return COMPACT_SKIPPED
-    if order > PAGE_ALLOC_COSTLY_ORDER and 0 <= fragmentation_index(zone, order) <= machine.extfrag_threshold:
-        return COMPACT_NOT_SUITABLE_ZONE
-    return COMPACT_CONTINUE
-
 
 @kernel("i64(machine_t*, zone_t*, i64, i64)")
 def compaction_suit_allocation_order(machine, zone, order, highest_zoneidx):

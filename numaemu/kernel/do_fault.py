@@ -8,7 +8,7 @@ import numpy as np
 
 from numaemu.atomic import fetch_add, load_acquire
 from numaemu.compile import hot, kernel
-from numaemu.kernel.filemap import MAJOR, filemap_fault
+from numaemu.kernel.filemap import MAJOR, WAITED, filemap_fault
 from numaemu.kernel.gfp import GFP_HIGHUSER_MOVABLE
 from numaemu.kernel.inode import file_of, i_pages, inode_of
 from numaemu.kernel.mempolicy import vma_alloc_folio
@@ -21,7 +21,7 @@ from numaemu.kernel.mmzone import copy_highpage, page_of
 from numaemu.kernel.page_alloc import folio_put_refs, get_page, put_page, try_get_page
 from numaemu.kernel.page_writeback import balance_dirty_pages_ratelimited, folio_mark_dirty
 from numaemu.kernel.pagemap import create_empty_buffers, filemap_get_folio, read_is_pending
-from numaemu.kernel.pgtable import pfn_pte, pte_pfn, ptep_cmpxchg, ptep_get, ptep_step, vm_page_nx
+from numaemu.kernel.pgtable import pfn_pte, pmd_addr_end, pte_pfn, ptep_cmpxchg, ptep_get, ptep_step, vm_page_nx
 from numaemu.kernel.rmap import folio_add_anon_rmap, folio_dup_rmap, folio_remove_rmap
 from numaemu.kernel.smp import machine_of
 from numaemu.kernel.swap import folio_add_new_lru
@@ -78,23 +78,29 @@ def next_uptodate_folio(cpu, inode, index):
 
 @kernel("void(cpu_t*, mm_t*, vma_t*, u64, u64)")
 def filemap_map_pages(cpu, mm, vma, address, ptep):
-    """Map what is in the cache already of the 64 KiB around a read fault (do_fault_around and filemap_map_pages)."""
+    """Map what is in the cache already of the 64 KiB around a read fault (do_fault_around and filemap_map_pages).
+
+    Where a VMA begins inside them they are counted from there. What is there speaks for reading ahead, mapped or not.
+    """
     machine = machine_of(cpu)
     file = file_of(machine, vma.file)
     inode, hits = inode_of(machine, file.inode), 0
     near = max(address & ~(AROUND - U(1)), vma.start)
-    end = min((address | (AROUND - U(1))) + U(1), vma.end)
+    end = pmd_addr_end(machine, address, min(near + AROUND, vma.end))
     step = ptep_step(machine)
     entry = ptep - ((address - near) >> U(12)) * step
     while near < end:
-        if ptep_get(entry) == U(0):
-            pfn = next_uptodate_folio(cpu, inode, linear_page_index(vma, near))
-            if pfn != 0:
-                page = page_of(machine, pfn)
-                if not folio_test(page, PG_workingset):
-                    hits += 1
+        pfn = next_uptodate_folio(cpu, inode, linear_page_index(vma, near))
+        if pfn != 0:
+            page = page_of(machine, pfn)
+            if not folio_test(page, PG_workingset):
+                hits += 1
+            if ptep_get(entry) == U(0):
                 set_file_pte(cpu, mm, vma, pfn, entry, _READ_ONLY)
                 folio_unlock(page)
+            else:
+                folio_unlock(page)
+                put_page(cpu, pfn)
         near += U(4096)
         entry += step
     file.mmap_miss = max(file.mmap_miss - hits, 0)
@@ -105,9 +111,20 @@ def fault_code(pfn):
     return VM_FAULT_MAJOR if pfn & MAJOR else VM_FAULT_OK
 
 
+@hot
+def file_holds(machine, vma, pfn, index):
+    """True if a locked page is that at `index` of the file that a VMA maps, and inside it."""
+    page = page_of(machine, pfn)
+    inode = inode_of(machine, file_of(machine, vma.file).inode)
+    return page.mapping == inode.mapping and page.index == index and index < i_pages(inode)
+
+
 @kernel("i64(cpu_t*, mm_t*, vma_t*, u64, u64)")
 def do_read_fault(cpu, mm, vma, address, ptep):
-    """The page of the file, not writable."""
+    """The page of the file, not writable.
+
+    Who has waited for the disk tries again: the other pages of the request are there now, too, and are mapped with it.
+    """
     machine = machine_of(cpu)
     filemap_map_pages(cpu, mm, vma, address, ptep)
     if ptep_get(ptep) != U(0):
@@ -116,6 +133,17 @@ def do_read_fault(cpu, mm, vma, address, ptep):
     if found < 0:
         return -found
     pfn = found & (MAJOR - 1)
+    if found & WAITED:
+        folio_unlock(page_of(machine, pfn))
+        filemap_map_pages(cpu, mm, vma, address, ptep)
+        if ptep_get(ptep) != U(0):
+            put_page(cpu, pfn)
+            return fault_code(found)
+        folio_lock(cpu, page_of(machine, pfn))
+        if not file_holds(machine, vma, pfn, linear_page_index(vma, address)):
+            folio_unlock(page_of(machine, pfn))          # truncated or reclaimed meanwhile: the access faults again
+            put_page(cpu, pfn)
+            return fault_code(found)
     set_file_pte(cpu, mm, vma, pfn, ptep, _READ_ONLY)
     folio_unlock(page_of(machine, pfn))
     return fault_code(found)

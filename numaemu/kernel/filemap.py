@@ -14,8 +14,8 @@ from numaemu.kernel.page_alloc import put_page
 from numaemu.kernel.page_writeback import (balance_dirty_pages_ratelimited, filemap_write_and_wait_range,
                                            folio_mark_dirty)
 from numaemu.kernel.pagemap import (READ_CPU_BITS, create_empty_buffers, filemap_add_folio, filemap_alloc_folio, filemap_get_folio,
-                                    filemap_lock_folio, folio_host_address, folio_mark_uptodate)
-from numaemu.kernel.readahead import (RA_PAGES, add_new_folio, folio_wait, page_cache_async_ra, page_cache_ra_around,
+                                    filemap_lock_folio, folio_host_address, folio_mark_uptodate, read_is_pending)
+from numaemu.kernel.readahead import (add_new_folio, folio_wait, page_cache_async_ra, page_cache_ra_around,
                                       page_cache_sync_ra)
 from numaemu.kernel.slowpath import fatal_signal_pending
 from numaemu.kernel.smp import machine_of, read_lock, read_unlock, write_lock, write_unlock
@@ -30,6 +30,7 @@ ENOMEM, EFBIG = errno.ENOMEM, errno.EFBIG
 MMAP_LOTSAMISS = 100             # faults that found nothing, less those that did: from there on no read-around
 MAX_FILE_BYTES = 1 << 46
 MAJOR = 1 << 40                  # added to the pfn that filemap_fault answers with: the disk was read
+WAITED = 1 << 41                 # likewise: a request was started or waited for, so the page's neighbours may be there now
 
 
 @hot
@@ -247,7 +248,7 @@ def do_sync_mmap_readahead(cpu, vma, index):
     if vma.flags & VM_RAND_READ:
         return
     if vma.flags & VM_SEQ_READ:
-        page_cache_sync_ra(cpu, vma.file, index, RA_PAGES)
+        page_cache_sync_ra(cpu, vma.file, index, file.ra_pages)
         return
     if file.mmap_miss < MMAP_LOTSAMISS * 10:
         file.mmap_miss += 1
@@ -255,34 +256,38 @@ def do_sync_mmap_readahead(cpu, vma, index):
         page_cache_ra_around(cpu, vma.file, index)
 
 
-@kernel("void(cpu_t*, vma_t*, i64)")
+@kernel("bool(cpu_t*, vma_t*, i64)")
 def do_async_mmap_readahead(cpu, vma, pfn):
-    """A fault has found its page in the cache."""
+    """A fault has found its page in the cache; True if it is the one that starts the next window."""
     machine = machine_of(cpu)
     file = file_of(machine, vma.file)
     if vma.flags & VM_RAND_READ:
-        return
+        return False
     if file.mmap_miss > 0:
         file.mmap_miss -= 1
-    if folio_test(page_of(machine, pfn), PG_readahead):
-        page_cache_async_ra(cpu, vma.file, pfn, RA_PAGES)
+    if not folio_test(page_of(machine, pfn), PG_readahead):
+        return False
+    page_cache_async_ra(cpu, vma.file, pfn, file.ra_pages)
+    return True
 
 
 @kernel("i64(cpu_t*, vma_t*, i64)")
 def filemap_fault(cpu, vma, index):
-    """The page at `index` of a mapped file, locked and with a reference taken: its pfn, plus MAJOR if the disk was read.
-    Negative: -VM_FAULT_SIGBUS behind the end of the file, -VM_FAULT_OOM.
+    """The page at `index` of a mapped file, locked and with a reference taken: its pfn, plus MAJOR if the disk was read and
+    WAITED where Linux drops the mmap_lock, waits and tries the fault again. Negative: -VM_FAULT_SIGBUS behind the end of
+    the file, -VM_FAULT_OOM.
     """
-    machine, major = machine_of(cpu), 0
+    machine, flags = machine_of(cpu), 0
     inode = inode_of(machine, file_of(machine, vma.file).inode)
     if index >= i_pages(inode):
         return -VM_FAULT_SIGBUS
     pfn = filemap_get_folio(cpu, inode.mapping, index)
     if pfn != 0:
-        do_async_mmap_readahead(cpu, vma, pfn)
+        if do_async_mmap_readahead(cpu, vma, pfn):
+            flags = WAITED
     else:
         count_vm_events(machine, cpu.id, PGMAJFAULT, 1)
-        major = MAJOR
+        flags = MAJOR | WAITED
         do_sync_mmap_readahead(cpu, vma, index)
     while True:
         if pfn == 0:
@@ -290,6 +295,8 @@ def filemap_fault(cpu, vma, index):
             if pfn == 0:
                 return -VM_FAULT_OOM
         page = page_of(machine, pfn)
+        if read_is_pending(cpu, page):
+            flags |= WAITED
         folio_wait(cpu, pfn)
         folio_lock(cpu, page)
         if page.mapping == inode.mapping and page.index == index and folio_test(page, PG_uptodate):
@@ -302,7 +309,7 @@ def filemap_fault(cpu, vma, index):
         put_page(cpu, pfn)
         pfn = 0
     if index < i_pages(inode):
-        return pfn + major
+        return pfn + flags
     folio_unlock(page)
     put_page(cpu, pfn)
     return -VM_FAULT_SIGBUS

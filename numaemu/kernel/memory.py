@@ -14,7 +14,7 @@ from numaemu.kernel.mlock import mlock_folio
 from numaemu.kernel.mm_inline import folio_lock, folio_set, folio_test, folio_trylock, folio_unlock
 from numaemu.kernel.mm_types import (FAULT_AROUND_BYTES, MM_ANONPAGES, MM_SWAPENTS, PG_anon, PG_anon_exclusive, PG_lru,
                                      PG_mlocked, PG_swapcache, VM_FAULT_MAJOR, VM_FAULT_OK, VM_FAULT_OOM,
-                                     VM_FAULT_RETRY, VM_HUGETLB, VM_LOCKED, VM_SHARED)
+                                     VM_FAULT_RETRY, VM_HUGETLB, VM_LOCKED, VM_SHARED, VM_WRITE)
 from numaemu.kernel.mmzone import MIGRATE_MOVABLE, copy_highpage, page_of, page_zone, pcp_of, prefetch_half
 from numaemu.kernel.page_alloc import folio_put_refs, get_page, put_page, try_get_page
 from numaemu.kernel.pgalloc import pmd_trans_huge
@@ -268,6 +268,8 @@ def map_swapped_page(cpu, mm, vma_number, address, ptep, pte, pfn, write):
         folio_set(page, PG_anon_exclusive)
         if write:
             bits |= _WRITTEN
+        elif vma.flags & VM_WRITE:
+            bits |= _PAGE_RW                                 # the first write makes it dirty, without a fault
     if not ptep_cmpxchg(ptep, pte, pfn_pte(pfn, bits)):
         folio_remove_rmap(machine, cpu, pfn)
         if vma.flags & VM_LOCKED and folio_test(page, PG_mlocked):
@@ -277,7 +279,8 @@ def map_swapped_page(cpu, mm, vma_number, address, ptep, pte, pfn, write):
     fetch_add(mm.rss, MM_ANONPAGES, 1)
     fetch_add(mm.rss, MM_SWAPENTS, -1)
     swap_entry_put(cpu, entry, 1)
-    if vm_swap_full(machine) or vma.flags & VM_LOCKED or (write and not exclusive):
+    if vm_swap_full(machine) or vma.flags & VM_LOCKED or folio_test(page, PG_mlocked) or \
+            (write and load_acquire(page, "refcount") == 3):     # the cache, the entry and we: should_try_to_free_swap
         folio_free_swap(cpu, pfn)
     return VM_FAULT_OK
 
@@ -296,6 +299,8 @@ def do_swap_page(cpu, mm, vma_number, address, write, ptep, pte):
         count_vm_events(machine, cpu.id, PGMAJFAULT, 1)
     page = page_of(machine, pfn)
     folio_lock(cpu, page)
+    if write and not folio_test(page, PG_lru):
+        lru_add_drain(cpu)               # a batch's reference would make it look shared
     if folio_test(page, PG_swapcache) and page.private == entry and ptep_get(ptep) == pte:
         answer = map_swapped_page(cpu, mm, vma_number, address, ptep, pte, pfn, write)
         if answer != VM_FAULT_OK:

@@ -89,6 +89,8 @@ lruvec_t = Struct("lruvec_t", [      # struct lruvec; everything under lru_lock,
     ("anon_cost", i64), ("file_cost", i64),                        # pages whose reclaim was in vain, fading
     ("nonresident_age", i64),        # evictions and activations so far, atomically: the clock of workingset.py
     ("refaults", i64, 2),            # WORKINGSET_ACTIVATE_ANON and _FILE as of the last reclaim; plain, a hint
+    # lruvec_stats.state of the root memory cgroup: counts of NODE_STATS as of the last flush (vmstat.py); plain, hints
+    ("state", i64, 16),
 ])
 
 NODE_RUNS = 32                   # pieces of a chain that are made present on the host at once

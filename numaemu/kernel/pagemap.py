@@ -58,11 +58,11 @@ def folio_wait_read(cpu, page, longest_ns):
 
 @hot
 def read_is_pending(cpu, page):
-    """True if this CPU would have to wait for the page's read."""
+    """True if this CPU would have to wait for the page's read, longer than the fault under way is going to sleep anyway."""
     due = page.private
     if due == 0 or due & ((1 << READ_CPU_BITS) - 1) != cpu.id or folio_test(page, PG_private):
         return False
-    return due >> READ_CPU_BITS > clock_ns(cpu)
+    return due >> READ_CPU_BITS > max(clock_ns(cpu), cpu.io_until_ns if cpu.io_defer != 0 else 0)
 
 
 @kernel("bool(cpu_t*, page_t*)")

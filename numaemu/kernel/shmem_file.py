@@ -17,6 +17,7 @@ from numaemu.kernel.shmem import (shmem_delete_from_page_cache, shmem_find_folio
                                   shmem_unacct_blocks)
 from numaemu.kernel.slowpath import fatal_signal_pending
 from numaemu.kernel.smp import machine_of, relax, write_lock, write_unlock
+from numaemu.kernel.swap import folio_mark_accessed
 from numaemu.kernel.swap_state import SWAP_PFN
 from numaemu.kernel.swapfile import free_swap_and_cache
 from numaemu.kernel.xarray import entry_is_page, page_entry, xa_find, xa_load, xa_slot
@@ -91,6 +92,8 @@ def shmem_file_read(cpu, file_number, pos, buffer, nbytes):
             clear_bytes(buffer + U(done), n)
         elif n > 0:
             copy_bytes(buffer + U(done), machine.memory + (U(pfn) << U(12)) + U(offset), n)
+            if offset == 0:
+                folio_mark_accessed(cpu, pfn)
         if pfn != 0:
             put_page(cpu, pfn)
         if n <= 0:
@@ -110,6 +113,7 @@ def shmem_perform_write(cpu, inode, pos, buffer, nbytes):
         pfn = shmem_lock_folio(cpu, inode.object, (pos + done) >> 12)
         if pfn <= 0:
             return done if done > 0 else pfn if pfn < 0 else -errno.ENOMEM
+        folio_mark_accessed(cpu, pfn)
         copy_bytes(machine.memory + (U(pfn) << U(12)) + U(offset), buffer + U(done), n)
         cpu.clock_base_ns += machine.copy_page_ns * n >> 12
         folio_set(page_of(machine, pfn), PG_dirty)

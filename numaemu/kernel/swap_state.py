@@ -118,22 +118,23 @@ def swap_cluster_readahead(cpu, vma, address, entry):
     machine = machine_of(cpu)
     offset, info = swp_offset(entry), swap_of(machine).info[swp_type(entry)]
     alone = info.flags & SWP_SYNCHRONOUS_IO != 0 and swap_count(machine, entry) == 1
-    mask, from_disk = 0 if alone else swapin_nr_pages(machine, offset) - 1, False
+    mask, come_by = 0 if alone else swapin_nr_pages(machine, offset) - 1, 0
     if mask > 0:
-        first = entry - offset
+        first, from_disk = entry - offset, 0
         for near in range(max(offset & ~mask, 1), min(offset | mask, info.max - 1) + 1):
-            if near == offset:
-                continue
             answer = __read_swap_cache_async(cpu, vma, address, first + near)
             if answer == 0:
                 continue
-            if answer & SWAP_READ:
-                from_disk |= answer & FROM_DISK != 0
+            from_disk |= answer & FROM_DISK
+            if near == offset:
+                come_by = answer & SWAP_READ
+            elif answer & SWAP_READ:
                 folio_set(page_of(machine, answer & SWAP_PFN), PG_readahead)
                 count_vm_events(machine, cpu.id, SWAP_RA, 1)
             put_page(cpu, answer & SWAP_PFN)
         lru_add_drain(cpu)
+        come_by |= from_disk
     answer = __read_swap_cache_async(cpu, vma, address, entry)
-    if from_disk or answer & FROM_DISK:
+    if (answer | come_by) & FROM_DISK:
         io_wait(cpu, machine.disk_read_ns)                   # once: they are one request
-    return answer
+    return answer | come_by if answer != 0 else 0

@@ -9,10 +9,12 @@ from numaemu.atomic import compare_exchange, load_acquire
 from numaemu.compile import kernel
 from numaemu.kernel.mmzone import KCOMPACTD, KHUGEPAGED, node_of
 from numaemu.kernel.smp import machine_of, wake_kthread
+from numaemu.kernel.vmstat import do_flush_stats
 from numaemu.mmu import clock_ns
 
 U = np.uint64
 HPAGE_FRAG_CHECK_INTERVAL_NS = 500_000_000       # HPAGE_FRAG_CHECK_INTERVAL_MSEC
+STATS_FLUSH_NS = 2_000_000_000                   # FLUSH_TIME of mm/memcontrol.c
 
 
 @kernel("void(cpu_t*)")
@@ -24,10 +26,23 @@ def khugepaged_wake_if_due(cpu):
 
 
 @kernel("void(cpu_t*)")
+def flush_memcg_stats(cpu):
+    """Sum up the memory cgroups' counters if it is time; one CPU does it each time (flush_memcg_stats_dwork)."""
+    machine = machine_of(cpu)
+    now_ns, due_ns = clock_ns(cpu), load_acquire(machine, "stats_flush_ns")
+    if now_ns < due_ns:
+        return
+    later_ns = due_ns + ((now_ns - due_ns) // STATS_FLUSH_NS + 1) * STATS_FLUSH_NS
+    if compare_exchange(machine, "stats_flush_ns", due_ns, later_ns) == due_ns:
+        do_flush_stats(machine)
+
+
+@kernel("void(cpu_t*)")
 def run_local_timers(cpu):
     """Wake each kcompactd whose time has come to look at the fragmentation of its node; one CPU does it each time."""
     machine = machine_of(cpu)
     khugepaged_wake_if_due(cpu)
+    flush_memcg_stats(cpu)
     if machine.compaction_proactiveness == 0:
         return
     now_ns, due_ns = clock_ns(cpu), load_acquire(machine, "kcompactd_timer_ns")

@@ -22,6 +22,7 @@ from numaemu.kernel.page_io import end_swap_write
 from numaemu.kernel.page_writeback import wakeup_flusher_threads
 from numaemu.kernel.pageout import KEEP, WRITTEN, scan_control_of, shrink_folio_list
 from numaemu.kernel.pcplist import drain_local_pages
+from numaemu.kernel.reclaim_compaction import compaction_ready, should_continue_reclaim
 from numaemu.kernel.rmap import REFERENCED_EXEC, folio_referenced
 from numaemu.kernel.shrinker import shrink_slab
 from numaemu.kernel.smp import (MSG_DRAIN, actor_of_node, let_others_run, machine_of, request, spin_lock, spin_unlock,
@@ -31,7 +32,8 @@ from numaemu.kernel.swapfile import get_nr_swap_pages
 from numaemu.kernel.vmstat import (ALLOCSTALL_DMA, NR_ISOLATED_ANON, NR_ISOLATED_FILE, PGDEACTIVATE, PGREFILL,
                                    PGSCAN_ANON, PGSCAN_DIRECT, PGSCAN_DIRECT_THROTTLE, PGSCAN_FILE, PGSCAN_KSWAPD,
                                    PGSTEAL_ANON, PGSTEAL_DIRECT, PGSTEAL_FILE, PGSTEAL_KSWAPD,
-                                   WORKINGSET_ACTIVATE_ANON, count_vm_events, mod_node_page_state, node_page_state)
+                                   NR_INACTIVE_FILE, WORKINGSET_ACTIVATE_ANON, count_vm_events, lruvec_page_state,
+                                   mod_node_page_state)
 from numaemu.kernel.watermark import gfp_zone
 from numaemu.kernel.workingset import DEF_PRIORITY, SWAP_CLUSTER_MAX, lru_note_cost
 from numaemu.param import MAX_NODES
@@ -60,7 +62,7 @@ def lruvec_lru_size(lruvec, lru, zone_idx):
 @kernel("bool(lruvec_t*, i64)")
 def inactive_is_low(lruvec, inactive):
     """True if the inactive list is short against the active one: by memory size, 1:1 up to 1 GiB, 1:3 at 10 GiB, ..."""
-    idle, active = lruvec.nr[inactive], lruvec.nr[inactive + LRU_ACTIVE]
+    idle, active = lruvec_page_state(lruvec, inactive), lruvec_page_state(lruvec, inactive + LRU_ACTIVE)
     gigabytes = (idle + active) >> 18
     ratio = np.int64(np.sqrt(10.0 * gigabytes)) if gigabytes > 0 else 1
     return idle * ratio < active
@@ -84,7 +86,7 @@ def move_to_head(machine, lruvec, lru, pfn):
 def isolate_lru_folios(cpu, sc, node, lru, nr_to_scan):
     """Take up to nr_to_scan pages from the cold end into the batch; how many were looked at. Under lru_lock.
 
-    Pages of zones above reclaim_idx, and pages that somebody else is taking off, go to the head of the list.
+    Pages of zones above reclaim_idx, which count too, and pages that somebody else is taking off, go to the head of the list.
     """
     machine = machine_of(cpu)
     lruvec, scanned, skipped = lruvec_of(machine, node), 0, 0
@@ -111,7 +113,7 @@ def isolate_lru_folios(cpu, sc, node, lru, nr_to_scan):
             if sc.lumpy_order > 0:
                 scanned += isolate_block(cpu, sc, pfn)
                 left = min(left, lruvec.nr[lru])
-    return scanned
+    return scanned + skipped
 
 
 @kernel("void(cpu_t*, scan_control_t*, i64)")
@@ -167,7 +169,7 @@ def shrink_inactive_list(cpu, sc, node, lru, nr_to_scan):
     anons, sc.ignore_references = sc.nr_taken - files, 1 if sc.lumpy_order > 0 else 0
     count_vm_events(machine, cpu.id, PGSCAN_ANON, anons if file else scanned - files)
     count_vm_events(machine, cpu.id, PGSCAN_FILE, scanned - anons if file else files)
-    sc.nr_scanned += scanned
+    sc.nr_scanned += sc.nr_taken
     if sc.nr_taken == 0:
         return 0
     mod_node_page_state(machine, cpu.id, node, NR_ISOLATED_ANON, anons)
@@ -241,12 +243,12 @@ def prepare_scan_control(cpu, sc, node):
     sc.may_deactivate = DEACTIVATE_ANON | DEACTIVATE_FILE
     if not sc.force_deactivate:
         for file in range(2):
-            refaults = node_page_state(machine, node, WORKINGSET_ACTIVATE_ANON + file)
+            refaults = lruvec_page_state(lruvec, WORKINGSET_ACTIVATE_ANON + file)
             if refaults == lruvec.refaults[file] and not inactive_is_low(lruvec, LRU_FILE * file):
                 sc.may_deactivate &= ~(DEACTIVATE_ANON << file)
     inactive_file = lruvec.nr[LRU_INACTIVE_FILE]
     sc.cache_trim_mode = 0
-    if inactive_file >> sc.priority > 0 and sc.may_deactivate & DEACTIVATE_FILE == 0 and not sc.no_cache_trim_mode:
+    if lruvec_page_state(lruvec, NR_INACTIVE_FILE) >> sc.priority > 0 and sc.may_deactivate & DEACTIVATE_FILE == 0 and not sc.no_cache_trim_mode:
         sc.cache_trim_mode = 1
     high = free = 0
     for kind in range(MAX_NR_ZONES):
@@ -345,9 +347,13 @@ def shrink_lruvec(cpu, sc, node):
 def shrink_node(cpu, sc, node):
     """Reclaim from a node."""
     before = sc.nr_reclaimed
-    prepare_scan_control(cpu, sc, node)
-    shrink_lruvec(cpu, sc, node)
-    shrink_slab(cpu, sc.gfp, node, sc.priority)
+    while True:
+        round_before = sc.nr_reclaimed
+        prepare_scan_control(cpu, sc, node)
+        shrink_lruvec(cpu, sc, node)
+        shrink_slab(cpu, sc.gfp, node, sc.priority)
+        if not should_continue_reclaim(machine_of(cpu), sc, node, sc.nr_reclaimed - round_before):
+            break
     if sc.nr_reclaimed > before:
         node_of(machine_of(cpu), node).kswapd_failures = 0
     elif sc.cache_trim_mode:
@@ -359,7 +365,7 @@ def snapshot_refaults(machine, node):
     """Remember the refaults so far: more of them before the next pass let it deactivate."""
     lruvec = lruvec_of(machine, node)
     for file in range(2):
-        lruvec.refaults[file] = node_page_state(machine, node, WORKINGSET_ACTIVATE_ANON + file)
+        lruvec.refaults[file] = lruvec_page_state(lruvec, WORKINGSET_ACTIVATE_ANON + file)
 
 
 @kernel("void(cpu_t*, i64)")
@@ -394,7 +400,7 @@ def shrink_zones(cpu, sc, nid):
         node = nodes[i]
         if node < 0:
             break
-        if (nodemask >> U(node)) & U(1) != U(0):
+        if (nodemask >> U(node)) & U(1) != U(0) and not compaction_ready(machine, sc, node):
             shrink_node(cpu, sc, node)
 
 
@@ -414,6 +420,8 @@ def do_try_to_free_pages(cpu, sc, nid):
         for node in range(machine.nr_nodes):
             if (U(sc.nodemask) >> U(node)) & U(1) != U(0):
                 snapshot_refaults(machine, node)
+        if sc.nr_reclaimed == 0 and sc.compaction_ready:
+            return 1                     # reclaim was not needed: compaction is to try
         if sc.nr_reclaimed > 0 or sc.force_deactivate or not sc.skipped_deactivate:
             break
         sc.force_deactivate, sc.skipped_deactivate = 1, 0

@@ -114,6 +114,26 @@ def node_page_state(machine, node, item):
     return total
 
 
+# Memory cgroups count by CPU as well, and their sums are made every two seconds: so what reclaim knows of the lengths of
+# the lists, and of refaults, is as old as that (mem_cgroup_flush_stats_ratelimited; the lists themselves are exact).
+
+@kernel("void(machine_t*)")
+def do_flush_stats(machine):
+    """Bring lruvec_t.state up to date."""
+    for node in range(machine.nr_nodes):
+        lruvec = lruvec_of(machine, node)
+        for lru in range(NR_ACTIVE_FILE + 1):
+            lruvec.state[lru] = lruvec.nr[lru]
+        for item in range(WORKINGSET_ACTIVATE_ANON, WORKINGSET_ACTIVATE_FILE + 1):
+            lruvec.state[item] = node_page_state(machine, node, item)
+
+
+@hot
+def lruvec_page_state(lruvec, item):
+    """A counter of a node's lists as of the last flush: NR_INACTIVE_ANON to NR_ACTIVE_FILE, WORKINGSET_ACTIVATE_*."""
+    return lruvec.state[item]
+
+
 def fold_vm_events(machine):
     """All CPUs' events added up: {name: count}."""
     total = sum(percpu_of(machine, c).as_numpy()["event"] for c in range(machine.nr_cpu_ids))

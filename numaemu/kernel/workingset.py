@@ -9,12 +9,12 @@ from numaemu.atomic import fetch_add, load_acquire
 from numaemu.compile import hot, kernel
 from numaemu.kernel.mm_inline import folio_is_file_lru, folio_set, folio_test, workingset_age_nonresident
 from numaemu.kernel.mm_types import PG_active, PG_workingset
-from numaemu.kernel.mmzone import (LRU_ACTIVE_ANON, LRU_ACTIVE_FILE, LRU_INACTIVE_ANON, LRU_INACTIVE_FILE, lruvec_of,
-                                   page_of, page_to_nid)
+from numaemu.kernel.mmzone import lruvec_of, page_of, page_to_nid
 from numaemu.kernel.smp import machine_of, spin_lock, spin_unlock
 from numaemu.kernel.swapfile import get_nr_swap_pages
-from numaemu.kernel.vmstat import (WORKINGSET_ACTIVATE_ANON, WORKINGSET_REFAULT_ANON, WORKINGSET_RESTORE_ANON,
-                                   mod_node_page_state)
+from numaemu.kernel.vmstat import (NR_ACTIVE_ANON, NR_ACTIVE_FILE, NR_INACTIVE_ANON, NR_INACTIVE_FILE,
+                                   WORKINGSET_ACTIVATE_ANON, WORKINGSET_REFAULT_ANON, WORKINGSET_RESTORE_ANON,
+                                   lruvec_page_state, mod_node_page_state)
 from numaemu.pointer import address_of
 
 U = np.uint64
@@ -61,8 +61,8 @@ def lru_note_cost(cpu, lruvec, file, nr_io, nr_rotated):
         lruvec.file_cost += cost
     else:
         lruvec.anon_cost += cost
-    pages = lruvec.nr[LRU_INACTIVE_ANON] + lruvec.nr[LRU_ACTIVE_ANON] + lruvec.nr[LRU_INACTIVE_FILE] + \
-        lruvec.nr[LRU_ACTIVE_FILE]
+    pages = lruvec_page_state(lruvec, NR_INACTIVE_ANON) + lruvec_page_state(lruvec, NR_ACTIVE_ANON) + \
+        lruvec_page_state(lruvec, NR_INACTIVE_FILE) + lruvec_page_state(lruvec, NR_ACTIVE_FILE)
     if lruvec.file_cost + lruvec.anon_cost > pages // 4:
         lruvec.file_cost //= 2
         lruvec.anon_cost //= 2
@@ -75,13 +75,13 @@ def workingset_test_recent(machine, shadow, file):
     word = (-shadow & ~SHADOW) >> WORKINGSET_BIT
     lruvec = lruvec_of(machine, word & ((1 << NODE_SHIFT) - 1))
     distance = (load_acquire(lruvec, "nonresident_age") - (word >> NODE_SHIFT)) & EVICTION_MASK
-    pages = lruvec.nr[LRU_ACTIVE_FILE]
+    pages = lruvec_page_state(lruvec, NR_ACTIVE_FILE)
     if not file:
-        pages += lruvec.nr[LRU_INACTIVE_FILE]
+        pages += lruvec_page_state(lruvec, NR_INACTIVE_FILE)
     if get_nr_swap_pages(machine) > 0:
-        pages += lruvec.nr[LRU_ACTIVE_ANON]
+        pages += lruvec_page_state(lruvec, NR_ACTIVE_ANON)
         if file:
-            pages += lruvec.nr[LRU_INACTIVE_ANON]
+            pages += lruvec_page_state(lruvec, NR_INACTIVE_ANON)
     return distance <= pages
 
 
