@@ -9,12 +9,12 @@ import os
 import pathlib
 import random
 import signal
+import statistics
 import subprocess
 import sys
 import time
 
 import psutil
-from common import HERE, median
 
 from numaemu import MachineCheck
 from numaemu.machine import Machine, fork_server
@@ -71,7 +71,7 @@ def kill_one(kind):
 
 
 def kill_driver():
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(HERE), *sys.path])}
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(pathlib.Path(__file__).parent), *sys.path])}
     with subprocess.Popen([sys.executable, "-c", DRIVER], stdout=subprocess.PIPE, text=True, env=environment) as driver:
         pids = [int(word) for word in driver.stdout.readline().split()]
         pids += [child.pid for child in psutil.Process(driver.pid).children(recursive=True)]
@@ -102,7 +102,7 @@ def main():
         told, gone = zip(*results)
         wrong = max(told) > TOLD_S or max(gone) > GONE_S or left()
         missed |= bool(wrong)
-        print(f"{kind:12} {times:6} {median(told):18.3f} s {max(told):7.3f} s {max(gone):17.3f} s {'  MISSED' if wrong else ''}",
+        print(f"{kind:12} {times:6} {statistics.median(told):18.3f} s {max(told):7.3f} s {max(gone):17.3f} s {'  MISSED' if wrong else ''}",
               file=out, flush=True)
     sys.exit(int(missed))
 
