@@ -35,6 +35,7 @@ MAX_VMAS = 1 << 20               # mappings of all address spaces together
 MAX_MAP_COUNT = 65530            # mappings of one address space (Linux's default of vm.max_map_count)
 VMA_INDEX_SLOTS = MAX_VMAS       # room for them in the sorted index of one address space, which may have all of them
 MAX_INODES = 1 << 12             # files
+MAX_SP_NODES = 1 << 16           # memory policies of parts of shared memory and tmpfs files
 MAX_FILES = 1 << 13              # open files, mapped ones included
 MAX_OPEN = 1024                  # descriptors of one process (Linux's INR_OPEN_CUR, the soft limit that init has)
 MAX_EXTENTS = 32                 # pieces of the disk that one file may have

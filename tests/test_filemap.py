@@ -204,7 +204,7 @@ def test_open_files_behave_as_linux_has_them(two_nodes):
     loop, task = two_nodes, two_nodes.task()
     with pytest.raises(FileNotFoundError, match="/mnt/none"):
         task.open("/mnt/none")
-    with pytest.raises(ValueError, match="must begin with /"):
+    with pytest.raises(FileNotFoundError, match="must begin with /"):
         task.open("none")
     file = task.open("/mnt/a", O_RDWR | O_CREAT | O_EXCL)
     with pytest.raises(FileExistsError):

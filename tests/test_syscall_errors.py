@@ -296,7 +296,8 @@ def test_holes_of_a_file_in_memory(task):
     refused("ENXIO", file.seek, 4 * PAGE, SEEK_DATA)
 
 
-def test_memfd_create(task):
+def test_memfd_create(two_nodes):
+    task = two_nodes.task()
     for flags in (32, 1 << 20, MFD_EXEC | MFD_NOEXEC_SEAL, MFD_HUGETLB | 1 << 24, -1):
         refused("EINVAL", task.memfd_create, "m", flags)
     refused("ENODEV", task.memfd_create, "m", MFD_HUGETLB | 16 << uapi.MAP_HUGE_SHIFT)
@@ -304,5 +305,19 @@ def test_memfd_create(task):
     file = task.memfd_create("é" * 124 + "x", uapi.MFD_CLOEXEC | uapi.MFD_ALLOW_SEALING)
     file.write(b"both")
     assert file.pread(4, 0) == b"both"
-    view = task.mmap(PAGE, file=file, flags=MAP_SHARED)
-    assert f"/memfd:{'é' * 124}x (deleted)" in task.execute_maps() if hasattr(task, "execute_maps") else view
+    task.mmap(PAGE, file=file, flags=MAP_SHARED)
+    assert f"/memfd:{'é' * 124}x (deleted)" in two_nodes.read(f"/proc/{task.pid}/maps")
+
+
+@pytest.mark.parametrize("paging, high", [("x86-64-5level", True), ("x86-64-4level", False)])
+def test_hints_above_128_tib(loopback, paging, high):
+    """With five levels a hint above the usual window lets the whole address space be looked through, taken or not; -1 is one."""
+    task = loopback(nodes=1, cpus_per_node=1, memory_per_node="16MiB", paging=paging).task()
+    window, hint = (1 << 47) - PAGE, 1 << 50
+    low = task.mmap(PAGE).addr
+    first, second, last = (task.mmap(PAGE, addr=where).addr for where in (hint, hint, -1))
+    assert low < window and (first == hint) == high
+    assert [address > window for address in (first, second, last)] == [high] * 3
+    across = task.mmap(4 * PAGE, addr=window - PAGE).addr            # a hint that lies across is none
+    assert across + 4 * PAGE <= window
+    task.store([last], np.uint64(1))

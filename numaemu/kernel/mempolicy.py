@@ -1,13 +1,16 @@
 """Memory policies: Linux's mm/mempolicy.c. Which node a page should come from, per task and per range."""
 import numpy as np
 
+from numaemu.atomic import load_acquire, store_release
 from numaemu.compile import hot, kernel
 from numaemu.kernel.gfp import GFP_PGTABLE_USER, ___GFP_DIRECT_RECLAIM
-from numaemu.kernel.mm_types import task_t
+from numaemu.kernel.mm_types import VM_HUGETLB, VM_SHARED, mapping_t, policy_t, sp_node_t, task_t
 from numaemu.kernel.mmzone import page_to_nid
 from numaemu.kernel.page_alloc import alloc_pages
-from numaemu.kernel.smp import machine_of
+from numaemu.kernel.pool import pool_get, pool_put
+from numaemu.kernel.smp import machine_of, spin_lock, spin_unlock
 from numaemu.kernel.vmstat import NUMA_INTERLEAVE_HIT, percpu_of
+from numaemu.pointer import address_of
 from numaemu.uapi import (MPOL_BIND, MPOL_DEFAULT, MPOL_F_RELATIVE_NODES, MPOL_F_STATIC_NODES, MPOL_INTERLEAVE,
                           MPOL_LOCAL, MPOL_PREFERRED, MPOL_PREFERRED_MANY, MPOL_WEIGHTED_INTERLEAVE, errno)
 
@@ -152,10 +155,141 @@ def get_vma_policy(cpu, vma):
     return vma.policy if vma.policy.mode != MPOL_DEFAULT else current_task(cpu).policy
 
 
+@kernel("void(policy_t*, policy_t*)")
+def copy_policy(to, of):
+    to.mode, to.flags, to.nodes, to.user_nodes = of.mode, of.flags, of.nodes, of.user_nodes
+
+
+# -- policies of shared objects ------------------------------------------------------------------------------
+
+@hot
+def sp_node_of(machine, number):
+    return sp_node_t.array(machine.sp_nodes)[number]
+
+
+@hot
+def found_policy(cpu):
+    """Where a policy of a shared object is copied to when it has been looked up: this CPU's own words."""
+    machine = machine_of(cpu)
+    return policy_t.array(machine.mpols)[machine.nr_cpu_ids + cpu.id]
+
+
+@hot
+def vma_shared_object(machine, vma):
+    """The shared memory or tmpfs file whose policies a VMA goes by, whoever has set them; 0: it goes by its own."""
+    if vma.i_mapping != 0:
+        mapping = mapping_t.array(machine.mappings)[vma.i_mapping]
+        return vma.i_mapping if mapping.tmpfs != 0 or mapping.host == 0 else 0       # not a file of the disk
+    return vma.mapping if vma.flags & (VM_SHARED | VM_HUGETLB) == VM_SHARED else 0
+
+
+@kernel("void(cpu_t*, i64, i64)")
+def mpol_shared_policy_lookup(cpu, number, index):
+    """Copy an object's policy of a page (MPOL_DEFAULT: it has none) to where `found_policy` finds it."""
+    machine = machine_of(cpu)
+    mapping, found = mapping_t.array(machine.mappings)[number], found_policy(cpu)
+    found.mode, found.flags, found.nodes, found.user_nodes = MPOL_DEFAULT, 0, U(0), U(0)
+    if load_acquire(mapping, "first_policy") == 0:
+        return
+    lock = address_of(mapping, "policy_lock")
+    spin_lock(cpu, lock)
+    at = mapping.first_policy
+    while at != 0:
+        node = sp_node_of(machine, at)
+        if node.start <= index and index < node.end:
+            copy_policy(found, node.policy)
+            break
+        at = node.next
+    spin_unlock(lock)
+
+
+@kernel("i64(cpu_t*, mapping_t*, i64, i64, i64)")
+def shared_policy_replace(cpu, mapping, first, end, spare):
+    """Take policies out of [first, end), cutting those that reach beyond; 1 if `spare` became the second half of one."""
+    machine = machine_of(cpu)
+    before, at = 0, mapping.first_policy
+    while at != 0:
+        node = sp_node_of(machine, at)
+        following = node.next
+        if node.start < first and node.end > end:
+            half = sp_node_of(machine, spare)
+            half.start, half.end, half.next = end, node.end, following
+            copy_policy(half.policy, node.policy)
+            node.end, node.next = first, spare
+            return 1
+        if node.start >= first and node.end <= end:
+            if before == 0:
+                mapping.first_policy = following
+            else:
+                sp_node_of(machine, before).next = following
+            pool_put(cpu, machine.sp_node_pool, at)
+        else:
+            if node.start < first and node.end > first:
+                node.end = first
+            elif node.end > end and node.start < end:
+                node.start = end
+            before = at
+        at = following
+    return 0
+
+
+@kernel("i64(cpu_t*, i64, i64, i64, policy_t*)")
+def mpol_set_shared_policy(cpu, number, first, end, policy):
+    """Give the pages [first, end) of an object a policy, or with MPOL_DEFAULT none: 0 or -ENOMEM."""
+    machine = machine_of(cpu)
+    mapping, pool = mapping_t.array(machine.mappings)[number], machine.sp_node_pool
+    new, spare = 0, pool_get(cpu, pool)
+    if spare == 0:
+        return -errno.ENOMEM
+    if policy.mode != MPOL_DEFAULT:
+        new = pool_get(cpu, pool)
+        if new == 0:
+            pool_put(cpu, pool, spare)
+            return -errno.ENOMEM
+    lock = address_of(mapping, "policy_lock")
+    spin_lock(cpu, lock)
+    used = shared_policy_replace(cpu, mapping, first, end, spare)
+    if new != 0:
+        node = sp_node_of(machine, new)
+        node.start, node.end, node.next = first, end, mapping.first_policy
+        copy_policy(node.policy, policy)
+        store_release(mapping, "first_policy", new)
+    spin_unlock(lock)
+    if used == 0:
+        pool_put(cpu, pool, spare)
+    return 0
+
+
+@kernel("void(cpu_t*, i64)")
+def mpol_free_shared_policy(cpu, number):
+    """An object goes, and its policies: nobody else can reach it any more."""
+    machine = machine_of(cpu)
+    mapping = mapping_t.array(machine.mappings)[number]
+    while mapping.first_policy != 0:
+        at = mapping.first_policy
+        mapping.first_policy = sp_node_of(machine, at).next
+        pool_put(cpu, machine.sp_node_pool, at)
+
+
+@kernel("i64(cpu_t*, i64, i64, i64)")
+def shmem_alloc_folio(cpu, gfp, number, index):
+    """A page of a shared object, by its policy for this page or the task's; the pfn or 0.
+
+    A policy that binds to nodes which the task's cpuset does not allow binds nobody (policy_nodemask).
+    """
+    mpol_shared_policy_lookup(cpu, number, index)
+    policy, task = found_policy(cpu), current_task(cpu)
+    if policy.mode == MPOL_BIND and policy.nodes & task.mems_allowed == U(0):
+        policy.mode = MPOL_LOCAL
+    return alloc_pages_mpol(cpu, gfp, 0, policy if policy.mode != MPOL_DEFAULT else task.policy, index)
+
+
 @kernel("i64(cpu_t*, i64, vma_t*, u64)")
 def vma_alloc_folio(cpu, gfp, vma, address):
-    """A page for `address` of a VMA, by its policy or its task's; the pfn or 0."""
-    index = vma.pgoff + np.int64((address - vma.start) >> U(12))
+    """A page for `address` of a VMA, by its policy, its object's or its task's; the pfn or 0."""
+    index, shared = vma.pgoff + np.int64((address - vma.start) >> U(12)), vma_shared_object(machine_of(cpu), vma)
+    if shared != 0:
+        return shmem_alloc_folio(cpu, gfp, shared, index)
     return alloc_pages_mpol(cpu, gfp, 0, get_vma_policy(cpu, vma), index)
 
 
@@ -231,11 +365,6 @@ def same_policy(one, other):
     """mpol_equal"""
     return one.mode == other.mode and one.flags == other.flags and one.nodes == other.nodes and \
         (one.flags & MPOL_MODE_FLAGS == 0 or one.user_nodes == other.user_nodes)
-
-
-@kernel("void(policy_t*, policy_t*)")
-def copy_policy(to, of):
-    to.mode, to.flags, to.nodes, to.user_nodes = of.mode, of.flags, of.nodes, of.user_nodes
 
 
 @kernel("i64(cpu_t*, i64, i64, u64)")

@@ -18,7 +18,7 @@ from numaemu.kernel.inode import file_t, inode_t
 from numaemu.kernel.khugepaged import collapse_control_t
 from numaemu.kernel.migrate import migrate_t
 from numaemu.kernel.mm_types import (cgroup_t, exit_t, machine_t, mapping_t, mm_t, page_t, policy_t, pool_t,
-                                     present_cpus, task_t, vma_t)
+                                     present_cpus, sp_node_t, task_t, vma_t)
 from numaemu.kernel.mmzone import (MAX_NR_ZONES, MIGRATE_MOVABLE, MIGRATE_TYPES, MIGRATE_UNMOVABLE,
                                    PCP_BATCH_SCALE_MAX, PCP_HIGH_MAX, PCP_PARTS, WMARK_HIGH, WMARK_LOW, WMARK_MIN, ZONE_DMA,
                                    ZONE_DMA32, ZONE_HIGHMEM, ZONE_MOVABLE, ZONE_NORMAL, lruvec_t, node_t, page_of,
@@ -42,11 +42,12 @@ from numaemu.kernel.zswap_init import init_zswap, zswap_blocks
 from numaemu.mailbox import mailbox_t
 from numaemu.paging import set_paging
 from numaemu.param import (CPU_WORDS, EXIT_RECORDS, GATHER_PAGES, MAX_CGROUPS, MAX_FILES, MAX_INODES, MAX_MAP_COUNT, MAX_MMS,
-                           MAX_NODES, MAX_TASKS, MAX_VMAS, OUTBOX_BYTES, PAGEBLOCK_ORDER, PAGEBLOCK_PAGES, PAGE_SIZE,
+                           MAX_NODES, MAX_SP_NODES, MAX_TASKS, MAX_VMAS, OUTBOX_BYTES, PAGEBLOCK_ORDER, PAGEBLOCK_PAGES, PAGE_SIZE,
                            VMA_INDEX_SLOTS)
 from numaemu.pointer import i64, u8
 from numaemu.processor import cpu_t
 
+SP_NODE_POOL = 8                 # its place among the pools
 ZERO_PFN = 1                                    # the shared page of zeros
 LOWMEM_RESERVE_RATIO = (256, 256, 32, 0, 0)     # sysctl_lowmem_reserve_ratio, by zone
 WATERMARK_SCALE_FACTOR = 10                     # of 10,000
@@ -96,10 +97,11 @@ def control_layout(topology, max_pfn, nr_actors):
             ("mappings", MAX_VMAS * mapping_t.nbytes), ("vma_index", MAX_MMS * VMA_INDEX_SLOTS * 8),
             ("pseudo_vmas", cpus * vma_t.nbytes),
             ("cpu_fbatches", cpus * cpu_fbatches_t.nbytes), ("lruvecs", nodes * lruvec_t.nbytes),
-            ("cgroups", MAX_CGROUPS * cgroup_t.nbytes), ("mpols", cpus * policy_t.nbytes),
+            ("cgroups", MAX_CGROUPS * cgroup_t.nbytes), ("mpols", 2 * cpus * policy_t.nbytes),
             ("trails", cpus * trail_t.nbytes), ("slowpaths", 2 * cpus * slowpath_t.nbytes),
             ("exits", EXIT_RECORDS * exit_t.nbytes), ("gather", cpus * GATHER_PAGES * 8), ("migrate", cpus * migrate_t.nbytes),
-            ("pools", 8 * pool_t.nbytes), ("task_stack", MAX_TASKS * 8), ("mm_stack", MAX_MMS * 8),
+            ("sp_nodes", MAX_SP_NODES * sp_node_t.nbytes), ("sp_node_stack", MAX_SP_NODES * 8),
+            ("pools", 9 * pool_t.nbytes), ("task_stack", MAX_TASKS * 8), ("mm_stack", MAX_MMS * 8),
             ("vma_stack", MAX_VMAS * 8), ("mapping_stack", MAX_VMAS * 8), ("outboxes", nr_actors * OUTBOX_BYTES),
             ("inodes", MAX_INODES * inode_t.nbytes), ("files", MAX_FILES * file_t.nbytes),
             ("inode_stack", MAX_INODES * 8), ("file_stack", MAX_FILES * 8),
@@ -155,6 +157,8 @@ def init_pools(machine, blocks):
         pool = pool_t.array(blocks["pools"])[i]
         pool.capacity, pool.returned = capacity, blocks[f"{name}_stack"]
         setattr(machine, f"{name}_pool", pool.address)
+    pool = pool_t.array(blocks["pools"])[SP_NODE_POOL]
+    pool.capacity, pool.returned, machine.sp_node_pool = MAX_SP_NODES, blocks["sp_node_stack"], pool.address
 
 
 def zone_batchsize(managed):

@@ -82,6 +82,12 @@ mapping_t = Struct("mapping_t", [   # struct anon_vma / struct address_space: wh
     ("tmpfs", i64),                 # 1: a file's object, charged page by page (atomically then); its inode is a user
     ("resv_map", u64),              # hugetlb: the host address of its reservations
     ("hstate", i64),                # hugetlb: number of its pool
+    ("policy_lock", u64),           # spin lock of the list below
+    ("first_policy", i64),          # shmem: the memory policies of parts of it (sp_node_t); 0: none
+])
+
+sp_node_t = Struct("sp_node_t", [   # struct sp_node: a policy of the pages [start, end) of a shared object; under its policy_lock
+    ("start", i64), ("end", i64), ("next", i64), ("policy", policy_t),
 ])
 SHMEM, HUGETLB = 1, 2
 
@@ -210,7 +216,8 @@ machine_t = Struct("machine_t", [
     ("next_pid", i64), ("next_mm_id", i64),        # atomically
     ("cgroups", u64),               # cgroup_t[MAX_CGROUPS]
     ("cpusets_enabled", i64),       # 1 from the first cpuset on: Linux's static key; by the coordinator
-    ("mpols", u64),                 # policy_t[nr_cpu_ids]: a mempolicy on its way to a range
+    ("mpols", u64),                 # policy_t[2 * nr_cpu_ids]: a mempolicy on its way to a range; one found in an object
+    ("sp_nodes", u64), ("sp_node_pool", u64),      # policies of shared objects: mempolicy.py
     ("migrate", u64),               # migrate_t[nr_cpu_ids]
     ("on_oom", u64),                # the slow path's way up: oom_kill.alloc_pages_may_oom; 0: allocations fail
     ("on_reclaim", u64), ("on_compact", u64),      # likewise: try_to_free_pages, try_to_compact_pages; 0: not there

@@ -11,7 +11,8 @@ from numaemu.compile import hot, kernel
 from numaemu.kernel.huge_migrate import HUGE_MOVED, HUGE_SPLIT, HUGE_STAYED, migrate_huge_pmd, migrate_hugetlb_page
 from numaemu.kernel.huge_split import is_huge_zero, is_hugetlb_entry, split_huge_pmd_address
 from numaemu.kernel.hugetlb_pool import hstate_vma, huge_page_size
-from numaemu.kernel.mempolicy import copy_policy, node_isset, node_remap, nodes_weight
+from numaemu.kernel.mempolicy import (copy_policy, found_policy, mpol_set_shared_policy, node_isset, node_remap,
+                                      nodes_weight, vma_shared_object)
 from numaemu.kernel.migrate import (BY_POLICY, NR_MAX_BATCHED_MIGRATION, NR_QUEUED_HUGE, add_to_batch, batch_of, isolate_page,
                                     migrate_pages_batch)
 from numaemu.kernel.mm_types import VM_HUGETLB
@@ -159,9 +160,35 @@ def mbind_range(cpu, mm_number, start, end, policy):
         vma = vma_of(machine, vma_index(machine, mm_number)[position])
         if vma.start >= end:
             break
+        shared = vma_shared_object(machine, vma)
+        if shared != 0:                      # shmem_set_policy
+            error = mpol_set_shared_policy(cpu, shared, vma.pgoff, vma.pgoff + np.int64((vma.end - vma.start) >> U(12)), policy)
+            if error != 0:
+                return error
         copy_policy(vma.policy, policy)
         position += 1
     return 0
+
+
+@kernel("void(cpu_t*, migrate_t*, u64, policy_t*, u64, i64)")
+def move_huge_page_of_border(cpu, batch, address, policy, nodes, flags):
+    """A border of mbind's range cuts a huge page that is elsewhere: it moves whole, as queue_folios_pmd takes it whole, to where
+    the new policy wants it. Then the VMA may be cut, and the entry with it. The mmap_lock is held for writing.
+    """
+    machine = machine_of(cpu)
+    number = find_vma(machine, batch.mm, address)
+    if address == haddr_of(machine, address) or number == 0 or vma_of(machine, number).start > address or \
+            not huge_is_elsewhere(machine, batch.mm, address, nodes, False):
+        return
+    start, own = haddr_of(machine, address), vma_of(machine, number).policy
+    where = huge_entry_offset(machine, mm_of(machine, batch.mm), start)
+    if not page_movable(page_of(machine, pte_pfn(entry_load(where))), flags):
+        return
+    old = found_policy(cpu)                  # nobody looks a shared policy up meanwhile: this memory is private
+    copy_policy(old, own)
+    copy_policy(own, policy)
+    migrate_huge_pmd(cpu, batch.mm, vma_of(machine, number), start, where, batch.target)
+    copy_policy(own, old)
 
 
 @kernel("i64(cpu_t*, i64, u64, u64, policy_t*, u64, i64)")
@@ -184,6 +211,9 @@ def do_mbind(cpu, mm_number, start, length, policy, nodes, flags):
     if flags & MPOL_MF_STRICT and flags & (MPOL_MF_MOVE | MPOL_MF_MOVE_ALL) == 0:
         if queue_pages_range(cpu, batch, start, end, nodes, False, flags) < 0:
             return -EIO
+    if flags & (MPOL_MF_MOVE | MPOL_MF_MOVE_ALL):
+        move_huge_page_of_border(cpu, batch, start, policy, nodes, flags)
+        move_huge_page_of_border(cpu, batch, end, policy, nodes, flags)
     error = mbind_range(cpu, mm_number, start, end, policy)
     if error != 0:
         return error

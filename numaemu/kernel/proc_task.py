@@ -9,9 +9,9 @@ import os
 import numpy as np
 
 from numaemu.kernel.inode import file_of, inode_name, inode_of
-from numaemu.kernel.mm_types import (MM_ANONPAGES, MM_FILEPAGES, MM_SHMEMPAGES, MM_SWAPENTS, TASK_NAME_BYTES,
-                                     TASK_RUNNING, VM_EXEC, VM_HUGETLB, VM_MAYSHARE, VM_READ, VM_SHARED, VM_WRITE, pool_t, task_t,
-                                     vma_t)
+from numaemu.kernel.mm_types import (MM_ANONPAGES, MM_FILEPAGES, MM_SHMEMPAGES, MM_SWAPENTS, TASK_NAME_BYTES, TASK_RUNNING,
+                                     VM_EXEC, VM_HUGETLB, VM_MAYSHARE, VM_READ, VM_SHARED, VM_WRITE, mapping_t, pool_t,
+                                     sp_node_t, task_t, vma_t)
 from numaemu.kernel.node_sysfs import list_text, mask_text
 from numaemu.kernel.oom_kill import OOM_SCORE_ADJ_MAX, OOM_SCORE_ADJ_MIN, oom_score
 from numaemu.kernel.pagewalk import FIRST_NODE, NR_COUNTS, walk_page_range
@@ -22,7 +22,7 @@ from numaemu.kernel.show_mem import mems_allowed
 from numaemu.kernel.stats import task_name
 from numaemu.kernel.sysctl import invalid, strtoul
 from numaemu.kernel.vma_index import vma_index
-from numaemu.param import MAX_NODES
+from numaemu.param import MAX_NODES, MAX_SP_NODES
 from numaemu.processor import cpu_t
 from numaemu.uapi import (MPOL_BIND, MPOL_DEFAULT, MPOL_F_RELATIVE_NODES, MPOL_F_STATIC_NODES, MPOL_INTERLEAVE,
                           MPOL_LOCAL, MPOL_PREFERRED, MPOL_PREFERRED_MANY, MPOL_WEIGHTED_INTERLEAVE)
@@ -167,10 +167,27 @@ def page_words(counts, page_kb):
     return [f"{name}={value}" for name, value, when in shown if when] + nodes + [f"kernelpagesize_kB={page_kb}"]
 
 
+def policy_of_vma(machine, vma):
+    """The policy of a VMA, as it begins: its own, or that of the shared object that it maps (__get_vma_policy)."""
+    number = vma["i_mapping"] or (vma["mapping"] if vma["flags"] & (VM_SHARED | VM_HUGETLB) == VM_SHARED else 0)
+    mapping = mapping_t.array(machine.mappings)[int(number)]
+    if not number or (mapping.host and not mapping.tmpfs):
+        return vma["policy"]
+    at, found = int(mapping.first_policy), {"mode": MPOL_DEFAULT}
+    for _ in range(MAX_SP_NODES):            # it may change meanwhile
+        if not at:
+            break
+        node = sp_node_t.array(machine.sp_nodes)[at]
+        if node.start <= vma["pgoff"] < node.end:
+            found = {field: node.policy.as_numpy()[field] for field in ("mode", "flags", "nodes")}
+        at = int(node.next)
+    return found
+
+
 def show_numa_map(system, task, mm_number, vma):
     """A line of numa_maps."""
     mm, counts = mm_of(system.machine, mm_number), np.zeros(NR_COUNTS, np.int64)
-    own = vma["policy"]
+    own = policy_of_vma(system.machine, vma)
     policy = own if own["mode"] != MPOL_DEFAULT else task.policy.as_numpy()
     words = [f"{vma['start']:08x}", mpol_to_str(int(policy["mode"]), int(policy["flags"]), policy["nodes"])]
     if name := file_name(system.machine, vma):

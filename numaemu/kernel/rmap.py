@@ -48,7 +48,7 @@ def new_mapping(cpu, shared):
         mapping = mapping_of(machine, number)
         mapping.users, mapping.first_vma, mapping.shared = 0, 0, shared      # not the lock: a late walker may hold it
         mapping.root, mapping.nr_pages, mapping.host, mapping.acct, mapping.tmpfs = U(0), 0, 0, 0, 0
-        mapping.size, mapping.holes, mapping.resv_map, mapping.hstate = 0, 0, U(0), 0
+        mapping.size, mapping.holes, mapping.resv_map, mapping.hstate, mapping.first_policy = 0, 0, U(0), 0, 0
     return number
 
 

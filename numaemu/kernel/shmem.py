@@ -9,7 +9,7 @@ import numpy as np
 from numaemu.atomic import compare_exchange, fetch_add, load_acquire
 from numaemu.compile import hot, kernel
 from numaemu.kernel.gfp import GFP_HIGHUSER_MOVABLE, __GFP_ZERO
-from numaemu.kernel.mempolicy import vma_alloc_folio
+from numaemu.kernel.mempolicy import mpol_free_shared_policy, vma_alloc_folio
 from numaemu.kernel.mm_inline import folio_lock, folio_set, folio_test, folio_unlock
 from numaemu.kernel.mm_types import PG_anon, PG_dirty, PG_swapbacked, PG_swapcache
 from numaemu.kernel.mmzone import page_of, page_to_nid
@@ -204,6 +204,7 @@ def shmem_evict(cpu, number):
             free_swap_and_cache(cpu, pte_pfn(entry))
         index += 1
     xa_destroy(cpu, mapping)
+    mpol_free_shared_policy(cpu, number)
     if mapping.tmpfs:
         shmem_unacct_blocks(machine, mapping, mapping.acct)
     else:

@@ -11,8 +11,9 @@ from numaemu.kernel.exec import setup_plain_mm
 from numaemu.kernel.fork import copy_process, do_exit, do_wait, dup_mm, mm_alloc, mmput
 from numaemu.kernel.hugetlb_pool import hugetlb_total_pages
 from numaemu.kernel.internal import ALLOC_WMARK_LOW
-from numaemu.kernel.mempolicy import (MPOL_MODE_FLAGS, current_task, do_set_mempolicy, mpol_new, mpol_rebind_policy,
-                                      next_node_in, sanitize_mpol_flags)
+from numaemu.kernel.mempolicy import (MPOL_MODE_FLAGS, current_task, do_set_mempolicy, found_policy, mpol_new,
+                                      mpol_rebind_policy, mpol_shared_policy_lookup, next_node_in, sanitize_mpol_flags,
+                                      vma_shared_object)
 from numaemu.kernel.mm_types import policy_t, task_t
 from numaemu.kernel.mmap import page_align, wraps
 from numaemu.kernel.mmzone import page_of, page_zone
@@ -127,7 +128,11 @@ def get_range_policy(cpu, address, flags, answer):
     number = find_vma(machine, cpu.mm, address)
     if number == 0 or vma_of(machine, number).start > address:
         return -EFAULT
-    policy = vma_of(machine, number).policy
+    vma = vma_of(machine, number)
+    policy, shared = vma.policy, vma_shared_object(machine, vma)
+    if shared != 0:
+        mpol_shared_policy_lookup(cpu, shared, vma.pgoff + np.int64((address - vma.start) >> U(12)))
+        policy = found_policy(cpu)
     if flags & MPOL_F_NODE == 0:
         return get_policy(cpu, policy, flags, answer)
     node = lookup_node(machine, cpu.mm, address)
