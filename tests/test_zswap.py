@@ -48,7 +48,7 @@ class ObjectMachine(RuleBasedStateMachine):
         handle = int(zs_malloc(self.cpu, self.pool, size, int(ZS_GFP)))
         data = self.rng.integers(0, 256, size).astype(np.uint8)
         assert handle > 0 and handle not in self.bytes
-        zs_copy(self.cpu, self.pool, handle, np.uint64(data.ctypes.data), size, True)
+        zs_copy(self.cpu, self.pool, handle, int(data.ctypes.data), size, True)
         self.bytes[handle] = data
         self.look()
 
@@ -63,7 +63,7 @@ class ObjectMachine(RuleBasedStateMachine):
     def look(self, handle=None):
         for handle in [handle] if handle else list(self.bytes)[-6:]:
             data, found = self.bytes[handle], np.zeros(4096, np.uint8)
-            zs_copy(self.cpu, self.pool, handle, np.uint64(found.ctypes.data), len(data), False)
+            zs_copy(self.cpu, self.pool, handle, int(found.ctypes.data), len(data), False)
             assert (found[:len(data)] == data).all()
 
     def teardown(self):

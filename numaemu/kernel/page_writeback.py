@@ -377,27 +377,28 @@ def wb_timer(cpu):
 
 @hot
 def dirty_poll_interval(machine, limit, background):
-    """Pages a task may dirty between two looks, so that all CPUs together do not pass from one limit to the other."""
+    """Pages a task may dirty between two looks: all CPUs together half of what lies between both limits."""
     return min(max((limit - background) // (2 * machine.nr_cpus), 1), RATELIMIT_PAGES)
 
 
 @kernel("void(cpu_t*)")
 def balance_dirty_pages(cpu):
-    """Above the background limit the flusher works. Above the limit the task waits until it, or another's, has written;
-    and as long as the disk, by this CPU's clock, has more before it than the middle of both limits (the freerun ceiling).
+    """Above the background limit the flusher works. Above the middle of both limits (the freerun ceiling), from where all CPUs
+    together do not come beyond the limit before their next look, the task waits until it, or another's, has written; and as
+    long as the disk, by this CPU's clock, has more than that before it.
     """
     machine = machine_of(cpu)
     limit, background = dirty_limit(machine, False), dirty_limit(machine, True)
     machine.dirty_poll_interval = dirty_poll_interval(machine, limit, background)
     if nr_dirty_pages(machine) <= background:
         return
-    written = wakeup_flusher(cpu)
-    while nr_dirty_pages(machine) > limit and not fatal_signal_pending(cpu):
+    written, freerun = wakeup_flusher(cpu), (limit + background) // 2
+    while nr_dirty_pages(machine) > freerun and not fatal_signal_pending(cpu):
         let_others_run(cpu)
         written += wakeup_flusher(cpu)
     now = clock_ns(cpu)
     cpu.wb_until_ns = max(cpu.wb_until_ns, now) + written * machine.disk_page_ns
-    room = (limit + background) // 2 - nr_dirty_pages(machine)
+    room = freerun - nr_dirty_pages(machine)
     if cpu.wb_until_ns - now > room * machine.disk_page_ns:
         io_wait(cpu, cpu.wb_until_ns - now - max(room, 0) * machine.disk_page_ns)
 
