@@ -256,7 +256,7 @@ def put_resv_map(cpu, where):
 
 @kernel("i64(cpu_t*, i64)")
 def hugetlb_reserve_pages(cpu, vma_number):
-    """What mmap promises to a new VMA of huge pages, private or without a file, and the object of a shared one: 0 or -ENOMEM."""
+    """What mmap promises to a new VMA of huge pages that is private or has no file; the object of a shared one. 0 or -ENOMEM."""
     machine = machine_of(cpu)
     vma = vma_of(machine, vma_number)
     h = hstate_vma(machine, vma)

@@ -64,7 +64,7 @@ def hstate_vma(machine, vma):
 
 @hot
 def hugetlb_object(vma):
-    """The object that a VMA shows: its file's, or, of a shared mapping of no file, its own; 0: its pages are private ones only."""
+    """The object that a VMA shows: its file's, or its own, if it is shared and maps no file; 0: all its pages are private."""
     if vma.i_mapping != 0:
         return vma.i_mapping
     return vma.mapping if vma.flags & VM_SHARED else 0
