@@ -41,6 +41,7 @@ from numaemu.native import PythonCallback
 from numaemu.operations import Operations, kill_task
 from numaemu.payload import dump_function, load_function
 from numaemu.processor import cpu_t
+from numaemu.refusals import full_table
 from numaemu.runqueue import RunQueue
 from numaemu.task import Handle, Task
 from numaemu.threads import Threads
@@ -206,7 +207,7 @@ class Cpu(Actor):
         with self.turn:
             number = syscalls.create_task(self.state.address)
         if number < 0:
-            raise OSError(-number, os.strerror(-number))
+            raise OSError(-number, full_table(self.machine) or os.strerror(-number))
         self.set_comm(number, name)
         return number
 

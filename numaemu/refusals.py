@@ -14,7 +14,7 @@ from numaemu.kernel.filemap import MAX_FILE_BYTES
 from numaemu.kernel.get_unmapped_area import MMAP_MIN_ADDR
 from numaemu.kernel.hugetlb_pool import hstate_at, hstate_sizelog
 from numaemu.kernel.inode import file_of
-from numaemu.kernel.mm_types import VM_SHARED
+from numaemu.kernel.mm_types import VM_SHARED, pool_t
 from numaemu.kernel.pgtable import mm_of
 from numaemu.kernel.stats import task_numbers
 from numaemu.kernel.vma_index import find_position, vma_index, vma_of
@@ -27,6 +27,20 @@ from numaemu.units import format_size, list_text
 
 MODES = ("O_RDONLY", "O_WRONLY", "O_RDWR", "O_ACCMODE")
 NSIG = 64
+
+
+TABLES = {"task": "tasks (MAX_TASKS)", "mm": "address spaces (MAX_MMS)", "vma": "mappings of all tasks together (MAX_VMAS)",
+          "mapping": "families of mappings (MAX_VMAS)", "inode": "files (MAX_INODES)", "file": "open files (MAX_FILES)",
+          "files_struct": "processes with descriptors (MAX_TASKS)"}
+
+
+def full_table(machine):
+    """The first of the machine's tables that has no number left, with its limit; None: there is room in all."""
+    for name, what in TABLES.items():
+        pool = pool_t.at(getattr(machine, f"{name}_pool"))
+        if pool.used + 1 >= pool.capacity and pool.nr_returned == 0:
+            return f"all {pool.capacity - 1} {what} that a machine may have are in use"
+    return None
 
 
 def explained(operations, number, method, args, error):
@@ -65,6 +79,8 @@ class Refusal:
             text = self.argument(name, argument, kind, value) if value is not None else None
             if text:
                 return text
+        if code in (errno.ENOMEM, errno.ENFILE) and (full := full_table(self.machine)):
+            return full
         for rule in (getattr(self, f"{name}_{self.method}", None), getattr(self, name, None)):
             text = rule() if rule else None
             if text:

@@ -164,7 +164,7 @@ def mkdir(system, path):
     used, groups = system.cgroups, cgroup_t.array(system.machine.cgroups)
     free = [n for n in range(1, MAX_CGROUPS) if n not in used and not is_charged(groups[n])]
     if not free:
-        raise error(errno.EAGAIN, path)
+        raise OSError(errno.EAGAIN, f"all {MAX_CGROUPS} groups (MAX_CGROUPS) that a machine may have are in use", path)
     for each in used.values():
         each.offline.discard(free[0])
     group = parent.children[name] = used[free[0]] = Cgroup(free[0], name, parent)
