@@ -226,7 +226,7 @@ class Replay(FileSteps):
 
     def op_setcpu(self, process, step):
         cpu = process.task.sched_setaffinity(set(numbers(step["cpus"])))
-        return {"ret": 0, "errno": 0, "cpu": cpu, "node": self.machine.cpus[cpu].node}
+        return {"ret": 0, "errno": 0, "cpu": cpu, "node": self.machine.topology.node_of_cpu(cpu)}
 
     # -- mappings
 

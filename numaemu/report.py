@@ -202,6 +202,9 @@ def machine_line(machine):
     parts = [f"{plural(len(nodes), 'node')}, {plural(cpus, 'CPU')}, {memory}"]
     if empty:
         parts.append(f"no CPUs in {plural(len(empty), 'node')} ({', '.join(map(str, empty))})")
+    bare = [i for i, node in enumerate(nodes) if not parse_size(node["memory"])]
+    if bare:
+        parts.append(f"no memory in {plural(len(bare), 'node')} ({', '.join(map(str, bare))})")
     latencies = sorted({ns for row in machine["latency"]["matrix"] for ns in row})
     spread = f"{latencies[0]} to {latencies[-1]}" if len(latencies) > 1 else f"{latencies[0]}"
     return ", ".join([*parts, f"a load takes {spread} ns"])

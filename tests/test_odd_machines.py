@@ -331,3 +331,46 @@ def test_the_shape_of_a_real_machine(loopback, name):
         assert nodes == {task.node} if task.node in with_memory else nodes < with_memory
     loop.drain()
     loop.audit()
+
+
+# -- with processes ----------------------------------------------------------------------------------------------
+
+def fill_and_read(task, nbytes):
+    """Under pressure: more than the near nodes have, all of it read again."""
+    words = task.mmap(nbytes).array()
+    words[::512] = np.arange(len(words) // 512)
+    return task.cpu, task.node, bool((words[::512] == np.arange(len(words) // 512)).all())
+
+
+def test_an_odd_machine_at_work():
+    """Shootdowns, fallback, reclaim and compaction between CPUs with gaps and nodes that are cut or empty."""
+    with Machine(ODD) as machine:
+        assert [cpu.id for cpu in machine.cpus] == [0, 1, 4, 6, 9] and machine.nodes[1].memory_bytes == 0
+        with pytest.raises(ValueError, match="cpu 5 is not one of 0-1,4,6,9"):
+            machine.spawn(fill_and_read, 4096, cpu=5)
+        machine.swapon("64MiB")
+        handles = [machine.spawn(fill_and_read, "12MiB", cpu=cpu.id) for cpu in machine.cpus]
+        assert [handle.result() for handle in handles] == [(cpu.id, cpu.node, True) for cpu in machine.cpus]
+        assert machine.stats()["vmstat"]["pswpout"] > 0
+        machine.write("/proc/sys/vm/compact_memory", "1")
+        machine.check()
+
+
+def where(task):
+    return task.cpu, task.node, int(task.mmap("4KiB").touch().nodes()[0])
+
+
+def test_many_cpus_at_the_end_of_the_numbers():
+    """The last words of every mask; the highest number there may be."""
+    with Machine({"node": [{"memory": "16MiB", "cpus": "0"}, {"memory": "8MiB", "cpus": "320-322,1023"}]}) as machine:
+        assert [machine.run(where, cpu=cpu.id) for cpu in machine.cpus] == [(cpu.id, cpu.node, cpu.node) for cpu in machine.cpus]
+        assert machine.read(f"{NODES}/node1/cpulist") == "320-322,1023\n"
+        threads, task = [], machine.task(cpu=1023)
+        area = task.mmap("16KiB").touch()
+        for cpu in (0, 320, 322):
+            threads.append(task.clone(cpu=cpu))
+            threads[-1].load(area.pages())
+        before = machine.stats()["vmstat"]["nr_tlb_remote_flush"]
+        area.munmap()
+        assert machine.stats()["vmstat"]["nr_tlb_remote_flush"] > before
+        machine.check()

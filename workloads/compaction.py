@@ -50,7 +50,7 @@ def figures(machine, node):
 
 def main(machine):
     from rich.console import Console
-    node = machine.cpus[0].node
+    node = next(node.id for node in machine.nodes if node.cpus and node.memory_bytes)
     task, pages, words = fragment(machine, node)
     before, rows = [z for z in machine.pageblocks() if z["node"] == node], {"before": figures(machine, node)}
     machine.write(f"/sys/devices/system/node/node{node}/compact", "1")

@@ -22,7 +22,7 @@ def touch_shares(task, cpus):
 
 
 def main(machine):
-    readers = [node.cpus[0] for node in machine.nodes if node.cpus]
-    shares = machine.run(touch_shares, readers)
-    return {f"cpu {cpu} on node {machine.cpus[cpu].node}": {f"pages on node {n.id}": nodes.count(n.id) for n in machine.nodes}
-            for cpu, nodes in zip(readers, shares)}
+    readers = {node.cpus[0]: node.id for node in machine.nodes if node.cpus}
+    shares = machine.run(touch_shares, list(readers))
+    return {f"cpu {cpu} on node {node}": {f"pages on node {n.id}": nodes.count(n.id) for n in machine.nodes}
+            for (cpu, node), nodes in zip(readers.items(), shares)}

@@ -48,7 +48,7 @@ def take_blocks(task, order):
 
 def measure(machine, order, lumpy):
     """One mode, one size of blocks: a column of the table."""
-    node = machine.cpus[0].node
+    node = next(node.id for node in machine.nodes if node.cpus and node.memory_bytes)
     machine.swapon(machine.nodes[node].memory_bytes, name="/dev/vdl")
     machine.write(SWITCH, int(lumpy))
     task, pages, words = fragment(machine, node)

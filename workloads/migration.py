@@ -41,8 +41,9 @@ def migrate(task, near, far):
 
 
 def main(machine):
-    near = machine.cpus[0].node
-    others = [node.id for node in machine.nodes if node.memory_bytes and node.id != near]
+    memory, here = [node.id for node in machine.nodes if node.memory_bytes], machine.cpus[0].node
+    near = min(memory, key=lambda n: machine.topology.latency_ns[here][n])
+    others = [node for node in memory if node != near]
     if not others:
         return "one node only: there is nowhere to move to"
     far = max(others, key=lambda n: machine.topology.latency_ns[near][n])

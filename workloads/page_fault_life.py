@@ -81,7 +81,7 @@ def step(machine, task, what, addr, action, is_access):
 
 def fill(machine):
     other = machine.task(cpu=0, name="other")
-    other.mmap(machine.nodes[0].memory_bytes).touch()
+    other.mmap(next(node.memory_bytes for node in machine.nodes if node.memory_bytes)).touch()
     other.exit()
 
 

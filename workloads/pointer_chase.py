@@ -38,6 +38,7 @@ def chase(task, pages):
 
 def main(machine):
     l1, l2 = machine.topology.l1.entries, machine.topology.l2.entries
-    most = machine.nodes[machine.cpus[0].node].memory_bytes // 4096 // 2
+    near = machine.nodes[machine.cpus[0].node].memory_bytes or max(node.memory_bytes for node in machine.nodes)
+    most = near // 4096 // 2
     sizes = (l1 // 4, l1 // 2, l1, 2 * l1, l2 // 2, l2, 2 * l2, 4 * l2)
     return [machine.run(chase, pages) for pages in sorted(set(sizes)) if 0 < pages <= most]

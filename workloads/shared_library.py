@@ -47,7 +47,7 @@ def main(machine):
     tasks, mapped, table = [], [], {}
     for count in (1, 2, 4, 8):
         while len(tasks) < count:
-            tasks.append(machine.task(cpu=len(tasks) % len(machine.cpus), name=f"user{len(tasks)}"))
+            tasks.append(machine.task(cpu=machine.cpus[len(tasks) % len(machine.cpus)].id, name=f"user{len(tasks)}"))
             mapped.append(map_library(tasks[-1]))
             use(tasks[-1], *mapped[-1])
         table[f"{count} use it"] = row(machine, tasks)

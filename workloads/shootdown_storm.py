@@ -57,6 +57,6 @@ def storm(task, others):
 
 
 def main(machine):
-    cpus = list(range(min(len(machine.cpus), MOST_THREADS)))
+    cpus = [cpu.id for cpu in machine.cpus[:MOST_THREADS]]
     sizes = [n for n in (1, 2, 3, 4, 8, 16) if n <= len(cpus)]
     return [machine.run(storm, cpus[1:n]) for n in sizes]
