@@ -328,7 +328,7 @@ class Coordinator(Actor):
     # -- swap
 
     def rpc_swapon(self, name, nbytes, priority, kind):
-        swapon.swapon(self.machine, name, nbytes, priority, kind)
+        return swapon.swapon(self.machine, name, nbytes, priority, kind)
 
     def rpc_swapoff(self, name):
         """Everything that the area holds comes back first, on CPU 0."""

@@ -18,6 +18,7 @@ import zlib
 from concurrent.futures import Future, wait
 
 from numaemu import host_memory, lifetime, precompile, shm, trust
+from numaemu.arguments import runnable
 from numaemu.errors import MachineCheck
 from numaemu.payload import dump_function
 from numaemu.screen import Screen
@@ -312,7 +313,7 @@ class Machine:
     def spawn(self, function, *args, cpu=0, name=None):
         """Run function(task, *args) as a new task in CPU `cpu`'s process; a handle."""
         self._check_cpu(cpu)
-        payload = dump_function(function, args)
+        payload = dump_function(runnable("spawn", function), args)
         run, future = self._new_run()
         try:
             _, pid = self._ask("spawn", run, cpu, name or getattr(function, "__name__", "task"), payload)
@@ -419,10 +420,10 @@ class Machine:
     # -- swap
 
     def swapon(self, size, name=None, priority=None, kind="disk"):
-        """Add a swap area, header page included; `kind` "zram" keeps its pages compressed in memory. Its name."""
-        name = name or {"disk": "/dev/vdb", "zram": "/dev/zram0"}.get(kind, kind)
-        self._ask("swapon", name, parse_size(size, "swapon size"), priority, kind)
-        return name
+        """Add a swap area, header page included; `kind` "zram" keeps its pages compressed in memory. Its name, which is the
+        next one of its kind unless one is given.
+        """
+        return self._ask("swapon", name, parse_size(size, "swapon size"), priority, kind)
 
     def swapoff(self, name):
         """Bring everything back that a swap area holds, and take it away."""

@@ -439,6 +439,21 @@ def test_shared_objects_in_swap_are_accounted_for_and_come_back_at_swapoff(two_n
 
 
 @pytest.mark.interpreted
+def test_names_of_areas(two_nodes):
+    """The next device of a kind; swapoff of what is not there is ENOENT, of what is no area EINVAL."""
+    machine = two_nodes.machine
+    names = [swapon.swapon(machine, None, 1 << 20, kind=kind) for kind in ("disk", "zram", "disk", "zram")]
+    assert names == ["/dev/vdb", "/dev/zram0", "/dev/vdc", "/dev/zram1"]
+    two_nodes.task().open("/mnt/f", O_RDWR | O_CREAT)
+    for name, number in (("/dev/none", errno.ENOENT), ("/mnt/f", errno.EINVAL), ("/dev/vda", errno.EINVAL)):
+        with pytest.raises(OSError, match="swapoff: .*not a swap area") as caught:
+            swapon.swapoff_begin(machine, name)
+        assert caught.value.errno == number and caught.value.filename == name
+    with pytest.raises(OSError, match="swapon: priority 40000 must be 0 to 32767"):
+        swapon.swapon(machine, None, 1 << 20, 40000)
+
+
+@pytest.mark.interpreted
 @pytest.mark.parametrize("prot", [PROT_NONE, PROT_READ])
 def test_swapoff_brings_a_page_back_under_the_protection_of_its_mapping(two_nodes, prot):
     swapon.swapon(two_nodes.machine, "area", 1 << 20)

@@ -4,6 +4,7 @@ Areas are made by the coordinator. They are partitions of their own, MAX_SWAPFIL
 pages compressed in memory.
 """
 import errno
+import string
 import time
 
 import numpy as np
@@ -11,6 +12,7 @@ import numpy as np
 from numaemu.atomic import compare_exchange, fetch_add, fetch_and, fetch_or, load_acquire, store_release
 from numaemu.compile import entry, hot, kernel
 from numaemu.kernel.fork import mmget_not_zero, mmput
+from numaemu.kernel.inode import inode_name, inode_of
 from numaemu.kernel.memory import handle_mm_fault
 from numaemu.kernel.mm_inline import folio_lock, folio_test, folio_unlock
 from numaemu.kernel.mm_types import SHMEM, VM_FAULT_OOM, PG_swapcache, pool_t
@@ -31,6 +33,7 @@ from numaemu.processor import cpu_t
 
 U = np.uint64
 KINDS = ("disk", "zram")
+MOST_PRIORITY = 32767            # SWAP_FLAG_PRIO_MASK
 PF_OOM_ORIGIN = 1 << 40          # in cpu.flags: it empties a swap area (Linux: oom_flag_origin)
 SWP_OOM_ORIGIN, SWP_OOM_KILLED = 1 << 30, 1 << 31        # of an area: swapoff empties it; it shall give up
 
@@ -45,20 +48,41 @@ def areas(machine):
     return [swap.info[kind] for kind in range(MAX_SWAPFILES) if swap.info[kind].flags & SWP_USED]
 
 
+def free_name(machine, kind):
+    """The next device of a kind that is no swap area yet: /dev/vdb to /dev/vdz, as the first disk is vda; /dev/zram0 and so on."""
+    names = [f"/dev/zram{n}" for n in range(MAX_SWAPFILES)] if kind == "zram" else [f"/dev/vd{c}" for c in string.ascii_lowercase[1:]]
+    used = {area_name(info) for info in areas(machine)}
+    return next((name for name in names if name not in used), f"/dev/vda{len(used)}")
+
+
+def exists(machine, name):
+    """True if a file, or the machine's first disk, has a name."""
+    inodes = (inode_of(machine, n) for n in range(1, pool_t.at(machine.inode_pool).used + 1))
+    return name == "/dev/vda" or any(inode.nlink and inode_name(inode) == name for inode in inodes)
+
+
 def swapon(machine, name, nbytes, priority=None, kind="disk"):
-    """Add an area of `nbytes`, header page included; those without a priority come after all others, in their order."""
+    """Add an area of `nbytes`, header page included; those without a priority come after all others, in their order.
+
+    Without a name it is the next device of its kind. The area's name.
+    """
     swap, pages = swap_of(machine), nbytes // PAGE_SIZE
     if kind not in KINDS:
         raise ValueError(f"swapon {name}: kind {kind!r} is not one of {', '.join(KINDS)}")
+    name = free_name(machine, kind) if name is None else name
+    if not isinstance(name, str):
+        raise TypeError(f"swapon: name must be text, not {name!r}")
+    if priority is not None and (not isinstance(priority, int) or not 0 <= priority <= MOST_PRIORITY):
+        raise OSError(errno.EINVAL, f"swapon: priority {priority!r} must be 0 to {MOST_PRIORITY}", name)
     if not 2 <= pages <= 1 << SWP_OFFSET_BITS:
         raise ValueError(f"swapon {name}: {nbytes} bytes, must be 8 KiB to {PAGE_SIZE << SWP_OFFSET_BITS >> 30} GiB")
     if not 0 < len(name.encode()) < SWAP_NAME_BYTES:
         raise ValueError(f"swapon: name {name!r} must have 1 to {SWAP_NAME_BYTES - 1} bytes")
     if any(area_name(info) == name for info in areas(machine)):
-        raise OSError(errno.EBUSY, "swap area in use", name)
+        raise OSError(errno.EBUSY, "swapon: swap area in use", name)
     free = [swap.info[n] for n in range(MAX_SWAPFILES) if not swap.info[n].flags & SWP_USED]
     if not free:
-        raise OSError(errno.EPERM, f"at most {MAX_SWAPFILES} swap areas", name)
+        raise OSError(errno.EPERM, f"swapon: at most {MAX_SWAPFILES} swap areas", name)
     info = free[0]
     raw = name.encode().ljust(SWAP_NAME_BYTES, b"\0")
     for i, byte in enumerate(raw):
@@ -70,6 +94,7 @@ def swapon(machine, name, nbytes, priority=None, kind="disk"):
     fetch_add(machine, "total_swap_pages", pages - 1)
     fetch_add(machine, "nr_swap_pages", pages - 1)
     store_release(info, "flags", SWP_USED | SWP_WRITEOK | (SWP_SYNCHRONOUS_IO if kind == "zram" else 0))
+    return name
 
 
 def locked(info):
@@ -88,7 +113,10 @@ def swapoff_begin(machine, name):
             fetch_add(machine, "nr_swap_pages", info.inuse_pages + 1 - info.max)
             store_release(info, "lock", U(0))
             return info.type
-    raise OSError(errno.EINVAL, "not a swap area", name)
+    if not exists(machine, name):
+        there = ", ".join(area_name(info) for info in areas(machine)) or "none"
+        raise OSError(errno.ENOENT, f"swapoff: no file or device has this name (swap areas: {there}), it is not a swap area", name)
+    raise OSError(errno.EINVAL, "swapoff: not a swap area", name)
 
 
 def swapoff_end(machine, kind):
