@@ -74,6 +74,7 @@ UPPER_FLOORS = {
     "trust.py",
     "units.py",
     "user_kernels.py",
+    "where.py",
     "wire.py",
 }
 

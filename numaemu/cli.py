@@ -4,6 +4,7 @@ Each command answers with an exit status; `main` turns what goes wrong into one 
 0 main returned, 1 it raised, 2 wrong usage or machine file, 3 an emulator process died, 130 Ctrl-C.
 """
 import ast
+import contextlib
 import importlib.util
 import inspect
 import json
@@ -12,6 +13,7 @@ import random
 import re
 import signal
 import sys
+import threading
 import time
 import types
 import warnings
@@ -19,13 +21,14 @@ import warnings
 import click
 
 import numaemu
-from numaemu import report
+from numaemu import report, where
 from numaemu.errors import ConfigError, MachineCheck, NumaemuWarning
 from numaemu.machine_file import KEYWORDS
 from numaemu.topology import list_presets, load_topology
 from numaemu.units import check_table, shown
 
 DONE, RAISED, USAGE, MACHINE_DIED, INTERRUPTED = 0, 1, 2, 3, 130
+MAX_TIMEOUT = threading.TIMEOUT_MAX / 2
 MAX_SEED = 2**32 - 1     # what numpy.random.seed takes
 
 
@@ -35,6 +38,33 @@ class WorkloadRaised(Exception):
     def __init__(self, error):
         super().__init__(error)
         self.error = error
+
+
+class TimeLimit:
+    """--timeout: Ctrl-C from a thread."""
+
+    is_left, seconds = True, None
+
+    def limit(self, seconds):
+        """From now on; None: there is no limit."""
+        self.is_left, self.seconds = True, seconds
+        if seconds is None:
+            return
+        if signal.getsignal(signal.SIGINT) != signal.default_int_handler:        # in a shell's background Ctrl-C is ignored
+            signal.signal(signal.SIGINT, self.interrupt)
+        threading.Thread(target=self.wait, args=(threading.get_ident(),), daemon=True, name="timeout").start()
+
+    def wait(self, main):
+        time.sleep(self.seconds)
+        self.is_left = False
+        signal.pthread_kill(main, signal.SIGINT)
+
+    def interrupt(self, *_):
+        if not self.is_left:
+            raise KeyboardInterrupt
+
+
+TIME = TimeLimit()
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -55,6 +85,8 @@ def cli():
               help="As vm.min_free_kbytes=4096; repeatable.")
 @click.option("--seed", type=click.IntRange(0, MAX_SEED), default=0, metavar="N",
               help="Seeds random and numpy.random; machine.seed. Default 0.")
+@click.option("--timeout", type=click.FloatRange(0, MAX_TIMEOUT, min_open=True), metavar="SECONDS",
+              help="End the run after so long, as Ctrl-C does, and say where each task is.")
 @click.option("--lockstep", is_flag=True, help="CPUs take turns by emulated time (not there yet).")
 @click.option("--json", "json_path", metavar="FILE", help="Write all figures there.")
 @click.option("--quiet", is_flag=True, help="No progress and no summary, only the result.")
@@ -69,6 +101,7 @@ def run(**options):
         raise ConfigError("lockstep is not there yet")
     check_writable(options.json_path)
     path = workload_path(options.workload)
+    TIME.limit(options.timeout)
     start_early(path, options)
     seed_all(options.seed)
     sys.argv = [options.workload, *options.args]
@@ -183,7 +216,11 @@ def run_workload(module, topology, options):
         machine.seed = options.seed
         progress.watch(machine)
         start = time.perf_counter()
-        result = call_main(module, machine)
+        try:
+            result = call_main(module, machine)
+        except KeyboardInterrupt as error:
+            error.whereabouts = whereabouts(error, machine)
+            raise
         wall_s = time.perf_counter() - start
         if machine.closed:
             raise WorkloadRaised(RuntimeError("main(machine) has closed the machine and its figures are lost; "
@@ -192,6 +229,14 @@ def run_workload(module, topology, options):
     return {"numaemu": numaemu.__version__, "machine": topology.to_dict(), "workload": options.workload, "mode": "free",
             "seed": options.seed, "wall_s": wall_s, "compiled": progress.kernels, "emulated_ns": stats["emulated_ns"], "result": result,
             "vmstat": stats["vmstat"], "nodes": stats["nodes"], "cpus": stats["cpus"], "tasks": stats["tasks"]}
+
+
+def whereabouts(error, machine):
+    """Where main and the tasks were when a run was interrupted: a line each."""
+    lines = [f"main: {place}"] if (place := where.of_error(error)) else []
+    with contextlib.suppress(MachineCheck, TimeoutError, OSError, KeyboardInterrupt):
+        lines += machine.whereabouts()
+    return lines
 
 
 def boot(topology, progress):
@@ -328,9 +373,12 @@ def main(argv=None):
         return fail(USAGE, error.format_message() if isinstance(error, click.ClickException) else error)
     except MachineCheck as error:
         return fail(MACHINE_DIED, error)
-    except (KeyboardInterrupt, click.Abort):
+    except (KeyboardInterrupt, click.Abort) as error:
         signal.signal(signal.SIGINT, signal.SIG_IGN)
-        return fail(INTERRUPTED, "interrupted")
+        fail(INTERRUPTED, "interrupted" if TIME.is_left else f"interrupted after {TIME.seconds:g} s (--timeout)")
+        for line in getattr(error.__cause__ or error, "whereabouts", ()):        # click has made an Abort of it
+            print(f"  {line}", file=sys.stderr)
+        return INTERRUPTED
     except BrokenPipeError:
         return nobody_reads()
 

@@ -247,6 +247,13 @@ class Coordinator(Actor):
         """A CPU's lines for the kernel's log."""
         self.system.kmsg.extend(lines)
 
+    def rpc_whereabouts(self, cpu):
+        """What the tasks of a CPU's process do."""
+        return self.ask(self.cpu_actor(cpu), "whereabouts")
+
+    def rpc_doing(self, name):
+        return self.doing(name)
+
     def rpc_compiled(self, name, where):
         """A CPU has compiled a user's function."""
         self.tell_driver("compiled", name, where)

@@ -45,6 +45,7 @@ from numaemu.refusals import full_table
 from numaemu.runqueue import RunQueue
 from numaemu.task import Handle, Task
 from numaemu.threads import Threads
+from numaemu.where import Running
 from numaemu.wire import Failure, Sealed, dumps, failure, in_words, opened, sealed, settle
 
 PRINT_BYTES = 1 << 20    # of one CPU's tasks wait at most to be shown, then who prints waits; assumed
@@ -190,7 +191,7 @@ class Cpu(Actor):
         _cpus[cpu_number] = self
         self.operations = Operations(self)
         self.runs, self.run_numbers = {}, itertools.count(1)      # functions that tasks here have started elsewhere
-        self.threads = Threads("op")
+        self.threads, self.running = Threads("op"), Running()
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         sys.stdout = Printer(self)
         if JIT:
@@ -254,11 +255,13 @@ class Cpu(Actor):
     def run_task(self, owner, run, number, pid, payload):
         """The thread of a spawned function: call it, end the task, report."""
         task = Task(number, pid, self)
+        self.running.begin(number, pid)
         try:
             function, args = load_function(payload)
             answer = function(task, *args)
         except BaseException as error:
             answer = failure(error)
+        self.running.end()
         try:
             killed = kill_task(task)
             if killed and not isinstance(answer, Failure):
@@ -271,6 +274,12 @@ class Cpu(Actor):
             self.tell(owner, "finished", run, answer)
         except Exception as error:
             self.tell(owner, "finished", run, sealed(failure(type(error)(f"{answer.what} cannot be sent: {in_words(error)}"))))
+
+    def rpc_whereabouts(self):
+        """(pid, name, where) of each task whose function runs in this process."""
+        tasks = task_t.array(self.machine.tasks)
+        return [(pid, bytes(tasks[number].comm.as_numpy()).rstrip(b"\0").decode(errors="replace"), where)
+                for (number, pid), where in self.running.lines()]
 
     def rpc_op(self, number, pid, method, args):
         """An operation of a task that is driven from elsewhere; it may take long, so it gets a thread."""

@@ -29,6 +29,7 @@ from numaemu.wire import Sealed, dumps, opened, receive_frame, send_frame, settl
 
 SHOW_S = 0.3             # how long a death is kept back at most for printed text, and results behind it, that came before
 TELL_S = 0.5             # how long the fork server may take to tell how a coordinator has ended, that is known to have
+ASKED_S = 1.0            # how long CPUs have to say where their tasks are
 END_S = 5.0              # how long an ending machine is waited for before its processes are killed
 
 
@@ -440,6 +441,15 @@ class Machine:
     def check(self):
         """Audit every frame; raises MachineCheck on the first inconsistency. {zone: pages by state}"""
         return self._ask("check")
+
+    def whereabouts(self):
+        """A line for each task that runs a function: where in it; for a CPU that does not answer at once, what it is at."""
+        asked = [(cpu.id, self._request("whereabouts", cpu.id)) for cpu in self.cpus]
+        done, _ = wait([future for _, future in asked], ASKED_S)
+        lines = [f"task {pid} ({name}) on cpu {cpu}: {where or 'in no line of its own'}"
+                 for cpu, future in asked if future in done for pid, name, where in future.result()]
+        return lines + [f"cpu {cpu} does not answer{self._request('doing', f'cpu {cpu}').result(ASKED_S)}"
+                        for cpu, future in asked if future not in done]
 
     # -- the end
 

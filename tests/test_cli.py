@@ -480,8 +480,20 @@ def test_ctrl_c_ends_a_run_and_every_process(workload, tmp_path, wait, fresh):
     finally:
         process.kill()                       # else a run that did not end would disturb whatever comes after it
     assert process.returncode == 130
-    assert without_progress(errors).split() == ["numaemu:", "interrupted"]
+    said = without_progress(errors).strip().splitlines()
+    assert said[0] == "numaemu: interrupted" and re.fullmatch(r"  main: story.py, line \d+, in main", said[1])
+    assert re.fullmatch(r"  (task \d+ \(busy\) on cpu 1: story.py, line \d+, in busy|cpu 1 does not answer.*)", said[2])
     assert psutil.wait_procs(children, timeout=10)[1] == []
+
+
+@pytest.mark.parametrize("ignored", [False, True])
+def test_a_time_limit_ends_a_run_like_ctrl_c(workload, ignored):
+    """Also in the background of a shell, which ignores Ctrl-C."""
+    done = subprocess.run([sys.executable, "-m", "numaemu", "run", "--timeout", "5", workload(SLEEPY.format(wait="handle.result()")),
+                           "--memory-per-node", "32MiB"], capture_output=True, text=True, timeout=DEADLINE_S, env=ENVIRONMENT,
+                          preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_IGN if ignored else signal.default_int_handler))
+    assert done.returncode == 130
+    assert without_progress(done.stderr).strip().startswith("numaemu: interrupted after 5 s (--timeout)\n")
 
 
 def test_reader_that_goes_away_ends_it_quietly(workload):
