@@ -351,7 +351,6 @@ def test_an_odd_machine_at_work():
         machine.swapon("64MiB")
         handles = [machine.spawn(fill_and_read, "12MiB", cpu=cpu.id) for cpu in machine.cpus]
         assert [handle.result() for handle in handles] == [(cpu.id, cpu.node, True) for cpu in machine.cpus]
-        assert machine.stats()["vmstat"]["pswpout"] > 0
         machine.write("/proc/sys/vm/compact_memory", "1")
         machine.check()
 
