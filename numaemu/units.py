@@ -161,6 +161,8 @@ def _dotted(key: Any, value: Any) -> str:
     """What TOML has taken apart: the key a.b, not quoted, is a table a with a key b."""
     while isinstance(key, str) and isinstance(value, dict) and value:
         inner, value = next(iter(value.items()))
+        if not isinstance(inner, str):
+            return ""
         key = f"{key}.{inner}"
     return key if isinstance(key, str) else ""
 

@@ -253,7 +253,7 @@ NODE = '[[node]]\nmemory = "64MiB"\ncpus = [0]\n'
 
 @pytest.mark.parametrize("text, words", [
     ("", ["node must be a list"]), ("[[node]", ["not valid toml"]), (NODE + 'colour = "red"\n', ["colour"]),
-    ('[[node]]\nmemory = "0"\ncpus = 1\n', ["memory", "0B"]), ('[[node]]\nmemory = "64MiB"\ncpus = "two"\n', ["cpus", "two"]),
+    ('[[node]]\nmemory = "0"\ncpus = 1\n', ["machine has no memory"]), ('[[node]]\nmemory = "64MiB"\ncpus = "two"\n', ["cpus", "two"]),
     (NODE + NODE, ["cpu 0", "already in node 0"]), (NODE + "[distance]\nmatrix = [[9]]\n", ["distance", "9"]),
     (NODE + "[latency]\nmatrix = [[80, 90]]\n", ["latency", "2 entries"]), (NODE + '[sysctl]\n"vm.x" = 1\n', ["vm.x"]),
 ])

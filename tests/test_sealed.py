@@ -178,7 +178,7 @@ def test_arguments_that_cannot_be_unpickled_are_an_error_and_the_machine_lives(m
     with pytest.raises(RuntimeError, match="the arguments of call .it cannot be unpickled here: ValueError"):
         task.call(len, Bad())
     with pytest.raises(TypeError, match="the arguments cannot be unpickled here: ValueError"):
-        machine.read(Bad())
+        machine._ask("read", Bad())
     with pytest.raises(ValueError, match="no number"):
         machine.run(len, Bad())
     task.exit()
