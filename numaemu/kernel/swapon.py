@@ -72,8 +72,8 @@ def swapon(machine, name, nbytes, priority=None, kind="disk"):
     name = free_name(machine, kind) if name is None else name
     if not isinstance(name, str):
         raise TypeError(f"swapon: name must be text, not {name!r}")
-    if priority is not None and (not isinstance(priority, int) or not 0 <= priority <= MOST_PRIORITY):
-        raise OSError(errno.EINVAL, f"swapon: priority {priority!r} must be 0 to {MOST_PRIORITY}", name)
+    if priority is not None and (not isinstance(priority, int) or not -1 <= priority <= MOST_PRIORITY):
+        raise OSError(errno.EINVAL, f"swapon: priority {priority!r} must be 0 to {MOST_PRIORITY}, or -1 for none", name)
     if not 2 <= pages <= 1 << SWP_OFFSET_BITS:
         raise ValueError(f"swapon {name}: {nbytes} bytes, must be 8 KiB to {PAGE_SIZE << SWP_OFFSET_BITS >> 30} GiB")
     if not 0 < len(name.encode()) < SWAP_NAME_BYTES:
@@ -88,7 +88,7 @@ def swapon(machine, name, nbytes, priority=None, kind="disk"):
     for i, byte in enumerate(raw):
         info.name[i] = byte
     lowest = min([info.prio for info in areas(machine)] + [-1])
-    info.prio = lowest - 1 if priority is None else priority
+    info.prio = lowest - 1 if priority is None or priority < 0 else priority
     info.kind = SWAP_ZRAM if kind == "zram" else SWAP_DISK
     info.max, info.inuse_pages, info.cluster_next = pages, 0, 1
     fetch_add(machine, "total_swap_pages", pages - 1)
