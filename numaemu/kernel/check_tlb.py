@@ -7,9 +7,10 @@ import numpy as np
 
 from numaemu.compile import entry, hot, kernel
 from numaemu.errors import MachineCheck
+from numaemu.kernel.hugetlb_pool import hpage_pages
 from numaemu.kernel.init_mm import kernel_pte
 from numaemu.kernel.mm_types import machine_t, pool_t
-from numaemu.kernel.pgtable import entry_offset, leaf_of, mm_of, pmd_size, pte_pfn, pte_present, table_at
+from numaemu.kernel.pgtable import _PAGE_SPECIAL, entry_offset, leaf_of, mm_of, pmd_size, pte_pfn, pte_present, table_at
 from numaemu.kernel.ptdump import entry_text
 from numaemu.paging import _PAGE_DIRTY, _PAGE_NX, _PAGE_PSE, _PAGE_RW, _PAGE_USER, entry_load
 from numaemu.param import L1_ENTRIES_MAX, L1_VIEWS
@@ -33,15 +34,25 @@ def mm_of_id(machine, mm_id):
 def owner_of(machine, cpu, tag):
     """The address space whose page table an entry with this tag has to agree with; 0: none, it is forgotten before its use."""
     if tag & TAG_VALID != U(0):
-        return cpu.mm if cpu.mm != 0 and cpu.tlb_gen == mm_of(machine, cpu.mm).tlb_gen else 0
+        mm = mm_of(machine, cpu.mm)              # its number may have gone to another one since: context_switch looks at the id
+        return cpu.mm if cpu.mm != 0 and cpu.mm_id == mm.id and mm.users > 0 and cpu.tlb_gen == mm.tlb_gen else 0
     asid = np.int64(tag & TAG_ASID)
     number = mm_of_id(machine, cpu.asid_mm_id[asid]) if asid != 0 else 0
     return number if number != 0 and cpu.asid_gen[asid] == mm_of(machine, number).tlb_gen else 0
 
 
 @hot
+def both_zero(machine, host, leaf):
+    """True if a huge mapping of zeros has been taken apart, which flushes nothing: the entry means the small page of zeros."""
+    pfn = np.int64(((host & PAGE_MASK) - machine.memory) >> U(12)) - machine.huge_zero_pfn
+    return leaf & _PAGE_SPECIAL != U(0) and machine.huge_zero_pfn != 0 and 0 <= pfn < hpage_pages(machine)
+
+
+@hot
 def gives_more(machine, host, writable, leaf):
     """True if a translation to a frame's `host` word allows what a leaf entry does not."""
+    if pte_present(leaf) and both_zero(machine, host, leaf):
+        return writable
     if not pte_present(leaf) or U(pte_pfn(leaf)) << U(12) != (host & PAGE_MASK) - machine.memory:
         return True
     if writable and leaf & (_PAGE_RW | _PAGE_DIRTY) != _PAGE_RW | _PAGE_DIRTY:
