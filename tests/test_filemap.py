@@ -195,7 +195,7 @@ class FileMachine(RuleBasedStateMachine):
         self.loop.close()
 
 
-FileMachine.TestCase.settings = settings(max_examples=60 if JIT else 3, stateful_step_count=40 if JIT else 20)
+FileMachine.TestCase.settings = settings(max_examples=40 if JIT else 3, stateful_step_count=40 if JIT else 20)
 TestFiles = pytest.mark.interpreted(FileMachine.TestCase)
 
 

@@ -183,7 +183,7 @@ class MemoryMachine(RuleBasedStateMachine):
         self.loop.close()
 
 
-MemoryMachine.TestCase.settings = settings(max_examples=60 if JIT else 4, stateful_step_count=40)
+MemoryMachine.TestCase.settings = settings(max_examples=40 if JIT else 4, stateful_step_count=40)
 TestMemory = pytest.mark.interpreted(MemoryMachine.TestCase)
 
 

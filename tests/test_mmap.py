@@ -193,7 +193,7 @@ class MappingMachine(RuleBasedStateMachine):
         self.loop.close()
 
 
-MappingMachine.TestCase.settings = settings(max_examples=60 if JIT else 4, stateful_step_count=40)
+MappingMachine.TestCase.settings = settings(max_examples=30 if JIT else 4, stateful_step_count=40)
 TestMappings = pytest.mark.interpreted(MappingMachine.TestCase)
 
 

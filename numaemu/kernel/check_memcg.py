@@ -109,9 +109,7 @@ def charged_objects(machine):
 
 
 def audit_memcg(machine):
-    found = np.concatenate([charged_pages(machine), charged_objects(machine)])
-    for number in range(MAX_CGROUPS):
-        group = cgroup_t.array(machine.cgroups)[number]
-        for name, says in zip(COUNTED, found[:, number].tolist()):
-            if getattr(group, name) != says:
-                raise MachineCheck(f"control group {number}: {name} is {getattr(group, name)}, what is charged says {says}")
+    groups = cgroup_t.array(machine.cgroups).as_numpy(MAX_CGROUPS)
+    for name, says in zip(COUNTED, np.concatenate([charged_pages(machine), charged_objects(machine)])):
+        for number in np.flatnonzero(groups[name] != says):
+            raise MachineCheck(f"control group {number}: {name} is {groups[name][number]}, what is charged says {says[number]}")
