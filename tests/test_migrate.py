@@ -4,6 +4,7 @@ import errno
 import numpy as np
 import pytest
 
+from numaemu.build import JIT
 from numaemu.uapi import (MAP_ANONYMOUS, MAP_SHARED, MPOL_BIND, MPOL_INTERLEAVE, MPOL_MF_MOVE, MPOL_MF_MOVE_ALL,
                           MPOL_MF_STRICT, PROT_NONE, PROT_READ, PROT_WRITE)
 
@@ -62,6 +63,7 @@ def test_more_pages_than_a_batch(loopback):
     loop.audit()
 
 
+@pytest.mark.skipif(not JIT, reason="reclaim in vain takes minutes interpreted")
 def test_a_full_node_takes_what_fits(loopback):
     """Node 1 has room for less than asked: the rest stays where it is, with its contents."""
     loop = loopback(nodes=2, cpus_per_node=1, memory_per_node="4MiB")
