@@ -210,6 +210,7 @@ def patterned(task, size, seed):
 
 @pytest.mark.interpreted
 @pytest.mark.parametrize("kind", ["disk", "zram"])
+@pytest.mark.skipif(not JIT, reason="reclaim of a full machine takes minutes interpreted")
 def test_what_does_not_fit_comes_back_as_it_was(loopback, kind):
     loop = loopback(nodes=1, cpus_per_node=1, memory_per_node="4MiB")
     swapon.swapon(loop.machine, "area", 16 << 20, kind=kind)
