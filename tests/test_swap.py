@@ -279,6 +279,22 @@ def test_what_reclaim_knows_of_the_lists_is_as_old_as_the_last_flush(loopback):
 
 
 @pytest.mark.interpreted
+def test_reclaim_on_a_young_machine_makes_the_sums_first(loopback):
+    """They would be 0 until two seconds have passed, and no list would ever seem low."""
+    loop = loopback(nodes=1, cpus_per_node=1, memory_per_node="8MiB")
+    swapon.swapon(loop.machine, "area", 16 << 20)
+    task, lruvec = loop.task(), lruvec_of(loop.machine, 0)
+    area = task.mmap("16MiB")
+    pages = area.pages()
+    for first in range(0, len(pages), 16):
+        task.store(pages[first:first + 16], np.uint64(1))
+        if loop.vmstat()["pgscan_direct"] + loop.vmstat()["pgscan_kswapd"] > 0:
+            break
+    assert task.clock_ns < 2_000_000_000 and loop.vmstat()["pgscan_anon"] > 0
+    assert lruvec.state[LRU_INACTIVE_ANON] + lruvec.state[LRU_INACTIVE_ANON + 1] > 500
+
+
+@pytest.mark.interpreted
 def test_pages_of_zeros_are_noted_not_written(loopback):
     loop = loopback(nodes=1, cpus_per_node=1, memory_per_node="8MiB")
     swapon.swapon(loop.machine, "area", 16 << 20)

@@ -13,7 +13,6 @@ MACHINE = dict(nodes=1, cpus_per_node=1, memory_per_node="128MiB")
 STEPS = (0, 20, 40, 60, 80, 100, 120, 140, 160, 180, 200)
 PATH = "/mnt/data"
 BAR = 40                         # characters
-SETTLED_MS = 2500                # reclaim goes by sums of the lists that are made anew every 2 s of emulated time
 COUNTED = ("pgsteal_anon", "pgsteal_file", "pswpin", "workingset_refault_file")
 
 
@@ -37,7 +36,6 @@ def pressure(machine, free):
             file.seek(0)
             file.read_through()
         area = fill(owner, free // 3)
-        owner.sleep(SETTLED_MS)
         before = counters(machine)
         fill(other, free // 2)
         machine.settle()

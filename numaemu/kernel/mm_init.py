@@ -32,7 +32,7 @@ from numaemu.kernel.slowpath import slowpath_t
 from numaemu.kernel.swap import cpu_fbatches_t
 from numaemu.kernel.swapfile import MAX_SWAPFILES, MAX_SWAP_ENTRIES, SWP_OFFSET_BITS, swap_t
 from numaemu.kernel.thread_stack import init_stacks, thread_stack_blocks
-from numaemu.kernel.timer import HPAGE_FRAG_CHECK_INTERVAL_NS, STATS_FLUSH_NS
+from numaemu.kernel.timer import HPAGE_FRAG_CHECK_INTERVAL_NS
 from numaemu.kernel.trail import trail_t
 from numaemu.kernel.vmap_area import MAX_VMAP_AREAS, init_vmap, vmap_area_t, vmap_t
 from numaemu.kernel.vmstat import percpu_t
@@ -440,7 +440,7 @@ def boot(topology, reserve=None):
     for name, default in COMPACTION_SYSCTLS.items():
         setattr(machine, name, topology.sysctl.get(f"vm.{name}", default))
     init_pools(machine, blocks)
-    machine.kcompactd_timer_ns, machine.stats_flush_ns = HPAGE_FRAG_CHECK_INTERVAL_NS, STATS_FLUSH_NS
+    machine.kcompactd_timer_ns = HPAGE_FRAG_CHECK_INTERVAL_NS
     machine.page_group_by_mobility_disabled = not groups_by_mobility(topology)
     machine.highmem = topology.zone_layout == "x86-32"
     map_memory(topology, machine, max_pfn)

@@ -291,7 +291,7 @@ machine_t = Struct("machine_t", [
     ("nr_hstates", i64), ("default_hstate", i64),  # how many there are; the one of MAP_HUGETLB without a size
     ("extfrag_threshold", i64), ("compaction_proactiveness", i64), ("compact_unevictable_allowed", i64),     # sysctls
     ("kcompactd_timer_ns", i64),    # emulated time of the next look at fragmentation: timer.py, compare-exchange
-    ("stats_flush_ns", i64),        # emulated time of the next flush of lruvec_t.state: timer.py, compare-exchange
+    ("stats_flush_ns", i64),        # emulated time of the next flush of lruvec_t.state, 0: there was none yet; timer.py, compare-exchange
     ("lumpy_reclaim", i64),         # sysctl, our own: large blocks by eviction instead of compaction (lumpy.py)
 ])
 

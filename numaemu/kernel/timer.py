@@ -25,16 +25,29 @@ def khugepaged_wake_if_due(cpu):
         wake_kthread(cpu, 0, U(KHUGEPAGED))
 
 
+@kernel("void(cpu_t*, i64)")
+def flush_stats_once(cpu, due_ns):
+    """Sum up the memory cgroups' counters, unless another CPU does so first."""
+    later_ns = (clock_ns(cpu) // STATS_FLUSH_NS + 1) * STATS_FLUSH_NS
+    if compare_exchange(machine_of(cpu), "stats_flush_ns", due_ns, later_ns) == due_ns:
+        do_flush_stats(machine_of(cpu))
+
+
 @kernel("void(cpu_t*)")
 def flush_memcg_stats(cpu):
-    """Sum up the memory cgroups' counters if it is time; one CPU does it each time (flush_memcg_stats_dwork)."""
-    machine = machine_of(cpu)
-    now_ns, due_ns = clock_ns(cpu), load_acquire(machine, "stats_flush_ns")
-    if now_ns < due_ns:
-        return
-    later_ns = due_ns + ((now_ns - due_ns) // STATS_FLUSH_NS + 1) * STATS_FLUSH_NS
-    if compare_exchange(machine, "stats_flush_ns", due_ns, later_ns) == due_ns:
-        do_flush_stats(machine)
+    """Sum them up if it is time (flush_memcg_stats_dwork)."""
+    due_ns = load_acquire(machine_of(cpu), "stats_flush_ns")
+    if clock_ns(cpu) >= max(due_ns, STATS_FLUSH_NS):
+        flush_stats_once(cpu, due_ns)
+
+
+@kernel("void(cpu_t*)")
+def mem_cgroup_flush_stats_ratelimited(cpu):
+    """Reclaim is about to go by the sums. On a machine that has run for long the timer has made them; on a young one, whose
+    sums were never made, this makes them.
+    """
+    if load_acquire(machine_of(cpu), "stats_flush_ns") == 0:
+        flush_stats_once(cpu, 0)
 
 
 @kernel("void(cpu_t*)")

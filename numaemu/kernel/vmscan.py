@@ -29,6 +29,7 @@ from numaemu.kernel.smp import (MSG_DRAIN, actor_of_node, let_others_run, machin
                                 wake_kthread)
 from numaemu.kernel.swap import folio_rotate_reclaimable, lru_add_drain
 from numaemu.kernel.swapfile import get_nr_swap_pages
+from numaemu.kernel.timer import mem_cgroup_flush_stats_ratelimited
 from numaemu.kernel.vmstat import (ALLOCSTALL_DMA, NR_ISOLATED_ANON, NR_ISOLATED_FILE, PGDEACTIVATE, PGREFILL,
                                    PGSCAN_ANON, PGSCAN_DIRECT, PGSCAN_DIRECT_THROTTLE, PGSCAN_FILE, PGSCAN_KSWAPD,
                                    PGSTEAL_ANON, PGSTEAL_DIRECT, PGSTEAL_FILE, PGSTEAL_KSWAPD,
@@ -238,6 +239,7 @@ def reclaim_pages(cpu, sc, node):
 def prepare_scan_control(cpu, sc, node):
     """Look at costs, refaults and lengths before a pass over a node."""
     machine = machine_of(cpu)
+    mem_cgroup_flush_stats_ratelimited(cpu)
     lruvec = lruvec_of(machine, node)
     sc.anon_cost, sc.file_cost = lruvec.anon_cost, lruvec.file_cost
     sc.may_deactivate = DEACTIVATE_ANON | DEACTIVATE_FILE
