@@ -4,6 +4,7 @@
 
 Each round runs the C program and the emulator one after the other; the median of the rounds' ratios counts.
 """
+
 import time
 
 import numba
@@ -13,10 +14,12 @@ from common import c_program, median, repeats, report
 from numaemu import Machine, load_u64
 
 ACCESSES = 10_000_000
+# fmt: off
 SHAPE = dict(nodes=2, cpus_per_node=1, memory_per_node="512MiB", latency=[[80, 140], [140, 80]],
              l1={"entries": 64, "ways": 4, "latency_ns": 0}, l2={"entries": 1536, "ways": 12, "latency_ns": 7})
 PATTERNS = {"sequential": (64 << 20, 1.2), "random_64K": (64 << 10, 0.8), "random_4M": (4 << 20, 0.8),
             "random_512M": (512 << 20, 0.8), "chase_128K": (128 << 10, 0.8), "chase_64M": (64 << 20, 0.8)}
+# fmt: on
 
 
 @numba.njit
@@ -29,6 +32,7 @@ def chase(cpu, head, hops):
 def shuffled_region(task, nbytes):
     """A region whose frames lie in random order over both nodes, as limit.c has them: touched in random order."""
     from numaemu import MPOL_INTERLEAVE
+
     region = task.mmap(nbytes)
     task.mbind(region.addr, region.nbytes, MPOL_INTERLEAVE, [0, 1])
     pages = region.pages()
@@ -73,9 +77,19 @@ def main():
         limits.append(c_program("limit", ACCESSES))
         with Machine(**SHAPE) as machine:
             ours.append(machine.run(patterns))
-    report([(f"{name}, M accesses/s", median(o[name] for o in ours), median(c[name] for c in limits),
-             median(o[name] / c[name] for o, c in zip(ours, limits)), wanted, False)
-            for name, (_, wanted) in PATTERNS.items()])
+    report(
+        [
+            (
+                f"{name}, M accesses/s",
+                median(o[name] for o in ours),
+                median(c[name] for c in limits),
+                median(o[name] / c[name] for o, c in zip(ours, limits)),
+                wanted,
+                False,
+            )
+            for name, (_, wanted) in PATTERNS.items()
+        ]
+    )
 
 
 if __name__ == "__main__":

@@ -1,4 +1,5 @@
 """What the benchmark scripts share: the C programs, medians, one line per figure."""
+
 import json
 import pathlib
 import statistics
@@ -6,7 +7,7 @@ import subprocess
 import sys
 import tempfile
 
-from numaemu.link import compile_everything
+from numaemu.compiler.link import compile_everything
 
 compile_everything()
 HERE = pathlib.Path(__file__).parent

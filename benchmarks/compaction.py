@@ -5,6 +5,7 @@
 Every other page of most of a node is used, so half of them move. Where a second CPU has the same address space loaded,
 each batch costs a shootdown through the coordinator.
 """
+
 import ctypes
 import os
 import shutil
@@ -15,8 +16,9 @@ import numba
 import numpy as np
 from common import median, repeats, report
 
-from numaemu import Machine, shm
-from numaemu.native import copy_bytes
+from numaemu import Machine
+from numaemu.compiler.native import copy_bytes
+from numaemu.host import shm
 from numaemu.uapi import MADV_DONTNEED
 
 NBYTES = 768 << 20
@@ -112,8 +114,19 @@ def main():
         rows.append((per_second(compact_memory), per_second(compact_memory, True), per_second(kcompactd), host))
     host = median(row[-1] for row in rows)
     names = "compact_memory, M pages/s", "with shootdowns, M pages/s", "kcompactd, M pages/s"
-    report([(what, median(row[i] for row in rows) / 1e6, host / 1e6, median(row[i] / row[-1] for row in rows), 0.3, False)
-            for i, what in enumerate(names)])
+    report(
+        [
+            (
+                what,
+                median(row[i] for row in rows) / 1e6,
+                host / 1e6,
+                median(row[i] / row[-1] for row in rows),
+                0.3,
+                False,
+            )
+            for i, what in enumerate(names)
+        ]
+    )
 
 
 if __name__ == "__main__":

@@ -1,7 +1,8 @@
 """How fast two tasks on one CPU hand it to each other: by yielding, and at the end of slices inside long accesses.
 
-    python benchmarks/context_switch.py [rounds]
+python benchmarks/context_switch.py [rounds]
 """
+
 import time
 
 import numba
@@ -10,8 +11,8 @@ from common import median, repeats
 from numaemu import Machine, load_u64
 
 YIELDS = 20_000
-SWEEPS = 200_000                 # of a page's words, by each of two tasks
-SLICE_NS = 100_000               # the shortest there is
+SWEEPS = 200_000  # of a page's words, by each of two tasks
+SLICE_NS = 100_000  # the shortest there is
 
 
 def give_way(task, times):
@@ -49,7 +50,9 @@ def both(machine, function, *args):
 
 def main():
     yields, slices, alone = [], [], []
-    with Machine(nodes=1, cpus_per_node=1, memory_per_node="64MiB", sysctl={"kernel.sched_base_slice_ns": SLICE_NS}) as machine:
+    with Machine(
+        nodes=1, cpus_per_node=1, memory_per_node="64MiB", sysctl={"kernel.sched_base_slice_ns": SLICE_NS}
+    ) as machine:
         machine.run(compute, 1)
         for _ in range(repeats()):
             switches, seconds = both(machine, give_way, YIELDS)
@@ -60,7 +63,10 @@ def main():
             alone.append(64 * SWEEPS / one / 1e6)
         machine.check()
     rate = median(yields)
-    print(f"{'round trips/s of two tasks that yield':52} {rate:12,.0f}   wanted >= 20,000" + ("" if rate >= 20_000 else "  MISSED"))
+    print(
+        f"{'round trips/s of two tasks that yield':52} {rate:12,.0f}   wanted >= 20,000"
+        + ("" if rate >= 20_000 else "  MISSED")
+    )
     print(f"{'a switch at the end of a slice inside a kernel, us':52} {median(slices):12.1f}")
     print(f"{'loads/s of that kernel alone, M':52} {median(alone):12.1f}")
 

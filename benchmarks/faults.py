@@ -1,7 +1,8 @@
 """First-touch faults per second against the host's own, and how they scale over the CPUs of a larger machine.
 
-    python benchmarks/faults.py [rounds]
+python benchmarks/faults.py [rounds]
 """
+
 import time
 
 from common import c_program, median, repeats, report
@@ -58,15 +59,31 @@ def main():
         with Machine(nodes=1, cpus_per_node=1, memory_per_node="1280MiB") as machine:
             fresh, used = machine.run(fresh_then_used, 1 << 30)
         small, large = total_rates(2, 1), total_rates(4, 2)
-        rows.append((fresh, host["shared_faults"], used, host["anonymous_faults"], large[0], small[0],
-                     large[1], small[1], large[2], small[2]))
+        rows.append(
+            (
+                fresh,
+                host["shared_faults"],
+                used,
+                host["anonymous_faults"],
+                large[0],
+                small[0],
+                large[1],
+                small[1],
+                large[2],
+                small[2],
+            )
+        )
     figures = [median(r[i] for r in rows) / 1e6 for i in range(10)]
     ratios = [median(r[i] / r[i + 1] for r in rows) for i in (0, 2, 4, 6, 8)]
-    report([("first touch of fresh frames, M faults/s", *figures[0:2], ratios[0], 0.8, False),
+    report(
+        [
+            ("first touch of fresh frames, M faults/s", *figures[0:2], ratios[0], 0.8, False),
             ("first touch of used frames, M faults/s", *figures[2:4], ratios[1], 1.5, False),
             ("8 CPUs on 4 nodes (host: 2 CPUs), fresh", *figures[4:6], ratios[2], 0.8, False),
             ("8 CPUs on 4 nodes (host: 2 CPUs), used, at first", *figures[6:8], ratios[3], 0.8, False),
-            ("8 CPUs on 4 nodes (host: 2 CPUs), used, later", *figures[8:10], ratios[4], 0.8, False)])
+            ("8 CPUs on 4 nodes (host: 2 CPUs), used, later", *figures[8:10], ratios[4], 0.8, False),
+        ]
+    )
 
 
 if __name__ == "__main__":

@@ -1,15 +1,16 @@
 """How fast fork shares pages, and what a write to a shared page costs against a first touch.
 
-    python benchmarks/fork.py [rounds]
+python benchmarks/fork.py [rounds]
 """
+
 import time
 
 from common import median, repeats
 
 from numaemu import Machine
 
-BYTES = 1 << 30                  # resident in the parent
-COPIED = 256 << 20               # of it written by the child
+BYTES = 1 << 30  # resident in the parent
+COPIED = 256 << 20  # of it written by the child
 
 
 def first_touch(task, nbytes):
@@ -48,10 +49,17 @@ def main():
             machine.check()
     shared, touched, written = (median(row[i] for row in rows) / 1e6 for i in range(3))
     ratio = median(row[2] / row[1] for row in rows)
-    for what, value, wanted in (("fork, M pages/s shared", shared, 5), ("first touch of used frames, M faults/s", touched, 0),
-                                ("write to a shared page, M faults/s", written, 0), ("these two as a ratio", ratio, 0.6)):
-        print(f"{what:44} {value:8.2f}" + (f"   wanted >= {wanted:.2f}" if wanted else "") +
-              ("  MISSED" if value < wanted else ""))
+    for what, value, wanted in (
+        ("fork, M pages/s shared", shared, 5),
+        ("first touch of used frames, M faults/s", touched, 0),
+        ("write to a shared page, M faults/s", written, 0),
+        ("these two as a ratio", ratio, 0.6),
+    ):
+        print(
+            f"{what:44} {value:8.2f}"
+            + (f"   wanted >= {wanted:.2f}" if wanted else "")
+            + ("  MISSED" if value < wanted else "")
+        )
 
 
 if __name__ == "__main__":

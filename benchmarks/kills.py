@@ -5,6 +5,7 @@
 Each kill comes at another moment after boot, from at once to MOMENT_S. A driver that is killed cannot be told; what counts there is
 that nothing is left. Exit status 1 if a limit is missed.
 """
+
 import os
 import pathlib
 import random
@@ -20,7 +21,7 @@ from numaemu import MachineCheck
 from numaemu.machine import Machine, fork_server
 
 KINDS = ("cpu", "node", "coordinator", "forkserver", "driver")
-TOLD_S, GONE_S = 1.0, 10.0           # limits: until the driver knows; until the last process is gone
+TOLD_S, GONE_S = 1.0, 10.0  # limits: until the driver knows; until the last process is gone
 MOMENT_S = 0.15
 SHAPE = dict(nodes=2, cpus_per_node=2, memory_per_node="32MiB")
 DRIVER = "import kills, time; kept = kills.boot(); print(*kept[0].processes.values(), flush=True); time.sleep(600)"
@@ -32,7 +33,7 @@ def busy(task, other):
     while True:
         region.touch()
         task.clone(read, region.addr, cpu=other).result()
-        task.madvise(region.addr, region.nbytes, 4)          # MADV_DONTNEED
+        task.madvise(region.addr, region.nbytes, 4)  # MADV_DONTNEED
         print("busy", task.pid)
 
 
@@ -94,16 +95,23 @@ def left():
 
 def main():
     times, kinds = int(sys.argv[1]) if len(sys.argv) > 1 else 100, sys.argv[2:] or KINDS
-    sys.stdout, out = open(os.devnull, "w"), sys.stdout         # what the tasks print
-    print(f"{'kills of':12} {'times':>6} {'told after: median':>20} {'longest':>9} {'all gone: longest':>19}", file=out, flush=True)
+    sys.stdout, out = open(os.devnull, "w"), sys.stdout  # what the tasks print
+    print(
+        f"{'kills of':12} {'times':>6} {'told after: median':>20} {'longest':>9} {'all gone: longest':>19}",
+        file=out,
+        flush=True,
+    )
     missed = False
     for kind in kinds:
         results = [kill_driver() if kind == "driver" else kill_one(kind) for _ in range(times)]
         told, gone = zip(*results)
         wrong = max(told) > TOLD_S or max(gone) > GONE_S or left()
         missed |= bool(wrong)
-        print(f"{kind:12} {times:6} {statistics.median(told):18.3f} s {max(told):7.3f} s {max(gone):17.3f} s {'  MISSED' if wrong else ''}",
-              file=out, flush=True)
+        print(
+            f"{kind:12} {times:6} {statistics.median(told):18.3f} s {max(told):7.3f} s {max(gone):17.3f} s {'  MISSED' if wrong else ''}",
+            file=out,
+            flush=True,
+        )
     sys.exit(int(missed))
 
 

@@ -5,14 +5,24 @@
 Each round every CPU runs one story, with threads and children on the others, while memory is compacted and khugepaged
 collapses; after each round the machine is audited. Any wrong word, death or inconsistency ends it.
 """
+
 import errno
 import sys
 import time
 
 import numpy as np
 
-from numaemu import (MADV_COLD, MADV_DONTNEED, MADV_PAGEOUT, MAP_ANONYMOUS, MAP_NORESERVE, MAP_PRIVATE, MAP_SHARED, Machine,
-                     SegmentationFault)
+from numaemu import (
+    MADV_COLD,
+    MADV_DONTNEED,
+    MADV_PAGEOUT,
+    MAP_ANONYMOUS,
+    MAP_NORESERVE,
+    MAP_PRIVATE,
+    MAP_SHARED,
+    Machine,
+    SegmentationFault,
+)
 from numaemu.uapi import MADV_COLLAPSE, MAP_FIXED, MREMAP_FIXED, MREMAP_MAYMOVE, O_CREAT, O_RDWR
 
 U = np.uint64
@@ -20,9 +30,11 @@ PAGE, HUGE = 4096, 2 << 20
 PRIVATE = MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE
 SHARED = MAP_SHARED | MAP_ANONYMOUS | MAP_NORESERVE
 THP = "/sys/kernel/mm/transparent_hugepage"
-PATIENCE = 100_000                       # tries to find memory that another thread moves
+PATIENCE = 100_000  # tries to find memory that another thread moves
+# fmt: off
 COUNTERS = ("pgfault", "pgmajfault", "pswpout", "pswpin", "thp_fault_alloc", "thp_collapse_alloc", "thp_split_pmd",
             "compact_stall", "pgmigrate_success", "thp_migration_success", "nr_tlb_remote_flush", "oom_kill")
+# fmt: on
 
 
 class Wrong(Exception):
@@ -35,9 +47,11 @@ def compare(task, found, expected, what, before=None, where=None):
     if len(wrong):
         i, more = wrong[0], ""
         if before is not None:
-            more = f"; it was {before[i]:#x} before, is {task.load(where[i:i + 1])[0]:#x} now; {task.walk(int(where[i]))}"
-        raise Wrong(f"{task} on cpu {task.cpu}: {what}: word {i} is {found[i]:#x}, not {expected[i]:#x}; {len(wrong)} of "
-                    f"{len(expected)} are wrong{more}")
+            more = f"; it was {before[i]:#x} before, is {task.load(where[i : i + 1])[0]:#x} now; {task.walk(int(where[i]))}"
+        raise Wrong(
+            f"{task} on cpu {task.cpu}: {what}: word {i} is {found[i]:#x}, not {expected[i]:#x}; {len(wrong)} of "
+            f"{len(expected)} are wrong{more}"
+        )
     return len(expected)
 
 
@@ -49,18 +63,19 @@ def places(addr, pages, slot=0):
 
 # -- fork storms ---------------------------------------------------------------------------------------------
 
+
 def storm_child(task, seed, addr, expected, shared, slot, cpus, depth):
     """What was there at the fork is there, whatever others do; what is written here, too, and a child of ours sees that."""
     rng, pages = np.random.default_rng(seed), len(expected)
     where, verified, expected = places(addr, pages), 0, expected.copy()
     for _ in range(2):
         verified += compare(task, task.load(where), expected, "a child's copy")
-        picked = rng.permutation(pages)[:pages // 4]
+        picked = rng.permutation(pages)[: pages // 4]
         expected[picked] = rng.integers(1, 1 << 62, len(picked)).astype(U)
         task.store(where[picked], expected[picked])
         first = int(rng.integers(0, pages - 40))
         task.madvise(addr + first * PAGE, 40 * PAGE, MADV_DONTNEED)
-        expected[first:first + 40] = 0
+        expected[first : first + 40] = 0
     mine = places(shared, 64, slot)
     task.store(mine, np.arange(64, dtype=U) + U(seed))
     arguments = seed + 1, addr, expected, shared, slot + 1, cpus, depth - 1
@@ -76,12 +91,14 @@ def storm(task, seed, cpus, pages):
     shared = task.mmap(64 * PAGE, flags=SHARED)
     where, expected, verified = places(area.addr, pages), np.zeros(pages, U), 0
     for turn in range(3):
-        picked = rng.permutation(pages)[:pages // 2]
+        picked = rng.permutation(pages)[: pages // 2]
         expected[picked] = rng.integers(1, 1 << 62, len(picked)).astype(U)
         task.store(where[picked], expected[picked])
-        handles = [task.fork(storm_child, seed * 10 + turn * 4 + i, area.addr, expected, shared.addr, 20 * i, cpus, 1,
-                             cpu=cpu) for i, cpu in enumerate(cpus)]
-        picked, before = rng.permutation(pages)[:pages // 3], expected.copy()
+        handles = [
+            task.fork(storm_child, seed * 10 + turn * 4 + i, area.addr, expected, shared.addr, 20 * i, cpus, 1, cpu=cpu)
+            for i, cpu in enumerate(cpus)
+        ]
+        picked, before = rng.permutation(pages)[: pages // 3], expected.copy()
         expected[picked] = rng.integers(1, 1 << 62, len(picked)).astype(U)
         task.store(where[picked], expected[picked])
         verified += compare(task, task.load(where), expected, "the parent's", before, where)
@@ -92,6 +109,7 @@ def storm(task, seed, cpus, pages):
 
 
 # -- mremap while others use the memory ----------------------------------------------------------------------
+
 
 def wherever(access, homes):
     """Do `access` where the memory is now: at one of its homes, or at neither for a moment."""
@@ -108,7 +126,7 @@ def tenant(task, seed, homes, pages, slot, rounds):
     rng, verified = np.random.default_rng(seed), 0
     expected = np.zeros(pages, U)
     for _ in range(rounds):
-        picked = np.sort(rng.permutation(pages)[:max(pages // 8, 1)])
+        picked = np.sort(rng.permutation(pages)[: max(pages // 8, 1)])
         expected[picked] = rng.integers(1, 1 << 62, len(picked)).astype(U)
         wherever(lambda home: task.store(places(home, pages, slot)[picked], expected[picked]), homes)
         found = wherever(lambda home: task.load(places(home, pages, slot)), homes)
@@ -127,7 +145,7 @@ def shaker(task, seed, homes, pages, nodes, rounds):
                 task.madvise(addr, nbytes, (MADV_PAGEOUT, MADV_COLD, MADV_COLLAPSE)[what])
             else:
                 task.migrate_pages(nodes, nodes[::-1])
-        except OSError as error:                 # it is not there, or there is no huge page for it
+        except OSError as error:  # it is not there, or there is no huge page for it
             if error.errno not in (errno.ENOMEM, errno.EINVAL, errno.EAGAIN, errno.EBUSY):
                 raise
     return 0
@@ -136,7 +154,7 @@ def shaker(task, seed, homes, pages, nodes, rounds):
 def moving(task, seed, cpus, pages):
     """The memory of several threads moves between two homes, and is forked now and then."""
     room = task.mmap(2 * (pages * PAGE + HUGE), flags=PRIVATE)
-    homes = [room.addr, room.addr + pages * PAGE + HUGE + (seed % 2) * PAGE]         # as aligned as the first, or not
+    homes = [room.addr, room.addr + pages * PAGE + HUGE + (seed % 2) * PAGE]  # as aligned as the first, or not
     room.munmap()
     task.mmap(pages * PAGE, flags=PRIVATE | MAP_FIXED, addr=homes[0])
     handles = [task.clone(tenant, seed + i, homes, pages, 7 + 100 * i, 8, cpu=cpu) for i, cpu in enumerate(cpus)]
@@ -154,6 +172,7 @@ def moving(task, seed, cpus, pages):
 
 # -- shared objects ------------------------------------------------------------------------------------------
 
+
 def sharer(task, seed, path, addr, pages, slot, rounds):
     """Words of our own in pages that others write to, too: inherited, or of a mapping of our own of the same file."""
     rng, verified = np.random.default_rng(seed), 0
@@ -162,11 +181,13 @@ def sharer(task, seed, path, addr, pages, slot, rounds):
             addr = task.mmap(pages * PAGE, flags=MAP_SHARED, file=file).addr
     where, expected = places(addr, pages, slot), np.zeros(pages, U)
     for _ in range(rounds):
-        picked = np.sort(rng.permutation(pages)[:pages // 3])
+        picked = np.sort(rng.permutation(pages)[: pages // 3])
         expected[picked] = rng.integers(1, 1 << 62, len(picked)).astype(U)
         task.store(where[picked], expected[picked])
         first = int(rng.integers(0, pages - 20))
-        task.madvise(addr + first * PAGE, int(rng.integers(1, 20)) * PAGE, (MADV_PAGEOUT, MADV_DONTNEED)[rng.integers(2)])
+        task.madvise(
+            addr + first * PAGE, int(rng.integers(1, 20)) * PAGE, (MADV_PAGEOUT, MADV_DONTNEED)[rng.integers(2)]
+        )
         verified += compare(task, task.load(where), expected, f"words of {path}")
     return verified
 
@@ -178,8 +199,10 @@ def sharing(task, seed, cpus, pages):
         with task.open(path, O_RDWR | O_CREAT) as file:
             file.truncate(pages * PAGE)
             area = task.mmap(pages * PAGE, flags=MAP_SHARED, file=file)
-            handles = [task.fork(sharer, 2 * seed + i, path, area.addr, pages, 100 * i, 6, cpu=cpu)
-                       for i, cpu in enumerate(cpus)]
+            handles = [
+                task.fork(sharer, 2 * seed + i, path, area.addr, pages, 100 * i, 6, cpu=cpu)
+                for i, cpu in enumerate(cpus)
+            ]
             verified += sum(handle.result() for handle in handles)
             untouched = places(area.addr, pages, 50)
             verified += compare(task, task.load(untouched), np.zeros(pages, U), f"words of {path} that nobody wrote")
@@ -195,7 +218,7 @@ STORIES = (storm, moving, sharing)
 
 def one_round(machine, seed):
     """Every CPU at once, compaction meanwhile, an audit at the end: words verified."""
-    pages = (600, 2600, 6000)[seed % 3]          # of 40 MiB per node: easily, just, and by far not
+    pages = (600, 2600, 6000)[seed % 3]  # of 40 MiB per node: easily, just, and by far not
     cpus = [cpu.id for cpu in machine.cpus]
     handles = [machine.spawn(STORIES[(seed + cpu) % 3], seed * 1000 + cpu, cpus, pages, cpu=cpu) for cpu in cpus]
     while not all(handle.done() for handle in handles):
@@ -223,7 +246,9 @@ def main():
         while time.monotonic() - start < minutes * 60:
             verified += one_round(machine, rounds)
             rounds += 1
-            print(f"{time.monotonic() - start:6.0f} s, round {rounds}: {verified / 1e6:.2f} M words verified", flush=True)
+            print(
+                f"{time.monotonic() - start:6.0f} s, round {rounds}: {verified / 1e6:.2f} M words verified", flush=True
+            )
         for name in COUNTERS:
             print(f"{name:28} {machine.stats()['vmstat'].get(name, 0):14}")
 

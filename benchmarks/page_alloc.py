@@ -4,6 +4,7 @@
 
 Pairs a second on one CPU from compiled code. Wanted: 20 million, or half of what the stack does if that is less.
 """
+
 import time
 
 import numba
@@ -13,7 +14,7 @@ from common import median, repeats, report
 from numaemu import GFP_KERNEL, Machine, alloc_page, free_page
 
 PAIRS = 20_000_000
-FEW = 16                         # pages held at once: fewer than a CPU's list holds
+FEW = 16  # pages held at once: fewer than a CPU's list holds
 
 
 @numba.njit
@@ -57,7 +58,9 @@ def main():
     with Machine(nodes=1, cpus_per_node=1, memory_per_node="64MiB") as machine:
         figures = [machine.run(measure, FEW) for _ in range(repeats())]
     pages, stack = (median(column) for column in zip(*figures))
-    report([(f"alloc + free, {FEW} pages held (array stack), M/s", pages, stack, pages / min(20.0, stack / 2), 1.0, False)])
+    report(
+        [(f"alloc + free, {FEW} pages held (array stack), M/s", pages, stack, pages / min(20.0, stack / 2), 1.0, False)]
+    )
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ The kernel of a machine in this process is called directly, so only its own work
 since the last pass, so each is unlinked, its page-table entry found through rmap and made old, and it is kept. Reclaim: none
 was accessed; each gets a slot, is unmapped, copied to the area and freed, 32 by 32 with one flush each.
 """
+
 import pathlib
 import sys
 import time
@@ -15,19 +16,19 @@ import numpy as np
 from common import median, repeats
 from loopback import Loopback
 
-from numaemu.compile import entry
-from numaemu.kernel import swapon
-from numaemu.kernel.gfp import GFP_KERNEL
-from numaemu.kernel.mmzone import LRU_ACTIVE_ANON, LRU_INACTIVE_ANON, lruvec_of
-from numaemu.kernel.pageout import scan_control_of
-from numaemu.kernel.smp import machine_of
-from numaemu.kernel.vmscan import init_scan_control, shrink_active_list, shrink_inactive_list
-from numaemu.kernel.workingset import SWAP_CLUSTER_MAX
-from numaemu.processor import cpu_t
+from numaemu.compiler.decorators import entry
+from numaemu.hardware.processor import cpu_t
+from numaemu.kernel.core.smp import machine_of
+from numaemu.kernel.include.gfp import GFP_KERNEL
+from numaemu.kernel.include.mmzone import LRU_ACTIVE_ANON, LRU_INACTIVE_ANON, lruvec_of
+from numaemu.kernel.mm.reclaim.pageout import scan_control_of
+from numaemu.kernel.mm.reclaim.vmscan import init_scan_control, shrink_active_list, shrink_inactive_list
+from numaemu.kernel.mm.reclaim.workingset import SWAP_CLUSTER_MAX
+from numaemu.kernel.mm.swap import swapon
 
 U = np.uint64
 NBYTES = 384 << 20
-TARGET = 2e6                     # pages scanned per second
+TARGET = 2e6  # pages scanned per second
 
 
 @entry("i64(u64, i64, i64)")
@@ -49,7 +50,7 @@ def scan(cpu_address, lru, pages):
 def timed(loop, lru):
     """(pages of the list, those looked at, freed, seconds) of a pass over it."""
     context = int(cpu_t.array(loop.machine.cpus)[loop.machine.nr_cpus].address)
-    loop.audit()                                 # what waits for its list is on it
+    loop.audit()  # what waits for its list is on it
     pages, before = int(lruvec_of(loop.machine, 0).nr[lru]), loop.vmstat()
     start = time.perf_counter()
     freed = scan(context, lru, pages)
@@ -65,10 +66,10 @@ def rates():
         swapon.swapon(loop.machine, "area", 1 << 30)
         task = loop.task()
         area = task.mmap(NBYTES)
-        pages = np.random.default_rng(1).permutation(area.pages())       # neighbours on the list are none in the tables
+        pages = np.random.default_rng(1).permutation(area.pages())  # neighbours on the list are none in the tables
         task.store(pages, pages)
         active = inactive = 0.0
-        for _ in range(4):                       # inactive twice, active once, and around
+        for _ in range(4):  # inactive twice, active once, and around
             for lru in (LRU_ACTIVE_ANON, LRU_INACTIVE_ANON):
                 task.load(pages)
                 listed, looked, freed, seconds = timed(loop, lru)
@@ -80,7 +81,7 @@ def rates():
                         inactive = looked / seconds
         timed(loop, LRU_ACTIVE_ANON)
         freed = spent = 0
-        while freed < len(pages) // 2:           # accessed, referenced, written, freed
+        while freed < len(pages) // 2:  # accessed, referenced, written, freed
             _, _, n, seconds = timed(loop, LRU_INACTIVE_ANON)
             if loop.vmstat()["pswpout"] > 0:
                 freed, spent = freed + n, spent + seconds
@@ -90,10 +91,16 @@ def rates():
 
 def main():
     rows = [rates() for _ in range(repeats())]
-    for what, figures, wanted in zip(("active list scanned, M pages/s", "inactive list scanned, M pages/s",
-                                      "written to swap and freed, M pages/s"), zip(*rows), (TARGET, TARGET, None)):
+    for what, figures, wanted in zip(
+        ("active list scanned, M pages/s", "inactive list scanned, M pages/s", "written to swap and freed, M pages/s"),
+        zip(*rows),
+        (TARGET, TARGET, None),
+    ):
         figure = median(figures)
-        print(f"{what:44} {figure / 1e6:8.2f}" + (f"   wanted >={wanted / 1e6:5.2f}{'' if figure >= wanted else '  MISSED'}" if wanted else ""))
+        print(
+            f"{what:44} {figure / 1e6:8.2f}"
+            + (f"   wanted >={wanted / 1e6:5.2f}{'' if figure >= wanted else '  MISSED'}" if wanted else "")
+        )
 
 
 if __name__ == "__main__":

@@ -1,7 +1,8 @@
 """A TLB shootdown (munmap of one page that another running CPU shares) over a bare semaphore round trip.
 
-    python benchmarks/shootdowns.py [rounds]
+python benchmarks/shootdowns.py [rounds]
 """
+
 import os
 import time
 
@@ -10,7 +11,7 @@ import numpy as np
 from common import median, repeats, report
 
 from numaemu import Machine, load_u64
-from numaemu.shm import doorbell
+from numaemu.host.shm import doorbell
 
 SHOOTDOWNS, ROUND_TRIPS = 2000, 20000
 
@@ -72,8 +73,18 @@ def main():
         bare.append(bare_round_trip())
         with Machine(nodes=2, cpus_per_node=1, memory_per_node="64MiB") as machine:
             ours.append(machine.run(unmap_shared_pages))
-    report([("munmap of a shared page (semaphore round trip), us", median(ours), median(bare),
-             median(o / b for o, b in zip(ours, bare)), 5.0, True)])
+    report(
+        [
+            (
+                "munmap of a shared page (semaphore round trip), us",
+                median(ours),
+                median(bare),
+                median(o / b for o, b in zip(ours, bare)),
+                5.0,
+                True,
+            )
+        ]
+    )
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@
 
 Pairs a second on one CPU from compiled code. Wanted: 20 million, or half of what the stack does if that is less.
 """
+
 import time
 
 import numba
@@ -13,7 +14,7 @@ from common import median, repeats, report
 from numaemu import GFP_KERNEL, Machine, kmem_cache_alloc, kmem_cache_free
 
 PAIRS = 20_000_000
-FEW, MANY = 16, 65536            # objects held at once: of one slab, of a thousand (through the partial lists)
+FEW, MANY = 16, 65536  # objects held at once: of one slab, of a thousand (through the partial lists)
 
 
 @numba.njit
@@ -61,7 +62,9 @@ def main():
         for count in (FEW, MANY):
             figures = [machine.run(measure, cache.number, count) for _ in range(repeats())]
             slab, stack = (median(column) for column in zip(*figures))
-            rows.append((f"alloc + free, {count} held (array stack), M/s", slab, stack, slab / min(20.0, stack / 2), 1.0, False))
+            rows.append(
+                (f"alloc + free, {count} held (array stack), M/s", slab, stack, slab / min(20.0, stack / 2), 1.0, False)
+            )
         cache.destroy()
     report(rows)
 

@@ -4,6 +4,7 @@
 
 The second is a first start without its installation, which `time make run` in a fresh clone includes.
 """
+
 import os
 import pathlib
 import subprocess
@@ -19,8 +20,14 @@ LIMIT_S, FIRST_LIMIT_S = 1.5, 45.0
 
 def seconds(**environment):
     start = time.perf_counter()
-    subprocess.run([sys.executable, "-m", "numaemu", "run", "workloads/first_touch.py"], cwd=ROOT, check=True,
-                   stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env={**os.environ, **environment})
+    subprocess.run(
+        [sys.executable, "-m", "numaemu", "run", "workloads/first_touch.py"],
+        cwd=ROOT,
+        check=True,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        env={**os.environ, **environment},
+    )
     return time.perf_counter() - start
 
 
@@ -31,11 +38,14 @@ def first():
 
 
 def main():
-    seconds()                        # the host's caches
+    seconds()  # the host's caches
     cached = median(seconds() for _ in range(repeats()))
     fresh, second = (median(column) for column in zip(*(first() for _ in range(repeats()))))
-    rows = [("everything compiled", cached, LIMIT_S), ("nothing compiled", fresh, FIRST_LIMIT_S),
-            ("the start after that", second, LIMIT_S)]
+    rows = [
+        ("everything compiled", cached, LIMIT_S),
+        ("nothing compiled", fresh, FIRST_LIMIT_S),
+        ("the start after that", second, LIMIT_S),
+    ]
     report([(f"{what}: seconds (limit {limit})", took, limit, took / limit, 1.0, True) for what, took, limit in rows])
 
 

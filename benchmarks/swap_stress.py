@@ -4,6 +4,7 @@
 
 Each round every CPU runs one task; after each round the machine is audited. Any wrong word, death or inconsistency ends it.
 """
+
 import sys
 import time
 
@@ -13,9 +14,11 @@ from numaemu import MADV_COLD, MADV_DONTNEED, MADV_PAGEOUT, MAP_ANONYMOUS, MAP_N
 
 U = np.uint64
 UNRESERVED = MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE
+# fmt: off
 COUNTERS = ("pgfault", "pgmajfault", "pswpout", "pswpin", "pgscan_kswapd", "pgscan_direct", "pgsteal_kswapd", "pgsteal_direct",
             "allocstall_normal", "swap_ra", "swap_ra_hit", "workingset_refault_anon", "workingset_activate_anon", "compact_stall",
             "pgmigrate_success", "nr_tlb_remote_flush", "oom_kill")
+# fmt: on
 
 
 class Wrong(Exception):
@@ -38,8 +41,10 @@ class Held:
         wrong = np.flatnonzero(found != self.words[picked])
         if len(wrong):
             page = picked[wrong[0]]
-            raise Wrong(f"{self.task} on cpu {self.task.cpu}: page {page} of {self.addr:#x} holds {found[wrong[0]]:#x}, "
-                        f"not {self.words[page]:#x}; {len(wrong)} of {len(picked)} are wrong")
+            raise Wrong(
+                f"{self.task} on cpu {self.task.cpu}: page {page} of {self.addr:#x} holds {found[wrong[0]]:#x}, "
+                f"not {self.words[page]:#x}; {len(wrong)} of {len(picked)} are wrong"
+            )
         self.verified += len(picked)
 
     def write(self, picked):
@@ -64,7 +69,7 @@ class Held:
             self.task.mmap(nbytes, flags=UNRESERVED, addr=addr)
         else:
             self.task.madvise(addr, nbytes, MADV_DONTNEED)
-        self.words[start:start + n] = 0
+        self.words[start : start + n] = 0
 
     def advise(self, share, advice):
         n = max(1, int(len(self.words) * share))
@@ -137,9 +142,11 @@ def main():
             verified += one_round(machine, rounds, 10)
             rounds += 1
             counted = machine.stats()["vmstat"]
-            print(f"{time.monotonic() - start:6.0f} s, round {rounds}: {verified / 1e6:.2f} M words verified, out "
-                  f"{counted['pswpout']}, in {counted['pswpin']}, major {counted['pgmajfault']}, killed {counted['oom_kill']}",
-                  flush=True)
+            print(
+                f"{time.monotonic() - start:6.0f} s, round {rounds}: {verified / 1e6:.2f} M words verified, out "
+                f"{counted['pswpout']}, in {counted['pswpin']}, major {counted['pgmajfault']}, killed {counted['oom_kill']}",
+                flush=True,
+            )
         for name in ("/dev/zram0", "/dev/vdb"):
             machine.swapoff(name)
         machine.check()

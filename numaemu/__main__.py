@@ -1,11 +1,12 @@
 """python -m numaemu"""
+
 import sys
 
 
 def start():
     """Run the command line; Ctrl-C while it is being imported ends it as quietly as later."""
     try:
-        from numaemu.cli import INTERRUPTED, main
+        from numaemu.tools.cli import INTERRUPTED, main
     except KeyboardInterrupt:
         return 130
     try:

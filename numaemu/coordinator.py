@@ -5,6 +5,7 @@ operations to the CPU a task is on, reads /proc, audits the machine. The driver'
 puts them into a queue and rings: it posts nothing, for the mailbox may be full, and only the loop of `Actor.run` empties it.
 Everything is decided by that loop. What users pass to tasks and get from them goes through here sealed (wire.py).
 """
+
 import collections
 import faulthandler
 import itertools
@@ -19,37 +20,50 @@ import setproctitle
 
 from numaemu import cpu as cpu_process
 from numaemu import node as node_process
-from numaemu.actor import COORDINATOR, Actor, World
-from numaemu.compile import die_on_unraisable
+from numaemu.compiler.decorators import die_on_unraisable
 from numaemu.errors import MachineCheck
-from numaemu.kernel import proc, proc_smaps, stats, swapon
-from numaemu.kernel.check import audit
-from numaemu.kernel.internal import ALLOC_BITS
-from numaemu.kernel.mm_init import boot
-from numaemu.kernel.mm_types import task_t
-from numaemu.kernel.mmzone import zone_of
-from numaemu.kernel.oom_kill import AGAIN, OomKiller, Panic
-from numaemu.kernel.pageblocks import pageblocks
-from numaemu.kernel.show_mem import AllocationWarnings
-from numaemu.kernel.smp import (MSG_DRAIN_ALL, MSG_FALLBACK, MSG_FILL, MSG_LRU_DRAIN_ALL, MSG_OOM,
-                                MSG_WAKE_KTHREAD, MSG_WARN_ALLOC, actor_of_cpu, actor_of_node, reply)
-from numaemu.kernel.swap import cpu_needs_drain
-from numaemu.kernel.tlb import serve_shootdowns
-from numaemu.mailbox import has_mail
-from numaemu.processor import cpu_t
-from numaemu.shm import die_with_parent, entitle
-from numaemu.units import choice_text
-from numaemu.wire import Failure, Outlet, dumps, failure, in_words, receive_frame, sealed, send_frame
+from numaemu.hardware.mailbox import has_mail
+from numaemu.hardware.processor import cpu_t
+from numaemu.host.shm import die_with_parent, entitle
+from numaemu.kernel.arch.tlb import serve_shootdowns
+from numaemu.kernel.audit.frames import audit
+from numaemu.kernel.boot import boot
+from numaemu.kernel.core.smp import (
+    MSG_DRAIN_ALL,
+    MSG_FALLBACK,
+    MSG_FILL,
+    MSG_LRU_DRAIN_ALL,
+    MSG_OOM,
+    MSG_WAKE_KTHREAD,
+    MSG_WARN_ALLOC,
+    actor_of_cpu,
+    actor_of_node,
+    reply,
+)
+from numaemu.kernel.fs.proc import smaps as proc_smaps
+from numaemu.kernel.fs.proc import tree as proc
+from numaemu.kernel.fs.sysfs import stats
+from numaemu.kernel.include.internal import ALLOC_BITS
+from numaemu.kernel.include.mm_types import task_name, task_t
+from numaemu.kernel.include.mmzone import zone_of
+from numaemu.kernel.mm.page_alloc.pageblocks import pageblocks
+from numaemu.kernel.mm.page_alloc.show_mem import AllocationWarnings
+from numaemu.kernel.mm.reclaim.lru_batches import cpu_needs_drain
+from numaemu.kernel.mm.reclaim.oom_kill import AGAIN, OomKiller, Panic
+from numaemu.kernel.mm.swap import swapon
+from numaemu.process.actor import COORDINATOR, Actor, World
+from numaemu.process.wire import Failure, Outlet, dumps, failure, in_words, receive_frame, sealed, send_frame
+from numaemu.spec.units import choice_text
 
-MOST_NAMED = 3           # tasks of a CPU that has died
-FLUSH_S = 5.0            # how long a machine that ends waits for its driver to take what it is told
-SUPERVISE_S = 0.5        # how often at the latest dead children are looked for, should a signal get lost
+MOST_NAMED = 3  # tasks of a CPU that has died
+FLUSH_S = 5.0  # how long a machine that ends waits for its driver to take what it is told
+SUPERVISE_S = 0.5  # how often at the latest dead children are looked for, should a signal get lost
 
 
 class Coordinator(Actor):
     def __init__(self, world, link, children):
         super().__init__(world, COORDINATOR)
-        self.link, self.children = link, children        # socket to the driver; {pid: name}
+        self.link, self.children = link, children  # socket to the driver; {pid: name}
         self.cpus = world.topology.cpus
         self.system = proc.System(world.machine, world.topology)
         self.system.compact_nodes, self.system.drain_all = self.compact_nodes, self.rpc_drain_all
@@ -57,16 +71,21 @@ class Coordinator(Actor):
         self.system.wake_kthreads = lambda node: world.kthread_bells[node].release()
         self.oom, self.warnings = OomKiller(self.system), AllocationWarnings(self.system)
         self.outlet = Outlet(link, lambda: os._exit(0))  # the driver has gone: so does its machine
-        self.shows, self.show_numbers = {}, itertools.count(1)       # printed text that the driver has not shown yet: Futures
-        self.frames = collections.deque()                # of the driver: (request, pickled method and arguments)
+        self.shows, self.show_numbers = (
+            {},
+            itertools.count(1),
+        )  # printed text that the driver has not shown yet: Futures
+        self.frames = collections.deque()  # of the driver: (request, pickled method and arguments)
         self.child_ended = False
-        self.runs = {}                                   # run number -> respond function of the driver's request
-        self.handlers = {MSG_FALLBACK: self.on_fallback,
-                         MSG_DRAIN_ALL: self.on_drain_all,
-                         MSG_LRU_DRAIN_ALL: self.on_lru_drain_all,
-                         MSG_WAKE_KTHREAD: self.on_wake_kthread,
-                         MSG_OOM: self.on_oom,
-                         MSG_WARN_ALLOC: self.on_warn_alloc}
+        self.runs = {}  # run number -> respond function of the driver's request
+        self.handlers = {
+            MSG_FALLBACK: self.on_fallback,
+            MSG_DRAIN_ALL: self.on_drain_all,
+            MSG_LRU_DRAIN_ALL: self.on_lru_drain_all,
+            MSG_WAKE_KTHREAD: self.on_wake_kthread,
+            MSG_OOM: self.on_oom,
+            MSG_WARN_ALLOC: self.on_warn_alloc,
+        }
 
     # -- for the kernel
 
@@ -132,11 +151,14 @@ class Coordinator(Actor):
 
     def on_oom(self, message):
         """Nothing is left for an allocation: find a victim. The CPU learns whose memory it may take (oom_kill.py)."""
-        self.serve("oom", (message.a // 16, message.a % 16, message.b, message.d),
-                   lambda answer: self.answer_oom(message, answer))
+        self.serve(
+            "oom",
+            (message.a // 16, message.a % 16, message.b, message.d),
+            lambda answer: self.answer_oom(message, answer),
+        )
 
     def answer_oom(self, message, answer):
-        if isinstance(answer, Failure):          # the CPU would wait for ever
+        if isinstance(answer, Failure):  # the CPU would wait for ever
             self.panic(answer.where)
         reply(self.machine, message.d, message.token, answer)
 
@@ -148,8 +170,7 @@ class Coordinator(Actor):
         try:
             yield from self.rpc_drain_all(cpu)
             answer, victims = self.oom.out_of_memory(gfp, order, nodemask, cpu)
-            for future in [self.ask(actor_of_cpu(self.machine, c), "oom_exit", victims)
-                           for c in self.cpus if victims]:
+            for future in [self.ask(actor_of_cpu(self.machine, c), "oom_exit", victims) for c in self.cpus if victims]:
                 yield future
             return answer
         except Panic as error:
@@ -352,7 +373,12 @@ class Coordinator(Actor):
 
     def wait(self, seconds=None):
         rung = super().wait(min(seconds or SUPERVISE_S, SUPERVISE_S))
-        if not rung and not self.late and (self.frames or has_mail(self.mailbox)) and not super().wait(cpu_process.GRACE_S):
+        if (
+            not rung
+            and not self.late
+            and (self.frames or has_mail(self.mailbox))
+            and not super().wait(cpu_process.GRACE_S)
+        ):
             self.world.lost[self.machine.nr_cpus + self.machine.nr_nodes] += 1
         self.reap()
 
@@ -370,7 +396,7 @@ class Coordinator(Actor):
             if pid == 0:
                 return
             if pid not in self.children:
-                continue                         # compilers that this process has started (precompile.py)
+                continue  # compilers that this process has started (compiler/foreman.py)
             name = self.children[pid]
             self.tell_driver("died", name, pid, os.waitstatus_to_exitcode(status), self.doing(name))
             self.end(3, pid)
@@ -383,11 +409,11 @@ class Coordinator(Actor):
         cpu, tasks = cpu_t.array(self.machine.cpus)[int(number)], task_t.array(self.machine.tasks)
         if cpu.task:
             where = "in memory accesses of" if cpu.inside else "with"
-            return f" ({where} task {tasks[cpu.task].pid} ({stats.task_name(tasks[cpu.task])}))"
+            return f" ({where} task {tasks[cpu.task].pid} ({task_name(tasks[cpu.task])}))"
         here = [tasks[n] for n in stats.task_numbers(self.machine) if tasks[n].cpu == cpu.id]
         if not here:
             return " (no task was running on it)"
-        named = ", ".join(f"{task.pid} ({stats.task_name(task)})" for task in here[:MOST_NAMED])
+        named = ", ".join(f"{task.pid} ({task_name(task)})" for task in here[:MOST_NAMED])
         more = f" and {len(here) - MOST_NAMED} more" if len(here) > MOST_NAMED else ""
         return f" (between operations of task{'s' * (len(here) > 1)} {named}{more})"
 
@@ -427,9 +453,9 @@ def fork_children(world, link):
 def main(link, topology, reserve):
     """The life of a coordinator, forked by the fork server: boot, fork nodes and CPUs, serve."""
     entitle("numaemu: coordinator")
-    faulthandler.enable()                                # a crash of compiled code shows where Python was
-    signal.signal(signal.SIGBUS, signal.SIG_DFL)         # no bug of ours: /dev/shm is full, which the driver says in a line
-    faulthandler.register(signal.SIGUSR1)                # and kill -USR1 shows where a process is
+    faulthandler.enable()  # a crash of compiled code shows where Python was
+    signal.signal(signal.SIGBUS, signal.SIG_DFL)  # no bug of ours: /dev/shm is full, which the driver says in a line
+    faulthandler.register(signal.SIGUSR1)  # and kill -USR1 shows where a process is
     die_on_unraisable()
     try:
         machine, blocks = boot(topology, reserve)
@@ -439,7 +465,7 @@ def main(link, topology, reserve):
     except Exception as error:
         send_frame(link, dumps(("failed", failure(error))))
         return
-    setproctitle.setproctitle("numaemu: coordinator")    # it forks no more
+    setproctitle.setproctitle("numaemu: coordinator")  # it forks no more
     coordinator = Coordinator(world, link, children)
     signal.signal(signal.SIGCHLD, coordinator.on_child_ended)
     threading.Thread(target=coordinator.read_link, daemon=True, name="link").start()

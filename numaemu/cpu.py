@@ -5,6 +5,7 @@ CPU's turn (runqueue.py), so tasks on one CPU share it in slices of emulated tim
 starts tasks and passes on operations of tasks that are driven from elsewhere. A CPU that waits inside an
 operation (for its node, the coordinator, a lock) sleeps on its *wait bell*, which has nothing to do with the mailbox.
 """
+
 import ctypes
 import functools
 import io
@@ -18,42 +19,43 @@ from concurrent.futures import Future
 
 import posix_ipc
 
-from numaemu import access, user_kernels, zcomp  # noqa: F401  (its kernels are loaded before anything forks)
-from numaemu.actor import COORDINATOR, LONGEST, Actor, mailbox_of_python
-from numaemu.build import JIT
-from numaemu.kernel import sys as syscalls
-from numaemu.kernel import kernel_calls
-from numaemu.kernel.compaction import direct_compact
-from numaemu.kernel.fault import exc_page_fault
-from numaemu.kernel.kcompactd import compact_node_now
-from numaemu.kernel.kswapd import wake_kswapd
-from numaemu.kernel.mm_types import TASK_NAME_BYTES, task_t
-from numaemu.kernel.node_reclaim import node_reclaim
-from numaemu.kernel.oom_kill import alloc_pages_may_oom
-from numaemu.kernel.sched import handle_event
-from numaemu.kernel.smp import FOR_BELL, FOR_OTHERS, NOT_WOKEN, actor_of_cpu, ring
-from numaemu.kernel.swapon import try_to_unuse
-from numaemu.kernel.tlb import answer_ipi
-from numaemu.kernel.truncate import iput_from_below
-from numaemu.kernel.vmscan import try_to_free_pages
-from numaemu.kernel_operations import Constructors
-from numaemu.native import PythonCallback
-from numaemu.operations import Operations, kill_task
-from numaemu.payload import dump_function, load_function
-from numaemu.processor import cpu_t
-from numaemu.refusals import full_table
-from numaemu.runqueue import RunQueue
-from numaemu.task import Handle, Task
-from numaemu.threads import Threads
-from numaemu.where import Running
-from numaemu.wire import Failure, Sealed, dumps, failure, in_words, opened, sealed, settle
+from numaemu.api.task import Handle, Task
+from numaemu.compiler import user_kernels
+from numaemu.compiler.build import JIT
+from numaemu.compiler.native import PythonCallback
+from numaemu.hardware.processor import cpu_t
+from numaemu.host.threads import Threads
+from numaemu.host.where import Running
+from numaemu.kernel.arch.fault import exc_page_fault
+from numaemu.kernel.arch.tlb import answer_ipi
+from numaemu.kernel.core.sched import handle_event
+from numaemu.kernel.core.smp import FOR_BELL, FOR_OTHERS, NOT_WOKEN, actor_of_cpu, ring
+from numaemu.kernel.include.mm_types import TASK_NAME_BYTES, task_t
+from numaemu.kernel.mm.cache.truncate import iput_from_below
+from numaemu.kernel.mm.migrate.compaction import direct_compact
+from numaemu.kernel.mm.migrate.kcompactd import compact_node_now
+from numaemu.kernel.mm.reclaim.kswapd import wake_kswapd
+from numaemu.kernel.mm.reclaim.node_reclaim import node_reclaim
+from numaemu.kernel.mm.reclaim.oom_kill import alloc_pages_may_oom
+from numaemu.kernel.mm.reclaim.vmscan import try_to_free_pages
+from numaemu.kernel.mm.swap.swapon import try_to_unuse
+from numaemu.kernel.syscalls import allocators as kernel_calls
+from numaemu.kernel.syscalls import common as syscalls
+from numaemu.operations.allocators import Constructors
+from numaemu.operations.base import Operations, kill_task
+from numaemu.operations.refusals import full_table
+from numaemu.process import zcomp  # noqa: F401  (its kernels are loaded before anything forks)
+from numaemu.process.actor import COORDINATOR, LONGEST, Actor, mailbox_of_python
+from numaemu.process.payload import dump_function, load_function
+from numaemu.process.runqueue import RunQueue
+from numaemu.process.wire import Failure, Sealed, dumps, failure, in_words, opened, sealed, settle
 
-PRINT_BYTES = 1 << 20    # of one CPU's tasks wait at most to be shown, then who prints waits; assumed
-WAIT_S = 0.2             # how long a CPU sleeps at most before it looks again; if it finds what it waits for, a bell is missing:
-GRACE_S = 1.0            # how long it may still be on its way, before it counts as lost (World.lost); assumed
+PRINT_BYTES = 1 << 20  # of one CPU's tasks wait at most to be shown, then who prints waits; assumed
+WAIT_S = 0.2  # how long a CPU sleeps at most before it looks again; if it finds what it waits for, a bell is missing:
+GRACE_S = 1.0  # how long it may still be on its way, before it counts as lost (World.lost); assumed
 _CALLBACK = ctypes.CFUNCTYPE(ctypes.c_uint64, ctypes.c_uint64, ctypes.c_uint64, ctypes.c_uint64)
-_installed = []          # ctypes callbacks must outlive the machine
-_cpus = {}               # those of this process: one, but for tests
+_installed = []  # ctypes callbacks must outlive the machine
+_cpus = {}  # those of this process: one, but for tests
 
 
 def _address_of(function):
@@ -101,7 +103,7 @@ def on_schedule(cpu, number, until_ns):
     """Compiled code of a task lets those that wait for the CPU run; the task comes back when it has the turn again."""
     try:
         _cpus[cpu].operations.schedule(int(number), int(until_ns))
-    except BaseException:                # it must not come up inside compiled code
+    except BaseException:  # it must not come up inside compiled code
         traceback.print_exc()
         os._exit(70)
     return 0
@@ -190,7 +192,7 @@ class Cpu(Actor):
         self.turn = RunQueue(self.state)
         _cpus[cpu_number] = self
         self.operations = Operations(self)
-        self.runs, self.run_numbers = {}, itertools.count(1)      # functions that tasks here have started elsewhere
+        self.runs, self.run_numbers = {}, itertools.count(1)  # functions that tasks here have started elsewhere
         self.threads, self.running = Threads("op"), Running()
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         sys.stdout = Printer(self)
@@ -199,7 +201,7 @@ class Cpu(Actor):
         try:
             os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
         except OSError:
-            pass                                 # only a matter of speed
+            pass  # only a matter of speed
 
     # -- tasks
 
@@ -215,7 +217,7 @@ class Cpu(Actor):
     def set_comm(self, number, name):
         """task->comm: at most 15 bytes."""
         task = task_t.array(self.machine.tasks)[number]
-        raw = (name or "task").encode()[:TASK_NAME_BYTES - 1].ljust(TASK_NAME_BYTES, b"\0")
+        raw = (name or "task").encode()[: TASK_NAME_BYTES - 1].ljust(TASK_NAME_BYTES, b"\0")
         for i, byte in enumerate(raw):
             task.comm[i] = byte
 
@@ -265,7 +267,7 @@ class Cpu(Actor):
         try:
             killed = kill_task(task)
             if killed and not isinstance(answer, Failure):
-                answer = failure(killed)         # it was dead already when it returned
+                answer = failure(killed)  # it was dead already when it returned
             sys.stdout.flush()
         except BaseException as error:
             answer = failure(error)
@@ -273,13 +275,17 @@ class Cpu(Actor):
         try:
             self.tell(owner, "finished", run, answer)
         except Exception as error:
-            self.tell(owner, "finished", run, sealed(failure(type(error)(f"{answer.what} cannot be sent: {in_words(error)}"))))
+            self.tell(
+                owner, "finished", run, sealed(failure(type(error)(f"{answer.what} cannot be sent: {in_words(error)}")))
+            )
 
     def rpc_whereabouts(self):
         """(pid, name, where) of each task whose function runs in this process."""
         tasks = task_t.array(self.machine.tasks)
-        return [(pid, bytes(tasks[number].comm.as_numpy()).rstrip(b"\0").decode(errors="replace"), where)
-                for (number, pid), where in self.running.lines()]
+        return [
+            (pid, bytes(tasks[number].comm.as_numpy()).rstrip(b"\0").decode(errors="replace"), where)
+            for (number, pid), where in self.running.lines()
+        ]
 
     def rpc_op(self, number, pid, method, args):
         """An operation of a task that is driven from elsewhere; it may take long, so it gets a thread."""

@@ -4,6 +4,7 @@ The driver may have threads, so it is never forked itself. It starts `python -m 
 Unix socket; each machine is one request with a socket of its own. The server ends with the driver (end of
 stream), the coordinators with the server, nodes and CPUs with their coordinator.
 """
+
 import gc
 import os
 import pickle
@@ -12,15 +13,16 @@ import socket
 import sys
 import traceback
 
-from numaemu import precompile, user_kernels
-from numaemu.shm import adopt_orphans, die_with_parent, entitle
-from numaemu.wire import receive
+from numaemu.compiler import foreman, user_kernels
+from numaemu.host.shm import adopt_orphans, die_with_parent, entitle
+from numaemu.process.wire import receive
 
 
 def preload():
     """Import everything compiled."""
-    gc.disable()                 # nothing that is loaded is garbage; `main` freezes all of it
-    from numaemu.link import mute_lock_events
+    gc.disable()  # nothing that is loaded is garbage; `main` freezes all of it
+    from numaemu.compiler.link import mute_lock_events
+
     mute_lock_events()
     import numaemu.coordinator  # noqa: F401  (imports every kernel)
 
@@ -40,7 +42,7 @@ def serve(control, coordinator_main):
     coordinators = []
     while True:
         try:
-            size, fds, _, _ = socket.recv_fds(control, 8, 1)         # the link comes with the frame's size
+            size, fds, _, _ = socket.recv_fds(control, 8, 1)  # the link comes with the frame's size
         except ConnectionError:
             size = b""
         if not size or (frame := receive(control, int.from_bytes(size, "big"))) is None:
@@ -63,7 +65,7 @@ def serve(control, coordinator_main):
 def end(coordinators):
     """The driver has gone: end its machines, wait for every process of theirs, end."""
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-    precompile.stop()
+    foreman.stop()
     user_kernels.remove_directory()
     for pid in coordinators:
         try:
@@ -96,9 +98,9 @@ def main():
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     adopt_orphans()
     preload()
-    user_kernels.make_directory(precompile.own_directory())
+    user_kernels.make_directory(foreman.own_directory())
+    from numaemu.compiler.link import LINKER
     from numaemu.coordinator import main as coordinator_main
-    from numaemu.link import LINKER
 
     def reap(*_):
         while True:

@@ -3,6 +3,7 @@
 Everything goes through one socket to the machine's coordinator. A thread per machine reads what comes back: answers,
 results of tasks, printed text, the news of a death.
 """
+
 import atexit
 import collections
 import contextlib
@@ -17,20 +18,22 @@ import weakref
 import zlib
 from concurrent.futures import Future, wait
 
-from numaemu import host_memory, lifetime, precompile, shm, trust
-from numaemu.arguments import runnable
+from numaemu.api.arguments import runnable
+from numaemu.api.task import Handle, Task
+from numaemu.compiler import foreman
 from numaemu.errors import MachineCheck
-from numaemu.payload import dump_function
-from numaemu.screen import Screen
-from numaemu.task import Handle, Task
-from numaemu.topology import load_topology
-from numaemu.units import choice_text, parse_int, parse_size
-from numaemu.wire import Sealed, dumps, opened, receive_frame, send_frame, settle
+from numaemu.host import shm, trust
+from numaemu.process import host_memory, lifetime
+from numaemu.process.payload import dump_function
+from numaemu.process.screen import Screen
+from numaemu.process.wire import Sealed, dumps, opened, receive_frame, send_frame, settle
+from numaemu.spec.topology import load_topology
+from numaemu.spec.units import choice_text, parse_int, parse_size
 
-SHOW_S = 0.3             # how long a death is kept back at most for printed text, and results behind it, that came before
-TELL_S = 0.5             # how long the fork server may take to tell how a coordinator has ended, that is known to have
-ASKED_S = 1.0            # how long CPUs have to say where their tasks are
-END_S = 5.0              # how long an ending machine is waited for before its processes are killed
+SHOW_S = 0.3  # how long a death is kept back at most for printed text, and results behind it, that came before
+TELL_S = 0.5  # how long the fork server may take to tell how a coordinator has ended, that is known to have
+ASKED_S = 1.0  # how long CPUs have to say where their tasks are
+END_S = 5.0  # how long an ending machine is waited for before its processes are killed
 
 
 class ForkServer:
@@ -41,10 +44,10 @@ class ForkServer:
 
     def disown(self):
         """In a process that was forked from the driver: that one's is none of this one's."""
-        self.lock = threading.Lock()             # a thread that is not here may have held it
+        self.lock = threading.Lock()  # a thread that is not here may have held it
         if self.process is not None:
             self.socket.close()
-            self.process.returncode = 0          # not a child of this process
+            self.process.returncode = 0  # not a child of this process
             self.process = None
 
     def launch(self):
@@ -54,8 +57,12 @@ class ForkServer:
         shm.sweep()
         self.ready = False
         ours, theirs = socket.socketpair()
-        self.process = subprocess.Popen([sys.executable, "-m", "numaemu.forkserver", str(theirs.fileno())],
-                                        pass_fds=[theirs.fileno()], start_new_session=True, env=_environment())
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "numaemu.forkserver", str(theirs.fileno())],
+            pass_fds=[theirs.fileno()],
+            start_new_session=True,
+            env=_environment(),
+        )
         trust.leave_it_to_others()
         theirs.close()
         self.socket, self.pid, self.numbers = ours, os.getpid(), itertools.count()
@@ -67,14 +74,19 @@ class ForkServer:
         while not self.ready:
             frame = receive_frame(self.socket)
             if frame is None:
-                raise MachineCheck(f"the fork server ended while it loaded the compiled kernel, "
-                                   f"{_describe(self.process.wait())}")
+                raise MachineCheck(
+                    f"the fork server ended while it loaded the compiled kernel, {_describe(self.process.wait())}"
+                )
             kind, *words = pickle.loads(frame)
             if kind == "ready":
                 self.ready, self.image = True, words[0]
-                threading.Thread(target=self.read, args=(self.process, self.socket, self.forked, self.ended), daemon=True).start()
+                threading.Thread(
+                    target=self.read, args=(self.process, self.socket, self.forked, self.ended), daemon=True
+                ).start()
                 if self.image and progress:
-                    threading.Thread(target=precompile.watch_image, args=(self.image, progress), daemon=True, name="image").start()
+                    threading.Thread(
+                        target=foreman.watch_image, args=(self.image, progress), daemon=True, name="image"
+                    ).start()
 
     @staticmethod
     def read(process, ours, forked, ended):
@@ -100,12 +112,12 @@ class ForkServer:
         """End it, at the end of the driver."""
         if self.process is None or self.pid != os.getpid():
             return
-        if not self.ready:                   # it compiles and does not listen
+        if not self.ready:  # it compiles and does not listen
             self.process.kill()
         try:
             self.socket.shutdown(socket.SHUT_RDWR)
         except OSError:
-            pass                             # it has gone already
+            pass  # it has gone already
         try:
             self.process.wait(END_S)
         except subprocess.TimeoutExpired:
@@ -177,7 +189,9 @@ class Machine:
         self._driver = os.getpid()
         _machines.add(lifetime.own(self))
         lifetime.end_with(self, self._link)
-        self._reader = threading.Thread(target=_read_link, args=(weakref.ref(self), self._link, self._screen), daemon=True)
+        self._reader = threading.Thread(
+            target=_read_link, args=(weakref.ref(self), self._link, self._screen), daemon=True
+        )
         self._reader.start()
         try:
             self.processes = self._booted.result()
@@ -198,7 +212,7 @@ class Machine:
 
     def _fill_pools(self):
         """Huge pages, as the machine file asks for them: the first thing after boot, while memory is in one piece."""
-        pools = sorted(self.topology.hugepages().pools, key=lambda pool: -pool[0])       # the largest while there is room
+        pools = sorted(self.topology.hugepages().pools, key=lambda pool: -pool[0])  # the largest while there is room
         for size, node, pages in pools:
             self._fill_pool(size, node, pages)
         for name in ("nr_overcommit_hugepages", "nr_hugepages"):
@@ -215,7 +229,10 @@ class Machine:
         got, name = int(self.read(path)), f"{size >> 30}.00 GiB" if size >> 30 else f"{size >> 20}.00 MiB"
         if got < pages:
             failed = "failed" if node is None else f"failed node{node}"
-            self._ask("printk", [f"HugeTLB: allocating {pages} of page size {name} {failed}.  Only allocated {got} hugepages."])
+            self._ask(
+                "printk",
+                [f"HugeTLB: allocating {pages} of page size {name} {failed}.  Only allocated {got} hugepages."],
+            )
 
     @property
     def death(self):
@@ -231,7 +248,7 @@ class Machine:
 
     def disown(self):
         """In a process that was forked from the driver: the machine is the driver's alone."""
-        self._lock = threading.Lock()            # a thread that is not here may have held it
+        self._lock = threading.Lock()  # a thread that is not here may have held it
         self._link.close()
 
     def check_owner(self):
@@ -272,7 +289,7 @@ class Machine:
         if kind == "answer":
             settle(self._requests.pop(words[0], Future()), words[1])
         elif kind == "finished":
-            runs = self._runs                    # who waited for it may have been interrupted: it is not among them then
+            runs = self._runs  # who waited for it may have been interrupted: it is not among them then
             self._screen.after(lambda: settle(runs.pop(words[0], Future()), words[1]))
         elif kind == "compiled":
             lifetime.compiled[tuple(words)] += 1
@@ -390,7 +407,7 @@ class Machine:
 
     def create_file(self, path, content, seed=None):
         """A file on the emulated disk, which nobody has read yet. `content`: its bytes, or its size: then it is full of
-        the pattern of a seed (numaemu.files.seeded_bytes), one of its own for each path; 0: zeros.
+        the pattern of a seed (numaemu.api.files.seeded_bytes), one of its own for each path; 0: zeros.
         """
         if isinstance(content, (bytes, bytearray, memoryview)):
             self._ask("system", "create_file", path, len(content), bytes(content), 0)
@@ -435,7 +452,7 @@ class Machine:
         return self._ask("stats")
 
     def pageblocks(self):
-        """What lies in each pageblock, by zone: numaemu.blockmap draws it."""
+        """What lies in each pageblock, by zone: numaemu.tools.blockmap draws it."""
         return self._ask("pageblocks")
 
     def check(self):
@@ -446,10 +463,17 @@ class Machine:
         """A line for each task that runs a function: where in it; for a CPU that does not answer at once, what it is at."""
         asked = [(cpu.id, self._request("whereabouts", cpu.id)) for cpu in self.cpus]
         done, _ = wait([future for _, future in asked], ASKED_S)
-        lines = [f"task {pid} ({name}) on cpu {cpu}: {where or 'in no line of its own'}"
-                 for cpu, future in asked if future in done for pid, name, where in future.result()]
-        return lines + [f"cpu {cpu} does not answer{self._request('doing', f'cpu {cpu}').result(ASKED_S)}"
-                        for cpu, future in asked if future not in done]
+        lines = [
+            f"task {pid} ({name}) on cpu {cpu}: {where or 'in no line of its own'}"
+            for cpu, future in asked
+            if future in done
+            for pid, name, where in future.result()
+        ]
+        return lines + [
+            f"cpu {cpu} does not answer{self._request('doing', f'cpu {cpu}').result(ASKED_S)}"
+            for cpu, future in asked
+            if future not in done
+        ]
 
     # -- the end
 
@@ -489,7 +513,7 @@ def _read_link(machine, link, screen):
         this._ended.set()
     screen.end()
     if this is None:
-        link.close()                         # nobody has the machine any more: that has hung up already
+        link.close()  # nobody has the machine any more: that has hung up already
 
 
 def _describe(status):

@@ -9,15 +9,31 @@ is counted nowhere, and its age is its entry's.
 Counted here: accesses by memory node, L2 hits, walks, walk loads by node. Derived (identities, see `counters`):
 loads = tick - stores, L1 hits = tick - L2 hits - walks, and the clock is the sum of what each access costs.
 """
+
 import numpy as np
 
-from numaemu.compile import hot, kernel
-from numaemu.paging import PTE_PFN_MASK, _PAGE_DIRTY, _PAGE_GLOBAL, _PAGE_NX, _PAGE_RW
-from numaemu.param import L1_ENTRIES_MAX, L1_HINTS, L1_VIEWS, L2_HINTS, MAX_NODES, NR_ASIDS
-from numaemu.pointer import u8
-from numaemu.processor import (HOST_GLOBAL, HOST_NX, KERNEL_READ, LEAF_SHIFT, PAGE_MASK, READ, TAG_ASID, TAG_KERNEL,
-                               TAG_SIZE, TAG_VALID, WRITE, X86_PF_INSTR, X86_PF_USER, X86_PF_WRITE, level_shift)
-from numaemu.walk import walk
+from numaemu.compiler.decorators import hot, kernel
+from numaemu.compiler.pointer import u8
+from numaemu.hardware.paging import _PAGE_DIRTY, _PAGE_GLOBAL, _PAGE_NX, _PAGE_RW, PTE_PFN_MASK
+from numaemu.hardware.processor import (
+    HOST_GLOBAL,
+    HOST_NX,
+    KERNEL_READ,
+    LEAF_SHIFT,
+    PAGE_MASK,
+    READ,
+    TAG_ASID,
+    TAG_KERNEL,
+    TAG_SIZE,
+    TAG_VALID,
+    WRITE,
+    X86_PF_INSTR,
+    X86_PF_USER,
+    X86_PF_WRITE,
+    level_shift,
+)
+from numaemu.hardware.walk import walk
+from numaemu.spec.param import L1_ENTRIES_MAX, L1_HINTS, L1_VIEWS, L2_HINTS, MAX_NODES, NR_ASIDS
 
 U = np.uint64
 
@@ -89,6 +105,7 @@ def l2_victim(cpu, page_number):
 
 # -- views of huge entries -------------------------------------------------------------------------------------
 
+
 @kernel("void(cpu_t*, i64)")
 def drop_view(cpu, view):
     """Forget a view; its entry keeps the age that was noted here."""
@@ -141,6 +158,7 @@ def show_view(cpu, address, slot):
 
 
 # -- refilling -------------------------------------------------------------------------------------------------
+
 
 @kernel("i64(cpu_t*, i64)")
 def l1_victim_viewed(cpu, first):
@@ -293,6 +311,7 @@ def tlb_refill(cpu, address, access):
 
 
 # -- flushing --------------------------------------------------------------------------------------------------
+
 
 @hot
 def forget(entry):

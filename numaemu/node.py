@@ -3,17 +3,18 @@
 A second thread of it runs the node's kernel threads (kswapd, kcompactd, ...) in a context of their own, as a CPU would:
 they take locks, wait for shootdowns and ask the first thread for pages as CPUs do, so that it never waits for them.
 """
+
 import threading
 
-from numaemu.actor import Actor
-from numaemu.kernel.buddy import free_pcppages_bulk, take_back_shelves
-from numaemu.kernel.compaction_free import serve_node
-from numaemu.kernel.kcompactd import compact_node_now
-from numaemu.kernel.kthread import run_kthreads
-from numaemu.kernel.mmzone import MAX_NR_ZONES, zone_of
-from numaemu.kernel.sys import drain_lru
-from numaemu.processor import cpu_t
-from numaemu.threads import Threads
+from numaemu.hardware.processor import cpu_t
+from numaemu.host.threads import Threads
+from numaemu.kernel.core.kthread import run_kthreads
+from numaemu.kernel.include.mmzone import MAX_NR_ZONES, zone_of
+from numaemu.kernel.mm.migrate.compaction_free import serve_node
+from numaemu.kernel.mm.migrate.kcompactd import compact_node_now
+from numaemu.kernel.mm.page_alloc.node_side import free_pcppages_bulk, take_back_shelves
+from numaemu.kernel.syscalls.common import drain_lru
+from numaemu.process.actor import Actor
 
 
 class Node(Actor):
@@ -25,7 +26,7 @@ class Node(Actor):
         self.zones = range(node * MAX_NR_ZONES, (node + 1) * MAX_NR_ZONES)
         self.context = cpu_t.array(self.machine.cpus)[self.machine.nr_cpus + node]
         self.threads = Threads("kthread")
-        self.turn = threading.Lock()             # held while kernel threads work, and while they must not
+        self.turn = threading.Lock()  # held while kernel threads work, and while they must not
 
     def run(self):
         threading.Thread(target=self.serve_kthreads, daemon=True, name="kthreads").start()

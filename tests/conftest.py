@@ -1,4 +1,5 @@
 """What several test files share: machines in this process and real ones, and a last look that nothing was left behind."""
+
 import contextlib
 import os
 import pathlib
@@ -8,12 +9,18 @@ import psutil
 import pytest
 from loopback import SMALL_TLB, Loopback
 
-from numaemu.build import JIT
+from numaemu.compiler.build import JIT
+from numaemu.compiler.link import compile_everything
 from numaemu.errors import NumaemuError
-from numaemu.link import compile_everything
 
-hypothesis.settings.register_profile("numaemu", derandomize=True, deadline=None, print_blob=True, max_examples=50 if JIT else 8,
-                                     suppress_health_check=list(hypothesis.HealthCheck))
+hypothesis.settings.register_profile(
+    "numaemu",
+    derandomize=True,
+    deadline=None,
+    print_blob=True,
+    max_examples=50 if JIT else 8,
+    suppress_health_check=list(hypothesis.HealthCheck),
+)
 hypothesis.settings.load_profile("numaemu")
 
 
@@ -30,6 +37,7 @@ def loopback():
     def make(source=None, **keywords):
         made.append(Loopback(source, **{**SMALL_TLB, **keywords}))
         return made[-1]
+
     yield make
     for machine in made:
         machine.close()
@@ -45,30 +53,33 @@ def two_nodes(loopback):
 def machine():
     """A real one of two nodes with two CPUs each, shared by the tests of a file."""
     from numaemu.machine import Machine
+
     with Machine(nodes=2, cpus_per_node=2, memory_per_node="64MiB") as booted:
         yield booted
         booted.check()
 
 
-LOST = []                        # (machine, how many) waits that ended by their time limit though what they waited for was there
+LOST = []  # (machine, how many) waits that ended by their time limit though what they waited for was there
 
 
 def look_for_lost_wakeups(machine):
     """Time limits of waits only hide such an error."""
     if machine.death is None and not machine.closed:
-        with contextlib.suppress(NumaemuError, TimeoutError):        # it may die at this moment, or stand still
+        with contextlib.suppress(NumaemuError, TimeoutError):  # it may die at this moment, or stand still
             LOST.append((repr(machine), machine._request("lost_wakeups").result(10)))
 
 
 @pytest.fixture(scope="session", autouse=True)
 def machines_are_looked_at_when_they_end():
     from numaemu.machine import Machine
+
     close = Machine.close
 
     def look_and_close(self):
         if self._driver == os.getpid() and self._booted.done():
             look_for_lost_wakeups(self)
         close(self)
+
     Machine.close = look_and_close
     yield
     Machine.close = close
@@ -79,6 +90,7 @@ def no_wakeup_is_lost(machines_are_looked_at_when_they_end):
     """In no machine of the test, whether it has ended or lives on."""
     yield
     from numaemu.machine import _machines
+
     for machine in list(_machines):
         look_for_lost_wakeups(machine)
     lost, _ = [(machine, number) for machine, number in LOST if number], LOST.clear()

@@ -6,6 +6,7 @@
 Node and Coordinator are the real classes; only bells are calls, so there is one order of events, no process, no
 waiting, and it runs with the JIT off too. `task()` gives the usual Task objects.
 """
+
 import faulthandler
 import os
 import types
@@ -14,39 +15,40 @@ from concurrent.futures import Future
 import numpy as np
 
 from numaemu import cpu as cpu_process
-from numaemu import shm
-from numaemu.actor import Actor, Message, World
+from numaemu.api.task import Task
+from numaemu.compiler.pointer import Pointer
 from numaemu.coordinator import Coordinator
-from numaemu.kernel import sys as syscalls
-from numaemu.kernel import proc_vmstat, stats
-from numaemu.kernel.check import audit
-from numaemu.kernel.file import FILE, files_of
-from numaemu.kernel.inode import file_of
-from numaemu.kernel.kcompactd import compact_node_now
-from numaemu.kernel.kthread import run_kthreads
-from numaemu.kernel.init_mm import reserved_pages
-from numaemu.kernel.mm_init import boot, control_layout
-from numaemu.kernel.mm_types import mm_t, page_t, task_t, vma_t
-from numaemu.kernel.mmzone import MAX_NR_ZONES, zone_of
-from numaemu.kernel.pgtable import pte_offset, pte_pfn
-from numaemu.kernel.smp import MSG_NONE, actor_of_cpu
-from numaemu.kernel.sysctl import System
-from numaemu.kernel.tlb import answer_ipi
-from numaemu.kernel.vma_index import vma_index
-from numaemu.kernel_operations import Constructors
-from numaemu.mailbox import fall_asleep
+from numaemu.hardware.mailbox import fall_asleep
+from numaemu.hardware.paging import entry_load
+from numaemu.hardware.processor import cpu_t
+from numaemu.host import shm
+from numaemu.kernel.arch.init_mm import reserved_pages
+from numaemu.kernel.arch.pgtable import pte_offset, pte_pfn
+from numaemu.kernel.arch.tlb import answer_ipi
+from numaemu.kernel.audit.frames import audit
+from numaemu.kernel.boot import boot, control_layout
+from numaemu.kernel.core.kthread import run_kthreads
+from numaemu.kernel.core.smp import MSG_NONE, actor_of_cpu
+from numaemu.kernel.fs.file import FILE, files_of
+from numaemu.kernel.fs.inode import file_of
+from numaemu.kernel.fs.proc import vmstat as proc_vmstat
+from numaemu.kernel.fs.sysfs import stats
+from numaemu.kernel.fs.sysfs.sysctl import System
+from numaemu.kernel.include.mm_types import mm_t, page_t, task_t, vma_t
+from numaemu.kernel.include.mmzone import MAX_NR_ZONES, zone_of
+from numaemu.kernel.mm.migrate.kcompactd import compact_node_now
+from numaemu.kernel.mm.space.vma_index import vma_index
+from numaemu.kernel.syscalls import common as syscalls
 from numaemu.node import Node
-from numaemu.operations import Operations
-from numaemu.paging import entry_load
-from numaemu.param import PAGE_SIZE
-from numaemu.pointer import Pointer
-from numaemu.processor import cpu_t
-from numaemu.task import Task
-from numaemu.topology import load_topology
-from numaemu.wire import Failure
+from numaemu.operations.allocators import Constructors
+from numaemu.operations.base import Operations
+from numaemu.process.actor import Actor, Message, World
+from numaemu.process.wire import Failure
+from numaemu.spec.param import PAGE_SIZE
+from numaemu.spec.topology import load_topology
 
-FRUITLESS_WAITS = 10_000       # in one process nobody else can end a wait: more of them are a deadlock
-SMALL_TLB = dict(l1={"entries": 4, "ways": 2}, l2={"entries": 8, "ways": 4})     # quick to flush with the JIT off
+FRUITLESS_WAITS = 10_000  # in one process nobody else can end a wait: more of them are a deadlock
+SMALL_TLB = dict(l1={"entries": 4, "ways": 2}, l2={"entries": 8, "ways": 4})  # quick to flush with the JIT off
 
 
 class CallBell:
@@ -59,9 +61,9 @@ class CallBell:
 class LoopbackWorld(World):
     def __init__(self, topology, machine, blocks, ring):
         self.topology, self.machine, self.blocks = topology, machine, blocks
-        self.waiting = []                # what is done after what an actor is just doing
+        self.waiting = []  # what is done after what an actor is just doing
         self.bells = [CallBell(lambda n=n: ring(n)) for n in range(machine.nr_actors)]
-        self.due = []                    # nodes whose kernel threads have been woken
+        self.due = []  # nodes whose kernel threads have been woken
         self.kthread_bells = [CallBell(lambda n=n: self.due.append(n)) for n in range(machine.nr_nodes)]
 
     def later(self, action):
@@ -91,7 +93,7 @@ class LoopbackCpu(cpu_process.Cpu):
         """Done when the coordinator, which asks, has nothing else to do."""
         return self.world.later(lambda: self.operations.system(method, args))
 
-    threads = types.SimpleNamespace(submit=lambda *_: None)      # what cannot be done at once happens later, by itself
+    threads = types.SimpleNamespace(submit=lambda *_: None)  # what cannot be done at once happens later, by itself
 
 
 class LoopbackNode(Node):
@@ -132,11 +134,13 @@ class Loopback:
         def answer(*args):
             try:
                 function(*args)
-            except BaseException:        # it must not come up inside compiled code
+            except BaseException:  # it must not come up inside compiled code
                 import traceback
+
                 traceback.print_exc()
                 os._exit(70)
             return 0
+
         return cpu_process._address_of(answer)
 
     # -- the bells
@@ -275,11 +279,18 @@ class Loopback:
 
     def close(self):
         """Give the host its memory back."""
-        machine, nbytes = self.machine, control_layout(self.topology, self.machine.max_pfn, self.machine.nr_actors).nbytes
+        machine, nbytes = (
+            self.machine,
+            control_layout(self.topology, self.machine.max_pfn, self.machine.nr_actors).nbytes,
+        )
         memory, mem_map, frames = int(machine.memory), int(machine.mem_map), machine.max_pfn
         reserved = machine.nr_nodes * reserved_pages(self.topology)
-        for address, size in ((memory, (frames + reserved) * PAGE_SIZE), (mem_map, frames * page_t.nbytes),
-                              (int(machine.disk), self.topology.disk.size), (int(machine.address), nbytes)):
+        for address, size in (
+            (memory, (frames + reserved) * PAGE_SIZE),
+            (mem_map, frames * page_t.nbytes),
+            (int(machine.disk), self.topology.disk.size),
+            (int(machine.address), nbytes),
+        ):
             shm._libc.munmap(address, size)
         self.machine = Pointer(0, machine.struct)
 

@@ -1,4 +1,5 @@
 """Slow, obvious twins of the emulator's algorithms, for the property tests. Nothing here knows the package."""
+
 import itertools
 
 
@@ -127,7 +128,7 @@ class Mmu:
         entry["dirty"] |= write
         self.l1_hits += one is not None
         if one or two:
-            self.assists += 1              # the page is there, only its D bit has to be set
+            self.assists += 1  # the page is there, only its D bit has to be set
             self.clock_ns += self.l2_ns
         if not one and two:
             self.l2_hits += 1
@@ -162,8 +163,16 @@ class Vmas:
 
     def map(self, first, end, prot, what=0):
         """A new mapping, of an object `what` or private (0), where nothing is."""
-        vma = {"start": first, "end": end, "prot": prot, "what": what, "policy": None, "anon": 0,
-               "pgoff": 0 if what else first, "account": not what and bool(prot & 2)}
+        vma = {
+            "start": first,
+            "end": end,
+            "prot": prot,
+            "what": what,
+            "policy": None,
+            "anon": 0,
+            "pgoff": 0 if what else first,
+            "account": not what and bool(prot & 2),
+        }
         self.vmas = sorted([*self.vmas, vma], key=lambda v: v["start"])
         self.merge(vma)
 
@@ -207,16 +216,23 @@ class Vmas:
         if vma["what"] or vma["anon"]:
             return
         for low, high, other in ((i, i + 1, i + 1), (i - 1, i, i - 1)):
-            if 0 <= low and high < len(self.vmas) and self.alike(self.vmas[low], self.vmas[high], ("account", "policy", "what")) \
-                    and self.vmas[other]["anon"]:
+            if (
+                0 <= low
+                and high < len(self.vmas)
+                and self.alike(self.vmas[low], self.vmas[high], ("account", "policy", "what"))
+                and self.vmas[other]["anon"]
+            ):
                 vma["anon"] = self.vmas[other]["anon"]
                 return
         vma["anon"] = next(self.anon_vmas)
 
     @staticmethod
     def alike(low, high, names):
-        return low["end"] == high["start"] and low["pgoff"] + low["end"] - low["start"] == high["pgoff"] and \
-            all(low[name] == high[name] for name in names)
+        return (
+            low["end"] == high["start"]
+            and low["pgoff"] + low["end"] - low["start"] == high["pgoff"]
+            and all(low[name] == high[name] for name in names)
+        )
 
     def merge(self, vma, with_next=True):
         """A VMA that has changed goes into its neighbours; not if it has pages and the neighbour has not."""
@@ -230,10 +246,15 @@ class Vmas:
             right = False
         if left or right:
             parts = [v for v, here in ((low, left), (vma, True), (high, right)) if here]
-            whole = {**vma, "start": parts[0]["start"], "end": parts[-1]["end"], "pgoff": parts[0]["pgoff"],
-                     "anon": max(v["anon"] for v in parts)}
+            whole = {
+                **vma,
+                "start": parts[0]["start"],
+                "end": parts[-1]["end"],
+                "pgoff": parts[0]["pgoff"],
+                "anon": max(v["anon"] for v in parts),
+            }
             at = i - 1 if left else i
-            self.vmas[at:at + len(parts)] = [whole]
+            self.vmas[at : at + len(parts)] = [whole]
 
 
 def runs(pages):
@@ -263,7 +284,7 @@ class MobilityBuddy:
     block, as it is needed.
     """
 
-    FALLBACKS = {0: (2, 1), 1: (2, 0), 2: (0, 1)}        # unmovable, movable, reclaimable
+    FALLBACKS = {0: (2, 1), 1: (2, 0), 2: (0, 1)}  # unmovable, movable, reclaimable
     BLOCK = 9
 
     def __init__(self, first, end, max_order):
@@ -325,12 +346,17 @@ class MobilityBuddy:
 
     def free_blocks(self, block):
         """(pfn, order, kind) of the free blocks in a pageblock, by address."""
-        return sorted((pfn, order, kind) for kind in range(5) for order in range(self.BLOCK + 1)
-                      for pfn in self.lists[kind][order] if pfn >> self.BLOCK == block)
+        return sorted(
+            (pfn, order, kind)
+            for kind in range(5)
+            for order in range(self.BLOCK + 1)
+            for pfn in self.lists[kind][order]
+            if pfn >> self.BLOCK == block
+        )
 
     def is_worth_claiming(self, block, kind):
         pages = 1 << self.BLOCK
-        begin = max(block * pages, 1)                    # page 0 is in no zone
+        begin = max(block * pages, 1)  # page 0 is in no zone
         if begin != block * pages:
             return False
         free = sum(1 << order for _, order, _ in self.free_blocks(block))

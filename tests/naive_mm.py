@@ -4,8 +4,10 @@ PAGE = 4096
 NONE, READ, WRITE = 0, 1, 2
 
 
+# fmt: off
 AT_FORK = {"DONTFORK": lambda now: "skip " + now, "DOFORK": lambda now: now.replace("skip ", ""),
            "WIPEONFORK": lambda now: "wipe " + now, "KEEPONFORK": lambda now: now.replace("wipe ", "")}
+# fmt: on
 
 
 class Segfault(Exception):
@@ -26,7 +28,7 @@ class Object:
     def __init__(self, nr_pages, data=b"", path=None):
         self.path = path
         data = data.ljust(nr_pages * PAGE, b"\0")
-        self.pages = [bytearray(data[n * PAGE:(n + 1) * PAGE]) for n in range(nr_pages)]
+        self.pages = [bytearray(data[n * PAGE : (n + 1) * PAGE]) for n in range(nr_pages)]
 
 
 class Page:
@@ -35,10 +37,9 @@ class Page:
     `own` is a list: what it may hold. There are two after MADV_FREE: what it held, and zeros, until somebody looks.
     """
 
-    def __init__(self, prot, shared=False, object=None, index=0, own=None, lazy=False,
-                 at_fork="copy"):
+    def __init__(self, prot, shared=False, object=None, index=0, own=None, lazy=False, at_fork="copy"):
         self.prot, self.shared, self.object, self.index, self.own, self.lazy = prot, shared, object, index, own, lazy
-        self.at_fork = at_fork               # words: "skip" (MADV_DONTFORK), "wipe" (MADV_WIPEONFORK), "copy"
+        self.at_fork = at_fork  # words: "skip" (MADV_DONTFORK), "wipe" (MADV_WIPEONFORK), "copy"
 
     def backing(self):
         """The object's page; None: there is no object."""
@@ -54,16 +55,16 @@ class Page:
 
     def write(self, offset, data):
         if self.shared:
-            self.backing()[offset:offset + len(data)] = data
+            self.backing()[offset : offset + len(data)] = data
             return
         self.own = [bytearray(content) for content in self.contents()]
         self.lazy = False
         for content in self.own:
-            content[offset:offset + len(data)] = data
+            content[offset : offset + len(data)] = data
 
     def seen(self, offset, data):
         """Somebody has read this; False: it is not what may be there."""
-        fitting = [content for content in self.contents() if content[offset:offset + len(data)] == data]
+        fitting = [content for content in self.contents() if content[offset : offset + len(data)] == data]
         if self.own and fitting and not self.lazy:
             self.own = fitting
         return bool(fitting)

@@ -5,6 +5,7 @@
 Steps come from the seed alone, so a seed is a program; in a machine with several worlds (random_worlds.py), one to a task, what
 they do at the same time is the host's choice.
 """
+
 import random
 import sys
 import time
@@ -21,9 +22,15 @@ def shape_of(seed):
     """(keywords of a machine, what its programs know of it)"""
     choose = random.Random(f"shape {seed}").choice
     paging, nodes, cpus = PAGINGS[seed % len(PAGINGS)], choose((1, 2)), choose((1, 2))
-    keywords = dict(paging=paging, nodes=nodes, cpus_per_node=cpus, memory_per_node=f"{choose((6, 8, 12, 24)) * 2 // nodes}MiB",
-                    asids=choose((0, 1, 2, 6)), walk_cache=choose((0, 16)),
-                    kernel={"transparent_hugepage": choose(("always", "madvise", "never"))})
+    keywords = dict(
+        paging=paging,
+        nodes=nodes,
+        cpus_per_node=cpus,
+        memory_per_node=f"{choose((6, 8, 12, 24)) * 2 // nodes}MiB",
+        asids=choose((0, 1, 2, 6)),
+        walk_cache=choose((0, 16)),
+        kernel={"transparent_hugepage": choose(("always", "madvise", "never"))},
+    )
     huge = 4 << 20 if paging == "x86-32" else 2 << 20
     return keywords, dict(cpus=nodes * cpus, nodes=nodes, huge=huge, pages=choose((64, 200)), most=3000)
 

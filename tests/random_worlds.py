@@ -4,6 +4,7 @@ A *world* is a set of address spaces with tasks, of files and shared objects; ea
 model, or looks whether both agree. A page of the model is a list of what it may hold (several after MADV_FREE), None if a task
 was killed while it wrote.
 """
+
 import errno
 import random
 
@@ -14,7 +15,14 @@ from numaemu import uapi as U
 
 PAGE = 4096
 ZEROS = bytes(PAGE)
-REFUSED = (errno.ENOMEM, errno.EAGAIN, errno.EBUSY, errno.EINVAL, errno.EIO, errno.ENOSPC)     # what Linux may answer under pressure
+REFUSED = (
+    errno.ENOMEM,
+    errno.EAGAIN,
+    errno.EBUSY,
+    errno.EINVAL,
+    errno.EIO,
+    errno.ENOSPC,
+)  # what Linux may answer under pressure
 
 
 class Differs(Exception):
@@ -92,7 +100,9 @@ class World:
         if root is not None:
             self.join(Space(), root)
         self.names = [name.removeprefix("do_") for name in dir(self) if name.startswith("do_")]
-        self.weights = [WEIGHTS.get(name, 2) if machine is not None or name not in DRIVERS else 0 for name in self.names]
+        self.weights = [
+            WEIGHTS.get(name, 2) if machine is not None or name not in DRIVERS else 0 for name in self.names
+        ]
 
     def join(self, space, task):
         if space not in self.spaces:
@@ -120,7 +130,7 @@ class World:
             self.steps["killed"] = self.steps.get("killed", 0) + 1
             self.drop(space)
         except OSError as error:
-            if error.errno not in REFUSED:           # ESRCH neither: who is killed is told so
+            if error.errno not in REFUSED:  # ESRCH neither: who is killed is told so
                 raise
         return True
 
@@ -176,7 +186,9 @@ class World:
             return
         shared = self.random.random() < 0.5
         mapping = task.mmap(huge, flags=(U.MAP_SHARED if shared else U.MAP_PRIVATE) | U.MAP_ANONYMOUS | U.MAP_HUGETLB)
-        self.mapped(space, mapping, huge // PAGE, prot=3, shared=shared, pool=True, backing=Backing(huge) if shared else None)
+        self.mapped(
+            space, mapping, huge // PAGE, prot=3, shared=shared, pool=True, backing=Backing(huge) if shared else None
+        )
 
     def do_mmap_file(self, space, task):
         if not space.files or len(space.areas) > self.shape["most"]:
@@ -187,7 +199,9 @@ class World:
             return
         first = self.random.randrange(pages)
         n, shared = self.random.randint(1, pages - first), self.random.random() < 0.6
-        mapping = task.mmap(n * PAGE, 3, U.MAP_SHARED if shared else U.MAP_PRIVATE, file=task.fdopen(file), offset=first * PAGE)
+        mapping = task.mmap(
+            n * PAGE, 3, U.MAP_SHARED if shared else U.MAP_PRIVATE, file=task.fdopen(file), offset=first * PAGE
+        )
         self.mapped(space, mapping, n, prot=3, shared=shared, backing=backing, index=first)
 
     def do_munmap(self, space, task):
@@ -210,11 +224,13 @@ class World:
             return
         room = task.mmap(len(pages) * PAGE, U.PROT_NONE, U.MAP_PRIVATE | U.MAP_ANONYMOUS | U.MAP_NORESERVE).addr
         try:
-            moved = task.mremap(pages[0] * PAGE, len(pages) * PAGE, len(pages) * PAGE, U.MREMAP_MAYMOVE | U.MREMAP_FIXED, room)
+            moved = task.mremap(
+                pages[0] * PAGE, len(pages) * PAGE, len(pages) * PAGE, U.MREMAP_MAYMOVE | U.MREMAP_FIXED, room
+            )
         except OSError as error:
             if error.errno not in (errno.EFAULT, errno.EINVAL, errno.ENOMEM):
                 raise
-            task.munmap(room, len(pages) * PAGE)         # they are of several mappings
+            task.munmap(room, len(pages) * PAGE)  # they are of several mappings
             return
         for i, page in enumerate(pages):
             space.areas[moved.addr // PAGE + i] = space.areas.pop(page)
@@ -224,13 +240,13 @@ class World:
     # -- contents
 
     def changed(self, contents, at, data):
-        return None if contents is None else [old[:at] + data + old[at + len(data):] for old in contents]
+        return None if contents is None else [old[:at] + data + old[at + len(data) :] for old in contents]
 
     def wrote(self, space, address, data):
         done = 0
         while done < len(data):
             page, at = divmod(address + done, PAGE)
-            part = data[done:done + PAGE - at]
+            part = data[done : done + PAGE - at]
             space.set(page, self.changed(space.contents(page), at, part) if len(part) < PAGE else [part])
             done += len(part)
 
@@ -245,15 +261,17 @@ class World:
         done = 0
         while done < len(data):
             page, at = divmod(address + done, PAGE)
-            part = data[done:done + PAGE - at]
+            part = data[done : done + PAGE - at]
             may = space.contents(page)
-            if may is not None and not any(old[at:at + len(part)] == part for old in may):
-                old = may[0][at:at + len(part)]
+            if may is not None and not any(old[at : at + len(part)] == part for old in may):
+                old = may[0][at : at + len(part)]
                 wrong = next(i for i in range(len(part)) if old[i] != part[i])
                 area = space.areas[page]
-                raise Differs(f"{what} {address:#x}: byte {at + wrong:#x} of page {page:#x} ({'shared' if area.shared else 'private'}, "
-                              f"of {area.backing.path if area.backing else None}, prot {area.prot}, pool {area.pool}) is "
-                              f"{part[wrong:wrong + 8].hex()}, must be {old[wrong:wrong + 8].hex()}")
+                raise Differs(
+                    f"{what} {address:#x}: byte {at + wrong:#x} of page {page:#x} ({'shared' if area.shared else 'private'}, "
+                    f"of {area.backing.path if area.backing else None}, prot {area.prot}, pool {area.pool}) is "
+                    f"{part[wrong : wrong + 8].hex()}, must be {old[wrong : wrong + 8].hex()}"
+                )
             done += len(part)
 
     def do_write(self, space, task):
@@ -313,8 +331,11 @@ class World:
             raise Differs(f"a write to page {page:#x} was done: {'read-only' if page in space.areas else 'not mapped'}")
 
     def do_behind_the_end(self, space, task):
-        pages = [page for page, area in space.areas.items() if area.prot & 1 and self.behind_the_end(area) and
-                 (area.shared or page not in space.own)]
+        pages = [
+            page
+            for page, area in space.areas.items()
+            if area.prot & 1 and self.behind_the_end(area) and (area.shared or page not in space.own)
+        ]
         if pages:
             page = self.random.choice(pages)
             try:
@@ -326,18 +347,28 @@ class World:
     # -- advice, places
 
     def do_madvise(self, space, task):
-        advice = self.random.choice((*[U.MADV_PAGEOUT] * 4, *[U.MADV_DONTNEED] * 2, U.MADV_COLD, U.MADV_WILLNEED, U.MADV_HUGEPAGE,
-                                     U.MADV_COLLAPSE, U.MADV_COLLAPSE, *[U.MADV_FREE] * 2))
+        advice = self.random.choice(
+            (
+                *[U.MADV_PAGEOUT] * 4,
+                *[U.MADV_DONTNEED] * 2,
+                U.MADV_COLD,
+                U.MADV_WILLNEED,
+                U.MADV_HUGEPAGE,
+                U.MADV_COLLAPSE,
+                U.MADV_COLLAPSE,
+                *[U.MADV_FREE] * 2,
+            )
+        )
         pages = self.pick(space, pool=False)
         if not pages:
             return
         areas = [space.areas[page] for page in pages]
         if advice == U.MADV_FREE and any(area.backing for area in areas):
             return
-        if advice == U.MADV_FREE:            # also if only a part is done
+        if advice == U.MADV_FREE:  # also if only a part is done
             for page in pages:
                 old = space.contents(page)
-                space.own[page] = None if old is None else [*old, *[ZEROS][:ZEROS not in old]]
+                space.own[page] = None if old is None else [*old, *[ZEROS][: ZEROS not in old]]
         task.madvise(pages[0] * PAGE, len(pages) * PAGE, advice)
         if advice == U.MADV_DONTNEED:
             for page in pages:
@@ -362,7 +393,11 @@ class World:
             return task.fdopen(file).close()
         place = self.random.choice(("/mnt", "/dev/shm", "memfd"))
         name, size = f"{self.seed}-{self.random.randrange(1 << 30)}", self.random.randint(1, 40 * PAGE)
-        file = task.memfd_create(name) if place == "memfd" else task.open(f"{place}/{name}", U.O_RDWR | U.O_CREAT | U.O_EXCL)
+        file = (
+            task.memfd_create(name)
+            if place == "memfd"
+            else task.open(f"{place}/{name}", U.O_RDWR | U.O_CREAT | U.O_EXCL)
+        )
         backing = Backing(0, file.path)
         space.files.append((file, backing))
         file.truncate(size)
@@ -372,7 +407,10 @@ class World:
         if not space.files:
             return
         file, backing = self.random.choice(space.files)
-        offset, data = self.random.randrange(40 * PAGE), self.random.randbytes(self.random.choice((1, 100, PAGE, 3 * PAGE)))
+        offset, data = (
+            self.random.randrange(40 * PAGE),
+            self.random.randbytes(self.random.choice((1, 100, PAGE, 3 * PAGE))),
+        )
         pages = range(offset // PAGE, (offset + len(data) - 1) // PAGE + 1)
         try:
             done = task.fdopen(file).pwrite(data, offset)
@@ -383,7 +421,9 @@ class World:
         for index in pages:
             begin, end = max(index * PAGE, offset), min((index + 1) * PAGE, offset + done)
             if begin < end:
-                backing.pages[index] = self.changed(backing.get(index), begin - index * PAGE, data[begin - offset:end - offset])
+                backing.pages[index] = self.changed(
+                    backing.get(index), begin - index * PAGE, data[begin - offset : end - offset]
+                )
         if done:
             backing.size = max(backing.size, offset + done)
 
@@ -410,8 +450,8 @@ class World:
         self.bytes += len(data)
         for index in range(offset // PAGE, (offset + len(data) - 1) // PAGE + 1) if data else ():
             begin, end = max(index * PAGE, offset), min((index + 1) * PAGE, offset + len(data))
-            part, may = data[begin - offset:end - offset], backing.get(index)
-            if may is not None and not any(old[begin - index * PAGE:end - index * PAGE] == part for old in may):
+            part, may = data[begin - offset : end - offset], backing.get(index)
+            if may is not None and not any(old[begin - index * PAGE : end - index * PAGE] == part for old in may):
                 raise Differs(f"pread {backing.path}: page {index} differs, it begins with {part[:8].hex()}")
 
     def do_truncate(self, space, task):
@@ -425,12 +465,14 @@ class World:
         for index in [index for index in backing.pages if index >= first]:
             del backing.pages[index]
         last, at = divmod(min(size, old), PAGE)
-        if at and backing.get(last) is not None:         # behind an old end may be what a mapping has stored there
+        if at and backing.get(last) is not None:  # behind an old end may be what a mapping has stored there
             cut = [page[:at] + ZEROS[at:] for page in backing.get(last)]
             backing.pages[last] = cut if size <= old else [*backing.get(last), *cut]
         if size < old:
             for other in self.spaces:
-                for page in [page for page, area in other.areas.items() if area.backing is backing and area.index >= first]:
+                for page in [
+                    page for page, area in other.areas.items() if area.backing is backing and area.index >= first
+                ]:
                     other.own.pop(page, None)
 
     def do_fsync(self, space, task):
@@ -471,13 +513,23 @@ class World:
             self.swaps.append(self.machine.swapon(self.random.choice((1, 4, 16)) << 20, kind=kind))
 
     def do_settings(self, space, task):
-        path, values = self.random.choice((
-            ("vm/swappiness", (0, 60, 200)), ("vm/drop_caches", (1, 2, 3)), ("vm/compact_memory", (1,)), ("vm/page-cluster", (0, 3)),
-            ("vm/dirty_ratio", (1, 20, 90)), ("vm/nr_hugepages", (0, 1, 3)), ("vm/watermark_scale_factor", (10, 300))))
+        path, values = self.random.choice(
+            (
+                ("vm/swappiness", (0, 60, 200)),
+                ("vm/drop_caches", (1, 2, 3)),
+                ("vm/compact_memory", (1,)),
+                ("vm/page-cluster", (0, 3)),
+                ("vm/dirty_ratio", (1, 20, 90)),
+                ("vm/nr_hugepages", (0, 1, 3)),
+                ("vm/watermark_scale_factor", (10, 300)),
+            )
+        )
         self.machine.write(f"/proc/sys/{path}", str(self.random.choice(values)))
 
     def do_huge(self, space, task):
-        self.machine.write("/sys/kernel/mm/transparent_hugepage/enabled", self.random.choice(("always", "madvise", "never")))
+        self.machine.write(
+            "/sys/kernel/mm/transparent_hugepage/enabled", self.random.choice(("always", "madvise", "never"))
+        )
 
     def do_check(self, space, task):
         self.machine.check()
@@ -494,5 +546,7 @@ class World:
 
 
 DRIVERS = ("swap", "settings", "huge", "check")
+# fmt: off
 WEIGHTS = dict(mmap=6, mmap_pool=1, mmap_file=4, mprotect=4, mremap=4, write=12, fill=12, load=8, read=8, madvise=10, pwrite=4, pread=4,
                fork=3, exit=1.5, clone=1.5, mlock=1, check=0.3, huge=0.5, swap=1, settings=1, forbidden=2, behind_the_end=1)
+# fmt: on

@@ -30,6 +30,7 @@ a stress load. Figures differ by some per cent from run to run: who comes first,
 Each run boots a machine of its own, of the given one's shape, two at a time if the host has two cores and memory for it:
 --memory-per-node 512MiB for a quick look.
 """
+
 import collections
 import concurrent.futures
 import os
@@ -38,22 +39,34 @@ import numba
 import numpy as np
 
 import numaemu
-from numaemu import (GFP_KERNEL, MAP_ANONYMOUS, MAP_NORESERVE, MAP_PRIVATE, SLAB_RECLAIM_ACCOUNT, Machine, alloc_page,
-                     free_page, kmem_cache_alloc, kmem_cache_free, store_u64)
-from numaemu.blockmap import side_by_side
+from numaemu import (
+    GFP_KERNEL,
+    MAP_ANONYMOUS,
+    MAP_NORESERVE,
+    MAP_PRIVATE,
+    SLAB_RECLAIM_ACCOUNT,
+    Machine,
+    alloc_page,
+    free_page,
+    kmem_cache_alloc,
+    kmem_cache_free,
+    store_u64,
+)
+from numaemu.tools.blockmap import side_by_side
 
 PAGE, U = 4096, np.uint64
 UNRESERVED = MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE
 # direct reclaim collects what lies on the CPUs' lists; without __GFP_IO it may neither compact nor swap
 HUGE = numaemu.GFP_TRANSHUGE_LIGHT & ~numaemu.GFP_KERNEL | numaemu.__GFP_DIRECT_RECLAIM | numaemu.__GFP_NORETRY
 MACHINE = {"name": "one-node", "nodes": 1, "cpus_per_node": 1, "memory_per_node": "4GiB"}
-OBJECT = 1024                    # bytes of a cached object, as an inode
+OBJECT = 1024  # bytes of a cached object, as an inode
 PER_PAGE = PAGE // OBJECT
-TIGHT = 0.012                    # of memory: what is left free when memory is full; on small machines more, as
-BOOSTED = 4                      # the lowest watermark may be boosted for a while to 3.25 times min_free_kbytes
-HOT = 0.01                       # of the oldest objects of the cache, those that are in use and stay
+TIGHT = 0.012  # of memory: what is left free when memory is full; on small machines more, as
+BOOSTED = 4  # the lowest watermark may be boosted for a while to 3.25 times min_free_kbytes
+HOT = 0.01  # of the oldest objects of the cache, those that are in use and stay
 
 
+# fmt: off
 Mix = collections.namedtuple("Mix", [    # a load; sizes are shares of memory
     "rounds",                    # how many applications start, one after the other
     "app",                       # the smallest and the largest
@@ -68,10 +81,12 @@ MIXES = {
     "stress": Mix(rounds=144, app=(0.002, 0.02), free=0.04, lasting=0.003, passing=0.0013, floor=0.05, peak=0.08,
                   period=24, residue=0.009),
 }
+# fmt: on
 PAPERS = {"desktop": ("60 to 70 %", "under 1 %"), "stress": ("about 80 %", "8 to 12 %")}
 
 
 # -- what runs on the CPU ------------------------------------------------------------------------------------------
+
 
 @numba.njit(cache=True)
 def run_app(cpu, start, pages, cache, wanted, kept):
@@ -105,6 +120,7 @@ def free_frames(cpu, frames):
 
 
 # -- the mixes -----------------------------------------------------------------------------------------------------
+
 
 class Session:
     """A machine under a mix: its applications, what the kernel's cache holds, oldest first, and its lasting pages."""
@@ -171,7 +187,7 @@ class Session:
         self.fill_once()
         for n in range(mix.rounds):
             phase = n % mix.period / mix.period
-            height = 4 * phase if phase < 0.25 else (1 - phase) / 0.75       # the walk takes a quarter of the period
+            height = 4 * phase if phase < 0.25 else (1 - phase) / 0.75  # the walk takes a quarter of the period
             target = int((mix.floor + (mix.peak - mix.floor) * height) * self.pages) * PER_PAGE
             self.shrink_cache(target)
             self.start_app(max(target - len(self.objects), 0), greedy=(n + 1) % mix.period == 0)
@@ -203,15 +219,19 @@ def measure(shape, mix, seed, grouping):
         running = machine.pageblocks()
         taken = sum(n for name, n in machine.stats()["vmstat"].items() if name.startswith("pgalloc"))
         session.end()
-        machine.check()                  # after which nothing is under way to the free lists any more
+        machine.check()  # after which nothing is under way to the free lists any more
         kernel = session.pages - session.room(0)
-        row = {"in huge blocks": 100 * 512 * session.huge_blocks() / session.pages, "kernel MiB": kernel // 256,
-               "used over": taken / session.pages}
+        row = {
+            "in huge blocks": 100 * 512 * session.huge_blocks() / session.pages,
+            "kernel MiB": kernel // 256,
+            "used over": taken / session.pages,
+        }
         return row, running, machine.pageblocks()
 
 
 def show(title, running, ended):
     from rich.console import Console
+
     console = Console(highlight=False)
     console.rule(f"[bold]{title}", align="left")
     console.print(side_by_side({"applications run": running, "applications have ended": ended}))
@@ -233,6 +253,10 @@ def main(machine):
         name = f"{mix}, {'grouped' if grouping else 'not grouped'}"
         share = f"{row['in huge blocks']:.1f} %"
         show(f"{name}: {share} of memory in huge blocks", running, ended)
-        table[name] = {"in huge blocks": share, "published": PAPERS[mix][not grouping], "kernel MiB": row["kernel MiB"],
-                       "memory taken": f"{row['used over']:.1f} times"}
+        table[name] = {
+            "in huge blocks": share,
+            "published": PAPERS[mix][not grouping],
+            "kernel MiB": row["kernel MiB"],
+            "memory taken": f"{row['used over']:.1f} times",
+        }
     return table

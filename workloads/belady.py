@@ -6,10 +6,11 @@ madvise(MADV_PAGEOUT) when it needs one. Whether a reference faults is what the 
   - LRU and OPT: what is in memory with three frames is there with four as well, so more frames never hurt;
   - the anomaly is no rarity that one has to construct: strings at random have it, too.
 """
+
 import numpy as np
 
 from numaemu import MADV_PAGEOUT
-from numaemu.replacement import fifo, lru, opt
+from numaemu.tools.replacement import fifo, lru, opt
 
 MACHINE = dict(nodes=1, cpus_per_node=1, memory_per_node="32MiB")
 STRING = [1, 2, 3, 4, 1, 2, 5, 1, 2, 3, 4, 5]
@@ -59,9 +60,12 @@ def main(machine):
         story = machine.run(page_by_page, frames)
         draw(frames, story)
         rows[f"{frames} frames"] = {"FIFO, the machine": sum(fault for *_, fault in story)} | {
-            name: int(policy(STRING, frames).sum()) for name, policy in (("FIFO", fifo), ("LRU", lru), ("OPT", opt))}
+            name: int(policy(STRING, frames).sum()) for name, policy in (("FIFO", fifo), ("LRU", lru), ("OPT", opt))
+        }
     seed = getattr(machine, "seed", None) or 0
-    rows[f"anomalies in {RANDOM_STRINGS}"] = {"FIFO, the machine": "", **{
-        name: anomalies(policy, seed) for name, policy in (("FIFO", fifo), ("LRU", lru), ("OPT", opt))}}
+    rows[f"anomalies in {RANDOM_STRINGS}"] = {
+        "FIFO, the machine": "",
+        **{name: anomalies(policy, seed) for name, policy in (("FIFO", fifo), ("LRU", lru), ("OPT", opt))},
+    }
     print("faults, and how many strings at random have the anomaly:")
     return rows

@@ -7,13 +7,14 @@ for:
   - pages of the kernel (u) cannot move: grouping by mobility has kept them together from the start;
   - every word is where it was, under its old address.
 """
+
 import numpy as np
 
 import numaemu
-from numaemu.blockmap import side_by_side
+from numaemu.tools.blockmap import side_by_side
 
-KEPT = 0.4                       # of the pages touched
-FILL = 0.85                      # of the memory of the first CPU's node
+KEPT = 0.4  # of the pages touched
+FILL = 0.85  # of the memory of the first CPU's node
 KERNEL_PAGES = 48
 ORDERS = (1, 3, 5, 9, 10)
 
@@ -38,18 +39,22 @@ def fragment(machine, node):
 
 def figures(machine, node):
     """Of a node: MiB free, the share of it in blocks of 2 MiB, the unusable free index of some orders."""
+
     def of_node(path):
         return [line for line in machine.read(path).splitlines() if line.startswith(f"Node {node},")]
+
     counts = np.array([line.split()[-11:] for line in of_node("/proc/buddyinfo")], int).sum(axis=0)
     sizes = counts << np.arange(11)
     usable = np.cumsum(sizes[::-1])[::-1]
     shares = {f"order {order}": f"{100 * (1 - usable[order] / usable[0]):.1f} %" for order in ORDERS}
-    return {"free MiB": int(usable[0]) // 256, "in 2 MiB blocks": f"{100 * usable[9] / usable[0]:.1f} %"} | \
-        {f"unusable, {name}": share for name, share in shares.items()}
+    return {"free MiB": int(usable[0]) // 256, "in 2 MiB blocks": f"{100 * usable[9] / usable[0]:.1f} %"} | {
+        f"unusable, {name}": share for name, share in shares.items()
+    }
 
 
 def main(machine):
     from rich.console import Console
+
     node = next(node.id for node in machine.nodes if node.cpus and node.memory_bytes)
     task, pages, words = fragment(machine, node)
     before, rows = [z for z in machine.pageblocks() if z["node"] == node], {"before": figures(machine, node)}
@@ -59,5 +64,7 @@ def main(machine):
     moved = machine.stats()["vmstat"]["pgmigrate_success"]
     intact = bool((task.load(pages) == words).all())
     table = {name: {moment: row[name] for moment, row in rows.items()} for name in rows["before"]}
-    return table | {"pages moved": {"before": 0, "after": moved},
-                    "contents": {"before": "as written", "after": "as written" if intact else "DAMAGED"}}
+    return table | {
+        "pages moved": {"before": 0, "after": moved},
+        "contents": {"before": "as written", "after": "as written" if intact else "DAMAGED"},
+    }

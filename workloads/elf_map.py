@@ -8,10 +8,11 @@ heap, maps memory, calls deeper into its stack. (Libraries are mapped by code of
   - bss and heap follow the program, ld.so and mmap lie below the stack, with terabytes between and nothing below them.
 Give --set kernel.randomize_va_space=2 and a --seed to see the program, heap, mappings and stack move.
 """
+
 import os
 import sys
 
-from numaemu.memmap import areas, memory_map, resident
+from numaemu.tools.memmap import areas, memory_map, resident
 
 MACHINE = dict(nodes=1, cpus_per_node=1, memory_per_node="128MiB")
 DEFAULTS = (os.path.realpath(sys.executable), "/bin/ls")
@@ -20,11 +21,11 @@ TASK_SIZE = 0x7FFF_FFFF_F000
 
 def begin(task, entry, sp):
     """What a program does before anything else, as far as memory is concerned: fetch, read and write, grow."""
-    task.load([entry & -8, entry + 4096 & -8])                        # as fetching its first instructions would
-    task.store([sp - 8 - 4096 * i for i in range(40)], sp)            # calls go deep, below what was there at first
+    task.load([entry & -8, entry + 4096 & -8])  # as fetching its first instructions would
+    task.store([sp - 8 - 4096 * i for i in range(40)], sp)  # calls go deep, below what was there at first
     task.brk(task.brk() + (132 << 10))
-    task.touch(task.brk() - (132 << 10), 32 << 10)                    # a first malloc
-    task.mmap("256KiB").touch(stride=16384)                           # and a large one, used here and there
+    task.touch(task.brk() - (132 << 10), 32 << 10)  # a first malloc
+    task.mmap("256KiB").touch(stride=16384)  # and a large one, used here and there
 
 
 def read_all(task, found):
@@ -41,11 +42,19 @@ def figures(found):
 
 def main(machine):
     from rich.console import Console
-    path, console, moments = (sys.argv[1:] or [p for p in DEFAULTS if os.path.exists(p)])[0], Console(highlight=False), {}
+
+    path, console, moments = (
+        (sys.argv[1:] or [p for p in DEFAULTS if os.path.exists(p)])[0],
+        Console(highlight=False),
+        {},
+    )
     task = machine.task(name="elf_map")
     ip, sp = task.execve(path, [path, "--version"], {"HOME": "/", "LANG": "C"})
-    steps = {"after execve": lambda: None, "begun": lambda: begin(task, ip, sp),
-             "everything used once": lambda: read_all(task, areas(machine, task.pid))}
+    steps = {
+        "after execve": lambda: None,
+        "begun": lambda: begin(task, ip, sp),
+        "everything used once": lambda: read_all(task, areas(machine, task.pid)),
+    }
     for title, step in steps.items():
         step()
         found = areas(machine, task.pid)

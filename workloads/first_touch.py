@@ -4,9 +4,10 @@ One task maps a shared area and touches nothing. Then one reader per node reads 
   - each share lies wholly on its reader's node, although CPU 0 made the mapping;
   - a node without CPUs gets nothing: nobody runs there, so nobody touches first.
 """
+
 import numaemu
 
-PAGES = 256              # of each reader's share
+PAGES = 256  # of each reader's share
 
 
 def touch_share(task, start):
@@ -24,5 +25,7 @@ def touch_shares(task, cpus):
 def main(machine):
     readers = {node.cpus[0]: node.id for node in machine.nodes if node.cpus}
     shares = machine.run(touch_shares, list(readers))
-    return {f"cpu {cpu} on node {node}": {f"pages on node {n.id}": nodes.count(n.id) for n in machine.nodes}
-            for (cpu, node), nodes in zip(readers.items(), shares)}
+    return {
+        f"cpu {cpu} on node {node}": {f"pages on node {n.id}": nodes.count(n.id) for n in machine.nodes}
+        for (cpu, node), nodes in zip(readers.items(), shares)
+    }

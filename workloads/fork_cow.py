@@ -7,10 +7,11 @@ the page structs say. Look for:
   - the last one that is left with a frame does not copy: its write makes it writable again, the same frame;
   - an exit drops its references; a page that was never copied becomes its sole owner's again.
 """
+
 import numpy as np
 
 MACHINE = dict(nodes=1, cpus_per_node=1, memory_per_node="64MiB")
-PG_anon_exclusive = 1 << 19              # of page->flags: kernel/mm_types.py
+PG_anon_exclusive = 1 << 19  # of page->flags: kernel/include/mm_types.py
 ROW = "{:44} {:>7} {:>7} {:>7} {:>7} {:>9}  {}"
 
 
@@ -35,7 +36,7 @@ class Story:
         before = self.machine.stats()["vmstat"]
         if function:
             function()
-            self.machine.check()             # an audit; it also ends the references of pages on their way to an LRU list
+            self.machine.check()  # an audit; it also ends the references of pages on their way to an LRU list
         after = self.machine.stats()["vmstat"]
         places = [task and frame_of(task, addr) for task in (self.parent, self.child)]
         asked = self.parent or self.child
@@ -75,11 +76,15 @@ def main(machine):
     def end():
         child, story.child = story.child, None
         child.exit()
+
     story.step("the child exits", pages[2], end)
     story.step("the parent writes page 2: it is alone, reuse", pages[2], write("parent", 2, 31))
     print(f"the parent reads {values[0]}, the child {values[1]}: each its own")
     parent.exit()
     writes = [name for name in story.told if "writes" in name]
-    return {"pages shared by fork": 3, "copied": sum("copy" in name for name in writes),
-            "made writable again": sum("reuse" in name for name in writes),
-            "faults": sum(story.told[name][-1] for name in story.told)}
+    return {
+        "pages shared by fork": 3,
+        "copied": sum("copy" in name for name in writes),
+        "made writable again": sum("reuse" in name for name in writes),
+        "faults": sum(story.told[name][-1] for name in story.told),
+    }

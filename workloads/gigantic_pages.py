@@ -7,15 +7,25 @@ of fresh memory, of memory that a task uses, and of memory of which the kernel h
   - pages of tasks are no obstacle: they move out of the range (pages moved), wherever there is room;
   - what the kernel has is one: it cannot move, so its range is never tried. Who asks at boot gets them all.
 """
+
 import numpy as np
 
-from numaemu import (GFP_KERNEL, MAP_ANONYMOUS, MAP_HUGE_1GB, MAP_HUGE_2MB, MAP_HUGETLB, MAP_PRIVATE, PROT_READ, PROT_WRITE,
-                     __GFP_NORETRY)
+from numaemu import (
+    __GFP_NORETRY,
+    GFP_KERNEL,
+    MAP_ANONYMOUS,
+    MAP_HUGE_1GB,
+    MAP_HUGE_2MB,
+    MAP_HUGETLB,
+    MAP_PRIVATE,
+    PROT_READ,
+    PROT_WRITE,
+)
 
 MACHINE = dict(nodes=1, cpus_per_node=1, memory_per_node="3GiB")
-ARRAY, LOADS = 512 << 20, 40_000         # bytes, loads
-MAX_ORDER = 10                           # the buddy system's largest block: 4 MiB
-USED = 96 << 20                          # bytes that a task has in the way
+ARRAY, LOADS = 512 << 20, 40_000  # bytes, loads
+MAX_ORDER = 10  # the buddy system's largest block: 4 MiB
+USED = 96 << 20  # bytes that a task has in the way
 POOL = "/sys/kernel/mm/hugepages/hugepages-{}kB/nr_hugepages"
 SIZES = {"2 MiB": (2 << 20, MAP_HUGE_2MB), "1 GiB": (1 << 30, MAP_HUGE_1GB)}
 
@@ -36,18 +46,20 @@ def scan(machine, name):
     task.store(area.addr + np.arange(0, ARRAY, 2 << 20, dtype=np.uint64), np.uint64(1))
     touched = task.counters()
     places = area.addr + np.random.default_rng(1).integers(0, ARRAY // 8, LOADS).astype(np.uint64) * np.uint64(8)
-    task.load(places)                                    # once without being measured
+    task.load(places)  # once without being measured
     before = task.counters()
     task.load(places)
     after = task.counters()
     task.exit()
     resize(machine, size, 0)
     spent = {key: after[key] - before[key] for key in ("page_walks", "l2_tlb_hits", "clock_ns")}
-    return {"faults": touched["task_minor_faults"] - start["task_minor_faults"],
-            "first touch us": round((touched["clock_ns"] - start["clock_ns"]) / 1000),
-            "walks per 1000 loads": round(1000 * spent["page_walks"] / LOADS),
-            "L2 hits per 1000 loads": round(1000 * spent["l2_tlb_hits"] / LOADS),
-            "ns per load": round(spent["clock_ns"] / LOADS, 1)}
+    return {
+        "faults": touched["task_minor_faults"] - start["task_minor_faults"],
+        "first touch us": round((touched["clock_ns"] - start["clock_ns"]) / 1000),
+        "walks per 1000 loads": round(1000 * spent["page_walks"] / LOADS),
+        "L2 hits per 1000 loads": round(1000 * spent["l2_tlb_hits"] / LOADS),
+        "ns per load": round(spent["clock_ns"] / LOADS, 1),
+    }
 
 
 def block_in_each_range(task):

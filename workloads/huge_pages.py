@@ -10,15 +10,16 @@ crumbs are in use everywhere. Look for:
     small pages; compaction (defrag "always", and the pool by itself) moves the crumbs together first, which takes time. The
     pool stops at the first page that it does not get: written once more it may grow on.
 """
+
 import numpy as np
 
 from numaemu import MAP_ANONYMOUS, MAP_HUGETLB, MAP_PRIVATE, PROT_READ, PROT_WRITE
 
 MACHINE = dict(nodes=1, cpus_per_node=1, memory_per_node="192MiB")
 HUGE, RW = 2 << 20, PROT_READ | PROT_WRITE
-ARRAY, LOADS = 48 << 20, 40_000          # bytes, loads
-CRUMBS = 1 / 32                          # of the small pages stay in use
-FILL, WANTED = 0.96, 0.5                 # of free memory
+ARRAY, LOADS = 48 << 20, 40_000  # bytes, loads
+CRUMBS = 1 / 32  # of the small pages stay in use
+FILL, WANTED = 0.96, 0.5  # of free memory
 THP = "/sys/kernel/mm/transparent_hugepage"
 POOL = "/proc/sys/vm/nr_hugepages"
 
@@ -38,16 +39,19 @@ def scan(machine, kind):
     task.store(area.pages(), np.uint64(1))
     touched, tables = task.counters(), figure(machine, f"/proc/{task.pid}/status", "VmPTE") - tables
     places = area.addr + np.random.default_rng(1).integers(0, ARRAY // 8, LOADS).astype(np.uint64) * np.uint64(8)
-    task.load(places)                                    # once without being measured
+    task.load(places)  # once without being measured
     before = task.counters()
     task.load(places)
     after = task.counters()
     task.exit()
     machine.write(POOL, 0)
-    return {"faults": touched["task_minor_faults"] - start["task_minor_faults"],
-            "first touch us": round((touched["clock_ns"] - start["clock_ns"]) / 1000), "page tables kB": tables,
-            "walks per 1000 loads": round(1000 * (after["page_walks"] - before["page_walks"]) / LOADS),
-            "ns per load": round((after["clock_ns"] - before["clock_ns"]) / LOADS, 1)}
+    return {
+        "faults": touched["task_minor_faults"] - start["task_minor_faults"],
+        "first touch us": round((touched["clock_ns"] - start["clock_ns"]) / 1000),
+        "page tables kB": tables,
+        "walks per 1000 loads": round(1000 * (after["page_walks"] - before["page_walks"]) / LOADS),
+        "ns per load": round((after["clock_ns"] - before["clock_ns"]) / LOADS, 1),
+    }
 
 
 def free_kb(machine):
@@ -87,14 +91,24 @@ def ask(machine, how, crumbs):
     task.exit()
     if other:
         other.exit()
-    return {"MiB free": free_mb, "wanted": blocks, "huge pages got": got, "%": round(100 * got / blocks),
-            "pages moved": after["pgmigrate_success"] - before["pgmigrate_success"], "emulated ms": round(elapsed / 1e6, 1)}
+    return {
+        "MiB free": free_mb,
+        "wanted": blocks,
+        "huge pages got": got,
+        "%": round(100 * got / blocks),
+        "pages moved": after["pgmigrate_success"] - before["pgmigrate_success"],
+        "emulated ms": round(elapsed / 1e6, 1),
+    }
 
 
 def main(machine):
     rows = {kind: scan(machine, kind) for kind in ("4 KiB", "THP", "hugetlb")}
-    needs = {"fresh memory": ask(machine, "THP", False), "crumbs, no defrag": ask(machine, "THP", True),
-             "crumbs, defrag": ask(machine, "THP with compaction", True), "crumbs, the pool": ask(machine, "hugetlb", True)}
+    needs = {
+        "fresh memory": ask(machine, "THP", False),
+        "crumbs, no defrag": ask(machine, "THP", True),
+        "crumbs, defrag": ask(machine, "THP with compaction", True),
+        "crumbs, the pool": ask(machine, "hugetlb", True),
+    }
     machine.write(f"{THP}/enabled", "never")
     machine.check()
     return {"loads": rows, "contiguity": needs}

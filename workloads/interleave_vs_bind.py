@@ -5,13 +5,14 @@ Look for:
   - interleaved: every thread spreads its loads over all nodes, all are equally slow (or fast);
   - first touch: the matrix of accesses (row: the CPUs' node, column: the memory's node) is a diagonal.
 """
+
 import numba
 import numpy as np
 
 import numaemu
 from numaemu import load_u64
 
-PAGES, STEP = 128, 64            # of each thread's part; bytes from one load to the next
+PAGES, STEP = 128, 64  # of each thread's part; bytes from one load to the next
 
 
 @numba.njit(cache=True)
@@ -47,13 +48,19 @@ def scan_together(task, cpus, nodes, mode, mask):
         matrix[cpu_node] += loads
         slowest = max(slowest, ns)
     array.munmap()
-    return {"accesses by node": matrix.tolist(), "local %": round(100 * np.trace(matrix) / matrix.sum()),
-            "slowest thread us": round(slowest / 1000, 1)}
+    return {
+        "accesses by node": matrix.tolist(),
+        "local %": round(100 * np.trace(matrix) / matrix.sum()),
+        "slowest thread us": round(slowest / 1000, 1),
+    }
 
 
 def main(machine):
     cpus = {cpu.id: cpu.node for cpu in machine.cpus}
     memory = [node.id for node in machine.nodes if node.memory_bytes]
-    placements = {"bound to node 0": (numaemu.MPOL_BIND, 0), "interleaved": (numaemu.MPOL_INTERLEAVE, memory),
-                  "first touch": (None, None)}
+    placements = {
+        "bound to node 0": (numaemu.MPOL_BIND, 0),
+        "interleaved": (numaemu.MPOL_INTERLEAVE, memory),
+        "first touch": (None, None),
+    }
     return {name: machine.run(scan_together, cpus, len(machine.nodes), *how) for name, how in placements.items()}

@@ -6,6 +6,7 @@ The kernel's gigabyte holds 896 MiB of the direct map; the rest of memory is rea
   - addresses given back are not used again before all CPUs have forgotten them, in one flush for the whole window;
   - kmap_atomic has 16 addresses for each CPU, needs no other CPU and never waits, but nothing in between may sleep.
 """
+
 from numaemu import GFP_HIGHUSER, GFP_KERNEL, KernelBug
 
 MACHINE = "x86-32"
@@ -36,14 +37,20 @@ def text(address):
 def main(machine):
     task, steps = machine.task(cpu=0, name="kmap"), {}
     kernel = task.kernel
-    low, high, first = kernel.alloc_page(GFP_KERNEL), kernel.alloc_page(GFP_HIGHUSER), kernel.alloc_pages(GFP_HIGHUSER, 10)
+    low, high, first = (
+        kernel.alloc_page(GFP_KERNEL),
+        kernel.alloc_page(GFP_HIGHUSER),
+        kernel.alloc_pages(GFP_HIGHUSER, 10),
+    )
     steps["a page of low memory"] = text(kernel.page_address(low))
     steps["a page of high memory"] = text(kernel.page_address(high))
     steps["... after kmap"] = text(kernel.kmap(high))
     kernel.kunmap(high)
     before = flushes(machine)
     window = machine.run(fill_window, first, cpu=0)
-    steps["1024 pages mapped"] = f"{min(window):#x} to {max(window):#x}, {flushes(machine) - before} flush of the window"
+    steps["1024 pages mapped"] = (
+        f"{min(window):#x} to {max(window):#x}, {flushes(machine) - before} flush of the window"
+    )
     waiting = machine.spawn(waiter, high, cpu=1)
     steps["one more"] = f"waits, its address is {text(kernel.page_address(high))}"
     kernel.kunmap(first + 7)

@@ -8,13 +8,14 @@ time, against the zone's three watermarks. Look for:
   - so, as long as the task is slow, free pages go up and down above "low", and it hardly ever reclaims itself;
   - in a rush the task takes pages faster than kswapd frees them: at "min" it must reclaim itself (row `direct`).
 """
+
 import numpy as np
 
 from numaemu import MAP_ANONYMOUS, MAP_NORESERVE, MAP_PRIVATE
 
 MACHINE = dict(nodes=1, cpus_per_node=1, memory_per_node="64MiB")
-WIDTH, HEIGHT = 72, 14           # of the chart, in characters
-SLOW, RUSH = 240, 40             # steps
+WIDTH, HEIGHT = 72, 14  # of the chart, in characters
+SLOW, RUSH = 240, 40  # steps
 FILE = "/mnt/read-before"
 LEVELS = " ▁▂▃▄▅▆▇█"
 LINES = ("high", "low", "min")
@@ -49,13 +50,15 @@ def fill(machine, task, zone):
     machine.create_file(FILE, zone["managed"] // 3 * 4096)
     with task.open(FILE) as file:
         file.read_through()
-    free = machine.stats()["nodes"][0]["meminfo"]["MemFree"] // 4       # smaller zones are used, too, before kswapd is woken
+    free = machine.stats()["nodes"][0]["meminfo"]["MemFree"] // 4  # smaller zones are used, too, before kswapd is woken
     ahead = max(free - 3 * zone["high"], 0)
-    pages = task.mmap((ahead + SLOW * slow + RUSH * rush) * 4096, flags=MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE).pages()
+    pages = task.mmap(
+        (ahead + SLOW * slow + RUSH * rush) * 4096, flags=MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE
+    ).pages()
     task.store(pages[:ahead], pages[:ahead])
     samples, at = [sample(machine, task)], ahead
     for step in [slow] * SLOW + [rush] * RUSH:
-        task.store(pages[at:at + step], pages[at:at + step])
+        task.store(pages[at : at + step], pages[at : at + step])
         at += step
         samples.append(sample(machine, task))
     return np.array(samples)
@@ -67,8 +70,10 @@ def columns(samples):
     """
     runs, stalls = np.diff(samples[:, 2], prepend=samples[0, 2]), np.diff(samples[:, 3], prepend=samples[0, 3])
     pieces = np.array_split(np.arange(len(samples)), min(WIDTH, len(samples)))
-    return [(samples[p, 1].min(), runs[p].sum(), stalls[p].sum(), samples[p[-1], 0], samples[p[-1], 4],
-             samples[p[-1], 5]) for p in pieces]
+    return [
+        (samples[p, 1].min(), runs[p].sum(), stalls[p].sum(), samples[p[-1], 0], samples[p[-1], 4], samples[p[-1], 5])
+        for p in pieces
+    ]
 
 
 def height_row(name, values):
@@ -99,8 +104,14 @@ def chart(samples, zone):
 
 def phase(samples):
     first, last = samples[0], samples[-1]
-    return {"least free": int(samples[1:, 1].min()), "dropped": int(first[4] - last[4]),
-            "swapped": int(last[5] - first[5]), "kswapd runs": int(last[2] - first[2]), "direct": int(last[3] - first[3]), "ms": round(float(last[0] - first[0]) / 1e6, 2)}
+    return {
+        "least free": int(samples[1:, 1].min()),
+        "dropped": int(first[4] - last[4]),
+        "swapped": int(last[5] - first[5]),
+        "kswapd runs": int(last[2] - first[2]),
+        "direct": int(last[3] - first[3]),
+        "ms": round(float(last[0] - first[0]) / 1e6, 2),
+    }
 
 
 def main(machine):
@@ -110,4 +121,4 @@ def main(machine):
     samples = fill(machine, task, zone)
     print(f"free pages of {name.rstrip(',')}, of {zone['managed']}")
     print(chart(samples, zone))
-    return {"slowly": phase(samples[:SLOW + 1]), "in a rush": phase(samples[SLOW:])}
+    return {"slowly": phase(samples[: SLOW + 1]), "in a rush": phase(samples[SLOW:])}

@@ -5,13 +5,14 @@ needs the one before, so emulated time per load is latency. Look for:
   - the diagonal is local memory, the rest is remote; a node without CPUs is a column without a row;
   - what the TLB adds is counted (L2 hits, walks and the loads of a walk) and taken away, so the figures are exact.
 """
+
 import numba
 import numpy as np
 
 import numaemu
 from numaemu import load_u64
 
-PAGES, LINE = 256, 64            # more pages than the L1 TLB has entries
+PAGES, LINE = 256, 64  # more pages than the L1 TLB has entries
 
 
 @numba.njit(cache=True)
@@ -38,13 +39,18 @@ def measure(task, node, l2_ns, local_ns):
     task.call(follow, lines[0], len(lines))
     grown = {name: value - before[name] for name, value in task.counters().items() if isinstance(value, int)}
     looked_up = grown["l2_tlb_hits"] + grown["page_walks"] + grown["dirty_assists"]
-    tlb_ns = looked_up * l2_ns + grown["walk_loads"] * local_ns          # page tables are local: first touch
+    tlb_ns = looked_up * l2_ns + grown["walk_loads"] * local_ns  # page tables are local: first touch
     return (grown["clock_ns"] - tlb_ns) / grown["loads"]
 
 
 def main(machine):
     l2_ns, latency = machine.topology.l2.latency_ns, machine.topology.latency_ns
     targets = [node.id for node in machine.nodes if node.memory_bytes]
-    return {f"node {node.id}, ns": {f"to node {t}": round(machine.run(measure, t, l2_ns, latency[node.id][node.id],
-                                                                       cpu=node.cpus[0]), 2) for t in targets}
-            for node in machine.nodes if node.cpus}
+    return {
+        f"node {node.id}, ns": {
+            f"to node {t}": round(machine.run(measure, t, l2_ns, latency[node.id][node.id], cpu=node.cpus[0]), 2)
+            for t in targets
+        }
+        for node in machine.nodes
+        if node.cpus
+    }

@@ -12,14 +12,15 @@ reads all its pages. Look for:
   - so a block costs the time of as many disk writes as it had pages in use, or of as many copies;
   - a single page of the kernel in a block spoils it for both; lumpy reclaim has evicted some of it in vain by then.
 """
+
 import numpy as np
 
 import numaemu
 
-BYTES = 32 << 20                 # asked for, or an eighth of the node's memory if that is less
+BYTES = 32 << 20  # asked for, or an eighth of the node's memory if that is less
 ORDERS = {4: "64 KiB", 9: "2 MiB"}
-FILL = 0.9                       # of the node's free memory
-HUGE = numaemu.GFP_TRANSHUGE | numaemu.__GFP_THISNODE       # without kswapd and kcompactd: who asks does the work
+FILL = 0.9  # of the node's free memory
+HUGE = numaemu.GFP_TRANSHUGE | numaemu.__GFP_THISNODE  # without kswapd and kcompactd: who asks does the work
 MACHINE = {"name": "one-node", "nodes": 1, "cpus_per_node": 1, "memory_per_node": "256MiB"}
 SWITCH = "/proc/sys/vm/lumpy_reclaim"
 COUNTED = {"pages reclaimed": "pgsteal_direct", "written to swap": "pswpout", "pages moved": "pgmigrate_success"}
@@ -64,11 +65,15 @@ def measure(machine, order, lumpy):
     again, end = task.clock_ns - start, machine.stats()["vmstat"]
     task.exit()
     machine.check()
-    return {"blocks asked for": wanted, "blocks obtained": len(blocks),
-            **{title: after[name] - before[name] for title, name in COUNTED.items()},
-            "us per block": round(elapsed / 1000 / max(len(blocks), 1), 1),
-            **{title: end[name] - after[name] for title, name in CAUSED.items()},
-            "ms to read all": round(again / 1e6, 1), "contents": "as written" if intact else "DAMAGED"}
+    return {
+        "blocks asked for": wanted,
+        "blocks obtained": len(blocks),
+        **{title: after[name] - before[name] for title, name in COUNTED.items()},
+        "us per block": round(elapsed / 1000 / max(len(blocks), 1), 1),
+        **{title: end[name] - after[name] for title, name in CAUSED.items()},
+        "ms to read all": round(again / 1e6, 1),
+        "contents": "as written" if intact else "DAMAGED",
+    }
 
 
 def main(machine):

@@ -5,11 +5,12 @@ Look for:
   - the same loads cost remote latency before, local latency after the move, and remote again when moved back;
   - a moved page costs two page-table changes, a copy and its part of one shootdown: worth it after how many loads?
 """
+
 import numpy as np
 
 import numaemu
 
-PAGES = 64                       # as many as a small L1 TLB holds, so that loads cost latency only
+PAGES = 64  # as many as a small L1 TLB holds, so that loads cost latency only
 
 
 def ns_per_load(task, addresses):

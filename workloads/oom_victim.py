@@ -6,11 +6,12 @@ The kernel kills the task with the most points: its pages, plus its oom_score_ad
   - "hungry" asks on and is the next, as it is by then larger than "modest";
   - the survivors find their contents as they were, and free memory is back.
 """
+
 import numpy as np
 
 import numaemu
 
-SHARES = {"protected": (0.35, -1000), "modest": (0.2, 0), "expendable": (0.1, 500)}      # of all memory; oom_score_adj
+SHARES = {"protected": (0.35, -1000), "modest": (0.2, 0), "expendable": (0.1, 500)}  # of all memory; oom_score_adj
 
 
 def free_kb(machine):
@@ -41,8 +42,10 @@ def intact(task, mapping):
 def main(machine):
     total = sum(node["meminfo"]["MemTotal"] for node in machine.stats()["nodes"]) << 10
     cpus = [cpu.id for cpu in machine.cpus]
-    held = {name: hold(machine, name, int(total * share) & -4096, adjustment, cpus[i % len(cpus)])
-            for i, (name, (share, adjustment)) in enumerate(SHARES.items())}
+    held = {
+        name: hold(machine, name, int(total * share) & -4096, adjustment, cpus[i % len(cpus)])
+        for i, (name, (share, adjustment)) in enumerate(SHARES.items())
+    }
     scores = {name: int(machine.read(f"/proc/{task.pid}/oom_score")) for name, (task, _) in held.items()}
     print("oom_score before:", scores)
     try:
@@ -53,5 +56,9 @@ def main(machine):
     print(*kills, sep="\n")
     survivors = [name for name, where in held.items() if intact(*where)]
     print("alive, contents intact:", ", ".join(survivors))
-    return {"victims": [line.split("(")[1].split(")")[0] for line in kills], "survivors": survivors, "scores": scores,
-            "free_share": round(free_kb(machine) * 1024 / total, 2)}
+    return {
+        "victims": [line.split("(")[1].split(")")[0] for line in kills],
+        "survivors": survivors,
+        "scores": scores,
+        "free_share": round(free_kb(machine) * 1024 / total, 2),
+    }

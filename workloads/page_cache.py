@@ -6,11 +6,12 @@ A file is read cold and warm, in order and at random, then a small one is rewrit
   - pages written a hundred times reach the disk once, when fsync or the flusher comes;
   - what is dropped is clean: nothing is lost.
 """
+
 import numaemu
 
-PAGES, REWRITTEN, TIMES = 2048, 16, 100          # pages of the file that is read, of the one that is rewritten; how often
+PAGES, REWRITTEN, TIMES = 2048, 16, 100  # pages of the file that is read, of the one that is rewritten; how often
 PATH, NOTES = "/mnt/data", "/mnt/notes"
-STEP = 1237                                      # pages from one random read to the next: all once, none beside the last
+STEP = 1237  # pages from one random read to the next: all once, none beside the last
 COUNTED = ("pgpgin", "pgpgout", "nr_dirtied", "nr_written")
 
 

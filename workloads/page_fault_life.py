@@ -11,13 +11,19 @@ Look for:
     the frame; from then on an access is a major fault, and takes the disk's time;
   - outside of every region the kernel has nothing to install: SIGSEGV.
 """
+
 import numpy as np
 
 from numaemu import MADV_PAGEOUT, SegmentationFault
-from numaemu.kernel.mm_init import ZERO_PFN
+from numaemu.kernel.boot import ZERO_PFN
 
 MACHINE = dict(nodes=1, cpus_per_node=1, memory_per_node="16MiB")
-ERROR_BITS = {0: ("page not present", "protection"), 1: ("read", "write"), 2: ("kernel", "user"), 4: ("", "instruction")}
+ERROR_BITS = {
+    0: ("page not present", "protection"),
+    1: ("read", "write"),
+    2: ("kernel", "user"),
+    4: ("", "instruction"),
+}
 PAGE_FLAGS = {6: "lru", 7: "active", 8: "referenced", 11: "dirty", 13: "swapcache", 2: "swapbacked", 3: "anon"}
 
 
@@ -52,8 +58,10 @@ def show_page(machine, task, addr):
         print(f"    page       the shared page of zeros (pfn {ZERO_PFN:#x})")
         return
     flags = " ".join(name for bit, name in PAGE_FLAGS.items() if page["flags"] >> bit & 1)
-    print(f"    page       pfn {page['pfn']:#x} on node {page['node']}, refcount {page['refcount']}, mapcount {page['mapcount']}, "
-          f"flags: {flags}" + ("" if "lru" in flags.split() else " (on its way to a list, in this CPU's batch)"))
+    print(
+        f"    page       pfn {page['pfn']:#x} on node {page['node']}, refcount {page['refcount']}, mapcount {page['mapcount']}, "
+        f"flags: {flags}" + ("" if "lru" in flags.split() else " (on its way to a list, in this CPU's batch)")
+    )
 
 
 def step(machine, task, what, addr, action, is_access):
@@ -72,7 +80,10 @@ def step(machine, task, what, addr, action, is_access):
         print(f"    exception  CR2 {cr2:#x}, error code {code:#x} ({error_text(code)})")
         print(f"    region     {region_of(machine, task, addr)}")
     elif is_access:
-        print("    no fault   " + ("the tables had it" if after["page_walks"] > counted["page_walks"] else "the TLB had it"))
+        print(
+            "    no fault   "
+            + ("the tables had it" if after["page_walks"] > counted["page_walks"] else "the TLB had it")
+        )
     show_tables(before, task.walk(addr))
     show_page(machine, task, addr)
     print(f"    {'SIGSEGV    ' + killed if killed else 'cost'}".ljust(14) + ("" if killed else f" {cost:,} ns"))
@@ -100,10 +111,26 @@ def main(machine):
     tell("load", "a load", addr, lambda: task.load([addr]))
     tell("store", "a store", addr, lambda: task.store([addr], np.uint64(7)))
     tell("store again", "the same store again", addr, lambda: task.store([addr], np.uint64(8)))
-    tell("pageout", "madvise(MADV_PAGEOUT) writes it to the swap device", addr,
-         lambda: task.madvise(memory.addr, memory.nbytes, MADV_PAGEOUT), False)
-    tell("pressure", "another task wants all memory: the page leaves the swap cache, too", addr, lambda: fill(machine), False)
+    tell(
+        "pageout",
+        "madvise(MADV_PAGEOUT) writes it to the swap device",
+        addr,
+        lambda: task.madvise(memory.addr, memory.nbytes, MADV_PAGEOUT),
+        False,
+    )
+    tell(
+        "pressure",
+        "another task wants all memory: the page leaves the swap cache, too",
+        addr,
+        lambda: fill(machine),
+        False,
+    )
     tell("load from swap", "a load of the page that was swapped out", addr, lambda: task.load([addr]))
-    tell("outside", "a load behind the mapping", memory.addr + memory.nbytes, lambda: task.load([memory.addr + memory.nbytes]))
+    tell(
+        "outside",
+        "a load behind the mapping",
+        memory.addr + memory.nbytes,
+        lambda: task.load([memory.addr + memory.nbytes]),
+    )
     task.exit()
     return rows

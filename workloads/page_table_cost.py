@@ -7,12 +7,13 @@ format is started for it. Look for:
   - more levels: more tables on the way down to so little memory, and one more load for each TLB miss;
   - VmPTE counts the tables below the top one, as Linux does; unmapping gives them all back (`after`, in kB as they).
 """
+
 from numaemu import MAP_ANONYMOUS, MAP_FIXED, MAP_PRIVATE, PROT_READ, PROT_WRITE, Machine
-from numaemu.formats import FORMATS, LEVEL_NAMES
+from numaemu.spec.formats import FORMATS, LEVEL_NAMES
 
 MACHINE = "uma"
-PART = 4 << 20                       # bytes at the bottom, and at the top
-BOTTOM = 0x0800_0000                 # where programs of 32 bits begin, nearly
+PART = 4 << 20  # bytes at the bottom, and at the top
+BOTTOM = 0x0800_0000  # where programs of 32 bits begin, nearly
 MISSES = 512
 
 
@@ -49,14 +50,28 @@ def process(machine, paging):
     left = kilobytes(machine, "/proc/meminfo", "PageTables") - tables
     levels = len(LEVEL_NAMES[paging])
     flat = 1 << levels * figures["table_bits"] + figures["entry_shift"]
-    return {"levels": levels, "tables": pte // 4 + 1, "KiB": pte + 4, "VmPTE": pte, "PageTables": grown, "after": left,
-            "loads/miss": loads / walks, "flat": readable(flat)}
+    return {
+        "levels": levels,
+        "tables": pte // 4 + 1,
+        "KiB": pte + 4,
+        "VmPTE": pte,
+        "PageTables": grown,
+        "after": left,
+        "loads/miss": loads / walks,
+        "flat": readable(flat),
+    }
 
 
 def main(machine):
     rows = {}
     for paging in ("x86-32", "arm64-39", "arm64-48", "x86-64-4level", "x86-64-5level"):
-        with Machine(nodes=1, cpus_per_node=1, memory_per_node="64MiB", paging=paging, l1={"entries": 16, "ways": 4},
-                     l2={"entries": 64, "ways": 4}) as small:
+        with Machine(
+            nodes=1,
+            cpus_per_node=1,
+            memory_per_node="64MiB",
+            paging=paging,
+            l1={"entries": 16, "ways": 4},
+            l2={"entries": 64, "ways": 4},
+        ) as small:
             rows[paging] = process(small, paging)
     return rows

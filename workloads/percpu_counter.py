@@ -6,11 +6,12 @@ An increment is a load and a store. If another task runs between the two, its co
   - a copy for each CPU (alloc_percpu), all CPUs counting at once without atomic instructions: none is lost, because
     nobody else writes a CPU's copy, and each lies on its CPU's own node. A reader adds the copies up.
 """
+
 import numba
 
-from numaemu import GFP_KERNEL, __GFP_ZERO, this_cpu_add
+from numaemu import __GFP_ZERO, GFP_KERNEL, this_cpu_add
 
-ROUNDS = 200                     # increments of each task
+ROUNDS = 200  # increments of each task
 
 
 def load(task, address):

@@ -6,12 +6,13 @@ One load per page, in random order, so that every load needs a translation of it
   - beyond its entries every load pays a page walk: four loads more (true LRU and a cyclic chase: all or nothing,
     but for sets that happen to get fewer pages).
 """
+
 import numba
 import numpy as np
 
 from numaemu import load_u64
 
-LOADS = 20000                    # measured for each working set, at least
+LOADS = 20000  # measured for each working set, at least
 
 
 @numba.njit(cache=True)
@@ -31,9 +32,16 @@ def chase(task, pages):
     task.call(follow, order[0], loads)
     after = task.counters()
     area.munmap()
-    l1, l2, walks, ns = (after[name] - before[name] for name in ("l1_tlb_hits", "l2_tlb_hits", "page_walks", "clock_ns"))
-    return {"KiB": pages * 4, "ns per load": round(ns / loads, 1), "L1 %": round(100 * l1 / loads),
-            "L2 %": round(100 * l2 / loads), "walks %": round(100 * walks / loads)}
+    l1, l2, walks, ns = (
+        after[name] - before[name] for name in ("l1_tlb_hits", "l2_tlb_hits", "page_walks", "clock_ns")
+    )
+    return {
+        "KiB": pages * 4,
+        "ns per load": round(ns / loads, 1),
+        "L1 %": round(100 * l1 / loads),
+        "L2 %": round(100 * l2 / loads),
+        "walks %": round(100 * walks / loads),
+    }
 
 
 def main(machine):

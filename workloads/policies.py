@@ -6,6 +6,7 @@ A task on CPU 0 maps an area, sets a policy on it with mbind(2) and touches it. 
   - interleave: page after page, round the nodes; weighted interleave: likewise, by the weights in
     /sys/kernel/mm/mempolicy/weighted_interleave (1 for each node unless somebody has set them).
 """
+
 import numaemu
 
 PAGES = 240
@@ -22,10 +23,14 @@ def place(task, mode, nodes, nr_nodes):
 
 def main(machine):
     memory = [node.id for node in machine.nodes if node.memory_bytes]
-    last, high = memory[-1], memory[len(memory) // 2:]
-    cases = {"default": (numaemu.MPOL_DEFAULT, None), "local": (numaemu.MPOL_LOCAL, None),
-             f"bind {last}": (numaemu.MPOL_BIND, last), f"preferred {last}": (numaemu.MPOL_PREFERRED, last),
-             f"preferred-many {high}": (numaemu.MPOL_PREFERRED_MANY, high),
-             f"interleave {memory}": (numaemu.MPOL_INTERLEAVE, memory),
-             f"weighted interleave {memory}": (numaemu.MPOL_WEIGHTED_INTERLEAVE, memory)}
+    last, high = memory[-1], memory[len(memory) // 2 :]
+    cases = {
+        "default": (numaemu.MPOL_DEFAULT, None),
+        "local": (numaemu.MPOL_LOCAL, None),
+        f"bind {last}": (numaemu.MPOL_BIND, last),
+        f"preferred {last}": (numaemu.MPOL_PREFERRED, last),
+        f"preferred-many {high}": (numaemu.MPOL_PREFERRED_MANY, high),
+        f"interleave {memory}": (numaemu.MPOL_INTERLEAVE, memory),
+        f"weighted interleave {memory}": (numaemu.MPOL_WEIGHTED_INTERLEAVE, memory),
+    }
     return {name: machine.run(place, *case, len(machine.nodes)) for name, case in cases.items()}

@@ -11,20 +11,21 @@ access is written down while it happens: this reference string is then replayed 
   - the machine itself, for the same accesses and with the frames that the program had at the end: close to the model of
     what it does.
 """
+
 import sys
 
 import numba
 import numpy as np
 
 from numaemu import load_u64
-from numaemu.replacement import POLICIES, window_for, working_set
+from numaemu.tools.replacement import POLICIES, window_for, working_set
 
 MACHINE = dict(nodes=1, cpus_per_node=1, memory_per_node="16MiB")
 KEYS_PER_PAGE = 512
-INDEX_PAGES, RECORDS = 64, 5000          # a record is a page
+INDEX_PAGES, RECORDS = 64, 5000  # a record is a page
 REPORTS = 3
-SHARES = (0.4, 0.6, 0.8)                 # of the program's pages, as page frames
-SKEW = 0.8                               # of the popularity of records (Zipf)
+SHARES = (0.4, 0.6, 0.8)  # of the program's pages, as page frames
+SKEW = 0.8  # of the popularity of records (Zipf)
 
 
 @numba.njit(cache=True)
@@ -96,7 +97,7 @@ def program(task, queries, seed):
     if not right:
         raise RuntimeError("a page came back changed")
     resident = task.mincore(index.addr, index.nbytes).sum() + task.mincore(records.addr, records.nbytes).sum()
-    string = np.concatenate([filled.astype(np.int64), trace[1:trace[0] + 1]])
+    string = np.concatenate([filled.astype(np.int64), trace[1 : trace[0] + 1]])
     return string, task.counters()["task_major_faults"] - before, int(resident), len(filled)
 
 

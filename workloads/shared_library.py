@@ -7,10 +7,11 @@ Tasks on all CPUs map the same library, code (r-x) and data (rw-, private), and 
     shared, and the file on the disk stays as it was;
   - the library leaves memory no earlier than with its last user, and not even then: it stays in the page cache.
 """
+
 from numaemu import MAP_FIXED, MAP_PRIVATE, PROT_EXEC, PROT_READ, PROT_WRITE
 
-CODE, DATA = 1 << 20, 64 << 10           # bytes of the library: its code, behind it its data
-WRITTEN = 3                              # pages of the data that one task writes
+CODE, DATA = 1 << 20, 64 << 10  # bytes of the library: its code, behind it its data
+WRITTEN = 3  # pages of the data that one task writes
 LIBRARY = "/lib/libshared.so"
 KB = ("Rss", "Pss", "Pss_Anon", "Pss_File", "Shared_Clean", "Private_Dirty")
 
@@ -20,7 +21,9 @@ def map_library(task):
     with task.open(LIBRARY) as file:
         code = task.mmap(CODE + DATA, PROT_READ | PROT_EXEC, MAP_PRIVATE, file=file)
         where = code.addr + CODE
-        return code, task.mmap(DATA, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_FIXED, file=file, offset=CODE, addr=where)
+        return code, task.mmap(
+            DATA, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_FIXED, file=file, offset=CODE, addr=where
+        )
 
 
 def use(task, code, data):
@@ -38,8 +41,13 @@ def row(machine, tasks):
     """Sums over the tasks, and what is really there, in kB."""
     sums = {f"sum of {name}": sum(kilobytes(machine, task)[name] for task in tasks) for name in ("Rss", "Pss")}
     cached, stat = machine.files()[LIBRARY]["cached"], machine.stats()["vmstat"]
-    return {"tasks": len(tasks), **sums, "library in cache": 4 * cached, "anonymous": 4 * stat["nr_anon_pages"],
-            "read from disk": stat["pgpgin"]}
+    return {
+        "tasks": len(tasks),
+        **sums,
+        "library in cache": 4 * cached,
+        "anonymous": 4 * stat["nr_anon_pages"],
+        "read from disk": stat["pgpgin"],
+    }
 
 
 def main(machine):

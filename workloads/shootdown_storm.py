@@ -6,6 +6,7 @@ page is free; one task unmaps page by page. Look for:
   - with others, one shootdown per munmap, received once by every other CPU;
   - what the unmapping CPU pays, and what the CPUs that are interrupted pay.
 """
+
 import numba
 import numpy as np
 
@@ -51,9 +52,13 @@ def storm(task, others):
     after = task.counters()
     task.store([control.addr], np.uint64(1))
     received = [thread.result() for thread in threads]
-    return {"threads": 1 + len(others), "munmaps": PAGES,
-            "shootdowns sent": after["shootdowns_sent"] - before["shootdowns_sent"], "received": sum(received),
-            "ns per munmap": round((after["clock_ns"] - before["clock_ns"]) / PAGES)}
+    return {
+        "threads": 1 + len(others),
+        "munmaps": PAGES,
+        "shootdowns sent": after["shootdowns_sent"] - before["shootdowns_sent"],
+        "received": sum(received),
+        "ns per munmap": round((after["clock_ns"] - before["clock_ns"]) / PAGES),
+    }
 
 
 def main(machine):

@@ -7,10 +7,11 @@ A task allocates the same number of objects both ways, then frees them all. Look
   - time: single pages and objects both come from a list of this CPU, so what is left is the two calls. But a slab of
     several pages is asked of the node with a message, and large objects need such a slab often.
 """
+
 from numaemu import GFP_KERNEL
 
 SIZES = (16, 64, 256, 1024, 4096)
-COUNT = 1000                     # objects of each size
+COUNT = 1000  # objects of each size
 
 
 def slab_pages(machine):
@@ -23,7 +24,11 @@ def row(size, pages, elapsed_ns):
 
 
 def from_slabs(machine, task, size):
-    cache, before, start = task.kernel.kmem_cache_create(f"slab_vs_buddy-{size}", size), slab_pages(machine), task.clock_ns
+    cache, before, start = (
+        task.kernel.kmem_cache_create(f"slab_vs_buddy-{size}", size),
+        slab_pages(machine),
+        task.clock_ns,
+    )
     objects = [cache.alloc(GFP_KERNEL) for _ in range(COUNT)]
     elapsed, pages = task.clock_ns - start, slab_pages(machine) - before
     start = task.clock_ns

@@ -5,13 +5,14 @@ Every CPU computes its slice of three shared arrays in a compiled kernel. Look f
   - emulated GB/s of all CPUs together: 24 bytes per element over the slowest CPU's time. There are no caches here:
     each element is three accesses at the latency of its node, so the two figures differ as the latencies do.
 """
+
 import numba
 import numpy as np
 
 import numaemu
 from numaemu import load_f64, store_f64
 
-ELEMENTS, SCALAR = 1 << 14, 3.0          # of each CPU's slice of each array
+ELEMENTS, SCALAR = 1 << 14, 3.0  # of each CPU's slice of each array
 
 
 @numba.njit(cache=True)
@@ -41,8 +42,10 @@ def run_slice(task, starts, node):
 def run_all(task, placement):
     """One thread per CPU, its memory on the node that `placement` names; GB/s of all together."""
     arrays = [task.mmap(len(placement) * 8 * ELEMENTS) for _ in range(3)]
-    threads = [task.clone(run_slice, [array.addr + i * 8 * ELEMENTS for array in arrays], node, cpu=cpu)
-               for i, (cpu, node) in enumerate(placement.items())]
+    threads = [
+        task.clone(run_slice, [array.addr + i * 8 * ELEMENTS for array in arrays], node, cpu=cpu)
+        for i, (cpu, node) in enumerate(placement.items())
+    ]
     slowest = max(thread.result() for thread in threads)
     for array in arrays:
         array.munmap()
@@ -54,5 +57,8 @@ def main(machine):
     memory = [node.id for node in machine.nodes if node.memory_bytes]
     local = {cpu.id: min(memory, key=lambda n: latency[cpu.node][n]) for cpu in machine.cpus}
     remote = {cpu.id: max(memory, key=lambda n: latency[cpu.node][n]) for cpu in machine.cpus}
-    return {"cpus": len(machine.cpus), "local GB/s": machine.run(run_all, local),
-            "remote GB/s": machine.run(run_all, remote)}
+    return {
+        "cpus": len(machine.cpus),
+        "local GB/s": machine.run(run_all, local),
+        "remote GB/s": machine.run(run_all, remote),
+    }

@@ -7,6 +7,7 @@ At the end every frame of the machine is accounted for. Argument: the number of 
 
 Look for: `verified` words, what the stories did to the kernel meanwhile, `out of memory` on small machines.
 """
+
 import collections
 import errno
 import sys
@@ -21,15 +22,15 @@ U = np.uint64
 SHARED = numaemu.MAP_SHARED | numaemu.MAP_ANONYMOUS
 READ, WRITE = numaemu.PROT_READ, numaemu.PROT_READ | numaemu.PROT_WRITE
 PAGE = 4096
-HUGE = 512                 # pages: where transparent huge pages are wanted, areas are whole ones
-COUNTS = 20000             # of a thread in the story `order`
+HUGE = 512  # pages: where transparent huge pages are wanted, areas are whole ones
+COUNTS = 20000  # of a thread in the story `order`
 
 
 @numba.njit(cache=True)
 def word(address, owner):
     """What `owner` writes at an address."""
     mixed = (address ^ (owner * U(0x9E3779B97F4A7C15))) * U(0xBF58476D1CE4E5B9)
-    return mixed ^ (mixed >> U(29)) | U(1)           # never 0
+    return mixed ^ (mixed >> U(29)) | U(1)  # never 0
 
 
 @numba.njit(cache=True)
@@ -69,8 +70,10 @@ class Area:
         at = self.task.call(first_wrong, U(start), U(end), U(self.step), U(owner))
         if at:
             found, expected = int(self.task.load([at])[0]), int(word(U(at), U(owner))) if owner else 0
-            raise Wrong(f"{self.task} on cpu {self.task.cpu}: {int(at):#x} (area {self.start:#x}-{self.end:#x}): expected "
-                        f"{expected:#x}, found {found:#x}")
+            raise Wrong(
+                f"{self.task} on cpu {self.task.cpu}: {int(at):#x} (area {self.start:#x}-{self.end:#x}): expected "
+                f"{expected:#x}, found {found:#x}"
+            )
         return -(-(end - start) // self.step)
 
     def random_part(self, rng):
@@ -121,6 +124,7 @@ def hammer(area, rng, memory, steps):
 
 # -- the stories: story(task, seed, cpus, memory nodes, pages) -> words verified
 
+
 def private(task, seed, cpus, memory, pages):
     """Memory of one's own, with holes, protections, moves."""
     area = Area(task, task.mmap(pages * PAGE).addr, pages * PAGE, seed)
@@ -138,7 +142,9 @@ def threads(task, seed, cpus, memory, pages):
     """Threads on several CPUs, each with its part of one mapping: they split it, share its tables, flush each other."""
     part = max(pages // 4, 2) * PAGE
     area = task.mmap(part * len(cpus))
-    handles = [task.clone(thread_of, seed + i, area.addr + i * part, part, memory, cpu=cpu) for i, cpu in enumerate(cpus)]
+    handles = [
+        task.clone(thread_of, seed + i, area.addr + i * part, part, memory, cpu=cpu) for i, cpu in enumerate(cpus)
+    ]
     return gather(handles)
 
 
@@ -200,8 +206,10 @@ def cow(task, seed, cpus, memory, pages):
     """Copy on write over three generations, on different CPUs, with pages that are moved while they are shared."""
     area, rng = Area(task, task.mmap(pages * PAGE).addr, pages * PAGE, seed), np.random.default_rng(seed)
     area.fill()
-    handles = [task.fork(child, seed + 10 * i, area.start, pages * PAGE, seed, 2, cpus, memory, cpu=int(rng.choice(cpus)))
-               for i in range(1, 3)]
+    handles = [
+        task.fork(child, seed + 10 * i, area.start, pages * PAGE, seed, 2, cpus, memory, cpu=int(rng.choice(cpus)))
+        for i in range(1, 3)
+    ]
     return fork_and_go_on(area, rng, handles)
 
 
@@ -218,7 +226,12 @@ def zapper(task, seed, start, nbytes, rounds):
 def zappers(task, seed, cpus, memory, pages):
     """Threads that madvise(DONTNEED) and write the same range; pages come and go under everybody's feet."""
     area = task.mmap(pages * PAGE)
-    return gather([task.clone(zapper, seed + i, area.addr + 8 * i, area.nbytes - 8 * i, 20, cpu=cpu) for i, cpu in enumerate(cpus[:4])])
+    return gather(
+        [
+            task.clone(zapper, seed + i, area.addr + 8 * i, area.nbytes - 8 * i, 20, cpu=cpu)
+            for i, cpu in enumerate(cpus[:4])
+        ]
+    )
 
 
 @numba.njit(cache=True)
@@ -315,5 +328,14 @@ def main(machine):
                 counts["out of memory"] += 1
     machine.check()
     events = machine.stats()["vmstat"]
-    return dict(counts) | {name: events[name] for name in ("pgfault", "pgreuse", "pgmigrate_success", "pgmigrate_fail",
-                                                          "nr_tlb_remote_flush", "nr_tlb_remote_flush_received")}
+    return dict(counts) | {
+        name: events[name]
+        for name in (
+            "pgfault",
+            "pgreuse",
+            "pgmigrate_success",
+            "pgmigrate_fail",
+            "nr_tlb_remote_flush",
+            "nr_tlb_remote_flush_received",
+        )
+    }

@@ -7,6 +7,7 @@ One task visits the pages of its working set at random, again and again. Look fo
   - one word of each page is written, so they compress well: on zram more pages fault, as the compressed ones take room,
     but a fault is so short that the cliff is a slope.
 """
+
 import sys
 
 import numpy as np
@@ -14,7 +15,7 @@ import numpy as np
 from numaemu import MAP_ANONYMOUS, MAP_NORESERVE, MAP_PRIVATE
 
 MACHINE = dict(nodes=1, cpus_per_node=1, memory_per_node="32MiB")
-SHARES = (0.5, 0.8, 0.9, 1.0, 1.1, 1.25, 1.5, 2.0)      # of the memory that is free at the start
+SHARES = (0.5, 0.8, 0.9, 1.0, 1.1, 1.25, 1.5, 2.0)  # of the memory that is free at the start
 BAR = 40
 
 
@@ -55,5 +56,12 @@ def main(machine):
             bar = mark * max(1, round(BAR * np.log(ns / least) / np.log(most / least)))
             print(f"{share if mark == '█' else '':>6} {bar:{BAR}} {ns:10,.0f} ns")
     print("major faults and emulated time per access:")
-    return {f"{share:.2f}": {"disk faults": f"{disk[share][1]:.3f}", "disk ns": round(disk[share][0]),
-                             "zram faults": f"{zram[share][1]:.3f}", "zram ns": round(zram[share][0])} for share in SHARES}
+    return {
+        f"{share:.2f}": {
+            "disk faults": f"{disk[share][1]:.3f}",
+            "disk ns": round(disk[share][0]),
+            "zram faults": f"{zram[share][1]:.3f}",
+            "zram ns": round(zram[share][0]),
+        }
+        for share in SHARES
+    }

@@ -7,12 +7,13 @@ it all. Look for:
     memory that was written after it is not yet the coldest;
   - what was dropped or swapped and is used again has to be read: the last two columns.
 """
+
 from numaemu import MAP_ANONYMOUS, MAP_NORESERVE, MAP_PRIVATE
 
 MACHINE = dict(nodes=1, cpus_per_node=1, memory_per_node="128MiB")
 STEPS = (0, 20, 40, 60, 80, 100, 120, 140, 160, 180, 200)
 PATH = "/mnt/data"
-BAR = 40                         # characters
+BAR = 40  # characters
 COUNTED = ("pgsteal_anon", "pgsteal_file", "pswpin", "workingset_refault_file")
 
 
@@ -64,6 +65,11 @@ def main(machine):
         share = anon / max(anon + file, 1)
         full = round(share * BAR)
         print(f"{swappiness:>10}  {'█' * full}{'░' * (BAR - full)} {share:4.0%}")
-        rows[f"swappiness {swappiness}"] = {"own": anon, "of files": file, "own share": round(share, 2),
-                                            "swapped in": round_["pswpin"], "file refaults": round_["workingset_refault_file"]}
+        rows[f"swappiness {swappiness}"] = {
+            "own": anon,
+            "of files": file,
+            "own share": round(share, 2),
+            "swapped in": round_["pswpin"],
+            "file refaults": round_["workingset_refault_file"],
+        }
     return rows

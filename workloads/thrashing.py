@@ -9,6 +9,7 @@ grow instead.) Look for:
     the fourth task on the CPU does a third of the work, in all, that it did for one;
   - a slice that is long enough to fetch a working set and then to use it saves most of that.
 """
+
 import sys
 
 import numba
@@ -17,10 +18,10 @@ import numpy as np
 from numaemu import MAP_ANONYMOUS, MAP_NORESERVE, MAP_PRIVATE, load_u64, store_u64
 
 MACHINE = dict(nodes=1, cpus_per_node=1, memory_per_node="16MiB")
-SHARE = 0.25                     # of the memory that is free at the start, for each task
-MOST = 6                         # tasks
+SHARE = 0.25  # of the memory that is free at the start, for each task
+MOST = 6  # tasks
 SLICES_MS = (3, 300)
-STEP, DIFFERENT = 5000, 40       # accesses of an operation; as many lists of them are made
+STEP, DIFFERENT = 5000, 40  # accesses of an operation; as many lists of them are made
 BAR = 40
 
 
@@ -71,10 +72,18 @@ def main(machine):
             machine.write("/proc/sys/kernel/sched_base_slice_ns", ms * 1_000_000)
             rows[nr_tasks, ms] = together(machine, nr_tasks, pages, for_ns, seed)
     most, (short, long) = max(rate for rate, _ in rows.values()), SLICES_MS
-    print(f"tasks, each with {SHARE:.0%} of memory; the accesses of all in an emulated us, slices of {short} ms █, {long} ms ░")
+    print(
+        f"tasks, each with {SHARE:.0%} of memory; the accesses of all in an emulated us, slices of {short} ms █, {long} ms ░"
+    )
     for (nr_tasks, ms), (rate, _) in rows.items():
         bar = ("█" if ms == short else "░") * max(1, round(BAR * rate / most))
         print(f"{nr_tasks if ms == short else '':>3} {bar:{BAR}} {rate:8.3f}")
     print("accesses per us, and major faults per thousand accesses, by the length of a slice:")
-    return {f"{n} tasks": {f"{what}, {ms} ms": f"{rows[n, ms][i] * scale:.3f}" for ms in SLICES_MS
-                           for i, what, scale in ((0, "work", 1), (1, "faults", 1000))} for n in range(1, MOST + 1)}
+    return {
+        f"{n} tasks": {
+            f"{what}, {ms} ms": f"{rows[n, ms][i] * scale:.3f}"
+            for ms in SLICES_MS
+            for i, what, scale in ((0, "work", 1), (1, "faults", 1000))
+        }
+        for n in range(1, MOST + 1)
+    }

@@ -8,13 +8,14 @@ Look for:
   - a walk for vmalloc loads four entries, where one for the direct map ends at a large entry;
   - for that price vmalloc needs no contiguous memory: kmalloc ends at 4 MiB, so more of it is several pieces.
 """
+
 import numba
 import numpy as np
 
 from numaemu import GFP_KERNEL, kernel_load_u64
 
 MACHINE = "uma"
-PIECE = 4 << 20                      # KMALLOC_MAX_SIZE
+PIECE = 4 << 20  # KMALLOC_MAX_SIZE
 SIZES = {"256 KiB": 256 << 10, "4 MiB": 4 << 20, "64 MiB": 64 << 20}
 LOADS = 200_000
 
@@ -34,14 +35,17 @@ def load_at_random(cpu, pieces, mask, loads):
 
 def measure(task, pieces, nbytes):
     mask = np.uint64((nbytes - 1) & ~7)
-    task.call(load_at_random, pieces, mask, LOADS)               # the TLB is warm
+    task.call(load_at_random, pieces, mask, LOADS)  # the TLB is warm
     before, start = task.counters(), task.clock_ns
     task.call(load_at_random, pieces, mask, LOADS)
     after, end = task.counters(), task.clock_ns
     walks, walk_loads = (after[name] - before[name] for name in ("page_walks", "walk_loads"))
-    return {"L1 misses %": round(100 * (1 - (after["l1_tlb_hits"] - before["l1_tlb_hits"]) / LOADS), 1),
-            "walks %": round(100 * walks / LOADS, 1), "loads a walk": round(walk_loads / walks, 1) if walks else 0.0,
-            "ns a load": round((end - start) / LOADS, 1)}
+    return {
+        "L1 misses %": round(100 * (1 - (after["l1_tlb_hits"] - before["l1_tlb_hits"]) / LOADS), 1),
+        "walks %": round(100 * walks / LOADS, 1),
+        "loads a walk": round(walk_loads / walks, 1) if walks else 0.0,
+        "ns a load": round((end - start) / LOADS, 1),
+    }
 
 
 def experiment(task):

@@ -7,14 +7,17 @@ Pages of each kind are swapped out (MADV_PAGEOUT) and faulted in again one by on
   - a fault from zram costs a decompression, one from the disk waits for the disk.
 Ratios are the libraries' own on these bytes (mm_stat: original by compressed bytes); times are emulated.
 """
+
 import numpy as np
 
 from numaemu import MADV_PAGEOUT
 
 MACHINE = dict(nodes=1, cpus_per_node=1, memory_per_node="64MiB")
-PAGES = 64                       # of each kind
-WORDS = ("the page of a process that was not used for long goes to swap and comes back when it is needed again while "
-         "others stay in memory because they are referenced often enough to be kept on the active list").split()
+PAGES = 64  # of each kind
+WORDS = (
+    "the page of a process that was not used for long goes to swap and comes back when it is needed again while "
+    "others stay in memory because they are referenced often enough to be kept on the active list"
+).split()
 
 
 def zeros(rng, nbytes):
@@ -91,5 +94,14 @@ def main(machine):
 
     def ratio(figures):
         return "not stored" if figures[0] is None else f"{figures[0]:.2f}"
-    return {name: {"lz4 ratio": ratio(lz4[name]), "zstd ratio": ratio(zstd[name]), "lz4 us/fault": round(lz4[name][1] / 1e3, 1),
-                   "zstd us/fault": round(zstd[name][1] / 1e3, 1), "disk us/fault": round(disk[name][1] / 1e3, 1)} for name in KINDS}
+
+    return {
+        name: {
+            "lz4 ratio": ratio(lz4[name]),
+            "zstd ratio": ratio(zstd[name]),
+            "lz4 us/fault": round(lz4[name][1] / 1e3, 1),
+            "zstd us/fault": round(zstd[name][1] / 1e3, 1),
+            "disk us/fault": round(disk[name][1] / 1e3, 1),
+        }
+        for name in KINDS
+    }

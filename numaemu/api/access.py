@@ -1,0 +1,481 @@
+"""Loads and stores at virtual addresses: translate, on a fault enter the kernel, retry.
+
+    load_u64(cpu, address)                     in compiled code of a user: one access; likewise u8 … f64
+    load_many_u64(cpu, addresses, values)      vectors, for `task.load`
+
+Before every access the CPU compares `event_at` with its count of accesses: a shootdown may be pending, or the task's time
+slice over (kernel/core/sched.py). A translation is
+used for the access it was made for; the vector loops use it again only for a following access to the same page with
+nothing pending, which would have hit the same L1 entry, and count it so.
+"""
+
+import numpy as np
+
+from numaemu.compiler.atomic import compare_exchange, load_acquire
+from numaemu.compiler.decorators import entry, hot, kernel
+from numaemu.compiler.native import call_address, copy_bytes, prefetch
+from numaemu.compiler.pointer import bits_of, f32, f64, i32, i64, u8, u16, u32, u64, value_of
+from numaemu.errors import KernelBug, SegmentationFault
+from numaemu.hardware.paging import PTE_PFN_MASK
+from numaemu.hardware.processor import (
+    EXEC,
+    KERNEL_READ,
+    KERNEL_WRITE,
+    LEAF_SHIFT,
+    NODE_MASK,
+    OFFSET_MASK,
+    PAGE_MASK,
+    READ,
+    TAG_VALID,
+    WRITE,
+    cpu_t,
+    level_shift,
+)
+from numaemu.hardware.walk import lowest_table, peek
+from numaemu.mmu import allows, tag_of, tlb_refill
+from numaemu.spec.param import L1_HINTS, TABLE_HINTS
+
+U = np.uint64
+SERVED = U(1)  # kernel/arch/fault.py's answer
+PREFETCH_DISTANCE = 6  # accesses ahead whose frame is asked for while TLB misses go on; measured
+HINT_MASK = U(L1_HINTS - 1)
+
+
+@kernel("i64(cpu_t*, u64, u64)")
+def translate_slow(cpu, address, access):
+    """The L1 slot of `address` behind a missed hint: TLBs, walk, page fault, retry; -1 where the kernel says no."""
+    while True:
+        if load_acquire(cpu, "event_at") <= cpu.tick:
+            call_address(cpu.on_event, cpu.address, U(0), U(0))
+        slot = tlb_refill(cpu, address, access)
+        if slot >= 0:
+            return slot
+        if call_address(cpu.on_fault, cpu.address, address, access) != SERVED:
+            return -1
+
+
+@hot
+def look_up(cpu, address, aligned, write):
+    """The L1 slot of an access; `aligned` masks the page and the bits that must be 0 in a naturally aligned address."""
+    if load_acquire(cpu, "event_at") <= cpu.tick:
+        call_address(cpu.on_event, cpu.address, U(0), U(0))
+    slot = np.int64(cpu.l1_hint[(address >> U(12)) & HINT_MASK])
+    tag = cpu.l1[slot].wtag if write else cpu.l1[slot].tag
+    if tag != (address & aligned) | TAG_VALID:
+        slot = translate_slow(cpu, address, WRITE if write else READ)
+        if slot < 0:
+            raise SegmentationFault
+    return slot
+
+
+@hot
+def count_access(cpu, slot, write, n):
+    """n accesses through an L1 entry; the entry's `host` word."""
+    entry = cpu.l1[slot]
+    cpu.tick += n
+    entry.age = cpu.tick
+    host = entry.host
+    cpu.accesses[np.int64(host & NODE_MASK)] += n
+    if write:
+        cpu.stores += n
+    return host
+
+
+@hot
+def look_up_split(cpu, address, border, write):
+    """The `host` words of both pages of an access across a page border: two accesses, as hardware splits it.
+
+    Neither is used before both are there. The second is looked for without serving an event or a fault, so the first is
+    still what it was; after a fault both are looked up anew.
+    """
+    while True:
+        slot = look_up(cpu, address, PAGE_MASK, write)
+        host = cpu.l1[slot].host
+        cpu.l1[slot].age = cpu.tick + 1  # used just now: the other one takes another's place
+        other = tlb_refill(cpu, border, WRITE if write else READ)
+        if other >= 0:
+            cpu.tick += 1
+            cpu.accesses[np.int64(host & NODE_MASK)] += 1
+            if write:
+                cpu.stores += 1
+            return host, count_access(cpu, other, write, 1)
+        if call_address(cpu.on_fault, cpu.address, border, WRITE if write else READ) != SERVED:
+            raise SegmentationFault
+
+
+@hot
+def load_split(cpu, address, nbytes):
+    """A load across a page border: its bytes in a word."""
+    first = np.int64(U(4096) - (address & OFFSET_MASK))
+    low, high = look_up_split(cpu, address, address + U(first), False)
+    word = U(0)
+    for i in range(nbytes):
+        at = ((low if i < first else high) & PAGE_MASK) | ((address + U(i)) & OFFSET_MASK)
+        word |= U(u8.array(at)[0]) << U(8 * i)
+    return word
+
+
+@hot
+def store_split(cpu, address, word, nbytes):
+    """A store of a word's bytes across a page border."""
+    first = np.int64(U(4096) - (address & OFFSET_MASK))
+    low, high = look_up_split(cpu, address, address + U(first), True)
+    for i in range(nbytes):
+        at = ((low if i < first else high) & PAGE_MASK) | ((address + U(i)) & OFFSET_MASK)
+        u8.array(at)[0] = (word >> U(8 * i)) & U(0xFF)
+
+
+@hot
+def load(cpu, address, kind):
+    """One load of a `kind` (u8 … f64) at virtual `address`."""
+    address = U(address)
+    if load_acquire(cpu, "event_at") <= cpu.tick:
+        call_address(cpu.on_event, cpu.address, U(0), U(0))
+    slot = np.int64(cpu.l1_hint[(address >> U(12)) & HINT_MASK])
+    if cpu.l1[slot].tag != (address & (PAGE_MASK | U(kind.nbytes - 1))) | TAG_VALID:
+        if address & OFFSET_MASK > U(4096 - kind.nbytes):
+            return value_of(kind, load_split(cpu, address, kind.nbytes))
+        slot = translate_slow(cpu, address, READ)
+        if slot < 0:
+            raise SegmentationFault
+    host = count_access(cpu, slot, False, 1)
+    return kind.array((host & PAGE_MASK) | (address & OFFSET_MASK))[0]
+
+
+@hot
+def store(cpu, address, value, kind):
+    """One store of a `kind` at virtual `address`."""
+    address = U(address)
+    if load_acquire(cpu, "event_at") <= cpu.tick:
+        call_address(cpu.on_event, cpu.address, U(0), U(0))
+    slot = np.int64(cpu.l1_hint[(address >> U(12)) & HINT_MASK])
+    if cpu.l1[slot].wtag != (address & (PAGE_MASK | U(kind.nbytes - 1))) | TAG_VALID:
+        if address & OFFSET_MASK > U(4096 - kind.nbytes):
+            store_split(cpu, address, bits_of(kind, value), kind.nbytes)
+            return
+        slot = translate_slow(cpu, address, WRITE)
+        if slot < 0:
+            raise SegmentationFault
+    host = count_access(cpu, slot, True, 1)
+    kind.array((host & PAGE_MASK) | (address & OFFSET_MASK))[0] = value
+
+
+@hot
+def load_u8(cpu, address):
+    return load(cpu, address, u8)
+
+
+@hot
+def store_u8(cpu, address, value):
+    store(cpu, address, value, u8)
+
+
+@hot
+def load_u16(cpu, address):
+    return load(cpu, address, u16)
+
+
+@hot
+def store_u16(cpu, address, value):
+    store(cpu, address, value, u16)
+
+
+@hot
+def load_u32(cpu, address):
+    return load(cpu, address, u32)
+
+
+@hot
+def store_u32(cpu, address, value):
+    store(cpu, address, value, u32)
+
+
+@hot
+def load_u64(cpu, address):
+    return load(cpu, address, u64)
+
+
+@hot
+def store_u64(cpu, address, value):
+    store(cpu, address, value, u64)
+
+
+@hot
+def load_i32(cpu, address):
+    return load(cpu, address, i32)
+
+
+@hot
+def store_i32(cpu, address, value):
+    store(cpu, address, value, i32)
+
+
+@hot
+def load_i64(cpu, address):
+    return load(cpu, address, i64)
+
+
+@hot
+def store_i64(cpu, address, value):
+    store(cpu, address, value, i64)
+
+
+@hot
+def load_f32(cpu, address):
+    return load(cpu, address, f32)
+
+
+@hot
+def store_f32(cpu, address, value):
+    store(cpu, address, value, f32)
+
+
+@hot
+def load_f64(cpu, address):
+    return load(cpu, address, f64)
+
+
+@hot
+def store_f64(cpu, address, value):
+    store(cpu, address, value, f64)
+
+
+# -- instruction fetches, and accesses in kernel mode ---------------------------------------------------------
+
+
+@kernel("i64(cpu_t*, u64, u64)")
+def look_up_slowly(cpu, address, access):
+    """The L1 slot of an access of any kind; -1 where the kernel says no."""
+    if load_acquire(cpu, "event_at") <= cpu.tick:
+        call_address(cpu.on_event, cpu.address, U(0), U(0))
+    if access == KERNEL_READ or access == KERNEL_WRITE:
+        slot = np.int64(cpu.l1_hint[(address >> U(12)) & HINT_MASK])
+        entry = cpu.l1[slot]
+        if entry.tag == tag_of(cpu, address, 0, access) and allows(entry, access):
+            return slot
+    return translate_slow(cpu, address, access)
+
+
+@entry("void(u64, u64)", nogil=True)
+def execute_at(cpu_address, address):
+    """One instruction fetch."""
+    cpu = cpu_t.at(cpu_address)
+    slot = look_up_slowly(cpu, address, EXEC)
+    if slot < 0:
+        raise SegmentationFault
+    count_access(cpu, slot, False, 1)
+
+
+@hot
+def kernel_load(cpu, address, kind):
+    """One load of a `kind` in kernel mode, naturally aligned."""
+    address = U(address)
+    slot = look_up_slowly(cpu, address, KERNEL_READ)
+    if slot < 0:
+        raise KernelBug
+    host = count_access(cpu, slot, False, 1)
+    return kind.array((host & PAGE_MASK) | (address & OFFSET_MASK))[0]
+
+
+@hot
+def kernel_store(cpu, address, value, kind):
+    """One store of a `kind` in kernel mode, naturally aligned."""
+    address = U(address)
+    slot = look_up_slowly(cpu, address, KERNEL_WRITE)
+    if slot < 0:
+        raise KernelBug
+    host = count_access(cpu, slot, True, 1)
+    kind.array((host & PAGE_MASK) | (address & OFFSET_MASK))[0] = value
+
+
+@hot
+def kernel_load_u64(cpu, address):
+    return kernel_load(cpu, address, u64)
+
+
+@hot
+def kernel_store_u64(cpu, address, value):
+    kernel_store(cpu, address, value, u64)
+
+
+@entry("void(u64, u64, u64, i64, bool)", nogil=True)
+def kernel_copy_range(cpu_address, address, buffer, nbytes, write):
+    """copy_range in kernel mode: between a kernel (or user) address and host memory at `buffer`."""
+    cpu, done = cpu_t.at(cpu_address), 0
+    while done < nbytes:
+        at = address + U(done)
+        n = min(nbytes - done, np.int64(U(4096) - (at & OFFSET_MASK)))
+        slot = look_up_slowly(cpu, at, KERNEL_WRITE if write else KERNEL_READ)
+        if slot < 0:
+            raise KernelBug
+        where = (count_access(cpu, slot, write, (n + 7) // 8) & PAGE_MASK) | (at & OFFSET_MASK)
+        if write:
+            copy_bytes(where, buffer + U(done), n)
+        else:
+            copy_bytes(buffer + U(done), where, n)
+        done += n
+
+
+# -- vectors -------------------------------------------------------------------------------------------------
+
+
+@kernel("void(cpu_t*, u64)")
+def prefetch_frame(cpu, address):
+    """Ask the host for the line behind an address that will be accessed soon. Counts nothing; that a table remembered
+    for its region may be of the past misleads the host's cache only.
+    """
+    region = address >> U(21)
+    hint = cpu.table_hint[np.int64(region & U(TABLE_HINTS - 1))]
+    if hint.region != region ^ cpu.cr3 or hint.table == U(0):
+        hint.region, hint.table = region ^ cpu.cr3, lowest_table(cpu, address)
+    if hint.table != U(0):
+        entry = u64.array(hint.table)[np.int64((address >> U(12)) & U(511))]
+        prefetch(cpu.memory + (entry & PTE_PFN_MASK) + (address & OFFSET_MASK))
+        return
+    entry = peek(cpu, address)
+    if entry != U(0):
+        size = U(1) << level_shift(cpu, np.int64((entry >> LEAF_SHIFT) & U(7)))
+        prefetch(cpu.memory + (entry & PTE_PFN_MASK & ~(size - U(1))) + (address & (size - U(1))))
+
+
+@hot
+def look_up_in_vector(cpu, addresses, i, n, aligned, write):
+    """look_up for a vector loop: while walks go on, the frame of a later access is prefetched."""
+    if load_acquire(cpu, "event_at") <= cpu.tick:
+        call_address(cpu.on_event, cpu.address, U(0), U(0))
+    address = addresses[i]
+    slot = np.int64(cpu.l1_hint[(address >> U(12)) & HINT_MASK])
+    tag = cpu.l1[slot].wtag if write else cpu.l1[slot].tag
+    if tag != (address & aligned) | TAG_VALID:
+        walks = cpu.walks
+        slot = translate_slow(cpu, address, WRITE if write else READ)
+        if slot < 0:
+            raise SegmentationFault
+        if cpu.walks != walks and i + PREFETCH_DISTANCE < n:
+            prefetch_frame(cpu, addresses[i + PREFETCH_DISTANCE])
+    return slot
+
+
+@hot
+def load_vector(cpu, addresses, values, n, kind):
+    """values[i] = the `kind` at addresses[i], for n of them, all given as pointers (arrays would be reference-counted at
+    every call). A run of accesses to one page is one look-up and as many counted accesses.
+    """
+    i = 0
+    aligned, last = PAGE_MASK | U(kind.nbytes - 1), U(4096 - kind.nbytes)
+    while i < n:
+        address = addresses[i]
+        if address & OFFSET_MASK > last:
+            values[i] = load(cpu, address, kind)
+            i += 1
+            continue
+        slot = look_up_in_vector(cpu, addresses, i, n, aligned, False)
+        frame, page, start = cpu.l1[slot].host & PAGE_MASK, address & PAGE_MASK, i
+        while True:
+            values[i] = kind.array(frame | (address & OFFSET_MASK))[0]
+            i += 1
+            if i == n or load_acquire(cpu, "event_at") <= cpu.tick:
+                break
+            address = addresses[i]
+            if address & aligned != page:
+                break
+        count_access(cpu, slot, False, i - start)
+
+
+@hot
+def store_vector(cpu, addresses, values, n, step, kind):
+    """The `kind` at addresses[i] = values[i * step], for n of them: step 0 stores one value everywhere."""
+    i = 0
+    aligned, last = PAGE_MASK | U(kind.nbytes - 1), U(4096 - kind.nbytes)
+    while i < n:
+        address = addresses[i]
+        if address & OFFSET_MASK > last:
+            store(cpu, address, values[i * step], kind)
+            i += 1
+            continue
+        slot = look_up_in_vector(cpu, addresses, i, n, aligned, True)
+        frame, page, start = cpu.l1[slot].host & PAGE_MASK, address & PAGE_MASK, i
+        while True:
+            kind.array(frame | (address & OFFSET_MASK))[0] = values[i * step]
+            i += 1
+            if i == n or load_acquire(cpu, "event_at") <= cpu.tick:
+                break
+            address = addresses[i]
+            if address & aligned != page:
+                break
+        count_access(cpu, slot, True, i - start)
+
+
+@entry("void(u64, u64, u64, i64)", nogil=True)
+def load_many_u8(cpu_address, addresses, values, n):
+    load_vector(cpu_t.at(cpu_address), u64.array(addresses), u8.array(values), n, u8)
+
+
+@entry("void(u64, u64, u64, i64, i64)", nogil=True)
+def store_many_u8(cpu_address, addresses, values, n, step):
+    store_vector(cpu_t.at(cpu_address), u64.array(addresses), u8.array(values), n, step, u8)
+
+
+@entry("void(u64, u64, u64, i64)", nogil=True)
+def load_many_u16(cpu_address, addresses, values, n):
+    load_vector(cpu_t.at(cpu_address), u64.array(addresses), u16.array(values), n, u16)
+
+
+@entry("void(u64, u64, u64, i64, i64)", nogil=True)
+def store_many_u16(cpu_address, addresses, values, n, step):
+    store_vector(cpu_t.at(cpu_address), u64.array(addresses), u16.array(values), n, step, u16)
+
+
+@entry("void(u64, u64, u64, i64)", nogil=True)
+def load_many_u32(cpu_address, addresses, values, n):
+    load_vector(cpu_t.at(cpu_address), u64.array(addresses), u32.array(values), n, u32)
+
+
+@entry("void(u64, u64, u64, i64, i64)", nogil=True)
+def store_many_u32(cpu_address, addresses, values, n, step):
+    store_vector(cpu_t.at(cpu_address), u64.array(addresses), u32.array(values), n, step, u32)
+
+
+@entry("void(u64, u64, u64, i64)", nogil=True)
+def load_many_u64(cpu_address, addresses, values, n):
+    load_vector(cpu_t.at(cpu_address), u64.array(addresses), u64.array(values), n, u64)
+
+
+@entry("void(u64, u64, u64, i64, i64)", nogil=True)
+def store_many_u64(cpu_address, addresses, values, n, step):
+    store_vector(cpu_t.at(cpu_address), u64.array(addresses), u64.array(values), n, step, u64)
+
+
+# cpu, host address of the addresses, host address of the values, how many (stores: step): by size in bytes
+LOAD_MANY = {1: load_many_u8, 2: load_many_u16, 4: load_many_u32, 8: load_many_u64}
+STORE_MANY = {1: store_many_u8, 2: store_many_u16, 4: store_many_u32, 8: store_many_u64}
+
+
+@entry("void(u64, u64, u64, u64, bool)", nogil=True)
+def touch_range(cpu_address, start, end, stride, write):
+    """One access per `stride` bytes in [start, end); a writing touch leaves the contents as they are."""
+    cpu, address = cpu_t.at(cpu_address), start
+    while address < end:
+        host = count_access(cpu, look_up(cpu, address, PAGE_MASK, write), write, 1)
+        word = u64.array((host & PAGE_MASK) | (address & OFFSET_MASK & ~U(7)))
+        if write:
+            compare_exchange(word, 0, U(0), U(0))  # a store that keeps the contents, also against other CPUs
+        else:
+            load_acquire(word, 0)
+        address += stride
+
+
+@entry("void(u64, u64, u64, i64, bool)", nogil=True)
+def copy_range(cpu_address, address, buffer, nbytes, write):
+    """Copy between emulated memory at `address` and host memory at `buffer`, counted as one access per 8 bytes."""
+    cpu, done = cpu_t.at(cpu_address), 0
+    while done < nbytes:
+        at = address + U(done)
+        n = min(nbytes - done, np.int64(U(4096) - (at & OFFSET_MASK)))
+        host = count_access(cpu, look_up(cpu, at, PAGE_MASK, write), write, (n + 7) // 8)
+        where = (host & PAGE_MASK) | (at & OFFSET_MASK)
+        if write:
+            copy_bytes(where, buffer + U(done), n)
+        else:
+            copy_bytes(buffer + U(done), where, n)
+        done += n

@@ -1,0 +1,163 @@
+"""The page-fault exception: Linux's arch/x86/mm/fault.c. The MMU calls it through the CPU's `on_fault` address."""
+
+import numpy as np
+
+from numaemu.compiler.atomic import exchange
+from numaemu.compiler.decorators import callback, hot, kernel
+from numaemu.compiler.pointer import address_of
+from numaemu.hardware.processor import X86_PF_INSTR, X86_PF_PROT, X86_PF_USER, X86_PF_WRITE, cpu_t
+from numaemu.hardware.walk import peek
+from numaemu.kernel.arch.init_mm import vmalloc_fault
+from numaemu.kernel.arch.pgtable import mm_of, pmd_size
+from numaemu.kernel.core.smp import let_others_run, machine_of, read_lock, read_unlock, write_lock, write_unlock
+from numaemu.kernel.fs.disk import io_wait_until
+from numaemu.kernel.include.mm_types import (
+    VM_EXEC,
+    VM_FAULT_MAJOR,
+    VM_FAULT_OK,
+    VM_FAULT_OOM,
+    VM_FAULT_RETRY,
+    VM_FAULT_SIGBUS,
+    VM_GROWSDOWN,
+    VM_READ,
+    VM_WRITE,
+)
+from numaemu.kernel.include.vmstat import PGFAULT, count_vm_events
+from numaemu.kernel.mm.fault.memory import AROUND, handle_mm_fault
+from numaemu.kernel.mm.fault.zap import zap_page_range
+from numaemu.kernel.mm.page_alloc.slowpath import fatal_signal_pending
+from numaemu.kernel.mm.space.mempolicy import current_task
+from numaemu.kernel.mm.space.mmap import expand_downwards
+from numaemu.kernel.mm.space.vma_index import find_vma, vma_of
+from numaemu.uapi import SIGBUS, SIGKILL, SIGSEGV
+
+U = np.uint64
+SERVED = U(1)  # the answer to the MMU: try again; anything else (0 from a crashed kernel too) is a failure
+FAILED = U(2)  # cpu.cr2, error_code and signal say why
+
+
+@kernel("u64(cpu_t*, u64, u64, i64)")
+def bad_area(cpu, address, access, signal):
+    """Leave word for whoever reports it: CR2, and the error code as the exception gives it."""
+    code = access
+    if signal == SIGSEGV and peek(cpu, address) != U(0):
+        code |= X86_PF_PROT
+    cpu.cr2, cpu.error_code, cpu.signal = address, code, signal
+    return FAILED
+
+
+@hot
+def access_error(paging, vma, access):
+    """True if the VMA does not allow the access; whatever else a page allows, x86 page tables let it be read.
+
+    Where entries have no NX bit, what may be read may be executed.
+    """
+    if access & X86_PF_WRITE != U(0):
+        return vma.flags & VM_WRITE == 0
+    if access & X86_PF_INSTR != U(0) and paging.nx != U(0):
+        return vma.flags & VM_EXEC == 0
+    return vma.flags & (VM_READ | VM_WRITE | VM_EXEC) == 0
+
+
+@kernel("bool(cpu_t*, i64, u64)")
+def expand_stack(cpu, mm_number, address):
+    """Let the stack that begins above `address` grow down to it; True if something is mapped there now."""
+    machine = machine_of(cpu)
+    lock = address_of(mm_of(machine, mm_number), "mmap_lock")
+    write_lock(cpu, lock)
+    number, grown = find_vma(machine, mm_number, address), False
+    if number != 0:
+        vma = vma_of(machine, number)
+        grown = vma.start <= address or (vma.flags & VM_GROWSDOWN != 0 and expand_downwards(cpu, number, address) == 0)
+    write_unlock(lock)
+    return grown
+
+
+@kernel("u64(cpu_t*, u64, u64)")
+def do_kern_addr_fault(cpu, address, access):
+    """A fault at a kernel address: on 32 bits perhaps only the task's top-level table lacks an entry of the kernel's.
+
+    Else nothing is mapped there, or not for this access. Kernel code has gone wrong then (page_fault_oops), which its caller
+    raises. A user's task is told, but not what is mapped there: to it everything is forbidden (set_signal_archinfo).
+    """
+    if access & X86_PF_USER != U(0):
+        return bad_area(cpu, address, access | X86_PF_PROT, SIGSEGV)
+    if vmalloc_fault(cpu, address):
+        return SERVED
+    return bad_area(cpu, address, access, SIGSEGV)
+
+
+@kernel("u64(cpu_t*, u64, u64)")
+def do_user_addr_fault(cpu, address, access):
+    """Serve a fault of the running task: SERVED, or FAILED with the reason left in the CPU's words."""
+    machine, write = machine_of(cpu), access & X86_PF_WRITE != U(0)
+    mm_number = cpu.mm
+    mm, task = mm_of(machine, mm_number), current_task(cpu)
+    lock = address_of(mm, "mmap_lock")
+    cpu.clock_base_ns += machine.fault_ns
+    cpu.cr2, cpu.error_code = address, access  # handle_mm_fault or bad_area adds X86_PF_PROT
+    while True:
+        read_lock(cpu, lock)
+        number = find_vma(machine, mm_number, address) if address < machine.paging.task_size else 0
+        if number != 0 and vma_of(machine, number).start > address and vma_of(machine, number).flags & VM_GROWSDOWN:
+            read_unlock(lock)
+            grown = expand_stack(cpu, mm_number, address)
+            read_lock(cpu, lock)
+            number = find_vma(machine, mm_number, address) if grown else 0
+        if (
+            number == 0
+            or vma_of(machine, number).start > address
+            or access_error(machine.paging, vma_of(machine, number), access)
+        ):
+            answer = bad_area(cpu, address, access, SIGSEGV)
+            read_unlock(lock)
+            return answer
+        code = VM_FAULT_OOM
+        if not fatal_signal_pending(cpu):  # a victim's memory is being taken away: nothing more for it
+            code = handle_mm_fault(cpu, mm, number, address, write)
+            if fatal_signal_pending(cpu):  # chosen meanwhile: the reaper may have passed by, and another thread
+                code = VM_FAULT_OOM  # would go on with this page without a fault
+                vma = vma_of(machine, number)  # as far as fault-around, or a huge page, may have mapped
+                span = AROUND if machine.thp_used == 0 else pmd_size(machine)
+                zap_page_range(
+                    cpu,
+                    mm_number,
+                    max(address & ~(span - U(1)), vma.start),
+                    min((address | (span - U(1))) + U(1), vma.end),
+                )
+        read_unlock(lock)
+        if code != VM_FAULT_RETRY:
+            break
+        let_others_run(cpu)  # the page is being moved
+    if code == VM_FAULT_OOM:
+        return bad_area(cpu, address, access, SIGKILL)
+    if code == VM_FAULT_SIGBUS:
+        return bad_area(cpu, address, access, SIGBUS)
+    if code != VM_FAULT_OK and code != VM_FAULT_MAJOR:
+        return bad_area(cpu, address, access, SIGSEGV)
+    if code == VM_FAULT_MAJOR:
+        task.maj_flt += 1
+    else:
+        task.min_flt += 1
+    count_vm_events(machine, cpu.id, PGFAULT, 1)
+    if cpu.nr_waiting != 0:
+        exchange(cpu, "event_at", 0)  # the slice may be over: a fault takes longer than next_event assumes (sched.py)
+    return SERVED
+
+
+@callback("u64(u64, u64, u64)")
+def exc_page_fault(cpu_address, address, access):
+    """The exception's entry: CR2, and the error code as far as the access tells it."""
+    cpu = cpu_t.at(cpu_address)
+    if address >= cpu.paging.kernel_start or cpu.mm == 0:
+        return do_kern_addr_fault(cpu, address, access)
+    cpu.io_defer = 1 if cpu.nr_waiting != 0 and cpu.task != 0 else 0
+    answer = do_user_addr_fault(cpu, address, access)
+    cpu.io_defer = 0
+    if cpu.io_until_ns != 0:
+        if answer == SERVED:
+            exchange(cpu, "event_at", 0)  # the access looks there before it is tried again: io_schedule
+        else:
+            until, cpu.io_until_ns = cpu.io_until_ns, 0
+            io_wait_until(cpu, until)
+    return answer

@@ -1,0 +1,604 @@
+"""The audit of a machine that stands still: every frame accounted for, every count right. Raises on the first mismatch."""
+
+import numpy as np
+
+from numaemu.compiler.decorators import entry, hot
+from numaemu.compiler.pointer import u64
+from numaemu.errors import MachineCheck
+from numaemu.hardware.paging import entry_load
+from numaemu.hardware.processor import cpu_t
+from numaemu.kernel.arch.pgalloc import haddr_of, huge_entry_offset, hugetlb_walk
+from numaemu.kernel.arch.pgtable import (
+    _PAGE_SPECIAL,
+    is_migration_entry,
+    mm_of,
+    pte_offset,
+    pte_pfn,
+    pte_present,
+    ptep_get,
+    skip_missing,
+)
+from numaemu.kernel.audit.files import audit_files, live_inodes
+from numaemu.kernel.audit.huge import audit_huge_entries, audit_hugetlb
+from numaemu.kernel.audit.memcg import audit_memcg
+from numaemu.kernel.audit.swap import audit_swap
+from numaemu.kernel.audit.tlb import audit_tlbs
+from numaemu.kernel.audit.vmalloc import audit_vmalloc
+from numaemu.kernel.fs.inode import inode_of
+from numaemu.kernel.fs.sysfs.stats import task_numbers
+from numaemu.kernel.include.mm_types import (
+    MM_ANONPAGES,
+    MM_FILEPAGES,
+    MM_SHMEMPAGES,
+    NR_MM_COUNTERS,
+    VM_ACCOUNT,
+    VM_EXEC,
+    VM_HUGETLB,
+    VM_LOCKED,
+    VM_SHARED,
+    VM_STACK,
+    VM_WRITE,
+    PG_anon,
+    PG_buddy,
+    PG_hugetlb,
+    PG_lru,
+    PG_mlocked,
+    PG_pcp,
+    PG_table,
+    machine_t,
+    page_t,
+    pool_t,
+    task_t,
+    vma_t,
+)
+from numaemu.kernel.include.mmzone import (
+    MAX_NR_ZONES,
+    MIGRATE_PCPTYPES,
+    MIGRATE_TYPES,
+    NR_LRU_LISTS,
+    ZONE_NAMES,
+    lruvec_of,
+    page_of,
+    page_to_nid,
+    page_zone,
+    pcp_of,
+    zone_of,
+)
+from numaemu.kernel.include.vmstat import fold_node
+from numaemu.kernel.mm.fault.rmap import mapping_of, rss_counter
+from numaemu.kernel.mm.huge.huge_split import is_huge_zero, is_hugetlb_entry
+from numaemu.kernel.mm.huge.hugetlb_pool import (
+    hpage_pages,
+    hstate_vma,
+    huge_page_shift,
+    huge_page_size,
+    hugetlb_object,
+    pages_per_huge_page,
+)
+from numaemu.kernel.mm.page_alloc.free_area import get_pageblock_migratetype, must_stay_apart, page_is_buddy
+from numaemu.kernel.mm.reclaim.list_lru import list_lru_node, shrinker_of
+from numaemu.kernel.mm.reclaim.lru import folio_lru_list
+from numaemu.kernel.mm.reclaim.shrinker import live_shrinkers, validate_list_lru
+from numaemu.kernel.mm.slab.percpu import validate_percpu
+from numaemu.kernel.mm.slab.slab_types import (
+    MAX_KMEM_CACHES,
+    SLAB_DEBUG_FLAGS,
+    SLAB_RECLAIM_ACCOUNT,
+    PG_large_kmalloc,
+    PG_slab,
+    cache_name,
+    cache_of,
+    cpu_slab,
+    free_index,
+    get_node,
+    live_caches,
+    number_of,
+    object_at,
+    objects_in_use,
+    slab_frozen,
+    slab_inuse,
+    slab_objects,
+)
+from numaemu.kernel.mm.space.vma_index import vma_index, vma_of
+from numaemu.spec.param import MAX_ORDER, NR_ORDERS
+
+U = np.uint64
+FREE, PCP, TABLE, USED, BAD = range(5)  # what validate_zone counts, and where it found something wrong
+
+
+@entry("i64(u64, i64, i64[])")
+def validate_zone(machine_address, number, counts):
+    """Walk a zone's frames from the first to the virgin range: 0, or the pfn of the first one that is in two states."""
+    machine = machine_t.at(machine_address)
+    zone = zone_of(machine, number)
+    pfn = zone.start_pfn
+    while pfn < zone.virgin_pfn:
+        page = page_of(machine, pfn)
+        flags, step = page.flags, 1
+        if flags & U(PG_buddy) != U(0):
+            step = 1 << page.private
+            if flags & U(PG_pcp) != U(0) or page.private > MAX_ORDER or pfn & (step - 1) != 0:
+                return pfn
+            if (
+                page.private < MAX_ORDER
+                and page_is_buddy(machine, zone, pfn ^ step, page.private)
+                and not must_stay_apart(machine, pfn ^ step, page.private, get_pageblock_migratetype(machine, pfn))
+            ):
+                return pfn
+            counts[FREE] += step
+        elif flags & U(PG_pcp) != U(0):
+            if page.refcount != 0 or page.mapcount != 0:
+                return pfn
+            counts[PCP] += 1
+        elif flags & U(PG_table) != U(0):
+            counts[TABLE] += 1
+        elif page.refcount < 0 or page.mapcount < 0 or page.mapcount > page.refcount:
+            return pfn
+        else:
+            counts[USED] += 1
+        pfn += step
+    return 0
+
+
+@entry("i64(u64, i64, i64[])")
+def validate_free_lists(machine_address, number, counts):
+    """Walk a zone's free lists: 0 or the pfn of a block that does not belong where it stands."""
+    machine = machine_t.at(machine_address)
+    zone = zone_of(machine, number)
+    for order in range(NR_ORDERS):
+        for migratetype in range(MIGRATE_TYPES):
+            area = zone.free_area[order]
+            pfn, previous, n = area.head[migratetype], 0, 0
+            while pfn != 0:
+                page = page_of(machine, pfn)
+                if page.flags & U(PG_buddy) == U(0) or page.private != order or page.lru_prev != previous:
+                    return pfn
+                n += 1
+                counts[0] += 1 << order
+                previous, pfn = pfn, page.lru_next
+            if n != area.nr_free[migratetype] or area.tail[migratetype] != previous:
+                return max(previous, 1)
+    return 0
+
+
+@entry("i64(u64, i64, i64[])")
+def count_pcp(machine_address, number, counts):
+    """Pages on CPUs' lists and shelves and on their way back for one zone: 0, or the pfn of a broken chain."""
+    machine = machine_t.at(machine_address)
+    zone = zone_of(machine, number)
+    for cpu in range(machine.nr_cpu_ids):
+        for migratetype in range(MIGRATE_PCPTYPES):
+            pcp = pcp_of(machine, cpu, number).lists[migratetype]
+            pfn, n = pcp.head, 0
+            while pfn != 0 and n <= pcp.count:
+                n += 1
+                pfn = page_of(machine, pfn).lru_next
+            if n != pcp.count:
+                return max(pcp.head, 1)
+            counts[0] += n
+            pfn, n = pcp.shelf, 0
+            while pfn > 0 and n <= pcp.shelf_count:
+                n += 1
+                pfn = page_of(machine, pfn).lru_next
+            counts[0] += n
+    pfn = zone.returned
+    while pfn > 0 and counts[0] <= zone.spanned_pages:
+        counts[0] += 1
+        pfn = page_of(machine, pfn).lru_next
+    return 0
+
+
+@hot
+def count_huge(machine, mm, vma, address, mapcounts, rss):
+    """The same for the huge entry of an address, if there is one; False: its page does not belong there."""
+    where = huge_entry_offset(machine, mm, address)
+    if vma.flags & VM_HUGETLB:
+        where = hugetlb_walk(machine, mm, address, huge_page_shift(hstate_vma(machine, vma)))
+    if where == U(0):
+        return True
+    entry = entry_load(where)
+    pfn = pte_pfn(entry)
+    if is_huge_zero(entry):
+        return address == haddr_of(machine, address)
+    if not is_hugetlb_entry(machine, entry):
+        rss[NR_MM_COUNTERS + 1] += 1
+        for i in range(hpage_pages(machine)):
+            page = page_of(machine, pfn + i)
+            mapcounts[pfn + i] += 1
+            rss[MM_ANONPAGES] += 1
+            if (
+                page.mapping != vma.mapping
+                or page.flags & U(PG_anon) == U(0)
+                or page.index != vma.pgoff + np.int64((address - vma.start) >> U(12)) + i
+            ):
+                return False
+        return address == haddr_of(machine, address) and page_of(machine, pfn).order > 0
+    page, h = page_of(machine, pfn), hstate_vma(machine, vma)
+    mapcounts[pfn] += 1
+    rss[NR_MM_COUNTERS] += pages_per_huge_page(h)
+    family = vma.mapping if page.flags & U(PG_anon) != U(0) else hugetlb_object(vma)
+    return (
+        page.flags & U(PG_hugetlb) != U(0)
+        and vma.flags & VM_HUGETLB != 0
+        and page.mapping == family
+        and page.index == vma.pgoff + np.int64((address - vma.start) >> U(12))
+        and np.int64(page.order) == h.order
+        and address & (huge_page_size(h) - U(1)) == U(0)
+    )
+
+
+@entry("i64(u64, i64, i32[], i64[])")
+def count_mapped(machine_address, mm_number, mapcounts, rss):
+    """Add an address space's page-table entries to `mapcounts` by pfn and `rss`; 0 or an address.
+
+    rss: MM_*, then the huge entries of the pool and of anonymous memory.
+    """
+    machine = machine_t.at(machine_address)
+    mm = mm_of(machine, mm_number)
+    for position in range(mm.map_count):
+        vma = vma_of(machine, vma_index(machine, mm_number)[position])
+        address = vma.start
+        while address < vma.end:
+            ptep = pte_offset(machine, mm, address)
+            if ptep == U(0):
+                if not count_huge(machine, mm, vma, address, mapcounts, rss):
+                    return np.int64(address)
+                address = skip_missing(machine, mm, address)
+                continue
+            pte = ptep_get(ptep)
+            if is_migration_entry(pte):
+                return np.int64(address)
+            if pte_present(pte) and pte & _PAGE_SPECIAL == U(0):
+                mapcounts[pte_pfn(pte)] += 1
+                page = page_of(machine, pte_pfn(pte))
+                rss[rss_counter(page)] += 1
+                family = vma.mapping if page.flags & U(PG_anon) != U(0) or vma.i_mapping == 0 else vma.i_mapping
+                if page.mapping != family or page.index != vma.pgoff + np.int64((address - vma.start) >> U(12)):
+                    return np.int64(address)
+            address += U(4096)
+    return 0
+
+
+@entry("i64(u64, i64, i32[])")
+def compare_mapcounts(machine_address, number, mapcounts):
+    """Every page of a zone is mapped as often as it says: 0 or the pfn of the first that is not."""
+    machine = machine_t.at(machine_address)
+    zone = zone_of(machine, number)
+    for pfn in range(zone.start_pfn, zone.virgin_pfn):
+        page = page_of(machine, pfn)
+        if page.flags & U(PG_buddy | PG_pcp | PG_table) == U(0) and page.mapcount != mapcounts[pfn]:
+            return pfn
+    return 0
+
+
+# what validate_slabs counts of each cache; of the pages of each node (reclaimable, unreclaimable) in another array
+SLABS, OBJECTS, SLAB_FREE, SLAB_PARTIAL, SLAB_FROZEN, NR_SLAB_COUNTS = range(6)
+
+
+@hot
+def count_free(machine, cache, pfn, address):
+    """Length of a list of free objects of one slab, from `address` on; -1: it leaves the slab or has no end."""
+    objects, n = slab_objects(page_of(machine, pfn).private), 0
+    while address != U(0):
+        which = number_of(machine, cache, pfn, address)
+        n += 1
+        if which < 1 or which > objects or n > objects:
+            return -1
+        address = u64.array(machine.memory + (address - machine.paging.page_offset) + cache.offset)[0]
+    return n
+
+
+@entry("i64(u64, i64, i64[], i64[])")
+def validate_slabs(machine_address, number, counts, pages):
+    """Walk a zone's slabs and their lists of free objects: 0 or the head page of a wrong one."""
+    machine = machine_t.at(machine_address)
+    zone = zone_of(machine, number)
+    for pfn in range(zone.start_pfn, zone.virgin_pfn):
+        page = page_of(machine, pfn)
+        if page.flags & U(PG_slab | PG_large_kmalloc) == U(0):
+            continue
+        if (
+            page.flags & U(PG_buddy | PG_pcp | PG_table) != U(0)
+            or page.mapcount != 0
+            or pfn & ((1 << page.order) - 1) != 0
+        ):
+            return pfn
+        if page.flags & U(PG_large_kmalloc) != U(0):
+            pages[2 * zone.node + 1] += 1 << page.order
+            continue
+        which = page.mapping
+        if which < 1 or which >= MAX_KMEM_CACHES or cache_of(machine, which).live == 0:
+            return pfn
+        cache, word, at = cache_of(machine, which), page.private, which * NR_SLAB_COUNTS
+        free = count_free(machine, cache, pfn, object_at(machine, cache, pfn, free_index(word)))
+        if free < 0 or free != slab_objects(word) - slab_inuse(word):
+            return pfn
+        counts[at + SLABS] += 1
+        counts[at + OBJECTS] += slab_objects(word)
+        counts[at + SLAB_FREE] += free
+        counts[at + SLAB_FROZEN] += slab_frozen(word)
+        counts[at + SLAB_PARTIAL] += 1 if free > 0 and slab_frozen(word) == 0 else 0
+        pages[2 * zone.node + (0 if cache.flags & SLAB_RECLAIM_ACCOUNT else 1)] += 1 << page.order
+    return 0
+
+
+@entry("i64(u64, i64, i64[])")
+def validate_partial(machine_address, number, counts):
+    """Walk a cache's partial lists and what its CPUs hold, counted as above: 0 or the head page of a wrong slab."""
+    machine = machine_t.at(machine_address)
+    cache = cache_of(machine, number)
+    for node in range(machine.nr_nodes):
+        n = get_node(machine, number, node)
+        pfn, previous, length = n.first, 0, 0
+        while pfn != 0:
+            page = page_of(machine, pfn)
+            length += 1
+            if (
+                page.flags & U(PG_slab) == U(0)
+                or page.mapping != number
+                or page.lru_prev != previous
+                or slab_frozen(page.private)
+                or free_index(page.private) == 0
+                or page_zone(machine, pfn) // MAX_NR_ZONES != node
+            ):
+                return pfn
+            previous, pfn = pfn, page.lru_next
+        if length != n.nr_partial or n.last != previous or n.list_lock != U(0):
+            return max(previous, 1)
+        counts[SLABS] += n.nr_slabs
+        counts[OBJECTS] += n.total_objects
+        counts[SLAB_PARTIAL] += length
+    for cpu in range(machine.nr_cpu_ids):
+        c = cpu_slab(machine, number, cpu)
+        if c.slab == 0:
+            if c.freelist != U(0):
+                return 1
+            continue
+        page = page_of(machine, c.slab)
+        free = count_free(machine, cache, c.slab, c.freelist)
+        if page.mapping != number or slab_frozen(page.private) == 0 or free < 0:
+            return c.slab
+        counts[SLAB_FREE] += free
+        counts[SLAB_FROZEN] += 1
+    return 0
+
+
+def audit_shrinkers(machine):
+    """Every list of unused objects."""
+    for number in live_shrinkers(machine):
+        bad = validate_list_lru(int(cpu_t.array(machine.cpus)[0].address), number)
+        if bad:
+            name, lru = cache_name(machine, shrinker_of(machine, number).cache), list_lru_node(machine, number, bad - 1)
+            raise MachineCheck(
+                f"cache {name}: its list of unused objects on node {bad - 1} is broken or not {lru.nr_items} long"
+            )
+
+
+def audit_percpu(machine):
+    """The maps of all per-CPU chunks."""
+    bad = validate_percpu(int(cpu_t.array(machine.cpus)[0].address), np.zeros(3, np.int64))
+    if bad:
+        raise MachineCheck(f"per-CPU chunk {bad}: its map, its counts and its units do not agree")
+
+
+def audit_slabs(machine, base):
+    """Every slab page, list and count of every cache; slab pages against the nodes' counters."""
+    found, pages = np.zeros(MAX_KMEM_CACHES * NR_SLAB_COUNTS, np.int64), np.zeros(2 * machine.nr_nodes, np.int64)
+    for number in range(machine.nr_nodes * MAX_NR_ZONES):
+        if zone_of(machine, number).present_pages:
+            bad = validate_slabs(base, number, found, pages)
+            if bad:
+                raise MachineCheck(
+                    f"slab of cache {cache_name(machine, page_of(machine, bad).mapping)}: inconsistent at "
+                    f"{page_text(machine, bad)}, word {page_of(machine, bad).private:#x}"
+                )
+    for number in live_caches(machine):
+        counts, expected = np.zeros(NR_SLAB_COUNTS, np.int64), found[number * NR_SLAB_COUNTS :][:NR_SLAB_COUNTS]
+        bad = validate_partial(base, number, counts)
+        name = f"cache {cache_name(machine, number)}"
+        if bad:
+            raise MachineCheck(f"{name}: partial list or CPU's list inconsistent at {page_text(machine, bad)}")
+        on_cpus, counts[SLAB_FREE] = counts[SLAB_FREE], expected[SLAB_FREE]
+        if (counts != expected).any():
+            raise MachineCheck(
+                f"{name}: slabs, objects, free, partial, frozen: its pages say {expected.tolist()}, its "
+                f"counters and lists {counts.tolist()}"
+            )
+        live = int(expected[OBJECTS] - expected[SLAB_FREE] - on_cpus)
+        if live != objects_in_use(machine, number) and not cache_of(machine, number).flags & SLAB_DEBUG_FLAGS:
+            raise MachineCheck(
+                f"{name}: {live} objects in use in its slabs, {objects_in_use(machine, number)} handed out"
+            )
+    for node in range(machine.nr_nodes):
+        counted = fold_node(machine, node)
+        counted = counted["nr_slab_reclaimable"], counted["nr_slab_unreclaimable"]
+        if counted != tuple(pages[2 * node : 2 * node + 2]):
+            raise MachineCheck(
+                f"node {node}: {counted} pages counted in slabs (reclaimable, not), "
+                f"{tuple(pages[2 * node : 2 * node + 2])} found"
+            )
+
+
+@entry("i64(u64, i64, i64[])")
+def validate_lruvec(machine_address, node, counts):
+    """Walk a node's LRU lists: 0 or the pfn of a page that does not belong where it stands. counts: pages of each zone."""
+    machine = machine_t.at(machine_address)
+    lruvec = lruvec_of(machine, node)
+    for lru in range(NR_LRU_LISTS):
+        pfn, previous, n = lruvec.head[lru], 0, 0
+        while pfn != 0:
+            page = page_of(machine, pfn)
+            if (
+                n > lruvec.nr[lru]
+                or page.flags & U(PG_lru) == U(0)
+                or page.flags & U(PG_buddy | PG_pcp | PG_table) != U(0)
+                or page.refcount <= 0
+                or page.lru_prev != previous
+                or folio_lru_list(page) != lru
+                or page_to_nid(machine, pfn) != node
+            ):
+                return pfn
+            counts[lru * MAX_NR_ZONES + page_zone(machine, pfn) % MAX_NR_ZONES] += 1
+            n += 1
+            previous, pfn = pfn, page.lru_next
+        if n != lruvec.nr[lru] or lruvec.tail[lru] != previous:
+            return max(previous, 1)
+    return 0
+
+
+@entry("i64(u64, i64)")
+def count_lru_flags(machine_address, number):
+    """Pages of a zone that say they are on a list."""
+    machine = machine_t.at(machine_address)
+    zone, n = zone_of(machine, number), 0
+    for pfn in range(zone.start_pfn, zone.virgin_pfn):
+        if page_of(machine, pfn).flags & U(PG_lru) != U(0):
+            n += 1
+    return n
+
+
+def audit_lru(machine, base):
+    """Every LRU list, its counts, and that no page is lost: what says it is on a list is on one."""
+    for node in range(machine.nr_nodes):
+        counts = np.zeros(NR_LRU_LISTS * MAX_NR_ZONES, np.int64)
+        bad = validate_lruvec(base, node, counts)
+        lruvec = lruvec_of(machine, node)
+        if bad:
+            raise MachineCheck(f"node {node}: LRU list inconsistent at {page_text(machine, bad)}")
+        if (counts != lruvec.zone_nr.as_numpy()).any():
+            raise MachineCheck(
+                f"node {node}: LRU pages by list and zone are {counts.tolist()}, counted "
+                f"{lruvec.zone_nr.as_numpy().tolist()}"
+            )
+        zones = [n for n in range(node * MAX_NR_ZONES, (node + 1) * MAX_NR_ZONES) if zone_of(machine, n).present_pages]
+        flagged = sum(count_lru_flags(base, number) for number in zones)
+        if flagged != counts.sum():
+            raise MachineCheck(f"node {node}: {flagged} pages say they are on an LRU list, {counts.sum()} are")
+
+
+def page_text(machine, pfn):
+    page = page_of(machine, pfn)
+    return (
+        f"pfn {pfn}: flags {int(page.flags):#x}, refcount {page.refcount}, mapcount {page.mapcount}, "
+        f"order {page.private}, mapping {page.mapping}, index {page.index}"
+    )
+
+
+def audit_mappings(machine, base):
+    """Map counts and rss against the page tables of all address spaces."""
+    mapcounts, huge_entries = np.zeros(machine.max_pfn, np.int32), 0
+    tasks = task_t.array(machine.tasks)
+    for mm_number in sorted({tasks[n].mm for n in task_numbers(machine)}):
+        rss = np.zeros(NR_MM_COUNTERS + 2, np.int64)
+        bad = count_mapped(base, mm_number, mapcounts, rss)
+        if bad:
+            raise MachineCheck(f"address space {mm_number}: the page at {bad:#x} does not know that it is mapped there")
+        mm = mm_of(machine, mm_number)
+        if mm.hugetlb_usage != rss[NR_MM_COUNTERS]:
+            raise MachineCheck(
+                f"address space {mm_number}: hugetlb_usage is {mm.hugetlb_usage}, its tables map "
+                f"{rss[NR_MM_COUNTERS]} small pages of huge ones of the pools"
+            )
+        huge_entries += int(rss[NR_MM_COUNTERS + 1])
+        kinds = MM_ANONPAGES, MM_SHMEMPAGES, MM_FILEPAGES
+        if any(mm.rss[kind] != rss[kind] for kind in kinds):
+            raise MachineCheck(
+                f"address space {mm_number}: rss says {[mm.rss[kind] for kind in kinds]} anonymous, shared and "
+                f"file pages, its tables map {[int(rss[kind]) for kind in kinds]}"
+            )
+    for number in range(machine.nr_nodes * MAX_NR_ZONES):
+        if zone_of(machine, number).present_pages:
+            bad = compare_mapcounts(base, number, mapcounts)
+            if bad:
+                raise MachineCheck(f"{page_text(machine, bad)}: {mapcounts[bad]} page-table entries map it")
+    audit_huge_entries(machine, huge_entries)
+
+
+def vm_pages(vmas):
+    """What an address space's counters must be, from its VMAs, in pages: vm_stat_account, VM_LOCKED, VM_ACCOUNT."""
+    flags, pages = vmas["flags"], ((vmas["end"] - vmas["start"]) >> U(12)).astype(np.int64)
+    executable, stack = flags & (VM_EXEC | VM_WRITE | VM_STACK) == VM_EXEC, flags & VM_STACK != 0
+    data = flags & (VM_WRITE | VM_SHARED | VM_STACK) == VM_WRITE
+    parts = {
+        "total_vm": flags >= 0,
+        "exec_vm": executable,
+        "stack_vm": stack & ~executable,
+        "data_vm": data & ~executable,
+        "locked_vm": flags & VM_LOCKED != 0,
+        "charged": flags & VM_ACCOUNT != 0,
+    }
+    return {name: int(pages[which].sum()) for name, which in parts.items()}
+
+
+def audit_accounts(machine):
+    """The counters of address spaces and the commit charge against the VMAs, nr_mlock against the pages' marks."""
+    tasks, charged, objects = task_t.array(machine.tasks), 0, set()
+    table = vma_t.array(machine.vmas).as_numpy(pool_t.at(machine.vma_pool).used + 1)
+    for mm_number in sorted({tasks[n].mm for n in task_numbers(machine)} - {0}):
+        mm = mm_of(machine, mm_number)
+        vmas = table[vma_index(machine, mm_number).as_numpy(mm.map_count)]
+        wanted = vm_pages(vmas)
+        charged += wanted.pop("charged")
+        objects |= set(vmas["mapping"][vmas["flags"] & VM_SHARED != 0].tolist())
+        for name, pages in wanted.items():
+            if getattr(mm, name) != pages:
+                raise MachineCheck(
+                    f"address space {mm_number}: {name} is {getattr(mm, name)}, its VMAs have {pages} pages"
+                )
+    objects |= {inode_of(machine, number).object for number in live_inodes(machine)} - {0}
+    charged += sum(mapping_of(machine, number).acct for number in objects - {0})
+    if charged != machine.vm_committed_as:
+        raise MachineCheck(f"vm_committed_as is {machine.vm_committed_as}, all VMAs are charged {charged} pages")
+    for node in range(machine.nr_nodes):
+        zones = [zone_of(machine, node * MAX_NR_ZONES + kind) for kind in range(MAX_NR_ZONES)]
+        flags = [
+            page_t.array(page_of(machine, z.start_pfn).address).as_numpy(z.virgin_pfn - z.start_pfn)["flags"]
+            for z in zones
+            if z.present_pages
+        ]
+        marked, counted = (
+            sum(int(np.count_nonzero(f & U(PG_mlocked))) for f in flags),
+            fold_node(machine, node)["nr_mlock"],
+        )
+        if marked != counted:
+            raise MachineCheck(f"node {node}: nr_mlock is {counted}, {marked} pages are marked")
+
+
+def audit_zone(machine, base, number, zone):
+    where = f"node {zone.node} zone {ZONE_NAMES[zone.type]}"
+    counts, listed, pcp = np.zeros(5, np.int64), np.zeros(1, np.int64), np.zeros(1, np.int64)
+    for function, array in ((validate_zone, counts), (validate_free_lists, listed), (count_pcp, pcp)):
+        bad = function(base, number, array)
+        if bad:
+            raise MachineCheck(f"{where}: {function.__name__}: inconsistent at {page_text(machine, bad)}")
+    virgin = zone.virgin_end - zone.virgin_pfn
+    if counts[FREE] != listed[0] or counts[FREE] + virgin - zone.nr_isolated != zone.free_pages:
+        raise MachineCheck(
+            f"{where}: {counts[FREE]} pages marked free, {listed[0]} on free lists, {virgin} untouched, but "
+            f"free_pages says {zone.free_pages}"
+        )
+    if counts[PCP] != pcp[0]:
+        raise MachineCheck(f"{where}: {counts[PCP]} pages marked as on per-CPU lists, {pcp[0]} found there")
+    return {"free": int(zone.free_pages), "pcp": int(pcp[0]), "tables": int(counts[TABLE]), "used": int(counts[USED])}
+
+
+def audit(machine):
+    """Check everything; {zone name: {free, pcp, tables, used}} in pages. Raises MachineCheck."""
+    base, report = int(machine.address), {}
+    for number in range(machine.nr_nodes * MAX_NR_ZONES):
+        zone = zone_of(machine, number)
+        if zone.present_pages:
+            report[f"node{zone.node}/{ZONE_NAMES[zone.type]}"] = audit_zone(machine, base, number, zone)
+    audit_mappings(machine, base)
+    audit_tlbs(machine)
+    audit_accounts(machine)
+    audit_slabs(machine, base)
+    audit_shrinkers(machine)
+    audit_percpu(machine)
+    audit_lru(machine, base)
+    audit_hugetlb(machine)
+    audit_vmalloc(machine)
+    audit_swap(machine)
+    audit_files(machine)
+    audit_memcg(machine)
+    return report

@@ -1,0 +1,602 @@
+"""Making a machine's memory: segments, tables, zones, zonelists, watermarks. Linux's mm/mm_init.c and the boot part
+of mm/page_alloc.c. Runs once, in the coordinator, before it forks.
+"""
+
+import math
+
+import numpy as np
+
+from numaemu.compiler.pointer import i64, u8
+from numaemu.hardware.mailbox import mailbox_t
+from numaemu.hardware.paging import set_paging
+from numaemu.hardware.processor import cpu_t
+from numaemu.host import shm
+from numaemu.kernel.arch.init_mm import init_kernel_space, reserved_pages
+from numaemu.kernel.arch.thread_stack import init_stacks, thread_stack_blocks
+from numaemu.kernel.core.timer import HPAGE_FRAG_CHECK_INTERVAL_NS
+from numaemu.kernel.fs.disk import disk_space_t
+from numaemu.kernel.fs.file import files_struct_t
+from numaemu.kernel.fs.inode import file_t, inode_t
+from numaemu.kernel.include.mm_types import (
+    cgroup_t,
+    exit_t,
+    machine_t,
+    mapping_t,
+    mm_t,
+    page_t,
+    policy_t,
+    pool_t,
+    present_cpus,
+    sp_node_t,
+    task_t,
+    vma_t,
+)
+from numaemu.kernel.include.mmzone import (
+    MAX_NR_ZONES,
+    MIGRATE_MOVABLE,
+    MIGRATE_TYPES,
+    MIGRATE_UNMOVABLE,
+    PCP_BATCH_SCALE_MAX,
+    PCP_HIGH_MAX,
+    PCP_PARTS,
+    WMARK_HIGH,
+    WMARK_LOW,
+    WMARK_MIN,
+    ZONE_HIGHMEM,
+    ZONE_MOVABLE,
+    lruvec_t,
+    node_t,
+    page_of,
+    pcp_t,
+    zone_of,
+    zone_t,
+)
+from numaemu.kernel.include.vmstat import percpu_t
+from numaemu.kernel.mm.huge.huge_memory import DEFRAG_MADVISE, THP_NEVER
+from numaemu.kernel.mm.huge.hugetlb_pool import HUGE_MAX_HSTATE, hstate_at, hstate_t
+from numaemu.kernel.mm.huge.khugepaged import collapse_control_t
+from numaemu.kernel.mm.migrate.compaction_free import compact_control_t
+from numaemu.kernel.mm.migrate.migrate import migrate_t
+from numaemu.kernel.mm.page_alloc.slowpath import slowpath_t
+from numaemu.kernel.mm.page_alloc.trail import trail_t
+from numaemu.kernel.mm.page_alloc.zone_layout import HIGHMEM_START, whole_blocks, zone_ranges
+from numaemu.kernel.mm.reclaim.lru_batches import cpu_fbatches_t
+from numaemu.kernel.mm.reclaim.pageout import scan_control_t
+from numaemu.kernel.mm.reclaim.shrinker import shrinker_blocks
+from numaemu.kernel.mm.slab.percpu import percpu_blocks
+from numaemu.kernel.mm.slab.slab_common import init_cache, kmem_cache_init, slab_blocks
+from numaemu.kernel.mm.slab.slab_types import SLAB_RECLAIM_ACCOUNT
+from numaemu.kernel.mm.swap.swapfile import MAX_SWAP_ENTRIES, MAX_SWAPFILES, SWP_OFFSET_BITS, swap_t
+from numaemu.kernel.mm.swap.zram import ZBUF_BYTES, zstat_t
+from numaemu.kernel.mm.swap.zswap_init import init_zswap, zswap_blocks
+from numaemu.kernel.mm.vmalloc.highmem import highmem_blocks
+from numaemu.kernel.mm.vmalloc.vmap_area import MAX_VMAP_AREAS, init_vmap, vmap_area_t, vmap_t
+from numaemu.spec.cmdline import huge_page_sizes
+from numaemu.spec.param import (
+    CPU_WORDS,
+    EXIT_RECORDS,
+    GATHER_PAGES,
+    MAX_CGROUPS,
+    MAX_FILES,
+    MAX_INODES,
+    MAX_MAP_COUNT,
+    MAX_MMS,
+    MAX_NODES,
+    MAX_SP_NODES,
+    MAX_TASKS,
+    MAX_VMAS,
+    OUTBOX_BYTES,
+    PAGE_SIZE,
+    PAGEBLOCK_ORDER,
+    PAGEBLOCK_PAGES,
+    VMA_INDEX_SLOTS,
+)
+
+SP_NODE_POOL = 8  # its place among the pools
+ZERO_PFN = 1  # the shared page of zeros
+LOWMEM_RESERVE_RATIO = (256, 256, 32, 0, 0)  # sysctl_lowmem_reserve_ratio, by zone
+WATERMARK_SCALE_FACTOR = 10  # of 10,000
+FIRST_PID = 100  # tasks are numbered from the next one on
+SCHED_BASE_SLICE_NS = 3_000_000  # kernel/sched/fair.c: 0.75 ms, four times that from 8 CPUs on
+WATERMARK_BOOST_FACTOR = 15000  # likewise, of the high watermark
+OVERCOMMIT_RATIO = 50  # sysctl_overcommit_ratio, percent: mm/util.c
+USER_RESERVE_KB, ADMIN_RESERVE_KB = 128 << 10, 8 << 10  # at most, else a 32nd of what is free: mm/mmap.c
+# fmt: off
+COMPACTION_SYSCTLS = {"extfrag_threshold": 500, "compaction_proactiveness": 20, "compact_unevictable_allowed": 1,
+                      "lumpy_reclaim": 0}
+# fmt: on
+NODE_RECLAIM_SYSCTLS = {
+    "zone_reclaim_mode": 0,
+    "min_unmapped_ratio": 1,
+    "min_slab_ratio": 5,
+}  # percent: mm/page_alloc.c
+# fmt: off
+DIRTY_DEFAULTS = {"dirty_ratio": 20, "dirty_background_ratio": 10, "dirty_bytes": 0, "dirty_background_bytes": 0,
+                  "dirty_expire_centisecs": 3000, "dirty_writeback_centisecs": 500}      # mm/page-writeback.c
+# fmt: on
+BUFFER_HEAD_BYTES = 104  # sizeof(struct buffer_head) of this configuration: 39 to a page
+NS_PER_CENTISEC, NS_PER_MS = 10_000_000, 1_000_000
+
+
+class Layout:
+    """Addresses of named blocks in one sparse shared segment."""
+
+    def __init__(self):
+        self.blocks, self.nbytes = {}, 0
+
+    def add(self, name, nbytes):
+        self.blocks[name] = self.nbytes
+        self.nbytes += (nbytes + 4095) & ~4095
+
+    def place(self):
+        """Map the segment; {name: address}."""
+        address = shm.shared_block(self.nbytes)
+        return {name: address + offset for name, offset in self.blocks.items()}
+
+
+def control_layout(topology, max_pfn, nr_actors):
+    """All tables that every process shares."""
+    nodes, zones = topology.nr_nodes, topology.nr_nodes * MAX_NR_ZONES
+    cpus = topology.nr_cpu_ids + nodes  # contexts: a node's kernel threads have one, too
+    blocks = (max_pfn + nodes * reserved_pages(topology)) // PAGEBLOCK_PAGES + 1
+    layout = Layout()
+    for name, nbytes in (
+        ("machine", machine_t.nbytes),
+        ("block_node", blocks),
+        ("block_zone", blocks),
+        ("block_type", blocks),
+        ("block_skip", blocks),
+        ("compact", cpus * compact_control_t.nbytes),
+        ("zones", zones * zone_t.nbytes),
+        ("nodes", nodes * node_t.nbytes),
+        ("cpus", cpus * cpu_t.nbytes),
+        ("percpu", cpus * percpu_t.nbytes),
+        ("pcps", cpus * zones * pcp_t.nbytes),
+        ("mailboxes", nr_actors * mailbox_t.nbytes),
+        ("zonelists", nodes * MAX_NODES * 8),
+        ("distance", nodes * nodes),
+        ("tasks", MAX_TASKS * task_t.nbytes),
+        ("mms", MAX_MMS * mm_t.nbytes),
+        ("vmas", MAX_VMAS * vma_t.nbytes),
+        ("mappings", MAX_VMAS * mapping_t.nbytes),
+        ("vma_index", MAX_MMS * VMA_INDEX_SLOTS * 8),
+        ("pseudo_vmas", cpus * vma_t.nbytes),
+        ("cpu_fbatches", cpus * cpu_fbatches_t.nbytes),
+        ("lruvecs", nodes * lruvec_t.nbytes),
+        ("cgroups", MAX_CGROUPS * cgroup_t.nbytes),
+        ("mpols", 2 * cpus * policy_t.nbytes),
+        ("trails", cpus * trail_t.nbytes),
+        ("slowpaths", 2 * cpus * slowpath_t.nbytes),
+        ("exits", EXIT_RECORDS * exit_t.nbytes),
+        ("gather", cpus * GATHER_PAGES * 8),
+        ("migrate", cpus * migrate_t.nbytes),
+        ("sp_nodes", MAX_SP_NODES * sp_node_t.nbytes),
+        ("sp_node_stack", MAX_SP_NODES * 8),
+        ("pools", 9 * pool_t.nbytes),
+        ("task_stack", MAX_TASKS * 8),
+        ("mm_stack", MAX_MMS * 8),
+        ("vma_stack", MAX_VMAS * 8),
+        ("mapping_stack", MAX_VMAS * 8),
+        ("outboxes", nr_actors * OUTBOX_BYTES),
+        ("inodes", MAX_INODES * inode_t.nbytes),
+        ("files", MAX_FILES * file_t.nbytes),
+        ("inode_stack", MAX_INODES * 8),
+        ("file_stack", MAX_FILES * 8),
+        ("files_structs", MAX_TASKS * files_struct_t.nbytes),
+        ("files_struct_stack", MAX_TASKS * 8),
+        ("disk_space", disk_space_t.nbytes),
+        ("disk_written", topology.disk.size // PAGE_SIZE // 8 + 8),
+        ("scan_controls", cpus * scan_control_t.nbytes),
+        ("swap", swap_t.nbytes),
+        ("zstat", 2 * zstat_t.nbytes),
+        ("zbufs", cpus * ZBUF_BYTES),
+        ("swap_map", MAX_SWAP_ENTRIES * 4),
+        ("swap_cache", MAX_SWAP_ENTRIES * 8),
+        ("zeromap", MAX_SWAP_ENTRIES),
+        *zswap_blocks(topology, max_pfn),
+        ("swap_data", MAX_SWAP_ENTRIES * PAGE_SIZE),
+        ("vmap", vmap_t.nbytes),
+        ("vmap_areas", MAX_VMAP_AREAS * vmap_area_t.nbytes),
+        *highmem_blocks(topology, max_pfn),
+        *thread_stack_blocks(topology),
+        ("hstate", HUGE_MAX_HSTATE * hstate_t.nbytes),
+        ("collapse_controls", cpus * collapse_control_t.nbytes),
+        *slab_blocks(topology),
+        *shrinker_blocks(topology),
+        *percpu_blocks(topology),
+    ):
+        layout.add(name, nbytes)
+    return layout
+
+
+def map_memory(topology, machine, max_pfn):
+    """Frames and page structs: one segment a node for each, mapped where its physical addresses lie.
+
+    Behind all memory each node has frames for what boot needs, its page tables and stacks, that are in no zone. The hole
+    behind a node that ends within a pageblock has page structs, as on Linux: free ones of no zone.
+    """
+    reserved, nodes = reserved_pages(topology), topology.nr_nodes
+    machine.memory = shm.reserve((max_pfn + nodes * reserved) * PAGE_SIZE)
+    shm.Segment(nodes * reserved * PAGE_SIZE).map_once(int(machine.memory) + max_pfn * PAGE_SIZE)
+    for node in range(nodes):
+        first = (max_pfn + node * reserved) >> PAGEBLOCK_ORDER
+        u8.array(machine.block_node).as_numpy(first + (reserved >> PAGEBLOCK_ORDER))[first:] = node
+    first = min(n for n in range(nodes) if topology.nodes[n].memory_bytes)
+    machine.reserved_pfn = max_pfn + first * reserved
+    machine.mem_map = shm.reserve(max_pfn * page_t.nbytes)
+    for ranges in topology.physical_ranges():
+        if not ranges:  # a node without memory
+            continue
+        total = sum(nbytes for _, nbytes in ranges)
+        frames = shm.Segment(total)
+        structs = shm.Segment(whole_blocks(total) * page_t.nbytes)
+        offset = 0
+        for start, nbytes in ranges:
+            frames.map_at(int(machine.memory) + start, nbytes, offset)
+            scaled = page_t.nbytes
+            structs.map_at(
+                int(machine.mem_map) + start // PAGE_SIZE * scaled,
+                whole_blocks(nbytes) * scaled,
+                offset // PAGE_SIZE * scaled,
+            )
+            offset += nbytes
+        frames.close()
+        structs.close()
+
+
+def init_pools(machine, blocks):
+    for i, (name, capacity) in enumerate(
+        (
+            ("task", MAX_TASKS),
+            ("mm", MAX_MMS),
+            ("vma", MAX_VMAS),
+            ("mapping", MAX_VMAS),
+            ("inode", MAX_INODES),
+            ("file", MAX_FILES),
+            ("files_struct", MAX_TASKS),
+        )
+    ):
+        pool = pool_t.array(blocks["pools"])[i]
+        pool.capacity, pool.returned = capacity, blocks[f"{name}_stack"]
+        setattr(machine, f"{name}_pool", pool.address)
+    pool = pool_t.array(blocks["pools"])[SP_NODE_POOL]
+    pool.capacity, pool.returned, machine.sp_node_pool = MAX_SP_NODES, blocks["sp_node_stack"], pool.address
+
+
+def zone_batchsize(managed):
+    """Pages moved at once between free lists and a CPU's list: Linux's zone_batchsize."""
+    batch = max(1, min(managed * PAGE_SIZE // (1 << 22), (1 << 20) // PAGE_SIZE) // 4)
+    return max(1, (1 << int(math.log2(batch + batch // 2))) - 1)
+
+
+def init_zone(machine, node, kind, begin, pages, reserve):
+    """One zone: what is in use from the start lies at its bottom, the rest is virgin."""
+    zone = zone_of(machine, node * MAX_NR_ZONES + kind)
+    first_free = begin
+    if begin == 0:  # page 0 is never given out; then comes the page of zeros
+        begin, pages, first_free = 1, pages - 1, ZERO_PFN + 1
+    managed, free = reserve or (pages - (first_free - begin), pages - (first_free - begin))
+    zone.start_pfn, zone.spanned_pages, zone.present_pages, zone.managed_pages = begin, pages, pages, managed
+    zone.virgin_end = begin + pages
+    zone.virgin_pfn = max(begin + pages - free, first_free)
+    zone.free_pages = zone.virgin_end - zone.virgin_pfn
+    zone.pcp_batch = zone_batchsize(managed)
+
+
+def groups_by_mobility(topology):
+    """False if the machine file says so, or if there are hardly more pageblocks than migratetypes (build_all_zonelists)."""
+    return (
+        topology.kernel["page_group_by_mobility"]
+        and topology.memory_bytes >= PAGEBLOCK_PAGES * PAGE_SIZE * MIGRATE_TYPES
+    )
+
+
+def init_zones(topology, machine, reserve):
+    node_of, zone_type = u8.array(machine.block_node), u8.array(machine.block_zone)
+    types = u8.array(machine.block_type)
+    for (node, kind), (begin, pages) in sorted(zone_ranges(topology).items()):
+        first, last = begin >> PAGEBLOCK_ORDER, (begin + pages + PAGEBLOCK_PAGES - 1) >> PAGEBLOCK_ORDER
+        size = last - first
+        node_of.as_numpy(last)[first:] = np.full(size, node, np.uint8)
+        zone_type.as_numpy(last)[first:] = np.full(size, kind, np.uint8)
+        grouped = MIGRATE_UNMOVABLE if machine.page_group_by_mobility_disabled else MIGRATE_MOVABLE
+        types.as_numpy(last)[first:] = np.full(size, grouped, np.uint8)
+        init_zone(machine, node, kind, begin, pages, reserve.get((node, kind)))
+    for node in range(topology.nr_nodes):
+        for kind in range(MAX_NR_ZONES):
+            zone = zone_of(machine, node * MAX_NR_ZONES + kind)
+            zone.node, zone.type, zone.number = node, kind, node * MAX_NR_ZONES + kind
+
+
+def node_order(topology):
+    """Fallback order of every node: by distance; equally far ones by number after it and by load, as Linux does it.
+
+    Mirrors build_zonelists and find_next_best_node: a node that has been chosen first behind a tie weighs more the
+    next time, and nodes without CPUs are preferred a little.
+    """
+    nodes = range(topology.nr_nodes)
+    with_memory = [n for n in nodes if topology.nodes[n].memory_bytes > 0]
+    load = [0] * topology.nr_nodes
+    orders = []
+    for local in nodes:
+        order, previous = [], local
+        while len(order) < len(with_memory):
+            if local in with_memory and local not in order:
+                best = local
+            else:
+                best = min(
+                    (n for n in with_memory if n not in order),
+                    key=lambda n: (
+                        (topology.distance[local][n] + (n < local) + bool(topology.nodes[n].cpus)) * MAX_NODES
+                        + load[n],
+                        n,
+                    ),
+                )
+            if topology.distance[local][best] != topology.distance[local][previous]:
+                load[best] += 1
+            order.append(best)
+            previous = best
+        orders.append(order)
+    return orders
+
+
+def build_zonelists(topology, machine):
+    lists = i64.array(machine.zonelists)
+    for node, order in enumerate(node_order(topology)):
+        for i in range(MAX_NODES):
+            lists[node * MAX_NODES + i] = order[i] if i < len(order) else -1
+    u8.array(machine.distance).as_numpy(topology.nr_nodes**2)[:] = np.array(topology.distance, np.uint8).ravel()
+
+
+def setup_node_reclaim(machine, sysctl):
+    """The mode, and what node_reclaim leaves of each node: setup_min_unmapped_ratio, setup_min_slab_ratio."""
+    machine.node_reclaim_mode = sysctl.get("vm.zone_reclaim_mode", 0)
+    for node in range(machine.nr_nodes):
+        pgdat, managed = node_t.array(machine.nodes)[node], node_managed_pages(machine, node)
+        for name, pages in (("min_unmapped_ratio", "min_unmapped_pages"), ("min_slab_ratio", "min_slab_pages")):
+            setattr(pgdat, pages, managed * sysctl.get(f"vm.{name}", NODE_RECLAIM_SYSCTLS[name]) // 100)
+
+
+def setup_per_zone_lowmem_reserve(machine, ratio):
+    ratio = list(ratio) + list(LOWMEM_RESERVE_RATIO[len(ratio) :])  # those not given keep their default
+    for node in range(machine.nr_nodes):
+        for kind in range(MAX_NR_ZONES - 1):
+            zone = zone_of(machine, node * MAX_NR_ZONES + kind)
+            above = 0
+            for upper in range(kind + 1, MAX_NR_ZONES):
+                above += zone_of(machine, node * MAX_NR_ZONES + upper).managed_pages
+                clear = ratio[kind] < 1 or zone.managed_pages == 0
+                zone.lowmem_reserve[upper] = 0 if clear else above // ratio[kind]
+
+
+def node_managed_pages(machine, node):
+    return sum(zone_of(machine, node * MAX_NR_ZONES + kind).managed_pages for kind in range(MAX_NR_ZONES))
+
+
+def calculate_min_free_kbytes(machine):
+    """Linux's default: the square root of 16 times the low memory in kB, between 128 kB and 256 MiB."""
+    zones = [zone_of(machine, number) for number in range(machine.nr_nodes * MAX_NR_ZONES)]
+    lowmem_kbytes = sum(zone.managed_pages for zone in zones if zone.type not in (ZONE_HIGHMEM, ZONE_MOVABLE)) * (
+        PAGE_SIZE >> 10
+    )
+    return max(128, min(math.isqrt(lowmem_kbytes * 16), 262144))
+
+
+def setup_per_zone_wmarks(machine, sysctl):
+    """min, low and high of every zone, and what each keeps back from allocations that could use a higher one."""
+    min_kbytes = sysctl.get("vm.min_free_kbytes", calculate_min_free_kbytes(machine))
+    factor = sysctl.get("vm.watermark_scale_factor", WATERMARK_SCALE_FACTOR)
+    pages_min = min_kbytes >> 2
+    zones = [zone_of(machine, number) for number in range(machine.nr_nodes * MAX_NR_ZONES)]
+    lowmem = sum(z.managed_pages for z in zones if z.type not in (ZONE_HIGHMEM, ZONE_MOVABLE)) or 1
+    for zone in zones:
+        share = pages_min * zone.managed_pages // lowmem
+        if zone.type in (ZONE_HIGHMEM, ZONE_MOVABLE):
+            minimum = max(32, min(zone.managed_pages // 1024, 128)) if zone.managed_pages else 0
+        else:
+            minimum = share
+        gap = max(share >> 2, zone.managed_pages * factor // 10000)
+        zone.watermark_boost = 0
+        zone.watermark[WMARK_MIN] = minimum
+        zone.watermark[WMARK_LOW], zone.watermark[WMARK_HIGH] = minimum + gap, minimum + 2 * gap
+    setup_per_zone_lowmem_reserve(machine, sysctl.get("vm.lowmem_reserve_ratio", LOWMEM_RESERVE_RATIO))
+
+
+def zone_highsize(machine, zone, fraction):
+    """Pages a CPU may have of a zone: without vm.percpu_pagelist_high_fraction the longest chain on each of its lists and
+    shelves, else its share of that fraction of the zone, at least four batches (and a page for each list and shelf).
+    """
+    if fraction == 0:
+        return PCP_PARTS * min(int(zone.pcp_batch) << PCP_BATCH_SCALE_MAX, PCP_HIGH_MAX)
+    local = sum(cpu_t.array(machine.cpus)[number].node == zone.node for number in present_cpus(machine))
+    return max(zone.managed_pages // fraction // (local or machine.nr_present_cpus), zone.pcp_batch * 4, PCP_PARTS)
+
+
+def setup_per_zone_pageset(machine, sysctl):
+    """pcp->high of every zone; the batch depends on the zone only."""
+    for number in range(machine.nr_nodes * MAX_NR_ZONES):
+        zone = zone_of(machine, number)
+        if zone.managed_pages:
+            zone.pcp_high = zone_highsize(machine, zone, sysctl.get("vm.percpu_pagelist_high_fraction", 0))
+            zone.pcp_list_high = max(zone.pcp_high // PCP_PARTS, 1)
+
+
+def init_cpus(topology, machine):
+    """CPUs, and behind them the contexts of the nodes' kernel threads, which never access memory as tasks do."""
+    nodes = {cpu: node.id for node in topology.nodes for cpu in node.cpus}
+    nodes |= {machine.nr_cpus + node: node for node in range(topology.nr_nodes)}
+    for number in range(topology.nr_cpu_ids):
+        cpu_t.array(machine.cpus)[number].node = -1  # of a number that is no CPU: on no node
+    for number, node in nodes.items():
+        cpu = cpu_t.array(machine.cpus)[number]
+        cpu.id, cpu.node = number, node
+        cpu.machine = machine.address
+        cpu.memory, cpu.block_node, cpu.kernel_table = machine.memory, machine.block_node, machine.kernel_table
+        set_paging(cpu.paging, topology.paging)
+        for field in ("vmalloc_start", "vmalloc_end"):
+            setattr(cpu.paging, field, getattr(machine.paging, field))
+        cpu.asids, cpu.walk_cache_entries = topology.asids, topology.walk_cache
+        for level, spec in (("l1", topology.l1), ("l2", topology.l2)):
+            sets = spec.entries // spec.ways
+            setattr(cpu, f"{level}_sets", sets)
+            setattr(cpu, f"{level}_ways", spec.ways)
+            setattr(cpu, f"{level}_latency_ns", spec.latency_ns)
+            setattr(cpu, f"{level}_mask", sets - 1 if sets & (sets - 1) == 0 else 0)
+        for memory in range(topology.nr_nodes):
+            cpu.latency_ns[memory] = topology.latency_ns[node][memory]
+
+
+def init_commit_limit(topology, machine):
+    """How much memory may be promised: init_user_reserve, init_admin_reserve, and the settings the machine file gives."""
+    nodes = range(topology.nr_nodes)
+    machine.total_ram_pages = sum(node_managed_pages(machine, node) for node in nodes)
+    free_kb = sum(zone_of(machine, n).free_pages for n in range(topology.nr_nodes * MAX_NR_ZONES)) * (PAGE_SIZE // 1024)
+    given = {
+        "vm.overcommit_memory": 0,
+        "vm.overcommit_ratio": OVERCOMMIT_RATIO,
+        "vm.overcommit_kbytes": 0,
+        "vm.user_reserve_kbytes": min(free_kb // 32, USER_RESERVE_KB),
+        "vm.admin_reserve_kbytes": min(free_kb // 32, ADMIN_RESERVE_KB),
+        **topology.sysctl,
+    }
+    for name in (
+        "overcommit_memory",
+        "overcommit_ratio",
+        "overcommit_kbytes",
+        "user_reserve_kbytes",
+        "admin_reserve_kbytes",
+    ):
+        setattr(machine, name, given[f"vm.{name}"])
+
+
+def hugetlb_init(topology, machine):
+    """Empty pools of huge pages, of the sizes that entries above the lowest tables map (hugetlb_add_hstate)."""
+    machine.nr_hstates = len(huge_page_sizes(topology.paging))
+    for number in range(machine.nr_hstates):
+        h = hstate_at(machine, number)
+        h.number, h.order = number, int(machine.paging.table_bits) * (number + 1)
+        h.next_nid_to_alloc = h.next_nid_to_free = (
+            int(machine.memory_mask) & -int(machine.memory_mask)
+        ).bit_length() - 1
+    machine.default_hstate = huge_page_sizes(topology.paging).index(topology.hugepages().default)
+
+
+def hugepage_init(machine):
+    """Transparent huge pages: nobody gets any until the setting says so; the others are Linux's (khugepaged_init)."""
+    pages = 1 << int(machine.paging.table_bits)
+    machine.thp_enabled, machine.thp_defrag, machine.thp_use_zero_page = THP_NEVER, DEFRAG_MADVISE, 1
+    machine.khugepaged_pages_to_scan, machine.khugepaged_max_ptes_none = pages * 8, pages - 1
+    machine.khugepaged_max_ptes_swap, machine.khugepaged_max_ptes_shared = pages // 8, pages // 2
+    machine.khugepaged_scan_sleep_ns, machine.khugepaged_alloc_sleep_ns = 10_000 * NS_PER_MS, 60_000 * NS_PER_MS
+    machine.khugepaged_defrag = 1
+
+
+def init_swap(topology, machine, blocks):
+    """No area yet; what reclaim starts from."""
+    swap = swap_t.at(blocks["swap"])
+    for name in ("swap_map", "swap_cache", "zeromap"):
+        setattr(swap, name, blocks[name])
+    for kind in range(MAX_SWAPFILES):
+        swap.info[kind].type = kind
+        swap.info[kind].data = blocks["swap_data"] + (kind << SWP_OFFSET_BITS) * PAGE_SIZE
+    swap.swapin_readahead_hits, swap.page_cluster = 4, topology.sysctl.get("vm.page-cluster", 3)
+    machine.swappiness = topology.sysctl.get("vm.swappiness", 60)
+    init_zswap(machine, blocks)
+
+
+def buffer_init(machine):
+    """The slab cache of buffer heads: Linux's function of this name, in fs/buffer.c."""
+    pool = pool_t.at(machine.kmem_cache_pool)
+    pool.used += 1
+    machine.bh_cachep = pool.used
+    init_cache(machine, pool.used, "buffer_head", BUFFER_HEAD_BYTES, 0, SLAB_RECLAIM_ACCOUNT)
+
+
+def init_disk(topology, machine):
+    """An empty disk, and the settings of writing back to it."""
+    spec, space = topology.disk, disk_space_t.at(machine.disk_space)
+    machine.disk = shm.shared_block(spec.size)
+    machine.disk_read_ns, machine.disk_write_ns = spec.read_latency_us * 1000, spec.write_latency_us * 1000
+    machine.disk_bandwidth, machine.disk_page_ns = spec.bandwidth, PAGE_SIZE * 10**9 // spec.bandwidth
+    space.nr_pages, space.nr_free = spec.size // PAGE_SIZE, 1
+    space.start[0], space.pages[0] = 0, spec.size // PAGE_SIZE
+    setup_dirty_limits(machine, topology.sysctl)
+
+
+def setup_dirty_limits(machine, sysctl):
+    """What vm.dirty_* say; bytes that are not 0 stand for their ratio. Whoever dirties a page next looks at the new limits."""
+    machine.dirty_poll_interval = 1
+    for name in DIRTY_DEFAULTS:
+        value = sysctl.get(f"vm.{name}", DIRTY_DEFAULTS[name])
+        if name.endswith("_centisecs"):
+            setattr(machine, name.replace("centisecs", "ns"), value * NS_PER_CENTISEC)
+        else:
+            setattr(machine, name if "background" in name else f"vm_{name}", value)
+
+
+def boot(topology, reserve=None):
+    """A machine of this shape in shared memory: (machine, addresses of its blocks by name).
+
+    reserve: {(node, zone type): (managed, free)} in pages, for a machine that must have as much memory in use at its
+    start as a recorded one; default: nothing is in use but the first page and the page of zeros.
+    """
+    max_pfn = max((start + nbytes) // PAGE_SIZE for ranges in topology.physical_ranges() for start, nbytes in ranges)
+    max_pfn = whole_blocks(max_pfn * PAGE_SIZE)
+    nr_actors = 1 + topology.nr_nodes + topology.nr_cpu_ids
+    blocks = control_layout(topology, max_pfn, nr_actors).place()
+    machine = machine_t.at(blocks["machine"])
+    for name, address in blocks.items():
+        if name in machine_t.kinds:
+            setattr(machine, name, address)
+    machine.nr_nodes, machine.nr_cpus, machine.nr_present_cpus = (
+        topology.nr_nodes,
+        topology.nr_cpu_ids,
+        topology.nr_cpus,
+    )
+    machine.nr_cpu_ids = topology.nr_cpu_ids + topology.nr_nodes
+    for number in topology.cpus:
+        machine.cpu_present[number // 64] |= 1 << number % 64
+    machine.max_pfn, machine.nr_actors = max_pfn, nr_actors
+    machine.node_mask = (1 << topology.nr_nodes) - 1
+    set_paging(machine.paging, topology.paging)
+    machine.zero_pfn, machine.next_pid = ZERO_PFN, FIRST_PID
+    machine.random_seed = topology.kernel["random_seed"]
+    machine.randomize_va_space = topology.sysctl.get("kernel.randomize_va_space", 0)
+    machine.max_map_count = topology.sysctl.get("vm.max_map_count", MAX_MAP_COUNT)
+    machine.sched_base_slice_ns = topology.sysctl.get("kernel.sched_base_slice_ns", SCHED_BASE_SLICE_NS)
+    for name, value in topology.cost.items():
+        setattr(machine, name, value)
+    for name, default in COMPACTION_SYSCTLS.items():
+        setattr(machine, name, topology.sysctl.get(f"vm.{name}", default))
+    init_pools(machine, blocks)
+    machine.kcompactd_timer_ns = HPAGE_FRAG_CHECK_INTERVAL_NS
+    machine.page_group_by_mobility_disabled = not groups_by_mobility(topology)
+    machine.highmem = topology.zone_layout == "x86-32"
+    map_memory(topology, machine, max_pfn)
+    init_zones(topology, machine, reserve or {})
+    init_kernel_space(topology, machine, min(max_pfn, HIGHMEM_START) if machine.highmem else max_pfn)
+    init_vmap(machine)
+    machine.memory_mask = sum(1 << n for n in range(topology.nr_nodes) if node_managed_pages(machine, n) > 0)
+    task_t.array(machine.tasks)[0].mems_allowed = machine.node_mask  # where no task runs
+    for word in range(CPU_WORDS):
+        cgroup_t.array(machine.cgroups)[0].cpus[word] = machine.cpu_present[word]
+    hugetlb_init(topology, machine)
+    hugepage_init(machine)
+    build_zonelists(topology, machine)
+    init_commit_limit(topology, machine)
+    setup_per_zone_wmarks(machine, topology.sysctl)
+    setup_per_zone_pageset(machine, topology.sysctl)
+    setup_node_reclaim(machine, topology.sysctl)
+    machine.watermark_boost_factor = topology.sysctl.get("vm.watermark_boost_factor", WATERMARK_BOOST_FACTOR)
+    for node in range(topology.nr_nodes):
+        machine.il_weights[node] = 1
+        node_t.array(machine.nodes)[node].kcompactd_highest_zoneidx = MAX_NR_ZONES - 1
+    init_cpus(topology, machine)
+    init_stacks(topology, machine, max_pfn, reserved_pages(topology))
+    init_disk(topology, machine)
+    init_swap(topology, machine, blocks)
+    kmem_cache_init(machine, blocks["kmem_cache_stack"], topology.kernel["slab_debug"] or None)
+    buffer_init(machine)
+    page = page_of(machine, ZERO_PFN)
+    page.refcount = 1
+    return machine, blocks

@@ -1,0 +1,203 @@
+"""Tasks take turns on a CPU: Linux's kernel/sched/core.c, as far as one CPU's tasks of equal weight need it.
+
+Who runs next is decided in the CPU's process (runqueue.py); here is what compiled code has to do with it. A task keeps
+its CPU for a slice of emulated time, `sched_base_slice_ns`, while others wait for it. A slice may end inside a long
+vector of accesses or a user's kernel: before every access the CPU compares `event_at` with its count of accesses. Who
+posts something to it (a shootdown, a task that wants the CPU) stores 0 there, and `handle_event` the access at which the
+slice may be over: as many as the time left can hold at a cost that only accesses with a page walk exceed; then it looks
+again. So a slice costs a few dozen looks, a task alone on its CPU none, and an access nothing.
+"""
+
+import numpy as np
+
+from numaemu.compiler.atomic import exchange, load_acquire, store_release
+from numaemu.compiler.decorators import callback, entry, hot, kernel
+from numaemu.compiler.native import call_address, sem_post, sem_wait
+from numaemu.hardware.processor import cpu_t
+from numaemu.kernel.arch.pgtable import mm_of
+from numaemu.kernel.arch.tlb import switch_mm
+from numaemu.kernel.core.smp import enter, leave, machine_of
+from numaemu.kernel.core.timer import run_local_timers
+from numaemu.kernel.include.mm_types import TASK_DEAD, TASK_RUNNING, TASK_ZOMBIE, task_t
+from numaemu.mmu import clock_ns
+from numaemu.spec.param import MAX_NODES
+
+U = np.uint64
+NEVER = 1 << 62  # accesses
+LOOK_AT_LEAST = 16  # accesses between two looks at the clock; assumed
+WALK_SHARE = 4  # an access is taken to cost so many times the longest latency at most, until the next look
+
+
+@kernel("void(cpu_t*)")
+def put_prev_task(cpu):
+    """The running task's time ends: its part of Linux's update_curr. No task runs then."""
+    if cpu.task != 0:
+        task = task_t.array(machine_of(cpu).tasks)[cpu.task]
+        task.sum_exec_runtime += clock_ns(cpu) - cpu.exec_start_ns
+        if cpu.preempted != 0:
+            task.nivcsw += 1
+        else:
+            task.nvcsw += 1
+    cpu.task = 0
+
+
+@kernel("void(cpu_t*, i64)")
+def context_switch(cpu, task_number):
+    """Make a task the running one. Linux counts a task that yields as switched against its will, and so do we."""
+    machine = machine_of(cpu)
+    task = task_t.array(machine.tasks)[task_number]
+    if cpu.task != task_number:
+        put_prev_task(cpu)
+        cpu.nr_switches += 1
+        cpu.clock_base_ns += machine.context_switch_ns
+        cpu.exec_start_ns = cpu.slice_start_ns = clock_ns(cpu)
+    cpu.preempted = 0
+    mm = mm_of(machine, task.mm)
+    if cpu.mm != task.mm or cpu.mm_id != mm.id:
+        switch_mm(cpu, task.mm)
+    cpu.task = task_number
+    task.cpu = cpu.id
+
+
+@hot
+def slice_left_ns(cpu):
+    """Emulated time until the running task's slice is over, or until a task that sleeps is to wake, which comes first then:
+    it has used less of the CPU (wakeup preemption).
+    """
+    end = cpu.slice_start_ns + machine_of(cpu).sched_base_slice_ns
+    return (min(end, cpu.wake_at_ns) if cpu.wake_at_ns != 0 else end) - clock_ns(cpu)
+
+
+@entry("i64(u64)")
+def slice_left(cpu_address):
+    return slice_left_ns(cpu_t.at(cpu_address))
+
+
+GONE, ZOMBIE, VICTIM, HERE = (1 << i for i in range(4))  # task_standing
+
+
+@entry("i64(u64, i64, i64)")
+def task_standing(cpu_address, number, pid):
+    """What has become of task `pid`, in one call for every operation: GONE or ZOMBIE, else if it is the OOM killer's
+    VICTIM, and if it is on this CPU (HERE).
+    """
+    cpu = cpu_t.at(cpu_address)
+    task = task_t.array(machine_of(cpu).tasks)[number]
+    if task.pid != pid or task.state == TASK_DEAD:
+        return GONE
+    standing = VICTIM if load_acquire(task, "oom_victim") == pid else 0
+    if task.state == TASK_ZOMBIE:
+        return standing | ZOMBIE
+    return standing | (HERE if task.cpu == cpu.id else 0)
+
+
+@entry("i64(u64)")
+def clock(cpu_address):
+    """The CPU's emulated time in ns."""
+    return clock_ns(cpu_t.at(cpu_address))
+
+
+@entry("void(u64)")
+def new_slice(cpu_address):
+    """The running task gets a slice again."""
+    cpu = cpu_t.at(cpu_address)
+    cpu.slice_start_ns = clock_ns(cpu)
+
+
+@entry("void(u64, u64)", nogil=True)
+def switch_thread(post, wait):
+    """Wake the thread that waits for the semaphore `post`, if not 0, and wait for `wait`.
+
+    In one call without Python's lock, which the other thread needs at once: two calls would make it wait twice.
+    """
+    if post != U(0):
+        sem_post(post)
+    while sem_wait(wait) != 0:
+        pass
+
+
+@entry("void(u64, i64)")
+def sleep_until(cpu_address, until_ns):
+    """The end of a sleep. If nobody has used the CPU until then it has been idle, which is a switch, too."""
+    cpu = cpu_t.at(cpu_address)
+    idle = until_ns - clock_ns(cpu)
+    if idle > 0:
+        put_prev_task(cpu)
+        cpu.nr_switches += 1
+        cpu.clock_base_ns += idle
+    run_local_timers(cpu)
+
+
+@entry("void(u64, i64, i64)")
+def set_nr_waiting(cpu_address, n, wake_at_ns):
+    """So many tasks wait for the CPU, or sleep, the first until `wake_at_ns` (0: none), so that it is to look if it is inside
+    accesses. Under the run queue's mutex.
+    """
+    cpu = cpu_t.at(cpu_address)
+    cpu.wake_at_ns = wake_at_ns
+    store_release(cpu, "nr_waiting", n)
+    if n != 0:
+        exchange(cpu, "event_at", 0)
+
+
+@entry("void(u64)")
+def deactivate(cpu_address):
+    """The running task leaves this CPU."""
+    put_prev_task(cpu_t.at(cpu_address))
+
+
+@kernel("i64(cpu_t*)")
+def next_event(cpu):
+    """The access before which to look again whether the slice is over."""
+    if load_acquire(cpu, "nr_waiting") == 0:
+        return NEVER
+    longest = 1
+    for node in range(MAX_NODES):
+        longest = max(longest, cpu.latency_ns[node])
+    return cpu.tick + max(slice_left_ns(cpu) // (WALK_SHARE * longest), LOOK_AT_LEAST)
+
+
+@kernel("void(cpu_t*, i64)")
+def schedule(cpu, until_ns):
+    """Between two accesses: let the tasks that wait run, until a time (io_schedule) or (0) until it is our turn again. The
+    access goes on as if nothing had been. If nobody has used the CPU until then it has been idle.
+
+    Others may have ended the task meanwhile, to have its memory: then the access finds no address space, and fails.
+    """
+    task_number = cpu.task
+    task = task_t.array(machine_of(cpu).tasks)[task_number]
+    leave(cpu)
+    task.preempted = 1
+    call_address(machine_of(cpu).on_schedule, U(cpu.id), U(task_number), U(until_ns))
+    task.preempted = 0
+    idle = until_ns - clock_ns(cpu)
+    if idle > 0:
+        put_prev_task(cpu)
+        cpu.nr_switches += 1
+        cpu.clock_base_ns += idle
+    if task.state == TASK_RUNNING:
+        context_switch(cpu, task_number)
+    else:
+        put_prev_task(cpu)
+        switch_mm(cpu, 0)
+    cpu.slice_start_ns = clock_ns(cpu)
+    exchange(cpu, "event_at", 0)
+    enter(cpu)
+
+
+@callback("u64(u64, u64, u64)")
+def handle_event(cpu_address, _b, _c):
+    """A CPU inside, between two accesses, has reached `event_at`. That is set before it looks at what may be posted.
+
+    A fault that has asked the disk for a page has left word until when its task sleeps: nothing of it is under way here.
+    """
+    cpu = cpu_t.at(cpu_address)
+    exchange(cpu, "event_at", next_event(cpu))
+    if load_acquire(cpu, "ipi_pending") != U(0):
+        call_address(cpu.on_ipi, cpu.address, U(0), U(0))
+    if cpu.io_until_ns != 0:
+        until, cpu.io_until_ns = cpu.io_until_ns, 0
+        schedule(cpu, until)
+    elif load_acquire(cpu, "nr_waiting") != 0 and cpu.task != 0 and slice_left_ns(cpu) <= 0:
+        schedule(cpu, 0)
+    return U(0)

@@ -1,0 +1,155 @@
+"""/proc/<pid>/stat, auxv, cmdline, environ, limits: Linux's fs/proc/base.c, and do_task_stat of fs/proc/array.c. clear_refs.
+
+cmdline and environ lie in the task's own memory, perhaps in swap: a CPU reads them (operations/proc.py), not the coordinator.
+"""
+
+import errno
+
+import numpy as np
+
+from numaemu.hardware.processor import cpu_t
+from numaemu.kernel.arch.pgtable import mm_of
+from numaemu.kernel.core.sched import clock
+from numaemu.kernel.fs.binfmt_elf import arch_of
+from numaemu.kernel.fs.proc.clear_refs import CLEAR_REFS_ALL, CLEAR_REFS_MM_HIWATER_RSS, CLEAR_REFS_SOFT_DIRTY
+from numaemu.kernel.fs.proc.task import live_tasks, number_of_pid
+from numaemu.kernel.fs.sysfs.sysctl import invalid, strtoul
+from numaemu.kernel.include.mm_types import MM_ANONPAGES, MM_FILEPAGES, MM_SHMEMPAGES, task_name, task_t
+from numaemu.uapi import RLIM_INFINITY, RLIMIT_RSS, SIGCHLD
+
+CLK_TCK_NS = 10_000_000  # USER_HZ is 100
+NICE_0_PRIO = 20  # task_prio of a task that is not real-time, with nice 0
+# fmt: off
+LIMITS = (("Max cpu time", "seconds"), ("Max file size", "bytes"), ("Max data size", "bytes"), ("Max stack size", "bytes"),
+          ("Max core file size", "bytes"), ("Max resident set", "bytes"), ("Max processes", "processes"),
+          ("Max open files", "files"), ("Max locked memory", "bytes"), ("Max address space", "bytes"), ("Max file locks", "locks"),
+          ("Max pending signals", "signals"), ("Max msgqueue size", "bytes"), ("Max nice priority", ""),
+          ("Max realtime priority", ""), ("Max realtime timeout", "us"))        # lnames of fs/proc/base.c, by RLIMIT_*
+# fmt: on
+
+
+def runtime_ns(machine, numbers):
+    """What tasks have had of their CPUs' emulated time, up to now: sum_exec_runtime."""
+    total = 0
+    for number in numbers:
+        task = task_t.array(machine.tasks)[number]
+        cpu = cpu_t.array(machine.cpus)[task.cpu]
+        running = clock(int(cpu.address)) - cpu.exec_start_ns if cpu.task == number else 0
+        total += task.sum_exec_runtime + max(running, 0)
+    return total
+
+
+def stat(system, number, mm_number):
+    """/proc/<pid>/stat, 52 fields. All time on a CPU counts as the user's (utime), as Linux has it where it samples nothing.
+
+    Not emulated, and printed as a kernel prints them that has none of it: process group, session and terminal (0, 0, 0, -1),
+    flags, faults and times of children and of threads that have ended (0), signals (0), nice and real-time values (0), delays
+    and guests (0); kstkesp and kstkeip are 0 for whoever has not just crashed.
+    """
+    machine, task, mm = system.machine, task_t.array(system.machine.tasks)[number], mm_of(system.machine, mm_number)
+    tasks, alive = live_tasks(machine)
+    threads = alive[tasks[alive]["tgid"] == task.tgid].tolist()
+    running = cpu_t.array(machine.cpus)[task.cpu].task == number
+    faults = [int(tasks[threads][kind].sum()) for kind in ("min_flt", "maj_flt")]
+    utime = runtime_ns(machine, threads) // CLK_TCK_NS
+    rss = sum(mm.rss[kind] for kind in (MM_ANONPAGES, MM_FILEPAGES, MM_SHMEMPAGES))
+    waits = int(len(threads) < 2 and not running)  # wchan, told of a process without threads
+    fields = [
+        task.ppid,
+        0,
+        0,
+        0,
+        -1,
+        0,
+        faults[0],
+        0,
+        faults[1],
+        0,
+        utime,
+        0,
+        0,
+        0,
+        NICE_0_PRIO,
+        0,
+        len(threads),
+        0,
+        task.start_time_ns // CLK_TCK_NS,
+        mm.total_vm * 4096,
+        rss,
+        task.rlim[2 * RLIMIT_RSS],
+        mm.start_code,
+        mm.end_code,
+        mm.start_stack,
+        0,
+        0,
+        0,
+        0,
+        0,
+        0,
+        waits,
+        0,
+        0,
+        SIGCHLD,
+        task.cpu,
+        0,
+        0,
+        0,
+        0,
+        0,
+        mm.start_data,
+        mm.end_data,
+        mm.start_brk,
+        mm.arg_start,
+        mm.arg_end,
+        mm.env_start,
+        mm.env_end,
+        0,
+    ]
+    return f"{task.pid} ({task_name(task)}) {'R' if running else 'S'} {' '.join(str(int(field)) for field in fields)}\n"
+
+
+def auxv(system, _number, mm_number):
+    """/proc/<pid>/auxv, as bytes: pairs of words as the program found them on its stack, the pair of 0 that ends them included."""
+    words = mm_of(system.machine, mm_number).saved_auxv.as_numpy().astype(np.uint64)
+    end = next(i for i in range(0, len(words), 2) if not words[i]) + 2
+    return words[:end].astype("<u8" if arch_of(system.topology.paging).bits == 64 else "<u4").tobytes()
+
+
+def cmdline(system, number, _mm_number):
+    """/proc/<pid>/cmdline: work for a CPU."""
+    return "cmdline", number, task_t.array(system.machine.tasks)[number].pid
+
+
+def environ(system, number, _mm_number):
+    """/proc/<pid>/environ: likewise."""
+    return "environ", number, task_t.array(system.machine.tasks)[number].pid
+
+
+def limits(system, number, _mm_number):
+    """/proc/<pid>/limits. Data, stack, locked memory, address space and open files are limited; the others tell what was set."""
+    words = task_t.array(system.machine.tasks)[number].rlim
+    shown = ["unlimited" if word == RLIM_INFINITY else int(word) for word in words]
+    rows = [
+        ("Limit", "Soft Limit", "Hard Limit", "Units"),
+        *((name, *shown[2 * which : 2 * which + 2], unit) for which, (name, unit) in enumerate(LIMITS)),
+    ]
+    return "".join(
+        f"{name:<25} {soft:<20} {hard:<20} " + (f"{unit:<10}\n" if unit else "\n") for name, soft, hard, unit in rows
+    )
+
+
+def write_clear_refs(system, pid, text):
+    """/proc/<pid>/clear_refs: work for a CPU."""
+    kind = strtoul(text.strip())
+    if kind is None or not CLEAR_REFS_ALL <= kind <= CLEAR_REFS_MM_HIWATER_RSS:
+        raise invalid(
+            f"/proc/{pid}/clear_refs takes 1 (all pages), 2 (anonymous), 3 (of files) or 5 (the peak of RSS), "
+            f"not {text.strip()!r}"
+        )
+    if kind == CLEAR_REFS_SOFT_DIRTY:
+        raise OSError(errno.EOPNOTSUPP, "soft-dirty bits are not emulated", f"/proc/{pid}/clear_refs")
+    return "clear_refs", number_of_pid(system.machine, pid), pid, kind
+
+
+PID_FILES = {"stat": stat, "auxv": auxv, "cmdline": cmdline, "environ": environ, "limits": limits, "clear_refs": None}
+PID_WRITERS = {"clear_refs": write_clear_refs}

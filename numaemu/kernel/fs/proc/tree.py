@@ -1,0 +1,159 @@
+"""The emulated /proc and /sys: which files there are, and reading, writing and listing them by path.
+
+Each file's text is made by the module named after the part of Linux that makes it: proc_vmstat, proc_meminfo,
+proc_task, node_sysfs, sysctl. A reader takes the System, a writer the System and the text.
+"""
+
+import difflib
+import errno
+import functools
+import os
+import re
+
+from numaemu.kernel.fs.inode import I_LIVE, inode_name, inode_t
+from numaemu.kernel.fs.proc import base as proc_base
+from numaemu.kernel.fs.proc import meminfo as proc_meminfo
+from numaemu.kernel.fs.proc import slabinfo as proc_slabinfo
+from numaemu.kernel.fs.proc import smaps as proc_smaps
+from numaemu.kernel.fs.proc import stat as proc_stat
+from numaemu.kernel.fs.proc import task as proc_task
+from numaemu.kernel.fs.proc import vmallocinfo as proc_vmallocinfo
+from numaemu.kernel.fs.proc import vmstat as proc_vmstat
+from numaemu.kernel.fs.sysfs import cgroup, sysctl
+from numaemu.kernel.fs.sysfs import huge as huge_sysfs
+from numaemu.kernel.fs.sysfs import node as node_sysfs
+from numaemu.kernel.fs.sysfs import thp as thp_sysfs
+from numaemu.kernel.fs.sysfs import zswap as zswap_sysfs
+from numaemu.kernel.fs.sysfs.sysctl import System  # noqa: F401  (what read, write and listdir take)
+from numaemu.kernel.include.mm_types import mapping_t, pool_t
+from numaemu.kernel.mm.swap import swapon
+
+FIXED = {
+    path: (read, None)
+    for module in (proc_vmstat, proc_meminfo, proc_slabinfo, proc_vmallocinfo, proc_stat, node_sysfs)
+    for path, read in module.FILES.items()
+}
+FIXED |= sysctl.FILES | swapon.FILES | huge_sysfs.SYSCTLS | thp_sysfs.FILES | zswap_sysfs.FILES
+PID_FILES = proc_task.PID_FILES | proc_base.PID_FILES | proc_smaps.PID_FILES | cgroup.PID_FILES
+PID_WRITERS = proc_task.PID_WRITERS | proc_base.PID_WRITERS
+NEAREST = 3  # names that are told when there is no such file
+_PID = re.compile(r"/proc/(\d+)/(\w+)")
+_NODE = re.compile(rf"{node_sysfs.ROOT}/node(\d+)/(\w+)")
+_WEIGHT = re.compile(rf"{sysctl.WEIGHTS}/node(\d+)")
+
+
+def find(system, path):
+    """The reader and the writer of a file (None: not permitted), or None: there is no such file."""
+    if path in FIXED:
+        return FIXED[path]
+    if "/hugepages/" in path:
+        return huge_sysfs.files(system).get(path)
+    if (match := _PID.fullmatch(path)) and match[2] in PID_FILES:
+        if proc_task.number_of_pid(system.machine, int(match[1])):
+            pid, make, write = int(match[1]), PID_FILES[match[2]], PID_WRITERS.get(match[2])
+            return (
+                make and functools.partial(proc_task.show, pid=pid, name=match[2], make=make),
+                write and (lambda system, text: write(system, pid, text)),
+            )
+    if (match := _NODE.fullmatch(path)) and int(match[1]) < system.machine.nr_nodes:
+        node, read, write = int(match[1]), node_sysfs.NODE_FILES.get(match[2]), node_sysfs.NODE_WRITERS.get(match[2])
+        if read or write:
+            return (
+                read and functools.partial(read, node=node),
+                write and (lambda system, text: write(system, node, text)),
+            )
+    if (match := _WEIGHT.fullmatch(path)) and int(match[1]) < system.machine.nr_nodes:
+        node = int(match[1])
+        return (
+            functools.partial(sysctl.read_weight, node=node),
+            lambda system, text: sysctl.write_weight(system, node, text),
+        )
+    return cgroup.find(system, path)
+
+
+def error(number, path):
+    return OSError(number, os.strerror(number), path)  # the subclass that fits the number
+
+
+def missing(system, path):
+    """The error of a file that is not there, with the nearest names: elsewhere, or in its directory."""
+    known, (directory, _, name) = list(paths(system)), str(path).rstrip("/").rpartition("/")
+    while directory and not any(file.startswith(directory + "/") for file in known):
+        directory, _, name = directory.rpartition("/")
+    here = {
+        f"{directory}/{file[len(directory) + 1 :].split('/')[0]}" for file in known if file.startswith(directory + "/")
+    }
+    elsewhere = [file for file in known if file.rpartition("/")[2] == str(path).rpartition("/")[2]]
+    near = elsewhere[:NEAREST] or difflib.get_close_matches(f"{directory}/{name}", here, NEAREST, 0.0)
+    hint = f" (nearest: {', '.join(near)})" if near else ""
+    return OSError(errno.ENOENT, os.strerror(errno.ENOENT) + hint, path)
+
+
+def paths(system):
+    """The path of every file there is now."""
+    nodes = range(system.machine.nr_nodes)
+    yield from FIXED
+    yield from huge_sysfs.files(system)
+    names = (*node_sysfs.NODE_FILES, *node_sysfs.NODE_WRITERS)
+    yield from (f"{node_sysfs.ROOT}/node{node}/{name}" for node in nodes for name in names)
+    yield from (f"{sysctl.WEIGHTS}/node{node}" for node in nodes)
+    yield from cgroup.paths(system)
+    yield from (f"/proc/{pid}/{name}" for pid in proc_task.pids(system.machine) for name in PID_FILES)
+
+
+def is_directory(system, path):
+    return any(file.startswith(path.rstrip("/") + "/") for file in paths(system))
+
+
+def open_file(system, path, mode):
+    """The reader (mode 0) or the writer (mode 1) of a file."""
+    found = find(system, path)
+    if found is None:
+        raise error(errno.EISDIR, path) if is_directory(system, path) else missing(system, path)
+    if found[mode] is None:
+        raise error(errno.EACCES, path)
+    return found[mode]
+
+
+def read(system, path):
+    """The text of a file, the bytes of a binary one, or what a CPU has to do for it, as for `write`."""
+    return open_file(system, path, 0)(system)
+
+
+def write(system, path, text):
+    """Write to a file; None, a generator of steps that only the coordinator can do, or what a CPU has to do for it:
+    (method of FileOperations.system, arguments …).
+    """
+    return open_file(system, path, 1)(system, text)
+
+
+def files(machine):
+    """The files of the disk: {name: bytes, pages in the cache, dirty pages}."""
+    table, found = inode_t.array(machine.inodes), {}
+    for number in range(1, pool_t.at(machine.inode_pool).used + 1):
+        inode = table[number]
+        if inode.state == I_LIVE and inode.nlink:
+            cached = mapping_t.array(machine.mappings)[inode.object or inode.mapping].nr_pages
+            found[inode_name(inode)] = {"size": inode.i_size, "cached": cached, "dirty": inode.nr_dirty}
+    return found
+
+
+# -- directories ---------------------------------------------------------------------------------------------
+
+
+def listdir(system, path):
+    """The names in a directory, sorted."""
+    prefix = path.rstrip("/") + "/"
+    names = {file[len(prefix) :].split("/")[0] for file in paths(system) if file.startswith(prefix)}
+    if not names:
+        raise missing(system, path) if find(system, path) is None else error(errno.ENOTDIR, path)
+    return sorted(names)
+
+
+def mkdir(system, path):
+    """A new directory: only control groups are made so."""
+    cgroup.mkdir(system, path)
+
+
+def rmdir(system, path):
+    cgroup.rmdir(system, path)

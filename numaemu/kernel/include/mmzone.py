@@ -1,0 +1,221 @@
+"""Zones, free areas, per-CPU page lists and zonelists: Linux's include/linux/mmzone.h."""
+
+import numpy as np
+
+from numaemu.compiler.atomic import load_acquire
+from numaemu.compiler.decorators import hot
+from numaemu.compiler.native import copy_page, prefetch_l2
+from numaemu.compiler.pointer import Struct, i64, u8, u64
+from numaemu.kernel.include.mm_types import page_t
+from numaemu.spec.param import MAX_NODES, NR_ORDERS, PAGE_SHIFT
+
+U = np.uint64
+
+ZONE_DMA, ZONE_DMA32, ZONE_NORMAL, ZONE_HIGHMEM, ZONE_MOVABLE = range(5)
+MAX_NR_ZONES = 5
+ZONE_NAMES = ("DMA", "DMA32", "Normal", "HighMem", "Movable")
+
+MIGRATE_UNMOVABLE, MIGRATE_MOVABLE, MIGRATE_RECLAIMABLE = 0, 1, 2
+MIGRATE_PCPTYPES = 3  # the types kept on per-CPU lists
+PCP_PARTS = 2 * MIGRATE_PCPTYPES  # where a CPU's pages of a zone are: a list and a shelf for each type
+MIGRATE_HIGHATOMIC, MIGRATE_ISOLATE = 3, 4
+MIGRATE_TYPES = 5
+MIGRATE_NAMES = ("Unmovable", "Movable", "Reclaimable", "HighAtomic", "Isolate")
+
+WMARK_MIN, WMARK_LOW, WMARK_HIGH, NR_WMARK = 0, 1, 2, 3
+ZONE_BOOSTED_WATERMARK = 1  # zone->flags: kswapd shall be woken for the boost
+
+PCP_BATCH_SCALE_MAX = 5  # the longest chain a CPU takes at once is batch << this (Kconfig)
+PCP_HIGH_MAX = 1024  # pages, likewise; measured
+
+# fmt: off
+free_area_t = Struct("free_area_t", [
+    ("head", i64, MIGRATE_TYPES), ("tail", i64, MIGRATE_TYPES),     # pfn of the first and last free block, 0 = none
+    ("nr_free", i64, MIGRATE_TYPES),                                # blocks
+])
+
+zone_t = Struct("zone_t", [
+    # written by the node that owns it only; read by everyone, as single words
+    ("free_pages", i64),             # NR_FREE_PAGES: pages on free lists and in the virgin range
+    ("_pad0", u64, 7),
+    # returned pages: any CPU pushes a chain (compare-exchange on the head), the node takes all (exchange)
+    ("returned", i64), ("_pad1", u64, 7),
+    # set at boot (watermarks also by sysctl, by the node)
+    ("node", i64), ("type", i64),
+    ("start_pfn", i64), ("spanned_pages", i64), ("present_pages", i64), ("managed_pages", i64),
+    ("watermark", i64, NR_WMARK),
+    ("watermark_boost", i64),        # pages on top of each mark: the node adds, kswapd takes away, atomically
+    ("lowmem_reserve", i64, MAX_NR_ZONES),
+    ("pcp_batch", i64),              # pages of a CPU's first request; doubled while demand goes on
+    ("pcp_high", i64),               # what a CPU may have of the zone, on its lists and shelves together
+    ("pcp_list_high", i64),          # what one list, and one shelf, may have: their share of it
+    ("number", i64),                 # node * MAX_NR_ZONES + type
+    # ZONE_*: bits set by the node, cleared by CPUs, atomically
+    ("flags", u64),
+    # written by the node only
+    ("virgin_pfn", i64), ("virgin_end", i64),     # never handed out: not on a list, its page structs not written
+    ("nr_reserved_highatomic", i64), ("nr_free_highatomic", i64),      # pages of such pageblocks; those that are free
+    ("nr_isolated", i64),            # free pages that nobody may have; not in free_pages
+    ("block_counts", i64, 2),        # free and movable pages of the pageblock that is looked at
+    ("free_area", free_area_t, NR_ORDERS),
+    # by any context that compacts, single words without a lock: hints (compaction_free.py)
+    ("compact_cached_free_pfn", i64), ("compact_cached_migrate_pfn", i64, 2),      # where to go on: async, sync
+    ("compact_init_free_pfn", i64), ("compact_init_migrate_pfn", i64),
+    ("compact_considered", i64), ("compact_defer_shift", i64), ("compact_order_failed", i64),
+    ("compact_blockskip_flush", i64),
+])
+
+pcp_list_t = Struct("pcp_list_t", [
+    # this CPU only
+    ("head", i64), ("count", i64),   # pages ready to take or just freed, linked by lru_next, newest first
+    ("batch", i64),                  # pages asked for next time; doubles while demand goes on, up to pcp_list_high
+    ("asked", i64),                  # 1: a request is on its way (cleared by the CPU when it takes the chain)
+    # the hand-off: the node puts a chain here when the word is 0, the CPU takes it by exchange
+    ("shelf", i64),                  # pfn of the first page of the chain, 0 = empty, -1 = the node has none to give
+    ("shelf_count", i64), ("_pad", u64, 2),
+], nbytes=64)
+# fmt: on
+
+pcp_t = Struct(
+    "pcp_t",
+    [  # struct per_cpu_pages: one for each CPU and zone
+        ("lists", pcp_list_t, MIGRATE_PCPTYPES)
+    ],
+)
+
+# the LRU lists of a node: enum lru_list
+LRU_INACTIVE_ANON, LRU_ACTIVE_ANON, LRU_INACTIVE_FILE, LRU_ACTIVE_FILE, LRU_UNEVICTABLE, NR_LRU_LISTS = range(6)
+LRU_ACTIVE, LRU_FILE = 1, 2  # LRU_BASE + LRU_ACTIVE + LRU_FILE
+
+# fmt: off
+lruvec_t = Struct("lruvec_t", [      # struct lruvec; everything under lru_lock, counts also read as single words
+    ("lru_lock", u64), ("_pad", u64, 7),
+    ("head", i64, NR_LRU_LISTS), ("tail", i64, NR_LRU_LISTS),      # pfn, 0 = empty; pages are added at the head
+    ("nr", i64, NR_LRU_LISTS),                                     # pages
+    ("zone_nr", i64, NR_LRU_LISTS * MAX_NR_ZONES),                 # by list and zone type: mem_cgroup_per_node.lru_zone_size
+    ("anon_cost", i64), ("file_cost", i64),                        # pages whose reclaim was in vain, fading
+    ("nonresident_age", i64),        # evictions and activations so far, atomically: the clock of workingset.py
+    ("refaults", i64, 2),            # WORKINGSET_ACTIVATE_ANON and _FILE as of the last reclaim; plain, a hint
+    # lruvec_stats.state of the root memory cgroup: counts of NODE_STATS as of the last flush (vmstat.py); plain, hints
+    ("state", i64, 16),
+])
+# fmt: on
+
+NODE_RUNS = 32  # pieces of a chain that are made present on the host at once
+
+KSWAPD, KCOMPACTD, KHUGEPAGED, ZSWAP_SHRINK = 1, 2, 4, 8  # work for a node's kernel threads: node_t.kthread_pending
+
+# fmt: off
+node_t = Struct("node_t", [          # pg_data_t
+    ("nr_runs", i64), ("run_pfn", i64, NODE_RUNS), ("run_pages", i64, NODE_RUNS),      # the node's main thread only
+    ("map_source", i64), ("map_target", i64),      # likewise: pfns up to which map_ahead has come
+    ("_pad", u64, 5),
+    ("kthread_pending", u64),        # set by whoever wakes one, taken by the node's kernel threads; atomically
+    ("kthread_running", i64),        # 1 while they work
+    # hints for kswapd: written by CPUs that wake it, reset by it; plain, a lost one is asked for again
+    ("kswapd_order", i64), ("kswapd_highest_zoneidx", i64), ("kswapd_failures", i64),
+    ("kcompactd_max_order", i64), ("kcompactd_highest_zoneidx", i64),      # for kcompactd, likewise
+    ("proactive_next_ns", i64),      # by kcompactd: when it looks at the fragmentation score again
+    ("proactive_compact_trigger", i64),      # 1 by a write to the sysctl: at once; 0 by kcompactd
+    ("min_unmapped_pages", i64), ("min_slab_pages", i64),      # by the coordinator: what node_reclaim leaves alone
+    ("reclaim_locked", i64),         # PGDAT_RECLAIM_LOCKED: a CPU is in node_reclaim; compare-exchange
+])
+# fmt: on
+
+
+@hot
+def zone_of(machine, zone):
+    """The zone with number node * MAX_NR_ZONES + type."""
+    return zone_t.array(machine.zones)[zone]
+
+
+@hot
+def page_of(machine, pfn):
+    """pfn_to_page"""
+    return page_t.array(machine.mem_map)[pfn]
+
+
+@hot
+def copy_highpage(machine, cpu, new, old):
+    """The contents of one frame into another."""
+    source, target = machine.memory + (U(old) << U(12)), machine.memory + (U(new) << U(12))
+    load_acquire(u64.array(target), 0)  # a reading host fault maps 16 neighbours, a writing one only this
+    copy_page(target, source)
+    cpu.clock_base_ns += machine.copy_page_ns
+
+
+@hot
+def prefetch_half(machine, pfn, half):
+    """Ask the host for the first (0) or second (1) half of a frame: about as much as its caches can wait for at once."""
+    start = machine.memory + (U(pfn) << U(12)) + U(2048 * half)
+    for line in range(32):
+        prefetch_l2(start + U(64 * line))
+
+
+@hot
+def page_zone(machine, pfn):
+    """Number of the zone that a frame lies in: zones begin and end at 2 MiB."""
+    return int(u8.array(machine.block_node)[pfn >> 9]) * MAX_NR_ZONES + int(u8.array(machine.block_zone)[pfn >> 9])
+
+
+@hot
+def page_to_nid(machine, pfn):
+    """The node that owns a frame."""
+    return int(u8.array(machine.block_node)[pfn >> 9])
+
+
+@hot
+def node_of(machine, node):
+    """NODE_DATA"""
+    return node_t.array(machine.nodes)[node]
+
+
+@hot
+def lruvec_of(machine, node):
+    """The LRU lists of a node."""
+    return lruvec_t.array(machine.lruvecs)[node]
+
+
+@hot
+def pcp_of(machine, cpu, zone):
+    """The per-CPU page lists of one CPU for one zone."""
+    return pcp_t.array(machine.pcps)[cpu * machine.nr_nodes * MAX_NR_ZONES + zone]
+
+
+@hot
+def zonelist(machine, node):
+    """Node numbers in the order in which `node` falls back; -1 ends."""
+    return i64.array(machine.zonelists + U(node * MAX_NODES * 8))
+
+
+@hot
+def node_distance(machine, node, other):
+    """As the ACPI SLIT has it: 10 is the node itself."""
+    return np.int64(u8.array(machine.distance)[node * machine.nr_nodes + other])
+
+
+@hot
+def wmark_pages(zone, mark):
+    """A watermark as it is in force: with the boost."""
+    return zone.watermark[mark] + zone.watermark_boost
+
+
+# -- for those who show zones -----------------------------------------------------------------------------------
+
+ZONES = (ZONE_DMA, ZONE_DMA32, ZONE_NORMAL, ZONE_MOVABLE)
+ZONES_32 = (ZONE_DMA, ZONE_NORMAL, ZONE_HIGHMEM, ZONE_MOVABLE)
+
+
+def kilobytes(pages):
+    return pages << (PAGE_SHIFT - 10)
+
+
+def zone_kinds(machine):
+    """The zone types of the machine's kernel."""
+    return ZONES_32 if machine.highmem else ZONES
+
+
+def populated_zones(machine, node):
+    """The zones of a node that have memory."""
+    zones = [zone_of(machine, node * MAX_NR_ZONES + kind) for kind in range(MAX_NR_ZONES)]
+    return [zone for zone in zones if zone.present_pages > 0]

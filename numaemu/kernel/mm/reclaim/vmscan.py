@@ -1,0 +1,541 @@
+"""Reclaim: which pages go, and how many. Linux's mm/vmscan.c with the active and inactive lists (classic LRU).
+
+allocation below low  -> wakeup_kswapd -> coordinator -> kswapd of the node (kswapd.py): balance_pgdat
+allocation below min  -> try_to_free_pages, by the CPU that asks (direct reclaim)
+            both      -> shrink_node -> shrink_lruvec -> shrink_inactive_list -> shrink_folio_list (pageout.py)
+"""
+
+import numpy as np
+
+from numaemu.compiler.atomic import fetch_add
+from numaemu.compiler.decorators import callback, hot, kernel
+from numaemu.compiler.pointer import address_of
+from numaemu.hardware.processor import cpu_t
+from numaemu.kernel.core.smp import (
+    MSG_DRAIN,
+    actor_of_node,
+    let_others_run,
+    machine_of,
+    request,
+    spin_lock,
+    spin_unlock,
+    wake_kthread,
+)
+from numaemu.kernel.core.timer import mem_cgroup_flush_stats_ratelimited
+from numaemu.kernel.include.internal import MAX_RECLAIM_RETRIES
+from numaemu.kernel.include.mm_types import PG_active, PG_lru, PG_reclaim, PG_unevictable, PG_workingset
+from numaemu.kernel.include.mmzone import (
+    KSWAPD,
+    LRU_ACTIVE,
+    LRU_ACTIVE_ANON,
+    LRU_ACTIVE_FILE,
+    LRU_FILE,
+    LRU_INACTIVE_ANON,
+    LRU_INACTIVE_FILE,
+    MAX_NR_ZONES,
+    WMARK_HIGH,
+    WMARK_MIN,
+    ZONE_NORMAL,
+    lruvec_of,
+    node_of,
+    page_of,
+    page_zone,
+    wmark_pages,
+    zone_of,
+    zonelist,
+)
+from numaemu.kernel.include.vmstat import (
+    ALLOCSTALL_DMA,
+    NR_INACTIVE_FILE,
+    NR_ISOLATED_ANON,
+    NR_ISOLATED_FILE,
+    PGDEACTIVATE,
+    PGREFILL,
+    PGSCAN_ANON,
+    PGSCAN_DIRECT,
+    PGSCAN_DIRECT_THROTTLE,
+    PGSCAN_FILE,
+    PGSCAN_KSWAPD,
+    PGSTEAL_ANON,
+    PGSTEAL_DIRECT,
+    PGSTEAL_FILE,
+    PGSTEAL_KSWAPD,
+    WORKINGSET_ACTIVATE_ANON,
+    count_vm_events,
+    lruvec_page_state,
+    mod_node_page_state,
+)
+from numaemu.kernel.mm.cache.page_writeback import wakeup_flusher_threads
+from numaemu.kernel.mm.fault.rmap import REFERENCED_EXEC, folio_referenced
+from numaemu.kernel.mm.page_alloc.page_alloc import free_unref_page, put_page, try_get_page
+from numaemu.kernel.mm.page_alloc.pcplist import drain_local_pages
+from numaemu.kernel.mm.page_alloc.watermark import gfp_zone
+from numaemu.kernel.mm.reclaim.lru import (
+    folio_clear,
+    folio_is_file_lru,
+    folio_set,
+    folio_test,
+    link_page,
+    lruvec_add_folio,
+    lruvec_del_folio,
+    workingset_age_nonresident,
+)
+from numaemu.kernel.mm.reclaim.lru_batches import folio_rotate_reclaimable, lru_add_drain
+from numaemu.kernel.mm.reclaim.lumpy import (
+    clear_active_flags,
+    files_kept,
+    isolate_block,
+    set_reclaim_mode,
+    should_reclaim_stall,
+    shrink_again,
+)
+from numaemu.kernel.mm.reclaim.pageout import KEEP, WRITTEN, scan_control_of, shrink_folio_list
+from numaemu.kernel.mm.reclaim.reclaim_compaction import compaction_ready, should_continue_reclaim
+from numaemu.kernel.mm.reclaim.shrinker import shrink_slab
+from numaemu.kernel.mm.reclaim.workingset import DEF_PRIORITY, SWAP_CLUSTER_MAX, lru_note_cost
+from numaemu.kernel.mm.swap.page_io import end_swap_write
+from numaemu.kernel.mm.swap.swapfile import get_nr_swap_pages
+from numaemu.spec.param import MAX_NODES
+
+U = np.uint64
+MAX_SWAPPINESS = 200
+DEACTIVATE_ANON, DEACTIVATE_FILE = 1, 2  # scan_control_t.may_deactivate
+SCAN_EQUAL, SCAN_FRACT, SCAN_ANON, SCAN_FILE = range(4)
+SWAP_CLUSTER_MAX_SKIPPED = SWAP_CLUSTER_MAX << 10  # pages of zones that do not help, passed over at once
+THROTTLE_TURNS = 16  # turns a direct reclaimer gives kswapd before it reclaims all the same; assumed
+
+
+# -- lists ---------------------------------------------------------------------------------------------------
+
+
+@kernel("i64(lruvec_t*, i64, i64)")
+def lruvec_lru_size(lruvec, lru, zone_idx):
+    """Pages of a list in zones up to zone_idx."""
+    pages = 0
+    for kind in range(zone_idx + 1):
+        pages += lruvec.zone_nr[lru * MAX_NR_ZONES + kind]
+    return max(pages, 0)
+
+
+@kernel("bool(lruvec_t*, i64)")
+def inactive_is_low(lruvec, inactive):
+    """True if the inactive list is short against the active one: by memory size, 1:1 up to 1 GiB, 1:3 at 10 GiB, ..."""
+    idle, active = lruvec_page_state(lruvec, inactive), lruvec_page_state(lruvec, inactive + LRU_ACTIVE)
+    gigabytes = (idle + active) >> 18
+    ratio = np.int64(np.sqrt(10.0 * gigabytes)) if gigabytes > 0 else 1
+    return idle * ratio < active
+
+
+@hot
+def move_to_head(machine, lruvec, lru, pfn):
+    """Put a page of a list first (list_move)."""
+    page = page_of(machine, pfn)
+    if page.lru_prev == 0:
+        return
+    page_of(machine, page.lru_prev).lru_next = page.lru_next
+    if page.lru_next != 0:
+        page_of(machine, page.lru_next).lru_prev = page.lru_prev
+    else:
+        lruvec.tail[lru] = page.lru_prev
+    link_page(machine, lruvec, lru, pfn, False)
+
+
+@kernel("i64(cpu_t*, scan_control_t*, i64, i64, i64)")
+def isolate_lru_folios(cpu, sc, node, lru, nr_to_scan):
+    """Take up to nr_to_scan pages from the cold end into the batch; how many were looked at. Under lru_lock.
+
+    Pages of zones above reclaim_idx, which count too, and pages that somebody else is taking off, go to the head of the list.
+    """
+    machine = machine_of(cpu)
+    lruvec, scanned, skipped = lruvec_of(machine, node), 0, 0
+    sc.nr_taken = 0
+    left = lruvec.nr[lru]
+    while scanned < nr_to_scan and left > 0 and skipped < SWAP_CLUSTER_MAX_SKIPPED:
+        pfn = lruvec.tail[lru]
+        page = page_of(machine, pfn)
+        left -= 1
+        if page_zone(machine, pfn) % MAX_NR_ZONES > sc.reclaim_idx:
+            skipped += 1
+            move_to_head(machine, lruvec, lru, pfn)
+            continue
+        scanned += 1
+        if (not sc.may_unmap and page.mapcount > 0) or not try_get_page(page):
+            move_to_head(machine, lruvec, lru, pfn)
+        elif not folio_clear(page, PG_lru):
+            fetch_add(page, "refcount", -1)  # its isolator has a reference: this is not the last one
+            move_to_head(machine, lruvec, lru, pfn)
+        else:
+            lruvec_del_folio(machine, lruvec, pfn)
+            sc.pfn[sc.nr_taken] = pfn
+            sc.nr_taken += 1
+            if sc.lumpy_order > 0:
+                scanned += isolate_block(cpu, sc, pfn)
+                left = min(left, lruvec.nr[lru])
+    return scanned + skipped
+
+
+@kernel("void(cpu_t*, scan_control_t*, i64)")
+def move_folios_to_lru(cpu, sc, node):
+    """Put what is left of the batch back on the node's lists and drop the references of its isolation."""
+    machine = machine_of(cpu)
+    lruvec = lruvec_of(machine, node)
+    lock = address_of(lruvec, "lru_lock")
+    spin_lock(cpu, lock)
+    for i in range(sc.nr_taken):
+        if sc.state[i] != KEEP and sc.state[i] != WRITTEN:
+            continue
+        pfn = sc.pfn[i]
+        page = page_of(machine, pfn)
+        if folio_test(page, PG_active):
+            workingset_age_nonresident(lruvec, 1)
+        lruvec_add_folio(machine, lruvec, pfn, False)
+        if fetch_add(page, "refcount", -1) == 1:  # everybody else has let go of it meanwhile
+            folio_clear(page, PG_lru)
+            lruvec_del_folio(machine, lruvec, pfn)
+            sc.state[i] = -1
+    spin_unlock(lock)
+    for i in range(sc.nr_taken):
+        if sc.state[i] == -1:
+            free_unref_page(cpu, sc.pfn[i])
+
+
+@kernel("void(cpu_t*, scan_control_t*)")
+def end_writes(cpu, sc):
+    """The disk has what this batch has written: these pages are clean, and the next ones to go."""
+    for i in range(sc.nr_taken):
+        if sc.state[i] == WRITTEN:
+            pfn = sc.pfn[i]
+            end_swap_write(cpu, pfn)
+            if folio_clear(page_of(machine_of(cpu), pfn), PG_reclaim):
+                folio_rotate_reclaimable(cpu, pfn)
+            put_page(cpu, pfn)
+
+
+@kernel("i64(cpu_t*, scan_control_t*, i64, i64, i64)")
+def shrink_inactive_list(cpu, sc, node, lru, nr_to_scan):
+    """Reclaim from the cold end of an inactive list: pages freed."""
+    machine = machine_of(cpu)
+    lruvec, file = lruvec_of(machine, node), 1 if lru >= LRU_FILE else 0
+    lock = address_of(lruvec, "lru_lock")
+    lru_add_drain(cpu)
+    set_reclaim_mode(machine, sc)
+    spin_lock(cpu, lock)
+    scanned = isolate_lru_folios(cpu, sc, node, lru, nr_to_scan)
+    spin_unlock(lock)
+    count_vm_events(machine, cpu.id, PGSCAN_KSWAPD if sc.kswapd else PGSCAN_DIRECT, scanned)
+    files = clear_active_flags(cpu, sc) if sc.lumpy_order > 0 else file * sc.nr_taken
+    anons, sc.ignore_references = sc.nr_taken - files, 1 if sc.lumpy_order > 0 else 0
+    count_vm_events(machine, cpu.id, PGSCAN_ANON, anons if file else scanned - files)
+    count_vm_events(machine, cpu.id, PGSCAN_FILE, scanned - anons if file else files)
+    sc.nr_scanned += sc.nr_taken
+    if sc.nr_taken == 0:
+        return 0
+    mod_node_page_state(machine, cpu.id, node, NR_ISOLATED_ANON, anons)
+    mod_node_page_state(machine, cpu.id, node, NR_ISOLATED_FILE, files)
+    reclaimed = shrink_folio_list(cpu, sc)
+    if should_reclaim_stall(sc, reclaimed):
+        reclaimed += shrink_again(cpu, sc)
+    files_freed = files - files_kept(machine, sc) if sc.lumpy_order > 0 else file * reclaimed
+    move_folios_to_lru(cpu, sc, node)
+    mod_node_page_state(machine, cpu.id, node, NR_ISOLATED_ANON, -anons)
+    mod_node_page_state(machine, cpu.id, node, NR_ISOLATED_FILE, -files)
+    end_writes(cpu, sc)
+    count_vm_events(machine, cpu.id, PGSTEAL_KSWAPD if sc.kswapd else PGSTEAL_DIRECT, reclaimed)
+    count_vm_events(machine, cpu.id, PGSTEAL_ANON, reclaimed - files_freed)
+    count_vm_events(machine, cpu.id, PGSTEAL_FILE, files_freed)
+    lru_note_cost(cpu, lruvec, file, sc.nr_pageout, scanned - reclaimed)
+    if sc.nr_unqueued_dirty == sc.nr_taken:  # nothing but dirty pages of files: only the flusher can help
+        wakeup_flusher_threads(cpu, sc.kswapd == 0)
+    return reclaimed
+
+
+@kernel("void(cpu_t*, scan_control_t*, i64, i64, i64)")
+def shrink_active_list(cpu, sc, node, lru, nr_to_scan):
+    """Move pages from the cold end of an active list to the inactive one; executable file pages in use stay."""
+    machine = machine_of(cpu)
+    lruvec, rotated, deactivated = lruvec_of(machine, node), 0, 0
+    lock, sc.lumpy_order = address_of(lruvec, "lru_lock"), 0
+    lru_add_drain(cpu)
+    spin_lock(cpu, lock)
+    scanned = isolate_lru_folios(cpu, sc, node, lru, nr_to_scan)
+    spin_unlock(lock)
+    count_vm_events(machine, cpu.id, PGREFILL, scanned)
+    for i in range(sc.nr_taken):
+        pfn = sc.pfn[i]
+        page = page_of(machine, pfn)
+        sc.state[i] = KEEP
+        if folio_test(page, PG_unevictable):
+            continue
+        seen = folio_referenced(cpu, pfn)
+        if seen & REFERENCED_EXEC and folio_is_file_lru(page):
+            rotated += 1
+            continue
+        folio_clear(page, PG_active)
+        folio_set(page, PG_workingset)
+        deactivated += 1
+    move_folios_to_lru(cpu, sc, node)
+    count_vm_events(machine, cpu.id, PGDEACTIVATE, deactivated)
+    if rotated > 0:
+        lru_note_cost(cpu, lruvec, 1 if lru >= LRU_FILE else 0, 0, rotated)
+
+
+@kernel("i64(cpu_t*, scan_control_t*, i64)")
+def reclaim_pages(cpu, sc, node):
+    """Reclaim the isolated pages of the batch, all of one node, whether they were used or not: pages freed."""
+    sc.ignore_references = 1
+    freed = shrink_folio_list(cpu, sc)
+    move_folios_to_lru(cpu, sc, node)
+    end_writes(cpu, sc)
+    sc.nr_taken = 0
+    return freed
+
+
+# -- how much of which list ----------------------------------------------------------------------------------
+
+
+@kernel("void(cpu_t*, scan_control_t*, i64)")
+def prepare_scan_control(cpu, sc, node):
+    """Look at costs, refaults and lengths before a pass over a node."""
+    machine = machine_of(cpu)
+    mem_cgroup_flush_stats_ratelimited(cpu)
+    lruvec = lruvec_of(machine, node)
+    sc.anon_cost, sc.file_cost = lruvec.anon_cost, lruvec.file_cost
+    sc.may_deactivate = DEACTIVATE_ANON | DEACTIVATE_FILE
+    if not sc.force_deactivate:
+        for file in range(2):
+            refaults = lruvec_page_state(lruvec, WORKINGSET_ACTIVATE_ANON + file)
+            if refaults == lruvec.refaults[file] and not inactive_is_low(lruvec, LRU_FILE * file):
+                sc.may_deactivate &= ~(DEACTIVATE_ANON << file)
+    inactive_file = lruvec.nr[LRU_INACTIVE_FILE]
+    sc.cache_trim_mode = 0
+    if (
+        lruvec_page_state(lruvec, NR_INACTIVE_FILE) >> sc.priority > 0
+        and sc.may_deactivate & DEACTIVATE_FILE == 0
+        and not sc.no_cache_trim_mode
+    ):
+        sc.cache_trim_mode = 1
+    high = free = 0
+    for kind in range(MAX_NR_ZONES):
+        zone = zone_of(machine, node * MAX_NR_ZONES + kind)
+        if zone.managed_pages > 0:
+            high += wmark_pages(zone, WMARK_HIGH)
+            free += zone.free_pages
+    tiny = lruvec.nr[LRU_ACTIVE_FILE] + inactive_file + free <= high
+    sc.file_is_tiny = 0
+    if tiny and sc.may_deactivate & DEACTIVATE_ANON == 0 and lruvec.nr[LRU_INACTIVE_ANON] >> sc.priority > 0:
+        sc.file_is_tiny = 1
+
+
+@hot
+def scan_balance(machine, sc):
+    """Which kinds of pages to scan: by what there is and the sysctl vm.swappiness."""
+    if not sc.may_swap or get_nr_swap_pages(machine) <= 0:
+        return SCAN_FILE
+    if sc.priority == 0 and machine.swappiness > 0:
+        return SCAN_EQUAL
+    if sc.file_is_tiny:
+        return SCAN_ANON
+    return SCAN_FILE if sc.cache_trim_mode else SCAN_FRACT
+
+
+@kernel("void(cpu_t*, scan_control_t*, i64)")
+def get_scan_count(cpu, sc, node):
+    """sc.nr[]: how many pages of each list to scan in this pass."""
+    machine = machine_of(cpu)
+    balance = scan_balance(machine, sc)
+    total = 2 * (sc.anon_cost + sc.file_cost) + sc.anon_cost + sc.file_cost
+    anon_cost, file_cost = 2 * sc.anon_cost + sc.file_cost, sc.anon_cost + 2 * sc.file_cost
+    anon = machine.swappiness * (total + 1) // (anon_cost + 1)
+    file = (MAX_SWAPPINESS - machine.swappiness) * (total + 1) // (file_cost + 1)
+    for lru in range(LRU_ACTIVE_FILE + 1):
+        scan = lruvec_lru_size(lruvec_of(machine, node), lru, sc.reclaim_idx) >> sc.priority
+        if balance == SCAN_FRACT:
+            scan = scan * (file if lru >= LRU_FILE else anon) // (anon + file)
+        elif (balance == SCAN_FILE and lru < LRU_FILE) or (balance == SCAN_ANON and lru >= LRU_FILE):
+            scan = 0
+        sc.nr[lru] = sc.targets[lru] = scan
+
+
+@kernel("i64(cpu_t*, scan_control_t*, i64, i64, i64)")
+def shrink_list(cpu, sc, node, lru, nr_to_scan):
+    """One piece of one list: pages freed."""
+    if lru & LRU_ACTIVE == 0:
+        return shrink_inactive_list(cpu, sc, node, lru, nr_to_scan)
+    if sc.may_deactivate & (DEACTIVATE_FILE if lru >= LRU_FILE else DEACTIVATE_ANON):
+        shrink_active_list(cpu, sc, node, lru, nr_to_scan)
+    else:
+        sc.skipped_deactivate = 1
+    return 0
+
+
+@hot
+def stop_smaller(sc):
+    """Enough is reclaimed: leave the kind of which less is left, and scan as much of the other in proportion.
+
+    False: one of them is done.
+    """
+    nr_anon = sc.nr[LRU_INACTIVE_ANON] + sc.nr[LRU_ACTIVE_ANON]
+    nr_file = sc.nr[LRU_INACTIVE_FILE] + sc.nr[LRU_ACTIVE_FILE]
+    if nr_anon == 0 or nr_file == 0:
+        return False
+    less, more, left = (0, LRU_FILE, nr_anon) if nr_file > nr_anon else (LRU_FILE, 0, nr_file)
+    percentage = left * 100 // (sc.targets[less] + sc.targets[less + LRU_ACTIVE] + 1)
+    sc.nr[less] = sc.nr[less + LRU_ACTIVE] = 0
+    for lru in range(more, more + LRU_ACTIVE + 1):
+        done = sc.targets[lru] - sc.nr[lru]
+        wanted = sc.targets[lru] * (100 - percentage) // 100
+        sc.nr[lru] = wanted - min(wanted, done)
+    return True
+
+
+@kernel("void(cpu_t*, scan_control_t*, i64)")
+def shrink_lruvec(cpu, sc, node):
+    """One pass over a node's lists."""
+    machine = machine_of(cpu)
+    get_scan_count(cpu, sc, node)
+    proportional, reclaimed = sc.kswapd == 0 and sc.priority == DEF_PRIORITY, 0
+    while sc.nr[LRU_INACTIVE_ANON] > 0 or sc.nr[LRU_ACTIVE_FILE] > 0 or sc.nr[LRU_INACTIVE_FILE] > 0:
+        for lru in range(LRU_ACTIVE_FILE + 1):
+            if sc.nr[lru] > 0:
+                piece = min(sc.nr[lru], SWAP_CLUSTER_MAX)
+                sc.nr[lru] -= piece
+                reclaimed += shrink_list(cpu, sc, node, lru, piece)
+        if reclaimed >= sc.nr_to_reclaim and not proportional and not stop_smaller(sc):
+            break
+    sc.nr_reclaimed += reclaimed
+    if get_nr_swap_pages(machine) > 0 and inactive_is_low(lruvec_of(machine, node), LRU_INACTIVE_ANON):
+        shrink_active_list(cpu, sc, node, LRU_ACTIVE_ANON, SWAP_CLUSTER_MAX)
+
+
+@kernel("void(cpu_t*, scan_control_t*, i64)")
+def shrink_node(cpu, sc, node):
+    """Reclaim from a node."""
+    before = sc.nr_reclaimed
+    while True:
+        round_before = sc.nr_reclaimed
+        prepare_scan_control(cpu, sc, node)
+        shrink_lruvec(cpu, sc, node)
+        shrink_slab(cpu, sc.gfp, node, sc.priority)
+        if not should_continue_reclaim(machine_of(cpu), sc, node, sc.nr_reclaimed - round_before):
+            break
+    if sc.nr_reclaimed > before:
+        node_of(machine_of(cpu), node).kswapd_failures = 0
+    elif sc.cache_trim_mode:
+        sc.cache_trim_mode_failed = 1
+
+
+@kernel("void(machine_t*, i64)")
+def snapshot_refaults(machine, node):
+    """Remember the refaults so far: more of them before the next pass let it deactivate."""
+    lruvec = lruvec_of(machine, node)
+    for file in range(2):
+        lruvec.refaults[file] = lruvec_page_state(lruvec, WORKINGSET_ACTIVATE_ANON + file)
+
+
+@kernel("void(cpu_t*, i64)")
+def free_to_zones(cpu, node):
+    """What this context has freed goes to the free lists, and is counted there when this returns."""
+    machine = machine_of(cpu)
+    drain_local_pages(cpu)
+    for kind in range(MAX_NR_ZONES):
+        if zone_of(machine, node * MAX_NR_ZONES + kind).returned != 0:
+            request(cpu, actor_of_node(node), MSG_DRAIN, node * MAX_NR_ZONES + kind, 0, 0)
+
+
+# -- direct reclaim ------------------------------------------------------------------------------------------
+
+
+@kernel("void(machine_t*, scan_control_t*, i64, i64, u64)")
+def init_scan_control(machine, sc, gfp, order, nodemask):
+    """A scan_control as reclaim begins with it."""
+    sc.nr_to_reclaim, sc.nr_scanned, sc.nr_reclaimed = SWAP_CLUSTER_MAX, 0, 0
+    sc.gfp, sc.order, sc.priority, sc.reclaim_idx = gfp, order, DEF_PRIORITY, gfp_zone(machine, gfp)
+    sc.nodemask, sc.kswapd = np.int64(nodemask), 0
+    sc.may_writepage, sc.may_unmap, sc.may_swap = 1, 1, 1
+    sc.force_deactivate, sc.skipped_deactivate, sc.ignore_references = 0, 0, 0
+    sc.no_cache_trim_mode, sc.cache_trim_mode_failed, sc.compaction_ready = 0, 0, 0
+
+
+@kernel("void(cpu_t*, scan_control_t*, i64)")
+def shrink_zones(cpu, sc, nid):
+    """Reclaim from every node that the allocation may use."""
+    machine = machine_of(cpu)
+    nodes, nodemask = zonelist(machine, nid), U(sc.nodemask)
+    for i in range(MAX_NODES):
+        node = nodes[i]
+        if node < 0:
+            break
+        if (nodemask >> U(node)) & U(1) != U(0) and not compaction_ready(machine, sc, node):
+            shrink_node(cpu, sc, node)
+
+
+@kernel("i64(cpu_t*, scan_control_t*, i64)")
+def do_try_to_free_pages(cpu, sc, nid):
+    """Direct reclaim, ever harder: pages reclaimed."""
+    machine = machine_of(cpu)
+    count_vm_events(machine, cpu.id, ALLOCSTALL_DMA + sc.reclaim_idx, 1)
+    for _ in range(2):
+        sc.priority = DEF_PRIORITY
+        while sc.priority >= 0:
+            sc.nr_scanned = 0
+            shrink_zones(cpu, sc, nid)
+            if sc.nr_reclaimed >= sc.nr_to_reclaim or sc.compaction_ready:
+                break
+            sc.priority -= 1
+        for node in range(machine.nr_nodes):
+            if (U(sc.nodemask) >> U(node)) & U(1) != U(0):
+                snapshot_refaults(machine, node)
+        if sc.nr_reclaimed == 0 and sc.compaction_ready:
+            return 1  # reclaim was not needed: compaction is to try
+        if sc.nr_reclaimed > 0 or sc.force_deactivate or not sc.skipped_deactivate:
+            break
+        sc.force_deactivate, sc.skipped_deactivate = 1, 0
+    return sc.nr_reclaimed
+
+
+@kernel("bool(machine_t*, i64)")
+def allow_direct_reclaim(machine, node):
+    """False if a node is so short that direct reclaimers must not take what kswapd frees (half of the min watermarks)."""
+    free = reserve = 0
+    for kind in range(ZONE_NORMAL + 1):
+        zone = zone_of(machine, node * MAX_NR_ZONES + kind)
+        if zone.managed_pages > 0:
+            reserve += wmark_pages(zone, WMARK_MIN)
+            free += zone.free_pages
+    return reserve == 0 or free > reserve // 2 or node_of(machine, node).kswapd_failures >= MAX_RECLAIM_RETRIES
+
+
+@kernel("void(cpu_t*, scan_control_t*, i64)")
+def throttle_direct_reclaim(cpu, sc, nid):
+    """Let kswapd go first while the preferred node is almost empty."""
+    machine = machine_of(cpu)
+    nodes = zonelist(machine, nid)
+    for i in range(MAX_NODES):
+        node = nodes[i]
+        if node < 0:
+            return
+        if (U(sc.nodemask) >> U(node)) & U(1) == U(0):
+            continue
+        if allow_direct_reclaim(machine, node):
+            return
+        count_vm_events(machine, cpu.id, PGSCAN_DIRECT_THROTTLE, 1)
+        wake_kthread(cpu, node, U(KSWAPD))
+        for _ in range(THROTTLE_TURNS):
+            let_others_run(cpu)
+            if allow_direct_reclaim(machine, node):
+                break
+        return
+
+
+@callback("u64(u64, u64, u64)")
+def try_to_free_pages(cpu_address, packed, nodemask):
+    """The slow path's way up: reclaim for an allocation (gfp * 16 + order); pages reclaimed."""
+    cpu = cpu_t.at(cpu_address)
+    machine, sc = machine_of(cpu), scan_control_of(cpu)
+    init_scan_control(machine, sc, np.int64(packed >> U(4)), np.int64(packed & U(15)), nodemask)
+    throttle_direct_reclaim(cpu, sc, cpu.node)
+    reclaimed = do_try_to_free_pages(cpu, sc, cpu.node)
+    for node in range(machine.nr_nodes):
+        if (nodemask >> U(node)) & U(1) != U(0):
+            free_to_zones(cpu, node)
+    return U(reclaimed)

@@ -1,0 +1,523 @@
+"""What a CPU does for the tasks on it: each public method is one operation, run in the CPU's turn.
+
+Called with the task's number, by `Task` in the same process or by message. Results are plain values; a failed system
+call raises OSError with Linux's errno, an access that the kernel refuses raises SegmentationFault or OutOfMemory.
+"""
+
+import errno
+import sys
+
+import numpy as np
+
+from numaemu.api.access import LOAD_MANY, STORE_MANY, copy_range, execute_at, touch_range
+from numaemu.errors import BusError, KernelBug, OutOfMemory, SegmentationFault
+from numaemu.hardware.processor import X86_PF_INSTR, X86_PF_PROT, X86_PF_WRITE
+from numaemu.kernel.arch.pgtable import mm_of
+from numaemu.kernel.core.sched import GONE, HERE, VICTIM, ZOMBIE, deactivate, new_slice, sleep_until, task_standing
+from numaemu.kernel.fs.sysfs.stats import cpu_figures, task_numbers
+from numaemu.kernel.include.mm_types import TASK_RUNNING, cgroup_t, task_name, task_t
+from numaemu.kernel.include.mmzone import MAX_NR_ZONES, ZONE_HIGHMEM, page_of, page_zone, zone_of
+from numaemu.kernel.mm.page_alloc.page_alloc import BAD_TEXTS, compound_head, compound_order
+from numaemu.kernel.mm.page_alloc.trail import read_trail
+from numaemu.kernel.mm.reclaim.oom_kill import epitaph, oom_exit, oom_release
+from numaemu.kernel.syscalls import common as syscalls
+from numaemu.kernel.syscalls import vmalloc as vmalloc_calls
+from numaemu.kernel.syscalls.common import INT_MIN
+from numaemu.operations.allocators import KernelOperations
+from numaemu.operations.exec import ExecOperations
+from numaemu.operations.faults import FaultTexts
+from numaemu.operations.files import FileOperations
+from numaemu.operations.kernel_space import KernelSpaceOperations
+from numaemu.operations.memory import MmOperations, check
+from numaemu.operations.proc import ProcOperations
+from numaemu.operations.refusals import explained
+from numaemu.spec.param import MAX_NODES, MAX_ORDER, PAGE_SIZE
+from numaemu.uapi import SIGBUS, SIGKILL
+
+BUFFER_BYTES = 1 << 20  # results from this size on come from a buffer that is kept
+PIECE_BYTES = 1 << 20  # of a read that must fail
+MPOL_MODE = 0xFFF  # of a mode: without its flags
+KTIME_MAX = 1 << 62  # ns: nobody sleeps longer
+
+
+def kill_task(task):
+    """End a task if it is still alive (its function has returned); the OutOfMemory it has not been told of, if any."""
+    try:
+        task.exit(0)
+    except OSError:
+        pass
+    except OutOfMemory as error:
+        return error
+    return None
+
+
+def release_gil(function):
+    """Let a user's kernel, before it is first compiled, run without Python's lock: this process must serve its mailbox
+    even while a kernel spins until somebody else stores a word.
+    """
+    options = getattr(function, "targetoptions", None)
+    if options is not None and not function.overloads:
+        options["nogil"] = True
+
+
+class Operations(
+    KernelOperations, KernelSpaceOperations, MmOperations, ExecOperations, FileOperations, ProcOperations, FaultTexts
+):
+    """The operations of one CPU."""
+
+    def __init__(self, cpu):
+        self.cpu, self.machine, self.address = cpu, cpu.machine, int(cpu.state.address)
+        self.tasks = task_t.array(self.machine.tasks)
+        self.spare = None
+        self.preempt_count, self.running_alone = 0, None  # (number, pid) of the task that keeps the turn
+        self.kmap_slots = []  # addresses that it has mapped by kmap_atomic
+
+    def run(self, number, pid, method, args):
+        """One operation of task `pid`, in this CPU's turn. Its number may be another's by now, if it was killed."""
+        if self.running_alone != (number, pid) or method == "die":  # a kill waits until its victim may be preempted
+            self.cpu.turn.enter((number, pid))
+        try:
+            return self.run_in_turn(number, pid, method, args)
+        finally:
+            here = task_standing(self.address, number, pid) & HERE
+            if self.preempt_count == 0 or not here:
+                self.preempt_count, self.running_alone = 0, None
+                while self.kmap_slots:  # it has ended in between
+                    self.kunmap_last()
+                self.cpu.turn.leave((number, pid), here)
+
+    def preempt_disable(self, number):
+        """Keep the turn after this operation, for this task's next ones."""
+        self.preempt_count += 1
+        self.running_alone = number, self.tasks[number].pid
+
+    def give_way(self, number, pid):
+        """Let the tasks that wait for this CPU run; back when this one has the turn again. False: there are none."""
+        return self.preempt_count == 0 and self.cpu.turn.give_way((number, pid))
+
+    def schedule(self, number, until_ns):
+        """A task in the middle of accesses has had its slice (0), or sleeps until the disk has done what it asked for."""
+        if not until_ns:
+            self.give_way(number, self.tasks[number].pid)
+        elif self.preempt_count == 0:
+            self.cpu.turn.sleep((number, self.tasks[number].pid), until_ns)
+
+    def preempt_enable(self, number):
+        if self.preempt_count == 0:
+            raise KernelBug("preempt_enable: preemption is not disabled on this CPU")
+        self.preempt_count -= 1
+
+    def run_in_turn(self, number, pid, method, args):
+        standing = task_standing(self.address, number, pid)
+        if standing & ZOMBIE:
+            raise self.oom_killed(number)
+        if standing & GONE:
+            raise OSError(errno.ESRCH, "the task has ended")
+        try:
+            answer = getattr(self, method)(number, *args)
+        except Exception as error:
+            if task_standing(self.address, number, pid) & VICTIM:
+                raise self.oom_killed(number) from None
+            if type(error) is ValueError or isinstance(error, OSError):
+                raise explained(self, number, method, args, error) from None
+            raise
+        if task_standing(self.address, number, pid) & VICTIM:
+            if method in ("fork", "clone", "vfork"):
+                self.die(answer[0], SIGKILL)  # nobody will ever hold it
+            raise self.oom_killed(number)
+        return answer
+
+    def oom_exit(self, numbers):
+        """Victims of the OOM killer end while none of them runs, be it in the middle of accesses; what they do next tells them."""
+        for number in numbers:
+            task = self.tasks[number]
+            if task.cpu == self.cpu.cpu_number and task.state == TASK_RUNNING and task.oom_victim == task.pid:
+                oom_exit(self.address, number)
+
+    def oom_killed(self, number):
+        """The exception for a victim, which is gone after it."""
+        task = self.tasks[number]
+        if task.state == TASK_RUNNING:
+            oom_exit(self.address, number)
+        error = OutOfMemory(epitaph(self.machine, task))
+        oom_release(self.address, number)
+        return error
+
+    # -- policies and placement
+
+    def nodemask(self, nodes):
+        """Nodes as system calls take them; -EINVAL for a node that is in no mask (get_nodes)."""
+        if nodes is not None and not all(0 <= node < MAX_NODES for node in nodes):
+            check(-errno.EINVAL)
+        return sum(1 << node for node in set(nodes or ()))
+
+    def set_mempolicy(self, number, mode, nodes):
+        check(
+            syscalls.sys_set_mempolicy(self.address, number, mode & MPOL_MODE, mode & ~MPOL_MODE, self.nodemask(nodes))
+        )
+
+    def mbind(self, number, addr, length, mode, nodes, flags):
+        check(
+            syscalls.sys_mbind(
+                self.address, number, addr, length, mode & MPOL_MODE, mode & ~MPOL_MODE, self.nodemask(nodes), flags
+            )
+        )
+
+    def get_mempolicy(self, number, addr, flags):
+        """(mode or node, node mask)"""
+        answer = np.zeros(2, np.uint64)
+        check(syscalls.sys_get_mempolicy(self.address, number, addr, flags, answer.ctypes.data))
+        return int(answer[0]), int(answer[1])
+
+    def move_pages(self, number, pid, addresses, nodes, flags):
+        """(return value, status array)"""
+        addresses = np.ascontiguousarray(addresses, np.uint64).ravel()
+        status = np.zeros(len(addresses), np.int64)
+        where = 0
+        if nodes is not None:
+            if nodes.size not in (1, addresses.size):
+                raise ValueError(f"{nodes.size} nodes for {addresses.size} addresses")
+            nodes = np.ascontiguousarray(np.broadcast_to(nodes.ravel(), addresses.shape))
+            where = nodes.ctypes.data
+        result = syscalls.sys_move_pages(
+            self.address,
+            number,
+            self.target(number, pid),
+            addresses.ctypes.data,
+            where,
+            status.ctypes.data,
+            len(addresses),
+            flags,
+        )
+        return check(result), status
+
+    def migrate_pages(self, number, pid, old, new):
+        old, new = self.nodemask(old), self.nodemask(new)
+        return check(syscalls.sys_migrate_pages(self.address, number, self.target(number, pid), old, new))
+
+    def target(self, number, pid):
+        """The number of the task with this pid, or 0; pid 0 means the calling one."""
+        return number if not pid else self.number_of_pid(pid)
+
+    def number_of_pid(self, pid):
+        return next((n for n in task_numbers(self.machine) if self.tasks[n].pid == pid), 0)
+
+    # -- memory accesses
+
+    def accessing(self, number, function, *args):
+        """Run compiled code that accesses memory, inside; name the fault if the kernel refuses one."""
+        syscalls.begin_access(self.address, number)
+        try:
+            return function(*args)
+        except SegmentationFault as error:
+            if not self.cpu.state.signal:
+                raise
+            raise self.fault(number) from (error if error.args else None)
+        except KernelBug as error:
+            self.no_bug()
+            if not self.cpu.state.signal:
+                raise
+            raise self.oops(number) from (error if error.args else None)
+        finally:
+            syscalls.end_access(self.address)
+
+    def load(self, number, addresses, dtype):
+        addresses = np.ascontiguousarray(addresses, np.uint64)
+        dtype = np.dtype(dtype)
+        values = self.buffer(addresses.size * dtype.itemsize).view(dtype).reshape(addresses.shape)
+        self.accessing(
+            number, LOAD_MANY[dtype.itemsize], self.address, addresses.ctypes.data, values.ctypes.data, addresses.size
+        )
+        return values
+
+    def buffer(self, nbytes):
+        """Bytes for a result. A large buffer that nobody holds any more is used again: the host's first touch of new
+        memory would cost more than the emulated loads.
+        """
+        if nbytes < BUFFER_BYTES:
+            return np.empty(nbytes, np.uint8)
+        spare = self.spare
+        if spare is None or len(spare) < nbytes or sys.getrefcount(spare) > 3:  # ours, `spare`, the argument
+            spare = self.spare = np.empty(nbytes, np.uint8)
+        return spare[:nbytes]
+
+    def store(self, number, addresses, values):
+        addresses = np.ascontiguousarray(addresses, np.uint64)
+        values = np.ascontiguousarray(values)
+        step = 1 if values.size == addresses.size else 0
+        if step == 0 and values.size != 1:
+            raise ValueError(f"{values.size} values for {addresses.size} addresses")
+        self.accessing(
+            number,
+            STORE_MANY[values.dtype.itemsize],
+            self.address,
+            addresses.ctypes.data,
+            values.ctypes.data,
+            addresses.size,
+            step,
+        )
+
+    def read(self, number, addr, nbytes):
+        mapped = int(mm_of(self.machine, self.tasks[number].mm).total_vm) * PAGE_SIZE
+        return self.copy_out(number, copy_range, addr, nbytes, mapped)
+
+    def copy_out(self, number, copy, addr, nbytes, mapped):
+        """`nbytes` bytes. Of more than all that is mapped some are not: they are read in pieces that nobody keeps, to the fault."""
+        if nbytes > mapped:
+            piece = np.empty(PIECE_BYTES, np.uint8)
+            for at in range(addr, addr + nbytes, PIECE_BYTES):
+                self.accessing(
+                    number, copy, self.address, at, piece.ctypes.data, min(PIECE_BYTES, addr + nbytes - at), 0
+                )
+        data = np.empty(nbytes, np.uint8)
+        self.accessing(number, copy, self.address, addr, data.ctypes.data, nbytes, 0)
+        return data.tobytes()
+
+    def write(self, number, addr, data):
+        data = np.frombuffer(data, np.uint8)
+        self.accessing(number, copy_range, self.address, addr, data.ctypes.data, len(data), 1)
+
+    def execute(self, number, addr):
+        """One instruction fetch."""
+        self.accessing(number, execute_at, self.address, addr)
+
+    def touch(self, number, addr, nbytes, stride, write):
+        if stride < 1:
+            raise ValueError("stride is 0, must be at least 1")
+        self.accessing(number, touch_range, self.address, addr, addr + nbytes, stride, int(write))
+
+    def call(self, number, function, args):
+        """A user's compiled kernel: function(cpu, *args)."""
+        release_gil(function)
+        return self.accessing(number, function, self.cpu.state, *args)
+
+    def fault(self, number):
+        """The exception for the fault that the kernel has just refused."""
+        state, task = self.cpu.state, self.tasks[number]
+        address, signal, pid, mm = int(state.cr2), state.signal, task.pid, task.mm
+        code = int(state.error_code)
+        what = "store to" if code & X86_PF_WRITE else "execution at" if code & X86_PF_INSTR else "load from"
+        name = bytes(task.comm.as_numpy()).rstrip(b"\0").decode()
+        state.signal = 0
+        who = f"task {pid} ({name}) on cpu {self.cpu.cpu_number}"
+        if signal == SIGKILL:
+            syscalls.end_access(self.address)
+            if task.oom_victim == pid:  # `run` tells it
+                return OutOfMemory("killed by the OOM killer")
+            rss, why = int(mm_of(self.machine, mm).rss[1]) * 4, self.shortage_at(number, address)
+            syscalls.sys_exit(self.address, number, SIGKILL)
+            return OutOfMemory(
+                f"{who}: no node it may use can serve a {what.split()[0]} at {address:#x}: {why}; it was "
+                f"killed with {rss} kB resident"
+            )
+        if signal == SIGBUS:
+            return BusError(f"{who}: {what} {address:#x}: {self.beyond_the_end(number, mm, address)}")
+        where = self.describe(mm, address, bool(code & X86_PF_PROT))
+        return SegmentationFault(f"{who}: {what} {address:#x}: {where} (error code {code:#x})")
+
+    # -- the task
+
+    def fork(self, number, cpu):
+        """(child's task number, pid); it is to be on this CPU, or (None) on its parent's."""
+        self.check_cpu(number, cpu)
+        child = check(syscalls.sys_fork(self.address, number))
+        return child, self.tasks[child].pid
+
+    def clone(self, number, cpu):
+        self.check_cpu(number, cpu)
+        child = check(syscalls.sys_clone(self.address, number))
+        return child, self.tasks[child].pid
+
+    def vfork(self, number, cpu):
+        self.check_cpu(number, cpu)
+        child = check(syscalls.sys_vfork(self.address, number))
+        return child, self.tasks[child].pid
+
+    def setuid(self, number, uid):
+        check(syscalls.sys_setuid(self.address, number, uid))
+
+    def sleep(self, number, ms):
+        """Other tasks of this CPU run meanwhile; if none wants to, its clock jumps."""
+        if ms < 0:
+            check(-errno.EINVAL)
+        until = min(syscalls.sys_schedule(self.address, number) + round(ms * 1_000_000), KTIME_MAX)
+        if self.preempt_count:
+            raise KernelBug(f"scheduling while atomic: task {self.tasks[number].pid} may not sleep before put_cpu_var")
+        self.cpu.turn.sleep((number, self.tasks[number].pid), until)
+        sleep_until(self.address, until)
+
+    def sched_yield(self, number):
+        """To the end of the CPU's run queue."""
+        syscalls.sys_schedule(self.address, number)
+        if not self.give_way(number, self.tasks[number].pid):
+            new_slice(self.address)
+
+    def wait(self, number, pid, options):
+        """(pid, status) of a child that has ended, or None: none has."""
+        if INT_MIN < pid < -1 or pid == 0:
+            raise NotImplementedError(f"wait: pid {pid} means a process group, and there are none")
+        status = np.zeros(1, np.int64)
+        found = check(syscalls.sys_wait4(self.address, number, pid, options, status.ctypes.data))
+        return (found, int(status[0])) if found else None
+
+    def exit(self, number, code):
+        self.tasks[number].exit_code = code
+        syscalls.sys_exit(self.address, number, 0)
+
+    def kill(self, number, pid, signal):
+        """Raise unless the caller may send the signal."""
+        if INT_MIN < pid <= 0:
+            raise NotImplementedError(f"kill: pid {pid} means a process group, and there are none")
+        check(syscalls.sys_kill(self.address, number, self.number_of_pid(pid), signal))
+
+    def thread_group(self, number, pid):
+        """(number, pid) of the living threads of the process that task `pid` belongs to, the caller last."""
+        tgid = self.tasks[self.number_of_pid(pid)].tgid
+        members = [n for n in task_numbers(self.machine) if self.tasks[n].tgid == tgid]
+        return [(n, self.tasks[n].pid) for n in sorted(members, key=lambda n: n == number)]
+
+    def die(self, number, signal):
+        """A signal that ends the task, on the CPU it is on, and not in the middle of its accesses."""
+        while self.tasks[number].preempted and self.cpu.turn.give_way(None):
+            pass
+        syscalls.sys_exit(self.address, number, signal)
+
+    def sched_setaffinity(self, number, cpus):
+        """Move the task to the first of `cpus` that it may be on, unless it is on one of them; the CPU it is on now.
+
+        CPUs that the machine does not have are passed over, as bits behind the last CPU of a mask are.
+        """
+        cpus = sorted(self.cpus_allowed(number) & set(cpus))
+        if not cpus:
+            check(-errno.EINVAL)
+        task = self.tasks[number]
+        if task.cpu not in cpus:
+            if self.preempt_count:
+                where = f"task {task.pid} may not leave cpu {task.cpu} before put_cpu_var"
+                raise KernelBug(f"scheduling while atomic: {where}")
+            deactivate(self.address)
+            task.cpu = cpus[0]
+        return task.cpu
+
+    def cpus_allowed(self, number):
+        """The CPUs that the task's cpuset allows (cpuset_cpus_allowed)."""
+        words = cgroup_t.array(self.machine.cgroups)[self.tasks[number].cgroup].cpus
+        return {cpu for cpu in range(self.machine.nr_cpus) if int(words[cpu // 64]) >> cpu % 64 & 1}
+
+    def check_cpu(self, number, cpu):
+        """Raise unless a child of the task may be put on this CPU."""
+        if cpu is not None and cpu not in self.cpus_allowed(number):
+            check(-errno.EINVAL)
+
+    def cpuset_attach(self, number, group, mems, old_mems, whole):
+        """The task's group, or what it allows, has changed: its memory follows, and it leaves a CPU it may not be on."""
+        check(syscalls.sys_cpuset_attach(self.address, number, group, mems, old_mems, whole))
+        allowed = self.cpus_allowed(number)
+        if self.tasks[number].cpu not in allowed:
+            self.sched_setaffinity(number, allowed)
+
+    def place(self, number, cpu):
+        """Put a new child on a CPU."""
+        self.tasks[number].cpu = cpu
+
+    def clock_ns(self, number):
+        return syscalls.read_clock(self.address)
+
+    def counters(self, number):
+        """This CPU's figures and the task's faults."""
+        task = self.tasks[number]
+        return {
+            **cpu_figures(self.machine, self.cpu.cpu_number),
+            "task_minor_faults": task.min_flt,
+            "task_major_faults": task.maj_flt,
+        }
+
+    # -- task.kernel
+
+    def alloc_pages(self, number, gfp, order, nid, nodes):
+        mask = self.check_allocation(gfp, order, nid, nodes)
+        self.might_alloc(gfp, "alloc_pages")
+        return syscalls.kernel_alloc_pages(self.address, number, gfp, order, nid, mask)
+
+    def check_allocation(self, gfp, order, nid, nodes):
+        """The mask of the nodes that may serve; raise if there are none such, or no blocks of this order."""
+        self.checked_gfp(gfp)
+        if not 0 <= order <= MAX_ORDER:
+            raise ValueError(f"order {order} must be 0 to {MAX_ORDER} (MAX_PAGE_ORDER)")
+        for node in nodes or ():
+            self.checked_nid(node, 0)
+        self.checked_nid(nid)
+        return int(self.machine.node_mask) if nodes is None else self.nodemask(nodes)
+
+    def explain_pages(self, number, gfp, order, nid, nodes):
+        """(pfn, steps of the trail, how many more there were)"""
+        mask = self.check_allocation(gfp, order, nid, nodes)
+        pfn = syscalls.kernel_explain_pages(self.address, number, gfp, order, nid, mask)
+        return pfn, *read_trail(self.machine, self.cpu.cpu_number)
+
+    def page_address(self, number, pfn):
+        """Where a page lies in the direct map, or where kmap has put it; 0: it is high memory that is not mapped."""
+        self.present(pfn, 0)
+        if page_zone(self.machine, pfn) % MAX_NR_ZONES == ZONE_HIGHMEM:
+            return int(vmalloc_calls.kernel_page_address_high(self.address, pfn))
+        return int(self.machine.paging.page_offset) + (pfn << 12)
+
+    def virt_to_pfn(self, number, address):
+        """The page at an address of the direct map; a pfn stays one."""
+        if address < self.machine.paging.page_offset:
+            return address
+        pfn = (address - int(self.machine.paging.page_offset)) >> 12
+        self.kernel_bytes(address, 1)
+        return pfn
+
+    def free_hot_cold_page(self, number, pfn, cold):
+        self.present(pfn, 0)
+        bad = syscalls.kernel_free_hot_cold_page(self.address, number, pfn, cold)
+        if bad:
+            raise self.bad_page(number, pfn, 0, bad)
+
+    def free_pages(self, number, pfn, order):
+        self.present(pfn, order)
+        bad = syscalls.kernel_free_pages(self.address, number, pfn, order)
+        if bad:
+            raise self.bad_page(number, pfn, order, bad)
+
+    def present(self, pfn, order):
+        """Raise unless 2**order page structs are there."""
+        if not 0 <= order <= MAX_ORDER:
+            raise ValueError(f"order {order} must be 0 to {MAX_ORDER}")
+        for at in (pfn, pfn + (1 << order) - 1):
+            zone = zone_of(self.machine, page_zone(self.machine, at)) if 0 <= at < self.machine.max_pfn else None
+            if zone is None or not zone.start_pfn <= at < zone.start_pfn + zone.spanned_pages:
+                raise KernelBug(f"pfn {at} order {order}: no memory there")
+
+    def bad_page(self, number, pfn, order, bad):
+        """bad_page: the kernel's log gets the page struct, the caller the exception."""
+        page, why = page_of(self.machine, pfn), BAD_TEXTS[bad]
+        allocated = f", allocated with order {page.order}" if page.refcount > 0 else ""
+        self.cpu.printk(
+            [
+                f"BUG: Bad page state in process {task_name(self.tasks[number])}  pfn:{pfn:05x}",
+                f"page: refcount:{page.refcount} mapcount:{page.mapcount} mapping:{page.mapping} index:{page.index:#x} "
+                f"pfn:{pfn:#x}",
+                f"flags: {int(page.flags):#x} order:{page.order}",
+                f"page dumped because: {why}",
+            ]
+        )
+        return KernelBug(f"Bad page state: pfn {pfn} order {order}: {why}{allocated}; it was not freed")
+
+    def page(self, number, pfn):
+        """Node, zone and counts of a page, for who looks inside."""
+        self.present(pfn, 0)
+        page, zone = page_of(self.machine, pfn), page_zone(self.machine, pfn)
+        head = compound_head(self.machine, pfn)
+        return {
+            "pfn": pfn,
+            "compound_head": head,
+            "compound_order": compound_order(page_of(self.machine, head)),
+            "node": zone // MAX_NR_ZONES,
+            "zone": zone % MAX_NR_ZONES,
+            "flags": int(page.flags),
+            "refcount": page.refcount,
+            "mapcount": page.mapcount,
+        }

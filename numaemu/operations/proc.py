@@ -1,0 +1,45 @@
+"""What a CPU does for who reads /proc/<pid>/cmdline and environ, which lie in the task's memory (Linux's fs/proc/base.c), or
+writes to clear_refs.
+"""
+
+import errno
+import os
+
+import numpy as np
+
+from numaemu.kernel.arch.pgtable import mm_of
+from numaemu.kernel.syscalls import mm as sys_mm
+from numaemu.spec.param import PAGE_SIZE
+
+
+class ProcOperations:
+    """For the driver, in this CPU's turn, with no task. Needs `machine`, `tasks` and the `address` of the CPU's struct."""
+
+    def access_remote_vm(self, number, pid, address, end):
+        """A task's bytes of [address, end), as far as they can be had."""
+        data = np.empty(max(end - address, 0), np.uint8)
+        n = sys_mm.read_remote(self.address, number, pid, address, data.ctypes.data, len(data))
+        if n < 0:
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), f"/proc/{pid}")
+        return data[:n].tobytes()
+
+    def system_clear_refs(self, number, pid, kind):
+        if sys_mm.clear_refs_remote(self.address, number, pid, kind) != 0:
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), f"/proc/{pid}")
+
+    def system_cmdline(self, number, pid):
+        """The arguments, each with its 0; or what the program has written over them, up to its 0: get_mm_cmdline."""
+        mm = mm_of(self.machine, self.tasks[number].mm)
+        start, end, env_end = int(mm.arg_start), int(mm.arg_end), int(mm.env_end)
+        if not env_end or start >= end:
+            return ""
+        text = self.access_remote_vm(number, pid, start, end)
+        if text[-1:] not in (b"", b"\0"):  # setproctitle
+            title = self.access_remote_vm(number, pid, start, start + min(PAGE_SIZE, max(env_end, end) - start))
+            text = title[: title.find(b"\0") + 1 or None]
+        return os.fsdecode(text)
+
+    def system_environ(self, number, pid):
+        """The environment as execve left it, each string with its 0."""
+        mm = mm_of(self.machine, self.tasks[number].mm)
+        return os.fsdecode(self.access_remote_vm(number, pid, int(mm.env_start), int(mm.env_end)))

@@ -1,0 +1,446 @@
+"""The command line: python -m numaemu run | bench | machine | conform.
+
+Each command answers with an exit status; `main` turns what goes wrong into one line on stderr and a status:
+0 main returned, 1 it raised, 2 wrong usage or machine file, 3 an emulator process died, 130 Ctrl-C.
+"""
+
+import ast
+import contextlib
+import importlib.util
+import inspect
+import json
+import os
+import random
+import re
+import signal
+import sys
+import threading
+import time
+import types
+import warnings
+
+import click
+
+import numaemu
+from numaemu.errors import ConfigError, MachineCheck, NumaemuWarning
+from numaemu.host import where
+from numaemu.spec.machine_file import KEYWORDS
+from numaemu.spec.topology import list_presets, load_topology
+from numaemu.spec.units import check_table, shown
+from numaemu.tools import report
+
+DONE, RAISED, USAGE, MACHINE_DIED, INTERRUPTED = 0, 1, 2, 3, 130
+MAX_TIMEOUT = threading.TIMEOUT_MAX / 2
+MAX_SEED = 2**32 - 1  # what numpy.random.seed takes
+
+
+class WorkloadRaised(Exception):
+    """The workload's own code has raised `error`."""
+
+    def __init__(self, error):
+        super().__init__(error)
+        self.error = error
+
+
+class TimeLimit:
+    """--timeout: Ctrl-C from a thread."""
+
+    is_left, seconds = True, None
+
+    def limit(self, seconds):
+        """From now on; None: there is no limit."""
+        self.is_left, self.seconds = True, seconds
+        if seconds is None:
+            return
+        if signal.getsignal(signal.SIGINT) != signal.default_int_handler:  # in a shell's background Ctrl-C is ignored
+            signal.signal(signal.SIGINT, self.interrupt)
+        threading.Thread(target=self.wait, args=(threading.get_ident(),), daemon=True, name="timeout").start()
+
+    def wait(self, main):
+        time.sleep(self.seconds)
+        self.is_left = False
+        signal.pthread_kill(main, signal.SIGINT)
+
+    def interrupt(self, *_):
+        if not self.is_left:
+            raise KeyboardInterrupt
+
+
+TIME = TimeLimit()
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(numaemu.__version__, prog_name="numaemu")
+def cli():
+    """Emulates NUMA machines and the Linux memory management that runs on them."""
+
+
+# --- numaemu run --------------------------------------------------------------------------------
+@cli.command(context_settings={"max_content_width": 100})
+@click.argument("workload")
+@click.argument("args", nargs=-1)
+@click.option("--machine", metavar="NAME|FILE.toml", help="A preset (see 'machine list') or a machine file.")
+@click.option("--nodes", type=int, metavar="N", help="That many nodes like the machine's first.")
+@click.option("--cpus-per-node", type=int, metavar="N", help="CPUs of each node that has any.")
+@click.option("--memory-per-node", metavar="SIZE", help="Memory of each node, as 512MiB.")
+@click.option(
+    "--set", "settings", multiple=True, metavar="SYSCTL=VALUE", help="As vm.min_free_kbytes=4096; repeatable."
+)
+@click.option(
+    "--seed",
+    type=click.IntRange(0, MAX_SEED),
+    default=0,
+    metavar="N",
+    help="Seeds random and numpy.random; machine.seed. Default 0.",
+)
+@click.option(
+    "--timeout",
+    type=click.FloatRange(0, MAX_TIMEOUT, min_open=True),
+    metavar="SECONDS",
+    help="End the run after so long, as Ctrl-C does, and say where each task is.",
+)
+@click.option("--lockstep", is_flag=True, help="CPUs take turns by emulated time (not there yet).")
+@click.option("--json", "json_path", metavar="FILE", help="Write all figures there.")
+@click.option("--quiet", is_flag=True, help="No progress and no summary, only the result.")
+def run(**options):
+    """Run main(machine) of the file WORKLOAD; ARGS reach it as sys.argv[1:].
+
+    A workload may state its machine in a variable MACHINE: a preset's name or a dict of Machine's keywords. --machine
+    replaces it; the other options change it.
+    """
+    options = types.SimpleNamespace(**options)
+    if options.lockstep:
+        raise ConfigError("lockstep is not there yet")
+    check_writable(options.json_path)
+    path = workload_path(options.workload)
+    TIME.limit(options.timeout)
+    start_early(path, options)
+    seed_all(options.seed)
+    sys.argv = [options.workload, *options.args]
+    module = load_workload(path)
+    topology = choose_topology(options, module)
+    figures = run_workload(module, topology, options)
+    if options.quiet:
+        report.print_result(figures["result"])
+    else:
+        report.print_summary(figures, inspect.getdoc(module))
+    if options.json_path:
+        write_json(figures, options.json_path)
+    return DONE
+
+
+def start_early(path, options):
+    """Let the compiled kernel load while the workload is imported, if the machine it will ask for is plain to see."""
+    try:
+        with open(path) as file:
+            body = ast.parse(file.read()).body
+        stated = [
+            ast.literal_eval(node.value)
+            for node in body
+            if isinstance(node, ast.Assign) and [getattr(target, "id", "") for target in node.targets] == ["MACHINE"]
+        ]
+        if not any(isinstance(node, ast.FunctionDef) and node.name == "main" for node in body):
+            return
+        choose_topology(options, types.SimpleNamespace(MACHINE=stated[-1] if stated else None, __file__=path))
+    except (ConfigError, SyntaxError, ValueError, TypeError, OSError, MemoryError, RecursionError):
+        return  # what is wrong is said where it is needed; nothing is started
+    from numaemu.machine import fork_server
+
+    fork_server.launch()
+
+
+def workload_path(given):
+    """The absolute path of a workload's file."""
+    path = os.path.abspath(given)
+    if not os.path.isfile(path):
+        raise ConfigError(f"workload not found: {given}" if not os.path.exists(path) else f"not a file: {given}")
+    if not path.endswith(".py"):
+        raise ConfigError(f"workload is {given}, must be a .py file")
+    return path
+
+
+def load_workload(path):
+    """The workload's module, under a name by which CPU processes find it too, with its directory on sys.path."""
+    name = module_name(path)
+    sys.path.insert(0, os.path.dirname(path))
+    spec = importlib.util.spec_from_file_location(name, path)
+    module = sys.modules[name] = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:
+        raise WorkloadRaised(error) from error
+    if not callable(getattr(module, "main", None)):
+        raise ConfigError.at(path, "workload has no function main(machine)")
+    return module
+
+
+def module_name(path):
+    """The file's stem, unless another module has that name."""
+    stem = os.path.basename(path).removesuffix(".py").replace(".", "_")
+    taken = sys.modules.get(stem)
+    if taken is None and stem.isidentifier():
+        found = importlib.util.find_spec(stem)
+        if found is None or found.origin and os.path.abspath(found.origin) == path:
+            return stem
+    return f"workload_{stem}"
+
+
+def choose_topology(options, module):
+    """The machine: the workload's MACHINE or --machine, changed by the other options."""
+    source, stated = options.machine, getattr(module, "MACHINE", None)
+    if source is None and stated is not None:
+        source = stated_topology(stated, module.__file__)
+    return load_topology(
+        source,
+        where="command line",
+        nodes=options.nodes,
+        cpus_per_node=options.cpus_per_node,
+        memory_per_node=options.memory_per_node,
+        sysctl=parse_settings(options.settings) or None,
+        kernel={"random_seed": options.seed} if options.seed else None,
+    )
+
+
+def stated_topology(stated, path):
+    """What a workload's MACHINE describes; a machine file is looked for beside the workload."""
+    where = f"MACHINE in {path}"
+    if isinstance(stated, dict):
+        return load_topology(where=where, **check_table(stated, KEYWORDS, "machine", where))
+    if isinstance(stated, str) and stated.endswith(".toml"):
+        stated = os.path.join(os.path.dirname(path), stated)
+    try:
+        return load_topology(stated)
+    except ConfigError as error:
+        raise ConfigError.at(where, str(error)) from None
+
+
+def parse_settings(settings):
+    """{sysctl: value} from texts like vm.min_free_kbytes=4096."""
+    table = {}
+    for setting in settings:
+        key, equals, value = (part.strip() for part in setting.partition("="))
+        if not equals or not key:
+            raise ConfigError(f"--set is {shown(setting)}, must be sysctl=value")
+        table[key] = int(value) if re.fullmatch(r"-?\d{1,20}", value) else value
+    return table
+
+
+def seed_all(seed):
+    """Seed the driver's own sources of random numbers."""
+    import numpy
+
+    random.seed(seed)
+    numpy.random.seed(seed)
+
+
+def run_workload(module, topology, options):
+    """Boot the machine, run main(machine), and collect the figures of the run."""
+    with report.Progress(quiet=options.quiet) as progress, boot(topology, progress) as machine:
+        machine.seed = options.seed
+        progress.watch(machine)
+        start = time.perf_counter()
+        try:
+            result = call_main(module, machine)
+        except KeyboardInterrupt as error:
+            error.whereabouts = whereabouts(error, machine)
+            raise
+        wall_s = time.perf_counter() - start
+        if machine.closed:
+            raise WorkloadRaised(
+                RuntimeError(
+                    "main(machine) has closed the machine and its figures are lost; "
+                    "numaemu run closes it when main returns"
+                )
+            )
+        stats = machine.stats()
+    return {
+        "numaemu": numaemu.__version__,
+        "machine": topology.to_dict(),
+        "workload": options.workload,
+        "mode": "free",
+        "seed": options.seed,
+        "wall_s": wall_s,
+        "compiled": progress.kernels,
+        "emulated_ns": stats["emulated_ns"],
+        "result": result,
+        "vmstat": stats["vmstat"],
+        "nodes": stats["nodes"],
+        "cpus": stats["cpus"],
+        "tasks": stats["tasks"],
+    }
+
+
+def whereabouts(error, machine):
+    """Where main and the tasks were when a run was interrupted: a line each."""
+    lines = [f"main: {place}"] if (place := where.of_error(error)) else []
+    with contextlib.suppress(MachineCheck, TimeoutError, OSError, KeyboardInterrupt):
+        lines += machine.whereabouts()
+    return lines
+
+
+def boot(topology, progress):
+    """A machine; whatever keeps it from booting is a MachineCheck."""
+    from numaemu.machine import Machine
+
+    try:
+        return Machine(topology, progress=progress.compiled)
+    except (OSError, MemoryError) as error:
+        raise MachineCheck(f"the machine could not boot: {error}") from error
+
+
+def call_main(module, machine):
+    """What main(machine) returns; what it raises is its own affair, unless the machine has died."""
+    try:
+        return module.main(machine)
+    except MachineCheck as error:
+        if machine.closed and machine.death is None:
+            raise WorkloadRaised(error) from error
+        raise
+    except Exception as error:
+        if machine.death is not None:
+            raise machine.death from error
+        raise WorkloadRaised(error) from error
+
+
+# --- numaemu run --json -------------------------------------------------------------------------
+def check_writable(path):
+    """Before a long run rather than after it: can the JSON be written?"""
+    if path is None:
+        return
+    folder = os.path.dirname(os.path.abspath(path))
+    place = path if os.path.exists(path) else folder
+    if os.path.isdir(path) or not os.path.isdir(folder) or not os.access(place, os.W_OK):
+        raise ConfigError(f"--json is {path}, which cannot be written")
+
+
+def write_json(figures, path):
+    """Write figures as JSON."""
+    try:
+        with open(path, "w", encoding="utf-8") as file:
+            json.dump(report.jsonable(figures), file, indent=1)
+            file.write("\n")
+    except OSError as error:
+        raise ConfigError(f"--json is {path}: {error.strerror.lower()}") from error
+
+
+# --- the other commands -------------------------------------------------------------------------
+@cli.command("compile")
+def compile_kernel():
+    """Compile the whole kernel now; a run compiles what it needs for the first time, and keeps it."""
+    from numaemu.compiler.build import JIT
+    from numaemu.compiler.link import compile_everything
+
+    if not JIT:
+        raise ConfigError("NUMBA_DISABLE_JIT is set: nothing is compiled")
+    with report.Progress(quiet=not sys.stderr.isatty()) as progress:
+        progress.say("")
+        compile_everything(lambda symbol: progress.compiled(1))
+    done = (
+        f"{report.plural(progress.kernels, 'function')} compiled, none is left"
+        if progress.kernels
+        else "all is compiled"
+    )
+    print(done)
+    return DONE
+
+
+@cli.command()
+@click.option("--json", "json_path", metavar="FILE", help="Write the figures there.")
+def bench(json_path):
+    """How fast the emulator is on this host, as ratios against the host itself."""
+    from numaemu.tools.bench import measure
+
+    check_writable(json_path)
+    with report.Progress() as progress:
+        figures = measure(progress)
+    report.print_bench(figures)
+    if json_path:
+        write_json({"numaemu": numaemu.__version__, "bench": figures}, json_path)
+    return DONE
+
+
+@cli.group()
+def machine():
+    """Presets and machine files."""
+
+
+@machine.command("list")
+def list_machines():
+    """The presets."""
+    report.print_machines({name: (load_topology(name), text) for name, text in list_presets().items()})
+    return DONE
+
+
+@machine.command("show")
+@click.argument("source", metavar="[NAME|FILE.toml]", required=False)
+def show_machine(source):
+    """A preset or machine file, complete with all defaults, as a machine file."""
+    sys.stdout.write(load_topology(source).to_toml())
+    return DONE
+
+
+@cli.command()
+@click.argument("case", metavar="CASE.json")
+@click.option("--json", "json_path", metavar="OUT", help="Write what was observed there.")
+def conform(case, json_path):
+    """Replay a recorded scenario and compare it with what Linux did."""
+    from numaemu.conform import command as conformance
+
+    check_writable(json_path)
+    return conformance.main(case, json_path)
+
+
+# --- the whole ----------------------------------------------------------------------------------
+def show_warning(message, category, *rest):
+    """What numaemu warns of is a line without a place in the sources; other warnings are Python's to show."""
+    if issubclass(category, NumaemuWarning):
+        print(f"numaemu: warning: {message}", file=sys.stderr)
+    else:
+        _python_shows(message, category, *rest)
+
+
+_python_shows = warnings.showwarning
+
+
+def main(argv=None):
+    """Run a command line; its exit status."""
+    warnings.showwarning = show_warning
+    try:
+        return cli.main(argv, prog_name="numaemu", standalone_mode=False) or DONE
+    except WorkloadRaised as raised:
+        if isinstance(raised.error, BrokenPipeError):
+            return nobody_reads()
+        sys.stdout.flush()
+        report.print_failure(raised.error)
+        return RAISED
+    except click.exceptions.NoArgsIsHelpError as error:
+        error.show()
+        return USAGE
+    except (ConfigError, click.ClickException) as error:
+        return fail(USAGE, error.format_message() if isinstance(error, click.ClickException) else error)
+    except MachineCheck as error:
+        return fail(MACHINE_DIED, error)
+    except (KeyboardInterrupt, click.Abort) as error:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        fail(INTERRUPTED, "interrupted" if TIME.is_left else f"interrupted after {TIME.seconds:g} s (--timeout)")
+        for line in getattr(error.__cause__ or error, "whereabouts", ()):  # click has made an Abort of it
+            print(f"  {line}", file=sys.stderr)
+        return INTERRUPTED
+    except BrokenPipeError:
+        return nobody_reads()
+
+
+def nobody_reads():
+    """The end of a run whose reader has gone, as in `numaemu … | head`: no word about it."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return RAISED
+
+
+def fail(status, message):
+    """One line on stderr."""
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        pass
+    print("numaemu: " + " ".join(str(message).split()), file=sys.stderr)
+    return status

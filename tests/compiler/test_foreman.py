@@ -1,0 +1,200 @@
+"""The order in which functions are compiled, and the process that sees to it, with compilers that only pretend."""
+
+import contextlib
+import os
+import select
+import threading
+from multiprocessing import Pipe
+
+import pytest
+
+from numaemu.compiler import foreman as foreman_module
+from numaemu.compiler.foreman import NEVER, WANTED, Agenda, Foreman, ask
+from numaemu.compiler.image import COMPLETE, Compiled, Image
+
+# fmt: off
+CALLS = {"boot": ["map", "walk"], "fault": ["walk", "alloc"], "map": ["alloc", "sqrt"], "walk": [], "alloc": ["buddy"],
+         "buddy": [], "oom": []}
+# fmt: on
+
+
+def order(agenda):
+    """Everything that is left, as it would be compiled."""
+    done = []
+    while symbol := agenda.next():
+        done.append(symbol)
+        agenda.reached(symbol, CALLS[symbol])
+    return done
+
+
+def agenda(done=()):
+    made = Agenda(done)
+    made.declare(CALLS)
+    return made
+
+
+def test_what_nobody_has_asked_for_comes_as_declared():
+    assert order(agenda()) == list(CALLS)
+
+
+def test_what_is_wanted_comes_first_then_what_it_calls():
+    made = agenda()
+    made.add("fault", WANTED)
+    assert order(made) == ["fault", "walk", "alloc", "buddy", "boot", "map", "oom"]
+
+
+def test_a_wish_overtakes_what_waits():
+    made = agenda()
+    made.add("boot", WANTED)
+    assert made.next() == "boot"
+    made.reached("boot", CALLS["boot"])
+    made.add("oom", WANTED)
+    made.add("walk", WANTED)
+    assert order(made) == ["oom", "walk", "map", "alloc", "buddy", "fault"]
+
+
+def test_nothing_is_compiled_twice():
+    made = agenda(done=["alloc", "walk"])
+    made.add("fault", WANTED)
+    made.add("alloc", WANTED)
+    made.add("alloc", NEVER)
+    assert order(made) == ["fault", "boot", "map", "buddy", "oom"]
+
+
+def test_wishes_may_come_before_anything_is_known():
+    made = Agenda([])
+    made.add("walk", WANTED)
+    made.declare(CALLS)
+    assert made.next() == "walk"
+
+
+class Pretender:
+    """A compiler for CALLS in a thread; it ends, like one that was killed, at a function named in `deadly`."""
+
+    deadly = ()
+
+    def __init__(self, path):
+        self.connection, self.theirs = Pipe()
+        self.ready = self.idle = False
+        self.thread = threading.Thread(target=self.work)
+        self.thread.start()
+
+    def work(self):
+        with self.theirs, contextlib.suppress(EOFError, OSError):  # its foreman has gone
+            self.theirs.send(list(CALLS))
+            while (symbol := self.theirs.recv()) not in self.deadly:
+                self.theirs.send((symbol, Compiled(symbol.encode(), symbol, (), ()), CALLS[symbol]))
+
+
+@pytest.fixture
+def foreman(tmp_path, monkeypatch):
+    """Makes one with two pretenders: foreman(owner); all have ended afterwards."""
+    monkeypatch.setattr(foreman_module, "Compiler", Pretender)
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: {0, 1})
+    monkeypatch.setattr(foreman_module, "own_directory", lambda: tmp_path)
+    made = []
+
+    def make(owner, name="test.image"):
+        made.append(Foreman(tmp_path / name, owner))
+        return made[-1]
+
+    yield make
+    for one in made:
+        os.close(one.pipe)
+        one.hold.close()
+        for compiler in one.compilers.values():
+            compiler.connection.close()
+            compiler.thread.join()
+
+
+@pytest.fixture
+def owner():
+    """Both ends of the owner's pipe."""
+    ends = os.pipe()
+    yield ends
+    for end in ends:
+        with contextlib.suppress(OSError):  # the test has
+            os.close(end)
+
+
+def test_an_image_is_completed(foreman, owner):
+    made = foreman(owner[0])
+    made.run()
+    image = Image(made.image.path)
+    assert sorted(image.read()) == sorted([*CALLS, COMPLETE]) and image.read() == []
+    assert image.complete and image.functions["walk"].code == b"walk"
+
+
+def test_who_has_what_is_there_compiles_the_rest(foreman, owner, tmp_path):
+    image = Image(tmp_path / "test.image")
+    image.mend()
+    image.append("walk", Compiled(b"kept", "walk", (), ()))
+    foreman(owner[0]).run()
+    image.read()
+    assert image.functions["walk"].code == b"kept" and set(image.functions) == {*CALLS, COMPLETE}
+
+
+def test_it_ends_with_its_owner(foreman, owner):
+    made = foreman(owner[0])
+    os.close(owner[1])
+    made.run()  # takes at most the answers that are there
+    assert len(made.image.functions) <= 2
+
+
+def test_a_compiler_that_ends_ends_it(foreman, owner, monkeypatch):
+    monkeypatch.setattr(Pretender, "deadly", ("alloc",))
+    made = foreman(owner[0])
+    with pytest.raises(EOFError):
+        made.run()
+    assert not made.image.complete and "alloc" not in made.image.functions
+
+
+def test_who_asks_learns_whether_anybody_listens(foreman, owner, tmp_path):
+    path = tmp_path / "test.image"
+    assert not ask(path, "walk")
+    made = foreman(owner[0])
+    assert ask(path, "oom") and ask(path, "")
+    made.take_wishes()
+    assert made.agenda.next() == "oom"
+    os.close(made.pipe)
+    assert not ask(path, "walk")  # its name is still there, as after a kill -9
+    made.pipe = os.dup(owner[0])
+
+
+def test_a_new_image_takes_over_what_a_change_has_not_touched(foreman, owner, tmp_path, monkeypatch):
+    monkeypatch.setattr(foreman_module, "function_stamps", lambda package: {symbol: f"of {symbol}" for symbol in CALLS})
+    old, other_tools = Image(tmp_path / "release-tools-old.image"), Image(tmp_path / "release-others-old.image")
+    for image in (old, other_tools):
+        image.mend()
+    old.append("walk", Compiled(b"kept", "walk", (), (), "of walk"))
+    old.append("alloc", Compiled(b"changed", "alloc", (), (), "of what it was"))
+    old.append("oom", Compiled(b"unknown", "oom", (), ()))
+    made = foreman(owner[0], "release-tools-new.image")
+    made.run()
+    image = Image(made.image.path)
+    image.read()
+    assert image.complete and image.functions["walk"].code == b"kept"
+    assert [image.functions[name].code for name in ("alloc", "oom")] == [b"alloc", b"oom"]
+    assert image.functions["alloc"].stamp == "of alloc"
+    assert not old.path.exists() and other_tools.path.exists()
+
+
+def test_a_wish_is_told_again_when_another_listens(tmp_path, monkeypatch):
+    """The one that was told has ended before it did anything: no time limit is needed to find out."""
+    image, told, listeners = Image(tmp_path / "image"), [], []
+    image.mend()
+
+    def step(_seconds):
+        """One look of who waits is over."""
+        told.append(os.read(listeners[-1], 1000).decode() if select.select([listeners[-1]], [], [], 0)[0] else "")
+        if len(told) == 3:  # it ends, and its pipe with it; the next one starts
+            os.close(listeners.pop())
+            listeners.append(foreman.listen(image.path))
+        if len(told) == 6:
+            image.append("walk", "its code")
+
+    monkeypatch.setattr(foreman.time, "sleep", step)
+    listeners.append(foreman.listen(image.path))
+    foreman.wait_for(image, "walk")
+    os.close(listeners.pop())
+    assert told == ["walk\n", "", "", "walk\n", "", ""]
