@@ -1,0 +1,6 @@
+"""The emulated Linux kernel, laid out as Linux's source is: include, arch, kernel (here `core`), fs, mm, and its system calls.
+
+A file has the name of the Linux file that it mirrors, and each function the name of the Linux function. `boot` makes the
+machine's memory. Every file is compiled as far as its functions carry a decorator. `mm`, `core`, `arch` and `include` never
+import what shows them (`syscalls`, `fs/proc`, `fs/sysfs`, `audit`); who needs another process sends it a message (core/smp).
+"""

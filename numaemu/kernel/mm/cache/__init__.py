@@ -1,1 +1,1 @@
-"""kernel.mm.cache"""
+"""The page cache: files' pages, readahead, writeback, truncation, tmpfs. Linux's mm/filemap.c and its kin."""
