@@ -31,7 +31,9 @@ setup: $(READY)
 
 # The floors of the package (a file imports only from floors below its own), where they are written down.
 layers: $(TEST_READY)
-	@if grep -qs '^\[tool.importlinter\]' pyproject.toml || test -e .importlinter; then $(BIN)/lint-imports --no-cache; fi
+	$(BIN)/lint-imports --no-cache
+	$(BIN)/ruff check --quiet numaemu tests benchmarks workloads
+	$(BIN)/ruff format --quiet --check numaemu tests benchmarks workloads
 
 $(READY): pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)

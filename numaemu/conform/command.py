@@ -8,8 +8,8 @@ itself uses before that is found by playing it up to there first.
 import json
 import pathlib
 
-from numaemu.conform.case_file import read_case
 from numaemu.conform import judge
+from numaemu.conform.case_file import read_case
 from numaemu.conform.replay import NotSupported, Replay, check_steps
 from numaemu.errors import ConfigError
 from numaemu.machine import Machine

@@ -1,8 +1,9 @@
 """Files of huge pages, which memfd_create(2) makes with MFD_HUGETLB: Linux's fs/hugetlbfs/inode.c.
 
 A file's pages are those of a shared object, as a shared mapping without a file has one, which the inode holds. All VMAs that
-map the file, private ones too, are linked in it, as are those of other files. Its reservation map has room for twice as many huge pages as the machine has memory; `size` there is the file's end, that faults
-look at under the page's fault mutex. What mmap has reserved stays so until the file is cut or gone.
+map the file, private ones too, are linked in it, as are those of other files. The file's reservation map has room for twice as
+many huge pages as the machine has memory. The map's `size` is the file's end, which faults look at under the page's fault mutex.
+What mmap has reserved stays so until the file is cut or gone.
 """
 
 import numpy as np
