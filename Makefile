@@ -2,6 +2,7 @@
 #
 #   make run     set up, then run a first workload        make bench   how fast it is on this host
 #   make test    set up, then layers and all tests        make clean   remove what the others made
+#   make conform play all cases recorded on Linux, and write the page of their results
 
 PYTHON ?= python3
 VENV := .venv
@@ -14,7 +15,7 @@ PYTEST := $(BIN)/python -m pytest -q
 # Tests marked `interpreted` also run with the JIT off and in the debug build.
 INTERPRETED := -m interpreted
 
-.PHONY: run test bench setup layers clean
+.PHONY: run test bench conform setup layers clean
 
 run: $(READY)
 	$(BIN)/python -m numaemu run workloads/first_touch.py
@@ -26,6 +27,9 @@ test: layers
 
 bench: $(READY)
 	$(BIN)/python -m numaemu bench
+
+conform: $(READY)
+	$(BIN)/python -m numaemu conform --all --markdown docs/fidelity-results.md
 
 setup: $(READY)
 

@@ -1,16 +1,27 @@
 """A recorded case as a file: what has to stand in it, and of which kind, before anything is played or compared.
 
 A file that was cut off or spoilt is refused in one line that names the place, as `observed.deltas.a->b.vmstat`. A form
-below is a function of a value and its place, which raises Malformed; keys that nobody reads may hold anything.
+below is a function of a value and its place, which raises ConfigError; keys that nobody reads may hold anything.
+
+A case lies in a file NAME.json, or compressed in NAME.json.zst or NAME.json.gz. The cases that the project keeps are those
+of the directory conformance/cases beside the package.
 """
 
+import gzip
+import io
 import json
 import pathlib
 import re
+import zlib
+
+import zstandard
 
 from numaemu.errors import ConfigError
 from numaemu.spec.units import check_list, parse_int, shown
 
+KEPT = pathlib.Path(__file__).resolve().parents[2] / "conformance" / "cases"
+SUFFIXES = (".json", ".json.zst", ".json.gz")
+MOST_BYTES = 1 << 28  # of a case file, unpacked
 MOST = (1 << 63) - 1  # of any number
 MOST_MIB = 1 << 24  # of a node's memory
 MOST_ACCESSES = 1 << 28  # of one step
@@ -259,11 +270,48 @@ def check_case(case):
     check_results(case)
 
 
+# -- files ---------------------------------------------------------------------------------------------------
+
+
+def case_name(path):
+    """The name of a case file without its suffix."""
+    name = pathlib.Path(path).name
+    return next((name.removesuffix(suffix) for suffix in SUFFIXES[::-1] if name.endswith(suffix)), name)
+
+
+def kept_cases():
+    """The files of the cases that the project keeps, by name; [] where the package is installed without them."""
+    return sorted(path for path in KEPT.glob("*") if path.name.endswith(SUFFIXES))
+
+
+def find_case(given):
+    """The file that a case is given by: its path, or the name of one that the project keeps."""
+    if not pathlib.Path(given).exists() and "/" not in str(given):
+        for suffix in SUFFIXES:
+            if (KEPT / f"{given}{suffix}").is_file():
+                return KEPT / f"{given}{suffix}"
+    return pathlib.Path(given)
+
+
+def read_text(path):
+    """The text of a plain or compressed file."""
+    with open(path, "rb") as file:
+        if str(path).endswith(".zst"):
+            unpacked = zstandard.ZstdDecompressor().stream_reader(file)
+        else:
+            unpacked = gzip.GzipFile(fileobj=file) if str(path).endswith(".gz") else file
+        with io.BufferedReader(unpacked) as reader:
+            data = reader.read(MOST_BYTES + 1)
+    if len(data) > MOST_BYTES:
+        raise ValueError(f"it has more than {MOST_BYTES} bytes")
+    return data.decode("utf-8")
+
+
 def read_case(path):
     """A recorded case from its file."""
     try:
-        case = json.loads(pathlib.Path(path).read_text("utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
+        case = json.loads(read_text(path))
+    except (OSError, EOFError, ValueError, RecursionError, zlib.error, zstandard.ZstdError) as error:
         raise ConfigError.at(str(path), f"case file cannot be read: {error}") from None
     try:
         check_case(case)

@@ -1,156 +1,96 @@
-"""python -m numaemu conform CASE.json: play what was recorded on a real Linux, and say whether the emulator agrees.
+"""numaemu conform: play what was recorded on a real Linux, and say whether the emulator agrees.
 
-The machine is built as the recorded one, its watermarks and what it had in use included: the kernel's own memory is
-taken out of every zone at boot, so that as much is free at the first snapshot as was free there. What the scenario
-itself uses before that is found by playing it up to there first.
+One case is reported group by group, several as a table with a line for each. The results of all cases that the project
+keeps also go into a page of the docs (--markdown).
 """
 
 import json
 import pathlib
+import time
+from dataclasses import dataclass, field
 
+from numaemu import errors
 from numaemu.conform import judge
-from numaemu.conform.case_file import read_case
-from numaemu.conform.replay import NotSupported, Replay, check_steps
-from numaemu.errors import ConfigError
-from numaemu.machine import Machine
+from numaemu.conform.calibrate import replay
+from numaemu.conform.case_file import case_name, find_case, kept_cases, read_case
+from numaemu.conform.replay import NotSupported
 
-ZONE_TYPES = {"DMA": 0, "DMA32": 1, "Normal": 2, "HighMem": 3, "Movable": 4}
-LOW_MEMORY = {"A2": "256MiB"}  # machines whose RAM above that lies above 4 GiB
-# what took how long on the recorded machines, which were emulated by software; found from the times of their steps
-COST = {"fault_ns": 6000, "clear_page_ns": 1500, "copy_page_ns": 2000, "syscall_ns": 1500}
-DISK = {"read_latency_us": 130, "write_latency_us": 130, "bandwidth": "200MB/s"}
-USED = ("FilePages", "AnonPages", "Slab", "PageTables")  # of a node's meminfo
-# pages of each node that the recorded kernels used without naming them in meminfo: the least that any first snapshot shows
-# fmt: off
-KERNEL_PAGES = {"A": (2020, 2690), "A2": (2020, 1880), "B": (1310, 1110, 1060, 1050), "C": (2590, 2530, 3320),
-                "C2": (2590, 2530, 3320)}
-# fmt: on
-CALIBRATIONS = 3  # plays up to the first snapshot
-FREE_TOLERANCE = 64  # pages between ours and the recorded zone at the first snapshot
 SHOWN = 5  # disagreements of one group
-AGREES, DISAGREES, NOT_SUPPORTED = 0, 1, 3
+DONE, DISAGREES, NOT_SUPPORTED = 0, 1, 3  # exit statuses; 2 is wrong usage
+AGREES, DIFFERS, CANNOT = "agrees", "differs", "not supported"
+GENERATED = "<!-- made by `numaemu conform --all --markdown`; do not edit -->"
 
 
-# -- the machine ---------------------------------------------------------------------------------------------
+@dataclass
+class Outcome:
+    """What became of one case, played once or several times."""
 
+    name: str
+    case: dict
+    agreed: list = field(default_factory=list)  # of each time: True or False
+    not_supported: str = ""
+    failures: list = field(default_factory=list)  # of the first time that disagreed, a line each
+    checks: int = 0
+    seconds: float = 0.0  # all times together
+    verdict: judge.Verdict = None  # of the last time
+    observed: dict = None
 
-def machine_file(case):
-    """The recorded machine in a machine file's shape."""
-    recorded = case["machine"]
-    machine = {
-        "name": str(recorded.get("id", "recorded")),
-        "node": [
-            {"memory": f"{memory}MiB", "cpus": cpus}
-            for memory, cpus in zip(recorded["memory_MiB"], recorded["cpus_per_node"])
-        ],
-        "distance": {"matrix": recorded["distance"]},
-        "cost": COST,
-        "disk": DISK,
-    }
-    if machine["name"] in LOW_MEMORY:
-        machine["low_memory"] = LOW_MEMORY[machine["name"]]
-    zones = first_zones(case)
-    if zones:
-        machine["sysctl"] = {"vm.min_free_kbytes": min_free_kbytes(zones)}
-    return machine
+    @property
+    def result(self):
+        """One of AGREES, DIFFERS, CANNOT: it agrees if it has done so every time."""
+        if self.not_supported:
+            return CANNOT
+        return AGREES if all(self.agreed) else DIFFERS
 
+    @property
+    def reason(self):
+        """Why it does not agree, in a line; "" if it does."""
+        if not self.failures:
+            return self.not_supported
+        more = len(self.failures) - 1
+        return self.failures[0] + (f" (and {more} more)" if more else "")
 
-def first_snapshot(case):
-    """What was recorded first, or {}."""
-    return next(iter(case["observed"].get("snapshots", {}).values()), {})
-
-
-def first_zones(case):
-    """The zones of the recorded first snapshot, or {}."""
-    return first_snapshot(case).get("zones", {})
-
-
-def min_free_kbytes(zones):
-    """The value that gives every zone its recorded `min`: min(z) = (kbytes / 4) * managed(z) / sum(managed)."""
-    total = sum(zone["managed"] for zone in zones.values())
-    low = max(-(-zone["min"] * total // zone["managed"]) for zone in zones.values())
-    high = min(((zone["min"] + 1) * total - 1) // zone["managed"] for zone in zones.values())
-    if low > high:
-        raise ConfigError(
-            f"no min_free_kbytes gives the recorded min of zones {', '.join(zones)}: one needs "
-            f"{low * 4}, another at most {high * 4 + 3}"
-        )
-    return low * 4
-
-
-def reservations(zones, used):
-    """{(node, zone type): (managed, free)} in pages, with `used` pages of each zone left for the scenario itself."""
-    found = {}
-    for name, zone in zones.items():
-        node, _, kind = name.removeprefix("node").partition("/")
-        free = min(max(zone["free"] + used.get(name, 0), 0), zone["managed"])
-        found[int(node), ZONE_TYPES[kind]] = (zone["managed"], free)
-    return found
-
-
-def cached_pages(meminfo):
-    """Pages of files and of swap that a node caches."""
-    return (meminfo["FilePages"] - meminfo["Shmem"]) // 4
-
-
-def other_pages(meminfo):
-    """Pages of a node that are neither free nor a task's, nor of a slab: the rest of the kernel's, and those on per-CPU lists."""
-    return (meminfo["MemUsed"] - meminfo.get("KernelStack", 0) - sum(meminfo[name] for name in USED)) // 4
-
-
-def missing_pages(case, ours, reserve):
-    """Per zone, how much more memory the scenario must find to have as much free, and as much cached, as recorded.
-
-    What lies in caches could be free as well, and where memory was short which of both it is depends on how much there is.
-    There the per-CPU lists have been emptied, too: what lies on them at the snapshot has been the scenario's before.
-    """
-    linux = first_snapshot(case)
-    zones = {name: zone for name, zone in linux["zones"].items() if name in ours["zones"]}
-    missing = {name: zone["free"] - ours["zones"][name]["free"] for name, zone in zones.items()}
-    reclaimed = any(linux.get("vmstat", {}).get(name, 0) for name in ("pgsteal_kswapd", "pgsteal_direct"))
-    kernel = KERNEL_PAGES.get(str(case["machine"].get("id")))
-    for node, figures in ours["nodes"].items():
-        own = [name for name in zones if name.startswith(f"node{node}/")]
-        theirs, mine = linux.get("nodes", {}).get(node, {}).get("meminfo") or {}, figures["meminfo"]
-        if not own or not {"MemUsed", "Shmem", *USED} <= theirs.keys():
-            continue
-        largest = max(own, key=lambda name: zones[name]["managed"])
-        missing[largest] += cached_pages(theirs) - cached_pages(mine)
-        if reclaimed and kernel:
-            reserved = sum(managed - free for (nid, _), (managed, free) in reserve.items() if str(nid) == node)
-            missing[largest] += max(other_pages(theirs) - kernel[int(node)], 0) - max(other_pages(mine) - reserved, 0)
-    return missing
-
-
-def calibrate(case, machine):
-    """Pages of each zone that the scenario itself uses up to its first snapshot."""
-    zones = first_zones(case)
-    used = {name: zone["managed"] for name, zone in zones.items()}  # at first: everything is free
-    for _ in range(CALIBRATIONS):
-        reserve = reservations(zones, used)
-        with Machine(machine, reserve=reserve) as emulated:
-            snapshots = Replay(emulated, case["steps"]).run(until="snap")["snapshots"]
-        missing = missing_pages(case, next(iter(snapshots.values())), reserve)
-        used = {
-            name: reserve[key][1] + missing[name] - zones[name]["free"]
-            for name, key in zip(zones, reserve)
-            if name in missing
+    def to_dict(self):
+        """The outcome for JSON."""
+        return {
+            "case": self.name,
+            "result": self.result,
+            "agreed": sum(self.agreed),
+            "played": len(self.agreed),
+            "reason": self.reason,
+            "failures": self.failures,
+            "checks": self.checks,
+            "seconds": round(self.seconds, 1),
         }
-        if all(abs(pages) <= FREE_TOLERANCE for pages in missing.values()):
+
+
+# -- playing -------------------------------------------------------------------------------------------------
+
+
+def play(name, case, times=1):
+    """Play a case so many times and judge it each time: its Outcome."""
+    outcome = Outcome(name, case)
+    start = time.perf_counter()
+    for _ in range(times):
+        try:
+            outcome.observed = replay(case)
+        except NotSupported as error:
+            outcome.not_supported = error.op
             break
-    return used
+        except (errors.MachineCheck, errors.KernelBug, errors.OutOfMemory, TimeoutError) as error:
+            verdict = judge.Verdict()
+            verdict.check("steps", False, "the machine", f"dead ({' '.join(str(error).split())})", "alive")
+        else:
+            verdict = judge.judge(case, outcome.observed)
+        outcome.verdict = verdict
+        outcome.checks = sum(verdict.checks.values())
+        outcome.agreed.append(verdict.agrees)
+        outcome.failures = outcome.failures or [line for lines in verdict.failures.values() for line in lines]
+    outcome.seconds = time.perf_counter() - start
+    return outcome
 
 
-def replay(case):
-    """Play a recorded case on a machine of its own: what was observed. Raises NotSupported."""
-    check_steps(case["steps"])
-    machine, zones = machine_file(case), first_zones(case)
-    reserve = reservations(zones, calibrate(case, machine)) if zones else None
-    with Machine(machine, reserve=reserve) as emulated:
-        return Replay(emulated, case["steps"]).run()
-
-
-# -- the report ----------------------------------------------------------------------------------------------
+# -- reports -------------------------------------------------------------------------------------------------
 
 
 def table(verdict):
@@ -166,23 +106,103 @@ def table(verdict):
     return "\n".join(lines)
 
 
-def main(case_path, json_path=None):
-    """Play a case file and print how it compares; the exit status: 0 agrees, 1 disagrees, 3 not supported."""
-    case = read_case(case_path)
-    name = case.get("name", pathlib.Path(case_path).stem)
-    try:
-        observed = replay(case)
-    except NotSupported as error:
-        print(f"not supported: {error.op}")
-        write_json(json_path, {"not_supported": error.op})
-        return NOT_SUPPORTED
-    write_json(json_path, {"observed": observed})
-    verdict = judge.judge(case, observed)
-    print(table(verdict))
-    print(f"{name}: {'agrees' if verdict.agrees else 'disagrees'} with {case.get('kernel', 'Linux')}")
-    return AGREES if verdict.agrees else DISAGREES
+def tally(outcomes):
+    """How many cases agree, differ and cannot be played: a line."""
+    results = [outcome.result for outcome in outcomes]
+    numbers = {result: results.count(result) for result in (AGREES, DIFFERS, CANNOT)}
+    verbs = {AGREES: "agree", DIFFERS: "differ" if numbers[DIFFERS] != 1 else "differs", CANNOT: "not supported"}
+    parts = [f"{number} {verbs[result]}" for result, number in numbers.items() if number or result == AGREES]
+    return f"of {len(outcomes)} cases " + ", ".join(parts)
+
+
+def row(outcome, width):
+    """The line of one of several cases."""
+    often = f" {sum(outcome.agreed)}/{len(outcome.agreed)}" if len(outcome.agreed) > 1 else ""
+    line = f"{outcome.name:<{width}}  {outcome.result + often:<14}{outcome.seconds:>8.1f}  {outcome.reason}"
+    return line.rstrip()
+
+
+def markdown(outcomes):
+    """The page of results: what was recorded, each case with its result, and what differs."""
+    kernels = sorted({str(outcome.case.get("kernel", "Linux")) for outcome in outcomes})
+    lines = [GENERATED, "", f"Recorded on {'; '.join(kernels)}. {tally(outcomes).capitalize()}.", ""]
+    lines += ["| case | what it is about | machine | result | checks | what differs first, or is missing |"]
+    lines += ["| --- | --- | --- | --- | ---: | --- |"]
+    for outcome in outcomes:
+        machine = outcome.case["machine"].get("id", "")
+        cells = (
+            outcome.name,
+            outcome.case.get("note", ""),
+            machine,
+            outcome.result,
+            outcome.checks or "",
+            outcome.reason,
+        )
+        lines.append("| " + " | ".join(str(cell).replace("|", "\\|") for cell in cells) + " |")
+    return "\n".join(lines) + "\n"
 
 
 def write_json(path, answer):
     if path:
         pathlib.Path(path).write_text(json.dumps(answer, indent=1) + "\n", "utf-8")
+
+
+# -- the command ---------------------------------------------------------------------------------------------
+
+
+def chosen(paths, every):
+    """[(name, case)] of the files that are asked for; all are read before the first is played."""
+    if every:
+        paths = kept_cases()
+        if not paths:
+            raise errors.ConfigError(
+                "conform --all: this installation has no recorded cases; they come with the sources"
+            )
+    cases = [(find_case(path), read_case(find_case(path))) for path in paths]
+    return [(case.get("name", case_name(path)), case) for path, case in cases]
+
+
+def play_one(name, case, times, json_path):
+    """Play one case and print its groups; its Outcome. The JSON holds what was observed, in the recorded shape."""
+    outcome = play(name, case, times)
+    if outcome.result == CANNOT:
+        print(f"not supported: {outcome.not_supported}")
+        write_json(json_path, {"not_supported": outcome.not_supported})
+        return outcome
+    write_json(json_path, {"observed": outcome.observed})
+    print(table(outcome.verdict))
+    often = f" ({sum(outcome.agreed)} of {times} times)" if times > 1 else ""
+    print(
+        f"{name}: {outcome.result if outcome.result == AGREES else 'disagrees'}{often} with {case.get('kernel', 'Linux')}"
+    )
+    return outcome
+
+
+def play_many(cases, times, json_path, say):
+    """Play cases one after another and print a line as each ends; their Outcomes. The JSON holds the table."""
+    width, outcomes = max(len(name) for name, _ in cases), []
+    print(f"{'case':<{width}}  {'result':<14}{'seconds':>8}  what differs first, or is missing", flush=True)
+    for number, (name, case) in enumerate(cases, 1):
+        say(f"{number} of {len(cases)}: {name}")
+        outcomes.append(play(name, case, times))
+        print(row(outcomes[-1], width), flush=True)
+        write_json(json_path, {"cases": [outcome.to_dict() for outcome in outcomes]})
+    print(tally(outcomes))
+    return outcomes
+
+
+def main(paths, json_path=None, every=False, times=1, markdown_path=None, say=lambda text: None):
+    """Play case files and print how they compare.
+
+    The exit status: 1 if one disagrees, 3 if none could be played, else 0. `say` is told what goes on.
+    """
+    cases = chosen(paths, every)
+    if len(cases) == 1 and not every:
+        say(cases[0][0])
+        outcomes = [play_one(*cases[0], times, json_path)]
+    else:
+        outcomes = play_many(cases, times, json_path, say)
+    if markdown_path:
+        pathlib.Path(markdown_path).write_text(markdown(outcomes), "utf-8")
+    results = {outcome.result for outcome in outcomes}
+    return DISAGREES if DIFFERS in results else NOT_SUPPORTED if results == {CANNOT} else DONE

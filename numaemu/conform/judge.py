@@ -152,7 +152,7 @@ def compare_result(case, ours, linux, where, verdict):
         verdict.near("steps", f"{where}: result", ours.get("ret", -1), linux["ret"], *MIGRATE_RESULT)
     elif op in RESULT_OPS and (case.quiet or op != "move_pages"):
         verdict.check("steps", ours.get("ret") == linux["ret"], f"{where}: result", ours.get("ret"), linux["ret"])
-    if op == "touch" and "minflt" in linux:
+    if op == "touch" and "minflt" in linux and not case.balancing:
         relative, absolute = FAULTS_QUIET if case.quiet else FAULTS_PRESSURE
         faults = [result.get("minflt", 0) + result.get("majflt", 0) for result in (ours, linux)]
         verdict.near("steps", f"{where}: faults", *faults, relative, case.pages(absolute))

@@ -303,14 +303,14 @@ def call_main(module, machine):
 
 
 # --- numaemu run --json -------------------------------------------------------------------------
-def check_writable(path):
-    """Before a long run rather than after it: can the JSON be written?"""
+def check_writable(path, option="--json"):
+    """Before a long run rather than after it: can the file that an option names be written?"""
     if path is None:
         return
     folder = os.path.dirname(os.path.abspath(path))
     place = path if os.path.exists(path) else folder
     if os.path.isdir(path) or not os.path.isdir(folder) or not os.access(place, os.W_OK):
-        raise ConfigError(f"--json is {path}, which cannot be written")
+        raise ConfigError(f"{option} is {path}, which cannot be written")
 
 
 def write_json(figures, path):
@@ -380,14 +380,29 @@ def show_machine(source):
 
 
 @cli.command()
-@click.argument("case", metavar="CASE.json")
-@click.option("--json", "json_path", metavar="OUT", help="Write what was observed there.")
-def conform(case, json_path):
-    """Replay a recorded scenario and compare it with what Linux did."""
+@click.argument("cases", metavar="CASE…", nargs=-1)
+@click.option("--all", "every", is_flag=True, help="All cases that the project keeps.")
+@click.option(
+    "--repeat", type=click.IntRange(1, 1000), default=1, metavar="N", help="Play each case so many times. Default 1."
+)
+@click.option(
+    "--json", "json_path", metavar="FILE", help="Of one case write what was observed there, of several the table."
+)
+@click.option("--markdown", "markdown_path", metavar="FILE", help="Write the results there, as a page of the docs.")
+def conform(cases, every, repeat, json_path, markdown_path):
+    """Replay scenarios that were recorded on a real Linux, and compare.
+
+    A CASE is a file .json, .json.zst or .json.gz, or the name of a case that the project keeps. The exit status is 0 if
+    all that can be played agree, 1 if one disagrees, 3 if none can be played.
+    """
     from numaemu.conform import command as conformance
 
+    if bool(cases) == every:
+        raise click.UsageError("conform: name cases or say --all" + (", not both" if every else ""))
     check_writable(json_path)
-    return conformance.main(case, json_path)
+    check_writable(markdown_path, "--markdown")
+    with report.Progress() as progress:
+        return conformance.main(cases, json_path, every, repeat, markdown_path, progress.say)
 
 
 # --- the whole ----------------------------------------------------------------------------------

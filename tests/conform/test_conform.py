@@ -1,17 +1,20 @@
 """Playing recorded scenarios: placement, what a dump says, what is not supported, and that a difference is seen."""
 
 import copy
+import gzip
 import json
 
 import numpy as np
 import pytest
+import zstandard
 from hypothesis import given
 from hypothesis import strategies as st
 
+from numaemu.conform import calibrate, case_file, judge, observe, replay
 from numaemu.conform import command as conform
-from numaemu.conform import judge, observe, replay
 from numaemu.conform.replay import NotSupported, Process, Replay
-from numaemu.errors import ConfigError
+from numaemu.errors import ConfigError, MachineCheck
+from numaemu.tools import cli
 
 MIB = 1 << 20
 MACHINE = {"id": "small", "nodes": 2, "memory_MiB": [64, 64], "cpus_per_node": [1, 1], "distance": [[10, 21], [21, 10]]}
@@ -49,12 +52,13 @@ def observed():
 
 
 @pytest.fixture
-def case_file(tmp_path):
+def written(tmp_path):
     """A function that writes a case to a file."""
 
-    def write(record):
-        path = tmp_path / "case.json"
-        path.write_text(json.dumps(record))
+    def write(record, name="case.json"):
+        path, text = tmp_path / name, json.dumps(record).encode()
+        pack = {".zst": zstandard.compress, ".gz": gzip.compress}.get(path.suffix, bytes)
+        path.write_bytes(pack(text))
         return path
 
     return write
@@ -277,20 +281,20 @@ def test_zones_are_as_full_as_recorded():
     steps = [{**step, "task": "T0"} for step in FIRST_TOUCH["steps"][:2]] + [FIRST_TOUCH["steps"][3]]
     ours = conform.replay(case(*steps, {"op": "snap", "label": "base"}, snapshots={"base": {"zones": zones}}))
     for name, zone in ours["snapshots"]["base"]["zones"].items():
-        assert abs(zone["free"] - zones[name]["free"]) <= conform.FREE_TOLERANCE
+        assert abs(zone["free"] - zones[name]["free"]) <= calibrate.FREE_TOLERANCE
         assert (zone["managed"], zone["min"]) == (zones[name]["managed"], zones[name]["min"])
 
 
 @given(st.lists(st.integers(1000, 10**7), min_size=1, max_size=6), st.integers(100, 10**6))
 def test_min_free_kbytes_gives_back_the_marks(managed, pages_min):
     zones = {str(i): {"managed": m, "min": pages_min * m // sum(managed)} for i, m in enumerate(managed)}
-    found = conform.min_free_kbytes(zones) // 4
+    found = calibrate.min_free_kbytes(zones) // 4
     assert [found * m // sum(managed) for m in managed] == [zone["min"] for zone in zones.values()]
 
 
 def test_marks_that_fit_no_min_free_kbytes():
     with pytest.raises(ConfigError, match="no min_free_kbytes gives"):
-        conform.min_free_kbytes({"a": {"managed": 1000, "min": 1}, "b": {"managed": 1000, "min": 9}})
+        calibrate.min_free_kbytes({"a": {"managed": 1000, "min": 1}, "b": {"managed": 1000, "min": 9}})
 
 
 # -- the order of touches, the form of dumps -----------------------------------------------------------------
@@ -334,18 +338,18 @@ def test_not_supported_is_found_before_anything_starts(step, op):
     assert raised.value.op == op
 
 
-def test_not_supported_file(case_file, tmp_path, capsys):
-    path = case_file(case({"op": "write", "path": "/proc/sys/vm/no_such_setting", "value": "1"}))
-    assert conform.main(path, tmp_path / "out.json") == conform.NOT_SUPPORTED
+def test_not_supported_file(written, tmp_path, capsys):
+    path = written(case({"op": "write", "path": "/proc/sys/vm/no_such_setting", "value": "1"}))
+    assert conform.main([path], tmp_path / "out.json") == conform.NOT_SUPPORTED
     op = "write /proc/sys/vm/no_such_setting"
     assert capsys.readouterr().out == f"not supported: {op}\n"
     assert json.loads((tmp_path / "out.json").read_text()) == {"not_supported": op}
 
 
-def test_a_disagreement_is_reported(case_file, tmp_path, capsys):
+def test_a_disagreement_is_reported(written, tmp_path, capsys):
     wrong = copy.deepcopy(FIRST_TOUCH)
     wrong["observed"]["dumps"]["end"]["T0"]["regions"]["a"]["pages"] = {"node0": 256, "node1": 0}
-    assert conform.main(case_file(wrong), tmp_path / "out.json") == conform.DISAGREES
+    assert conform.main([written(wrong)], tmp_path / "out.json") == conform.DISAGREES
     text = capsys.readouterr().out
     assert "dump end/T0/a: pages: is {'node1': 256}, Linux {'node0': 256}" in text
     assert "first_touch: disagrees with Linux" in text
@@ -369,4 +373,126 @@ def test_the_judge_sees(observed, part, change):
 def test_a_case_file_that_is_none(tmp_path):
     (tmp_path / "case.json").write_text("[]")
     with pytest.raises(ConfigError, match="case file is malformed: case is .*, must be an object"):
-        conform.read_case(tmp_path / "case.json")
+        case_file.read_case(tmp_path / "case.json")
+
+
+# -- several cases, and files that are packed -------------------------------------------------------------------
+
+
+def test_a_packed_case_is_read_like_a_plain_one(written):
+    for name in ("case.json", "case.json.zst", "case.json.gz"):
+        path = written(FIRST_TOUCH, name)
+        assert case_file.read_case(path) == FIRST_TOUCH and case_file.case_name(path) == "case"
+
+
+@pytest.mark.parametrize("suffix", [".zst", ".gz"])
+def test_a_packed_case_that_is_cut_off_or_no_archive(written, suffix):
+    path = written(FIRST_TOUCH, f"case.json{suffix}")
+    whole = path.read_bytes()
+    for spoilt in (whole[: len(whole) // 2], whole[:10], b"", b"{}", whole[:20] + b"\xff" * 40 + whole[60:]):
+        path.write_bytes(spoilt)
+        with pytest.raises(ConfigError, match="case file cannot be read"):
+            case_file.read_case(path)
+
+
+def test_a_packed_case_of_endless_length_is_refused(written, monkeypatch):
+    monkeypatch.setattr(case_file, "MOST_BYTES", 100)
+    with pytest.raises(ConfigError, match="has more than 100 bytes"):
+        case_file.read_case(written(FIRST_TOUCH, "case.json.zst"))
+
+
+def test_every_kept_case_is_well_formed():
+    paths = case_file.kept_cases()
+    assert len(paths) >= 69
+    for path in paths:
+        case = case_file.read_case(path)
+        assert case["name"] == case_file.case_name(path) and case_file.find_case(case["name"]) == path
+
+
+def told(answers):
+    """A stand-in for the playing of cases: by name what the replay answers, each time another; or what it raises."""
+
+    def replay_case(case):
+        answer = answers[case["name"]].pop(0)
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    return replay_case
+
+
+def named(name, **changes):
+    return {**FIRST_TOUCH, "name": name, **changes}
+
+
+@pytest.fixture
+def other(observed):
+    """What FIRST_TOUCH would show with one fault more."""
+    wrong = copy.deepcopy(observed)
+    wrong["step_results"][3]["ret"] = 255
+    return wrong
+
+
+def test_several_cases_make_a_table(written, observed, other, tmp_path, capsys, monkeypatch):
+    paths = [written(named(name), f"{name}.json.zst") for name in ("right", "wrong", "later", "dead")]
+    dead = MachineCheck("cpu 0 died")
+    monkeypatch.setattr(conform, "replay", told({
+        "right": [observed], "wrong": [other], "later": [NotSupported("sh numactl")], "dead": [dead]}))  # fmt: skip
+    said = []
+    status = conform.main(paths, tmp_path / "out.json", markdown_path=tmp_path / "page.md", say=said.append)
+    assert status == conform.DISAGREES and said == ["1 of 4: right", "2 of 4: wrong", "3 of 4: later", "4 of 4: dead"]
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].split()[:3] == ["case", "result", "seconds"] and lines[1].split()[:2] == ["right", "agrees"]
+    assert lines[2].split()[:2] == ["wrong", "differs"] and lines[2].endswith("step 3 touch: result: is 255, Linux 256")
+    assert lines[3].endswith("sh numactl") and lines[4].endswith("the machine: is dead (cpu 0 died), Linux alive")
+    assert lines[5] == "of 4 cases 1 agree, 2 differ, 1 not supported"
+    rows = json.loads((tmp_path / "out.json").read_text())["cases"]
+    assert [row["result"] for row in rows] == ["agrees", "differs", "not supported", "differs"]
+    assert [row["played"] for row in rows] == [1, 1, 0, 1]
+    page = (tmp_path / "page.md").read_text()
+    assert page.startswith(conform.GENERATED) and page.count("\n| ") == 6
+    assert "| wrong |  | small | differs | " in page
+
+
+def test_a_case_agrees_if_it_does_every_time(written, observed, other, capsys, monkeypatch):
+    paths = [written(named(name), f"{name}.json") for name in ("steady", "moody")]
+    monkeypatch.setattr(conform, "replay", told({"steady": [observed] * 2, "moody": [observed, other]}))
+    assert conform.main(paths, times=2) == conform.DISAGREES
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[1].split()[:3] == ["steady", "agrees", "2/2"] and lines[2].split()[:3] == ["moody", "differs", "1/2"]
+
+
+def test_what_cannot_be_played_does_not_disagree(written, observed, monkeypatch):
+    paths = [written(named(name), f"{name}.json") for name in ("right", "later")]
+    monkeypatch.setattr(conform, "replay", told({"right": [observed], "later": [NotSupported("op")]}))
+    assert conform.main(paths) == conform.DONE
+
+
+def test_all_plays_the_kept_cases(written, observed, tmp_path, capsys, monkeypatch):
+    written(named("kept"), "kept.json.zst")
+    monkeypatch.setattr(case_file, "KEPT", tmp_path)
+    monkeypatch.setattr(conform, "replay", told({"kept": [observed, observed]}))
+    assert cli.main(["conform", "--all"]) == 0
+    assert "of 1 cases 1 agree" in capsys.readouterr().out
+    assert cli.main(["conform", "kept"]) == 0  # by its name
+
+
+@pytest.mark.parametrize("words", [
+    [], ["--all", "case.json"], ["--all", "--repeat", "0"], ["nosuch"], ["--all", "--markdown", "/no/such/place.md"]])  # fmt: skip
+def test_wrong_usage_is_a_line(words, capsys):
+    assert cli.main(["conform", *words]) == 2
+    assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_no_kept_cases(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(case_file, "KEPT", tmp_path)
+    assert cli.main(["conform", "--all"]) == 2
+    assert "this installation has no recorded cases" in capsys.readouterr().err
+
+
+def test_faults_of_a_case_of_numa_balancing_are_not_compared(observed, other):
+    more = copy.deepcopy(observed)
+    more["step_results"][3]["minflt"] = 5000
+    assert (
+        judge.judge(named("f00", **{"class": "balancing"}), more).agrees and not judge.judge(FIRST_TOUCH, more).agrees
+    )
