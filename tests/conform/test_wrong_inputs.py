@@ -10,7 +10,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from test_conform import FIRST_TOUCH
 
-from numaemu.conform import case_file, judge, replay
+from numaemu.conform import calibrate, case_file, judge, replay
 from numaemu.conform import command as conform
 from numaemu.errors import ConfigError
 from numaemu.spec.topology import load_topology
@@ -146,9 +146,9 @@ WRONG = [None, True, -1, 0, 3, 1 << 63, 10**4000, 1.5, math.nan, math.inf, "", "
 def use(case):
     """What `numaemu conform` does with a case, but for the playing: as if nothing had been observed, or all of it."""
     case_file.check_case(case)
-    load_topology(conform.machine_file(case))
-    zones = conform.first_zones(case)
-    conform.reservations(zones, {name: zone["managed"] for name, zone in zones.items()})
+    load_topology(calibrate.machine_file(case))
+    zones = calibrate.first_zones(case)
+    calibrate.reservations(zones, {name: zone["managed"] for name, zone in zones.items()})
     try:
         replay.check_steps(case["steps"])
     except replay.NotSupported as error:
