@@ -23,10 +23,10 @@ _LATER = {"Machine": "machine", "Task": "api.task", "Handle": "api.task", "Mappi
              for kind in ("u8", "u16", "u32", "u64", "i32", "i64", "f32", "f64")},
           "kernel_load_u64": "api.access", "kernel_store_u64": "api.access",
           "alloc_page": "kernel.mm.page_alloc.page_alloc", "free_page": "kernel.mm.page_alloc.page_alloc",
-          "kmem_cache_alloc": "kernel.mm.slab.slab", "kmem_cache_free": "kernel.mm.slab.slab",
+          "kmem_cache_alloc": "kernel.mm.slab.slub", "kmem_cache_free": "kernel.mm.slab.slub",
           "list_lru_add": "kernel.mm.reclaim.list_lru", "list_lru_del": "kernel.mm.reclaim.list_lru",
           "per_cpu_ptr": "kernel.mm.slab.percpu", "this_cpu_add": "kernel.mm.slab.percpu", "this_cpu_read": "kernel.mm.slab.percpu",
-          **{f"SLAB_{name}": "kernel.mm.slab.slab_types"
+          **{f"SLAB_{name}": "kernel.mm.slab.slab"
              for name in ("CONSISTENCY_CHECKS", "RED_ZONE", "POISON", "STORE_USER", "HWCACHE_ALIGN", "CACHE_DMA",
                           "RECLAIM_ACCOUNT", "ACCOUNT")}}
 

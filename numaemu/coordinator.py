@@ -43,7 +43,7 @@ from numaemu.kernel.core.smp import (
 from numaemu.kernel.fs.proc import smaps as proc_smaps
 from numaemu.kernel.fs.proc import tree as proc
 from numaemu.kernel.fs.sysfs import stats
-from numaemu.kernel.include.internal import ALLOC_BITS
+from numaemu.kernel.include.internal import unpack_zone
 from numaemu.kernel.include.mm_types import task_name, task_t
 from numaemu.kernel.include.mmzone import zone_of
 from numaemu.kernel.mm.page_alloc.pageblocks import pageblocks
@@ -100,7 +100,7 @@ class Coordinator(Actor):
 
     def on_fallback(self, message):
         """A CPU may not be served by its preferred node: the owner of the zone it falls back to fills its shelf."""
-        node = zone_of(self.machine, message.a >> ALLOC_BITS).node
+        node = zone_of(self.machine, unpack_zone(message.a)[0]).node
         self.send(actor_of_node(node), MSG_FILL, message.a, message.b, message.c, message.d)
 
     def on_drain_all(self, message):
@@ -147,15 +147,11 @@ class Coordinator(Actor):
 
     def on_warn_alloc(self, message):
         """An allocation has failed: the kernel's log says so."""
-        self.warnings.warn(message.a // 16, message.a % 16, message.b, message.c)
+        self.warnings.warn(message.a, message.b, message.c, message.d)
 
     def on_oom(self, message):
         """Nothing is left for an allocation: find a victim. The CPU learns whose memory it may take (oom_kill.py)."""
-        self.serve(
-            "oom",
-            (message.a // 16, message.a % 16, message.b, message.d),
-            lambda answer: self.answer_oom(message, answer),
-        )
+        self.serve("oom", (message.a, message.b, message.c, message.d), lambda answer: self.answer_oom(message, answer))
 
     def answer_oom(self, message, answer):
         if isinstance(answer, Failure):  # the CPU would wait for ever

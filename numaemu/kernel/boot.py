@@ -55,7 +55,7 @@ from numaemu.kernel.include.vmstat import percpu_t
 from numaemu.kernel.mm.huge.huge_memory import DEFRAG_MADVISE, THP_NEVER
 from numaemu.kernel.mm.huge.hugetlb_pool import HUGE_MAX_HSTATE, hstate_at, hstate_t
 from numaemu.kernel.mm.huge.khugepaged import collapse_control_t
-from numaemu.kernel.mm.migrate.compaction_free import compact_control_t
+from numaemu.kernel.mm.migrate.compact_control import compact_control_t
 from numaemu.kernel.mm.migrate.migrate import migrate_t
 from numaemu.kernel.mm.page_alloc.slowpath import slowpath_t
 from numaemu.kernel.mm.page_alloc.trail import trail_t
@@ -64,8 +64,8 @@ from numaemu.kernel.mm.reclaim.lru_batches import cpu_fbatches_t
 from numaemu.kernel.mm.reclaim.pageout import scan_control_t
 from numaemu.kernel.mm.reclaim.shrinker import shrinker_blocks
 from numaemu.kernel.mm.slab.percpu import percpu_blocks
+from numaemu.kernel.mm.slab.slab import SLAB_RECLAIM_ACCOUNT
 from numaemu.kernel.mm.slab.slab_common import init_cache, kmem_cache_init, slab_blocks
-from numaemu.kernel.mm.slab.slab_types import SLAB_RECLAIM_ACCOUNT
 from numaemu.kernel.mm.swap.swapfile import MAX_SWAP_ENTRIES, MAX_SWAPFILES, SWP_OFFSET_BITS, swap_t
 from numaemu.kernel.mm.swap.zram import ZBUF_BYTES, zstat_t
 from numaemu.kernel.mm.swap.zswap_init import init_zswap, zswap_blocks

@@ -13,9 +13,9 @@ from numaemu.kernel.mm.reclaim import shrinker as shrinker_calls
 from numaemu.kernel.mm.reclaim.list_lru import LIST_HEAD_BYTES, MAX_SHRINKERS, list_lru_node, shrinker_of
 from numaemu.kernel.mm.reclaim.shrinker import live_shrinkers
 from numaemu.kernel.mm.reclaim.workingset import DEF_PRIORITY
-from numaemu.kernel.mm.slab import slab_common, slab_types
+from numaemu.kernel.mm.slab import slab, slab_common
 from numaemu.kernel.mm.slab.percpu import UNIT_SIZE, VAR_NAME_BYTES, define_per_cpu
-from numaemu.kernel.mm.slab.slab_debug import kmem_cache_flags, take_bug
+from numaemu.kernel.mm.slab.slub_debug import kmem_cache_flags, take_bug
 from numaemu.kernel.syscalls import allocators as kernel_calls
 from numaemu.process.payload import load_function
 from numaemu.spec.param import PAGE_SIZE
@@ -47,7 +47,7 @@ class Constructors:
 
     def __call__(self, number, address, _):
         try:
-            cache = slab_types.cache_of(self.machine, int(number))
+            cache = slab.cache_of(self.machine, int(number))
             host = int(self.machine.memory) + int(cache.ctor) - int(self.machine.paging.page_offset)
             payload = ctypes.string_at(host, cache.ctor_bytes)
             if payload not in self.loaded:
@@ -131,8 +131,8 @@ class KernelOperations:
 
     def kmem_cache_create(self, number, name, size, align, flags, ctor, colour):
         """The new cache's number."""
-        if not 0 < len(name.encode()) < slab_types.CACHE_NAME_BYTES or any(c.isspace() for c in name):
-            limit = f"1 to {slab_types.CACHE_NAME_BYTES - 1} bytes, no spaces"
+        if not 0 < len(name.encode()) < slab.CACHE_NAME_BYTES or any(c.isspace() for c in name):
+            limit = f"1 to {slab.CACHE_NAME_BYTES - 1} bytes, no spaces"
             raise ValueError(f"kmem_cache_create: name {name!r} must have {limit}")
         if not 0 < size <= slab_common.KMALLOC_MAX_SIZE:
             raise ValueError(f"kmem_cache_create: {name}: {size} bytes, must be 1 to {slab_common.KMALLOC_MAX_SIZE}")
@@ -143,11 +143,11 @@ class KernelOperations:
         kernel_calls.slab_mutex(self.address, 1)
         cache = 0
         try:
-            if any(slab_types.cache_name(self.machine, n) == name for n in slab_types.live_caches(self.machine)):
+            if any(slab.cache_name(self.machine, n) == name for n in slab.live_caches(self.machine)):
                 raise ValueError(f"kmem_cache_create: {name}: there is a cache of this name")
             cache = kernel_calls.get_cache_number(self.address)
             if cache == 0:
-                limit = f"at most {slab_types.MAX_KMEM_CACHES - 1} caches"
+                limit = f"at most {slab.MAX_KMEM_CACHES - 1} caches"
                 raise OSError(errno.ENOMEM, f"kmem_cache_create: {name}: {limit}")
             try:
                 slab_common.init_cache(self.machine, cache, name, size, align, flags, image, nbytes, colour)
@@ -162,7 +162,7 @@ class KernelOperations:
         return cache
 
     def live_cache(self, cache):
-        if not 0 < cache < slab_types.MAX_KMEM_CACHES or not slab_types.cache_of(self.machine, cache).live:
+        if not 0 < cache < slab.MAX_KMEM_CACHES or not slab.cache_of(self.machine, cache).live:
             raise KernelBug(f"cache number {cache}: No such cache")
 
     def kmem_cache_alloc(self, number, cache, gfp, nid):
@@ -189,8 +189,8 @@ class KernelOperations:
     def kmem_cache_destroy(self, number, cache):
         self.live_cache(cache)
         if any(shrinker_of(self.machine, n).cache == cache for n in live_shrinkers(self.machine)):
-            raise KernelBug(f"cache {slab_types.cache_name(self.machine, cache)}: its shrinker is still registered")
-        name, image = slab_types.cache_name(self.machine, cache), int(slab_types.cache_of(self.machine, cache).ctor)
+            raise KernelBug(f"cache {slab.cache_name(self.machine, cache)}: its shrinker is still registered")
+        name, image = slab.cache_name(self.machine, cache), int(slab.cache_of(self.machine, cache).ctor)
         kernel_calls.slab_mutex(self.address, 1)
         try:
             left = kernel_calls.kernel_cache_shutdown(self.address, cache)
@@ -206,8 +206,8 @@ class KernelOperations:
     def register_shrinker(self, number, cache, link, seeks, batch):
         """The new shrinker's number."""
         self.live_cache(cache)
-        kind, name = slab_types.cache_of(self.machine, cache), slab_types.cache_name(self.machine, cache)
-        if not kind.flags & slab_types.SLAB_RECLAIM_ACCOUNT:
+        kind, name = slab.cache_of(self.machine, cache), slab.cache_name(self.machine, cache)
+        if not kind.flags & slab.SLAB_RECLAIM_ACCOUNT:
             raise ValueError(f"register_shrinker: cache {name} is not SLAB_RECLAIM_ACCOUNT")
         if link % 8 or not 0 <= link <= kind.object_size - LIST_HEAD_BYTES:
             limit = f"a multiple of 8, at most {kind.object_size - LIST_HEAD_BYTES}"
@@ -234,7 +234,7 @@ class KernelOperations:
         self.live_shrinker(shrinker)
         done = call(self.address, number, shrinker, address)
         if done < 0:
-            name = slab_types.cache_name(self.machine, shrinker_of(self.machine, shrinker).cache)
+            name = slab.cache_name(self.machine, shrinker_of(self.machine, shrinker).cache)
             raise KernelBug(f"list_lru: {address:#x} is no object of cache {name}")
         return bool(done)
 

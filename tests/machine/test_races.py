@@ -18,9 +18,9 @@ from numaemu.kernel.mm.cache import filemap, shmem_file, truncate
 from numaemu.kernel.mm.fault import copy_page_range, do_fault, memory, shmem_fault
 from numaemu.kernel.mm.fault.rmap import mapping_of
 from numaemu.kernel.mm.huge import huge_memory, hugetlb, hugetlb_fault, hugetlb_resize, khugepaged
-from numaemu.kernel.mm.huge.huge_split import huge_entry_offset, split_huge_pmd
+from numaemu.kernel.mm.huge.split import huge_entry_offset, split_huge_pmd
 from numaemu.kernel.mm.migrate import compaction, migrate, move_pages
-from numaemu.kernel.mm.migrate.compaction_free import compact_control_of
+from numaemu.kernel.mm.migrate.compact_control import compact_control_of
 from numaemu.kernel.mm.migrate.migrate import batch_of
 from numaemu.kernel.mm.page_alloc import page_alloc
 from numaemu.kernel.mm.reclaim.lru_batches import folio_add_new_lru

@@ -66,7 +66,6 @@ from numaemu.kernel.include.mmzone import (
 )
 from numaemu.kernel.include.vmstat import fold_node
 from numaemu.kernel.mm.fault.rmap import mapping_of, rss_counter
-from numaemu.kernel.mm.huge.huge_split import is_huge_zero, is_hugetlb_entry
 from numaemu.kernel.mm.huge.hugetlb_pool import (
     hpage_pages,
     hstate_vma,
@@ -75,12 +74,13 @@ from numaemu.kernel.mm.huge.hugetlb_pool import (
     hugetlb_object,
     pages_per_huge_page,
 )
+from numaemu.kernel.mm.huge.split import is_huge_zero, is_hugetlb_entry
 from numaemu.kernel.mm.page_alloc.free_area import get_pageblock_migratetype, must_stay_apart, page_is_buddy
 from numaemu.kernel.mm.reclaim.list_lru import list_lru_node, shrinker_of
 from numaemu.kernel.mm.reclaim.lru import folio_lru_list
 from numaemu.kernel.mm.reclaim.shrinker import live_shrinkers, validate_list_lru
 from numaemu.kernel.mm.slab.percpu import validate_percpu
-from numaemu.kernel.mm.slab.slab_types import (
+from numaemu.kernel.mm.slab.slab import (
     MAX_KMEM_CACHES,
     SLAB_DEBUG_FLAGS,
     SLAB_RECLAIM_ACCOUNT,

@@ -8,8 +8,8 @@ from numaemu.errors import MachineCheck
 from numaemu.kernel.include.mm_types import PG_head, cgroup_t, machine_t, page_t
 from numaemu.kernel.include.mmzone import MAX_NR_ZONES, page_of, zone_of
 from numaemu.kernel.mm.slab.memcontrol import MEMCG_SHIFT
-from numaemu.kernel.mm.slab.slab_memcg import obj_exts, obj_full_size
-from numaemu.kernel.mm.slab.slab_types import (
+from numaemu.kernel.mm.slab.obj_exts import obj_exts, obj_full_size
+from numaemu.kernel.mm.slab.slab import (
     SLAB_RECLAIM_ACCOUNT,
     PG_large_kmalloc,
     PG_slab,

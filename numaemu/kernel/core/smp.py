@@ -41,9 +41,9 @@ SPINS = 100  # tries for a lock before the host may run somebody else; assumed
     MSG_DRAIN_ALL,  # CPU -> coordinator: everybody gives unused pages back; the reply is how many came
     MSG_LRU_DRAIN_ALL,  # CPU -> coordinator: CPUs that run no operation empty their LRU batches; the reply comes when they have
     MSG_WAKE_KTHREAD,  # CPU -> coordinator: node: its kernel threads have work (node_t.kthread_pending says which)
-    MSG_OOM,  # CPU -> coordinator: gfp * 16 + order, nodes: nothing is left; the reply is a victim's mm
+    MSG_OOM,  # CPU -> coordinator: gfp, order, nodes: nothing is left; the reply is a victim's mm
     MSG_UNRESERVE,  # CPU -> node: zone, migratetype, force: a pageblock kept for atomic allocations; the reply is 1 or 0
-    MSG_WARN_ALLOC,  # CPU -> coordinator: gfp * 16 + order, nodes: an allocation has failed: say so
+    MSG_WARN_ALLOC,  # CPU -> coordinator: gfp, order, nodes: an allocation has failed: say so
     MSG_CALL,  # bulk: a Python call (method, arguments) pickled in the sender's outbox: offset, bytes
     MSG_RESULT,  # bulk: its answer
     MSG_ISOLATE_FREE,  # context -> node: zone: my compact_control_t says how many free pages I want; the reply is how many I have

@@ -1,5 +1,7 @@
 """What the page allocator, reclaim and compaction say to each other: Linux's mm/internal.h and compaction.h."""
 
+import numpy as np
+
 from numaemu.compiler.decorators import hot
 from numaemu.kernel.include.gfp import (
     __GFP_COMP,
@@ -10,6 +12,8 @@ from numaemu.kernel.include.gfp import (
     __GFP_MEMALLOC,
     __GFP_NOMEMALLOC,
 )
+
+U = np.uint64
 
 # how an allocation may go about its zones; the two lowest bits name the watermark it has to respect
 ALLOC_WMARK_MIN, ALLOC_WMARK_LOW, ALLOC_WMARK_HIGH, ALLOC_WMARK_MASK = 0, 1, 2, 3
@@ -24,7 +28,40 @@ ALLOC_HIGHATOMIC = 0x200  # may use pageblocks kept for large atomic allocations
 ALLOC_AHEAD = 0x400  # the emulator's own: a chain asked for before it is needed
 ALLOC_KSWAPD = 0x800  # may wake kswapd
 ALLOC_RESERVES = ALLOC_NON_BLOCK | ALLOC_MIN_RESERVE | ALLOC_HIGHATOMIC | ALLOC_OOM
-ALLOC_BITS = 12
+
+
+# -- words that hold several small numbers, in messages to a node and in calls upward (machine.on_*) -----------------
+
+ALLOC_BITS = 12  # of all flags above, below the zone's number
+ALLOC_MASK = (1 << ALLOC_BITS) - 1
+ORDER_BITS = 4
+ORDER_MASK = (1 << ORDER_BITS) - 1
+
+
+@hot
+def pack_zone(zone_number, what):
+    """A zone's number and what is wanted of it, below ALLOC_MASK, in one i64."""
+    return zone_number << ALLOC_BITS | what
+
+
+@hot
+def unpack_zone(word):
+    """(zone's number, what is wanted of it)"""
+    return word >> ALLOC_BITS, word & ALLOC_MASK
+
+
+@hot
+def pack_alloc(gfp, order, more):
+    """An allocation in one u64: its flags, its order, and a third number up to ORDER_MASK."""
+    return U((gfp << ORDER_BITS | more) << ORDER_BITS | order)
+
+
+@hot
+def unpack_alloc(word):
+    """(gfp, order, the third number)"""
+    packed = np.int64(word)
+    return packed >> 2 * ORDER_BITS, packed & ORDER_MASK, (packed >> ORDER_BITS) & ORDER_MASK
+
 
 PAGE_ALLOC_COSTLY_ORDER = 3
 MAX_RECLAIM_RETRIES = 16

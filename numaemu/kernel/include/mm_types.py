@@ -236,15 +236,15 @@ machine_t = Struct("machine_t", [
     ("migrate", u64),               # migrate_t[nr_cpu_ids]
     ("on_oom", u64),                # the slow path's way up: oom_kill.alloc_pages_may_oom; 0: allocations fail
     ("on_reclaim", u64), ("on_compact", u64),      # likewise: try_to_free_pages, try_to_compact_pages; 0: not there
-    ("on_node_reclaim", u64),       # likewise, of get_page_from_freelist: node_reclaim(cpu, gfp * 16 + order, node)
+    ("on_node_reclaim", u64),       # likewise, of get_page_from_freelist: node_reclaim(cpu, pack_alloc, node)
     ("node_reclaim_mode", i64),     # sysctl vm.zone_reclaim_mode
-    ("on_wake_kswapd", u64),        # likewise: wakeup_kswapd(cpu, gfp << 8 | order << 4 | highest zone, node)
+    ("on_wake_kswapd", u64),        # likewise: wakeup_kswapd(cpu, pack_alloc, node)
     ("watermark_boost_factor", i64),               # sysctl vm.watermark_boost_factor
     ("page_group_by_mobility_disabled", i64), ("highmem", i64),       # set at boot: 0 or 1
     ("trails", u64), ("slowpaths", u64),           # trail_t[nr_cpu_ids], slowpath_t[nr_cpu_ids][2]
     ("oom_kills", i64),             # by the coordinator
     ("gather", u64),                # i64[nr_cpu_ids][GATHER_PAGES]: pages between unmapping and freeing
-    ("kmem_caches", u64), ("kmem_cache_cpus", u64), ("kmem_cache_nodes", u64), ("kmem_cache_pool", u64),    # slab.py
+    ("kmem_caches", u64), ("kmem_cache_cpus", u64), ("kmem_cache_nodes", u64), ("kmem_cache_pool", u64),    # slub.py
     ("slab_bugs", u64),             # slab_bug_t[nr_cpu_ids]
     ("cpu_fbatches", u64),          # cpu_fbatches_t[nr_cpu_ids]: reclaim/lru_batches.py
     ("lruvecs", u64),               # lruvec_t[nr_nodes]
@@ -288,7 +288,7 @@ machine_t = Struct("machine_t", [
     ("total_ram_pages", i64), ("total_swap_pages", i64),          # the second atomically
     ("overcommit_memory", i64), ("overcommit_ratio", i64), ("overcommit_kbytes", i64),      # sysctl, by the coordinator
     ("admin_reserve_kbytes", i64), ("user_reserve_kbytes", i64),
-    ("compact", u64),               # compact_control_t[nr_cpu_ids]: compaction_free.py
+    ("compact", u64),               # compact_control_t[nr_cpu_ids]: compact_control.py
     ("block_skip", u64),            # u8 per pageblock: compaction found nothing there (PB_migrate_skip)
     # transparent huge pages: the settings, by the coordinator; huge_memory.py has their values
     ("thp_enabled", i64), ("thp_defrag", i64), ("thp_use_zero_page", i64),

@@ -58,7 +58,7 @@ zone_t = Struct("zone_t", [
     ("nr_isolated", i64),            # free pages that nobody may have; not in free_pages
     ("block_counts", i64, 2),        # free and movable pages of the pageblock that is looked at
     ("free_area", free_area_t, NR_ORDERS),
-    # by any context that compacts, single words without a lock: hints (compaction_free.py)
+    # by any context that compacts, single words without a lock: hints (compact_control.py)
     ("compact_cached_free_pfn", i64), ("compact_cached_migrate_pfn", i64, 2),      # where to go on: async, sync
     ("compact_init_free_pfn", i64), ("compact_init_migrate_pfn", i64),
     ("compact_considered", i64), ("compact_defer_shift", i64), ("compact_order_failed", i64),

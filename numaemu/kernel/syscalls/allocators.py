@@ -24,9 +24,9 @@ from numaemu.kernel.mm.slab.percpu import (
     this_cpu_add,
     this_cpu_read,
 )
-from numaemu.kernel.mm.slab.slab import deactivate_slab, slab_alloc_node
 from numaemu.kernel.mm.slab.slab_common import kfree, kmalloc_node, kmem_cache_shrink, kmem_cache_shutdown, ksize
-from numaemu.kernel.mm.slab.slab_free import slab_free
+from numaemu.kernel.mm.slab.slub import deactivate_slab, slab_alloc_node
+from numaemu.kernel.mm.slab.slub_free import slab_free
 from numaemu.kernel.syscalls.common import running
 
 

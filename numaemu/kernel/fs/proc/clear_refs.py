@@ -22,7 +22,7 @@ from numaemu.kernel.arch.pgtable import (
 from numaemu.kernel.core.smp import machine_of, read_lock, read_unlock
 from numaemu.kernel.include.mm_types import VM_HUGETLB, PG_referenced
 from numaemu.kernel.include.mmzone import page_of
-from numaemu.kernel.mm.huge.huge_split import is_huge_zero
+from numaemu.kernel.mm.huge.split import is_huge_zero
 from numaemu.kernel.mm.reclaim.lru import folio_clear
 from numaemu.kernel.mm.space.mmap import get_mm_rss
 from numaemu.kernel.mm.space.vma_index import map_count, vma_at

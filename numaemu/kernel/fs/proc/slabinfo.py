@@ -3,7 +3,7 @@
 Objects on a CPU's own list count as free here; Linux's SLUB counts them as active.
 """
 
-from numaemu.kernel.mm.slab.slab_types import cache_name, cache_of, get_node, live_caches, objects_in_use
+from numaemu.kernel.mm.slab.slab import cache_name, cache_of, get_node, live_caches, objects_in_use
 from numaemu.spec.param import PAGE_SIZE
 
 HEADER = (

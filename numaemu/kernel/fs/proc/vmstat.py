@@ -23,7 +23,7 @@ from numaemu.kernel.include.mmzone import (
     zone_of,
 )
 from numaemu.kernel.include.vmstat import fold_node, fold_numa, free_pages
-from numaemu.kernel.mm.migrate.compaction_free import fragmentation_index, unusable_free_index
+from numaemu.kernel.mm.page_alloc.fragmentation import fragmentation_index, unusable_free_index
 from numaemu.kernel.mm.page_alloc.pageblocks import free_blocks
 from numaemu.spec.param import NR_ORDERS, PAGEBLOCK_ORDER, PAGEBLOCK_PAGES
 

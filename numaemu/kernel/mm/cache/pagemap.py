@@ -26,8 +26,8 @@ from numaemu.kernel.mm.page_alloc.page_alloc import get_page, put_page, try_get_
 from numaemu.kernel.mm.reclaim.lru import folio_clear, folio_lock, folio_set, folio_test, folio_unlock
 from numaemu.kernel.mm.reclaim.lru_batches import folio_add_lru
 from numaemu.kernel.mm.reclaim.workingset import entry_to_shadow, workingset_refault
-from numaemu.kernel.mm.slab.slab import slab_alloc_node
-from numaemu.kernel.mm.slab.slab_free import slab_free
+from numaemu.kernel.mm.slab.slub import slab_alloc_node
+from numaemu.kernel.mm.slab.slub_free import slab_free
 from numaemu.kernel.mm.space.mempolicy import NO_INTERLEAVE_INDEX, alloc_pages_mpol, current_task
 from numaemu.mmu import clock_ns
 

@@ -44,7 +44,7 @@ from numaemu.kernel.include.mm_types import (
 from numaemu.kernel.include.mmdebug import VM_BUG_ON_PAGE
 from numaemu.kernel.include.mmzone import page_of, page_to_nid
 from numaemu.kernel.include.vmstat import NR_ANON_MAPPED, NR_FILE_MAPPED, mod_node_page_state
-from numaemu.kernel.mm.huge.huge_split import huge_entry_of_page, split_for_page
+from numaemu.kernel.mm.huge.split import huge_entry_of_page, split_for_page
 from numaemu.kernel.mm.page_alloc.page_alloc import put_page
 from numaemu.kernel.mm.reclaim.lru import folio_clear, folio_set, folio_test
 from numaemu.kernel.mm.space.mlock import mlock_folio, munlock_folio

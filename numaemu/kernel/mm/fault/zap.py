@@ -61,8 +61,8 @@ from numaemu.kernel.mm.fault.mmu_gather import (
 )
 from numaemu.kernel.mm.fault.rmap import folio_remove_rmap, rss_counter
 from numaemu.kernel.mm.huge.huge_memory import take_huge_pmd
-from numaemu.kernel.mm.huge.huge_split import is_hugetlb_entry, split_huge_pmd
 from numaemu.kernel.mm.huge.hugetlb_fault import hugetlb_zap
+from numaemu.kernel.mm.huge.split import is_hugetlb_entry, split_huge_pmd
 from numaemu.kernel.mm.reclaim.lru import folio_test
 from numaemu.kernel.mm.reclaim.lru_batches import folio_mark_accessed
 from numaemu.kernel.mm.space.vma_index import find_vma, vma_of

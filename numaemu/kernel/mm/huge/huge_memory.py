@@ -1,6 +1,6 @@
 """Transparent huge pages: the fault that maps one, copy on write, unmapping, fork, mprotect. Linux's mm/huge_memory.c.
 
-huge_split.py says what a huge page is here. All changes of a huge entry but A and D are made under pmd_lock.
+huge/split.py says what a huge page is here. All changes of a huge entry but A and D are made under pmd_lock.
 """
 
 import numpy as np
@@ -65,8 +65,8 @@ from numaemu.kernel.include.vmstat import (
     count_vm_events,
 )
 from numaemu.kernel.mm.fault.rmap import folio_add_anon_rmap, folio_dup_rmap, folio_remove_rmap
-from numaemu.kernel.mm.huge.huge_split import add_huge_mapping, is_huge_zero, remove_huge_mapping, split_huge_pmd
 from numaemu.kernel.mm.huge.hugetlb_pool import hpage_pages
+from numaemu.kernel.mm.huge.split import add_huge_mapping, is_huge_zero, remove_huge_mapping, split_huge_pmd
 from numaemu.kernel.mm.page_alloc.page_alloc import alloc_pages, free_pages, get_page, put_page
 from numaemu.kernel.mm.reclaim.lru import __page_cache_release, folio_clear, folio_set, folio_test, unlock_lruvec
 from numaemu.kernel.mm.reclaim.lru_batches import folio_add_lru_block

@@ -45,8 +45,8 @@ from numaemu.kernel.mm.huge.hugetlb_pool import (
     resv_test,
 )
 from numaemu.kernel.mm.page_alloc.page_alloc import alloc_pages, free_pages, put_page
+from numaemu.kernel.mm.slab.slab import host_of
 from numaemu.kernel.mm.slab.slab_common import kfree, kmalloc_node
-from numaemu.kernel.mm.slab.slab_types import host_of
 from numaemu.kernel.mm.space.mempolicy import (
     current_task,
     first_set,

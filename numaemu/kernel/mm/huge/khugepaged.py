@@ -52,9 +52,9 @@ from numaemu.kernel.mm.huge.huge_memory import (
     thp_vma_allowable,
     thp_vma_suitable,
 )
-from numaemu.kernel.mm.huge.huge_split import add_huge_mapping
 from numaemu.kernel.mm.huge.hugetlb_pool import hpage_pages
-from numaemu.kernel.mm.migrate.huge_migrate import (
+from numaemu.kernel.mm.huge.split import add_huge_mapping
+from numaemu.kernel.mm.migrate.large_folio import (
     SCAN_ALLOC_HUGE_PAGE_FAIL,
     SCAN_EXCEED_NONE_PTE,
     SCAN_EXCEED_SHARED_PTE,

@@ -2,8 +2,8 @@
 
     zone start | migrate scanner -->            <-- free scanner | zone end
 
-The migrate scanner (compaction_scan.py) isolates pages from the LRU lists, pageblock by pageblock; the free scanner
-(compaction_free.py, run by the node) isolates as many free pages; migrate.py moves them all with one shootdown, whoever
+The migrate scanner (migrate_scanner.py) isolates pages from the LRU lists, pageblock by pageblock; the free scanner
+(free_scanner.py, run by the node) isolates as many free pages; migrate.py moves them all with one shootdown, whoever
 uses them at that moment. Compaction ends when the scanners meet or a block of the wanted order is there.
 """
 
@@ -26,6 +26,7 @@ from numaemu.kernel.include.internal import (
     COMPACT_PRIO_SYNC_FULL,
     COMPACT_SKIPPED,
     PAGE_ALLOC_COSTLY_ORDER,
+    unpack_alloc,
 )
 from numaemu.kernel.include.mm_types import PG_buddy, PG_lru, PG_pcp
 from numaemu.kernel.include.mmzone import (
@@ -46,7 +47,7 @@ from numaemu.kernel.include.vmstat import (
     count_vm_events,
 )
 from numaemu.kernel.mm.cache.shmem import release_mapping
-from numaemu.kernel.mm.migrate.compaction_free import (
+from numaemu.kernel.mm.migrate.compact_control import (
     COMPACT_ALL,
     MIGRATE_ASYNC,
     MIGRATE_SYNC_LIGHT,
@@ -55,14 +56,14 @@ from numaemu.kernel.mm.migrate.compaction_free import (
     compaction_deferred,
     compaction_restarting,
     defer_compaction,
-    extfrag_for_order,
     get_pageblock_skip,
     pageblock_end,
     pageblock_start,
     set_pageblock_skip,
 )
-from numaemu.kernel.mm.migrate.compaction_scan import isolate_migratepages, putback_from
 from numaemu.kernel.mm.migrate.migrate import COMPACTION, batch_of, migrate_pages_batch
+from numaemu.kernel.mm.migrate.migrate_scanner import isolate_migratepages, putback_from
+from numaemu.kernel.mm.page_alloc.fragmentation import extfrag_for_order
 from numaemu.kernel.mm.page_alloc.pcplist import drain_local_pages, return_chain
 from numaemu.kernel.mm.page_alloc.slowpath import fatal_signal_pending
 from numaemu.kernel.mm.page_alloc.watermark import gfp_migratetype, gfp_zone, zone_watermark_ok
@@ -213,7 +214,7 @@ def __reset_isolation_suitable(machine, zone):
 
 @kernel("void(cpu_t*, compact_control_t*, i64)")
 def isolate_freepages(cpu, cc, wanted):
-    """Let the zone's node bring the chain of free pages to this length, if it can (see compaction_free.py)."""
+    """Let the zone's node bring the chain of free pages to this length, if it can (see free_scanner.py)."""
     machine = machine_of(cpu)
     cc.nr_migratepages = wanted
     before = cc.free_isolated
@@ -386,7 +387,7 @@ def try_to_compact_pages(cpu, gfp, order, prio, nodemask):
 
 
 @callback("u64(u64, u64, u64)")
-def direct_compact(cpu_address, gfp_order_prio, nodemask):
-    """The slow path's way up, machine.on_compact: gfp * 64 + order * 4 + prio."""
-    word = np.int64(gfp_order_prio)
-    return U(try_to_compact_pages(cpu_t.at(cpu_address), word // 64, word // 4 % 16, word % 4, nodemask))
+def direct_compact(cpu_address, packed, nodemask):
+    """The slow path's way up, machine.on_compact: `packed` is the allocation and its compact priority."""
+    gfp, order, prio = unpack_alloc(packed)
+    return U(try_to_compact_pages(cpu_t.at(cpu_address), gfp, order, prio, nodemask))

@@ -18,15 +18,7 @@ from numaemu.kernel.include.vmstat import (
     COMPACT_DAEMON_WAKE,
     count_vm_events,
 )
-from numaemu.kernel.mm.migrate.compaction import (
-    compact_zone,
-    compaction_suit_allocation_order,
-    fragmentation_score_wmark,
-    fragmentation_score_zone,
-    init_control,
-    kswapd_is_running,
-)
-from numaemu.kernel.mm.migrate.compaction_free import (
+from numaemu.kernel.mm.migrate.compact_control import (
     COMPACT_ALL,
     COMPACT_MAX_DEFER_SHIFT,
     MIGRATE_SYNC,
@@ -35,6 +27,14 @@ from numaemu.kernel.mm.migrate.compaction_free import (
     compaction_defer_reset,
     compaction_deferred,
     defer_compaction,
+)
+from numaemu.kernel.mm.migrate.compaction import (
+    compact_zone,
+    compaction_suit_allocation_order,
+    fragmentation_score_wmark,
+    fragmentation_score_zone,
+    init_control,
+    kswapd_is_running,
 )
 from numaemu.kernel.mm.page_alloc.pcplist import drain_local_pages
 from numaemu.kernel.mm.reclaim.lru_batches import lru_add_drain

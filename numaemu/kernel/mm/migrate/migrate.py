@@ -59,8 +59,8 @@ from numaemu.kernel.include.vmstat import (
 from numaemu.kernel.mm.cache.page_writeback import note_dirty
 from numaemu.kernel.mm.cache.shmem import count_shmem
 from numaemu.kernel.mm.fault.rmap import folio_dup_rmap, folio_remove_rmap, mapping_of, next_vma_of, page_address_in_vma
-from numaemu.kernel.mm.huge.huge_split import split_for_page
-from numaemu.kernel.mm.migrate.compaction_free import compact_control_of
+from numaemu.kernel.mm.huge.split import split_for_page
+from numaemu.kernel.mm.migrate.compact_control import compact_control_of
 from numaemu.kernel.mm.page_alloc.page_alloc import alloc_pages, get_page, prep_page, put_page, try_get_page
 from numaemu.kernel.mm.reclaim.lru import folio_clear, folio_set, folio_test
 from numaemu.kernel.mm.reclaim.lru_batches import (

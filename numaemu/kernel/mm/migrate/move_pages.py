@@ -1,7 +1,7 @@
 """mbind(MPOL_MF_MOVE), migrate_pages, move_pages: the moving half of Linux's mm/mempolicy.c and the end of mm/migrate.c.
 
 Small pages move in batches (migrate.py) under the mmap_lock held for reading. Huge ones, transparent or of a pool, move
-whole, each by itself (huge_migrate.py), and only under that lock held for writing: then no fault can find their place empty.
+whole, each by itself (large_folio.py), and only under that lock held for writing: then no fault can find their place empty.
 A transparent one for which the target has no piece as large is taken apart, as on Linux, and its small pages move.
 """
 
@@ -26,9 +26,9 @@ from numaemu.kernel.arch.pgtable import (
 from numaemu.kernel.core.smp import machine_of
 from numaemu.kernel.include.mm_types import VM_HUGETLB
 from numaemu.kernel.include.mmzone import page_of, page_to_nid
-from numaemu.kernel.mm.huge.huge_split import is_huge_zero, is_hugetlb_entry, split_huge_pmd_address
 from numaemu.kernel.mm.huge.hugetlb_pool import hstate_vma, huge_page_size
-from numaemu.kernel.mm.migrate.huge_migrate import (
+from numaemu.kernel.mm.huge.split import is_huge_zero, is_hugetlb_entry, split_huge_pmd_address
+from numaemu.kernel.mm.migrate.large_folio import (
     HUGE_MOVED,
     HUGE_SPLIT,
     HUGE_STAYED,

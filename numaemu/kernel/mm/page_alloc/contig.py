@@ -11,14 +11,15 @@ from numaemu.compiler.atomic import load_acquire
 from numaemu.compiler.decorators import hot, kernel
 from numaemu.kernel.core.smp import MSG_RANGE, actor_of_node, machine_of, request
 from numaemu.kernel.include.gfp import GFP_HIGHUSER
+from numaemu.kernel.include.internal import pack_zone
 from numaemu.kernel.include.mm_types import PG_buddy, PG_head, PG_hugetlb, PG_lru, PG_pcp, PG_reserved, PG_tail, PG_used
 from numaemu.kernel.include.mmzone import MAX_NR_ZONES, page_of, zone_of
 from numaemu.kernel.mm.cache.shmem import release_mapping
+from numaemu.kernel.mm.migrate.compact_control import COMPACT_ALL, MIGRATE_SYNC, compact_control_of, pageblock_end
 from numaemu.kernel.mm.migrate.compaction import init_control
-from numaemu.kernel.mm.migrate.compaction_free import COMPACT_ALL, MIGRATE_SYNC, compact_control_of, pageblock_end
-from numaemu.kernel.mm.migrate.compaction_scan import isolate_migratepages_block
 from numaemu.kernel.mm.migrate.migrate import CONTIG_RANGE, NR_MAX_BATCHED_MIGRATION, batch_of, migrate_pages_batch
-from numaemu.kernel.mm.page_alloc.page_isolation import ISOLATE_RANGE, RANGE_BITS, TAKE_RANGE, UNDO_RANGE
+from numaemu.kernel.mm.migrate.migrate_scanner import isolate_migratepages_block
+from numaemu.kernel.mm.page_alloc.page_isolation import ISOLATE_RANGE, TAKE_RANGE, UNDO_RANGE
 from numaemu.kernel.mm.page_alloc.slowpath import drain_all_pages
 from numaemu.kernel.mm.page_alloc.watermark import gfp_zone
 from numaemu.kernel.mm.reclaim.lru_batches import lru_add_drain_all
@@ -77,7 +78,7 @@ def __alloc_contig_migrate_range(cpu, zone_number, start, end):
 @hot
 def ask_range(cpu, zone, step, start, pages):
     """Let the zone's node do one of page_isolation.py's steps."""
-    return request(cpu, actor_of_node(zone.node), MSG_RANGE, zone.number << RANGE_BITS | step, start, pages)
+    return request(cpu, actor_of_node(zone.node), MSG_RANGE, pack_zone(zone.number, step), start, pages)
 
 
 @kernel("bool(cpu_t*, zone_t*, i64, i64)")

@@ -10,9 +10,8 @@ import numpy as np
 from numaemu.compiler.atomic import compare_exchange, exchange, load_acquire, store_seq_cst
 from numaemu.compiler.decorators import hot, kernel
 from numaemu.compiler.native import populate, prefetch
-from numaemu.hardware.mailbox import fetch
-from numaemu.kernel.core.smp import MSG_ALLOC, MSG_DRAIN, MSG_FILL, MSG_FREE, MSG_UNRESERVE, reply, wake_cpu
-from numaemu.kernel.include.internal import ALLOC_AHEAD, ALLOC_BITS
+from numaemu.kernel.core.smp import wake_cpu
+from numaemu.kernel.include.internal import ALLOC_AHEAD
 from numaemu.kernel.include.mm_types import PG_buddy, PG_pcp, PG_used
 from numaemu.kernel.include.mmdebug import VM_BUG_ON_PAGE
 from numaemu.kernel.include.mmzone import (
@@ -27,13 +26,12 @@ from numaemu.kernel.include.mmzone import (
     zone_of,
 )
 from numaemu.kernel.mm.page_alloc.free_area import __free_one_page, get_pageblock_migratetype
-from numaemu.kernel.mm.page_alloc.mobility import __rmqueue, rmqueue_buddy, unreserve_highatomic_pageblock
+from numaemu.kernel.mm.page_alloc.mobility import __rmqueue, rmqueue_buddy
 from numaemu.spec.param import MAX_ORDER
 
 U = np.uint64
 _BUDDY, _PCP, _USED = U(PG_buddy), U(PG_pcp), U(PG_used)
 POPULATE_FROM = 128  # pages of a chain from which on its second half is made present ahead; measured
-ALLOC_MASK = (1 << ALLOC_BITS) - 1
 
 
 @kernel("i64(machine_t*, zone_t*, i64, i64, i64, pcp_list_t*)")
@@ -170,25 +168,3 @@ def take_back_shelves(machine, zone_number):
                 pfn = following
                 n += 1
     return n
-
-
-@kernel("i64(machine_t*, mailbox_t*, i64*)")
-def serve_pages(machine, mailbox, words):
-    """A node's loop: serve what CPUs ask for until the mailbox is empty (0) or another kind of message comes (its kind)."""
-    while True:
-        kind = fetch(mailbox, words)
-        token, a, b, c, d = words[2], words[3], words[4], words[5], words[6]
-        if kind == MSG_FILL:  # a = zone and alloc flags, b = migratetype, c = pages, d = CPU
-            fill_shelf(machine, a >> ALLOC_BITS, b, c, d, a & ALLOC_MASK)
-        elif kind == MSG_DRAIN:  # a = zone
-            free_pcppages_bulk(machine, zone_of(machine, a))
-            if token != 0:
-                reply(machine, d, token, 0)
-        elif kind == MSG_ALLOC:  # a = zone and alloc flags, b = order, c = migratetype, d = CPU
-            reply(machine, d, token, alloc_block(machine, a >> ALLOC_BITS, b, c, a & ALLOC_MASK))
-        elif kind == MSG_FREE:  # a = pfn, b = order
-            free_block(machine, a, b)
-        elif kind == MSG_UNRESERVE:  # a = zone, b = migratetype, c = force, d = CPU
-            reply(machine, d, token, unreserve_highatomic_pageblock(machine, zone_of(machine, a), b, c))
-        else:
-            return kind

@@ -14,7 +14,6 @@ from numaemu.kernel.mm.page_alloc.node_side import free_pcppages_bulk, take_back
 from numaemu.spec.param import PAGEBLOCK_PAGES
 
 ISOLATE_RANGE, TAKE_RANGE, UNDO_RANGE = range(3)
-RANGE_BITS = 2  # of these, below the zone's number in a message
 
 
 @kernel("bool(machine_t*, zone_t*, i64, i64)")
@@ -43,11 +42,10 @@ def take_range(machine, zone, start, end):
 
 
 @hot
-def serve_range(machine, what, start, pages):
-    """Serve MSG_RANGE: `what` is the zone's number and one of the three above."""
-    zone = zone_of(machine, what >> RANGE_BITS)
+def serve_range(machine, zone_number, step, start, pages):
+    """Serve MSG_RANGE: one of the three steps above, for the frames [start, start + pages) of a zone."""
+    zone = zone_of(machine, zone_number)
     free_pcppages_bulk(machine, zone)
-    step = what & ((1 << RANGE_BITS) - 1)
     if step == ISOLATE_RANGE:
         take_back_shelves(machine, zone.number)
         return 1 if isolate_range(machine, zone, start, start + pages) else 0

@@ -28,7 +28,7 @@ from numaemu.kernel.core.smp import (
     wait_for_event,
 )
 from numaemu.kernel.core.timer import run_local_timers
-from numaemu.kernel.include.internal import ALLOC_AHEAD, ALLOC_BITS
+from numaemu.kernel.include.internal import ALLOC_AHEAD, pack_zone
 from numaemu.kernel.include.mm_types import PG_pcp
 from numaemu.kernel.include.mmdebug import VM_BUG_ON_PAGE
 from numaemu.kernel.include.mmzone import (
@@ -54,7 +54,7 @@ def ask_node(cpu, zone, migratetype, preferred_node, alloc_flags):
     pcp.asked = 1
     longest = min(zone.pcp_list_high, zone.pcp_batch << PCP_BATCH_SCALE_MAX, PCP_HIGH_MAX)
     pcp.batch = min(max(2 * pcp.batch, zone.pcp_batch), longest)
-    sent = zone.number << ALLOC_BITS | alloc_flags
+    sent = pack_zone(zone.number, alloc_flags)
     if zone.node == preferred_node:
         send(cpu, actor_of_node(zone.node), MSG_FILL, 0, sent, migratetype, pcp.batch, cpu.id)
     else:

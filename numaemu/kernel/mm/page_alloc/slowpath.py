@@ -53,6 +53,7 @@ from numaemu.kernel.include.internal import (
     gfp_compaction_allowed,
     gfp_pfmemalloc_flags,
     gfp_to_alloc_flags,
+    pack_alloc,
 )
 from numaemu.kernel.include.mm_types import task_t
 from numaemu.kernel.include.mmzone import (
@@ -82,7 +83,7 @@ from numaemu.kernel.include.vmstat import (
     node_page_state,
     percpu_of,
 )
-from numaemu.kernel.mm.migrate.compaction_free import compaction_defer_reset
+from numaemu.kernel.mm.migrate.compact_control import compaction_defer_reset
 from numaemu.kernel.mm.page_alloc.pcplist import drain_local_pages
 from numaemu.kernel.mm.page_alloc.trail import (
     TRAIL_COMPACT,
@@ -173,7 +174,7 @@ def __perform_reclaim(cpu, gfp, order, nodemask):
     if machine.cpusets_enabled != 0:
         nodemask = cpuset_nodemask(cpu, __GFP_HARDWALL, ALLOC_CPUSET, nodemask)
     cpu.flags = before | PF_MEMALLOC
-    pages = np.int64(call_address(machine.on_reclaim, cpu.address, U(gfp * 16 + order), nodemask))
+    pages = np.int64(call_address(machine.on_reclaim, cpu.address, pack_alloc(gfp, order, 0), nodemask))
     cpu.flags = before
     note(cpu, TRAIL_RECLAIM, 0, pages)
     return pages
@@ -203,7 +204,7 @@ def __alloc_pages_direct_compact(cpu, gfp, order, nid, nodemask, alloc_flags, st
     if order == 0 or not may_compact(machine) or not gfp_compaction_allowed(gfp):
         return 0
     cpu.flags = before | PF_MEMALLOC
-    what = U(gfp * 64 + order * 4 + state.compact_priority)
+    what = pack_alloc(gfp, order, state.compact_priority)
     state.compact_result = np.int64(call_address(machine.on_compact, cpu.address, what, nodemask))
     cpu.flags = before
     note(cpu, TRAIL_COMPACT, 0, state.compact_result)
@@ -236,7 +237,7 @@ def __alloc_pages_may_oom(cpu, gfp, order, nid, nodemask, state):
         return 0
     again = True
     if gfp & __GFP_FS:
-        again = call_address(machine.on_oom, cpu.address, U(gfp * 16 + order), state.nodemask) != U(0)
+        again = call_address(machine.on_oom, cpu.address, pack_alloc(gfp, order, 0), state.nodemask) != U(0)
         note(cpu, TRAIL_OOM, 0, 1 if again else 0)
     else:
         let_others_run(cpu)
@@ -411,7 +412,7 @@ def warn_alloc(cpu, gfp, order, nodemask):
     """Say in the kernel's log that an allocation has failed, unless it was expected to."""
     if gfp & __GFP_NOWARN or (gfp & __GFP_DMA and zone_of(machine_of(cpu), ZONE_DMA).managed_pages == 0):
         return
-    send(cpu, 0, MSG_WARN_ALLOC, 0, gfp * 16 + order, np.int64(nodemask), cpu.id, 0)
+    send(cpu, 0, MSG_WARN_ALLOC, 0, gfp, order, np.int64(nodemask), cpu.id)
 
 
 @kernel("bool(machine_t*, i64, i64, u64)")

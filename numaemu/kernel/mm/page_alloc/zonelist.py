@@ -8,7 +8,6 @@ from numaemu.compiler.native import call_address, prefetch
 from numaemu.kernel.core.smp import MSG_ALLOC, actor_of_node, machine_of, request
 from numaemu.kernel.include.gfp import __GFP_COLD, __GFP_THISNODE, __GFP_WRITE
 from numaemu.kernel.include.internal import (
-    ALLOC_BITS,
     ALLOC_KSWAPD,
     ALLOC_NO_WATERMARKS,
     ALLOC_NOFRAGMENT,
@@ -20,6 +19,8 @@ from numaemu.kernel.include.internal import (
     NODE_RECLAIM_FULL,
     NODE_RECLAIM_NOSCAN,
     node_reclaim_enabled,
+    pack_alloc,
+    pack_zone,
 )
 from numaemu.kernel.include.mmzone import (
     MAX_NR_ZONES,
@@ -74,7 +75,7 @@ def wakeup_kswapd(cpu, gfp, order, nid, highest_zone):
         return
     if cpu.trail != 0:
         leave_trail(cpu, TRAIL_KSWAPD, nid, 0, highest_zone, 0)
-    call_address(machine_of(cpu).on_wake_kswapd, cpu.address, U(gfp << 8 | order << 4 | highest_zone), U(nid))
+    call_address(machine_of(cpu).on_wake_kswapd, cpu.address, pack_alloc(gfp, order, highest_zone), U(nid))
 
 
 @kernel("void(cpu_t*, i64, i64, i64, u64, i64)")
@@ -104,7 +105,7 @@ def rmqueue_slow(cpu, zone, order, migratetype, alloc_flags):
     """A block from the node itself; a single page only for those whom no list has served and who must not fail."""
     if order == 0 and not alloc_flags & (ALLOC_OOM | ALLOC_NON_BLOCK):
         return 0
-    what = zone.number << ALLOC_BITS | alloc_flags
+    what = pack_zone(zone.number, alloc_flags)
     return request(cpu, actor_of_node(zone.node), MSG_ALLOC, what, order, migratetype)
 
 
@@ -149,7 +150,7 @@ def reclaimed_in_place(cpu, zone, preferred, gfp, order, highest, alloc_flags):
     machine = machine_of(cpu)
     if machine.on_node_reclaim == U(0) or node_distance(machine, preferred, zone.node) > NODE_RECLAIM_DISTANCE:
         return False  # zone_allows_reclaim
-    answer = np.int64(call_address(machine.on_node_reclaim, cpu.address, U(gfp * 16 + order), U(zone.node)))
+    answer = np.int64(call_address(machine.on_node_reclaim, cpu.address, pack_alloc(gfp, order, 0), U(zone.node)))
     if answer == NODE_RECLAIM_NOSCAN or answer == NODE_RECLAIM_FULL:
         return False
     mark = wmark_pages(zone, alloc_flags & ALLOC_WMARK_MASK)

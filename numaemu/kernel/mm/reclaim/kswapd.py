@@ -10,7 +10,7 @@ from numaemu.compiler.decorators import callback, kernel
 from numaemu.hardware.processor import cpu_t
 from numaemu.kernel.core.smp import machine_of, wake_kthread
 from numaemu.kernel.include.gfp import __GFP_DIRECT_RECLAIM, GFP_KERNEL
-from numaemu.kernel.include.internal import MAX_RECLAIM_RETRIES, PF_KSWAPD, PF_MEMALLOC
+from numaemu.kernel.include.internal import MAX_RECLAIM_RETRIES, PF_KSWAPD, PF_MEMALLOC, unpack_alloc
 from numaemu.kernel.include.mmzone import (
     KSWAPD,
     LRU_ACTIVE_ANON,
@@ -87,9 +87,9 @@ def wakeup_kswapd(cpu, node, gfp, order, highest_zoneidx):
 
 @callback("u64(u64, u64, u64)")
 def wake_kswapd(cpu_address, packed, node):
-    """The allocator's way up: an allocation (gfp << 8 | order << 4 | highest zone) may use this node, which is short."""
-    word = np.int64(packed)
-    wakeup_kswapd(cpu_t.at(cpu_address), np.int64(node), word >> 8, (word >> 4) & 15, word & 15)
+    """The allocator's way up: an allocation (pack_alloc, with its highest zone) may use this node, which is short."""
+    gfp, order, highest_zone = unpack_alloc(packed)
+    wakeup_kswapd(cpu_t.at(cpu_address), np.int64(node), gfp, order, highest_zone)
     return U(0)
 
 

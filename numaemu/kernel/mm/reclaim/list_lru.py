@@ -13,7 +13,7 @@ from numaemu.compiler.decorators import hot, kernel
 from numaemu.compiler.pointer import Struct, address_of, i64, u64
 from numaemu.kernel.core.smp import machine_of, spin_lock, spin_unlock
 from numaemu.kernel.include.mmzone import page_of, page_to_nid
-from numaemu.kernel.mm.slab.slab_types import _SLAB, cache_of, host_of, number_of, slab_objects, virt_to_head
+from numaemu.kernel.mm.slab.slab import _SLAB, cache_of, host_of, number_of, slab_objects, virt_to_head
 from numaemu.spec.param import MAX_NODES
 
 U = np.uint64

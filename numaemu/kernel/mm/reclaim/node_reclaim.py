@@ -18,6 +18,7 @@ from numaemu.kernel.include.internal import (
     PF_MEMALLOC,
     RECLAIM_UNMAP,
     RECLAIM_WRITE,
+    unpack_alloc,
 )
 from numaemu.kernel.include.mmzone import LRU_ACTIVE_FILE, LRU_INACTIVE_FILE, lruvec_of, node_of
 from numaemu.kernel.include.vmstat import (
@@ -113,7 +114,6 @@ def try_node_reclaim(cpu, node, gfp, order):
 
 @callback("u64(u64, u64, u64)")
 def node_reclaim(cpu_address, packed, node):
-    """The allocator's way up: reclaim from a node for an allocation (gfp * 16 + order); NODE_RECLAIM_*."""
-    return U(
-        try_node_reclaim(cpu_t.at(cpu_address), np.int64(node), np.int64(packed >> U(4)), np.int64(packed & U(15)))
-    )
+    """The allocator's way up: reclaim from a node for an allocation (pack_alloc); NODE_RECLAIM_*."""
+    gfp, order, _more = unpack_alloc(packed)
+    return U(try_node_reclaim(cpu_t.at(cpu_address), np.int64(node), gfp, order))

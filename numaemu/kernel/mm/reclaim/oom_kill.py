@@ -20,6 +20,7 @@ from numaemu.kernel.arch.pgtable import mm_of
 from numaemu.kernel.core.fork import exit_mm, mmget_not_zero, mmput, release_task
 from numaemu.kernel.core.smp import MSG_OOM, let_others_run, machine_of, read_trylock, read_unlock, request
 from numaemu.kernel.include.gfp import __GFP_HARDWALL, __GFP_THISNODE, gfp_text
+from numaemu.kernel.include.internal import unpack_alloc
 from numaemu.kernel.include.mm_types import (
     MM_ANONPAGES,
     MM_FILEPAGES,
@@ -107,12 +108,13 @@ def oom_reap_task_mm(cpu, mm_number):
 
 
 @callback("u64(u64, u64, u64)")
-def alloc_pages_may_oom(cpu_address, what, nodemask):
-    """__alloc_pages_may_oom, from the slow path: 1 to try again, 0: the allocation fails. what = gfp * 16 + order"""
+def alloc_pages_may_oom(cpu_address, packed, nodemask):
+    """__alloc_pages_may_oom, from the slow path: 1 to try again, 0: the allocation (pack_alloc) fails."""
     cpu = cpu_t.at(cpu_address)
     if fatal_signal_pending(cpu):
         return U(0)
-    mm_number = request(cpu, 0, MSG_OOM, np.int64(what), np.int64(nodemask), 0)
+    gfp, order, _more = unpack_alloc(packed)
+    mm_number = request(cpu, 0, MSG_OOM, gfp, order, np.int64(nodemask))
     if mm_number == HOPELESS or fatal_signal_pending(cpu) or cpu.flags & PF_OOM_ORIGIN:
         return U(0)  # swapoff, which was chosen now if not before
     if mm_number == AGAIN or not oom_reap_task_mm(cpu, mm_number):

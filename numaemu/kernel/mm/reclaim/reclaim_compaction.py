@@ -22,7 +22,7 @@ from numaemu.kernel.include.mmzone import (
     wmark_pages,
     zone_of,
 )
-from numaemu.kernel.mm.migrate.compaction_free import fragmentation_index
+from numaemu.kernel.mm.page_alloc.fragmentation import fragmentation_index
 from numaemu.kernel.mm.page_alloc.watermark import zone_watermark_ok
 from numaemu.kernel.mm.reclaim.pageout import scan_control_t  # noqa: F401  (the type in signatures)
 from numaemu.kernel.mm.reclaim.workingset import DEF_PRIORITY

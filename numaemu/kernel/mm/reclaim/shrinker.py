@@ -23,8 +23,8 @@ from numaemu.kernel.mm.reclaim.list_lru import (
     shrinker_of,
     shrinker_t,
 )
-from numaemu.kernel.mm.slab.slab_debug import BUG_NONE
-from numaemu.kernel.mm.slab.slab_free import slab_free
+from numaemu.kernel.mm.slab.slub_debug import BUG_NONE
+from numaemu.kernel.mm.slab.slub_free import slab_free
 
 U = np.uint64
 DEFAULT_SEEKS = 2  # what an object costs to make again, against a page's; Linux's number

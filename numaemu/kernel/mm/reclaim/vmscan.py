@@ -22,7 +22,7 @@ from numaemu.kernel.core.smp import (
     wake_kthread,
 )
 from numaemu.kernel.core.timer import mem_cgroup_flush_stats_ratelimited
-from numaemu.kernel.include.internal import MAX_RECLAIM_RETRIES
+from numaemu.kernel.include.internal import MAX_RECLAIM_RETRIES, unpack_alloc
 from numaemu.kernel.include.mm_types import PG_active, PG_lru, PG_reclaim, PG_unevictable, PG_workingset
 from numaemu.kernel.include.mmzone import (
     KSWAPD,
@@ -529,10 +529,11 @@ def throttle_direct_reclaim(cpu, sc, nid):
 
 @callback("u64(u64, u64, u64)")
 def try_to_free_pages(cpu_address, packed, nodemask):
-    """The slow path's way up: reclaim for an allocation (gfp * 16 + order); pages reclaimed."""
+    """The slow path's way up: reclaim for an allocation (pack_alloc); pages reclaimed."""
     cpu = cpu_t.at(cpu_address)
     machine, sc = machine_of(cpu), scan_control_of(cpu)
-    init_scan_control(machine, sc, np.int64(packed >> U(4)), np.int64(packed & U(15)), nodemask)
+    gfp, order, _more = unpack_alloc(packed)
+    init_scan_control(machine, sc, gfp, order, nodemask)
     throttle_direct_reclaim(cpu, sc, cpu.node)
     reclaimed = do_try_to_free_pages(cpu, sc, cpu.node)
     for node in range(machine.nr_nodes):

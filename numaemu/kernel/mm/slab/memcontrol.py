@@ -1,7 +1,7 @@
 """Kernel memory that is charged to a control group: __GFP_ACCOUNT. The part of Linux's mm/memcontrol.c for whole pages.
 
 A page knows its group by the upper half of its flags (Linux: page->memcg_data), so that it is taken off where it was
-charged, wherever the task is by then. The root group is not charged. Objects of slabs: slab_memcg.py.
+charged, wherever the task is by then. The root group is not charged. Objects of slabs: obj_exts.py.
 """
 
 import numpy as np

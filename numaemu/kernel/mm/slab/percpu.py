@@ -25,7 +25,7 @@ from numaemu.kernel.include.gfp import GFP_KERNEL
 from numaemu.kernel.include.mm_types import PG_buddy, PG_pcp, cpu_present
 from numaemu.kernel.include.mmzone import page_of
 from numaemu.kernel.mm.page_alloc.page_alloc import __free_pages, alloc_pages
-from numaemu.kernel.mm.slab.slab_types import host_of, page_address
+from numaemu.kernel.mm.slab.slab import host_of, page_address
 from numaemu.spec.param import PAGE_SHIFT, PAGE_SIZE
 
 U = np.uint64

@@ -1,487 +1,229 @@
-"""Caches of equal objects cut from pages: Linux 6's mm/slub.c. What a slab looks like: slab_types.py; frees: slab_free.py.
+"""What a slab cache is made of: Linux's include/linux/slab.h and mm/slab.h. The structs, and what is read out of them.
 
-Only its CPU touches a kmem_cache_cpu_t, inside its turn, so the fast path is plain loads and stores. A cache with
-debug flags never gives objects to CPUs: every call goes through the lock, and is checked.
+A slab is one block of pages. Its head page says whose it is (`mapping`), how full it is, in one word (`private`) that
+changes by compare-exchange only, and in another (`index`) how many bytes before its first object are its colour, and
+where it is written to whom each object is charged (obj_exts.py):
+
+    63..48   47      46..32    31..16   15..0
+    --       frozen  objects   inuse    1 + index of the first free object (0: none)
+
+    frozen: it belongs to one CPU, which holds the rest of its free objects on a list of its own (`kmem_cache_cpu_t`);
+            other CPUs' frees go on the slab's list. Those on the CPU's list count as in use here. With SLAB_ACCOUNT
+            all stay on the slab's list, from which the CPU takes one at a time.
+    else with free objects: on the partial list of its node, under the node's `list_lock`;   full: on no list.
+    Whoever makes a slab enter or leave the partial list holds the lock while the word changes.
+
+    63..16                                             15..0
+    obj_exts: physical address / 8 of an array, or 0   colour / 64
+
+A free object holds the address of the next one, `offset` bytes from its start. Addresses are those of Linux's direct
+map: page_offset + physical.
 """
 
 import numpy as np
 
-from numaemu.compiler.atomic import compare_exchange, fetch_add, load_acquire
+from numaemu.compiler.atomic import load_acquire
 from numaemu.compiler.decorators import hot, kernel
-from numaemu.compiler.native import call_address, clear_bytes, copy_bytes
-from numaemu.compiler.pointer import address_of, u64
-from numaemu.errors import KernelBug
-from numaemu.kernel.core.smp import machine_of, spin_lock, spin_unlock
-from numaemu.kernel.include.gfp import (
-    ___GFP_DIRECT_RECLAIM,
-    ___GFP_NOFAIL,
-    ___GFP_NORETRY,
-    ___GFP_NOWARN,
-    __GFP_ACCOUNT,
-    __GFP_DMA,
-    __GFP_HIGHMEM,
-    __GFP_MOVABLE,
-    __GFP_NO_GROW,
-    __GFP_RECLAIMABLE,
-    __GFP_THISNODE,
-    __GFP_ZERO,
-    GFP_NOWAIT,
-)
-from numaemu.kernel.include.mmzone import page_of, page_to_nid, zonelist
-from numaemu.kernel.mm.page_alloc.page_alloc import alloc_pages
-from numaemu.kernel.mm.slab.memcontrol import current_memcg
-from numaemu.kernel.mm.slab.slab_debug import (
-    BUG_CTOR,
-    BUG_FREEPOINTER,
-    BUG_NO_CACHE,
-    BUG_NONE,
-    bug_found,
-    check_object,
-    init_object,
-    set_track,
-    slab_bug,
-)
-from numaemu.kernel.mm.slab.slab_free import (
-    __slab_free,
-    account_slab,
-    add_partial,
-    discard_slab,
-    free_slab_obj_exts,
-    free_slab_pages,
-    remove_partial,
-    slab_free,
-)
-from numaemu.kernel.mm.slab.slab_memcg import OBJ_EXT_BYTES, charge_object, set_obj_exts
-from numaemu.kernel.mm.slab.slab_types import (
-    _SLAB,
-    MAX_KMEM_CACHES,
-    SLAB_ACCOUNT,
-    SLAB_DEBUG_FLAGS,
-    cache_of,
-    cpu_slab,
-    free_index,
-    free_pointer,
-    get_node,
-    host_of,
-    number_of,
-    object_at,
-    page_address,
-    set_free_pointer,
-    slab_index,
-    slab_inuse,
-    slab_obj_exts,
-    slab_objects,
-    slab_word,
-    track_t,
-    virt_to_head,
-)
-from numaemu.spec.param import MAX_NODES, PAGE_SIZE
+from numaemu.compiler.pointer import Struct, i64, u8, u64
+from numaemu.kernel.include.mm_types import pool_t
+from numaemu.kernel.include.mmzone import page_of, page_zone, zone_of
+from numaemu.spec.param import MAX_ORDER
 
 U = np.uint64
-OBJCGS_CLEAR_MASK = __GFP_DMA | __GFP_RECLAIMABLE | __GFP_ACCOUNT | ___GFP_NOFAIL  # what an array is not asked for with
+PG_slab, PG_large_kmalloc = 1 << 24, 1 << 25  # page->flags of a head page
+_SLAB, _LARGE = U(PG_slab), U(PG_large_kmalloc)
 
+MAX_KMEM_CACHES = 1024  # assumed; Linux has no limit
+COLOUR_UNIT = 64  # colours are multiples of a cache line
+CACHE_NAME_BYTES = 32
 
-# -- slabs ---------------------------------------------------------------------------------------------------
+# include/linux/slab.h
+# fmt: off
+(SLAB_CONSISTENCY_CHECKS, SLAB_RED_ZONE, SLAB_POISON, SLAB_HWCACHE_ALIGN, SLAB_CACHE_DMA, SLAB_STORE_USER,
+ SLAB_RECLAIM_ACCOUNT, SLAB_ACCOUNT) = (1 << bit for bit in (8, 10, 11, 13, 14, 16, 17, 26))
+# fmt: on
+SLAB_DEBUG_FLAGS = SLAB_CONSISTENCY_CHECKS | SLAB_RED_ZONE | SLAB_POISON | SLAB_STORE_USER
 
+# fmt: off
+kmem_cache_cpu_t = Struct("kmem_cache_cpu_t", [     # its CPU only
+    ("freelist", u64),               # first object of this CPU's own list, 0 = empty
+    ("base", u64), ("end", u64),     # [base, end) of the slab it owns; both 0 if it owns none, or one with obj_exts
+    ("offset", u64),                 # of the free pointer in an object
+    ("slab", i64),                   # pfn of the slab it owns, 0 = none
+    ("allocs", i64), ("frees", i64), # objects so far
+    ("requested", i64),              # bytes asked for through kmalloc so far
+    ("large_pages", i64),            # cache 0, which stands for kmalloc straight from the buddy: pages given out so far
+    ("_pad", u64, 7),
+], nbytes=128)
 
-@hot
-def setup_object(cpu, cache, number, address):
-    """Make an object of a new slab: its red zones and poison, then its constructor. False: that raised an exception."""
-    if cache.flags & SLAB_DEBUG_FLAGS:
-        if cache.track != U(0):
-            clear_bytes(host_of(cpu, address + cache.track), 2 * track_t.nbytes)
-        init_object(cpu, cache, address, False)
-    if cache.ctor == U(0):
-        return True
-    if cache.ctor_bytes == 0:
-        copy_bytes(host_of(cpu, address), host_of(cpu, cache.ctor), cache.object_size)
-        return True
-    clear_bytes(host_of(cpu, address), cache.object_size)  # what it does not write is the same every time
-    if call_address(machine_of(cpu).on_ctor, U(number), address, U(0)) == U(0):
-        return True
-    slab_bug(cpu, BUG_CTOR, number, address, U(0), 0)
-    return False
+kmem_cache_node_t = Struct("kmem_cache_node_t", [
+    ("list_lock", u64),                                # spin lock
+    ("nr_partial", i64), ("first", i64), ("last", i64),     # under it: slabs (pfn) linked by lru_next, lru_prev
+    ("nr_slabs", i64), ("total_objects", i64), ("colour_next", i64),     # atomically
+    ("_pad", u64),
+], nbytes=64)
 
+kmem_cache_t = Struct("kmem_cache_t", [     # written when it is created
+    ("live", i64),                          # 1: it may be used
+    ("flags", i64), ("allocflags", i64),    # SLAB_*; what is added to the gfp flags of its pages
+    ("object_size", i64), ("size", i64),    # bytes as asked for; from one object to the next
+    ("align", i64), ("inuse", i64),         # inuse: where an object's metadata begins
+    ("offset", u64),                        # of the free pointer
+    ("red_left_pad", u64),                  # bytes of red zone before an object
+    ("track", u64),                         # of the two track_t, 0 = none
+    ("order", i64), ("min_order", i64), ("min_partial", i64),
+    ("colour_off", i64),                    # bytes between two colours; 0: all slabs begin alike
+    ("exts_cache", i64),                    # the general cache for a slab's obj_exts, 0: its objects are never charged
+    ("ctor", u64),                          # address of the bytes that a new object holds, 0 = none;
+    ("ctor_bytes", i64),                    # if not 0: of a function, pickled in so many bytes, that makes it
+    ("name", u8, CACHE_NAME_BYTES),
+])
+# fmt: on
 
-@hot
-def slab_colour(machine, number, pfn, left_over):
-    """Bytes before the first object: the node's next colour, taken in turn; 0: the cache is not coloured."""
-    cache = cache_of(machine, number)
-    if cache.colour_off == 0 or left_over < cache.colour_off:
-        return 0
-    turn = fetch_add(get_node(machine, number, page_to_nid(machine, pfn)), "colour_next", 1)
-    return turn % (left_over // cache.colour_off + 1) * cache.colour_off
-
-
-@kernel("i64(cpu_t*, i64, i64, i64)")
-def new_slab(cpu, number, gfp, nid):
-    """A slab of free objects that is on no list; its pfn, or 0: no pages, its constructor failed, or the cache must not grow
-    (__GFP_NO_GROW).
-
-    Mirrors allocate_slab.
-    """
-    machine = machine_of(cpu)
-    cache = cache_of(machine, number)
-    if gfp & __GFP_NO_GROW:
-        return 0
-    gfp = (gfp & ~(__GFP_ACCOUNT | __GFP_ZERO | __GFP_MOVABLE | __GFP_HIGHMEM | __GFP_RECLAIMABLE)) | cache.allocflags
-    order, pfn = cache.order, 0
-    if order > cache.min_order:  # the larger block only if it is easily had
-        easy = (gfp | ___GFP_NOWARN | ___GFP_NORETRY) & ~(___GFP_NOFAIL | ___GFP_DIRECT_RECLAIM)
-        pfn = alloc_pages(cpu, easy, order, nid, machine.node_mask)
-        if pfn == 0:
-            order = cache.min_order
-    if pfn == 0:
-        pfn = alloc_pages(cpu, gfp, order, nid, machine.node_mask)
-    if pfn == 0:
-        return 0
-    page, objects = page_of(machine, pfn), (PAGE_SIZE << order) // cache.size
-    page.flags |= _SLAB
-    page.mapping, page.lru_next, page.lru_prev = number, 0, 0
-    page.index = slab_index(slab_colour(machine, number, pfn, (PAGE_SIZE << order) % cache.size), 0)
-    for i in range(1, objects + 1):
-        address = object_at(machine, cache, pfn, i)
-        if not setup_object(cpu, cache, number, address):
-            free_slab_pages(cpu, pfn)
-            return 0
-        set_free_pointer(cpu, cache, address, object_at(machine, cache, pfn, i + 1 if i < objects else 0))
-    page.private = slab_word(1, 0, objects, 0)
-    n = get_node(machine, number, page_to_nid(machine, pfn))
-    fetch_add(n, "nr_slabs", 1)
-    fetch_add(n, "total_objects", objects)
-    account_slab(machine, cpu, cache, pfn, 1 << order)
-    return pfn
-
-
-@kernel("void(cpu_t*, i64, i64)")
-def deactivate_slab(cpu, number, owner):
-    """Take the slab of CPU `owner` away, with the objects on its list. Another's only when nobody uses the cache."""
-    machine = machine_of(cpu)
-    cache, c = cache_of(machine, number), cpu_slab(machine, number, owner)
-    pfn = c.slab
-    if pfn == 0:
-        return
-    count, tail, at = 0, U(0), c.freelist
-    while at != U(0):
-        count, tail, at = count + 1, at, free_pointer(cpu, cache, at)
-    page, n = page_of(machine, pfn), get_node(machine, number, page_to_nid(machine, pfn))
-    lock = address_of(n, "list_lock")
-    spin_lock(cpu, lock)
-    while True:
-        word = load_acquire(page, "private")
-        first, inuse = free_index(word), slab_inuse(word) - count
-        if count > 0:
-            set_free_pointer(cpu, cache, tail, object_at(machine, cache, pfn, first))
-            first = number_of(machine, cache, pfn, c.freelist)
-        if compare_exchange(page, "private", word, slab_word(first, inuse, slab_objects(word), 0)) == word:
-            break
-    discard = inuse == 0 and n.nr_partial >= cache.min_partial
-    if first != 0 and not discard:
-        add_partial(machine, n, pfn)
-    spin_unlock(lock)
-    c.freelist, c.base, c.end, c.slab = U(0), U(0), U(0), 0
-    if discard:
-        discard_slab(cpu, number, pfn)
+track_t = Struct("track_t", [("pid", i64), ("cpu", i64), ("when_ns", i64)])  # who allocated or freed an object
 
 
 @hot
-def freeze_slab(cpu, machine, cache, c, pfn):
-    """Make a slab this CPU's, with all its free objects (acquire_slab), which with SLAB_ACCOUNT stay on its list."""
-    page, charges = page_of(machine, pfn), cache.flags & SLAB_ACCOUNT
-    while True:
-        word = load_acquire(page, "private")
-        objects = slab_objects(word)
-        new = (
-            slab_word(free_index(word), slab_inuse(word), objects, 1) if charges else slab_word(0, objects, objects, 1)
-        )
-        if compare_exchange(page, "private", word, new) == word:
-            break
-    first = 0 if charges else free_index(word)
-    c.freelist, c.slab, c.offset, c.base, c.end = object_at(machine, cache, pfn, first), pfn, cache.offset, U(0), U(0)
-    if not charges and slab_obj_exts(page) == 0:
-        c.base = page_address(machine, pfn)
-        c.end = c.base + (U(PAGE_SIZE) << U(page.order))
+def cache_of(machine, number):
+    return kmem_cache_t.array(machine.kmem_caches)[number]
 
 
-@kernel("i64(cpu_t*, i64, i64, i64)")
-def partial_nid(cpu, number, gfp, nid):
-    """The node whose partial slabs shall serve: nid, or if others will do, the nearest that has plenty; -1: none.
+@hot
+def cpu_slab(machine, number, cpu_number):
+    """this_cpu_ptr(s->cpu_slab)"""
+    return kmem_cache_cpu_t.array(machine.kmem_cache_cpus)[number * machine.nr_cpu_ids + cpu_number]
 
-    Mirrors get_any_partial. Nothing is locked: what was there may be gone.
-    """
-    machine = machine_of(cpu)
-    if get_node(machine, number, nid).nr_partial > 0:
-        return nid
-    if gfp & __GFP_THISNODE:
+
+@hot
+def get_node(machine, number, node):
+    """s->node[node]"""
+    return kmem_cache_node_t.array(machine.kmem_cache_nodes)[number * machine.nr_nodes + node]
+
+
+# -- addresses -----------------------------------------------------------------------------------------------
+
+
+@hot
+def host_of(cpu, address):
+    """Where this process sees a kernel address."""
+    return cpu.memory + (address - cpu.paging.page_offset)
+
+
+@hot
+def page_address(machine, pfn):
+    return machine.paging.page_offset + (U(pfn) << U(12))
+
+
+@hot
+def free_index(word):
+    return word & 0xFFFF
+
+
+@hot
+def slab_inuse(word):
+    return (word >> 16) & 0xFFFF
+
+
+@hot
+def slab_objects(word):
+    return (word >> 32) & 0x7FFF
+
+
+@hot
+def slab_frozen(word):
+    return (word >> 47) & 1
+
+
+@hot
+def slab_word(first, inuse, objects, frozen):
+    return first | (inuse << 16) | (objects << 32) | (frozen << 47)
+
+
+@hot
+def slab_index(colour, exts):
+    """page->index of a slab."""
+    return exts << 13 | colour // COLOUR_UNIT
+
+
+@hot
+def colour_of(page):
+    return (page.index & 0xFFFF) * COLOUR_UNIT
+
+
+@hot
+def slab_obj_exts(page):
+    """Physical address of the array that says to whom each object of a slab is charged; 0: there is none."""
+    return load_acquire(page, "index") >> 16 << 3
+
+
+@hot
+def first_object(machine, cache, pfn):
+    return page_address(machine, pfn) + U(colour_of(page_of(machine, pfn))) + cache.red_left_pad
+
+
+@hot
+def object_at(machine, cache, pfn, first):
+    """Address of the object with number `first` - 1, 0 for 0."""
+    return first_object(machine, cache, pfn) + U((first - 1) * cache.size) if first != 0 else U(0)
+
+
+@hot
+def number_of(machine, cache, pfn, address):
+    """1 + the index of the object at an address of the slab, 0 for address 0; -1: none begins there."""
+    if address == U(0):
+        return 0
+    start = first_object(machine, cache, pfn)
+    if address < start:
         return -1
-    order, plenty = zonelist(machine, nid), cache_of(machine, number).min_partial
-    for i in range(MAX_NODES):
-        if order[i] < 0 or get_node(machine, number, order[i]).nr_partial > plenty:
-            return order[i]
-    return -1
-
-
-@kernel("bool(cpu_t*, i64, i64, i64)")
-def get_partial(cpu, number, gfp, nid):
-    """Make a partial slab this CPU's (get_partial_node)."""
-    machine = machine_of(cpu)
-    node = partial_nid(cpu, number, gfp, nid)
-    if node < 0:
-        return False
-    n = get_node(machine, number, node)
-    lock = address_of(n, "list_lock")
-    spin_lock(cpu, lock)
-    pfn = n.first
-    if pfn != 0:
-        remove_partial(machine, n, pfn)
-        freeze_slab(cpu, machine, cache_of(machine, number), cpu_slab(machine, number, cpu.id), pfn)
-    spin_unlock(lock)
-    return pfn != 0
-
-
-# -- objects -------------------------------------------------------------------------------------------------
+    distance = np.int64(address - start)
+    return distance // cache.size + 1 if distance % cache.size == 0 else -1
 
 
 @hot
-def lock_partial(cpu, number, gfp, nid):
-    """A node with a partial slab, its list locked; -1: there are no pages."""
-    machine = machine_of(cpu)
-    while True:
-        node, fresh = partial_nid(cpu, number, gfp, nid), 0
-        if node < 0:
-            fresh = new_slab(cpu, number, gfp, nid)
-            if fresh == 0:
-                return -1
-            node = page_to_nid(machine, fresh)
-        n = get_node(machine, number, node)
-        spin_lock(cpu, address_of(n, "list_lock"))
-        if fresh != 0:
-            add_partial(machine, n, fresh)
-        if n.first != 0:
-            return node
-        spin_unlock(address_of(n, "list_lock"))
-
-
-@kernel("u64(cpu_t*, i64, i64, i64)")
-def alloc_debug(cpu, number, gfp, nid):
-    """An object of a cache with debug flags, checked. 0: no memory, or somebody wrote to a free object."""
-    machine = machine_of(cpu)
-    node = lock_partial(cpu, number, gfp, nid)
-    if node < 0:
-        return U(0)
-    cache, n = cache_of(machine, number), get_node(machine, number, node)
-    pfn = n.first
-    page = page_of(machine, pfn)
-    word = page.private
-    address = object_at(machine, cache, pfn, free_index(word))
-    following = number_of(machine, cache, pfn, free_pointer(cpu, cache, address))
-    if following < 0 or following > slab_objects(word):
-        slab_bug(cpu, BUG_FREEPOINTER, number, address, address + cache.offset, 0)
-        address, following = U(0), 0  # what the list held beyond is lost, as in Linux
-        page.private = slab_word(0, slab_objects(word), slab_objects(word), 0)
-        remove_partial(machine, n, pfn)
-    elif not check_object(cpu, cache, number, address, False):
-        address = U(0)
-    else:
-        page.private = slab_word(following, slab_inuse(word) + 1, slab_objects(word), 0)
-        if following == 0:
-            remove_partial(machine, n, pfn)
-        init_object(cpu, cache, address, True)
-        set_track(cpu, cache, address, 0)
-        cpu_slab(machine, number, cpu.id).allocs += 1
-    spin_unlock(address_of(n, "list_lock"))
-    return address
+def free_pointer(cpu, cache, address):
+    """get_freepointer"""
+    return u64.array(host_of(cpu, address + cache.offset))[0]
 
 
 @hot
-def find_slab(cpu, number, gfp, nid):
-    """Give this CPU, which has none, a slab with free objects: a partial one or a new one. False: no pages."""
-    machine = machine_of(cpu)
-    if get_partial(cpu, number, gfp, nid):
-        return True
-    pfn = new_slab(cpu, number, gfp, nid)
-    if pfn == 0:
-        return False
-    if cpu_slab(machine, number, cpu.id).slab != 0:  # reclaim, on the way to the pages, needed objects itself
-        deactivate_slab(cpu, number, cpu.id)
-    freeze_slab(cpu, machine, cache_of(machine, number), cpu_slab(machine, number, cpu.id), pfn)
-    return True
+def set_free_pointer(cpu, cache, address, following):
+    u64.array(host_of(cpu, address + cache.offset))[0] = following
 
 
-@kernel("u64(cpu_t*, i64, i64)")
-def take_object(cpu, number, pfn):
-    """The first object on the list of a slab that this CPU owns, on which others only put some; 0: it is empty."""
-    machine = machine_of(cpu)
-    cache, page = cache_of(machine, number), page_of(machine, pfn)
-    while True:
-        word = load_acquire(page, "private")
-        first, objects = free_index(word), slab_objects(word)
-        if first == 0:
-            return U(0)
-        address = object_at(machine, cache, pfn, first)
-        following = number_of(machine, cache, pfn, free_pointer(cpu, cache, address))
-        if following < 0 or following > objects:
-            slab_bug(cpu, BUG_FREEPOINTER, number, address, address + cache.offset, 0)
-            address, following = U(0), 0
-        inuse = slab_inuse(word) + 1 if address != U(0) else objects  # as alloc_debug: what the list held is lost
-        if compare_exchange(page, "private", word, slab_word(following, inuse, objects, 1)) == word:
-            return address
-
-
-@hot
-def next_object(cpu, number):
-    """The next free object of the slab that this CPU owns; 0: none is free, or it owns no slab."""
-    machine = machine_of(cpu)
-    cache, c = cache_of(machine, number), cpu_slab(machine, number, cpu.id)
-    if c.slab == 0:
-        return U(0)
-    if cache.flags & SLAB_ACCOUNT:
-        return take_object(cpu, number, c.slab)
-    if c.freelist == U(0):
-        freeze_slab(cpu, machine, cache, c, c.slab)  # what others have freed meanwhile
-    address = c.freelist
-    if address != U(0):
-        c.freelist = free_pointer(cpu, cache, address)
-    return address
-
-
-@kernel("u64(cpu_t*, i64, i64, i64)")
-def __slab_alloc(cpu, number, gfp, node):
-    """An object when this CPU's list is empty or of the wrong node: the rest of its slab, a partial one, a new one.
-
-    A node that is wished for (not demanded, by __GFP_THISNODE) is tried first without waiting for it.
-    """
-    machine = machine_of(cpu)
-    if number < 1 or number >= MAX_KMEM_CACHES or cache_of(machine, number).live == 0:
-        slab_bug(cpu, BUG_NO_CACHE, number, U(0), U(0), 0)
-        return U(0)
-    cache, c = cache_of(machine, number), cpu_slab(machine, number, cpu.id)
-    if node >= machine.nr_nodes or node < 0 or (machine.memory_mask >> U(max(node, 0))) & U(1) == U(0):
-        node = -1
-    nid, wish = cpu.node if node < 0 else node, node >= 0 and not gfp & __GFP_THISNODE
-    if cache.flags & SLAB_DEBUG_FLAGS:
-        address = alloc_debug(cpu, number, GFP_NOWAIT | __GFP_THISNODE | gfp & __GFP_NO_GROW, nid) if wish else U(0)
-        return alloc_debug(cpu, number, gfp, nid) if address == U(0) and not bug_found(cpu) else address
-    if c.slab != 0 and node >= 0 and page_to_nid(machine, c.slab) != node:
-        deactivate_slab(cpu, number, cpu.id)
-    address = next_object(cpu, number)
-    if address == U(0) and not bug_found(cpu):
-        deactivate_slab(cpu, number, cpu.id)
-        found = find_slab(cpu, number, GFP_NOWAIT | __GFP_THISNODE | gfp & __GFP_NO_GROW, nid) if wish else False
-        if not found and (bug_found(cpu) or not find_slab(cpu, number, gfp, nid)):
-            return U(0)
-        address = next_object(cpu, number)
-    c.allocs += 1 if address != U(0) else 0
-    return address
-
-
-# -- charging ------------------------------------------------------------------------------------------------
-
-
-@kernel("i64(cpu_t*, kmem_cache_t*, i64, i64)")
-def alloc_slab_obj_exts(cpu, cache, gfp, nid):
-    """The physical address of an empty array for any slab of a cache; 0: no memory."""
-    address = __slab_alloc(cpu, cache.exts_cache, gfp & ~OBJCGS_CLEAR_MASK, nid)
-    if address == U(0):
+@kernel("i64(machine_t*, u64)")
+def virt_to_head(machine, address):
+    """The head page of the slab or large block that a kernel address lies in; 0 if it lies in none."""
+    start = machine.paging.page_offset
+    if address < start or np.int64((address - start) >> U(12)) >= machine.max_pfn:
         return 0
-    nbytes = (PAGE_SIZE << cache.order) // cache.size * OBJ_EXT_BYTES
-    cpu_slab(machine_of(cpu), cache.exts_cache, cpu.id).requested += nbytes
-    clear_bytes(host_of(cpu, address), nbytes)
-    return np.int64(address - cpu.paging.page_offset)
+    pfn = np.int64((address - start) >> U(12))
+    zone = zone_of(machine, page_zone(machine, pfn))
+    if pfn < zone.start_pfn or pfn >= zone.virgin_pfn:
+        return 0
+    order = page_of(machine, pfn).order
+    if order < 0 or order > MAX_ORDER:
+        return 0
+    head = np.int64(pfn) & ~((1 << np.int64(order)) - 1)
+    page = page_of(machine, head)
+    return head if head != 0 and page.order == order and page.flags & (_SLAB | _LARGE) != U(0) else 0
 
 
-@kernel("u64(cpu_t*, i64, i64, i64, u64)")
-def memcg_slab_post_alloc_hook(cpu, number, gfp, node, address):
-    """Charge an object that the running task has just got to its group; the object, or another in its place, or 0.
-
-    If there is no memory for the array it stays uncharged, as in Linux. If this CPU has lost the slab on the way to the
-    array, by what reclaim needed itself, another CPU may own it and free by the fast path: then it must be another object.
-    """
-    machine, memcg = machine_of(cpu), current_memcg(cpu)
-    cache, c, pfn = cache_of(machine, number), cpu_slab(machine, number, cpu.id), virt_to_head(machine, address)
-    if memcg == 0 or cache.exts_cache == 0:
-        return address
-    if slab_obj_exts(page_of(machine, pfn)) == 0:
-        exts = alloc_slab_obj_exts(cpu, cache, gfp, page_to_nid(machine, pfn))
-        if exts == 0:
-            return address
-        if c.slab != pfn and not cache.flags & SLAB_DEBUG_FLAGS:
-            __slab_free(cpu, number, address)
-            address = __slab_alloc(cpu, number, gfp, node)
-            pfn = c.slab
-        if address == U(0) or not set_obj_exts(page_of(machine, pfn), exts):
-            free_slab_obj_exts(cpu, cache.exts_cache, exts)
-        if address == U(0):
-            return address
-        c.base, c.end = U(0), U(0)
-    charge_object(machine, cache, pfn, number_of(machine, cache, pfn, address), memcg)
-    return address
+# -- seen from outside ---------------------------------------------------------------------------------------
 
 
-@kernel("u64(cpu_t*, i64, i64, i64)")
-def slab_alloc_slow(cpu, number, gfp, node):
-    """__slab_alloc, charged if the cache says so; what `gfp` says is its caller's (slab_post_alloc_hook)."""
-    address = __slab_alloc(cpu, number, gfp, node)
-    if address != U(0) and not gfp & __GFP_ACCOUNT and cache_of(machine_of(cpu), number).flags & SLAB_ACCOUNT:
-        address = memcg_slab_post_alloc_hook(cpu, number, gfp, node, address)
-    return address
+def cache_name(machine, number):
+    if not 0 < number < MAX_KMEM_CACHES:
+        return f"number {number}"
+    return bytes(cache_of(machine, number).name.as_numpy()).rstrip(b"\0").decode()
 
 
-@kernel("u64(cpu_t*, i64, i64, i64, u64)")
-def slab_post_alloc_hook(cpu, number, gfp, node, address):
-    """What `gfp` wants done with an object: charged, zeroed. The object, or another in its place, or 0."""
-    if gfp & __GFP_ACCOUNT:
-        address = memcg_slab_post_alloc_hook(cpu, number, gfp, node, address)
-    if gfp & __GFP_ZERO and address != U(0):
-        clear_bytes(host_of(cpu, address), cache_of(machine_of(cpu), number).object_size)
-    return address
+def live_caches(machine):
+    """Numbers of the caches that may be used."""
+    used = pool_t.at(machine.kmem_cache_pool).used
+    return [n for n in range(1, used + 1) if cache_of(machine, n).live]
 
 
-# -- objects for everybody -----------------------------------------------------------------------------------
-
-
-@hot
-def slab_alloc(cpu, number, gfp):
-    """slab_alloc_node's fast path: the first object of this CPU's list."""
-    c = cpu_slab(machine_of(cpu), number, cpu.id)
-    address = c.freelist
-    if address == U(0):
-        return slab_alloc_slow(cpu, number, gfp, -1)
-    c.freelist = u64.array(host_of(cpu, address + c.offset))[0]
-    c.allocs += 1
-    return address
-
-
-@kernel("u64(cpu_t*, i64, i64, i64)")
-def slab_alloc_node(cpu, number, gfp, node):
-    """An object near `node`; -1: near this CPU."""
-    if number < 1 or number >= MAX_KMEM_CACHES:
-        return __slab_alloc(cpu, number, gfp, node)
-    machine = machine_of(cpu)
-    c = cpu_slab(machine, number, cpu.id)
-    if c.freelist == U(0) or node >= 0 and page_to_nid(machine, c.slab) != node:
-        address = slab_alloc_slow(cpu, number, gfp, node)
-    else:
-        address = slab_alloc(cpu, number, gfp)
-    if address != U(0) and gfp & (__GFP_ACCOUNT | __GFP_ZERO):
-        address = slab_post_alloc_hook(cpu, number, gfp, node, address)
-    return address
-
-
-@hot
-def kmem_cache_alloc(cpu, number, gfp):
-    """The address of an object of cache `number`, or 0: no memory."""
-    address = slab_alloc(cpu, number, gfp) if 0 < number < MAX_KMEM_CACHES else __slab_alloc(cpu, number, gfp, -1)
-    if address == U(0):
-        if bug_found(cpu):
-            raise KernelBug
-    elif gfp & (__GFP_ACCOUNT | __GFP_ZERO):
-        address = slab_post_alloc_hook(cpu, number, gfp, -1, address)
-    return address
-
-
-@hot
-def kmem_cache_free(cpu, number, address):
-    """Give an object of cache `number` back."""
-    if not 0 < number < MAX_KMEM_CACHES or slab_free(cpu, number, address) != BUG_NONE:
-        raise KernelBug
+def objects_in_use(machine, number):
+    return sum(
+        cpu_slab(machine, number, c).allocs - cpu_slab(machine, number, c).frees for c in range(machine.nr_cpu_ids)
+    )

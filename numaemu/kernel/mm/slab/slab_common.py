@@ -12,11 +12,8 @@ from numaemu.kernel.include.mmzone import page_of, page_to_nid
 from numaemu.kernel.include.vmstat import NR_SLAB_UNRECLAIMABLE, mod_node_page_state
 from numaemu.kernel.mm.page_alloc.page_alloc import alloc_pages, put_page
 from numaemu.kernel.mm.slab.memcontrol import mod_large_kmalloc
-from numaemu.kernel.mm.slab.slab import deactivate_slab, slab_alloc_node
-from numaemu.kernel.mm.slab.slab_debug import BUG_NONE, BUG_NOT_AN_OBJECT, kmem_cache_flags, slab_bug, slab_bug_t
-from numaemu.kernel.mm.slab.slab_free import discard_slab, remove_partial, slab_free
-from numaemu.kernel.mm.slab.slab_memcg import OBJ_EXT_BYTES
-from numaemu.kernel.mm.slab.slab_types import (
+from numaemu.kernel.mm.slab.obj_exts import OBJ_EXT_BYTES
+from numaemu.kernel.mm.slab.slab import (
     _LARGE,
     _SLAB,
     CACHE_NAME_BYTES,
@@ -41,6 +38,9 @@ from numaemu.kernel.mm.slab.slab_types import (
     track_t,
     virt_to_head,
 )
+from numaemu.kernel.mm.slab.slub import deactivate_slab, slab_alloc_node
+from numaemu.kernel.mm.slab.slub_debug import BUG_NONE, BUG_NOT_AN_OBJECT, kmem_cache_flags, slab_bug, slab_bug_t
+from numaemu.kernel.mm.slab.slub_free import discard_slab, remove_partial, slab_free
 from numaemu.spec.param import MAX_ORDER, PAGE_SIZE
 
 U = np.uint64
@@ -137,7 +137,7 @@ def calculate_order(size, nr_cpus):
 
 
 def calculate_sizes(cache, nr_cpus):
-    """Where an object's parts lie (slab_debug.py has a picture), and how many pages a slab has."""
+    """Where an object's parts lie (slub_debug.py has a picture), and how many pages a slab has."""
     flags, object_size, align = cache.flags, cache.object_size, cache.align
     size = align_up(object_size, 8)
     if flags & SLAB_RED_ZONE and size == object_size:

@@ -58,8 +58,8 @@ from numaemu.kernel.mm.cache.truncate import fput, shmem_punch_hole
 from numaemu.kernel.mm.fault.do_fault import linear_page_index
 from numaemu.kernel.mm.fault.rmap import mapping_of
 from numaemu.kernel.mm.fault.zap import zap_page_range
-from numaemu.kernel.mm.huge.huge_split import flush_huge_pages, is_huge_zero, split_huge_pmd
 from numaemu.kernel.mm.huge.hugetlb_pool import hpage_pages, hstate_vma, huge_page_size, hugetlb_object
+from numaemu.kernel.mm.huge.split import flush_huge_pages, is_huge_zero, split_huge_pmd
 from numaemu.kernel.mm.page_alloc.page_alloc import put_page, try_get_page
 from numaemu.kernel.mm.reclaim.lru import folio_clear, folio_test, folio_trylock, folio_unlock
 from numaemu.kernel.mm.reclaim.lru_batches import (

@@ -34,8 +34,8 @@ from numaemu.kernel.include.mm_types import (
 )
 from numaemu.kernel.include.mmzone import page_of
 from numaemu.kernel.mm.huge.huge_memory import change_huge_pmd
-from numaemu.kernel.mm.huge.huge_split import split_huge_pmd
 from numaemu.kernel.mm.huge.hugetlb_fault import hugetlb_change_protection
+from numaemu.kernel.mm.huge.split import split_huge_pmd
 from numaemu.kernel.mm.reclaim.lru import folio_test
 from numaemu.kernel.mm.space.mmap import page_align, wraps
 from numaemu.kernel.mm.space.util import may_expand_vm, vm_acct_memory, vm_enough_memory, vm_stat_account

@@ -43,9 +43,9 @@ from numaemu.kernel.include.mm_types import (
 )
 from numaemu.kernel.mm.fault.memory import pte_alloc
 from numaemu.kernel.mm.fault.rmap import unlink_vma
-from numaemu.kernel.mm.huge.huge_split import split_huge_pmd
 from numaemu.kernel.mm.huge.hugetlb import put_resv_map
 from numaemu.kernel.mm.huge.hugetlb_pool import get_resv_map, hstate_vma, huge_page_shift, huge_page_size
+from numaemu.kernel.mm.huge.split import split_huge_pmd
 from numaemu.kernel.mm.space.get_unmapped_area import get_unmapped_area
 from numaemu.kernel.mm.space.mempolicy import copy_policy
 from numaemu.kernel.mm.space.mmap import do_munmap, page_align, update_hiwater

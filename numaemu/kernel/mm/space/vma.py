@@ -42,8 +42,8 @@ from numaemu.kernel.mm.fault.rmap import (
     unlink_file_vma,
     unlink_vma,
 )
-from numaemu.kernel.mm.huge.huge_split import split_huge_pmd_address
 from numaemu.kernel.mm.huge.hugetlb_pool import get_resv_map, hstate_vma, huge_page_size
+from numaemu.kernel.mm.huge.split import split_huge_pmd_address
 from numaemu.kernel.mm.page_alloc.page_alloc import put_page, try_get_page
 from numaemu.kernel.mm.space.mempolicy import copy_policy, same_policy
 from numaemu.kernel.mm.space.mlock import mlock_folio, munlock_folio

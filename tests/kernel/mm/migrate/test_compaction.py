@@ -30,26 +30,22 @@ from numaemu.kernel.include.internal import (
 )
 from numaemu.kernel.include.mm_types import PG_anon, PG_locked, PG_lru, PG_used
 from numaemu.kernel.include.mmzone import MIGRATE_MOVABLE, node_of, zone_t
-from numaemu.kernel.mm.migrate.compaction import direct_compact, place_scanners, release_freepages
-from numaemu.kernel.mm.migrate.compaction_free import (
+from numaemu.kernel.mm.migrate.compact_control import (
     COMPACT_ALL,
-    MAP_AHEAD,
-    MAP_PAGES,
     MIGRATE_SYNC,
     compact_control_of,
     compaction_defer_reset,
     compaction_deferred,
     defer_compaction,
-    extfrag_for_order,
-    fragmentation_index,
     get_pageblock_skip,
-    isolate_freepages,
-    map_ahead,
-    unusable_free_index,
 )
-from numaemu.kernel.mm.migrate.compaction_scan import isolate_migratepages, isolate_migratepages_block, putback_from
+from numaemu.kernel.mm.migrate.compaction import direct_compact, place_scanners, release_freepages
+from numaemu.kernel.mm.migrate.free_scanner import isolate_freepages
 from numaemu.kernel.mm.migrate.kcompactd import compact_node, proactive_compact_node, wakeup_kcompactd
 from numaemu.kernel.mm.migrate.migrate import batch_of
+from numaemu.kernel.mm.migrate.migrate_scanner import isolate_migratepages, isolate_migratepages_block, putback_from
+from numaemu.kernel.mm.page_alloc.fragmentation import extfrag_for_order, fragmentation_index, unusable_free_index
+from numaemu.node import MAP_AHEAD, MAP_PAGES, map_ahead
 from numaemu.uapi import MADV_DONTNEED, MAP_ANONYMOUS, MAP_SHARED
 
 U = np.uint64

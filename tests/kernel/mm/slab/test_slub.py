@@ -27,9 +27,9 @@ from numaemu.compiler.build import JIT
 from numaemu.errors import MachineCheck
 from numaemu.kernel.fs.proc.slabinfo import slabinfo
 from numaemu.kernel.fs.sysfs.sysctl import System
+from numaemu.kernel.mm.slab.slab import cache_of, cpu_slab, get_node
 from numaemu.kernel.mm.slab.slab_common import KMALLOC_SIZES, calculate_order
-from numaemu.kernel.mm.slab.slab_debug import kmem_cache_flags
-from numaemu.kernel.mm.slab.slab_types import cache_of, cpu_slab, get_node
+from numaemu.kernel.mm.slab.slub_debug import kmem_cache_flags
 
 GFP_ZERO = numaemu.__GFP_ZERO
 DEBUG = SLAB_RED_ZONE | SLAB_POISON | SLAB_STORE_USER

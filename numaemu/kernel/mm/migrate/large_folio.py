@@ -34,7 +34,6 @@ from numaemu.kernel.mm.huge.huge_memory import (
     release_huge_pages,
     vma_alloc_huge_pages,
 )
-from numaemu.kernel.mm.huge.huge_split import add_huge_mapping, flush_huge_pages, is_huge_zero, remove_huge_mapping
 from numaemu.kernel.mm.huge.hugetlb import (
     HTLB_ALLOC_MASK,
     alloc_buddy_hugetlb_folio,
@@ -56,6 +55,7 @@ from numaemu.kernel.mm.huge.hugetlb_pool import (
     pages_per_huge_page,
     remove_hugetlb_folio,
 )
+from numaemu.kernel.mm.huge.split import add_huge_mapping, flush_huge_pages, is_huge_zero, remove_huge_mapping
 from numaemu.kernel.mm.page_alloc.page_alloc import put_page
 from numaemu.kernel.mm.reclaim.lru import folio_test, folio_trylock, folio_unlock
 from numaemu.kernel.mm.reclaim.lru_batches import count_isolated, folio_isolate_lru, folio_putback_lru, lru_add_drain

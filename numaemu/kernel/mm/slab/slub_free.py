@@ -1,4 +1,4 @@
-"""Giving objects of slab caches back, and slabs that are empty: the half of Linux 6's mm/slub.c that slab.py stands on."""
+"""Giving objects of slab caches back, and slabs that are empty: the half of Linux 6's mm/slub.c that slub.py stands on."""
 
 import numpy as np
 
@@ -9,20 +9,8 @@ from numaemu.kernel.core.smp import machine_of, spin_lock, spin_unlock
 from numaemu.kernel.include.mmzone import page_of, page_to_nid
 from numaemu.kernel.include.vmstat import NR_SLAB_RECLAIMABLE, NR_SLAB_UNRECLAIMABLE, mod_node_page_state
 from numaemu.kernel.mm.page_alloc.page_alloc import put_page
-from numaemu.kernel.mm.slab.slab_debug import (
-    BUG_DOUBLE_FREE,
-    BUG_NO_CACHE,
-    BUG_NONE,
-    BUG_NOT_AN_OBJECT,
-    BUG_WRONG_CACHE,
-    check_object,
-    init_object,
-    set_track,
-    slab_bug,
-    slab_bug_of,
-)
-from numaemu.kernel.mm.slab.slab_memcg import memcg_slab_free_hook
-from numaemu.kernel.mm.slab.slab_types import (
+from numaemu.kernel.mm.slab.obj_exts import memcg_slab_free_hook
+from numaemu.kernel.mm.slab.slab import (
     _SLAB,
     MAX_KMEM_CACHES,
     SLAB_DEBUG_FLAGS,
@@ -42,6 +30,18 @@ from numaemu.kernel.mm.slab.slab_types import (
     slab_objects,
     slab_word,
     virt_to_head,
+)
+from numaemu.kernel.mm.slab.slub_debug import (
+    BUG_DOUBLE_FREE,
+    BUG_NO_CACHE,
+    BUG_NONE,
+    BUG_NOT_AN_OBJECT,
+    BUG_WRONG_CACHE,
+    check_object,
+    init_object,
+    set_track,
+    slab_bug,
+    slab_bug_of,
 )
 
 U = np.uint64

@@ -17,7 +17,7 @@ from numaemu.compiler.decorators import hot, kernel
 from numaemu.compiler.pointer import i64
 from numaemu.kernel.include.mm_types import cgroup_t
 from numaemu.kernel.include.mmzone import page_of
-from numaemu.kernel.mm.slab.slab_types import SLAB_RECLAIM_ACCOUNT, colour_of, slab_index, slab_obj_exts
+from numaemu.kernel.mm.slab.slab import SLAB_RECLAIM_ACCOUNT, colour_of, slab_index, slab_obj_exts
 
 U = np.uint64
 OBJ_EXT_BYTES = 8  # sizeof(struct slabobj_ext): a word for each object

@@ -21,9 +21,9 @@ from numaemu.kernel.include.vmstat import (
     percpu_of,
 )
 from numaemu.kernel.mm.cache.shmem import folio_hold_mapping, release_mapping
-from numaemu.kernel.mm.huge.huge_split import is_huge_mapped
 from numaemu.kernel.mm.huge.hugetlb_pool import hpage_pages
-from numaemu.kernel.mm.migrate.compaction_free import (
+from numaemu.kernel.mm.huge.split import is_huge_mapped
+from numaemu.kernel.mm.migrate.compact_control import (
     COMPACT_ALL,
     COMPACT_CLUSTER_MAX,
     MIGRATE_ASYNC,

@@ -14,7 +14,7 @@ from numaemu.compiler.pointer import Struct, i64, u8, u64
 from numaemu.errors import KernelBug
 from numaemu.kernel.core.smp import machine_of
 from numaemu.kernel.include.mm_types import task_t
-from numaemu.kernel.mm.slab.slab_types import (
+from numaemu.kernel.mm.slab.slab import (
     MAX_KMEM_CACHES,
     SLAB_CONSISTENCY_CHECKS,
     SLAB_DEBUG_FLAGS,

@@ -28,9 +28,9 @@ from numaemu.kernel.fs.proc import tree as proc
 from numaemu.kernel.fs.sysfs import cgroup
 from numaemu.kernel.include.mm_types import cgroup_t
 from numaemu.kernel.include.mmzone import page_of
-from numaemu.kernel.mm.slab.slab import memcg_slab_post_alloc_hook
-from numaemu.kernel.mm.slab.slab_memcg import obj_exts
-from numaemu.kernel.mm.slab.slab_types import cache_of, cpu_slab, number_of, slab_obj_exts, virt_to_head
+from numaemu.kernel.mm.slab.obj_exts import obj_exts
+from numaemu.kernel.mm.slab.slab import cache_of, cpu_slab, number_of, slab_obj_exts, virt_to_head
+from numaemu.kernel.mm.slab.slub import memcg_slab_post_alloc_hook
 
 ROOT = "/sys/fs/cgroup"
 ACCOUNT, RECLAIMABLE, ZERO = numaemu.__GFP_ACCOUNT, numaemu.__GFP_RECLAIMABLE, numaemu.__GFP_ZERO
