@@ -14,13 +14,12 @@ import numpy as np
 
 from numaemu.compiler.decorators import hot, kernel
 from numaemu.compiler.pointer import u8
-from numaemu.hardware.paging import _PAGE_DIRTY, _PAGE_GLOBAL, _PAGE_NX, _PAGE_RW, PTE_PFN_MASK
+from numaemu.hardware.paging import _PAGE_DIRTY, _PAGE_GLOBAL, _PAGE_NX, _PAGE_RW, PAGE_MASK, PTE_PFN_MASK
 from numaemu.hardware.processor import (
     HOST_GLOBAL,
     HOST_NX,
     KERNEL_READ,
     LEAF_SHIFT,
-    PAGE_MASK,
     READ,
     TAG_ASID,
     TAG_KERNEL,
@@ -33,7 +32,7 @@ from numaemu.hardware.processor import (
     level_shift,
 )
 from numaemu.hardware.walk import walk
-from numaemu.spec.param import L1_ENTRIES_MAX, L1_HINTS, L1_VIEWS, L2_HINTS, MAX_NODES, NR_ASIDS
+from numaemu.spec.param import L1_ENTRIES_MAX, L1_HINTS, L1_VIEWS, L2_HINTS, MAX_NODES, NR_ASIDS, PAGE_SHIFT, PAGE_SIZE
 
 U = np.uint64
 
@@ -153,7 +152,7 @@ def show_view(cpu, address, slot):
     shown.wtag = shown.tag if entry.wtag != U(0) else U(0)
     shown.host, shown.age = entry.host + inside, entry.age
     cpu.view_of[view] = slot
-    cpu.l1_hint[(address >> U(12)) & U(L1_HINTS - 1)] = L1_ENTRIES_MAX + view
+    cpu.l1_hint[(address >> U(PAGE_SHIFT)) & U(L1_HINTS - 1)] = L1_ENTRIES_MAX + view
     return L1_ENTRIES_MAX + view
 
 
@@ -264,9 +263,9 @@ def tlb_walk(cpu, address, access, slot, slot2):
         return -1
     if (entry >> LEAF_SHIFT) & U(7) != U(0):
         return fill_huge(cpu, address, access, entry)
-    tag, page_number = tag_of(cpu, address, 0, access), address >> U(12)
+    tag, page_number = tag_of(cpu, address, 0, access), address >> U(PAGE_SHIFT)
     count_walk(cpu, slot, slot2)
-    wtag, host = wtag_of(entry, tag), host_of(cpu, entry, U(4096))
+    wtag, host = wtag_of(entry, tag), host_of(cpu, entry, U(PAGE_SIZE))
     if slot2 < 0:
         slot2 = l2_victim(cpu, page_number)
         cpu.l2_hint[page_number & U(L2_HINTS - 1)] = slot2
@@ -282,7 +281,7 @@ def tlb_walk(cpu, address, access, slot, slot2):
 @hot
 def refill(cpu, address, access):
     """tlb_refill; inlined, so that what is known of the access is not asked again."""
-    tag, page_number = tag_of(cpu, address, 0, access), address >> U(12)
+    tag, page_number = tag_of(cpu, address, 0, access), address >> U(PAGE_SHIFT)
     slot = l1_find(cpu, page_number, tag)
     if slot >= 0 and allows(cpu.l1[slot], access):
         cpu.l1_hint[page_number & U(L1_HINTS - 1)] = slot

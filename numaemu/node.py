@@ -27,6 +27,7 @@ from numaemu.kernel.core.smp import (
     reply,
 )
 from numaemu.kernel.include.internal import unpack_zone
+from numaemu.kernel.include.mm import frame_of
 from numaemu.kernel.include.mm_types import PG_used, machine_t
 from numaemu.kernel.include.mmzone import MAX_NR_ZONES, node_of, page_of, zone_of
 from numaemu.kernel.mm.migrate.compact_control import compact_control_of, pageblock_end
@@ -65,7 +66,7 @@ def map_frames(machine, zone, pfn):
         return
     for at in range(pfn, pfn + MAP_PAGES):
         if page_of(machine, at).flags & _USED != U(0):
-            load_acquire(u64.array(machine.memory + (U(at) << U(12))), 0)
+            load_acquire(u64.array(frame_of(machine, at)), 0)
             return
 
 

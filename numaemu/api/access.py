@@ -16,15 +16,13 @@ from numaemu.compiler.decorators import entry, hot, kernel
 from numaemu.compiler.native import call_address, copy_bytes, prefetch
 from numaemu.compiler.pointer import bits_of, f32, f64, i32, i64, u8, u16, u32, u64, value_of
 from numaemu.errors import KernelBug, SegmentationFault
-from numaemu.hardware.paging import PTE_PFN_MASK
+from numaemu.hardware.paging import PAGE_MASK, PTE_PFN_MASK
 from numaemu.hardware.processor import (
     EXEC,
     KERNEL_READ,
     KERNEL_WRITE,
     LEAF_SHIFT,
     NODE_MASK,
-    OFFSET_MASK,
-    PAGE_MASK,
     READ,
     TAG_VALID,
     WRITE,
@@ -33,7 +31,7 @@ from numaemu.hardware.processor import (
 )
 from numaemu.hardware.walk import lowest_table, peek
 from numaemu.mmu import allows, tag_of, tlb_refill
-from numaemu.spec.param import L1_HINTS, TABLE_HINTS
+from numaemu.spec.param import L1_HINTS, PAGE_SIZE, TABLE_HINTS
 
 U = np.uint64
 SERVED = U(1)  # kernel/arch/fault.py's answer
@@ -106,11 +104,11 @@ def look_up_split(cpu, address, border, write):
 @hot
 def load_split(cpu, address, nbytes):
     """A load across a page border: its bytes in a word."""
-    first = np.int64(U(4096) - (address & OFFSET_MASK))
+    first = np.int64(U(PAGE_SIZE) - (address & ~PAGE_MASK))
     low, high = look_up_split(cpu, address, address + U(first), False)
     word = U(0)
     for i in range(nbytes):
-        at = ((low if i < first else high) & PAGE_MASK) | ((address + U(i)) & OFFSET_MASK)
+        at = ((low if i < first else high) & PAGE_MASK) | ((address + U(i)) & ~PAGE_MASK)
         word |= U(u8.array(at)[0]) << U(8 * i)
     return word
 
@@ -118,10 +116,10 @@ def load_split(cpu, address, nbytes):
 @hot
 def store_split(cpu, address, word, nbytes):
     """A store of a word's bytes across a page border."""
-    first = np.int64(U(4096) - (address & OFFSET_MASK))
+    first = np.int64(U(PAGE_SIZE) - (address & ~PAGE_MASK))
     low, high = look_up_split(cpu, address, address + U(first), True)
     for i in range(nbytes):
-        at = ((low if i < first else high) & PAGE_MASK) | ((address + U(i)) & OFFSET_MASK)
+        at = ((low if i < first else high) & PAGE_MASK) | ((address + U(i)) & ~PAGE_MASK)
         u8.array(at)[0] = (word >> U(8 * i)) & U(0xFF)
 
 
@@ -133,13 +131,13 @@ def load(cpu, address, kind):
         call_address(cpu.on_event, cpu.address, U(0), U(0))
     slot = np.int64(cpu.l1_hint[(address >> U(12)) & HINT_MASK])
     if cpu.l1[slot].tag != (address & (PAGE_MASK | U(kind.nbytes - 1))) | TAG_VALID:
-        if address & OFFSET_MASK > U(4096 - kind.nbytes):
+        if address & ~PAGE_MASK > U(PAGE_SIZE - kind.nbytes):
             return value_of(kind, load_split(cpu, address, kind.nbytes))
         slot = translate_slow(cpu, address, READ)
         if slot < 0:
             raise SegmentationFault
     host = count_access(cpu, slot, False, 1)
-    return kind.array((host & PAGE_MASK) | (address & OFFSET_MASK))[0]
+    return kind.array((host & PAGE_MASK) | (address & ~PAGE_MASK))[0]
 
 
 @hot
@@ -150,14 +148,14 @@ def store(cpu, address, value, kind):
         call_address(cpu.on_event, cpu.address, U(0), U(0))
     slot = np.int64(cpu.l1_hint[(address >> U(12)) & HINT_MASK])
     if cpu.l1[slot].wtag != (address & (PAGE_MASK | U(kind.nbytes - 1))) | TAG_VALID:
-        if address & OFFSET_MASK > U(4096 - kind.nbytes):
+        if address & ~PAGE_MASK > U(PAGE_SIZE - kind.nbytes):
             store_split(cpu, address, bits_of(kind, value), kind.nbytes)
             return
         slot = translate_slow(cpu, address, WRITE)
         if slot < 0:
             raise SegmentationFault
     host = count_access(cpu, slot, True, 1)
-    kind.array((host & PAGE_MASK) | (address & OFFSET_MASK))[0] = value
+    kind.array((host & PAGE_MASK) | (address & ~PAGE_MASK))[0] = value
 
 
 @hot
@@ -274,7 +272,7 @@ def kernel_load(cpu, address, kind):
     if slot < 0:
         raise KernelBug
     host = count_access(cpu, slot, False, 1)
-    return kind.array((host & PAGE_MASK) | (address & OFFSET_MASK))[0]
+    return kind.array((host & PAGE_MASK) | (address & ~PAGE_MASK))[0]
 
 
 @hot
@@ -285,7 +283,7 @@ def kernel_store(cpu, address, value, kind):
     if slot < 0:
         raise KernelBug
     host = count_access(cpu, slot, True, 1)
-    kind.array((host & PAGE_MASK) | (address & OFFSET_MASK))[0] = value
+    kind.array((host & PAGE_MASK) | (address & ~PAGE_MASK))[0] = value
 
 
 @hot
@@ -304,11 +302,11 @@ def kernel_copy_range(cpu_address, address, buffer, nbytes, write):
     cpu, done = cpu_t.at(cpu_address), 0
     while done < nbytes:
         at = address + U(done)
-        n = min(nbytes - done, np.int64(U(4096) - (at & OFFSET_MASK)))
+        n = min(nbytes - done, np.int64(U(PAGE_SIZE) - (at & ~PAGE_MASK)))
         slot = look_up_slowly(cpu, at, KERNEL_WRITE if write else KERNEL_READ)
         if slot < 0:
             raise KernelBug
-        where = (count_access(cpu, slot, write, (n + 7) // 8) & PAGE_MASK) | (at & OFFSET_MASK)
+        where = (count_access(cpu, slot, write, (n + 7) // 8) & PAGE_MASK) | (at & ~PAGE_MASK)
         if write:
             copy_bytes(where, buffer + U(done), n)
         else:
@@ -330,7 +328,7 @@ def prefetch_frame(cpu, address):
         hint.region, hint.table = region ^ cpu.cr3, lowest_table(cpu, address)
     if hint.table != U(0):
         entry = u64.array(hint.table)[np.int64((address >> U(12)) & U(511))]
-        prefetch(cpu.memory + (entry & PTE_PFN_MASK) + (address & OFFSET_MASK))
+        prefetch(cpu.memory + (entry & PTE_PFN_MASK) + (address & ~PAGE_MASK))
         return
     entry = peek(cpu, address)
     if entry != U(0):
@@ -362,17 +360,17 @@ def load_vector(cpu, addresses, values, n, kind):
     every call). A run of accesses to one page is one look-up and as many counted accesses.
     """
     i = 0
-    aligned, last = PAGE_MASK | U(kind.nbytes - 1), U(4096 - kind.nbytes)
+    aligned, last = PAGE_MASK | U(kind.nbytes - 1), U(PAGE_SIZE - kind.nbytes)
     while i < n:
         address = addresses[i]
-        if address & OFFSET_MASK > last:
+        if address & ~PAGE_MASK > last:
             values[i] = load(cpu, address, kind)
             i += 1
             continue
         slot = look_up_in_vector(cpu, addresses, i, n, aligned, False)
         frame, page, start = cpu.l1[slot].host & PAGE_MASK, address & PAGE_MASK, i
         while True:
-            values[i] = kind.array(frame | (address & OFFSET_MASK))[0]
+            values[i] = kind.array(frame | (address & ~PAGE_MASK))[0]
             i += 1
             if i == n or load_acquire(cpu, "event_at") <= cpu.tick:
                 break
@@ -386,17 +384,17 @@ def load_vector(cpu, addresses, values, n, kind):
 def store_vector(cpu, addresses, values, n, step, kind):
     """The `kind` at addresses[i] = values[i * step], for n of them: step 0 stores one value everywhere."""
     i = 0
-    aligned, last = PAGE_MASK | U(kind.nbytes - 1), U(4096 - kind.nbytes)
+    aligned, last = PAGE_MASK | U(kind.nbytes - 1), U(PAGE_SIZE - kind.nbytes)
     while i < n:
         address = addresses[i]
-        if address & OFFSET_MASK > last:
+        if address & ~PAGE_MASK > last:
             store(cpu, address, values[i * step], kind)
             i += 1
             continue
         slot = look_up_in_vector(cpu, addresses, i, n, aligned, True)
         frame, page, start = cpu.l1[slot].host & PAGE_MASK, address & PAGE_MASK, i
         while True:
-            kind.array(frame | (address & OFFSET_MASK))[0] = values[i * step]
+            kind.array(frame | (address & ~PAGE_MASK))[0] = values[i * step]
             i += 1
             if i == n or load_acquire(cpu, "event_at") <= cpu.tick:
                 break
@@ -457,7 +455,7 @@ def touch_range(cpu_address, start, end, stride, write):
     cpu, address = cpu_t.at(cpu_address), start
     while address < end:
         host = count_access(cpu, look_up(cpu, address, PAGE_MASK, write), write, 1)
-        word = u64.array((host & PAGE_MASK) | (address & OFFSET_MASK & ~U(7)))
+        word = u64.array((host & PAGE_MASK) | (address & ~PAGE_MASK & ~U(7)))
         if write:
             compare_exchange(word, 0, U(0), U(0))  # a store that keeps the contents, also against other CPUs
         else:
@@ -471,9 +469,9 @@ def copy_range(cpu_address, address, buffer, nbytes, write):
     cpu, done = cpu_t.at(cpu_address), 0
     while done < nbytes:
         at = address + U(done)
-        n = min(nbytes - done, np.int64(U(4096) - (at & OFFSET_MASK)))
+        n = min(nbytes - done, np.int64(U(PAGE_SIZE) - (at & ~PAGE_MASK)))
         host = count_access(cpu, look_up(cpu, at, PAGE_MASK, write), write, (n + 7) // 8)
-        where = (host & PAGE_MASK) | (at & OFFSET_MASK)
+        where = (host & PAGE_MASK) | (at & ~PAGE_MASK)
         if write:
             copy_bytes(where, buffer + U(done), n)
         else:

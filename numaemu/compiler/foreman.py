@@ -253,7 +253,11 @@ class Foreman:
             if path == self.image.path:
                 continue
             old = Image(path)
-            for symbol in old.read():
+            with contextlib.suppress(
+                Exception
+            ):  # a version before this one may have kept what nobody can read any more
+                old.read()
+            for symbol in old.functions:
                 if (
                     old.holds(symbol)
                     and symbol not in self.image.functions

@@ -32,6 +32,7 @@ from numaemu.compiler.atomic import compare_exchange, exchange, load_acquire
 from numaemu.compiler.decorators import hot, kernel
 from numaemu.compiler.pointer import Struct, u32, u64
 from numaemu.spec.formats import FORMATS
+from numaemu.spec.param import PAGE_SHIFT, PAGE_SIZE
 
 U = np.uint64
 
@@ -43,7 +44,8 @@ _PAGE_TABLE = _PAGE_PRESENT | _PAGE_RW | _PAGE_USER | _PAGE_ACCESSED
 _KERNPG_TABLE = _PAGE_PRESENT | _PAGE_RW | _PAGE_ACCESSED
 PTE_PFN_MASK = U(0x000F_FFFF_FFFF_F000)
 
-PTE_SHIFT = U(12)  # address bits of the lowest level: a page of 4 KiB
+PTE_SHIFT = U(PAGE_SHIFT)  # address bits of the lowest level
+PAGE_MASK = ~U(PAGE_SIZE - 1)  # the bits of an address that say which page
 ENTRY_4_BYTES, ENTRY_ARM64, ENTRY_ARM64_TABLE = U(1), U(2), U(6)  # in the address of an entry; 0: x86-64 (formats.py)
 FORMAT_MASK, ENTRY_MASK = U(3), U(7)
 
@@ -139,14 +141,14 @@ _MIGRATION = U(1 << 10)
 @kernel("u64(u64)")
 def x86_32_encode(pte):
     if pte & (_PAGE_PRESENT | _SWAP) == _SWAP and pte & _MIGRATION == U(0):
-        return ((pte >> U(12)) << U(8)) | (pte & U(0xFF))
+        return ((pte >> PTE_SHIFT) << U(8)) | (pte & U(0xFF))
     return pte & U(0xFFFF_FFFF)
 
 
 @kernel("u64(u64)")
 def x86_32_decode(raw):
     if raw & (_PAGE_PRESENT | _SWAP) == _SWAP:
-        return ((raw >> U(8)) << U(12)) | (raw & U(0xFF))
+        return ((raw >> U(8)) << PTE_SHIFT) | (raw & U(0xFF))
     return raw
 
 

@@ -8,7 +8,7 @@ import numpy as np
 
 from numaemu.compiler.decorators import hot
 from numaemu.compiler.pointer import Struct, i64, u16, u64
-from numaemu.hardware.paging import paging_t
+from numaemu.hardware.paging import PTE_SHIFT, paging_t
 from numaemu.spec.param import (
     CONTEXT_WORDS,
     CPU_WORDS,
@@ -25,7 +25,6 @@ from numaemu.spec.param import (
 
 U = np.uint64
 
-PAGE_MASK, OFFSET_MASK = U(0xFFFF_FFFF_FFFF_F000), U(0xFFF)
 # in a tag, beside the page address; an entry of zeros matches nothing
 TAG_VALID = U(0x800)  # of the address space that is loaded, or the kernel's
 TAG_SIZE = U(0x600)  # 0: 4 KiB; 1 << 9, 2 << 9: mapped one, two levels higher up
@@ -127,4 +126,4 @@ cpu_t = Struct("cpu_t", [
 @hot
 def level_shift(cpu, up):
     """Address bits that an entry `up` levels above the lowest translates: 12, 21, 30; on 32 bits 12, 22."""
-    return U(12) + U(up) * cpu.paging.table_bits
+    return PTE_SHIFT + U(up) * cpu.paging.table_bits

@@ -20,6 +20,7 @@ from numaemu.hardware.paging import (
     ENTRY_4_BYTES,
     ENTRY_ARM64,
     PTE_PFN_MASK,
+    PTE_SHIFT,
     entry_at,
     entry_cmpxchg,
     entry_load,
@@ -105,14 +106,14 @@ def walk_down(cpu, address, access, foreign):
         if known >= 0:
             table, allowed = cpu.walk_cache[known].table, cpu.walk_cache[known].rights
             forbidden = allowed & _PAGE_NX
-            shift = U(12) + ((cpu.walk_cache[known].tag & U(0xFFF)) - U(1)) * bits
+            shift = PTE_SHIFT + ((cpu.walk_cache[known].tag & U(0xFFF)) - U(1)) * bits
     while True:
         count_walk_load(cpu, table)
         where = next_where(cpu, table, address, shift, foreign)
         entry = load_entry(where, foreign)
         if entry & needed != needed:
             return U(0)
-        leaf = shift == U(12) or entry & _PAGE_PSE != U(0)
+        leaf = shift == PTE_SHIFT or entry & _PAGE_PSE != U(0)
         if leaf and (
             (write and allowed & entry & _PAGE_RW == U(0))
             or (access & X86_PF_INSTR != U(0) and (forbidden | entry) & _PAGE_NX != U(0))
@@ -123,14 +124,14 @@ def walk_down(cpu, address, access, foreign):
             continue  # it changed under our hands: load it again
         allowed, forbidden = allowed & entry, forbidden | entry
         if leaf:
-            up = U(0) if shift == U(12) else (shift - U(12)) // bits
+            up = U(0) if shift == PTE_SHIFT else (shift - PTE_SHIFT) // bits
             return (wanted & (allowed | ~_PAGE_RW)) | (forbidden & _PAGE_NX) | (up << LEAF_SHIFT)
         table = cpu.memory + (entry & PTE_PFN_MASK)
         if foreign and cpu.walk_cache_entries > 0:
             walk_cache_fill(
                 cpu,
                 address,
-                np.int64((shift - U(12)) // bits),
+                np.int64((shift - PTE_SHIFT) // bits),
                 table,
                 (allowed & (_PAGE_RW | _PAGE_USER)) | (forbidden & _PAGE_NX),
             )
@@ -156,7 +157,7 @@ def lowest_table(cpu, address):
     table, shift = first_table(cpu, address), cpu.paging.pgdir_shift
     if cpu.paging.pte_format != U(0):
         return U(0)
-    while table != U(0) and shift > U(12):
+    while table != U(0) and shift > PTE_SHIFT:
         entry = load_entry(next_where(cpu, table, address, shift, False), False)
         if entry & _PAGE_PRESENT == U(0) or entry & _PAGE_PSE != U(0):
             return U(0)
@@ -172,9 +173,9 @@ def peek_down(cpu, address, foreign):
         entry = load_entry(next_where(cpu, table, address, shift, foreign), foreign)
         if entry & _PAGE_PRESENT == U(0):
             return U(0)
-        if shift == U(12) or entry & _PAGE_PSE != U(0):
+        if shift == PTE_SHIFT or entry & _PAGE_PSE != U(0):
             hidden = address < cpu.paging.kernel_start and entry & _PAGE_USER == U(0)
-            return U(0) if hidden else entry | (((shift - U(12)) // bits) << LEAF_SHIFT)
+            return U(0) if hidden else entry | (((shift - PTE_SHIFT) // bits) << LEAF_SHIFT)
         table = cpu.memory + (entry & PTE_PFN_MASK)
         shift -= bits
     return U(0)

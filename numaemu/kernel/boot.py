@@ -126,7 +126,7 @@ class Layout:
 
     def add(self, name, nbytes):
         self.blocks[name] = self.nbytes
-        self.nbytes += (nbytes + 4095) & ~4095
+        self.nbytes += (nbytes + PAGE_SIZE - 1) & -PAGE_SIZE
 
     def place(self):
         """Map the segment; {name: address}."""

@@ -29,6 +29,7 @@ from numaemu.kernel.include.mm_types import TASK_RUNNING
 from numaemu.kernel.syscalls import common as syscalls
 from numaemu.kernel.syscalls import exec as calls
 from numaemu.operations.files import check
+from numaemu.spec.param import PAGE_SIZE
 from numaemu.uapi import MAP_FIXED, MAP_FIXED_NOREPLACE, MAP_PRIVATE, PROT_EXEC, PROT_WRITE, RLIMIT_STACK, SIGSEGV
 
 MAX_ARG_STRLEN = 128 << 10  # bytes of one argument; of all, what ARG_LIMIT says
@@ -203,7 +204,7 @@ class ExecOperations:
             brk = (
                 self.machine.paging.elf_et_dyn_base
                 if program.kind == "ET_DYN" and not interp
-                else int(mm.brk) + elf.PAGE
+                else int(mm.brk) + PAGE_SIZE
             )
             mm.start_brk = mm.brk = calls.randomize_brk(self.address, page_align(int(brk)))
         return Registers(entry, sp)
@@ -217,7 +218,7 @@ class ExecOperations:
         if not interp:  # a loader, or a static program that moves itself: where mmap puts it
             return self.load_segments(number, program, fd, None)
         where = int(self.machine.paging.elf_et_dyn_base) + int(calls.mmap_rnd(self.address))
-        return self.load_segments(number, program, fd, page_start(where & -max(program.alignment, elf.PAGE)))
+        return self.load_segments(number, program, fd, page_start(where & -max(program.alignment, PAGE_SIZE)))
 
     def load_segments(self, number, program, fd, first):
         """Map the segments, the first one at `first`, or anywhere (None): by how much they lie higher than the file says."""
@@ -239,7 +240,7 @@ class ExecOperations:
         """One segment: pages of the file, the rest of the last one cleared, anonymous memory behind it. Where it lies."""
         offset, mapped = segment.vaddr - page_start(segment.vaddr), where
         if segment.filesz:
-            length, pgoff = page_align(segment.filesz + offset), page_start(segment.offset) // elf.PAGE
+            length, pgoff = page_align(segment.filesz + offset), page_start(segment.offset) // PAGE_SIZE
             mapped = check(
                 calls.elf_map(self.address, number, where, length, total, segment.prot, flags | MAP_PRIVATE, fd, pgoff),
                 program.path,
@@ -302,7 +303,7 @@ class ExecOperations:
         """As much of NEW_AUX_ENT's list as the emulator has something to say about: no vDSO, no feature bits of a CPU."""
         uid = self.tasks[number].uid
         return (
-            (elf.AT_PAGESZ, elf.PAGE),
+            (elf.AT_PAGESZ, PAGE_SIZE),
             (elf.AT_CLKTCK, 100),
             (elf.AT_PHDR, bias + program.phdr_address()),
             (elf.AT_PHENT, program.arch.phdr_bytes),

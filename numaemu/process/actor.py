@@ -30,7 +30,7 @@ from numaemu.hardware.mailbox import FULL, RING, fall_asleep, fetch, mailbox_t, 
 from numaemu.host import shm
 from numaemu.kernel.core.smp import MSG_CALL, MSG_NONE, MSG_RESULT, actor_of_cpu
 from numaemu.process.wire import Failure, Sealed, dumps, failure, in_words, outcome, sealed, settle
-from numaemu.spec.param import OUTBOX_BYTES
+from numaemu.spec.param import OUTBOX_BYTES, PAGE_SIZE
 
 COORDINATOR = 0
 _HEADER = 64  # bytes before a block: its size, and 1 when the receiver is done with it
@@ -88,7 +88,9 @@ class Outbox:
                 break
             size = header[0]
             if size >= _BIG:
-                shm.punch((header.address + _HEADER + 4095) & ~4095, (size - _HEADER - 4096) & ~4095)
+                shm.punch(
+                    (header.address + _HEADER + PAGE_SIZE - 1) & -PAGE_SIZE, (size - _HEADER - PAGE_SIZE) & -PAGE_SIZE
+                )
             self.tail += size
 
     def put(self, payload):

@@ -179,6 +179,17 @@ def test_a_new_image_takes_over_what_a_change_has_not_touched(foreman, owner, tm
     assert not old.path.exists() and other_tools.path.exists()
 
 
+def test_an_image_that_nobody_can_read_any_more_is_removed(foreman, owner, tmp_path):
+    """A clone that is updated may hold an image whose records name a module that has another name now."""
+    old = Image(tmp_path / "release-tools-old.image")
+    old.mend()
+    record = b"cnumaemu.no_such_module\nCompiled\n."
+    old.path.write_bytes(old.path.read_bytes() + len(record).to_bytes(8, "little") + record)
+    made = foreman(owner[0], "release-tools-new.image")
+    made.run()
+    assert made.image.complete and not old.path.exists()
+
+
 def test_a_wish_is_told_again_when_another_listens(tmp_path, monkeypatch):
     """The one that was told has ended before it did anything: no time limit is needed to find out."""
     image, told, listeners = Image(tmp_path / "image"), [], []

@@ -25,6 +25,7 @@ from numaemu.kernel.include.mm_types import PG_table
 from numaemu.kernel.include.mmdebug import VM_BUG_ON
 from numaemu.kernel.include.mmzone import page_of
 from numaemu.kernel.mm.space.mempolicy import alloc_table_page
+from numaemu.spec.param import PAGE_SHIFT
 
 U = np.uint64
 _HUGE = _PAGE_PRESENT | _PAGE_PSE
@@ -92,7 +93,7 @@ def covers_huge(machine, address, end):
 @hot
 def table_page_of(machine, where):
     """The page struct of the table that the entry at a host address stands in."""
-    return page_of(machine, np.int64((where - machine.memory) >> U(12)))
+    return page_of(machine, np.int64((where - machine.memory) >> U(PAGE_SHIFT)))
 
 
 @kernel("void(cpu_t*, u64)")

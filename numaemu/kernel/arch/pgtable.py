@@ -22,6 +22,7 @@ from numaemu.hardware.paging import (
     _PAGE_TABLE,
     _PAGE_USER,
     _SWAP,
+    PAGE_MASK,
     PTE_PFN_MASK,
     PTE_SHIFT,
     entry_at,
@@ -34,6 +35,7 @@ from numaemu.kernel.include.mm_types import VM_ACCESS_FLAGS, VM_EXEC, PG_table, 
 from numaemu.kernel.include.mmzone import page_of, page_to_nid
 from numaemu.kernel.include.vmstat import NR_PAGETABLE, mod_node_page_state
 from numaemu.kernel.mm.page_alloc.page_alloc import put_page
+from numaemu.spec.param import PAGE_SHIFT
 
 U = np.uint64
 _PAGE_SPECIAL = _PAGE_SOFTW1  # the zero page, no struct page to count
@@ -43,12 +45,12 @@ _SWP_EXCLUSIVE = U(1 << 4)
 
 @hot
 def pte_pfn(pte):
-    return np.int64((pte & PTE_PFN_MASK) >> U(12))
+    return np.int64((pte & PTE_PFN_MASK) >> U(PAGE_SHIFT))
 
 
 @hot
 def pfn_pte(pfn, bits):
-    return (U(pfn) << U(12)) | bits
+    return (U(pfn) << U(PAGE_SHIFT)) | bits
 
 
 @hot
@@ -172,7 +174,7 @@ def leaf_of(machine, mm, address):
         where = entry_offset(machine, mm, address, shift)
         entry = entry_load(where) if where != U(0) else U(0)
         if entry & (_PAGE_PRESENT | _PAGE_PSE) == _PAGE_PRESENT | _PAGE_PSE:
-            return entry | (address & ((U(1) << shift) - U(1)) & ~U(4095))
+            return entry | (address & ((U(1) << shift) - U(1)) & PAGE_MASK)
         if where != U(0):
             return U(0)
         shift += machine.paging.table_bits

@@ -20,12 +20,12 @@ from numaemu.kernel.arch.init_mm import PAGE_KERNEL, early_entry
 from numaemu.kernel.arch.pgtable import pfn_pte
 from numaemu.kernel.core.smp import machine_of
 from numaemu.kernel.include.gfp import __GFP_ZERO, GFP_KERNEL
+from numaemu.kernel.include.mm import frame_of
 from numaemu.kernel.include.mm_types import machine_t, present_cpus
 from numaemu.kernel.include.mmzone import page_to_nid, zonelist
 from numaemu.kernel.include.vmstat import NR_KERNEL_STACK, mod_node_page_state
 from numaemu.kernel.mm.vmalloc.vmalloc import vfree, vmalloc_node_range, vmalloc_to_pfn
 from numaemu.kernel.mm.vmalloc.vmap_area import (
-    PAGE,
     VM_MAP,
     busy_index,
     insert_area,
@@ -34,7 +34,7 @@ from numaemu.kernel.mm.vmalloc.vmap_area import (
     vmap_area_of,
     vmap_of,
 )
-from numaemu.spec.param import PAGE_SIZE
+from numaemu.spec.param import PAGE_SHIFT, PAGE_SIZE
 
 U = np.uint64
 NR_CACHED_STACKS = 2
@@ -58,7 +58,7 @@ def cached_stack(machine, cpu_number):
 def account_kernel_stack(cpu, stack, sign):
     """KernelStack, in kB, by the node of each page."""
     machine = machine_of(cpu)
-    for i in range(machine.thread_size >> 12):
+    for i in range(machine.thread_size >> PAGE_SHIFT):
         pfn = vmalloc_to_pfn(machine, stack + (U(i) << PTE_SHIFT))
         mod_node_page_state(machine, cpu.id, page_to_nid(machine, pfn), NR_KERNEL_STACK, sign * (PAGE_SIZE >> 10))
 
@@ -67,9 +67,9 @@ def account_kernel_stack(cpu, stack, sign):
 def clear_stack(cpu, stack):
     """What the last task has left is not for the next."""
     machine = machine_of(cpu)
-    for i in range(machine.thread_size >> 12):
+    for i in range(machine.thread_size >> PAGE_SHIFT):
         pfn = vmalloc_to_pfn(machine, stack + (U(i) << PTE_SHIFT))
-        clear_bytes(machine.memory + (U(pfn) << PTE_SHIFT), PAGE_SIZE)
+        clear_bytes(frame_of(machine, pfn), PAGE_SIZE)
         cpu.clock_base_ns += machine.clear_page_ns
 
 
@@ -115,8 +115,8 @@ def put_task_stack(cpu, stack):
 @kernel("u64(machine_t*, i64, u64, i64)")
 def early_stack(machine, pfn, align, caller):
     """Map a stack's worth of frames from `pfn` on, before anybody runs: its address."""
-    vmap, pages = vmap_of(machine), machine.thread_size >> 12
-    number = va_clip(machine, (U(pages) << PTE_SHIFT) + PAGE, align)
+    vmap, pages = vmap_of(machine), machine.thread_size >> PAGE_SHIFT
+    number = va_clip(machine, (U(pages) << PTE_SHIFT) + U(PAGE_SIZE), align)
     area = vmap_area_of(machine, number)
     area.flags, area.nr_pages, area.caller = VM_MAP, pages, caller
     busy = busy_index(vmap)
@@ -134,8 +134,8 @@ def early_stack(machine, pfn, align, caller):
 def init_stacks_of_cpu(machine_address, cpu_number, pfn):
     """A CPU's interrupt stack (irq_init_percpu_irqstack), and stacks for its first tasks, in frames from `pfn` on."""
     machine = machine_t.at(machine_address)
-    pages = machine.thread_size >> 12
-    u64.array(machine.irq_stacks)[cpu_number] = early_stack(machine, pfn, PAGE, CALLER_IRQ_STACK)
+    pages = machine.thread_size >> PAGE_SHIFT
+    u64.array(machine.irq_stacks)[cpu_number] = early_stack(machine, pfn, U(PAGE_SIZE), CALLER_IRQ_STACK)
     for i in range(NR_CACHED_STACKS):
         first = pfn + (i + 1) * pages
         cached_stack(machine, cpu_number)[i] = early_stack(machine, first, U(machine.thread_size), CALLER_TASK_STACK)
@@ -144,7 +144,7 @@ def init_stacks_of_cpu(machine_address, cpu_number, pfn):
 def init_stacks(topology, machine, max_pfn, reserved):
     """At boot, near each CPU."""
     machine.thread_size = topology.thread_size or THREAD_SIZES.get(topology.paging, 16 << 10)
-    pages, taken = (1 + NR_CACHED_STACKS) * (machine.thread_size >> 12), {}
+    pages, taken = (1 + NR_CACHED_STACKS) * (machine.thread_size >> PAGE_SHIFT), {}
     for number in present_cpus(machine):
         node = zonelist(machine, cpu_t.array(machine.cpus)[number].node)[0]
         end = max_pfn + (node + 1) * reserved - taken.get(node, 0)

@@ -35,6 +35,7 @@ from numaemu.kernel.include.vmstat import (
     count_vm_events,
 )
 from numaemu.mmu import tlb_flush_all, tlb_flush_asid, tlb_flush_local, tlb_flush_page, tlb_switch_asid
+from numaemu.spec.param import PAGE_SHIFT, PAGE_SIZE
 
 U = np.uint64
 KERNEL_MM = -1  # in flush_mm: the mappings of the kernel
@@ -78,12 +79,12 @@ def flush_tlb_kernel_func(cpu, start, end, gen):
     if cpu.kernel_tlb_gen >= gen:
         return
     machine = machine_of(cpu)
-    if gen == cpu.kernel_tlb_gen + 1 and end - start <= U(TLB_SINGLE_PAGE_FLUSH_CEILING << 12):
+    if gen == cpu.kernel_tlb_gen + 1 and end - start <= U(TLB_SINGLE_PAGE_FLUSH_CEILING << PAGE_SHIFT):
         address = start
         while address < end:
             tlb_flush_page(cpu, address)
             count_vm_events(machine, cpu.id, NR_TLB_LOCAL_FLUSH_ONE, 1)
-            address += U(4096)
+            address += U(PAGE_SIZE)
         cpu.kernel_tlb_gen = gen
         return
     cpu.kernel_tlb_gen = load_acquire(machine, "kernel_tlb_gen")
@@ -289,7 +290,7 @@ def set_tlb_ubc_flush_pending(cpu, ubc, mm_number):
 def add_to_ubc(ubc, i, address):
     """The entry of an address has changed."""
     ubc.start[i] = min(ubc.start[i], address)
-    ubc.end[i] = max(ubc.end[i], address + U(4096))
+    ubc.end[i] = max(ubc.end[i], address + U(PAGE_SIZE))
 
 
 @hot

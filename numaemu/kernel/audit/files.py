@@ -32,6 +32,7 @@ from numaemu.kernel.include.mmzone import page_of, page_to_nid
 from numaemu.kernel.include.vmstat import fold_node
 from numaemu.kernel.mm.fault.rmap import mapping_of, next_vma_of
 from numaemu.kernel.mm.space.vma_index import vma_index, vma_of
+from numaemu.spec.param import PAGE_SHIFT
 
 U = np.uint64
 PAGES, DIRTY = range(2)
@@ -84,7 +85,7 @@ def count_shadow_nodes(machine_address, number, by_node):
                 shadows_only = False
             index = xa_find(machine, mapping, index + 1, end)
         if shadows_only:
-            by_node[page_to_nid(machine, np.int64((slot - machine.memory) >> U(12)))] += 1
+            by_node[page_to_nid(machine, np.int64((slot - machine.memory) >> U(PAGE_SHIFT)))] += 1
         index = end
 
 

@@ -26,6 +26,7 @@ from numaemu.kernel.audit.tlb import audit_tlbs
 from numaemu.kernel.audit.vmalloc import audit_vmalloc
 from numaemu.kernel.fs.inode import inode_of
 from numaemu.kernel.fs.sysfs.stats import task_numbers
+from numaemu.kernel.include.mm import linear_page_index
 from numaemu.kernel.include.mm_types import (
     MM_ANONPAGES,
     MM_FILEPAGES,
@@ -100,7 +101,7 @@ from numaemu.kernel.mm.slab.slab import (
     slab_objects,
 )
 from numaemu.kernel.mm.space.vma_index import vma_index, vma_of
-from numaemu.spec.param import MAX_ORDER, NR_ORDERS
+from numaemu.spec.param import MAX_ORDER, NR_ORDERS, PAGE_SHIFT, PAGE_SIZE
 
 U = np.uint64
 FREE, PCP, TABLE, USED, BAD = range(5)  # what validate_zone counts, and where it found something wrong
@@ -209,7 +210,7 @@ def count_huge(machine, mm, vma, address, mapcounts, rss):
             if (
                 page.mapping != vma.mapping
                 or page.flags & U(PG_anon) == U(0)
-                or page.index != vma.pgoff + np.int64((address - vma.start) >> U(12)) + i
+                or page.index != linear_page_index(vma, address) + i
             ):
                 return False
         return address == haddr_of(machine, address) and page_of(machine, pfn).order > 0
@@ -221,7 +222,7 @@ def count_huge(machine, mm, vma, address, mapcounts, rss):
         page.flags & U(PG_hugetlb) != U(0)
         and vma.flags & VM_HUGETLB != 0
         and page.mapping == family
-        and page.index == vma.pgoff + np.int64((address - vma.start) >> U(12))
+        and page.index == linear_page_index(vma, address)
         and np.int64(page.order) == h.order
         and address & (huge_page_size(h) - U(1)) == U(0)
     )
@@ -253,9 +254,9 @@ def count_mapped(machine_address, mm_number, mapcounts, rss):
                 page = page_of(machine, pte_pfn(pte))
                 rss[rss_counter(page)] += 1
                 family = vma.mapping if page.flags & U(PG_anon) != U(0) or vma.i_mapping == 0 else vma.i_mapping
-                if page.mapping != family or page.index != vma.pgoff + np.int64((address - vma.start) >> U(12)):
+                if page.mapping != family or page.index != linear_page_index(vma, address):
                     return np.int64(address)
-            address += U(4096)
+            address += U(PAGE_SIZE)
     return 0
 
 
@@ -516,7 +517,7 @@ def audit_mappings(machine, base):
 
 def vm_pages(vmas):
     """What an address space's counters must be, from its VMAs, in pages: vm_stat_account, VM_LOCKED, VM_ACCOUNT."""
-    flags, pages = vmas["flags"], ((vmas["end"] - vmas["start"]) >> U(12)).astype(np.int64)
+    flags, pages = vmas["flags"], ((vmas["end"] - vmas["start"]) >> U(PAGE_SHIFT)).astype(np.int64)
     executable, stack = flags & (VM_EXEC | VM_WRITE | VM_STACK) == VM_EXEC, flags & VM_STACK != 0
     data = flags & (VM_WRITE | VM_SHARED | VM_STACK) == VM_WRITE
     parts = {

@@ -47,6 +47,7 @@ from numaemu.kernel.mm.swap.swapon import area_name, areas
 from numaemu.kernel.mm.swap.zram import SAME, ZRAM, ZSWAP, zentry_of, zs_pool_of, zstat_of
 from numaemu.kernel.mm.swap.zsmalloc import OBJ_BITS, ZS_SIZE_CLASSES, zspage_of
 from numaemu.kernel.mm.swap.zswap import zswap_lru_of
+from numaemu.spec.param import PAGE_SIZE
 
 U = np.uint64
 NR_KEPT = 3  # pages kept compressed, their bytes, those that are not compressed
@@ -77,7 +78,7 @@ def count_swap_entries(machine_address, mm_number, named):
                     return -np.int64(address) - 1
                 named[slot] += 1
                 n += 1
-            address += U(4096)
+            address += U(PAGE_SIZE)
     return n
 
 
@@ -104,7 +105,7 @@ def count_kept(machine, kind, slot, counts):
     if kept.handle == SAME:
         return whose == ZRAM
     counts[at + 1] += length
-    counts[at + 2] += 1 if length == 4096 else 0
+    counts[at + 2] += 1 if length == PAGE_SIZE else 0
     zspage, obj = zspage_of(machine, kept.handle >> OBJ_BITS), kept.handle & ((1 << OBJ_BITS) - 1)
     used = zspage.used[obj >> 6] >> U(obj & 63) & U(1) != U(0)
     return used and 0 < length and length <= zs_pool_of(machine, whose).classes[zspage.size_class].size

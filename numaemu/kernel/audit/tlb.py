@@ -9,18 +9,8 @@ import numpy as np
 from numaemu.compiler.decorators import entry, hot, kernel
 from numaemu.compiler.pointer import u8
 from numaemu.errors import MachineCheck
-from numaemu.hardware.paging import _PAGE_DIRTY, _PAGE_NX, _PAGE_PSE, _PAGE_RW, _PAGE_USER, entry_load
-from numaemu.hardware.processor import (
-    HOST_NX,
-    NODE_MASK,
-    PAGE_MASK,
-    TAG_ASID,
-    TAG_KERNEL,
-    TAG_SIZE,
-    TAG_VALID,
-    cpu_t,
-    level_shift,
-)
+from numaemu.hardware.paging import _PAGE_DIRTY, _PAGE_NX, _PAGE_PSE, _PAGE_RW, _PAGE_USER, PAGE_MASK, entry_load
+from numaemu.hardware.processor import HOST_NX, NODE_MASK, TAG_ASID, TAG_KERNEL, TAG_SIZE, TAG_VALID, cpu_t, level_shift
 from numaemu.kernel.arch.init_mm import kernel_pte
 from numaemu.kernel.arch.pgtable import (
     _PAGE_SPECIAL,
@@ -35,7 +25,7 @@ from numaemu.kernel.arch.pgtable import (
 from numaemu.kernel.arch.ptdump import entry_text
 from numaemu.kernel.include.mm_types import machine_t, pool_t
 from numaemu.kernel.mm.huge.hugetlb_pool import hpage_pages
-from numaemu.spec.param import L1_ENTRIES_MAX, L1_VIEWS
+from numaemu.spec.param import L1_ENTRIES_MAX, L1_VIEWS, PAGE_SHIFT, PAGE_SIZE
 
 U = np.uint64
 
@@ -63,7 +53,7 @@ def owner_of(machine, cpu, tag):
 @hot
 def both_zero(machine, host, leaf):
     """True if a huge mapping of zeros has been taken apart, which flushes nothing: the entry means the small page of zeros."""
-    pfn = np.int64(((host & PAGE_MASK) - machine.memory) >> U(12)) - machine.huge_zero_pfn
+    pfn = np.int64(((host & PAGE_MASK) - machine.memory) >> U(PAGE_SHIFT)) - machine.huge_zero_pfn
     return leaf & _PAGE_SPECIAL != U(0) and machine.huge_zero_pfn != 0 and 0 <= pfn < hpage_pages(machine)
 
 
@@ -72,7 +62,7 @@ def gives_more(machine, host, writable, leaf):
     """True if a translation to a frame's `host` word allows what a leaf entry does not."""
     if pte_present(leaf) and both_zero(machine, host, leaf):
         return writable
-    if not pte_present(leaf) or U(pte_pfn(leaf)) << U(12) != (host & PAGE_MASK) - machine.memory:
+    if not pte_present(leaf) or U(pte_pfn(leaf)) << U(PAGE_SHIFT) != (host & PAGE_MASK) - machine.memory:
         return True
     if writable and leaf & (_PAGE_RW | _PAGE_DIRTY) != _PAGE_RW | _PAGE_DIRTY:
         return True
@@ -88,7 +78,9 @@ def stale_at(machine, mm_number, address, size, host, writable):
         leaf = leaf_of(machine, mm_of(machine, mm_number), at)
         if leaf & _PAGE_USER == U(0) or gives_more(machine, host + (at - address), writable, leaf):
             return at
-        at += pmd_size(machine) if leaf & _PAGE_PSE != U(0) and at & (pmd_size(machine) - U(1)) == U(0) else U(4096)
+        at += (
+            pmd_size(machine) if leaf & _PAGE_PSE != U(0) and at & (pmd_size(machine) - U(1)) == U(0) else U(PAGE_SIZE)
+        )
     return U(1)
 
 

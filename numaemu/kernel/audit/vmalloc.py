@@ -9,7 +9,8 @@ from numaemu.kernel.arch.pgtable import pte_pfn, pte_present
 from numaemu.kernel.include.mm_types import PG_buddy, PG_pcp, machine_t, pool_t, task_t
 from numaemu.kernel.include.mmzone import page_of
 from numaemu.kernel.include.vmstat import fold_node
-from numaemu.kernel.mm.vmalloc.vmap_area import PAGE, VM_ALLOC, busy_index, free_index, vmap_area_of, vmap_of
+from numaemu.kernel.mm.vmalloc.vmap_area import VM_ALLOC, busy_index, free_index, vmap_area_of, vmap_of
+from numaemu.spec.param import PAGE_SIZE
 
 U = np.uint64
 
@@ -22,17 +23,17 @@ def validate_vmap_areas(machine_address, counts):
     end = machine.paging.vmalloc_start
     for at in range(vmap.nr_busy):
         area = vmap_area_of(machine, busy_index(vmap)[at])
-        if area.start < end or area.start + U(area.nr_pages) * PAGE + PAGE != area.end:
+        if area.start < end or area.start + U(area.nr_pages) * U(PAGE_SIZE) + U(PAGE_SIZE) != area.end:
             return area.start
         for i in range(area.nr_pages):
-            pte = kernel_pte(machine, area.start + U(i) * PAGE)
+            pte = kernel_pte(machine, area.start + U(i) * U(PAGE_SIZE))
             pfn = pte_pfn(pte)
             if not pte_present(pte):
-                return area.start + U(i) * PAGE
+                return area.start + U(i) * U(PAGE_SIZE)
             if pfn < machine.max_pfn and page_of(machine, pfn).flags & U(PG_buddy | PG_pcp) != U(0):
-                return area.start + U(i) * PAGE
-        if kernel_pte(machine, area.end - PAGE) != U(0):
-            return area.end - PAGE
+                return area.start + U(i) * U(PAGE_SIZE)
+        if kernel_pte(machine, area.end - U(PAGE_SIZE)) != U(0):
+            return area.end - U(PAGE_SIZE)
         counts[0] += area.nr_pages if area.flags & VM_ALLOC else 0
         end = area.end
     return U(0)

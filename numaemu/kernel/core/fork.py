@@ -13,6 +13,7 @@ from numaemu.kernel.core.pool import pool_get, pool_put
 from numaemu.kernel.core.smp import machine_of, write_lock, write_unlock
 from numaemu.kernel.fs.file import copy_files, put_files_struct
 from numaemu.kernel.include.gfp import GFP_PGTABLE_USER
+from numaemu.kernel.include.mm import vma_pages
 from numaemu.kernel.include.mm_types import (
     AT_VECTOR_SIZE,
     NR_MM_COUNTERS,
@@ -37,10 +38,10 @@ from numaemu.kernel.mm.page_alloc.page_alloc import alloc_pages
 from numaemu.kernel.mm.space.mempolicy import copy_policy
 from numaemu.kernel.mm.space.mmap import unmap_region
 from numaemu.kernel.mm.space.util import vm_acct_memory, vm_enough_memory, vm_stat_account
-from numaemu.kernel.mm.space.vma import join_family, join_file, new_vma, vma_pages
+from numaemu.kernel.mm.space.vma import join_family, join_file, new_vma
 from numaemu.kernel.mm.space.vma_index import insert_at, vma_index, vma_of
 from numaemu.mmu import clock_ns
-from numaemu.spec.param import CPU_WORDS, EXIT_RECORDS, MAX_OPEN
+from numaemu.spec.param import CPU_WORDS, EXIT_RECORDS, MAX_OPEN, PAGE_SHIFT
 from numaemu.uapi import RLIM_INFINITY, RLIM_NLIMITS, RLIMIT_NOFILE, RLIMIT_STACK, errno
 
 U = np.uint64
@@ -74,7 +75,7 @@ def mm_alloc(cpu):
         return 0
     page_of(machine, pfn).flags |= U(PG_table)
     page_of(machine, pfn).lru_next = 0
-    mm.pgd = U(pfn) << U(12)
+    mm.pgd = U(pfn) << U(PAGE_SHIFT)
     clone_kernel_range(machine, pgd_of(machine, mm))
     store_release(mm, "users", 1)  # last: who looks for address spaces may hold it from now on
     return number
@@ -146,7 +147,7 @@ def mmput(cpu, mm_number):
     if mm.map_count > 0:
         unmap_region(cpu, mm_number, 0, mm.map_count)
     drop_mm(cpu, mm_number)
-    pgd_free(cpu, np.int64(mm.pgd >> U(12)))
+    pgd_free(cpu, np.int64(mm.pgd >> U(PAGE_SHIFT)))
     mm.pgd = U(0)
     pool_put(cpu, machine.mm_pool, mm_number)
 

@@ -9,6 +9,7 @@ from numaemu.compiler.atomic import fetch_add
 from numaemu.compiler.decorators import kernel
 from numaemu.kernel.core.smp import machine_of
 from numaemu.kernel.fs.disk import pattern_word
+from numaemu.spec.param import PAGE_SHIFT
 
 U = np.uint64
 
@@ -23,4 +24,4 @@ def get_random_u64(cpu):
 @kernel("u64(cpu_t*, u64, u64)")
 def randomize_page(cpu, start, nbytes):
     """A random page of the `nbytes` from `start` on; `start` and `nbytes` are whole pages."""
-    return start + (get_random_u64(cpu) % (nbytes >> U(12)) << U(12)) if nbytes != U(0) else start
+    return start + (get_random_u64(cpu) % (nbytes >> U(PAGE_SHIFT)) << U(PAGE_SHIFT)) if nbytes != U(0) else start

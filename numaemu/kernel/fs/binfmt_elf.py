@@ -12,13 +12,13 @@ from elftools.common.exceptions import ELFError
 from elftools.common.utils import struct_parse
 from elftools.elf.structs import ELFStructs
 
+from numaemu.spec.param import PAGE_SIZE
 from numaemu.uapi import PROT_EXEC, PROT_READ, PROT_WRITE
 
 BINPRM_BUF_SIZE = 256  # bytes of a file that tell its format
 MOST_PHDRS_BYTES = 65536
 PATH_MAX = 4096
 PF_X, PF_W, PF_R = 1, 2, 4
-PAGE = 4096
 # fmt: off
 (AT_NULL, AT_PHDR, AT_PHENT, AT_PHNUM, AT_PAGESZ, AT_BASE, AT_FLAGS, AT_ENTRY, AT_UID, AT_EUID, AT_GID, AT_EGID,
  AT_PLATFORM, AT_CLKTCK, AT_SECURE, AT_RANDOM, AT_EXECFN) = (0, 3, 4, 5, 6, 7, 8, 9, 11, 12, 13, 14, 15, 17, 23, 25, 31)
@@ -104,7 +104,7 @@ class Program:
                 raise refused(
                     errno.EINVAL, self.path, f"a segment has {s.filesz} bytes in the file, {s.memsz} in memory"
                 )
-            if (s.vaddr - s.offset) % PAGE:
+            if (s.vaddr - s.offset) % PAGE_SIZE:
                 raise refused(
                     errno.EINVAL,
                     self.path,
@@ -162,8 +162,8 @@ def make_prot(flags):
 
 
 def page_start(address):
-    return address & -PAGE
+    return address & -PAGE_SIZE
 
 
 def page_align(address):
-    return address + PAGE - 1 & -PAGE
+    return address + PAGE_SIZE - 1 & -PAGE_SIZE

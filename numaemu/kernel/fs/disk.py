@@ -15,7 +15,7 @@ from numaemu.kernel.core.smp import machine_of, spin_lock, spin_unlock
 from numaemu.kernel.include.mmdebug import VM_BUG_ON
 from numaemu.kernel.include.vmstat import PGPGIN, PGPGOUT, count_vm_events
 from numaemu.mmu import clock_ns
-from numaemu.spec.param import MAX_EXTENTS, MAX_INODES
+from numaemu.spec.param import MAX_EXTENTS, MAX_INODES, PAGE_SHIFT, PAGE_SIZE
 
 U = np.uint64
 KIB_PER_PAGE = 4
@@ -127,7 +127,7 @@ def disk_forget(machine, first, pages):
         else:
             fetch_and(words, page >> 6, ~(U(1) << U(page & 63)))
             page += 1
-    punch(machine.disk + (U(first) << U(12)), pages << 12)
+    punch(machine.disk + (U(first) << U(PAGE_SHIFT)), pages << PAGE_SHIFT)
 
 
 @kernel("void(cpu_t*, i64, i64)")
@@ -179,16 +179,16 @@ def disk_read_page(cpu, page, target):
     """Copy a page of the disk to host address `target`; time is the caller's affair."""
     machine = machine_of(cpu)
     if disk_page_written(machine, page):
-        copy_bytes(target, machine.disk + (U(page) << U(12)), 4096)
+        copy_bytes(target, machine.disk + (U(page) << U(PAGE_SHIFT)), PAGE_SIZE)
     else:
-        clear_bytes(target, 4096)
+        clear_bytes(target, PAGE_SIZE)
     count_vm_events(machine, cpu.id, PGPGIN, KIB_PER_PAGE)
 
 
 @kernel("void(machine_t*, i64, u64)")
 def disk_store_page(machine, page, source):
     """A page's contents as if they had always been there: nothing is counted."""
-    copy_bytes(machine.disk + (U(page) << U(12)), source, 4096)
+    copy_bytes(machine.disk + (U(page) << U(PAGE_SHIFT)), source, PAGE_SIZE)
     fetch_or(u64.array(machine.disk_written), page >> 6, U(1) << U(page & 63))
 
 

@@ -12,21 +12,22 @@ import numpy as np
 
 from numaemu.compiler.atomic import load_acquire, store_release
 from numaemu.compiler.decorators import kernel
-from numaemu.hardware.paging import ENTRY_ARM64
+from numaemu.hardware.paging import ENTRY_ARM64, PAGE_MASK
 from numaemu.kernel.arch.pgtable import mm_of
 from numaemu.kernel.arch.tlb import switch_mm
 from numaemu.kernel.core.fork import mm_alloc, mmput
 from numaemu.kernel.core.random import get_random_u64, randomize_page
 from numaemu.kernel.core.smp import machine_of
 from numaemu.kernel.fs.file import close_range, dup_fd, files_of, put_files_struct
+from numaemu.kernel.include.mm import page_align
 from numaemu.kernel.include.mm_types import VM_ACCOUNT, VM_EXEC, VM_GROWSDOWN, VM_SOFTDIRTY, task_t
-from numaemu.kernel.mm.space.mmap import calc_vm_flags, do_munmap, insert_region, mmap_region, page_align
+from numaemu.kernel.mm.space.mmap import calc_vm_flags, do_munmap, insert_region, mmap_region
 from numaemu.kernel.mm.space.util import may_expand_vm, vm_acct_memory, vm_enough_memory
 from numaemu.kernel.mm.space.vma_index import STACK_GUARD_GAP
+from numaemu.spec.param import PAGE_SHIFT, PAGE_SIZE
 from numaemu.uapi import MAP_PRIVATE, PROT_EXEC, PROT_READ, PROT_WRITE, RLIMIT_STACK, errno
 
 U = np.uint64
-PAGE_MASK = ~U(4095)
 STACK_EXPAND = U(128 << 10)  # of a new stack, behind its arguments
 MIN_GAP = U(128 << 20)  # from mmap_base to the top, as long as nothing is randomised and stacks are small
 PLAIN_BRK = U(0x5000)  # from there to the heap, in a task that has never loaded a program; assumed
@@ -41,7 +42,7 @@ def arch_mmap_rnd(cpu):
     machine = machine_of(cpu)
     if machine.randomize_va_space == 0:
         return U(0)
-    return (get_random_u64(cpu) & ((U(1) << machine.paging.mmap_rnd_bits) - U(1))) << U(12)
+    return (get_random_u64(cpu) & ((U(1) << machine.paging.mmap_rnd_bits) - U(1))) << U(PAGE_SHIFT)
 
 
 @kernel("u64(cpu_t*)")
@@ -50,7 +51,7 @@ def randomize_stack_top(cpu):
     machine = machine_of(cpu)
     if machine.randomize_va_space == 0:
         return machine.paging.stack_top
-    return machine.paging.stack_top - ((get_random_u64(cpu) & machine.paging.stack_rnd_mask) << U(12))
+    return machine.paging.stack_top - ((get_random_u64(cpu) & machine.paging.stack_rnd_mask) << U(PAGE_SHIFT))
 
 
 @kernel("u64(cpu_t*, u64)")
@@ -58,7 +59,7 @@ def arch_align_stack(cpu, pointer):
     """A stack pointer, up to 8 KiB lower (on arm64 4 KiB), at 16 bytes."""
     machine = machine_of(cpu)
     if machine.randomize_va_space != 0:
-        pointer -= get_random_u64(cpu) % (U(4096) if machine.paging.pte_format == ENTRY_ARM64 else U(8192))
+        pointer -= get_random_u64(cpu) % (U(PAGE_SIZE) if machine.paging.pte_format == ENTRY_ARM64 else U(8192))
     return pointer & ~U(15)
 
 
@@ -74,7 +75,7 @@ def arch_pick_mmap_layout(cpu, mm, stack_limit):
     """mmap_base: below the room that the stack may take."""
     paging, pad = machine_of(cpu).paging, STACK_GUARD_GAP
     if machine_of(cpu).randomize_va_space != 0:
-        pad += paging.stack_rnd_mask << U(12)
+        pad += paging.stack_rnd_mask << U(PAGE_SHIFT)
     gap = stack_limit + pad if stack_limit + pad > stack_limit else stack_limit
     mm.mmap_base = page_align(
         paging.stack_top - min(max(gap, MIN_GAP), paging.stack_top // U(6) * U(5)) - arch_mmap_rnd(cpu)
@@ -99,10 +100,10 @@ def setup_plain_mm(cpu, mm_number, stack_limit):
     mm = mm_of(machine, mm_number)
     arch_pick_mmap_layout(cpu, mm, stack_limit)
     top = randomize_stack_top(cpu)
-    mm.start_stack = top - U(4096)
+    mm.start_stack = top - U(PAGE_SIZE)
     mm.start_brk = arch_randomize_brk(cpu, machine.paging.elf_et_dyn_base + arch_mmap_rnd(cpu) + PLAIN_BRK)
     mm.brk = mm.start_brk
-    return 0 if setup_arg_pages(cpu, mm_number, top, U(4096), stack_limit, False) != U(0) else -errno.ENOMEM
+    return 0 if setup_arg_pages(cpu, mm_number, top, U(PAGE_SIZE), stack_limit, False) != U(0) else -errno.ENOMEM
 
 
 # -- the new address space -----------------------------------------------------------------------------------
@@ -152,7 +153,7 @@ def vm_brk_flags(cpu, mm_number, start, length, executable):
     flags = calc_vm_flags(PROT_READ | PROT_WRITE, MAP_PRIVATE) | VM_ACCOUNT | VM_SOFTDIRTY | mm.def_flags
     if executable:
         flags |= VM_EXEC
-    error, pages = do_munmap(cpu, mm_number, start, length), np.int64(length >> U(12))
+    error, pages = do_munmap(cpu, mm_number, start, length), np.int64(length >> U(PAGE_SHIFT))
     if error != 0:
         return error
     if (

@@ -18,6 +18,7 @@ from numaemu.kernel.arch.tlb import dec_tlb_flush_pending, inc_tlb_flush_pending
 from numaemu.kernel.core.smp import machine_of, read_lock, read_unlock, spin_lock, spin_unlock, write_lock, write_unlock
 from numaemu.kernel.core.xarray import MAX_INDEX, entry_is_page, xa_find, xa_load, xa_slot
 from numaemu.kernel.fs.inode import ENFILE, destroy_inode, file_of, inode_of, new_inode, put_inode
+from numaemu.kernel.include.mm import frame_of
 from numaemu.kernel.include.mm_types import HUGETLB, VM_NORESERVE, VM_SHARED, VM_WRITE
 from numaemu.kernel.include.mmzone import page_of
 from numaemu.kernel.mm.fault.rmap import mapping_of, new_mapping, next_vma_of
@@ -49,6 +50,7 @@ from numaemu.kernel.mm.huge.hugetlb_pool import (
 )
 from numaemu.kernel.mm.page_alloc.page_alloc import put_page
 from numaemu.kernel.mm.space.vma_index import vma_of
+from numaemu.spec.param import PAGE_SHIFT
 from numaemu.uapi import errno
 
 U = np.uint64
@@ -158,11 +160,11 @@ def hugetlbfs_read(cpu, number, pos, buffer, nbytes):
         n = min(nbytes - done, inode.i_size - pos - done, (1 << shift) - offset)
         pfn = filemap_get_hugetlb_folio(cpu, inode.object, index)
         if pfn != 0:
-            copy_bytes(buffer + U(done), machine.memory + (U(pfn) << U(12)) + U(offset), n)
+            copy_bytes(buffer + U(done), frame_of(machine, pfn) + U(offset), n)
             put_page(cpu, pfn)
         else:
             clear_bytes(buffer + U(done), n)
-        cpu.clock_base_ns += machine.copy_page_ns * n >> 12
+        cpu.clock_base_ns += machine.copy_page_ns * n >> PAGE_SHIFT
         done += n
     read_unlock(lock)
     return done
@@ -258,7 +260,7 @@ def hugetlbfs_zero_partial_page(cpu, number, start, end):
     shift = hstate_at(machine, mapping_of(machine, number).hstate).order + 12
     pfn = filemap_get_hugetlb_folio(cpu, number, start >> shift)
     if pfn != 0:
-        clear_bytes(machine.memory + (U(pfn) << U(12)) + U(start & ((1 << shift) - 1)), end - start)
+        clear_bytes(frame_of(machine, pfn) + U(start & ((1 << shift) - 1)), end - start)
         put_page(cpu, pfn)
 
 

@@ -15,10 +15,11 @@ from numaemu.compiler.pointer import Struct, address_of, i64, u64
 from numaemu.kernel.core.pool import pool_get, pool_put
 from numaemu.kernel.core.smp import machine_of, spin_lock, spin_unlock
 from numaemu.kernel.fs.disk import disk_alloc, disk_free, disk_page_written, disk_read_page, pattern
+from numaemu.kernel.include.mm import PFN_UP
 from numaemu.kernel.include.mm_types import pool_t
 from numaemu.kernel.include.vmstat import PGPGIN, count_vm_events
 from numaemu.kernel.mm.fault.rmap import mapping_of, mapping_put, new_mapping
-from numaemu.spec.param import MAX_EXTENTS
+from numaemu.spec.param import MAX_EXTENTS, PAGE_SHIFT, PAGE_SIZE
 from numaemu.uapi import errno
 
 U = np.uint64
@@ -89,7 +90,7 @@ def host_of(machine, mapping_number):
 @hot
 def i_pages(inode):
     """Pages of a file, the last one perhaps in part."""
-    return (load_acquire(inode, "i_size") + 4095) >> 12
+    return PFN_UP(load_acquire(inode, "i_size"))
 
 
 # -- names ---------------------------------------------------------------------------------------------------
@@ -311,15 +312,15 @@ def shrink_extents(cpu, inode, pages):
 def read_block(cpu, inode, index, target):
     """Page `index` of a file from the disk to host address `target`; time is the caller's affair."""
     machine = machine_of(cpu)
-    page, seeded = bmap(inode, index), inode.seed_bytes - (index << 12)
+    page, seeded = bmap(inode, index), inode.seed_bytes - (index << PAGE_SHIFT)
     if page < 0:
-        clear_bytes(target, 4096)  # nothing was ever written there
+        clear_bytes(target, PAGE_SIZE)  # nothing was ever written there
     elif seeded <= 0 or disk_page_written(machine, page):
         disk_read_page(cpu, page, target)
     else:
         pattern(target, inode.seed, index << 9, 512)
-        if seeded < 4096:
-            clear_bytes(target + U(seeded), 4096 - seeded)
+        if seeded < PAGE_SIZE:
+            clear_bytes(target + U(seeded), PAGE_SIZE - seeded)
         count_vm_events(machine, cpu.id, PGPGIN, 4)
 
 

@@ -6,6 +6,7 @@ from numaemu.compiler.atomic import load_acquire
 from numaemu.compiler.decorators import hot
 from numaemu.compiler.native import copy_page, prefetch_l2
 from numaemu.compiler.pointer import Struct, i64, u8, u64
+from numaemu.kernel.include.mm import frame_of
 from numaemu.kernel.include.mm_types import page_t
 from numaemu.spec.param import MAX_NODES, NR_ORDERS, PAGE_SHIFT
 
@@ -138,7 +139,7 @@ def page_of(machine, pfn):
 @hot
 def copy_highpage(machine, cpu, new, old):
     """The contents of one frame into another."""
-    source, target = machine.memory + (U(old) << U(12)), machine.memory + (U(new) << U(12))
+    source, target = frame_of(machine, old), frame_of(machine, new)
     load_acquire(u64.array(target), 0)  # a reading host fault maps 16 neighbours, a writing one only this
     copy_page(target, source)
     cpu.clock_base_ns += machine.copy_page_ns
@@ -147,7 +148,7 @@ def copy_highpage(machine, cpu, new, old):
 @hot
 def prefetch_half(machine, pfn, half):
     """Ask the host for the first (0) or second (1) half of a frame: about as much as its caches can wait for at once."""
-    start = machine.memory + (U(pfn) << U(12)) + U(2048 * half)
+    start = frame_of(machine, pfn) + U(2048 * half)
     for line in range(32):
         prefetch_l2(start + U(64 * line))
 

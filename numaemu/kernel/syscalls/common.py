@@ -9,6 +9,7 @@ import numpy as np
 from numaemu.compiler.atomic import compare_exchange, fetch_add, load_acquire, store_release
 from numaemu.compiler.decorators import entry, hot, kernel
 from numaemu.compiler.pointer import address_of, i64, u64
+from numaemu.hardware.paging import PAGE_MASK
 from numaemu.hardware.processor import cpu_t
 from numaemu.kernel.arch.pgtable import mm_of
 from numaemu.kernel.core.fork import copy_process, do_exit, do_wait, dup_mm, mm_alloc, mmput
@@ -17,6 +18,7 @@ from numaemu.kernel.core.smp import enter, leave, machine_of, read_lock, read_un
 from numaemu.kernel.core.timer import run_local_timers
 from numaemu.kernel.fs.exec import setup_plain_mm
 from numaemu.kernel.include.internal import ALLOC_WMARK_LOW
+from numaemu.kernel.include.mm import linear_page_index, page_align
 from numaemu.kernel.include.mm_types import policy_t, task_t
 from numaemu.kernel.include.mmzone import page_of, page_zone
 from numaemu.kernel.mm.huge.hugetlb_pool import hugetlb_total_pages
@@ -37,7 +39,7 @@ from numaemu.kernel.mm.space.mempolicy import (
     sanitize_mpol_flags,
     vma_shared_object,
 )
-from numaemu.kernel.mm.space.mmap import page_align, wraps
+from numaemu.kernel.mm.space.mmap import wraps
 from numaemu.kernel.mm.space.util import capable
 from numaemu.kernel.mm.space.vma_index import find_vma, vma_index, vma_of
 from numaemu.mmu import clock_ns
@@ -111,7 +113,7 @@ def check_mbind(cpu, start, length, mode, mode_flags, flags):
         return -EINVAL
     if flags & MPOL_MF_MOVE_ALL and not capable(cpu):
         return -EPERM
-    return -EINVAL if start & U(4095) != U(0) or wraps(start, page_align(length)) else 0
+    return -EINVAL if start & ~PAGE_MASK != U(0) or wraps(start, page_align(length)) else 0
 
 
 @entry("i64(u64, i64, u64, u64, i64, i64, u64, i64)")
@@ -153,7 +155,7 @@ def get_range_policy(cpu, address, flags, answer):
     vma = vma_of(machine, number)
     policy, shared = vma.policy, vma_shared_object(machine, vma)
     if shared != 0:
-        mpol_shared_policy_lookup(cpu, shared, vma.pgoff + np.int64((address - vma.start) >> U(12)))
+        mpol_shared_policy_lookup(cpu, shared, linear_page_index(vma, address))
         policy = found_policy(cpu)
     if flags & MPOL_F_NODE == 0:
         return get_policy(cpu, policy, flags, answer)

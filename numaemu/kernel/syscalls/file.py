@@ -8,6 +8,7 @@ import numpy as np
 from numaemu.compiler.decorators import entry, hot, kernel
 from numaemu.compiler.native import clear_bytes, copy_bytes
 from numaemu.compiler.pointer import address_of, u64
+from numaemu.hardware.paging import PAGE_MASK
 from numaemu.hardware.processor import cpu_t
 from numaemu.kernel.arch.pgtable import mm_of
 from numaemu.kernel.core.smp import machine_of, read_lock, read_unlock, write_lock, write_unlock
@@ -29,6 +30,7 @@ from numaemu.kernel.fs.inode import (
     new_inode,
     shmem_get_inode,
 )
+from numaemu.kernel.include.mm import PFN_UP
 from numaemu.kernel.include.mm_types import VM_LOCKED, VM_SHARED
 from numaemu.kernel.mm.cache.fadvise import generic_fadvise
 from numaemu.kernel.mm.cache.filemap import MAX_FILE_BYTES, filemap_read, generic_file_write, vfs_fsync
@@ -40,6 +42,7 @@ from numaemu.kernel.mm.space.gup import vm_mmap_pgoff
 from numaemu.kernel.mm.space.mmap import range_is_mapped
 from numaemu.kernel.mm.space.vma_index import find_position, vma_index, vma_of
 from numaemu.kernel.syscalls.common import mmap_lock, running
+from numaemu.spec.param import PAGE_SHIFT, PAGE_SIZE
 from numaemu.uapi import (
     MS_INVALIDATE,
     MS_SYNC,
@@ -258,18 +261,18 @@ def seek_hole_data(machine, inode, offset, data):
 
     A file of the disk has its place there for every byte; one of tmpfs has holes where it has no pages.
     """
-    size, index = inode.i_size, offset >> 12
+    size, index = inode.i_size, offset >> PAGE_SHIFT
     if offset < 0 or offset >= size:
         return -ENXIO
     if inode.object == 0 or is_hugetlbfs(machine, inode):
         return offset if data else size
     mapping = mapping_of(machine, inode.object)
     if data:
-        index = xa_find(machine, mapping, index, (size - 1) >> 12)
-        return max(offset, index << 12) if index >= 0 else -ENXIO
-    while index << 12 < size and xa_load(machine, mapping, index) != U(0):
+        index = xa_find(machine, mapping, index, (size - 1) >> PAGE_SHIFT)
+        return max(offset, index << PAGE_SHIFT) if index >= 0 else -ENXIO
+    while index << PAGE_SHIFT < size and xa_load(machine, mapping, index) != U(0):
         index += 1
-    return min(size, max(offset, index << 12))
+    return min(size, max(offset, index << PAGE_SHIFT))
 
 
 @kernel("i64(machine_t*, file_t*, i64, i64)")
@@ -356,12 +359,12 @@ def sys_fstat(cpu_address, task, fd, answer):
 def sys_mmap_file(cpu_address, task, hint, length, prot, flags, fd, offset):
     """mmap(2) of an open file from byte `offset` on."""
     cpu = running(cpu_address, task)
-    if offset & U(4095) != U(0):
+    if offset & ~PAGE_MASK != U(0):
         return -EINVAL
     number = fget(cpu, fd)
     if number == 0:
         return -EBADF
-    result = vm_mmap_pgoff(cpu, hint, length, prot, flags, number, np.int64(offset >> U(12)))
+    result = vm_mmap_pgoff(cpu, hint, length, prot, flags, number, np.int64(offset >> U(PAGE_SHIFT)))
     fput(cpu, number)
     return result
 
@@ -371,8 +374,8 @@ def sys_msync(cpu_address, task, start, length, flags):
     """msync(2): with MS_SYNC write what is dirty of the files that shared mappings in the range show; 0 or -errno."""
     cpu = running(cpu_address, task)
     machine = machine_of(cpu)
-    end = start + ((length + U(4095)) & ~U(4095))
-    if start & U(4095) != U(0) or flags & ~(MS_SYNC | MS_INVALIDATE | 1) or flags & (MS_SYNC | 1) == MS_SYNC | 1:
+    end = start + ((length + U(PAGE_SIZE - 1)) & PAGE_MASK)
+    if start & ~PAGE_MASK != U(0) or flags & ~(MS_SYNC | MS_INVALIDATE | 1) or flags & (MS_SYNC | 1) == MS_SYNC | 1:
         return -EINVAL
     if end < start:
         return -ENOMEM
@@ -387,8 +390,8 @@ def sys_msync(cpu_address, task, start, length, flags):
             busy = True
             break
         if flags & MS_SYNC and vma.file != 0 and vma.flags & VM_SHARED:
-            first = vma.pgoff + np.int64((max(start, vma.start) - vma.start) >> U(12))
-            last = vma.pgoff + np.int64((min(end, vma.end) - vma.start) >> U(12))
+            first = vma.pgoff + np.int64((max(start, vma.start) - vma.start) >> U(PAGE_SHIFT))
+            last = vma.pgoff + np.int64((min(end, vma.end) - vma.start) >> U(PAGE_SHIFT))
             filemap_write_and_wait_range(cpu, file_of(machine, vma.file).inode, first, last)
         position += 1
     mapped = range_is_mapped(machine, cpu.mm, start, end)
@@ -409,7 +412,7 @@ def make_file(cpu_address, size, seed):
     if number < 0:
         return number
     inode = inode_of(machine_of(cpu), number)
-    error = extend(cpu, inode, (size + 4095) >> 12, True) if size <= MAX_FILE_BYTES else -EINVAL
+    error = extend(cpu, inode, PFN_UP(size), True) if size <= MAX_FILE_BYTES else -EINVAL
     if error != 0:
         iput(cpu, number)
         return error
@@ -431,10 +434,10 @@ def fill_file(cpu_address, number, data, nbytes, bounce):
     """Put contents on the disk, as if they had always been there: nothing is cached, nothing counted as written."""
     cpu = cpu_t.at(cpu_address)
     inode = inode_of(machine_of(cpu), number)
-    for index in range((nbytes + 4095) >> 12):
-        n = min(nbytes - (index << 12), 4096)
-        clear_bytes(bounce, 4096)
-        copy_bytes(bounce, data + U(index << 12), n)
+    for index in range(PFN_UP(nbytes)):
+        n = min(nbytes - (index << PAGE_SHIFT), PAGE_SIZE)
+        clear_bytes(bounce, PAGE_SIZE)
+        copy_bytes(bounce, data + U(index << PAGE_SHIFT), n)
         disk_store_page(machine_of(cpu), bmap(inode, index), bounce)
 
 

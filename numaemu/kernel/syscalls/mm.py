@@ -5,12 +5,14 @@ import numpy as np
 from numaemu.compiler.atomic import load_acquire
 from numaemu.compiler.decorators import entry, hot, kernel
 from numaemu.compiler.pointer import u8
+from numaemu.hardware.paging import PAGE_MASK
 from numaemu.hardware.processor import cpu_t
 from numaemu.kernel.arch.pgtable import is_swap_entry, leaf_of, mm_of, pte_pfn, pte_to_swp_entry
 from numaemu.kernel.core.fork import mmput
 from numaemu.kernel.core.smp import machine_of, read_lock, read_unlock, write_lock, write_unlock
 from numaemu.kernel.core.xarray import xa_is_value, xa_load
 from numaemu.kernel.fs.proc.clear_refs import clear_refs_write
+from numaemu.kernel.include.mm import linear_page_index, page_align
 from numaemu.kernel.include.mm_types import (
     TASK_RUNNING,
     VM_HUGETLB,
@@ -30,14 +32,14 @@ from numaemu.kernel.mm.space.get_unmapped_area import MMAP_MIN_ADDR
 from numaemu.kernel.mm.space.gup import access_remote_vm, madvise_populate, mm_populate, vm_mmap_pgoff
 from numaemu.kernel.mm.space.madvise import changes_flags, check_madvise, do_madvise
 from numaemu.kernel.mm.space.mlock_vma import apply_mlockall_flags, bytes_of_pages, do_mlock, do_mlockall, do_munlock
-from numaemu.kernel.mm.space.mmap import do_brk, do_munmap, page_align, range_is_mapped
+from numaemu.kernel.mm.space.mmap import do_brk, do_munmap, range_is_mapped
 from numaemu.kernel.mm.space.mprotect import do_mprotect
 from numaemu.kernel.mm.space.mremap import do_mremap
 from numaemu.kernel.mm.space.util import capable
 from numaemu.kernel.mm.space.vma_index import find_vma, vma_of
 from numaemu.kernel.mm.swap.swapfile import swap_cache
 from numaemu.kernel.syscalls.common import get_task_mm, mmap_lock, running
-from numaemu.spec.param import MAX_OPEN
+from numaemu.spec.param import MAX_OPEN, PAGE_SHIFT, PAGE_SIZE
 from numaemu.uapi import (
     MADV_COLLAPSE,
     MADV_POPULATE_READ,
@@ -62,7 +64,7 @@ EINVAL, ENOMEM, EFAULT, EPERM, EAGAIN, EBADF = (errno.EINVAL, errno.ENOMEM, errn
 @entry("i64(u64, i64, u64, u64, i64, i64, u64)")
 def sys_mmap(cpu_address, task, hint, length, prot, flags, offset):
     """mmap(2) of anonymous memory."""
-    if offset & U(4095) != U(0):
+    if offset & ~PAGE_MASK != U(0):
         return -EINVAL
     if flags & MAP_ANONYMOUS == 0:
         return -EBADF  # it would be of a file, and there is none
@@ -186,7 +188,7 @@ def sys_mlock2(cpu_address, task, start, length, flags):
     result = do_mlock(cpu, cpu.mm, start, length, flags)
     write_unlock(mmap_lock(cpu))
     if result == 0:
-        first = start & ~U(4095)
+        first = start & PAGE_MASK
         result = posix_mlock_error(mm_populate(cpu, first, first + bytes_of_pages(start, length), False, False))
     return result
 
@@ -227,7 +229,7 @@ def mincore_unmapped(machine, mm_number, address):
     mapping = vma.i_mapping if vma.i_mapping != 0 else vma.mapping if vma.flags & VM_SHARED else 0
     if mapping == 0:
         return False
-    index, huge = vma.pgoff + np.int64((address - vma.start) >> U(12)), vma.flags & VM_HUGETLB != 0
+    index, huge = linear_page_index(vma, address), vma.flags & VM_HUGETLB != 0
     if huge:
         index >>= hstate_vma(machine, vma).order
     entry = xa_load(machine, mapping_of(machine, mapping), index)
@@ -258,7 +260,7 @@ def sys_mincore(cpu_address, task, start, length, answer_address):
     """mincore(2): a byte per page, 1 if it is in memory, at the host address of the answer; 0 or a negative errno."""
     cpu = running(cpu_address, task)
     machine = machine_of(cpu)
-    if start & U(4095) != U(0):
+    if start & ~PAGE_MASK != U(0):
         return -EINVAL
     if not access_ok(machine, start, length):
         return -ENOMEM
@@ -266,8 +268,8 @@ def sys_mincore(cpu_address, task, start, length, answer_address):
     read_lock(cpu, mmap_lock(cpu))
     if not range_is_mapped(machine, cpu.mm, start, end):
         result = -ENOMEM
-    for i in range(np.int64((end - start) >> U(12)) if result == 0 else 0):
-        u8.array(answer_address)[i] = 1 if mincore_page(machine, cpu.mm, start + U(i * 4096)) else 0
+    for i in range(np.int64((end - start) >> U(PAGE_SHIFT)) if result == 0 else 0):
+        u8.array(answer_address)[i] = 1 if mincore_page(machine, cpu.mm, start + U(i * PAGE_SIZE)) else 0
     read_unlock(mmap_lock(cpu))
     return result
 

@@ -15,6 +15,7 @@ from numaemu.kernel.fs.proc.clear_refs import CLEAR_REFS_ALL, CLEAR_REFS_MM_HIWA
 from numaemu.kernel.fs.proc.task import live_tasks, number_of_pid
 from numaemu.kernel.fs.sysfs.sysctl import invalid, strtoul
 from numaemu.kernel.include.mm_types import MM_ANONPAGES, MM_FILEPAGES, MM_SHMEMPAGES, task_name, task_t
+from numaemu.spec.param import PAGE_SIZE
 from numaemu.uapi import RLIM_INFINITY, RLIMIT_RSS, SIGCHLD
 
 CLK_TCK_NS = 10_000_000  # USER_HZ is 100
@@ -74,7 +75,7 @@ def stat(system, number, mm_number):
         len(threads),
         0,
         task.start_time_ns // CLK_TCK_NS,
-        mm.total_vm * 4096,
+        mm.total_vm * PAGE_SIZE,
         rss,
         task.rlim[2 * RLIMIT_RSS],
         mm.start_code,

@@ -26,6 +26,7 @@ from numaemu.kernel.mm.huge.split import is_huge_zero
 from numaemu.kernel.mm.reclaim.lru import folio_clear
 from numaemu.kernel.mm.space.mmap import get_mm_rss
 from numaemu.kernel.mm.space.vma_index import map_count, vma_at
+from numaemu.spec.param import PAGE_SHIFT, PAGE_SIZE
 
 U = np.uint64
 # what is written to the file; soft-dirty bits (4) are not emulated
@@ -52,7 +53,7 @@ def clear_refs_huge(machine, where):
             break
         entry = before
     if pmd_trans_huge(entry) and not is_huge_zero(entry):
-        for i in range(pmd_size(machine) >> U(12)):
+        for i in range(pmd_size(machine) >> U(PAGE_SHIFT)):
             folio_clear(page_of(machine, pte_pfn(entry) + np.int64(i)), PG_referenced)
 
 
@@ -64,7 +65,7 @@ def clear_refs_range(cpu, mm, start, end):
         ptep = pte_offset(machine, mm, address)
         if ptep != U(0):
             clear_refs_pte(machine, ptep)
-            address += U(4096)
+            address += U(PAGE_SIZE)
             continue
         where = huge_entry_offset(machine, mm, address)
         if where != U(0):

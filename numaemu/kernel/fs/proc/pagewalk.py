@@ -13,7 +13,7 @@ import numpy as np
 from numaemu.compiler.atomic import load_acquire
 from numaemu.compiler.decorators import entry, hot, kernel
 from numaemu.compiler.pointer import u64
-from numaemu.hardware.paging import _PAGE_ACCESSED, _PAGE_DIRTY, _PAGE_PSE, PTE_SHIFT, entry_at, entry_load
+from numaemu.hardware.paging import _PAGE_ACCESSED, _PAGE_DIRTY, _PAGE_PSE, PAGE_MASK, PTE_SHIFT, entry_at, entry_load
 from numaemu.kernel.arch.pgalloc import pmd_trans_huge
 from numaemu.kernel.arch.pgtable import (
     _PAGE_SPECIAL,
@@ -46,7 +46,7 @@ from numaemu.kernel.include.mm_types import (
 from numaemu.kernel.include.mmzone import page_of, page_to_nid, page_zone, zone_of
 from numaemu.kernel.mm.page_alloc.page_alloc import compound_head
 from numaemu.kernel.mm.swap.swapfile import MAX_SWAP_ENTRIES, swap_count
-from numaemu.spec.param import MAX_NODES
+from numaemu.spec.param import MAX_NODES, PAGE_SIZE
 
 U = np.uint64
 # struct numa_maps; then the pages of each node
@@ -151,8 +151,8 @@ def smaps_hugetlb(flags, sharers, nbytes, counts):
 def smaps_pte(machine, pte, counts):
     """Count what a leaf entry maps, for smaps. Mirrors smaps_pte_entry and smaps_account."""
     if is_swap_entry(pte):
-        counts[SWAP] += 4096
-        counts[SWAP_PSS] += (4096 << PSS_SHIFT) // swappers(machine, pte_to_swp_entry(pte))
+        counts[SWAP] += PAGE_SIZE
+        counts[SWAP_PSS] += (PAGE_SIZE << PSS_SHIFT) // swappers(machine, pte_to_swp_entry(pte))
         return
     pfn = mapped_page(machine, pte)
     if pfn == 0:
@@ -160,25 +160,25 @@ def smaps_pte(machine, pte, counts):
     page = page_of(machine, pfn)
     flags, sharers = page.flags, max(np.int64(load_acquire(page, "mapcount")), 1)
     if flags & U(PG_hugetlb | PG_tail) != U(0):
-        smaps_hugetlb(flags, sharers, 4096 << np.int64(page.order), counts)
+        smaps_hugetlb(flags, sharers, PAGE_SIZE << np.int64(page.order), counts)
         return
-    anon, dirty, share = flags & U(PG_anon) != U(0), is_dirty(flags, pte), (4096 << PSS_SHIFT) // sharers
-    counts[RSS] += 4096
+    anon, dirty, share = flags & U(PG_anon) != U(0), is_dirty(flags, pte), (PAGE_SIZE << PSS_SHIFT) // sharers
+    counts[RSS] += PAGE_SIZE
     counts[PSS] += share
     counts[PSS_ANON if anon else PSS_SHMEM if flags & U(PG_swapbacked) != U(0) else PSS_FILE] += share
     if dirty:
         counts[PSS_DIRTY] += share
-        counts[PRIVATE_DIRTY if sharers == 1 else SHARED_DIRTY] += 4096
+        counts[PRIVATE_DIRTY if sharers == 1 else SHARED_DIRTY] += PAGE_SIZE
     else:
-        counts[PRIVATE_CLEAN if sharers == 1 else SHARED_CLEAN] += 4096
+        counts[PRIVATE_CLEAN if sharers == 1 else SHARED_CLEAN] += PAGE_SIZE
     if pte & _PAGE_ACCESSED != U(0) or flags & U(PG_referenced) != U(0):
-        counts[REFERENCED] += 4096
+        counts[REFERENCED] += PAGE_SIZE
     if anon:
-        counts[ANONYMOUS] += 4096
+        counts[ANONYMOUS] += PAGE_SIZE
         if pte & _PAGE_PSE != U(0):
-            counts[ANON_THP] += 4096
+            counts[ANON_THP] += PAGE_SIZE
         if not dirty and flags & U(PG_swapbacked) == U(0):
-            counts[LAZYFREE] += 4096
+            counts[LAZYFREE] += PAGE_SIZE
 
 
 @hot
@@ -219,7 +219,7 @@ def leaf_entry(machine, mm_number, address):
     while table != U(0) and shift > PTE_SHIFT:
         entry = entry_load(entry_at(machine.paging, table, address, shift))
         if pmd_trans_huge(entry):
-            return entry | (address & ((U(1) << shift) - U(1)) & ~U(4095))
+            return entry | (address & ((U(1) << shift) - U(1)) & PAGE_MASK)
         table = table_of(machine, entry)
         shift -= machine.paging.table_bits
     return entry_load(entry_at(machine.paging, table, address, shift)) if table != U(0) else U(0)
@@ -248,7 +248,7 @@ def walk_page_range(machine_address, mm_number, start, end, counts, smaps):
             smaps_pte(machine, pte, counts)
         else:
             gather_pte(machine, pte, counts)
-        address += U(4096)
+        address += U(PAGE_SIZE)
 
 
 @kernel("u64(machine_t*, i64, i64)")
@@ -268,7 +268,7 @@ def shmem_swap_usage(machine_address, mapping_number, first, pages):
     machine, swapped = machine_t.at(machine_address), 0
     for index in range(first, first + pages):
         if xa_is_value(object_entry(machine, mapping_number, index)):
-            swapped += 4096
+            swapped += PAGE_SIZE
     return swapped
 
 
@@ -277,10 +277,10 @@ def shmem_swap_holes(machine_address, mm_number, mapping_number, first, start, p
     """The same of the addresses from `start` on, as far as nothing is mapped there."""
     machine, swapped = machine_t.at(machine_address), 0
     for i in range(pages):
-        if leaf_entry(machine, mm_number, start + U(i * 4096)) == U(0) and xa_is_value(
+        if leaf_entry(machine, mm_number, start + U(i * PAGE_SIZE)) == U(0) and xa_is_value(
             object_entry(machine, mapping_number, first + i)
         ):
-            swapped += 4096
+            swapped += PAGE_SIZE
     return swapped
 
 
@@ -289,4 +289,4 @@ def pagemap_read(machine_address, mm_number, start, words):
     """The words of /proc/<pid>/pagemap for the pages from `start` on, without the bits that only the VMA knows."""
     machine = machine_t.at(machine_address)
     for i in range(len(words)):
-        words[i] = pagemap_word(machine, leaf_entry(machine, mm_number, start + U(i * 4096)))
+        words[i] = pagemap_word(machine, leaf_entry(machine, mm_number, start + U(i * PAGE_SIZE)))

@@ -62,6 +62,7 @@ from numaemu.kernel.include.mm_types import (
 from numaemu.kernel.mm.fault.rmap import mapping_of
 from numaemu.kernel.mm.huge.huge_memory import THP_ALWAYS, THP_MADVISE
 from numaemu.kernel.mm.huge.hugetlb_pool import hstate_at
+from numaemu.spec.param import PAGE_SHIFT, PAGE_SIZE
 
 # fmt: off
 FLAG_NAMES = ((VM_READ, "rd"), (VM_WRITE, "wr"), (VM_EXEC, "ex"), (VM_SHARED, "sh"), (VM_MAYREAD, "mr"), (VM_MAYWRITE, "mw"),
@@ -87,7 +88,7 @@ def shmem_swapped(machine, mm_number, vma):
     number = vma["i_mapping"] or (vma["mapping"] if vma["flags"] & VM_SHARED else 0)
     if not number or vma["i_mapping"] and not mapping_of(machine, int(number)).tmpfs:
         return 0
-    base, pages = int(machine.address), (int(vma["end"]) - int(vma["start"])) // 4096
+    base, pages = int(machine.address), (int(vma["end"]) - int(vma["start"])) // PAGE_SIZE
     swapped = shmem_swap_usage(base, number, vma["pgoff"], pages)
     if swapped and not vma["flags"] & VM_SHARED and vma["flags"] & VM_WRITE:
         return shmem_swap_holes(base, mm_number, number, vma["pgoff"], vma["start"], pages)
@@ -133,7 +134,11 @@ def smaps(system, _number, mm_number):
     for vma in copy_vmas(system.machine, mm_number):
         counts, locked = gather(system, mm_number, vma)
         flags = "".join(name + " " for bit, name in FLAG_NAMES if vma["flags"] & bit)
-        page = 4096 << int(hstate_at(system.machine, int(vma["hstate"])).order) if vma["flags"] & VM_HUGETLB else 4096
+        page = (
+            PAGE_SIZE << int(hstate_at(system.machine, int(vma["hstate"])).order)
+            if vma["flags"] & VM_HUGETLB
+            else PAGE_SIZE
+        )
         text.append(
             show_map_vma(system.machine, mm, vma)
             + line("Size", int(vma["end"] - vma["start"]))
@@ -163,13 +168,13 @@ def pagemap(system, pid, addr, nbytes):
     number = number_of_pid(system.machine, pid)
     if number == 0:
         raise gone(f"/proc/{pid}/pagemap")
-    start, end = addr & -4096, min(addr + nbytes, int(system.machine.paging.task_size))
-    words = np.zeros(max(-(-(end - start) // 4096), 0), np.uint64)
+    start, end = addr & -PAGE_SIZE, min(addr + nbytes, int(system.machine.paging.task_size))
+    words = np.zeros(max(-(-(end - start) // PAGE_SIZE), 0), np.uint64)
     mm_number = task_t.array(system.machine.tasks)[number].mm
     pagemap_read(int(system.machine.address), mm_number, start, words)
     for vma in copy_vmas(system.machine, mm_number):
         if vma["flags"] & VM_SOFTDIRTY:
-            first, last = (max(int(vma[edge]) - start, 0) >> 12 for edge in ("start", "end"))
+            first, last = (max(int(vma[edge]) - start, 0) >> PAGE_SHIFT for edge in ("start", "end"))
             words[first:last] |= PM_SOFT_DIRTY
     return words
 

@@ -40,7 +40,7 @@ from numaemu.kernel.mm.huge.hugetlb_pool import hstate_at
 from numaemu.kernel.mm.page_alloc.show_mem import mems_allowed
 from numaemu.kernel.mm.reclaim.oom_kill import OOM_SCORE_ADJ_MAX, OOM_SCORE_ADJ_MIN, oom_score
 from numaemu.kernel.mm.space.vma_index import vma_index
-from numaemu.spec.param import MAX_NODES, MAX_SP_NODES
+from numaemu.spec.param import MAX_NODES, MAX_SP_NODES, PAGE_SHIFT, PAGE_SIZE
 from numaemu.uapi import (
     MPOL_BIND,
     MPOL_DEFAULT,
@@ -165,7 +165,7 @@ def show_map_vma(machine, mm, vma):
         name = "[heap]"
     elif not backed and is_initial_stack(mm, vma):
         name = "[stack]"
-    offset, device, inode = (int(vma["pgoff"]) << 12, device, inode) if backed else (0, "00:00", 0)
+    offset, device, inode = (int(vma["pgoff"]) << PAGE_SHIFT, device, inode) if backed else (0, "00:00", 0)
     prefix = f"{vma['start']:08x}-{vma['end']:08x} {permissions(vma['flags'])} {offset:08x} {device} {inode} "
     return (prefix.ljust(NAME_COLUMN) + name if name else prefix) + "\n"
 
@@ -252,7 +252,7 @@ def numa_maps(system, number, mm_number):
 
 def text_pages(mm):
     """Pages of the program's code; 0 in a task that runs none."""
-    return int((mm.end_code + 4095 >> 12) - (mm.start_code >> 12))
+    return int((mm.end_code + PAGE_SIZE - 1 >> PAGE_SHIFT) - (mm.start_code >> PAGE_SHIFT))
 
 
 def memory_fields(machine, mm):

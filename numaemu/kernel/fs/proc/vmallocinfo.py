@@ -6,8 +6,8 @@ from numaemu.compiler.decorators import entry
 from numaemu.kernel.include.mm_types import machine_t
 from numaemu.kernel.include.mmzone import page_to_nid
 from numaemu.kernel.mm.vmalloc.vmalloc import vmalloc_to_pfn
-from numaemu.kernel.mm.vmalloc.vmap_area import PAGE, VM_ALLOC, vmap_area_of, vmap_of
-from numaemu.spec.param import MAX_NODES
+from numaemu.kernel.mm.vmalloc.vmap_area import VM_ALLOC, vmap_area_of, vmap_of
+from numaemu.spec.param import MAX_NODES, PAGE_SIZE
 
 U = np.uint64
 CALLERS = {0: "irq_init_percpu_irqstack", -1: "dup_task_struct"}
@@ -19,7 +19,7 @@ def count_nodes(machine_address, number, counts):
     machine = machine_t.at(machine_address)
     area = vmap_area_of(machine, number)
     for i in range(area.nr_pages):
-        pfn = vmalloc_to_pfn(machine, area.start + U(i) * PAGE)
+        pfn = vmalloc_to_pfn(machine, area.start + U(i) * U(PAGE_SIZE))
         if pfn != 0:
             counts[page_to_nid(machine, pfn)] += 1
 

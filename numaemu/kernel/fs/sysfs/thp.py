@@ -20,7 +20,7 @@ from numaemu.kernel.include.mmzone import (
 )
 from numaemu.kernel.mm.huge.huge_memory import THP_NEVER
 from numaemu.spec.machine_file import UINT_MAX
-from numaemu.spec.param import PAGE_SHIFT, PAGEBLOCK_PAGES
+from numaemu.spec.param import PAGE_SHIFT, PAGE_SIZE, PAGEBLOCK_PAGES
 
 ROOT = "/sys/kernel/mm/transparent_hugepage"
 ENABLED = ("always", "madvise", "never")  # as shown; THP_* from the last to the first
@@ -83,7 +83,7 @@ def store_defrag(system, text):
 
 
 def hpage_pmd_size(system):
-    return f"{4096 << int(system.machine.paging.table_bits)}\n"
+    return f"{PAGE_SIZE << int(system.machine.paging.table_bits)}\n"
 
 
 def show(system, field, unit=1):

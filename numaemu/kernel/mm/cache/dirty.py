@@ -1,6 +1,7 @@
 """How many pages of a node may be dirty: what the page allocator asks of Linux's mm/page-writeback.c."""
 
 from numaemu.compiler.decorators import kernel
+from numaemu.kernel.include.mm import PFN_UP
 from numaemu.kernel.include.mmzone import LRU_ACTIVE, LRU_FILE, MAX_NR_ZONES, WMARK_HIGH, lruvec_of, zone_of
 from numaemu.kernel.include.vmstat import NR_FILE_DIRTY, NR_WRITEBACK, node_page_state
 
@@ -34,7 +35,7 @@ def node_dirty_limit(machine, node):
     """The node's share of the limit, in pages: by what it could hold."""
     pages = node_dirtyable_memory(machine, node)
     if machine.vm_dirty_bytes > 0:
-        return (machine.vm_dirty_bytes + 4095 >> 12) * pages // max(global_dirtyable_memory(machine), 1)
+        return PFN_UP(machine.vm_dirty_bytes) * pages // max(global_dirtyable_memory(machine), 1)
     return machine.vm_dirty_ratio * pages // 100
 
 

@@ -6,10 +6,12 @@ from numaemu.compiler.decorators import kernel
 from numaemu.kernel.core.smp import machine_of
 from numaemu.kernel.core.xarray import MAX_INDEX
 from numaemu.kernel.fs.inode import FMODE_RANDOM, RA_PAGES, file_of, inode_of
+from numaemu.kernel.include.mm import PFN_UP, offset_in_page
 from numaemu.kernel.mm.cache.page_writeback import filemap_write_and_wait_range
 from numaemu.kernel.mm.cache.readahead import force_page_cache_ra
 from numaemu.kernel.mm.cache.truncate import invalidate_mapping_pages
 from numaemu.kernel.mm.reclaim.lru_batches import lru_add_drain, lru_add_drain_all
+from numaemu.spec.param import PAGE_SHIFT, PAGE_SIZE
 from numaemu.uapi import (
     POSIX_FADV_DONTNEED,
     POSIX_FADV_NORMAL,
@@ -31,9 +33,9 @@ def fadvise_dontneed(cpu, number, offset, endbyte):
     The last page of the file is whole however long it is. Linux only starts the writing, and what is being written stays.
     """
     inode = inode_of(machine_of(cpu), number)
-    filemap_write_and_wait_range(cpu, number, offset >> 12, min((endbyte >> 12) + 1, MAX_INDEX))
-    start, end = (offset + 4095) >> 12, endbyte >> 12
-    if endbyte & 4095 != 4095 and endbyte != inode.i_size - 1:
+    filemap_write_and_wait_range(cpu, number, offset >> PAGE_SHIFT, min((endbyte >> PAGE_SHIFT) + 1, MAX_INDEX))
+    start, end = PFN_UP(offset), endbyte >> PAGE_SHIFT
+    if offset_in_page(endbyte) != PAGE_SIZE - 1 and endbyte != inode.i_size - 1:
         end -= 1
     if end < start:
         return
@@ -59,7 +61,9 @@ def generic_fadvise(cpu, file_number, offset, length, advice):
         file.ra_pages = RA_PAGES if advice == POSIX_FADV_NORMAL else 2 * RA_PAGES
         file.f_mode &= ~FMODE_RANDOM
     elif advice == POSIX_FADV_WILLNEED:
-        force_page_cache_ra(cpu, file_number, offset >> 12, (endbyte >> 12) - (offset >> 12) + 1)
+        force_page_cache_ra(
+            cpu, file_number, offset >> PAGE_SHIFT, (endbyte >> PAGE_SHIFT) - (offset >> PAGE_SHIFT) + 1
+        )
     elif advice == POSIX_FADV_DONTNEED:
         fadvise_dontneed(cpu, file.inode, offset, endbyte)
     return 0

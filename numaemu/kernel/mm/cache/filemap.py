@@ -10,6 +10,7 @@ from numaemu.kernel.core.smp import machine_of, read_lock, read_unlock, write_lo
 from numaemu.kernel.fs.disk import disk_time, io_wait
 from numaemu.kernel.fs.inode import extend, file_of, i_pages, inode_of, read_block
 from numaemu.kernel.include.gfp import ___GFP_WRITE, GFP_HIGHUSER_MOVABLE
+from numaemu.kernel.include.mm import PFN_UP, frame_of, offset_in_page
 from numaemu.kernel.include.mm_types import (
     VM_FAULT_OOM,
     VM_FAULT_SIGBUS,
@@ -34,7 +35,6 @@ from numaemu.kernel.mm.cache.pagemap import (
     filemap_alloc_folio,
     filemap_get_folio,
     filemap_lock_folio,
-    folio_host_address,
     folio_mark_uptodate,
     read_is_pending,
 )
@@ -49,6 +49,7 @@ from numaemu.kernel.mm.page_alloc.page_alloc import put_page
 from numaemu.kernel.mm.page_alloc.slowpath import fatal_signal_pending
 from numaemu.kernel.mm.reclaim.lru import folio_lock, folio_test, folio_unlock
 from numaemu.kernel.mm.reclaim.lru_batches import folio_mark_accessed
+from numaemu.spec.param import PAGE_SHIFT, PAGE_SIZE
 from numaemu.uapi import errno
 
 U = np.uint64
@@ -62,7 +63,7 @@ WAITED = 1 << 41  # likewise: a request was started or waited for, so the page's
 @hot
 def charge_copy(machine, cpu, nbytes):
     """Copying between the cache and a buffer."""
-    cpu.clock_base_ns += machine.copy_page_ns * nbytes >> 12
+    cpu.clock_base_ns += machine.copy_page_ns * nbytes >> PAGE_SHIFT
 
 
 # -- reading -------------------------------------------------------------------------------------------------
@@ -73,8 +74,8 @@ def filemap_read_folio(cpu, inode, pfn):
     """Read one locked page from the disk, and wait for it."""
     machine = machine_of(cpu)
     page = page_of(machine, pfn)
-    read_block(cpu, inode, page.index, folio_host_address(machine, pfn))
-    io_wait(cpu, disk_time(machine, 4096, False))
+    read_block(cpu, inode, page.index, frame_of(machine, pfn))
+    io_wait(cpu, disk_time(machine, PAGE_SIZE, False))
     if cpu.io_defer != 0 and not folio_test(page, PG_private):
         page.private = (cpu.io_until_ns << READ_CPU_BITS) | cpu.id
     folio_mark_uptodate(page)
@@ -138,18 +139,18 @@ def filemap_read(cpu, file_number, pos, buffer, nbytes):
         left = inode.i_size - pos - done
         if left <= 0:
             break
-        at, offset = (pos + done) >> 12, (pos + done) & 4095
-        n = min(nbytes - done, left, 4096 - offset)
-        pfn = filemap_get_page(cpu, file_number, at, (pos + nbytes + 4095) >> 12)
+        at, offset = (pos + done) >> PAGE_SHIFT, offset_in_page(pos + done)
+        n = min(nbytes - done, left, PAGE_SIZE - offset)
+        pfn = filemap_get_page(cpu, file_number, at, PFN_UP(pos + nbytes))
         if pfn == 0:
             return done if done > 0 else -ENOMEM
         n = min(n, inode.i_size - pos - done)  # truncated meanwhile?
         if n <= 0:
             put_page(cpu, pfn)
             break
-        if done > 0 or at != (last_pos - 1) >> 12:  # several reads of one page count once
+        if done > 0 or at != (last_pos - 1) >> PAGE_SHIFT:  # several reads of one page count once
             folio_mark_accessed(cpu, pfn)
-        copy_bytes(buffer + U(done), folio_host_address(machine, pfn) + U(offset), n)
+        copy_bytes(buffer + U(done), frame_of(machine, pfn) + U(offset), n)
         charge_copy(machine, cpu, n)
         put_page(cpu, pfn)
         done += n
@@ -196,7 +197,7 @@ def write_begin(cpu, inode, index, whole):
     page = page_of(machine, pfn)
     if not whole and not folio_test(page, PG_uptodate):
         if index >= i_pages(inode):
-            clear_bytes(folio_host_address(machine, pfn), 4096)
+            clear_bytes(frame_of(machine, pfn), PAGE_SIZE)
         else:
             filemap_read_folio(cpu, inode, pfn)
     folio_wait(cpu, pfn)
@@ -210,12 +211,12 @@ def write_begin(cpu, inode, index, whole):
 @kernel("void(cpu_t*, inode_t*)")
 def zero_tail(cpu, inode):
     """The file grows: what a mapping has written behind its old end, in its last page, must not show up."""
-    machine, offset = machine_of(cpu), inode.i_size & 4095
+    machine, offset = machine_of(cpu), offset_in_page(inode.i_size)
     if offset == 0:
         return
-    pfn = filemap_lock_folio(cpu, inode.mapping, inode.i_size >> 12)
+    pfn = filemap_lock_folio(cpu, inode.mapping, inode.i_size >> PAGE_SHIFT)
     if pfn != 0:
-        clear_bytes(folio_host_address(machine, pfn) + U(offset), 4096 - offset)
+        clear_bytes(frame_of(machine, pfn) + U(offset), PAGE_SIZE - offset)
         folio_unlock(page_of(machine, pfn))
         put_page(cpu, pfn)
 
@@ -225,13 +226,13 @@ def generic_perform_write(cpu, inode, pos, buffer, nbytes):
     """Write bytes at host address `buffer` to the cache, at `pos`: how many, or -errno. Under i_rwsem."""
     machine, done = machine_of(cpu), 0
     while done < nbytes and not fatal_signal_pending(cpu):
-        at, offset = (pos + done) >> 12, (pos + done) & 4095
-        n = min(nbytes - done, 4096 - offset)
-        pfn = write_begin(cpu, inode, at, n == 4096)
+        at, offset = (pos + done) >> PAGE_SHIFT, offset_in_page(pos + done)
+        n = min(nbytes - done, PAGE_SIZE - offset)
+        pfn = write_begin(cpu, inode, at, n == PAGE_SIZE)
         if pfn == 0:
             return done if done > 0 else -ENOMEM
         page = page_of(machine, pfn)
-        copy_bytes(folio_host_address(machine, pfn) + U(offset), buffer + U(done), n)
+        copy_bytes(frame_of(machine, pfn) + U(offset), buffer + U(done), n)
         charge_copy(machine, cpu, n)
         folio_mark_uptodate(page)
         done += n
@@ -252,7 +253,7 @@ def generic_file_write(cpu, number, pos, buffer, nbytes):
     write_lock(cpu, lock)
     if pos < 0:
         pos = inode.i_size
-    result = -EFBIG if pos > MAX_FILE_BYTES - nbytes else extend(cpu, inode, (pos + nbytes + 4095) >> 12, False)
+    result = -EFBIG if pos > MAX_FILE_BYTES - nbytes else extend(cpu, inode, PFN_UP(pos + nbytes), False)
     if result == 0:
         if pos + nbytes > inode.i_size:
             zero_tail(cpu, inode)
@@ -264,7 +265,7 @@ def generic_file_write(cpu, number, pos, buffer, nbytes):
 @kernel("i64(cpu_t*, i64)")
 def vfs_fsync(cpu, number):
     """fsync(2): write what is dirty of a file, and wait; pages."""
-    return filemap_write_and_wait_range(cpu, number, 0, MAX_FILE_BYTES >> 12)
+    return filemap_write_and_wait_range(cpu, number, 0, MAX_FILE_BYTES >> PAGE_SHIFT)
 
 
 # -- faults --------------------------------------------------------------------------------------------------

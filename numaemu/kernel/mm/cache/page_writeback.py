@@ -20,6 +20,7 @@ from numaemu.kernel.core.smp import let_others_run, machine_of, spin_lock, spin_
 from numaemu.kernel.core.xarray import MAX_INDEX, entry_is_page, xa_find, xa_load
 from numaemu.kernel.fs.disk import disk_time, disk_write_page, io_wait
 from numaemu.kernel.fs.inode import bmap, host_of, igrab, inode_of
+from numaemu.kernel.include.mm import PFN_UP, frame_of
 from numaemu.kernel.include.mm_types import (
     VM_SHARED,
     PG_anon,
@@ -41,7 +42,7 @@ from numaemu.kernel.include.vmstat import (
     percpu_of,
 )
 from numaemu.kernel.mm.cache.dirty import global_dirtyable_memory
-from numaemu.kernel.mm.cache.pagemap import filemap_get_folio, folio_host_address
+from numaemu.kernel.mm.cache.pagemap import filemap_get_folio
 from numaemu.kernel.mm.fault.rmap import mapping_of, next_vma_of, page_address_in_vma
 from numaemu.kernel.mm.page_alloc.page_alloc import put_page
 from numaemu.kernel.mm.page_alloc.slowpath import fatal_signal_pending
@@ -51,6 +52,7 @@ from numaemu.kernel.mm.reclaim.workingset import SWAP_CLUSTER_MAX
 from numaemu.kernel.mm.space.mempolicy import current_task
 from numaemu.kernel.mm.space.vma_index import vma_of
 from numaemu.mmu import clock_ns
+from numaemu.spec.param import PAGE_SHIFT, PAGE_SIZE
 
 U = np.uint64
 RATELIMIT_PAGES = 32  # pages a task dirties between two looks at the limits, at most (ratelimit_pages)
@@ -76,14 +78,14 @@ def global_node_page_state(machine, item):
 def dirty_limit(machine, background):
     """Dirty pages from which on the flusher writes (`background`), or writers have to wait. Mirrors domain_dirty_limits."""
     available = global_dirtyable_memory(machine)
-    limit = machine.vm_dirty_ratio * 4096 // 100 * available >> 12
+    limit = machine.vm_dirty_ratio * PAGE_SIZE // 100 * available >> PAGE_SHIFT
     if machine.vm_dirty_bytes > 0:
-        limit = (machine.vm_dirty_bytes + 4095) >> 12
+        limit = PFN_UP(machine.vm_dirty_bytes)
     if not background:
         return limit
-    lower = machine.dirty_background_ratio * 4096 // 100 * available >> 12
+    lower = machine.dirty_background_ratio * PAGE_SIZE // 100 * available >> PAGE_SHIFT
     if machine.dirty_background_bytes > 0:
-        lower = (machine.dirty_background_bytes + 4095) >> 12
+        lower = PFN_UP(machine.dirty_background_bytes)
     return lower if lower < limit else limit // 2
 
 
@@ -151,7 +153,7 @@ def page_mkclean_one(cpu, pfn, vma, address):
     while pte_present(pte) and pte_pfn(pte) == pfn and pte & (_PAGE_RW | _PAGE_DIRTY) != U(0) and not changed:
         changed = ptep_cmpxchg(ptep, pte, pte & ~(_PAGE_RW | _PAGE_DIRTY))
         if changed:
-            flush_tlb_mm_range(cpu, vma.mm, address, address + U(4096))
+            flush_tlb_mm_range(cpu, vma.mm, address, address + U(PAGE_SIZE))
         else:
             pte = ptep_get(ptep)
     dec_tlb_flush_pending(mm)
@@ -197,13 +199,13 @@ def writepage(cpu, pfn):
     machine = machine_of(cpu)
     page = page_of(machine, pfn)
     inode, node = host_of(machine, page.mapping), page_to_nid(machine, pfn)
-    place, data = bmap(inode, page.index), folio_host_address(machine, pfn)
+    place, data = bmap(inode, page.index), frame_of(machine, pfn)
     VM_BUG_ON_PAGE(place < 0, page)
     folio_set(page, PG_writeback)
     mod_node_page_state(machine, cpu.id, node, NR_WRITEBACK, 1)
-    inside = load_acquire(inode, "i_size") - (page.index << 12)
-    if inside < 4096:  # what a mapping has written behind the end never shows
-        clear_bytes(data + U(max(inside, 0)), 4096 - max(inside, 0))
+    inside = load_acquire(inode, "i_size") - (page.index << PAGE_SHIFT)
+    if inside < PAGE_SIZE:  # what a mapping has written behind the end never shows
+        clear_bytes(data + U(max(inside, 0)), PAGE_SIZE - max(inside, 0))
     disk_write_page(cpu, place, data)
     mod_node_page_state(machine, cpu.id, node, NR_WRITEBACK, -1)
     mod_node_page_state(machine, cpu.id, node, NR_WRITTEN, 1)
@@ -217,7 +219,7 @@ def writepage(cpu, pfn):
 def charge_write(cpu, pages):
     """One request of so many pages has been waited for."""
     if pages > 0:
-        cpu.clock_base_ns += disk_time(machine_of(cpu), pages << 12, True)
+        cpu.clock_base_ns += disk_time(machine_of(cpu), pages << PAGE_SHIFT, True)
 
 
 @hot
@@ -382,7 +384,10 @@ def wakeup_flusher_threads(cpu, throttle):
     written = wb_start_all(cpu)
     give_time_to_flusher(cpu, before)
     if throttle and written > 0:
-        io_wait(cpu, min(disk_time(machine_of(cpu), min(written, SWAP_CLUSTER_MAX) << 12, True), WRITEBACK_TIMEOUT_NS))
+        io_wait(
+            cpu,
+            min(disk_time(machine_of(cpu), min(written, SWAP_CLUSTER_MAX) << PAGE_SHIFT, True), WRITEBACK_TIMEOUT_NS),
+        )
     return written
 
 

@@ -30,15 +30,10 @@ from numaemu.kernel.mm.slab.slub import slab_alloc_node
 from numaemu.kernel.mm.slab.slub_free import slab_free
 from numaemu.kernel.mm.space.mempolicy import NO_INTERLEAVE_INDEX, alloc_pages_mpol, current_task
 from numaemu.mmu import clock_ns
+from numaemu.spec.param import PAGE_SHIFT
 
 U = np.uint64
 READ_CPU_BITS = 9  # of page.private: a CPU's number
-
-
-@hot
-def folio_host_address(machine, pfn):
-    """Where the page's bytes lie in this process (folio_address)."""
-    return machine.memory + (U(pfn) << U(12))
 
 
 @kernel("void(cpu_t*, page_t*, i64)")
@@ -144,7 +139,7 @@ def workingset_update_node(cpu, slot, pages, values):
     nothing but shadows are counted (WORKINGSET_NODES). One atomic word holds both counts, so each change is seen once.
     """
     machine = machine_of(cpu)
-    pfn = np.int64((slot - machine.memory) >> U(12))
+    pfn = np.int64((slot - machine.memory) >> U(PAGE_SHIFT))
     delta = pages + (values << VALUES_SHIFT)
     before = fetch_add(page_of(machine, pfn), "private", delta)
     change = (1 if only_shadows(before + delta) else 0) - (1 if only_shadows(before) else 0)

@@ -18,13 +18,13 @@ from numaemu.kernel.core.xarray import entry_is_page, xa_load
 from numaemu.kernel.fs.disk import disk_time
 from numaemu.kernel.fs.inode import FMODE_RANDOM, file_of, i_pages, inode_of, read_block
 from numaemu.kernel.include.gfp import ___GFP_NORETRY, ___GFP_NOWARN, GFP_HIGHUSER_MOVABLE
+from numaemu.kernel.include.mm import frame_of
 from numaemu.kernel.include.mm_types import PG_locked, PG_readahead, PG_writeback
 from numaemu.kernel.include.mmzone import page_of
 from numaemu.kernel.mm.cache.pagemap import (
     READ_CPU_BITS,
     filemap_add_folio,
     filemap_alloc_folio,
-    folio_host_address,
     folio_mark_uptodate,
     folio_wait_read,
 )
@@ -32,6 +32,7 @@ from numaemu.kernel.mm.fault.rmap import mapping_of
 from numaemu.kernel.mm.page_alloc.page_alloc import put_page
 from numaemu.kernel.mm.reclaim.lru import folio_clear, folio_test, folio_unlock
 from numaemu.mmu import clock_ns
+from numaemu.spec.param import PAGE_SHIFT
 
 U = np.uint64
 IO_PAGES = 320  # bdi->io_pages: 1280 KiB, of a disk that sets no limit itself (BLK_DEF_MAX_SECTORS_CAP)
@@ -42,7 +43,7 @@ NOTHING = -1  # page_cache_prev_miss: all of it is cached, down to page 0
 @hot
 def longest_wait(machine):
     """No page is waited for longer than two requests take: what a file's clock says is another CPU's, perhaps."""
-    return 2 * disk_time(machine, IO_PAGES << 12, False)
+    return 2 * disk_time(machine, IO_PAGES << PAGE_SHIFT, False)
 
 
 @kernel("void(cpu_t*, i64)")
@@ -64,11 +65,11 @@ def submit_request(cpu, file, nbytes):
 @kernel("void(cpu_t*, file_t*, inode_t*, i64, i64)")
 def read_pages(cpu, file, inode, pfn, nr):
     """One request: fill `nr` locked pages, linked by page.private from `pfn` on; unlock them and drop our references."""
-    machine, due = machine_of(cpu), submit_request(cpu, file, nr << 12)
+    machine, due = machine_of(cpu), submit_request(cpu, file, nr << PAGE_SHIFT)
     while pfn != 0:
         page = page_of(machine, pfn)
         following, page.private = page.private, due
-        read_block(cpu, inode, page.index, folio_host_address(machine, pfn))
+        read_block(cpu, inode, page.index, frame_of(machine, pfn))
         folio_mark_uptodate(page)
         folio_unlock(page)
         put_page(cpu, pfn)
@@ -186,7 +187,7 @@ def page_cache_sync_ra(cpu, file_number, index, req_count):
         return
     most = ractl_max_pages(file, req_count)
     mapping = mapping_of(machine, inode_of(machine, file.inode).mapping)
-    jump = index - (file.prev_pos >> 12)
+    jump = index - (file.prev_pos >> PAGE_SHIFT)
     if index == 0 or req_count > most or jump == 0 or jump == 1:
         size = get_init_ra_size(req_count, most)
         file.start, file.size = index, size

@@ -24,6 +24,7 @@ from numaemu.kernel.core.xarray import (
     xa_slot,
 )
 from numaemu.kernel.include.gfp import __GFP_ZERO, GFP_HIGHUSER_MOVABLE
+from numaemu.kernel.include.mm import linear_page_index
 from numaemu.kernel.include.mm_types import PG_anon, PG_dirty, PG_swapbacked, PG_swapcache
 from numaemu.kernel.include.mmzone import page_of, page_to_nid
 from numaemu.kernel.include.vmstat import NR_FILE_PAGES, NR_SHMEM, mod_node_page_state
@@ -159,7 +160,7 @@ def shmem_get_folio_gfp(cpu, vma, address):
     """
     machine = machine_of(cpu)
     mapping = mapping_of(machine, shmem_object(vma))
-    index = vma.pgoff + np.int64((address - vma.start) >> U(12))
+    index = linear_page_index(vma, address)
     slot, tries = xa_create(cpu, mapping, index), 0
     if slot == U(0):
         return 0

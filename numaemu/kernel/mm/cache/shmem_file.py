@@ -13,6 +13,7 @@ from numaemu.kernel.arch.pgtable import pte_pfn
 from numaemu.kernel.core.smp import machine_of, relax, write_lock, write_unlock
 from numaemu.kernel.core.xarray import entry_is_page, page_entry, xa_find, xa_load, xa_slot
 from numaemu.kernel.fs.inode import file_of, inode_of
+from numaemu.kernel.include.mm import frame_of, offset_in_page
 from numaemu.kernel.include.mm_types import VM_SHARED, PG_dirty, vma_t
 from numaemu.kernel.include.mmzone import page_of
 from numaemu.kernel.mm.cache.shmem import (
@@ -29,6 +30,7 @@ from numaemu.kernel.mm.reclaim.lru import folio_lock, folio_set, folio_unlock
 from numaemu.kernel.mm.reclaim.lru_batches import folio_mark_accessed
 from numaemu.kernel.mm.swap.swap_state import SWAP_PFN
 from numaemu.kernel.mm.swap.swapfile import free_swap_and_cache
+from numaemu.spec.param import PAGE_SHIFT, PAGE_SIZE
 from numaemu.uapi import errno
 
 U = np.uint64
@@ -49,7 +51,7 @@ def shmem_lock_folio(cpu, number, index):
     """The page of an object, made or swapped in if need be, locked and with a reference taken: its pfn, 0 or -ENOSPC."""
     machine = machine_of(cpu)
     while True:
-        pfn = shmem_get_folio(cpu, shmem_pseudo_vma(cpu, number), U(index) << U(12))
+        pfn = shmem_get_folio(cpu, shmem_pseudo_vma(cpu, number), U(index) << U(PAGE_SHIFT))
         if pfn <= 0:
             return pfn
         folio_lock(cpu, page_of(machine, pfn))
@@ -72,7 +74,12 @@ def shmem_read_folio(cpu, number, index):
             pfn = shmem_find_folio(cpu, mapping, index)
         else:
             pfn = shmem_swapin_folio(
-                cpu, shmem_pseudo_vma(cpu, number), U(index) << U(12), xa_slot(machine, mapping, index), index, value
+                cpu,
+                shmem_pseudo_vma(cpu, number),
+                U(index) << U(PAGE_SHIFT),
+                xa_slot(machine, mapping, index),
+                index,
+                value,
             )
             if pfn == 0:
                 return -errno.ENOMEM
@@ -91,21 +98,21 @@ def shmem_file_read(cpu, file_number, pos, buffer, nbytes):
     machine, done = machine_of(cpu), 0
     inode = inode_of(machine, file_of(machine, file_number).inode)
     while done < nbytes and pos + done < load_acquire(inode, "i_size") and not fatal_signal_pending(cpu):
-        pfn, offset = shmem_read_folio(cpu, inode.object, (pos + done) >> 12), (pos + done) & 4095
+        pfn, offset = shmem_read_folio(cpu, inode.object, (pos + done) >> PAGE_SHIFT), offset_in_page(pos + done)
         if pfn < 0:
             return done if done > 0 else pfn
-        n = min(nbytes - done, load_acquire(inode, "i_size") - pos - done, 4096 - offset)
+        n = min(nbytes - done, load_acquire(inode, "i_size") - pos - done, PAGE_SIZE - offset)
         if n > 0 and pfn == 0:
             clear_bytes(buffer + U(done), n)
         elif n > 0:
-            copy_bytes(buffer + U(done), machine.memory + (U(pfn) << U(12)) + U(offset), n)
+            copy_bytes(buffer + U(done), frame_of(machine, pfn) + U(offset), n)
             if offset == 0:
                 folio_mark_accessed(cpu, pfn)
         if pfn != 0:
             put_page(cpu, pfn)
         if n <= 0:
             break
-        cpu.clock_base_ns += machine.copy_page_ns * n >> 12
+        cpu.clock_base_ns += machine.copy_page_ns * n >> PAGE_SHIFT
         done += n
     return done
 
@@ -115,14 +122,14 @@ def shmem_perform_write(cpu, inode, pos, buffer, nbytes):
     """Write bytes at host address `buffer`: how many, or -errno. Under i_rwsem."""
     machine, done = machine_of(cpu), 0
     while done < nbytes and not fatal_signal_pending(cpu):
-        offset = (pos + done) & 4095
-        n = min(nbytes - done, 4096 - offset)
-        pfn = shmem_lock_folio(cpu, inode.object, (pos + done) >> 12)
+        offset = offset_in_page(pos + done)
+        n = min(nbytes - done, PAGE_SIZE - offset)
+        pfn = shmem_lock_folio(cpu, inode.object, (pos + done) >> PAGE_SHIFT)
         if pfn <= 0:
             return done if done > 0 else pfn if pfn < 0 else -errno.ENOMEM
         folio_mark_accessed(cpu, pfn)
-        copy_bytes(machine.memory + (U(pfn) << U(12)) + U(offset), buffer + U(done), n)
-        cpu.clock_base_ns += machine.copy_page_ns * n >> 12
+        copy_bytes(frame_of(machine, pfn) + U(offset), buffer + U(done), n)
+        cpu.clock_base_ns += machine.copy_page_ns * n >> PAGE_SHIFT
         folio_set(page_of(machine, pfn), PG_dirty)
         done += n
         if pos + done > inode.i_size:
@@ -204,12 +211,12 @@ def shmem_truncate_range(cpu, number, first, end):
 @kernel("void(cpu_t*, inode_t*, i64)")
 def shmem_zero_tail(cpu, inode, size):
     """Clear the rest of the page that the new end lies in, if there is one."""
-    machine, offset = machine_of(cpu), size & 4095
-    if offset == 0 or xa_load(machine, mapping_of(machine, inode.object), size >> 12) == U(0):
+    machine, offset = machine_of(cpu), offset_in_page(size)
+    if offset == 0 or xa_load(machine, mapping_of(machine, inode.object), size >> PAGE_SHIFT) == U(0):
         return
-    pfn = shmem_lock_folio(cpu, inode.object, size >> 12)
+    pfn = shmem_lock_folio(cpu, inode.object, size >> PAGE_SHIFT)
     if pfn > 0:
-        clear_bytes(machine.memory + (U(pfn) << U(12)) + U(offset), 4096 - offset)
+        clear_bytes(frame_of(machine, pfn) + U(offset), PAGE_SIZE - offset)
         folio_set(page_of(machine, pfn), PG_dirty)
         folio_unlock(page_of(machine, pfn))
         put_page(cpu, pfn)

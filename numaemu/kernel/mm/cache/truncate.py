@@ -27,18 +27,13 @@ from numaemu.kernel.fs.inode import (
     put_inode,
     shrink_extents,
 )
+from numaemu.kernel.include.mm import PFN_UP, frame_of, offset_in_page, vma_pages
 from numaemu.kernel.include.mm_types import PG_dirty, PG_lru, PG_unevictable, PG_writeback, pool_t
 from numaemu.kernel.include.mmzone import page_of
 from numaemu.kernel.include.vmstat import DROP_PAGECACHE, count_vm_events
 from numaemu.kernel.mm.cache.filemap import MAX_FILE_BYTES, filemap_create_folio, zero_tail
 from numaemu.kernel.mm.cache.page_writeback import filemap_write_and_wait_range, folio_cancel_dirty, folio_mark_dirty
-from numaemu.kernel.mm.cache.pagemap import (
-    clear_shadow_entry,
-    filemap_get_folio,
-    filemap_remove_folio,
-    folio_host_address,
-    remove_mapping,
-)
+from numaemu.kernel.mm.cache.pagemap import clear_shadow_entry, filemap_get_folio, filemap_remove_folio, remove_mapping
 from numaemu.kernel.mm.cache.shmem import release_mapping
 from numaemu.kernel.mm.cache.shmem_file import shmem_truncate_range, shmem_zero_tail
 from numaemu.kernel.mm.fault.mmu_gather import gather_of, tlb_flush_mmu
@@ -48,6 +43,7 @@ from numaemu.kernel.mm.page_alloc.page_alloc import put_page
 from numaemu.kernel.mm.reclaim.lru import folio_lock, folio_test, folio_trylock, folio_unlock
 from numaemu.kernel.mm.reclaim.lru_batches import LRU_DEACTIVATE_FILE, lru_add_drain_all, queue_folio
 from numaemu.kernel.mm.space.vma_index import vma_of
+from numaemu.spec.param import PAGE_SHIFT, PAGE_SIZE
 from numaemu.uapi import errno
 
 U = np.uint64
@@ -81,9 +77,12 @@ def unmap_mapping_range(cpu, mapping_number, first, end, even_cows):
     number = mapping.first_vma
     while number != 0:
         vma = vma_of(machine, number)
-        low, high = max(first, vma.pgoff), min(end, vma.pgoff + np.int64((vma.end - vma.start) >> U(12)))
+        low, high = max(first, vma.pgoff), min(end, vma.pgoff + vma_pages(vma))
         if low < high:
-            start, end_here = vma.start + (U(low - vma.pgoff) << U(12)), vma.start + (U(high - vma.pgoff) << U(12))
+            start, end_here = (
+                vma.start + (U(low - vma.pgoff) << U(PAGE_SHIFT)),
+                vma.start + (U(high - vma.pgoff) << U(PAGE_SHIFT)),
+            )
             unmap_mapping_range_vma(cpu, vma.mm, start, end_here, even_cows)
         number = next_vma_of(mapping, vma)
     spin_unlock(lock)
@@ -139,15 +138,15 @@ def truncate_pagecache(cpu, number, first):
 @kernel("i64(cpu_t*, inode_t*, i64)")
 def truncate_partial_page(cpu, inode, size):
     """Zero the rest of the page that the new end lies in: 0 or -ENOMEM."""
-    machine, offset = machine_of(cpu), size & 4095
+    machine, offset = machine_of(cpu), offset_in_page(size)
     if offset == 0:
         return 0
-    pfn = filemap_create_folio(cpu, inode, size >> 12)
+    pfn = filemap_create_folio(cpu, inode, size >> PAGE_SHIFT)
     if pfn == 0:
         return -errno.ENOMEM
     page = page_of(machine, pfn)
     folio_lock(cpu, page)
-    clear_bytes(folio_host_address(machine, pfn) + U(offset), 4096 - offset)
+    clear_bytes(frame_of(machine, pfn) + U(offset), PAGE_SIZE - offset)
     folio_mark_dirty(cpu, pfn)
     folio_unlock(page)
     put_page(cpu, pfn)
@@ -191,7 +190,7 @@ def shmem_punch_hole(cpu, number, first, end):
 @kernel("i64(cpu_t*, i64, i64)")
 def shmem_setattr(cpu, number, size):
     """truncate(2) of a tmpfs file: 0."""
-    inode, first = inode_of(machine_of(cpu), number), (size + 4095) >> 12
+    inode, first = inode_of(machine_of(cpu), number), PFN_UP(size)
     lock, invalidate = address_of(inode, "i_rwsem"), address_of(inode, "invalidate_lock")
     write_lock(cpu, lock)
     smaller = size < inode.i_size
@@ -214,7 +213,7 @@ def do_truncate(cpu, number, size):
     if inode.object != 0 and size <= MAX_FILE_BYTES:
         return shmem_setattr(cpu, number, size)
     lock, invalidate = address_of(inode, "i_rwsem"), address_of(inode, "invalidate_lock")
-    pages, error = (size + 4095) >> 12, 0
+    pages, error = PFN_UP(size), 0
     if size > MAX_FILE_BYTES:
         return -EFBIG
     write_lock(cpu, lock)

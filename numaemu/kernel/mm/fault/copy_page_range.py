@@ -43,6 +43,7 @@ from numaemu.kernel.mm.reclaim.lru import folio_clear, folio_test
 from numaemu.kernel.mm.space.vma import lock_families, unlock_families
 from numaemu.kernel.mm.space.vma_index import vma_of
 from numaemu.kernel.mm.swap.swapfile import free_swap_and_cache, swap_duplicate
+from numaemu.spec.param import PAGE_SHIFT, PAGE_SIZE
 
 U = np.uint64
 
@@ -147,11 +148,11 @@ def copy_page_range(cpu, parent_number, child_number, vma_number):
             continue
         table_end = pmd_addr_end(machine, address, vma.end)
         while address < table_end and ptep_get(source) == U(0):
-            address, source = address + U(4096), source + step
+            address, source = address + U(PAGE_SIZE), source + step
         if address < table_end:
             target = pte_alloc(cpu, child, address)
             if target == U(0):
                 return VM_FAULT_OOM
-            copy_pte_range(cpu, child, vma, source, target, np.int64((table_end - address) >> U(12)))
+            copy_pte_range(cpu, child, vma, source, target, np.int64((table_end - address) >> U(PAGE_SHIFT)))
             address = table_end
     return VM_FAULT_OK

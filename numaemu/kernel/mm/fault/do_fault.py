@@ -14,6 +14,7 @@ from numaemu.kernel.arch.pgtable import pfn_pte, pmd_addr_end, pte_pfn, ptep_cmp
 from numaemu.kernel.core.smp import machine_of
 from numaemu.kernel.fs.inode import file_of, i_pages, inode_of
 from numaemu.kernel.include.gfp import GFP_HIGHUSER_MOVABLE
+from numaemu.kernel.include.mm import linear_page_index
 from numaemu.kernel.include.mm_types import (
     FAULT_AROUND_BYTES,
     MM_ANONPAGES,
@@ -42,17 +43,12 @@ from numaemu.kernel.mm.space.mempolicy import vma_alloc_folio
 from numaemu.kernel.mm.space.mlock import mlock_folio
 from numaemu.kernel.mm.space.vma import anon_vma_prepare, munlock_unless_locked
 from numaemu.kernel.mm.space.vma_index import vma_of
+from numaemu.spec.param import PAGE_SHIFT, PAGE_SIZE
 
 U = np.uint64
 AROUND = U(FAULT_AROUND_BYTES)
 _READ_ONLY = _PAGE_PRESENT | _PAGE_USER | _PAGE_ACCESSED
 _WRITTEN = _READ_ONLY | _PAGE_RW | _PAGE_DIRTY
-
-
-@hot
-def linear_page_index(vma, address):
-    """The page of the file that lies at an address."""
-    return vma.pgoff + np.int64((address - vma.start) >> U(12))
 
 
 @kernel("bool(cpu_t*, mm_t*, vma_t*, i64, u64, u64)")
@@ -105,7 +101,7 @@ def filemap_map_pages(cpu, mm, vma, address, ptep):
     near = max(address & ~(AROUND - U(1)), vma.start)
     end = pmd_addr_end(machine, address, min(near + AROUND, vma.end))
     step = ptep_step(machine)
-    entry = ptep - ((address - near) >> U(12)) * step
+    entry = ptep - ((address - near) >> U(PAGE_SHIFT)) * step
     while near < end:
         pfn = next_uptodate_folio(cpu, inode, linear_page_index(vma, near))
         if pfn != 0:
@@ -118,7 +114,7 @@ def filemap_map_pages(cpu, mm, vma, address, ptep):
             else:
                 folio_unlock(page)
                 put_page(cpu, pfn)
-        near += U(4096)
+        near += U(PAGE_SIZE)
         entry += step
     file.mmap_miss = max(file.mmap_miss - hits, 0)
 

@@ -12,6 +12,7 @@ from numaemu.hardware.paging import (
     _PAGE_PRESENT,
     _PAGE_RW,
     _PAGE_USER,
+    PAGE_MASK,
     PTE_SHIFT,
     entry_at,
     entry_load,
@@ -40,6 +41,7 @@ from numaemu.kernel.arch.pgtable import (
 from numaemu.kernel.arch.tlb import flush_tlb_mm_range, mm_tlb_flush_pending
 from numaemu.kernel.core.smp import machine_of
 from numaemu.kernel.include.gfp import __GFP_ZERO, GFP_HIGHUSER_MOVABLE
+from numaemu.kernel.include.mm import linear_page_index
 from numaemu.kernel.include.mm_types import (
     FAULT_AROUND_BYTES,
     MM_ANONPAGES,
@@ -75,6 +77,7 @@ from numaemu.kernel.mm.space.vma import anon_vma_prepare, munlock_unless_locked
 from numaemu.kernel.mm.space.vma_index import vma_of
 from numaemu.kernel.mm.swap.swap_state import SWAP_PFN, swap_cache_get_hit, swap_cluster_readahead
 from numaemu.kernel.mm.swap.swapfile import folio_free_swap, swap_entry_put, vm_swap_full
+from numaemu.spec.param import PAGE_SHIFT, PAGE_SIZE
 
 U = np.uint64
 HUGE_THERE = U(2)  # of pte_alloc: a huge entry stands in the way
@@ -121,7 +124,7 @@ def do_anonymous_page(cpu, mm, vma_number, address, write, ptep):
     page.flags |= U(PG_anon_exclusive)
     get_page(page)  # for its way to the LRU list; a late try_get_page may come between: atomically
     if mm_tlb_flush_pending(mm):  # of a page that was here (lazyfree) other CPUs must not read any more then
-        flush_tlb_mm_range(cpu, vma.mm, address & ~U(4095), (address & ~U(4095)) + U(4096))
+        flush_tlb_mm_range(cpu, vma.mm, address & PAGE_MASK, (address & PAGE_MASK) + U(PAGE_SIZE))
     if not ptep_cmpxchg(ptep, U(0), pfn_pte(pfn, _WRITTEN | vm_page_nx(machine, vma))):
         folio_remove_rmap(machine, cpu, pfn)  # another thread was faster
         put_page(cpu, pfn)
@@ -148,7 +151,7 @@ def install_copy(cpu, mm, vma, address, ptep, pte, new):
     if not ptep_cmpxchg(ptep, pte, pfn_pte(new, nx | (_WRITTEN if alone else _READ_ONLY))):
         put_page(cpu, new)
         return False
-    flush_tlb_mm_range(cpu, vma.mm, address, address + U(4096))
+    flush_tlb_mm_range(cpu, vma.mm, address, address + U(PAGE_SIZE))
     if not alone:
         folio_set(page, PG_anon_exclusive)
         ptep_cmpxchg(ptep, pfn_pte(new, nx | _READ_ONLY), pfn_pte(new, nx | _WRITTEN))
@@ -164,7 +167,7 @@ def install_copy(cpu, mm, vma, address, ptep, pte, new):
 @hot
 def prefetch_mapped(machine, address, ptep, pages, half):
     """Half of what is mapped `pages` behind `address`, if the same table says so."""
-    if (address + (U(pages) << U(12))) >> pmd_shift(machine) == address >> pmd_shift(machine):
+    if (address + (U(pages) << U(PAGE_SHIFT))) >> pmd_shift(machine) == address >> pmd_shift(machine):
         pte = ptep_get(ptep + U(pages) * ptep_step(machine))
         if pte_present(pte):
             prefetch_half(machine, pte_pfn(pte), half)
@@ -198,8 +201,8 @@ def wp_page_copy(cpu, mm, vma_number, address, ptep, pte):
     """
     machine = machine_of(cpu)
     vma, old = vma_of(machine, vma_number), pte_pfn(pte)
-    special, in_order = pte & _PAGE_SPECIAL != U(0), address >> U(12) == cpu.copied + U(1)
-    cpu.copied = address >> U(12)
+    special, in_order = pte & _PAGE_SPECIAL != U(0), address >> U(PAGE_SHIFT) == cpu.copied + U(1)
+    cpu.copied = address >> U(PAGE_SHIFT)
     if in_order:
         prefetch_mapped(machine, address, ptep, 1, 1)
     if load_acquire(vma, "mapping") == 0 and not anon_vma_prepare(cpu, vma_number):
@@ -218,7 +221,7 @@ def wp_page_copy(cpu, mm, vma_number, address, ptep, pte):
         copy_highpage(machine, cpu, new, old)
         prefetch_free(machine, cpu, new, 0)
     folio_add_anon_rmap(machine, cpu, page_of(machine, new), new, vma, address)
-    if not install_copy(cpu, mm, vma, address & ~U(4095), ptep, pte, new):
+    if not install_copy(cpu, mm, vma, address & PAGE_MASK, ptep, pte, new):
         folio_remove_rmap(machine, cpu, new)
         put_page(cpu, new)
         if not special:
@@ -298,7 +301,7 @@ def map_swapped_page(cpu, mm, vma_number, address, ptep, pte, pfn, write):
     if load_acquire(vma, "mapping") == 0 and not anon_vma_prepare(cpu, vma_number):
         return VM_FAULT_OOM
     if load_acquire(page, "mapcount") == 0:
-        page.mapping, page.index = vma.mapping, vma.pgoff + np.int64((address - vma.start) >> U(12))
+        page.mapping, page.index = vma.mapping, linear_page_index(vma, address)
         folio_set(page, PG_anon)
     get_page(page)
     folio_dup_rmap(machine, cpu, pfn)

@@ -27,6 +27,7 @@ from numaemu.kernel.arch.pgtable import (
 from numaemu.kernel.arch.tlb import add_to_ubc, set_tlb_ubc_flush_pending
 from numaemu.kernel.core.pool import pool_get, pool_put
 from numaemu.kernel.core.smp import machine_of, spin_lock, spin_unlock
+from numaemu.kernel.include.mm import linear_page_index
 from numaemu.kernel.include.mm_types import (
     MM_ANONPAGES,
     MM_FILEPAGES,
@@ -50,6 +51,7 @@ from numaemu.kernel.mm.reclaim.lru import folio_clear, folio_set, folio_test
 from numaemu.kernel.mm.space.mlock import mlock_folio, munlock_folio
 from numaemu.kernel.mm.space.vma_index import vma_of
 from numaemu.kernel.mm.swap.swapfile import swap_duplicate, swap_entry_put
+from numaemu.spec.param import PAGE_SHIFT
 
 U = np.uint64
 UNMAP_TRIES = 4  # at an entry that changes as we look
@@ -164,7 +166,7 @@ def page_address_in_vma(page, vma):
     offset = page.index - vma.pgoff
     if offset < 0:
         return U(0)
-    address = vma.start + (U(offset) << U(12))
+    address = vma.start + (U(offset) << U(PAGE_SHIFT))
     return address if address < vma.end else U(0)
 
 
@@ -172,7 +174,7 @@ def page_address_in_vma(page, vma):
 def folio_add_anon_rmap(machine, cpu, page, pfn, vma, address):
     """A new anonymous page gets its first page-table entry (folio_add_new_anon_rmap)."""
     page.mapping = vma.mapping
-    page.index = vma.pgoff + np.int64((address - vma.start) >> U(12))
+    page.index = linear_page_index(vma, address)
     page.mapcount = 1
     page.flags |= U(PG_anon | PG_swapbacked)
     if vma.flags & VM_LOCKED:

@@ -15,6 +15,7 @@ from numaemu.kernel.core.smp import machine_of, read_lock, read_unlock
 from numaemu.kernel.core.xarray import page_entry, xa_load
 from numaemu.kernel.fs.inode import file_of, i_pages, inode_of
 from numaemu.kernel.include.gfp import GFP_HIGHUSER_MOVABLE
+from numaemu.kernel.include.mm import linear_page_index
 from numaemu.kernel.include.mm_types import (
     MM_SHMEMPAGES,
     VM_FAULT_MAJOR,
@@ -39,6 +40,7 @@ from numaemu.kernel.mm.space.mlock import mlock_folio
 from numaemu.kernel.mm.space.vma import anon_vma_prepare, munlock_unless_locked
 from numaemu.kernel.mm.space.vma_index import vma_of
 from numaemu.kernel.mm.swap.swap_state import SWAP_PFN, SWAP_READ
+from numaemu.spec.param import PAGE_SHIFT, PAGE_SIZE
 
 U = np.uint64
 _READ_ONLY = _PAGE_PRESENT | _PAGE_USER | _PAGE_ACCESSED
@@ -74,13 +76,13 @@ def do_fault_around(cpu, mm, vma, address, ptep):
     end = min((address | (AROUND - U(1))) + U(1), vma.end)
     mapping = mapping_of(machine, shmem_object(vma))
     near, step = start, ptep_step(machine)
-    entry = ptep - ((address - start) >> U(12)) * step
+    entry = ptep - ((address - start) >> U(PAGE_SHIFT)) * step
     while near < end:
         if ptep_get(entry) == U(0):
-            pfn = shmem_find_folio(cpu, mapping, vma.pgoff + np.int64((near - vma.start) >> U(12)))
+            pfn = shmem_find_folio(cpu, mapping, linear_page_index(vma, near))
             if pfn != 0:
                 set_shared_pte(cpu, mm, vma, pfn, entry, U(0))
-        near += U(4096)
+        near += U(PAGE_SIZE)
         entry += step
 
 
@@ -91,19 +93,19 @@ def unmap_dropped(cpu, mm, vma, address, ptep):
     start = max(address & ~(AROUND - U(1)), vma.start)
     end = min((address | (AROUND - U(1))) + U(1), vma.end)
     mapping, near, step = mapping_of(machine, shmem_object(vma)), start, ptep_step(machine)
-    entry = ptep - ((address - start) >> U(12)) * step
+    entry = ptep - ((address - start) >> U(PAGE_SHIFT)) * step
     while near < end:
-        pte, index = ptep_get(entry), vma.pgoff + np.int64((near - vma.start) >> U(12))
+        pte, index = ptep_get(entry), linear_page_index(vma, near)
         if pte_present(pte) and xa_load(machine, mapping, index) != page_entry(pte_pfn(pte)):
             if not ptep_cmpxchg(entry, pte, U(0)):
                 continue
-            flush_tlb_mm_range(cpu, vma.mm, near, near + U(4096))
+            flush_tlb_mm_range(cpu, vma.mm, near, near + U(PAGE_SIZE))
             if pte & _PAGE_DIRTY != U(0):
                 folio_set(page_of(machine, pte_pfn(pte)), PG_dirty)  # it may only have gone to swap
             folio_remove_rmap(machine, cpu, pte_pfn(pte))
             fetch_add(mm.rss, MM_SHMEMPAGES, -1)
             put_page(cpu, pte_pfn(pte))
-        near += U(4096)
+        near += U(PAGE_SIZE)
         entry += step
 
 
@@ -162,7 +164,7 @@ def shmem_fault(cpu, mm, vma_number, address, write, ptep):
     """Touch of a shared object: not behind its end, which of a tmpfs file cannot change meanwhile, of others never does."""
     machine = machine_of(cpu)
     vma, code = vma_of(machine, vma_number), VM_FAULT_SIGBUS
-    index = vma.pgoff + np.int64((address - vma.start) >> U(12))
+    index = linear_page_index(vma, address)
     if vma.file == 0:
         inside = index < mapping_of(machine, shmem_object(vma)).size
         return do_shared_fault(cpu, mm, vma_number, address, write, ptep) if inside else code

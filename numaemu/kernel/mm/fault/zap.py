@@ -67,6 +67,7 @@ from numaemu.kernel.mm.reclaim.lru import folio_test
 from numaemu.kernel.mm.reclaim.lru_batches import folio_mark_accessed
 from numaemu.kernel.mm.space.vma_index import find_vma, vma_of
 from numaemu.kernel.mm.swap.swapfile import free_swap_and_cache
+from numaemu.spec.param import PAGE_SIZE
 
 U = np.uint64
 
@@ -171,8 +172,8 @@ def unmap_page_range(cpu, mm_number, start, end):
                 cpu.cleared |= CLEARED_PTES
                 pfn = zap_pte(machine, cpu, mm, ptep_get_and_clear(ptep))
                 if pfn != 0 and tlb_remove(gather, pfn):
-                    tlb_flush_mmu(cpu, mm_number, start, address + U(4096))
-            address += U(4096)
+                    tlb_flush_mmu(cpu, mm_number, start, address + U(PAGE_SIZE))
+            address += U(PAGE_SIZE)
             ptep += step
     return changed
 
@@ -200,8 +201,8 @@ def unmap_shared_range(cpu, mm_number, start, end):
             cpu.cleared |= CLEARED_PTES
             pfn = zap_pte(machine, cpu, mm, pte)
             if pfn != 0 and tlb_remove(gather, pfn):
-                tlb_flush_mmu(cpu, mm_number, start, address + U(4096))
-        address += U(4096)
+                tlb_flush_mmu(cpu, mm_number, start, address + U(PAGE_SIZE))
+        address += U(PAGE_SIZE)
     return changed
 
 

@@ -42,6 +42,7 @@ from numaemu.kernel.include.gfp import (
     GFP_TRANSHUGE,
     GFP_TRANSHUGE_LIGHT,
 )
+from numaemu.kernel.include.mm import linear_page_index
 from numaemu.kernel.include.mm_types import (
     MM_ANONPAGES,
     VM_EXEC,
@@ -74,6 +75,7 @@ from numaemu.kernel.mm.space.mempolicy import alloc_pages_mpol, first_set, get_v
 from numaemu.kernel.mm.space.vma import anon_vma_prepare
 from numaemu.kernel.mm.space.vma_index import vma_of
 from numaemu.kernel.mm.swap.swapfile import free_swap_cache
+from numaemu.spec.param import PAGE_SHIFT
 from numaemu.uapi import MPOL_BIND, MPOL_DEFAULT, MPOL_LOCAL, MPOL_PREFERRED
 
 U = np.uint64
@@ -162,7 +164,7 @@ def vma_alloc_huge_pages(cpu, gfp, vma, address):
         pfn = alloc_huge_on_node(cpu, gfp, nid)
         if pfn != 0 or gfp & __GFP_DIRECT_RECLAIM == 0:
             return pfn
-    index = (vma.pgoff + np.int64((address - vma.start) >> U(12))) >> order
+    index = linear_page_index(vma, address) >> order
     pfn = alloc_pages_mpol(cpu, gfp, order, policy, index)
     if pfn != 0:
         prep_huge_pages(machine, pfn)
@@ -220,7 +222,7 @@ def add_new_huge_pages(cpu, vma, address, pfn):
     machine = machine_of(cpu)
     for i in range(hpage_pages(machine)):
         page = page_of(machine, pfn + i)
-        folio_add_anon_rmap(machine, cpu, page, pfn + i, vma, address + (U(i) << U(12)))
+        folio_add_anon_rmap(machine, cpu, page, pfn + i, vma, address + (U(i) << U(PAGE_SHIFT)))
         page.flags |= U(PG_anon_exclusive)
     folio_add_lru_block(cpu, pfn, hpage_pages(machine))
 

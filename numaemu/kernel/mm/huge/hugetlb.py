@@ -23,6 +23,7 @@ from numaemu.kernel.include.gfp import (
     GFP_KERNEL,
 )
 from numaemu.kernel.include.internal import ALLOC_CPUSET
+from numaemu.kernel.include.mm import linear_page_index
 from numaemu.kernel.include.mm_types import HUGETLB, VM_NORESERVE, VM_SHARED, PG_restore_reserve
 from numaemu.kernel.include.mmzone import page_of, page_to_nid, zonelist
 from numaemu.kernel.include.vmstat import HTLB_BUDDY_ALLOC_FAIL, HTLB_BUDDY_ALLOC_SUCCESS, count_vm_events
@@ -78,7 +79,7 @@ def hugetlb_lock(h):
 @hot
 def vma_hugecache_offset(h, vma, address):
     """Which huge page of the object lies at an address."""
-    return (vma.pgoff + np.int64((address - vma.start) >> U(12))) >> h.order
+    return linear_page_index(vma, address) >> h.order
 
 
 # -- pages from the buddy system ------------------------------------------------------------------------------------

@@ -35,6 +35,7 @@ from numaemu.kernel.arch.tlb import (
 )
 from numaemu.kernel.core.smp import machine_of, relax, spin_lock, spin_unlock
 from numaemu.kernel.core.xarray import entry_is_page, page_entry, xa_create, xa_load
+from numaemu.kernel.include.mm import frame_of
 from numaemu.kernel.include.mm_types import (
     VM_FAULT_OK,
     VM_FAULT_OOM,
@@ -70,6 +71,7 @@ from numaemu.kernel.mm.page_alloc.page_alloc import get_page, put_page, try_get_
 from numaemu.kernel.mm.reclaim.lru import folio_set, folio_test
 from numaemu.kernel.mm.space.vma import anon_vma_prepare, lock_families, unlock_families
 from numaemu.kernel.mm.space.vma_index import vma_of
+from numaemu.spec.param import PAGE_SIZE
 
 U = np.uint64
 _READ_ONLY = _PAGE_PRESENT | _PAGE_PSE | _PAGE_USER | _PAGE_ACCESSED
@@ -104,7 +106,7 @@ def clear_gigantic_page(machine, pfn, pages):
             page_of(machine, pfn + at).flags |= U(PG_used)
             at += 1
         if used != U(0):
-            clear_bytes(machine.memory + (U(pfn + first) << U(12)), 4096 * (at - first))
+            clear_bytes(frame_of(machine, pfn + first), PAGE_SIZE * (at - first))
 
 
 @kernel("void(cpu_t*, hstate_t*, i64)")
@@ -114,7 +116,7 @@ def folio_zero_user(cpu, h, pfn):
     if hstate_is_gigantic(h):
         clear_gigantic_page(machine, pfn, pages_per_huge_page(h))
     else:
-        clear_bytes(machine.memory + (U(pfn) << U(12)), 4096 * pages_per_huge_page(h))
+        clear_bytes(frame_of(machine, pfn), PAGE_SIZE * pages_per_huge_page(h))
     cpu.clock_base_ns += machine.clear_page_ns * pages_per_huge_page(h)
 
 
@@ -122,7 +124,7 @@ def folio_zero_user(cpu, h, pfn):
 def copy_user_large_folio(cpu, h, new, old):
     """Copy a huge page."""
     machine = machine_of(cpu)
-    copy_bytes(machine.memory + (U(new) << U(12)), machine.memory + (U(old) << U(12)), 4096 * pages_per_huge_page(h))
+    copy_bytes(frame_of(machine, new), frame_of(machine, old), PAGE_SIZE * pages_per_huge_page(h))
     cpu.clock_base_ns += machine.copy_page_ns * pages_per_huge_page(h)
     for i in range(pages_per_huge_page(h) if hstate_is_gigantic(h) else 0):
         page_of(machine, new + i).flags |= U(PG_used)

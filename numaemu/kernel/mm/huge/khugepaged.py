@@ -37,6 +37,7 @@ from numaemu.kernel.core.fork import mmget_not_zero, mmput
 from numaemu.kernel.core.smp import machine_of, read_lock, read_unlock, spin_lock, spin_unlock, write_lock, write_unlock
 from numaemu.kernel.include.gfp import GFP_TRANSHUGE, GFP_TRANSHUGE_LIGHT
 from numaemu.kernel.include.internal import NODE_RECLAIM_DISTANCE, node_reclaim_enabled
+from numaemu.kernel.include.mm import frame_of
 from numaemu.kernel.include.mm_types import MM_ANONPAGES, VM_WRITE, PG_anon, PG_lru, PG_referenced, PG_swapcache, pool_t
 from numaemu.kernel.include.mmzone import copy_highpage, node_distance, page_of, page_to_nid
 from numaemu.kernel.include.vmstat import THP_COLLAPSE_ALLOC, THP_COLLAPSE_ALLOC_FAILED, count_vm_events
@@ -79,7 +80,7 @@ from numaemu.kernel.mm.reclaim.lru_batches import lru_add_drain, lru_add_drain_a
 from numaemu.kernel.mm.space.vma_index import find_vma, vma_of
 from numaemu.kernel.mm.swap.swapfile import free_swap_cache
 from numaemu.mmu import clock_ns
-from numaemu.spec.param import MAX_NODES
+from numaemu.spec.param import MAX_NODES, PAGE_SIZE
 from numaemu.uapi import errno
 
 U = np.uint64
@@ -234,7 +235,7 @@ def __collapse_huge_page_copy(cpu, ptep, new):
     machine = machine_of(cpu)
     added = 0
     for i in range(hpage_pages(machine)):
-        pte, target = ptep_get(ptep), machine.memory + (U(new + i) << U(12))
+        pte, target = ptep_get(ptep), frame_of(machine, new + i)
         set_pte(ptep, U(0))
         if pte_present(pte) and pte & _PAGE_SPECIAL == U(0):
             old = pte_pfn(pte)
@@ -244,7 +245,7 @@ def __collapse_huge_page_copy(cpu, ptep, new):
             free_swap_cache(cpu, old)
             put_page(cpu, old)
         else:
-            clear_bytes(target, 4096)
+            clear_bytes(target, PAGE_SIZE)
             cpu.clock_base_ns += machine.clear_page_ns
             added += 1
         ptep += ptep_step(machine)
@@ -293,7 +294,7 @@ def collapse_swapin(cpu, mm_number, vma_number, address):
     machine = machine_of(cpu)
     mm = mm_of(machine, mm_number)
     for i in range(hpage_pages(machine)):
-        at = address + U(i * 4096)
+        at = address + U(i * PAGE_SIZE)
         ptep = entry_offset(machine, mm, at, PTE_SHIFT)
         if ptep != U(0) and is_swap_entry(ptep_get(ptep)):
             handle_mm_fault(cpu, mm, vma_number, at, False)

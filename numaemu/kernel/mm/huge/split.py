@@ -25,10 +25,12 @@ from numaemu.kernel.arch.pgalloc import (
 from numaemu.kernel.arch.pgtable import _PAGE_SPECIAL, mm_of, pfn_pte, pmd_shift, pte_pfn, set_pte
 from numaemu.kernel.arch.tlb import flush_tlb_mm_stride
 from numaemu.kernel.core.smp import machine_of
+from numaemu.kernel.include.mm import frame_of
 from numaemu.kernel.include.mm_types import PG_anon, PG_head, PG_hugetlb
 from numaemu.kernel.include.mmzone import page_of, page_to_nid
 from numaemu.kernel.include.vmstat import NR_ANON_THPS, THP_SPLIT_PMD, count_vm_events, mod_node_page_state
 from numaemu.kernel.mm.huge.hugetlb_pool import hpage_pages
+from numaemu.spec.param import PAGE_SHIFT
 
 U = np.uint64
 
@@ -74,7 +76,7 @@ def is_hugetlb_entry(machine, entry):
 @kernel("void(machine_t*, u64, i64)")
 def fill_split_table(machine, entry, table_pfn):
     """A table of the entries that together say what a huge entry says; the huge page of zeros becomes small ones."""
-    bits, pfn, table = entry & ~(_PAGE_PSE | PTE_PFN_MASK), pte_pfn(entry), machine.memory + (U(table_pfn) << U(12))
+    bits, pfn, table = entry & ~(_PAGE_PSE | PTE_PFN_MASK), pte_pfn(entry), frame_of(machine, table_pfn)
     for i in range(hpage_pages(machine)):
         target = machine.zero_pfn if is_huge_zero(entry) else pfn + i
         set_pte(entry_at(machine.paging, table, U(i) << PTE_SHIFT, PTE_SHIFT), pfn_pte(target, bits))
@@ -122,7 +124,7 @@ def huge_entry_of_page(machine, mm, address, pfn):
     if where == U(0):
         return U(0)
     entry = entry_load(where)
-    inside = np.int64((address - haddr_of(machine, address)) >> U(12))
+    inside = np.int64((address - haddr_of(machine, address)) >> U(PAGE_SHIFT))
     if not pmd_trans_huge(entry) or is_huge_zero(entry) or pte_pfn(entry) + inside != pfn:
         return U(0)
     return where

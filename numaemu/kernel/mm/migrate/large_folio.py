@@ -17,6 +17,7 @@ from numaemu.kernel.arch.pgtable import mm_of, pfn_pte, pmd_size, pte_pfn
 from numaemu.kernel.core.smp import machine_of, spin_lock, spin_unlock
 from numaemu.kernel.core.xarray import page_entry, xa_slot
 from numaemu.kernel.include.gfp import __GFP_THISNODE, GFP_TRANSHUGE
+from numaemu.kernel.include.mm import frame_of
 from numaemu.kernel.include.mm_types import PG_anon, PG_anon_exclusive, PG_swapcache
 from numaemu.kernel.include.mmzone import page_of, page_to_nid
 from numaemu.kernel.include.vmstat import (
@@ -60,6 +61,7 @@ from numaemu.kernel.mm.page_alloc.page_alloc import put_page
 from numaemu.kernel.mm.reclaim.lru import folio_test, folio_trylock, folio_unlock
 from numaemu.kernel.mm.reclaim.lru_batches import count_isolated, folio_isolate_lru, folio_putback_lru, lru_add_drain
 from numaemu.kernel.mm.swap.swapfile import free_swap_cache
+from numaemu.spec.param import PAGE_SHIFT, PAGE_SIZE
 
 U = np.uint64
 TEMPORARY = 1 << 50  # beside a pfn: folio_test_hugetlb_temporary
@@ -136,7 +138,7 @@ def migrate_huge_pmd(cpu, mm_number, vma, address, where, target):
         count_vm_events(machine, cpu.id, THP_MIGRATION_FAIL, 1)
         count_vm_events(machine, cpu.id, THP_MIGRATION_SPLIT, 1)
         return HUGE_SPLIT
-    old, nbytes = pte_pfn(entry), hpage_pages(machine) * 4096
+    old, nbytes = pte_pfn(entry), hpage_pages(machine) * PAGE_SIZE
     family = address_of(mapping_of(machine, vma.mapping), "lock")
     spin_lock(cpu, family)
     pmd_lock(cpu, where)
@@ -153,14 +155,14 @@ def migrate_huge_pmd(cpu, mm_number, vma, address, where, target):
             entry_exchange(where, entry)
         release_huge_pages(cpu, new)
         count_vm_events(machine, cpu.id, THP_MIGRATION_FAIL, 1)
-        count_vm_events(machine, cpu.id, PGMIGRATE_FAIL, nbytes >> 12)
+        count_vm_events(machine, cpu.id, PGMIGRATE_FAIL, nbytes >> PAGE_SHIFT)
         return HUGE_STAYED
-    copy_bytes(machine.memory + (U(new) << U(12)), machine.memory + (U(old) << U(12)), nbytes)
-    cpu.clock_base_ns += machine.copy_page_ns * (nbytes >> 12)
+    copy_bytes(frame_of(machine, new), frame_of(machine, old), nbytes)
+    cpu.clock_base_ns += machine.copy_page_ns * (nbytes >> PAGE_SHIFT)
     add_new_huge_pages(cpu, vma, address, new)
     add_huge_mapping(machine, cpu, new)
     remove_huge_mapping(machine, cpu, old)
-    for i in range(nbytes >> 12):
+    for i in range(nbytes >> PAGE_SHIFT):
         folio_remove_rmap(machine, cpu, old + i)
         putback_small_page(cpu, old + i)
         free_swap_cache(cpu, old + i)
@@ -168,7 +170,7 @@ def migrate_huge_pmd(cpu, mm_number, vma, address, where, target):
     entry_exchange(where, pfn_pte(new, entry & ~PTE_PFN_MASK))
     lru_add_drain(cpu)
     count_vm_events(machine, cpu.id, THP_MIGRATION_SUCCESS, 1)
-    count_vm_events(machine, cpu.id, PGMIGRATE_SUCCESS, nbytes >> 12)
+    count_vm_events(machine, cpu.id, PGMIGRATE_SUCCESS, nbytes >> PAGE_SHIFT)
     return HUGE_MOVED
 
 

@@ -24,6 +24,7 @@ from numaemu.kernel.arch.pgtable import (
     skip_missing,
 )
 from numaemu.kernel.core.smp import machine_of
+from numaemu.kernel.include.mm import page_align, vma_pages
 from numaemu.kernel.include.mm_types import VM_HUGETLB
 from numaemu.kernel.include.mmzone import page_of, page_to_nid
 from numaemu.kernel.mm.huge.hugetlb_pool import hstate_vma, huge_page_size
@@ -55,9 +56,10 @@ from numaemu.kernel.mm.space.mempolicy import (
     nodes_weight,
     vma_shared_object,
 )
-from numaemu.kernel.mm.space.mmap import page_align, range_is_mapped
+from numaemu.kernel.mm.space.mmap import range_is_mapped
 from numaemu.kernel.mm.space.vma import merge_range, split_range
 from numaemu.kernel.mm.space.vma_index import find_position, find_vma, find_vma_intersection, vma_index, vma_of
+from numaemu.spec.param import PAGE_SHIFT, PAGE_SIZE
 from numaemu.uapi import MPOL_DEFAULT, MPOL_MF_MOVE, MPOL_MF_MOVE_ALL, MPOL_MF_STRICT, errno
 
 U = np.uint64
@@ -176,7 +178,7 @@ def queue_pages_range(cpu, batch, start, end, nodes, inside, flags):
                 if flags & (MPOL_MF_MOVE | MPOL_MF_MOVE_ALL) == 0:
                     return -EIO
                 failed += queue_one(cpu, batch, ptep, pte, address, flags)
-        address += U(4096)
+        address += U(PAGE_SIZE)
     if batch.nr > 0:
         failed += migrate_pages_batch(cpu, batch)
     return failed
@@ -196,9 +198,7 @@ def mbind_range(cpu, mm_number, start, end, policy):
             break
         shared = vma_shared_object(machine, vma)
         if shared != 0:  # shmem_set_policy
-            error = mpol_set_shared_policy(
-                cpu, shared, vma.pgoff, vma.pgoff + np.int64((vma.end - vma.start) >> U(12)), policy
-            )
+            error = mpol_set_shared_policy(cpu, shared, vma.pgoff, vma.pgoff + vma_pages(vma), policy)
             if error != 0:
                 return error
         copy_policy(vma.policy, policy)
@@ -361,7 +361,7 @@ def queue_huge_page(cpu, batch, address, pfn, flags):
     machine = machine_of(cpu)
     head = compound_head(machine, pfn)
     if head == pfn:
-        head -= np.int64((address - haddr_of(machine, address)) >> U(12))
+        head -= np.int64((address - haddr_of(machine, address)) >> U(PAGE_SHIFT))
     if not page_movable(page_of(machine, head), flags):
         return -EACCES
     for i in range(batch.nr_huge):

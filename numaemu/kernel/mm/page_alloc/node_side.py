@@ -12,6 +12,7 @@ from numaemu.compiler.decorators import hot, kernel
 from numaemu.compiler.native import populate, prefetch
 from numaemu.kernel.core.smp import wake_cpu
 from numaemu.kernel.include.internal import ALLOC_AHEAD
+from numaemu.kernel.include.mm import frame_of
 from numaemu.kernel.include.mm_types import PG_buddy, PG_pcp, PG_used
 from numaemu.kernel.include.mmdebug import VM_BUG_ON_PAGE
 from numaemu.kernel.include.mmzone import (
@@ -27,7 +28,7 @@ from numaemu.kernel.include.mmzone import (
 )
 from numaemu.kernel.mm.page_alloc.free_area import __free_one_page, get_pageblock_migratetype
 from numaemu.kernel.mm.page_alloc.mobility import __rmqueue, rmqueue_buddy
-from numaemu.spec.param import MAX_ORDER
+from numaemu.spec.param import MAX_ORDER, PAGE_SIZE
 
 U = np.uint64
 _BUDDY, _PCP, _USED = U(PG_buddy), U(PG_pcp), U(PG_used)
@@ -98,7 +99,7 @@ def populate_runs(machine, zone):
     """Make them present on the host."""
     node = node_t.array(machine.nodes)[zone.node]
     for i in range(node.nr_runs):
-        populate(machine.memory + (U(node.run_pfn[i]) << U(12)), node.run_pages[i] * 4096)
+        populate(frame_of(machine, node.run_pfn[i]), node.run_pages[i] * PAGE_SIZE)
 
 
 @kernel("i64(machine_t*, i64, i64, i64, i64, i64)")

@@ -22,6 +22,7 @@ from numaemu.kernel.include.internal import (
     PF_MEMALLOC,
     is_compound,
 )
+from numaemu.kernel.include.mm import frame_of
 from numaemu.kernel.include.mm_types import PG_buddy, PG_head, PG_hugetlb, PG_pcp, PG_tail, PG_used
 from numaemu.kernel.include.mmdebug import VM_BUG_ON_PAGE
 from numaemu.kernel.include.mmzone import (
@@ -42,7 +43,7 @@ from numaemu.kernel.mm.page_alloc.slowpath import __alloc_pages_slowpath, slowpa
 from numaemu.kernel.mm.page_alloc.zonelist import get_page_from_freelist, page_at_hand
 from numaemu.kernel.mm.reclaim.lru import __page_cache_release, unlock_lruvec
 from numaemu.kernel.mm.slab.memcontrol import MEMCG_SHIFT, memcg_kmem_charge_page, memcg_kmem_uncharge_page
-from numaemu.spec.param import MAX_ORDER
+from numaemu.spec.param import MAX_ORDER, PAGE_SIZE
 
 U = np.uint64
 _BUDDY, _PCP, _USED = U(PG_buddy), U(PG_pcp), U(PG_used)
@@ -66,10 +67,10 @@ def prep_page(machine, cpu, pfn, order, gfp):
     page = page_of(machine, pfn)
     VM_BUG_ON_PAGE(page.flags & _BUDDY != U(0) or page.refcount != 0 or page.mapcount != 0, page)
     if gfp & __GFP_ZERO:
-        frame = machine.memory + (U(pfn) << U(12))
+        frame = frame_of(machine, pfn)
         load_acquire(u64.array(frame), 0)  # a reading host fault maps 16 neighbours, a writing one only this
         if (page.flags & _USED) != U(0):
-            clear_bytes(frame, 4096)
+            clear_bytes(frame, PAGE_SIZE)
         cpu.clock_base_ns += machine.clear_page_ns
     page.flags = _USED
     page.mapping, page.index, page.private = 0, 0, 0

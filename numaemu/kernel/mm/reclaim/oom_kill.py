@@ -47,7 +47,7 @@ from numaemu.kernel.mm.page_alloc.slowpath import fatal_signal_pending
 from numaemu.kernel.mm.page_alloc.watermark import gfp_zone, zone_watermark_ok
 from numaemu.kernel.mm.space.vma_index import vma_index, vma_of
 from numaemu.kernel.mm.swap.swapon import PF_OOM_ORIGIN, kill_swapoff
-from numaemu.spec.param import MAX_NODES
+from numaemu.spec.param import MAX_NODES, PAGE_SIZE
 from numaemu.spec.units import list_text
 from numaemu.uapi import MPOL_BIND, SIGKILL
 
@@ -357,7 +357,7 @@ class OomKiller:
                 anon, file, shmem = (mm.rss[kind] for kind in (MM_ANONPAGES, MM_FILEPAGES, MM_SHMEMPAGES))
                 self.log(
                     f"[{task.pid:7d}] {task.uid:5d} {task.tgid:5d} {mm.total_vm:8d} {anon + file + shmem:8d} {anon:8d} "
-                    f"{file:8d} {shmem:9d} {mm.pgtables * 4096:8d} {mm.rss[MM_SWAPENTS]:8d}         "
+                    f"{file:8d} {shmem:9d} {mm.pgtables * PAGE_SIZE:8d} {mm.rss[MM_SWAPENTS]:8d}         "
                     f"{task.oom_score_adj:5d} {task_name(task)}"
                 )
 

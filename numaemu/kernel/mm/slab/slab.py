@@ -27,7 +27,7 @@ from numaemu.compiler.decorators import hot, kernel
 from numaemu.compiler.pointer import Struct, i64, u8, u64
 from numaemu.kernel.include.mm_types import pool_t
 from numaemu.kernel.include.mmzone import page_of, page_zone, zone_of
-from numaemu.spec.param import MAX_ORDER
+from numaemu.spec.param import MAX_ORDER, PAGE_SHIFT
 
 U = np.uint64
 PG_slab, PG_large_kmalloc = 1 << 24, 1 << 25  # page->flags of a head page
@@ -111,7 +111,7 @@ def host_of(cpu, address):
 
 @hot
 def page_address(machine, pfn):
-    return machine.paging.page_offset + (U(pfn) << U(12))
+    return machine.paging.page_offset + (U(pfn) << U(PAGE_SHIFT))
 
 
 @hot
@@ -194,9 +194,9 @@ def set_free_pointer(cpu, cache, address, following):
 def virt_to_head(machine, address):
     """The head page of the slab or large block that a kernel address lies in; 0 if it lies in none."""
     start = machine.paging.page_offset
-    if address < start or np.int64((address - start) >> U(12)) >= machine.max_pfn:
+    if address < start or np.int64((address - start) >> U(PAGE_SHIFT)) >= machine.max_pfn:
         return 0
-    pfn = np.int64((address - start) >> U(12))
+    pfn = np.int64((address - start) >> U(PAGE_SHIFT))
     zone = zone_of(machine, page_zone(machine, pfn))
     if pfn < zone.start_pfn or pfn >= zone.virgin_pfn:
         return 0

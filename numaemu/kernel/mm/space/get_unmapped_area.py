@@ -3,17 +3,17 @@
 import numpy as np
 
 from numaemu.compiler.decorators import hot, kernel
-from numaemu.hardware.paging import ENTRY_ARM64
+from numaemu.hardware.paging import ENTRY_ARM64, PAGE_MASK
 from numaemu.kernel.arch.pgtable import mm_of
 from numaemu.kernel.core.smp import machine_of
 from numaemu.kernel.mm.huge.hugetlb_pool import hstate_at, huge_page_size
 from numaemu.kernel.mm.space.vma_index import find_vma, find_vma_intersection, vm_start_gap, vma_at, vma_of
+from numaemu.spec.param import PAGE_SHIFT, PAGE_SIZE
 from numaemu.uapi import MAP_FIXED, MAP_FIXED_NOREPLACE, errno
 
 U = np.uint64
 EINVAL, ENOMEM, EEXIST, EPERM = errno.EINVAL, errno.ENOMEM, errno.EEXIST, errno.EPERM
 PMD_SIZE = U(1) << U(21)
-PAGE = U(4096)
 MMAP_MIN_ADDR = U(0x10000)  # dac_mmap_min_addr
 MOST_PGOFF = 1 << 50  # no file is as long
 
@@ -64,7 +64,7 @@ def get_unmapped_area(machine, mm_number, hint, length, anonymous, pgoff):
         found = topdown_gap(machine, mm_number, length + PMD_SIZE, above)
         if found != U(0):
             return (found + PMD_SIZE) & ~(PMD_SIZE - U(1))
-    offset = U(min(pgoff, MOST_PGOFF)) << U(12)
+    offset = U(min(pgoff, MOST_PGOFF)) << U(PAGE_SHIFT)
     aligned = (offset + PMD_SIZE - U(1)) & ~(PMD_SIZE - U(1))
     if mobile and not anonymous and pgoff < MOST_PGOFF and offset + length >= aligned + PMD_SIZE:
         found = topdown_gap(machine, mm_number, length + PMD_SIZE, above)
@@ -97,7 +97,7 @@ def hugetlb_get_unmapped_area(machine, mm_number, hint, length, flags, hstate):
         number = find_vma(machine, mm_number, hint)
         if number == 0 or vm_start_gap(vma_of(machine, number)) >= hint + length:
             return np.int64(hint)
-    span = length + size - PAGE  # room for any alignment
+    span = length + size - U(PAGE_SIZE)  # room for any alignment
     found = topdown_gap(machine, mm_number, span, above_window(machine, hint))
     return np.int64((found + span - length) & ~(size - U(1))) if found != U(0) else -ENOMEM
 
@@ -106,7 +106,7 @@ def hugetlb_get_unmapped_area(machine, mm_number, hint, length, flags, hstate):
 def place_mapping(cpu, mm_number, hint, length, flags, file, pgoff, hstate):
     """Where mmap puts it, as an address, or a negative errno: MAP_FIXED, MAP_FIXED_NOREPLACE or a free place."""
     machine = machine_of(cpu)
-    address = hint & ~(PAGE - U(1))
+    address = hint & PAGE_MASK
     if hstate >= 0:
         return hugetlb_get_unmapped_area(machine, mm_number, hint, length, flags, hstate)
     if flags & (MAP_FIXED | MAP_FIXED_NOREPLACE) == 0:

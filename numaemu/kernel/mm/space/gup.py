@@ -5,11 +5,12 @@ import numpy as np
 from numaemu.compiler.decorators import hot, kernel
 from numaemu.compiler.native import copy_bytes
 from numaemu.compiler.pointer import address_of
-from numaemu.hardware.paging import _PAGE_RW
+from numaemu.hardware.paging import _PAGE_RW, PAGE_MASK
 from numaemu.hardware.processor import READ, WRITE
 from numaemu.kernel.arch.fault import SERVED, do_user_addr_fault
 from numaemu.kernel.arch.pgtable import leaf_of, mm_of, pte_pfn, pte_present
 from numaemu.kernel.core.smp import let_others_run, machine_of, read_lock, read_unlock, relax, write_lock, write_unlock
+from numaemu.kernel.include.mm import frame_of, page_align
 from numaemu.kernel.include.mm_types import (
     VM_ACCESS_FLAGS,
     VM_FAULT_OOM,
@@ -25,8 +26,9 @@ from numaemu.kernel.include.mm_types import (
 from numaemu.kernel.include.mmzone import page_of
 from numaemu.kernel.mm.fault.memory import handle_mm_fault
 from numaemu.kernel.mm.page_alloc.page_alloc import put_page, try_get_page
-from numaemu.kernel.mm.space.mmap import do_mmap, page_align
+from numaemu.kernel.mm.space.mmap import do_mmap
 from numaemu.kernel.mm.space.vma_index import find_vma, vma_of
+from numaemu.spec.param import PAGE_SIZE
 from numaemu.uapi import MAP_POPULATE, SIGKILL, errno
 
 U = np.uint64
@@ -63,7 +65,7 @@ def faultin_page_range(cpu, start, end, write):
         if needs_fault(machine, cpu.mm, address, write) and do_user_addr_fault(cpu, address, access) != SERVED:
             signal, cpu.signal = cpu.signal, 0
             return -ENOMEM if signal == SIGKILL else -EFAULT
-        address += U(4096)
+        address += U(PAGE_SIZE)
     return 0
 
 
@@ -161,12 +163,12 @@ def access_remote_vm(cpu, mm_number, address, buffer, nbytes):
     read_lock(cpu, lock)
     while done < nbytes:
         at = address + U(done)
-        offset = at & U(4095)
-        n = min(nbytes - done, 4096 - np.int64(offset))
-        pfn = get_remote_page(cpu, mm_number, at & ~U(4095))
+        offset = at & ~PAGE_MASK
+        n = min(nbytes - done, PAGE_SIZE - np.int64(offset))
+        pfn = get_remote_page(cpu, mm_number, at & PAGE_MASK)
         if pfn == 0:
             break
-        copy_bytes(buffer + U(done), machine.memory + (U(pfn) << U(12)) + offset, n)
+        copy_bytes(buffer + U(done), frame_of(machine, pfn) + offset, n)
         if pfn != machine.zero_pfn:
             put_page(cpu, pfn)
         done += n

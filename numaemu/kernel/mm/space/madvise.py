@@ -5,7 +5,7 @@ import numpy as np
 from numaemu.compiler.atomic import fetch_add, load_acquire
 from numaemu.compiler.decorators import hot, kernel
 from numaemu.compiler.pointer import address_of
-from numaemu.hardware.paging import _PAGE_ACCESSED, _PAGE_DIRTY, entry_cmpxchg, entry_load
+from numaemu.hardware.paging import _PAGE_ACCESSED, _PAGE_DIRTY, PAGE_MASK, entry_cmpxchg, entry_load
 from numaemu.kernel.arch.pgalloc import covers_huge, haddr_of, huge_entry_offset, pmd_lock, pmd_trans_huge, pmd_unlock
 from numaemu.kernel.arch.pgtable import (
     _PAGE_SPECIAL,
@@ -32,6 +32,7 @@ from numaemu.kernel.fs.disk import io_wait
 from numaemu.kernel.fs.hugetlbfs import hugetlbfs_evict_inode, hugetlbfs_punch_hole
 from numaemu.kernel.fs.inode import get_file
 from numaemu.kernel.include.gfp import GFP_KERNEL
+from numaemu.kernel.include.mm import linear_page_index, page_align
 from numaemu.kernel.include.mm_types import (
     HUGETLB,
     MM_SWAPENTS,
@@ -55,7 +56,6 @@ from numaemu.kernel.include.mmzone import page_of, page_to_nid
 from numaemu.kernel.mm.cache.readahead import force_page_cache_ra
 from numaemu.kernel.mm.cache.shmem import release_mapping, shmem_object, vma_is_shmem
 from numaemu.kernel.mm.cache.truncate import fput, shmem_punch_hole
-from numaemu.kernel.mm.fault.do_fault import linear_page_index
 from numaemu.kernel.mm.fault.rmap import mapping_of
 from numaemu.kernel.mm.fault.zap import zap_page_range
 from numaemu.kernel.mm.huge.hugetlb_pool import hpage_pages, hstate_vma, huge_page_size, hugetlb_object
@@ -71,11 +71,12 @@ from numaemu.kernel.mm.reclaim.lru_batches import (
 from numaemu.kernel.mm.reclaim.pageout import scan_control_of
 from numaemu.kernel.mm.reclaim.vmscan import init_scan_control, reclaim_pages
 from numaemu.kernel.mm.reclaim.workingset import SWAP_CLUSTER_MAX
-from numaemu.kernel.mm.space.mmap import page_align, update_hiwater, wraps
+from numaemu.kernel.mm.space.mmap import update_hiwater, wraps
 from numaemu.kernel.mm.space.vma import vma_is_anonymous, vma_modify_flags
 from numaemu.kernel.mm.space.vma_index import find_position, map_count, vma_at
 from numaemu.kernel.mm.swap.swap_state import FROM_DISK, SWAP_PFN, __read_swap_cache_async
 from numaemu.kernel.mm.swap.swapfile import folio_free_swap, free_swap_and_cache
+from numaemu.spec.param import PAGE_SHIFT, PAGE_SIZE
 from numaemu.uapi import (
     MADV_COLD,
     MADV_COLLAPSE,
@@ -132,7 +133,7 @@ def check_madvise(start, length, advice):
     nbytes = page_align(length)
     bad = (
         not madvise_behavior_valid(advice)
-        or start & U(4095) != U(0)
+        or start & ~PAGE_MASK != U(0)
         or wraps(start, nbytes)
         or (length != U(0) and nbytes == U(0))
     )
@@ -331,7 +332,7 @@ def madvise_pageout(cpu, mm_number, start, end):
                 reclaim_pages(cpu, sc, node)
             if isolate_for_pageout(machine, cpu, sc, ptep, pte):
                 node = page_to_nid(machine, pte_pfn(pte))
-        address += U(4096)
+        address += U(PAGE_SIZE)
     if sc.nr_taken > 0:
         reclaim_pages(cpu, sc, node)
     lru_add_drain(cpu)
@@ -355,7 +356,7 @@ def madvise_pages(cpu, mm_number, start, end, advice):
                 changed = True
         elif free and is_swap_entry(pte):
             free_swapped(cpu, mm, ptep, pte)
-        address += U(4096)
+        address += U(PAGE_SIZE)
     if changed or mm_tlb_flush_nested(mm):
         flush_tlb_mm_range(cpu, mm_number, start, end)
     dec_tlb_flush_pending(mm)
@@ -387,7 +388,7 @@ def swapin_walk(cpu, vma, start, end):
         pte = ptep_get(ptep)
         if is_swap_entry(pte) and read_ahead_entry(cpu, vma, address, pte_to_swp_entry(pte)):
             asked = True
-        address += U(4096)
+        address += U(PAGE_SIZE)
     return asked
 
 
@@ -402,7 +403,7 @@ def shmem_swapin_range(cpu, vma, start, end):
         if index < 0:
             return asked
         entry = xa_load(machine, mapping, index)
-        address = vma.start + (U(index - vma.pgoff) << U(12))
+        address = vma.start + (U(index - vma.pgoff) << U(PAGE_SHIFT))
         if xa_is_value(entry) and read_ahead_entry(cpu, vma, address, pte_pfn(entry)):
             asked = True
         index += 1
@@ -419,7 +420,7 @@ def madvise_willneed(cpu, vma, start, end):
     if vma.flags & VM_HUGETLB:
         return  # is in memory always
     if vma.file != 0 and not vma_is_shmem(machine, vma):
-        force_page_cache_ra(cpu, vma.file, linear_page_index(vma, start), np.int64((end - start) >> U(12)))
+        force_page_cache_ra(cpu, vma.file, linear_page_index(vma, start), np.int64((end - start) >> U(PAGE_SHIFT)))
         return
     shared = vma.file != 0 or vma.flags & VM_SHARED != 0
     asked = shmem_swapin_range(cpu, vma, start, end) if shared else swapin_walk(cpu, vma, start, end)
@@ -457,13 +458,13 @@ def madvise_remove(cpu, mm_number, vma, start, end):
     if vma.file != 0 and not huge and not vma_is_shmem(machine, vma):
         return -EOPNOTSUPP
     file, number, first = vma.file, hugetlb_object(vma) if huge else shmem_object(vma), linear_page_index(vma, start)
-    last = first + np.int64((end - start) >> U(12))
+    last = first + np.int64((end - start) >> U(PAGE_SHIFT))
     if file != 0:
         get_file(machine, file)
     fetch_add(mapping_of(machine, number), "users", 1)
     read_unlock(lock)
     if huge:
-        hugetlbfs_punch_hole(cpu, number, first << 12, last << 12)
+        hugetlbfs_punch_hole(cpu, number, first << PAGE_SHIFT, last << PAGE_SHIFT)
     else:
         shmem_punch_hole(cpu, number, first, last)
     put_object(cpu, number)

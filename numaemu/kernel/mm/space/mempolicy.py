@@ -8,6 +8,7 @@ from numaemu.compiler.pointer import address_of
 from numaemu.kernel.core.pool import pool_get, pool_put
 from numaemu.kernel.core.smp import machine_of, spin_lock, spin_unlock
 from numaemu.kernel.include.gfp import ___GFP_DIRECT_RECLAIM, GFP_PGTABLE_USER
+from numaemu.kernel.include.mm import linear_page_index
 from numaemu.kernel.include.mm_types import VM_HUGETLB, VM_SHARED, mapping_t, policy_t, sp_node_t, task_t
 from numaemu.kernel.include.mmzone import page_to_nid
 from numaemu.kernel.include.vmstat import NUMA_INTERLEAVE_HIT, percpu_of
@@ -299,7 +300,7 @@ def shmem_alloc_folio(cpu, gfp, number, index):
 @kernel("i64(cpu_t*, i64, vma_t*, u64)")
 def vma_alloc_folio(cpu, gfp, vma, address):
     """A page for `address` of a VMA, by its policy, its object's or its task's; the pfn or 0."""
-    index, shared = vma.pgoff + np.int64((address - vma.start) >> U(12)), vma_shared_object(machine_of(cpu), vma)
+    index, shared = linear_page_index(vma, address), vma_shared_object(machine_of(cpu), vma)
     if shared != 0:
         return shmem_alloc_folio(cpu, gfp, shared, index)
     return alloc_pages_mpol(cpu, gfp, 0, get_vma_policy(cpu, vma), index)

@@ -3,13 +3,16 @@
 import numpy as np
 
 from numaemu.compiler.decorators import hot, kernel
+from numaemu.hardware.paging import PAGE_MASK
 from numaemu.kernel.arch.pgtable import mm_of
 from numaemu.kernel.core.smp import machine_of
+from numaemu.kernel.include.mm import page_align
 from numaemu.kernel.include.mm_types import VM_HUGETLB, VM_LOCKED, VM_LOCKED_MASK, VM_LOCKONFAULT
-from numaemu.kernel.mm.space.mmap import page_align, wraps
+from numaemu.kernel.mm.space.mmap import wraps
 from numaemu.kernel.mm.space.util import can_do_mlock, rlimit
 from numaemu.kernel.mm.space.vma import mlock_vma_pages_range, vma_modify_flags
 from numaemu.kernel.mm.space.vma_index import find_position, map_count, vma_at
+from numaemu.spec.param import PAGE_SHIFT
 from numaemu.uapi import MCL_CURRENT, MCL_FUTURE, MCL_ONFAULT, MLOCK_ONFAULT, RLIMIT_MEMLOCK, errno
 
 U = np.uint64
@@ -21,7 +24,7 @@ def mlock_fixup(cpu, mm_number, position, start, end, locked):
     """Give [start, end) of a VMA the flags `locked` of VM_LOCKED_MASK: 0 or -ENOMEM."""
     machine = machine_of(cpu)
     old = vma_at(machine, mm_number, position).flags
-    new, pages = (old & ~VM_LOCKED_MASK) | locked, np.int64((end - start) >> U(12))
+    new, pages = (old & ~VM_LOCKED_MASK) | locked, np.int64((end - start) >> U(PAGE_SHIFT))
     if new == old or old & VM_HUGETLB:  # huge pages of the pool are never reclaimed
         return 0
     position = vma_modify_flags(cpu, mm_number, position, start, end, new)
@@ -58,7 +61,7 @@ def count_mm_mlocked_page_nr(machine, mm_number, start, end):
     while position < map_count(machine, mm_number) and vma_at(machine, mm_number, position).start < end:
         vma = vma_at(machine, mm_number, position)
         if vma.flags & VM_LOCKED:
-            pages += np.int64((min(vma.end, end) - max(vma.start, start)) >> U(12))
+            pages += np.int64((min(vma.end, end) - max(vma.start, start)) >> U(PAGE_SHIFT))
         position += 1
     return pages
 
@@ -66,7 +69,7 @@ def count_mm_mlocked_page_nr(machine, mm_number, start, end):
 @hot
 def bytes_of_pages(start, length):
     """How long the pages are that a range touches; 0 also if that is more than a word holds."""
-    inside = start & U(4095)
+    inside = start & ~PAGE_MASK
     return page_align(length + inside) if length <= ~inside else U(0)
 
 
@@ -80,8 +83,8 @@ def do_mlock(cpu, mm_number, start, length, flags):
     if not can_do_mlock(cpu):
         return -EPERM
     nbytes = bytes_of_pages(start, length)
-    start &= ~U(4095)
-    limit, pages = rlimit(cpu, RLIMIT_MEMLOCK) >> U(12), np.int64(nbytes >> U(12))
+    start &= PAGE_MASK
+    limit, pages = rlimit(cpu, RLIMIT_MEMLOCK) >> U(PAGE_SHIFT), np.int64(nbytes >> U(PAGE_SHIFT))
     if U(mm.locked_vm + pages) > limit and not wraps(start, nbytes):
         pages -= count_mm_mlocked_page_nr(machine, mm_number, start, start + nbytes)
     if U(mm.locked_vm + pages) > limit:
@@ -97,7 +100,7 @@ def do_mlock(cpu, mm_number, start, length, flags):
 def do_munlock(cpu, mm_number, start, length):
     """munlock(2): 0 or a negative errno. The mmap_lock is held for writing."""
     nbytes = bytes_of_pages(start, length)
-    start &= ~U(4095)
+    start &= PAGE_MASK
     return -EINVAL if wraps(start, nbytes) else apply_vma_lock_flags(cpu, mm_number, start, start + nbytes, 0)
 
 
@@ -130,7 +133,9 @@ def do_mlockall(cpu, mm_number, flags):
         return -EINVAL
     if not can_do_mlock(cpu):
         return -EPERM
-    if flags & MCL_CURRENT and U(mm_of(machine_of(cpu), mm_number).total_vm) > rlimit(cpu, RLIMIT_MEMLOCK) >> U(12):
+    if flags & MCL_CURRENT and U(mm_of(machine_of(cpu), mm_number).total_vm) > rlimit(cpu, RLIMIT_MEMLOCK) >> U(
+        PAGE_SHIFT
+    ):
         return -ENOMEM
     apply_mlockall_flags(cpu, mm_number, flags)
     return 0

@@ -3,12 +3,14 @@
 import numpy as np
 
 from numaemu.compiler.decorators import hot, kernel
+from numaemu.hardware.paging import PAGE_MASK
 from numaemu.kernel.arch.pgtable import mm_of, users_end
 from numaemu.kernel.arch.tlb import mm_tlb_flush_pending
 from numaemu.kernel.core.pool import pool_put
 from numaemu.kernel.core.smp import machine_of
 from numaemu.kernel.fs.hugetlbfs import hstate_file, hugetlbfs_file_mmap
 from numaemu.kernel.fs.inode import file_of, get_file, inode_of
+from numaemu.kernel.include.mm import page_align, vma_pages
 from numaemu.kernel.include.mm_types import (
     HUGETLB,
     MM_ANONPAGES,
@@ -63,7 +65,6 @@ from numaemu.kernel.mm.space.vma import (
     move_start,
     new_vma,
     split_for_munmap,
-    vma_pages,
 )
 from numaemu.kernel.mm.space.vma_index import (
     STACK_GUARD_GAP,
@@ -78,6 +79,7 @@ from numaemu.kernel.mm.space.vma_index import (
     vma_index,
     vma_of,
 )
+from numaemu.spec.param import PAGE_SHIFT, PAGE_SIZE
 from numaemu.uapi import (
     MAP_32BIT,
     MAP_ABOVE4G,
@@ -114,19 +116,12 @@ from numaemu.uapi import (
 U = np.uint64
 EINVAL, ENOMEM, EEXIST, EPERM, EAGAIN = errno.EINVAL, errno.ENOMEM, errno.EEXIST, errno.EPERM, errno.EAGAIN
 EOPNOTSUPP, EOVERFLOW, EACCES = errno.EOPNOTSUPP, errno.EOVERFLOW, errno.EACCES
-PAGE = U(4096)
 # what a mapping of a file may say with MAP_SHARED_VALIDATE; MAP_SYNC needs a file system that lies in memory itself
 # fmt: off
 LEGACY_MAP_MASK = (MAP_SHARED | MAP_PRIVATE | MAP_FIXED | MAP_ANONYMOUS | MAP_DENYWRITE | MAP_EXECUTABLE | MAP_UNINITIALIZED |
                    MAP_GROWSDOWN | MAP_LOCKED | MAP_NORESERVE | MAP_POPULATE | MAP_NONBLOCK | MAP_STACK | MAP_HUGETLB |
                    MAP_32BIT | MAP_ABOVE4G | MAP_HUGE_2MB | MAP_HUGE_1GB)
 # fmt: on
-
-
-@hot
-def page_align(length):
-    """Whole pages; 0 if that is more than a word holds."""
-    return (length + (PAGE - U(1))) & ~(PAGE - U(1)) if length <= ~(PAGE - U(1)) else U(0)
 
 
 @hot
@@ -218,7 +213,7 @@ def do_munmap(cpu, mm_number, start, length):
     machine = machine_of(cpu)
     length = page_align(length)
     limit = machine.paging.task_size
-    if start & (PAGE - U(1)) != U(0) or length == U(0) or start > limit or length > limit - start:
+    if start & ~PAGE_MASK != U(0) or length == U(0) or start > limit or length > limit - start:
         return -EINVAL
     error = split_for_munmap(cpu, mm_number, start, start + length)
     if error != 0:
@@ -274,10 +269,10 @@ def map_file(cpu, vma_number, file):
 def insert_region(cpu, mm_number, address, length, vm_flags, file, pgoff, hstate):
     """The VMA of mmap_region, charged already, melted with equal neighbours: 0 or -ENOMEM."""
     machine = machine_of(cpu)
-    shared, pages = vm_flags & VM_SHARED != 0 and file == 0, np.int64(length >> U(12))
+    shared, pages = vm_flags & VM_SHARED != 0 and file == 0, np.int64(length >> U(PAGE_SHIFT))
     huge = vm_flags & VM_HUGETLB != 0
     if file == 0:
-        pgoff = 0 if shared or huge else np.int64(address >> U(12))
+        pgoff = 0 if shared or huge else np.int64(address >> U(PAGE_SHIFT))
     number = new_vma(cpu, mm_number, address, address + length, vm_flags, pgoff)
     if number == 0:
         return -ENOMEM
@@ -310,7 +305,7 @@ def mmap_region(cpu, mm_number, address, length, vm_flags, file, pgoff, hstate):
     `file` is an open file, 0 for none; `pgoff` the page of it that the VMA begins with; `hstate` the pool of huge pages.
     """
     machine = machine_of(cpu)
-    pages, end = np.int64(length >> U(12)), address + length
+    pages, end = np.int64(length >> U(PAGE_SHIFT)), address + length
     replaced, accounted = pages_between(machine, mm_number, address, end, 0), 0
     if not may_expand_vm(cpu, mm_of(machine, mm_number), vm_flags, pages - replaced):
         return -ENOMEM
@@ -358,7 +353,7 @@ def check_mapping_type(machine, prot, flags, file, length, pgoff):
     if file == 0:
         return 0 if kind == MAP_PRIVATE or (kind == MAP_SHARED and not grows) else -EINVAL
     mode = file_of(machine, file).flags & O_ACCMODE
-    if length > U(MAX_FILE_BYTES) or U(pgoff) > (U(MAX_FILE_BYTES) - length) >> U(12):
+    if length > U(MAX_FILE_BYTES) or U(pgoff) > (U(MAX_FILE_BYTES) - length) >> U(PAGE_SHIFT):
         return -EOVERFLOW  # file_mmap_ok
     if kind == MAP_SHARED_VALIDATE and flags & ~LEGACY_MAP_MASK:
         return -EOPNOTSUPP
@@ -417,19 +412,19 @@ def acct_stack_growth(cpu, mm, vma, start):
     """Whether a stack may grow down to `start`, which is charged then: 0 or -ENOMEM."""
     grow = vma.start - start
     if (
-        not may_expand_vm(cpu, mm, vma.flags, np.int64(grow >> U(12)))
+        not may_expand_vm(cpu, mm, vma.flags, np.int64(grow >> U(PAGE_SHIFT)))
         or vma.end - start > rlimit(cpu, RLIMIT_STACK)
         or not mlock_future_ok(cpu, mm, vma.flags, grow)
     ):
         return -ENOMEM
-    return vm_enough_memory(cpu, vma.mm, np.int64(grow >> U(12)))
+    return vm_enough_memory(cpu, vma.mm, np.int64(grow >> U(PAGE_SHIFT)))
 
 
 @kernel("i64(cpu_t*, i64, u64)")
 def expand_downwards(cpu, vma_number, address):
     """Let a VM_GROWSDOWN mapping grow down to `address`: 0 or -ENOMEM. The mmap_lock is held for writing."""
     machine = machine_of(cpu)
-    vma, start = vma_of(machine, vma_number), address & ~(PAGE - U(1))
+    vma, start = vma_of(machine, vma_number), address & PAGE_MASK
     mm = mm_of(machine, vma.mm)
     if start < MMAP_MIN_ADDR:
         return -EPERM
@@ -440,7 +435,7 @@ def expand_downwards(cpu, vma_number, address):
             return -ENOMEM
         if below.end > start:
             return -ENOMEM
-    grow = np.int64((vma.start - start) >> U(12))
+    grow = np.int64((vma.start - start) >> U(PAGE_SHIFT))
     if vma.mapping == 0 and not anon_vma_prepare(cpu, vma_number):
         return -ENOMEM
     if grow > vma.pgoff or acct_stack_growth(cpu, mm, vma, start) != 0:
@@ -480,7 +475,7 @@ def grow_brk(cpu, mm_number, old, new):
     mm = mm_of(machine, mm_number)
     flags, pages = (
         calc_vm_flags(PROT_READ | PROT_WRITE, MAP_PRIVATE) | VM_ACCOUNT | VM_SOFTDIRTY | mm.def_flags,
-        np.int64((new - old) >> U(12)),
+        np.int64((new - old) >> U(PAGE_SHIFT)),
     )
     if new > machine.paging.task_size or not mlock_future_ok(cpu, mm, mm.def_flags, new - old):
         return False
@@ -489,7 +484,7 @@ def grow_brk(cpu, mm_number, old, new):
     if find_vma_intersection(machine, mm_number, old, new) != 0:
         return False
     position = find_position(machine, mm_number, old)
-    if position < mm.map_count and vm_start_gap(vma_at(machine, mm_number, position)) < new + PAGE:
+    if position < mm.map_count and vm_start_gap(vma_at(machine, mm_number, position)) < new + U(PAGE_SIZE):
         return False
     if vm_enough_memory(cpu, mm_number, pages) != 0:
         return False

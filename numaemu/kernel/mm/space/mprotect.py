@@ -3,7 +3,7 @@
 import numpy as np
 
 from numaemu.compiler.decorators import kernel
-from numaemu.hardware.paging import _PAGE_NX, _PAGE_RW, _PAGE_USER
+from numaemu.hardware.paging import _PAGE_NX, _PAGE_RW, _PAGE_USER, PAGE_MASK
 from numaemu.kernel.arch.pgalloc import covers_huge, huge_entry_offset
 from numaemu.kernel.arch.pgtable import (
     _PAGE_SPECIAL,
@@ -19,6 +19,7 @@ from numaemu.kernel.arch.pgtable import (
 )
 from numaemu.kernel.arch.tlb import flush_tlb_mm_range, mm_tlb_flush_pending
 from numaemu.kernel.core.smp import machine_of
+from numaemu.kernel.include.mm import page_align
 from numaemu.kernel.include.mm_types import (
     VM_ACCESS_FLAGS,
     VM_ACCOUNT,
@@ -37,10 +38,11 @@ from numaemu.kernel.mm.huge.huge_memory import change_huge_pmd
 from numaemu.kernel.mm.huge.hugetlb_fault import hugetlb_change_protection
 from numaemu.kernel.mm.huge.split import split_huge_pmd
 from numaemu.kernel.mm.reclaim.lru import folio_test
-from numaemu.kernel.mm.space.mmap import page_align, wraps
+from numaemu.kernel.mm.space.mmap import wraps
 from numaemu.kernel.mm.space.util import may_expand_vm, vm_acct_memory, vm_enough_memory, vm_stat_account
 from numaemu.kernel.mm.space.vma import vma_is_anonymous, vma_modify_flags
 from numaemu.kernel.mm.space.vma_index import find_position, map_count, vma_at
+from numaemu.spec.param import PAGE_SHIFT, PAGE_SIZE
 from numaemu.uapi import PROT_EXEC, PROT_GROWSDOWN, PROT_GROWSUP, PROT_READ, PROT_SEM, PROT_WRITE, errno
 
 U = np.uint64
@@ -94,7 +96,7 @@ def change_protection(cpu, vma, start, end):
             if not ptep_cmpxchg(ptep, pte, wanted):
                 continue
             changed = True
-        address += U(4096)
+        address += U(PAGE_SIZE)
     if changed or mm_tlb_flush_pending(mm):
         flush_tlb_mm_range(cpu, vma.mm, start, end)
 
@@ -119,7 +121,11 @@ def charge_change(cpu, mm_number, vma, new_flags, pages):
 def mprotect_fixup(cpu, mm_number, position, start, end, prot):
     """Change [start, end) of one VMA: the position it has then, or a negative errno."""
     machine = machine_of(cpu)
-    mm, vma, pages = mm_of(machine, mm_number), vma_at(machine, mm_number, position), np.int64((end - start) >> U(12))
+    mm, vma, pages = (
+        mm_of(machine, mm_number),
+        vma_at(machine, mm_number, position),
+        np.int64((end - start) >> U(PAGE_SHIFT)),
+    )
     old = vma.flags
     flags = (old & ~(VM_READ | VM_WRITE | VM_EXEC)) | prot
     if flags & ~(flags >> 4) & VM_ACCESS_FLAGS:
@@ -147,7 +153,7 @@ def do_mprotect(cpu, mm_number, start, length, prot):
     """mprotect(2): 0 or a negative errno; what lies before the first hole is changed. The mmap_lock is held for writing."""
     machine = machine_of(cpu)
     nbytes, grows, prot = page_align(length), prot & _GROWS, prot & ~_GROWS
-    if start & U(4095) != U(0) or grows == _GROWS:
+    if start & ~PAGE_MASK != U(0) or grows == _GROWS:
         return -EINVAL
     if length == U(0):
         return 0

@@ -9,7 +9,7 @@ import numpy as np
 
 from numaemu.compiler.decorators import hot, kernel
 from numaemu.compiler.pointer import u64
-from numaemu.hardware.paging import entry_exchange, entry_load
+from numaemu.hardware.paging import PAGE_MASK, entry_exchange, entry_load
 from numaemu.kernel.arch.pgalloc import (
     huge_pte_alloc,
     hugetlb_walk,
@@ -32,6 +32,7 @@ from numaemu.kernel.arch.pgtable import (
 )
 from numaemu.kernel.arch.tlb import flush_tlb_mm_range, flush_tlb_mm_stride, mm_tlb_flush_pending
 from numaemu.kernel.core.smp import machine_of
+from numaemu.kernel.include.mm import linear_page_index, page_align, vma_pages
 from numaemu.kernel.include.mm_types import (
     VM_ACCOUNT,
     VM_DONTEXPAND,
@@ -48,7 +49,7 @@ from numaemu.kernel.mm.huge.hugetlb_pool import get_resv_map, hstate_vma, huge_p
 from numaemu.kernel.mm.huge.split import split_huge_pmd
 from numaemu.kernel.mm.space.get_unmapped_area import get_unmapped_area
 from numaemu.kernel.mm.space.mempolicy import copy_policy
-from numaemu.kernel.mm.space.mmap import do_munmap, page_align, update_hiwater
+from numaemu.kernel.mm.space.mmap import do_munmap, update_hiwater
 from numaemu.kernel.mm.space.util import (
     may_expand_vm,
     mlock_future_ok,
@@ -64,16 +65,14 @@ from numaemu.kernel.mm.space.vma import (
     new_vma,
     split_range,
     unlock_families,
-    vma_pages,
 )
 from numaemu.kernel.mm.space.vma_index import find_position, find_vma, find_vma_intersection, insert_at, vma_of
-from numaemu.spec.param import GATHER_PAGES
+from numaemu.spec.param import GATHER_PAGES, PAGE_SHIFT, PAGE_SIZE
 from numaemu.uapi import MREMAP_DONTUNMAP, MREMAP_FIXED, MREMAP_MAYMOVE, errno
 
 U = np.uint64
 EINVAL, ENOMEM, EFAULT, EAGAIN = errno.EINVAL, errno.ENOMEM, errno.EFAULT, errno.EAGAIN
 SPARE_MAPS = 3  # an unmapping may split one VMA into three
-OFFSET = U(4095)
 
 
 # -- page tables ---------------------------------------------------------------------------------------------
@@ -100,7 +99,7 @@ def move_ptes(cpu, mm_number, address, old, new, count):
     if lift_ptes(old, step, count, waiting) == 0 and not mm_tlb_flush_pending(mm_of(machine, mm_number)):
         waiting[0] = U(0)
         return
-    flush_tlb_mm_range(cpu, mm_number, address, address + U(count * 4096))
+    flush_tlb_mm_range(cpu, mm_number, address, address + U(count * PAGE_SIZE))
     for i in range(count):
         if waiting[i] != U(0):
             set_pte(new, waiting[i])
@@ -168,7 +167,7 @@ def move_page_tables(cpu, mm_number, vma, old, new, length):
         if place == U(0):
             return done
         lock_families(cpu, vma)
-        move_ptes(cpu, mm_number, source, ptep, place, np.int64(extent >> U(12)))
+        move_ptes(cpu, mm_number, source, ptep, place, np.int64(extent >> U(PAGE_SHIFT)))
         unlock_families(machine, vma)
         done += extent
     return length
@@ -183,7 +182,7 @@ def copy_vma(cpu, mm_number, vma_number, start, end, pgoff):
     machine = machine_of(cpu)
     of = vma_of(machine, vma_number)
     if of.flags & (VM_SHARED | VM_HUGETLB) == 0 and of.anon_vma == 0 and of.file == 0:
-        pgoff = np.int64(start >> U(12))
+        pgoff = np.int64(start >> U(PAGE_SHIFT))
     number = new_vma(cpu, mm_number, start, end, of.flags, pgoff)
     if number == 0:
         return 0
@@ -215,7 +214,7 @@ def leave_old_vma(cpu, mm_number, vma_number, start, end):
     machine = machine_of(cpu)
     vma = vma_of(machine, vma_number)
     if vma.flags & VM_LOCKED:
-        mm_of(machine, mm_number).locked_vm -= vma_pages(vma) - np.int64((end - start) >> U(12))
+        mm_of(machine, mm_number).locked_vm -= vma_pages(vma) - np.int64((end - start) >> U(PAGE_SHIFT))
     vma.flags &= ~VM_LOCKED_MASK
     if vma.start == start and vma.end == end and vma.anon_vma != 0:
         unlink_vma(cpu, vma_number)
@@ -230,14 +229,14 @@ def move_vma(cpu, mm_number, vma_number, old, old_length, new_length, new, flags
     """
     machine = machine_of(cpu)
     mm, vma = mm_of(machine, mm_number), vma_of(machine, vma_number)
-    vm_flags, pages = vma.flags, np.int64(new_length >> U(12))
-    old_pages = np.int64(old_length >> U(12))
+    vm_flags, pages = vma.flags, np.int64(new_length >> U(PAGE_SHIFT))
+    old_pages = np.int64(old_length >> U(PAGE_SHIFT))
     if mm.map_count >= machine.max_map_count - SPARE_MAPS:
         return -ENOMEM
     grow = pages if flags & MREMAP_DONTUNMAP else pages - old_pages
     if vm_flags & VM_ACCOUNT and vm_enough_memory(cpu, mm_number, grow) != 0:
         return -ENOMEM
-    pgoff = vma.pgoff + np.int64((old - vma.start) >> U(12))
+    pgoff = linear_page_index(vma, old)
     number = copy_vma(cpu, mm_number, vma_number, new, new + new_length, pgoff)
     moved = move_page_tables(cpu, mm_number, vma, old, new, old_length) if number != 0 else U(0)
     if number == 0 or moved < old_length:
@@ -290,7 +289,7 @@ def vma_to_resize(cpu, mm_number, vma_number, address, old_length, new_length, f
         return -EFAULT
     if not mlock_future_ok(cpu, mm, vma.flags, new_length - old_length):
         return -EAGAIN
-    if not may_expand_vm(cpu, mm, vma.flags, np.int64((new_length - old_length) >> U(12))):
+    if not may_expand_vm(cpu, mm, vma.flags, np.int64((new_length - old_length) >> U(PAGE_SHIFT))):
         return -ENOMEM
     return 0
 
@@ -305,7 +304,7 @@ def vma_expandable(machine, mm_number, vma, delta):
 def expand_in_place(cpu, mm_number, vma_number, delta):
     """Let a VMA end later, where nothing is: 0 or -ENOMEM. Mirrors vma_merge_extend."""
     machine = machine_of(cpu)
-    mm, vma, pages = mm_of(machine, mm_number), vma_of(machine, vma_number), np.int64(delta >> U(12))
+    mm, vma, pages = mm_of(machine, mm_number), vma_of(machine, vma_number), np.int64(delta >> U(PAGE_SHIFT))
     if vma.flags & VM_ACCOUNT and vm_enough_memory(cpu, mm_number, pages) != 0:
         return -ENOMEM
     vm_stat_account(mm, vma.flags, pages)
@@ -322,7 +321,7 @@ def mremap_to(cpu, mm_number, address, old_length, new_length, new, flags):
     machine = machine_of(cpu)
     mm = mm_of(machine, mm_number)
     limit = machine.paging.task_size
-    if new & OFFSET != U(0) or new_length > limit or new > limit - new_length:
+    if new & ~PAGE_MASK != U(0) or new_length > limit or new > limit - new_length:
         return -EINVAL
     if address + old_length > new and new + new_length > address:
         return -EINVAL
@@ -347,7 +346,7 @@ def mremap_to(cpu, mm_number, address, old_length, new_length, new, flags):
     if error != 0:
         return error
     vma = vma_of(machine, number)
-    if flags & MREMAP_DONTUNMAP and not may_expand_vm(cpu, mm, vma.flags, np.int64(old_length >> U(12))):
+    if flags & MREMAP_DONTUNMAP and not may_expand_vm(cpu, mm, vma.flags, np.int64(old_length >> U(PAGE_SHIFT))):
         return -ENOMEM
     if flags & MREMAP_FIXED == 0:
         new = get_unmapped_area(
@@ -396,7 +395,7 @@ def do_mremap(cpu, mm_number, address, old_length, new_length, flags, new):
     if flags & MREMAP_DONTUNMAP and (flags & MREMAP_MAYMOVE == 0 or old_length != new_length):
         return -EINVAL
     old_length, new_length = page_align(old_length), page_align(new_length)
-    if address & OFFSET != U(0) or new_length == U(0):
+    if address & ~PAGE_MASK != U(0) or new_length == U(0):
         return -EINVAL
     number = find_vma(machine, mm_number, address)
     if number == 0 or vma_of(machine, number).start > address:

@@ -20,6 +20,7 @@ from numaemu.kernel.include.mm_types import (
     task_t,
 )
 from numaemu.kernel.mm.huge.hugetlb_pool import hugetlb_total_pages
+from numaemu.spec.param import PAGE_SHIFT
 from numaemu.uapi import (
     OVERCOMMIT_ALWAYS,
     OVERCOMMIT_GUESS,
@@ -112,9 +113,9 @@ def vm_stat_account(mm, flags, pages):
 @kernel("bool(cpu_t*, mm_t*, i64, i64)")
 def may_expand_vm(cpu, mm, flags, pages):
     """RLIMIT_AS and RLIMIT_DATA allow `pages` more."""
-    if U(mm.total_vm + pages) > rlimit(cpu, RLIMIT_AS) >> U(12):
+    if U(mm.total_vm + pages) > rlimit(cpu, RLIMIT_AS) >> U(PAGE_SHIFT):
         return False
-    return not is_data_mapping(flags) or U(mm.data_vm + pages) <= rlimit(cpu, RLIMIT_DATA) >> U(12)
+    return not is_data_mapping(flags) or U(mm.data_vm + pages) <= rlimit(cpu, RLIMIT_DATA) >> U(PAGE_SHIFT)
 
 
 @kernel("bool(cpu_t*, mm_t*, i64, u64)")
@@ -122,7 +123,7 @@ def mlock_future_ok(cpu, mm, flags, nbytes):
     """RLIMIT_MEMLOCK allows so many more bytes of this kind. It binds every task: nobody here has CAP_IPC_LOCK."""
     if flags & VM_LOCKED == 0:
         return True
-    return U(mm.locked_vm) + (nbytes >> U(12)) <= rlimit(cpu, RLIMIT_MEMLOCK) >> U(12)
+    return U(mm.locked_vm) + (nbytes >> U(PAGE_SHIFT)) <= rlimit(cpu, RLIMIT_MEMLOCK) >> U(PAGE_SHIFT)
 
 
 @hot

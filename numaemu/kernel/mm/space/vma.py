@@ -23,6 +23,7 @@ from numaemu.kernel.arch.pgtable import (
 from numaemu.kernel.core.pool import pool_get, pool_put
 from numaemu.kernel.core.smp import machine_of, spin_lock, spin_unlock
 from numaemu.kernel.fs.inode import file_of, get_file
+from numaemu.kernel.include.mm import linear_page_index, vma_pages
 from numaemu.kernel.include.mm_types import (
     VM_ACCESS_FLAGS,
     VM_DONTEXPAND,
@@ -48,16 +49,11 @@ from numaemu.kernel.mm.page_alloc.page_alloc import put_page, try_get_page
 from numaemu.kernel.mm.space.mempolicy import copy_policy, same_policy
 from numaemu.kernel.mm.space.mlock import mlock_folio, munlock_folio
 from numaemu.kernel.mm.space.vma_index import find_position, insert_at, map_count, remove_at, vma_at, vma_index, vma_of
-from numaemu.spec.param import VMA_INDEX_SLOTS
+from numaemu.spec.param import PAGE_SIZE, VMA_INDEX_SLOTS
 from numaemu.uapi import errno
 
 U = np.uint64
 ENOMEM, EINVAL = errno.ENOMEM, errno.EINVAL
-
-
-@hot
-def vma_pages(vma):
-    return np.int64((vma.end - vma.start) >> U(12))
 
 
 @hot
@@ -193,7 +189,7 @@ def __split_vma(cpu, mm_number, position, address):
         return -ENOMEM
     low_number = vma_index(machine, mm_number)[position]
     low = vma_of(machine, low_number)
-    pgoff = low.pgoff + np.int64((address - low.start) >> U(12))
+    pgoff = linear_page_index(low, address)
     number = new_vma(cpu, mm_number, address, low.end, low.flags, pgoff)
     if number == 0:
         return -ENOMEM
@@ -413,4 +409,4 @@ def mlock_vma_pages_range(cpu, vma, start, end):
                 else:
                     munlock_unless_locked(cpu, pte_pfn(pte))
             put_page(cpu, pte_pfn(pte))
-        address += U(4096)
+        address += U(PAGE_SIZE)

@@ -9,10 +9,10 @@ import numpy as np
 from numaemu.compiler.decorators import hot, kernel
 from numaemu.compiler.pointer import i64
 from numaemu.kernel.include.mm_types import VM_GROWSDOWN, mm_t, vma_t
-from numaemu.spec.param import VMA_INDEX_SLOTS
+from numaemu.spec.param import PAGE_SHIFT, VMA_INDEX_SLOTS
 
 U = np.uint64
-STACK_GUARD_GAP = U(256 << 12)  # stack_guard_gap
+STACK_GUARD_GAP = U(256 << PAGE_SHIFT)  # stack_guard_gap
 
 
 @hot
@@ -72,7 +72,7 @@ def pages_between(machine, mm_number, start, end, flag):
     while position < map_count(machine, mm_number) and vma_at(machine, mm_number, position).start < end:
         vma = vma_at(machine, mm_number, position)
         if vma.flags & flag == flag:
-            pages += np.int64((min(vma.end, end) - max(vma.start, start)) >> U(12))
+            pages += np.int64((min(vma.end, end) - max(vma.start, start)) >> U(PAGE_SHIFT))
         position += 1
     return pages
 

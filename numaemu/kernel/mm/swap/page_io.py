@@ -11,6 +11,7 @@ from numaemu.compiler.native import clear_bytes, copy_bytes
 from numaemu.compiler.pointer import u8, u64
 from numaemu.kernel.core.smp import machine_of
 from numaemu.kernel.fs.disk import io_wait
+from numaemu.kernel.include.mm import frame_of
 from numaemu.kernel.include.mm_types import PG_dirty, PG_uptodate, PG_writeback
 from numaemu.kernel.include.mmzone import page_of, page_to_nid
 from numaemu.kernel.include.vmstat import (
@@ -31,15 +32,10 @@ from numaemu.kernel.mm.reclaim.lru import folio_clear, folio_set
 from numaemu.kernel.mm.swap.swapfile import SWAP_ZRAM, swap_of, swp_offset, swp_type
 from numaemu.kernel.mm.swap.zram import zram_read_page, zram_write_page
 from numaemu.kernel.mm.swap.zswap import zswap_invalidate, zswap_load, zswap_store
+from numaemu.spec.param import PAGE_SHIFT, PAGE_SIZE
 
 U = np.uint64
 PAGE_KEEP, PAGE_SUCCESS, PAGE_WRITEBACK = range(3)  # pageout's answers: failed, written, on its way
-
-
-@hot
-def frame_of(machine, pfn):
-    """Host address of a frame."""
-    return machine.memory + (U(pfn) << U(12))
 
 
 @hot
@@ -55,14 +51,14 @@ def is_folio_zero_filled(machine, pfn):
 
 @hot
 def place_on_disk(machine, entry):
-    return swap_of(machine).info[swp_type(entry)].data + (U(swp_offset(entry)) << U(12))
+    return swap_of(machine).info[swp_type(entry)].data + (U(swp_offset(entry)) << U(PAGE_SHIFT))
 
 
 @kernel("void(cpu_t*, i64)")
 def write_to_disk(cpu, pfn):
     """The disk is given a locked page of the swap cache; end_swap_write follows (__swap_writepage)."""
     machine = machine_of(cpu)
-    copy_bytes(place_on_disk(machine, page_of(machine, pfn).private), frame_of(machine, pfn), 4096)
+    copy_bytes(place_on_disk(machine, page_of(machine, pfn).private), frame_of(machine, pfn), PAGE_SIZE)
     cpu.clock_base_ns += machine.disk_page_ns
     count_vm_events(machine, cpu.id, PSWPOUT, 1)
     count_vm_events(machine, cpu.id, PGPGOUT, 4)
@@ -110,7 +106,7 @@ def swap_read_folio(cpu, pfn):
     page, frame = page_of(machine, pfn), frame_of(machine, pfn)
     entry, from_disk = page.private, False
     if u8.array(swap_of(machine).zeromap)[entry] != 0:
-        clear_bytes(frame, 4096)
+        clear_bytes(frame, PAGE_SIZE)
         count_vm_events(machine, cpu.id, SWPIN_ZERO, 1)
     elif swap_of(machine).info[swp_type(entry)].kind == SWAP_ZRAM and zram_read_page(cpu, entry, frame):
         count_vm_events(machine, cpu.id, PSWPIN, 1)
@@ -119,7 +115,7 @@ def swap_read_folio(cpu, pfn):
         folio_set(page, PG_dirty)  # nobody else has the data any more
     else:
         from_disk = True
-        copy_bytes(frame, place_on_disk(machine, entry), 4096)
+        copy_bytes(frame, place_on_disk(machine, entry), PAGE_SIZE)
         io_wait(cpu, machine.disk_page_ns)
         count_vm_events(machine, cpu.id, PSWPIN, 1)
         count_vm_events(machine, cpu.id, PGPGIN, 4)

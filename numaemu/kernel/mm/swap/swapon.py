@@ -195,7 +195,7 @@ def unuse_mm(cpu, mm_number, kind):
             if is_swap_entry(pte) and swp_type(pte_to_swp_entry(pte)) == kind:
                 if swapoff_killed(machine, kind) or handle_mm_fault(cpu, mm, number, address, False) == VM_FAULT_OOM:
                     return False
-            address += U(4096)
+            address += U(PAGE_SIZE)
     return True
 
 

@@ -18,11 +18,12 @@ from numaemu.compiler.native import copy_bytes
 from numaemu.compiler.pointer import Struct, address_of, i64, u64
 from numaemu.kernel.core.pool import pool_get, pool_put
 from numaemu.kernel.core.smp import machine_of, spin_lock, spin_unlock
+from numaemu.kernel.include.mm import frame_of
 from numaemu.kernel.include.mmdebug import VM_BUG_ON
 from numaemu.kernel.include.mmzone import page_to_nid
 from numaemu.kernel.include.vmstat import NR_ZSPAGES, mod_node_page_state
 from numaemu.kernel.mm.page_alloc.page_alloc import alloc_pages, put_page
-from numaemu.spec.param import PAGE_SIZE
+from numaemu.spec.param import PAGE_SHIFT, PAGE_SIZE
 
 U = np.uint64
 ZS_MAX_PAGES_PER_ZSPAGE = 8  # CONFIG_ZSMALLOC_CHAIN_SIZE
@@ -265,7 +266,7 @@ def zs_copy(cpu, pool, handle, buffer, length, into):
     while length > 0:
         inside = offset & (PAGE_SIZE - 1)
         piece = min(length, PAGE_SIZE - inside)
-        place = machine.memory + (U(zspage.pfn[offset >> 12]) << U(12)) + U(inside)
+        place = frame_of(machine, zspage.pfn[offset >> PAGE_SHIFT]) + U(inside)
         if into:
             copy_bytes(place, buffer, piece)
         else:

@@ -8,13 +8,14 @@ from numaemu.compiler.pointer import address_of
 from numaemu.kernel.core.smp import machine_of, spin_lock, spin_unlock
 from numaemu.kernel.include.gfp import GFP_KERNEL
 from numaemu.kernel.include.internal import MAX_RECLAIM_RETRIES, PF_MEMALLOC
+from numaemu.kernel.include.mm import frame_of
 from numaemu.kernel.include.mm_types import PG_locked, PG_reclaim, PG_swapbacked, PG_uptodate
 from numaemu.kernel.include.mmzone import page_of
 from numaemu.kernel.include.vmstat import ZSWPWB, count_vm_events
 from numaemu.kernel.mm.page_alloc.page_alloc import alloc_pages, put_page
 from numaemu.kernel.mm.reclaim.lru import folio_clear, folio_set, folio_unlock
 from numaemu.kernel.mm.reclaim.lru_batches import folio_add_new_lru, folio_rotate_reclaimable
-from numaemu.kernel.mm.swap.page_io import end_swap_write, frame_of, write_to_disk
+from numaemu.kernel.mm.swap.page_io import end_swap_write, write_to_disk
 from numaemu.kernel.mm.swap.swapfile import SWAP_HAS_CACHE, add_to_swap_cache, delete_from_swap_cache, swap_duplicate
 from numaemu.kernel.mm.swap.zram import ZSWAP, zcomp_read, zentry_of, zstat_of
 from numaemu.kernel.mm.swap.zswap import (

@@ -12,11 +12,11 @@ from numaemu.kernel.arch.init_mm import PAGE_KERNEL, kernel_entry_offset, kernel
 from numaemu.kernel.arch.pgtable import pfn_pte, pte_pfn, pte_present
 from numaemu.kernel.core.smp import machine_of
 from numaemu.kernel.include.gfp import __GFP_DMA, __GFP_DMA32, __GFP_HIGHMEM, __GFP_NOWARN
+from numaemu.kernel.include.mm import PFN_UP
 from numaemu.kernel.mm.page_alloc.page_alloc import __free_pages, alloc_pages
 from numaemu.kernel.mm.page_alloc.slowpath import fatal_signal_pending
 from numaemu.kernel.mm.space.mempolicy import NO_INTERLEAVE_INDEX, alloc_pages_mpol, current_task
 from numaemu.kernel.mm.vmalloc.vmap_area import (
-    PAGE,
     VM_ALLOC,
     VM_MAP,
     alloc_vmap_area,
@@ -25,6 +25,7 @@ from numaemu.kernel.mm.vmalloc.vmap_area import (
     vmap_area_of,
     vmap_of,
 )
+from numaemu.spec.param import PAGE_SIZE
 
 U = np.uint64
 
@@ -84,12 +85,12 @@ def vm_area_alloc_pages(cpu, number, pages, gfp, nid):
 def vmalloc_node_range(cpu, size, align, gfp, nid, caller):
     """`size` bytes of memory in whole pages: their address, or 0. Mirrors __vmalloc_node_range_noprof."""
     machine = machine_of(cpu)
-    pages = (size + 4095) >> 12
+    pages = PFN_UP(size)
     if size <= 0 or pages > machine.total_ram_pages:
         return U(0)
     if gfp & (__GFP_DMA | __GFP_DMA32) == 0:
         gfp |= __GFP_HIGHMEM
-    number = alloc_vmap_area(cpu, (U(pages) << PTE_SHIFT) + PAGE, align, VM_ALLOC, caller)
+    number = alloc_vmap_area(cpu, (U(pages) << PTE_SHIFT) + U(PAGE_SIZE), align, VM_ALLOC, caller)
     if number == 0:
         return U(0)
     start = vmap_area_of(machine, number).start
@@ -105,7 +106,7 @@ def vmap(cpu, pfns, count, caller):
     """Map pages that somebody has at one range of addresses: the first one, or 0."""
     if count <= 0 or count > machine_of(cpu).total_ram_pages:
         return U(0)
-    number = alloc_vmap_area(cpu, (U(count) << PTE_SHIFT) + PAGE, PAGE, VM_MAP, caller)
+    number = alloc_vmap_area(cpu, (U(count) << PTE_SHIFT) + U(PAGE_SIZE), U(PAGE_SIZE), VM_MAP, caller)
     if number == 0:
         return U(0)
     area = vmap_area_of(machine_of(cpu), number)

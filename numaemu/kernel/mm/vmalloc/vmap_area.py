@@ -14,11 +14,11 @@ from numaemu.compiler.decorators import hot, kernel
 from numaemu.compiler.pointer import Struct, address_of, i64, u64
 from numaemu.kernel.arch.tlb import flush_tlb_kernel_range
 from numaemu.kernel.core.smp import machine_of, spin_lock, spin_unlock
+from numaemu.spec.param import PAGE_SHIFT, PAGE_SIZE
 
 U = np.uint64
-PAGE = U(4096)
 MAX_VMAP_AREAS = 1 << 17  # assumed; Linux has no limit
-LAZY_MAX_PAGES = (32 << 20) // 4096  # for each bit of the number of CPUs: lazy_max_pages
+LAZY_MAX_PAGES = (32 << 20) // PAGE_SIZE  # for each bit of the number of CPUs: lazy_max_pages
 VM_ALLOC, VM_MAP = 2, 4  # include/linux/vmalloc.h
 
 # fmt: off
@@ -288,7 +288,7 @@ def free_vmap_area_noflush(cpu, number):
     spin_lock(cpu, vmap_lock(machine))
     area.next = vmap.lazy
     vmap.lazy = number
-    vmap.nr_lazy += np.int64((area.end - area.start) >> U(12))
+    vmap.nr_lazy += np.int64((area.end - area.start) >> U(PAGE_SHIFT))
     spin_unlock(vmap_lock(machine))
     if load_acquire(vmap, "nr_lazy") > lazy_max_pages(machine):
         purge_vmap_area_lazy(cpu)
