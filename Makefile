@@ -38,6 +38,7 @@ layers: $(TEST_READY)
 	$(BIN)/lint-imports --no-cache
 	$(BIN)/ruff check --quiet numaemu tests benchmarks workloads
 	$(BIN)/ruff format --quiet --check numaemu tests benchmarks workloads
+	$(BIN)/mypy --no-error-summary
 
 $(READY): pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)

@@ -39,6 +39,12 @@ class OutOfMemory(NumaemuError):
     """The task was OOM-killed: memory ran out, and its end gave most of it back."""
 
 
+def note(error: BaseException, **what: object) -> None:
+    """Keep something with an exception, as attributes. AttributeError: it takes none."""
+    for name, value in what.items():
+        setattr(error, name, value)
+
+
 class NumaemuWarning(UserWarning):
     """Base class of what numaemu warns of."""
 

@@ -17,11 +17,12 @@ import threading
 import weakref
 import zlib
 from concurrent.futures import Future, wait
+from typing import Any
 
 from numaemu.api.arguments import runnable
 from numaemu.api.task import Handle, Task
 from numaemu.compiler import foreman
-from numaemu.errors import MachineCheck
+from numaemu.errors import MachineCheck, note
 from numaemu.host import shm, trust
 from numaemu.process import host_memory, lifetime
 from numaemu.process.payload import dump_function
@@ -40,7 +41,8 @@ class ForkServer:
     """The process that forks this driver's coordinators; started with the first machine."""
 
     def __init__(self):
-        self.lock, self.process, self.pid, self.ready = threading.Lock(), None, None, False
+        self.lock, self.pid, self.ready = threading.Lock(), None, False
+        self.process: Any = None
 
     def disown(self):
         """In a process that was forked from the driver: that one's is none of this one's."""
@@ -281,7 +283,7 @@ class Machine:
         try:
             return self._ask(method, os.fspath(path), *args)
         except OSError as error:
-            error.one_line, error.emulated_traceback = True, ""
+            note(error, one_line=True, emulated_traceback="")
             raise
 
     def _receive(self, kind, *words):

@@ -148,8 +148,8 @@ class Number(Kind):
     """A number, whole or not."""
 
     def take(self, call, name, value):
-        if isinstance(value, (int, float, np.number)) and not isinstance(value, (bool, complex)) and value == value:
-            return float(value) if abs(value) < 1e300 else 1e300 if value > 0 else -1e300
+        if isinstance(value, (int, float, np.integer, np.floating)) and not isinstance(value, bool) and value == value:
+            return float(max(min(value, 1e300), -1e300))
         raise self.wrong(call, name, value)
 
 

@@ -68,8 +68,8 @@ class PageStatus(np.ndarray):
         return array[()] if array.ndim == 0 else np.asarray(array)
 
     def __reduce__(self):
-        make, args, state = super().__reduce__()
-        return make, args, (state, self.not_moved)
+        reduced = super().__reduce__()
+        return reduced[0], reduced[1], (reduced[2], self.not_moved)
 
     def __setstate__(self, state):
         super().__setstate__(state[0])

@@ -13,6 +13,7 @@ import json
 import pathlib
 import re
 import zlib
+from typing import Any
 
 import zstandard
 
@@ -297,7 +298,7 @@ def read_text(path):
     """The text of a plain or compressed file."""
     with open(path, "rb") as file:
         if str(path).endswith(".zst"):
-            unpacked = zstandard.ZstdDecompressor().stream_reader(file)
+            unpacked: Any = zstandard.ZstdDecompressor().stream_reader(file)
         else:
             unpacked = gzip.GzipFile(fileobj=file) if str(path).endswith(".gz") else file
         with io.BufferedReader(unpacked) as reader:

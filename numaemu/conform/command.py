@@ -32,8 +32,8 @@ class Outcome:
     failures: list = field(default_factory=list)  # of the first time that disagreed, a line each
     checks: int = 0
     seconds: float = 0.0  # all times together
-    verdict: judge.Verdict = None  # of the last time
-    observed: dict = None
+    verdict: judge.Verdict | None = None  # of the last time
+    observed: dict | None = None
 
     @property
     def result(self):
@@ -198,8 +198,9 @@ def main(paths, json_path=None, every=False, times=1, markdown_path=None, say=la
     """
     cases = chosen(paths, every)
     if len(cases) == 1 and not every:
-        say(cases[0][0])
-        outcomes = [play_one(*cases[0], times, json_path)]
+        ((name, case),) = cases
+        say(name)
+        outcomes = [play_one(name, case, times, json_path)]
     else:
         outcomes = play_many(cases, times, json_path, say)
     if markdown_path:

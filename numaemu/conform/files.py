@@ -1,5 +1,7 @@
 """Steps of a recorded scenario that read and write files."""
 
+from typing import Any
+
 import numpy as np
 
 from numaemu import uapi
@@ -17,6 +19,7 @@ def write_pages(task, address, pages):
 class FileSteps:
     """What a replay (replay.py) does with files."""
 
+    machine: Any
     mounted = False  # the disk, on /mnt
 
     def place(self, path):

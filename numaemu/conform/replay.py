@@ -6,6 +6,7 @@ begins when the one before has ended, on whatever CPU that was.
 
 import errno
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
@@ -104,7 +105,7 @@ class Process:
     """A task of the scenario; a step that it plays meanwhile (`async`) answers in `running`."""
 
     name: str
-    task: object
+    task: Any
     regions: dict = field(default_factory=dict)  # name: (address, bytes)
     random: int = XORSHIFT_SEED  # state of its generator
     state: dict = field(default_factory=lambda: {"dead": 0, "sig": 0, "code": -1})

@@ -17,6 +17,7 @@ from numaemu.kernel.mm.slab import slab, slab_common
 from numaemu.kernel.mm.slab.percpu import UNIT_SIZE, VAR_NAME_BYTES, define_per_cpu
 from numaemu.kernel.mm.slab.slub_debug import kmem_cache_flags, take_bug
 from numaemu.kernel.syscalls import allocators as kernel_calls
+from numaemu.operations.part import Part
 from numaemu.process.payload import load_function
 from numaemu.spec.param import PAGE_SIZE
 from numaemu.spec.units import choice_text
@@ -59,7 +60,7 @@ class Constructors:
         return 0
 
 
-class KernelOperations:
+class KernelOperations(Part):
     """Needs `machine`, `cpu` and the `address` of the CPU's struct."""
 
     # -- slab caches and kmalloc

@@ -29,6 +29,7 @@ from numaemu.kernel.include.mm_types import TASK_RUNNING
 from numaemu.kernel.syscalls import common as syscalls
 from numaemu.kernel.syscalls import exec as calls
 from numaemu.operations.files import check
+from numaemu.operations.part import Part
 from numaemu.spec.param import PAGE_SIZE
 from numaemu.uapi import MAP_FIXED, MAP_FIXED_NOREPLACE, MAP_PRIVATE, PROT_EXEC, PROT_WRITE, RLIMIT_STACK, SIGSEGV
 
@@ -67,7 +68,7 @@ def words_of(given):
     return words
 
 
-class ExecOperations:
+class ExecOperations(Part):
     """The operation execve; `address`, `machine`, `tasks` and `accessing` are those of Operations."""
 
     def other_threads(self, number):

@@ -9,6 +9,7 @@ from numaemu.kernel.include.mm_types import VM_EXEC, VM_HUGETLB, VM_MAYSHARE, VM
 from numaemu.kernel.mm.fault.rmap import mapping_of
 from numaemu.kernel.mm.page_alloc.shortage import pool_text, shortage_text
 from numaemu.kernel.mm.space.vma_index import find_position, vma_index, vma_of
+from numaemu.operations.part import Part
 from numaemu.uapi import MPOL_BIND, MPOL_DEFAULT
 
 
@@ -18,7 +19,7 @@ def permissions(vma):
     return "".join(c if vma.flags & bit else "-" for bit, c in letters) + ("s" if vma.flags & VM_MAYSHARE else "p")
 
 
-class FaultTexts:
+class FaultTexts(Part):
     """A part of Operations."""
 
     def describe(self, mm, address, present):

@@ -11,6 +11,7 @@ from numaemu.kernel.mm.huge.hugetlb_pool import hstate_sizelog
 from numaemu.kernel.mm.huge.hugetlb_resize import set_max_huge_pages
 from numaemu.kernel.syscalls import allocators as kernel_calls
 from numaemu.kernel.syscalls import file as calls
+from numaemu.operations.part import Part
 from numaemu.spec.param import MAX_OPEN
 from numaemu.uapi import (
     MAP_HUGE_MASK,
@@ -37,7 +38,7 @@ def check(result, what=None):
     return result
 
 
-class FileOperations:
+class FileOperations(Part):
     """The operations of one CPU on files; `self.address` is that of its cpu_t."""
 
     def descriptor(self, fd):

@@ -12,12 +12,13 @@ from numaemu.kernel.include.gfp import __GFP_DIRECT_RECLAIM as GFP_DIRECT_RECLAI
 from numaemu.kernel.include.mmzone import MAX_NR_ZONES, ZONE_HIGHMEM, page_zone
 from numaemu.kernel.mm.vmalloc.vmap_area import vmap_area_of
 from numaemu.kernel.syscalls import vmalloc as calls
+from numaemu.operations.part import Part
 from numaemu.spec.param import PAGE_SIZE
 
 MOST_FRAME = 1 << 20  # bytes: more than any kernel stack has
 
 
-class KernelSpaceOperations:
+class KernelSpaceOperations(Part):
     """Needs `machine`, `tasks`, `cpu` and the `address` of the CPU's struct, and `accessing`."""
 
     on_stack = False  # an operation is using a kernel stack

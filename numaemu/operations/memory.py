@@ -8,6 +8,7 @@ import numpy as np
 from numaemu.kernel.arch import ptdump
 from numaemu.kernel.arch.pgtable import mm_of
 from numaemu.kernel.syscalls import mm as sys_mm
+from numaemu.operations.part import Part
 from numaemu.spec.param import PAGE_SIZE
 from numaemu.uapi import PR_SET_MM, RLIM_NLIMITS
 
@@ -21,7 +22,7 @@ def check(result):
     return result
 
 
-class MmOperations:
+class MmOperations(Part):
     """The operations on mappings; `address` and `tasks` are those of Operations."""
 
     def mmap(self, number, addr, length, prot, flags, offset):

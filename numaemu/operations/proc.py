@@ -9,10 +9,11 @@ import numpy as np
 
 from numaemu.kernel.arch.pgtable import mm_of
 from numaemu.kernel.syscalls import mm as sys_mm
+from numaemu.operations.part import Part
 from numaemu.spec.param import PAGE_SIZE
 
 
-class ProcOperations:
+class ProcOperations(Part):
     """For the driver, in this CPU's turn, with no task. Needs `machine`, `tasks` and the `address` of the CPU's struct."""
 
     def access_remote_vm(self, number, pid, address, end):

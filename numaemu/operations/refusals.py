@@ -7,6 +7,7 @@ are a moment later, and the first reason that fits the errno becomes the text of
 import errno
 import os
 import types
+from typing import Any
 
 from numaemu.api.arguments import Address, Choice, Cpus, Flags, Nodes, Offset, Optional, Size
 from numaemu.api.calls import CALLS, FD, PID, PROT, RLIMIT
@@ -409,8 +410,8 @@ class Refusal:
             if hole:
                 return hole
         mm = mm_of(self.machine, self.task.mm)
-        nbytes = self.values.get("length", self.values.get("new_len", 0))
-        if self.call.name in ("mmap", "mremap") and self.values["flags"] & MAP_HUGETLB and self.call.name == "mmap":
+        nbytes: Any = self.values.get("length", self.values.get("new_len", 0))
+        if self.call.name == "mmap" and self.values["flags"] & MAP_HUGETLB:
             return self.pool_is_empty(nbytes)
         for which, name, used in (
             (RLIMIT_AS, "RLIMIT_AS", mm.total_vm),

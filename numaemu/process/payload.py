@@ -18,7 +18,7 @@ _loading = threading.Lock()  # tasks start in threads: none may see a module who
 
 def dump_function(function, args):
     """Bytes that `load_function` turns into (function, args) in another process."""
-    module = sys.modules.get(getattr(function, "__module__", None))
+    module = sys.modules.get(getattr(function, "__module__", ""))
     source = None
     if module is not None and module.__name__ != "__main__" and getattr(module, "__file__", None):
         source = module.__name__, module.__file__
@@ -41,6 +41,8 @@ def load_module(name, path):
     parent = name.rpartition(".")[0]
     if not parent or parent in sys.modules:
         spec = importlib.util.spec_from_file_location(name, path)
+        if spec is None or spec.loader is None:
+            raise ImportError(f"{path} is no file of Python")
         module = importlib.util.module_from_spec(spec)
         sys.modules[name] = module
         try:

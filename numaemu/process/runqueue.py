@@ -18,6 +18,7 @@ import itertools
 import os
 import threading
 import time
+from typing import Any
 
 from numaemu.compiler.native import Semaphore, sem_post
 from numaemu.kernel.core.sched import clock, set_nr_waiting, slice_left, switch_thread
@@ -53,7 +54,8 @@ class RunQueue:
         self.mutex, self.busy, self.queue = threading.Lock(), False, collections.deque()
         self.current = None  # the task that had the turn last and may go on
         self.sleepers, self.order = [], itertools.count()  # (until_ns, order, waiter), a heap
-        self.turns, self.watched, self.watch = 0, False, None  # turns so far; a thread looks after an idle CPU
+        self.turns, self.watched = 0, False  # turns so far; a thread looks after an idle CPU
+        self.watch: Any = None  # the semaphore that it waits for
 
     def __enter__(self):
         self.enter(None)

@@ -15,6 +15,7 @@ from typing import NamedTuple
 import cloudpickle
 
 from numaemu.compiler.user_kernels import compiled_anew, itself
+from numaemu.errors import note
 
 
 class Failure(NamedTuple):
@@ -95,7 +96,7 @@ def opened(thing):
     """The value of what came sealed, or not; raises what a Failure holds."""
     answer = thing.open() if isinstance(thing, Sealed) else thing
     if isinstance(answer, Failure):
-        answer.error.emulated_traceback = answer.where
+        note(answer.error, emulated_traceback=answer.where)
         raise answer.error
     return answer
 
@@ -115,7 +116,7 @@ def failure(error):
         copy = pickle.loads(dumps(error))
         if not isinstance(copy, BaseException):
             raise TypeError("an exception that unpickles to something else")
-        copy.emulated_traceback = where
+        note(copy, emulated_traceback=where)
     except BaseException:
         error = RuntimeError(in_words(error))
     return Failure(error, where)
@@ -127,7 +128,7 @@ def settle(future, answer):
         answer = answer.open()
     try:
         if isinstance(answer, Failure):
-            answer.error.emulated_traceback = answer.where
+            note(answer.error, emulated_traceback=answer.where)
             future.set_exception(answer.error)
         else:
             future.set_result(answer)

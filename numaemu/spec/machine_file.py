@@ -4,6 +4,7 @@ Whatever is wrong ends in a ConfigError of one line: the thing, its value, the l
 """
 
 import re
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
 
@@ -73,7 +74,7 @@ DEFAULT_COST = {  # ns
     "message_ns": 2000,  # a request to a node or the coordinator and its answer; assumed
 }
 LONG_MAX = (1 << 63) - 1
-DEFAULT_DISK = {  # of a machine's one disk: a SATA SSD; assumed
+DEFAULT_DISK: dict[str, Any] = {  # of a machine's one disk: a SATA SSD; assumed
     "size": "64GiB",  # nothing is stored on the host but what is written
     "read_latency_us": 100,  # one request, before its bytes come
     "write_latency_us": 30,
@@ -122,7 +123,7 @@ NOT_THERE = {  # settings that only have one value yet, at boot and at run time,
 SLAB_DEBUG_LETTERS = "FZPU-"  # Linux also has T (trace), A (failslab), O (no larger slabs)
 
 # --- what a machine file may say ----------------------------------------------------------------
-DEFAULT_KERNEL = {  # the kernel's boot options
+DEFAULT_KERNEL: dict[str, Any] = {  # the kernel's boot options
     "page_group_by_mobility": True,
     "slab_debug": "",
     "random_seed": 0,  # of what kernel.randomize_va_space draws
@@ -141,7 +142,7 @@ SIZE_KEYS = ("low_memory", "kernelcore", "movablecore")
 SCALAR_KEYS = ("name", "paging", "page_size", "zone_layout", *SIZE_KEYS)
 MACHINE_KEYS = (*SCALAR_KEYS, "node", "distance", "latency", "tlb", "sysctl", "cost", "kernel", "disk")
 NODE_KEYWORDS = ("nodes", "cpus_per_node", "memory_per_node", "memory_only_nodes")
-TABLES = {  # with known keys
+TABLES: dict[str, Collection[str]] = {  # with known keys
     **DEFAULT_TLB,
     "sysctl": KNOWN_SYSCTLS,
     "cost": DEFAULT_COST,
@@ -224,11 +225,11 @@ def parse_page_size(value: Any, paging: str, where: str) -> int:
     return page_size
 
 
-def parse_sizes(machine: dict[str, Any], memory_bytes: int, where: str) -> dict[str, int | None]:
+def parse_sizes(machine: dict[str, Any], memory_bytes: int, where: str) -> dict[str, Any]:
     """The SIZE_KEYS; kernelcore and movablecore are parts of `memory_bytes`."""
     if "kernelcore" in machine and "movablecore" in machine:
         raise ConfigError.at(where, "kernelcore and movablecore are both given, must be one")
-    sizes: dict[str, int | None] = {"low_memory": DEFAULT_LOW_MEMORY}
+    sizes: dict[str, Any] = {"low_memory": DEFAULT_LOW_MEMORY}
     for key in SIZE_KEYS:
         sizes.setdefault(key)
         if key in machine:

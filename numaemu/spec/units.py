@@ -122,10 +122,11 @@ def parse_int(value: Any, what: str, where: str, least: int, most: int, unit: st
     """A whole number from `least` to `most`; text, bools, fractions, nan and inf are none."""
     if not isinstance(value, Integral) or isinstance(value, bool):
         raise ConfigError.at(where, f"{what} is {shown(value)}, must be a whole number")
-    if not least <= value <= most:
-        limit = f"at least {least}" if value < least else f"at most {most}"
+    number = int(value)
+    if not least <= number <= most:
+        limit = f"at least {least}" if number < least else f"at most {most}"
         raise ConfigError.at(where, f"{what} is {shown(value)}{unit}, must be {limit}")
-    return int(value)
+    return number
 
 
 def check_table(table: Any, known: Collection[str], what: str, where: str) -> dict[str, Any]:

@@ -5,6 +5,8 @@
 `block_map` takes what `machine.pageblocks()` returns; `side_by_side` shows the same zones at two moments.
 """
 
+from typing import Any
+
 from numaemu.kernel.include.mmzone import MIGRATE_MOVABLE, MIGRATE_NAMES
 from numaemu.spec.param import PAGEBLOCK_PAGES
 
@@ -91,7 +93,8 @@ def side_by_side(moments, columns=32):
     from rich.table import Table
     from rich.text import Text
 
-    parts, first = [], next(iter(moments.values()))
+    parts: list[Any] = []
+    first = next(iter(moments.values()))
     for i, zone in enumerate(first):
         step = merged(zone, columns)
         table = Table(box=None, padding=(0, 1), show_header=any(moments))

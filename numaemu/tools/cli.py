@@ -22,7 +22,7 @@ import warnings
 import click
 
 import numaemu
-from numaemu.errors import ConfigError, MachineCheck, NumaemuWarning
+from numaemu.errors import ConfigError, MachineCheck, NumaemuWarning, note
 from numaemu.host import where
 from numaemu.spec.machine_file import KEYWORDS
 from numaemu.spec.topology import list_presets, load_topology
@@ -45,13 +45,15 @@ class WorkloadRaised(Exception):
 class TimeLimit:
     """--timeout: Ctrl-C from a thread."""
 
-    is_left, seconds = True, None
+    is_left = True
+    seconds: float = 0
 
     def limit(self, seconds):
         """From now on; None: there is no limit."""
-        self.is_left, self.seconds = True, seconds
+        self.is_left = True
         if seconds is None:
             return
+        self.seconds = seconds
         if signal.getsignal(signal.SIGINT) != signal.default_int_handler:  # in a shell's background Ctrl-C is ignored
             signal.signal(signal.SIGINT, self.interrupt)
         threading.Thread(target=self.wait, args=(threading.get_ident(),), daemon=True, name="timeout").start()
@@ -102,13 +104,13 @@ def cli():
 @click.option("--lockstep", is_flag=True, help="CPUs take turns by emulated time (not there yet).")
 @click.option("--json", "json_path", metavar="FILE", help="Write all figures there.")
 @click.option("--quiet", is_flag=True, help="No progress and no summary, only the result.")
-def run(**options):
+def run(**given):
     """Run main(machine) of the file WORKLOAD; ARGS reach it as sys.argv[1:].
 
     A workload may state its machine in a variable MACHINE: a preset's name or a dict of Machine's keywords. --machine
     replaces it; the other options change it.
     """
-    options = types.SimpleNamespace(**options)
+    options = types.SimpleNamespace(**given)
     if options.lockstep:
         raise ConfigError("lockstep is not there yet")
     check_writable(options.json_path)
@@ -164,6 +166,8 @@ def load_workload(path):
     name = module_name(path)
     sys.path.insert(0, os.path.dirname(path))
     spec = importlib.util.spec_from_file_location(name, path)
+    if spec is None or spec.loader is None:
+        raise ConfigError(f"{path} is no file of Python")
     module = sys.modules[name] = importlib.util.module_from_spec(spec)
     try:
         spec.loader.exec_module(module)
@@ -242,7 +246,7 @@ def run_workload(module, topology, options):
         try:
             result = call_main(module, machine)
         except KeyboardInterrupt as error:
-            error.whereabouts = whereabouts(error, machine)
+            note(error, whereabouts=whereabouts(error, machine))
             raise
         wall_s = time.perf_counter() - start
         if machine.closed:
@@ -320,7 +324,7 @@ def write_json(figures, path):
             json.dump(report.jsonable(figures), file, indent=1)
             file.write("\n")
     except OSError as error:
-        raise ConfigError(f"--json is {path}: {error.strerror.lower()}") from error
+        raise ConfigError(f"--json is {path}: {str(error.strerror).lower()}") from error
 
 
 # --- the other commands -------------------------------------------------------------------------

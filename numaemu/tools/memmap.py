@@ -8,6 +8,7 @@ as many as ×2, ×4 … behind the row says.
 
 import collections
 import re
+from typing import Any
 
 import numpy as np
 
@@ -27,7 +28,10 @@ def areas(machine, pid):
     """The mappings of a task, from the lowest on, with the kind of each page."""
     found = []
     for line in machine.read(f"/proc/{pid}/maps").splitlines():
-        start, end, permissions, offset, name = _LINE.fullmatch(line).groups()
+        fields = _LINE.fullmatch(line)
+        if fields is None:
+            raise ValueError(f"/proc/{pid}/maps: {line!r} is no mapping")
+        start, end, permissions, offset, name = fields.groups()
         start, end = int(start, 16), int(end, 16)
         found.append(
             Area(start, end, permissions, int(offset, 16), name, kinds(machine.pagemap(pid, start, end - start)))
@@ -92,7 +96,7 @@ def memory_map(found, top=None):
     from rich.table import Table
     from rich.text import Text
 
-    table = Table(box=None, padding=(0, 1, 0, 0), pad_edge=False)
+    table: Any = Table(box=None, padding=(0, 1, 0, 0), pad_edge=False)
     for title, justify in (
         ("from", "left"),
         ("", "left"),

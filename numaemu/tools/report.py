@@ -137,7 +137,8 @@ def cell(value):
     if isinstance(value, numbers.Integral):
         return f"{int(value):,}"
     if isinstance(value, numbers.Real):
-        return f"{float(value):,.4g}" if abs(value) < 1000 else f"{float(value):,.1f}"
+        number = float(value)
+        return f"{number:,.4g}" if abs(number) < 1000 else f"{number:,.1f}"
     return repr(jsonable(value))
 
 

@@ -44,7 +44,7 @@ from numaemu import (
 from numaemu.compiler.pointer import u8
 from numaemu.kernel.include import gfp
 from numaemu.kernel.include.gfp import gfp_text
-from numaemu.kernel.include.internal import COMPACT_DONE, MAX_RECLAIM_RETRIES, PF_MEMALLOC
+from numaemu.kernel.include.internal import COMPACT_DONE, MAX_RECLAIM_RETRIES, PF_MEMALLOC, pack_alloc
 from numaemu.kernel.include.mm_types import task_t
 from numaemu.kernel.include.mmzone import MIGRATE_RECLAIMABLE, WMARK_LOW, WMARK_MIN, ZONE_DMA, ZONE_DMA32, ZONE_MOVABLE
 from numaemu.kernel.include.vmstat import NR_ISOLATED_ANON, percpu_of
@@ -230,7 +230,7 @@ def test_kswapd_is_woken_only_by_who_may(full):
     kernel.alloc_page(GFP_KERNEL & ~__GFP_KSWAPD_RECLAIM | __GFP_NORETRY | __GFP_NOWARN)
     assert CALLS == []
     kernel.alloc_pages(GFP_NOWAIT, 1)
-    assert CALLS[0] == (GFP_NOWAIT << 8 | 1 << 4 | 2, 0)  # highest zone: Normal; node 0
+    assert CALLS[0] == (pack_alloc(GFP_NOWAIT, 1, 2), 0)  # highest zone: Normal; node 0
 
 
 def test_the_order_of_the_slow_path(full):

@@ -27,6 +27,7 @@ from numaemu.kernel.include.internal import (
     COMPACT_PRIO_SYNC_FULL,
     COMPACT_PRIO_SYNC_LIGHT,
     COMPACT_SKIPPED,
+    pack_alloc,
 )
 from numaemu.kernel.include.mm_types import PG_anon, PG_locked, PG_lru, PG_used
 from numaemu.kernel.include.mmzone import MIGRATE_MOVABLE, node_of, zone_t
@@ -436,7 +437,7 @@ def test_extfrag_files(two_nodes):
 
 def on_compact(loop, order, prio, gfp=GFP_HIGHUSER_MOVABLE):
     """What the slow path does."""
-    return int(direct_compact(int(loop.cpu().address), gfp * 64 + order * 4 + prio, 1))
+    return int(direct_compact(int(loop.cpu().address), pack_alloc(gfp, order, prio), 1))
 
 
 @pytest.mark.parametrize("prio", [COMPACT_PRIO_ASYNC, COMPACT_PRIO_SYNC_LIGHT, COMPACT_PRIO_SYNC_FULL])
