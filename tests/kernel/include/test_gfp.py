@@ -212,7 +212,7 @@ def test_direct_reclaim_is_asked_with_the_mask(full):
     kernel = full.kernel
     full.machine.on_reclaim = recorder(0)
     assert kernel.alloc_page(GFP_KERNEL | __GFP_NORETRY | __GFP_NOWARN) is None
-    assert CALLS == [((GFP_KERNEL | __GFP_NORETRY | __GFP_NOWARN) * 16, 1)]
+    assert CALLS == [(pack_alloc(GFP_KERNEL | __GFP_NORETRY | __GFP_NOWARN, 0, 0), 1)]
 
 
 @pytest.mark.parametrize("mask", [GFP_ATOMIC, GFP_NOWAIT, GFP_KERNEL & ~__GFP_RECLAIM])
