@@ -1,0 +1,601 @@
+"""Writes the parts of pages that the source knows: commands, keys of the machine file, files, methods, limits, assumptions.
+
+    python -m docs.tools.tables            writes them into the pages
+    python -m docs.tools.tables --check    says what would change; the exit status is 1 then
+
+A page has a place for each: the lines between `<!-- table: NAME -->` and `<!-- end of table -->`. What a key or a file means
+stands here (MEANINGS, FILES); one without a meaning is an error.
+"""
+
+import ast
+import inspect
+import io
+import pathlib
+import re
+import sys
+import tokenize
+
+ROOT = pathlib.Path(__file__).parents[2]
+PLACE = re.compile(r"(<!-- table: ([\w-]+) -->\n).*?(<!-- end of table -->)", re.DOTALL)
+
+
+def table(*rows):
+    """A Markdown table; the first row has the titles."""
+    lines = ["| " + " | ".join(map(cell, row)) + " |" for row in rows]
+    return "\n".join([lines[0], "| " + " | ".join("---" for _ in rows[0]) + " |", *lines[1:]]) + "\n"
+
+
+def cell(value):
+    """What Markdown shows as this text: `<pid>` is no tag outside of code."""
+    parts = str(value).replace("|", "\\|").split("`")
+    parts[::2] = (part.replace("<", "&lt;") for part in parts[::2])
+    return "`".join(parts)
+
+
+def code(value):
+    return f"`{value}`"
+
+
+def comments(path):
+    """{line number: comment} of a source file."""
+    tokens = tokenize.generate_tokens(io.StringIO((ROOT / path).read_text()).readline)
+    return {token.start[0]: token.string.lstrip("# ") for token in tokens if token.type == tokenize.COMMENT}
+
+
+def sentence(text):
+    """A comment or docstring as a sentence of a table."""
+    text = " ".join(text.split())
+    first = re.match(r"[a-z]+", text)  # of a name such as mmap(2), kB or min_free_kbytes it is only a part
+    whole = first and (text[first.end() :] + " ")[0] in " ,;:.-'"
+    return text[0].upper() + text[1:] if whole else text
+
+
+# -- the command line ----------------------------------------------------------------------------------------
+
+
+def commands():
+    """Every command with its arguments, its text and its options."""
+    import click
+
+    from numaemu.tools.cli import cli
+
+    def show(command, name):
+        context = click.Context(command, info_name=name)
+        arguments = [p for p in command.params if isinstance(p, click.Argument)]
+        options = [p for p in command.params if isinstance(p, click.Option) and not p.hidden]
+        if isinstance(command, click.Group):
+            for sub in command.list_commands(context):
+                yield from show(command.get_command(context, sub), f"{name} {sub}")
+            return
+        usage = [name, *(["[OPTIONS]"] if options else []), *(a.make_metavar(context) for a in arguments)]
+        yield f"### {name}\n\n```text\n{' '.join(usage)}\n```\n\n{inspect.cleandoc(command.help or '')}\n"
+        rows = [(code(option_text(o, context)), o.help or "") for o in options]
+        if rows:
+            yield table(("option", "meaning"), *rows)
+
+    return "\n".join(
+        part for sub in cli.list_commands(None) for part in show(cli.get_command(None, sub), f"numaemu {sub}")
+    )
+
+
+def option_text(option, context):
+    names = ", ".join(option.opts)
+    return names if option.is_flag else f"{names} {option.make_metavar(context)}"
+
+
+# -- the machine file ----------------------------------------------------------------------------------------
+
+MEANINGS = {  # key: (what it means, where its default comes from)
+    "name": ("the machine's name in summaries", "the file's name, else `custom`"),
+    "paging": ("the format of the page tables", "what most servers have"),
+    "page_size": ("bytes of a base page; only the format's own is possible", "the architecture"),
+    "zone_layout": (
+        "zones DMA, DMA32, Normal (`x86-64`) or DMA, Normal up to 896 MiB, HighMem (`x86-32`)",
+        "follows `paging`",
+    ),
+    "low_memory": ("RAM below 4 GiB of physical addresses; the rest begins at 4 GiB", "QEMU's PC splits its RAM so"),
+    "kernelcore": ("memory that is kept out of the zone Movable; as Linux's boot parameter", "none"),
+    "movablecore": ("memory that is given to the zone Movable; only one of the two may be given", "none"),
+    "node.memory": ("the node's memory, in whole pages of 4 KiB; 0: it has only CPUs", "required"),
+    "node.cpus": ('CPU numbers as a list or as `"0-3,8-11"`, or how many; 0: it has only memory', "none"),
+    "distance.matrix": (
+        "distances as `numactl --hardware` prints them; 10 is the node itself",
+        "10 and 21, as most two-socket servers report",
+    ),
+    "latency.matrix": (
+        "one load: the CPU's node (row) by the memory's node (column)",
+        "80 ns at distance 10, in proportion; assumed",
+    ),
+    "tlb.l1": (
+        "first level: entries, ways, and the time that a hit adds to the load",
+        "Skylake's data TLB (Intel's optimization manual)",
+    ),
+    "tlb.l2": ("second level, likewise", "Skylake's STLB; 3 ns are 9 cycles at 3 GHz, assumed"),
+    "tlb.asids": (
+        "address spaces whose entries the TLB keeps over a switch; 0: a switch flushes",
+        "0; Linux uses 6 PCIDs",
+    ),
+    "tlb.walk_cache": ("entries of the cache of upper page-table entries; 0: every walk begins at the top", "0"),
+    "cost.fault_ns": ("entry, handling and return of a page fault, without its memory accesses", "assumed"),
+    "cost.clear_page_ns": ("zeroing one page", "assumed"),
+    "cost.copy_page_ns": ("copying one page", "assumed"),
+    "cost.syscall_ns": ("entry and return of a system call", "assumed"),
+    "cost.shootdown_ns": ("what the CPU that sends a shootdown pays for each request", "assumed"),
+    "cost.ipi_ns": ("what a CPU pays that answers a shootdown", "assumed"),
+    "cost.compress_ns": ("compressing one page (zram, zswap)", "assumed"),
+    "cost.decompress_ns": ("decompressing one page", "assumed"),
+    "cost.context_switch_ns": ("another task gets the CPU; what it then misses in the TLB comes on top", "assumed"),
+    "cost.message_ns": ("a request to a node or the coordinator, and its answer", "assumed"),
+    "kernel.page_group_by_mobility": ("pages are grouped by mobility into pageblocks", "Linux"),
+    "kernel.slab_debug": (
+        'checks of slab caches, as `"FZPU,kmalloc-64"`: F consistency, Z red zones, P poison, U users',
+        "none",
+    ),
+    "kernel.random_seed": ("what `kernel.randomize_va_space` = 1 or 2 draws from; `--seed` sets it, too", "0"),
+    "kernel.thread_size": ("kernel stacks: 4KiB, 8KiB or 16KiB", "16KiB; with paging `x86-32` 8KiB, as Linux"),
+    "kernel.transparent_hugepage": ("`always`, `madvise` or `never`", "never; distributions differ"),
+    "kernel.hugepages": (
+        'words of Linux\'s command line that fill the pools, as `"hugepagesz=1G hugepages=0:1"`',
+        "none",
+    ),
+    "disk.size": ("size of the emulated disk; nothing is stored on the host but what is written", "assumed"),
+    "disk.read_latency_us": ("one request to read, before its bytes come", "a SATA SSD; assumed"),
+    "disk.write_latency_us": ("one request to write", "a SATA SSD; assumed"),
+    "disk.bandwidth": ("bytes a second; K, M, G are powers of 1024", "a SATA SSD; assumed"),
+    "vm.min_free_kbytes": ("what the watermarks are computed from", "Linux's formula, from the memory there is"),
+    "vm.watermark_scale_factor": ("distance between two watermarks, in 10,000ths of the zone", "Linux"),
+    "vm.watermark_boost_factor": (
+        "how far a fallback of mobility raises the watermarks, in 10,000ths of high",
+        "Linux",
+    ),
+    "vm.percpu_pagelist_high_fraction": (
+        "the share of a zone that per-CPU lists may hold: one part in so many; 0: by watermark",
+        "Linux",
+    ),
+    "vm.lowmem_reserve_ratio": (
+        "one number for each zone: how much of it is kept from allocations that could use a higher one",
+        "Linux",
+    ),
+    "vm.overcommit_memory": ("0 guess, 1 always, 2 never", "Linux"),
+    "vm.overcommit_ratio": ("with 2: per cent of memory that may be promised", "Linux"),
+    "vm.overcommit_kbytes": ("with 2: the same in kB", "Linux"),
+    "vm.admin_reserve_kbytes": ("kB kept for user 0 when memory is promised", "Linux's formula"),
+    "vm.user_reserve_kbytes": ("kB kept for other tasks of the same user", "Linux's formula"),
+    "vm.max_map_count": ("mappings of one address space", "Linux"),
+    "vm.zone_reclaim_mode": ("bits: 1 reclaim the node first, 2 write dirty pages, 4 unmap pages", "Linux"),
+    "vm.min_unmapped_ratio": (
+        "per cent of a node in unmapped file pages from which on the node is reclaimed first",
+        "Linux",
+    ),
+    "vm.min_slab_ratio": ("the same for reclaimable slab pages", "Linux"),
+    "vm.swappiness": ("0: pages of files go first; 200: the tasks' own pages go first", "Linux"),
+    "vm.page-cluster": ("2 to the power of this: pages that a fault from swap reads", "Linux"),
+    "kernel.numa_balancing": ("automatic NUMA balancing is not there yet", "Linux: 1 on NUMA machines"),
+    "kernel.randomize_va_space": (
+        "0: no randomisation; 1: stack and mmap; 2: the heap, too",
+        "0, so that runs repeat; Linux has 2",
+    ),
+    "kernel.sched_base_slice_ns": ("how long a task keeps the CPU while others want it", "Linux, for 8 CPUs and more"),
+    "vm.dirty_ratio": ("per cent of memory: above it a task that makes pages dirty waits", "Linux"),
+    "vm.dirty_background_ratio": ("per cent of memory: above it the flusher writes", "Linux"),
+    "vm.dirty_bytes": ("instead of `vm.dirty_ratio`, in bytes", "Linux"),
+    "vm.dirty_background_bytes": ("instead of `vm.dirty_background_ratio`, in bytes", "Linux"),
+    "vm.dirty_expire_centisecs": ("a page is written when it has been dirty for so long", "Linux"),
+    "vm.dirty_writeback_centisecs": ("how often the flusher looks; 0: never", "Linux"),
+    "vm.nr_hugepages": ("pages in the pool of the default size", "Linux"),
+    "vm.nr_overcommit_hugepages": ("surplus pages that the pool may take when it is empty", "Linux"),
+    "vm.panic_on_oom": ("1, 2: running out of memory ends the machine", "Linux"),
+    "vm.oom_kill_allocating_task": ("not 0: the OOM killer ends the task that asked", "Linux"),
+    "vm.oom_dump_tasks": ("not 0: the OOM report lists all tasks", "Linux"),
+    "vm.extfrag_threshold": (
+        "index above which a failure counts as fragmentation, so that compaction is tried",
+        "Linux",
+    ),
+    "vm.compaction_proactiveness": ("how eagerly kcompactd compacts in the background; 0: never", "Linux"),
+    "vm.compact_unevictable_allowed": ("1: compaction moves locked pages, too", "Linux"),
+    "vm.lumpy_reclaim": ("our own: 1 evicts around cold pages, as Linux up to 3.4 did, instead of compacting", "0"),
+}
+UNITS = {"_ns": "ns", "_us": "us", "_kbytes": "kB", "_bytes": "bytes", "_centisecs": "1/100 s", "_ratio": "%"}
+OTHER_UNITS = {
+    "disk.bandwidth": "bytes/s", "disk.size": "bytes", "latency.matrix": "ns", "tlb.l1": "ns", "tlb.l2": "ns", "node.memory": "bytes",
+    "low_memory": "bytes", "kernelcore": "bytes", "movablecore": "bytes", "page_size": "bytes", "vm.lowmem_reserve_ratio": "1/n",
+    "kernel.thread_size": "bytes",
+}  # fmt: skip
+
+
+def unit(key):
+    return OTHER_UNITS.get(key) or next((u for end, u in UNITS.items() if key.endswith(end)), "")
+
+
+def key_row(key, default, limits=""):
+    meaning, source = MEANINGS[key]
+    shown = key if key.startswith(("vm.", "kernel.")) and key in sysctls() else key.rpartition(".")[2]
+    return (
+        code(shown),
+        sentence(meaning),
+        unit(key),
+        limits,
+        default if default == "" else code(default),
+        sentence(source),
+    )
+
+
+TITLES = ("key", "meaning", "unit", "limits", "default", "where the default comes from")
+
+
+def sysctls():
+    from numaemu.spec.machine_file import KNOWN_SYSCTLS
+
+    return KNOWN_SYSCTLS
+
+
+def span(least, most):
+    from numaemu.spec import machine_file as m
+
+    names = {m.INT_MAX: "2³¹-1", m.LONG_MAX: "2⁶³-1", m.MAX_MEMORY: "16TiB"}
+    return f"{least} to {names.get(most, most)}" if least != most else f"{least}"
+
+
+def keys_machine():
+    from numaemu.spec import machine_file as m
+    from numaemu.spec.units import format_size
+
+    block = format_size(m.MEMORY_BLOCK)
+    limits = {
+        "name": "a line of text", "paging": "see below", "page_size": "4096", "zone_layout": ", ".join(m.ZONE_LAYOUTS),
+        "low_memory": f"{block} to {format_size(m.MAX_LOW_MEMORY)}, in steps of {block}",
+        "kernelcore": f"in steps of {block}", "movablecore": f"in steps of {block}",
+    }  # fmt: skip
+    defaults = {"paging": m.DEFAULT_PAGING, "low_memory": format_size(m.DEFAULT_LOW_MEMORY), "page_size": "4096"}
+    return table(TITLES, *(key_row(key, defaults.get(key, ""), limits[key]) for key in m.SCALAR_KEYS))
+
+
+def keys_node():
+    from numaemu.spec import machine_file as m
+    from numaemu.spec.units import format_size
+
+    most = format_size(m.MAX_MEMORY)
+    memory = f"0 to {most}, also in all; the first node that has any: at least {format_size(m.MIN_MEMORY)}"
+    return table(
+        TITLES,
+        key_row("node.memory", "", memory),
+        key_row("node.cpus", "0", f"numbers below {m.MAX_CPUS}; CPU 0 must be there"),
+        key_row("distance.matrix", "", span(m.LOCAL_DISTANCE, m.MAX_DISTANCE)),
+        key_row("latency.matrix", "", span(1, m.MAX_LATENCY_NS)),
+    )
+
+
+def keys_tlb():
+    from numaemu.spec import machine_file as m
+    from numaemu.spec.param import NR_ASIDS, WALK_CACHE_MAX
+
+    most = {"l1": m.MAX_L1_ENTRIES, "l2": m.MAX_L2_ENTRIES}
+    rows = [
+        key_row(f"tlb.{level}", "{ " + ", ".join(f"{k} = {v}" for k, v in table_.items()) + " }",
+                f"entries 1 to {most[level]}, a multiple of ways")
+        for level, table_ in m.DEFAULT_TLB.items()
+    ]  # fmt: skip
+    limits = {"asids": NR_ASIDS - 1, "walk_cache": WALK_CACHE_MAX}
+    return table(
+        TITLES, *rows, *(key_row(f"tlb.{k}", str(v), span(0, limits[k])) for k, v in m.DEFAULT_TLB_WORDS.items())
+    )
+
+
+def keys_cost():
+    from numaemu.spec import machine_file as m
+
+    return table(TITLES, *(key_row(f"cost.{k}", str(v), span(0, m.MAX_COST_NS)) for k, v in m.DEFAULT_COST.items()))
+
+
+def keys_kernel():
+    from numaemu.spec import machine_file as m
+
+    show = lambda v: str(v).lower() if isinstance(v, bool) else f'"{v}"' if isinstance(v, str) else str(v)
+    return table(TITLES, *(key_row(f"kernel.{k}", show(v)) for k, v in m.DEFAULT_KERNEL.items()))
+
+
+def keys_disk():
+    from numaemu.spec import machine_file as m
+    from numaemu.spec.units import format_size
+
+    limits = {"size": f"2MiB to {format_size(m.MAX_DISK)}", "bandwidth": f"1 to {format_size(m.MAX_BANDWIDTH)}/s"}
+    rows = (
+        key_row(f"disk.{k}", str(v), limits.get(k, span(0, m.MAX_DISK_LATENCY_US))) for k, v in m.DEFAULT_DISK.items()
+    )
+    return table(TITLES, *rows)
+
+
+def keys_sysctl():
+    from numaemu.kernel.fs.sysfs.sysctl import DEFAULTS
+
+    show = lambda v: " ".join(map(str, v)) if isinstance(v, tuple) else str(v)
+    computed = {"vm.nr_hugepages": "0", "vm.nr_overcommit_hugepages": "0"}
+    rows = []
+    for key, (least, most) in sysctls().items():
+        default = show(DEFAULTS[key]) if key in DEFAULTS else computed.get(key, "")
+        rows.append(key_row(key, default, span(least, most)))
+    return table(TITLES, *rows)
+
+
+def presets():
+    from numaemu.spec.topology import list_presets, load_topology
+    from numaemu.spec.units import format_size
+
+    rows = []
+    for name, text in list_presets().items():
+        t = load_topology(name)
+        rows.append((code(name), t.nr_nodes, t.nr_cpus, format_size(t.memory_bytes), text))
+    return table(("preset", "nodes", "CPUs", "memory", "what it is like"), *rows)
+
+
+def keywords():
+    """The keywords of Machine(…)."""
+    from numaemu.spec.machine_file import KEYWORDS
+
+    return ", ".join(map(code, KEYWORDS)) + "\n"
+
+
+# -- files of /proc and /sys ---------------------------------------------------------------------------------
+
+FILES = {
+    "/dev/kmsg": "the kernel's log; `machine.dmesg()`",
+    "/proc/buddyinfo": "free blocks of each zone, by order",
+    "/proc/meminfo": "memory by use, in kB",
+    "/proc/pagetypeinfo": "free blocks and pageblocks of each zone, by mobility",
+    "/proc/slabinfo": "slab caches: objects, slabs, sizes",
+    "/proc/stat": "context switches and processes since boot",
+    "/proc/swaps": "swap areas: size, use, priority",
+    "/proc/vmallocinfo": "areas of vmalloc and vmap",
+    "/proc/vmstat": "counters and sums of the whole machine",
+    "/proc/zoneinfo": "zones: watermarks, counters, per-CPU lists",
+    "/proc/sys/vm/compact_memory": "`1` compacts all nodes",
+    "/proc/sys/vm/drop_caches": "`1` drops clean pages of files, `2` unused slab objects, `3` both",
+    "/proc/sys/vm/stat_refresh": "nothing: counters are summed when they are read",
+    "/proc/sys/vm/nr_hugepages_mempolicy": "as `nr_hugepages`, on the nodes of the policy of the task that writes",
+    "/proc/<pid>/auxv": "the auxiliary vector of the program, as bytes",
+    "/proc/<pid>/cgroup": "the task's control group",
+    "/proc/<pid>/clear_refs": "`1`, `2`, `3`: forget which pages were used; `5`: reset the peak of RSS",
+    "/proc/<pid>/cmdline": "the program's arguments",
+    "/proc/<pid>/comm": "the task's name",
+    "/proc/<pid>/environ": "the program's environment",
+    "/proc/<pid>/limits": "limits of resources",
+    "/proc/<pid>/maps": "mappings",
+    "/proc/<pid>/numa_maps": "mappings, with policy and pages by node",
+    "/proc/<pid>/oom_score": "points for the OOM killer, 0 to 1000 and more",
+    "/proc/<pid>/oom_score_adj": "-1000 (never killed) to 1000, added to the points",
+    "/proc/<pid>/pagemap": "too long to be read whole: `machine.pagemap(pid, addr, nbytes)`",
+    "/proc/<pid>/smaps": "mappings, with the state of their pages",
+    "/proc/<pid>/smaps_rollup": "the same in sum",
+    "/proc/<pid>/stat": "52 fields, as Linux has them",
+    "/proc/<pid>/statm": "memory in pages",
+    "/proc/<pid>/status": "what concerns tasks, memory and placement, in Linux's order",
+    "/sys/block/zram0/comp_algorithm": "what zram compresses with, while it is empty: lz4 or zstd",
+    "/sys/block/zram0/mem_limit": "most memory that zram may use",
+    "/sys/block/zram0/mem_used_max": "`0` begins again to note the most memory used",
+    "/sys/block/zram0/mm_stat": "zram's sizes: original, compressed, memory used and more",
+    "/sys/devices/system/node/has_cpu": "nodes with CPUs",
+    "/sys/devices/system/node/has_memory": "nodes with memory",
+    "/sys/devices/system/node/has_normal_memory": "nodes with memory that the kernel can address",
+    "/sys/devices/system/node/online": "all nodes",
+    "/sys/devices/system/node/possible": "all nodes",
+    "/sys/devices/system/node/node<N>/compact": "anything compacts the node",
+    "/sys/devices/system/node/node<N>/cpulist": "its CPUs, as `0-3`",
+    "/sys/devices/system/node/node<N>/cpumap": "its CPUs, as a mask",
+    "/sys/devices/system/node/node<N>/distance": "its distance to each node",
+    "/sys/devices/system/node/node<N>/meminfo": "its memory by use",
+    "/sys/devices/system/node/node<N>/numastat": "where pages came from",
+    "/sys/devices/system/node/node<N>/vmstat": "its counters and sums",
+    "/sys/devices/system/node/node<N>/hugepages/hugepages-<S>kB/free_hugepages": "its free pages of the pool",
+    "/sys/devices/system/node/node<N>/hugepages/hugepages-<S>kB/nr_hugepages": "its pages of the pool; writing sizes it",
+    "/sys/devices/system/node/node<N>/hugepages/hugepages-<S>kB/surplus_hugepages": "its surplus pages",
+    "/sys/fs/cgroup/<group>/cgroup.controllers": "controllers that the group has",
+    "/sys/fs/cgroup/<group>/cgroup.procs": "its processes; a pid that is written joins",
+    "/sys/fs/cgroup/<group>/cgroup.subtree_control": "controllers of the groups below: `+cpuset`, `-memory`",
+    "/sys/fs/cgroup/<group>/cpuset.cpus": "the CPUs it asks for",
+    "/sys/fs/cgroup/<group>/cpuset.cpus.effective": "the CPUs it has",
+    "/sys/fs/cgroup/<group>/cpuset.mems": "the nodes it asks for",
+    "/sys/fs/cgroup/<group>/cpuset.mems.effective": "the nodes it has",
+    "/sys/fs/cgroup/<group>/memory.stat": "kernel memory that is charged to it",
+    "/sys/kernel/debug/extfrag/extfrag_index": "why an allocation would fail: near 0 too little memory, near 1 fragmentation",
+    "/sys/kernel/debug/extfrag/unusable_index": "the share of free memory that is in too small pieces, by order",
+    "/sys/kernel/debug/zswap/pool_limit_hit": "how often the pool was full",
+    "/sys/kernel/debug/zswap/pool_total_size": "bytes that the pool uses",
+    "/sys/kernel/debug/zswap/reject_alloc_fail": "pages not taken for want of memory",
+    "/sys/kernel/debug/zswap/reject_compress_fail": "pages whose compression failed",
+    "/sys/kernel/debug/zswap/reject_compress_poor": "pages that did not get smaller",
+    "/sys/kernel/debug/zswap/reject_reclaim_fail": "pages that a full pool could not take",
+    "/sys/kernel/debug/zswap/stored_pages": "pages in the pool",
+    "/sys/kernel/debug/zswap/written_back_pages": "pages that were moved from the pool to the disk",
+    "/sys/kernel/mm/hugepages/hugepages-<S>kB/free_hugepages": "free pages of the pool",
+    "/sys/kernel/mm/hugepages/hugepages-<S>kB/nr_hugepages": "pages of the pool; writing sizes it",
+    "/sys/kernel/mm/hugepages/hugepages-<S>kB/nr_hugepages_mempolicy": "the same, on the nodes of the writing task's policy",
+    "/sys/kernel/mm/hugepages/hugepages-<S>kB/nr_overcommit_hugepages": "surplus pages that it may take",
+    "/sys/kernel/mm/hugepages/hugepages-<S>kB/resv_hugepages": "pages that are reserved but not in use",
+    "/sys/kernel/mm/hugepages/hugepages-<S>kB/surplus_hugepages": "surplus pages",
+    "/sys/kernel/mm/lru_gen/enabled": "0x0000: there are the classic LRU lists only",
+    "/sys/kernel/mm/mempolicy/weighted_interleave/node<N>": "the node's weight, 1 to 255",
+    "/sys/kernel/mm/transparent_hugepage/defrag": "what a fault may do for a huge page",
+    "/sys/kernel/mm/transparent_hugepage/enabled": "always, madvise or never",
+    "/sys/kernel/mm/transparent_hugepage/hpage_pmd_size": "bytes of a huge page",
+    "/sys/kernel/mm/transparent_hugepage/shmem_enabled": "never or deny: there are none of shared memory",
+    "/sys/kernel/mm/transparent_hugepage/use_zero_page": "1: a read maps the huge page of zeros",
+    "/sys/kernel/mm/transparent_hugepage/khugepaged/alloc_sleep_millisecs": "khugepaged's pause after it found no memory",
+    "/sys/kernel/mm/transparent_hugepage/khugepaged/defrag": "1: khugepaged may compact",
+    "/sys/kernel/mm/transparent_hugepage/khugepaged/full_scans": "rounds through all memory",
+    "/sys/kernel/mm/transparent_hugepage/khugepaged/max_ptes_none": "most pages missing in a range that is collapsed",
+    "/sys/kernel/mm/transparent_hugepage/khugepaged/max_ptes_shared": "most shared pages in it",
+    "/sys/kernel/mm/transparent_hugepage/khugepaged/max_ptes_swap": "most swapped pages in it",
+    "/sys/kernel/mm/transparent_hugepage/khugepaged/pages_collapsed": "huge pages it has made",
+    "/sys/kernel/mm/transparent_hugepage/khugepaged/pages_to_scan": "pages it looks at in a round",
+    "/sys/kernel/mm/transparent_hugepage/khugepaged/scan_sleep_millisecs": "its pause between two rounds",
+    "/sys/module/zswap/parameters/accept_threshold_percent": "how far a full pool must empty before it takes pages again",
+    "/sys/module/zswap/parameters/compressor": "lz4 or zstd",
+    "/sys/module/zswap/parameters/enabled": "Y or N",
+    "/sys/module/zswap/parameters/max_pool_percent": "most of all memory that the pool may use",
+    "/sys/module/zswap/parameters/shrinker_enabled": "Y: memory pressure writes pages of the pool back",
+    "/sys/module/zswap/parameters/zpool": "zsmalloc",
+}
+
+
+def all_files():
+    """{path: may be read, may be written} of every file; <pid>, <N>, <S> and <group> stand for any."""
+    from numaemu.kernel.fs.proc import tree
+    from numaemu.kernel.fs.sysfs import cgroup, huge, node, sysctl
+
+    found = {path: (read is not None, write is not None) for path, (read, write) in tree.FIXED.items()}
+    for name in {*tree.PID_FILES, *tree.PID_WRITERS}:
+        found[f"/proc/<pid>/{name}"] = (tree.PID_FILES.get(name) is not None, name in tree.PID_WRITERS)
+    for name in {*node.NODE_FILES, *node.NODE_WRITERS}:
+        found[f"{node.ROOT}/node<N>/{name}"] = (name in node.NODE_FILES, name in node.NODE_WRITERS)
+    for name, (read, write) in huge.GLOBAL_FILES.items():
+        found[f"/sys/kernel/mm/hugepages/hugepages-<S>kB/{name}"] = (read is not None, write is not None)
+    for name in huge.NODE_FIELDS:
+        found[f"{node.ROOT}/node<N>/hugepages/hugepages-<S>kB/{name}"] = (True, name == "nr_hugepages")
+    found[f"{sysctl.WEIGHTS}/node<N>"] = (True, True)
+    group = type("Group", (), {"controllers": ("cpuset", "memory"), "parent": True})
+    for name, (read, write) in cgroup.group_files(group).items():
+        found[f"{cgroup.MOUNT}/<group>/{name}"] = (read is not None, write is not None)
+    return found
+
+
+def files():
+    """Every file with what it is."""
+    known = {f"/proc/sys/{key.replace('.', '/')}": MEANINGS[key][0] for key in sysctls()} | FILES
+    found = all_files()
+    if set(known) != set(found):
+        raise KeyError(f"files without a meaning, or meanings without a file: {sorted(set(known) ^ set(found))}")
+    access = {(True, False): "r", (False, True): "w", (True, True): "rw", (False, False): ""}
+    order = lambda path: (not path.startswith("/proc/"), "/sys/vm" in path or "/sys/kernel/" in path, path)
+    return table(
+        ("file", "", "what it is"), *((code(p), access[found[p]], sentence(known[p])) for p in sorted(found, key=order))
+    )
+
+
+# -- the Python API ------------------------------------------------------------------------------------------
+
+
+INTERNAL = ("disown", "check_owner", "call_op", "where", "start")  # methods that others of the package call
+
+
+def api():
+    """Every public method with the first sentence of its docstring."""
+    from numaemu import machine
+    from numaemu.api import allocators, explain, files, mapping, task
+
+    classes = (
+        ("Machine", machine.Machine), ("Task", task.Task), ("Handle", task.Handle), ("Mapping", mapping.Mapping),
+        ("VirtualArray", mapping.VirtualArray), ("File", files.File), ("KernelCalls", allocators.KernelCalls),
+        ("KmemCache", allocators.KmemCache), ("Shrinker", allocators.Shrinker), ("Trail", explain.Trail), ("Step", explain.Step),
+    )  # fmt: skip
+    parts = []
+    for name, kind in classes:
+        rows = []
+        for member, value in vars(kind).items():
+            value = inspect.unwrap(value) if callable(value) else value
+            if (
+                member.startswith("_")
+                or member in INTERNAL
+                or not (callable(value) or isinstance(value, property))
+                or not value.__doc__
+            ):
+                continue
+            call = member if isinstance(value, property) else f"{member}{arguments(value)}"
+            rows.append((code(call), first_sentence(value.__doc__)))
+        parts.append(f"### {name}\n\n{sentence(inspect.getdoc(kind))}\n\n" + table(("", ""), *rows))
+    return "\n".join(parts)
+
+
+def arguments(function):
+    """(addr, length, flags=0) of a method, without self."""
+    names = []
+    for p in list(inspect.signature(function).parameters.values())[1:]:
+        if p.name.startswith("_"):
+            continue
+        star = {p.VAR_POSITIONAL: "*", p.VAR_KEYWORD: "**"}.get(p.kind, "")
+        default = "" if p.default is p.empty else f"={default_text(p.name, p.default)}"
+        names.append(f"{star}{p.name}{default}")
+    return f"({', '.join(names)})"
+
+
+def default_text(name, value):
+    from numaemu import uapi
+
+    if name == "prot":
+        return "PROT_READ | PROT_WRITE"
+    if name == "gfp":
+        return "GFP_KERNEL"
+    if isinstance(value, type):
+        return value.__name__
+    if name == "flags" and value == uapi.MAP_PRIVATE | uapi.MAP_ANONYMOUS:
+        return "MAP_PRIVATE | MAP_ANONYMOUS"
+    return repr(value)
+
+
+def first_sentence(doc):
+    return sentence(inspect.cleandoc(doc).partition("\n\n")[0])
+
+
+def errors():
+    from numaemu import errors as module
+
+    kinds = [k for k in vars(module).values() if isinstance(k, type) and issubclass(k, (Exception, Warning))]
+    return table(("exception", "what it means"), *((code(k.__name__), first_sentence(k.__doc__)) for k in kinds))
+
+
+# -- limits and assumptions ----------------------------------------------------------------------------------
+
+
+def limits():
+    """Every fixed size of spec/param.py."""
+    path, rows = "numaemu/spec/param.py", []
+    notes = comments(path)
+    from numaemu.spec import param
+
+    for statement in ast.parse((ROOT / path).read_text()).body:
+        if isinstance(statement, ast.Assign) and statement.lineno in notes:
+            name = statement.targets[0].id
+            rows.append((code(name), f"{getattr(param, name):,}", sentence(notes[statement.lineno])))
+    return table(("constant", "value", "what it limits"), *rows)
+
+
+def assumed():
+    """Every line of the source whose comment says that its number is assumed or measured."""
+    rows = []
+    for path in sorted((ROOT / "numaemu").rglob("*.py")):
+        name = str(path.relative_to(ROOT))
+        lines = path.read_text().splitlines()
+        for number, note in comments(name).items():
+            statement = lines[number - 1].partition("#")[0].strip().rstrip("{,")
+            if re.search(r"\b(assumed|measured)\b", note) and statement:
+                rows.append((code(name), code(statement.rstrip()), sentence(note)))
+    return table(("file", "constant", "what it is"), *rows)
+
+
+TABLES = {
+    "commands": commands, "keys-machine": keys_machine, "keys-node": keys_node, "keys-tlb": keys_tlb, "keys-cost": keys_cost,
+    "keys-kernel": keys_kernel, "keys-disk": keys_disk, "keys-sysctl": keys_sysctl, "presets": presets, "keywords": keywords,
+    "files": files, "api": api, "errors": errors, "limits": limits, "assumed": assumed,
+}  # fmt: skip
+
+
+def filled(text):
+    """A page with its tables as the source has them today."""
+    return PLACE.sub(lambda match: match[1] + "\n" + TABLES[match[2]]() + "\n" + match[3], text)
+
+
+def main(arguments):
+    changed = []
+    for path in sorted((ROOT / "docs").rglob("*.md")):
+        text = path.read_text()
+        new = filled(text)
+        if new != text:
+            changed.append(str(path.relative_to(ROOT)))
+            if "--check" not in arguments:
+                path.write_text(new)
+    for name in changed:
+        print(f"{name} {'is out of date: run make pages' if '--check' in arguments else 'written'}")
+    return int(bool(changed) and "--check" in arguments)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
