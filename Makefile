@@ -2,6 +2,8 @@
 #
 #   make run     set up, then run a first workload        make bench   how fast it is on this host
 #   make test    set up, then layers and all tests        make clean   remove what the others made
+#   make docs    the pages as a web site, in site/
+#   make pages   tables, examples and pictures of the pages, made anew from the source and from real runs
 #   make conform play all cases recorded on Linux, and write the page of their results
 
 PYTHON ?= python3
@@ -9,13 +11,14 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 TEST_READY := $(VENV)/.test-ready
+DOCS_READY := $(VENV)/.docs-ready
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --editable
 PYTEST := $(BIN)/python -m pytest -q
 
 # Tests marked `interpreted` also run with the JIT off and in the debug build.
 INTERPRETED := -m interpreted
 
-.PHONY: run test bench conform setup layers clean
+.PHONY: run test bench conform docs pages setup layers clean
 
 run: $(READY)
 	$(BIN)/python -m numaemu run workloads/first_touch.py
@@ -31,13 +34,23 @@ bench: $(READY)
 conform: $(READY)
 	$(BIN)/python -m numaemu conform --all --markdown docs/fidelity-results.md
 
+docs: $(DOCS_READY)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --clean
+	@echo "site/index.html"
+
+# What the pages have from the source and from real runs; the gallery runs every workload, which takes some minutes.
+pages: $(READY)
+	$(BIN)/python -m docs.tools.tables
+	$(BIN)/python -m docs.tools.examples --write
+	$(BIN)/python -m docs.tools.gallery
+
 setup: $(READY)
 
 # The floors of the package (a file imports only from floors below its own), where they are written down.
 layers: $(TEST_READY)
 	$(BIN)/lint-imports --no-cache
-	$(BIN)/ruff check --quiet numaemu tests benchmarks workloads
-	$(BIN)/ruff format --quiet --check numaemu tests benchmarks workloads
+	$(BIN)/ruff check --quiet numaemu tests benchmarks workloads docs
+	$(BIN)/ruff format --quiet --check numaemu tests benchmarks workloads docs
 	$(BIN)/mypy --no-error-summary
 
 $(READY): pyproject.toml
@@ -49,6 +62,10 @@ $(TEST_READY): $(READY)
 	$(INSTALL) '.[test]'
 	@touch $@
 
+$(DOCS_READY): $(READY)
+	$(INSTALL) '.[docs]'
+	@touch $@
+
 clean:
-	rm -rf $(VENV) build dist *.egg-info .pytest_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) site build dist *.egg-info .pytest_cache .hypothesis .import_linter_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

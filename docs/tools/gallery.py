@@ -1,6 +1,7 @@
 """Runs every workload and draws what it prints: docs/gallery.md and the pictures in docs/images/.
 
-    python -m docs.tools.gallery [NAME …]        the named workloads' pictures, or all; the page is always written anew
+    python -m docs.tools.gallery [NAME …]        the named workloads' pictures, or all; then the page
+    python -m docs.tools.gallery --page          the page alone
 
 A picture is the workload's real output at 80 columns, drawn as SVG: each line of the terminal is a line of text.
 """
@@ -170,7 +171,7 @@ def section_of(name):
     return next((title for title, names in SECTIONS.items() if name in names.split()), "More")
 
 
-def write_page():
+def page():
     """docs/gallery.md: each workload with its purpose, its command and its picture."""
     lines = [
         "# Gallery",
@@ -192,41 +193,35 @@ def write_page():
             lines += ["", f"### {name}", "", *purpose(docstring(name)), "", "```sh", command(name), "```"]
             if (IMAGES / f"{name}.svg").exists():
                 lines += ["", f"![Output of {name}](images/{name}.svg)"]
-    PAGE.write_text("\n".join(lines) + "\n")
+    return "\n".join(lines) + "\n"
 
 
 def purpose(doc):
-    """A docstring as Markdown: its paragraphs, its list after `Look for`, its tables as they are."""
-    lines, table = [], False
-    for line in doc.split("\n"):
-        indented = line.startswith("   ") and not (lines and lines[-1].lstrip().startswith(("- ", "  ")))
-        item = line.lstrip().startswith("- ")
-        if indented and not item and not table and line.strip():
-            lines += ["```text"]
-            table = True
-        if table and not line.startswith("  "):
-            lines += ["```"]
-            table = False
-        if item and lines and lines[-1].strip() and not lines[-1].lstrip().startswith(("- ", "  ")):
-            lines += [""]
-        lines.append(line if table else line[2:] if line.startswith("  ") and (item or True) else line)
-        if item or lines[-1].startswith("  "):
-            pass
-    if table:
-        lines += ["```"]
-    return lines
+    """A docstring as Markdown: paragraphs, lists, and what is indented otherwise as it is drawn."""
+    lines = []
+    for indented, group in itertools.groupby(doc.split("\n"), key=lambda line: line.startswith("  ")):
+        group = list(group)
+        if not indented:
+            lines += group
+        elif group[0].startswith("  - "):
+            lines += ["", *(line[2:] for line in group), ""]
+        else:
+            lines += ["", "```text", *group, "```", ""]
+    while lines and not lines[-1]:
+        lines.pop()
+    return [line for i, line in enumerate(lines) if line or i and lines[i - 1]]
 
 
 def main(arguments):
     IMAGES.mkdir(exist_ok=True)
-    for name in arguments or workloads():
+    for name in () if "--page" in arguments else arguments or workloads():
         printed, seconds = run(name)
         svg = draw(lines_of(printed), command(name))
         (IMAGES / f"{name}.svg").write_text(svg)
         if name == FIRST:
             draw_first_picture()
         print(f"{name}: {seconds:.1f} s, {len(svg)} bytes", flush=True)
-    write_page()
+    PAGE.write_text(page())
 
 
 if __name__ == "__main__":

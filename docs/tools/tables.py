@@ -571,10 +571,24 @@ def assumed():
     return table(("file", "constant", "what it is"), *rows)
 
 
+WORDS = re.compile(r"^# Shared words of (\w+):.*\n((?:#.*\n)+)", re.MULTILINE)
+WORD = re.compile(r"^# - ([^|\n]*(?:\n#   [^|\n]*)*?) \|", re.MULTILINE)
+
+
+def words():
+    """Where the comments about shared words stand: those that begin with `Shared words of STRUCT`."""
+    rows = []
+    for path in sorted((ROOT / "numaemu").rglob("*.py")):
+        for struct, text in WORDS.findall(path.read_text()):
+            found = [" ".join(word.replace("\n#", " ").split()) for word in WORD.findall(text)]
+            rows.append((code(f"{path.relative_to(ROOT / 'numaemu')}: {struct}"), "; ".join(found)))
+    return table(("struct", "words"), *rows)
+
+
 TABLES = {
     "commands": commands, "keys-machine": keys_machine, "keys-node": keys_node, "keys-tlb": keys_tlb, "keys-cost": keys_cost,
     "keys-kernel": keys_kernel, "keys-disk": keys_disk, "keys-sysctl": keys_sysctl, "presets": presets, "keywords": keywords,
-    "files": files, "api": api, "errors": errors, "limits": limits, "assumed": assumed,
+    "files": files, "api": api, "errors": errors, "limits": limits, "assumed": assumed, "words": words,
 }  # fmt: skip
 
 
