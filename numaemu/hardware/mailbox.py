@@ -29,6 +29,11 @@ message_t = Struct(
     nbytes=64,
 )
 
+# Shared words of mailbox_t: the word | its writer | why a reader may trust it.
+# - tail | Senders, by compare-exchange, while the slot of that ticket is free. | A sender that finds the slot taken
+#   is told that the box is full, and waits where it may.
+# - a slot | The sender that holds the ticket, then the receiver. | It is handed over by turn (release, acquire).
+# - asleep, bell | See cpu_t: waiting, wait_bell. |
 # fmt: off
 mailbox_t = Struct("mailbox_t", [
     ("tail", i64), ("_pad0", u64, 7),

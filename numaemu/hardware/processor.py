@@ -60,6 +60,24 @@ table_hint_t = Struct("table_hint_t", [
     ("table", u64),     # host address of the lowest page table there; may be of the past
 ], nbytes=16)
 
+# Shared words of cpu_t: the word | its writer | why a reader may trust it.
+# - inside | Its CPU, before it looks at tlb_gen and ipi_pending. | The coordinator posts before it looks at inside.
+#   Both are sequentially consistent, so one sees the other.
+# - waiting (and mailbox.asleep) | The context that waits sets it, then looks; the waker changes the state, then
+#   looks. | Both are sequentially consistent: one sees the other.
+# - wait_bell (and mailbox.bell) | At boot, before the others are forked. | They never change.
+# - event_at | A context that posts something to the CPU: 0, after what it posts. The CPU: exchange with the access
+#   of its next look. | The CPU exchanges first, then looks at what is posted: a 0 that it overwrites was stored
+#   after what it sees.
+# - ipi_from | The coordinator sets bits. Whoever clears a bit (atomic AND, exchange) acknowledges. | Each target
+#   acknowledges once.
+# - nr_waiting, wake_at_ns | The CPU's process, under its run queue's mutex, then event_at. | The CPU inside
+#   accesses: as event_at.
+# - io_defer, io_until_ns | The fault under way on the CPU; the event check takes the word out before others run. |
+#   The CPU only.
+# - preempted, nr_switches, slice_start_ns | The CPU, in its turn. | Single words.
+# - wb_until_ns | Its CPU, by its own clock. | The CPU only.
+# - copied | Its CPU, in a write fault that copies. | The CPU only: a hint what to ask the host for.
 cpu_t = Struct("cpu_t", [
     # written by the coordinator (set) and this CPU (cleared), atomically; cache lines of their own
     ("ipi_pending", u64), ("event_at", i64), ("ipi_from", u64, CONTEXT_WORDS), ("_pad0", u64, 5),

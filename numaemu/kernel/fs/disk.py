@@ -23,6 +23,8 @@ GOLDEN, MIX_1, MIX_2 = U(0x9E3779B97F4A7C15), U(0xBF58476D1CE4E5B9), U(0x94D049B
 LOW = U(0xFFFF_FFFF)
 _FREE_EXTENTS = MAX_INODES * MAX_EXTENTS + 256  # free pieces lie between used ones: never more of them
 
+# Shared words of disk_space_t: the word | its writer | why a reader may trust it.
+# - all | Under its spin lock. | Under the lock.
 # fmt: off
 disk_space_t = Struct("disk_space_t", [      # under its lock
     ("lock", u64),

@@ -24,6 +24,9 @@ FD_CLOEXEC = 1 << 32  # of a word of the table, beside the number of the open fi
 FILE = FD_CLOEXEC - 1
 FIRST_FD = 3  # as if a shell had opened 0, 1 and 2, which are not there
 
+# Shared words of files_struct_t: the word | its writer | why a reader may trust it.
+# - descriptors | Any thread of the process under lock; each holds a count of its open file. | Without the lock: a
+#   count is taken unless it is 0, then the descriptor is looked at again.
 # fmt: off
 files_struct_t = Struct("files_struct_t", [
     ("count", i64),              # atomically: threads that share it

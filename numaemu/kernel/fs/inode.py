@@ -29,6 +29,11 @@ TMPFS_WORD = U(int.from_bytes(b"/dev/shm", "little"))  # where tmpfs is mounted
 I_FREE, I_LIVE, I_FREEING = range(3)
 FIRST_EXTENT = 16  # pages of the first extent of a file that grows; then it doubles; assumed
 
+# Shared words of inode_t: the word | its writer | why a reader may trust it.
+# - names, counts, state | Under inode_lock. | Held by a count.
+# - size, extents | Under i_rwsem. | Single words; nr_extents is written last.
+# - the VMAs that map the file (file_next of vma_t) | Under the spin lock of the file's mapping. | As of the other
+#   families.
 # fmt: off
 inode_t = Struct("inode_t", [
     # under machine.inode_lock
@@ -55,6 +60,9 @@ inode_t = Struct("inode_t", [
 RA_PAGES = 32  # VM_READAHEAD_PAGES: 128 KiB
 FMODE_RANDOM = 1  # file_t.f_mode
 
+# Shared words of file_t: the word | its writer | why a reader may trust it.
+# - the count of an open file | Atomic add; from 0 only when its number is given out anew. | A context that got a
+#   count from a descriptor that means another file by then gives it back.
 # fmt: off
 file_t = Struct("file_t", [              # struct file
     ("inode", i64), ("count", i64),      # atomically: each descriptor, each VMA, each system call under way

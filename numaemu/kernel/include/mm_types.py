@@ -26,6 +26,57 @@ PG_hugetlb, PG_restore_reserve = 1 << 26, 1 << 27  # of a head: it belongs to th
 PG_used = 1 << 16  # the emulator's own: the frame has been given out before (its host memory may hold data)
 PG_pcp = 1 << 17  # the emulator's own: on a per-CPU list or on its way to one
 
+# Shared words of page_t: the word | its writer | why a reader may trust it.
+# - refcount, mapcount | Any context, by atomic add. They are stored only over a 0: as 1 where a frame is given out,
+#   or as what they were by the context that froze the page there (compare-exchange to 0: reclaim, migration). |
+#   try_get_page never revives a 0. It may come late, to a frame that has been given out anew. So from the first 1
+#   on everything is added, and what a page says of itself (flags, counts, contents) counts only with a reference,
+#   with a lock that keeps its entry, or with its own lock, and after a second look at the entry, slot or word that
+#   named it.
+# - PG_lru, and lru_next, lru_prev of a page on an LRU list | The context whose atomic AND clears PG_lru owns the
+#   links. | A page on a list holds PG_lru, and is not freed before it is taken off. Compaction takes its first
+#   reference under the lru_lock, where PG_lru is set: a page leaves its list under that lock before it is freed, so
+#   it is no other page by then.
+# - PG_dirty of a file's page | Set by the context that holds the page's lock or maps the page; cleared under its
+#   lock. The context that changes it also counts. | A page-table entry is writable only while the bit is set.
+# - PG_anon_exclusive | Set where a page has one owner: before other contexts know it, or by a context that holds a
+#   reference and PG_locked (for the pages of a huge entry: pmd_lock), has looked at the entry again, and counts no
+#   other reference. fork clears it, and the write permission that goes with it, under the mmap_lock for writing and
+#   the mapping's spin lock, before the copy is visible. | A write fault uses the page again only while it is set.
+#   Reclaim and migration put it into special entries; they hold PG_locked and that spin lock, so they see it with
+#   the child's entry, or without both.
+# - PG_mlocked | Atomic OR and AND; the context that changes it counts nr_mlock. | It is set after the page is
+#   mapped, and looked at after mapcount has gone to 0. So one of the two sides sees the other.
+# - PG_swapcache, and private of a swapped page | The holder of PG_locked. | A reader takes a reference, locks the
+#   page and looks again.
+# - mapping, index of a file's page | The holder of PG_locked. | Under PG_locked, or with an entry that maps the
+#   page; elsewhere they are a hint.
+# - private of a file's page | The CPU that asked the disk for it. While the page is read: the context that reads
+#   it, which holds its lock, first stores the next page of the request, then the time when the disk is done, then
+#   sets PG_uptodate. Its buffer head changes under PG_locked. | Only with PG_uptodate is it a time; before that
+#   other contexts leave it alone. Only the CPU that asked waits for that time, since the clocks of two CPUs cannot
+#   be compared.
+# - private of a leaf page of a file's tree | Atomic add of pages and of shadows, after the slot has changed. | One
+#   word holds both counts, so that each change from and to 'only shadows' is seen by one CPU.
+# - private of the head page of a slab (its state) | Any CPU, by compare-exchange; where the slab enters or leaves
+#   the partial list also under the node's list_lock. | A CPU takes all free objects of its slab at once, and others
+#   only push: there is no ABA.
+# - index of the head page of a slab (obj_exts, beside the colour) | Once, by compare-exchange, by the CPU that owns
+#   (froze) the slab; with debug flags, when no CPU owns it, by any CPU that has an object of it. It goes back with
+#   the slab. | A CPU that frees by the fast path owns the slab, and knew of no array when it froze the slab: only
+#   this CPU could have added one, and then it forgot the bounds (base, end) by which that path goes. All others
+#   free by put_object, which looks; an array that it does not see yet has nothing about its object.
+# - order of the first page of a huge mapping: huge entries that map it | Atomic add, under the pmd_lock of the
+#   entry that comes or goes. | The context that adds the first entry or takes the last counts
+#   nr_anon_transparent_hugepages.
+# - refcount of a pool's page | 0 from the buddy system on, until the page is handed out. Then the context that took
+#   it off the list, or made it, stores 1. | Nobody who looks the page up late can have it. A fault on a mapped page
+#   takes a reference and looks at the entry again, since threads unmap without the fault mutex.
+# - lru_next of the table that a huge entry stands in: tables laid by for a split | Under the table's pmd_lock (a
+#   word of the table that the entry stands in). | As many tables are laid by as huge entries of anonymous memory
+#   stand in the table.
+# - isolated free pages | The node takes them off its lists. From the reply on they are the context's; unused ones
+#   come back over zone.returned. | Request and reply order the two sides.
 # fmt: off
 page_t = Struct("page_t", [
     # by whoever owns the page at that moment: its node while free, the CPU that allocated it, then atomically
@@ -57,6 +108,16 @@ policy_t = Struct("policy_t", [     # struct mempolicy; mode 0 (MPOL_DEFAULT) = 
     ("user_nodes", u64),            # w: with static or relative nodes those asked for, else those the cpuset allowed then
 ])
 
+# Shared words of vma_t: the word | its writer | why a reader may trust it.
+# - all fields, and the index of VMAs | Under the mmap_lock held for writing. | Under the mmap_lock held for
+#   reading.
+# - anon_vma, mapping | Once from 0, under anon_vma_lock, mapping last; else with the VMA. | A fault reads mapping
+#   with acquire.
+# - family_next, family_prev, file_next, file_prev | Under the spin lock of the mapping. | A VMA leaves its family
+#   before its tables go.
+# - start, pgoff, and leaf entries of a family's member while mremap moves it | Under the mmap_lock for writing and
+#   the mapping's spin lock. | A walk over the family holds that lock, so it finds a page at its old place or at its
+#   new one. The flush lies between, under the lock, and nobody allocates there.
 vma_t = Struct("vma_t", [           # written under the mmap_lock of its mm, held for writing
     ("start", u64), ("end", u64),   # [start, end)
     ("flags", i64),
@@ -75,6 +136,26 @@ vma_t = Struct("vma_t", [           # written under the mmap_lock of its mm, hel
 ])
 # fmt: on
 
+# Shared words of mapping_t: the word | its writer | why a reader may trust it.
+# - users | Atomic add; from 0 never again. VMAs, the inode of a file, and contexts that move or look at a page hold
+#   one each (folio_hold_mapping: only while it is not 0, then the page is looked at again). | The context that
+#   brings it to 0 frees the mapping, since nobody else can reach it. So a file's mapping stays while its inode
+#   does. Compaction has no mmap_lock: with a hold the family and the object's tree stay.
+# - root, tables of the tree | Once, by compare-exchange; freed with the object. | Nobody holds the object any more
+#   when they go.
+# - a slot of the tree | 0 or a value to a page by compare-exchange; back by the holder of the page's lock. | A
+#   reader takes a reference and looks again.
+# - size of shared anonymous memory | The context that makes it, before it is mapped. | It never changes.
+# - holes | Atomic add by MADV_REMOVE, after pages have left the tree and before it unmaps once more. | A fault
+#   reads it before it looks a page up and after it has mapped the page. Either the second unmapping finds the
+#   entry, or the fault finds the new count and takes out what is no longer the object's.
+# - first_policy and its sp_node_t | Under policy_lock, by mbind; freed with the object. | An allocation copies the
+#   policy that it finds, under the lock, into its CPU's own word (mpols), so none may go while it is used. That
+#   there is none is seen without the lock.
+# - acct of a tmpfs file's object | Atomic add, with the page that is charged or gone. | The limit is looked at
+#   after the addition, as with vm_committed_as.
+# - a tmpfs page in the tree | The holder of PG_locked takes it out, under the invalidate_lock for writing. | A
+#   fault holds that lock for reading: it sees the old end or the new one.
 mapping_t = Struct(
     "mapping_t",
     [  # struct anon_vma / struct address_space: who maps these pages
@@ -113,6 +194,47 @@ MM_FILEPAGES, MM_ANONPAGES, MM_SWAPENTS, MM_SHMEMPAGES, NR_MM_COUNTERS = range(5
 
 AT_VECTOR_SIZE = 2 * (22 + 3 + 1)  # words: AT_VECTOR_SIZE_BASE, x86's AT_VECTOR_SIZE_ARCH, the end
 
+# Shared words of mm_t: the word | its writer | why a reader may trust it.
+# - mmap_lock (and i_rwsem, invalidate_lock of inodes): one word with the readers, those that wait, and the phase |
+#   Compare-exchange and atomic add. A reader leaves by one atomic add. A writer that leaves gives the lock to all
+#   readers that wait and turns the phase, in the same compare-exchange. | A reader that waits has the lock when the
+#   phase has turned: no writer can turn it again before that reader has left.
+# - users | 0 as long as the number is in the pool; 1 with release when the address space is complete; then counted.
+#   | khugepaged, swapoff and the reports hold it unless it is 0.
+# - tlb_gen | Atomic add, after entries have changed. | A CPU that goes inside later sees it and flushes.
+# - tlb_flush_pending | Atomic add, by a context that changes entries without the mmap_lock for writing and flushes
+#   later: raised before the first entry changes, lowered after the flush. So do reclaim and migration (once for
+#   each batch and address space), cleaning for writeback, the zap of a range, MADV_FREE, truncation, and the taking
+#   of pool pages from other tasks. It outlives the address space: the number's next address space finds a count
+#   that will be lowered. | A context that finds an entry changed finds the count as well, or the flush is over.
+#   docs/internals/shared-words.md has the table of flushes to come.
+# - a page-table leaf | Any context, by compare-exchange or exchange of the whole entry. | The walker sets A and D
+#   so as well, so an entry that was cleared stays cleared.
+# - the D bit of an entry that migration takes out | Goes to PG_dirty at once, as in reclaim: the migration entry
+#   has it too, but may be unmapped. | Reclaim drops a shared page only if neither says that it was written to.
+# - a page-table upper entry | 0 to a table once, by compare-exchange; back to 0 under the write lock. The table is
+#   freed after a flush. | A walker finishes between two accesses, before its CPU acknowledges.
+# - the kernel's half of a task's top-level table (x86) | Copied when the table is made. On 32 bits also 0 to the
+#   kernel's entry, by compare-exchange, in the fault that misses it. | An entry of the kernel's table never changes
+#   once it is there.
+# - a huge entry of anonymous memory; 0, a table or huge pages in its place | Under pmd_lock (a word of the table it
+#   stands in), by exchange or compare-exchange. A and D by any walker. | A fault looks at it once, and again under
+#   the lock. A fault hangs a table in without the lock, by compare-exchange from 0.
+# - small entries that become a huge one; a huge page that moves | Under the mmap_lock for writing. The table or
+#   entry goes under the family's lock and, if it is (still) huge, pmd_lock; then comes a flush. A table is back, or
+#   all its pages are locked, before the family's lock is let go. | No fault can find the place empty. A walk over
+#   the family finds the table with its entries, or pages that nobody else can have isolated: no migration entry is
+#   missed.
+# - oom_state | The coordinator stores NONE to VICTIM, and SKIP. REAPING and REAPED are stored by the CPU whose
+#   compare-exchange won. SKIP is final. | The coordinator chooses another victim only when this one is gone.
+# - start_code to env_end, saved_auxv | The program's CPU, in execve, when nobody else has the address space yet. |
+#   Single words for /proc.
+# - hiwater_rss | The program's CPU, before memory goes; clear_refs (5) sets it back. | A single word that only
+#   reports read: of two contexts that come at once, one leaves its value.
+# - memory of another task (access_remote_vm), A of its entries, PG_referenced of their pages (clear_refs) | A CPU,
+#   never the coordinator, under that mmap_lock for reading; the bits by compare-exchange and atomic AND. | Each
+#   page is held by a reference while it is copied. A and PG_referenced are hints, as everywhere, and nothing is
+#   flushed.
 # fmt: off
 mm_t = Struct("mm_t", [
     # atomically, by any CPU
@@ -145,6 +267,27 @@ TASK_NAME_BYTES = 16  # TASK_COMM_LEN
 OOM_TEXT_BYTES = 512
 TASK_DEAD, TASK_RUNNING, TASK_ZOMBIE = range(3)  # zombie: OOM-killed, its function does not know yet
 
+# Shared words of task_t: the word | its writer | why a reader may trust it.
+# - nvcsw, nivcsw, sum_exec_runtime | The CPU, in its turn. | Single words. A task that leaves a CPU is switched
+#   away from before it is on another one.
+# - preempted | Its CPU, around the time that other tasks have the CPU in the middle of this task's accesses. | Read
+#   in the CPU's turn; a signal waits until it is over. A victim of the OOM killer is ended all the same: its next
+#   access finds no address space and fails.
+# - mm | Its CPU; at execve the new one with release, before the old one's count goes down. | A context that wants
+#   to hold it counts it up unless it is 0, and looks at task.mm again.
+# - stack | The context that makes the task; 0 by the one that ends it. | Only the task itself uses its stack.
+# - files | Its CPU. | Nobody else reads it.
+# - rlim, uid | A thread of the process, one word each. | As on Linux: another thread meets the old limit or the new
+#   one.
+# - cgroup, mems_allowed, and policies when a cpuset changes | The CPU that the task is on, between two of its
+#   operations, asked by the coordinator. | They are the running task's own. Others (reports, the OOM killer) read
+#   those of an earlier moment. A child copies both in its parent's operation.
+# - live, holders of a process's first task | Atomic add: up by the thread that clones, which holds one itself; down
+#   by the task that ends. | The task that brings live to 0 leaves the record for the parent. The task that brings
+#   holders to 0 gives the number back, so nobody meets another process under it.
+# - state of a new task | Stored last, with release. | A task that is found has all its other words.
+# - oom_victim | The coordinator, with the pid, before pages are taken away. | CPUs look before and after they
+#   install an entry: one of the two sides sees the other.
 # fmt: off
 task_t = Struct("task_t", [
     # by the CPU the task is on
@@ -171,6 +314,16 @@ task_t = Struct("task_t", [
     ("oom_text", u8, OOM_TEXT_BYTES),         # why no node could serve
 ])
 
+# Shared words of cgroup_t: the word | its writer | why a reader may trust it.
+# - cpus, memcg; machine.cpusets_enabled | The coordinator. | Single words. A task that reads an old one is told
+#   afterwards.
+# - kernel_pages | Atomic add. | The context that charged a page wrote the group's number into the page's flags
+#   before anyone else knew the page.
+# - slab_reclaimable, slab_unreclaimable, large_kmalloc | Atomic add, when an object is charged and before it is
+#   free again. | They are exact at every moment: nothing is charged ahead, so there is nothing to drain.
+# - an object's word in its slab's obj_exts | The owner of the object: the context that was given it, then the
+#   context that frees it. | The object is handed from one to the other. The context that frees it clears the word
+#   before others can have the object.
 cgroup_t = Struct("cgroup_t", [     # a control group, by its number; 0 is the root
     # by the coordinator
     ("cpus", u64, CPU_WORDS),       # cpuset.cpus.effective
@@ -181,6 +334,9 @@ cgroup_t = Struct("cgroup_t", [     # a control group, by its number; 0 is the r
     ("slab_reclaimable", i64), ("slab_unreclaimable", i64),      # charged for objects of slabs, in bytes
 ])
 
+# Shared words of exit_t: the word | its writer | why a reader may trust it.
+# - all | The task that ends stores pid 0, the rest, then pid with release. | A parent takes a record by
+#   compare-exchange of pid to 0: each once.
 exit_t = Struct("exit_t", [         # a process that has ended, until its parent has waited for it
     ("pid", i64),                   # last by who ends, with release; 0 again by compare-exchange by who has waited
     ("ppid", i64), ("status", i64), # as wait4(2) gives it
@@ -194,6 +350,41 @@ pool_t = Struct("pool_t", [         # a table of structs handed out by number, f
     ("_pad", u64, 3),
 ], nbytes=64)
 
+# Shared words of machine_t: the word | its writer | why a reader may trust it.
+# - kernel_tlb_gen | Atomic add, after entries of the kernel have changed. | As mm.tlb_gen: a CPU that goes inside
+#   later sees it and flushes everything.
+# - kernel_table: upper entries | 0 to a table once, by compare-exchange, never back. | As in an address space, and
+#   nothing is freed.
+# - kernel_table: leaf entries | Direct map: boot only. vmalloc: the context that holds the area. pkmap: under its
+#   lock. fixmap: the slot's CPU. | An address is used again only after every CPU has forgotten it.
+# - cached_stacks | 0 to a stack by compare-exchange, by any CPU; back by exchange, by their CPU. | The context that
+#   exchanges owns the stack.
+# - vm_committed_as | Atomic add first, then the look at the limit. | Two tasks that come at once cannot both take
+#   the last pages.
+# - tmpfs_pages | Atomic add, with the page that is charged or gone. | The limit is looked at after the addition.
+# - pseudo_vmas, mpols | Their CPU, inside its turn. | Nobody else reads them.
+# - random_drawn | Atomic add. | Each draw is one word of the seed's pattern.
+# - wb_lock | Compare-exchange: one flusher at a time. Reclaim writes beside it (wb_start_all), page by page under
+#   PG_locked, and waits for nobody: its caller may hold what a flusher waits for. | A task that finds it taken
+#   above the dirty limit waits, outside, until fewer pages are dirty or it is free.
+# - dirty_poll_interval | Any CPU at its look at the limits; 1 by the coordinator with new limits. | A hint how soon
+#   to look again.
+# - vm_dirty_*, dirty_*_ns; overcommit settings; node_reclaim_mode; lumpy_reclaim; zswap_* and zram's settings;
+#   thp_*, khugepaged_* settings | The coordinator. | Single words: an old value is an earlier moment's.
+# - kcompactd_timer_ns | The CPU whose clock has passed it, by compare-exchange. | One CPU wakes each kcompactd that
+#   is due. Clocks differ, so it is the first CPU that has come so far.
+# - stats_flush_ns | The CPU whose clock has passed it, by compare-exchange, every 2 s; before the first time also a
+#   context that reclaims. | See lruvec_t.state.
+# - khugepaged_mm, khugepaged_address | Node 0's kernel thread. | Nobody else reads them.
+# - khugepaged_next_ns | Node 0's kernel thread by compare-exchange, once before a round and once after it; 0 by the
+#   coordinator for a new sleep, before it wakes the thread. | A 0 is never overwritten unseen. Others read it as a
+#   hint when to wake the thread.
+# - disk, disk_written | The holder of the page's lock; bits atomically. | Under the page's lock.
+# - block_type (pageblock type) | The node that owns the block. MIGRATE_ISOLATE too, asked by the context that wants
+#   the range (MSG_RANGE). | A CPU that frees a page: an old type is an old list, put right when the page comes
+#   back. A page of an isolated block goes to its node; a CPU that has one on its list gives it back when it is
+#   drained.
+# - block_skip | Any context that compacts, without a lock. | A hint: a lost one costs a scan or saves one.
 machine_t = Struct("machine_t", [
     # set at boot, read by all
     ("paging", paging_t),           # the page-table format

@@ -35,6 +35,14 @@ free_area_t = Struct("free_area_t", [
     ("nr_free", i64, MIGRATE_TYPES),                                # blocks
 ])
 
+# Shared words of zone_t: the word | its writer | why a reader may trust it.
+# - counters, watermarks | The node. | Single words: a stale value is a stale watermark, as in Linux.
+# - returned | CPUs push (compare-exchange), the node takes all (exchange). | Nobody pops one, so there is no ABA.
+# - watermark_boost | The node adds at a fallback, kswapd takes away, both by compare-exchange or atomic add; 0 by a
+#   sysctl. | As a watermark.
+# - flags | The node sets ZONE_BOOSTED_WATERMARK (atomic OR). | The CPU whose atomic AND clears it wakes kswapd: one
+#   waker each time.
+# - compact_* | Any context that compacts, without a lock. | Hints: a lost one costs a scan or saves one.
 zone_t = Struct("zone_t", [
     # written by the node that owns it only; read by everyone, as single words
     ("free_pages", i64),             # NR_FREE_PAGES: pages on free lists and in the virgin range
@@ -66,6 +74,9 @@ zone_t = Struct("zone_t", [
     ("compact_blockskip_flush", i64),
 ])
 
+# Shared words of pcp_list_t: the word | its writer | why a reader may trust it.
+# - shelf | The node stores a chain when it is 0 or -1; the CPU exchanges it with 0. | The context that exchanges
+#   owns the chain.
 pcp_list_t = Struct("pcp_list_t", [
     # this CPU only
     ("head", i64), ("count", i64),   # pages ready to take or just freed, linked by lru_next, newest first
@@ -88,6 +99,11 @@ pcp_t = Struct(
 LRU_INACTIVE_ANON, LRU_ACTIVE_ANON, LRU_INACTIVE_FILE, LRU_ACTIVE_FILE, LRU_UNEVICTABLE, NR_LRU_LISTS = range(6)
 LRU_ACTIVE, LRU_FILE = 1, 2  # LRU_BASE + LRU_ACTIVE + LRU_FILE
 
+# Shared words of lruvec_t: the word | its writer | why a reader may trust it.
+# - lists and counts | Under the node's lru_lock. | Counts are also read as single words.
+# - state | The CPU whose clock has passed machine.stats_flush_ns, every 2 s; before the first time also a context
+#   that reclaims. | Reclaim and refaults: hints by design, as old as Linux's sums of memory cgroups
+#   (mem_cgroup_flush_stats_ratelimited).
 # fmt: off
 lruvec_t = Struct("lruvec_t", [      # struct lruvec; everything under lru_lock, counts also read as single words
     ("lru_lock", u64), ("_pad", u64, 7),
@@ -106,6 +122,17 @@ NODE_RUNS = 32  # pieces of a chain that are made present on the host at once
 
 KSWAPD, KCOMPACTD, KHUGEPAGED, ZSWAP_SHRINK = 1, 2, 4, 8  # work for a node's kernel threads: node_t.kthread_pending
 
+# Shared words of node_t: the word | its writer | why a reader may trust it.
+# - map_source, map_target | The node's first thread. | Nobody else reads them.
+# - kthread_pending | A context that wakes: atomic OR, then the bell. The thread: exchange with 0. | A bit that is
+#   set after the exchange rings again.
+# - kswapd_* (order, highest zone, failures), kcompactd_* | Contexts that wake the thread raise them, the thread
+#   takes them back. | Hints: a lost one is asked for again.
+# - proactive_next_ns, proactive_compact_trigger | kcompactd; the trigger is set by the coordinator. | Single words:
+#   a stale one is a look too many, or 500 ms later.
+# - reclaim_locked | Compare-exchange: one CPU is in node_reclaim of a node. | A CPU that finds it taken goes on to
+#   the next zone.
+# - min_unmapped_pages, min_slab_pages | The coordinator. | Single words: an old one is an earlier moment's.
 # fmt: off
 node_t = Struct("node_t", [          # pg_data_t
     ("nr_runs", i64), ("run_pfn", i64, NODE_RUNS), ("run_pages", i64, NODE_RUNS),      # the node's main thread only

@@ -70,6 +70,8 @@ NODE_STATS = (
 numa_stat_t = Struct("numa_stat_t", [("item", i64, 8)])
 node_stat_t = Struct("node_stat_t", [("item", i64, 40)])
 
+# Shared words of percpu_t: the word | its writer | why a reader may trust it.
+# - all counters | Their CPU. | Readers fold them: a sum is as old as its first word.
 percpu_t = Struct(
     "percpu_t",
     [  # written by its CPU only

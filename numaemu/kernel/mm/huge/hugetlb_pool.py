@@ -31,6 +31,14 @@ U = np.uint64
 NR_FAULT_MUTEXES = 16
 HUGE_MAX_HSTATE = 2
 
+# Shared words of hstate_t: the word | its writer | why a reader may trust it.
+# - counts and free lists of a pool | Under its lock. Whose turn it is among the nodes: the context that sizes the
+#   pool (CPU 0). | Counts are also read as single words.
+# - a huge page of a pool that moves | Under the mmap_lock for writing and its fault mutex, if one entry maps it and
+#   nobody else holds it: its count is frozen at 0 while its contents and its slot go over. | Others who have its
+#   object wait for the mutex, or (read) look it up again. The reservation is by index and stays.
+# - fault_mutex | Compare-exchange; held over the allocation and the clearing of a page, never by a context that
+#   frees one. | Its waiters are outside.
 # fmt: off
 hstate_t = Struct("hstate_t", [
     ("lock", u64),                               # hugetlb_lock: of everything below
@@ -44,6 +52,12 @@ hstate_t = Struct("hstate_t", [
     ("fault_mutex", u64, NR_FAULT_MUTEXES),      # spin locks: one fault at a time for each page (hugetlb_fault_mutex_table)
 ])
 
+# Shared words of resv_map_t: the word | its writer | why a reader may trust it.
+# - bits | Atomic OR and AND: the fault that uses a reservation up, under the page's fault mutex; the context that
+#   zaps the page. | The map is held by a count, the VMAs' or the object's.
+# - size, of a file of huge pages | The holder of i_rwsem, which then takes every fault mutex once. | A fault, also
+#   in a private mapping, reads it under its page's mutex: no fault that has seen the old end is under way when
+#   pages are dropped.
 resv_map_t = Struct("resv_map_t", [              # then the bits, in words
     ("refs", i64),                               # VMAs that have it, atomically
     ("first", i64), ("pages", i64),              # the huge page of the object that bit 0 is about; how many bits

@@ -13,6 +13,11 @@ COMPACT_MAX_DEFER_SHIFT = 6  # compaction is skipped at most 64 times in a row
 MIGRATE_ASYNC, MIGRATE_SYNC_LIGHT, MIGRATE_SYNC = range(3)
 COMPACT_ALL = -1  # order: everything (is_via_compact_memory)
 
+# Shared words of compact_control_t: the word | its writer | why a reader may trust it.
+# - all | Its context. free_pfn, the chain of free pages and the free scanner's counts are written by the node while
+#   the context waits for its reply. | Request and reply order them.
+# - zone, migrate_pfn, free_pfn, read to map frames ahead | As above. | Hints: an old place maps frames that have
+#   moved already, or that nobody needs. Only frames in use or used before are touched.
 # fmt: off
 compact_control_t = Struct("compact_control_t", [       # struct compact_control: one for each context
     # by the context that compacts

@@ -21,6 +21,9 @@ trail_step_t = Struct("trail_step_t", [
     ("clock_ns", i64),
 ])
 # fmt: on
+# Shared words of trail_t: the word | its writer | why a reader may trust it.
+# - all | Their CPU. | The CPU only. slowpath_t likewise; its second one is for what reclaim itself allocates
+#   (PF_MEMALLOC).
 trail_t = Struct("trail_t", [("count", i64), ("steps", trail_step_t, TRAIL_STEPS)])  # written by its CPU only
 
 # fmt: off

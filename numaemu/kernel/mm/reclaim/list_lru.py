@@ -20,6 +20,11 @@ U = np.uint64
 MAX_SHRINKERS = 64  # assumed; Linux has no limit
 LIST_HEAD_BYTES = 16
 
+# Shared words of shrinker_t: the word | its writer | why a reader may trust it.
+# - users | Compare-exchange from 0 (slot taken: -1, registered: 1), atomic add. | A context that shrinks holds one,
+#   so the shrinker is not unregistered meanwhile.
+# - links of unused objects, list_lru_node_t | Any CPU under the list's lock. | nr_items without it: a hint how much
+#   to scan.
 # fmt: off
 shrinker_t = Struct("shrinker_t", [
     ("users", i64),              # atomically; 1 for being registered, 1 for each CPU that shrinks; 0: the slot is free

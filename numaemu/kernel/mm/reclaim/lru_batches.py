@@ -54,6 +54,9 @@ U = np.uint64
 LRU_ADD, LRU_MOVE_TAIL, LRU_DEACTIVATE_FILE, LRU_DEACTIVATE, LRU_LAZYFREE, LRU_ACTIVATE, NR_FBATCHES = range(7)
 
 folio_batch_t = Struct("folio_batch_t", [("nr", i64), ("pfn", i64, FOLIO_BATCH_SIZE)])
+# Shared words of cpu_fbatches_t: the word | its writer | why a reader may trust it.
+# - all | Their CPU, inside its turn; each entry holds a reference. | lru_add_drain_all asks the other CPUs, which
+#   do it between two operations.
 cpu_fbatches_t = Struct("cpu_fbatches_t", [("batch", folio_batch_t, NR_FBATCHES)])  # its CPU only
 
 

@@ -40,6 +40,11 @@ MAX_PER_CPU_VARS, VAR_NAME_BYTES = 128, 32
 FREE, START, REST = range(3)  # a byte of a chunk's map
 CHUNK_NONE, CHUNK_MAKING, CHUNK_LIVE = range(3)
 
+# Shared words of pcpu_chunk_t: the word | its writer | why a reader may trust it.
+# - map | Any CPU under pcpu_lock; a chunk in the making is its maker's. | Under the lock.
+# - per-CPU copies | Their CPU, inside its turn, without atomics. preempt_count (Operations) keeps the turn between
+#   operations until put_cpu_var; a kill waits. | Others may read single words; a sum over CPUs is as old as its
+#   first word.
 # fmt: off
 pcpu_chunk_t = Struct("pcpu_chunk_t", [
     ("state", i64),                  # from none by compare-exchange, to live and back under pcpu_lock

@@ -44,6 +44,8 @@ CACHE_NAME_BYTES = 32
 # fmt: on
 SLAB_DEBUG_FLAGS = SLAB_CONSISTENCY_CHECKS | SLAB_RED_ZONE | SLAB_POISON | SLAB_STORE_USER
 
+# Shared words of kmem_cache_cpu_t: the word | its writer | why a reader may trust it.
+# - all | Its CPU, inside its turn; another CPU only to destroy the cache. | The CPU only.
 # fmt: off
 kmem_cache_cpu_t = Struct("kmem_cache_cpu_t", [     # its CPU only
     ("freelist", u64),               # first object of this CPU's own list, 0 = empty

@@ -37,6 +37,13 @@ SWAP_NAME_BYTES = 64
 SWP_USED, SWP_WRITEOK, SWP_SYNCHRONOUS_IO = 1, 2, 1 << 12  # swap_info_t.flags; the last: memory, as zram
 SWAP_DISK, SWAP_ZRAM = 0, 1  # swap_info_t.kind
 
+# Shared words of swap_info_t: the word | its writer | why a reader may trust it.
+# - swap_map of an area | From 0 under the area's lock; then counted by compare-exchange. | A count above 0 keeps
+#   the slot. The last one leaves SWAP_BAD while it cleans the slot up.
+# - the swap_cache word of a slot | The holder of PG_locked. | A reader takes a reference, locks the page and looks
+#   again.
+# - SWP_OOM_ORIGIN, SWP_OOM_KILLED of flags | Atomic OR and AND: the context that empties the area; the OOM killer,
+#   in the coordinator. | Looked at before each page that is brought back: one more page than need be.
 # fmt: off
 swap_info_t = Struct("swap_info_t", [
     ("lock", u64),                       # spin lock: slots are taken, the area comes and goes

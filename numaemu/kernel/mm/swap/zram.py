@@ -33,6 +33,13 @@ ALGORITHMS = ("lz4", "zstd")
 SAME = -1  # zentry_t.handle: every word of the page is `element` (ZRAM_SAME)
 ZS_GFP = GFP_NOWAIT | ___GFP_NOWARN
 
+# Shared words of zentry_t: the word | its writer | why a reader may trust it.
+# - a slot's record | The context that fills or frees the slot, or writes it back, under the lock of its page in the
+#   swap cache, or with the last count. | Nobody else knows the slot at those moments. zswap's writeback takes
+#   SWAP_HAS_CACHE first, then looks again whether anything is kept.
+# - its links and referenced, zswap_lru_t | Under the list's lock. | nr_items without it: a hint.
+# - zstat_t | Atomic add; reached_full, max_used_pages plain. | A limit may be passed by as many pages as CPUs store
+#   at once.
 # fmt: off
 zentry_t = Struct("zentry_t", [          # what is kept of a swap entry's page
     ("handle", i64),                     # of the object; 0: nothing is kept; or SAME

@@ -44,6 +44,10 @@ zspage_t = Struct("zspage_t", [          # under its class's lock
     ("used", u64, 4),                    # a bit for each object
 ], nbytes=136)
 
+# Shared words of size_class_t: the word | its writer | why a reader may trust it.
+# - a class and its zspages | Under the class's lock; an object's bytes by the owner of its slot. | The pages of a
+#   zspage stay as long as it has an object.
+# - zs_pool_t.pages_allocated | Atomic add. | A limit may be passed by as many pages as CPUs store at once.
 size_class_t = Struct("size_class_t", [
     ("lock", u64),
     ("size", i64), ("pages_per_zspage", i64), ("objs_per_zspage", i64),      # set at boot

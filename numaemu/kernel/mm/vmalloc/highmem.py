@@ -21,6 +21,9 @@ from numaemu.mmu import tlb_flush_page
 
 U = np.uint64
 
+# Shared words of pkmap_t: the word | its writer | why a reader may trust it.
+# - count, and machine.pkmap_of | Under the lock of pkmap, which is held over the flush. | page_address looks
+#   without it, as on Linux: the caller has the page mapped.
 # fmt: off
 pkmap_t = Struct("pkmap_t", [            # under `lock`
     ("lock", u64),

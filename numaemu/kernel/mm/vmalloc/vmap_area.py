@@ -30,6 +30,9 @@ vmap_area_t = Struct("vmap_area_t", [
     ("next", i64),                           # on the list of areas to be purged, or of unused numbers
 ], nbytes=48)
 
+# Shared words of vmap_t: the word | its writer | why a reader may trust it.
+# - areas, both indexes, the list of those that wait | Under lock; one purge at a time under purge_lock. | An area
+#   that was taken out of the index belongs to the context that took it out.
 vmap_t = Struct("vmap_t", [
     ("lock", u64), ("purge_lock", u64),      # spin locks
     # under `lock`
