@@ -16,7 +16,7 @@ GROUPS = {  # pages that run one after another in a process, of which each costs
     "first": [page for page in PAGES if "/" not in page or page.endswith("tutorial.md")],
     "guides": [page for page in PAGES if page.startswith("docs/guides/")],
 }
-GROUPS["others"] = [page for page in PAGES if not any(page in pages for pages in GROUPS.values())]
+GROUPS["guides"] += [page for page in PAGES if not any(page in pages for pages in GROUPS.values())]
 
 
 @pytest.mark.parametrize("group", GROUPS)
@@ -94,7 +94,8 @@ def test_limits_are_named(word):
 
 def test_every_page_is_in_the_menu():
     named = set(re.findall(r"[\w/-]+\.md", (ROOT / "mkdocs.yml").read_text()))
-    assert named == {str(path.relative_to(ROOT / "docs")) for path in (ROOT / "docs").rglob("*.md")}
+    there = {str(path.relative_to(ROOT / "docs")) for path in (ROOT / "docs").rglob("*.md")}
+    assert named - {"fidelity-results.md"} == there - {"fidelity-results.md"}  # `make conform` writes that one
 
 
 def test_every_workload_is_in_the_gallery():
