@@ -10,6 +10,7 @@ stands here (MEANINGS, FILES); one without a meaning is an error.
 import ast
 import inspect
 import io
+import itertools
 import pathlib
 import re
 import sys
@@ -558,17 +559,103 @@ def limits():
     return table(("constant", "value", "what it limits"), *rows)
 
 
-def assumed():
-    """Every line of the source whose comment says that its number is assumed or measured."""
-    rows = []
+WHY = {  # why this value: of each constant that is assumed, fitted or measured
+    "LOCAL_LATENCY_NS": "of the order that memory benchmarks print for a server's own node",
+    "l2": "of the order of what Intel's manual gives for a hit in the second level",
+    "fault_ns": "some 1500 cycles: the exception, its checks and its return, without walks and clearing",
+    "clear_page_ns": "4 KiB at some 27 GB/s, as string instructions do it in a cache",
+    "copy_page_ns": "twice the clearing: as many bytes are read as are written",
+    "syscall_ns": "some 300 cycles, with the usual mitigations",
+    "shootdown_ns": "sending an interrupt and waiting costs some thousand cycles on servers",
+    "ipi_ns": "an interrupt and its return, with the flush",
+    "compress_ns": "lz4 at somewhat more than 1 GB/s",
+    "decompress_ns": "lz4 decompresses at least twice as fast as it compresses",
+    "context_switch_ns": "a switch without what the caches lose",
+    "message_ns": "two interrupts between CPUs, which the emulator's requests stand for",
+    "DEFAULT_DISK": "what vendors state for SATA SSDs: 10,000 single reads a second, 500 MB/s",
+    "COST": "so that the steps of the recorded cases take as long as they took there: software emulation is slow",
+    "DISK": "likewise, from the steps that read and write files",
+    "KERNEL_PAGES": "what is not in meminfo is the same for each kernel and machine, but for what was in use besides",
+    "BOOT_MS": "timers with a period then come in the recorded cases where they came there",
+    "OVERSLEEP_MS": "the recorded pauses were that much longer than their steps say",
+    "SHELL_WRITES": "what `sh` steps took in the recorded cases",
+    "CHILD_WRITES": "the pages that recorded forks copied at once",
+    "PREFETCH_DISTANCE": "the fastest on the hosts at hand; nothing emulated depends on it",
+    "POPULATE_FROM": "shorter chains are used up before the host has made them present",
+    "PCP_HIGH_MAX": "longer lists brought no more speed on the hosts at hand; Linux's marks hold below it",
+    "PRINT_BYTES": "some screens of text",
+    "GRACE_S": "a host that is busy may take so long to wake a process",
+    "KEEP": "more threads than any CPU usually has tasks",
+    "SHOOTDOWNS_AT_ONCE": "often enough to look at other messages",
+    "LOOK_AT_LEAST": "a look costs as much as a few accesses",
+    "SPINS": "a lock is usually free after some tens of tries",
+    "PATIENCE": "so that writers are not starved by readers; Linux waits 4 ms",
+    "PLAIN_BRK": "a task that has loaded no program has no data before its heap",
+    "FIRST_EXTENT": "as file systems allocate small files in one piece",
+    "TMPFS_DEVICE": "a number that a Linux system could have; nothing depends on it",
+    "TRIES": "a copy that is disturbed so often belongs to a task that never rests",
+    "KMSG_LINES": "Linux's buffer of 256 KiB holds a few thousand lines",
+    "ROUNDS": "enough for any sleep that has passed, and it ends",
+    "THROTTLE_TRIES": "Linux waits too; here a wait is a turn of the host",
+    "ISOLATED_ROUNDS": "the CPU that holds the pages may wait for a lock of ours, so it must end",
+    "MAX_SHRINKERS": "a table of fixed size",
+    "EXIT_ASKS": "Linux waits for the reaper; here the number of tries is the only clock that always goes on",
+    "THROTTLE_TURNS": "Linux waits for kswapd until memory is there; here the host may not let it run",
+    "STATIC_SIZE": "room for 512 counters",
+    "MAX_CHUNKS": "a table of fixed size",
+    "MAX_KMEM_CACHES": "a table of fixed size",
+    "MAX_VMAP_AREAS": "a table of fixed size",
+    "MAX_CGROUPS": "a table of fixed size",
+    "MAP_AHEAD": "what a batch or two of migration need",
+    "FULL_S": "about as long as a process needs to empty some messages",
+    "AWAY_S": "longer than Python takes between two operations, shorter than a person notices",
+}
+MARK = re.compile(r"\b(assumed|measured|fitted)\b")
+KINDS = (  # (heading, files)
+    ("What decides emulated time", r"numaemu/spec/machine_file\.py"),
+    ("What only replays of recorded cases use", r"numaemu/conform/.*"),
+    ("What bounds tables, queues and retries inside the emulator", r".*"),
+)
+
+
+def marked():
+    """[(file, statement, comment)] of every assignment whose comment, beside it or above it, has a mark."""
     for path in sorted((ROOT / "numaemu").rglob("*.py")):
-        name = str(path.relative_to(ROOT))
-        lines = path.read_text().splitlines()
-        for number, note in comments(name).items():
-            statement = lines[number - 1].partition("#")[0].strip().rstrip("{,")
-            if re.search(r"\b(assumed|measured)\b", note) and statement:
-                rows.append((code(name), code(statement.rstrip()), sentence(note)))
-    return table(("file", "constant", "what it is"), *rows)
+        name, lines = str(path.relative_to(ROOT)), path.read_text().splitlines()
+        notes = comments(name)
+        for number, note in notes.items():
+            if not MARK.search(note):
+                continue
+            statement = lines[number - 1].partition("#")[0].strip()
+            if not statement:  # a comment above: of the assignments that follow it at once
+                following = itertools.takewhile(
+                    lambda line: line[:1].isupper() or line.startswith("# fmt"), lines[number:]
+                )
+                found = [line for line in following if not line.startswith("#")]
+                yield from ((name, shortened(line), note) for line in found if line.partition(" =")[0] in WHY)
+            else:
+                yield name, shortened(statement), note
+
+
+def shortened(statement):
+    statement = statement.rstrip("{,").rstrip()
+    return statement if len(statement) <= 60 else statement[:57].rstrip() + " …"
+
+
+def assumed():
+    """Every constant whose comment says that it is assumed, fitted or measured, and why it is what it is."""
+    rows, parts = list(marked()), []
+    for i, (heading, pattern) in enumerate(KINDS):
+        group = [row for row in rows if next(j for j, (_, p) in enumerate(KINDS) if re.fullmatch(p, row[0])) == i]
+        cells = []
+        for name, statement, note in group:
+            key = re.match(r'"?(\w+)', statement)[1]
+            cells.append((code(statement), sentence(note), sentence(WHY[key]), code(name)))
+        parts.append(f"## {heading}\n\n" + table(("constant", "what it is", "why this value", "where"), *cells))
+    used = {re.match(r'"?(\w+)', statement)[1] for _, statement, _ in rows}
+    if set(WHY) != used:
+        raise KeyError(f"a reason without a constant: {sorted(set(WHY) - used)}")
+    return "\n".join(parts)
 
 
 WORDS = re.compile(r"^# Shared words of (\w+):.*\n((?:#.*\n)+)", re.MULTILINE)

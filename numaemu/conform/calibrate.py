@@ -11,11 +11,11 @@ from numaemu.machine import Machine
 
 ZONE_TYPES = {"DMA": 0, "DMA32": 1, "Normal": 2, "HighMem": 3, "Movable": 4}
 LOW_MEMORY = {"A2": "256MiB"}  # machines whose RAM above that lies above 4 GiB
-# what took how long on the recorded machines, which were emulated by software; found from the times of their steps
+# what took how long on the recorded machines, which were emulated by software; fitted to the times of their steps
 COST = {"fault_ns": 6000, "clear_page_ns": 1500, "copy_page_ns": 2000, "syscall_ns": 1500}
 DISK = {"read_latency_us": 130, "write_latency_us": 130, "bandwidth": "200MB/s"}
 USED = ("FilePages", "AnonPages", "Slab", "PageTables")  # of a node's meminfo
-# pages of each node that the recorded kernels used without naming them in meminfo: the least that any first snapshot shows
+# pages of each node that the recorded kernels used without naming them in meminfo; measured: the least of any first snapshot
 # fmt: off
 KERNEL_PAGES = {"A": (2020, 2690), "A2": (2020, 1880), "B": (1310, 1110, 1060, 1050), "C": (2590, 2530, 3320),
                 "C2": (2590, 2530, 3320)}
