@@ -49,8 +49,8 @@ setup: $(READY)
 # The floors of the package (a file imports only from floors below its own), where they are written down.
 layers: $(TEST_READY)
 	$(BIN)/lint-imports --no-cache
-	$(BIN)/ruff check --quiet numaemu tests benchmarks workloads docs
-	$(BIN)/ruff format --quiet --check numaemu tests benchmarks workloads docs
+	$(BIN)/ruff check --quiet numaemu tests benchmarks workloads docs/tools
+	$(BIN)/ruff format --quiet --check numaemu tests benchmarks workloads docs/tools
 	$(BIN)/mypy --no-error-summary
 
 $(READY): pyproject.toml

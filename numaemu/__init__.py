@@ -12,7 +12,7 @@ __version__ = "0.1.0"
 # Constants with Linux's names: PROT_READ, MAP_SHARED, MPOL_BIND, MADV_DONTNEED, GFP_KERNEL, …
 # fmt: off
 _constants = {name: value for module in (_uapi, _gfp) for name, value in vars(module).items()
-              if name.isupper() and not name.startswith("___")}
+              if name.isupper() and (name[0] != "_" or name.startswith("__GFP_"))}
 # fmt: on
 globals().update(_constants)
 

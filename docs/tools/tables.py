@@ -536,6 +536,29 @@ def first_sentence(doc):
     return sentence(inspect.cleandoc(doc).partition("\n\n")[0])
 
 
+PREFIXES = (  # of constants, with what takes them
+    ("PROT_", "`mmap`, `mprotect`"), ("MAP_", "`mmap`"), ("MFD_", "`memfd_create`"), ("MADV_", "`madvise`"), ("MREMAP_", "`mremap`"),
+    ("MLOCK_", "`mlock`"), ("MCL_", "`mlockall`"), ("MS_", "`msync`"), ("MPOL_MF_", "`mbind`, `move_pages`"), ("MPOL_F_", "policies"),
+    ("MPOL_", "`set_mempolicy`, `mbind`"), ("O_", "`open`"), ("SEEK_", "`File.seek`"), ("POSIX_FADV_", "`File.fadvise`"),
+    ("RLIMIT_", "`setrlimit`"), ("RLIM_", "`setrlimit`"), ("OVERCOMMIT_", "`vm.overcommit_memory`"), ("SIG", "`kill`"), ("W", "`wait`"),
+    ("PR_SET_", "`prctl`"), ("GFP_", "the kernel's allocations"), ("__GFP_", "the kernel's allocations"), ("SLAB_", "`kmem_cache_create`"),
+)  # fmt: skip
+
+
+def constants():
+    """The constants that `numaemu` exports, by prefix."""
+    import numaemu
+
+    left, rows = {name for name in numaemu.__all__ if name.isupper()} - {"GFP_BITS"}, []
+    for prefix, use in PREFIXES:
+        found = sorted(name for name in left if name.startswith(prefix))
+        left -= set(found)
+        rows.append((code(prefix + "…"), use, ", ".join(code(name.removeprefix(prefix)) for name in found)))
+    if left:
+        raise KeyError(f"constants without a place: {sorted(left)}")
+    return table(("prefix", "taken by", "constants"), *rows)
+
+
 def errors():
     from numaemu import errors as module
 
@@ -589,7 +612,7 @@ WHY = {  # why this value: of each constant that is assumed, fitted or measured
     "SHOOTDOWNS_AT_ONCE": "often enough to look at other messages",
     "LOOK_AT_LEAST": "a look costs as much as a few accesses",
     "SPINS": "a lock is usually free after some tens of tries",
-    "PATIENCE": "so that writers are not starved by readers; Linux waits 4 ms",
+    "PATIENCE": "most locks are free sooner; from then on a waiter has its turn, and neither side starves",
     "PLAIN_BRK": "a task that has loaded no program has no data before its heap",
     "FIRST_EXTENT": "as file systems allocate small files in one piece",
     "TMPFS_DEVICE": "a number that a Linux system could have; nothing depends on it",
@@ -675,7 +698,7 @@ def words():
 TABLES = {
     "commands": commands, "keys-machine": keys_machine, "keys-node": keys_node, "keys-tlb": keys_tlb, "keys-cost": keys_cost,
     "keys-kernel": keys_kernel, "keys-disk": keys_disk, "keys-sysctl": keys_sysctl, "presets": presets, "keywords": keywords,
-    "files": files, "api": api, "errors": errors, "limits": limits, "assumed": assumed, "words": words,
+    "files": files, "api": api, "constants": constants, "errors": errors, "limits": limits, "assumed": assumed, "words": words,
 }  # fmt: skip
 
 
