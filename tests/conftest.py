@@ -5,6 +5,7 @@ import os
 import pathlib
 
 import hypothesis
+import loopback as loopback_module
 import psutil
 import pytest
 from loopback import SMALL_TLB, Loopback
@@ -24,8 +25,10 @@ hypothesis.settings.register_profile(
 hypothesis.settings.load_profile("numaemu")
 
 
-def pytest_configure():
-    """No test waits for a compiler, but those about it."""
+def pytest_configure(config):
+    """No test waits for a compiler, but those about it. What a dying process says is not captured."""
+    with config.pluginmanager.getplugin("capturemanager").global_and_fixture_disabled():
+        loopback_module.OUTSIDE = open(os.dup(2), "w", buffering=1)
     compile_everything()
 
 

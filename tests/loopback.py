@@ -9,6 +9,8 @@ waiting, and it runs with the JIT off too. `task()` gives the usual Task objects
 
 import faulthandler
 import os
+import sys
+import traceback
 import types
 from concurrent.futures import Future
 
@@ -48,6 +50,7 @@ from numaemu.spec.param import PAGE_SIZE
 from numaemu.spec.topology import load_topology
 
 FRUITLESS_WAITS = 10_000  # in one process nobody else can end a wait: more of them are a deadlock
+OUTSIDE = sys.stderr  # where the last words of a process that ends at once can be read; conftest.py
 SMALL_TLB = dict(l1={"entries": 4, "ways": 2}, l2={"entries": 8, "ways": 4})  # quick to flush with the JIT off
 
 
@@ -135,9 +138,7 @@ class Loopback:
             try:
                 function(*args)
             except BaseException:  # it must not come up inside compiled code
-                import traceback
-
-                traceback.print_exc()
+                traceback.print_exc(file=OUTSIDE)
                 os._exit(70)
             return 0
 
@@ -162,7 +163,8 @@ class Loopback:
             answer_ipi(int(cpu.state.address), 0, 0)
         self.fruitless = 0 if pending else self.fruitless + 1
         if self.fruitless > FRUITLESS_WAITS:
-            faulthandler.dump_traceback()
+            print(f"a wait of the loopback machine was looked at {FRUITLESS_WAITS} times in vain", file=OUTSIDE)
+            faulthandler.dump_traceback(OUTSIDE)
             os._exit(71)
 
     def run_kthreads(self):

@@ -458,6 +458,13 @@ class Refusal:
             f"a node of nodes is not one that the task's cpuset allows ({self.mask_text(int(self.task.mems_allowed))})"
         )
 
+    def ENOMEM_move_pages(self):
+        nodes = sorted(set(self.a.nodes.ravel().tolist()))
+        return f"node {list_text(nodes)} is full: pages before the first without room have moved"
+
+    def ENOMEM_migrate_pages(self):
+        return "a target node is full: pages before the first without room have moved"
+
     def ENODEV_move_pages(self):
         for node in self.a.nodes.ravel().tolist():
             if not 0 <= node < self.machine.nr_nodes:

@@ -76,6 +76,7 @@ from numaemu.kernel.mm.swap.swapfile import __delete_from_swap_cache, add_to_swa
 from numaemu.uapi import errno
 
 U = np.uint64
+ENOMEM = errno.ENOMEM
 _KEPT = _PAGE_RW | _PAGE_USER | _PAGE_DIRTY | _PAGE_NX  # of an entry, in the migration entry that stands for it
 NR_MAX_BATCHED_MIGRATION = 512  # pages (Linux: HPAGE_PMD_NR)
 NR_QUEUED_HUGE = 64
@@ -250,7 +251,8 @@ def alloc_migration_target(cpu, batch, i):
         number = find_vma(machine, batch.mm, batch.vaddr[i])
         if number == 0:
             return 0
-        return vma_alloc_folio(cpu, GFP_HIGHUSER_MOVABLE, vma_of(machine, number), batch.vaddr[i])
+        gfp = GFP_HIGHUSER_MOVABLE | __GFP_RETRY_MAYFAIL  # alloc_migration_target_by_mpol: nobody is killed for it
+        return vma_alloc_folio(cpu, gfp, vma_of(machine, number), batch.vaddr[i])
     if batch.target == CONTIG_RANGE:
         return alloc_pages(
             cpu, GFP_HIGHUSER_MOVABLE | __GFP_RETRY_MAYFAIL, 0, page_to_nid(machine, batch.old[i]), machine.node_mask
@@ -323,13 +325,19 @@ def move_to_new_folio(cpu, old, new):
 
 @kernel("i64(cpu_t*, migrate_t*)")
 def migrate_pages_batch(cpu, batch):
-    """Move the batch's pages; `new[i]` is the new frame, or 0 where the page stayed. How many stayed."""
+    """Move the batch's pages; `new[i]` is the new frame, or 0 where the page stayed.
+
+    How many stayed; -ENOMEM: the first page without a target, and all behind it, which are not tried and not counted, stayed.
+    """
     machine = machine_of(cpu)
     failed = batch.tlb_ubc.nr_mms = 0
+    tried, short = batch.nr, False
     for i in range(batch.nr):
-        batch.new[i] = alloc_migration_target(cpu, batch, i)
+        batch.new[i] = 0 if short else alloc_migration_target(cpu, batch, i)
         if batch.new[i] != 0:
             rmap_walk(cpu, batch, batch.old[i], 0, True)
+        elif not short:
+            tried, short = i + 1, True
     try_to_unmap_flush(cpu, batch.tlb_ubc)
     for i in range(batch.nr):
         old, new = batch.old[i], batch.new[i]
@@ -342,12 +350,12 @@ def migrate_pages_batch(cpu, batch):
                 batch.new[i] = 0
                 put_target(cpu, batch, new)
         putback_page(cpu, old, batch.new[i] != 0)
-        if batch.new[i] == 0:
+        if batch.new[i] == 0 and i < tried:
             failed += 1
-    count_vm_events(machine, cpu.id, PGMIGRATE_SUCCESS, batch.nr - failed)
+    count_vm_events(machine, cpu.id, PGMIGRATE_SUCCESS, tried - failed)
     count_vm_events(machine, cpu.id, PGMIGRATE_FAIL, failed)
     batch.nr = 0
-    return failed
+    return -ENOMEM if short else failed
 
 
 @kernel("bool(migrate_t*, i64, u64, i64)")

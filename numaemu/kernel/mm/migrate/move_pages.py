@@ -81,7 +81,7 @@ def page_movable(page, flags):
 
 @kernel("i64(cpu_t*, migrate_t*, u64, u64, u64, i64)")
 def queue_one(cpu, batch, ptep, pte, address, flags):
-    """Isolate one page into the batch, moving the batch when it is full: pages that stay.
+    """Isolate one page into the batch, moving the batch when it is full: pages that stay; -ENOMEM: the target is full.
 
     Choosing not to move a shared page is not counted as a failure (migrate_folio_add).
     """
@@ -145,7 +145,7 @@ def queue_folios_hugetlb(cpu, batch, vma, address, nodes, inside, flags):
 def queue_pages_range(cpu, batch, start, end, nodes, inside, flags):
     """Move the pages of [start, end) that are on `nodes` (inside) or elsewhere (not inside): pages that stayed.
 
-    With MPOL_MF_STRICT alone the first misplaced page ends it: -EIO. Mirrors queue_pages_range and migrate_pages.
+    -ENOMEM: the first page without a target, and those behind it, stayed. With MPOL_MF_STRICT alone the first misplaced page ends it: -EIO. Mirrors queue_pages_range and migrate_pages.
     """
     machine = machine_of(cpu)
     mm, address, failed = mm_of(machine, batch.mm), start, 0
@@ -177,11 +177,13 @@ def queue_pages_range(cpu, batch, start, end, nodes, inside, flags):
             if node_isset(nodes, page_to_nid(machine, pte_pfn(pte))) == inside:
                 if flags & (MPOL_MF_MOVE | MPOL_MF_MOVE_ALL) == 0:
                     return -EIO
-                failed += queue_one(cpu, batch, ptep, pte, address, flags)
+                stayed = queue_one(cpu, batch, ptep, pte, address, flags)
+                if stayed < 0:
+                    return stayed
+                failed += stayed
         address += U(PAGE_SIZE)
-    if batch.nr > 0:
-        failed += migrate_pages_batch(cpu, batch)
-    return failed
+    stayed = migrate_pages_batch(cpu, batch) if batch.nr > 0 else 0
+    return failed + stayed if stayed >= 0 else stayed
 
 
 @kernel("i64(cpu_t*, i64, u64, u64, policy_t*)")
@@ -261,7 +263,7 @@ def do_mbind(cpu, mm_number, start, length, policy, nodes, flags):
     if flags & (MPOL_MF_MOVE | MPOL_MF_MOVE_ALL):
         failed = queue_pages_range(cpu, batch, start, end, nodes, False, flags)
     merge_range(cpu, mm_number, start, end)
-    return -EIO if failed > 0 and flags & MPOL_MF_STRICT else 0
+    return -EIO if failed != 0 and flags & MPOL_MF_STRICT else 0
 
 
 @hot
@@ -284,7 +286,7 @@ def next_migration(todo, old, new):
 
 @kernel("i64(cpu_t*, i64, u64, u64, i64, bool)")
 def do_migrate_pages(cpu, mm_number, old, new, flags, whole):
-    """migrate_pages(2): pages that could not be moved. The mmap_lock is held for reading, or (`whole`) for writing."""
+    """migrate_pages(2): pages that could not be moved; -ENOMEM: a node is full. The mmap_lock is held for reading, or (`whole`) for writing."""
     machine = machine_of(cpu)
     batch, failed, todo = batch_of(machine, cpu), 0, old
     lru_add_drain_all(cpu)
@@ -296,7 +298,10 @@ def do_migrate_pages(cpu, mm_number, old, new, flags, whole):
         batch.nr, batch.mm, batch.target, batch.whole = 0, mm_number, target, 1 if whole else 0
         for position in range(mm_of(machine, mm_number).map_count):
             vma = vma_of(machine, vma_index(machine, mm_number)[position])
-            failed += queue_pages_range(cpu, batch, vma.start, vma.end, U(1) << U(source), True, flags)
+            stayed = queue_pages_range(cpu, batch, vma.start, vma.end, U(1) << U(source), True, flags)
+            if stayed < 0:
+                return stayed
+            failed += stayed
     return failed
 
 
@@ -342,13 +347,23 @@ def move_huge_page(cpu, batch, address, flags):
 
 @kernel("i64(cpu_t*, migrate_t*, i64*, i64)")
 def store_status(cpu, batch, status, flags):
-    """Move what is queued and write each page's node, or -EBUSY, to its place: pages that stayed."""
+    """Move what is queued and write each page's node, or -EBUSY, to its place: pages that stayed.
+
+    -ENOMEM: the node is full; as in Linux no page of the queue has a status then, though some have moved.
+    """
     machine, nr = machine_of(cpu), batch.nr
     failed = migrate_pages_batch(cpu, batch) if nr > 0 else 0
+    if failed < 0:
+        batch.nr_huge = 0
+        return failed
     for i in range(nr):
         status[batch.place[i]] = batch.target if batch.new[i] != 0 else -EBUSY
     for i in range(batch.nr_huge):
-        failed += move_huge_page(cpu, batch, batch.huge_vaddr[i], flags)
+        stayed = move_huge_page(cpu, batch, batch.huge_vaddr[i], flags)
+        if stayed < 0:
+            batch.nr_huge = 0
+            return stayed
+        failed += stayed
         there = page_node(machine, batch.mm, batch.huge_vaddr[i])
         status[batch.huge_place[i]] = there if there == batch.target else -EBUSY
     batch.nr_huge = 0
@@ -419,13 +434,20 @@ def do_move_pages(cpu, mm_number, addresses, nodes, status, nr, flags, allowed, 
             there = 0 <= node < machine.nr_nodes and node_isset(machine.memory_mask, node)
             return -EACCES if there else -ENODEV
         if node != batch.target or queue_is_full(batch):
-            failed += store_status(cpu, batch, status, flags)
+            stayed = store_status(cpu, batch, status, flags)
+            if stayed < 0:
+                return stayed
+            failed += stayed
         batch.target, huge = node, batch.nr_huge
         status[i] = add_page_for_migration(cpu, batch, addresses[i], node, flags)
         if status[i] != QUEUED:
-            failed += store_status(cpu, batch, status, flags)
+            stayed = store_status(cpu, batch, status, flags)
+            if stayed < 0:
+                return stayed
+            failed += stayed
         elif batch.nr_huge > huge:
             batch.huge_place[huge] = i
         else:
             batch.place[batch.nr - 1] = i
-    return failed + store_status(cpu, batch, status, flags)
+    stayed = store_status(cpu, batch, status, flags)
+    return failed + stayed if stayed >= 0 else stayed

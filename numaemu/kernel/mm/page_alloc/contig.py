@@ -69,7 +69,7 @@ def __alloc_contig_migrate_range(cpu, zone_number, start, end):
         for i in range(nr):
             release_mapping(cpu, batch.place[i])
         tries = tries + 1 if failed > 0 else 0
-        if tries == MIGRATE_TRIES:
+        if tries == MIGRATE_TRIES or failed < 0:
             return False
         pfn = stop if failed == 0 else pfn
     return True
