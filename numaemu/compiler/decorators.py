@@ -124,7 +124,9 @@ class Kernel:
 
 
 class Hot:
-    """A function that is inlined. Python's wrappers, a third of its compilation, are made if Python calls it."""
+    """A function that is inlined into compiled callers. Python calls the plain function: a few lines are done sooner than Numba
+    has looked at its arguments.
+    """
 
     def __init__(self, function):
         self.__name__, self.__doc__, self.py_func = function.__name__, function.__doc__, function
@@ -133,12 +135,8 @@ class Hot:
     def inlined(self):
         return numba.njit(**_OPTIONS, forceinline=True, no_cpython_wrapper=True, no_cfunc_wrapper=True)(self.py_func)
 
-    @functools.cached_property
-    def _python(self):
-        return numba.njit(**_OPTIONS, cache=True)(self.py_func)
-
     def __call__(self, *args):
-        return self._python(*args)
+        return self.py_func(*args)
 
 
 typeof_impl.register(Kernel)(lambda value, context: value.external)

@@ -98,6 +98,7 @@ class Struct:
         )
         self.offsets = {f: self.dtype.fields[f][1] for f in self.kinds}
         self.nbytes = self.dtype.itemsize
+        self.getters = {f: _getter(kind, self.counts[f], self.offsets[f]) for f, kind in self.kinds.items()}
         if nbytes is not None and self.nbytes != nbytes:
             raise AssertionError(f"struct {name} is {self.nbytes} bytes, must be {nbytes}")
         STRUCTS[name] = self
@@ -141,24 +142,38 @@ def _write(address, kind, value):
     ctype_of(kind).from_address(address).value = value
 
 
+def _getter(kind, count, offset):
+    """What Python calls with a struct's address for the value of one of its fields."""
+    if count:
+        return lambda address: Items(address + offset, kind, count)
+    if isinstance(kind, Struct):
+        return lambda address: Pointer(address + offset, kind)
+    word, scalar = ctype_of(kind).from_address, kind.dtype.type
+    if kind.dtype.kind == "u":
+        return lambda address: scalar(word(address + offset).value)
+    return lambda address: word(address + offset).value
+
+
+@functools.cache
+def _item_getter(kind):
+    """What Python calls with an item's address for its value."""
+    return _getter(kind, 0, 0)
+
+
 class Pointer:
     """The address of one struct; its fields are attributes."""
 
     __slots__ = ("address", "struct")  # so no struct has fields of these names
 
     def __init__(self, address, struct):
-        object.__setattr__(self, "address", address)
-        object.__setattr__(self, "struct", struct)
+        _set_address(self, address)
+        _set_struct(self, struct)
 
     def __getattr__(self, name):
-        struct = self.struct
-        try:
-            kind, count, address = struct.kinds[name], struct.counts[name], self.address + struct.offsets[name]
-        except KeyError:
-            raise AttributeError(f"struct {struct.name} has no field {name}") from None
-        if count:
-            return Items(address, kind, count)
-        return Pointer(address, kind) if isinstance(kind, Struct) else _read(address, kind)
+        getter = self.struct.getters.get(name)
+        if getter is None:
+            raise AttributeError(f"struct {self.struct.name} has no field {name}")
+        return getter(self.address)
 
     def __setattr__(self, name, value):
         struct = self.struct
@@ -173,6 +188,9 @@ class Pointer:
 
     def __repr__(self):
         return f"<{self.struct.name} at {self.address:#x}>"
+
+
+_set_address, _set_struct = Pointer.address.__set__, Pointer.struct.__set__
 
 
 class Items:
@@ -190,8 +208,7 @@ class Items:
         return self.address + index * self.kind.nbytes
 
     def __getitem__(self, index):
-        address = self._at(index)
-        return Pointer(address, self.kind) if isinstance(self.kind, Struct) else _read(address, self.kind)
+        return _item_getter(self.kind)(self._at(index))
 
     def __setitem__(self, index, value):
         _write(self._at(index), self.kind, value)

@@ -184,7 +184,7 @@ def test_pointers_travel_into_compiled_code_and_back(thing, make):
 def test_the_debug_build_checks_what_the_release_build_does_not():
     """Run with the JIT on, whatever this process is."""
     code = (
-        "from numaemu.compiler.pointer import *; from numaemu import shm; import numba\n"
+        "from numaemu.compiler.pointer import *; from numaemu.host import shm; import numba\n"
         "t = Struct('t', [('a', i64, 2)]); f = numba.njit(lambda t, i: t.a[i])\n"
         "p = t.at(shm.shared_block(4096)); u64.array(p.address)[2] = 5\n"
         "try:\n    print(f(p, 2))\nexcept IndexError as error:\n    print(error)"

@@ -1,5 +1,6 @@
 """Functions that wait have a thread each, however many they are; the host's limit is named."""
 
+import collections
 import threading
 import time
 
@@ -85,7 +86,7 @@ def no_thread_more(task):
         raise RuntimeError("can't start new thread")
 
     threading.Thread.start = refuse
-    threads.idle.clear()
+    threads.idle = collections.deque(maxlen=0)  # those that have just finished are not kept either
     try:
         return task.fork(child).result()
     except OSError as error:

@@ -16,6 +16,7 @@ from numaemu.kernel.mm.slab.slab import (
     cache_name,
     cache_of,
     cpu_slab,
+    cpu_slabs,
     free_index,
     live_caches,
     number_of,
@@ -99,9 +100,9 @@ def lists_of_free(machine):
                 page = page_of(machine, pfn)
                 yield pfn, int(object_at(machine, cache_of(machine, page.mapping), pfn, free_index(page.private)))
     for number in live_caches(machine):
-        for cpu in range(machine.nr_cpu_ids):
+        for cpu in np.flatnonzero(cpu_slabs(machine, number)["slab"]).tolist():
             c = cpu_slab(machine, number, cpu)
-            if c.slab != 0 and slab_obj_exts(page_of(machine, c.slab)) != 0:
+            if slab_obj_exts(page_of(machine, c.slab)) != 0:
                 if c.end != 0:
                     raise MachineCheck(
                         f"cache {cache_name(machine, number)}: cpu {cpu} would free objects of the slab at "

@@ -45,7 +45,7 @@ from numaemu.kernel.mm.swap.swapfile import (
 )
 from numaemu.kernel.mm.swap.swapon import area_name, areas
 from numaemu.kernel.mm.swap.zram import SAME, ZRAM, ZSWAP, zentry_of, zs_pool_of, zstat_of
-from numaemu.kernel.mm.swap.zsmalloc import OBJ_BITS, ZS_SIZE_CLASSES, zspage_of
+from numaemu.kernel.mm.swap.zsmalloc import OBJ_BITS, zspage_of
 from numaemu.kernel.mm.swap.zswap import zswap_lru_of
 from numaemu.spec.param import PAGE_SIZE
 
@@ -211,8 +211,8 @@ def audit_kept(machine, whose, name, found):
     says = stat.pages, stat.compr_bytes, stat.huge_pages
     if found != says:
         raise MachineCheck(f"{name}: pages, bytes, huge pages are {says}, {found} are kept")
-    classes = [pool.classes[number] for number in range(ZS_SIZE_CLASSES) if pool.classes[number].nr_zspages]
-    objects, pages = sum(c.nr_objs for c in classes), sum(c.nr_zspages * c.pages_per_zspage for c in classes)
+    classes = pool.classes.as_numpy()
+    objects, pages = int(classes["nr_objs"].sum()), int((classes["nr_zspages"] * classes["pages_per_zspage"]).sum())
     if (objects, pages) != (stat.pages - stat.same_pages, pool.pages_allocated):
         raise MachineCheck(
             f"{name}: {stat.pages - stat.same_pages} objects in {pool.pages_allocated} pages, the size classes "

@@ -145,7 +145,8 @@ def queue_folios_hugetlb(cpu, batch, vma, address, nodes, inside, flags):
 def queue_pages_range(cpu, batch, start, end, nodes, inside, flags):
     """Move the pages of [start, end) that are on `nodes` (inside) or elsewhere (not inside): pages that stayed.
 
-    -ENOMEM: the first page without a target, and those behind it, stayed. With MPOL_MF_STRICT alone the first misplaced page ends it: -EIO. Mirrors queue_pages_range and migrate_pages.
+    -ENOMEM: the first page without a target, and those behind it, stayed. With MPOL_MF_STRICT alone the first misplaced
+    page ends it: -EIO. Mirrors queue_pages_range and migrate_pages.
     """
     machine = machine_of(cpu)
     mm, address, failed = mm_of(machine, batch.mm), start, 0

@@ -222,10 +222,15 @@ def cache_name(machine, number):
 def live_caches(machine):
     """Numbers of the caches that may be used."""
     used = pool_t.at(machine.kmem_cache_pool).used
-    return [n for n in range(1, used + 1) if cache_of(machine, n).live]
+    caches = kmem_cache_t.array(machine.kmem_caches).as_numpy(used + 1)
+    return [number for number in range(1, used + 1) if caches["live"][number]]
+
+
+def cpu_slabs(machine, number):
+    """A NumPy array of a cache's kmem_cache_cpu_t, by CPU number."""
+    return kmem_cache_cpu_t.array(cpu_slab(machine, number, 0).address).as_numpy(machine.nr_cpu_ids)
 
 
 def objects_in_use(machine, number):
-    return sum(
-        cpu_slab(machine, number, c).allocs - cpu_slab(machine, number, c).frees for c in range(machine.nr_cpu_ids)
-    )
+    slabs = cpu_slabs(machine, number)
+    return int((slabs["allocs"] - slabs["frees"]).sum())

@@ -135,8 +135,16 @@ class MappingMachine(RuleBasedStateMachine):
 
     @rule(where=ranges(), node=st.sampled_from([None, 0, 1]))
     def mbind(self, where, node):
-        mode = MPOL_DEFAULT if node is None else MPOL_BIND
-        self.change(where, lambda start, length: self.task.mbind(start, length, mode, node), policy=node)
+        first, n = where
+        mapped = [page for page in range(first, first + n) if page in self.pages]
+        if node is not None or not mapped:
+            mode = MPOL_DEFAULT if node is None else MPOL_BIND
+            self.change(where, lambda start, length: self.task.mbind(start, length, mode, node), policy=node)
+            return
+        self.task.mbind(first << 12, n << 12, MPOL_DEFAULT)  # passes over holes
+        self.twin.bind(first, first + n, None)
+        for page in mapped:
+            self.pages[page] = (*self.pages[page][:2], None)
 
     @rule(where=ranges(), offset=st.integers(0, 4095), write=st.booleans())
     def access(self, where, offset, write):
