@@ -7,6 +7,8 @@ Node and Coordinator are the real classes; only bells are calls, so there is one
 waiting, and it runs with the JIT off too. `task()` gives the usual Task objects.
 """
 
+import contextlib
+import errno
 import faulthandler
 import os
 import sys
@@ -52,6 +54,16 @@ from numaemu.spec.topology import load_topology
 FRUITLESS_WAITS = 10_000  # in one process nobody else can end a wait: more of them are a deadlock
 OUTSIDE = sys.stderr  # where the last words of a process that ends at once can be read; conftest.py
 SMALL_TLB = dict(l1={"entries": 4, "ways": 2}, l2={"entries": 8, "ways": 4})  # quick to flush with the JIT off
+
+
+@contextlib.contextmanager
+def if_there_is_room():
+    """Pages move as far as their new node has room: -ENOMEM behind that."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno != errno.ENOMEM:
+            raise
 
 
 class CallBell:

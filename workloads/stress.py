@@ -83,16 +83,20 @@ class Area:
 
 
 def move(task, area, rng, memory, all_of_them=False):
-    """Some pages go to random nodes, by one of three calls."""
+    """Some pages go to random nodes, by one of three calls. Where a node is full the rest stays: ENOMEM."""
     how, (start, nbytes) = rng.integers(3), area.random_part(rng)
     flag = numaemu.MPOL_MF_MOVE_ALL if all_of_them else numaemu.MPOL_MF_MOVE
-    if how == 0:
-        pages = np.arange(start, start + nbytes, PAGE, dtype=U)
-        task.move_pages(pages, rng.choice(memory, len(pages)), flag)
-    elif how == 1:
-        task.mbind(start, nbytes, numaemu.MPOL_INTERLEAVE, memory, flag)
-    else:
-        task.migrate_pages([int(rng.choice(memory))], [int(rng.choice(memory))])
+    try:
+        if how == 0:
+            pages = np.arange(start, start + nbytes, PAGE, dtype=U)
+            task.move_pages(pages, rng.choice(memory, len(pages)), flag)
+        elif how == 1:
+            task.mbind(start, nbytes, numaemu.MPOL_INTERLEAVE, memory, flag)
+        else:
+            task.migrate_pages([int(rng.choice(memory))], [int(rng.choice(memory))])
+    except OSError as error:
+        if error.errno != errno.ENOMEM:
+            raise
 
 
 def hammer(area, rng, memory, steps):

@@ -5,7 +5,7 @@ import random
 
 import numpy as np
 import pytest
-from loopback import SMALL_TLB, Loopback
+from loopback import SMALL_TLB, Loopback, if_there_is_room
 from naive_mm import PAGE, Bus, Failed, Object, Segfault, Space
 
 from numaemu import BusError, SegmentationFault
@@ -341,9 +341,11 @@ class Spaces:
         at = self.page(process, place)
         n = process.space.run(at, n)
         if how == "migrate":
-            process.task.migrate_pages([1 - node], [node])
+            with if_there_is_room():
+                process.task.migrate_pages([1 - node], [node])
         elif how == "move_pages" and n:
-            process.task.move_pages((at + np.arange(n, dtype=np.uint64)) * np.uint64(PAGE), node)
+            with if_there_is_room():
+                process.task.move_pages((at + np.arange(n, dtype=np.uint64)) * np.uint64(PAGE), node)
         elif n:
             mode = MPOL_BIND if how == "mbind" else MPOL_DEFAULT
             process.task.mbind(at * PAGE, n * PAGE, mode, node if how == "mbind" else None, MPOL_MF_MOVE)

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
-from loopback import SMALL_TLB, Loopback
+from loopback import SMALL_TLB, Loopback, if_there_is_room
 
 from numaemu import GFP_KERNEL, GFP_NOWAIT, MADV_COLD, MADV_DONTNEED, MADV_FREE, MADV_PAGEOUT
 from numaemu.compiler.build import JIT
@@ -152,11 +152,13 @@ class PressureMachine(RuleBasedStateMachine):
     @rule(who=who, page=page, n=n, node=cpus)
     def move(self, who, page, n, node):
         process, n = self.pick(who), min(n, PAGES - page)
-        process.task.move_pages(addresses(page, min(n, 40)), node, flags=2)
+        with if_there_is_room():
+            process.task.move_pages(addresses(page, min(n, 40)), node, flags=2)
 
     @rule(who=who, node=cpus)
     def migrate(self, who, node):
-        self.pick(who).task.migrate_pages([1 - node], [node])
+        with if_there_is_room():
+            self.pick(who).task.migrate_pages([1 - node], [node])
 
     # -- kernel memory
 

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
-from loopback import SMALL_TLB, Loopback
+from loopback import SMALL_TLB, Loopback, if_there_is_room
 
 from numaemu import BusError, SegmentationFault
 from numaemu.api.files import seeded_bytes
@@ -168,7 +168,8 @@ class FileMachine(RuleBasedStateMachine):
 
     @rule(who=who, node=st.integers(0, 1))
     def migrate(self, who, node):
-        self.pick(who).task.migrate_pages([1 - node], [node])
+        with if_there_is_room():
+            self.pick(who).task.migrate_pages([1 - node], [node])
 
     @rule(who=who, cpu=cpus)
     def fork(self, who, cpu):

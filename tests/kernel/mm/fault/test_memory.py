@@ -7,7 +7,7 @@ import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
-from loopback import SMALL_TLB, Loopback
+from loopback import SMALL_TLB, Loopback, if_there_is_room
 
 from numaemu import OutOfMemory, SegmentationFault
 from numaemu.compiler.build import JIT
@@ -157,11 +157,13 @@ class MemoryMachine(RuleBasedStateMachine):
     @rule(who=who, page=page, node=st.integers(0, 1), all_of_them=st.booleans())
     def move(self, who, page, node, all_of_them):
         process = self.pick(who)
-        process.task.move_pages([BASE + (page << 12)], node, flags=4 if all_of_them else 2)
+        with if_there_is_room():
+            process.task.move_pages([BASE + (page << 12)], node, flags=4 if all_of_them else 2)
 
     @rule(who=who, node=st.integers(0, 1))
     def migrate(self, who, node):
-        self.pick(who).task.migrate_pages([1 - node], [node])
+        with if_there_is_room():
+            self.pick(who).task.migrate_pages([1 - node], [node])
 
     @rule(who=who, page=page, write=st.booleans())
     def protect(self, who, page, write):
