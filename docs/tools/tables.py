@@ -559,6 +559,30 @@ def constants():
     return table(("prefix", "taken by", "constants"), *rows)
 
 
+def counters():
+    """Every counter of /proc/vmstat and machine.stats()."""
+    from docs.tools.counters import VMSTAT
+    from numaemu.kernel.fs.sysfs.stats import linux_names
+    from numaemu.kernel.include.vmstat import NODE_STATS, NUMA_STATS, VM_EVENTS
+
+    there = {*linux_names(dict.fromkeys([*NODE_STATS, *NUMA_STATS], 0)), *VM_EVENTS, "nr_free_pages", "nr_unstable"}
+    there |= {"nr_dirty_threshold", "nr_dirty_background_threshold"}
+    known = {name for group in VMSTAT.values() for name in group}
+    if known != there:
+        raise KeyError(f"counters without a meaning, or meanings without a counter: {sorted(known ^ there)}")
+    parts = (
+        f"### {heading}\n\n" + table(("counter", "what it counts"), *((code(k), sentence(v)) for k, v in group.items()))
+        for heading, group in VMSTAT.items()
+    )
+    return "\n".join(parts)
+
+
+def cpu_counters():
+    from docs.tools.counters import CPU
+
+    return table(("key", "what it is"), *((code(k), sentence(v)) for k, v in CPU.items()))
+
+
 def errors():
     from numaemu import errors as module
 
@@ -698,7 +722,8 @@ def words():
 TABLES = {
     "commands": commands, "keys-machine": keys_machine, "keys-node": keys_node, "keys-tlb": keys_tlb, "keys-cost": keys_cost,
     "keys-kernel": keys_kernel, "keys-disk": keys_disk, "keys-sysctl": keys_sysctl, "presets": presets, "keywords": keywords,
-    "files": files, "api": api, "constants": constants, "errors": errors, "limits": limits, "assumed": assumed, "words": words,
+    "files": files, "api": api, "constants": constants, "counters": counters, "cpu-counters": cpu_counters, "errors": errors,
+    "limits": limits, "assumed": assumed, "words": words,
 }  # fmt: skip
 
 

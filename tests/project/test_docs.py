@@ -9,7 +9,8 @@ import pytest
 
 ROOT = pathlib.Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT))
-from docs.tools import examples, gallery, links  # noqa: E402
+from docs.tools import counters, examples, gallery, links  # noqa: E402
+from numaemu.kernel.fs.sysfs import stats  # noqa: E402
 
 PAGES = [page for page in examples.pages() if examples.has_examples((ROOT / page).read_text())]
 GROUPS = {  # pages that run one after another in a process, of which each costs a second to start
@@ -56,6 +57,17 @@ def test_tables_are_what_the_source_says():
         [sys.executable, "-m", "docs.tools.tables", "--check"], capture_output=True, text=True, cwd=ROOT
     )
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_every_figure_of_a_cpu_has_a_meaning(two_nodes):
+    assert list(counters.CPU) == list(stats.cpu_figures(two_nodes.machine, 0))
+
+
+def test_every_counter_of_vmstat_has_a_meaning(two_nodes):
+    assert {name for group in counters.VMSTAT.values() for name in group} == {
+        *stats.vmstat(two_nodes.machine),
+        "nr_unstable",
+    }
 
 
 def test_links_and_names_of_the_source_are_there():
