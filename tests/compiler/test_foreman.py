@@ -200,12 +200,12 @@ def test_a_wish_is_told_again_when_another_listens(tmp_path, monkeypatch):
         told.append(os.read(listeners[-1], 1000).decode() if select.select([listeners[-1]], [], [], 0)[0] else "")
         if len(told) == 3:  # it ends, and its pipe with it; the next one starts
             os.close(listeners.pop())
-            listeners.append(foreman.listen(image.path))
+            listeners.append(foreman_module.listen(image.path))
         if len(told) == 6:
             image.append("walk", "its code")
 
-    monkeypatch.setattr(foreman.time, "sleep", step)
-    listeners.append(foreman.listen(image.path))
-    foreman.wait_for(image, "walk")
+    monkeypatch.setattr(foreman_module.time, "sleep", step)
+    listeners.append(foreman_module.listen(image.path))
+    foreman_module.wait_for(image, "walk")
     os.close(listeners.pop())
     assert told == ["walk\n", "", "", "walk\n", "", ""]

@@ -20,7 +20,8 @@ ROOT = pathlib.Path(__file__).parents[2]
 READER = """
 import pickle, sys
 import numaemu.compiler.build
-from numaemu import user_kernels, wire
+from numaemu.compiler import user_kernels
+from numaemu.process import wire
 compiled = []
 user_kernels.watch(lambda name, where: compiled.append(name))
 for argument in sys.argv[2:]:
