@@ -12,16 +12,16 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 TEST_READY := $(VENV)/.test-ready
 DOCS_READY := $(VENV)/.docs-ready
-INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --editable
+INSTALL := $(PYTHON) numaemu/tools/bootstrap.py $(VENV)
 PYTEST := $(BIN)/python -m pytest -q
 
 # Tests marked `interpreted` also run with the JIT off and in the debug build.
 INTERPRETED := -m interpreted
 
-.PHONY: run test bench conform docs pages setup layers clean
+.PHONY: run test bench conform docs pages setup layers first-functions clean
 
 run: $(READY)
-	$(BIN)/python -m numaemu run workloads/first_touch.py
+	@$(BIN)/python -m numaemu run workloads/first_touch.py
 
 test: layers
 	$(PYTEST) -n auto
@@ -54,17 +54,23 @@ layers: $(TEST_READY)
 	$(BIN)/mypy --no-error-summary
 
 $(READY): pyproject.toml
-	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(INSTALL) .
+	@$(INSTALL) .
 	@touch $@
 
 $(TEST_READY): $(READY)
-	$(INSTALL) '.[test]'
+	@$(INSTALL) '.[test]'
 	@touch $@
 
 $(DOCS_READY): $(READY)
-	$(INSTALL) '.[docs]'
+	@$(INSTALL) '.[docs]'
 	@touch $@
+
+# Record anew what a first run compiles (numaemu/compiler/foreman.py): worth while when many functions are new or have moved.
+first-functions: $(READY)
+	rm -rf build/first && mkdir -p build/first
+	NUMBA_CACHE_DIR=build/first NUMAEMU_RECORD=build/first/needed $(BIN)/python -m numaemu run --quiet workloads/first_touch.py
+	awk '!seen[$$0]++' build/first/needed > numaemu/compiler/first.txt
+	rm -rf build/first
 
 clean:
 	rm -rf $(VENV) site build dist *.egg-info .pytest_cache .hypothesis .import_linter_cache

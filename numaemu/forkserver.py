@@ -18,11 +18,13 @@ from numaemu.host.shm import adopt_orphans, die_with_parent, entitle
 from numaemu.process.wire import receive
 
 
-def preload():
-    """Import everything compiled."""
+def preload(control):
+    """Import everything compiled; the driver is told at once if some of that is yet to be compiled."""
     gc.disable()  # nothing that is loaded is garbage; `main` freezes all of it
-    from numaemu.compiler.link import mute_lock_events
+    from numaemu.compiler.link import LINKER, mute_lock_events
 
+    if LINKER and not LINKER.image.complete:
+        tell(control, "image", LINKER.image.path)
     mute_lock_events()
     import numaemu.coordinator  # noqa: F401  (imports every kernel)
 
@@ -97,9 +99,8 @@ def main():
     control = socket.socket(fileno=int(sys.argv[1]))
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     adopt_orphans()
-    preload()
+    preload(control)
     user_kernels.make_directory(foreman.own_directory())
-    from numaemu.compiler.link import LINKER
     from numaemu.coordinator import main as coordinator_main
 
     def reap(*_):
@@ -113,7 +114,7 @@ def main():
             tell(control, "ended", pid, os.waitstatus_to_exitcode(status))
 
     signal.signal(signal.SIGCHLD, reap)
-    tell(control, "ready", LINKER.image.path if LINKER else None)
+    tell(control, "ready")
     gc.freeze()
     gc.enable()
     serve(control, coordinator_main)

@@ -7,6 +7,7 @@ results of tasks, printed text, the news of a death.
 import atexit
 import collections
 import contextlib
+import inspect
 import itertools
 import os
 import pickle
@@ -20,6 +21,8 @@ from concurrent.futures import Future, wait
 from typing import Any
 
 from numaemu.api.arguments import runnable
+from numaemu.api.failure import show_own_frames
+from numaemu.api.tables import Figures, Table, html
 from numaemu.api.task import Handle, Task
 from numaemu.compiler import foreman
 from numaemu.errors import MachineCheck, note
@@ -28,8 +31,9 @@ from numaemu.process import host_memory, lifetime
 from numaemu.process.payload import dump_function
 from numaemu.process.screen import Screen
 from numaemu.process.wire import Sealed, dumps, opened, receive_frame, send_frame, settle
+from numaemu.spec.machine_file import KEYWORDS
 from numaemu.spec.topology import load_topology
-from numaemu.spec.units import choice_text, parse_int, parse_size
+from numaemu.spec.units import choice_text, format_size, parse_int, parse_size
 
 SHOW_S = 0.3  # how long a death is kept back at most for printed text, and results behind it, that came before
 TELL_S = 0.5  # how long the fork server may take to tell how a coordinator has ended, that is known to have
@@ -71,7 +75,9 @@ class ForkServer:
         self.forked, self.ended = {}, collections.defaultdict(Future)
 
     def start(self, progress=None):
-        """Start it unless it runs; from then on `progress(n)` is told of functions of the kernel that are compiled."""
+        """Start it unless it runs; from then on `progress(n, total)` is told of functions of the kernel that are compiled
+        (compiler/foreman.py, watch_image).
+        """
         self.launch()
         while not self.ready:
             frame = receive_frame(self.socket)
@@ -80,15 +86,16 @@ class ForkServer:
                     f"the fork server ended while it loaded the compiled kernel, {_describe(self.process.wait())}"
                 )
             kind, *words = pickle.loads(frame)
-            if kind == "ready":
-                self.ready, self.image = True, words[0]
+            if kind == "image":
+                watch = threading.Thread(
+                    target=foreman.watch_image, args=(*words, progress or say_compiling), daemon=True, name="image"
+                )
+                watch.start()
+            elif kind == "ready":
+                self.ready = True
                 threading.Thread(
                     target=self.read, args=(self.process, self.socket, self.forked, self.ended), daemon=True
                 ).start()
-                if self.image and progress:
-                    threading.Thread(
-                        target=foreman.watch_image, args=(self.image, progress), daemon=True, name="image"
-                    ).start()
 
     @staticmethod
     def read(process, ours, forked, ended):
@@ -158,6 +165,16 @@ def _environment():
     return {**os.environ, "PYTHONPATH": root + (os.pathsep + path if path else ""), "OPENBLAS_NUM_THREADS": "1"}
 
 
+_said = []  # once it has been said that functions are being compiled
+
+
+def say_compiling(functions, total):
+    """Tell a person who has not asked for progress, once, why the first machine takes longer than others will."""
+    if not _said:
+        _said.append(True)
+        print(foreman.FIRST_TIME, file=sys.stderr, flush=True)
+
+
 fork_server = lifetime.own(ForkServer())
 _machines = weakref.WeakSet()
 
@@ -174,7 +191,36 @@ CpuView = collections.namedtuple("CpuView", "id node")
 
 
 class Machine:
-    """An emulated machine, booted when it is made: Machine("preset"), Machine("file.toml"), Machine(nodes=4, …)."""
+    """An emulated machine, booted when it is made: Machine("preset"), Machine("file.toml"), Machine(nodes=4, …).
+
+    source          a preset's name, the path of a machine file (.toml), a dict of one, or None: then two nodes of two CPUs
+    The other keywords change the source; None leaves what it says. Sizes are bytes or text, as "64MiB".
+    nodes           how many, all like the source's first node with CPUs, with default distances and latencies
+    cpus_per_node   CPUs of each node that has any
+    memory_per_node          size of each node's memory that has any
+    memory_only_nodes        how many more nodes there are, without CPUs
+    name            the machine's name, in messages and summaries
+    paging          the format of page tables: "x86-64-4level", "x86-64-5level", "x86-32", "arm64-39", "arm64-48"
+    page_size       bytes; must be that of the format
+    zone_layout     "x86-64" (zones DMA, DMA32, Normal) or "x86-32" (DMA, Normal, HighMem)
+    low_memory      how much memory lies below the hole of devices at 3 to 4 GiB
+    kernelcore, movablecore  size of memory that is not, or is, in zone Movable
+    distance        matrix of node distances, as numactl --hardware prints it; 10 is the node itself
+    latency         matrix of ns that one load takes, by the CPU's node and the memory's
+    l1, l2          dict of a TLB level: entries, ways, latency_ns
+    asids           address spaces whose TLB entries may stay side by side; 0: each switch flushes the TLB
+    walk_cache      entries of the cache of upper page-table entries; 0: there is none
+    sysctl          dict, as {"vm.swappiness": 10}
+    cost            dict of ns that the kernel's work takes, as {"fault_ns": 500}
+    kernel          dict of boot options, as {"transparent_hugepage": "always"}
+    disk            dict: size, read_latency_us, write_latency_us, bandwidth
+    progress        a function of (n, total), called when n more functions of the kernel have been compiled, of so many that
+                    a first run needs; None: one line on stderr says that something is being compiled
+    reserve         dict of (managed, free) pages by (node, zone type): so much of a zone's memory is in use from the start
+
+    A machine ends with `close()`, at the end of a `with` block, or when nobody refers to it any more. `numaemu machine show`
+    prints all defaults. What is wrong raises ConfigError, in one line.
+    """
 
     stays_here = "a function has its task; read what it needs from the machine before, and pass that"
 
@@ -211,6 +257,23 @@ class Machine:
     def __repr__(self):
         state = f", dead: {self._death}" if self._death else ""
         return f"<machine {self.topology.name}: {len(self.nodes)} nodes, {len(self.cpus)} cpus{state}>"
+
+    def _repr_html_(self):
+        """For a notebook: its nodes."""
+        state = f" (dead: {self._death})" if self._death else " (closed)" if self._closing else ""
+        rows = [
+            (
+                node.id,
+                ", ".join(map(str, node.cpus)) or "none",
+                format_size(node.memory_bytes),
+                ", ".join(map(str, node.distances)),
+            )
+            for node in self.nodes
+        ]
+        return html(
+            Table(f"machine {self.topology.name}{state}", ("node", "CPUs", "memory", "distances"), rows),
+            limit=len(rows),
+        )
 
     def _fill_pools(self):
         """Huge pages, as the machine file asks for them: the first thing after boot, while memory is in one piece."""
@@ -284,7 +347,7 @@ class Machine:
             return self._ask(method, os.fspath(path), *args)
         except OSError as error:
             note(error, one_line=True, emulated_traceback="")
-            raise
+            raise show_own_frames(error)
 
     def _receive(self, kind, *words):
         """A frame from the coordinator, in the reader's thread."""
@@ -365,7 +428,10 @@ class Machine:
 
     def call_op(self, number, pid, method, args):
         """Task's site: run an operation of a task on its CPU."""
-        return opened(self._ask("op", number, pid, method, Sealed(dumps(args), f"the arguments of {method}")))
+        try:
+            return opened(self._ask("op", number, pid, method, Sealed(dumps(args), f"the arguments of {method}")))
+        except Exception as error:
+            raise show_own_frames(error)
 
     def where(self, number):
         """Task's site: (cpu, node) of a task."""
@@ -451,7 +517,7 @@ class Machine:
 
     def stats(self):
         """The figures so far, as the JSON of a run has them."""
-        return self._ask("stats")
+        return Figures(self._ask("stats"))
 
     def pageblocks(self):
         """What lies in each pageblock, by zone: numaemu.tools.blockmap draws it."""
@@ -497,6 +563,21 @@ class Machine:
         self._screen.wait(END_S)
         self._link.close()
         self._die("closed")
+
+
+def _signature():
+    """Of Machine, for help(): each keyword by its name."""
+    keyword, anything = inspect.Parameter.KEYWORD_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD
+    names = (*KEYWORDS, "progress", "reserve")
+    return inspect.Signature(
+        [
+            inspect.Parameter("source", anything, default=None),
+            *(inspect.Parameter(name, keyword, default=None) for name in names),
+        ]
+    )
+
+
+setattr(Machine, "__signature__", _signature())  # what help() shows
 
 
 def _read_link(machine, link, screen):

@@ -1,13 +1,12 @@
 """What `alloc_pages(..., explain=True)` gives: the steps of one allocation, to look at and to print."""
 
-from numaemu.kernel.include import internal
+from numaemu.api.tables import Table, html
 from numaemu.kernel.include.gfp import gfp_text
 
 MARKS = ("min", "low", "high", "no mark")
 # fmt: off
-ALLOC_NAMES = {getattr(internal, name): name for name in (
-    "ALLOC_NO_WATERMARKS", "ALLOC_OOM", "ALLOC_NON_BLOCK", "ALLOC_MIN_RESERVE", "ALLOC_CPUSET", "ALLOC_SPREAD_DIRTY",
-    "ALLOC_NOFRAGMENT", "ALLOC_HIGHATOMIC", "ALLOC_KSWAPD")}
+ALLOC_NAMES = ("ALLOC_NO_WATERMARKS", "ALLOC_OOM", "ALLOC_NON_BLOCK", "ALLOC_MIN_RESERVE", "ALLOC_CPUSET",
+               "ALLOC_SPREAD_DIRTY", "ALLOC_NOFRAGMENT", "ALLOC_HIGHATOMIC", "ALLOC_KSWAPD")
 COMPACT_RESULTS = ("no zone suits", "skipped, too little is free", "deferred after failures", "no page suits", "goes on",
                    "complete, the whole zone was scanned", "part of the zone was scanned", "given up, others need the lock",
                    "success")                   # by enum compact_result
@@ -16,12 +15,14 @@ COMPACT_RESULTS = ("no zone suits", "skipped, too little is free", "deferred aft
 
 def alloc_flags_text(flags):
     """ALLOC_WMARK_MIN|ALLOC_CPUSET: how an allocation goes about its zones."""
+    from numaemu.kernel.include import internal  # loads the compiled code's tools, which a driver does without
+
     mark = (
         ()
         if flags & internal.ALLOC_NO_WATERMARKS
         else (f"ALLOC_WMARK_{MARKS[flags & internal.ALLOC_WMARK_MASK].upper()}",)
     )
-    return "|".join([*mark, *(name for bit, name in ALLOC_NAMES.items() if flags & bit)])
+    return "|".join([*mark, *(name for name in ALLOC_NAMES if flags & getattr(internal, name))])
 
 
 class Step:
@@ -40,6 +41,8 @@ class Step:
 
     def figures(self):
         """What is to be said beside its place."""
+        from numaemu.kernel.include import internal
+
         if self.what.startswith(("watermark", "no ")):
             lowered = " lowered to" if self.alloc_flags & internal.ALLOC_RESERVES else ""
             others = f" - {self.value} not for it" if self.value else ""
@@ -81,11 +84,22 @@ class Trail:
     def __getitem__(self, i):
         return self.steps[i]
 
-    def __str__(self):
-        rows = [(step.what, step.where, step.figures(), f"{step.cost_ns} ns") for step in self.steps]
-        widths = [max((len(row[i]) for row in rows), default=0) for i in range(4)]
+    def headline(self):
         end = f"pfn {self.pfn}" if self.pfn else "failed"
-        lines = [f"alloc_pages order {self.order}, {gfp_text(self.gfp)[1]}: {end}, {self.cost_ns} ns"]
+        return f"alloc_pages order {self.order}, {gfp_text(self.gfp)[1]}: {end}, {self.cost_ns} ns"
+
+    def rows(self):
+        return [(step.what, step.where, step.figures(), f"{step.cost_ns} ns") for step in self.steps]
+
+    def _repr_html_(self):
+        """For a notebook."""
+        rows = self.rows() + ([(f"and {self.lost} steps more", "", "", "")] if self.lost else [])
+        return html(Table(self.headline(), ("step", "where", "what was seen", "time"), rows), limit=len(rows))
+
+    def __str__(self):
+        rows = self.rows()
+        widths = [max((len(row[i]) for row in rows), default=0) for i in range(4)]
+        lines = [self.headline()]
         lines += [
             f"  {what:<{widths[0]}}  {where:<{widths[1]}}  {figures:<{widths[2]}}  {cost:>{widths[3]}}"
             for what, where, figures, cost in rows

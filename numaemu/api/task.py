@@ -13,8 +13,10 @@ import numpy as np
 from numaemu.api.allocators import KernelCalls
 from numaemu.api.arguments import runnable
 from numaemu.api.calls import ANY_ADDRESS, take
+from numaemu.api.failure import show_own_frames
 from numaemu.api.files import File
 from numaemu.api.mapping import Mapping
+from numaemu.api.tables import Table, html, html_of
 from numaemu.errors import NumaemuError, OutOfMemory
 from numaemu.spec.node_mask import nodes_of
 from numaemu.spec.units import shown
@@ -50,12 +52,33 @@ class Handle:
             self._machine.check_owner()
         error = self.future.exception(timeout)
         if error is not None:
+            if self._machine is not None:
+                show_own_frames(error)
             raise error.with_traceback(None)  # else it would grow each time it is asked for
         return self.future.result()
 
     def done(self):
         """True if the function has returned or raised."""
         return self.future.done()
+
+    def _repr_html_(self):
+        """For a notebook: how it stands, and what the function returned."""
+        if not self.future.done():
+            return html(Table("", ("", ""), [("task", self.pid), ("state", "running")]))
+        if error := self.future.exception():
+            return html(Table("", ("", ""), [("task", self.pid), ("raised", f"{type(error).__name__}: {error}")]))
+        return html_of(self.future.result(), f"task {self.pid} returned")
+
+
+class PageWalk(list):
+    """What `walk` returns: a dict for each level."""
+
+    def _repr_html_(self):
+        """For a notebook: a table, with addresses and entries in hexadecimal."""
+        rows = [
+            (step["level"], f"{step['table']:#x}", step["index"], f"{step['entry']:#x}", step["text"]) for step in self
+        ]
+        return html(Table("", ("level", "table at", "index", "entry", "which is"), rows))
 
 
 class PageStatus(np.ndarray):
@@ -156,7 +179,7 @@ class Task:
         level, table (its physical address), index, entry, text (the same in words), pfn and writable. For who looks inside:
         it takes no emulated time, and no fault.
         """
-        return self._op("walk", addr)
+        return PageWalk(self._op("walk", addr))
 
     def last_fault(self):
         """(CR2, error code) of the last page fault on the CPU the task is on."""

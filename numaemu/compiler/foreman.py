@@ -2,10 +2,14 @@
 
 Functions call each other through linker symbols, so each can be compiled without its callees. Whoever calls one that the image
 lacks asks for it through a named pipe, and waits until it is there. A process of its own reads that pipe
-and hands work to compilers, one for each CPU of the host: first what somebody waits for, then what those functions call, then
-the rest, until the image is complete. They are started by the first who asks, and end with that process.
+and hands work to compilers, one for each CPU of the host: first what somebody waits for, then what every first run needs
+(first.txt), then what those functions call, then the rest, until the image is complete. They are started by the first who asks,
+and end with that process.
 
     python -m numaemu.compiler.foreman IMAGE OWNER       (OWNER: a pipe's number; its end of stream is the owner's end)
+
+first.txt is a recording, made by `make first-functions`: the functions that a run with an empty image has waited for, in that
+order. It decides the order of compiling and the length of the progress bar, nothing else: a name that is out of date does no harm.
 """
 
 import contextlib
@@ -33,8 +37,14 @@ COMPILING = "NUMAEMU_COMPILING"  # set in a compiler: it declares every function
 COMPILER = "import sys; from numaemu.compiler.worker import work; work(int(sys.argv[1]), sys.argv[2])"
 POLL_S = 0.001  # how often who waits looks at the image
 WATCH_S = 0.1  # how often the image is looked at while it grows
+FIRST_TIME = "numaemu: compiling what is needed of the kernel for the first time; this takes some seconds"
 STARTS = 3  # of compilers that come to nothing, before who waits gives up
-WANTED, NEVER = 0, 1 << 30  # the distance of what somebody waits for, and of what nobody has called
+WANTED, FIRST, NEVER = (
+    0,
+    1,
+    1 << 30,
+)  # the distance of what somebody waits for, of first.txt's, and of what nobody has called
+RECORD = os.environ.get("NUMAEMU_RECORD")  # a file that gets the name of each function that somebody has waited for
 
 PACKAGE = pathlib.Path(__file__).parents[1]
 _started = []  # (process, our end of its pipe): kept until this process ends
@@ -49,6 +59,9 @@ def wait_for(image, symbol):
     It is asked for once of each who listens: a wish that went to one that has ended meanwhile is told the next.
     """
     tries, asked = 0, None
+    if RECORD:
+        with open(RECORD, "a") as file:
+            file.write(f"{symbol}\n")
     while symbol not in image.functions and (not image.grown() or symbol not in image.read()):
         listener = ask(image.path, "")
         if listener is None and (image.complete or tries == STARTS):
@@ -69,9 +82,11 @@ def wait_for(image, symbol):
 
 
 def wait_for_all(image, progress):
-    """Return when the image is complete; `progress(symbol)` is told of each function. RuntimeError: one cannot be compiled."""
+    """Return when the image is complete. `progress(n, total)` is told when n more functions are there, of so many that were
+    missing. RuntimeError: one cannot be compiled.
+    """
     image.read()
-    tries = 0
+    tries, total = 0, 0 if image.complete else len(function_stamps(PACKAGE).keys() - image.functions.keys())
     while not image.complete:
         if not ask(image.path, ""):
             if tries == STARTS:
@@ -79,10 +94,9 @@ def wait_for_all(image, progress):
             tries += 1
             start(image.path)
         time.sleep(10 * POLL_S)
-        for symbol in image.read():
+        if new := image.read():
             tries = 0
-            if symbol != COMPLETE:
-                progress(symbol)
+            progress(len(new) - image.complete, total)  # its last record is no function
     for symbol in image.functions:
         wait_for(image, symbol)
 
@@ -160,30 +174,43 @@ def _environment():
     return {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
 
 
+def first_functions():
+    """The functions that a first run needs, in the order in which it does."""
+    return (PACKAGE / "compiler" / "first.txt").read_text().split()
+
+
 def watch_image(path, progress):
-    """Tell `progress(n)` each time n functions have been compiled, until the image is complete."""
+    """Tell `progress(n, total)` each time n functions have been compiled, until the image is complete; total: how many a first
+    run still lacked when this began.
+    """
     image = Image(path)
     image.read()
+    total = len(set(first_functions()) - image.functions.keys())
     while not image.complete:
         time.sleep(WATCH_S)
         if image.grown() and (new := len(image.read()) - image.complete):  # its last record is no function
-            progress(new)
+            progress(new, total)
 
 
 # --- who sees to it ---------------------------------------------------------------------------------
 
 
 class Agenda:
-    """What is to be compiled: the nearest to what somebody waits for first, by calls; otherwise as it is declared."""
+    """What is to be compiled: the nearest to what somebody waits for first, by calls; otherwise as it is declared. `first`: the
+    functions that are likely to be waited for soon.
+    """
 
-    def __init__(self, done):
-        self.distance, self.heap, self.number = {}, [], itertools.count()
+    def __init__(self, done, first=()):
+        self.distance, self.heap, self.number, self.first = {}, [], itertools.count(), first
         self.begun, self.symbols = set(done), None
 
     def declare(self, symbols):
         """What there is, the order of declaration."""
         if self.symbols is None:
             self.symbols = set(symbols)
+            for symbol in self.first:
+                if symbol in self.symbols:
+                    self.add(symbol, FIRST)
             for symbol in symbols:
                 self.add(symbol, NEVER)
 
@@ -240,7 +267,7 @@ class Foreman:
         self.image.mend()
         self.stamps = function_stamps(PACKAGE)
         self.take_over()
-        self.pipe, self.agenda = listen(path), Agenda(self.image.functions)
+        self.pipe, self.agenda = listen(path), Agenda(self.image.functions, first_functions())
         self.compilers = {}
         for _ in range(min(len(os.sched_getaffinity(0)), MOST)):
             compiler = Compiler(path)

@@ -224,8 +224,10 @@ def open_image():
     return image
 
 
-def compile_everything(progress=lambda symbol: None):
-    """Complete the package's image, so that nothing has to wait later; nothing to do with the JIT off."""
+def compile_everything(progress=lambda n, total: None):
+    """Complete the package's image, so that nothing has to wait later; nothing to do with the JIT off. `progress`: see
+    foreman.wait_for_all.
+    """
     if JIT:
         foreman.wait_for_all(Image(image_path()), progress)
 

@@ -208,7 +208,7 @@ def semaphore_round_trip():
 # --- the whole -----------------------------------------------------------------------------------
 def measure(progress):
     """{"rows": [{what, against, unit, emulated, host, ratio}]}, rates per second, times in ns; medians."""
-    compile_everything(lambda symbol: progress.compiled(1))
+    compile_everything(progress.compiled)
     with Machine(**MACHINE) as machine:
         progress.say("loads against a compiled loop on an array")
         accesses = machine.run(measure_accesses)

@@ -1,4 +1,4 @@
-"""The command line: python -m numaemu run | bench | machine | conform.
+"""The command line: python -m numaemu run | workloads | bench | machine | conform | compile.
 
 Each command answers with an exit status; `main` turns what goes wrong into one line on stderr and a status:
 0 main returned, 1 it raised, 2 wrong usage or machine file, 3 an emulator process died, 130 Ctrl-C.
@@ -27,7 +27,7 @@ from numaemu.host import where
 from numaemu.spec.machine_file import KEYWORDS
 from numaemu.spec.topology import list_presets, load_topology
 from numaemu.spec.units import check_table, shown
-from numaemu.tools import report
+from numaemu.tools import report, shipped
 
 DONE, RAISED, USAGE, MACHINE_DIED, INTERRUPTED = 0, 1, 2, 3, 130
 MAX_TIMEOUT = threading.TIMEOUT_MAX / 2
@@ -71,10 +71,23 @@ class TimeLimit:
 TIME = TimeLimit()
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+WELCOME = """Usage: numaemu COMMAND …
+
+  numaemu workloads        lists what can be run at once, a line each
+  numaemu run first_touch  runs one of these
+  numaemu run FILE.py      runs a file of your own with a function main(machine)
+  numaemu machine list     lists machines, for numaemu run NAME --machine cxl
+  numaemu run --help       lists what a run can do; numaemu --help, all commands"""
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]}, invoke_without_command=True)
 @click.version_option(numaemu.__version__, prog_name="numaemu")
-def cli():
+@click.pass_context
+def cli(context):
     """Emulates NUMA machines and the Linux memory management that runs on them."""
+    if context.invoked_subcommand is None:
+        print(WELCOME, file=sys.stderr)
+        context.exit(USAGE)
 
 
 # --- numaemu run --------------------------------------------------------------------------------
@@ -103,16 +116,21 @@ def cli():
 )
 @click.option("--lockstep", is_flag=True, help="CPUs take turns by emulated time (not there yet).")
 @click.option("--json", "json_path", metavar="FILE", help="Write all figures there.")
-@click.option("--quiet", is_flag=True, help="No progress and no summary, only the result.")
+@click.option(
+    "-v", "--verbose", is_flag=True, help="Show everything: all rows, counters of vmstat, notes about the host."
+)
+@click.option("-q", "--quiet", is_flag=True, help="No progress and no summary, only the result.")
 def run(**given):
-    """Run main(machine) of the file WORKLOAD; ARGS reach it as sys.argv[1:].
+    """Run main(machine) of WORKLOAD, a file or the name of one that comes along; ARGS reach it as sys.argv[1:].
 
-    A workload may state its machine in a variable MACHINE: a preset's name or a dict of Machine's keywords. --machine
-    replaces it; the other options change it.
+    'numaemu workloads' lists the names. A workload may state its machine in a variable MACHINE: a preset's name or a
+    dict of Machine's keywords. --machine replaces it; the other options change it.
     """
     options = types.SimpleNamespace(**given)
     if options.lockstep:
         raise ConfigError("lockstep is not there yet")
+    if options.quiet and options.verbose:
+        raise ConfigError("--quiet and --verbose exclude each other")
     check_writable(options.json_path)
     path = workload_path(options.workload)
     TIME.limit(options.timeout)
@@ -121,11 +139,15 @@ def run(**given):
     sys.argv = [options.workload, *options.args]
     module = load_workload(path)
     topology = choose_topology(options, module)
-    figures = run_workload(module, topology, options)
+    header = None
+    if not options.quiet:
+        named = {"workload": options.workload, "machine": topology.to_dict()}
+        header = report.Header(named, inspect.getdoc(module))
+    figures = run_workload(module, topology, options, header)
     if options.quiet:
         report.print_result(figures["result"])
     else:
-        report.print_summary(figures, inspect.getdoc(module))
+        report.print_summary(figures, verbose=options.verbose, header=header)
     if options.json_path:
         write_json(figures, options.json_path)
     return DONE
@@ -152,10 +174,14 @@ def start_early(path, options):
 
 
 def workload_path(given):
-    """The absolute path of a workload's file."""
+    """The absolute path of a workload's file: the one that is named, or one of those that come along."""
     path = os.path.abspath(given)
+    if not os.path.isfile(path) and (known := shipped.find(given)):
+        return known
+    if not os.path.exists(path):
+        raise ConfigError(f"workload not found: {given}{shipped.advice(given)}")
     if not os.path.isfile(path):
-        raise ConfigError(f"workload not found: {given}" if not os.path.exists(path) else f"not a file: {given}")
+        raise ConfigError(f"not a file: {given}")
     if not path.endswith(".py"):
         raise ConfigError(f"workload is {given}, must be a .py file")
     return path
@@ -232,19 +258,21 @@ def parse_settings(settings):
 def seed_all(seed):
     """Seed the driver's own sources of random numbers."""
     import numpy
+    import rich.style  # noqa: F401  (draws a number when it is imported, whenever that would be)
 
     random.seed(seed)
     numpy.random.seed(seed)
 
 
-def run_workload(module, topology, options):
-    """Boot the machine, run main(machine), and collect the figures of the run."""
+def run_workload(module, topology, options, header=None):
+    """Boot the machine, run main(machine), and collect the figures of the run. What main prints comes below the header."""
     with report.Progress(quiet=options.quiet) as progress, boot(topology, progress) as machine:
         machine.seed = options.seed
         progress.watch(machine)
         start = time.perf_counter()
         try:
-            result = call_main(module, machine)
+            with header or contextlib.nullcontext():
+                result = call_main(module, machine)
         except KeyboardInterrupt as error:
             note(error, whereabouts=whereabouts(error, machine))
             raise
@@ -338,7 +366,7 @@ def compile_kernel():
         raise ConfigError("NUMBA_DISABLE_JIT is set: nothing is compiled")
     with report.Progress(quiet=not sys.stderr.isatty()) as progress:
         progress.say("")
-        compile_everything(lambda symbol: progress.compiled(1))
+        compile_everything(progress.compiled)
     done = (
         f"{report.plural(progress.kernels, 'function')} compiled, none is left"
         if progress.kernels
@@ -360,6 +388,13 @@ def bench(json_path):
     report.print_bench(figures)
     if json_path:
         write_json({"numaemu": numaemu.__version__, "bench": figures}, json_path)
+    return DONE
+
+
+@cli.command()
+def workloads():
+    """The workloads that come along."""
+    report.print_workloads(shipped.summaries())
     return DONE
 
 

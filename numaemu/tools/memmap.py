@@ -86,8 +86,7 @@ def legend():
 
 def short(name):
     """A path's last part, or what else maps calls the mapping."""
-    name = name.rsplit("/", 1)[-1] if name.startswith("/") else name or "anonymous"
-    return name if len(name) <= NAME_WIDTH else name[: NAME_WIDTH - 1] + "…"
+    return name.rsplit("/", 1)[-1] if name.startswith("/") else name or "anonymous"
 
 
 def memory_map(found, top=None):
@@ -106,6 +105,8 @@ def memory_map(found, top=None):
         ("pages", "left"),
     ):
         table.add_column(Text(title, style="bold"), no_wrap=True, justify=justify)
+    names = table.columns[3]
+    names.no_wrap, names.overflow, names.max_width = False, "fold", NAME_WIDTH  # a longer name goes on in the next line
     above = top
     for area in reversed(found):
         if above is not None and above > area.end:

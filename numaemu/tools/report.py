@@ -4,22 +4,28 @@ Every table is a function from figures (as `machine.stats()` and the JSON of a r
 print, so that tests print into a recording console. rich is imported when it is first needed.
 """
 
-import dataclasses
 import math
-import numbers
 import os
+import re
 import sys
+import textwrap
 import threading
 import time
-import traceback
 
+from numaemu.api.failure import failure_text
+from numaemu.api.tables import Table, blocks, cell, jsonable  # noqa: F401  (for those who have a report)
+from numaemu.compiler.foreman import FIRST_TIME
 from numaemu.host import shm
 from numaemu.spec.units import format_size, parse_size
+from numaemu.tools import notes
+from numaemu.tools.layout import fitted, new_console, new_table, print_blocks, text_width
 
 MAX_ROWS = 16  # CPUs, and nodes of the access matrix, that a summary shows
 MAX_COLUMNS = 8  # memory nodes of the access matrix: what 80 columns hold
 MAX_RESULT_ROWS = 40  # of a table that main returned
-COMPILING_S = 0.5  # after that long without a new function, nothing is being compiled
+ALL = 1 << 30  # rows, where somebody wants to see everything
+COMPILING_S = 3.0  # after that long without a new function, nothing is being compiled
+BAR = 24  # characters
 POLL_S = 0.5  # how often the figures of a running machine are looked at …
 POLL_SHARE = 50  # … but never more than a 50th of the time
 NUMASTAT = ("numa_hit", "numa_miss", "numa_foreign", "interleave_hit", "local_node", "other_node")
@@ -60,144 +66,145 @@ def accesses(cpu):
     return cpu["loads"] + cpu["stores"]
 
 
-# --- values for JSON ----------------------------------------------------------------------------
-def jsonable(value, outer=()):
-    """The value as JSON can hold it: NumPy's become Python's; what JSON cannot hold becomes its repr."""
-    if value is None or isinstance(value, (bool, str)):
-        return value
-    if isinstance(value, numbers.Integral):
-        return int(value)
-    if isinstance(value, numbers.Real) and abs(float(value)) < float("inf"):
-        return float(value)
-    if hasattr(value, "tolist") and hasattr(value, "dtype") and value.dtype.names is None:
-        value = value.tolist()
-        if not isinstance(value, list):
-            return value if isinstance(value, bool) else repr(value)
-    if id(value) in outer:
-        return repr(value)
-    outer = (*outer, id(value))
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        value = {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
-    if hasattr(value, "_asdict"):
-        value = value._asdict()
-    if isinstance(value, dict):
-        return {key if isinstance(key, str) else str(key): jsonable(item, outer) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [jsonable(item, outer) for item in value]
-    if isinstance(value, (set, frozenset)):
-        return sorted((jsonable(item, outer) for item in value), key=repr)
-    return repr(value)
-
-
 # --- a result -----------------------------------------------------------------------------------
-def result_view(result):
-    """What main returned, as something to print: tables where it is one, else as Python writes it."""
-    from rich.pretty import Pretty
-    from rich.text import Text
-
+def print_result(result, console=None, verbose=False):
+    """What main returned, alone: tables where it is made of them, else as Python writes it."""
+    if result is None:
+        return
+    console, most_rows = console or new_console(), ALL if verbose else MAX_RESULT_ROWS
     if isinstance(result, str):
-        return Text(result)
-    if hasattr(result, "__rich__") or hasattr(result, "__rich_console__"):
-        return result
-    rows = table_rows(result)
-    if rows is None:
-        return Pretty(result, max_length=MAX_RESULT_ROWS)
-    header, rows = rows
-    table = new_table(*map(Text, header))
-    for row in rows[:MAX_RESULT_ROWS]:
-        table.add_row(*(Text(cell(value)) for value in row))
-    return noted(table, f"and {len(rows) - MAX_RESULT_ROWS} more rows" if len(rows) > MAX_RESULT_ROWS else "")
+        console.print(result, markup=False, soft_wrap=True)
+    elif hasattr(result, "__rich__") or hasattr(result, "__rich_console__"):
+        console.print(result)
+    else:
+        print_blocks(blocks(result), console, most_rows)
 
 
-def table_rows(value):
-    """(column titles, rows) of a dict, a dict or list of like dicts, or a matrix; None of anything else."""
-    if getattr(value, "ndim", 0) == 2 and 0 < value.shape[1] <= 16:
-        return ("", *map(str, range(value.shape[1]))), [(i, *row) for i, row in enumerate(value.tolist())]
-    if isinstance(value, dict) and value:
-        if like_dicts(value.values()):
-            columns = list(next(iter(value.values())))
-            return ("", *map(str, columns)), [(key, *row.values()) for key, row in value.items()]
-        if not any(isinstance(item, dict) for item in value.values()):
-            return ("", ""), list(value.items())
-    if isinstance(value, (list, tuple)) and value and like_dicts(value):
-        return tuple(map(str, value[0])), [tuple(row.values()) for row in value]
-    return None
+# --- what a workload says of itself -------------------------------------------------------------
+_LOOK_FOR = re.compile(r"\bLook\s+for\b([^:]*):[ \t]*", re.S)
 
 
-def like_dicts(values):
-    """True if all are dicts of the same few keys."""
-    values = list(values)
-    return all(isinstance(v, dict) and v and list(v) == list(values[0]) for v in values) and len(values[0]) <= 12
+def first_line(doc):
+    """The summary line of a docstring."""
+    return (doc or "").strip().partition("\n")[0]
 
 
-def cell(value):
-    """One value in a table."""
-    if isinstance(value, bool) or value is None or isinstance(value, str):
-        return str(value)
-    if isinstance(value, numbers.Integral):
-        return f"{int(value):,}"
-    if isinstance(value, numbers.Real):
-        number = float(value)
-        return f"{number:,.4g}" if abs(number) < 1000 else f"{number:,.1f}"
-    return repr(jsonable(value))
+def look_for(doc):
+    """What a docstring says there is to see: the rest of the sentence after `Look for:`, and the items below it."""
+    found = _LOOK_FOR.search(doc or "")
+    if found is None:
+        return []
+    inline, *lines = doc[found.end() :].split("\n")
+    items = [inline.strip()] if inline.strip() else []
+    for line in lines:
+        text = line.strip()
+        if not line.startswith("  ") and not (items and not items[0].startswith("- ") and text):
+            if text or items:
+                break
+        elif text.startswith("- ") or not items:
+            items.append(text)
+        else:
+            items[-1] += f" {text}"
+    return [item.removeprefix("- ") for item in items if item]
 
 
-def print_result(result, console=None):
-    """What main returned, alone."""
-    if result is not None:
-        (console or new_console()).print(result_view(result))
+def print_header(figures, doc="", console=None):
+    """What runs, on which machine, and what there is to see: before anything else of a run is printed."""
+    console = console or new_console()
+    width, name = text_width(console), os.path.basename(figures["workload"])
+    title = f"{name} on {figures['machine']['name']}"
+    console.print(
+        f"[bold]{name}[/bold]{title.removeprefix(name)} {'─' * (min(width, 80) - len(title) - 1)}", soft_wrap=True
+    )
+    for line in textwrap.wrap(first_line(doc), width):
+        console.print(line, markup=False, soft_wrap=True)
+    for line in textwrap.wrap(machine_line(figures["machine"]), width):
+        console.print(line, style="dim", markup=False, soft_wrap=True)
+    if items := look_for(doc):
+        console.print("\n[bold]look for[/bold]")
+        for item in items:
+            for line in textwrap.wrap(item, width, initial_indent="  - ", subsequent_indent="    "):
+                console.print(line, markup=False, soft_wrap=True)
+    console.print()
+
+
+class Header:
+    """Prints the header of a run once: on a terminal at once, elsewhere before the first word that the run itself prints. A
+    workload without a docstring says nothing of what it shows: its header comes with the summary. It stands in for stdout while
+    the run goes on, and knows whether that has printed anything; a context manager.
+    """
+
+    def __init__(self, figures, doc):
+        self.figures, self.doc, self.shown, self.wrote, self.stream = figures, doc, False, False, sys.stdout
+
+    def __enter__(self):
+        self.stream, sys.stdout = sys.stdout, self
+        if self.doc and self.stream.isatty():
+            self.show()
+        return self
+
+    def __exit__(self, *_):
+        """A run that has failed and printed nothing has no header."""
+        if sys.stdout is self:
+            sys.stdout = self.stream
+
+    def write(self, text):
+        if self.doc:
+            self.show()
+        self.wrote = True
+        return self.stream.write(text)
+
+    def show(self):
+        if not self.shown:
+            self.shown, out, sys.stdout = True, sys.stdout, self.stream
+            print_header(self.figures, self.doc)
+            sys.stdout = out
+
+    def __getattr__(self, name):
+        return getattr(self.stream, name)
 
 
 # --- the summary of a run -----------------------------------------------------------------------
-def new_console(**options):
-    from rich.console import Console
-
-    return Console(highlight=False, **options)
-
-
-def new_table(*titles):
-    """A table whose first column is text and whose others are numbers."""
-    from rich import box
-    from rich.table import Table
-
-    table = Table(
-        box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False, collapse_padding=True, show_header=any(map(str, titles))
-    )
-    for i, title in enumerate(titles):
-        table.add_column(title, justify="right" if i else "left", no_wrap=True)
-    return table
-
-
-def noted(table, note):
-    """A table with a line below it, if there is something to say."""
-    from rich.console import Group
-    from rich.text import Text
-
-    return Group(table, Text(note, style="dim")) if note else table
-
-
-def print_summary(figures, doc="", console=None):
-    """Everything about a run that a person wants to know at its end."""
+def print_summary(figures, doc="", console=None, verbose=False, header=None):
+    """Everything about a run that a person wants to know at its end, below its header, which may have been printed already."""
     console = console or new_console()
-    console.print()
-    console.rule(f"[bold]{os.path.basename(figures['workload'])}[/bold] on {figures['machine']['name']}", align="left")
-    if doc:
-        console.print(doc.strip().partition("\n")[0], markup=False)
-    console.print(machine_line(figures["machine"]), style="dim", markup=False)
+    if header is not None and header.wrote:
+        console.print()
+    if header is None:
+        print_header(figures, doc, console)
+    else:
+        header.show()
     if figures["result"] is not None:
-        console.print("\n[bold]result[/bold]")
-        print_result(figures["result"], console)
-    for title, table in (
-        ("CPUs: accesses, TLB hits, walks, faults, shootdowns sent and received, clock", cpu_table(figures["cpus"])),
-        ("numastat: pages by the node they came from", numastat_table(figures["nodes"])),
-        ("accesses: share of each node's loads and stores by the memory's node", access_matrix(figures)),
-    ):
-        if table is not None:
+        console.print("[bold]result[/bold]")
+        print_result(figures["result"], console, verbose)
+    cpus, nodes = figures["cpus"], figures["nodes"]
+    idle = not any(accesses(cpu) or cpu["minor_faults"] or cpu["clock_ns"] for cpu in cpus)
+    width, tables = console.width, []
+    if not idle:
+        tables = [
+            (
+                "CPUs: accesses, TLB hits, walks, faults, shootdowns sent and received, clock",
+                cpu_table(cpus, width, verbose),
+            ),
+            ("numastat: pages by the node they came from", numastat_table(nodes, width, verbose)),
+            (
+                "accesses: share of each node's loads and stores by the memory's node",
+                access_matrix(figures, max(1, (width - 16) // 8), verbose),
+            ),
+        ]
+    if verbose and any(figures["vmstat"].values()):
+        tables.append(("vmstat: what is not zero", vmstat_table(figures["vmstat"], width)))
+    for title, parts in tables:
+        if parts:
             console.print(f"\n[bold]{title}[/bold]")
-            console.print(table)
+        for part in parts:
+            console.print(part)
     console.print()
-    console.print(time_line(figures))
-    print_hints(console, len(figures["cpus"]), figures["compiled"])
+    console.print(idle_line(figures) if idle else time_line(figures), soft_wrap=True)
+    if verbose:
+        print_hints(console, hints(len(cpus), figures["compiled"]))
+    else:
+        print_hints(console, [*compiled_hint(figures["compiled"]), *notes.due(hints(len(cpus)))])
 
 
 def machine_line(machine):
@@ -230,45 +237,45 @@ def busiest(rows, work, limit):
     return shown, "" if len(shown) == len(rows) else f"left out: {' and '.join(filter(None, words))}"
 
 
-def cpu_table(cpus):
+def cpu_table(cpus, width, everything=False):
     """Accesses, TLBs, faults and shootdowns per CPU."""
-    shown, left_out = busiest(cpus, lambda c: accesses(c) + c["minor_faults"] + c["clock_ns"], MAX_ROWS)
-    table = new_table("CPU", "node", "loads", "stores", "L1 hit", "L2 hit", "walks", "faults", "sent", "rcvd", "time")
-    for cpu in shown:
-        done, missed = accesses(cpu), accesses(cpu) - cpu["l1_tlb_hits"]
-        table.add_row(
+    most = ALL if everything else MAX_ROWS
+    shown, left_out = busiest(cpus, lambda c: accesses(c) + c["minor_faults"] + c["clock_ns"], most)
+    titles = ("CPU", "node", "loads", "stores", "L1 hit", "L2 hit", "walks", "faults", "sent", "rcvd", "time")
+    rows = [
+        (
             str(cpu["cpu"]),
             str(cpu["node"]),
             count(cpu["loads"]),
             count(cpu["stores"]),
-            percent(cpu["l1_tlb_hits"], done),
-            percent(cpu["l2_tlb_hits"], missed),
+            percent(cpu["l1_tlb_hits"], accesses(cpu)),
+            percent(cpu["l2_tlb_hits"], accesses(cpu) - cpu["l1_tlb_hits"]),
             count(cpu["page_walks"]),
             count(cpu["minor_faults"]),
             count(cpu["shootdowns_sent"]),
             count(cpu["shootdowns_received"]),
             duration(cpu["clock_ns"]),
-            style=None if done or cpu["clock_ns"] else "dim",
         )
-    return noted(table, left_out)
+        for cpu in shown
+    ]
+    idle = {number for number, cpu in enumerate(shown) if not accesses(cpu) and not cpu["clock_ns"]}
+    return [*fitted(Table("", titles, rows), width, idle), *dimmed(left_out)]
 
 
-def numastat_table(nodes):
+def numastat_table(nodes, width, everything=False):
     """Where pages came from, by the names numastat prints: a row per node."""
-    shown, left_out = busiest(nodes, lambda n: sum(n["numastat"].values()), MAX_ROWS)
-    table = new_table("node", *NUMASTAT)
-    for node in shown:
-        pages = node["numastat"]
-        table.add_row(
-            str(node["node"]),
-            *(f"{pages[name]:,}" if pages[name] < 10**7 else count(pages[name]) for name in NUMASTAT),
-            style=None if any(pages.values()) else "dim",
-        )
-    return noted(table, left_out)
+    shown, left_out = busiest(nodes, lambda n: sum(n["numastat"].values()), ALL if everything else MAX_ROWS)
+    pages = [[node["numastat"][name] for name in NUMASTAT] for node in shown]
+    rows = [
+        (str(node["node"]), *(f"{n:,}" if n < 10**7 else count(n) for n in numbers))
+        for node, numbers in zip(shown, pages)
+    ]
+    idle = {number for number, numbers in enumerate(pages) if not any(numbers)}
+    return [*fitted(Table("", ("node", *NUMASTAT), rows), width, idle), *dimmed(left_out)]
 
 
-def access_matrix(figures):
-    """Which share of a CPU node's accesses went to which node's memory: a heat map. None if there was no access."""
+def access_matrix(figures, most_columns=MAX_COLUMNS, everything=False):
+    """Which share of a CPU node's accesses went to which node's memory: a heat map. Empty if there was no access, or no choice."""
     from rich.text import Text
 
     nodes = figures["nodes"]
@@ -277,10 +284,10 @@ def access_matrix(figures):
         for number, node in enumerate(figures["machine"]["node"])
         if node["cpus"]
     ]
-    shown, _ = busiest(rows, lambda row: sum(row[1]), MAX_ROWS)
-    columns, _ = busiest(nodes, lambda n: sum(n["accesses_from"]), MAX_COLUMNS)
-    if not any(sum(row) for _, row in shown):
-        return None
+    shown, _ = busiest(rows, lambda row: sum(row[1]), ALL if everything else MAX_ROWS)
+    columns, _ = busiest(nodes, lambda n: sum(n["accesses_from"]), most_columns)
+    if not any(sum(row) for _, row in shown) or len(nodes) == 1 and not everything:
+        return []
     table = new_table("CPUs of", *(f"mem {n['node']}" for n in columns), "accesses")
     for number, row in shown:
         done = sum(row)
@@ -296,7 +303,14 @@ def access_matrix(figures):
         for n, kind in ((len(rows) - len(shown), "CPU node"), (len(nodes) - len(columns), "memory node"))
         if n
     ]
-    return noted(table, f"left out: the least busy {' and '.join(left_out)}" if left_out else "")
+    return [table, *dimmed(f"left out: the least busy {' and '.join(left_out)}" if left_out else "")]
+
+
+def dimmed(note):
+    """A line below a table, if there is something to say."""
+    from rich.text import Text
+
+    return [Text(note, style="dim")] if note else []
 
 
 def shade(share):
@@ -314,14 +328,32 @@ def time_line(figures):
     )
 
 
+def idle_line(figures):
+    """The same of a machine on which nothing ran."""
+    return f"wall time [bold]{duration(figures['wall_s'] * 1e9)}[/bold]; on this machine itself nothing ran"
+
+
+def vmstat_table(vmstat, width):
+    """The counters of /proc/vmstat that are not zero, side by side."""
+    from rich.columns import Columns
+
+    named = [f"{name} {value:,}" for name, value in vmstat.items() if value]
+    return [Columns(named, padding=(0, 3), column_first=True)] if width < 1000 else named
+
+
+def compiled_hint(compiled):
+    """A line about functions that were compiled meanwhile, if there were any."""
+    if not compiled:
+        return []
+    return [
+        f"{plural(compiled, 'function')} of the kernel were compiled meanwhile, for the first and last time\n"
+        f"help: run it again; numaemu compile does all of them at once"
+    ]
+
+
 def hints(nr_cpus, compiled=0):
-    """A line for each thing that cost speed, and what would help: the host's settings, functions compiled meanwhile."""
-    lines, setting, cores = [], shm.huge_pages_setting(), len(os.sched_getaffinity(0))
-    if compiled:
-        lines.append(
-            f"{plural(compiled, 'function')} of the kernel were compiled meanwhile, for the first and last time\n"
-            f"help: run it again; numaemu compile does all of them at once"
-        )
+    """A line for each thing that cost speed, and what would help: functions compiled meanwhile, the host's settings."""
+    lines, setting, cores = compiled_hint(compiled), shm.huge_pages_setting(), len(os.sched_getaffinity(0))
     if setting not in HUGE_PAGES:
         lines.append(
             "no huge pages for shared memory on this host: random accesses take longer\n"
@@ -339,20 +371,33 @@ def hints(nr_cpus, compiled=0):
     return lines
 
 
-def print_hints(console, nr_cpus, compiled=0):
+def print_hints(console, lines):
     """The hints, if there are any."""
-    for hint in hints(nr_cpus, compiled):
+    for hint in lines:
         console.print("note: " + hint.replace("\n", "\n      "), style="yellow", markup=False, soft_wrap=True)
 
 
 # --- other tables -------------------------------------------------------------------------------
 def print_machines(machines, console=None):
     """The presets: {name: (topology, comment)}."""
-    table = new_table("name", "nodes", "CPUs", "memory")
-    table.add_column("what it is like")
-    for name, (topology, comment) in machines.items():
-        table.add_row(name, str(topology.nr_nodes), str(topology.nr_cpus), format_size(topology.memory_bytes), comment)
-    (console or new_console()).print(table)
+    rows = [
+        (name, topology.nr_nodes, topology.nr_cpus, format_size(topology.memory_bytes), comment)
+        for name, (topology, comment) in machines.items()
+    ]
+    print_table(Table("", ("name", "nodes", "CPUs", "memory", "what it is like"), rows), console)
+
+
+def print_workloads(workloads, console=None):
+    """The workloads that come along: {name: its summary line}."""
+    print_table(Table("", ("name", "what it shows"), list(workloads.items())), console)
+    (console or new_console()).print("\nnumaemu run NAME runs one of them", style="dim")
+
+
+def print_table(table, console=None):
+    """One table, as wide as the console allows."""
+    console = console or new_console()
+    for part in fitted(table, console.width):
+        console.print(part)
 
 
 def print_bench(figures, console=None):
@@ -370,65 +415,10 @@ def print_bench(figures, console=None):
         style="dim",
         soft_wrap=True,
     )
-    print_hints(console, 0)
+    print_hints(console, hints(0))
 
 
 # --- errors -------------------------------------------------------------------------------------
-PACKAGE = os.path.dirname(os.path.dirname(os.path.abspath(__file__))) + os.sep
-_INTERNAL = (PACKAGE, os.sep + os.path.join("concurrent", "futures") + os.sep, "<frozen importlib")
-
-
-def is_internal(path):
-    """True for a frame between the user's own code and what it called."""
-    return any(part in path for part in _INTERNAL)
-
-
-def failure_text(error, everything=False):
-    """The traceback of what a workload raised: its own frames only, those of its task on a CPU too."""
-    report = traceback.TracebackException.from_exception(error)
-    if not everything:
-        drop_internal(report)
-        if getattr(error, "one_line", False):
-            return one_line(error, report)
-    text = "".join(report.format())
-    inside = getattr(error, "emulated_traceback", "")
-    if not inside:
-        return text
-    last = "".join(report.format_exception_only())
-    own = inside if everything else own_frames(inside)
-    if '  File "' in inside and '  File "' not in own:  # none of its own code was under way there
-        return text
-    return f"{text.removesuffix(last)}in a task on a CPU of the machine:\n{own}"
-
-
-def one_line(error, report):
-    """An error that its message explains, and the workload's line."""
-    where = "".join(f" ({os.path.basename(f.filename)}, line {f.lineno}, in {f.name})" for f in report.stack[-1:])
-    return f"numaemu: {error}{where}\n"
-
-
-def drop_internal(report):
-    """Take the driver's internals out of a TracebackException and of what it was raised from."""
-    seen = set()
-    while report is not None and id(report) not in seen:
-        seen.add(id(report))
-        report.stack = traceback.StackSummary.from_list([f for f in report.stack if not is_internal(f.filename)])
-        report = report.__cause__ or report.__context__
-
-
-def own_frames(text):
-    """A printed traceback without the frames of the package: each is its `File` line and the lines below it."""
-    kept, internal = [], False
-    for line in text.splitlines(keepends=True):
-        if line.startswith('  File "'):
-            internal = is_internal(line.split('"')[1])
-        elif not line.startswith("    "):
-            internal = False
-        if not internal:
-            kept.append(line)
-    return "".join(kept)
-
-
 def print_failure(error):
     """Tell a person on stderr what the workload raised."""
     everything = os.environ.get("NUMAEMU_DEBUG", "") not in ("", "0")
@@ -446,7 +436,8 @@ class Progress:
         self.stream = stream or sys.stderr
         self.quiet, self.live = quiet, not quiet and self.stream.isatty()
         self.start, self.text = time.monotonic(), "starting"
-        self.kernels, self.compiled_at = 0, -math.inf  # functions compiled meanwhile; when the last one was
+        self.kernels, self.total = 0, 0  # functions compiled meanwhile, and how many there will be, as far as is known
+        self.compiled_at = -math.inf  # when the last one was
         self.display = self.watcher = None
         self.done = threading.Event()
 
@@ -478,21 +469,23 @@ class Progress:
         from rich.text import Text
 
         now = time.monotonic()
-        compiling = (
-            f"compiling the kernel, once ({self.kernels} functions)  " if now - self.compiled_at < COMPILING_S else ""
-        )
+        compiling = f"{self.compiling()}  " if now - self.compiled_at < COMPILING_S else ""
         return Text(
             f"{now - self.start:5.0f} s  {compiling}{self.text}", style="cyan", no_wrap=True, overflow="ellipsis"
         )
 
-    def compiled(self, functions):
-        """So many functions of the kernel have been compiled."""
+    def compiling(self):
+        """How far the compilers are, with a bar if it is known how far they have to go."""
+        if self.kernels > self.total:
+            return f"compiling, once: {self.kernels} functions"
+        full = BAR * self.kernels // self.total
+        return f"compiling, once: {'━' * full}{'─' * (BAR - full)} {self.kernels} of {self.total} functions"
+
+    def compiled(self, functions, total=0):
+        """So many functions of the kernel have been compiled, of so many in all that will be, as far as is known."""
+        self.total = total
         if not self.kernels and not self.live and not self.quiet:
-            print(
-                "numaemu: compiling what is needed of the kernel for the first time; this takes some seconds",
-                file=self.stream,
-                flush=True,
-            )
+            print(FIRST_TIME, file=self.stream, flush=True)
         self.kernels, self.compiled_at = self.kernels + functions, time.monotonic()
 
     def say(self, text):

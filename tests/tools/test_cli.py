@@ -19,10 +19,11 @@ import psutil
 import pytest
 
 from numaemu import __version__
+from numaemu.compiler import foreman, link
 from numaemu.compiler.build import JIT
 from numaemu.compiler.image import Image
 from numaemu.spec.topology import Topology
-from numaemu.tools import cli
+from numaemu.tools import cli, shipped
 
 ROOT = pathlib.Path(__file__).parents[2]
 DEADLINE_S = 200  # compiling on a fresh machine included
@@ -326,6 +327,7 @@ def test_bad_machine_file_gets_one_line(inside, workload, text, words):
     (["--memory-per-node", "lots"], "memory_per_node is 'lots'"), (["--set", "vm.min_free_kbytes"], "must be sysctl=value"),
     (["--set", "vm.min_free_kbyte=1"], "did you mean 'vm.min_free_kbytes'?"), (["--set", "vm.swappiness=x"], "vm.swappiness"),
     (["--lockstep"], "lockstep is not there yet"), (["--bogus"], "--bogus"), (["--seed", "-1"], "--seed"),
+    (["-q", "-v"], "--quiet and --verbose exclude each other"),
     (["--json", "/nowhere/out.json"], "/nowhere/out.json"), (["--json", "/"], "cannot be written"),
 ])  # fmt: skip
 def test_wrong_option_gets_one_line(inside, workload, arguments, words):
@@ -335,7 +337,7 @@ def test_wrong_option_gets_one_line(inside, workload, arguments, words):
 
 
 @pytest.mark.parametrize("name, text, words", [
-    ("none.py", None, "workload not found"), ("story.txt", STORY, "must be a .py file"),
+    ("none.py", None, "workload not found"), ("first_touh.py", None, "; 'numaemu workloads' lists"), ("story.txt", STORY, "must be a .py file"),
     ("empty.py", "x = 1", "no function main(machine)"), ("number.py", "main = 3", "no function main(machine)"),
     ("preset.py", "MACHINE = 'nosuch'\ndef main(machine): pass", "unknown preset 'nosuch'"),
     ("keyword.py", "MACHINE = dict(node=3)\ndef main(machine): pass", "MACHINE in "),
@@ -369,6 +371,68 @@ def test_workload_that_raises_when_loaded(inside, workload, text, last):
 def test_wrong_command(inside, arguments, status, words):
     got, lines = inside(*arguments)
     assert got == status and words in lines[0]
+
+
+# --- what comes along -----------------------------------------------------------------------------
+def test_workloads_are_listed(capsys):
+    assert cli.main(["workloads"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    for name, text in shipped.summaries().items():
+        assert any(line.startswith(name) and line.rstrip().endswith(text) for line in lines), name
+    assert len(shipped.summaries()) == len(list((ROOT / "workloads").glob("*.py"))) > 30
+
+
+@pytest.mark.parametrize("given", ["first_touch", "first_touch.py"])
+def test_a_workload_that_comes_along_is_found_by_its_name(given, tmp_path, monkeypatch):
+    """From anywhere; but a file of that name comes first."""
+    monkeypatch.chdir(tmp_path)
+    assert cli.workload_path(given) == str(ROOT / "workloads" / "first_touch.py")
+    (tmp_path / "first_touch.py").touch()
+    (tmp_path / "latency").mkdir()
+    own = tmp_path if given.endswith(".py") else ROOT / "workloads"
+    assert cli.workload_path(given) == str(own / "first_touch.py")
+    assert cli.workload_path("latency") == str(ROOT / "workloads" / "latency.py")
+
+
+def test_an_installed_package_has_its_workloads_inside(tmp_path, monkeypatch):
+    package = tmp_path / "site-packages" / "numaemu"
+    (package / "workloads").mkdir(parents=True)
+    (package / "workloads" / "story.py").write_text('"""A story."""')
+    (package.parent / "workloads").mkdir()  # somebody else's
+    monkeypatch.setattr(shipped, "PACKAGE", package)
+    assert shipped.summaries() == {"story": "A story."}
+    assert shipped.find("story") == str(package / "workloads" / "story.py") and shipped.find("other") is None
+
+
+def test_a_run_by_name_and_all_its_figures(tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-m", "numaemu", "run", "-v", "first_touch", "--memory-per-node", "32MiB"],
+        capture_output=True,
+        text=True,
+        timeout=DEADLINE_S,
+        env=ENVIRONMENT | {"XDG_CACHE_HOME": str(tmp_path)},
+        cwd=tmp_path,
+    )
+    assert done.returncode == 0, done.stderr
+    order = [
+        "first_touch on custom",
+        "look for",
+        "each share lies wholly",
+        "result",
+        "numa_hit",
+        "vmstat",
+        "emulated time",
+    ]
+    assert [done.stdout.index(text) for text in order] == sorted(done.stdout.index(text) for text in order)
+
+
+def test_numaemu_alone_says_what_a_person_needs(inside):
+    status, lines = inside()
+    assert status == 2 and lines[0] == "Usage: numaemu COMMAND …"
+    assert [line.split()[:2] for line in lines[2:]] == [
+        ["numaemu", name] for name in ("workloads", "run", "run", "machine", "run")
+    ]
+    assert max(map(len, lines)) <= 80
 
 
 # --- the machine a run gets -----------------------------------------------------------------------
@@ -423,41 +487,62 @@ def test_machine_list(capsys):
 
 
 # --- compiling ------------------------------------------------------------------------------------
+BOOT = ("numaemu.kernel.arch.init_mm.init_memory_mapping", "numaemu.hardware.mailbox.post")
+LATER = (
+    "numaemu.kernel.mm.migrate.compaction_free.serve_node",
+    "numaemu.kernel.syscalls.common.create_task",
+    "numaemu.kernel.mm.fault.memory.handle_mm_fault",
+    "numaemu.kernel.mm.fault.memory.do_anonymous_page",
+    "numaemu.kernel.syscalls.common.sys_move_pages",
+)
+STORY_RUN = ("--seed", "5", "--set", "vm.min_free_kbytes=1000")
+
+
+def place_without(path, lacks):
+    """A new place for compiled code, as after a change that concerns some functions: an image of the sources before it lies
+    there, and the image of these sources begins with all that this one holds.
+    """
+    path.mkdir()
+    kept, old = Image(link.image_path()), Image(path / f"{link.image_name().rpartition('-')[0]}-old.image")
+    kept.read()
+    old.mend()
+    assert kept.complete and set(lacks) <= kept.functions.keys()
+    for symbol in kept.functions.keys() - {""} - set(lacks):
+        old.append(symbol, kept.functions[symbol])
+    return {"NUMBA_CACHE_DIR": str(path)}
+
+
+def image_in(path):
+    """The only image in a place."""
+    (found,) = path.glob("*.image")
+    image = Image(found)
+    image.read()
+    return image
+
+
 @pytest.mark.skipif(not JIT, reason="nothing is compiled")
 def test_a_first_run_compiles_what_it_needs(workload, tmp_path):
-    """Where nothing has been compiled: the run is the same, says so, and what it needed is there afterwards."""
-    path, out = workload(STORY), tmp_path / "out.json"
+    """Where nothing has been compiled: the run is the same, says so, and what it needed is there afterwards. Most of that is what
+    compilers begin with.
+    """
+    path, out, needed = workload(STORY), tmp_path / "out.json", tmp_path / "needed"
     done = subprocess.run(
-        [
-            sys.executable,
-            "-m",
-            "numaemu",
-            "run",
-            path,
-            "--json",
-            str(out),
-            "--seed",
-            "5",
-            "--set",
-            "vm.min_free_kbytes=1000",
-        ],
+        [sys.executable, "-m", "numaemu", "run", path, "--json", str(out), *STORY_RUN],
         capture_output=True,
         text=True,
         timeout=DEADLINE_S,
-        env=ENVIRONMENT | {"NUMBA_CACHE_DIR": str(tmp_path / "place")},
+        env=ENVIRONMENT | {"NUMBA_CACHE_DIR": str(tmp_path / "place"), "NUMAEMU_RECORD": str(needed)},
     )
     assert done.returncode == 0
-    assert (
-        done.stderr == "numaemu: compiling what is needed of the kernel for the first time; this takes some seconds\n"
-    )
+    assert done.stderr == foreman.FIRST_TIME + "\n"
     assert "of the kernel were compiled meanwhile" in done.stdout
     figures = json.loads(out.read_text())
     check_story(figures)
-    (place,) = (tmp_path / "place").glob("*.image")
-    image = Image(place)
-    image.read()
+    image, symbols = image_in(tmp_path / "place"), set(needed.read_text().split())
     assert 0 < figures["compiled"] <= len(image.functions) and not image.complete
-    assert image.holds("numaemu.kernel.mm.fault.memory.handle_mm_fault")
+    assert all(map(image.holds, symbols)) and "numaemu.kernel.mm.fault.memory.handle_mm_fault" in symbols
+    known = len(symbols & set(foreman.first_functions()))
+    assert known > 0.8 * len(symbols), "first.txt is out of date: make first-functions"
 
 
 @pytest.mark.skipif(not JIT, reason="nothing is compiled")
@@ -465,23 +550,11 @@ def test_a_machine_outlives_its_compilers(workload, tmp_path):
     """Killed, they are started again: the first by the fork server, the others by whichever process needs them."""
     out, killed = tmp_path / "out.json", set()
     process = subprocess.Popen(
-        [
-            sys.executable,
-            "-m",
-            "numaemu",
-            "run",
-            workload(STORY),
-            "--json",
-            str(out),
-            "--seed",
-            "5",
-            "--set",
-            "vm.min_free_kbytes=1000",
-        ],
+        [sys.executable, "-m", "numaemu", "run", workload(STORY), "--json", str(out), *STORY_RUN],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        env=ENVIRONMENT | {"NUMBA_CACHE_DIR": str(tmp_path / "place")},
+        env=ENVIRONMENT | place_without(tmp_path / "place", BOOT + LATER),
     )
     while process.poll() is None and len(killed) < 3:
         for child in psutil.Process(process.pid).children(recursive=True):
@@ -491,8 +564,27 @@ def test_a_machine_outlives_its_compilers(workload, tmp_path):
                     killed.add(child.pid)
     _, errors = process.communicate(timeout=DEADLINE_S)
     assert process.returncode == 0, errors
-    assert killed
+    assert len(killed) == 3
     check_story(json.loads(out.read_text()))
+    assert all(map(image_in(tmp_path / "place").holds, BOOT + LATER))
+
+
+@pytest.mark.skipif(not JIT, reason="nothing is compiled")
+@pytest.mark.parametrize("lacks", [BOOT, ()])
+def test_from_python_a_first_use_says_that_it_compiles(tmp_path, lacks):
+    """Once, although there are two machines; nothing if nothing is compiled."""
+    program = """
+from numaemu import Machine
+for _ in range(2):
+    with Machine(nodes=1, cpus_per_node=1, memory_per_node="16MiB") as machine:
+        print(machine.task().mmap(4096).touch().nodes())
+"""
+    env = place_without(tmp_path / "place", lacks) if lacks else {}
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, timeout=DEADLINE_S, env=ENVIRONMENT | env
+    )
+    assert (done.returncode, done.stdout) == (0, "[0]\n[0]\n")
+    assert done.stderr == (foreman.FIRST_TIME + "\n" if lacks else "")
 
 
 @pytest.mark.skipif(not JIT, reason="nothing is compiled")
@@ -532,7 +624,7 @@ def test_on_a_terminal_progress_goes_around_the_printed_lines(workload):
     assert "\x1b[2K" in text and " s  starting" in text
     plain = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", text).replace("\r", "\n")
     assert re.findall(r"^line (\d+) ends$", plain, re.MULTILINE) == [str(i) for i in range(50)]
-    assert text.rstrip().endswith("\x1b[0m") and "\x1b[?25h" in text  # the cursor is back
+    assert "\x1b[?25h" in text.rpartition("accesses/s")[0]  # the cursor is back before the last line
 
 
 def read_all(terminal):
@@ -571,8 +663,13 @@ def interruptible():
     "wait, fresh", [("handle.result()", False), ("time.sleep(1000)", False), ("time.sleep(1000)", True)]
 )
 def test_ctrl_c_ends_a_run_and_every_process(workload, tmp_path, wait, fresh):
-    """Also the compilers, which are at work where little has been compiled."""
-    env = ENVIRONMENT | ({"NUMBA_CACHE_DIR": str(tmp_path)} if fresh else {})
+    """Also the compilers, which are at work where much is still to be compiled."""
+    env = ENVIRONMENT
+    if fresh and JIT:
+        kept = Image(link.image_path())
+        kept.read()
+        rest = kept.functions.keys() - {""} - set(foreman.first_functions())
+        env = env | place_without(tmp_path / "place", rest)
     process = subprocess.Popen(
         [sys.executable, "-m", "numaemu", "run", workload(SLEEPY.format(wait=wait)), "--memory-per-node", "32MiB"],
         stdout=subprocess.PIPE,

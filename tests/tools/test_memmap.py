@@ -19,7 +19,7 @@ def test_names():
         "anonymous",
         "[heap]",
         "ls",
-        "ld-linux-x86-64.s…",
+        "ld-linux-x86-64.so.2",
     ]
 
 

@@ -1,5 +1,6 @@
 """What people see, printed into a recording console from figures made by hand. No machine is booted here."""
 
+import ast
 import collections
 import dataclasses
 import io
@@ -11,7 +12,7 @@ import pytest
 from rich.console import Console
 
 from numaemu.spec.topology import load_topology
-from numaemu.tools import report
+from numaemu.tools import notes, report, shipped
 
 pytestmark = pytest.mark.interpreted
 
@@ -108,13 +109,92 @@ def test_access_matrix_is_readable_without_colour():
     assert rows == [["node", "0", "75.0%", "25.0%", "3,000"], ["node", "1", "25.0%", "75.0%", "3,000"]]
 
 
+def test_figures_are_not_cut_on_a_narrow_terminal():
+    text = printed(report.print_summary, figures(load_topology("eight-socket"), {0, 9, 31}), width=48)
+    assert "…" not in text and max(map(len, text.splitlines())) <= 80  # a note's line may be longer
+    assert all(word in text for word in ("interleave_hit", "other_node", "3.2 ms", "mem 0"))
+
+
+def test_one_node_no_matrix():
+    assert "mem 0" not in printed(report.print_summary, figures(load_topology("uma"), {0}))
+
+
+def test_a_machine_on_which_nothing_ran_gets_no_tables_of_zeros():
+    """As one whose workload has booted machines of its own."""
+    text = printed(report.print_summary, figures(load_topology("two-socket"), set(), {"pages": 3}))
+    assert "numa_hit" not in text and "walks" not in text and "accesses" not in text
+    assert "pages  3" in text and "wall time 2 s; on this machine itself nothing ran" in text
+
+
+DOC = """A story in one line.
+
+More of it, which is for those who read the file. Look
+for:
+  - the first thing, in a sentence that is too long for one line of a narrow terminal and so
+    goes on in the next;
+  - [not markup].
+Text below.
+"""
+
+
+def test_header_says_what_there_is_to_see():
+    text = printed(report.print_summary, figures(load_topology("uma"), {0}, {"pages": 3}), DOC, width=60)
+    assert text.index("A story") < text.index("look for") < text.index("- the first thing") < text.index("pages  3")
+    assert text.index("pages  3") < text.index("numa_hit") < text.index("emulated time")
+    assert "\n    goes on in the next;\n" in text.replace("so goes", "so\n    goes") and "  - [not markup]." in text
+    assert "Text below" not in text and "More of it" not in text
+
+
+@pytest.mark.parametrize("doc, items", [
+    ("x. Look for:\n  - a\n    b\n  - c\n\nmore", ["a b", "c"]), ("Look for two steps:\n  - a;\n  - b", ["a;", "b"]),
+    ("x\n\nLook for: `v` words,\nand others.\n\nmore", ["`v` words, and others."]), ("Nothing. Look: for", []), ("", []), (None, []),
+])  # fmt: skip
+def test_what_to_look_for(doc, items):
+    assert report.look_for(doc) == items
+
+
+def test_every_workload_says_what_to_look_for():
+    for name in shipped.names():
+        doc = ast.get_docstring(ast.parse((shipped.folder() / f"{name}.py").read_text()))
+        assert report.look_for(doc), name
+        assert 20 < len(report.first_line(doc)) < 130, name
+
+
+def test_the_header_comes_before_what_a_run_prints(capsys):
+    told = figures(load_topology("uma"), {0}) | {"workload": "story.py"}
+    with report.Header(told, DOC) as header:
+        assert not header.shown
+        print("a picture")
+        print("another")
+    print("after it")
+    out = capsys.readouterr().out
+    assert out.index("story.py on uma") < out.index("look for") < out.index("a picture\nanother\nafter it")
+    assert header.wrote and out.count("story.py") == 1
+    with report.Header(told, DOC) as header:
+        pass
+    assert capsys.readouterr().out == "" and not header.wrote  # as of a run that has failed
+    header.show()
+    assert "story.py on uma" in capsys.readouterr().out
+
+
+def test_verbose_shows_everything():
+    topology = load_topology(None, nodes=16, cpus_per_node=4)
+    shown = figures(topology, set(range(40)), [{"i": i} for i in range(50)]) | {
+        "vmstat": {"pgfault": 12345, "pgfree": 0}
+    }
+    text = printed(lambda *args, console: report.print_summary(*args, console=console, verbose=True), shown)
+    assert "left out: the least busy 8 memory nodes" in text  # of 80 columns' matrix
+    assert text.count("left out") == 1 and "more rows" not in text and all(f"\n{cpu:<3} " in text for cpu in range(64))
+    assert "pgfault 12,345" in text and "pgfree" not in text
+
+
 def test_no_accesses_no_matrix():
     assert "mem 0" not in printed(report.print_summary, figures(load_topology("two-socket"), set()))
 
 
 @pytest.mark.parametrize("busy, left_out", [
     (set(range(16, 26)), "left out: 54 idle"), (set(range(40)), "left out: 24 less busy and 24 idle"),
-    (set(), "left out: 64 idle")])  # fmt: skip
+])  # fmt: skip
 def test_big_machine_shows_the_busiest(busy, left_out):
     topology = load_topology(None, nodes=16, cpus_per_node=4)
     text = printed(report.print_summary, figures(topology, busy))
@@ -135,6 +215,32 @@ def test_summary_fits_80_columns(preset):
     text = printed(report.print_summary, shown)
     assert max(len(line) for line in text.splitlines() if not line.lstrip().startswith("help:")) <= 80
     assert "…" not in text
+
+
+def test_notes_about_the_host_come_once_a_week(monkeypatch, tmp_path):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert notes.due(["a", "b"]) == ["a", "b"] and notes.due(["a", "b", "c"]) == ["c"]
+    monkeypatch.setattr(notes.socket, "gethostname", lambda: "another")
+    assert notes.due(["a"]) == ["a"]  # of a host that shares the home directory
+    later = notes.time.time() + notes.WEEK_S + 60
+    monkeypatch.setattr(notes.time, "time", lambda: later)
+    assert notes.due(["a"]) == ["a"]
+
+
+def test_notes_come_each_time_where_nothing_can_be_kept(monkeypatch, tmp_path):
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    assert notes.due(["a"]) == notes.due(["a"]) == ["a"]
+
+
+def test_summary_has_notes_once_and_with_verbose(monkeypatch, tmp_path):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(report.shm, "huge_pages_setting", lambda: "never")
+    told = figures(load_topology("uma"), {0}) | {"compiled": 3}
+    texts = [printed(report.print_summary, told) for _ in range(2)]
+    texts.append(printed(lambda *args, console: report.print_summary(*args, console=console, verbose=True), told))
+    assert ["no huge pages" in text for text in texts] == [True, False, True]
+    assert all("3 functions of the kernel were compiled" in text for text in texts)
 
 
 def test_hints_only_where_they_help(monkeypatch):
@@ -191,6 +297,65 @@ def test_results_are_printed_readably(result, words):
         assert word in text
 
 
+WIDE = {f"case {i}": {f"pages of node {n}, in all": 10**i * n for n in range(12)} for i in range(3)}
+NESTED = {
+    "loads": {"4 KiB": {"faults": 512, "walks": 0.5}, "2 MiB": {"faults": 1, "walks": 0}},
+    "found": {"fresh memory": {"pages": 2}, "used memory": {"pages": 0}},
+    "seconds": 1.5,
+    "matrix": [[1, 2], [3, 4]],
+}
+
+
+def test_nested_results_are_tables():
+    lines = [line.rstrip() for line in printed(report.print_result, NESTED).splitlines()]
+    assert lines[0].split() == ["seconds", "1.5"]
+    for title, row in (("loads", "2 MiB       1      0"), ("found", "fresh memory      2"), ("matrix", "1  3  4")):
+        assert row in lines[lines.index(title) : lines.index(title) + 6]
+    assert not any("{" in line for line in lines)
+
+
+def test_a_matrix_in_each_row_is_a_table_below():
+    text = printed(
+        report.print_result,
+        {"bound": {"us": 3, "by node": np.eye(2, dtype=int)}, "spread": {"us": 1, "by node": np.ones((2, 2))}},
+    )
+    assert "bound    3" in text and "spread, by node" in text and "array" not in text
+
+
+@pytest.mark.parametrize("width", [40, 60, 80, 120, 160, 300])
+@pytest.mark.parametrize(
+    "result", [WIDE, NESTED, {"a key": "words of a text " * 12, "another": 3}, [{"x" * 50: 1, "y" * 50: 2}]]
+)
+def test_nothing_is_cut_however_narrow_the_terminal(result, width):
+    text = printed(report.print_result, result, width=width)
+    assert "…" not in text and max(map(len, text.splitlines())) <= width
+    flat = "".join(text.split())
+    for block in report.blocks(result):
+        for row in block.rows:
+            for value in row:
+                words = report.cell(value).split()
+                assert "".join(words) in flat or all(word in text for word in words), value
+
+
+def test_a_table_that_is_too_wide_is_wrapped_or_turned():
+    text = printed(report.print_result, WIDE, width=64)
+    assert [line.split() for line in text.splitlines()][0] == ["case", "0", "case", "1", "case", "2"]  # turned
+    assert "pages of node 11, in all      11     110   1,100" in text
+    narrow = {"a": {"pages on node 0": 1, "pages on node 1": 2}, "b": {"pages on node 0": 3, "pages on node 1": 4}}
+    lines = [line.split() for line in printed(report.print_result, narrow, width=24).splitlines()]
+    assert lines[:2] == [["pages", "on", "pages", "on"], ["node", "0", "node", "1"]]  # its titles are wrapped
+
+
+def test_a_file_gets_lines_as_long_as_they_have_to_be(monkeypatch, capsys):
+    monkeypatch.delenv("COLUMNS", raising=False)
+    report.print_result(WIDE)
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 5 and lines[0].count("in all") == 12
+    monkeypatch.setenv("COLUMNS", "80")
+    report.print_result(WIDE)
+    assert max(map(len, capsys.readouterr().out.splitlines())) <= 80
+
+
 def test_nothing_is_printed_for_none():
     assert printed(report.print_result, None) == ""
 
@@ -214,55 +379,27 @@ def test_percent_never_rounds_a_miss_away():
     assert math.isclose(float(report.percent(1, 3)[:-1]), 33.3)
 
 
-# --- errors ---------------------------------------------------------------------------------------
-def test_own_frames_keeps_the_users_lines():
-    text = (
-        f'Traceback (most recent call last):\n  File "{report.PACKAGE}cpu.py", line 1, in run_task\n    answer = f()\n'
-        '             ^^^\n  File "/home/me/w.py", line 4, in bad\n    return helper(task)\n           ^^^^^^\n'
-        f'  File "{report.PACKAGE}task.py", line 9, in load\n    return self._op()\nValueError: a\nb\n'
-    )
-    assert report.own_frames(text) == (
-        'Traceback (most recent call last):\n  File "/home/me/w.py", line 4, in bad\n    return helper(task)\n'
-        "           ^^^^^^\nValueError: a\nb\n"
-    )
-
-
-def test_failure_text_shows_the_tasks_own_traceback():
-    error = ValueError("x")
-    error.emulated_traceback = "Traceback (most recent call last):\nValueError: x\n"
-    text = report.failure_text(error)
-    assert "in a task on a CPU of the machine:\nTraceback (most recent call last):\n" in text
-    assert text.count("ValueError: x") == 1
-
-
-def test_failure_text_shows_no_traceback_of_the_emulator_alone():
-    error = ValueError("x")
-    error.emulated_traceback = (
-        f'Traceback (most recent call last):\n  File "{report.__file__}", line 1, in f\n    x\nValueError: x\n'
-    )
-    assert report.failure_text(error) == "ValueError: x\n"
-
-
-def test_an_error_of_one_line_names_the_workload_s_line(tmp_path):
-    error = FileNotFoundError(2, "No such file (nearest: a)", "/proc/nope")
-    error.one_line = True
-    try:
-        exec(compile("raise error", str(tmp_path / "story.py"), "exec"), {"error": error})
-    except OSError as raised:
-        text = report.failure_text(raised)
-    assert text.startswith("numaemu: [Errno 2] No such file (nearest: a): '/proc/nope' (") and text.count("\n") == 1
-
-
 # --- progress -------------------------------------------------------------------------------------
 def test_no_control_characters_where_no_terminal_is():
     stream = io.StringIO()
     with report.Progress(stream=stream) as progress:
         for i in range(1, 4):
-            progress.compiled(i)
+            progress.compiled(i, 6)
     assert stream.getvalue() == (
         "numaemu: compiling what is needed of the kernel for the first time; this takes some seconds\n"
     )
     assert progress.kernels == 6
+
+
+def test_progress_says_how_far_the_compilers_are():
+    progress = report.Progress(stream=io.StringIO())
+    assert "compiling" not in progress.view().plain
+    progress.compiled(50, 200)
+    assert "compiling, once: ━━━━━━──────────────────  50 of 200 functions".replace("  ", " ") in progress.view().plain
+    progress.compiled(160, 200)  # this run needs more than a first one
+    assert "compiling, once: 210 functions" in progress.view().plain
+    progress.compiled_at -= 60
+    assert "compiling" not in progress.view().plain
 
 
 def test_quiet_progress_says_nothing():
@@ -284,6 +421,12 @@ def test_bench_table():
     ]
     text = printed(report.print_bench, {"rows": rows})
     assert "500M/s" in text and "0.50" in text and "20 us" in text and "4.00" in text
+
+
+def test_workloads_table():
+    text = printed(report.print_workloads, shipped.summaries(), width=80)
+    assert "first_touch" in text and "Memory lands on the node" in text and "numaemu run NAME" in text
+    assert max(map(len, text.splitlines())) <= 80
 
 
 def test_machines_table():
