@@ -4,6 +4,7 @@ the hints and the deferring of mm/compaction.c.
 
 from numaemu.compiler.decorators import hot, kernel
 from numaemu.compiler.pointer import Struct, i64, u8
+from numaemu.kernel.include.mmzone import zone_t  # noqa: F401  (the type in signatures)
 from numaemu.spec.param import PAGEBLOCK_ORDER, PAGEBLOCK_PAGES
 
 COMPACT_CLUSTER_MAX = 32  # SWAP_CLUSTER_MAX
