@@ -101,14 +101,20 @@ def blocks_of_dict(value, title, outer):
 
 def blocks_of_rows(named, columns, title, outer):
     """Of dicts with names: one table, with a column for each key whose values are flat; the others' tables below."""
+    flat = [key for key in columns if all(is_flat(row.get(key)) for _, row in named)]
+    if not flat:
+        return [
+            block
+            for number, (name, row) in enumerate(named)
+            for block in blocks(row, joined(title, name if str(name) else number), outer)
+        ]
+    # Short dicts may stand beside what is flat.
     flat = [key for key in columns if all(is_flat(row.get(key), in_row=True) for _, row in named)]
     deep = [key for key in columns if key not in flat]
     has_names = any(str(name) for name, _ in named)
-    found = []
-    if flat:
-        header = ("", *map(str, flat)) if has_names else tuple(map(str, flat))
-        rows = [(*([name] if has_names else []), *(row.get(key, "") for key in flat)) for name, row in named]
-        found.append(Table(title, header, rows))
+    header = ("", *map(str, flat)) if has_names else tuple(map(str, flat))
+    rows = [(*([name] if has_names else []), *(row.get(key, "") for key in flat)) for name, row in named]
+    found = [Table(title, header, rows)]
     for number, (name, row) in enumerate(named):
         for key in deep:
             if key in row:
@@ -252,7 +258,7 @@ def figure_tables(stats):
 
 
 class Shown:
-    """A value with tables for a notebook, for whoever has none of its own: `numaemu.table(value)`."""
+    """Any value with tables for a notebook."""
 
     def __init__(self, value):
         self.value = value
@@ -262,3 +268,8 @@ class Shown:
 
     def _repr_html_(self):
         return html_of(self.value)
+
+
+def table(value):
+    """Show any value as tables in a notebook: what a workload returns, as its summary would print it."""
+    return Shown(value)

@@ -11,6 +11,7 @@ import pytest
 from numaemu.compiler import foreman as foreman_module
 from numaemu.compiler.foreman import NEVER, WANTED, Agenda, Foreman, ask
 from numaemu.compiler.image import COMPLETE, Compiled, Image
+from numaemu.compiler.stamp import function_stamps
 
 # fmt: off
 CALLS = {"boot": ["map", "walk"], "fault": ["walk", "alloc"], "map": ["alloc", "sqrt"], "walk": [], "alloc": ["buddy"],
@@ -59,6 +60,44 @@ def test_nothing_is_compiled_twice():
     made.add("alloc", WANTED)
     made.add("alloc", NEVER)
     assert order(made) == ["fault", "boot", "map", "buddy", "oom"]
+
+
+def test_what_a_first_run_needs_comes_before_what_nobody_has_asked_for():
+    """And its callees after it; a name that is out of date does no harm; a wish overtakes it."""
+    made = Agenda([], ["oom", "gone", "map"])
+    made.declare(CALLS)
+    assert made.next() == "oom"
+    made.add("walk", WANTED)
+    assert order(made) == ["walk", "map", "alloc", "buddy", "boot", "fault"]
+
+
+def test_the_recording_of_a_first_run_is_mostly_up_to_date():
+    first, there = foreman_module.first_functions(), function_stamps(foreman_module.PACKAGE).keys()
+    assert len(first) == len(set(first)) > 100
+    missing = sorted(set(first) - there)
+    assert len(missing) < 0.1 * len(first), f"make first-functions: {missing}"
+
+
+def test_who_watches_learns_how_many_a_first_run_lacks(foreman, owner, tmp_path, monkeypatch):
+    monkeypatch.setattr(foreman_module, "first_functions", lambda: ["boot", "map", "walk", "alloc"])
+    image, told = Image(tmp_path / "test.image"), []
+    image.mend()
+    image.append("walk", Compiled(b"kept", "walk", (), ()))
+    watcher = threading.Thread(target=foreman_module.watch_image, args=(image.path, lambda *n: told.append(n)))
+    watcher.start()
+    foreman(owner[0]).run()
+    watcher.join()
+    assert {total for _, total in told} == {3} and sum(n for n, _ in told) == len(CALLS) - 1
+
+
+def test_who_waits_for_everything_learns_how_much_there_is(foreman, owner, tmp_path, monkeypatch):
+    monkeypatch.setattr(foreman_module, "function_stamps", lambda package: dict.fromkeys(CALLS))
+    made, told = foreman(owner[0]), []
+    worker = threading.Thread(target=made.run)
+    worker.start()
+    foreman_module.wait_for_all(Image(made.image.path), lambda *n: told.append(n))
+    worker.join()
+    assert {total for _, total in told} == {len(CALLS)} and sum(n for n, _ in told) == len(CALLS)
 
 
 def test_wishes_may_come_before_anything_is_known():

@@ -5,7 +5,7 @@ import pathlib
 import pytest
 
 import numaemu
-from numaemu.compiler.stamp import function_stamps, imported, reached, split
+from numaemu.compiler.stamp import function_stamps, holds_compiled_code, imported, reached, split
 
 LOW = '''"""Text."""
 from numaemu.compiler.decorators import hot, kernel
@@ -92,6 +92,27 @@ def test_a_change_concerns_who_depends_on_it(package):
     assert changed(package, "high.py", "below(a) +", "below(a) -") == {"high.above"}
     assert changed(package, "high.py", "return 1", "return 2") == {"high.above"}  # a face: a function made by another
     assert changed(package, "apart.py", "return 1", "return 2") == {"apart.alone"}
+
+
+def test_imports_are_found_anywhere_but_in_text():
+    modules = {f"numaemu.{name}" for name in ("a", "b", "c", "d", "e", "f")}
+    text = """# from numaemu import a
+from numaemu import (b,
+    c)
+def f():
+\tfrom numaemu.d import x
+    import numaemu.e, sys
+'see from numaemu import f'
+"""
+    assert imported(text, modules) == {"numaemu.b", "numaemu.c", "numaemu.d", "numaemu.e"}
+
+
+@pytest.mark.parametrize("text, holds", [
+    ('@kernel("i64()")\ndef f():\n', True), ("x = 1\n@hot\ndef f():\n", True), ("node_t = Struct([])", True), ("x\nnode_t = Struct([])", True),
+    ("# @kernel\n", False), ("    @hot\n", False), ("@kernels\n", False), ("the = Struct", False), ("x.y = Struct(", False),
+])  # fmt: skip
+def test_which_files_hold_compiled_code(text, holds):
+    assert holds_compiled_code(text) is holds
 
 
 def test_comments_of_a_face_concern_nobody(package):
