@@ -50,7 +50,7 @@ def docstring(name):
 
 def command(name):
     """The command line that the picture shows."""
-    return f"numaemu run workloads/{name}.py" + (f" {OPTIONS[name]}" if name in OPTIONS else "")
+    return f"numaemu run {name}" + (f" {OPTIONS[name]}" if name in OPTIONS else "")
 
 
 def run(name):
