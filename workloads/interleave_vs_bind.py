@@ -1,9 +1,9 @@
 """A shared array, one thread per CPU that scans its part: bound to node 0, interleaved, or placed by first touch.
 
-Look for:
-  - bound: everybody goes to node 0, who is far from it pays for every load;
-  - interleaved: every thread spreads its loads over all nodes, all are equally slow (or fast);
-  - first touch: the matrix of accesses (row: the CPUs' node, column: the memory's node) is a diagonal.
+Look for: first touch is fastest, as every thread finds its part on its own node.
+  - bound: all threads load from node 0, and those that are far from it pay for every load;
+  - interleaved: every thread spreads its loads over all nodes, so that all threads are about equally slow;
+  - first touch: the CPUs of a node load from that node alone.
 """
 
 import numba
@@ -11,6 +11,7 @@ import numpy as np
 
 import numaemu
 from numaemu import load_u64
+from numaemu.tools import chart
 
 PAGES, STEP = 128, 64  # of each thread's part; bytes from one load to the next
 
@@ -49,10 +50,33 @@ def scan_together(task, cpus, nodes, mode, mask):
         slowest = max(slowest, ns)
     array.munmap()
     return {
-        "accesses by node": matrix.tolist(),
-        "local %": round(100 * np.trace(matrix) / matrix.sum()),
         "slowest thread us": round(slowest / 1000, 1),
+        "local loads %": round(100 * np.trace(matrix) / matrix.sum()),
+        "loads": {
+            f"CPUs of node {node}": {f"from node {n}": int(loads) for n, loads in enumerate(row)}
+            for node, row in enumerate(matrix)
+            if node in cpus.values()
+        },
     }
+
+
+def picture(result):
+    """Where the loads of each placement go, and how long the slowest thread takes."""
+    rows = {f"{name}, {cpus}": loads for name, case in result.items() for cpus, loads in case["loads"].items()}
+    memory = list(next(iter(rows.values())))
+    marks = {name: "0123456789abcdefghijklmnopqrstuvwxyz"[int(name.split()[-1]) % 36] for name in memory}
+    title = "Where the loads go: each sign is a share of a line's loads, and names the node of the memory"
+    return "\n\n".join(
+        [
+            chart.bars(
+                "Time of the slowest thread, in emulated us",
+                {name: case["slowest thread us"] for name, case in result.items()},
+                "us",
+                "{:,.1f}",
+            ),
+            chart.divided(title, rows, marks=marks, whole=True, explain=False),
+        ]
+    )
 
 
 def main(machine):
@@ -63,4 +87,6 @@ def main(machine):
         "interleaved": (numaemu.MPOL_INTERLEAVE, memory),
         "first touch": (None, None),
     }
-    return {name: machine.run(scan_together, cpus, len(machine.nodes), *how) for name, how in placements.items()}
+    result = {name: machine.run(scan_together, cpus, len(machine.nodes), *how) for name, how in placements.items()}
+    print(picture(result))
+    return result

@@ -1,37 +1,62 @@
-"""A task fills its node and goes on: where do the next pages come from, and who counts them?
+"""A task fills its node and goes on: where do the next pages come from, and which node counts them?
 
-Most of every node is taken away first (blocks the kernel allocates and never touches), so that this is quick on any
-machine. Then one task on CPU 0 touches page after page until every node has served it. Look for:
+Most of every node is taken away first (blocks that the kernel allocates and never touches), so that this is quick on any
+machine. Then one task on CPU 0 touches page after page until every node has served it.
+Look for: the picture is a staircase, from the task's own node to ever more distant ones.
   - the nodes are used in the order of their distance from the task's own (see the machine's distance matrix);
-  - numa_hit: served by the node that was wanted; numa_miss: this node served what another one should have;
-    numa_foreign: this node should have served, another one did. All misses together are node 0's foreigners.
+  - each node serves down to its low watermark. When all have come so far, the allocator wakes kswapd and begins again at the
+    nearest node, this time down to its min watermark: a second staircase;
+  - numa_hit: this node served and was wanted; numa_miss: this node served although another one was wanted; numa_foreign:
+    this node was wanted and another one served. All misses together are the foreign pages of node 0.
 """
 
 import numpy as np
 
 import numaemu
+from numaemu.tools import chart
 
-LEAVE_KB, CHUNK = 8192, 64  # free memory left on each node; pages touched between two looks
+LEAVE_KB, CHUNK = 8192, 64  # memory left on each node above its watermarks; pages touched between two looks
+LAST = 1024  # pages of the last node, and then it is enough
 BLOCK_ORDER = 10  # 4 MiB, the largest block
 
 
-def take_away(task, node, free_kb):
-    """Allocate blocks of `node` until about LEAVE_KB are free."""
+def take_away(task, node):
+    """Allocate blocks of `node` (a part of machine.stats()) until little is free above its watermarks."""
     gfp = numaemu.GFP_KERNEL | numaemu.__GFP_THISNODE
-    blocks = (task.kernel.alloc_pages(gfp, BLOCK_ORDER, nid=node) for _ in range((free_kb - LEAVE_KB) // 4096))
+    leave = LEAVE_KB + sum(zone["high"] for zone in node["zones"].values()) * 4
+    wanted = max(node["meminfo"]["MemFree"] - leave, 0) // 4 >> BLOCK_ORDER
+    blocks = (task.kernel.alloc_pages(gfp, BLOCK_ORDER, nid=node["node"]) for _ in range(wanted))
     return [pfn for pfn in blocks if pfn]
 
 
 def overflow(task, nr_nodes, nr_pages):
-    """Touch pages until every node has served some, at most nr_pages; the nodes in the order of their first page."""
-    area, order = task.mmap(nr_pages * 4096), []
+    """Touch pages until every node has served some and the last one LAST, at most nr_pages: the node of each page."""
+    area, nodes = task.mmap(nr_pages * 4096), []
     for start in range(0, nr_pages, CHUNK):
         pages = area.pages()[start : start + CHUNK]
         task.store(pages, np.uint64(1))
-        order += [node for node in dict.fromkeys(task.move_pages(pages).tolist()) if node not in order]
-        if len(order) == nr_nodes:
+        nodes += task.move_pages(pages).tolist()
+        order = list(dict.fromkeys(nodes))
+        if len(order) == nr_nodes and nodes.count(order[-1]) >= LAST:
             break
-    return order
+    return nodes
+
+
+def staircase(nodes, distances):
+    """A row for each node, a sign for each piece of the pages in the order in which they were touched."""
+    order = list(dict.fromkeys(nodes))
+    labels = {node: f"node {node}, distance {distances[node]}" for node in order}
+    figures = {labels[node]: f"{nodes.count(node):,} pages" for node in order}
+    room = chart.strip_room(labels.values(), figures.values())
+    pieces = np.array_split(np.array(nodes), min(room, len(nodes)))
+    rows = {
+        labels[node]: "".join(
+            "█" if (served := (piece == node).mean()) == 1 else "▒" if served else "·" for piece in pieces
+        )
+        for node in order
+    }
+    title = f"Which node serves the pages, from the first (left) to the last: █ all, ▒ some, · none of {len(pieces[0])} pages"
+    return chart.strips(title, rows, figures)
 
 
 def free_kb(machine):
@@ -40,9 +65,9 @@ def free_kb(machine):
 
 def main(machine):
     ballast = machine.task(cpu=0, name="ballast")
-    blocks = [pfn for node, free in free_kb(machine).items() for pfn in take_away(ballast, node, free)]
+    blocks = [pfn for node in machine.stats()["nodes"] for pfn in take_away(ballast, node)]
     free, before = free_kb(machine), machine.stats()["nodes"]
-    used = machine.run(overflow, sum(kb > 0 for kb in free.values()), sum(free.values()) // 4 * 9 // 10)
+    nodes = machine.run(overflow, sum(kb > 0 for kb in free.values()), sum(free.values()) // 4 * 9 // 10)
     grown = {
         f"node {old['node']}": {
             name: new["numastat"][name] - old["numastat"][name] for name in ("numa_hit", "numa_miss", "numa_foreign")
@@ -52,8 +77,10 @@ def main(machine):
     for pfn in blocks:
         ballast.kernel.free_pages(pfn, BLOCK_ORDER)
     ballast.exit()
+    print(staircase(nodes, machine.nodes[0].distances))
+    order = list(dict.fromkeys(nodes))
     return {
-        "nodes in the order they served": used,
-        "distances": [machine.nodes[0].distances[n] for n in used],
-        "numastat": grown,
+        "nodes in the order they served": order,
+        "distances": [machine.nodes[0].distances[n] for n in order],
+        "numastat, pages": grown,
     }

@@ -1,15 +1,17 @@
 """What page tables cost: the same process of 8 MiB in every format of page tables, against one flat table.
 
 The process has 4 MiB at the bottom of its address space and 4 MiB of stack at the top, all of it in use. A machine of each
-format is started for it. Look for:
+format is started for it.
+Look for: real page tables need some tens of KiB, while one flat table grows with the address space beyond any memory.
   - 32 bits: three tables, 12 KiB: the directory, and one table of 1024 entries for each 4 MiB;
-  - one flat table would have an entry for every page there could be: 4 MiB on 32 bits, on 64 bits more than any memory;
+  - one flat table would have an entry for every page there could be: 4 MiB on 32 bits, 512 GiB on 48;
   - more levels: more tables on the way down to so little memory, and one more load for each TLB miss;
-  - VmPTE counts the tables below the top one, as Linux does; unmapping gives them all back (`after`, in kB as they).
+  - VmPTE counts the tables below the top one, as Linux does; unmapping gives them all back (`after unmapping` is 0).
 """
 
 from numaemu import MAP_ANONYMOUS, MAP_FIXED, MAP_PRIVATE, PROT_READ, PROT_WRITE, Machine
 from numaemu.spec.formats import FORMATS, LEVEL_NAMES
+from numaemu.tools import chart
 
 MACHINE = "uma"
 PART = 4 << 20  # bytes at the bottom, and at the top
@@ -24,6 +26,7 @@ def kilobytes(machine, path, name):
 
 
 def readable(nbytes):
+    """Bytes in a unit that fits."""
     for unit in ("KiB", "MiB", "GiB", "TiB"):
         nbytes /= 1024
         if nbytes < 1024:
@@ -53,13 +56,29 @@ def process(machine, paging):
     return {
         "levels": levels,
         "tables": pte // 4 + 1,
-        "KiB": pte + 4,
-        "VmPTE": pte,
-        "PageTables": grown,
-        "after": left,
-        "loads/miss": loads / walks,
-        "flat": readable(flat),
+        "tables KiB": pte + 4,
+        "VmPTE kB": pte,
+        "PageTables kB": grown,
+        "after unmapping kB": left,
+        "loads per TLB miss": loads / walks,
+        "one flat table": readable(flat),
+        "flat bytes": flat,
     }
+
+
+def picture(rows):
+    return chart.bars(
+        "Memory for the page tables of a process of 8 MiB",
+        {
+            f"{name}, {row['levels']} levels": {
+                "the format's tables": row["tables KiB"] * 1024,
+                "one flat table": row["flat bytes"],
+            }
+            for name, row in rows.items()
+        },
+        form=readable,
+        log=True,
+    )
 
 
 def main(machine):
@@ -74,4 +93,5 @@ def main(machine):
             l2={"entries": 64, "ways": 4},
         ) as small:
             rows[paging] = process(small, paging)
-    return rows
+    print(picture(rows))
+    return {name: {key: value for key, value in row.items() if key != "flat bytes"} for name, row in rows.items()}

@@ -1,9 +1,10 @@
-"""STREAM triad, a[i] = b[i] + s * c[i], on every CPU at once: local against remote memory.
+"""STREAM triad, a[i] = b[i] + s * c[i], on every CPU at once: memory of the own node against memory far away.
 
-Every CPU computes its slice of three shared arrays in a compiled kernel. Look for:
-  - local: each slice lies on its CPU's own node; remote: on the node that is slowest to reach from there;
-  - emulated GB/s of all CPUs together: 24 bytes per element over the slowest CPU's time. There are no caches here:
-    each element is three accesses at the latency of its node, so the two figures differ as the latencies do.
+Every CPU computes its slice of three shared arrays in a compiled function. The slice lies once on the node that the CPU
+reaches fastest (local) and once on the one that it reaches slowest (remote).
+Look for: the remote bar is shorter than the local one by as much as remote memory is slower.
+  - a rate is 24 bytes per element over the emulated time of the slowest CPU, for all CPUs together;
+  - there are no caches here, so an element costs two loads and a store at the latency of its node, and little else.
 """
 
 import numba
@@ -11,6 +12,7 @@ import numpy as np
 
 import numaemu
 from numaemu import load_f64, store_f64
+from numaemu.tools import chart
 
 ELEMENTS, SCALAR = 1 << 14, 3.0  # of each CPU's slice of each array
 
@@ -40,25 +42,42 @@ def run_slice(task, starts, node):
 
 
 def run_all(task, placement):
-    """One thread per CPU, its memory on the node that `placement` names; GB/s of all together."""
+    """One thread per CPU, its memory on the node that `placement` names: {cpu: emulated ns}"""
     arrays = [task.mmap(len(placement) * 8 * ELEMENTS) for _ in range(3)]
-    threads = [
-        task.clone(run_slice, [array.addr + i * 8 * ELEMENTS for array in arrays], node, cpu=cpu)
+    threads = {
+        cpu: task.clone(run_slice, [array.addr + i * 8 * ELEMENTS for array in arrays], node, cpu=cpu)
         for i, (cpu, node) in enumerate(placement.items())
-    ]
-    slowest = max(thread.result() for thread in threads)
+    }
+    spent = {cpu: thread.result() for cpu, thread in threads.items()}
     for array in arrays:
         array.munmap()
-    return round(len(placement) * 24 * ELEMENTS / slowest, 3)
+    return spent
+
+
+def rate(nr_cpus, ns):
+    """Bytes per ns, which is GB/s."""
+    return round(nr_cpus * 24 * ELEMENTS / ns, 3)
 
 
 def main(machine):
     latency = machine.topology.latency_ns
     memory = [node.id for node in machine.nodes if node.memory_bytes]
-    local = {cpu.id: min(memory, key=lambda n: latency[cpu.node][n]) for cpu in machine.cpus}
-    remote = {cpu.id: max(memory, key=lambda n: latency[cpu.node][n]) for cpu in machine.cpus}
-    return {
-        "cpus": len(machine.cpus),
-        "local GB/s": machine.run(run_all, local),
-        "remote GB/s": machine.run(run_all, remote),
-    }
+    rates, by_node = {}, {f"a CPU of node {node.id}": {} for node in machine.nodes if node.cpus}
+    for where, pick in (("local", min), ("remote", max)):
+        placement = {cpu.id: pick(memory, key=lambda n, cpu=cpu: latency[cpu.node][n]) for cpu in machine.cpus}
+        spent = machine.run(run_all, placement)
+        rates[where] = rate(len(spent), max(spent.values()))
+        for node in machine.nodes:
+            if node.cpus:
+                row, cpu = by_node[f"a CPU of node {node.id}"], node.cpus[0]
+                row[f"{where} memory"] = f"node {placement[cpu]}"
+                row[f"{where} latency ns"] = latency[node.id][placement[cpu]]
+                row[f"{where} GB/s"] = rate(1, spent[cpu])
+    print(chart.bars(f"Triad, {len(machine.cpus)} CPUs together, in emulated GB/s", rates, "GB/s", "{:.3f}"))
+    if len(memory) == 1:
+        print("Only one node has memory: local and remote are the same.")
+    return (
+        {"cpus": len(machine.cpus)}
+        | {f"{where} GB/s": figure for where, figure in rates.items()}
+        | {"by node": by_node}
+    )

@@ -1,4 +1,6 @@
-"""What people start and see: the command line, the summary of a run, the benchmark, maps of memory, replacement policies.
+"""What people start and see: the command line, the summary of a run, the benchmark, maps of memory, charts, replacement
+policies.
 
-Nothing imports this room. A new command goes into `cli`, a new replacement policy into `replacement`.
+Nothing in the package imports this room; workloads draw with it. A new command goes into `cli`, a new replacement policy
+into `replacement`, a new kind of chart into `chart`.
 """

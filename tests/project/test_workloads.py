@@ -69,12 +69,17 @@ def test_latency_returns_the_configured_matrix(preset, request):
         assert list(measured[f"node {n}, ns"].values()) == pytest.approx(machine.topology.latency_ns[n], rel=0.01)
 
 
-def test_interleave_vs_bind_shows_who_goes_where(ring):
+def test_interleave_vs_bind_shows_who_goes_where(ring, capsys):
     result = run("interleave_vs_bind", ring)
     loads = 2 * 128 * 4096 // 64  # of the two CPUs of a node
-    assert result["bound to node 0"]["accesses by node"] == [[loads, 0, 0, 0]] * 4
-    assert result["interleaved"]["accesses by node"] == [[loads // 4] * 4] * 4
-    assert result["first touch"]["accesses by node"] == [[loads * (i == j) for j in range(4)] for i in range(4)]
+    matrix = {name: [list(row.values()) for row in case["loads"].values()] for name, case in result.items()}
+    assert matrix["bound to node 0"] == [[loads, 0, 0, 0]] * 4
+    assert matrix["interleaved"] == [[loads // 4] * 4] * 4
+    assert matrix["first touch"] == [[loads * (i == j) for j in range(4)] for i in range(4)]
+    printed = capsys.readouterr().out.splitlines()
+    signs = {line[:32].strip(): line[32:].strip() for line in printed if "CPUs of" in line}
+    assert set(signs["bound to node 0, CPUs of node 3"]) == {"0"} and set(signs["first touch, CPUs of node 3"]) == {"3"}
+    assert list(dict.fromkeys(signs["interleaved, CPUs of node 1"])) == ["0", "1", "2", "3"]
     bound, spread, local = (case["slowest thread us"] for case in result.values())
     assert bound > spread > local
 
@@ -88,9 +93,9 @@ def test_vmalloc_misses_the_tlb_where_kmalloc_does_not(ring):
     assert large["ns a load"] > 3 * table["kmalloc, 64 MiB"]["ns a load"]
 
 
-def test_page_table_cost_of_eight_megabytes(ring):
+def test_page_table_cost_of_eight_megabytes(ring, capsys):
     table = run("page_table_cost", ring)
-    assert {name: (row["tables"], row["flat"]) for name, row in table.items()} == {
+    assert {name: (row["tables"], row["one flat table"]) for name, row in table.items()} == {
         "x86-32": (3, "4 MiB"),
         "arm64-39": (7, "1 GiB"),
         "arm64-48": (9, "512 GiB"),
@@ -98,8 +103,9 @@ def test_page_table_cost_of_eight_megabytes(ring):
         "x86-64-5level": (10, "256 TiB"),
     }
     for row in table.values():
-        assert row["VmPTE"] == row["PageTables"] == row["KiB"] - 4 and row["after"] == 0
-        assert row["loads/miss"] == row["levels"]
+        assert row["VmPTE kB"] == row["PageTables kB"] == row["tables KiB"] - 4 and row["after unmapping kB"] == 0
+        assert row["loads per TLB miss"] == row["levels"]
+    assert "arm64-39, 3 levels        28 KiB █" in capsys.readouterr().out
 
 
 def test_kmap_waits_for_an_address():
@@ -120,40 +126,55 @@ def test_shootdown_storm_interrupts_every_other_thread_once_per_page(ring):
         assert row["shootdowns sent"] == (row["munmaps"] if others else 0)
         assert row["received"] == row["munmaps"] * others
         assert (row["ns per munmap"] > table[0]["ns per munmap"]) == (others > 0)
+        assert row["ns per answer"] == (ring.topology.to_dict()["cost"]["ipi_ns"] if others else 0)
+        assert row["ns of all CPUs per munmap"] == row["ns per munmap"] + others * row["ns per answer"]
 
 
 @pytest.mark.parametrize("preset", ["ring", "cxl"])
-def test_node_overflow_goes_by_distance(preset, request):
+def test_node_overflow_goes_by_distance(preset, request, capsys):
     machine = request.getfixturevalue(preset)
     result = run("node_overflow", machine)
     assert sorted(result["nodes in the order they served"]) == [n.id for n in machine.nodes]
     assert result["nodes in the order they served"][0] == 0
     assert result["distances"] == sorted(machine.nodes[0].distances)
-    first, *others = result["numastat"].values()
+    first, *others = result["numastat, pages"].values()
     assert first["numa_miss"] == 0 < first["numa_hit"]
     assert first["numa_foreign"] == sum(node["numa_miss"] for node in others) > 0
     assert all(node["numa_miss"] > 0 == node["numa_foreign"] for node in others)
+    stairs = [line.split()[-1] for line in capsys.readouterr().out.splitlines() if line.startswith("node ")]
+    begins = [len(signs) - len(signs.lstrip("·")) for signs in stairs]
+    assert len(stairs) == len(machine.nodes) and begins[0] == 0 and begins == sorted(set(begins))
 
 
-def test_migration_moves_contents_and_latency(cxl):
+def test_migration_moves_contents_and_latency(cxl, capsys):
     steps = run("migration", cxl)
-    assert [step["pages on node"] for step in steps] == [{2: 64}, {0: 64}, {2: 64}]
+    assert [(step["pages on node 2"], step["pages on node 0"]) for step in steps] == [(64, 0), (0, 64), (64, 0)]
     assert [step["ns per load"] for step in steps] == [250, 80, 250]
     assert {step["contents"] for step in steps} == {"as written"}
+    cost = steps[1]["ns per moved page"]
+    assert f"Moving a page takes {cost} ns and spares 170 ns in each load" in (printed := capsys.readouterr().out)
+    assert f"at least {-(-cost // 170)} times" in printed
 
 
 def test_stream_triad_is_as_fast_as_the_latencies_say(ring):
     result = run("stream_triad", ring)
     assert result["local GB/s"] / result["remote GB/s"] == pytest.approx(176 / 80, rel=0.1)
+    for row in result["by node"].values():
+        assert row["local GB/s"] / row["remote GB/s"] == pytest.approx(
+            row["remote latency ns"] / row["local latency ns"], rel=0.1
+        )
 
 
-def test_pointer_chase_steps_where_the_tlbs_end(cxl):
+def test_pointer_chase_steps_where_the_tlbs_end(cxl, capsys):
     l2, table = cxl.topology.l2, {row["KiB"] // 4: row["ns per load"] for row in run("pointer_chase", cxl)}
     walk = 80 + l2.latency_ns + 4 * 80
     for pages, ns in table.items():
         expected = 80 if pages <= 64 else 80 + l2.latency_ns if pages < l2.entries else walk
         if pages != l2.entries:
             assert ns == expected
+    bars = capsys.readouterr().out.splitlines()[-len(table) :]
+    assert "░" not in bars[0] and "beyond both TLBs" in bars[-1]
+    assert bars[-1].count("░") / bars[-1].count("█") == pytest.approx(walk / 80 - 1, rel=0.15)
 
 
 def test_policies_place_where_they_say(ring):
@@ -256,14 +277,16 @@ def test_out_of_memory_ends_one_task_only():
         machine.check()
 
 
-def test_kmalloc_waste_is_what_the_caches_sizes_make_it():
+def test_kmalloc_waste_is_what_the_caches_sizes_make_it(capsys):
     with Machine(**SMALL["two nodes"]) as machine:
         result = run("kmalloc_waste", machine)
         machine.check()
     rows, total = result, result["64 of each, in all"]
-    assert [rows[f"{n} bytes"]["kmalloc"] for n in (8, 65, 96, 129, 4097, 8193)] == [8, 96, 96, 192, 8192, 16384]
-    assert rows["8 bytes"]["lost %"] == 0 and rows["8 bytes"]["pages lost %"] == 99.8
-    assert total["asked"] < total["kmalloc"] < total["pages"]
+    assert [rows[f"{n} bytes"]["kmalloc bytes"] for n in (8, 65, 96, 129, 4097, 8193)] == [8, 96, 96, 192, 8192, 16384]
+    assert rows["8 bytes"]["lost %"] == 0 and rows["8 bytes"]["in pages lost %"] == 99.8
+    assert total["asked bytes"] < total["kmalloc bytes"] < total["in pages bytes"]
+    printed = capsys.readouterr().out
+    assert "   65 bytes take    96  32 % lost █" in printed and "   64 bytes take    64   0 % lost █" in printed
 
 
 def test_percpu_counter_loses_half_of_what_is_counted_unprotected(cxl):
@@ -411,15 +434,18 @@ def test_elf_map_draws_a_program(capsys):
 
 def test_shared_library_is_in_memory_once(capsys):
     with Machine(nodes=2, cpus_per_node=2, memory_per_node="32MiB") as machine:
-        rows = list(run("shared_library", machine).values())
+        result = run("shared_library", machine)
         machine.check()
+    rows, one = list(result["all tasks"].values()), result["one task's smaps, kB"]
     size = 1088
-    assert [row["sum of Rss"] for row in rows] == [size, 2 * size, 4 * size, 8 * size, 8 * size, 0]
-    assert [row["sum of Pss"] for row in rows[:4]] == [size] * 4 and size < rows[4]["sum of Pss"] <= size + 12
-    assert {row["library in cache"] for row in rows} == {row["read from disk"] for row in rows} == {size}
-    assert [row["anonymous"] for row in rows] == [0, 0, 0, 0, 12, 0]
-    _, before, writer, other = (line.split() for line in capsys.readouterr().out.splitlines()[:4])
-    assert before[1:] == ["1088", "136", "0", "136", "1088", "0"] == other[1:] and writer[3] == writer[6] == "12"
+    assert [row["sum of RSS kB"] for row in rows] == [size, 2 * size, 4 * size, 8 * size, 8 * size, 0]
+    assert [row["sum of PSS kB"] for row in rows[:4]] == [size] * 4 and size < rows[4]["sum of PSS kB"] <= size + 12
+    assert {row["library in cache kB"] for row in rows} == {row["read from disk kB"] for row in rows} == {size}
+    assert [row["anonymous kB"] for row in rows] == [0, 0, 0, 0, 12, 0]
+    before, writer, other = ([row[who] for row in one.values()] for who in ("any, before", "the writer", "another one"))
+    assert before == [1088, 136, 0, 136, 1088, 0] == other and writer[2] == writer[5] == 12
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[-2:] == ["the writer   " + "█" * 3 + "▒" * 13, "another one  " + "▒" * 16]
 
 
 def test_replacement_policies_has_nobody_better_than_opt_and_the_machine_near_its_model():
