@@ -117,7 +117,10 @@ def cli(context):
 @click.option("--lockstep", is_flag=True, help="CPUs take turns by emulated time (not there yet).")
 @click.option("--json", "json_path", metavar="FILE", help="Write all figures there.")
 @click.option(
-    "-v", "--verbose", is_flag=True, help="Show everything: all rows, counters of vmstat, notes about the host."
+    "-v",
+    "--verbose",
+    is_flag=True,
+    help="Show everything: the whole docstring, all rows, counters of vmstat, notes about the host.",
 )
 @click.option("-q", "--quiet", is_flag=True, help="No progress and no summary, only the result.")
 def run(**given):
@@ -142,7 +145,7 @@ def run(**given):
     header = None
     if not options.quiet:
         named = {"workload": options.workload, "machine": topology.to_dict()}
-        header = report.Header(named, inspect.getdoc(module))
+        header = report.Header(named, inspect.getdoc(module), options.verbose)
     figures = run_workload(module, topology, options, header)
     if options.quiet:
         report.print_result(figures["result"])

@@ -108,8 +108,10 @@ def look_for(doc):
     return [item.removeprefix("- ") for item in items if item]
 
 
-def print_header(figures, doc="", console=None):
-    """What runs, on which machine, and what there is to see: before anything else of a run is printed."""
+def print_header(figures, doc="", console=None, verbose=False):
+    """What runs, on which machine, and what there is to see: before anything else of a run is printed. With `verbose` all that
+    the workload says of itself.
+    """
     console = console or new_console()
     width, name = text_width(console), os.path.basename(figures["workload"])
     title = f"{name} on {figures['machine']['name']}"
@@ -120,7 +122,9 @@ def print_header(figures, doc="", console=None):
         console.print(line, markup=False, soft_wrap=True)
     for line in textwrap.wrap(machine_line(figures["machine"]), width):
         console.print(line, style="dim", markup=False, soft_wrap=True)
-    if items := look_for(doc):
+    if verbose and (rest := (doc or "").strip().partition("\n")[2].strip("\n")):
+        console.print(f"\n{rest}", markup=False, soft_wrap=True)
+    elif items := look_for(doc):
         console.print("\n[bold]look for[/bold]")
         for item in items:
             for line in textwrap.wrap(item, width, initial_indent="  - ", subsequent_indent="    "):
@@ -134,8 +138,9 @@ class Header:
     the run goes on, and knows whether that has printed anything; a context manager.
     """
 
-    def __init__(self, figures, doc):
-        self.figures, self.doc, self.shown, self.wrote, self.stream = figures, doc, False, False, sys.stdout
+    def __init__(self, figures, doc, verbose=False):
+        self.figures, self.doc, self.verbose = figures, doc, verbose
+        self.shown, self.wrote, self.stream = False, False, sys.stdout
 
     def __enter__(self):
         self.stream, sys.stdout = sys.stdout, self
@@ -157,7 +162,7 @@ class Header:
     def show(self):
         if not self.shown:
             self.shown, out, sys.stdout = True, sys.stdout, self.stream
-            print_header(self.figures, self.doc)
+            print_header(self.figures, self.doc, verbose=self.verbose)
             sys.stdout = out
 
     def __getattr__(self, name):
@@ -171,7 +176,7 @@ def print_summary(figures, doc="", console=None, verbose=False, header=None):
     if header is not None and header.wrote:
         console.print()
     if header is None:
-        print_header(figures, doc, console)
+        print_header(figures, doc, console, verbose)
     else:
         header.show()
     if figures["result"] is not None:

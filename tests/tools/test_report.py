@@ -145,6 +145,12 @@ def test_header_says_what_there_is_to_see():
     assert "Text below" not in text and "More of it" not in text
 
 
+def test_a_verbose_header_is_the_whole_docstring():
+    told = figures(load_topology("uma"), {0}, {"pages": 3})
+    text = printed(lambda *args, console: report.print_summary(*args, console=console, verbose=True), told, DOC)
+    assert DOC.partition("\n")[2].strip() in text and text.count("A story in one line.") == 1
+
+
 @pytest.mark.parametrize("doc, items", [
     ("x. Look for:\n  - a\n    b\n  - c\n\nmore", ["a b", "c"]), ("Look for two steps:\n  - a;\n  - b", ["a;", "b"]),
     ("x\n\nLook for: `v` words,\nand others.\n\nmore", ["`v` words, and others."]), ("Nothing. Look: for", []), ("", []), (None, []),
