@@ -416,7 +416,7 @@ def test_a_run_by_name_and_all_its_figures(tmp_path):
     assert done.returncode == 0, done.stderr
     order = [
         "first_touch on custom",
-        "look for",
+        "Look for",
         "each share lies wholly",
         "result",
         "numa_hit",
