@@ -197,4 +197,4 @@ class Node(Actor):
 
     def rpc_drain_all(self):
         """The node's part of drain_all_pages: pages that CPUs do not hold themselves come back."""
-        return self.rpc_sync() + sum(take_back_shelves(self.machine, zone) for zone in self.zones)
+        return self.rpc_sync() + sum(take_back_shelves(self.machine, zone, -1) for zone in self.zones)

@@ -13,7 +13,8 @@ ZONE_TYPES = {"DMA": 0, "DMA32": 1, "Normal": 2, "HighMem": 3, "Movable": 4}
 LOW_MEMORY = {"A2": "256MiB"}  # machines whose RAM above that lies above 4 GiB
 # what took how long on the recorded machines, which were emulated by software; fitted to the times of their steps
 COST = {"fault_ns": 6000, "clear_page_ns": 1500, "copy_page_ns": 2000, "syscall_ns": 1500}
-DISK = {"read_latency_us": 130, "write_latency_us": 130, "bandwidth": "200MB/s"}
+# virtio-blk, which counts as a disk that rotates (BLK_FEAT_ROTATIONAL in drivers/block/virtio_blk.c)
+DISK = {"read_latency_us": 130, "write_latency_us": 130, "bandwidth": "200MB/s", "rotational": True}
 USED = ("FilePages", "AnonPages", "Slab", "PageTables")  # of a node's meminfo
 # pages of each node that the recorded kernels used without naming them in meminfo; measured: the least of any first snapshot
 # fmt: off

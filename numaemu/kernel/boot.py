@@ -499,6 +499,7 @@ def init_swap(topology, machine, blocks):
     for kind in range(MAX_SWAPFILES):
         swap.info[kind].type = kind
         swap.info[kind].data = blocks["swap_data"] + (kind << SWP_OFFSET_BITS) * PAGE_SIZE
+    swap.enable_vma_readahead = 1
     swap.swapin_readahead_hits, swap.page_cluster = 4, topology.sysctl.get("vm.page-cluster", 3)
     machine.swappiness = topology.sysctl.get("vm.swappiness", 60)
     init_zswap(machine, blocks)
@@ -518,6 +519,7 @@ def init_disk(topology, machine):
     machine.disk = shm.shared_block(spec.size)
     machine.disk_read_ns, machine.disk_write_ns = spec.read_latency_us * 1000, spec.write_latency_us * 1000
     machine.disk_bandwidth, machine.disk_page_ns = spec.bandwidth, PAGE_SIZE * 10**9 // spec.bandwidth
+    machine.disk_rotational = int(spec.rotational)
     space.nr_pages, space.nr_free = spec.size // PAGE_SIZE, 1
     space.start[0], space.pages[0] = 0, spec.size // PAGE_SIZE
     setup_dirty_limits(machine, topology.sysctl)

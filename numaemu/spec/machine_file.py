@@ -79,6 +79,7 @@ DEFAULT_DISK: dict[str, Any] = {  # of a machine's one disk: a SATA SSD; assumed
     "read_latency_us": 100,  # one request, before its bytes come
     "write_latency_us": 30,
     "bandwidth": "500MB/s",  # K, M, G as in sizes: powers of 1024
+    "rotational": False,  # true: swap reads ahead by places on the disk, not by addresses
 }
 KNOWN_SYSCTLS = {  # lowest and highest value, as the sysctl tables of Linux 6.12 have them
     "vm.min_free_kbytes": (0, INT_MAX),
@@ -180,6 +181,7 @@ class DiskSpec:
     read_latency_us: int
     write_latency_us: int
     bandwidth: int  # bytes a second
+    rotational: bool  # BLK_FEAT_ROTATIONAL, as of a hard disk; of virtio-blk disks, too
 
 
 @dataclass(frozen=True)
@@ -442,4 +444,6 @@ def parse_disk(table: Any, where: str) -> DiskSpec:
     if isinstance(bandwidth, str):
         bandwidth = bandwidth.strip().removesuffix("/s")
     bandwidth = parse_size(bandwidth, "disk: bandwidth", where, least=1, most=MAX_BANDWIDTH)
-    return DiskSpec(size, bandwidth=bandwidth, **latency)
+    if not isinstance(given["rotational"], bool):
+        raise ConfigError.at(where, f"disk: rotational is {shown(given['rotational'])}, must be true or false")
+    return DiskSpec(size, bandwidth=bandwidth, rotational=given["rotational"], **latency)

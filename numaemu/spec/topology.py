@@ -193,6 +193,7 @@ class Topology:
                 "read_latency_us": self.disk.read_latency_us,
                 "write_latency_us": self.disk.write_latency_us,
                 "bandwidth": format_size(self.disk.bandwidth) + "/s",
+                "rotational": self.disk.rotational,
             },
         }
 

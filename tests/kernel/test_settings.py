@@ -363,6 +363,8 @@ ROWS = {
                                                         {"0": (0, True), "10000": (10_000, True)},
                                                         {**THREE, str(UINT_MAX + 1): INVALID, str(HUGE): INVALID})
        for what in ("scan", "alloc")},
+    "/sys/kernel/mm/swap/vma_ra_enabled": row(lambda loop: swap_of(loop.machine).enable_vma_readahead,
+                                              {"false": 0, "true": 1, "0": 0, "1": 1}, {"maybe": INVALID, "": INVALID}),
     rf"{ZSWAP_PARAMETERS}/enabled": row(word("zswap_enabled"), {"Y": 1, "0": 0, "1": 1, "n": 0}, {"maybe": INVALID, "": INVALID}),
     rf"{ZSWAP_PARAMETERS}/max_pool_percent": row(word("zswap_max_pool_percent"), {"0": 0, "200": 200, "20": 20},
                                                  {**THREE, str(UINT_MAX + 1): INVALID}),

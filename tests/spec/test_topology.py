@@ -512,6 +512,7 @@ def test_the_disk_of_a_machine():
     fast = load_topology(disk={"read_latency_us": 10, "bandwidth": "2GB/s"})
     assert (fast.disk.read_latency_us, fast.disk.write_latency_us, fast.disk.bandwidth) == (10, 30, 2 << 30)
     assert load_topology(fast) == fast and 'bandwidth = "2GiB/s"' in fast.to_toml()
+    assert not default.disk.rotational and load_topology(disk={"rotational": True}).disk.rotational
 
 
 @pytest.mark.parametrize("disk, text", [
@@ -519,6 +520,7 @@ def test_the_disk_of_a_machine():
     ({"size": "1KiB"}, "disk: size is 1KiB, must be at least 2MiB"),
     ({"bandwidth": "fast"}, "disk: bandwidth is 'fast', must be a size"),
     ({"bandwidth": 0}, "disk: bandwidth is 0B, must be at least 1B"),
+    ({"rotational": 1}, "disk: rotational is 1, must be true or false"),
     ({"read_latency_us": -1}, "disk: read_latency_us is -1 us, must be at least 0")])  # fmt: skip
 def test_a_wrong_disk_is_told_in_a_line(disk, text):
     with pytest.raises(ConfigError, match=text):

@@ -131,6 +131,7 @@ vma_t = Struct("vma_t", [           # written under the mmap_lock of its mm, hel
     ("policy", policy_t),
     ("resv_map", u64), ("resv_unmapped", i64),     # hugetlb: the reservation it owns; 1: pages were taken away
     ("hstate", i64),                # hugetlb: number of the pool that its pages come from
+    ("swap_readahead_info", u64),   # by faults, a hint: the last one's address, the window it read, hits since; 0: none yet
     ("family_next", i64), ("family_prev", i64),    # the other VMAs of `mapping`; under that mapping's lock
     ("file_next", i64), ("file_prev", i64),        # the other VMAs of `i_mapping`, likewise
 ])
@@ -462,6 +463,7 @@ machine_t = Struct("machine_t", [
     ("disk_space", u64), ("disk_written", u64),    # disk_space_t; a bit for each page ever written
     ("disk_read_ns", i64), ("disk_write_ns", i64), ("disk_bandwidth", i64),    # of a request; bytes a second
     ("disk_page_ns", i64),          # what a page of a request takes
+    ("disk_rotational", i64),       # set at boot: 0 or 1
     # sysctl vm.dirty_*, written by the coordinator; expire and writeback in ns of emulated time
     ("vm_dirty_ratio", i64), ("dirty_background_ratio", i64), ("vm_dirty_bytes", i64), ("dirty_background_bytes", i64),
     ("dirty_expire_ns", i64), ("dirty_writeback_ns", i64),

@@ -84,7 +84,8 @@ pcp_list_t = Struct("pcp_list_t", [
     ("asked", i64),                  # 1: a request is on its way (cleared by the CPU when it takes the chain)
     # the hand-off: the node puts a chain here when the word is 0, the CPU takes it by exchange
     ("shelf", i64),                  # pfn of the first page of the chain, 0 = empty, -1 = the node has none to give
-    ("shelf_count", i64), ("_pad", u64, 2),
+    ("shelf_count", i64), ("shelf_ahead", i64),      # by the node before it puts one there; 1: nobody waits for it
+    ("_pad", u64),
 ], nbytes=64)
 # fmt: on
 

@@ -1,30 +1,46 @@
-"""What /sys says and sets of zswap and zram: the parameters and debugfs files of Linux's mm/zswap.c, the attributes of zram_drv.c."""
+"""What /sys says and sets of swap, zswap and zram: the attribute of Linux's mm/swap_state.c, the parameters and debugfs files
+of mm/zswap.c, the attributes of zram_drv.c.
+"""
 
 import errno
 import functools
 import re
 
 from numaemu.kernel.fs.sysfs.sysctl import invalid, strtoul
+from numaemu.kernel.mm.swap.swapfile import swap_of
 from numaemu.kernel.mm.swap.zram import ALGORITHMS, ZRAM, ZSWAP, zs_pool_of, zstat_of
 from numaemu.kernel.mm.swap.zswap import zswap_total_pages
 from numaemu.spec.machine_file import UINT_MAX
 from numaemu.spec.param import PAGE_SHIFT, PAGE_SIZE
 
 PARAMETERS, DEBUG, BLOCK = "/sys/module/zswap/parameters", "/sys/kernel/debug/zswap", "/sys/block/zram0"
+VMA_RA_ENABLED = "/sys/kernel/mm/swap/vma_ra_enabled"
 UNITS = {"": 0, "K": 10, "M": 20, "G": 30, "T": 40}
+
+
+# -- swap --------------------------------------------------------------------------------------------------------
+
+
+def show_vma_ra_enabled(system):
+    return "true\n" if swap_of(system.machine).enable_vma_readahead else "false\n"
+
+
+def store_vma_ra_enabled(system, text):
+    """kstrtobool of the first letter, or of on and off: as vma_ra_enabled_store"""
+    swap_of(system.machine).enable_vma_readahead = boolean("vma_ra_enabled", text, "swap")
 
 
 # -- zswap -------------------------------------------------------------------------------------------------------
 
 
-def boolean(name, text):
+def boolean(name, text, of="zswap"):
     """kstrtobool, by the first letter."""
     word = text.strip()
     if word.lower() in ("1", "y", "t", "on", "yes", "true"):
         return 1
     if word.lower() in ("0", "n", "f", "off", "no", "false"):
         return 0
-    raise invalid(f"zswap {name} is {word!r}, must be Y or N")
+    raise invalid(f"{of} {name} is {word!r}, must be Y or N")
 
 
 def show_enabled(system):
@@ -153,6 +169,7 @@ def store_mem_used_max(system, text):
 
 # fmt: off
 FILES = {
+    VMA_RA_ENABLED: (show_vma_ra_enabled, store_vma_ra_enabled),
     f"{PARAMETERS}/enabled": (show_enabled, store_enabled), f"{PARAMETERS}/compressor": (show_compressor, store_compressor),
     f"{PARAMETERS}/zpool": (show_zpool, store_zpool), f"{PARAMETERS}/shrinker_enabled": (show_shrinker, store_shrinker),
     f"{PARAMETERS}/max_pool_percent": percent("zswap_max_pool_percent"),

@@ -75,7 +75,7 @@ from numaemu.kernel.mm.space.mempolicy import alloc_table_page, vma_alloc_folio
 from numaemu.kernel.mm.space.mlock import mlock_folio
 from numaemu.kernel.mm.space.vma import anon_vma_prepare, munlock_unless_locked
 from numaemu.kernel.mm.space.vma_index import vma_of
-from numaemu.kernel.mm.swap.swap_state import SWAP_PFN, swap_cache_get_hit, swap_cluster_readahead
+from numaemu.kernel.mm.swap.swap_state import SWAP_PFN, swap_cache_get_vma_hit, swapin_readahead
 from numaemu.kernel.mm.swap.swapfile import folio_free_swap, swap_entry_put, vm_swap_full
 from numaemu.spec.param import PAGE_SHIFT, PAGE_SIZE
 
@@ -339,9 +339,10 @@ def do_swap_page(cpu, mm, vma_number, address, write, ptep, pte):
     """A page that was swapped out: from the swap cache, or read from its slot."""
     machine, code = machine_of(cpu), VM_FAULT_OK
     entry = pte_to_swp_entry(pte)
-    pfn = swap_cache_get_hit(cpu, entry)
+    vma = vma_of(machine, vma_number)
+    pfn = swap_cache_get_vma_hit(cpu, vma, address, entry)
     if pfn == 0:
-        pfn = swap_cluster_readahead(cpu, vma_of(machine, vma_number), address, entry) & SWAP_PFN
+        pfn = swapin_readahead(cpu, vma, address, entry, ptep) & SWAP_PFN
         if pfn == 0:  # gone meanwhile, by another thread's fault or unmapping: or no memory
             return VM_FAULT_OOM if ptep_get(ptep) == pte else VM_FAULT_OK
         code = VM_FAULT_MAJOR

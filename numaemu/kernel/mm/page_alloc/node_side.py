@@ -18,7 +18,7 @@ from numaemu.kernel.include.mmdebug import VM_BUG_ON_PAGE
 from numaemu.kernel.include.mmzone import (
     MIGRATE_RECLAIMABLE,
     NODE_RUNS,
-    WMARK_LOW,
+    WMARK_HIGH,
     node_t,
     page_of,
     page_zone,
@@ -102,10 +102,33 @@ def populate_runs(machine, zone):
         populate(frame_of(machine, node.run_pfn[i]), node.run_pages[i] * PAGE_SIZE)
 
 
+@kernel("i64(machine_t*, i64, i64)")
+def take_back_shelves(machine, zone_number, but):
+    """Chains that were asked for ahead, and that CPUs (but the one of number `but`) have not taken yet, go back to the lists;
+    pages. A chain that a CPU waits for is as good as taken.
+    """
+    zone, n = zone_of(machine, zone_number), 0
+    for cpu in range(machine.nr_cpu_ids):
+        for migratetype in range(MIGRATE_RECLAIMABLE + 1):
+            shelf = pcp_of(machine, cpu, zone_number).lists[migratetype]
+            pfn = load_acquire(shelf, "shelf")
+            if pfn <= 0 or cpu == but or shelf.shelf_ahead == 0 or compare_exchange(shelf, "shelf", pfn, -1) != pfn:
+                continue
+            wake_cpu(machine, cpu)
+            while pfn != 0:
+                following = page_of(machine, pfn).lru_next
+                page_of(machine, pfn).flags &= _USED
+                __free_one_page(machine, zone, pfn, 0, get_pageblock_migratetype(machine, pfn))
+                pfn = following
+                n += 1
+    return n
+
+
 @kernel("i64(machine_t*, i64, i64, i64, i64, i64)")
 def fill_shelf(machine, zone_number, migratetype, count, cpu_number, alloc_flags):
     """Serve MSG_FILL: put a chain on a CPU's shelf; pages given. Who waits for it has looked at the watermarks and gets
-    all it asked for; a chain asked for ahead leaves the zone above low.
+    all it asked for. Linux has no shelves, so they hold nothing while the zone is short: a chain asked for ahead leaves it
+    above high, and where it falls below that (ZONE_BELOW_HIGH) the shelves of all others are taken back.
 
     An empty shelf answered with nothing reads -1, so that who waits goes on to another zone.
     """
@@ -115,8 +138,12 @@ def fill_shelf(machine, zone_number, migratetype, count, cpu_number, alloc_flags
     if load_acquire(shelf, "shelf") > 0:
         wake_cpu(machine, cpu_number)
         return 0
+    spare = zone.free_pages - zone.nr_free_highatomic - wmark_pages(zone, WMARK_HIGH)
     if alloc_flags & ALLOC_AHEAD:
-        count = max(min(count, zone.free_pages - zone.nr_free_highatomic - wmark_pages(zone, WMARK_LOW)), 0)
+        count = max(min(count, spare), 0)
+    elif count > spare:
+        take_back_shelves(machine, zone_number, cpu_number)
+    shelf.shelf_ahead = 1 if alloc_flags & ALLOC_AHEAD else 0
     first = rmqueue_bulk(machine, zone, count, migratetype, alloc_flags, shelf)
     taken = shelf.shelf_count
     note_fresh_runs(machine, zone, first, taken)
@@ -149,23 +176,3 @@ def free_block(machine, pfn, order):
     zone, most = zone_of(machine, page_zone(machine, pfn)), min(order, MAX_ORDER)
     for at in range(pfn, pfn + (1 << order), 1 << most):  # split_large_buddy
         __free_one_page(machine, zone, at, most, get_pageblock_migratetype(machine, at))
-
-
-@kernel("i64(machine_t*, i64)")
-def take_back_shelves(machine, zone_number):
-    """The node's part of drain_all_pages: chains that CPUs have not taken yet go back to the lists; pages."""
-    zone, n = zone_of(machine, zone_number), 0
-    for cpu in range(machine.nr_cpu_ids):
-        for migratetype in range(MIGRATE_RECLAIMABLE + 1):
-            shelf = pcp_of(machine, cpu, zone_number).lists[migratetype]
-            pfn = load_acquire(shelf, "shelf")
-            if pfn <= 0 or compare_exchange(shelf, "shelf", pfn, -1) != pfn:
-                continue
-            wake_cpu(machine, cpu)
-            while pfn != 0:
-                following = page_of(machine, pfn).lru_next
-                page_of(machine, pfn).flags &= _USED
-                __free_one_page(machine, zone, pfn, 0, get_pageblock_migratetype(machine, pfn))
-                pfn = following
-                n += 1
-    return n

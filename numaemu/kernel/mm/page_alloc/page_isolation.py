@@ -47,7 +47,7 @@ def serve_range(machine, zone_number, step, start, pages):
     zone = zone_of(machine, zone_number)
     free_pcppages_bulk(machine, zone)
     if step == ISOLATE_RANGE:
-        take_back_shelves(machine, zone.number)
+        take_back_shelves(machine, zone.number, -1)
         return 1 if isolate_range(machine, zone, start, start + pages) else 0
     if step == TAKE_RANGE:
         return take_range(machine, zone, start, start + pages)

@@ -74,6 +74,7 @@ def new_vma(cpu, mm_number, start, end, flags, pgoff):
         vma.i_mapping, vma.file_next, vma.file_prev = 0, 0, 0
         vma.anon_vma, vma.chained, vma.resv_map, vma.resv_unmapped, vma.hstate = 0, 0, U(0), 0, 0
         vma.policy.mode, vma.policy.flags, vma.policy.nodes, vma.policy.user_nodes = 0, 0, U(0), U(0)
+        vma.swap_readahead_info = U(0)
     return number
 
 
@@ -82,7 +83,7 @@ def join_family(cpu, vma_number, of_number):
     """Let a VMA have the pages of another: its mapping and anon_vma (anon_vma_clone)."""
     machine = machine_of(cpu)
     vma, of = vma_of(machine, vma_number), vma_of(machine, of_number)
-    vma.anon_vma, vma.chained = of.anon_vma, of.chained
+    vma.anon_vma, vma.chained, vma.swap_readahead_info = of.anon_vma, of.chained, of.swap_readahead_info
     if of.mapping != 0:
         link_vma(cpu, of.mapping, vma_number)
         compare_exchange(vma, "mapping", 0, of.mapping)

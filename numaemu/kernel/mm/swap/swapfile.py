@@ -60,6 +60,8 @@ swap_t = Struct("swap_t", [              # what all areas share
     ("swap_map", u64), ("swap_cache", u64), ("zeromap", u64),                     # tables by entry
     ("swapin_readahead_hits", i64), ("prev_offset", i64), ("last_readahead_pages", i64),       # hints, plain
     ("page_cluster", i64),               # sysctl vm.page-cluster
+    ("nr_rotate_swap", i64),             # areas on disks that rotate; by the coordinator
+    ("enable_vma_readahead", i64),       # /sys/kernel/mm/swap/vma_ra_enabled; by the coordinator
 ])
 # fmt: on
 

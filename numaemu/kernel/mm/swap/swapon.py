@@ -117,10 +117,16 @@ def swapon(machine, name, nbytes, priority=None, kind="disk"):
     info.prio = lowest - 1 if priority is None or priority < 0 else priority
     info.kind = SWAP_ZRAM if kind == "zram" else SWAP_DISK
     info.max, info.inuse_pages, info.cluster_next = pages, 0, 1
+    swap.nr_rotate_swap += rotates(machine, info)
     fetch_add(machine, "total_swap_pages", pages - 1)
     fetch_add(machine, "nr_swap_pages", pages - 1)
     store_release(info, "flags", SWP_USED | SWP_WRITEOK | (SWP_SYNCHRONOUS_IO if kind == "zram" else 0))
     return name
+
+
+def rotates(machine, info):
+    """1 if an area lies on a disk that rotates, else 0."""
+    return int(info.kind == SWAP_DISK and machine.disk_rotational)
 
 
 def locked(info):
@@ -153,6 +159,7 @@ def swapoff_end(machine, kind):
     info = swap.info[kind]
     if load_acquire(info, "inuse_pages") == 0:
         info.flags = 0
+        swap.nr_rotate_swap -= rotates(machine, info)
         return
     locked(info)
     info.flags |= SWP_WRITEOK

@@ -333,16 +333,35 @@ def test_a_pageblock_changes_hands_when_a_type_runs_out(two_nodes):
 
 
 @pytest.mark.interpreted
-def test_a_checked_chain_is_given_whole_one_asked_for_ahead_stays_above_low(two_nodes):
+def test_a_checked_chain_is_given_whole_one_asked_for_ahead_stays_above_high(two_nodes):
     """rmqueue_bulk looks at no watermark: the CPU has done so."""
     loop, zone = two_nodes, two_nodes.zones()[0]
-    while zone.free_pages > zone.watermark[WMARK_LOW] + 8:
+    while zone.free_pages > zone.watermark[WMARK_HIGH] + 8:
         alloc_block(loop.machine, zone.number, 0, 1, 0)
     assert fill_shelf(loop.machine, zone.number, 1, 32, 0, ALLOC_AHEAD) == 8
     loop.drain()
     assert fill_shelf(loop.machine, zone.number, 1, 32, 0, 0) == 32
     loop.drain()
     loop.audit()
+
+
+@pytest.mark.interpreted
+def test_shelves_hold_nothing_while_the_zone_is_short(loopback):
+    """What a CPU has not asked for itself is as good as free: it goes back before the zone falls below its high mark."""
+    loop = loopback(nodes=1, cpus_per_node=3, memory_per_node="16MiB")
+    zone, machine = loop.zones()[0], loop.machine
+    shelves = [pcp_of(machine, number, zone.number).lists[1] for number in range(3)]
+    loop.drain()
+    assert fill_shelf(machine, zone.number, 1, 20, 1, ALLOC_AHEAD) == 20
+    assert fill_shelf(machine, zone.number, 1, 20, 2, 0) == 20  # this CPU waits for it
+    while zone.free_pages > zone.watermark[WMARK_HIGH] + 8:
+        alloc_block(machine, zone.number, 0, 1, 0)
+    assert [shelf.shelf > 0 for shelf in shelves] == [False, True, True]
+    free = zone.free_pages
+    assert fill_shelf(machine, zone.number, 1, 8, 0, 0) == 8 and shelves[1].shelf > 0  # it stays above high
+    shelves[0].shelf = 0
+    assert fill_shelf(machine, zone.number, 1, 9, 0, 0) == 9
+    assert [shelf.shelf > 0 for shelf in shelves] == [True, False, True] and zone.free_pages == free - 8 + 20 - 9
 
 
 @pytest.mark.interpreted
