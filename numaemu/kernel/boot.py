@@ -34,6 +34,7 @@ from numaemu.kernel.include.mm_types import (
 from numaemu.kernel.include.mmzone import (
     MAX_NR_ZONES,
     MIGRATE_MOVABLE,
+    MIGRATE_RECLAIMABLE,
     MIGRATE_TYPES,
     MIGRATE_UNMOVABLE,
     PCP_BATCH_SCALE_MAX,
@@ -47,6 +48,7 @@ from numaemu.kernel.include.mmzone import (
     lruvec_t,
     node_t,
     page_of,
+    pcp_of,
     pcp_t,
     zone_of,
     zone_t,
@@ -57,6 +59,7 @@ from numaemu.kernel.mm.huge.hugetlb_pool import HUGE_MAX_HSTATE, hstate_at, hsta
 from numaemu.kernel.mm.huge.khugepaged import collapse_control_t
 from numaemu.kernel.mm.migrate.compact_control import compact_control_t
 from numaemu.kernel.mm.migrate.migrate import migrate_t
+from numaemu.kernel.mm.page_alloc.node_side import rmqueue_bulk
 from numaemu.kernel.mm.page_alloc.slowpath import slowpath_t
 from numaemu.kernel.mm.page_alloc.trail import trail_t
 from numaemu.kernel.mm.page_alloc.zone_layout import HIGHMEM_START, whole_blocks, zone_ranges
@@ -275,10 +278,10 @@ def init_zone(machine, node, kind, begin, pages, reserve):
     first_free = begin
     if begin == 0:  # page 0 is never given out; then comes the page of zeros
         begin, pages, first_free = 1, pages - 1, ZERO_PFN + 1
-    managed, free = reserve or (pages - (first_free - begin), pages - (first_free - begin))
+    managed, free, held = reserve or (pages - (first_free - begin), pages - (first_free - begin), 0)
     zone.start_pfn, zone.spanned_pages, zone.present_pages, zone.managed_pages = begin, pages, pages, managed
     zone.virgin_end = begin + pages
-    zone.virgin_pfn = max(begin + pages - free, first_free)
+    zone.virgin_pfn = max(begin + pages - free - held, first_free)
     zone.free_pages = zone.virgin_end - zone.virgin_pfn
     zone.pcp_batch = zone_batchsize(managed)
 
@@ -421,6 +424,20 @@ def setup_per_zone_pageset(machine, sysctl):
             zone.pcp_list_high = max(zone.pcp_high // PCP_PARTS, 1)
 
 
+def hold_pages(machine, number, held):
+    """Put so many pages of a zone on the lists of its node's CPUs, or of all CPUs, where there are none: on those that are
+    hardly ever taken from.
+    """
+    zone = zone_of(machine, number)
+    cpus = [n for n in present_cpus(machine) if cpu_t.array(machine.cpus)[n].node == zone.node] or present_cpus(machine)
+    for i, cpu in enumerate(cpus):
+        pcp = pcp_of(machine, cpu, number).lists[MIGRATE_RECLAIMABLE]
+        pcp.head = rmqueue_bulk(
+            machine, zone, held * (i + 1) // len(cpus) - held * i // len(cpus), MIGRATE_MOVABLE, 0, pcp
+        )
+        pcp.count, pcp.shelf_count = pcp.shelf_count, 0
+
+
 def init_cpus(topology, machine):
     """CPUs, and behind them the contexts of the nodes' kernel threads, which never access memory as tasks do."""
     nodes = {cpu: node.id for node in topology.nodes for cpu in node.cpus}
@@ -539,8 +556,9 @@ def setup_dirty_limits(machine, sysctl):
 def boot(topology, reserve=None):
     """A machine of this shape in shared memory: (machine, addresses of its blocks by name).
 
-    reserve: {(node, zone type): (managed, free)} in pages, for a machine that must have as much memory in use at its
-    start as a recorded one; default: nothing is in use but the first page and the page of zeros.
+    reserve: {(node, zone type): (managed, free, held)} in pages, for a machine that must have as much memory in use at its
+    start as a recorded one, and so many pages on the CPUs' lists; default: nothing is in use but the first page and the page
+    of zeros.
     """
     max_pfn = max((start + nbytes) // PAGE_SIZE for ranges in topology.physical_ranges() for start, nbytes in ranges)
     max_pfn = whole_blocks(max_pfn * PAGE_SIZE)
@@ -594,6 +612,8 @@ def boot(topology, reserve=None):
         machine.il_weights[node] = 1
         node_t.array(machine.nodes)[node].kcompactd_highest_zoneidx = MAX_NR_ZONES - 1
     init_cpus(topology, machine)
+    for (node, kind), (_, _, held) in (reserve or {}).items():
+        hold_pages(machine, node * MAX_NR_ZONES + kind, held)
     init_stacks(topology, machine, max_pfn, reserved_pages(topology))
     init_disk(topology, machine)
     init_swap(topology, machine, blocks)

@@ -435,6 +435,7 @@ machine_t = Struct("machine_t", [
     ("page_group_by_mobility_disabled", i64), ("highmem", i64),       # set at boot: 0 or 1
     ("trails", u64), ("slowpaths", u64),           # trail_t[nr_cpu_ids], slowpath_t[nr_cpu_ids][2]
     ("oom_kills", i64),             # by the coordinator
+    ("drained_ns", i64),            # emulated time when a CPU last collected pages from the others' lists; plain, a hint
     ("gather", u64),                # i64[nr_cpu_ids][GATHER_PAGES]: pages between unmapping and freeing
     ("kmem_caches", u64), ("kmem_cache_cpus", u64), ("kmem_cache_nodes", u64), ("kmem_cache_pool", u64),    # slub.py
     ("slab_bugs", u64),             # slab_bug_t[nr_cpu_ids]

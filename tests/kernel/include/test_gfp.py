@@ -46,7 +46,15 @@ from numaemu.kernel.include import gfp
 from numaemu.kernel.include.gfp import gfp_text
 from numaemu.kernel.include.internal import COMPACT_DONE, MAX_RECLAIM_RETRIES, PF_MEMALLOC, pack_alloc
 from numaemu.kernel.include.mm_types import task_t
-from numaemu.kernel.include.mmzone import MIGRATE_RECLAIMABLE, WMARK_LOW, WMARK_MIN, ZONE_DMA, ZONE_DMA32, ZONE_MOVABLE
+from numaemu.kernel.include.mmzone import (
+    MIGRATE_RECLAIMABLE,
+    WMARK_LOW,
+    WMARK_MIN,
+    ZONE_DMA,
+    ZONE_DMA32,
+    ZONE_MOVABLE,
+    pcp_of,
+)
 from numaemu.kernel.include.vmstat import NR_ISOLATED_ANON, percpu_of
 from numaemu.kernel.syscalls.common import kernel_alloc_pages
 
@@ -234,22 +242,13 @@ def test_kswapd_is_woken_only_by_who_may(full):
 
 
 def test_the_order_of_the_slow_path(full):
-    """Lower bar, reclaim, drain, retry while reclaim gets somewhere, OOM killer; NORETRY stops before it."""
+    """Lower bar, reclaim, retry while reclaim gets somewhere, OOM killer; NORETRY stops before it."""
     kernel = full.kernel
     full.machine.on_reclaim = recorder(0)
     pfn, found = steps(kernel, GFP_KERNEL | __GFP_NORETRY | __GFP_NOWARN)
     assert pfn is None
     assert (
-        found
-        == [
-            "watermark failed",
-            "lower bar",
-            "watermark failed",
-            "watermark failed",
-            "direct reclaim",
-            "drain",
-            "failed",
-        ]
+        found == ["watermark failed", "lower bar", "watermark failed", "watermark failed", "direct reclaim", "failed"]
         or found[:2] == ["watermark failed", "lower bar"]
         and found[-1] == "failed"
         and "OOM killer" not in found
@@ -393,9 +392,26 @@ def test_a_trail_of_a_failure_names_marks_and_costs(full):
         zone.watermark[WMARK_LOW],
     )
     assert pfn is None and first.free <= first.mark + first.reserve
-    drains = [step for step in trail if step.what == "drain"]
-    assert len(drains) == 1 and drains[0].cost_ns == full.machine.message_ns
+    assert not any(step.what == "drain" for step in trail)  # reclaim has brought nothing
     assert trail.cost_ns == sum(step.cost_ns for step in trail) and "failed" in str(trail)
+    full.machine.on_reclaim = recorder(1)
+    pfn, trail = kernel.alloc_pages(GFP_KERNEL | __GFP_NORETRY | __GFP_NOWARN, explain=True)
+    drains = [step for step in trail if step.what == "drain"]
+    assert pfn is None and len(drains) == 1 and drains[0].cost_ns == full.machine.message_ns
+
+
+def test_idle_lists_are_collected_where_reclaim_brings_something(loopback):
+    """What lies on other CPUs' lists of other types, where no such allocation finds it, serves it after direct reclaim."""
+    loop = loopback(nodes=1, cpus_per_node=2, memory_per_node="16MiB", reserve={(0, 0): (4000, 3000, 500)})
+    zone, kernel = loop.zones()[0], loop.task().kernel
+    lists = [pcp_of(loop.machine, number, zone.number).lists[2] for number in range(2)]
+    loop.machine.on_reclaim = recorder(0)
+    fill(kernel, GFP_KERNEL | __GFP_NORETRY | __GFP_NOWARN)
+    assert [pcp.count for pcp in lists] == [250, 250]  # nothing came of reclaim: they stay
+    loop.machine.on_reclaim = recorder(1)
+    fill(kernel, GFP_KERNEL | __GFP_NORETRY | __GFP_NOWARN)
+    assert [pcp.count for pcp in lists] == [0, 0]
+    loop.audit()
 
 
 # -- blocks, addresses, compound pages -----------------------------------------------------------------------

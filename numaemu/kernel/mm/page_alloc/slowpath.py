@@ -99,8 +99,10 @@ from numaemu.kernel.mm.page_alloc.trail import (
 )
 from numaemu.kernel.mm.page_alloc.watermark import __zone_watermark_ok, gfp_migratetype, gfp_zone
 from numaemu.kernel.mm.page_alloc.zonelist import get_page_from_freelist, wake_all_kswapds
+from numaemu.mmu import clock_ns
 
 U = np.uint64
+DRAIN_INTERVAL_NS = 50_000_000  # of emulated time, at least, if not for need; assumed
 ISOLATED_ROUNDS = 1000  # at most: who holds the pages may wait for what we hold; assumed
 
 # what the slow path keeps between its rounds, on each CPU; reclaim that allocates itself uses the next one
@@ -141,6 +143,7 @@ def note(cpu, kind, flags, value):
 @kernel("void(cpu_t*)")
 def drain_all_pages(cpu):
     """Collect unused pages from everybody's lists and shelves."""
+    machine_of(cpu).drained_ns = clock_ns(cpu)
     drain_local_pages(cpu)
     note(cpu, TRAIL_DRAIN, 0, request(cpu, 0, MSG_DRAIN_ALL, cpu.id, 0, 0))
 
@@ -180,17 +183,25 @@ def __perform_reclaim(cpu, gfp, order, nodemask):
     return pages
 
 
+@hot
+def drain_is_due(cpu):
+    """True if nobody has collected pages for a while (clocks of two CPUs may be apart)."""
+    return abs(clock_ns(cpu) - machine_of(cpu).drained_ns) >= DRAIN_INTERVAL_NS
+
+
 @kernel("i64(cpu_t*, i64, i64, i64, u64, i64, slowpath_t*)")
 def __alloc_pages_direct_reclaim(cpu, gfp, order, nid, nodemask, alloc_flags, state):
-    """Reclaim, then try; pages may lie on CPUs' lists, so these are collected once. The pfn or 0.
+    """Reclaim, then try; what it brought may lie on CPUs' lists, so these are collected once. The pfn or 0.
 
-    They are much longer than Linux's, so they are collected too where reclaim brought nothing.
+    On Linux that is so nearly every time, as the first try finds the zone below its mark and what was freed on this CPU's list.
+    Here reclaim gives that back to the zones, and to ask all others takes long: it is done now and then. Where reclaim brought
+    nothing the lists of others stay as they are: at an OOM kill thousands of pages may lie there (free_pcp of its report).
     """
     state.progress = __perform_reclaim(cpu, gfp, order, nodemask)
-    pfn = 0
-    if state.progress > 0:
-        pfn = get_page_from_freelist(cpu, gfp, order, nid, nodemask, alloc_flags)
-    if pfn == 0:
+    if state.progress > 0 and drain_is_due(cpu):
+        drain_all_pages(cpu)
+    pfn = get_page_from_freelist(cpu, gfp, order, nid, nodemask, alloc_flags)
+    if pfn == 0 and state.progress > 0:
         unreserve_highatomic(cpu, gfp, nodemask, False)
         drain_all_pages(cpu)
         pfn = get_page_from_freelist(cpu, gfp, order, nid, nodemask, alloc_flags)

@@ -156,7 +156,7 @@ def test_memory_full_of_dirty_pages_is_written_not_killed_for(loopback):
         disk=DISK,
         cost=FREE,
         sysctl={"vm.dirty_background_ratio": 99, "vm.dirty_ratio": 100, "vm.overcommit_memory": 1},
-        reserve={(0, 0): (1000, 320)},
+        reserve={(0, 0): (1000, 320, 0)},
     )
     loop.run_kthreads = lambda: None  # the host gives kswapd no time
     task = loop.task()

@@ -189,7 +189,7 @@ def test_watermarks_of_a_recorded_machine(loopback):
         cpus_per_node=1,
         memory_per_node="512MiB",
         sysctl={"vm.min_free_kbytes": 3834},
-        reserve={zone: (managed, managed) for zone, (managed, _) in RECORDED.items()},
+        reserve={zone: (managed, managed, 0) for zone, (managed, _) in RECORDED.items()},
     )
     for (node, kind), (managed, marks) in RECORDED.items():
         zone = zone_of(loop.machine, node * MAX_NR_ZONES + kind)
@@ -342,6 +342,21 @@ def test_a_checked_chain_is_given_whole_one_asked_for_ahead_stays_above_high(two
     loop.drain()
     assert fill_shelf(loop.machine, zone.number, 1, 32, 0, 0) == 32
     loop.drain()
+    loop.audit()
+
+
+@pytest.mark.interpreted
+def test_pages_that_lie_on_lists_from_the_start_stay_until_direct_reclaim_collects_them(loopback):
+    loop = loopback(nodes=1, cpus_per_node=3, memory_per_node="16MiB", reserve={(0, 0): (3000, 2000, 500)})
+    zone = loop.zones()[0]
+    lists = [pcp_of(loop.machine, number, zone.number).lists[2] for number in range(3)]
+    assert (zone.managed_pages, zone.free_pages) == (3000, 2000) and [pcp.count for pcp in lists] == [166, 167, 167]
+    loop.audit()
+    task = loop.task(cpu=0)
+    task.mmap("4MiB").touch()
+    assert [pcp.count for pcp in lists] == [166, 167, 167]
+    loop.drain()
+    assert [pcp.count for pcp in lists] == [0, 0, 0]
     loop.audit()
 
 
