@@ -127,6 +127,10 @@ MEANINGS = {  # key: (what it means, where its default comes from)
     "cost.decompress_ns": ("decompressing one page", "assumed"),
     "cost.context_switch_ns": ("another task gets the CPU; what it then misses in the TLB comes on top", "assumed"),
     "cost.message_ns": ("a request to a node or the coordinator, and its answer", "assumed"),
+    "disk.rotational": (
+        "true: swap reads ahead by slots of the disk, as Linux does on disks that rotate and on virtio-blk; false: by addresses",
+        "a solid-state disk",
+    ),
     "kernel.page_group_by_mobility": ("pages are grouped by mobility into pageblocks", "Linux"),
     "kernel.slab_debug": (
         'checks of slab caches, as `"FZPU,kmalloc-64"`: F consistency, Z red zones, P poison, U users',
@@ -299,9 +303,18 @@ def keys_disk():
     from numaemu.spec import machine_file as m
     from numaemu.spec.units import format_size
 
-    limits = {"size": f"2MiB to {format_size(m.MAX_DISK)}", "bandwidth": f"1 to {format_size(m.MAX_BANDWIDTH)}/s"}
+    limits = {
+        "rotational": "",
+        "size": f"2MiB to {format_size(m.MAX_DISK)}",
+        "bandwidth": f"1 to {format_size(m.MAX_BANDWIDTH)}/s",
+    }
     rows = (
-        key_row(f"disk.{k}", str(v), limits.get(k, span(0, m.MAX_DISK_LATENCY_US))) for k, v in m.DEFAULT_DISK.items()
+        key_row(
+            f"disk.{k}",
+            str(v).lower() if isinstance(v, bool) else str(v),
+            limits.get(k, span(0, m.MAX_DISK_LATENCY_US)),
+        )
+        for k, v in m.DEFAULT_DISK.items()
     )
     return table(TITLES, *rows)
 
@@ -399,6 +412,7 @@ FILES = {
     "/sys/fs/cgroup/<group>/memory.stat": "kernel memory that is charged to it",
     "/sys/kernel/debug/extfrag/extfrag_index": "why an allocation would fail: near 0 too little memory, near 1 fragmentation",
     "/sys/kernel/debug/extfrag/unusable_index": "the share of free memory that is in too small pieces, by order",
+    "/sys/kernel/mm/swap/vma_ra_enabled": "whether swap reads ahead by addresses, where no area lies on a disk that rotates",
     "/sys/kernel/debug/zswap/pool_limit_hit": "how often the pool was full",
     "/sys/kernel/debug/zswap/pool_total_size": "bytes that the pool uses",
     "/sys/kernel/debug/zswap/reject_alloc_fail": "pages not taken for want of memory",
@@ -622,8 +636,8 @@ WHY = {  # why this value: of each constant that is assumed, fitted or measured
     "DEFAULT_DISK": "what vendors state for SATA SSDs: 10,000 single reads a second, 500 MB/s",
     "COST": "so that the steps of the recorded cases take as long as they took there: software emulation is slow",
     "DISK": "likewise, from the steps that read and write files",
-    "KERNEL_PAGES": "what is not in meminfo is the same for each kernel and machine, but for what was in use besides",
-    "BOOT_MS": "timers with a period then come in the recorded cases where they came there",
+    "KERNEL_PAGES": "what is not in meminfo is the same for each kernel and machine, but for what lies on the CPUs' lists",
+    "BOOT_MS": "at which phase of the two seconds between two flushes of the counters a recorded case began is not known",
     "OVERSLEEP_MS": "the recorded pauses were that much longer than their steps say",
     "SHELL_WRITES": "what `sh` steps took in the recorded cases",
     "CHILD_WRITES": "the pages that recorded forks copied at once",
@@ -644,6 +658,7 @@ WHY = {  # why this value: of each constant that is assumed, fitted or measured
     "KMSG_LINES": "Linux's buffer of 256 KiB holds a few thousand lines",
     "ROUNDS": "enough for any sleep that has passed, and it ends",
     "THROTTLE_TRIES": "Linux waits too; here a wait is a turn of the host",
+    "DRAIN_INTERVAL_NS": "Linux does it nearly every time; here each one takes messages to all CPUs",
     "ISOLATED_ROUNDS": "the CPU that holds the pages may wait for a lock of ours, so it must end",
     "MAX_SHRINKERS": "a table of fixed size",
     "EXIT_ASKS": "Linux waits for the reaper; here the number of tries is the only clock that always goes on",

@@ -18,7 +18,7 @@ from numaemu.conform.shell import shell_commands, shell_mount, shell_rm
 from numaemu.errors import BusError, NumaemuError, OutOfMemory, SegmentationFault
 from numaemu.host.threads import Threads
 
-BOOT_MS = 2050  # emulated time from boot to the first step: a phase of the timers that have a period; fitted
+BOOT_MS = 2050  # emulated time from boot to the first step: a phase of the timers that have a period; assumed
 ACCESSES = 1 << 16  # accesses of one message
 XORSHIFT_SEED = 88172645463325252
 
