@@ -17,6 +17,7 @@ FENCE = re.compile(r"^```.*?^```$", re.DOTALL | re.MULTILINE)
 LINK = re.compile(r"!?\[[^\]]*\]\(([^)\s]+)\)")
 CODE = re.compile(r"`([^`]+)`")
 SOURCE = re.compile(r"([\w/.-]+/[\w.-]+\.py)(?:: (\w+(?:, \w+)*))?")
+OBJECT = re.compile(r"^::: ([\w.]+)$", re.MULTILINE)
 HEADING = re.compile(r"^#{1,6} (.+)$", re.MULTILINE)
 PLACES = ("", "numaemu", "numaemu/kernel/mm")
 
@@ -73,12 +74,25 @@ def source_faults(text):
             yield f"{match[1]} has no {name}"
 
 
+def object_faults(name):
+    """What is wrong with the name of an object whose docstrings a page shows (`::: numaemu.machine.Machine`), or nothing."""
+    module = ROOT / (name.replace(".", "/") + ".py")
+    if module.is_file():
+        return
+    module, _, thing = name.rpartition(".")
+    path = ROOT / (module.replace(".", "/") + ".py")
+    if not path.is_file() or thing not in names_of(path):
+        yield f"{name} is not there"
+
+
 def faults():
     """Everything that is wrong, a line each."""
     for path in pages():
         text, name = FENCE.sub("", path.read_text()), path.relative_to(ROOT)
         for target in LINK.findall(CODE.sub("", text)):
             yield from (f"{name}: {fault}" for fault in link_faults(path, target))
+        for thing in OBJECT.findall(text):
+            yield from (f"{name}: {fault}" for fault in object_faults(thing))
         for code in CODE.findall(text):
             yield from (f"{name}: {fault}" for fault in source_faults(code))
 

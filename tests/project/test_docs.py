@@ -87,6 +87,12 @@ def test_a_wrong_name_is_found(text, fault):
     assert list(links.source_faults(text)) == ([fault] if fault and "/" in text else [])
 
 
+def test_a_wrong_object_is_found():
+    assert list(links.object_faults("numaemu.machine.Machine")) == list(links.object_faults("numaemu.errors")) == []
+    assert list(links.object_faults("numaemu.machine.Engine")) == ["numaemu.machine.Engine is not there"]
+    assert list(links.object_faults("numaemu.engine.Machine")) == ["numaemu.engine.Machine is not there"]
+
+
 def test_a_wrong_link_is_found():
     page = ROOT / "docs" / "index.md"
     assert list(links.link_faults(page, "tutorial.md#1-a-machine")) == []
