@@ -6,6 +6,7 @@ by calling an address that stands in a struct.
 
 import ctypes
 
+import numpy as np
 from llvmlite import ir
 from numba import types
 from numba.core import cgutils
@@ -14,6 +15,7 @@ from numaemu.compiler.pointer import compiled_twin
 
 _I64 = ir.IntType(64)
 _python_callbacks = {}
+_CALLBACK = ctypes.PYFUNCTYPE(*[ctypes.c_uint64] * 4)
 
 
 class PythonCallback:
@@ -32,7 +34,10 @@ def call_address(function, a, b, c):
 
     Compiled code reaches what it must not link (the fault path) or what is Python (waiting for a message) this way.
     """
-    return _python_callbacks[int(function)](a, b, c)
+    address = int(function)
+    if address in _python_callbacks:
+        return _python_callbacks[address](a, b, c)
+    return np.uint64(_CALLBACK(address)(int(a), int(b), int(c)))
 
 
 @compiled_twin(call_address)
