@@ -23,7 +23,7 @@ FIRST = "compaction"  # the workload of the README's picture
 CELL, LINE, SIZE, MARGIN = 8.4, 17, 14, 12  # of a character, in pixels
 BACKGROUND, FOREGROUND, DIM = "#16191d", "#d8dee4", "#8b949e"
 WORDS = re.compile(r"\S+(?: \S+)*")  # what is written without a gap
-MOST_LINES = 75  # of one picture; what follows is left out, and said to be
+MOST_LINES = 110  # of one picture; what follows is left out, and said to be
 
 # options of the command, where the workload alone would take long
 OPTIONS = {"anti_fragmentation": "--memory-per-node 512MiB"}
@@ -160,7 +160,7 @@ def draw_first_picture():
     printed, _ = run(FIRST)
     lines = lines_of(printed)
     plain = [strip_colour(line) for line in lines]
-    first = next(i for i, text in enumerate(plain) if "before" in text and "after" in text) - 1
+    first = next(i for i, text in enumerate(plain) if text.split() == ["before", "after"]) - 1
     last = next(i for i, text in enumerate(plain) if text.startswith("2 MiB each"))
     while plain[last].strip():
         last += 1

@@ -331,6 +331,24 @@ def keys_sysctl():
     return table(TITLES, *rows)
 
 
+def formats():
+    """The page-table formats."""
+    from numaemu.spec.cmdline import huge_page_sizes
+    from numaemu.spec.formats import FORMATS, LEVEL_NAMES
+    from numaemu.spec.machine_file import DEFAULT_PAGING
+    from numaemu.spec.units import TiB, format_size
+
+    rows = []
+    for name, f in FORMATS.items():
+        top = f["task_size"] + 4096 if f["task_size"].bit_count() > 2 else f["task_size"]  # without the last page
+        size = f"{top // (1024 * TiB)}PiB" if top >= 1024 * TiB else format_size(top)
+        entries = f"{1 << f['table_bits']} of {1 << f['entry_shift']} bytes" + ("" if f["nx"] else ", no NX")
+        huge = ", ".join(map(format_size, huge_page_sizes(name)))
+        default = " (default)" if name == DEFAULT_PAGING else ""
+        rows.append((code(name) + default, len(LEVEL_NAMES[name]), entries, f"below {size}", huge))
+    return table(("`paging`", "levels", "entries", "user addresses", "huge entries"), *rows)
+
+
 def presets():
     from numaemu.spec.topology import list_presets, load_topology
     from numaemu.spec.units import format_size
@@ -736,7 +754,7 @@ def words():
 
 TABLES = {
     "commands": commands, "keys-machine": keys_machine, "keys-node": keys_node, "keys-tlb": keys_tlb, "keys-cost": keys_cost,
-    "keys-kernel": keys_kernel, "keys-disk": keys_disk, "keys-sysctl": keys_sysctl, "presets": presets, "keywords": keywords,
+    "keys-kernel": keys_kernel, "keys-disk": keys_disk, "keys-sysctl": keys_sysctl, "presets": presets, "formats": formats, "keywords": keywords,
     "files": files, "api": api, "constants": constants, "counters": counters, "cpu-counters": cpu_counters, "errors": errors,
     "limits": limits, "assumed": assumed, "words": words,
 }  # fmt: skip
