@@ -14,6 +14,7 @@ order. It decides the order of compiling and the length of the progress bar, not
 
 import contextlib
 import fcntl
+import functools
 import hashlib
 import heapq
 import itertools
@@ -35,7 +36,7 @@ from numaemu.host.trust import open_own, usable
 MOST = 8  # compilers; each needs about 400 MB
 COMPILING = "NUMAEMU_COMPILING"  # set in a compiler: it declares every function and compiles those it is told
 COMPILER = "import sys; from numaemu.compiler.worker import work; work(int(sys.argv[1]), sys.argv[2])"
-POLL_S = 0.001  # how often who waits looks at the image
+POLL_S = 0.002  # how often who waits looks at the image
 WATCH_S = 0.1  # how often the image is looked at while it grows
 FIRST_TIME = "numaemu: compiling what is needed of the kernel for the first time; this takes some seconds"
 STARTS = 3  # of compilers that come to nothing, before who waits gives up
@@ -165,6 +166,7 @@ def user_directory():
     return pathlib.Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"), "numaemu")
 
 
+@functools.cache  # who waits asks hundreds of times a second
 def _pipe(path):
     """Where functions of the image at `path` are asked for."""
     return own_directory() / f"{hashlib.sha256(os.fsencode(path.absolute())).hexdigest()[:16]}.wanted"

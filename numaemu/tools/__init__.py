@@ -2,5 +2,6 @@
 policies.
 
 Nothing in the package imports this room; workloads draw with it. A new command goes into `cli`, a new replacement policy
-into `replacement`, a new kind of chart into `chart`.
+into `replacement`, a new kind of chart into `chart`. `layout` makes tables fit, `shipped` finds the workloads that come
+along, and `bootstrap` is what `make` runs before anything is installed.
 """
