@@ -32,7 +32,7 @@ def read_on(cpu, address, times):
 
 
 def compute(task, times):
-    """Seconds that a compiled kernel of so many loads takes."""
+    """Seconds that a user kernel of so many loads takes."""
     page = task.mmap(4096)
     task.call(read_on, page.addr, 1)
     start = time.perf_counter()

@@ -1,6 +1,6 @@
 """What one load costs, for every pair of CPU node and memory node: the machine's latency matrix, measured.
 
-A chain of pointers through all cache lines of a buffer, in random order, is followed by a compiled kernel; each load
+A chain of pointers through all cache lines of a buffer, in random order, is followed by a user kernel; each load
 needs the one before, so emulated time per load is latency. Look for:
   - the diagonal is local memory, the rest is remote; a node without CPUs is a column without a row;
   - what the TLB adds is counted (L2 hits, walks and the loads of a walk) and taken away, so the figures are exact.

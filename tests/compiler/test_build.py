@@ -35,7 +35,7 @@ def package(tmp_path):
 
 
 def run(where, **environment):
-    """(answer, cache hits) of the user's kernel in a fresh process."""
+    """(answer, cache hits) of the user kernel in a fresh process."""
     keep = {k: v for k, v in os.environ.items() if not k.startswith(("NUMBA_", "NUMAEMU_"))}
     done = subprocess.run(
         [sys.executable, "user.py"],
