@@ -368,6 +368,9 @@ class Coordinator(Actor):
         self.bell.release()
 
     def wait(self, seconds=None):
+        """Sleep until a message comes, at most SUPERVISE_S, and look after the children that have ended. A bell that
+        was lost is counted.
+        """
         rung = super().wait(min(seconds or SUPERVISE_S, SUPERVISE_S))
         if (
             not rung

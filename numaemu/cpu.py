@@ -139,6 +139,7 @@ class Printer(io.TextIOBase):
         return True
 
     def write(self, text):
+        """Take text, and pass on its whole lines; the rest of the last line waits for more from the same thread."""
         lines, newline, rest = (getattr(self.begun, "text", "") + text).rpartition("\n")
         self.begun.text = rest
         if newline:
@@ -152,6 +153,9 @@ class Printer(io.TextIOBase):
         self.wait(lambda: not self.text and not self.under_way)
 
     def put(self, text):
+        """Queue whole lines for the driver. The caller waits while PRINT_BYTES wait to be shown; MemoryError if they
+        are too long for a message.
+        """
         if len(text) > LONGEST // 4:
             raise MemoryError(f"{len(text)} characters are too long to be printed at once: {LONGEST // 4} at most")
         self.wait(lambda: len(self.text) < PRINT_BYTES)
@@ -239,6 +243,7 @@ class Cpu(Actor):
         return self.threads.submit(self.spawn, owner, run, name, payload)
 
     def spawn(self, owner, run, name, payload):
+        """Make a task and run a pickled function as it, in a thread of its own; (its number, its pid)."""
         number, pid = self.new_task(name)
         try:
             self.threads.submit(self.run_task, owner, run, number, pid, payload)
@@ -387,6 +392,7 @@ class Cpu(Actor):
         return self.threads.submit(self.compact_node, node) if self.turn.try_enter() else False
 
     def compact_node(self, node):
+        """Compact a node in the turn that rpc_compact_node has taken, and give the turn back."""
         try:
             compact_node_now(self.state.address, node)
         finally:

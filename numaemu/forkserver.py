@@ -95,6 +95,7 @@ def become_coordinator(control, fd, topology, reserve, coordinator_main):
 
 
 def main():
+    """Load the compiled kernel once, say so, then fork a coordinator for each machine that the driver asks for."""
     entitle("numaemu: fork server")
     control = socket.socket(fileno=int(sys.argv[1]))
     signal.signal(signal.SIGINT, signal.SIG_IGN)

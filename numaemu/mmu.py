@@ -71,6 +71,7 @@ def l1_find(cpu, page_number, tag):
 
 @hot
 def l2_find_in_set(cpu, page_number, tag):
+    """The slot of a second-level TLB entry with this tag in the set of a page, or -1."""
     first = set_index(page_number, cpu.l2_sets, cpu.l2_mask) * cpu.l2_ways
     for slot in range(first, first + cpu.l2_ways):
         if cpu.l2[slot].tag == tag:

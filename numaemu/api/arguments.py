@@ -47,6 +47,7 @@ class Int(Kind):
         return min(max(self.index(call, name, value), INT_LEAST), INT_MOST)
 
     def index(self, call, name, value):
+        """The value as an int; TypeError for what is no whole number, and for a bool."""
         if type(value) is int:
             return value
         try:
@@ -71,6 +72,7 @@ class Flags(Choice):
     """A union of some constants."""
 
     def show(self, value):
+        """The value as its names, joined by |; bits without a name in hexadecimal."""
         found, rest = [], value
         for name, known in sorted(self.names.items(), key=lambda item: -item[1].bit_count()):
             if known and value >= 0 and rest & known == known:
@@ -115,6 +117,7 @@ class Size(Word):
         return super().take(call, name, self.text(call, name, value))
 
     def text(self, call, name, value):
+        """Text such as "64MiB" as bytes; anything else unchanged."""
         if not isinstance(value, str):
             return value
         try:
@@ -169,6 +172,7 @@ class Nodes(Kind):
         super().__init__("a node, several nodes, text like '0,2-3', or None")
 
     def take(self, call, name, value):
+        """Node numbers as a tuple, from one number, several, or text as "0,2-3"; None stays None."""
         if value is None:
             return None
         try:
@@ -209,6 +213,7 @@ class Text(Kind):
     """A name."""
 
     def take(self, call, name, value):
+        """The text itself, which holds no byte 0."""
         if isinstance(value, str):
             if "\0" in value:
                 raise ValueError(f"{call}: {name} {shown(value)} has a byte 0, which ends names")
@@ -237,6 +242,7 @@ class Strings(Kind):
     """Arguments or environment of a program: several names, or a dict of them."""
 
     def take(self, call, name, value):
+        """A list of words, from any iterable of them or from a dict of KEY=WORD (an environment)."""
         words = [f"{key}={word}" for key, word in value.items()] if isinstance(value, dict) else value
         if isinstance(words, (str, bytes)) or not np.iterable(words):
             raise self.wrong(call, name, value)
@@ -254,6 +260,7 @@ class Integers(Kind):
         self.dtype = np.dtype(dtype)
 
     def take(self, call, name, value):
+        """An array of `dtype`, from whole numbers in any shape; a number that does not fit raises OverflowError."""
         if not isinstance(value, np.ndarray):
             try:
                 value = np.asarray(list(value) if isinstance(value, (set, range)) else value)
@@ -284,6 +291,7 @@ class Values(Kind):
     """An array of numbers that accesses can move."""
 
     def take(self, call, name, value):
+        """An array of values that memory can hold: numbers and bools, no text and no objects."""
         try:
             value = np.asarray(value)
         except ValueError:

@@ -313,6 +313,7 @@ class Foreman:
             self.agenda.add(symbol, WANTED)
 
     def take_answer(self, compiler):
+        """What a compiler says: first which functions there are, then one compiled function with what it calls."""
         answer = compiler.connection.recv()
         if compiler.ready:
             symbol, thing, callees = answer
@@ -334,6 +335,9 @@ class Foreman:
 
 
 def main(path, owner):
+    """The foreman's process: fill the image at `path` until it is complete or the process behind `owner` (a file
+    number) has ended.
+    """
     setproctitle.setproctitle("numaemu: compiling")
     foreman = Foreman(path, owner)
     try:

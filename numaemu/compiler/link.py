@@ -111,6 +111,7 @@ class Linker:
 
     @functools.cached_property
     def engine(self):
+        """LLVM's linker for this process, without any module so far."""
         llvm.initialize_native_target()
         llvm.initialize_native_asmprinter()
         rtsys.initialize(registry.cpu_target.target_context)  # gives LLVM the helpers that Numba's code calls
@@ -135,6 +136,9 @@ class Linker:
         return self.engine.get_function_address(compiled.name)
 
     def give_environment(self, compiled, function):
+        """Make the environment of a compiled function (its constants, the globals of its module) and write its address
+        where the code looks for it.
+        """
         env = environment.Environment(function.__globals__)
         env.consts.extend(compiled.constants)
         for word in map(self.engine.get_global_value_address, compiled.environments):
@@ -170,6 +174,9 @@ class Linker:
         return address
 
     def make_stubs(self):
+        """Make STUBS more addresses that may stand for functions which are not compiled yet: the first call of one
+        waits for it.
+        """
         first, words = len(self.waiting), (ctypes.c_uint64 * STUBS)()
         resolve = ctypes.cast(self.resolve, ctypes.c_void_p).value
         places = [ctypes.addressof(words) + i * ctypes.sizeof(ctypes.c_uint64) for i in range(STUBS)]

@@ -227,6 +227,9 @@ def check_steps(steps, place):
 
 
 def check_step(step, where, tasks, regions):
+    """One step: its keys are known, and it speaks of tasks and regions that earlier steps have made. ConfigError names
+    what is wrong.
+    """
     op, of_task = step["op"], step["op"] not in OF_NO_TASK
     record(dict.fromkeys((*NEEDED[op], *(("task",) if of_task else ())), lambda value, place: None), KEYS)(step, where)
     if not of_task and "task" in step:

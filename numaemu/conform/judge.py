@@ -124,6 +124,7 @@ class Case:
 
 
 def compare_steps(case, observed, verdict):
+    """What each step answered: result, errno, faults, or how its task ended."""
     ours = {result["step"]: result for result in observed.get("step_results", [])}
     for index, linux in enumerate(case.observed.get("step_results", [])):
         index = linux.get("step", index)
@@ -190,6 +191,7 @@ def order(region):
 
 
 def compare_dumps(case, observed, verdict):
+    """The pages of each region at each dump, by node, and the lines of the task's maps."""
     for label, tasks in case.observed.get("dumps", {}).items():
         for task, linux in tasks.items():
             where, ours = f"dump {label}/{task}", observed.get("dumps", {}).get(label, {}).get(task)
@@ -268,6 +270,7 @@ def compare_deltas(case, observed, verdict):
 
 
 def compare_vmstat(case, ours, linux, where, verdict):
+    """How far each counter of /proc/vmstat has come between two snapshots, within the tolerances of COUNTERS (pages)."""
     again = [run["vmstat"] for run in case.again if run.get("vmstat")]
     for names, (relative, calm, pressed) in COUNTERS.items():
         if names not in NOT_COUNTED.get(case.name, ()):
@@ -277,6 +280,7 @@ def compare_vmstat(case, ours, linux, where, verdict):
 
 
 def compare_numastat(case, ours, linux, node, where, verdict):
+    """How far the numastat counters of a node have come between two snapshots, within their tolerance (pages)."""
     relative, absolute = NUMASTAT_QUIET if case.quiet or case.balancing else NUMASTAT_PRESSURE
     if not (case.quiet or case.balancing):
         absolute *= case.node_pages

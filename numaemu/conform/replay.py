@@ -200,6 +200,7 @@ class Replay(FileSteps):
     # -- tasks
 
     def op_spawn(self, step):
+        """Fork a task of the scenario from init, on one CPU, with its name and oom_score_adj."""
         name = step["task"]
         try:
             task = fork(self.init, numbers(step["cpu"])[0])
@@ -248,6 +249,7 @@ class Replay(FileSteps):
     # -- mappings
 
     def op_mmap(self, process, step):
+        """mmap(2) with the flags that the step's words stand for; the region is known by its name from then on."""
         flags = uapi.MAP_SHARED if step.get("share") == "shared" else uapi.MAP_PRIVATE
         file = process.task.open(self.place(step["path"]), uapi.O_RDWR) if step.get("kind") == "file" else None
         if file is None:
@@ -445,6 +447,7 @@ class Replay(FileSteps):
         return {"ret": 0}
 
     def op_write(self, step):
+        """Write a file of /proc, /sys or a cgroup; NotSupported for one that the emulator does not have."""
         path, value = step["path"], str(step["value"])
         try:
             self.machine.write(path, value)
@@ -453,6 +456,9 @@ class Replay(FileSteps):
         return {"ret": len(value), "errno": 0}
 
     def op_readf(self, step):
+        """Read a file of /proc, /sys or a cgroup and keep its text; NotSupported for one that the emulator does not
+        have.
+        """
         try:
             text = self.machine.read(step["path"])
         except OSError:

@@ -184,6 +184,7 @@ def load_foreign(where):
 
 @kernel("u64(u64, u64, u64)")
 def cmpxchg_foreign(where, old, new):
+    """entry_cmpxchg for a format that is not x86-64's: the entry that was there, in the common form."""
     if where & ENTRY_4_BYTES != U(0):
         raw = U(
             compare_exchange(

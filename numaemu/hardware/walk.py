@@ -19,6 +19,7 @@ from numaemu.hardware.paging import (
     _PAGE_USER,
     ENTRY_4_BYTES,
     ENTRY_ARM64,
+    PAGE_MASK,
     PTE_PFN_MASK,
     PTE_SHIFT,
     entry_at,
@@ -106,7 +107,7 @@ def walk_down(cpu, address, access, foreign):
         if known >= 0:
             table, allowed = cpu.walk_cache[known].table, cpu.walk_cache[known].rights
             forbidden = allowed & _PAGE_NX
-            shift = PTE_SHIFT + ((cpu.walk_cache[known].tag & U(0xFFF)) - U(1)) * bits
+            shift = PTE_SHIFT + ((cpu.walk_cache[known].tag & ~PAGE_MASK) - U(1)) * bits
     while True:
         count_walk_load(cpu, table)
         where = next_where(cpu, table, address, shift, foreign)
@@ -168,6 +169,9 @@ def lowest_table(cpu, address):
 
 @hot
 def peek_down(cpu, address, foreign):
+    """The leaf for an address without any cost or trace, as `walk_down` would find it, with its level from LEAF_SHIFT
+    on; 0 if there is none.
+    """
     table, shift, bits = first_table(cpu, address), cpu.paging.pgdir_shift, cpu.paging.table_bits if foreign else U(9)
     while table != U(0):
         entry = load_entry(next_where(cpu, table, address, shift, foreign), foreign)

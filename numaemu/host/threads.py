@@ -62,6 +62,7 @@ class Threads:
 
 
 def run(future, function, args):
+    """Call a function and complete a Future with its result or its exception."""
     try:
         value = function(*args)
     except BaseException as error:

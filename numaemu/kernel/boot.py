@@ -248,6 +248,7 @@ def map_memory(topology, machine, max_pfn):
 
 
 def init_pools(machine, blocks):
+    """The pools that hand out tasks, address spaces, VMAs, mappings, inodes, files and shared policies by number."""
     for i, (name, capacity) in enumerate(
         (
             ("task", MAX_TASKS),
@@ -295,6 +296,9 @@ def groups_by_mobility(topology):
 
 
 def init_zones(topology, machine, reserve):
+    """The zones of all nodes, and for each pageblock its node, its zone's type and its mobility type. Mirrors
+    free_area_init.
+    """
     node_of, zone_type = u8.array(machine.block_node), u8.array(machine.block_zone)
     types = u8.array(machine.block_type)
     for (node, kind), (begin, pages) in sorted(zone_ranges(topology).items()):
@@ -344,6 +348,7 @@ def node_order(topology):
 
 
 def build_zonelists(topology, machine):
+    """For each node the order of nodes in which it falls back, and the SLIT distances. Mirrors build_all_zonelists."""
     lists = i64.array(machine.zonelists)
     for node, order in enumerate(node_order(topology)):
         for i in range(MAX_NODES):
@@ -361,6 +366,9 @@ def setup_node_reclaim(machine, sysctl):
 
 
 def setup_per_zone_lowmem_reserve(machine, ratio):
+    """The pages that each zone keeps from allocations which may use higher zones: managed pages above, divided by
+    vm.lowmem_reserve_ratio.
+    """
     ratio = list(ratio) + list(LOWMEM_RESERVE_RATIO[len(ratio) :])  # those not given keep their default
     for node in range(machine.nr_nodes):
         for kind in range(MAX_NR_ZONES - 1):

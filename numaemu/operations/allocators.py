@@ -88,6 +88,7 @@ class KernelOperations(Part):
         return gfp
 
     def kmalloc(self, number, size, gfp, nid):
+        """kmalloc_node(size bytes, gfp, nid): a kernel address, or 0."""
         if not 0 <= size <= slab_common.KMALLOC_MAX_SIZE:
             raise ValueError(f"kmalloc of {size} bytes: at most {slab_common.KMALLOC_MAX_SIZE} (KMALLOC_MAX_SIZE)")
         self.might_alloc(gfp, "kmalloc")
@@ -167,6 +168,7 @@ class KernelOperations(Part):
             raise KernelBug(f"cache number {cache}: No such cache")
 
     def kmem_cache_alloc(self, number, cache, gfp, nid):
+        """kmem_cache_alloc_node of a cache (a number): a kernel address, or 0."""
         self.live_cache(cache)
         self.might_alloc(gfp, "kmem_cache_alloc")
         address = kernel_calls.kernel_cache_alloc(self.address, number, cache, gfp, self.checked_nid(nid))
@@ -188,6 +190,7 @@ class KernelOperations(Part):
         kernel_calls.kernel_cache_shrink(self.address, cache)
 
     def kmem_cache_destroy(self, number, cache):
+        """Destroy a cache; KernelBug if objects of it are left, or if its shrinker is registered."""
         self.live_cache(cache)
         if any(shrinker_of(self.machine, n).cache == cache for n in live_shrinkers(self.machine)):
             raise KernelBug(f"cache {slab.cache_name(self.machine, cache)}: its shrinker is still registered")
@@ -225,6 +228,7 @@ class KernelOperations(Part):
             raise KernelBug(f"shrinker {shrinker}: no such shrinker")
 
     def unregister_shrinker(self, number, shrinker):
+        """Give a shrinker up; KernelBug if objects are on its lists."""
         self.live_shrinker(shrinker)
         left = sum(self.list_lru_count(number, shrinker, nid) for nid in range(self.machine.nr_nodes))
         if left:
@@ -232,6 +236,7 @@ class KernelOperations(Part):
         shrinker_calls.unregister_shrinker(self.address, shrinker)
 
     def on_lru(self, number, shrinker, address, call):
+        """Do `call` (list_lru_add, list_lru_del) with the object at a kernel address; True if it changed the list."""
         self.live_shrinker(shrinker)
         done = call(self.address, number, shrinker, address)
         if done < 0:
@@ -270,6 +275,9 @@ class KernelOperations(Part):
             raise KernelBug(f"free_percpu: nothing begins at {handle:#x}")
 
     def define_per_cpu(self, number, name, size, align):
+        """DEFINE_PER_CPU: a variable of `size` bytes in the first chunk; its per-CPU address. ENOMEM if there is no
+        room.
+        """
         if not 0 < len(name.encode()) < VAR_NAME_BYTES:
             raise ValueError(f"per-CPU variable {name!r}: must have 1 to {VAR_NAME_BYTES - 1} bytes")
         if size < 1 or align < 1 or align & (align - 1):

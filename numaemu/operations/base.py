@@ -108,6 +108,9 @@ class Operations(
         self.preempt_count -= 1
 
     def run_in_turn(self, number, pid, method, args):
+        """One operation, while this CPU's turn is held. What fails is told with its reason; a task that was OOM-killed
+        raises OutOfMemory.
+        """
         standing = task_standing(self.address, number, pid)
         if standing & ZOMBIE:
             raise self.oom_killed(number)
@@ -157,6 +160,7 @@ class Operations(
         )
 
     def mbind(self, number, addr, length, mode, nodes, flags):
+        """mbind(2): `mode` with its MPOL_F_* flags, `nodes` a tuple of numbers or None."""
         check(
             syscalls.sys_mbind(
                 self.address, number, addr, length, mode & MPOL_MODE, mode & ~MPOL_MODE, self.nodemask(nodes), flags
@@ -222,6 +226,7 @@ class Operations(
             syscalls.end_access(self.address)
 
     def load(self, number, addresses, dtype):
+        """The values at virtual addresses, as an array of `dtype` in the shape of `addresses`."""
         addresses = np.ascontiguousarray(addresses, np.uint64)
         dtype = np.dtype(dtype)
         values = self.buffer(addresses.size * dtype.itemsize).view(dtype).reshape(addresses.shape)
@@ -242,6 +247,7 @@ class Operations(
         return spare[:nbytes]
 
     def store(self, number, addresses, values):
+        """Store values at virtual addresses, one each, or one value at all of them."""
         addresses = np.ascontiguousarray(addresses, np.uint64)
         values = np.ascontiguousarray(values)
         step = 1 if values.size == addresses.size else 0

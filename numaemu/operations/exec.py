@@ -48,6 +48,7 @@ class ExecFile:
         self.fd = check(calls.open_exec(operations.address, number, name.ctypes.data), path)
 
     def read(self, offset, nbytes):
+        """Up to `nbytes` bytes of the file from `offset` on, read without the descriptor's position."""
         data = np.empty(nbytes, np.uint8)
         n = check(
             calls.kernel_read(self.operations.address, self.number, self.fd, offset, data.ctypes.data, nbytes),

@@ -50,6 +50,7 @@ class FileOperations(Part):
         return check(calls.sys_open(self.address, number, name.ctypes.data, flags), path)
 
     def memfd_create(self, number, name, flags):
+        """memfd_create(2): a descriptor. MFD_HUGETLB chooses a pool of huge pages."""
         sizes = MAP_HUGE_MASK << MAP_HUGE_SHIFT if flags & MFD_HUGETLB else 0
         if flags & ~(MFD_ALL_FLAGS | sizes) or flags & _EXEC == _EXEC or len(os.fsencode(name)) > MFD_NAME_MAX_LEN:
             check(-errno.EINVAL)
@@ -87,6 +88,7 @@ class FileOperations(Part):
         return calls.AT_F_POS if offset is None else offset
 
     def file_read(self, number, fd, offset, nbytes):
+        """read(2), or pread(2) with an offset: bytes, at most `nbytes` of them."""
         where = self.position(offset)
         size = self.file_size(number, fd)
         nbytes = min(size if nbytes is None else nbytes, size, READ_MOST)
@@ -95,6 +97,7 @@ class FileOperations(Part):
         return data[:n].tobytes()
 
     def file_read_through(self, number, fd, nbytes, chunk):
+        """Read `nbytes` bytes by read(2) of `chunk` bytes at a time and forget them: how many there were."""
         if chunk < 1:
             raise ValueError(f"chunk {chunk} must be at least 1")
         chunk = min(chunk, READ_MOST, max(self.file_size(number, fd), 1))
@@ -119,6 +122,7 @@ class FileOperations(Part):
         check(calls.sys_ftruncate(self.address, number, self.descriptor(fd), size))
 
     def mmap_file(self, number, addr, length, prot, flags, fd, offset):
+        """mmap(2) of an open file: the address."""
         return check(
             calls.sys_mmap_file(
                 self.address, number, addr, length, prot, flags, self.descriptor(fd), offset & (1 << 64) - 1

@@ -82,6 +82,9 @@ class KernelSpaceOperations(Part):
         self.with_stack(number, irq, use_stack, nbytes)
 
     def recurse(self, number, depth, frame_bytes, irq):
+        """Call a function within itself `depth` times on the task's kernel stack, each frame `frame_bytes` large, or on
+        the interrupt stack.
+        """
         if frame_bytes < 16 or frame_bytes % 8 or frame_bytes > MOST_FRAME:
             raise ValueError(f"a frame of {frame_bytes} bytes: must be a multiple of 8, 16 to {MOST_FRAME}")
         if depth < 0:
@@ -106,6 +109,7 @@ class KernelSpaceOperations(Part):
     # -- vmalloc
 
     def vmalloc(self, number, size, gfp, nid):
+        """vmalloc_node(size bytes, gfp, nid): a kernel address, or 0."""
         self.might_sleep("vmalloc")
         self.checked_gfp(gfp)
         return int(
@@ -173,6 +177,7 @@ class KernelSpaceOperations(Part):
             raise KernelBug(f"kunmap: pfn {pfn} is not mapped")
 
     def kmap_atomic(self, number, pfn):
+        """Map a page of high memory into this CPU's next fixed slot and disable preemption: its kernel address."""
         high = self.high(pfn, "kmap_atomic")
         if high and len(self.kmap_slots) == KM_MAX_IDX:
             raise KernelBug(f"kmap_atomic: all {KM_MAX_IDX} slots of cpu {self.cpu.cpu_number} are in use (KM_MAX_IDX)")
@@ -184,6 +189,7 @@ class KernelSpaceOperations(Part):
         return address
 
     def kunmap_atomic(self, number, address):
+        """Undo the last kmap_atomic and enable preemption; KernelBug if `address` is another."""
         fixmap = int(self.machine.fixaddr_top)
         if fixmap - self.machine.nr_cpu_ids * KM_MAX_IDX * PAGE_SIZE <= address < fixmap:
             last = self.kmap_slots[-1] if self.kmap_slots else 0

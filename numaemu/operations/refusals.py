@@ -148,6 +148,7 @@ class Refusal:
         return None
 
     def choice(self, argument, kind, value):
+        """What is wrong with flags, or with one value of a few; None if nothing is."""
         names = [n for n in kind.names if kind.names[n]]
         if isinstance(kind, Flags):
             if kind is not PROT or self.call.name == "mprotect":
@@ -169,6 +170,7 @@ class Refusal:
         return huge and not unknown & ~(0x3F << 26)
 
     def address(self, name, argument, kind, value):
+        """What is wrong with an address, for an errno by its name; None if nothing is."""
         if name == "EINVAL" and kind.page and value % PAGE_SIZE:
             return f"{argument} {value:#x} is no multiple of the page size ({PAGE_SIZE})"
         limit = int(self.machine.paging.task_size)
@@ -177,6 +179,7 @@ class Refusal:
         return None
 
     def size(self, name, argument, value):
+        """What is wrong with a length in bytes, for an errno by its name; None if nothing is."""
         kind, limit = self.kinds[argument], int(self.machine.paging.task_size)
         if name == "EINVAL" and kind.least and value < kind.least:
             return f"{argument} is {value}, must be at least {kind.least}"
@@ -185,6 +188,7 @@ class Refusal:
         return None
 
     def offset(self, name, argument, value):
+        """What is wrong with an offset in a file, for an errno by its name; None if nothing is."""
         if name in ("EINVAL", "EOVERFLOW") and value < 0:
             return f"{argument} {value} must not be negative"
         if name == "EINVAL" and self.call.name == "mmap" and value % PAGE_SIZE:
@@ -213,6 +217,7 @@ class Refusal:
         return list_text(node for node in range(64) if mask >> node & 1)
 
     def cpus_text(self, value):
+        """Why a task cannot run on these CPUs."""
         for cpu in value:
             if cpu not in self.there:
                 return f"cpu {cpu} is not a CPU of this machine ({list_text(self.there)})"
@@ -221,6 +226,7 @@ class Refusal:
         return f"cpu {list_text(value)} is not one of the task's cpuset ({list_text(self.cpus)})"
 
     def descriptor(self, argument, value):
+        """What is wrong with a descriptor: not open, out of range, or open for something else; None if nothing is."""
         file = self.open_file(value)
         if file is None:
             table = files_of(self.machine, self.task.files)
@@ -276,6 +282,7 @@ class Refusal:
     # -- by errno, and by errno and operation
 
     def EINVAL(self):
+        """A range that ends behind the addresses of users, in any call."""
         if (
             "addr" in self.values
             and "length" in self.values
@@ -286,6 +293,7 @@ class Refusal:
         return None
 
     def EINVAL_mmap(self):
+        """Flags that exclude each other, an offset within a page, no pool of that size."""
         kind = self.a.flags & MAP_TYPE
         private = "MAP_PRIVATE or MAP_SHARED" + (" or MAP_SHARED_VALIDATE" if self.method == "mmap_file" else "")
         if kind not in (MAP_PRIVATE, MAP_SHARED) + ((MAP_SHARED_VALIDATE,) if self.method == "mmap_file" else ()):
@@ -309,6 +317,7 @@ class Refusal:
         return f"there are huge pages of {' and '.join(sizes)}" if sizes else "there are no huge pages"
 
     def EINVAL_mremap(self):
+        """Flags that need others, ranges that overlap, an old length of 0 for private memory."""
         flags = self.a.flags
         if flags & MREMAP_FIXED and not flags & MREMAP_MAYMOVE:
             return "flags MREMAP_FIXED needs MREMAP_MAYMOVE"
@@ -328,6 +337,7 @@ class Refusal:
         return None
 
     def EINVAL_madvise(self):
+        """Advice that the mapping at the start does not take."""
         start, end = self.range()
         vma = self.vma_at(start)
         if self.a.advice == MADV_COLLAPSE:
@@ -345,6 +355,7 @@ class Refusal:
         return f"soft limit {self.a.soft} is above the hard one, {hard}" if self.a.soft > hard else None
 
     def EINVAL_set_mempolicy(self):
+        """A mode that there is not, flags that exclude each other, nodes where there must be none or some."""
         mode = self.a.mode & 0xFFF
         names = self.kinds["mode"].names
         if mode not in names.values():
@@ -370,6 +381,7 @@ class Refusal:
         )
 
     def EINVAL_memfd_create(self):
+        """A name that is too long, or flags that exclude each other."""
         nbytes = len(os.fsencode(self.a.name))
         return (
             f"name has {nbytes} bytes, at most 249"
@@ -426,6 +438,7 @@ class Refusal:
         return None
 
     def pool_is_empty(self, nbytes):
+        """How many huge pages of the size that was asked for are to be had; None if there is no such pool."""
         number = hstate_sizelog(self.machine, self.a.flags)
         if number < 0:
             return None
@@ -466,6 +479,7 @@ class Refusal:
         return "a target node is full: pages before the first without room have moved"
 
     def ENODEV_move_pages(self):
+        """The first target that is no node, or a node without memory."""
         for node in self.a.nodes.ravel().tolist():
             if not 0 <= node < self.machine.nr_nodes:
                 return self.no_node(node)
@@ -488,6 +502,7 @@ class Refusal:
         return None
 
     def only_root(self):
+        """What only root may do of this call: EPERM."""
         if self.call.name in ("mbind", "move_pages") and self.a.flags & MPOL_MF_MOVE_ALL:
             return "flags MPOL_MF_MOVE_ALL is for root"
         if "pid" in self.values:

@@ -223,6 +223,7 @@ class Actor:
         return True
 
     def dispatch(self, message):
+        """Handle one message: a call, the answer to one, or what a kind's handler is there for."""
         if message.kind == MSG_CALL:
             method, args = pickle.loads(self.world.take(message.sender, message.a, message.b))
             self.serve(method, args, lambda answer: self._answer(message, answer))

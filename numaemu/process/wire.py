@@ -37,6 +37,9 @@ class Pickler(cloudpickle.Pickler):
         self.outer = outer  # ids of the compiled functions whose contents this is
 
     def reducer_override(self, thing):
+        """Compiled functions travel by name where that finds them, else as their Python function. StaysHere for what
+        belongs to one process.
+        """
         if advice := getattr(type(thing), "stays_here", None):
             raise StaysHere(
                 f"{thing!r} cannot go to another process, as what a function uses, an argument or a result: {advice}"
@@ -161,6 +164,7 @@ class Outlet:
         self.late, self.changed, self.thread = collections.deque(), threading.Condition(), None
 
     def send(self, payload):
+        """Send a frame, or queue what the socket does not take now; never waits."""
         data = memoryview(_frame.pack(len(payload)) + payload)
         with self.changed:
             if not self.late:
@@ -183,6 +187,7 @@ class Outlet:
             return len(data)
 
     def send_late(self):
+        """The thread that sends what was queued, in order."""
         while True:
             with self.changed:
                 self.changed.wait_for(lambda: self.late)
@@ -207,6 +212,7 @@ def receive_frame(sock):
 
 
 def receive(sock, nbytes):
+    """Exactly `nbytes` bytes from a stream socket; None if it ends before."""
     parts = bytearray()
     while len(parts) < nbytes:
         try:

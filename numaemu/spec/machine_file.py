@@ -220,6 +220,7 @@ def parse_paging(paging: Any, where: str) -> str:
 
 
 def parse_page_size(value: Any, paging: str, where: str) -> int:
+    """The page size in bytes, which the paging scheme decides."""
     page_size = parse_size(value, "page_size", where)
     if page_size != PAGE_SIZES[paging]:
         limit = f"must be {PAGE_SIZES[paging]} with paging {paging!r}"
@@ -247,6 +248,7 @@ def parse_memory(value: Any, what: str, where: str, least: int = 0) -> int:
 
 
 def parse_nodes(tables: Any, where: str) -> tuple[NodeSpec, ...]:
+    """The [[node]] tables: memory in bytes and CPU numbers of each; no CPU belongs to two nodes."""
     if not isinstance(tables, (list, tuple)) or not tables:
         raise ConfigError.at(where, "node must be a list of tables, one [[node]] for each node")
     if len(tables) > MAX_NODES:
@@ -337,6 +339,7 @@ def parse_matrices(machine: dict[str, Any], nr_nodes: int, where: str) -> tuple[
 
 
 def parse_matrix(table: Any, key: str, nr_nodes: int, where: str) -> list[list[int]]:
+    """[distance], [latency] or another matrix of a row per node, each value within the limits and the unit of MATRICES."""
     rows = check_table(table, ("matrix",), key, where).get("matrix", [])
     rows = check_list(rows, nr_nodes, f"{key}: matrix", where)
     rows = [check_list(rows[i], nr_nodes, f"{key}: row {i}", where) for i in range(nr_nodes)]
@@ -352,6 +355,7 @@ def parse_matrix(table: Any, key: str, nr_nodes: int, where: str) -> list[list[i
 
 
 def parse_tlb(level: str, table: Any, most: int, where: str) -> TlbSpec:
+    """One level's table: entries, ways (a divisor of them), latency in ns; what is not given has its default."""
     table = DEFAULT_TLB[level] | check_table(table, DEFAULT_TLB[level], level, where)
     entries = parse_int(table["entries"], f"{level}: entries", where, 1, most)
     ways = parse_int(table["ways"], f"{level}: ways", where, 1, entries)
@@ -370,6 +374,7 @@ def parse_sysctl(table: Any, where: str) -> dict[str, int | tuple[int, ...]]:
 
 
 def parse_sysctl_value(key: str, value: Any, where: str) -> int | tuple[int, ...]:
+    """A setting of [sysctl] within its limits; vm.lowmem_reserve_ratio is several numbers."""
     least, most = KNOWN_SYSCTLS[key]
     small = isinstance(value, int) and 0 < value < MIN_HIGH_FRACTION
     if key == "vm.percpu_pagelist_high_fraction" and small and value is not True:
@@ -389,6 +394,7 @@ def parse_sysctl_value(key: str, value: Any, where: str) -> int | tuple[int, ...
 
 
 def parse_cost(table: Any, where: str) -> dict[str, int]:
+    """[cost]: ns of each of the kernel's works; what is not given has its default."""
     given = check_table(table, DEFAULT_COST, "cost", where)
     return {
         key: parse_int(given.get(key, default), f"cost: {key}", where, 0, MAX_COST_NS)
@@ -397,6 +403,7 @@ def parse_cost(table: Any, where: str) -> dict[str, int]:
 
 
 def parse_kernel(table: Any, paging: str, nr_nodes: int, where: str) -> dict[str, bool | int | str]:
+    """[kernel]: boot options by name, each of its type and one of its choices."""
     options = DEFAULT_KERNEL | check_table(table, DEFAULT_KERNEL, "kernel", where)
     options["random_seed"] = parse_int(options["random_seed"], "kernel: random_seed", where, 0, LONG_MAX)
     for key, value in options.items():
@@ -416,6 +423,9 @@ def parse_kernel(table: Any, paging: str, nr_nodes: int, where: str) -> dict[str
 
 
 def parse_zone_layout(machine: dict[str, Any], memory_bytes: int, where: str) -> str:
+    """How memory is cut into zones: that of x86-64, or of a 32-bit kernel, which the paging may demand and which bounds
+    memory.
+    """
     paging = machine.get("paging", DEFAULT_PAGING)
     layout = machine.get("zone_layout", "x86-32" if paging == "x86-32" else "x86-64")
     parse_choice(layout, ZONE_LAYOUTS, "zone_layout", where)
@@ -433,6 +443,7 @@ def parse_zone_layout(machine: dict[str, Any], memory_bytes: int, where: str) ->
 
 
 def parse_disk(table: Any, where: str) -> DiskSpec:
+    """[disk]: size in bytes, latencies in us, bandwidth in bytes per second."""
     given = DEFAULT_DISK | check_table(table, DEFAULT_DISK, "disk", where)
     least = {"least": MEMORY_BLOCK, "most": MAX_DISK, "block": 4096}
     size = parse_size(given["size"], "disk: size", where, **least)

@@ -75,6 +75,7 @@ def bar(area):
 
 
 def legend():
+    """What each sign of the map means, as a rich text."""
     from rich.text import Text
 
     text = Text()

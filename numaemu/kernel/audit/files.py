@@ -99,6 +99,9 @@ def count_vmas(machine, mapping):
 
 
 def audit_inode(machine, number, by_node):
+    """A file's pages, its counts of pages and dirty pages, and the list of mappings of it. MachineCheck shows both
+    sides.
+    """
     inode, counts = inode_of(machine, number), np.zeros(2, np.int64)
     mapping = mapping_of(machine, inode.mapping)
     bad = validate_cache(int(machine.address), number, counts, by_node)

@@ -478,6 +478,7 @@ def audit_lru(machine, base):
 
 
 def page_text(machine, pfn):
+    """What a page struct says, for an error message."""
     page = page_of(machine, pfn)
     return (
         f"pfn {pfn}: flags {int(page.flags):#x}, refcount {page.refcount}, mapcount {page.mapcount}, "
@@ -566,6 +567,9 @@ def audit_accounts(machine):
 
 
 def audit_zone(machine, base, number, zone):
+    """A zone's page structs against its free lists, per-CPU lists and free_pages; {kind: pages}. MachineCheck shows
+    both sides.
+    """
     where = f"node {zone.node} zone {ZONE_NAMES[zone.type]}"
     counts, listed, pcp = np.zeros(5, np.int64), np.zeros(1, np.int64), np.zeros(1, np.int64)
     for function, array in ((validate_zone, counts), (validate_free_lists, listed), (count_pcp, pcp)):

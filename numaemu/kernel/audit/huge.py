@@ -75,6 +75,7 @@ def audit_hugetlb(machine):
 
 
 def audit_hstate(machine, h, reserved):
+    """A pool's counts by node and in sum, against its pages, its free lists and the `reserved` pages of mappings."""
     for node in range(machine.nr_nodes):
         total, free = pool_pages(machine, h, node)
         if (total, free, free) != (h.nr_node[node], h.free_node[node], freelist_length(machine, h, node)):

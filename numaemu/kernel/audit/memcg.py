@@ -131,6 +131,7 @@ def charged_objects(machine):
 
 
 def audit_memcg(machine):
+    """The counters of each control group against the pages and objects that are charged to it."""
     groups = cgroup_t.array(machine.cgroups).as_numpy(MAX_CGROUPS)
     for name, says in zip(COUNTED, np.concatenate([charged_pages(machine), charged_objects(machine)])):
         for number in np.flatnonzero(groups[name] != says):

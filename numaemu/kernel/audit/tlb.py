@@ -106,7 +106,7 @@ def stale_entry(machine, cpu, slot):
 def stale_walk(machine, cpu, i):
     """The same for an entry of the page-walk cache."""
     tag = cpu.walk_cache[i].tag
-    shift = level_shift(cpu, np.int64(tag & U(0xFFF)))
+    shift = level_shift(cpu, np.int64(tag & ~PAGE_MASK))
     address = tag & ~((U(1) << shift) - U(1))
     if tag == U(0) or address >= cpu.paging.kernel_start or owner_of(machine, cpu, TAG_VALID) == 0:
         return U(1)

@@ -92,6 +92,7 @@ class Program:
         return header
 
     def parse_phdrs(self):
+        """The program headers; EIO if the file ends within them."""
         each = self.arch.phdr_bytes
         table = self.read(self.phoff, self.phnum * each)
         if len(table) != self.phnum * each:
@@ -99,6 +100,7 @@ class Program:
         return [struct_parse(self.structs.Elf_Phdr, io.BytesIO(table), stream_pos=i * each) for i in range(self.phnum)]
 
     def check_segments(self):
+        """EINVAL for PT_LOAD segments that elf_map would refuse, or if there are none."""
         for s in self.segments:
             if s.filesz > s.memsz:
                 raise refused(

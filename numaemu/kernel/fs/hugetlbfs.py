@@ -97,7 +97,7 @@ def hugetlbfs_get_inode(cpu, hstate):
 def set_end(machine, inode, end):
     """The file ends with a huge page from now on."""
     mapping = mapping_of(machine, inode.object)
-    store_release(inode, "i_size", end << (hstate_at(machine, mapping.hstate).order + 12))
+    store_release(inode, "i_size", end << (hstate_at(machine, mapping.hstate).order + PAGE_SHIFT))
     store_release(resv_map_t.at(mapping.resv_map), "size", end)
 
 
@@ -153,7 +153,7 @@ def hugetlbfs_read(cpu, number, pos, buffer, nbytes):
     machine, done = machine_of(cpu), 0
     inode = inode_of(machine, number)
     mapping, lock = mapping_of(machine, inode.object), address_of(inode, "i_rwsem")
-    shift = hstate_at(machine, mapping.hstate).order + 12
+    shift = hstate_at(machine, mapping.hstate).order + PAGE_SHIFT
     read_lock(cpu, lock)
     while done < nbytes and pos + done < inode.i_size:
         index, offset = (pos + done) >> shift, (pos + done) & ((1 << shift) - 1)
@@ -257,7 +257,7 @@ def hugetlb_vmtruncate(cpu, number, first):
 def hugetlbfs_zero_partial_page(cpu, number, start, end):
     """Clear the bytes [start, end) of an object, within one huge page, if it is there."""
     machine = machine_of(cpu)
-    shift = hstate_at(machine, mapping_of(machine, number).hstate).order + 12
+    shift = hstate_at(machine, mapping_of(machine, number).hstate).order + PAGE_SHIFT
     pfn = filemap_get_hugetlb_folio(cpu, number, start >> shift)
     if pfn != 0:
         clear_bytes(frame_of(machine, pfn) + U(start & ((1 << shift) - 1)), end - start)
@@ -269,7 +269,7 @@ def hugetlbfs_punch_hole(cpu, number, start, end):
     """Drop the huge pages that lie wholly in the bytes [start, end) of an object, and clear the others' part of it."""
     machine = machine_of(cpu)
     mapping = mapping_of(machine, number)
-    shift, lock = hstate_at(machine, mapping.hstate).order + 12, U(0)
+    shift, lock = hstate_at(machine, mapping.hstate).order + PAGE_SHIFT, U(0)
     first, last = (start + (1 << shift) - 1) >> shift, end >> shift
     if mapping.host != 0:
         lock = address_of(inode_of(machine, mapping.host), "i_rwsem")
@@ -290,7 +290,7 @@ def hugetlbfs_setattr(cpu, number, size):
     machine = machine_of(cpu)
     inode = inode_of(machine, number)
     mapping = mapping_of(machine, inode.object)
-    shift = hstate_at(machine, mapping.hstate).order + 12
+    shift = hstate_at(machine, mapping.hstate).order + PAGE_SHIFT
     end = size >> shift
     if size & ((1 << shift) - 1) != 0:
         return -EINVAL

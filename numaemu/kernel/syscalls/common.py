@@ -118,6 +118,7 @@ def check_mbind(cpu, start, length, mode, mode_flags, flags):
 
 @entry("i64(u64, i64, u64, u64, i64, i64, u64, i64)")
 def sys_mbind(cpu_address, task, start, length, mode, mode_flags, nodes, flags):
+    """mbind(2): `mode` and `mode_flags` are MPOL_*, `nodes` is a mask; 0 or a negative errno. Mirrors kernel_mbind."""
     cpu = running(cpu_address, task)
     policy = policy_t.array(machine_of(cpu).mpols)[cpu.id]
     result = check_mbind(cpu, start, length, mode, mode_flags, flags)
@@ -321,6 +322,7 @@ def sys_cpuset_attach(cpu_address, task_number, group, mems_allowed, old_mems, w
 
 @kernel("i64(cpu_t*)")
 def new_task(cpu):
+    """A task with an address space of its own, as init starts one: its number, or -ENOMEM."""
     mm = mm_alloc(cpu)
     if mm == 0:
         return -ENOMEM

@@ -86,6 +86,7 @@ def fget_mode(cpu, fd, refused):
 
 @hot
 def vfs_read(cpu, number, pos, buffer, nbytes):
+    """Read up to `nbytes` at `pos` of an open file into host memory at `buffer`: bytes read, or a negative errno."""
     if hstate_file(machine_of(cpu), number) >= 0:
         return hugetlbfs_read(cpu, file_of(machine_of(cpu), number).inode, pos, buffer, nbytes)
     if inode_of(machine_of(cpu), file_of(machine_of(cpu), number).inode).object != 0:
@@ -95,6 +96,7 @@ def vfs_read(cpu, number, pos, buffer, nbytes):
 
 @hot
 def vfs_write(cpu, number, pos, buffer, nbytes):
+    """Write `nbytes` from host memory at `buffer` to an inode at `pos`: bytes written, or a negative errno."""
     if is_hugetlbfs(machine_of(cpu), inode_of(machine_of(cpu), number)):
         return -EINVAL  # such a file can only be mapped
     if inode_of(machine_of(cpu), number).object != 0:
@@ -277,6 +279,7 @@ def seek_hole_data(machine, inode, offset, data):
 
 @kernel("i64(machine_t*, file_t*, i64, i64)")
 def vfs_llseek(machine, file, offset, whence):
+    """Move a file's position (SEEK_*): where it is then, or a negative errno."""
     if whence == SEEK_CUR:
         offset += file.f_pos
     elif whence == SEEK_END:
@@ -295,6 +298,7 @@ def vfs_llseek(machine, file, offset, whence):
 
 @entry("i64(u64, i64, i64, i64, i64)")
 def sys_lseek(cpu_address, task, fd, offset, whence):
+    """lseek(2): the new position in bytes, or a negative errno."""
     cpu = running(cpu_address, task)
     number = fget(cpu, fd)
     if number == 0:
@@ -330,6 +334,7 @@ def sys_fadvise(cpu_address, task, fd, offset, length, advice):
 
 @entry("i64(u64, i64, i64, i64)", nogil=True)
 def sys_ftruncate(cpu_address, task, fd, size):
+    """ftruncate(2): `size` in bytes; 0 or a negative errno."""
     cpu = running(cpu_address, task)
     if size < 0:
         return -EINVAL

@@ -73,6 +73,7 @@ def sys_mmap(cpu_address, task, hint, length, prot, flags, offset):
 
 @entry("i64(u64, i64, u64, u64)")
 def sys_munmap(cpu_address, task, start, length):
+    """munmap(2): 0 or a negative errno."""
     cpu = running(cpu_address, task)
     write_lock(cpu, mmap_lock(cpu))
     result = do_munmap(cpu, cpu.mm, start, length)
@@ -82,6 +83,7 @@ def sys_munmap(cpu_address, task, start, length):
 
 @entry("i64(u64, i64, u64, u64, i64)")
 def sys_mprotect(cpu_address, task, start, length, prot):
+    """mprotect(2): 0 or a negative errno."""
     cpu = running(cpu_address, task)
     write_lock(cpu, mmap_lock(cpu))
     result = do_mprotect(cpu, cpu.mm, start, length, prot)
@@ -94,6 +96,7 @@ def sys_mprotect(cpu_address, task, start, length, prot):
 
 @entry("i64(u64, i64, u64, u64, u64, i64, u64)")
 def sys_mremap(cpu_address, task, address, old_length, new_length, flags, new_address):
+    """mremap(2): the new address, or a negative errno. What grows in locked memory is populated."""
     cpu = running(cpu_address, task)
     machine, locked = machine_of(cpu), False
     write_lock(cpu, mmap_lock(cpu))
@@ -117,6 +120,7 @@ def madvise_collapse(cpu, start, length):
 
 @entry("i64(u64, i64, u64, u64, i64)")
 def sys_madvise(cpu_address, task, start, length, advice):
+    """madvise(2): 0 or a negative errno. Advice that changes VMAs takes the mmap lock for writing. Mirrors do_madvise."""
     cpu = running(cpu_address, task)
     error = check_madvise(start, length, advice)
     if error != 0 or length == U(0):
@@ -138,6 +142,7 @@ def sys_madvise(cpu_address, task, start, length, advice):
 
 @entry("i64(u64, i64, u64)")
 def sys_brk(cpu_address, task, brk):
+    """brk(2): where the heap ends then. New locked memory is populated."""
     cpu = running(cpu_address, task)
     mm = mm_of(machine_of(cpu), cpu.mm)
     write_lock(cpu, mmap_lock(cpu))
@@ -183,6 +188,7 @@ def posix_mlock_error(error):
 
 @entry("i64(u64, i64, u64, u64, i64)")
 def sys_mlock2(cpu_address, task, start, length, flags):
+    """mlock2(2): lock a range and bring its pages in; 0 or a negative errno."""
     cpu = running(cpu_address, task)
     write_lock(cpu, mmap_lock(cpu))
     result = do_mlock(cpu, cpu.mm, start, length, flags)
@@ -195,6 +201,7 @@ def sys_mlock2(cpu_address, task, start, length, flags):
 
 @entry("i64(u64, i64, u64, u64)")
 def sys_munlock(cpu_address, task, start, length):
+    """munlock(2): 0 or a negative errno."""
     cpu = running(cpu_address, task)
     write_lock(cpu, mmap_lock(cpu))
     result = do_munlock(cpu, cpu.mm, start, length)
@@ -204,6 +211,7 @@ def sys_munlock(cpu_address, task, start, length):
 
 @entry("i64(u64, i64, i64)")
 def sys_mlockall(cpu_address, task, flags):
+    """mlockall(2), `flags` MCL_*: 0 or a negative errno."""
     cpu = running(cpu_address, task)
     write_lock(cpu, mmap_lock(cpu))
     result = do_mlockall(cpu, cpu.mm, flags)
@@ -215,6 +223,7 @@ def sys_mlockall(cpu_address, task, flags):
 
 @entry("i64(u64, i64)")
 def sys_munlockall(cpu_address, task):
+    """munlockall(2): always 0."""
     cpu = running(cpu_address, task)
     write_lock(cpu, mmap_lock(cpu))
     apply_mlockall_flags(cpu, cpu.mm, 0)

@@ -25,6 +25,7 @@ def count_nodes(machine_address, number, counts):
 
 
 def area_text(machine, number):
+    """The line of one area: addresses, bytes, who made it, pages, and how many lie on each node."""
     area, counts = vmap_area_of(machine, number), np.zeros(MAX_NODES, np.int64)
     count_nodes(int(machine.address), number, counts)
     caller = CALLERS.get(area.caller, f"task:{area.caller}")

@@ -139,6 +139,9 @@ def c_thousandths(index, width):
 
 
 def extfrag_lines(system, index, width):
+    """A line for each populated zone with an index for each order; `index(zone, order)` is in thousandths. Mirrors
+    extfrag_show_print.
+    """
     lines = [
         zone_title(zone) + " " + "".join(c_thousandths(index(zone, order), width) for order in range(NR_ORDERS))
         for node in range(system.machine.nr_nodes)

@@ -143,6 +143,7 @@ def vmstat(machine):
 
 
 def task_figures(machine, number):
+    """One task's counters, as machine.stats() has them."""
     task = task_t.array(machine.tasks)[number]
     return {
         "pid": task.pid,

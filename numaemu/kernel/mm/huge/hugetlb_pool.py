@@ -24,7 +24,7 @@ from numaemu.kernel.core.smp import machine_of, spin_lock, spin_unlock
 from numaemu.kernel.include.mm_types import VM_SHARED, PG_head, PG_hugetlb, PG_restore_reserve, PG_used
 from numaemu.kernel.include.mmdebug import VM_BUG_ON_PAGE
 from numaemu.kernel.include.mmzone import page_of, page_to_nid
-from numaemu.spec.param import MAX_NODES, MAX_ORDER
+from numaemu.spec.param import MAX_NODES, MAX_ORDER, PAGE_SHIFT
 from numaemu.uapi import MAP_HUGE_MASK, MAP_HUGE_SHIFT, errno
 
 U = np.uint64
@@ -95,7 +95,7 @@ def default_hstate(machine):
 
 @hot
 def huge_page_shift(h):
-    return U(h.order + 12)
+    return U(h.order + PAGE_SHIFT)
 
 
 @hot
@@ -127,7 +127,7 @@ def size_to_hstate(machine, order):
 def hstate_sizelog(machine, flags):
     """Number of the pool that the flags of mmap or memfd_create ask for; -EINVAL: there is none of this size."""
     shift = (flags >> MAP_HUGE_SHIFT) & MAP_HUGE_MASK
-    number = machine.default_hstate if shift == 0 else size_to_hstate(machine, shift - 12)
+    number = machine.default_hstate if shift == 0 else size_to_hstate(machine, shift - PAGE_SHIFT)
     return number if number >= 0 else -errno.EINVAL
 
 
@@ -158,6 +158,7 @@ def hugetlb_total_pages(machine):
 
 @hot
 def enqueue_hugetlb_folio(machine, h, pfn):
+    """Put a huge page on its node's free list."""
     page, node = page_of(machine, pfn), page_to_nid(machine, pfn)
     page.lru_next = h.freelist[node]
     h.freelist[node] = pfn
@@ -242,6 +243,7 @@ def resv_test(map_address, index):
 
 @kernel("void(u64, i64, bool)")
 def resv_set(map_address, index, value):
+    """Set or clear the bit of a huge page (by its index in the object) in a reservation map."""
     at = index - resv_map_t.at(map_address).first
     if value:
         fetch_or(resv_bits(map_address), at // 64, U(1) << U(at % 64))

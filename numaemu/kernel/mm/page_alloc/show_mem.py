@@ -126,6 +126,7 @@ def node_line(machine, node, state):
 
 
 def show_swap_cache_info(machine, total):
+    """Three lines: pages in the swap cache, free and total swap in kB."""
     return [
         f"{total['nr_swapcached']} pages in swap cache",
         f"Free swap  = {kilobytes(machine.nr_swap_pages)}kB",

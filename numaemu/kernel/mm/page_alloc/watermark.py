@@ -42,6 +42,7 @@ def gfp_zone(machine, gfp):
 
 @hot
 def gfp_migratetype(machine, gfp):
+    """The mobility type of the pageblocks that an allocation is to come from."""
     if machine.page_group_by_mobility_disabled != 0:
         return MIGRATE_UNMOVABLE
     if gfp & __GFP_MOVABLE:

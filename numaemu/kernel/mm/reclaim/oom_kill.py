@@ -345,6 +345,9 @@ class OomKiller:
             self.dump_tasks(oc)
 
     def dump_tasks(self, oc):
+        """Log a line for each process that may be killed: its pages by kind, page tables in bytes, swap entries,
+        oom_score_adj.
+        """
         self.log(
             "Tasks state (memory values in pages):",
             "[  pid  ]   uid  tgid total_vm      rss rss_anon rss_file rss_shmem pgtables_bytes swapents "

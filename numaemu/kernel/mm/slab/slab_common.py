@@ -166,6 +166,7 @@ def calculate_sizes(cache, nr_cpus):
 
 
 def calculate_alignment(flags, align, size):
+    """The alignment of a cache's objects in bytes: a cache line or a part of it with SLAB_HWCACHE_ALIGN, 8 at least."""
     if flags & SLAB_HWCACHE_ALIGN:
         line = CACHE_LINE
         while size <= line // 2:

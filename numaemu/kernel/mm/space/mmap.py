@@ -232,6 +232,7 @@ def do_munmap(cpu, mm_number, start, length):
 
 @hot
 def calc_vm_flags(prot, flags):
+    """The VM_* flags of a mapping for PROT_* and MAP_*. Mirrors calc_vm_prot_bits and calc_vm_flag_bits."""
     vm_flags = VM_MAYREAD | VM_MAYWRITE | VM_MAYEXEC | (prot & (PROT_READ | PROT_WRITE | PROT_EXEC))
     if flags & MAP_GROWSDOWN:
         vm_flags |= VM_GROWSDOWN

@@ -101,6 +101,7 @@ def accountable_mapping(flags):
 
 @kernel("void(mm_t*, i64, i64)")
 def vm_stat_account(mm, flags, pages):
+    """Count `pages` (negative: fewer) with an address space, by the kind that VM_* flags make of them."""
     mm.total_vm += pages
     if flags & (VM_EXEC | VM_WRITE | VM_STACK) == VM_EXEC:
         mm.exec_vm += pages

@@ -79,6 +79,7 @@ def pages_between(machine, mm_number, start, end, flag):
 
 @kernel("void(machine_t*, i64, i64, i64)")
 def insert_at(machine, mm_number, position, vma_number):
+    """Put a VMA into the index of an address space at `position`; those behind it move up."""
     mm, index = mm_t.array(machine.mms)[mm_number], vma_index(machine, mm_number)
     for i in range(mm.map_count, position, -1):
         index[i] = index[i - 1]

@@ -40,6 +40,7 @@ PAGE_KEEP, PAGE_SUCCESS, PAGE_WRITEBACK = range(3)  # pageout's answers: failed,
 
 @hot
 def is_folio_zero_filled(machine, pfn):
+    """True if a frame holds nothing but zeros; its last word is looked at first, as in Linux."""
     words = u64.array(frame_of(machine, pfn))
     if words[511] != U(0):
         return False

@@ -117,6 +117,7 @@ def get_size_class_index(size):
 
 @hot
 def get_fullness_group(size_class, zspage):
+    """The group of a zspage by how many of its objects are in use: empty, tenths, full."""
     if zspage.inuse == 0:
         return ZS_INUSE_RATIO_0
     if zspage.inuse == size_class.objs_per_zspage:
@@ -138,6 +139,7 @@ def insert_zspage(machine, size_class, number):
 
 @hot
 def remove_zspage(machine, size_class, number):
+    """Take a zspage off the list of its fullness group."""
     zspage = zspage_of(machine, number)
     if zspage.next != 0:
         zspage_of(machine, zspage.next).prev = zspage.prev

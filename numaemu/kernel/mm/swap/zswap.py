@@ -60,6 +60,7 @@ def lru_insert(machine, node, entry):
 
 @kernel("void(machine_t*, i64, i64)")
 def lru_unlink(machine, node, entry):
+    """Take an entry off the list of `node`, whose lock is held."""
     lru, kept = zswap_lru_of(machine, node), zentry_of(machine, entry)
     if kept.lru_prev != 0:
         zentry_of(machine, kept.lru_prev).lru_next = kept.lru_next
@@ -74,6 +75,7 @@ def lru_unlink(machine, node, entry):
 
 @kernel("void(cpu_t*, i64)")
 def zswap_lru_add(cpu, entry):
+    """Put an entry on the list of its node, as the one that was stored last. Takes the list's lock."""
     machine = machine_of(cpu)
     node = np.int64(zentry_of(machine, entry).nid)
     lock = address_of(zswap_lru_of(machine, node), "lock")
@@ -84,6 +86,7 @@ def zswap_lru_add(cpu, entry):
 
 @kernel("void(cpu_t*, i64)")
 def zswap_lru_del(cpu, entry):
+    """Take an entry off the list of its node. Takes the list's lock."""
     machine = machine_of(cpu)
     node = np.int64(zentry_of(machine, entry).nid)
     lock = address_of(zswap_lru_of(machine, node), "lock")

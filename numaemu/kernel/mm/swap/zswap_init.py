@@ -26,6 +26,7 @@ def zswap_blocks(topology, max_pfn):
 
 
 def init_zswap(machine, blocks):
+    """Make the pools of zspages for zswap and zram, and set zswap's limits to their defaults (percent of memory)."""
     pool = pool_t.array(blocks["pools"])[ZSPAGE_POOL]
     pool.capacity, pool.returned = zspage_capacity(machine.max_pfn), blocks["zspage_stack"]
     machine.zspage_pool = pool.address
