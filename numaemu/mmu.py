@@ -60,23 +60,24 @@ def allows(entry, access):
 
 
 @hot
-def l1_find(cpu, page_number, tag):
-    """Index of the L1 entry with this tag, or -1."""
-    first = set_index(page_number, cpu.l1_sets, cpu.l1_mask) * cpu.l1_ways
-    for slot in range(first, first + cpu.l1_ways):
-        if cpu.l1[slot].tag == tag:
+def find_in_set(entries, first, ways, tag):
+    """Index of the entry with this tag among `ways` from `first` on, or -1."""
+    for slot in range(first, first + ways):
+        if entries[slot].tag == tag:
             return slot
     return -1
 
 
 @hot
+def l1_find(cpu, page_number, tag):
+    """Index of the L1 entry with this tag, or -1."""
+    return find_in_set(cpu.l1, set_index(page_number, cpu.l1_sets, cpu.l1_mask) * cpu.l1_ways, cpu.l1_ways, tag)
+
+
+@hot
 def l2_find_in_set(cpu, page_number, tag):
-    """The slot of a second-level TLB entry with this tag in the set of a page, or -1."""
-    first = set_index(page_number, cpu.l2_sets, cpu.l2_mask) * cpu.l2_ways
-    for slot in range(first, first + cpu.l2_ways):
-        if cpu.l2[slot].tag == tag:
-            return slot
-    return -1
+    """Index of the L2 entry with this tag, or -1: without the hint."""
+    return find_in_set(cpu.l2, set_index(page_number, cpu.l2_sets, cpu.l2_mask) * cpu.l2_ways, cpu.l2_ways, tag)
 
 
 @hot

@@ -31,7 +31,7 @@ from numaemu.hardware.processor import (
 )
 from numaemu.hardware.walk import lowest_table, peek
 from numaemu.mmu import allows, tag_of, tlb_refill
-from numaemu.spec.param import L1_HINTS, PAGE_SIZE, TABLE_HINTS
+from numaemu.spec.param import L1_HINTS, PAGE_SHIFT, PAGE_SIZE, TABLE_HINTS
 
 U = np.uint64
 SERVED = U(1)  # kernel/arch/fault.py's answer
@@ -39,12 +39,36 @@ PREFETCH_DISTANCE = 6  # accesses ahead whose frame is asked for while TLB misse
 HINT_MASK = U(L1_HINTS - 1)
 
 
+@hot
+def serve_event(cpu):
+    """Before an access: answer a shootdown or give the turn up, if either is due."""
+    if load_acquire(cpu, "event_at") <= cpu.tick:
+        call_address(cpu.on_event, cpu.address, U(0), U(0))
+
+
+@hot
+def hinted_slot(cpu, address):
+    """The L1 slot where the page of an address was last seen."""
+    return np.int64(cpu.l1_hint[(address >> U(PAGE_SHIFT)) & HINT_MASK])
+
+
+@hot
+def place_of(host, address):
+    """Where the host has an address, from the `host` word of its page's entry."""
+    return (host & PAGE_MASK) | (address & ~PAGE_MASK)
+
+
+@hot
+def rest_of_page(address):
+    """Bytes from an address to the end of its page."""
+    return np.int64(U(PAGE_SIZE) - (address & ~PAGE_MASK))
+
+
 @kernel("i64(cpu_t*, u64, u64)")
 def translate_slow(cpu, address, access):
     """The L1 slot of `address` behind a missed hint: TLBs, walk, page fault, retry; -1 where the kernel says no."""
     while True:
-        if load_acquire(cpu, "event_at") <= cpu.tick:
-            call_address(cpu.on_event, cpu.address, U(0), U(0))
+        serve_event(cpu)
         slot = tlb_refill(cpu, address, access)
         if slot >= 0:
             return slot
@@ -55,9 +79,8 @@ def translate_slow(cpu, address, access):
 @hot
 def look_up(cpu, address, aligned, write):
     """The L1 slot of an access; `aligned` masks the page and the bits that must be 0 in a naturally aligned address."""
-    if load_acquire(cpu, "event_at") <= cpu.tick:
-        call_address(cpu.on_event, cpu.address, U(0), U(0))
-    slot = np.int64(cpu.l1_hint[(address >> U(12)) & HINT_MASK])
+    serve_event(cpu)
+    slot = hinted_slot(cpu, address)
     tag = cpu.l1[slot].wtag if write else cpu.l1[slot].tag
     if tag != (address & aligned) | TAG_VALID:
         slot = translate_slow(cpu, address, WRITE if write else READ)
@@ -102,60 +125,50 @@ def look_up_split(cpu, address, border, write):
 
 
 @hot
-def load_split(cpu, address, nbytes):
-    """A load across a page border: its bytes in a word."""
-    first = np.int64(U(PAGE_SIZE) - (address & ~PAGE_MASK))
-    low, high = look_up_split(cpu, address, address + U(first), False)
-    word = U(0)
+def access_split(cpu, address, word, nbytes, write):
+    """An access of `nbytes` bytes across a page border: stores those of `word`, or answers with what it loads."""
+    first, loaded = rest_of_page(address), U(0)
+    low, high = look_up_split(cpu, address, address + U(first), write)
     for i in range(nbytes):
-        at = ((low if i < first else high) & PAGE_MASK) | ((address + U(i)) & ~PAGE_MASK)
-        word |= U(u8.array(at)[0]) << U(8 * i)
-    return word
-
-
-@hot
-def store_split(cpu, address, word, nbytes):
-    """A store of a word's bytes across a page border."""
-    first = np.int64(U(PAGE_SIZE) - (address & ~PAGE_MASK))
-    low, high = look_up_split(cpu, address, address + U(first), True)
-    for i in range(nbytes):
-        at = ((low if i < first else high) & PAGE_MASK) | ((address + U(i)) & ~PAGE_MASK)
-        u8.array(at)[0] = (word >> U(8 * i)) & U(0xFF)
+        byte = u8.array(place_of(low if i < first else high, address + U(i)))
+        if write:
+            byte[0] = (word >> U(8 * i)) & U(0xFF)
+        else:
+            loaded |= U(byte[0]) << U(8 * i)
+    return loaded
 
 
 @hot
 def load(cpu, address, kind):
     """One load of a `kind` (u8 … f64) at virtual `address`."""
     address = U(address)
-    if load_acquire(cpu, "event_at") <= cpu.tick:
-        call_address(cpu.on_event, cpu.address, U(0), U(0))
-    slot = np.int64(cpu.l1_hint[(address >> U(12)) & HINT_MASK])
+    serve_event(cpu)
+    slot = hinted_slot(cpu, address)
     if cpu.l1[slot].tag != (address & (PAGE_MASK | U(kind.nbytes - 1))) | TAG_VALID:
         if address & ~PAGE_MASK > U(PAGE_SIZE - kind.nbytes):
-            return value_of(kind, load_split(cpu, address, kind.nbytes))
+            return value_of(kind, access_split(cpu, address, U(0), kind.nbytes, False))
         slot = translate_slow(cpu, address, READ)
         if slot < 0:
             raise SegmentationFault
     host = count_access(cpu, slot, False, 1)
-    return kind.array((host & PAGE_MASK) | (address & ~PAGE_MASK))[0]
+    return kind.array(place_of(host, address))[0]
 
 
 @hot
 def store(cpu, address, value, kind):
     """One store of a `kind` at virtual `address`."""
     address = U(address)
-    if load_acquire(cpu, "event_at") <= cpu.tick:
-        call_address(cpu.on_event, cpu.address, U(0), U(0))
-    slot = np.int64(cpu.l1_hint[(address >> U(12)) & HINT_MASK])
+    serve_event(cpu)
+    slot = hinted_slot(cpu, address)
     if cpu.l1[slot].wtag != (address & (PAGE_MASK | U(kind.nbytes - 1))) | TAG_VALID:
         if address & ~PAGE_MASK > U(PAGE_SIZE - kind.nbytes):
-            store_split(cpu, address, bits_of(kind, value), kind.nbytes)
+            access_split(cpu, address, bits_of(kind, value), kind.nbytes, True)
             return
         slot = translate_slow(cpu, address, WRITE)
         if slot < 0:
             raise SegmentationFault
     host = count_access(cpu, slot, True, 1)
-    kind.array((host & PAGE_MASK) | (address & ~PAGE_MASK))[0] = value
+    kind.array(place_of(host, address))[0] = value
 
 
 @hot
@@ -244,10 +257,9 @@ def store_f64(cpu, address, value):
 @kernel("i64(cpu_t*, u64, u64)")
 def look_up_slowly(cpu, address, access):
     """The L1 slot of an access of any kind; -1 where the kernel says no."""
-    if load_acquire(cpu, "event_at") <= cpu.tick:
-        call_address(cpu.on_event, cpu.address, U(0), U(0))
+    serve_event(cpu)
     if access == KERNEL_READ or access == KERNEL_WRITE:
-        slot = np.int64(cpu.l1_hint[(address >> U(12)) & HINT_MASK])
+        slot = hinted_slot(cpu, address)
         entry = cpu.l1[slot]
         if entry.tag == tag_of(cpu, address, 0, access) and allows(entry, access):
             return slot
@@ -272,7 +284,7 @@ def kernel_load(cpu, address, kind):
     if slot < 0:
         raise KernelBug
     host = count_access(cpu, slot, False, 1)
-    return kind.array((host & PAGE_MASK) | (address & ~PAGE_MASK))[0]
+    return kind.array(place_of(host, address))[0]
 
 
 @hot
@@ -283,7 +295,7 @@ def kernel_store(cpu, address, value, kind):
     if slot < 0:
         raise KernelBug
     host = count_access(cpu, slot, True, 1)
-    kind.array((host & PAGE_MASK) | (address & ~PAGE_MASK))[0] = value
+    kind.array(place_of(host, address))[0] = value
 
 
 @hot
@@ -296,21 +308,26 @@ def kernel_store_u64(cpu, address, value):
     kernel_store(cpu, address, value, u64)
 
 
+@hot
+def copy_part(place, buffer, nbytes, write):
+    """Copy within a page: from `buffer` to `place`, or (not `write`) the other way."""
+    if write:
+        copy_bytes(place, buffer, nbytes)
+    else:
+        copy_bytes(buffer, place, nbytes)
+
+
 @entry("void(u64, u64, u64, i64, bool)", nogil=True)
 def kernel_copy_range(cpu_address, address, buffer, nbytes, write):
     """copy_range in kernel mode: between a kernel (or user) address and host memory at `buffer`."""
     cpu, done = cpu_t.at(cpu_address), 0
     while done < nbytes:
         at = address + U(done)
-        n = min(nbytes - done, np.int64(U(PAGE_SIZE) - (at & ~PAGE_MASK)))
+        n = min(nbytes - done, rest_of_page(at))
         slot = look_up_slowly(cpu, at, KERNEL_WRITE if write else KERNEL_READ)
         if slot < 0:
             raise KernelBug
-        where = (count_access(cpu, slot, write, (n + 7) // 8) & PAGE_MASK) | (at & ~PAGE_MASK)
-        if write:
-            copy_bytes(where, buffer + U(done), n)
-        else:
-            copy_bytes(buffer + U(done), where, n)
+        copy_part(place_of(count_access(cpu, slot, write, (n + 7) // 8), at), buffer + U(done), n, write)
         done += n
 
 
@@ -327,7 +344,7 @@ def prefetch_frame(cpu, address):
     if hint.region != region ^ cpu.cr3 or hint.table == U(0):
         hint.region, hint.table = region ^ cpu.cr3, lowest_table(cpu, address)
     if hint.table != U(0):
-        entry = u64.array(hint.table)[np.int64((address >> U(12)) & U(511))]
+        entry = u64.array(hint.table)[np.int64((address >> U(PAGE_SHIFT)) & U(511))]
         prefetch(cpu.memory + (entry & PTE_PFN_MASK) + (address & ~PAGE_MASK))
         return
     entry = peek(cpu, address)
@@ -339,10 +356,9 @@ def prefetch_frame(cpu, address):
 @hot
 def look_up_in_vector(cpu, addresses, i, n, aligned, write):
     """look_up for a vector loop: while walks go on, the frame of a later access is prefetched."""
-    if load_acquire(cpu, "event_at") <= cpu.tick:
-        call_address(cpu.on_event, cpu.address, U(0), U(0))
+    serve_event(cpu)
     address = addresses[i]
-    slot = np.int64(cpu.l1_hint[(address >> U(12)) & HINT_MASK])
+    slot = hinted_slot(cpu, address)
     tag = cpu.l1[slot].wtag if write else cpu.l1[slot].tag
     if tag != (address & aligned) | TAG_VALID:
         walks = cpu.walks
@@ -469,11 +485,7 @@ def copy_range(cpu_address, address, buffer, nbytes, write):
     cpu, done = cpu_t.at(cpu_address), 0
     while done < nbytes:
         at = address + U(done)
-        n = min(nbytes - done, np.int64(U(PAGE_SIZE) - (at & ~PAGE_MASK)))
-        host = count_access(cpu, look_up(cpu, at, PAGE_MASK, write), write, (n + 7) // 8)
-        where = (host & PAGE_MASK) | (at & ~PAGE_MASK)
-        if write:
-            copy_bytes(where, buffer + U(done), n)
-        else:
-            copy_bytes(buffer + U(done), where, n)
+        n = min(nbytes - done, rest_of_page(at))
+        slot = look_up(cpu, at, PAGE_MASK, write)
+        copy_part(place_of(count_access(cpu, slot, write, (n + 7) // 8), at), buffer + U(done), n, write)
         done += n

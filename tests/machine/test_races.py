@@ -13,7 +13,7 @@ from numaemu.kernel.arch.tlb import try_to_unmap_flush
 from numaemu.kernel.core import fork
 from numaemu.kernel.fs import hugetlbfs
 from numaemu.kernel.include.gfp import GFP_HIGHUSER_MOVABLE, GFP_KERNEL
-from numaemu.kernel.include.mm_types import mm_t, task_t, vma_t
+from numaemu.kernel.include.mm_types import BY_FILE, mm_t, task_t, vma_t
 from numaemu.kernel.mm.cache import filemap, shmem_file, truncate
 from numaemu.kernel.mm.fault import copy_page_range, do_fault, memory, shmem_fault
 from numaemu.kernel.mm.fault.rmap import mapping_of
@@ -548,7 +548,7 @@ def test_fork_beside_the_cutting_of_a_file(loopback, meanwhile, huge):
     child = task.fork(cpu=0)
     assert done == [[True, True]]
     first, second = (next(v for v in machine.vmas(each) if v.i_mapping) for each in (task, child))
-    assert vma_t.array(machine.machine.vmas)[first.file_next].address == second.address
+    assert vma_t.array(machine.machine.vmas)[first.next[BY_FILE]].address == second.address
     machine.audit()
     file.truncate(0)
     for each in (task, child):

@@ -10,7 +10,7 @@ import numpy as np
 
 from numaemu.compiler.decorators import hot, kernel
 from numaemu.compiler.pointer import address_of
-from numaemu.hardware.paging import _PAGE_PRESENT, _PAGE_PSE, entry_at, entry_load
+from numaemu.hardware.paging import _PAGE_PRESENT, _PAGE_PSE, PTE_SHIFT, entry_at, entry_load
 from numaemu.kernel.arch.pgtable import (
     account_table,
     entry_offset,
@@ -29,6 +29,7 @@ from numaemu.spec.param import PAGE_SHIFT
 
 U = np.uint64
 _HUGE = _PAGE_PRESENT | _PAGE_PSE
+HUGE_THERE = U(2)  # of pte_alloc: a huge entry stands in the way
 
 
 @hot
@@ -39,7 +40,10 @@ def pmd_trans_huge(entry):
 
 @kernel("u64(cpu_t*, mm_t*, u64, u64)")
 def huge_pte_alloc(cpu, mm, address, last):
-    """Host address of the entry of `address` that covers 2**last bytes; 0: no memory for tables above it."""
+    """Host address of the entry of `address` that covers 2**last bytes, making tables above it as needed.
+
+    0: there is no memory for them; HUGE_THERE: an entry above it maps a huge page.
+    """
     machine = machine_of(cpu)
     table, shift = pgd_of(machine, mm), machine.paging.pgdir_shift
     while shift > last:
@@ -50,9 +54,17 @@ def huge_pte_alloc(cpu, mm, address, last):
             if pfn == 0:
                 return U(0)
             entry = install_table(cpu, mm, where, pfn)
+        if pmd_trans_huge(entry):
+            return HUGE_THERE
         table = table_at(machine, entry)
         shift -= machine.paging.table_bits
     return entry_at(machine.paging, table, address, shift)
+
+
+@hot
+def pte_alloc(cpu, mm, address):
+    """Host address of the leaf entry of `address`; 0: no memory for tables; HUGE_THERE."""
+    return huge_pte_alloc(cpu, mm, address, PTE_SHIFT)
 
 
 @hot

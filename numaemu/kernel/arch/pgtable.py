@@ -195,6 +195,20 @@ def skip_missing(machine, mm, address):
 
 
 @hot
+def next_pte(machine, mm, address, end):
+    """For walks over sparse ranges: (the first page from `address` on that has a leaf table, the host address of its entry), or
+    the second is 0 if no page below `end` has one.
+    """
+    ptep = U(0)
+    while address < end:
+        ptep = pte_offset(machine, mm, address)
+        if ptep != U(0):
+            break
+        address = skip_missing(machine, mm, address)
+    return address, ptep
+
+
+@hot
 def ptep_get(ptep):
     return entry_load(ptep)
 

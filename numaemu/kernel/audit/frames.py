@@ -21,6 +21,7 @@ from numaemu.kernel.arch.pgtable import (
 from numaemu.kernel.audit.files import audit_files, live_inodes
 from numaemu.kernel.audit.huge import audit_huge_entries, audit_hugetlb
 from numaemu.kernel.audit.memcg import audit_memcg
+from numaemu.kernel.audit.page import count_flagged, page_text
 from numaemu.kernel.audit.swap import audit_swap
 from numaemu.kernel.audit.tlb import audit_tlbs
 from numaemu.kernel.audit.vmalloc import audit_vmalloc
@@ -447,17 +448,6 @@ def validate_lruvec(machine_address, node, counts):
     return 0
 
 
-@entry("i64(u64, i64)")
-def count_lru_flags(machine_address, number):
-    """Pages of a zone that say they are on a list."""
-    machine = machine_t.at(machine_address)
-    zone, n = zone_of(machine, number), 0
-    for pfn in range(zone.start_pfn, zone.virgin_pfn):
-        if page_of(machine, pfn).flags & U(PG_lru) != U(0):
-            n += 1
-    return n
-
-
 def audit_lru(machine, base):
     """Every LRU list, its counts, and that no page is lost: what says it is on a list is on one."""
     for node in range(machine.nr_nodes):
@@ -472,18 +462,9 @@ def audit_lru(machine, base):
                 f"{lruvec.zone_nr.as_numpy().tolist()}"
             )
         zones = [n for n in range(node * MAX_NR_ZONES, (node + 1) * MAX_NR_ZONES) if zone_of(machine, n).present_pages]
-        flagged = sum(count_lru_flags(base, number) for number in zones)
+        flagged = sum(count_flagged(base, number, PG_lru) for number in zones)
         if flagged != counts.sum():
             raise MachineCheck(f"node {node}: {flagged} pages say they are on an LRU list, {counts.sum()} are")
-
-
-def page_text(machine, pfn):
-    """What a page struct says, for an error message."""
-    page = page_of(machine, pfn)
-    return (
-        f"pfn {pfn}: flags {int(page.flags):#x}, refcount {page.refcount}, mapcount {page.mapcount}, "
-        f"order {page.private}, mapping {page.mapping}, index {page.index}"
-    )
 
 
 def audit_mappings(machine, base):

@@ -4,16 +4,9 @@ import numpy as np
 
 from numaemu.compiler.decorators import entry, hot
 from numaemu.errors import MachineCheck
-from numaemu.kernel.arch.pgtable import (
-    is_swap_entry,
-    mm_of,
-    pte_offset,
-    pte_pfn,
-    pte_to_swp_entry,
-    ptep_get,
-    skip_missing,
-)
+from numaemu.kernel.arch.pgtable import is_swap_entry, mm_of, next_pte, pte_pfn, pte_to_swp_entry, ptep_get
 from numaemu.kernel.audit.files import shared_objects
+from numaemu.kernel.audit.page import count_flagged
 from numaemu.kernel.core.xarray import MAX_INDEX, xa_find, xa_is_value, xa_load
 from numaemu.kernel.fs.sysfs.stats import task_numbers
 from numaemu.kernel.include.mm_types import (
@@ -62,12 +55,8 @@ def count_swap_entries(machine_address, mm_number, named):
     mm, n = mm_of(machine, mm_number), 0
     for position in range(mm.map_count):
         vma = vma_of(machine, vma_index(machine, mm_number)[position])
-        address = vma.start
-        while address < vma.end:
-            ptep = pte_offset(machine, mm, address)
-            if ptep == U(0):
-                address = skip_missing(machine, mm, address)
-                continue
+        address, ptep = next_pte(machine, mm, vma.start, vma.end)
+        while ptep != U(0):
             pte = ptep_get(ptep)
             if is_swap_entry(pte):
                 slot = pte_to_swp_entry(pte)
@@ -78,7 +67,7 @@ def count_swap_entries(machine_address, mm_number, named):
                     return -np.int64(address) - 1
                 named[slot] += 1
                 n += 1
-            address += U(PAGE_SIZE)
+            address, ptep = next_pte(machine, mm, address + U(PAGE_SIZE), vma.end)
     return n
 
 
@@ -143,17 +132,6 @@ def validate_slots(machine_address, kind, named, counts):
         if zentry_of(machine, slot).handle != 0 and not count_kept(machine, kind, slot, counts):
             return slot
     return 0
-
-
-@entry("i64(u64, i64)")
-def count_swapcache(machine_address, number):
-    """Pages of a zone that say they are in the swap cache."""
-    machine = machine_t.at(machine_address)
-    zone, n = zone_of(machine, number), 0
-    for pfn in range(zone.start_pfn, zone.virgin_pfn):
-        if page_of(machine, pfn).flags & U(PG_swapcache) != U(0):
-            n += 1
-    return n
 
 
 def slot_text(machine, slot):
@@ -228,7 +206,7 @@ def audit_swap(machine):
     audit_entries(machine, named)
     counts = audit_areas(machine, named)
     zones = [n for n in range(machine.nr_nodes * MAX_NR_ZONES) if zone_of(machine, n).present_pages]
-    marked = sum(count_swapcache(int(machine.address), number) for number in zones)
+    marked = sum(count_flagged(int(machine.address), number, PG_swapcache) for number in zones)
     counted = sum(fold_node(machine, node)["nr_swapcached"] for node in range(machine.nr_nodes))
     if not marked == counted == counts[SLOTS_CACHED]:
         raise MachineCheck(

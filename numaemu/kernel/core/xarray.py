@@ -17,9 +17,9 @@ from numaemu.compiler.pointer import address_of, u64
 from numaemu.kernel.arch.pgtable import pfn_pte, pte_pfn, table_at
 from numaemu.kernel.core.smp import machine_of
 from numaemu.kernel.include.gfp import __GFP_ZERO, GFP_KERNEL
-from numaemu.kernel.include.mmzone import page_to_nid
+from numaemu.kernel.include.mmzone import page_of, page_to_nid
 from numaemu.kernel.include.vmstat import NR_KERNEL_PAGES, mod_node_page_state
-from numaemu.kernel.mm.page_alloc.page_alloc import alloc_pages, put_page
+from numaemu.kernel.mm.page_alloc.page_alloc import alloc_pages, put_page, try_get_page
 
 U = np.uint64
 _SLOT, _VALUE = U(1), U(3)
@@ -115,6 +115,18 @@ def xa_find(machine, mapping, index, end):
                 return index
             index += 1
     return -1
+
+
+@hot
+def xa_get_page(cpu, slot, entry):
+    """Take a reference to the page that `entry` of the slot at a host address names: its pfn; 0: it is leaving or has left."""
+    pfn = pte_pfn(entry)
+    if not try_get_page(page_of(machine_of(cpu), pfn)):
+        return 0
+    if load_acquire(u64.array(slot), 0) == entry:
+        return pfn
+    put_page(cpu, pfn)
+    return 0
 
 
 @hot

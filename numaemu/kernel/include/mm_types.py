@@ -108,12 +108,14 @@ policy_t = Struct("policy_t", [     # struct mempolicy; mode 0 (MPOL_DEFAULT) = 
     ("user_nodes", u64),            # w: with static or relative nodes those asked for, else those the cpuset allowed then
 ])
 
+BY_FAMILY, BY_FILE = range(2)  # the lists of mappings that a VMA is on
+
 # Shared words of vma_t: the word | its writer | why a reader may trust it.
 # - all fields, and the index of VMAs | Under the mmap_lock held for writing. | Under the mmap_lock held for
 #   reading.
 # - anon_vma, mapping | Once from 0, under anon_vma_lock, mapping last; else with the VMA. | A fault reads mapping
 #   with acquire.
-# - family_next, family_prev, file_next, file_prev | Under the spin lock of the mapping. | A VMA leaves its family
+# - next, prev | Under the spin lock of the mapping. | A VMA leaves its family
 #   before its tables go.
 # - start, pgoff, and leaf entries of a family's member while mremap moves it | Under the mmap_lock for writing and
 #   the mapping's spin lock. | A walk over the family holds that lock, so it finds a page at its old place or at its
@@ -132,8 +134,7 @@ vma_t = Struct("vma_t", [           # written under the mmap_lock of its mm, hel
     ("resv_map", u64), ("resv_unmapped", i64),     # hugetlb: the reservation it owns; 1: pages were taken away
     ("hstate", i64),                # hugetlb: number of the pool that its pages come from
     ("swap_readahead_info", u64),   # by faults, a hint: the last one's address, the window it read, hits since; 0: none yet
-    ("family_next", i64), ("family_prev", i64),    # the other VMAs of `mapping`; under that mapping's lock
-    ("file_next", i64), ("file_prev", i64),        # the other VMAs of `i_mapping`, likewise
+    ("next", i64, 2), ("prev", i64, 2),            # the other VMAs of `mapping` (BY_FAMILY) and of `i_mapping` (BY_FILE); under that one's lock
 ])
 # fmt: on
 

@@ -360,28 +360,27 @@ def sys_fork(cpu_address, task):
     return number
 
 
-@entry("i64(u64, i64)")
-def sys_clone(cpu_address, task):
-    """clone(2) with CLONE_VM | CLONE_FILES | CLONE_THREAD: a task that shares the address space; its number, or -ENOMEM."""
-    cpu = running(cpu_address, task)
+@hot
+def share_mm(cpu, task_number, thread):
+    """A task in the caller's address space, a thread of the caller or a process of its own; its number, or -ENOMEM."""
     fetch_add(mm_of(machine_of(cpu), cpu.mm), "users", 1)
-    number = copy_process(cpu, cpu.mm, task, True)
+    number = copy_process(cpu, cpu.mm, task_number, thread)
     if number == 0:
         mmput(cpu, cpu.mm)
         return -ENOMEM
     return number
+
+
+@entry("i64(u64, i64)")
+def sys_clone(cpu_address, task):
+    """clone(2) with CLONE_VM | CLONE_FILES | CLONE_THREAD: a task that shares the address space; its number, or -ENOMEM."""
+    return share_mm(running(cpu_address, task), task, True)
 
 
 @entry("i64(u64, i64)")
 def sys_vfork(cpu_address, task):
     """clone(2) with CLONE_VM alone: a process of its own in the same address space; its number, or -ENOMEM."""
-    cpu = running(cpu_address, task)
-    fetch_add(mm_of(machine_of(cpu), cpu.mm), "users", 1)
-    number = copy_process(cpu, cpu.mm, task, False)
-    if number == 0:
-        mmput(cpu, cpu.mm)
-        return -ENOMEM
-    return number
+    return share_mm(running(cpu_address, task), task, False)
 
 
 @entry("i64(u64, i64, i64, i64)")

@@ -12,9 +12,8 @@ import numpy as np
 from numaemu.compiler.atomic import compare_exchange, fetch_add, fetch_or, load_acquire, store_release
 from numaemu.compiler.decorators import hot, kernel
 from numaemu.compiler.pointer import u64
-from numaemu.kernel.arch.pgtable import pte_pfn
 from numaemu.kernel.core.smp import machine_of, relax
-from numaemu.kernel.core.xarray import entry_is_page, page_entry, xa_create, xa_is_value, xa_slot
+from numaemu.kernel.core.xarray import entry_is_page, page_entry, xa_create, xa_get_page, xa_is_value, xa_slot
 from numaemu.kernel.fs.disk import io_wait_until
 from numaemu.kernel.include.gfp import __GFP_RECLAIMABLE, GFP_NOFS
 from numaemu.kernel.include.mm_types import PG_dirty, PG_locked, PG_private, PG_uptodate, PG_writeback
@@ -22,7 +21,7 @@ from numaemu.kernel.include.mmdebug import VM_BUG_ON_PAGE
 from numaemu.kernel.include.mmzone import page_of, page_to_nid
 from numaemu.kernel.include.vmstat import NR_FILE_PAGES, WORKINGSET_NODES, mod_node_page_state
 from numaemu.kernel.mm.fault.rmap import mapping_of
-from numaemu.kernel.mm.page_alloc.page_alloc import get_page, put_page, try_get_page
+from numaemu.kernel.mm.page_alloc.page_alloc import get_page, put_page
 from numaemu.kernel.mm.reclaim.lru import folio_clear, folio_lock, folio_set, folio_test, folio_unlock
 from numaemu.kernel.mm.reclaim.lru_batches import folio_add_lru
 from numaemu.kernel.mm.reclaim.workingset import entry_to_shadow, workingset_refault
@@ -100,11 +99,9 @@ def filemap_get_folio(cpu, mapping_number, index):
         entry = load_acquire(u64.array(slot), 0)
         if not entry_is_page(entry):
             return 0
-        pfn = pte_pfn(entry)
-        if try_get_page(page_of(machine, pfn)):
-            if load_acquire(u64.array(slot), 0) == entry:
-                return pfn
-            put_page(cpu, pfn)
+        pfn = xa_get_page(cpu, slot, entry)
+        if pfn != 0:
+            return pfn
         tries += 1
         relax(cpu, tries)
 

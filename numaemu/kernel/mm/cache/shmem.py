@@ -19,6 +19,7 @@ from numaemu.kernel.core.xarray import (
     xa_create,
     xa_destroy,
     xa_find,
+    xa_get_page,
     xa_is_value,
     xa_load,
     xa_slot,
@@ -29,7 +30,7 @@ from numaemu.kernel.include.mm_types import PG_anon, PG_dirty, PG_swapbacked, PG
 from numaemu.kernel.include.mmzone import page_of, page_to_nid
 from numaemu.kernel.include.vmstat import NR_FILE_PAGES, NR_SHMEM, mod_node_page_state
 from numaemu.kernel.mm.fault.rmap import mapping_of, mapping_put
-from numaemu.kernel.mm.page_alloc.page_alloc import get_page, put_page, try_get_page
+from numaemu.kernel.mm.page_alloc.page_alloc import get_page, put_page
 from numaemu.kernel.mm.reclaim.lru import folio_lock, folio_set, folio_test, folio_unlock
 from numaemu.kernel.mm.reclaim.lru_batches import folio_add_new_lru
 from numaemu.kernel.mm.space.mempolicy import mpol_free_shared_policy, vma_alloc_folio
@@ -175,11 +176,9 @@ def shmem_get_folio_gfp(cpu, vma, address):
             if pfn != AGAIN:
                 return pfn
             continue
-        pfn = pte_pfn(entry)
-        if try_get_page(page_of(machine, pfn)):
-            if load_acquire(u64.array(slot), 0) == entry:
-                return pfn
-            put_page(cpu, pfn)
+        pfn = xa_get_page(cpu, slot, entry)
+        if pfn != 0:
+            return pfn
         tries += 1
         relax(cpu, tries)
 
@@ -199,12 +198,7 @@ def shmem_find_folio(cpu, mapping, index):
     if slot == U(0):
         return 0
     entry = load_acquire(u64.array(slot), 0)
-    if not entry_is_page(entry) or not try_get_page(page_of(machine, pte_pfn(entry))):
-        return 0
-    if load_acquire(u64.array(slot), 0) != entry:
-        put_page(cpu, pte_pfn(entry))
-        return 0
-    return pte_pfn(entry)
+    return xa_get_page(cpu, slot, entry) if entry_is_page(entry) else 0
 
 
 @kernel("void(cpu_t*, i64)")

@@ -5,7 +5,7 @@ import numpy as np
 from numaemu.compiler.atomic import fetch_add
 from numaemu.compiler.decorators import kernel
 from numaemu.hardware.paging import _PAGE_RW
-from numaemu.kernel.arch.pgalloc import huge_entry_offset
+from numaemu.kernel.arch.pgalloc import huge_entry_offset, pte_alloc
 from numaemu.kernel.arch.pgtable import (
     _PAGE_SPECIAL,
     _SWP_EXCLUSIVE,
@@ -34,7 +34,6 @@ from numaemu.kernel.include.mm_types import (
     PG_anon_exclusive,
 )
 from numaemu.kernel.include.mmzone import page_of
-from numaemu.kernel.mm.fault.memory import pte_alloc
 from numaemu.kernel.mm.fault.rmap import folio_dup_rmap, rss_counter
 from numaemu.kernel.mm.huge.huge_memory import FALLBACK, copy_huge_pmd
 from numaemu.kernel.mm.huge.hugetlb_fault import copy_hugetlb_page_range

@@ -6,27 +6,15 @@ import numpy as np
 
 from numaemu.compiler.atomic import fetch_add, load_acquire
 from numaemu.compiler.decorators import hot, kernel
-from numaemu.hardware.paging import (
-    _PAGE_ACCESSED,
-    _PAGE_DIRTY,
-    _PAGE_PRESENT,
-    _PAGE_RW,
-    _PAGE_USER,
-    PAGE_MASK,
-    PTE_SHIFT,
-    entry_at,
-    entry_load,
-)
+from numaemu.hardware.paging import _PAGE_ACCESSED, _PAGE_DIRTY, _PAGE_PRESENT, _PAGE_RW, _PAGE_USER, PAGE_MASK
 from numaemu.hardware.processor import X86_PF_PROT
-from numaemu.kernel.arch.pgalloc import pmd_trans_huge
+from numaemu.kernel.arch.pgalloc import HUGE_THERE, pte_alloc
 from numaemu.kernel.arch.pgtable import (
     _PAGE_SPECIAL,
     _SWP_EXCLUSIVE,
-    install_table,
     is_migration_entry,
     is_swap_entry,
     pfn_pte,
-    pgd_of,
     pmd_shift,
     pte_pfn,
     pte_present,
@@ -34,7 +22,6 @@ from numaemu.kernel.arch.pgtable import (
     ptep_cmpxchg,
     ptep_get,
     ptep_step,
-    table_at,
     vm_page_nx,
     vm_page_prot,
 )
@@ -71,7 +58,7 @@ from numaemu.kernel.mm.huge.hugetlb_fault import hugetlb_fault
 from numaemu.kernel.mm.page_alloc.page_alloc import folio_put_refs, get_page, put_page, try_get_page
 from numaemu.kernel.mm.reclaim.lru import folio_lock, folio_set, folio_test, folio_trylock, folio_unlock
 from numaemu.kernel.mm.reclaim.lru_batches import folio_add_new_lru, lru_add_drain
-from numaemu.kernel.mm.space.mempolicy import alloc_table_page, vma_alloc_folio
+from numaemu.kernel.mm.space.mempolicy import vma_alloc_folio
 from numaemu.kernel.mm.space.mlock import mlock_folio
 from numaemu.kernel.mm.space.vma import anon_vma_prepare, munlock_unless_locked
 from numaemu.kernel.mm.space.vma_index import vma_of
@@ -80,30 +67,9 @@ from numaemu.kernel.mm.swap.swapfile import folio_free_swap, swap_entry_put, vm_
 from numaemu.spec.param import PAGE_SHIFT, PAGE_SIZE
 
 U = np.uint64
-HUGE_THERE = U(2)  # of pte_alloc: a huge entry stands in the way
 AROUND = U(FAULT_AROUND_BYTES)
 _READ_ONLY = _PAGE_PRESENT | _PAGE_USER | _PAGE_ACCESSED
 _WRITTEN = _READ_ONLY | _PAGE_RW | _PAGE_DIRTY
-
-
-@kernel("u64(cpu_t*, mm_t*, u64)")
-def pte_alloc(cpu, mm, address):
-    """Host address of the leaf entry of `address`, making tables as needed; 0: no memory; HUGE_THERE."""
-    machine = machine_of(cpu)
-    table, shift = pgd_of(machine, mm), machine.paging.pgdir_shift
-    while shift > PTE_SHIFT:
-        where = entry_at(machine.paging, table, address, shift)
-        entry = entry_load(where)
-        if entry == U(0):
-            pfn = alloc_table_page(cpu)
-            if pfn == 0:
-                return U(0)
-            entry = install_table(cpu, mm, where, pfn)
-        if pmd_trans_huge(entry):
-            return HUGE_THERE
-        table = table_at(machine, entry)
-        shift -= machine.paging.table_bits
-    return entry_at(machine.paging, table, address, shift)
 
 
 @kernel("i64(cpu_t*, mm_t*, i64, u64, bool, u64)")

@@ -29,6 +29,8 @@ from numaemu.kernel.core.pool import pool_get, pool_put
 from numaemu.kernel.core.smp import machine_of, spin_lock, spin_unlock
 from numaemu.kernel.include.mm import linear_page_index
 from numaemu.kernel.include.mm_types import (
+    BY_FAMILY,
+    BY_FILE,
     MM_ANONPAGES,
     MM_FILEPAGES,
     MM_SHMEMPAGES,
@@ -79,85 +81,75 @@ def new_mapping(cpu, shared):
     return number
 
 
-@kernel("void(cpu_t*, i64, i64)")
-def link_vma(cpu, mapping_number, vma_number):
-    """Let a VMA join a family."""
+@kernel("void(cpu_t*, i64, i64, i64, i64)")
+def list_vma(cpu, which, mapping_number, vma_number, after):
+    """Put a VMA on the list of a mapping (BY_FAMILY or BY_FILE): behind VMA `after`, or first if that is 0. Takes the mapping's lock."""
     machine = machine_of(cpu)
     mapping, vma = mapping_of(machine, mapping_number), vma_of(machine, vma_number)
     lock = address_of(mapping, "lock")
     spin_lock(cpu, lock)
-    vma.family_prev, vma.family_next = 0, mapping.first_vma
-    if mapping.first_vma != 0:
-        vma_of(machine, mapping.first_vma).family_prev = vma_number
-    mapping.first_vma = vma_number
-    fetch_add(mapping, "users", 1)
-    spin_unlock(lock)
-
-
-@kernel("bool(cpu_t*, i64)")
-def unlink_vma(cpu, vma_number):
-    """Let a VMA leave its family; True if it was the last one (the caller frees the mapping and its pages)."""
-    machine = machine_of(cpu)
-    vma = vma_of(machine, vma_number)
-    mapping = mapping_of(machine, vma.mapping)
-    lock = address_of(mapping, "lock")
-    spin_lock(cpu, lock)
-    if vma.family_prev != 0:
-        vma_of(machine, vma.family_prev).family_next = vma.family_next
-    else:
-        mapping.first_vma = vma.family_next
-    if vma.family_next != 0:
-        vma_of(machine, vma.family_next).family_prev = vma.family_prev
-    last = fetch_add(mapping, "users", -1) == 1
-    spin_unlock(lock)
-    return last
-
-
-@kernel("void(cpu_t*, i64, i64)")
-def link_file_vma(cpu, vma_number, after):
-    """Let a VMA join those that map its file (__vma_link_file): behind VMA `after`, which it is a copy of, or (0) somewhere.
-
-    So truncation comes to a forked child after its parent, and finds there what fork has still copied.
-    """
-    machine = machine_of(cpu)
-    vma = vma_of(machine, vma_number)
-    mapping = mapping_of(machine, vma.i_mapping)
-    lock = address_of(mapping, "lock")
-    spin_lock(cpu, lock)
-    following = vma_of(machine, after).file_next if after != 0 else mapping.first_vma
-    vma.file_prev, vma.file_next = after, following
+    following = vma_of(machine, after).next[which] if after != 0 else mapping.first_vma
+    vma.prev[which], vma.next[which] = after, following
     if following != 0:
-        vma_of(machine, following).file_prev = vma_number
+        vma_of(machine, following).prev[which] = vma_number
     if after != 0:
-        vma_of(machine, after).file_next = vma_number
+        vma_of(machine, after).next[which] = vma_number
     else:
         mapping.first_vma = vma_number
     fetch_add(mapping, "users", 1)
     spin_unlock(lock)
 
 
-@kernel("void(cpu_t*, i64)")
-def unlink_file_vma(cpu, vma_number):
-    """Let a VMA leave those that map its file; the file's inode keeps the mapping."""
+@kernel("bool(cpu_t*, i64, i64, i64)")
+def unlist_vma(cpu, which, mapping_number, vma_number):
+    """Take a VMA off the list of a mapping; True if nobody uses the mapping any more. Takes the mapping's lock."""
     machine = machine_of(cpu)
-    vma = vma_of(machine, vma_number)
-    mapping = mapping_of(machine, vma.i_mapping)
+    mapping, vma = mapping_of(machine, mapping_number), vma_of(machine, vma_number)
     lock = address_of(mapping, "lock")
     spin_lock(cpu, lock)
-    if vma.file_prev != 0:
-        vma_of(machine, vma.file_prev).file_next = vma.file_next
+    before, following = vma.prev[which], vma.next[which]
+    if before != 0:
+        vma_of(machine, before).next[which] = following
     else:
-        mapping.first_vma = vma.file_next
-    if vma.file_next != 0:
-        vma_of(machine, vma.file_next).file_prev = vma.file_prev
-    fetch_add(mapping, "users", -1)
+        mapping.first_vma = following
+    if following != 0:
+        vma_of(machine, following).prev[which] = before
+    last = fetch_add(mapping, "users", -1) == 1
     spin_unlock(lock)
+    return last
+
+
+@hot
+def link_vma(cpu, mapping_number, vma_number):
+    """Let a VMA join a family."""
+    list_vma(cpu, BY_FAMILY, mapping_number, vma_number, 0)
+
+
+@hot
+def unlink_vma(cpu, vma_number):
+    """Let a VMA leave its family; True if it was the last one (the caller frees the mapping and its pages)."""
+    return unlist_vma(cpu, BY_FAMILY, vma_of(machine_of(cpu), vma_number).mapping, vma_number)
+
+
+@hot
+def link_file_vma(cpu, vma_number, after):
+    """Let a VMA join those that map its file (__vma_link_file): behind VMA `after`, which it is a copy of, or (0) somewhere.
+
+    So truncation comes to a forked child after its parent, and finds there what fork has still copied.
+    """
+    list_vma(cpu, BY_FILE, vma_of(machine_of(cpu), vma_number).i_mapping, vma_number, after)
+
+
+@hot
+def unlink_file_vma(cpu, vma_number):
+    """Let a VMA leave those that map its file; the file's inode keeps the mapping."""
+    unlist_vma(cpu, BY_FILE, vma_of(machine_of(cpu), vma_number).i_mapping, vma_number)
 
 
 @hot
 def next_vma_of(mapping, vma):
     """The next VMA of a mapping's list, for walks from mapping.first_vma under its lock: a file's has links of its own."""
-    return vma.file_next if mapping.host != 0 else vma.family_next
+    return vma.next[BY_FILE if mapping.host != 0 else BY_FAMILY]
 
 
 @kernel("u64(page_t*, vma_t*)")

@@ -23,6 +23,7 @@ from numaemu.kernel.arch.pgtable import (
     is_migration_entry,
     is_swap_entry,
     mm_of,
+    next_pte,
     pmd_addr_end,
     pmd_shift,
     pmd_size,
@@ -183,12 +184,9 @@ def unmap_shared_range(cpu, mm_number, start, end):
     """unmap_page_range for pages of a file or shared object only: a private VMA keeps its copies (even_cows is 0)."""
     machine = machine_of(cpu)
     mm, gather = mm_of(machine, mm_number), gather_of(machine, cpu)
-    address, changed = start, False
-    while address < end:
-        ptep = pte_offset(machine, mm, address)
-        if ptep == U(0):
-            address = skip_missing(machine, mm, address)
-            continue
+    changed = False
+    address, ptep = next_pte(machine, mm, start, end)
+    while ptep != U(0):
         pte = ptep_get(ptep)
         if pte_present(pte):
             shared = pte & _PAGE_SPECIAL == U(0) and not folio_test(page_of(machine, pte_pfn(pte)), PG_anon)
@@ -202,7 +200,7 @@ def unmap_shared_range(cpu, mm_number, start, end):
             pfn = zap_pte(machine, cpu, mm, pte)
             if pfn != 0 and tlb_remove(gather, pfn):
                 tlb_flush_mmu(cpu, mm_number, start, address + U(PAGE_SIZE))
-        address += U(PAGE_SIZE)
+        address, ptep = next_pte(machine, mm, address + U(PAGE_SIZE), end)
     return changed
 
 

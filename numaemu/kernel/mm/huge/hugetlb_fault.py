@@ -37,6 +37,7 @@ from numaemu.kernel.core.smp import machine_of, relax, spin_lock, spin_unlock
 from numaemu.kernel.core.xarray import entry_is_page, page_entry, xa_create, xa_load
 from numaemu.kernel.include.mm import frame_of
 from numaemu.kernel.include.mm_types import (
+    BY_FAMILY,
     VM_FAULT_OK,
     VM_FAULT_OOM,
     VM_FAULT_RETRY,
@@ -257,7 +258,7 @@ def unmap_ref_private(cpu, owner, pfn):
         vma = vma_of(machine, number)
         others = vma.address != owner.address and vma.resv_map == U(0)
         address = page_address_in_vma(page, vma) if others else U(0)
-        number = vma.family_next
+        number = vma.next[BY_FAMILY]
         where = hugetlb_walk(machine, mm_of(machine, vma.mm), address, huge_page_shift(h)) if address != U(0) else U(0)
         entry = entry_load(where) if where != U(0) else U(0)
         inc_tlb_flush_pending(mm_of(machine, vma.mm))

@@ -8,7 +8,8 @@ import numpy as np
 
 from numaemu.compiler.decorators import hot, kernel
 from numaemu.compiler.pointer import u8
-from numaemu.kernel.include.mm_types import PG_buddy, PG_pcp, PG_used
+from numaemu.kernel.include.list import list_add, list_add_tail, list_del
+from numaemu.kernel.include.mm_types import PG_buddy, PG_pcp, PG_used, page_t
 from numaemu.kernel.include.mmdebug import VM_BUG_ON_PAGE
 from numaemu.kernel.include.mmzone import MIGRATE_HIGHATOMIC, MIGRATE_ISOLATE, MIGRATE_PCPTYPES, page_of
 from numaemu.spec.param import MAX_ORDER, NR_ORDERS, PAGEBLOCK_ORDER
@@ -44,16 +45,9 @@ def add_to_free_list(machine, zone, pfn, order, migratetype, to_tail):
     VM_BUG_ON_PAGE(page.flags & (_BUDDY | _PCP) != U(0) or pfn & ((1 << order) - 1) != 0, page)
     page.flags = (page.flags & _USED) | _BUDDY
     page.private, page.migratetype = order, migratetype
-    head, tail = area.head[migratetype], area.tail[migratetype]
-    page.lru_prev, page.lru_next = (tail, 0) if to_tail else (0, head)
-    if head == 0:
-        area.head[migratetype] = area.tail[migratetype] = pfn
-    elif to_tail:
-        page_of(machine, tail).lru_next = pfn
-        area.tail[migratetype] = pfn
-    else:
-        page_of(machine, head).lru_prev = pfn
-        area.head[migratetype] = pfn
+    head, tail, pages = area.head[migratetype], area.tail[migratetype], page_t.array(machine.mem_map)
+    head, tail = list_add_tail(pages, pfn, head, tail) if to_tail else list_add(pages, pfn, head, tail)
+    area.head[migratetype], area.tail[migratetype] = head, tail
     area.nr_free[migratetype] += 1
     account_special(zone, migratetype, 1 << order)
 
@@ -64,14 +58,9 @@ def del_page_from_free_list(machine, zone, pfn, order):
     area, page = zone.free_area[order], page_of(machine, pfn)
     migratetype = page.migratetype
     VM_BUG_ON_PAGE(page.flags & _BUDDY == U(0) or page.private != order, page)
-    if page.lru_prev != 0:
-        page_of(machine, page.lru_prev).lru_next = page.lru_next
-    else:
-        area.head[migratetype] = page.lru_next
-    if page.lru_next != 0:
-        page_of(machine, page.lru_next).lru_prev = page.lru_prev
-    else:
-        area.tail[migratetype] = page.lru_prev
+    head, tail = area.head[migratetype], area.tail[migratetype]
+    head, tail = list_del(page_t.array(machine.mem_map), pfn, head, tail)
+    area.head[migratetype], area.tail[migratetype] = head, tail
     page.flags &= ~_BUDDY
     area.nr_free[migratetype] -= 1
     account_special(zone, migratetype, -(1 << order))

@@ -11,7 +11,8 @@ from numaemu.compiler.atomic import fetch_add, fetch_and, fetch_or, load_acquire
 from numaemu.compiler.decorators import hot, kernel
 from numaemu.compiler.pointer import address_of
 from numaemu.kernel.core.smp import machine_of, relax, spin_lock, spin_unlock
-from numaemu.kernel.include.mm_types import PG_active, PG_locked, PG_lru, PG_swapbacked, PG_unevictable
+from numaemu.kernel.include.list import list_add, list_add_tail, list_del
+from numaemu.kernel.include.mm_types import PG_active, PG_locked, PG_lru, PG_swapbacked, PG_unevictable, page_t
 from numaemu.kernel.include.mmdebug import VM_BUG_ON_PAGE
 from numaemu.kernel.include.mmzone import (
     LRU_ACTIVE,
@@ -99,16 +100,9 @@ def update_lru_size(machine, lruvec, lru, pfn, pages):
 @hot
 def link_page(machine, lruvec, lru, pfn, to_tail):
     """Put a page at an end of a list."""
-    page, head, tail = page_of(machine, pfn), lruvec.head[lru], lruvec.tail[lru]
-    page.lru_prev, page.lru_next = (tail, 0) if to_tail else (0, head)
-    if head == 0:
-        lruvec.head[lru] = lruvec.tail[lru] = pfn
-    elif to_tail:
-        page_of(machine, tail).lru_next = pfn
-        lruvec.tail[lru] = pfn
-    else:
-        page_of(machine, head).lru_prev = pfn
-        lruvec.head[lru] = pfn
+    head, tail, pages = lruvec.head[lru], lruvec.tail[lru], page_t.array(machine.mem_map)
+    head, tail = list_add_tail(pages, pfn, head, tail) if to_tail else list_add(pages, pfn, head, tail)
+    lruvec.head[lru], lruvec.tail[lru] = head, tail
 
 
 @hot
@@ -125,16 +119,9 @@ def lruvec_add_folio(machine, lruvec, pfn, to_tail):
 @hot
 def lruvec_del_folio(machine, lruvec, pfn):
     """Take a page off its list. Under lru_lock, by who has cleared PG_lru (its other flags still name the list)."""
-    page = page_of(machine, pfn)
-    lru, before, after = folio_lru_list(page), page.lru_prev, page.lru_next
-    if before != 0:
-        page_of(machine, before).lru_next = after
-    else:
-        lruvec.head[lru] = after
-    if after != 0:
-        page_of(machine, after).lru_prev = before
-    else:
-        lruvec.tail[lru] = before
+    lru = folio_lru_list(page_of(machine, pfn))
+    head, tail = list_del(page_t.array(machine.mem_map), pfn, lruvec.head[lru], lruvec.tail[lru])
+    lruvec.head[lru], lruvec.tail[lru] = head, tail
     update_lru_size(machine, lruvec, lru, pfn, -1)
 
 

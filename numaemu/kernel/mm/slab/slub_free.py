@@ -6,6 +6,8 @@ from numaemu.compiler.atomic import compare_exchange, fetch_add, load_acquire
 from numaemu.compiler.decorators import hot, kernel
 from numaemu.compiler.pointer import address_of, u64
 from numaemu.kernel.core.smp import machine_of, spin_lock, spin_unlock
+from numaemu.kernel.include.list import list_add_tail, list_del
+from numaemu.kernel.include.mm_types import page_t
 from numaemu.kernel.include.mmzone import page_of, page_to_nid
 from numaemu.kernel.include.vmstat import NR_SLAB_RECLAIMABLE, NR_SLAB_UNRECLAIMABLE, mod_node_page_state
 from numaemu.kernel.mm.page_alloc.page_alloc import put_page
@@ -52,29 +54,16 @@ U = np.uint64
 
 @hot
 def add_partial(machine, n, pfn):
-    """To the tail; under the lock."""
-    page = page_of(machine, pfn)
-    page.lru_next, page.lru_prev = 0, n.last
-    if n.last != 0:
-        page_of(machine, n.last).lru_next = pfn
-    else:
-        n.first = pfn
-    n.last = pfn
+    """Put a slab last on its node's list of partial ones. Under the list's lock."""
+    n.first, n.last = list_add_tail(page_t.array(machine.mem_map), pfn, n.first, n.last)
     n.nr_partial += 1
 
 
 @hot
 def remove_partial(machine, n, pfn):
-    """Under the lock."""
+    """Take a slab off its node's list of partial ones. Under the list's lock."""
     page = page_of(machine, pfn)
-    if page.lru_prev != 0:
-        page_of(machine, page.lru_prev).lru_next = page.lru_next
-    else:
-        n.first = page.lru_next
-    if page.lru_next != 0:
-        page_of(machine, page.lru_next).lru_prev = page.lru_prev
-    else:
-        n.last = page.lru_prev
+    n.first, n.last = list_del(page_t.array(machine.mem_map), pfn, n.first, n.last)
     page.lru_next, page.lru_prev = 0, 0
     n.nr_partial -= 1
 

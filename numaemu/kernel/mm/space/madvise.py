@@ -11,6 +11,7 @@ from numaemu.kernel.arch.pgtable import (
     _PAGE_SPECIAL,
     is_swap_entry,
     mm_of,
+    next_pte,
     pmd_size,
     pte_offset,
     pte_pfn,
@@ -378,17 +379,14 @@ def read_ahead_entry(cpu, vma, address, entry):
 @kernel("bool(cpu_t*, vma_t*, u64, u64)")
 def swapin_walk(cpu, vma, start, end):
     """What anonymous memory has in swap of [start, end); True if the disk was asked. Mirrors swapin_walk_pmd_entry."""
-    machine, address, asked = machine_of(cpu), start, False
+    machine, asked = machine_of(cpu), False
     mm = mm_of(machine, vma.mm)
-    while address < end:
-        ptep = pte_offset(machine, mm, address)
-        if ptep == U(0):
-            address = skip_missing(machine, mm, address)
-            continue
+    address, ptep = next_pte(machine, mm, start, end)
+    while ptep != U(0):
         pte = ptep_get(ptep)
         if is_swap_entry(pte) and read_ahead_entry(cpu, vma, address, pte_to_swp_entry(pte)):
             asked = True
-        address += U(PAGE_SIZE)
+        address, ptep = next_pte(machine, mm, address + U(PAGE_SIZE), end)
     return asked
 
 

@@ -18,6 +18,7 @@ from numaemu.kernel.arch.pgalloc import (
     pmd_lock,
     pmd_trans_huge,
     pmd_unlock,
+    pte_alloc,
 )
 from numaemu.kernel.arch.pgtable import (
     mm_of,
@@ -42,7 +43,6 @@ from numaemu.kernel.include.mm_types import (
     VM_MAYSHARE,
     VM_SHARED,
 )
-from numaemu.kernel.mm.fault.memory import pte_alloc
 from numaemu.kernel.mm.fault.rmap import unlink_vma
 from numaemu.kernel.mm.huge.hugetlb import put_resv_map
 from numaemu.kernel.mm.huge.hugetlb_pool import get_resv_map, hstate_vma, huge_page_shift, huge_page_size

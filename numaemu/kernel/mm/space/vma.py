@@ -25,6 +25,8 @@ from numaemu.kernel.core.smp import machine_of, spin_lock, spin_unlock
 from numaemu.kernel.fs.inode import file_of, get_file
 from numaemu.kernel.include.mm import linear_page_index, vma_pages
 from numaemu.kernel.include.mm_types import (
+    BY_FAMILY,
+    BY_FILE,
     VM_ACCESS_FLAGS,
     VM_DONTEXPAND,
     VM_HUGETLB,
@@ -70,8 +72,9 @@ def new_vma(cpu, mm_number, start, end, flags, pgoff):
     if number != 0:
         vma = vma_of(machine, number)
         vma.start, vma.end, vma.flags, vma.pgoff, vma.mm = start, end, flags, pgoff, mm_number
-        vma.mapping, vma.file, vma.family_next, vma.family_prev = 0, 0, 0, 0
-        vma.i_mapping, vma.file_next, vma.file_prev = 0, 0, 0
+        vma.mapping, vma.file, vma.i_mapping = 0, 0, 0
+        for which in (BY_FAMILY, BY_FILE):
+            vma.next[which] = vma.prev[which] = 0
         vma.anon_vma, vma.chained, vma.resv_map, vma.resv_unmapped, vma.hstate = 0, 0, U(0), 0, 0
         vma.policy.mode, vma.policy.flags, vma.policy.nodes, vma.policy.user_nodes = 0, 0, U(0), U(0)
         vma.swap_readahead_info = U(0)

@@ -14,15 +14,7 @@ from numaemu.compiler.atomic import compare_exchange, fetch_add, fetch_and, fetc
 from numaemu.compiler.decorators import entry, hot, kernel
 from numaemu.compiler.pointer import address_of
 from numaemu.hardware.processor import cpu_t
-from numaemu.kernel.arch.pgtable import (
-    is_swap_entry,
-    mm_of,
-    pte_offset,
-    pte_pfn,
-    pte_to_swp_entry,
-    ptep_get,
-    skip_missing,
-)
+from numaemu.kernel.arch.pgtable import is_swap_entry, mm_of, next_pte, pte_pfn, pte_to_swp_entry, ptep_get
 from numaemu.kernel.core.fork import mmget_not_zero, mmput
 from numaemu.kernel.core.smp import let_others_run, machine_of, read_lock, read_unlock
 from numaemu.kernel.core.xarray import MAX_INDEX, xa_find, xa_is_value, xa_load
@@ -192,17 +184,13 @@ def unuse_mm(cpu, mm_number, kind):
     for position in range(mm.map_count):
         number = vma_index(machine, mm_number)[position]
         vma = vma_of(machine, number)
-        address = vma.start
-        while address < vma.end:
-            ptep = pte_offset(machine, mm, address)
-            if ptep == U(0):
-                address = skip_missing(machine, mm, address)
-                continue
+        address, ptep = next_pte(machine, mm, vma.start, vma.end)
+        while ptep != U(0):
             pte = ptep_get(ptep)
             if is_swap_entry(pte) and swp_type(pte_to_swp_entry(pte)) == kind:
                 if swapoff_killed(machine, kind) or handle_mm_fault(cpu, mm, number, address, False) == VM_FAULT_OOM:
                     return False
-            address += U(PAGE_SIZE)
+            address, ptep = next_pte(machine, mm, address + U(PAGE_SIZE), vma.end)
     return True
 
 

@@ -13,6 +13,7 @@ from numaemu.compiler.atomic import fetch_add
 from numaemu.compiler.decorators import hot, kernel
 from numaemu.compiler.pointer import Struct, address_of, i64, u64
 from numaemu.kernel.core.smp import machine_of, spin_lock, spin_unlock, wake_kthread
+from numaemu.kernel.include.list import list_add_tail, list_del
 from numaemu.kernel.include.mmzone import ZSWAP_SHRINK
 from numaemu.kernel.mm.swap.zram import (
     ZBUF_BYTES,
@@ -23,6 +24,7 @@ from numaemu.kernel.mm.swap.zram import (
     zentry_free,
     zentry_of,
     zentry_set,
+    zentry_t,
     zs_pool_of,
     zstat_of,
 )
@@ -48,28 +50,16 @@ def zswap_lru_of(machine, node):
 @kernel("void(machine_t*, i64, i64)")
 def lru_insert(machine, node, entry):
     """Put an entry last. Under the list's lock."""
-    lru, kept = zswap_lru_of(machine, node), zentry_of(machine, entry)
-    kept.lru_prev, kept.lru_next = lru.last, 0
-    if lru.last != 0:
-        zentry_of(machine, lru.last).lru_next = entry
-    else:
-        lru.first = entry
-    lru.last = entry
+    lru = zswap_lru_of(machine, node)
+    lru.first, lru.last = list_add_tail(zentry_t.array(machine.zentries), entry, lru.first, lru.last)
     lru.nr_items += 1
 
 
 @kernel("void(machine_t*, i64, i64)")
 def lru_unlink(machine, node, entry):
     """Take an entry off the list of `node`, whose lock is held."""
-    lru, kept = zswap_lru_of(machine, node), zentry_of(machine, entry)
-    if kept.lru_prev != 0:
-        zentry_of(machine, kept.lru_prev).lru_next = kept.lru_next
-    else:
-        lru.first = kept.lru_next
-    if kept.lru_next != 0:
-        zentry_of(machine, kept.lru_next).lru_prev = kept.lru_prev
-    else:
-        lru.last = kept.lru_prev
+    lru = zswap_lru_of(machine, node)
+    lru.first, lru.last = list_del(zentry_t.array(machine.zentries), entry, lru.first, lru.last)
     lru.nr_items -= 1
 
 
