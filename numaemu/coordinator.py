@@ -158,14 +158,14 @@ class Coordinator(Actor):
             self.panic(answer.where)
         reply(self.machine, message.d, message.token, answer)
 
-    def rpc_oom(self, gfp, order, nodemask, cpu):
+    def rpc_oom(self, gfp, order, nodemask, cpu_number):
         """The victim's mm, after its idle CPUs have ended its tasks; or AGAIN."""
         if self.oom.busy:
             return AGAIN
         self.oom.busy = True
         try:
-            yield from self.rpc_drain_all(cpu)
-            answer, victims = self.oom.out_of_memory(gfp, order, nodemask, cpu)
+            yield from self.rpc_drain_all(cpu_number)
+            answer, victims = self.oom.out_of_memory(gfp, order, nodemask, cpu_number)
             for future in [self.ask(actor_of_cpu(self.machine, c), "oom_exit", victims) for c in self.cpus if victims]:
                 yield future
             return answer
@@ -229,18 +229,18 @@ class Coordinator(Actor):
 
     # -- tasks
 
-    def cpu_actor(self, cpu):
-        if cpu not in self.cpus:
-            raise ValueError(f"cpu {cpu} is not one of {choice_text(self.cpus)}")
-        return actor_of_cpu(self.machine, cpu)
+    def cpu_actor(self, cpu_number):
+        if cpu_number not in self.cpus:
+            raise ValueError(f"cpu {cpu_number} is not one of {choice_text(self.cpus)}")
+        return actor_of_cpu(self.machine, cpu_number)
 
-    def rpc_spawn(self, run, cpu, name, payload):
+    def rpc_spawn(self, run, cpu_number, name, payload):
         """Start a function as a new task on a CPU: (task number, pid)."""
-        return self.ask(self.cpu_actor(cpu), "spawn", COORDINATOR, run, name, payload)
+        return self.ask(self.cpu_actor(cpu_number), "spawn", COORDINATOR, run, name, payload)
 
-    def rpc_new_task(self, cpu, name):
+    def rpc_new_task(self, cpu_number, name):
         """An interactive task: (task number, pid)."""
-        return self.ask(self.cpu_actor(cpu), "new_task", name)
+        return self.ask(self.cpu_actor(cpu_number), "new_task", name)
 
     def rpc_op(self, number, pid, method, args):
         """An operation of a task, wherever it is."""
@@ -252,9 +252,9 @@ class Coordinator(Actor):
         cpu = task_t.array(self.machine.tasks)[number].cpu
         return cpu, self.world.topology.node_of_cpu(cpu)
 
-    def rpc_adopt(self, run, cpu, number, payload):
+    def rpc_adopt(self, run, cpu_number, task_number, payload):
         """Start a function as a task that the driver's task has forked or cloned."""
-        return self.ask(self.cpu_actor(cpu), "adopt", COORDINATOR, run, number, payload)
+        return self.ask(self.cpu_actor(cpu_number), "adopt", COORDINATOR, run, task_number, payload)
 
     def rpc_finished(self, run, answer):
         """A spawned function has returned or raised: sealed."""

@@ -71,17 +71,17 @@ def install_callbacks(world):
     """Before the children fork: what compiled code may call in any of them."""
     machine = world.machine
 
-    def on_wait(cpu, what, _c):
+    def on_wait(cpu_number, what, _c):
         """For FOR_BELL: 1 if it has not rung."""
         if what == FOR_OTHERS:
             os.sched_yield()
             return 0
         try:
-            world.wait_bells[cpu].acquire(WAIT_S if what == FOR_BELL else GRACE_S)
+            world.wait_bells[cpu_number].acquire(WAIT_S if what == FOR_BELL else GRACE_S)
         except posix_ipc.SignalError:
             pass
         except posix_ipc.BusyError:
-            world.lost[cpu] += what == NOT_WOKEN
+            world.lost[cpu_number] += what == NOT_WOKEN
             return 1
         return 0
 
@@ -99,10 +99,10 @@ def install_callbacks(world):
     install_ways_up(machine)
 
 
-def on_schedule(cpu, number, until_ns):
+def on_schedule(cpu_number, task_number, until_ns):
     """Compiled code of a task lets those that wait for the CPU run; the task comes back when it has the turn again."""
     try:
-        _cpus[cpu].operations.schedule(int(number), int(until_ns))
+        _cpus[cpu_number].operations.schedule(int(task_number), int(until_ns))
     except BaseException:  # it must not come up inside compiled code
         traceback.print_exc()
         os._exit(70)
@@ -218,15 +218,15 @@ class Cpu(Actor):
         self.set_comm(number, name)
         return number
 
-    def set_comm(self, number, name):
+    def set_comm(self, task_number, name):
         """task->comm: at most 15 bytes."""
-        task = task_t.array(self.machine.tasks)[number]
+        task = task_t.array(self.machine.tasks)[task_number]
         raw = (name or "task").encode()[: TASK_NAME_BYTES - 1].ljust(TASK_NAME_BYTES, b"\0")
         for i, byte in enumerate(raw):
             task.comm[i] = byte
 
-    def pid_of(self, number):
-        return task_t.array(self.machine.tasks)[number].pid
+    def pid_of(self, task_number):
+        return task_t.array(self.machine.tasks)[task_number].pid
 
     # A new task waits for the CPU's turn, and who has it may wait for this thread to serve the mailbox (a drain of
     # all page lists): so it waits in a thread of its own.
@@ -252,17 +252,17 @@ class Cpu(Actor):
             raise
         return number, pid
 
-    def rpc_adopt(self, owner, run, number, payload):
+    def rpc_adopt(self, owner, run, task_number, payload):
         """Run a function as a task that fork or clone has made on another CPU."""
-        task_t.array(self.machine.tasks)[number].cpu = self.cpu_number
-        pid = self.pid_of(number)
-        self.threads.submit(self.run_task, owner, run, number, pid, payload)
-        return number, pid
+        task_t.array(self.machine.tasks)[task_number].cpu = self.cpu_number
+        pid = self.pid_of(task_number)
+        self.threads.submit(self.run_task, owner, run, task_number, pid, payload)
+        return task_number, pid
 
-    def run_task(self, owner, run, number, pid, payload):
+    def run_task(self, owner, run, task_number, pid, payload):
         """The thread of a spawned function: call it, end the task, report."""
-        task = Task(number, pid, self)
-        self.running.begin(number, pid)
+        task = Task(task_number, pid, self)
+        self.running.begin(task_number, pid)
         try:
             function, args = load_function(payload)
             answer = function(task, *args)
@@ -292,41 +292,41 @@ class Cpu(Actor):
             for (number, pid), where in self.running.lines()
         ]
 
-    def rpc_op(self, number, pid, method, args):
+    def rpc_op(self, task_number, pid, method, args):
         """An operation of a task that is driven from elsewhere; it may take long, so it gets a thread."""
-        return self.threads.submit(self.do_op, number, pid, method, args)
+        return self.threads.submit(self.do_op, task_number, pid, method, args)
 
-    def do_op(self, number, pid, method, args):
+    def do_op(self, task_number, pid, method, args):
         """What a user gave, and gets, travels sealed."""
         if not isinstance(args, Sealed):
-            return self.operations.run(number, pid, method, args)
+            return self.operations.run(task_number, pid, method, args)
         try:
-            return sealed(self.operations.run(number, pid, method, opened(args)))
+            return sealed(self.operations.run(task_number, pid, method, opened(args)))
         except BaseException as error:
             return sealed(failure(error))
 
     # -- the Task object's side
 
-    def call_op(self, number, pid, method, args):
+    def call_op(self, task_number, pid, method, args):
         """Run an operation of a task of this process: here, or on the CPU it has moved to."""
-        cpu = self.operations.tasks[number].cpu
+        cpu = self.operations.tasks[task_number].cpu
         if cpu == self.cpu_number:
-            return self.operations.run(number, pid, method, args)
+            return self.operations.run(task_number, pid, method, args)
         args = Sealed(dumps(args), f"the arguments of {method}")
-        return opened(self.ask(actor_of_cpu(self.machine, cpu), "op", number, pid, method, args).result())
+        return opened(self.ask(actor_of_cpu(self.machine, cpu), "op", task_number, pid, method, args).result())
 
-    def where(self, number):
+    def where(self, task_number):
         """(cpu, node) of a task."""
-        cpu = task_t.array(self.machine.tasks)[number].cpu
+        cpu = task_t.array(self.machine.tasks)[task_number].cpu
         return cpu, self.world.topology.node_of_cpu(cpu)
 
-    def start(self, number, pid, cpu, function, args):
+    def start(self, task_number, pid, cpu_number, function, args):
         """Run a function as a task that was just made, on a CPU; its handle."""
         run, future = next(self.run_numbers), Future()
         self.runs[run] = future
         payload = dump_function(function, args)
         try:
-            self.ask(actor_of_cpu(self.machine, cpu), "adopt", self.number, run, number, payload).result()
+            self.ask(actor_of_cpu(self.machine, cpu_number), "adopt", self.number, run, task_number, payload).result()
         except BaseException:
             del self.runs[run]
             raise
@@ -364,11 +364,11 @@ class Cpu(Actor):
         """What the driver does with files; it waits for this CPU's turn, so it gets a thread."""
         return self.threads.submit(self.operations.system, method, args)
 
-    def rpc_flush_slab(self, number):
+    def rpc_flush_slab(self, cache_number):
         """Give this CPU's slab of a cache up, if no operation is running."""
         if self.turn.try_enter():
             try:
-                kernel_calls.flush_slab(self.state.address, number)
+                kernel_calls.flush_slab(self.state.address, cache_number)
             finally:
                 self.turn.__exit__()
 

@@ -65,85 +65,87 @@ class Operations(
 ):
     """The operations of one CPU."""
 
-    def __init__(self, cpu):
-        self.cpu, self.machine, self.address = cpu, cpu.machine, int(cpu.state.address)
+    def __init__(self, process):
+        self.process, self.machine, self.address = process, process.machine, int(process.state.address)
         self.tasks = task_t.array(self.machine.tasks)
         self.spare = None
         self.preempt_count, self.running_alone = 0, None  # (number, pid) of the task that keeps the turn
         self.kmap_slots = []  # addresses that it has mapped by kmap_atomic
 
-    def run(self, number, pid, method, args):
+    def run(self, task_number, pid, method, args):
         """One operation of task `pid`, in this CPU's turn. Its number may be another's by now, if it was killed."""
-        if self.running_alone != (number, pid) or method == "die":  # a kill waits until its victim may be preempted
-            self.cpu.turn.enter((number, pid))
+        if (
+            self.running_alone != (task_number, pid) or method == "die"
+        ):  # a kill waits until its victim may be preempted
+            self.process.turn.enter((task_number, pid))
         try:
-            return self.run_in_turn(number, pid, method, args)
+            return self.run_in_turn(task_number, pid, method, args)
         finally:
-            here = task_standing(self.address, number, pid) & HERE
+            here = task_standing(self.address, task_number, pid) & HERE
             if self.preempt_count == 0 or not here:
                 self.preempt_count, self.running_alone = 0, None
                 while self.kmap_slots:  # it has ended in between
                     self.kunmap_last()
-                self.cpu.turn.leave((number, pid), here)
+                self.process.turn.leave((task_number, pid), here)
 
-    def preempt_disable(self, number):
+    def preempt_disable(self, task_number):
         """Keep the turn after this operation, for this task's next ones."""
         self.preempt_count += 1
-        self.running_alone = number, self.tasks[number].pid
+        self.running_alone = task_number, self.tasks[task_number].pid
 
-    def give_way(self, number, pid):
+    def give_way(self, task_number, pid):
         """Let the tasks that wait for this CPU run; back when this one has the turn again. False: there are none."""
-        return self.preempt_count == 0 and self.cpu.turn.give_way((number, pid))
+        return self.preempt_count == 0 and self.process.turn.give_way((task_number, pid))
 
-    def schedule(self, number, until_ns):
+    def schedule(self, task_number, until_ns):
         """A task in the middle of accesses has had its slice (0), or sleeps until the disk has done what it asked for."""
         if not until_ns:
-            self.give_way(number, self.tasks[number].pid)
+            self.give_way(task_number, self.tasks[task_number].pid)
         elif self.preempt_count == 0:
-            self.cpu.turn.sleep((number, self.tasks[number].pid), until_ns)
+            self.process.turn.sleep((task_number, self.tasks[task_number].pid), until_ns)
 
-    def preempt_enable(self, number):
+    def preempt_enable(self, task_number):
         if self.preempt_count == 0:
             raise KernelBug("preempt_enable: preemption is not disabled on this CPU")
         self.preempt_count -= 1
 
-    def run_in_turn(self, number, pid, method, args):
+    def run_in_turn(self, task_number, pid, method, args):
         """One operation, while this CPU's turn is held. What fails is told with its reason; a task that was OOM-killed
         raises OutOfMemory.
         """
-        standing = task_standing(self.address, number, pid)
+        standing = task_standing(self.address, task_number, pid)
         if standing & ZOMBIE:
-            raise self.oom_killed(number)
+            raise self.oom_killed(task_number)
         if standing & GONE:
             raise OSError(errno.ESRCH, "the task has ended")
         try:
-            answer = getattr(self, method)(number, *args)
+            answer = getattr(self, method)(task_number, *args)
         except Exception as error:
-            if task_standing(self.address, number, pid) & VICTIM:
-                raise self.oom_killed(number) from None
+            if task_standing(self.address, task_number, pid) & VICTIM:
+                raise self.oom_killed(task_number) from None
             if type(error) is ValueError or isinstance(error, OSError):
-                raise explained(self, number, method, args, error) from None
+                raise explained(self, task_number, method, args, error) from None
             raise
-        if task_standing(self.address, number, pid) & VICTIM:
+        if task_standing(self.address, task_number, pid) & VICTIM:
             if method in ("fork", "clone", "vfork"):
                 self.die(answer[0], SIGKILL)  # nobody will ever hold it
-            raise self.oom_killed(number)
+            raise self.oom_killed(task_number)
         return answer
 
     def oom_exit(self, numbers):
         """Victims of the OOM killer end while none of them runs, be it in the middle of accesses; what they do next tells them."""
         for number in numbers:
             task = self.tasks[number]
-            if task.cpu == self.cpu.cpu_number and task.state == TASK_RUNNING and task.oom_victim == task.pid:
+            if task.cpu == self.process.cpu_number and task.state == TASK_RUNNING and task.oom_victim == task.pid:
                 oom_exit(self.address, number)
 
-    def oom_killed(self, number):
+    def oom_killed(self, task_number):
         """The exception for a victim, which is gone after it."""
-        task = self.tasks[number]
+        task = self.tasks[task_number]
         if task.state == TASK_RUNNING:
-            oom_exit(self.address, number)
+            oom_exit(self.address, task_number)
         error = OutOfMemory(epitaph(self.machine, task))
-        oom_release(self.address, number)
+        oom_release(self.address, task_number)
         return error
 
     # -- policies and placement
@@ -154,26 +156,35 @@ class Operations(
             check(-errno.EINVAL)
         return sum(1 << node for node in set(nodes or ()))
 
-    def set_mempolicy(self, number, mode, nodes):
+    def set_mempolicy(self, task_number, mode, nodes):
         check(
-            syscalls.sys_set_mempolicy(self.address, number, mode & MPOL_MODE, mode & ~MPOL_MODE, self.nodemask(nodes))
-        )
-
-    def mbind(self, number, addr, length, mode, nodes, flags):
-        """mbind(2): `mode` with its MPOL_F_* flags, `nodes` a tuple of numbers or None."""
-        check(
-            syscalls.sys_mbind(
-                self.address, number, addr, length, mode & MPOL_MODE, mode & ~MPOL_MODE, self.nodemask(nodes), flags
+            syscalls.sys_set_mempolicy(
+                self.address, task_number, mode & MPOL_MODE, mode & ~MPOL_MODE, self.nodemask(nodes)
             )
         )
 
-    def get_mempolicy(self, number, addr, flags):
+    def mbind(self, task_number, addr, length, mode, nodes, flags):
+        """mbind(2): `mode` with its MPOL_F_* flags, `nodes` a tuple of numbers or None."""
+        check(
+            syscalls.sys_mbind(
+                self.address,
+                task_number,
+                addr,
+                length,
+                mode & MPOL_MODE,
+                mode & ~MPOL_MODE,
+                self.nodemask(nodes),
+                flags,
+            )
+        )
+
+    def get_mempolicy(self, task_number, addr, flags):
         """(mode or node, node mask)"""
         answer = np.zeros(2, np.uint64)
-        check(syscalls.sys_get_mempolicy(self.address, number, addr, flags, answer.ctypes.data))
+        check(syscalls.sys_get_mempolicy(self.address, task_number, addr, flags, answer.ctypes.data))
         return int(answer[0]), int(answer[1])
 
-    def move_pages(self, number, pid, addresses, nodes, flags):
+    def move_pages(self, task_number, pid, addresses, nodes, flags):
         """(return value, status array)"""
         addresses = np.ascontiguousarray(addresses, np.uint64).ravel()
         status = np.zeros(len(addresses), np.int64)
@@ -185,8 +196,8 @@ class Operations(
             where = nodes.ctypes.data
         result = syscalls.sys_move_pages(
             self.address,
-            number,
-            self.target(number, pid),
+            task_number,
+            self.target(task_number, pid),
             addresses.ctypes.data,
             where,
             status.ctypes.data,
@@ -195,43 +206,48 @@ class Operations(
         )
         return check(result), status
 
-    def migrate_pages(self, number, pid, old, new):
+    def migrate_pages(self, task_number, pid, old, new):
         old, new = self.nodemask(old), self.nodemask(new)
-        return check(syscalls.sys_migrate_pages(self.address, number, self.target(number, pid), old, new))
+        return check(syscalls.sys_migrate_pages(self.address, task_number, self.target(task_number, pid), old, new))
 
-    def target(self, number, pid):
+    def target(self, task_number, pid):
         """The number of the task with this pid, or 0; pid 0 means the calling one."""
-        return number if not pid else self.number_of_pid(pid)
+        return task_number if not pid else self.number_of_pid(pid)
 
     def number_of_pid(self, pid):
         return next((n for n in task_numbers(self.machine) if self.tasks[n].pid == pid), 0)
 
     # -- memory accesses
 
-    def accessing(self, number, function, *args):
+    def accessing(self, task_number, function, *args):
         """Run compiled code that accesses memory, inside; name the fault if the kernel refuses one."""
-        syscalls.begin_access(self.address, number)
+        syscalls.begin_access(self.address, task_number)
         try:
             return function(*args)
         except SegmentationFault as error:
-            if not self.cpu.state.signal:
+            if not self.process.state.signal:
                 raise
-            raise self.fault(number) from (error if error.args else None)
+            raise self.fault(task_number) from (error if error.args else None)
         except KernelBug as error:
             self.no_bug()
-            if not self.cpu.state.signal:
+            if not self.process.state.signal:
                 raise
-            raise self.oops(number) from (error if error.args else None)
+            raise self.oops(task_number) from (error if error.args else None)
         finally:
             syscalls.end_access(self.address)
 
-    def load(self, number, addresses, dtype):
+    def load(self, task_number, addresses, dtype):
         """The values at virtual addresses, as an array of `dtype` in the shape of `addresses`."""
         addresses = np.ascontiguousarray(addresses, np.uint64)
         dtype = np.dtype(dtype)
         values = self.buffer(addresses.size * dtype.itemsize).view(dtype).reshape(addresses.shape)
         self.accessing(
-            number, LOAD_MANY[dtype.itemsize], self.address, addresses.ctypes.data, values.ctypes.data, addresses.size
+            task_number,
+            LOAD_MANY[dtype.itemsize],
+            self.address,
+            addresses.ctypes.data,
+            values.ctypes.data,
+            addresses.size,
         )
         return values
 
@@ -246,7 +262,7 @@ class Operations(
             spare = self.spare = np.empty(nbytes, np.uint8)
         return spare[:nbytes]
 
-    def store(self, number, addresses, values):
+    def store(self, task_number, addresses, values):
         """Store values at virtual addresses, one each, or one value at all of them."""
         addresses = np.ascontiguousarray(addresses, np.uint64)
         values = np.ascontiguousarray(values)
@@ -254,7 +270,7 @@ class Operations(
         if step == 0 and values.size != 1:
             raise ValueError(f"{values.size} values for {addresses.size} addresses")
         self.accessing(
-            number,
+            task_number,
             STORE_MANY[values.dtype.itemsize],
             self.address,
             addresses.ctypes.data,
@@ -263,140 +279,142 @@ class Operations(
             step,
         )
 
-    def read(self, number, addr, nbytes):
-        mapped = int(mm_of(self.machine, self.tasks[number].mm).total_vm) * PAGE_SIZE
-        return self.copy_out(number, copy_range, addr, nbytes, mapped)
+    def read(self, task_number, addr, nbytes):
+        mapped = int(mm_of(self.machine, self.tasks[task_number].mm).total_vm) * PAGE_SIZE
+        return self.copy_out(task_number, copy_range, addr, nbytes, mapped)
 
-    def copy_out(self, number, copy, addr, nbytes, mapped):
+    def copy_out(self, task_number, copy, addr, nbytes, mapped):
         """`nbytes` bytes. Of more than all that is mapped some are not: they are read in pieces that nobody keeps, to the fault."""
         if nbytes > mapped:
             piece = np.empty(PIECE_BYTES, np.uint8)
             for at in range(addr, addr + nbytes, PIECE_BYTES):
                 self.accessing(
-                    number, copy, self.address, at, piece.ctypes.data, min(PIECE_BYTES, addr + nbytes - at), 0
+                    task_number, copy, self.address, at, piece.ctypes.data, min(PIECE_BYTES, addr + nbytes - at), 0
                 )
         data = np.empty(nbytes, np.uint8)
-        self.accessing(number, copy, self.address, addr, data.ctypes.data, nbytes, 0)
+        self.accessing(task_number, copy, self.address, addr, data.ctypes.data, nbytes, 0)
         return data.tobytes()
 
-    def write(self, number, addr, data):
+    def write(self, task_number, addr, data):
         data = np.frombuffer(data, np.uint8)
-        self.accessing(number, copy_range, self.address, addr, data.ctypes.data, len(data), 1)
+        self.accessing(task_number, copy_range, self.address, addr, data.ctypes.data, len(data), 1)
 
-    def execute(self, number, addr):
+    def execute(self, task_number, addr):
         """One instruction fetch."""
-        self.accessing(number, execute_at, self.address, addr)
+        self.accessing(task_number, execute_at, self.address, addr)
 
-    def touch(self, number, addr, nbytes, stride, write):
+    def touch(self, task_number, addr, nbytes, stride, write):
         if stride < 1:
             raise ValueError("stride is 0, must be at least 1")
-        self.accessing(number, touch_range, self.address, addr, addr + nbytes, stride, int(write))
+        self.accessing(task_number, touch_range, self.address, addr, addr + nbytes, stride, int(write))
 
-    def call(self, number, function, args):
+    def call(self, task_number, function, args):
         """A user's compiled kernel: function(cpu, *args)."""
         release_gil(function)
-        return self.accessing(number, function, self.cpu.state, *args)
+        return self.accessing(task_number, function, self.process.state, *args)
 
-    def fault(self, number):
+    def fault(self, task_number):
         """The exception for the fault that the kernel has just refused."""
-        state, task = self.cpu.state, self.tasks[number]
+        state, task = self.process.state, self.tasks[task_number]
         address, signal, pid, mm = int(state.cr2), state.signal, task.pid, task.mm
         code = int(state.error_code)
         what = "store to" if code & X86_PF_WRITE else "execution at" if code & X86_PF_INSTR else "load from"
         name = bytes(task.comm.as_numpy()).rstrip(b"\0").decode()
         state.signal = 0
-        who = f"task {pid} ({name}) on cpu {self.cpu.cpu_number}"
+        who = f"task {pid} ({name}) on cpu {self.process.cpu_number}"
         if signal == SIGKILL:
             syscalls.end_access(self.address)
             if task.oom_victim == pid:  # `run` tells it
                 return OutOfMemory("killed by the OOM killer")
-            rss, why = int(mm_of(self.machine, mm).rss[1]) * 4, self.shortage_at(number, address)
-            syscalls.sys_exit(self.address, number, SIGKILL)
+            rss, why = int(mm_of(self.machine, mm).rss[1]) * 4, self.shortage_at(task_number, address)
+            syscalls.sys_exit(self.address, task_number, SIGKILL)
             return OutOfMemory(
                 f"{who}: no node it may use can serve a {what.split()[0]} at {address:#x}: {why}; it was "
                 f"killed with {rss} kB resident"
             )
         if signal == SIGBUS:
-            return BusError(f"{who}: {what} {address:#x}: {self.beyond_the_end(number, mm, address)}")
+            return BusError(f"{who}: {what} {address:#x}: {self.beyond_the_end(task_number, mm, address)}")
         where = self.describe(mm, address, bool(code & X86_PF_PROT))
         return SegmentationFault(f"{who}: {what} {address:#x}: {where} (error code {code:#x})")
 
     # -- the task
 
-    def fork(self, number, cpu):
+    def fork(self, task_number, cpu_number):
         """(child's task number, pid); it is to be on this CPU, or (None) on its parent's."""
-        self.check_cpu(number, cpu)
-        child = check(syscalls.sys_fork(self.address, number))
+        self.check_cpu(task_number, cpu_number)
+        child = check(syscalls.sys_fork(self.address, task_number))
         return child, self.tasks[child].pid
 
-    def clone(self, number, cpu):
-        self.check_cpu(number, cpu)
-        child = check(syscalls.sys_clone(self.address, number))
+    def clone(self, task_number, cpu_number):
+        self.check_cpu(task_number, cpu_number)
+        child = check(syscalls.sys_clone(self.address, task_number))
         return child, self.tasks[child].pid
 
-    def vfork(self, number, cpu):
-        self.check_cpu(number, cpu)
-        child = check(syscalls.sys_vfork(self.address, number))
+    def vfork(self, task_number, cpu_number):
+        self.check_cpu(task_number, cpu_number)
+        child = check(syscalls.sys_vfork(self.address, task_number))
         return child, self.tasks[child].pid
 
-    def setuid(self, number, uid):
-        check(syscalls.sys_setuid(self.address, number, uid))
+    def setuid(self, task_number, uid):
+        check(syscalls.sys_setuid(self.address, task_number, uid))
 
-    def sleep(self, number, ms):
+    def sleep(self, task_number, ms):
         """Other tasks of this CPU run meanwhile; if none wants to, its clock jumps."""
         if ms < 0:
             check(-errno.EINVAL)
-        until = min(syscalls.sys_schedule(self.address, number) + round(ms * 1_000_000), KTIME_MAX)
+        until = min(syscalls.sys_schedule(self.address, task_number) + round(ms * 1_000_000), KTIME_MAX)
         if self.preempt_count:
-            raise KernelBug(f"scheduling while atomic: task {self.tasks[number].pid} may not sleep before put_cpu_var")
-        self.cpu.turn.sleep((number, self.tasks[number].pid), until)
+            raise KernelBug(
+                f"scheduling while atomic: task {self.tasks[task_number].pid} may not sleep before put_cpu_var"
+            )
+        self.process.turn.sleep((task_number, self.tasks[task_number].pid), until)
         sleep_until(self.address, until)
 
-    def sched_yield(self, number):
+    def sched_yield(self, task_number):
         """To the end of the CPU's run queue."""
-        syscalls.sys_schedule(self.address, number)
-        if not self.give_way(number, self.tasks[number].pid):
+        syscalls.sys_schedule(self.address, task_number)
+        if not self.give_way(task_number, self.tasks[task_number].pid):
             new_slice(self.address)
 
-    def wait(self, number, pid, options):
+    def wait(self, task_number, pid, options):
         """(pid, status) of a child that has ended, or None: none has."""
         if INT_MIN < pid < -1 or pid == 0:
             raise NotImplementedError(f"wait: pid {pid} means a process group, and there are none")
         status = np.zeros(1, np.int64)
-        found = check(syscalls.sys_wait4(self.address, number, pid, options, status.ctypes.data))
+        found = check(syscalls.sys_wait4(self.address, task_number, pid, options, status.ctypes.data))
         return (found, int(status[0])) if found else None
 
-    def exit(self, number, code):
-        self.tasks[number].exit_code = code
-        syscalls.sys_exit(self.address, number, 0)
+    def exit(self, task_number, code):
+        self.tasks[task_number].exit_code = code
+        syscalls.sys_exit(self.address, task_number, 0)
 
-    def kill(self, number, pid, signal):
+    def kill(self, task_number, pid, signal):
         """Raise unless the caller may send the signal."""
         if INT_MIN < pid <= 0:
             raise NotImplementedError(f"kill: pid {pid} means a process group, and there are none")
-        check(syscalls.sys_kill(self.address, number, self.number_of_pid(pid), signal))
+        check(syscalls.sys_kill(self.address, task_number, self.number_of_pid(pid), signal))
 
-    def thread_group(self, number, pid):
+    def thread_group(self, task_number, pid):
         """(number, pid) of the living threads of the process that task `pid` belongs to, the caller last."""
         tgid = self.tasks[self.number_of_pid(pid)].tgid
         members = [n for n in task_numbers(self.machine) if self.tasks[n].tgid == tgid]
-        return [(n, self.tasks[n].pid) for n in sorted(members, key=lambda n: n == number)]
+        return [(n, self.tasks[n].pid) for n in sorted(members, key=lambda n: n == task_number)]
 
-    def die(self, number, signal):
+    def die(self, task_number, signal):
         """A signal that ends the task, on the CPU it is on, and not in the middle of its accesses."""
-        while self.tasks[number].preempted and self.cpu.turn.give_way(None):
+        while self.tasks[task_number].preempted and self.process.turn.give_way(None):
             pass
-        syscalls.sys_exit(self.address, number, signal)
+        syscalls.sys_exit(self.address, task_number, signal)
 
-    def sched_setaffinity(self, number, cpus):
+    def sched_setaffinity(self, task_number, cpus):
         """Move the task to the first of `cpus` that it may be on, unless it is on one of them; the CPU it is on now.
 
         CPUs that the machine does not have are passed over, as bits behind the last CPU of a mask are.
         """
-        cpus = sorted(self.cpus_allowed(number) & set(cpus))
+        cpus = sorted(self.cpus_allowed(task_number) & set(cpus))
         if not cpus:
             check(-errno.EINVAL)
-        task = self.tasks[number]
+        task = self.tasks[task_number]
         if task.cpu not in cpus:
             if self.preempt_count:
                 where = f"task {task.pid} may not leave cpu {task.cpu} before put_cpu_var"
@@ -405,45 +423,45 @@ class Operations(
             task.cpu = cpus[0]
         return task.cpu
 
-    def cpus_allowed(self, number):
+    def cpus_allowed(self, task_number):
         """The CPUs that the task's cpuset allows (cpuset_cpus_allowed)."""
-        words = cgroup_t.array(self.machine.cgroups)[self.tasks[number].cgroup].cpus
+        words = cgroup_t.array(self.machine.cgroups)[self.tasks[task_number].cgroup].cpus
         return {cpu for cpu in range(self.machine.nr_cpus) if int(words[cpu // 64]) >> cpu % 64 & 1}
 
-    def check_cpu(self, number, cpu):
+    def check_cpu(self, task_number, cpu_number):
         """Raise unless a child of the task may be put on this CPU."""
-        if cpu is not None and cpu not in self.cpus_allowed(number):
+        if cpu_number is not None and cpu_number not in self.cpus_allowed(task_number):
             check(-errno.EINVAL)
 
-    def cpuset_attach(self, number, group, mems, old_mems, whole):
+    def cpuset_attach(self, task_number, group, mems, old_mems, whole):
         """The task's group, or what it allows, has changed: its memory follows, and it leaves a CPU it may not be on."""
-        check(syscalls.sys_cpuset_attach(self.address, number, group, mems, old_mems, whole))
-        allowed = self.cpus_allowed(number)
-        if self.tasks[number].cpu not in allowed:
-            self.sched_setaffinity(number, allowed)
+        check(syscalls.sys_cpuset_attach(self.address, task_number, group, mems, old_mems, whole))
+        allowed = self.cpus_allowed(task_number)
+        if self.tasks[task_number].cpu not in allowed:
+            self.sched_setaffinity(task_number, allowed)
 
-    def place(self, number, cpu):
+    def place(self, task_number, cpu_number):
         """Put a new child on a CPU."""
-        self.tasks[number].cpu = cpu
+        self.tasks[task_number].cpu = cpu_number
 
-    def clock_ns(self, number):
+    def clock_ns(self, task_number):
         return syscalls.read_clock(self.address)
 
-    def counters(self, number):
+    def counters(self, task_number):
         """This CPU's figures and the task's faults."""
-        task = self.tasks[number]
+        task = self.tasks[task_number]
         return {
-            **cpu_figures(self.machine, self.cpu.cpu_number),
+            **cpu_figures(self.machine, self.process.cpu_number),
             "task_minor_faults": task.min_flt,
             "task_major_faults": task.maj_flt,
         }
 
     # -- task.kernel
 
-    def alloc_pages(self, number, gfp, order, nid, nodes):
+    def alloc_pages(self, task_number, gfp, order, nid, nodes):
         mask = self.check_allocation(gfp, order, nid, nodes)
         self.might_alloc(gfp, "alloc_pages")
-        return syscalls.kernel_alloc_pages(self.address, number, gfp, order, nid, mask)
+        return syscalls.kernel_alloc_pages(self.address, task_number, gfp, order, nid, mask)
 
     def check_allocation(self, gfp, order, nid, nodes):
         """The mask of the nodes that may serve; raise if there are none such, or no blocks of this order."""
@@ -455,20 +473,20 @@ class Operations(
         self.checked_nid(nid)
         return int(self.machine.node_mask) if nodes is None else self.nodemask(nodes)
 
-    def explain_pages(self, number, gfp, order, nid, nodes):
+    def explain_pages(self, task_number, gfp, order, nid, nodes):
         """(pfn, steps of the trail, how many more there were)"""
         mask = self.check_allocation(gfp, order, nid, nodes)
-        pfn = syscalls.kernel_explain_pages(self.address, number, gfp, order, nid, mask)
-        return pfn, *read_trail(self.machine, self.cpu.cpu_number)
+        pfn = syscalls.kernel_explain_pages(self.address, task_number, gfp, order, nid, mask)
+        return pfn, *read_trail(self.machine, self.process.cpu_number)
 
-    def page_address(self, number, pfn):
+    def page_address(self, task_number, pfn):
         """Where a page lies in the direct map, or where kmap has put it; 0: it is high memory that is not mapped."""
         self.present(pfn, 0)
         if page_zone(self.machine, pfn) % MAX_NR_ZONES == ZONE_HIGHMEM:
             return int(vmalloc_calls.kernel_page_address_high(self.address, pfn))
         return int(self.machine.paging.page_offset) + (pfn << 12)
 
-    def virt_to_pfn(self, number, address):
+    def virt_to_pfn(self, task_number, address):
         """The page at an address of the direct map; a pfn stays one."""
         if address < self.machine.paging.page_offset:
             return address
@@ -476,17 +494,17 @@ class Operations(
         self.kernel_bytes(address, 1)
         return pfn
 
-    def free_hot_cold_page(self, number, pfn, cold):
+    def free_hot_cold_page(self, task_number, pfn, cold):
         self.present(pfn, 0)
-        bad = syscalls.kernel_free_hot_cold_page(self.address, number, pfn, cold)
+        bad = syscalls.kernel_free_hot_cold_page(self.address, task_number, pfn, cold)
         if bad:
-            raise self.bad_page(number, pfn, 0, bad)
+            raise self.bad_page(task_number, pfn, 0, bad)
 
-    def free_pages(self, number, pfn, order):
+    def free_pages(self, task_number, pfn, order):
         self.present(pfn, order)
-        bad = syscalls.kernel_free_pages(self.address, number, pfn, order)
+        bad = syscalls.kernel_free_pages(self.address, task_number, pfn, order)
         if bad:
-            raise self.bad_page(number, pfn, order, bad)
+            raise self.bad_page(task_number, pfn, order, bad)
 
     def present(self, pfn, order):
         """Raise unless 2**order page structs are there."""
@@ -497,13 +515,13 @@ class Operations(
             if zone is None or not zone.start_pfn <= at < zone.start_pfn + zone.spanned_pages:
                 raise KernelBug(f"pfn {at} order {order}: no memory there")
 
-    def bad_page(self, number, pfn, order, bad):
+    def bad_page(self, task_number, pfn, order, bad):
         """bad_page: the kernel's log gets the page struct, the caller the exception."""
         page, why = page_of(self.machine, pfn), BAD_TEXTS[bad]
         allocated = f", allocated with order {page.order}" if page.refcount > 0 else ""
-        self.cpu.printk(
+        self.process.printk(
             [
-                f"BUG: Bad page state in process {task_name(self.tasks[number])}  pfn:{pfn:05x}",
+                f"BUG: Bad page state in process {task_name(self.tasks[task_number])}  pfn:{pfn:05x}",
                 f"page: refcount:{page.refcount} mapcount:{page.mapcount} mapping:{page.mapping} index:{page.index:#x} "
                 f"pfn:{pfn:#x}",
                 f"flags: {int(page.flags):#x} order:{page.order}",
@@ -512,7 +530,7 @@ class Operations(
         )
         return KernelBug(f"Bad page state: pfn {pfn} order {order}: {why}{allocated}; it was not freed")
 
-    def page(self, number, pfn):
+    def page(self, task_number, pfn):
         """Node, zone and counts of a page, for who looks inside."""
         self.present(pfn, 0)
         page, zone = page_of(self.machine, pfn), page_zone(self.machine, pfn)

@@ -72,9 +72,9 @@ def words_of(given):
 class ExecOperations(Part):
     """The operation execve; `address`, `machine`, `tasks` and `accessing` are those of Operations."""
 
-    def other_threads(self, number):
+    def other_threads(self, task_number):
         """(number, pid) of the other threads of a task's process, which exec ends (de_thread)."""
-        task = self.tasks[number]
+        task = self.tasks[task_number]
         if task.tgid != task.pid:
             raise NotImplementedError(
                 f"execve in thread {task.pid} of process {task.tgid}: only its first thread may call it"
@@ -82,32 +82,32 @@ class ExecOperations(Part):
         return [
             (n, self.tasks[n].pid)
             for n in task_numbers(self.machine)
-            if n != number and self.tasks[n].tgid == task.tgid and self.tasks[n].state == TASK_RUNNING
+            if n != task_number and self.tasks[n].tgid == task.tgid and self.tasks[n].state == TASK_RUNNING
         ]
 
-    def execve(self, number, path, argv, envp):
+    def execve(self, task_number, path, argv, envp):
         """A new program in the task: (ip, sp) as it would begin with."""
         argv, envp = words_of(argv) or [b"\0"], words_of(envp)
         files = []
         try:
-            program, argv = self.open_script(number, path, argv, files)
-            self.check_arguments(number, path, argv, envp)
-            interp = program.interp and self.open_program(number, program.interp, files, errno.ELIBBAD)
-            check(calls.flush_old_exec(self.address, number), path)
-            self.cpu.set_comm(number, os.path.basename(path))
+            program, argv = self.open_script(task_number, path, argv, files)
+            self.check_arguments(task_number, path, argv, envp)
+            interp = program.interp and self.open_program(task_number, program.interp, files, errno.ELIBBAD)
+            check(calls.flush_old_exec(self.address, task_number), path)
+            self.process.set_comm(task_number, os.path.basename(path))
             try:
-                return self.load_elf_binary(number, program, interp, path, argv, envp, files)
+                return self.load_elf_binary(task_number, program, interp, path, argv, envp, files)
             except (OSError, BusError, SegmentationFault) as error:  # the point of no return lies behind us
-                syscalls.sys_exit(self.address, number, SIGSEGV)
-                why = f"{error}; task {self.tasks[number].pid} is dead, as its old memory was given up for it"
+                syscalls.sys_exit(self.address, task_number, SIGSEGV)
+                why = f"{error}; task {self.tasks[task_number].pid} is dead, as its old memory was given up for it"
                 raise refused(getattr(error, "errno", errno.EFAULT), path, why) from error
         finally:
             for file in files:
                 file.close()
 
-    def check_arguments(self, number, path, argv, envp):
+    def check_arguments(self, task_number, path, argv, envp):
         """bprm_stack_limits and the limit of each string."""
-        limit = max(min(ARG_LIMIT, int(self.tasks[number].rlim[2 * RLIMIT_STACK]) // 4), ARG_MAX)
+        limit = max(min(ARG_LIMIT, int(self.tasks[task_number].rlim[2 * RLIMIT_STACK]) // 4), ARG_MAX)
         strings = [os.fsencode(path) + b"\0", *envp, *argv]
         total = sum(map(len, strings)) + 8 * (len(argv) + len(envp))
         longest = max(map(len, strings))
@@ -121,11 +121,11 @@ class ExecOperations(Part):
 
     # -- files
 
-    def open_script(self, number, path, argv, files):
+    def open_script(self, task_number, path, argv, files):
         """The program of this path, or who runs the script of this path, and its arguments: exec_binprm, load_script."""
         name = path
         for _ in range(MOST_INTERPRETERS + 1):
-            head = self.open_file(number, name, files).read(0, elf.BINPRM_BUF_SIZE)
+            head = self.open_file(task_number, name, files).read(0, elf.BINPRM_BUF_SIZE)
             if not is_script(head):
                 return Program(name, files[-1].read, self.arch()), argv
             interpreter, argument = load_script(name, head)
@@ -141,23 +141,23 @@ class ExecOperations(Part):
 
     def arch(self):
         """What programs must be made for."""
-        return elf.arch_of(self.cpu.world.topology.paging)
+        return elf.arch_of(self.process.world.topology.paging)
 
-    def open_program(self, number, path, files, bad=errno.ENOEXEC):
+    def open_program(self, task_number, path, files, bad=errno.ENOEXEC):
         """The ELF file of this path, which is not made for this machine or no program at all: errno `bad`."""
-        return Program(path, self.open_file(number, path, files).read, self.arch(), bad)
+        return Program(path, self.open_file(task_number, path, files).read, self.arch(), bad)
 
-    def open_file(self, number, path, files):
+    def open_file(self, task_number, path, files):
         """The file of this path on the emulated disk, brought there from the host if it is not, last in `files`."""
         for name in dict.fromkeys((path, os.path.realpath(path))):
             try:
-                files.append(ExecFile(self, number, path, name))
+                files.append(ExecFile(self, task_number, path, name))
                 break
             except FileNotFoundError:
                 pass
         else:
             self.bring_program(path, name)
-            files.append(ExecFile(self, number, path, name))
+            files.append(ExecFile(self, task_number, path, name))
         return files[-1]
 
     def bring_program(self, path, name):
@@ -179,28 +179,28 @@ class ExecOperations(Part):
 
     # -- memory
 
-    def put_user(self, number, addr, data):
+    def put_user(self, task_number, addr, data):
         """Write to the program's memory, by the MMU, as copy_to_user does."""
         data = np.frombuffer(data, np.uint8)
         if len(data):
-            self.accessing(number, copy_range, self.address, addr, data.ctypes.data, len(data), 1)
+            self.accessing(task_number, copy_range, self.address, addr, data.ctypes.data, len(data), 1)
 
-    def load_elf_binary(self, number, program, interp, path, argv, envp, files):
+    def load_elf_binary(self, task_number, program, interp, path, argv, envp, files):
         """Stack, segments, interpreter, heap, arguments. `path` is what execve was asked for."""
         strings, word = [os.fsencode(path) + b"\0", *reversed(envp), *reversed(argv)], program.arch.bits // 8
         room = word + sum(map(len, strings))
-        top = int(calls.setup_stack(self.address, number, room, program.executable_stack))
+        top = int(calls.setup_stack(self.address, task_number, room, program.executable_stack))
         if not top:
             check(-errno.ENOMEM, program.path)
-        bias = self.load_program(number, program, interp, files[0].fd)
-        mm = mm_of(self.machine, self.tasks[number].mm)
+        bias = self.load_program(task_number, program, interp, files[0].fd)
+        mm = mm_of(self.machine, self.tasks[task_number].mm)
         mm.start_code, mm.end_code, mm.start_data, mm.end_data, end = (bias + at for at in program.bounds())
         mm.start_brk = mm.brk = page_align(end)
         base, entry = 0, bias + program.entry
         if interp:
-            base = self.load_segments(number, interp, files[1].fd, None)
+            base = self.load_segments(task_number, interp, files[1].fd, None)
             entry = base + interp.entry
-        sp = self.create_elf_tables(number, program, mm, top - word, bias, base, strings, len(argv), len(envp))
+        sp = self.create_elf_tables(task_number, program, mm, top - word, bias, base, strings, len(argv), len(envp))
         mm.start_stack = sp
         if self.machine.randomize_va_space > 1:
             brk = (
@@ -211,18 +211,18 @@ class ExecOperations(Part):
             mm.start_brk = mm.brk = calls.randomize_brk(self.address, page_align(int(brk)))
         return Registers(entry, sp)
 
-    def load_program(self, number, program, interp, fd):
+    def load_program(self, task_number, program, interp, fd):
         """Map the program's segments: by how much it lies higher than its file says."""
         first = page_start(program.segments[0].vaddr)
         if program.kind == "ET_EXEC":
-            self.load_segments(number, program, fd, first)
+            self.load_segments(task_number, program, fd, first)
             return 0
         if not interp:  # a loader, or a static program that moves itself: where mmap puts it
-            return self.load_segments(number, program, fd, None)
+            return self.load_segments(task_number, program, fd, None)
         where = int(self.machine.paging.elf_et_dyn_base) + int(calls.mmap_rnd(self.address))
-        return self.load_segments(number, program, fd, page_start(where & -max(program.alignment, PAGE_SIZE)))
+        return self.load_segments(task_number, program, fd, page_start(where & -max(program.alignment, PAGE_SIZE)))
 
-    def load_segments(self, number, program, fd, first):
+    def load_segments(self, task_number, program, fd, first):
         """Map the segments, the first one at `first`, or anywhere (None): by how much they lie higher than the file says."""
         bias = None
         for segment in program.segments:
@@ -233,54 +233,56 @@ class ExecOperations(Part):
             else:
                 where, flags = (bias or 0) + page_start(segment.vaddr), MAP_FIXED
             total = program.total_size if bias is None and program.kind == "ET_DYN" else 0
-            mapped = self.elf_load(number, program, fd, segment, where, flags, total)
+            mapped = self.elf_load(task_number, program, fd, segment, where, flags, total)
             if bias is None:
                 bias = mapped - page_start(segment.vaddr)
         return bias
 
-    def elf_load(self, number, program, fd, segment, where, flags, total):
+    def elf_load(self, task_number, program, fd, segment, where, flags, total):
         """One segment: pages of the file, the rest of the last one cleared, anonymous memory behind it. Where it lies."""
         offset, mapped = segment.vaddr - page_start(segment.vaddr), where
         if segment.filesz:
             length, pgoff = page_align(segment.filesz + offset), page_start(segment.offset) // PAGE_SIZE
             mapped = check(
-                calls.elf_map(self.address, number, where, length, total, segment.prot, flags | MAP_PRIVATE, fd, pgoff),
+                calls.elf_map(
+                    self.address, task_number, where, length, total, segment.prot, flags | MAP_PRIVATE, fd, pgoff
+                ),
                 program.path,
             )
         end, zero = mapped + offset + segment.memsz, mapped + offset + segment.filesz
         if segment.memsz > segment.filesz:
             if segment.filesz and segment.prot & PROT_WRITE:
-                self.put_user(number, zero, bytes(page_align(zero) - zero))
+                self.put_user(task_number, zero, bytes(page_align(zero) - zero))
             bss = page_align(zero) if segment.filesz else page_start(zero)
             check(
-                calls.vm_brk(self.address, number, bss, page_align(end) - bss, bool(segment.prot & PROT_EXEC)),
+                calls.vm_brk(self.address, task_number, bss, page_align(end) - bss, bool(segment.prot & PROT_EXEC)),
                 program.path,
             )
         return mapped
 
     # -- the stack
 
-    def put_strings(self, number, sp, strings):
+    def put_strings(self, task_number, sp, strings):
         """Strings below each other; the address of each."""
         places = []
         for string in strings:
             sp -= len(string)
             places.append(sp)
-        self.put_user(number, sp, b"".join(reversed(strings)))
+        self.put_user(task_number, sp, b"".join(reversed(strings)))
         return places
 
-    def create_elf_tables(self, number, program, mm, sp, bias, base, strings, argc, envc):
+    def create_elf_tables(self, task_number, program, mm, sp, bias, base, strings, argc, envc):
         """What a program finds on its stack: `strings` from `sp` down (path, environment, arguments), and where they are. The
         stack pointer.
         """
-        places = self.put_strings(number, sp, strings)
+        places = self.put_strings(task_number, sp, strings)
         execfn, envs, args = places[0], places[1 : 1 + envc][::-1], places[1 + envc :][::-1]
         mm.env_end, mm.arg_start = execfn, places[-1]
         mm.arg_end = mm.env_start = envs[0] if envs else execfn
         sp = int(calls.align_stack(self.address, places[-1]))
-        platform, random = self.put_strings(number, sp, [program.arch.platform, self.random_bytes()])
+        platform, random = self.put_strings(task_number, sp, [program.arch.platform, self.random_bytes()])
         vector = [
-            *self.auxiliary_vector(number, program, bias, base),
+            *self.auxiliary_vector(task_number, program, bias, base),
             (elf.AT_RANDOM, random),
             (elf.AT_EXECFN, execfn),
             (elf.AT_PLATFORM, platform),
@@ -292,7 +294,7 @@ class ExecOperations(Part):
         words = [argc, *args, 0, *envs, 0, *vector]
         data = struct.pack(f"<{len(words)}{'Q' if program.arch.bits == 64 else 'I'}", *words)
         sp = random - len(data) & -16
-        self.put_user(number, sp, data)
+        self.put_user(task_number, sp, data)
         return sp
 
     def random_bytes(self):
@@ -301,9 +303,9 @@ class ExecOperations(Part):
         calls.get_random_bytes(self.address, data.ctypes.data, len(data))
         return data.tobytes()
 
-    def auxiliary_vector(self, number, program, bias, base):
+    def auxiliary_vector(self, task_number, program, bias, base):
         """As much of NEW_AUX_ENT's list as the emulator has something to say about: no vDSO, no feature bits of a CPU."""
-        uid = self.tasks[number].uid
+        uid = self.tasks[task_number].uid
         return (
             (elf.AT_PAGESZ, PAGE_SIZE),
             (elf.AT_CLKTCK, 100),

@@ -26,7 +26,7 @@ class FaultTexts(Part):
         """What lies at or nearest to an address."""
         paging = self.machine.paging
         if address >> int(paging.canonical_shift) not in (0, (1 << 64 - int(paging.canonical_shift)) - 1):
-            return f"not an address of this machine (not canonical with {self.cpu.world.topology.paging})"
+            return f"not an address of this machine (not canonical with {self.process.world.topology.paging})"
         if address >= paging.kernel_start:
             return "a kernel address, not for users"
         index, count = vma_index(self.machine, mm), mm_of(self.machine, mm).map_count

@@ -45,11 +45,11 @@ class FileOperations(Part):
         """A number that the kernel may look at."""
         return fd if 0 <= fd < MAX_OPEN else -1
 
-    def open(self, number, path, flags):
+    def open(self, task_number, path, flags):
         name = name_words(path)
-        return check(calls.sys_open(self.address, number, name.ctypes.data, flags), path)
+        return check(calls.sys_open(self.address, task_number, name.ctypes.data, flags), path)
 
-    def memfd_create(self, number, name, flags):
+    def memfd_create(self, task_number, name, flags):
         """memfd_create(2): a descriptor. MFD_HUGETLB chooses a pool of huge pages."""
         sizes = MAP_HUGE_MASK << MAP_HUGE_SHIFT if flags & MFD_HUGETLB else 0
         if flags & ~(MFD_ALL_FLAGS | sizes) or flags & _EXEC == _EXEC or len(os.fsencode(name)) > MFD_NAME_MAX_LEN:
@@ -58,28 +58,28 @@ class FileOperations(Part):
         if hstate < -1:
             check(-errno.ENODEV)
         words, flags = name_words(f"/memfd:{name}"), O_RDWR | (O_CLOEXEC if flags & MFD_CLOEXEC else 0)
-        return check(calls.sys_memfd_create(self.address, number, words.ctypes.data, flags, hstate))
+        return check(calls.sys_memfd_create(self.address, task_number, words.ctypes.data, flags, hstate))
 
-    def file_close(self, number, fd):
-        check(calls.sys_close(self.address, number, self.descriptor(fd)))
+    def file_close(self, task_number, fd):
+        check(calls.sys_close(self.address, task_number, self.descriptor(fd)))
 
-    def fstat(self, number, fd):
+    def fstat(self, task_number, fd):
         """(size, inode number)"""
         answer = np.zeros(2, np.int64)
-        check(calls.sys_fstat(self.address, number, self.descriptor(fd), answer))
+        check(calls.sys_fstat(self.address, task_number, self.descriptor(fd), answer))
         return answer.tolist()
 
-    def file_size(self, number, fd):
-        return self.fstat(number, fd)[0]
+    def file_size(self, task_number, fd):
+        return self.fstat(task_number, fd)[0]
 
-    def file_name(self, number, fd):
+    def file_name(self, task_number, fd):
         """What /proc/<pid>/fd/<fd> would link to."""
-        return inode_name(inode_of(self.machine, self.fstat(number, fd)[1]))
+        return inode_name(inode_of(self.machine, self.fstat(task_number, fd)[1]))
 
-    def dup(self, number, fd, target):
+    def dup(self, task_number, fd, target):
         if target is not None and self.descriptor(target) < 0:
             raise OSError(errno.EBADF, os.strerror(errno.EBADF))
-        return check(calls.sys_dup(self.address, number, self.descriptor(fd), -1 if target is None else target))
+        return check(calls.sys_dup(self.address, task_number, self.descriptor(fd), -1 if target is None else target))
 
     def position(self, offset):
         """A place in a file, None for where it stands; one before the beginning is refused before anything else."""
@@ -87,50 +87,54 @@ class FileOperations(Part):
             check(-errno.EINVAL)
         return calls.AT_F_POS if offset is None else offset
 
-    def file_read(self, number, fd, offset, nbytes):
+    def file_read(self, task_number, fd, offset, nbytes):
         """read(2), or pread(2) with an offset: bytes, at most `nbytes` of them."""
         where = self.position(offset)
-        size = self.file_size(number, fd)
+        size = self.file_size(task_number, fd)
         nbytes = min(size if nbytes is None else nbytes, size, READ_MOST)
         data = self.buffer(max(nbytes, 0))
-        n = check(calls.sys_read(self.address, number, self.descriptor(fd), where, data.ctypes.data, nbytes))
+        n = check(calls.sys_read(self.address, task_number, self.descriptor(fd), where, data.ctypes.data, nbytes))
         return data[:n].tobytes()
 
-    def file_read_through(self, number, fd, nbytes, chunk):
+    def file_read_through(self, task_number, fd, nbytes, chunk):
         """Read `nbytes` bytes by read(2) of `chunk` bytes at a time and forget them: how many there were."""
         if chunk < 1:
             raise ValueError(f"chunk {chunk} must be at least 1")
-        chunk = min(chunk, READ_MOST, max(self.file_size(number, fd), 1))
+        chunk = min(chunk, READ_MOST, max(self.file_size(task_number, fd), 1))
         data = self.buffer(chunk)
-        return check(calls.read_through(self.address, number, self.descriptor(fd), data.ctypes.data, chunk, nbytes))
+        return check(
+            calls.read_through(self.address, task_number, self.descriptor(fd), data.ctypes.data, chunk, nbytes)
+        )
 
-    def file_write(self, number, fd, offset, data):
+    def file_write(self, task_number, fd, offset, data):
         data = np.frombuffer(data, np.uint8)
         where = self.position(offset)
-        return check(calls.sys_write(self.address, number, self.descriptor(fd), where, data.ctypes.data, len(data)))
+        return check(
+            calls.sys_write(self.address, task_number, self.descriptor(fd), where, data.ctypes.data, len(data))
+        )
 
-    def file_seek(self, number, fd, offset, whence):
-        return check(calls.sys_lseek(self.address, number, self.descriptor(fd), offset, whence))
+    def file_seek(self, task_number, fd, offset, whence):
+        return check(calls.sys_lseek(self.address, task_number, self.descriptor(fd), offset, whence))
 
-    def file_fsync(self, number, fd):
-        check(calls.sys_fsync(self.address, number, self.descriptor(fd)))
+    def file_fsync(self, task_number, fd):
+        check(calls.sys_fsync(self.address, task_number, self.descriptor(fd)))
 
-    def file_fadvise(self, number, fd, offset, length, advice):
-        check(calls.sys_fadvise(self.address, number, self.descriptor(fd), offset, length, advice))
+    def file_fadvise(self, task_number, fd, offset, length, advice):
+        check(calls.sys_fadvise(self.address, task_number, self.descriptor(fd), offset, length, advice))
 
-    def file_truncate(self, number, fd, size):
-        check(calls.sys_ftruncate(self.address, number, self.descriptor(fd), size))
+    def file_truncate(self, task_number, fd, size):
+        check(calls.sys_ftruncate(self.address, task_number, self.descriptor(fd), size))
 
-    def mmap_file(self, number, addr, length, prot, flags, fd, offset):
+    def mmap_file(self, task_number, addr, length, prot, flags, fd, offset):
         """mmap(2) of an open file: the address."""
         return check(
             calls.sys_mmap_file(
-                self.address, number, addr, length, prot, flags, self.descriptor(fd), offset & (1 << 64) - 1
+                self.address, task_number, addr, length, prot, flags, self.descriptor(fd), offset & (1 << 64) - 1
             )
         )
 
-    def msync(self, number, addr, length, flags):
-        check(calls.sys_msync(self.address, number, addr, length, flags))
+    def msync(self, task_number, addr, length, flags):
+        check(calls.sys_msync(self.address, task_number, addr, length, flags))
 
     def put_on_disk(self, path, size, data, seed):
         """A new file with its contents; found under its name only when it is complete."""
@@ -147,7 +151,7 @@ class FileOperations(Part):
 
     def system(self, method, args):
         """One of the methods below."""
-        with self.cpu.turn:
+        with self.process.turn:
             return getattr(self, f"system_{method}")(*args)
 
     def system_create_file(self, path, size, data, seed):

@@ -25,30 +25,30 @@ class KernelSpaceOperations(Part):
 
     # -- accesses in kernel mode
 
-    def kernel_read(self, number, address, nbytes):
-        return self.copy_out(number, kernel_copy_range, address, nbytes, self.machine.max_pfn * PAGE_SIZE)
+    def kernel_read(self, task_number, address, nbytes):
+        return self.copy_out(task_number, kernel_copy_range, address, nbytes, self.machine.max_pfn * PAGE_SIZE)
 
-    def kernel_write(self, number, address, data):
+    def kernel_write(self, task_number, address, data):
         data = np.frombuffer(data, np.uint8)
-        self.accessing(number, kernel_copy_range, self.address, address, data.ctypes.data, len(data), 1)
+        self.accessing(task_number, kernel_copy_range, self.address, address, data.ctypes.data, len(data), 1)
 
-    def oops(self, number):
+    def oops(self, task_number):
         """The exception for a fault in kernel mode that the kernel could not serve; the log gets it too: show_fault_oops."""
-        state, task = self.cpu.state, self.tasks[number]
+        state, task = self.process.state, self.tasks[task_number]
         address, code, state.signal = int(state.cr2), int(state.error_code), 0
         how = "write" if code & X86_PF_WRITE else "read"
         why = "permissions violation" if code & X86_PF_PROT else "not-present page"
-        self.cpu.printk(
+        self.process.printk(
             [
                 f"BUG: unable to handle page fault for address: {address:016x}",
                 f"#PF: supervisor {how} access in kernel mode",
                 f"#PF: error_code({code:#06x}) - {why}",
             ]
         )
-        where = f"task {task.pid} on cpu {self.cpu.cpu_number}"
+        where = f"task {task.pid} on cpu {self.process.cpu_number}"
         overflow = self.stack_overflow(task, address) if self.on_stack else None
         if overflow:
-            self.cpu.printk([f"BUG: {overflow}"])
+            self.process.printk([f"BUG: {overflow}"])
             return KernelBug(f"kernel stack overflow: {where}: {overflow}")
         return KernelBug(
             f"unable to handle page fault for address {address:#x}: {where}: supervisor {how}, error code "
@@ -64,24 +64,24 @@ class KernelSpaceOperations(Part):
         return None
 
     def irq_stack(self):
-        return int(u64.array(self.machine.irq_stacks)[self.cpu.cpu_number])
+        return int(u64.array(self.machine.irq_stacks)[self.process.cpu_number])
 
-    def top_of_stack(self, number, irq):
-        stack = self.irq_stack() if irq else int(self.tasks[number].stack)
+    def top_of_stack(self, task_number, irq):
+        stack = self.irq_stack() if irq else int(self.tasks[task_number].stack)
         return stack + self.machine.thread_size
 
-    def with_stack(self, number, irq, function, *args):
+    def with_stack(self, task_number, irq, function, *args):
         """Run what uses a stack; the page below it may be another area's guard as well, so an oops shall know."""
         self.on_stack = True
         try:
-            return self.accessing(number, function, self.address, self.top_of_stack(number, irq), *args)
+            return self.accessing(task_number, function, self.address, self.top_of_stack(task_number, irq), *args)
         finally:
             self.on_stack = False
 
-    def use_stack(self, number, nbytes, irq):
-        self.with_stack(number, irq, use_stack, nbytes)
+    def use_stack(self, task_number, nbytes, irq):
+        self.with_stack(task_number, irq, use_stack, nbytes)
 
-    def recurse(self, number, depth, frame_bytes, irq):
+    def recurse(self, task_number, depth, frame_bytes, irq):
         """Call a function within itself `depth` times on the task's kernel stack, each frame `frame_bytes` large, or on
         the interrupt stack.
         """
@@ -89,7 +89,7 @@ class KernelSpaceOperations(Part):
             raise ValueError(f"a frame of {frame_bytes} bytes: must be a multiple of 8, 16 to {MOST_FRAME}")
         if depth < 0:
             raise ValueError(f"depth {depth} must not be negative")
-        return self.with_stack(number, irq, recurse, depth, frame_bytes)
+        return self.with_stack(task_number, irq, recurse, depth, frame_bytes)
 
     def describe_kernel(self, address):
         """What lies at a kernel address that cannot be accessed."""
@@ -108,36 +108,38 @@ class KernelSpaceOperations(Part):
 
     # -- vmalloc
 
-    def vmalloc(self, number, size, gfp, nid):
+    def vmalloc(self, task_number, size, gfp, nid):
         """vmalloc_node(size bytes, gfp, nid): a kernel address, or 0."""
         self.might_sleep("vmalloc")
         self.checked_gfp(gfp)
         return int(
             calls.kernel_vmalloc(
-                self.address, number, size, PAGE_SIZE, gfp, self.checked_nid(nid), self.tasks[number].pid
+                self.address, task_number, size, PAGE_SIZE, gfp, self.checked_nid(nid), self.tasks[task_number].pid
             )
         )
 
-    def vfree(self, number, address):
+    def vfree(self, task_number, address):
         if address % PAGE_SIZE:
             raise KernelBug(f"Trying to vfree() bad address ({address:#x}): it begins no page")
-        if not calls.kernel_vfree(self.address, number, address):
+        if not calls.kernel_vfree(self.address, task_number, address):
             raise KernelBug(f"Trying to vfree() nonexistent vm area ({address:#x})")
 
-    def vmap(self, number, pfns):
+    def vmap(self, task_number, pfns):
         for pfn in pfns:
             self.present(int(pfn), 0)
         pfns = np.ascontiguousarray(pfns, np.int64)
-        return int(calls.kernel_vmap(self.address, number, pfns.ctypes.data, len(pfns), self.tasks[number].pid))
+        return int(
+            calls.kernel_vmap(self.address, task_number, pfns.ctypes.data, len(pfns), self.tasks[task_number].pid)
+        )
 
-    def vunmap(self, number, address):
-        if not calls.kernel_vunmap(self.address, number, address):
+    def vunmap(self, task_number, address):
+        if not calls.kernel_vunmap(self.address, task_number, address):
             raise KernelBug(f"Trying to vunmap() nonexistent vm area ({address:#x})")
 
-    def vm_unmap_aliases(self, number):
-        calls.kernel_vm_unmap_aliases(self.address, number)
+    def vm_unmap_aliases(self, task_number):
+        calls.kernel_vm_unmap_aliases(self.address, task_number)
 
-    def vmalloc_to_page(self, number, address):
+    def vmalloc_to_page(self, task_number, address):
         return calls.kernel_virt_to_pfn(self.address, address)
 
     # -- high memory
@@ -146,7 +148,7 @@ class KernelSpaceOperations(Part):
         """Raise where no other task may run, so that nothing may be waited for: might_sleep."""
         if self.preempt_count:
             raise KernelBug(
-                f"sleeping function called from invalid context: {what} on cpu {self.cpu.cpu_number}, between "
+                f"sleeping function called from invalid context: {what} on cpu {self.process.cpu_number}, between "
                 "kmap_atomic or get_cpu_var and its end"
             )
 
@@ -162,44 +164,46 @@ class KernelSpaceOperations(Part):
         if page_zone(self.machine, pfn) % MAX_NR_ZONES != ZONE_HIGHMEM:
             return False
         if not self.machine.pkmap_base:
-            raise KernelBug(f"{what}: paging {self.cpu.world.topology.paging} has no addresses for high memory")
+            raise KernelBug(f"{what}: paging {self.process.world.topology.paging} has no addresses for high memory")
         return True
 
-    def kmap(self, number, pfn):
+    def kmap(self, task_number, pfn):
         """An address; None: all are in use."""
         self.might_sleep("kmap")
         if not self.high(pfn, "kmap"):
-            return self.page_address(number, pfn)
-        return int(calls.kernel_kmap(self.address, number, pfn)) or None
+            return self.page_address(task_number, pfn)
+        return int(calls.kernel_kmap(self.address, task_number, pfn)) or None
 
-    def kunmap(self, number, pfn):
-        if self.high(pfn, "kunmap") and not calls.kernel_kunmap(self.address, number, pfn):
+    def kunmap(self, task_number, pfn):
+        if self.high(pfn, "kunmap") and not calls.kernel_kunmap(self.address, task_number, pfn):
             raise KernelBug(f"kunmap: pfn {pfn} is not mapped")
 
-    def kmap_atomic(self, number, pfn):
+    def kmap_atomic(self, task_number, pfn):
         """Map a page of high memory into this CPU's next fixed slot and disable preemption: its kernel address."""
         high = self.high(pfn, "kmap_atomic")
         if high and len(self.kmap_slots) == KM_MAX_IDX:
-            raise KernelBug(f"kmap_atomic: all {KM_MAX_IDX} slots of cpu {self.cpu.cpu_number} are in use (KM_MAX_IDX)")
-        self.preempt_disable(number)
+            raise KernelBug(
+                f"kmap_atomic: all {KM_MAX_IDX} slots of cpu {self.process.cpu_number} are in use (KM_MAX_IDX)"
+            )
+        self.preempt_disable(task_number)
         if not high:
-            return self.page_address(number, pfn)
-        address = int(calls.kernel_kmap_atomic(self.address, number, len(self.kmap_slots), pfn))
+            return self.page_address(task_number, pfn)
+        address = int(calls.kernel_kmap_atomic(self.address, task_number, len(self.kmap_slots), pfn))
         self.kmap_slots.append(address)
         return address
 
-    def kunmap_atomic(self, number, address):
+    def kunmap_atomic(self, task_number, address):
         """Undo the last kmap_atomic and enable preemption; KernelBug if `address` is another."""
         fixmap = int(self.machine.fixaddr_top)
         if fixmap - self.machine.nr_cpu_ids * KM_MAX_IDX * PAGE_SIZE <= address < fixmap:
             last = self.kmap_slots[-1] if self.kmap_slots else 0
             if address & ~(PAGE_SIZE - 1) != last:
                 raise KernelBug(
-                    f"kunmap_atomic: {address:#x} is not what was mapped last on cpu {self.cpu.cpu_number} "
+                    f"kunmap_atomic: {address:#x} is not what was mapped last on cpu {self.process.cpu_number} "
                     f"({f'{last:#x}' if last else 'nothing is'})"
                 )
             self.kunmap_last()
-        self.preempt_enable(number)
+        self.preempt_enable(task_number)
 
     def kunmap_last(self):
         self.kmap_slots.pop()

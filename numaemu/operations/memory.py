@@ -25,72 +25,72 @@ def check(result):
 class MmOperations(Part):
     """The operations on mappings; `address` and `tasks` are those of Operations."""
 
-    def mmap(self, number, addr, length, prot, flags, offset):
-        return check(sys_mm.sys_mmap(self.address, number, addr, length, prot, flags, offset))
+    def mmap(self, task_number, addr, length, prot, flags, offset):
+        return check(sys_mm.sys_mmap(self.address, task_number, addr, length, prot, flags, offset))
 
-    def munmap(self, number, addr, length):
-        check(sys_mm.sys_munmap(self.address, number, addr, length))
+    def munmap(self, task_number, addr, length):
+        check(sys_mm.sys_munmap(self.address, task_number, addr, length))
 
-    def mprotect(self, number, addr, length, prot):
-        check(sys_mm.sys_mprotect(self.address, number, addr, length, prot))
+    def mprotect(self, task_number, addr, length, prot):
+        check(sys_mm.sys_mprotect(self.address, task_number, addr, length, prot))
 
-    def madvise(self, number, addr, length, advice, stride, each):
+    def madvise(self, task_number, addr, length, advice, stride, each):
         """One call, or with a stride one for each of its steps."""
         if stride is None:
-            check(sys_mm.sys_madvise(self.address, number, addr, length, advice))
+            check(sys_mm.sys_madvise(self.address, task_number, addr, length, advice))
             return
         for start in range(addr, addr + length, max(stride, 1)):
             part = min(length if each is None else each, addr + length - start)
-            check(sys_mm.sys_madvise(self.address, number, start, part, advice))
+            check(sys_mm.sys_madvise(self.address, task_number, start, part, advice))
 
-    def mremap(self, number, addr, old_len, new_len, flags, new_addr):
-        return check(sys_mm.sys_mremap(self.address, number, addr, old_len, new_len, flags, new_addr))
+    def mremap(self, task_number, addr, old_len, new_len, flags, new_addr):
+        return check(sys_mm.sys_mremap(self.address, task_number, addr, old_len, new_len, flags, new_addr))
 
-    def brk(self, number, addr):
-        return sys_mm.sys_brk(self.address, number, addr)
+    def brk(self, task_number, addr):
+        return sys_mm.sys_brk(self.address, task_number, addr)
 
-    def prctl(self, number, option, arg, addr):
+    def prctl(self, task_number, option, arg, addr):
         if option != PR_SET_MM and 0 < option <= PR_LAST:
             raise NotImplementedError(f"prctl: option {option} is not there, only PR_SET_MM ({PR_SET_MM})")
-        check(sys_mm.sys_prctl_set_mm(self.address, number, arg, addr) if option == PR_SET_MM else -errno.EINVAL)
+        check(sys_mm.sys_prctl_set_mm(self.address, task_number, arg, addr) if option == PR_SET_MM else -errno.EINVAL)
 
-    def mlock2(self, number, addr, length, flags):
-        check(sys_mm.sys_mlock2(self.address, number, addr, length, flags))
+    def mlock2(self, task_number, addr, length, flags):
+        check(sys_mm.sys_mlock2(self.address, task_number, addr, length, flags))
 
-    def munlock(self, number, addr, length):
-        check(sys_mm.sys_munlock(self.address, number, addr, length))
+    def munlock(self, task_number, addr, length):
+        check(sys_mm.sys_munlock(self.address, task_number, addr, length))
 
-    def mlockall(self, number, flags):
-        check(sys_mm.sys_mlockall(self.address, number, flags))
+    def mlockall(self, task_number, flags):
+        check(sys_mm.sys_mlockall(self.address, task_number, flags))
 
-    def munlockall(self, number):
-        check(sys_mm.sys_munlockall(self.address, number))
+    def munlockall(self, task_number):
+        check(sys_mm.sys_munlockall(self.address, task_number))
 
-    def mincore(self, number, addr, length):
+    def mincore(self, task_number, addr, length):
         """A byte per page. Where there are more of them than mapped ones, there is no need to look, nor room for the answer."""
         pages = -(-length // PAGE_SIZE)
-        if pages > mm_of(self.machine, self.tasks[number].mm).total_vm:
+        if pages > mm_of(self.machine, self.tasks[task_number].mm).total_vm:
             check(-errno.EINVAL if addr % PAGE_SIZE else -errno.ENOMEM)
         answer = np.zeros(pages, np.uint8)
-        check(sys_mm.sys_mincore(self.address, number, addr, length, answer.ctypes.data))
+        check(sys_mm.sys_mincore(self.address, task_number, addr, length, answer.ctypes.data))
         return answer
 
-    def walk(self, number, addr):
+    def walk(self, task_number, addr):
         """What the page tables say of an address, level by level."""
-        paging = self.cpu.world.topology.paging
-        return ptdump.walk(self.address, self.tasks[number].mm, addr, paging)
+        paging = self.process.world.topology.paging
+        return ptdump.walk(self.address, self.tasks[task_number].mm, addr, paging)
 
-    def last_fault(self, number):
+    def last_fault(self, task_number):
         """(CR2, error code) of the last page fault on this CPU."""
-        return int(self.cpu.state.cr2), int(self.cpu.state.error_code)
+        return int(self.process.state.cr2), int(self.process.state.error_code)
 
-    def setrlimit(self, number, which, soft, hard):
-        hard = self.getrlimit(number, which)[1] if hard is None else hard
-        check(sys_mm.sys_setrlimit(self.address, number, which, soft, hard))
+    def setrlimit(self, task_number, which, soft, hard):
+        hard = self.getrlimit(task_number, which)[1] if hard is None else hard
+        check(sys_mm.sys_setrlimit(self.address, task_number, which, soft, hard))
 
-    def getrlimit(self, number, which):
+    def getrlimit(self, task_number, which):
         """(soft, hard)"""
         if not 0 <= which < RLIM_NLIMITS:
             check(-errno.EINVAL)
-        rlim = self.tasks[number].rlim
+        rlim = self.tasks[task_number].rlim
         return int(rlim[2 * which]), int(rlim[2 * which + 1])

@@ -7,7 +7,7 @@ from typing import Any
 class Part:
     """The base of the parts, which says what each finds in `self`."""
 
-    cpu: Any  # cpu.Cpu: the process
+    process: Any  # cpu.Cpu
     machine: Any  # machine_t
     address: int  # of this CPU's cpu_t, for compiled functions
     tasks: Any  # task_t[]

@@ -16,31 +16,31 @@ from numaemu.spec.param import PAGE_SIZE
 class ProcOperations(Part):
     """For the driver, in this CPU's turn, with no task. Needs `machine`, `tasks` and the `address` of the CPU's struct."""
 
-    def access_remote_vm(self, number, pid, address, end):
+    def access_remote_vm(self, task_number, pid, address, end):
         """A task's bytes of [address, end), as far as they can be had."""
         data = np.empty(max(end - address, 0), np.uint8)
-        n = sys_mm.read_remote(self.address, number, pid, address, data.ctypes.data, len(data))
+        n = sys_mm.read_remote(self.address, task_number, pid, address, data.ctypes.data, len(data))
         if n < 0:
             raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), f"/proc/{pid}")
         return data[:n].tobytes()
 
-    def system_clear_refs(self, number, pid, kind):
-        if sys_mm.clear_refs_remote(self.address, number, pid, kind) != 0:
+    def system_clear_refs(self, task_number, pid, kind):
+        if sys_mm.clear_refs_remote(self.address, task_number, pid, kind) != 0:
             raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), f"/proc/{pid}")
 
-    def system_cmdline(self, number, pid):
+    def system_cmdline(self, task_number, pid):
         """The arguments, each with its 0; or what the program has written over them, up to its 0: get_mm_cmdline."""
-        mm = mm_of(self.machine, self.tasks[number].mm)
+        mm = mm_of(self.machine, self.tasks[task_number].mm)
         start, end, env_end = int(mm.arg_start), int(mm.arg_end), int(mm.env_end)
         if not env_end or start >= end:
             return ""
-        text = self.access_remote_vm(number, pid, start, end)
+        text = self.access_remote_vm(task_number, pid, start, end)
         if text[-1:] not in (b"", b"\0"):  # setproctitle
-            title = self.access_remote_vm(number, pid, start, start + min(PAGE_SIZE, max(env_end, end) - start))
+            title = self.access_remote_vm(task_number, pid, start, start + min(PAGE_SIZE, max(env_end, end) - start))
             text = title[: title.find(b"\0") + 1 or None]
         return os.fsdecode(text)
 
-    def system_environ(self, number, pid):
+    def system_environ(self, task_number, pid):
         """The environment as execve left it, each string with its 0."""
-        mm = mm_of(self.machine, self.tasks[number].mm)
-        return os.fsdecode(self.access_remote_vm(number, pid, int(mm.env_start), int(mm.env_end)))
+        mm = mm_of(self.machine, self.tasks[task_number].mm)
+        return os.fsdecode(self.access_remote_vm(task_number, pid, int(mm.env_start), int(mm.env_end)))

@@ -95,7 +95,7 @@ class Refusal:
     def __init__(self, operations, number, method, call, args):
         self.machine, self.task, self.number = operations.machine, operations.tasks[number], number
         self.cpus, self.tasks, self.method, self.call = operations.cpus_allowed(number), operations.tasks, method, call
-        self.there = operations.cpu.world.topology.cpus
+        self.there = operations.process.world.topology.cpus
         self.kinds = {name: kind.kind if isinstance(kind, Optional) else kind for name, kind in call.kinds.items()}
         self.values = dict(zip(call.kinds, args, strict=True))
         self.a = types.SimpleNamespace(**self.values)

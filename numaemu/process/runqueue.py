@@ -35,12 +35,12 @@ class Waiter:
         self.gate, self.task, self.woken = Semaphore(), None, False
 
 
-def waiter_of(task):
+def waiter_of(task_key):
     """This thread's waiter, for a task."""
     waiter = getattr(_own, "waiter", None)
     if waiter is None:
         waiter = _own.waiter = Waiter()
-    waiter.task, waiter.woken = task, False
+    waiter.task, waiter.woken = task_key, False
     return waiter
 
 
@@ -63,17 +63,17 @@ class RunQueue:
     def __exit__(self, *_):
         self.leave(None)
 
-    def enter(self, task):
+    def enter(self, task_key):
         """Wait for the turn."""
         with self.mutex:
             if not self.busy and (
-                not self.queue or task is not None and task == self.current and not self.slice_over()
+                not self.queue or task_key is not None and task_key == self.current and not self.slice_over()
             ):
-                self.busy, self.current = True, task or self.current
+                self.busy, self.current = True, task_key or self.current
                 if getattr(_own, "pinned", False) and not self.queue:
                     self.pin(False)
                 return
-            waiter = waiter_of(task)
+            waiter = waiter_of(task_key)
             self.append(waiter)
             if not self.busy:
                 self.look_after()
@@ -88,34 +88,34 @@ class RunQueue:
             self.busy = True
         return free
 
-    def leave(self, task, stays=False):
+    def leave(self, task_key, stays=False):
         """Give the turn up; a task that `stays` on this CPU may come back for the rest of its slice."""
         with self.mutex:
             self.wake_sleepers()
             if self.queue and (not stays or self.queue[0].task is None or self.slice_over()):
-                if task is not None:
+                if task_key is not None:
                     self.state.preempted = int(stays)
                 sem_post(self.grant())
                 return
             self.busy, self.turns = False, self.turns + 1
-            if not stays and task is not None:
+            if not stays and task_key is not None:
                 self.current = None
             if self.queue or self.sleepers:
                 self.look_after()
 
-    def give_way(self, task):
+    def give_way(self, task_key):
         """sched_yield, or the end of a slice inside an operation: wait behind the others. False: there are none."""
         if not self.queue and not self.sleepers:
             return False
         with self.mutex:
             self.wake_sleepers()
-            if not self.queue and self.sleepers and task is None:  # the kernel waits for one of them
+            if not self.queue and self.sleepers and task_key is None:  # the kernel waits for one of them
                 self.append(heapq.heappop(self.sleepers)[2])
             if not self.queue:
                 return False
-            if task is not None:
+            if task_key is not None:
                 self.state.preempted = 1
-            waiter = waiter_of(task)
+            waiter = waiter_of(task_key)
             self.queue.append(waiter)
             gate = self.grant()
         if not getattr(_own, "pinned", False):
@@ -130,7 +130,7 @@ class RunQueue:
         os.sched_setaffinity(0, self.home if here else self.host_cpus)
         _own.pinned = here
 
-    def sleep(self, task, until_ns):
+    def sleep(self, task_key, until_ns):
         """Wait until the CPU's clock says `until_ns`, while others run; False: nobody wants to, the clock may jump.
 
         If only sleepers are left the first of them is woken, and lets the clock jump to its own time.
@@ -141,7 +141,7 @@ class RunQueue:
                 self.append(heapq.heappop(self.sleepers)[2])
             if not self.queue:
                 return False
-            waiter = waiter_of(task)
+            waiter = waiter_of(task_key)
             heapq.heappush(self.sleepers, (until_ns, next(self.order), waiter))
             gate = self.grant()
         switch_thread(gate, waiter.gate.address)

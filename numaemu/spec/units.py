@@ -83,21 +83,21 @@ def _read_size(value: int | str, what: str, where: str) -> int:
         hint = "must be a size such as '512MiB' or '1.5GiB'"
         raise ConfigError.at(where, f"{what} is {shown(value)}, {hint}")
     number, unit = match.groups(default="")
-    nr_bytes = Fraction(number) * UNITS[unit.lower()]
-    if nr_bytes.denominator != 1:
+    nbytes = Fraction(number) * UNITS[unit.lower()]
+    if nbytes.denominator != 1:
         raise ConfigError.at(where, f"{what} is {shown(value)}, must be a whole number of bytes")
-    return int(nr_bytes)
+    return int(nbytes)
 
 
-def format_size(nr_bytes: int) -> str:
+def format_size(nbytes: int) -> str:
     """Text of a size in the largest unit that needs at most one decimal; parse_size() reads it
     back to the same number of bytes."""
     for name, unit in (("TiB", TiB), ("GiB", GiB), ("MiB", MiB), ("KiB", KiB)):
-        tenths, rest = divmod(nr_bytes * 10, unit)
+        tenths, rest = divmod(nbytes * 10, unit)
         if tenths >= 10 and rest == 0:
             whole, tenth = divmod(tenths, 10)
             return f"{whole}.{tenth}{name}" if tenth else f"{whole}{name}"
-    return f"{nr_bytes}B"
+    return f"{nbytes}B"
 
 
 def list_text(numbers: Iterable[int]) -> str:

@@ -67,9 +67,9 @@ def actor_of_node(node):
     return 1 + node
 
 
-def actor_of_cpu(machine, cpu):
+def actor_of_cpu(machine, cpu_number):
     """Only Python code asks: every process at its start, where a compiled function would have to be loaded first."""
-    return 1 + machine.nr_nodes + cpu
+    return 1 + machine.nr_nodes + cpu_number
 
 
 @callback("u64(u64, u64, u64)")

@@ -206,9 +206,9 @@ def lruvec_of(machine, node):
 
 
 @hot
-def pcp_of(machine, cpu, zone):
+def pcp_of(machine, cpu_number, zone):
     """The per-CPU page lists of one CPU for one zone."""
-    return pcp_t.array(machine.pcps)[cpu * machine.nr_nodes * MAX_NR_ZONES + zone]
+    return pcp_t.array(machine.pcps)[cpu_number * machine.nr_nodes * MAX_NR_ZONES + zone]
 
 
 @hot

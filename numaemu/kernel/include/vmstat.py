@@ -83,26 +83,26 @@ percpu_t = Struct(
 
 
 @hot
-def percpu_of(machine, cpu):
+def percpu_of(machine, cpu_number):
     """The counters of one CPU."""
-    return percpu_t.array(machine.percpu)[cpu]
+    return percpu_t.array(machine.percpu)[cpu_number]
 
 
 @hot
-def count_vm_events(machine, cpu, event, n):
-    percpu_of(machine, cpu).event[event] += n
+def count_vm_events(machine, cpu_number, event, n):
+    percpu_of(machine, cpu_number).event[event] += n
 
 
 @hot
-def mod_node_page_state(machine, cpu, node, item, n):
-    """Add to a counter of `node`, on behalf of `cpu`."""
-    percpu_of(machine, cpu).node[node].item[item] += n
+def mod_node_page_state(machine, cpu_number, node, item, n):
+    """Add to a counter of `node`, on behalf of `cpu_number`."""
+    percpu_of(machine, cpu_number).node[node].item[item] += n
 
 
 @hot
-def zone_statistics(machine, cpu, cpu_node, preferred_node, node, n):
+def zone_statistics(machine, cpu_number, cpu_node, preferred_node, node, n):
     """numa_hit, numa_miss, numa_foreign, local_node, other_node for n pages: Linux's function of this name."""
-    here = percpu_of(machine, cpu)
+    here = percpu_of(machine, cpu_number)
     if node == preferred_node:
         here.numa[node].item[NUMA_HIT] += n
     else:

@@ -31,32 +31,32 @@ from numaemu.kernel.syscalls.common import running
 
 
 @entry("u64(u64, i64, i64, i64, i64)")
-def kernel_kmalloc(cpu_address, task, size, gfp, nid):
+def kernel_kmalloc(cpu_address, task_number, size, gfp, nid):
     """kmalloc_node: an address, or 0."""
-    return kmalloc_node(running(cpu_address, task), size, gfp, nid)
+    return kmalloc_node(running(cpu_address, task_number), size, gfp, nid)
 
 
 @entry("i64(u64, i64, u64)")
-def kernel_kfree(cpu_address, task, address):
+def kernel_kfree(cpu_address, task_number, address):
     """0, or a BUG_* that is noted."""
-    return kfree(running(cpu_address, task), address)
+    return kfree(running(cpu_address, task_number), address)
 
 
 @entry("i64(u64, i64, u64)")
-def kernel_ksize(cpu_address, task, address):
-    return ksize(running(cpu_address, task), address)
+def kernel_ksize(cpu_address, task_number, address):
+    return ksize(running(cpu_address, task_number), address)
 
 
 @entry("u64(u64, i64, i64, i64, i64)")
-def kernel_cache_alloc(cpu_address, task, number, gfp, nid):
+def kernel_cache_alloc(cpu_address, task_number, number, gfp, nid):
     """kmem_cache_alloc_node: an address, or 0."""
-    return slab_alloc_node(running(cpu_address, task), number, gfp, nid)
+    return slab_alloc_node(running(cpu_address, task_number), number, gfp, nid)
 
 
 @entry("i64(u64, i64, i64, u64)")
-def kernel_cache_free(cpu_address, task, number, address):
+def kernel_cache_free(cpu_address, task_number, number, address):
     """kmem_cache_free: 0, or a BUG_* that is noted."""
-    return slab_free(running(cpu_address, task), number, address)
+    return slab_free(running(cpu_address, task_number), number, address)
 
 
 @entry("void(u64, i64)")
@@ -100,15 +100,15 @@ def slab_mutex(cpu_address, lock):
 
 
 @entry("i64(u64, i64, i64, u64)")
-def kernel_lru_add(cpu_address, task, number, address):
+def kernel_lru_add(cpu_address, task_number, number, address):
     """list_lru_add: 1, 0 or -1."""
-    return list_lru_add(running(cpu_address, task), number, address)
+    return list_lru_add(running(cpu_address, task_number), number, address)
 
 
 @entry("i64(u64, i64, i64, u64)")
-def kernel_lru_del(cpu_address, task, number, address):
+def kernel_lru_del(cpu_address, task_number, number, address):
     """list_lru_del: 1 or 0."""
-    return list_lru_del(running(cpu_address, task), number, address)
+    return list_lru_del(running(cpu_address, task_number), number, address)
 
 
 @entry("i64(u64, i64, i64, i64)")
@@ -122,15 +122,15 @@ def kernel_drop_slab(cpu_address):
 
 
 @entry("i64(u64, i64, i64, i64, i64)")
-def kernel_alloc_percpu(cpu_address, task, size, align, gfp):
+def kernel_alloc_percpu(cpu_address, task_number, size, align, gfp):
     """alloc_percpu_gfp: a handle, or 0."""
-    return alloc_percpu(running(cpu_address, task), size, align, gfp)
+    return alloc_percpu(running(cpu_address, task_number), size, align, gfp)
 
 
 @entry("i64(u64, i64, i64)")
-def kernel_free_percpu(cpu_address, task, handle):
+def kernel_free_percpu(cpu_address, task_number, handle):
     """1, or 0: nothing begins there."""
-    return free_percpu(running(cpu_address, task), handle)
+    return free_percpu(running(cpu_address, task_number), handle)
 
 
 @entry("i64(u64)")
@@ -144,13 +144,13 @@ def kernel_per_cpu_ptr(cpu_address, handle, cpu_number):
 
 
 @entry("void(u64, i64, i64, i64)")
-def kernel_this_cpu_add(cpu_address, task, handle, n):
-    this_cpu_add(running(cpu_address, task), handle, n)
+def kernel_this_cpu_add(cpu_address, task_number, handle, n):
+    this_cpu_add(running(cpu_address, task_number), handle, n)
 
 
 @entry("i64(u64, i64, i64)")
-def kernel_this_cpu_read(cpu_address, task, handle):
-    return this_cpu_read(running(cpu_address, task), handle)
+def kernel_this_cpu_read(cpu_address, task_number, handle):
+    return this_cpu_read(running(cpu_address, task_number), handle)
 
 
 @entry("i64(u64, i64)")

@@ -99,8 +99,8 @@ def end_access(cpu_address):
 
 
 @entry("i64(u64, i64, i64, i64, u64)")
-def sys_set_mempolicy(cpu_address, task, mode, flags, nodes):
-    return do_set_mempolicy(running(cpu_address, task), mode, flags, nodes)
+def sys_set_mempolicy(cpu_address, task_number, mode, flags, nodes):
+    return do_set_mempolicy(running(cpu_address, task_number), mode, flags, nodes)
 
 
 @kernel("i64(cpu_t*, u64, u64, i64, i64, i64)")
@@ -117,9 +117,9 @@ def check_mbind(cpu, start, length, mode, mode_flags, flags):
 
 
 @entry("i64(u64, i64, u64, u64, i64, i64, u64, i64)")
-def sys_mbind(cpu_address, task, start, length, mode, mode_flags, nodes, flags):
+def sys_mbind(cpu_address, task_number, start, length, mode, mode_flags, nodes, flags):
     """mbind(2): `mode` and `mode_flags` are MPOL_*, `nodes` is a mask; 0 or a negative errno. Mirrors kernel_mbind."""
-    cpu = running(cpu_address, task)
+    cpu = running(cpu_address, task_number)
     policy = policy_t.array(machine_of(cpu).mpols)[cpu.id]
     result = check_mbind(cpu, start, length, mode, mode_flags, flags)
     if result != 0 or page_align(length) == U(0):
@@ -166,9 +166,9 @@ def get_range_policy(cpu, address, flags, answer):
 
 
 @entry("i64(u64, i64, u64, i64, u64)")
-def sys_get_mempolicy(cpu_address, task, address, flags, answer_address):
+def sys_get_mempolicy(cpu_address, task_number, address, flags, answer_address):
     """get_mempolicy(2): mode (or a node) and node mask go to the two words at `answer_address`; 0 or -errno."""
-    cpu = running(cpu_address, task)
+    cpu = running(cpu_address, task_number)
     answer = u64.array(answer_address)
     if flags & ~(MPOL_F_NODE | MPOL_F_ADDR | MPOL_F_MEMS_ALLOWED):
         return -EINVAL
@@ -234,9 +234,9 @@ def migration_unlock(lock, whole):
 
 
 @entry("i64(u64, i64, i64, u64, u64, u64, i64, i64)")
-def sys_move_pages(cpu_address, task, target, addresses, nodes, status, nr, flags):
+def sys_move_pages(cpu_address, task_number, target, addresses, nodes, status, nr, flags):
     """move_pages(2) on a task's memory; host addresses of the arrays, `nodes` 0 asks where the pages are."""
-    cpu = running(cpu_address, task)
+    cpu = running(cpu_address, task_number)
     machine = machine_of(cpu)
     if flags & ~(MPOL_MF_MOVE | MPOL_MF_MOVE_ALL):
         return -EINVAL
@@ -266,9 +266,9 @@ def sys_move_pages(cpu_address, task, target, addresses, nodes, status, nr, flag
 
 
 @entry("i64(u64, i64, i64, u64, u64)")
-def sys_migrate_pages(cpu_address, task, target, old, new):
+def sys_migrate_pages(cpu_address, task_number, target, old, new):
     """migrate_pages(2) on a task's memory: pages that could not be moved, or -errno."""
-    cpu = running(cpu_address, task)
+    cpu = running(cpu_address, task_number)
     machine = machine_of(cpu)
     if target == 0:
         return -ESRCH
@@ -347,13 +347,13 @@ def create_task(cpu_address):
 
 
 @entry("i64(u64, i64)")
-def sys_fork(cpu_address, task):
+def sys_fork(cpu_address, task_number):
     """fork(2): the child's task number (it runs when its CPU first runs it), or -ENOMEM."""
-    cpu = running(cpu_address, task)
+    cpu = running(cpu_address, task_number)
     mm = dup_mm(cpu, cpu.mm)
     if mm == 0:
         return -ENOMEM
-    number = copy_process(cpu, mm, task, False)
+    number = copy_process(cpu, mm, task_number, False)
     if number == 0:
         mmput(cpu, mm)
         return -ENOMEM
@@ -372,64 +372,66 @@ def share_mm(cpu, task_number, thread):
 
 
 @entry("i64(u64, i64)")
-def sys_clone(cpu_address, task):
+def sys_clone(cpu_address, task_number):
     """clone(2) with CLONE_VM | CLONE_FILES | CLONE_THREAD: a task that shares the address space; its number, or -ENOMEM."""
-    return share_mm(running(cpu_address, task), task, True)
+    return share_mm(running(cpu_address, task_number), task_number, True)
 
 
 @entry("i64(u64, i64)")
-def sys_vfork(cpu_address, task):
+def sys_vfork(cpu_address, task_number):
     """clone(2) with CLONE_VM alone: a process of its own in the same address space; its number, or -ENOMEM."""
-    return share_mm(running(cpu_address, task), task, False)
+    return share_mm(running(cpu_address, task_number), task_number, False)
 
 
 @entry("i64(u64, i64, i64, i64)")
-def sys_kill(cpu_address, task, target, signal):
+def sys_kill(cpu_address, task_number, target, signal):
     """What kill(2) asks before it sends a signal: 0 or -errno. `target` is a task's number, 0: there is none."""
-    cpu = running(cpu_address, task)
+    cpu = running(cpu_address, task_number)
     tasks = task_t.array(machine_of(cpu).tasks)
     if target == 0:
         return -ESRCH
     if signal < 0 or signal > NSIG:
         return -EINVAL
-    allowed = tasks[task].tgid == tasks[target].tgid or capable(cpu) or tasks[task].uid == tasks[target].uid
+    allowed = (
+        tasks[task_number].tgid == tasks[target].tgid or capable(cpu) or tasks[task_number].uid == tasks[target].uid
+    )
     return 0 if allowed else -EPERM  # check_kill_permission
 
 
 @entry("i64(u64, i64, i64)")
-def sys_setuid(cpu_address, task, uid):
+def sys_setuid(cpu_address, task_number, uid):
     """setuid(2): 0, -EINVAL or -EPERM. From another user than root there is no way back."""
-    cpu = running(cpu_address, task)
+    cpu = running(cpu_address, task_number)
     machine = machine_of(cpu)
     tasks = task_t.array(machine.tasks)
     if uid < 0 or uid >= INVALID_UID:
         return -EINVAL
-    if not capable(cpu) and uid != tasks[task].uid:
+    if not capable(cpu) and uid != tasks[task_number].uid:
         return -EPERM
-    tasks[task].uid = uid
+    tasks[task_number].uid = uid
     return 0
 
 
 @entry("i64(u64, i64, i64, i64, u64)")
-def sys_wait4(cpu_address, task, pid, options, status_address):
+def sys_wait4(cpu_address, task_number, pid, options, status_address):
     """wait4(2) without waiting: a child that has ended, 0 or a negative errno; its status goes to the host address given."""
-    machine = machine_of(running(cpu_address, task))
+    machine = machine_of(running(cpu_address, task_number))
     if options & ~WAIT_OPTIONS:
         return -EINVAL
     if pid == INT_MIN:
         return -ESRCH
-    return do_wait(machine, task_t.array(machine.tasks)[task], pid, i64.array(status_address))
+    return do_wait(machine, task_t.array(machine.tasks)[task_number], pid, i64.array(status_address))
 
 
 @entry("i64(u64, i64)")
-def sys_schedule(cpu_address, task):
+def sys_schedule(cpu_address, task_number):
     """A system call that will give the CPU up, until the run queue (runqueue.py) is asked: the clock then."""
-    return clock_ns(running(cpu_address, task))
+    return clock_ns(running(cpu_address, task_number))
 
 
 @entry("void(u64, i64, i64)")
-def sys_exit(cpu_address, task, signal):
-    do_exit(running(cpu_address, task), task, signal)
+def sys_exit(cpu_address, task_number, signal):
+    do_exit(running(cpu_address, task_number), task_number, signal)
 
 
 @entry("void(u64)")
@@ -456,16 +458,16 @@ def read_clock(cpu_address):
 
 
 @entry("i64(u64, i64, i64, i64, i64, u64)")
-def kernel_alloc_pages(cpu_address, task, gfp, order, nid, nodes):
+def kernel_alloc_pages(cpu_address, task_number, gfp, order, nid, nodes):
     """alloc_pages_node: the pfn of 2**order pages, or 0. nid -1 means this CPU's node."""
-    cpu = running(cpu_address, task)
+    cpu = running(cpu_address, task_number)
     return alloc_pages(cpu, gfp, order, cpu.node if nid < 0 else nid, nodes & machine_of(cpu).node_mask)
 
 
 @entry("i64(u64, i64, i64, i64, i64, u64)")
-def kernel_explain_pages(cpu_address, task, gfp, order, nid, nodes):
+def kernel_explain_pages(cpu_address, task_number, gfp, order, nid, nodes):
     """The same, leaving a trail."""
-    cpu = running(cpu_address, task)
+    cpu = running(cpu_address, task_number)
     trail_t.array(machine_of(cpu).trails)[cpu.id].count = 0
     cpu.trail = 1
     leave_trail(cpu, TRAIL_START, -1, 0, 0, 0)
@@ -477,9 +479,9 @@ def kernel_explain_pages(cpu_address, task, gfp, order, nid, nodes):
 
 
 @entry("i64(u64, i64, i64, bool)")
-def kernel_free_hot_cold_page(cpu_address, task, pfn, cold):
+def kernel_free_hot_cold_page(cpu_address, task_number, pfn, cold):
     """free_hot_page, free_cold_page: 0, or BAD_*."""
-    cpu = running(cpu_address, task)
+    cpu = running(cpu_address, task_number)
     if not cold:
         return __free_pages(cpu, pfn, 0)
     bad = free_page_is_bad(machine_of(cpu), pfn, 0)
@@ -489,6 +491,6 @@ def kernel_free_hot_cold_page(cpu_address, task, pfn, cold):
 
 
 @entry("i64(u64, i64, i64, i64)")
-def kernel_free_pages(cpu_address, task, pfn, order):
+def kernel_free_pages(cpu_address, task_number, pfn, order):
     """__free_pages: 0, or BAD_*."""
-    return __free_pages(running(cpu_address, task), pfn, order)
+    return __free_pages(running(cpu_address, task_number), pfn, order)

@@ -29,17 +29,17 @@ U = np.uint64
 
 
 @hot
-def resumed(cpu_address, task):
+def resumed(cpu_address, task_number):
     """The CPU, with the task running on it; nothing is charged, as these are parts of one system call."""
     cpu = cpu_t.at(cpu_address)
-    context_switch(cpu, task)
+    context_switch(cpu, task_number)
     return cpu
 
 
 @entry("i64(u64, i64, u64)")
-def open_exec(cpu_address, task, name):
+def open_exec(cpu_address, task_number, name):
     """A program's file, open for the kernel: its number, or -errno. It belongs to no descriptor table."""
-    cpu = resumed(cpu_address, task)
+    cpu = resumed(cpu_address, task_number)
     number = lookup(cpu, name)
     if number < 0:
         return number
@@ -55,22 +55,22 @@ def close_exec(cpu_address, file):
 
 
 @entry("i64(u64, i64, i64, i64, u64, i64)", nogil=True)
-def kernel_read(cpu_address, task, file, pos, buffer, nbytes):
+def kernel_read(cpu_address, task_number, file, pos, buffer, nbytes):
     """Bytes of a file, through the page cache, to host address `buffer`: how many, or -errno."""
-    return filemap_read(resumed(cpu_address, task), file, pos, buffer, nbytes)
+    return filemap_read(resumed(cpu_address, task_number), file, pos, buffer, nbytes)
 
 
 @entry("i64(u64, i64)")
-def flush_old_exec(cpu_address, task):
+def flush_old_exec(cpu_address, task_number):
     """The task gets an empty address space: 0, or -ENOMEM. begin_new_exec"""
-    return begin_new_exec(resumed(cpu_address, task), task)
+    return begin_new_exec(resumed(cpu_address, task_number), task_number)
 
 
 @entry("u64(u64, i64, i64, bool)")
-def setup_stack(cpu_address, task, nbytes, executable):
+def setup_stack(cpu_address, task_number, nbytes, executable):
     """The stack, with room for `nbytes` bytes of arguments: its end, or 0: no memory."""
-    cpu = resumed(cpu_address, task)
-    limit = task_t.array(machine_of(cpu).tasks)[task].rlim[2 * RLIMIT_STACK]
+    cpu = resumed(cpu_address, task_number)
+    limit = task_t.array(machine_of(cpu).tasks)[task_number].rlim[2 * RLIMIT_STACK]
     top = randomize_stack_top(cpu)
     write_lock(cpu, mmap_lock(cpu))
     start = setup_arg_pages(cpu, cpu.mm, top, U(nbytes), limit, executable)
@@ -79,9 +79,9 @@ def setup_stack(cpu_address, task, nbytes, executable):
 
 
 @entry("i64(u64, i64, u64, u64, u64, i64, i64, i64, i64)", nogil=True)
-def elf_map(cpu_address, task, address, length, total, prot, flags, file, pgoff):
+def elf_map(cpu_address, task_number, address, length, total, prot, flags, file, pgoff):
     """Map a segment of a file: where, or -errno. The first one takes the place of all (`total` bytes) before the others."""
-    cpu = resumed(cpu_address, task)
+    cpu = resumed(cpu_address, task_number)
     where = vm_mmap_pgoff(cpu, address, max(length, total), prot, flags, file, pgoff)
     if where > 0 and total > length:
         write_lock(cpu, mmap_lock(cpu))
@@ -91,9 +91,9 @@ def elf_map(cpu_address, task, address, length, total, prot, flags, file, pgoff)
 
 
 @entry("i64(u64, i64, u64, u64, bool)")
-def vm_brk(cpu_address, task, start, length, executable):
+def vm_brk(cpu_address, task_number, start, length, executable):
     """Anonymous memory at a fixed place: 0 or -errno."""
-    cpu = resumed(cpu_address, task)
+    cpu = resumed(cpu_address, task_number)
     write_lock(cpu, mmap_lock(cpu))
     result = vm_brk_flags(cpu, cpu.mm, start, length, executable)
     write_unlock(mmap_lock(cpu))

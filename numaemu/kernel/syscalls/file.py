@@ -133,9 +133,9 @@ def open_inode(cpu, number, flags):
 
 
 @entry("i64(u64, i64, u64, i64)")
-def sys_open(cpu_address, task, name, flags):
+def sys_open(cpu_address, task_number, name, flags):
     """open(2): a descriptor, or -errno."""
-    cpu = running(cpu_address, task)
+    cpu = running(cpu_address, task_number)
     number = do_open(cpu, name, flags)
     if number < 0:
         return number
@@ -148,12 +148,12 @@ def sys_open(cpu_address, task, name, flags):
 
 
 @entry("i64(u64, i64, u64, i64, i64)")
-def sys_memfd_create(cpu_address, task, name, flags, hstate):
+def sys_memfd_create(cpu_address, task_number, name, flags, hstate):
     """memfd_create(2): a descriptor of a tmpfs file without a name, but for `name` in /proc; or -errno.
 
     `hstate` is the pool of a file of huge pages, -1 for any other.
     """
-    cpu = running(cpu_address, task)
+    cpu = running(cpu_address, task_number)
     number = shmem_get_inode(cpu) if hstate < 0 else hugetlbfs_get_inode(cpu, hstate)
     if number < 0:
         return number
@@ -164,14 +164,14 @@ def sys_memfd_create(cpu_address, task, name, flags, hstate):
 
 
 @entry("i64(u64, i64, i64)")
-def sys_close(cpu_address, task, fd):
-    return close_fd(running(cpu_address, task), fd)
+def sys_close(cpu_address, task_number, fd):
+    return close_fd(running(cpu_address, task_number), fd)
 
 
 @entry("i64(u64, i64, i64, i64)")
-def sys_dup(cpu_address, task, fd, target):
+def sys_dup(cpu_address, task_number, fd, target):
     """dup(2), or dup2(2) to the descriptor `target` if that is not -1."""
-    return do_dup(running(cpu_address, task), fd, target)
+    return do_dup(running(cpu_address, task_number), fd, target)
 
 
 @kernel("i64(cpu_t*, i64, u64, i64)")
@@ -187,9 +187,9 @@ def read_at_position(cpu, number, buffer, nbytes):
 
 
 @entry("i64(u64, i64, i64, i64, u64, i64)", nogil=True)
-def sys_read(cpu_address, task, fd, pos, buffer, nbytes):
+def sys_read(cpu_address, task_number, fd, pos, buffer, nbytes):
     """read(2), or pread(2) where `pos` is not AT_F_POS."""
-    cpu = running(cpu_address, task)
+    cpu = running(cpu_address, task_number)
     if pos < 0 and pos != AT_F_POS:
         return -EINVAL
     number = fget_mode(cpu, fd, O_WRONLY)
@@ -207,11 +207,11 @@ def sys_read(cpu_address, task, fd, pos, buffer, nbytes):
 
 
 @entry("i64(u64, i64, i64, u64, i64, i64)", nogil=True)
-def read_through(cpu_address, task, fd, buffer, chunk, nbytes):
+def read_through(cpu_address, task_number, fd, buffer, chunk, nbytes):
     """read(2) in pieces of `chunk` bytes, each over the last one; how many bytes came. A system call for each piece."""
     done = 0
     while done < nbytes:
-        cpu = running(cpu_address, task)
+        cpu = running(cpu_address, task_number)
         number = fget_mode(cpu, fd, O_WRONLY)
         if number == 0:
             return -EBADF
@@ -239,9 +239,9 @@ def write_at_position(cpu, number, buffer, nbytes):
 
 
 @entry("i64(u64, i64, i64, i64, u64, i64)", nogil=True)
-def sys_write(cpu_address, task, fd, pos, buffer, nbytes):
+def sys_write(cpu_address, task_number, fd, pos, buffer, nbytes):
     """write(2), or pwrite(2) where `pos` is not AT_F_POS."""
-    cpu = running(cpu_address, task)
+    cpu = running(cpu_address, task_number)
     if pos < 0 and pos != AT_F_POS:
         return -EINVAL
     number = fget_mode(cpu, fd, O_RDONLY)
@@ -297,9 +297,9 @@ def vfs_llseek(machine, file, offset, whence):
 
 
 @entry("i64(u64, i64, i64, i64, i64)")
-def sys_lseek(cpu_address, task, fd, offset, whence):
+def sys_lseek(cpu_address, task_number, fd, offset, whence):
     """lseek(2): the new position in bytes, or a negative errno."""
-    cpu = running(cpu_address, task)
+    cpu = running(cpu_address, task_number)
     number = fget(cpu, fd)
     if number == 0:
         return -EBADF
@@ -309,9 +309,9 @@ def sys_lseek(cpu_address, task, fd, offset, whence):
 
 
 @entry("i64(u64, i64, i64)", nogil=True)
-def sys_fsync(cpu_address, task, fd):
+def sys_fsync(cpu_address, task_number, fd):
     """fsync(2): 0, or -errno."""
-    cpu = running(cpu_address, task)
+    cpu = running(cpu_address, task_number)
     number = fget(cpu, fd)
     if number == 0:
         return -EBADF
@@ -321,9 +321,9 @@ def sys_fsync(cpu_address, task, fd):
 
 
 @entry("i64(u64, i64, i64, i64, i64, i64)", nogil=True)
-def sys_fadvise(cpu_address, task, fd, offset, length, advice):
+def sys_fadvise(cpu_address, task_number, fd, offset, length, advice):
     """posix_fadvise(2): 0, or -errno."""
-    cpu = running(cpu_address, task)
+    cpu = running(cpu_address, task_number)
     number = fget(cpu, fd)
     if number == 0:
         return -EBADF
@@ -333,9 +333,9 @@ def sys_fadvise(cpu_address, task, fd, offset, length, advice):
 
 
 @entry("i64(u64, i64, i64, i64)", nogil=True)
-def sys_ftruncate(cpu_address, task, fd, size):
+def sys_ftruncate(cpu_address, task_number, fd, size):
     """ftruncate(2): `size` in bytes; 0 or a negative errno."""
-    cpu = running(cpu_address, task)
+    cpu = running(cpu_address, task_number)
     if size < 0:
         return -EINVAL
     number = fget(cpu, fd)
@@ -348,9 +348,9 @@ def sys_ftruncate(cpu_address, task, fd, size):
 
 
 @entry("i64(u64, i64, i64, i64[])")
-def sys_fstat(cpu_address, task, fd, answer):
+def sys_fstat(cpu_address, task_number, fd, answer):
     """Of fstat(2) st_size and st_ino, to `answer`: 0 or -EBADF."""
-    cpu = running(cpu_address, task)
+    cpu = running(cpu_address, task_number)
     number = fget(cpu, fd)
     if number == 0:
         return -EBADF
@@ -361,9 +361,9 @@ def sys_fstat(cpu_address, task, fd, answer):
 
 
 @entry("i64(u64, i64, u64, u64, i64, i64, i64, u64)")
-def sys_mmap_file(cpu_address, task, hint, length, prot, flags, fd, offset):
+def sys_mmap_file(cpu_address, task_number, hint, length, prot, flags, fd, offset):
     """mmap(2) of an open file from byte `offset` on."""
-    cpu = running(cpu_address, task)
+    cpu = running(cpu_address, task_number)
     if offset & ~PAGE_MASK != U(0):
         return -EINVAL
     number = fget(cpu, fd)
@@ -375,9 +375,9 @@ def sys_mmap_file(cpu_address, task, hint, length, prot, flags, fd, offset):
 
 
 @entry("i64(u64, i64, u64, u64, i64)", nogil=True)
-def sys_msync(cpu_address, task, start, length, flags):
+def sys_msync(cpu_address, task_number, start, length, flags):
     """msync(2): with MS_SYNC write what is dirty of the files that shared mappings in the range show; 0 or -errno."""
-    cpu = running(cpu_address, task)
+    cpu = running(cpu_address, task_number)
     machine = machine_of(cpu)
     end = start + ((length + U(PAGE_SIZE - 1)) & PAGE_MASK)
     if start & ~PAGE_MASK != U(0) or flags & ~(MS_SYNC | MS_INVALIDATE | 1) or flags & (MS_SYNC | 1) == MS_SYNC | 1:

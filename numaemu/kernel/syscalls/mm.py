@@ -62,19 +62,19 @@ EINVAL, ENOMEM, EFAULT, EPERM, EAGAIN, EBADF = (errno.EINVAL, errno.ENOMEM, errn
 
 
 @entry("i64(u64, i64, u64, u64, i64, i64, u64)")
-def sys_mmap(cpu_address, task, hint, length, prot, flags, offset):
+def sys_mmap(cpu_address, task_number, hint, length, prot, flags, offset):
     """mmap(2) of anonymous memory."""
     if offset & ~PAGE_MASK != U(0):
         return -EINVAL
     if flags & MAP_ANONYMOUS == 0:
         return -EBADF  # it would be of a file, and there is none
-    return vm_mmap_pgoff(running(cpu_address, task), hint, length, prot, flags, 0, 0)
+    return vm_mmap_pgoff(running(cpu_address, task_number), hint, length, prot, flags, 0, 0)
 
 
 @entry("i64(u64, i64, u64, u64)")
-def sys_munmap(cpu_address, task, start, length):
+def sys_munmap(cpu_address, task_number, start, length):
     """munmap(2): 0 or a negative errno."""
-    cpu = running(cpu_address, task)
+    cpu = running(cpu_address, task_number)
     write_lock(cpu, mmap_lock(cpu))
     result = do_munmap(cpu, cpu.mm, start, length)
     write_unlock(mmap_lock(cpu))
@@ -82,9 +82,9 @@ def sys_munmap(cpu_address, task, start, length):
 
 
 @entry("i64(u64, i64, u64, u64, i64)")
-def sys_mprotect(cpu_address, task, start, length, prot):
+def sys_mprotect(cpu_address, task_number, start, length, prot):
     """mprotect(2): 0 or a negative errno."""
-    cpu = running(cpu_address, task)
+    cpu = running(cpu_address, task_number)
     write_lock(cpu, mmap_lock(cpu))
     result = do_mprotect(cpu, cpu.mm, start, length, prot)
     locked = mm_of(machine_of(cpu), cpu.mm).locked_vm > 0
@@ -95,9 +95,9 @@ def sys_mprotect(cpu_address, task, start, length, prot):
 
 
 @entry("i64(u64, i64, u64, u64, u64, i64, u64)")
-def sys_mremap(cpu_address, task, address, old_length, new_length, flags, new_address):
+def sys_mremap(cpu_address, task_number, address, old_length, new_length, flags, new_address):
     """mremap(2): the new address, or a negative errno. What grows in locked memory is populated."""
-    cpu = running(cpu_address, task)
+    cpu = running(cpu_address, task_number)
     machine, locked = machine_of(cpu), False
     write_lock(cpu, mmap_lock(cpu))
     result = do_mremap(cpu, cpu.mm, address, old_length, new_length, flags, new_address)
@@ -119,9 +119,9 @@ def madvise_collapse(cpu, start, length):
 
 
 @entry("i64(u64, i64, u64, u64, i64)")
-def sys_madvise(cpu_address, task, start, length, advice):
+def sys_madvise(cpu_address, task_number, start, length, advice):
     """madvise(2): 0 or a negative errno. Advice that changes VMAs takes the mmap lock for writing. Mirrors do_madvise."""
-    cpu = running(cpu_address, task)
+    cpu = running(cpu_address, task_number)
     error = check_madvise(start, length, advice)
     if error != 0 or length == U(0):
         return error
@@ -141,9 +141,9 @@ def sys_madvise(cpu_address, task, start, length, advice):
 
 
 @entry("i64(u64, i64, u64)")
-def sys_brk(cpu_address, task, brk):
+def sys_brk(cpu_address, task_number, brk):
     """brk(2): where the heap ends then. New locked memory is populated."""
-    cpu = running(cpu_address, task)
+    cpu = running(cpu_address, task_number)
     mm = mm_of(machine_of(cpu), cpu.mm)
     write_lock(cpu, mmap_lock(cpu))
     old = mm.brk
@@ -156,9 +156,9 @@ def sys_brk(cpu_address, task, brk):
 
 
 @entry("i64(u64, i64, i64, u64)")
-def sys_prctl_set_mm(cpu_address, task, option, address):
+def sys_prctl_set_mm(cpu_address, task_number, option, address):
     """prctl(PR_SET_MM) for the bounds of the heap: 0 or a negative errno."""
-    cpu = running(cpu_address, task)
+    cpu = running(cpu_address, task_number)
     mm = mm_of(machine_of(cpu), cpu.mm)
     if not capable(cpu):
         return -EPERM
@@ -187,9 +187,9 @@ def posix_mlock_error(error):
 
 
 @entry("i64(u64, i64, u64, u64, i64)")
-def sys_mlock2(cpu_address, task, start, length, flags):
+def sys_mlock2(cpu_address, task_number, start, length, flags):
     """mlock2(2): lock a range and bring its pages in; 0 or a negative errno."""
-    cpu = running(cpu_address, task)
+    cpu = running(cpu_address, task_number)
     write_lock(cpu, mmap_lock(cpu))
     result = do_mlock(cpu, cpu.mm, start, length, flags)
     write_unlock(mmap_lock(cpu))
@@ -200,9 +200,9 @@ def sys_mlock2(cpu_address, task, start, length, flags):
 
 
 @entry("i64(u64, i64, u64, u64)")
-def sys_munlock(cpu_address, task, start, length):
+def sys_munlock(cpu_address, task_number, start, length):
     """munlock(2): 0 or a negative errno."""
-    cpu = running(cpu_address, task)
+    cpu = running(cpu_address, task_number)
     write_lock(cpu, mmap_lock(cpu))
     result = do_munlock(cpu, cpu.mm, start, length)
     write_unlock(mmap_lock(cpu))
@@ -210,9 +210,9 @@ def sys_munlock(cpu_address, task, start, length):
 
 
 @entry("i64(u64, i64, i64)")
-def sys_mlockall(cpu_address, task, flags):
+def sys_mlockall(cpu_address, task_number, flags):
     """mlockall(2), `flags` MCL_*: 0 or a negative errno."""
-    cpu = running(cpu_address, task)
+    cpu = running(cpu_address, task_number)
     write_lock(cpu, mmap_lock(cpu))
     result = do_mlockall(cpu, cpu.mm, flags)
     write_unlock(mmap_lock(cpu))
@@ -222,9 +222,9 @@ def sys_mlockall(cpu_address, task, flags):
 
 
 @entry("i64(u64, i64)")
-def sys_munlockall(cpu_address, task):
+def sys_munlockall(cpu_address, task_number):
     """munlockall(2): always 0."""
-    cpu = running(cpu_address, task)
+    cpu = running(cpu_address, task_number)
     write_lock(cpu, mmap_lock(cpu))
     apply_mlockall_flags(cpu, cpu.mm, 0)
     write_unlock(mmap_lock(cpu))
@@ -265,9 +265,9 @@ def access_ok(machine, start, length):
 
 
 @entry("i64(u64, i64, u64, u64, u64)")
-def sys_mincore(cpu_address, task, start, length, answer_address):
+def sys_mincore(cpu_address, task_number, start, length, answer_address):
     """mincore(2): a byte per page, 1 if it is in memory, at the host address of the answer; 0 or a negative errno."""
-    cpu = running(cpu_address, task)
+    cpu = running(cpu_address, task_number)
     machine = machine_of(cpu)
     if start & ~PAGE_MASK != U(0):
         return -EINVAL
@@ -284,12 +284,12 @@ def sys_mincore(cpu_address, task, start, length, answer_address):
 
 
 @entry("i64(u64, i64, i64, u64, u64)")
-def sys_setrlimit(cpu_address, task, which, soft, hard):
+def sys_setrlimit(cpu_address, task_number, which, soft, hard):
     """setrlimit(2), for every thread of the process: 0 or a negative errno."""
-    cpu = running(cpu_address, task)
+    cpu = running(cpu_address, task_number)
     machine = machine_of(cpu)
     tasks = task_t.array(machine.tasks)
-    caller = tasks[task]
+    caller = tasks[task_number]
     if which < 0 or which >= RLIM_NLIMITS or soft > hard:
         return -EINVAL
     if which == RLIMIT_NOFILE and hard > U(MAX_OPEN):  # sysctl_nr_open

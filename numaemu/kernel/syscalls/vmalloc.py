@@ -17,31 +17,31 @@ from numaemu.kernel.syscalls.common import running
 
 
 @entry("u64(u64, i64, i64, u64, i64, i64, i64)")
-def kernel_vmalloc(cpu_address, task, size, align, gfp, nid, pid):
+def kernel_vmalloc(cpu_address, task_number, size, align, gfp, nid, pid):
     """An address, or 0."""
-    return vmalloc_node_range(running(cpu_address, task), size, align, gfp, nid, pid)
+    return vmalloc_node_range(running(cpu_address, task_number), size, align, gfp, nid, pid)
 
 
 @entry("bool(u64, i64, u64)")
-def kernel_vfree(cpu_address, task, address):
-    return vfree(running(cpu_address, task), address)
+def kernel_vfree(cpu_address, task_number, address):
+    return vfree(running(cpu_address, task_number), address)
 
 
 @entry("u64(u64, i64, u64, i64, i64)")
-def kernel_vmap(cpu_address, task, pfns, count, pid):
+def kernel_vmap(cpu_address, task_number, pfns, count, pid):
     """`pfns`: the host address of so many. An address, or 0."""
-    return vmap(running(cpu_address, task), i64.array(pfns), count, pid)
+    return vmap(running(cpu_address, task_number), i64.array(pfns), count, pid)
 
 
 @entry("bool(u64, i64, u64)")
-def kernel_vunmap(cpu_address, task, address):
-    return vunmap(running(cpu_address, task), address)
+def kernel_vunmap(cpu_address, task_number, address):
+    return vunmap(running(cpu_address, task_number), address)
 
 
 @entry("bool(u64, i64)")
-def kernel_vm_unmap_aliases(cpu_address, task):
+def kernel_vm_unmap_aliases(cpu_address, task_number):
     """Purge what waits: vm_unmap_aliases."""
-    return purge_vmap_area_lazy(running(cpu_address, task))
+    return purge_vmap_area_lazy(running(cpu_address, task_number))
 
 
 @entry("i64(u64, u64)")
@@ -57,19 +57,19 @@ def area_at(cpu_address, address):
 
 
 @entry("u64(u64, i64, i64)")
-def kernel_kmap(cpu_address, task, pfn):
+def kernel_kmap(cpu_address, task_number, pfn):
     """An address, or 0: wait."""
-    return kmap_high(running(cpu_address, task), pfn)
+    return kmap_high(running(cpu_address, task_number), pfn)
 
 
 @entry("bool(u64, i64, i64)")
-def kernel_kunmap(cpu_address, task, pfn):
-    return kunmap_high(running(cpu_address, task), pfn)
+def kernel_kunmap(cpu_address, task_number, pfn):
+    return kunmap_high(running(cpu_address, task_number), pfn)
 
 
 @entry("u64(u64, i64, i64, i64)")
-def kernel_kmap_atomic(cpu_address, task, slot, pfn):
-    return kmap_atomic_slot(running(cpu_address, task), slot, pfn)
+def kernel_kmap_atomic(cpu_address, task_number, slot, pfn):
+    return kmap_atomic_slot(running(cpu_address, task_number), slot, pfn)
 
 
 @entry("void(u64, i64)")

@@ -163,12 +163,12 @@ def smaps_rollup(system, _number, mm_number):
     return head + "[rollup]\n" + show_smap(total, locked, True)
 
 
-def pagemap(system, pid, addr, nbytes):
+def pagemap(system, pid, address, nbytes):
     """The words of /proc/<pid>/pagemap for [addr, addr + nbytes)."""
     number = number_of_pid(system.machine, pid)
     if number == 0:
         raise gone(f"/proc/{pid}/pagemap")
-    start, end = addr & -PAGE_SIZE, min(addr + nbytes, int(system.machine.paging.task_size))
+    start, end = address & -PAGE_SIZE, min(address + nbytes, int(system.machine.paging.task_size))
     words = np.zeros(max(-(-(end - start) // PAGE_SIZE), 0), np.uint64)
     mm_number = task_t.array(system.machine.tasks)[number].mm
     pagemap_read(int(system.machine.address), mm_number, start, words)

@@ -144,11 +144,11 @@ class Panic(Exception):
 class OomControl:
     """struct oom_control: one allocation that nobody can serve, and what was decided about it."""
 
-    def __init__(self, system, gfp, order, nodemask, cpu):
-        self.system, self.gfp, self.order, self.cpu = system, gfp, order, cpu
+    def __init__(self, system, gfp, order, nodemask, cpu_number):
+        self.system, self.gfp, self.order, self.cpu_number = system, gfp, order, cpu_number
         machine = system.machine
         self.tasks = task_t.array(machine.tasks)
-        self.current = self.tasks[cpu_t.array(machine.cpus)[cpu].task]
+        self.current = self.tasks[cpu_t.array(machine.cpus)[cpu_number].task]
         self.nodemask = nodemask & ((1 << machine.nr_nodes) - 1)
         self.constraint, self.totalpages, self.chosen, self.chosen_points = CONSTRAINT_NONE, 0, 0, None
 
@@ -297,9 +297,9 @@ class OomKiller:
             del self.dying[number]
         return 0
 
-    def out_of_memory(self, gfp, order, nodemask, cpu):
+    def out_of_memory(self, gfp, order, nodemask, cpu_number):
         """(answer for the CPU, numbers of the tasks marked as victims)"""
-        oc = OomControl(self.system, gfp, order, nodemask, cpu)
+        oc = OomControl(self.system, gfp, order, nodemask, cpu_number)
         dying = self.dying_mm()
         if dying:
             return dying, []
@@ -317,7 +317,7 @@ class OomKiller:
             and oom_eligible(oc, oc.current)
             and oom_badness(self.machine, oc.current, oc.totalpages) is not None
         ):
-            oc.chosen = cpu_t.array(self.machine.cpus)[cpu].task
+            oc.chosen = cpu_t.array(self.machine.cpus)[cpu_number].task
         else:
             select_bad_process(oc)
         if not oc.chosen:
