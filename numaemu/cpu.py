@@ -34,10 +34,10 @@ from numaemu.kernel.include.mm_types import TASK_NAME_BYTES, task_t
 from numaemu.kernel.mm.cache.truncate import iput_from_below
 from numaemu.kernel.mm.migrate.compaction import direct_compact
 from numaemu.kernel.mm.migrate.kcompactd import compact_node_now
+from numaemu.kernel.mm.reclaim.direct_reclaim import try_to_free_pages
 from numaemu.kernel.mm.reclaim.kswapd import wake_kswapd
 from numaemu.kernel.mm.reclaim.node_reclaim import node_reclaim
 from numaemu.kernel.mm.reclaim.oom_kill import alloc_pages_may_oom
-from numaemu.kernel.mm.reclaim.vmscan import try_to_free_pages
 from numaemu.kernel.mm.swap.swapon import try_to_unuse
 from numaemu.kernel.syscalls import allocators as kernel_calls
 from numaemu.kernel.syscalls import common as syscalls

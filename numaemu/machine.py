@@ -6,28 +6,22 @@ results of tasks, printed text, the news of a death.
 
 import atexit
 import collections
-import contextlib
 import inspect
 import itertools
 import os
 import pickle
-import socket
-import subprocess
-import sys
 import threading
 import weakref
 import zlib
 from concurrent.futures import Future, wait
-from typing import Any
 
 from numaemu.api.arguments import runnable
 from numaemu.api.failure import show_own_frames
 from numaemu.api.tables import Figures, Table, html
 from numaemu.api.task import Handle, Task
-from numaemu.compiler import foreman
 from numaemu.errors import MachineCheck, note
-from numaemu.host import shm, trust
 from numaemu.process import host_memory, lifetime
+from numaemu.process.fork_server import END_S, ForkServer, describe
 from numaemu.process.payload import dump_function
 from numaemu.process.screen import Screen
 from numaemu.process.wire import Sealed, dumps, opened, receive_frame, send_frame, settle
@@ -38,141 +32,9 @@ from numaemu.spec.units import choice_text, format_size, parse_int, parse_size
 SHOW_S = 0.3  # how long a death is kept back at most for printed text, and results behind it, that came before
 TELL_S = 0.5  # how long the fork server may take to tell how a coordinator has ended, that is known to have
 ASKED_S = 1.0  # how long CPUs have to say where their tasks are
-END_S = 5.0  # how long an ending machine is waited for before its processes are killed
-
-
-class ForkServer:
-    """The process that forks this driver's coordinators; started with the first machine."""
-
-    def __init__(self):
-        self.lock, self.pid, self.ready = threading.Lock(), None, False
-        self.process: Any = None
-
-    def disown(self):
-        """In a process that was forked from the driver: that one's is none of this one's."""
-        self.lock = threading.Lock()  # a thread that is not here may have held it
-        if self.process is not None:
-            self.socket.close()
-            self.process.returncode = 0  # not a child of this process
-            self.process = None
-
-    def launch(self):
-        """Start it unless it runs, without waiting until it has loaded the kernel."""
-        if self.process is not None and self.pid == os.getpid() and self.process.poll() is None:
-            return
-        shm.sweep()
-        self.ready = False
-        ours, theirs = socket.socketpair()
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", "numaemu.forkserver", str(theirs.fileno())],
-            pass_fds=[theirs.fileno()],
-            start_new_session=True,
-            env=_environment(),
-        )
-        trust.leave_it_to_others()
-        theirs.close()
-        self.socket, self.pid, self.numbers = ours, os.getpid(), itertools.count()
-        self.forked, self.ended = {}, collections.defaultdict(Future)
-
-    def start(self, progress=None):
-        """Start it unless it runs; from then on `progress(n, total)` is told of functions of the kernel that are compiled
-        (compiler/foreman.py, watch_image).
-        """
-        self.launch()
-        while not self.ready:
-            frame = receive_frame(self.socket)
-            if frame is None:
-                raise MachineCheck(
-                    f"the fork server ended while it loaded the compiled kernel, {_describe(self.process.wait())}"
-                )
-            kind, *words = pickle.loads(frame)
-            if kind == "image":
-                watch = threading.Thread(
-                    target=foreman.watch_image, args=(*words, progress or say_compiling), daemon=True, name="image"
-                )
-                watch.start()
-            elif kind == "ready":
-                self.ready = True
-                threading.Thread(
-                    target=self.read, args=(self.process, self.socket, self.forked, self.ended), daemon=True
-                ).start()
-
-    @staticmethod
-    def read(process, ours, forked, ended):
-        """The thread that takes what a server says: who was forked, who has ended. All of them, when it has itself."""
-        while (frame := receive_frame(ours)) is not None:
-            kind, number, value = pickle.loads(frame)
-            if kind == "forked":
-                forked.pop(number).set_result(value)
-            elif kind == "refused":
-                forked.pop(number).set_exception(MachineCheck(value))
-            elif not ended[number].done():
-                ended[number].set_result(_describe(value))
-        ours.close()
-        died = f"the fork server died: {_describe(process.wait())}"
-        for future in [*forked.values()]:
-            if not future.done():
-                future.set_exception(MachineCheck(died))
-        for future in [*ended.values()]:
-            if not future.done():
-                future.set_result(died)
-
-    def stop(self):
-        """End it, at the end of the driver."""
-        if self.process is None or self.pid != os.getpid():
-            return
-        if not self.ready:  # it compiles and does not listen
-            self.process.kill()
-        try:
-            self.socket.shutdown(socket.SHUT_RDWR)
-        except OSError:
-            pass  # it has gone already
-        try:
-            self.process.wait(END_S)
-        except subprocess.TimeoutExpired:
-            self.process.kill()
-            self.process.wait()
-
-    def fork(self, topology, reserve, progress=None):
-        """A new coordinator: (socket to it, its pid)."""
-        with self.lock:
-            self.start(progress)
-            ours, theirs = socket.socketpair()
-            number = next(self.numbers)
-            future = self.forked[number] = Future()
-            frame = pickle.dumps((number, topology, reserve, sys.path))
-            socket.send_fds(self.socket, [len(frame).to_bytes(8, "big")], [theirs.fileno()])
-            self.socket.sendall(frame)
-            theirs.close()
-            ended = self.ended
-        pid = future.result()
-        ended[pid].add_done_callback(lambda _: _shut(ours))
-        return ours, pid, ended[pid]
-
-
-def _shut(link):
-    """A coordinator has ended: who reads from it comes to the end, after what it has sent. Its own hanging up may be late."""
-    with contextlib.suppress(OSError):
-        link.shutdown(socket.SHUT_RD)
-
-
-def _environment():
-    """The environment of emulator processes: they find the package where the driver found it, and NumPy's BLAS starts no
-    threads as it is imported, because who forks must have none. (An emulated CPU is one thread's worth anyway.)
-    """
-    root = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-    path = os.environ.get("PYTHONPATH", "")
-    return {**os.environ, "PYTHONPATH": root + (os.pathsep + path if path else ""), "OPENBLAS_NUM_THREADS": "1"}
 
 
 _said = []  # once it has been said that functions are being compiled
-
-
-def say_compiling(functions, total):
-    """Tell a person who has not asked for progress, once, why the first machine takes longer than others will."""
-    if not _said:
-        _said.append(True)
-        print(foreman.FIRST_TIME, file=sys.stderr, flush=True)
 
 
 fork_server = lifetime.own(ForkServer())
@@ -368,7 +230,7 @@ class Machine:
             self._die(words[0])
         elif kind == "died":
             name, pid, status, doing = words
-            self._die(f"emulator process '{name}' (pid {pid}) died: {_describe(status)}{doing}")
+            self._die(f"emulator process '{name}' (pid {pid}) died: {describe(status)}{doing}")
 
     def _die(self, text):
         """The machine is lost: everybody who waits learns why; but who has a result that waits to be told gets that."""
@@ -597,12 +459,3 @@ def _read_link(machine, link, screen):
     screen.end()
     if this is None:
         link.close()  # nobody has the machine any more: that has hung up already
-
-
-def _describe(status):
-    if status >= 0:
-        return f"exit status {status}"
-    text = f"signal {-status}"
-    if status == -7:
-        text += " (bus error: is /dev/shm full?)"
-    return text

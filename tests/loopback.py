@@ -30,7 +30,7 @@ from numaemu.kernel.arch.init_mm import reserved_pages
 from numaemu.kernel.arch.pgtable import pte_offset, pte_pfn
 from numaemu.kernel.arch.tlb import answer_ipi
 from numaemu.kernel.audit.frames import audit
-from numaemu.kernel.boot import boot, control_layout
+from numaemu.kernel.boot import boot
 from numaemu.kernel.core.kthread import run_kthreads
 from numaemu.kernel.core.smp import MSG_NONE, actor_of_cpu
 from numaemu.kernel.fs.file import FILE, files_of
@@ -40,6 +40,7 @@ from numaemu.kernel.fs.sysfs import stats
 from numaemu.kernel.fs.sysfs.sysctl import System
 from numaemu.kernel.include.mm_types import mm_t, page_t, task_t, vma_t
 from numaemu.kernel.include.mmzone import MAX_NR_ZONES, zone_of
+from numaemu.kernel.layout import control_layout
 from numaemu.kernel.mm.migrate.kcompactd import compact_node_now
 from numaemu.kernel.mm.space.vma_index import vma_index
 from numaemu.kernel.syscalls import common as syscalls

@@ -7,30 +7,14 @@ import math
 import numpy as np
 
 from numaemu.compiler.pointer import i64, u8
-from numaemu.hardware.mailbox import mailbox_t
 from numaemu.hardware.paging import set_paging
 from numaemu.hardware.processor import cpu_t
 from numaemu.host import shm
 from numaemu.kernel.arch.init_mm import init_kernel_space, reserved_pages
-from numaemu.kernel.arch.thread_stack import init_stacks, thread_stack_blocks
+from numaemu.kernel.arch.thread_stack import init_stacks
 from numaemu.kernel.core.timer import HPAGE_FRAG_CHECK_INTERVAL_NS
 from numaemu.kernel.fs.disk import disk_space_t
-from numaemu.kernel.fs.file import files_struct_t
-from numaemu.kernel.fs.inode import file_t, inode_t
-from numaemu.kernel.include.mm_types import (
-    cgroup_t,
-    exit_t,
-    machine_t,
-    mapping_t,
-    mm_t,
-    page_t,
-    policy_t,
-    pool_t,
-    present_cpus,
-    sp_node_t,
-    task_t,
-    vma_t,
-)
+from numaemu.kernel.include.mm_types import cgroup_t, machine_t, pool_t, present_cpus, task_t
 from numaemu.kernel.include.mmzone import (
     MAX_NR_ZONES,
     MIGRATE_MOVABLE,
@@ -45,41 +29,24 @@ from numaemu.kernel.include.mmzone import (
     WMARK_MIN,
     ZONE_HIGHMEM,
     ZONE_MOVABLE,
-    lruvec_t,
     node_t,
     page_of,
     pcp_of,
-    pcp_t,
     zone_of,
-    zone_t,
 )
-from numaemu.kernel.include.vmstat import percpu_t
+from numaemu.kernel.layout import control_layout, map_memory
 from numaemu.kernel.mm.huge.huge_memory import DEFRAG_MADVISE, THP_NEVER
-from numaemu.kernel.mm.huge.hugetlb_pool import HUGE_MAX_HSTATE, hstate_at, hstate_t
-from numaemu.kernel.mm.huge.khugepaged import collapse_control_t
-from numaemu.kernel.mm.migrate.compact_control import compact_control_t
-from numaemu.kernel.mm.migrate.migrate import migrate_t
+from numaemu.kernel.mm.huge.hugetlb_pool import hstate_at
 from numaemu.kernel.mm.page_alloc.node_side import rmqueue_bulk
-from numaemu.kernel.mm.page_alloc.slowpath import slowpath_t
-from numaemu.kernel.mm.page_alloc.trail import trail_t
 from numaemu.kernel.mm.page_alloc.zone_layout import HIGHMEM_START, whole_blocks, zone_ranges
-from numaemu.kernel.mm.reclaim.lru_batches import cpu_fbatches_t
-from numaemu.kernel.mm.reclaim.pageout import scan_control_t
-from numaemu.kernel.mm.reclaim.shrinker import shrinker_blocks
-from numaemu.kernel.mm.slab.percpu import percpu_blocks
 from numaemu.kernel.mm.slab.slab import SLAB_RECLAIM_ACCOUNT
-from numaemu.kernel.mm.slab.slab_common import init_cache, kmem_cache_init, slab_blocks
-from numaemu.kernel.mm.swap.swapfile import MAX_SWAP_ENTRIES, MAX_SWAPFILES, SWP_OFFSET_BITS, swap_t
-from numaemu.kernel.mm.swap.zram import ZBUF_BYTES, zstat_t
-from numaemu.kernel.mm.swap.zswap_init import init_zswap, zswap_blocks
-from numaemu.kernel.mm.vmalloc.highmem import highmem_blocks
-from numaemu.kernel.mm.vmalloc.vmap_area import MAX_VMAP_AREAS, init_vmap, vmap_area_t, vmap_t
+from numaemu.kernel.mm.slab.slab_common import init_cache, kmem_cache_init
+from numaemu.kernel.mm.swap.swapfile import MAX_SWAPFILES, SWP_OFFSET_BITS, swap_t
+from numaemu.kernel.mm.swap.zswap_init import init_zswap
+from numaemu.kernel.mm.vmalloc.vmap_area import init_vmap
 from numaemu.spec.cmdline import huge_page_sizes
 from numaemu.spec.param import (
     CPU_WORDS,
-    EXIT_RECORDS,
-    GATHER_PAGES,
-    MAX_CGROUPS,
     MAX_FILES,
     MAX_INODES,
     MAX_MAP_COUNT,
@@ -88,11 +55,9 @@ from numaemu.spec.param import (
     MAX_SP_NODES,
     MAX_TASKS,
     MAX_VMAS,
-    OUTBOX_BYTES,
     PAGE_SIZE,
     PAGEBLOCK_ORDER,
     PAGEBLOCK_PAGES,
-    VMA_INDEX_SLOTS,
 )
 
 SP_NODE_POOL = 8  # its place among the pools
@@ -119,132 +84,6 @@ DIRTY_DEFAULTS = {"dirty_ratio": 20, "dirty_background_ratio": 10, "dirty_bytes"
 # fmt: on
 BUFFER_HEAD_BYTES = 104  # sizeof(struct buffer_head) of this configuration: 39 to a page
 NS_PER_CENTISEC, NS_PER_MS = 10_000_000, 1_000_000
-
-
-class Layout:
-    """Addresses of named blocks in one sparse shared segment."""
-
-    def __init__(self):
-        self.blocks, self.nbytes = {}, 0
-
-    def add(self, name, nbytes):
-        self.blocks[name] = self.nbytes
-        self.nbytes += (nbytes + PAGE_SIZE - 1) & -PAGE_SIZE
-
-    def place(self):
-        """Map the segment; {name: address}."""
-        address = shm.shared_block(self.nbytes)
-        return {name: address + offset for name, offset in self.blocks.items()}
-
-
-def control_layout(topology, max_pfn, nr_actors):
-    """All tables that every process shares."""
-    nodes, zones = topology.nr_nodes, topology.nr_nodes * MAX_NR_ZONES
-    cpus = topology.nr_cpu_ids + nodes  # contexts: a node's kernel threads have one, too
-    blocks = (max_pfn + nodes * reserved_pages(topology)) // PAGEBLOCK_PAGES + 1
-    layout = Layout()
-    for name, nbytes in (
-        ("machine", machine_t.nbytes),
-        ("block_node", blocks),
-        ("block_zone", blocks),
-        ("block_type", blocks),
-        ("block_skip", blocks),
-        ("compact", cpus * compact_control_t.nbytes),
-        ("zones", zones * zone_t.nbytes),
-        ("nodes", nodes * node_t.nbytes),
-        ("cpus", cpus * cpu_t.nbytes),
-        ("percpu", cpus * percpu_t.nbytes),
-        ("pcps", cpus * zones * pcp_t.nbytes),
-        ("mailboxes", nr_actors * mailbox_t.nbytes),
-        ("zonelists", nodes * MAX_NODES * 8),
-        ("distance", nodes * nodes),
-        ("tasks", MAX_TASKS * task_t.nbytes),
-        ("mms", MAX_MMS * mm_t.nbytes),
-        ("vmas", MAX_VMAS * vma_t.nbytes),
-        ("mappings", MAX_VMAS * mapping_t.nbytes),
-        ("vma_index", MAX_MMS * VMA_INDEX_SLOTS * 8),
-        ("pseudo_vmas", cpus * vma_t.nbytes),
-        ("cpu_fbatches", cpus * cpu_fbatches_t.nbytes),
-        ("lruvecs", nodes * lruvec_t.nbytes),
-        ("cgroups", MAX_CGROUPS * cgroup_t.nbytes),
-        ("mpols", 2 * cpus * policy_t.nbytes),
-        ("trails", cpus * trail_t.nbytes),
-        ("slowpaths", 2 * cpus * slowpath_t.nbytes),
-        ("exits", EXIT_RECORDS * exit_t.nbytes),
-        ("gather", cpus * GATHER_PAGES * 8),
-        ("migrate", cpus * migrate_t.nbytes),
-        ("sp_nodes", MAX_SP_NODES * sp_node_t.nbytes),
-        ("sp_node_stack", MAX_SP_NODES * 8),
-        ("pools", 9 * pool_t.nbytes),
-        ("task_stack", MAX_TASKS * 8),
-        ("mm_stack", MAX_MMS * 8),
-        ("vma_stack", MAX_VMAS * 8),
-        ("mapping_stack", MAX_VMAS * 8),
-        ("outboxes", nr_actors * OUTBOX_BYTES),
-        ("inodes", MAX_INODES * inode_t.nbytes),
-        ("files", MAX_FILES * file_t.nbytes),
-        ("inode_stack", MAX_INODES * 8),
-        ("file_stack", MAX_FILES * 8),
-        ("files_structs", MAX_TASKS * files_struct_t.nbytes),
-        ("files_struct_stack", MAX_TASKS * 8),
-        ("disk_space", disk_space_t.nbytes),
-        ("disk_written", topology.disk.size // PAGE_SIZE // 8 + 8),
-        ("scan_controls", cpus * scan_control_t.nbytes),
-        ("swap", swap_t.nbytes),
-        ("zstat", 2 * zstat_t.nbytes),
-        ("zbufs", cpus * ZBUF_BYTES),
-        ("swap_map", MAX_SWAP_ENTRIES * 4),
-        ("swap_cache", MAX_SWAP_ENTRIES * 8),
-        ("zeromap", MAX_SWAP_ENTRIES),
-        *zswap_blocks(topology, max_pfn),
-        ("swap_data", MAX_SWAP_ENTRIES * PAGE_SIZE),
-        ("vmap", vmap_t.nbytes),
-        ("vmap_areas", MAX_VMAP_AREAS * vmap_area_t.nbytes),
-        *highmem_blocks(topology, max_pfn),
-        *thread_stack_blocks(topology),
-        ("hstate", HUGE_MAX_HSTATE * hstate_t.nbytes),
-        ("collapse_controls", cpus * collapse_control_t.nbytes),
-        *slab_blocks(topology),
-        *shrinker_blocks(topology),
-        *percpu_blocks(topology),
-    ):
-        layout.add(name, nbytes)
-    return layout
-
-
-def map_memory(topology, machine, max_pfn):
-    """Frames and page structs: one segment a node for each, mapped where its physical addresses lie.
-
-    Behind all memory each node has frames for what boot needs, its page tables and stacks, that are in no zone. The hole
-    behind a node that ends within a pageblock has page structs, as on Linux: free ones of no zone.
-    """
-    reserved, nodes = reserved_pages(topology), topology.nr_nodes
-    machine.memory = shm.reserve((max_pfn + nodes * reserved) * PAGE_SIZE)
-    shm.Segment(nodes * reserved * PAGE_SIZE).map_once(int(machine.memory) + max_pfn * PAGE_SIZE)
-    for node in range(nodes):
-        first = (max_pfn + node * reserved) >> PAGEBLOCK_ORDER
-        u8.array(machine.block_node).as_numpy(first + (reserved >> PAGEBLOCK_ORDER))[first:] = node
-    first = min(n for n in range(nodes) if topology.nodes[n].memory_bytes)
-    machine.reserved_pfn = max_pfn + first * reserved
-    machine.mem_map = shm.reserve(max_pfn * page_t.nbytes)
-    for ranges in topology.physical_ranges():
-        if not ranges:  # a node without memory
-            continue
-        total = sum(nbytes for _, nbytes in ranges)
-        frames = shm.Segment(total)
-        structs = shm.Segment(whole_blocks(total) * page_t.nbytes)
-        offset = 0
-        for start, nbytes in ranges:
-            frames.map_at(int(machine.memory) + start, nbytes, offset)
-            scaled = page_t.nbytes
-            structs.map_at(
-                int(machine.mem_map) + start // PAGE_SIZE * scaled,
-                whole_blocks(nbytes) * scaled,
-                offset // PAGE_SIZE * scaled,
-            )
-            offset += nbytes
-        frames.close()
-        structs.close()
 
 
 def init_pools(machine, blocks):
@@ -561,26 +400,10 @@ def setup_dirty_limits(machine, sysctl):
             setattr(machine, name if "background" in name else f"vm_{name}", value)
 
 
-def boot(topology, reserve=None):
-    """A machine of this shape in shared memory: (machine, addresses of its blocks by name).
-
-    reserve: {(node, zone type): (managed, free, held)} in pages, for a machine that must have as much memory in use at its
-    start as a recorded one, and so many pages on the CPUs' lists; default: nothing is in use but the first page and the page
-    of zeros.
-    """
-    max_pfn = max((start + nbytes) // PAGE_SIZE for ranges in topology.physical_ranges() for start, nbytes in ranges)
-    max_pfn = whole_blocks(max_pfn * PAGE_SIZE)
-    nr_actors = 1 + topology.nr_nodes + topology.nr_cpu_ids
-    blocks = control_layout(topology, max_pfn, nr_actors).place()
-    machine = machine_t.at(blocks["machine"])
-    for name, address in blocks.items():
-        if name in machine_t.kinds:
-            setattr(machine, name, address)
-    machine.nr_nodes, machine.nr_cpus, machine.nr_present_cpus = (
-        topology.nr_nodes,
-        topology.nr_cpu_ids,
-        topology.nr_cpus,
-    )
+def init_machine(topology, machine, max_pfn, nr_actors):
+    """Counts, limits and settings of the machine as a whole."""
+    machine.nr_nodes = topology.nr_nodes
+    machine.nr_cpus, machine.nr_present_cpus = topology.nr_cpu_ids, topology.nr_cpus
     machine.nr_cpu_ids = topology.nr_cpu_ids + topology.nr_nodes
     for number in topology.cpus:
         machine.cpu_present[number // 64] |= 1 << number % 64
@@ -596,10 +419,29 @@ def boot(topology, reserve=None):
         setattr(machine, name, value)
     for name, default in COMPACTION_SYSCTLS.items():
         setattr(machine, name, topology.sysctl.get(f"vm.{name}", default))
-    init_pools(machine, blocks)
     machine.kcompactd_timer_ns = HPAGE_FRAG_CHECK_INTERVAL_NS
     machine.page_group_by_mobility_disabled = not groups_by_mobility(topology)
     machine.highmem = topology.zone_layout == "x86-32"
+    machine.watermark_boost_factor = topology.sysctl.get("vm.watermark_boost_factor", WATERMARK_BOOST_FACTOR)
+
+
+def boot(topology, reserve=None):
+    """A machine of this shape in shared memory: (machine, addresses of its blocks by name).
+
+    reserve: {(node, zone type): (managed, free, held)} in pages, for a machine that must have as much memory in use at its
+    start as a recorded one, and so many pages on the CPUs' lists; default: nothing is in use but the first page and the page
+    of zeros.
+    """
+    max_pfn = max((start + nbytes) // PAGE_SIZE for ranges in topology.physical_ranges() for start, nbytes in ranges)
+    max_pfn = whole_blocks(max_pfn * PAGE_SIZE)
+    nr_actors = 1 + topology.nr_nodes + topology.nr_cpu_ids
+    blocks = control_layout(topology, max_pfn, nr_actors).place()
+    machine = machine_t.at(blocks["machine"])
+    for name, address in blocks.items():
+        if name in machine_t.kinds:
+            setattr(machine, name, address)
+    init_machine(topology, machine, max_pfn, nr_actors)
+    init_pools(machine, blocks)
     map_memory(topology, machine, max_pfn)
     init_zones(topology, machine, reserve or {})
     init_kernel_space(topology, machine, min(max_pfn, HIGHMEM_START) if machine.highmem else max_pfn)
@@ -615,7 +457,6 @@ def boot(topology, reserve=None):
     setup_per_zone_wmarks(machine, topology.sysctl)
     setup_per_zone_pageset(machine, topology.sysctl)
     setup_node_reclaim(machine, topology.sysctl)
-    machine.watermark_boost_factor = topology.sysctl.get("vm.watermark_boost_factor", WATERMARK_BOOST_FACTOR)
     for node in range(topology.nr_nodes):
         machine.il_weights[node] = 1
         node_t.array(machine.nodes)[node].kcompactd_highest_zoneidx = MAX_NR_ZONES - 1

@@ -15,13 +15,9 @@ from numaemu.hardware.processor import X86_PF_INSTR, X86_PF_PROT, X86_PF_WRITE
 from numaemu.kernel.arch.pgtable import mm_of
 from numaemu.kernel.core.sched import GONE, HERE, VICTIM, ZOMBIE, deactivate, new_slice, sleep_until, task_standing
 from numaemu.kernel.fs.sysfs.stats import cpu_figures, task_numbers
-from numaemu.kernel.include.mm_types import TASK_RUNNING, cgroup_t, task_name, task_t
-from numaemu.kernel.include.mmzone import MAX_NR_ZONES, ZONE_HIGHMEM, page_of, page_zone, zone_of
-from numaemu.kernel.mm.page_alloc.page_alloc import BAD_TEXTS, compound_head, compound_order
-from numaemu.kernel.mm.page_alloc.trail import read_trail
+from numaemu.kernel.include.mm_types import TASK_RUNNING, cgroup_t, task_t
 from numaemu.kernel.mm.reclaim.oom_kill import epitaph, oom_exit, oom_release
 from numaemu.kernel.syscalls import common as syscalls
-from numaemu.kernel.syscalls import vmalloc as vmalloc_calls
 from numaemu.kernel.syscalls.common import INT_MIN
 from numaemu.operations.allocators import KernelOperations
 from numaemu.operations.exec import ExecOperations
@@ -29,14 +25,15 @@ from numaemu.operations.faults import FaultTexts
 from numaemu.operations.files import FileOperations
 from numaemu.operations.kernel_space import KernelSpaceOperations
 from numaemu.operations.memory import MmOperations, check
+from numaemu.operations.mempolicy import MempolicyOperations
+from numaemu.operations.pages import PageOperations
 from numaemu.operations.proc import ProcOperations
 from numaemu.operations.refusals import explained
-from numaemu.spec.param import MAX_NODES, MAX_ORDER, PAGE_SIZE
+from numaemu.spec.param import PAGE_SIZE
 from numaemu.uapi import SIGBUS, SIGKILL
 
 BUFFER_BYTES = 1 << 20  # results from this size on come from a buffer that is kept
 PIECE_BYTES = 1 << 20  # of a read that must fail
-MPOL_MODE = 0xFFF  # of a mode: without its flags
 KTIME_MAX = 1 << 62  # ns: nobody sleeps longer
 
 
@@ -61,7 +58,15 @@ def release_gil(function):
 
 
 class Operations(
-    KernelOperations, KernelSpaceOperations, MmOperations, ExecOperations, FileOperations, ProcOperations, FaultTexts
+    KernelOperations,
+    KernelSpaceOperations,
+    PageOperations,
+    MmOperations,
+    MempolicyOperations,
+    ExecOperations,
+    FileOperations,
+    ProcOperations,
+    FaultTexts,
 ):
     """The operations of one CPU."""
 
@@ -147,75 +152,6 @@ class Operations(
         error = OutOfMemory(epitaph(self.machine, task))
         oom_release(self.address, task_number)
         return error
-
-    # -- policies and placement
-
-    def nodemask(self, nodes):
-        """Nodes as system calls take them; -EINVAL for a node that is in no mask (get_nodes)."""
-        if nodes is not None and not all(0 <= node < MAX_NODES for node in nodes):
-            check(-errno.EINVAL)
-        return sum(1 << node for node in set(nodes or ()))
-
-    def set_mempolicy(self, task_number, mode, nodes):
-        check(
-            syscalls.sys_set_mempolicy(
-                self.address, task_number, mode & MPOL_MODE, mode & ~MPOL_MODE, self.nodemask(nodes)
-            )
-        )
-
-    def mbind(self, task_number, addr, length, mode, nodes, flags):
-        """mbind(2): `mode` with its MPOL_F_* flags, `nodes` a tuple of numbers or None."""
-        check(
-            syscalls.sys_mbind(
-                self.address,
-                task_number,
-                addr,
-                length,
-                mode & MPOL_MODE,
-                mode & ~MPOL_MODE,
-                self.nodemask(nodes),
-                flags,
-            )
-        )
-
-    def get_mempolicy(self, task_number, addr, flags):
-        """(mode or node, node mask)"""
-        answer = np.zeros(2, np.uint64)
-        check(syscalls.sys_get_mempolicy(self.address, task_number, addr, flags, answer.ctypes.data))
-        return int(answer[0]), int(answer[1])
-
-    def move_pages(self, task_number, pid, addresses, nodes, flags):
-        """(return value, status array)"""
-        addresses = np.ascontiguousarray(addresses, np.uint64).ravel()
-        status = np.zeros(len(addresses), np.int64)
-        where = 0
-        if nodes is not None:
-            if nodes.size not in (1, addresses.size):
-                raise ValueError(f"{nodes.size} nodes for {addresses.size} addresses")
-            nodes = np.ascontiguousarray(np.broadcast_to(nodes.ravel(), addresses.shape))
-            where = nodes.ctypes.data
-        result = syscalls.sys_move_pages(
-            self.address,
-            task_number,
-            self.target(task_number, pid),
-            addresses.ctypes.data,
-            where,
-            status.ctypes.data,
-            len(addresses),
-            flags,
-        )
-        return check(result), status
-
-    def migrate_pages(self, task_number, pid, old, new):
-        old, new = self.nodemask(old), self.nodemask(new)
-        return check(syscalls.sys_migrate_pages(self.address, task_number, self.target(task_number, pid), old, new))
-
-    def target(self, task_number, pid):
-        """The number of the task with this pid, or 0; pid 0 means the calling one."""
-        return task_number if not pid else self.number_of_pid(pid)
-
-    def number_of_pid(self, pid):
-        return next((n for n in task_numbers(self.machine) if self.tasks[n].pid == pid), 0)
 
     # -- memory accesses
 
@@ -433,13 +369,6 @@ class Operations(
         if cpu_number is not None and cpu_number not in self.cpus_allowed(task_number):
             check(-errno.EINVAL)
 
-    def cpuset_attach(self, task_number, group, mems, old_mems, whole):
-        """The task's group, or what it allows, has changed: its memory follows, and it leaves a CPU it may not be on."""
-        check(syscalls.sys_cpuset_attach(self.address, task_number, group, mems, old_mems, whole))
-        allowed = self.cpus_allowed(task_number)
-        if self.tasks[task_number].cpu not in allowed:
-            self.sched_setaffinity(task_number, allowed)
-
     def place(self, task_number, cpu_number):
         """Put a new child on a CPU."""
         self.tasks[task_number].cpu = cpu_number
@@ -454,94 +383,4 @@ class Operations(
             **cpu_figures(self.machine, self.process.cpu_number),
             "task_minor_faults": task.min_flt,
             "task_major_faults": task.maj_flt,
-        }
-
-    # -- task.kernel
-
-    def alloc_pages(self, task_number, gfp, order, nid, nodes):
-        mask = self.check_allocation(gfp, order, nid, nodes)
-        self.might_alloc(gfp, "alloc_pages")
-        return syscalls.kernel_alloc_pages(self.address, task_number, gfp, order, nid, mask)
-
-    def check_allocation(self, gfp, order, nid, nodes):
-        """The mask of the nodes that may serve; raise if there are none such, or no blocks of this order."""
-        self.checked_gfp(gfp)
-        if not 0 <= order <= MAX_ORDER:
-            raise ValueError(f"order {order} must be 0 to {MAX_ORDER} (MAX_PAGE_ORDER)")
-        for node in nodes or ():
-            self.checked_nid(node, 0)
-        self.checked_nid(nid)
-        return int(self.machine.node_mask) if nodes is None else self.nodemask(nodes)
-
-    def explain_pages(self, task_number, gfp, order, nid, nodes):
-        """(pfn, steps of the trail, how many more there were)"""
-        mask = self.check_allocation(gfp, order, nid, nodes)
-        pfn = syscalls.kernel_explain_pages(self.address, task_number, gfp, order, nid, mask)
-        return pfn, *read_trail(self.machine, self.process.cpu_number)
-
-    def page_address(self, task_number, pfn):
-        """Where a page lies in the direct map, or where kmap has put it; 0: it is high memory that is not mapped."""
-        self.present(pfn, 0)
-        if page_zone(self.machine, pfn) % MAX_NR_ZONES == ZONE_HIGHMEM:
-            return int(vmalloc_calls.kernel_page_address_high(self.address, pfn))
-        return int(self.machine.paging.page_offset) + (pfn << 12)
-
-    def virt_to_pfn(self, task_number, address):
-        """The page at an address of the direct map; a pfn stays one."""
-        if address < self.machine.paging.page_offset:
-            return address
-        pfn = (address - int(self.machine.paging.page_offset)) >> 12
-        self.kernel_bytes(address, 1)
-        return pfn
-
-    def free_hot_cold_page(self, task_number, pfn, cold):
-        self.present(pfn, 0)
-        bad = syscalls.kernel_free_hot_cold_page(self.address, task_number, pfn, cold)
-        if bad:
-            raise self.bad_page(task_number, pfn, 0, bad)
-
-    def free_pages(self, task_number, pfn, order):
-        self.present(pfn, order)
-        bad = syscalls.kernel_free_pages(self.address, task_number, pfn, order)
-        if bad:
-            raise self.bad_page(task_number, pfn, order, bad)
-
-    def present(self, pfn, order):
-        """Raise unless 2**order page structs are there."""
-        if not 0 <= order <= MAX_ORDER:
-            raise ValueError(f"order {order} must be 0 to {MAX_ORDER}")
-        for at in (pfn, pfn + (1 << order) - 1):
-            zone = zone_of(self.machine, page_zone(self.machine, at)) if 0 <= at < self.machine.max_pfn else None
-            if zone is None or not zone.start_pfn <= at < zone.start_pfn + zone.spanned_pages:
-                raise KernelBug(f"pfn {at} order {order}: no memory there")
-
-    def bad_page(self, task_number, pfn, order, bad):
-        """bad_page: the kernel's log gets the page struct, the caller the exception."""
-        page, why = page_of(self.machine, pfn), BAD_TEXTS[bad]
-        allocated = f", allocated with order {page.order}" if page.refcount > 0 else ""
-        self.process.printk(
-            [
-                f"BUG: Bad page state in process {task_name(self.tasks[task_number])}  pfn:{pfn:05x}",
-                f"page: refcount:{page.refcount} mapcount:{page.mapcount} mapping:{page.mapping} index:{page.index:#x} "
-                f"pfn:{pfn:#x}",
-                f"flags: {int(page.flags):#x} order:{page.order}",
-                f"page dumped because: {why}",
-            ]
-        )
-        return KernelBug(f"Bad page state: pfn {pfn} order {order}: {why}{allocated}; it was not freed")
-
-    def page(self, task_number, pfn):
-        """Node, zone and counts of a page, for who looks inside."""
-        self.present(pfn, 0)
-        page, zone = page_of(self.machine, pfn), page_zone(self.machine, pfn)
-        head = compound_head(self.machine, pfn)
-        return {
-            "pfn": pfn,
-            "compound_head": head,
-            "compound_order": compound_order(page_of(self.machine, head)),
-            "node": zone // MAX_NR_ZONES,
-            "zone": zone % MAX_NR_ZONES,
-            "flags": int(page.flags),
-            "refcount": page.refcount,
-            "mapcount": page.mapcount,
         }

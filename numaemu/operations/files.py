@@ -107,6 +107,7 @@ class FileOperations(Part):
         )
 
     def file_write(self, task_number, fd, offset, data):
+        """write(2), or pwrite(2) with an offset: how many bytes were written."""
         data = np.frombuffer(data, np.uint8)
         where = self.position(offset)
         return check(

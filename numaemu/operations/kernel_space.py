@@ -125,6 +125,7 @@ class KernelSpaceOperations(Part):
             raise KernelBug(f"Trying to vfree() nonexistent vm area ({address:#x})")
 
     def vmap(self, task_number, pfns):
+        """vmap(pages): a kernel address, or 0."""
         for pfn in pfns:
             self.present(int(pfn), 0)
         pfns = np.ascontiguousarray(pfns, np.int64)

@@ -25,3 +25,7 @@ class Part:
     present: Callable[..., Any]
     page_address: Callable[..., Any]
     put_on_disk: Callable[..., Any]
+    nodemask: Callable[..., Any]
+    kernel_bytes: Callable[..., Any]
+    cpus_allowed: Callable[..., Any]
+    sched_setaffinity: Callable[..., Any]

@@ -18,7 +18,8 @@ from numaemu.api.access import load_u64
 from numaemu.compiler.link import compile_everything
 from numaemu.host import shm
 from numaemu.kernel.include.gfp import GFP_KERNEL
-from numaemu.machine import Machine, _environment
+from numaemu.machine import Machine
+from numaemu.process.fork_server import _environment
 from numaemu.spec.units import MiB
 
 ROUNDS = 5

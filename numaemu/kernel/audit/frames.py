@@ -3,10 +3,8 @@
 import numpy as np
 
 from numaemu.compiler.decorators import entry, hot
-from numaemu.compiler.pointer import u64
 from numaemu.errors import MachineCheck
 from numaemu.hardware.paging import entry_load
-from numaemu.hardware.processor import cpu_t
 from numaemu.kernel.arch.pgalloc import haddr_of, huge_entry_offset, hugetlb_walk
 from numaemu.kernel.arch.pgtable import (
     _PAGE_SPECIAL,
@@ -20,8 +18,10 @@ from numaemu.kernel.arch.pgtable import (
 )
 from numaemu.kernel.audit.files import audit_files, live_inodes
 from numaemu.kernel.audit.huge import audit_huge_entries, audit_hugetlb
+from numaemu.kernel.audit.lru import audit_lru
 from numaemu.kernel.audit.memcg import audit_memcg
-from numaemu.kernel.audit.page import count_flagged, page_text
+from numaemu.kernel.audit.page import page_text
+from numaemu.kernel.audit.slab import audit_percpu, audit_shrinkers, audit_slabs
 from numaemu.kernel.audit.swap import audit_swap
 from numaemu.kernel.audit.tlb import audit_tlbs
 from numaemu.kernel.audit.vmalloc import audit_vmalloc
@@ -43,7 +43,6 @@ from numaemu.kernel.include.mm_types import (
     PG_anon,
     PG_buddy,
     PG_hugetlb,
-    PG_lru,
     PG_mlocked,
     PG_pcp,
     PG_table,
@@ -57,12 +56,8 @@ from numaemu.kernel.include.mmzone import (
     MAX_NR_ZONES,
     MIGRATE_PCPTYPES,
     MIGRATE_TYPES,
-    NR_LRU_LISTS,
     ZONE_NAMES,
-    lruvec_of,
     page_of,
-    page_to_nid,
-    page_zone,
     pcp_of,
     zone_of,
 )
@@ -78,29 +73,6 @@ from numaemu.kernel.mm.huge.hugetlb_pool import (
 )
 from numaemu.kernel.mm.huge.split import is_huge_zero, is_hugetlb_entry
 from numaemu.kernel.mm.page_alloc.free_area import get_pageblock_migratetype, must_stay_apart, page_is_buddy
-from numaemu.kernel.mm.reclaim.list_lru import list_lru_node, shrinker_of
-from numaemu.kernel.mm.reclaim.lru import folio_lru_list
-from numaemu.kernel.mm.reclaim.shrinker import live_shrinkers, validate_list_lru
-from numaemu.kernel.mm.slab.percpu import validate_percpu
-from numaemu.kernel.mm.slab.slab import (
-    MAX_KMEM_CACHES,
-    SLAB_DEBUG_FLAGS,
-    SLAB_RECLAIM_ACCOUNT,
-    PG_large_kmalloc,
-    PG_slab,
-    cache_name,
-    cache_of,
-    cpu_slab,
-    free_index,
-    get_node,
-    live_caches,
-    number_of,
-    object_at,
-    objects_in_use,
-    slab_frozen,
-    slab_inuse,
-    slab_objects,
-)
 from numaemu.kernel.mm.space.vma_index import vma_index, vma_of
 from numaemu.spec.param import MAX_ORDER, NR_ORDERS, PAGE_SHIFT, PAGE_SIZE
 
@@ -271,200 +243,6 @@ def compare_mapcounts(machine_address, number, mapcounts):
         if page.flags & U(PG_buddy | PG_pcp | PG_table) == U(0) and page.mapcount != mapcounts[pfn]:
             return pfn
     return 0
-
-
-# what validate_slabs counts of each cache; of the pages of each node (reclaimable, unreclaimable) in another array
-SLABS, OBJECTS, SLAB_FREE, SLAB_PARTIAL, SLAB_FROZEN, NR_SLAB_COUNTS = range(6)
-
-
-@hot
-def count_free(machine, cache, pfn, address):
-    """Length of a list of free objects of one slab, from `address` on; -1: it leaves the slab or has no end."""
-    objects, n = slab_objects(page_of(machine, pfn).private), 0
-    while address != U(0):
-        which = number_of(machine, cache, pfn, address)
-        n += 1
-        if which < 1 or which > objects or n > objects:
-            return -1
-        address = u64.array(machine.memory + (address - machine.paging.page_offset) + cache.offset)[0]
-    return n
-
-
-@entry("i64(u64, i64, i64[], i64[])")
-def validate_slabs(machine_address, number, counts, pages):
-    """Walk a zone's slabs and their lists of free objects: 0 or the head page of a wrong one."""
-    machine = machine_t.at(machine_address)
-    zone = zone_of(machine, number)
-    for pfn in range(zone.start_pfn, zone.virgin_pfn):
-        page = page_of(machine, pfn)
-        if page.flags & U(PG_slab | PG_large_kmalloc) == U(0):
-            continue
-        if (
-            page.flags & U(PG_buddy | PG_pcp | PG_table) != U(0)
-            or page.mapcount != 0
-            or pfn & ((1 << page.order) - 1) != 0
-        ):
-            return pfn
-        if page.flags & U(PG_large_kmalloc) != U(0):
-            pages[2 * zone.node + 1] += 1 << page.order
-            continue
-        which = page.mapping
-        if which < 1 or which >= MAX_KMEM_CACHES or cache_of(machine, which).live == 0:
-            return pfn
-        cache, word, at = cache_of(machine, which), page.private, which * NR_SLAB_COUNTS
-        free = count_free(machine, cache, pfn, object_at(machine, cache, pfn, free_index(word)))
-        if free < 0 or free != slab_objects(word) - slab_inuse(word):
-            return pfn
-        counts[at + SLABS] += 1
-        counts[at + OBJECTS] += slab_objects(word)
-        counts[at + SLAB_FREE] += free
-        counts[at + SLAB_FROZEN] += slab_frozen(word)
-        counts[at + SLAB_PARTIAL] += 1 if free > 0 and slab_frozen(word) == 0 else 0
-        pages[2 * zone.node + (0 if cache.flags & SLAB_RECLAIM_ACCOUNT else 1)] += 1 << page.order
-    return 0
-
-
-@entry("i64(u64, i64, i64[])")
-def validate_partial(machine_address, number, counts):
-    """Walk a cache's partial lists and what its CPUs hold, counted as above: 0 or the head page of a wrong slab."""
-    machine = machine_t.at(machine_address)
-    cache = cache_of(machine, number)
-    for node in range(machine.nr_nodes):
-        n = get_node(machine, number, node)
-        pfn, previous, length = n.first, 0, 0
-        while pfn != 0:
-            page = page_of(machine, pfn)
-            length += 1
-            if (
-                page.flags & U(PG_slab) == U(0)
-                or page.mapping != number
-                or page.lru_prev != previous
-                or slab_frozen(page.private)
-                or free_index(page.private) == 0
-                or page_zone(machine, pfn) // MAX_NR_ZONES != node
-            ):
-                return pfn
-            previous, pfn = pfn, page.lru_next
-        if length != n.nr_partial or n.last != previous or n.list_lock != U(0):
-            return max(previous, 1)
-        counts[SLABS] += n.nr_slabs
-        counts[OBJECTS] += n.total_objects
-        counts[SLAB_PARTIAL] += length
-    for cpu in range(machine.nr_cpu_ids):
-        c = cpu_slab(machine, number, cpu)
-        if c.slab == 0:
-            if c.freelist != U(0):
-                return 1
-            continue
-        page = page_of(machine, c.slab)
-        free = count_free(machine, cache, c.slab, c.freelist)
-        if page.mapping != number or slab_frozen(page.private) == 0 or free < 0:
-            return c.slab
-        counts[SLAB_FREE] += free
-        counts[SLAB_FROZEN] += 1
-    return 0
-
-
-def audit_shrinkers(machine):
-    """Every list of unused objects."""
-    for number in live_shrinkers(machine):
-        bad = validate_list_lru(int(cpu_t.array(machine.cpus)[0].address), number)
-        if bad:
-            name, lru = cache_name(machine, shrinker_of(machine, number).cache), list_lru_node(machine, number, bad - 1)
-            raise MachineCheck(
-                f"cache {name}: its list of unused objects on node {bad - 1} is broken or not {lru.nr_items} long"
-            )
-
-
-def audit_percpu(machine):
-    """The maps of all per-CPU chunks."""
-    bad = validate_percpu(int(cpu_t.array(machine.cpus)[0].address), np.zeros(3, np.int64))
-    if bad:
-        raise MachineCheck(f"per-CPU chunk {bad}: its map, its counts and its units do not agree")
-
-
-def audit_slabs(machine, base):
-    """Every slab page, list and count of every cache; slab pages against the nodes' counters."""
-    found, pages = np.zeros(MAX_KMEM_CACHES * NR_SLAB_COUNTS, np.int64), np.zeros(2 * machine.nr_nodes, np.int64)
-    for number in range(machine.nr_nodes * MAX_NR_ZONES):
-        if zone_of(machine, number).present_pages:
-            bad = validate_slabs(base, number, found, pages)
-            if bad:
-                raise MachineCheck(
-                    f"slab of cache {cache_name(machine, page_of(machine, bad).mapping)}: inconsistent at "
-                    f"{page_text(machine, bad)}, word {page_of(machine, bad).private:#x}"
-                )
-    for number in live_caches(machine):
-        counts, expected = np.zeros(NR_SLAB_COUNTS, np.int64), found[number * NR_SLAB_COUNTS :][:NR_SLAB_COUNTS]
-        bad = validate_partial(base, number, counts)
-        name = f"cache {cache_name(machine, number)}"
-        if bad:
-            raise MachineCheck(f"{name}: partial list or CPU's list inconsistent at {page_text(machine, bad)}")
-        on_cpus, counts[SLAB_FREE] = counts[SLAB_FREE], expected[SLAB_FREE]
-        if (counts != expected).any():
-            raise MachineCheck(
-                f"{name}: slabs, objects, free, partial, frozen: its pages say {expected.tolist()}, its "
-                f"counters and lists {counts.tolist()}"
-            )
-        live = int(expected[OBJECTS] - expected[SLAB_FREE] - on_cpus)
-        if live != objects_in_use(machine, number) and not cache_of(machine, number).flags & SLAB_DEBUG_FLAGS:
-            raise MachineCheck(
-                f"{name}: {live} objects in use in its slabs, {objects_in_use(machine, number)} handed out"
-            )
-    for node in range(machine.nr_nodes):
-        counted = fold_node(machine, node)
-        counted = counted["nr_slab_reclaimable"], counted["nr_slab_unreclaimable"]
-        if counted != tuple(pages[2 * node : 2 * node + 2]):
-            raise MachineCheck(
-                f"node {node}: {counted} pages counted in slabs (reclaimable, not), "
-                f"{tuple(pages[2 * node : 2 * node + 2])} found"
-            )
-
-
-@entry("i64(u64, i64, i64[])")
-def validate_lruvec(machine_address, node, counts):
-    """Walk a node's LRU lists: 0 or the pfn of a page that does not belong where it stands. counts: pages of each zone."""
-    machine = machine_t.at(machine_address)
-    lruvec = lruvec_of(machine, node)
-    for lru in range(NR_LRU_LISTS):
-        pfn, previous, n = lruvec.head[lru], 0, 0
-        while pfn != 0:
-            page = page_of(machine, pfn)
-            if (
-                n > lruvec.nr[lru]
-                or page.flags & U(PG_lru) == U(0)
-                or page.flags & U(PG_buddy | PG_pcp | PG_table) != U(0)
-                or page.refcount <= 0
-                or page.lru_prev != previous
-                or folio_lru_list(page) != lru
-                or page_to_nid(machine, pfn) != node
-            ):
-                return pfn
-            counts[lru * MAX_NR_ZONES + page_zone(machine, pfn) % MAX_NR_ZONES] += 1
-            n += 1
-            previous, pfn = pfn, page.lru_next
-        if n != lruvec.nr[lru] or lruvec.tail[lru] != previous:
-            return max(previous, 1)
-    return 0
-
-
-def audit_lru(machine, base):
-    """Every LRU list, its counts, and that no page is lost: what says it is on a list is on one."""
-    for node in range(machine.nr_nodes):
-        counts = np.zeros(NR_LRU_LISTS * MAX_NR_ZONES, np.int64)
-        bad = validate_lruvec(base, node, counts)
-        lruvec = lruvec_of(machine, node)
-        if bad:
-            raise MachineCheck(f"node {node}: LRU list inconsistent at {page_text(machine, bad)}")
-        if (counts != lruvec.zone_nr.as_numpy()).any():
-            raise MachineCheck(
-                f"node {node}: LRU pages by list and zone are {counts.tolist()}, counted "
-                f"{lruvec.zone_nr.as_numpy().tolist()}"
-            )
-        zones = [n for n in range(node * MAX_NR_ZONES, (node + 1) * MAX_NR_ZONES) if zone_of(machine, n).present_pages]
-        flagged = sum(count_flagged(base, number, PG_lru) for number in zones)
-        if flagged != counts.sum():
-            raise MachineCheck(f"node {node}: {flagged} pages say they are on an LRU list, {counts.sum()} are")
 
 
 def audit_mappings(machine, base):

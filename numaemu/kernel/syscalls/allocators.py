@@ -1,10 +1,15 @@
 """What a task asks the kernel's own allocators for (task.kernel), as syscalls/common.py has the system calls."""
 
+from numaemu.compiler.atomic import fetch_add
 from numaemu.compiler.decorators import entry
 from numaemu.compiler.pointer import address_of
 from numaemu.hardware.processor import cpu_t
 from numaemu.kernel.core.pool import pool_get, pool_put
 from numaemu.kernel.core.smp import machine_of, spin_lock, spin_unlock
+from numaemu.kernel.include.internal import ALLOC_WMARK_LOW
+from numaemu.kernel.include.mmzone import page_of, page_zone
+from numaemu.kernel.mm.page_alloc.page_alloc import __free_pages, alloc_pages, free_cold_page, free_page_is_bad
+from numaemu.kernel.mm.page_alloc.trail import TRAIL_START, TRAIL_TAKEN, leave_trail, trail_t
 from numaemu.kernel.mm.reclaim.list_lru import list_lru_add, list_lru_del
 from numaemu.kernel.mm.reclaim.shrinker import drop_slab, shrink_slab
 from numaemu.kernel.mm.slab.percpu import (
@@ -178,3 +183,45 @@ def pcpu_mutex(cpu_address, lock):
         spin_lock(cpu, word)
     else:
         spin_unlock(word)
+
+
+# -- pages ---------------------------------------------------------------------------------------------------
+
+
+@entry("i64(u64, i64, i64, i64, i64, u64)")
+def kernel_alloc_pages(cpu_address, task_number, gfp, order, nid, nodes):
+    """alloc_pages_node: the pfn of 2**order pages, or 0. nid -1 means this CPU's node."""
+    cpu = running(cpu_address, task_number)
+    return alloc_pages(cpu, gfp, order, cpu.node if nid < 0 else nid, nodes & machine_of(cpu).node_mask)
+
+
+@entry("i64(u64, i64, i64, i64, i64, u64)")
+def kernel_explain_pages(cpu_address, task_number, gfp, order, nid, nodes):
+    """The same, leaving a trail."""
+    cpu = running(cpu_address, task_number)
+    trail_t.array(machine_of(cpu).trails)[cpu.id].count = 0
+    cpu.trail = 1
+    leave_trail(cpu, TRAIL_START, -1, 0, 0, 0)
+    pfn = alloc_pages(cpu, gfp, order, cpu.node if nid < 0 else nid, nodes & machine_of(cpu).node_mask)
+    if pfn != 0:
+        leave_trail(cpu, TRAIL_TAKEN, page_zone(machine_of(cpu), pfn), ALLOC_WMARK_LOW, 0, pfn)
+    cpu.trail = 0
+    return pfn
+
+
+@entry("i64(u64, i64, i64, bool)")
+def kernel_free_hot_cold_page(cpu_address, task_number, pfn, cold):
+    """free_hot_page, free_cold_page: 0, or BAD_*."""
+    cpu = running(cpu_address, task_number)
+    if not cold:
+        return __free_pages(cpu, pfn, 0)
+    bad = free_page_is_bad(machine_of(cpu), pfn, 0)
+    if bad == 0 and fetch_add(page_of(machine_of(cpu), pfn), "refcount", -1) == 1:
+        free_cold_page(cpu, pfn)
+    return bad
+
+
+@entry("i64(u64, i64, i64, i64)")
+def kernel_free_pages(cpu_address, task_number, pfn, order):
+    """__free_pages: 0, or BAD_*."""
+    return __free_pages(running(cpu_address, task_number), pfn, order)

@@ -39,8 +39,7 @@ from numaemu.kernel.mm.cache.shmem_file import shmem_file_read, shmem_file_write
 from numaemu.kernel.mm.cache.truncate import do_truncate, do_unlink, drop_pagecache, fput, iput, ksys_sync
 from numaemu.kernel.mm.fault.rmap import mapping_of
 from numaemu.kernel.mm.space.gup import vm_mmap_pgoff
-from numaemu.kernel.mm.space.mmap import range_is_mapped
-from numaemu.kernel.mm.space.vma_index import find_position, vma_index, vma_of
+from numaemu.kernel.mm.space.vma_index import find_position, range_is_mapped, vma_index, vma_of
 from numaemu.kernel.syscalls.common import mmap_lock, running
 from numaemu.spec.param import PAGE_SHIFT, PAGE_SIZE
 from numaemu.uapi import (

@@ -32,11 +32,11 @@ from numaemu.kernel.mm.space.get_unmapped_area import MMAP_MIN_ADDR
 from numaemu.kernel.mm.space.gup import access_remote_vm, madvise_populate, mm_populate, vm_mmap_pgoff
 from numaemu.kernel.mm.space.madvise import changes_flags, check_madvise, do_madvise
 from numaemu.kernel.mm.space.mlock_vma import apply_mlockall_flags, bytes_of_pages, do_mlock, do_mlockall, do_munlock
-from numaemu.kernel.mm.space.mmap import do_brk, do_munmap, range_is_mapped
+from numaemu.kernel.mm.space.mmap import do_brk, do_munmap
 from numaemu.kernel.mm.space.mprotect import do_mprotect
 from numaemu.kernel.mm.space.mremap import do_mremap
 from numaemu.kernel.mm.space.util import capable
-from numaemu.kernel.mm.space.vma_index import find_vma, vma_of
+from numaemu.kernel.mm.space.vma_index import find_vma, range_is_mapped, vma_of
 from numaemu.kernel.mm.swap.swapfile import swap_cache
 from numaemu.kernel.syscalls.common import get_task_mm, mmap_lock, running
 from numaemu.spec.param import MAX_OPEN, PAGE_SHIFT, PAGE_SIZE

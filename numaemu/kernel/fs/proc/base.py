@@ -14,7 +14,7 @@ from numaemu.kernel.fs.binfmt_elf import arch_of
 from numaemu.kernel.fs.proc.clear_refs import CLEAR_REFS_ALL, CLEAR_REFS_MM_HIWATER_RSS, CLEAR_REFS_SOFT_DIRTY
 from numaemu.kernel.fs.proc.task import live_tasks, number_of_pid
 from numaemu.kernel.fs.sysfs.sysctl import invalid, strtoul
-from numaemu.kernel.include.mm_types import MM_ANONPAGES, MM_FILEPAGES, MM_SHMEMPAGES, task_name, task_t
+from numaemu.kernel.include.mm_types import MM_ANONPAGES, MM_FILEPAGES, MM_SHMEMPAGES, mm_t, task_name, task_t
 from numaemu.spec.param import PAGE_SIZE
 from numaemu.uapi import RLIM_INFINITY, RLIMIT_RSS, SIGCHLD
 
@@ -40,6 +40,15 @@ def runtime_ns(machine, numbers):
     return total
 
 
+# from the fourth on, as proc(5) names them; what is of the address space has the name of its field
+STAT_FIELDS = (
+    "ppid pgrp session tty_nr tpgid flags minflt cminflt majflt cmajflt utime stime cutime cstime priority nice num_threads "
+    "itrealvalue starttime vsize rss rsslim start_code end_code start_stack kstkesp kstkeip signal blocked sigignore sigcatch "
+    "wchan nswap cnswap exit_signal processor rt_priority policy delayacct_blkio_ticks guest_time cguest_time "
+    "start_data end_data start_brk arg_start arg_end env_start env_end exit_code"
+).split()
+
+
 def stat(system, number, mm_number):
     """/proc/<pid>/stat, 52 fields. All time on a CPU counts as the user's (utime), as Linux has it where it samples nothing.
 
@@ -55,58 +64,25 @@ def stat(system, number, mm_number):
     utime = runtime_ns(machine, threads) // CLK_TCK_NS
     rss = sum(mm.rss[kind] for kind in (MM_ANONPAGES, MM_FILEPAGES, MM_SHMEMPAGES))
     waits = int(len(threads) < 2 and not running)  # wchan, told of a process without threads
-    fields = [
-        task.ppid,
-        0,
-        0,
-        0,
-        -1,
-        0,
-        faults[0],
-        0,
-        faults[1],
-        0,
-        utime,
-        0,
-        0,
-        0,
-        NICE_0_PRIO,
-        0,
-        len(threads),
-        0,
-        task.start_time_ns // CLK_TCK_NS,
-        mm.total_vm * PAGE_SIZE,
-        rss,
-        task.rlim[2 * RLIMIT_RSS],
-        mm.start_code,
-        mm.end_code,
-        mm.start_stack,
-        0,
-        0,
-        0,
-        0,
-        0,
-        0,
-        waits,
-        0,
-        0,
-        SIGCHLD,
-        task.cpu,
-        0,
-        0,
-        0,
-        0,
-        0,
-        mm.start_data,
-        mm.end_data,
-        mm.start_brk,
-        mm.arg_start,
-        mm.arg_end,
-        mm.env_start,
-        mm.env_end,
-        0,
-    ]
-    return f"{task.pid} ({task_name(task)}) {'R' if running else 'S'} {' '.join(str(int(field)) for field in fields)}\n"
+    values = {
+        "ppid": task.ppid,
+        "tpgid": -1,
+        "minflt": faults[0],
+        "majflt": faults[1],
+        "utime": utime,
+        "priority": NICE_0_PRIO,
+        "num_threads": len(threads),
+        "starttime": task.start_time_ns // CLK_TCK_NS,
+        "vsize": mm.total_vm * PAGE_SIZE,
+        "rss": rss,
+        "rsslim": task.rlim[2 * RLIMIT_RSS],
+        "wchan": waits,
+        "exit_signal": SIGCHLD,
+        "processor": task.cpu,
+        **{name: getattr(mm, name) for name in STAT_FIELDS if name in mm_t.kinds and name != "rss"},
+    }
+    fields = " ".join(str(int(values.get(name, 0))) for name in STAT_FIELDS)
+    return f"{task.pid} ({task_name(task)}) {'R' if running else 'S'} {fields}\n"
 
 
 def auxv(system, _number, mm_number):

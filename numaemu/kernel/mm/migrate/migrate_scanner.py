@@ -137,6 +137,15 @@ def update_cached_migrate(machine, cc, pfn):
         zone.compact_cached_migrate_pfn[sync] = max(zone.compact_cached_migrate_pfn[sync], pfn)
 
 
+@hot
+def span_to_pass(machine, cc, zone, at, end):
+    """How many pages from `at` on need no look: free ones, or those of a huge page, which is worth more as it is."""
+    span = free_span(machine, zone, at, end)
+    if span == 0 and machine.thp_used != 0 and cc.alloc_contig == 0 and is_huge_mapped(machine, at):
+        span = hpage_pages(machine) - at % hpage_pages(machine)
+    return span
+
+
 @kernel("i64(cpu_t*, compact_control_t*, i64, i64)")
 def isolate_migratepages_block(cpu, cc, low, end):
     """Isolate the movable pages of [low, end), part of one pageblock; where the scan stopped.
@@ -148,20 +157,14 @@ def isolate_migratepages_block(cpu, cc, low, end):
     at, first, scanned, locked, block = low, batch.nr, 0, -1, pageblock_start(low)
     hurried = cc.direct_compaction != 0 and cc.mode == MIGRATE_ASYNC
     range_first, range_end = first, ((low >> max(cc.order, 0)) + 1) << max(cc.order, 0)
-    from_start = low == max(block, zone.start_pfn)
-    skip_updated = not from_start
+    skip_updated = low != max(block, zone.start_pfn)  # only who scans a pageblock from its start writes its hint
     while at < end:
         if hurried and at >= range_end:
             if batch.nr > first:
                 break
             range_end = ((at >> cc.order) + 1) << cc.order
-        span = free_span(machine, zone, at, end)
+        span = span_to_pass(machine, cc, zone, at, end)
         if span > 0:
-            at += span
-            scanned += span
-            continue
-        if machine.thp_used != 0 and cc.alloc_contig == 0 and is_huge_mapped(machine, at):
-            span = hpage_pages(machine) - at % hpage_pages(machine)  # worth more as it is
             at += span
             scanned += span
             continue
@@ -197,7 +200,7 @@ def isolate_migratepages_block(cpu, cc, low, end):
     isolated = batch.nr - first
     hold_mappings(cpu, first)
     if at == end and cc.alloc_contig == 0 and (isolated == 0 or cc.finish_pageblock != 0):
-        if from_start and not skip_updated:
+        if not skip_updated:
             set_pageblock_skip(machine, block, 1)
         update_cached_migrate(machine, cc, pageblock_end(at - 1))
     cc.total_migrate_scanned += scanned

@@ -56,9 +56,15 @@ from numaemu.kernel.mm.space.mempolicy import (
     nodes_weight,
     vma_shared_object,
 )
-from numaemu.kernel.mm.space.mmap import range_is_mapped
 from numaemu.kernel.mm.space.vma import merge_range, split_range
-from numaemu.kernel.mm.space.vma_index import find_position, find_vma, find_vma_intersection, vma_index, vma_of
+from numaemu.kernel.mm.space.vma_index import (
+    find_position,
+    find_vma,
+    find_vma_intersection,
+    range_is_mapped,
+    vma_index,
+    vma_of,
+)
 from numaemu.spec.param import PAGE_SHIFT, PAGE_SIZE
 from numaemu.uapi import MPOL_DEFAULT, MPOL_MF_MOVE, MPOL_MF_MOVE_ALL, MPOL_MF_STRICT, errno
 

@@ -8,24 +8,12 @@ allocation below min  -> try_to_free_pages, by the CPU that asks (direct reclaim
 import numpy as np
 
 from numaemu.compiler.atomic import fetch_add
-from numaemu.compiler.decorators import callback, hot, kernel
+from numaemu.compiler.decorators import hot, kernel
 from numaemu.compiler.pointer import address_of
-from numaemu.hardware.processor import cpu_t
-from numaemu.kernel.core.smp import (
-    MSG_DRAIN,
-    actor_of_node,
-    let_others_run,
-    machine_of,
-    request,
-    spin_lock,
-    spin_unlock,
-    wake_kthread,
-)
+from numaemu.kernel.core.smp import MSG_DRAIN, actor_of_node, machine_of, request, spin_lock, spin_unlock
 from numaemu.kernel.core.timer import mem_cgroup_flush_stats_ratelimited
-from numaemu.kernel.include.internal import MAX_RECLAIM_RETRIES, unpack_alloc
 from numaemu.kernel.include.mm_types import PG_active, PG_lru, PG_reclaim, PG_unevictable, PG_workingset
 from numaemu.kernel.include.mmzone import (
-    KSWAPD,
     LRU_ACTIVE,
     LRU_ACTIVE_ANON,
     LRU_ACTIVE_FILE,
@@ -34,18 +22,14 @@ from numaemu.kernel.include.mmzone import (
     LRU_INACTIVE_FILE,
     MAX_NR_ZONES,
     WMARK_HIGH,
-    WMARK_MIN,
-    ZONE_NORMAL,
     lruvec_of,
     node_of,
     page_of,
     page_zone,
     wmark_pages,
     zone_of,
-    zonelist,
 )
 from numaemu.kernel.include.vmstat import (
-    ALLOCSTALL_DMA,
     NR_INACTIVE_FILE,
     NR_ISOLATED_ANON,
     NR_ISOLATED_FILE,
@@ -53,7 +37,6 @@ from numaemu.kernel.include.vmstat import (
     PGREFILL,
     PGSCAN_ANON,
     PGSCAN_DIRECT,
-    PGSCAN_DIRECT_THROTTLE,
     PGSCAN_FILE,
     PGSCAN_KSWAPD,
     PGSTEAL_ANON,
@@ -89,20 +72,18 @@ from numaemu.kernel.mm.reclaim.lumpy import (
     should_reclaim_stall,
     shrink_again,
 )
-from numaemu.kernel.mm.reclaim.pageout import KEEP, WRITTEN, scan_control_of, shrink_folio_list
-from numaemu.kernel.mm.reclaim.reclaim_compaction import compaction_ready, should_continue_reclaim
+from numaemu.kernel.mm.reclaim.pageout import KEEP, WRITTEN, shrink_folio_list
+from numaemu.kernel.mm.reclaim.reclaim_compaction import should_continue_reclaim
 from numaemu.kernel.mm.reclaim.shrinker import shrink_slab
 from numaemu.kernel.mm.reclaim.workingset import DEF_PRIORITY, SWAP_CLUSTER_MAX, lru_note_cost
 from numaemu.kernel.mm.swap.page_io import end_swap_write
 from numaemu.kernel.mm.swap.swapfile import get_nr_swap_pages
-from numaemu.spec.param import MAX_NODES
 
 U = np.uint64
+SWAP_CLUSTER_MAX_SKIPPED = SWAP_CLUSTER_MAX << 10  # pages of zones that do not help, passed over at once
 MAX_SWAPPINESS = 200
 DEACTIVATE_ANON, DEACTIVATE_FILE = 1, 2  # scan_control_t.may_deactivate
 SCAN_EQUAL, SCAN_FRACT, SCAN_ANON, SCAN_FILE = range(4)
-SWAP_CLUSTER_MAX_SKIPPED = SWAP_CLUSTER_MAX << 10  # pages of zones that do not help, passed over at once
-THROTTLE_TURNS = 16  # turns a direct reclaimer gives kswapd before it reclaims all the same; assumed
 
 
 # -- lists ---------------------------------------------------------------------------------------------------
@@ -442,9 +423,6 @@ def free_to_zones(cpu, node):
             request(cpu, actor_of_node(node), MSG_DRAIN, node * MAX_NR_ZONES + kind, 0, 0)
 
 
-# -- direct reclaim ------------------------------------------------------------------------------------------
-
-
 @kernel("void(machine_t*, scan_control_t*, i64, i64, u64)")
 def init_scan_control(machine, sc, gfp, order, nodemask):
     """A scan_control as reclaim begins with it."""
@@ -454,89 +432,3 @@ def init_scan_control(machine, sc, gfp, order, nodemask):
     sc.may_writepage, sc.may_unmap, sc.may_swap = 1, 1, 1
     sc.force_deactivate, sc.skipped_deactivate, sc.ignore_references = 0, 0, 0
     sc.no_cache_trim_mode, sc.cache_trim_mode_failed, sc.compaction_ready = 0, 0, 0
-
-
-@kernel("void(cpu_t*, scan_control_t*, i64)")
-def shrink_zones(cpu, sc, nid):
-    """Reclaim from every node that the allocation may use."""
-    machine = machine_of(cpu)
-    nodes, nodemask = zonelist(machine, nid), U(sc.nodemask)
-    for i in range(MAX_NODES):
-        node = nodes[i]
-        if node < 0:
-            break
-        if (nodemask >> U(node)) & U(1) != U(0) and not compaction_ready(machine, sc, node):
-            shrink_node(cpu, sc, node)
-
-
-@kernel("i64(cpu_t*, scan_control_t*, i64)")
-def do_try_to_free_pages(cpu, sc, nid):
-    """Direct reclaim, ever harder: pages reclaimed."""
-    machine = machine_of(cpu)
-    count_vm_events(machine, cpu.id, ALLOCSTALL_DMA + sc.reclaim_idx, 1)
-    for _ in range(2):
-        sc.priority = DEF_PRIORITY
-        while sc.priority >= 0:
-            sc.nr_scanned = 0
-            shrink_zones(cpu, sc, nid)
-            if sc.nr_reclaimed >= sc.nr_to_reclaim or sc.compaction_ready:
-                break
-            sc.priority -= 1
-        for node in range(machine.nr_nodes):
-            if (U(sc.nodemask) >> U(node)) & U(1) != U(0):
-                snapshot_refaults(machine, node)
-        if sc.nr_reclaimed == 0 and sc.compaction_ready:
-            return 1  # reclaim was not needed: compaction is to try
-        if sc.nr_reclaimed > 0 or sc.force_deactivate or not sc.skipped_deactivate:
-            break
-        sc.force_deactivate, sc.skipped_deactivate = 1, 0
-    return sc.nr_reclaimed
-
-
-@kernel("bool(machine_t*, i64)")
-def allow_direct_reclaim(machine, node):
-    """False if a node is so short that direct reclaimers must not take what kswapd frees (half of the min watermarks)."""
-    free = reserve = 0
-    for kind in range(ZONE_NORMAL + 1):
-        zone = zone_of(machine, node * MAX_NR_ZONES + kind)
-        if zone.managed_pages > 0:
-            reserve += wmark_pages(zone, WMARK_MIN)
-            free += zone.free_pages
-    return reserve == 0 or free > reserve // 2 or node_of(machine, node).kswapd_failures >= MAX_RECLAIM_RETRIES
-
-
-@kernel("void(cpu_t*, scan_control_t*, i64)")
-def throttle_direct_reclaim(cpu, sc, nid):
-    """Let kswapd go first while the preferred node is almost empty."""
-    machine = machine_of(cpu)
-    nodes = zonelist(machine, nid)
-    for i in range(MAX_NODES):
-        node = nodes[i]
-        if node < 0:
-            return
-        if (U(sc.nodemask) >> U(node)) & U(1) == U(0):
-            continue
-        if allow_direct_reclaim(machine, node):
-            return
-        count_vm_events(machine, cpu.id, PGSCAN_DIRECT_THROTTLE, 1)
-        wake_kthread(cpu, node, U(KSWAPD))
-        for _ in range(THROTTLE_TURNS):
-            let_others_run(cpu)
-            if allow_direct_reclaim(machine, node):
-                break
-        return
-
-
-@callback("u64(u64, u64, u64)")
-def try_to_free_pages(cpu_address, packed, nodemask):
-    """The slow path's way up: reclaim for an allocation (pack_alloc); pages reclaimed."""
-    cpu = cpu_t.at(cpu_address)
-    machine, sc = machine_of(cpu), scan_control_of(cpu)
-    gfp, order, _more = unpack_alloc(packed)
-    init_scan_control(machine, sc, gfp, order, nodemask)
-    throttle_direct_reclaim(cpu, sc, cpu.node)
-    reclaimed = do_try_to_free_pages(cpu, sc, cpu.node)
-    for node in range(machine.nr_nodes):
-        if (nodemask >> U(node)) & U(1) != U(0):
-            free_to_zones(cpu, node)
-    return U(reclaimed)

@@ -448,24 +448,6 @@ def expand_downwards(cpu, vma_number, address):
     return 0
 
 
-# -- walks over a range of mappings --------------------------------------------------------------------------
-
-
-@kernel("bool(machine_t*, i64, u64, u64)")
-def range_is_mapped(machine, mm_number, start, end):
-    """True if no hole lies in [start, end)."""
-    position, at = find_position(machine, mm_number, start), start
-    while at < end:
-        if position == map_count(machine, mm_number):
-            return False
-        vma = vma_at(machine, mm_number, position)
-        if vma.start > at:
-            return False
-        at = vma.end
-        position += 1
-    return True
-
-
 # -- brk -----------------------------------------------------------------------------------------------------
 
 

@@ -100,3 +100,18 @@ def vm_start_gap(vma):
     """Where a VMA begins with the gap that a stack needs below it."""
     gap = STACK_GUARD_GAP if vma.flags & VM_GROWSDOWN else U(0)
     return vma.start - gap if vma.start > gap else U(0)
+
+
+@kernel("bool(machine_t*, i64, u64, u64)")
+def range_is_mapped(machine, mm_number, start, end):
+    """True if no hole lies in [start, end)."""
+    position, at = find_position(machine, mm_number, start), start
+    while at < end:
+        if position == map_count(machine, mm_number):
+            return False
+        vma = vma_at(machine, mm_number, position)
+        if vma.start > at:
+            return False
+        at = vma.end
+        position += 1
+    return True
