@@ -14,6 +14,7 @@ import errno
 import os
 import stat
 import struct
+import typing
 
 import numpy as np
 
@@ -67,6 +68,26 @@ def words_of(given):
     if any(b"\0" in word[:-1] for word in words):
         raise ValueError("an argument contains a byte 0")
     return words
+
+
+class Placed(typing.NamedTuple):
+    """A program in memory."""
+
+    program: elf.Program
+    bias: int  # by how much it lies higher than its file says
+    base: int  # the same of its interpreter; 0: it has none
+
+
+class Strings(typing.NamedTuple):
+    """What a new program is given, each string with the byte 0 that ends it."""
+
+    path: bytes
+    argv: list
+    envp: list
+
+    def from_the_top(self):
+        """All of them as they lie on the stack, from the highest address down."""
+        return [self.path, *reversed(self.envp), *reversed(self.argv)]
 
 
 class ExecOperations(Part):
@@ -187,8 +208,8 @@ class ExecOperations(Part):
 
     def load_elf_binary(self, task_number, program, interp, path, argv, envp, files):
         """Stack, segments, interpreter, heap, arguments. `path` is what execve was asked for."""
-        strings, word = [os.fsencode(path) + b"\0", *reversed(envp), *reversed(argv)], program.arch.bits // 8
-        room = word + sum(map(len, strings))
+        strings, word = Strings(os.fsencode(path) + b"\0", argv, envp), program.arch.bits // 8
+        room = word + sum(map(len, strings.from_the_top()))
         top = int(calls.setup_stack(self.address, task_number, room, program.executable_stack))
         if not top:
             check(-errno.ENOMEM, program.path)
@@ -200,7 +221,7 @@ class ExecOperations(Part):
         if interp:
             base = self.load_segments(task_number, interp, files[1].fd, None)
             entry = base + interp.entry
-        sp = self.create_elf_tables(task_number, program, mm, top - word, bias, base, strings, len(argv), len(envp))
+        sp = self.create_elf_tables(task_number, Placed(program, bias, base), top - word, strings)
         mm.start_stack = sp
         if self.machine.randomize_va_space > 1:
             brk = (
@@ -271,18 +292,17 @@ class ExecOperations(Part):
         self.put_user(task_number, sp, b"".join(reversed(strings)))
         return places
 
-    def create_elf_tables(self, task_number, program, mm, sp, bias, base, strings, argc, envc):
-        """What a program finds on its stack: `strings` from `sp` down (path, environment, arguments), and where they are. The
-        stack pointer.
-        """
-        places = self.put_strings(task_number, sp, strings)
+    def create_elf_tables(self, task_number, placed, sp, strings):
+        """What a program finds on its stack: its strings from `sp` down, and where they are. The stack pointer."""
+        program, mm, envc = placed.program, mm_of(self.machine, self.tasks[task_number].mm), len(strings.envp)
+        places = self.put_strings(task_number, sp, strings.from_the_top())
         execfn, envs, args = places[0], places[1 : 1 + envc][::-1], places[1 + envc :][::-1]
         mm.env_end, mm.arg_start = execfn, places[-1]
         mm.arg_end = mm.env_start = envs[0] if envs else execfn
         sp = int(calls.align_stack(self.address, places[-1]))
         platform, random = self.put_strings(task_number, sp, [program.arch.platform, self.random_bytes()])
         vector = [
-            *self.auxiliary_vector(task_number, program, bias, base),
+            *self.auxiliary_vector(task_number, placed),
             (elf.AT_RANDOM, random),
             (elf.AT_EXECFN, execfn),
             (elf.AT_PLATFORM, platform),
@@ -291,7 +311,7 @@ class ExecOperations(Part):
         vector = [word for pair in vector for word in pair]
         for i, word in enumerate(vector):
             mm.saved_auxv[i] = word
-        words = [argc, *args, 0, *envs, 0, *vector]
+        words = [len(strings.argv), *args, 0, *envs, 0, *vector]
         data = struct.pack(f"<{len(words)}{'Q' if program.arch.bits == 64 else 'I'}", *words)
         sp = random - len(data) & -16
         self.put_user(task_number, sp, data)
@@ -303,9 +323,9 @@ class ExecOperations(Part):
         calls.get_random_bytes(self.address, data.ctypes.data, len(data))
         return data.tobytes()
 
-    def auxiliary_vector(self, task_number, program, bias, base):
+    def auxiliary_vector(self, task_number, placed):
         """As much of NEW_AUX_ENT's list as the emulator has something to say about: no vDSO, no feature bits of a CPU."""
-        uid = self.tasks[task_number].uid
+        (program, bias, base), uid = placed, self.tasks[task_number].uid
         return (
             (elf.AT_PAGESZ, PAGE_SIZE),
             (elf.AT_CLKTCK, 100),

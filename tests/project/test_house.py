@@ -1,4 +1,4 @@
-"""Rules of the house that a linter does not know: docstrings, and Linux's names for pages."""
+"""Rules of the house that a linter does not know: docstrings, functions that fit a screen, Linux's names for pages."""
 
 import ast
 import pathlib
@@ -7,6 +7,7 @@ PACKAGE = pathlib.Path(__file__).parents[2] / "numaemu"
 FILES = {str(path.relative_to(PACKAGE)): ast.parse(path.read_text()) for path in sorted(PACKAGE.rglob("*.py"))}
 COMPILED = {"kernel", "hot", "entry", "callback"}
 SHORT = 5  # lines, from `def` on: what does no more than its name says
+LONG = 60  # lines, likewise: more than that does not fit a screen
 
 
 def functions(tree, inside=False):
@@ -66,12 +67,21 @@ def breaches(rule, folder=""):
     return {name: lines for name, lines in found.items() if lines}
 
 
+def too_long(tree):
+    """Functions that do not fit a screen."""
+    return [f"line {f.lineno}: {f.name}, {length(f)} lines" for f, _ in functions(tree) if length(f) > LONG]
+
+
 def test_every_file_says_what_it_is():
     assert [name for name, tree in FILES.items() if not ast.get_docstring(tree)] == []
 
 
 def test_every_function_of_some_lines_says_what_it_does():
     assert breaches(undocumented) == {}
+
+
+def test_every_function_fits_a_screen():
+    assert breaches(too_long) == {}
 
 
 def test_pages_have_linux_names():
@@ -87,3 +97,4 @@ def test_the_rules_find_what_breaks_them():
     )
     assert undocumented(tree) == ["line 2: _f"]
     assert bare_pages(tree) == ["line 9: a >> 12", "line 16: a & ~U(4095)"]
+    assert too_long(ast.parse("def f(a):\n" + "    a = 1\n" * 60)) == ["line 1: f, 61 lines"]
