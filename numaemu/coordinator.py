@@ -24,6 +24,7 @@ from numaemu.compiler.decorators import die_on_unraisable
 from numaemu.errors import MachineCheck
 from numaemu.hardware.mailbox import has_mail
 from numaemu.hardware.processor import cpu_t
+from numaemu.host.children import ended_children
 from numaemu.host.shm import die_with_parent, entitle
 from numaemu.kernel.arch.tlb import serve_shootdowns
 from numaemu.kernel.audit.frames import audit
@@ -387,17 +388,11 @@ class Coordinator(Actor):
 
     def reap(self):
         """A dead child is the end of the machine: tell the driver who, end the others."""
-        while True:
-            try:
-                pid, status = os.waitpid(-1, os.WNOHANG)
-            except ChildProcessError:
-                return
-            if pid == 0:
-                return
+        for pid, status in ended_children():
             if pid not in self.children:
                 continue  # compilers that this process has started (compiler/foreman.py)
             name = self.children[pid]
-            self.tell_driver("died", name, pid, os.waitstatus_to_exitcode(status), self.doing(name))
+            self.tell_driver("died", name, pid, status, self.doing(name))
             self.end(3, pid)
 
     def doing(self, name):

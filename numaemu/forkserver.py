@@ -14,6 +14,7 @@ import sys
 import traceback
 
 from numaemu.compiler import foreman, user_kernels
+from numaemu.host.children import ended_children
 from numaemu.host.shm import adopt_orphans, die_with_parent, entitle
 from numaemu.process.wire import receive
 
@@ -105,14 +106,8 @@ def main():
     from numaemu.coordinator import main as coordinator_main
 
     def reap(*_):
-        while True:
-            try:
-                pid, status = os.waitpid(-1, os.WNOHANG)
-            except ChildProcessError:
-                return
-            if pid == 0:
-                return
-            tell(control, "ended", pid, os.waitstatus_to_exitcode(status))
+        for pid, status in ended_children():
+            tell(control, "ended", pid, status)
 
     signal.signal(signal.SIGCHLD, reap)
     tell(control, "ready")

@@ -4,7 +4,7 @@ import numpy as np
 
 from numaemu.compiler.atomic import compare_exchange, fetch_add, load_acquire, store_release
 from numaemu.compiler.decorators import hot, kernel
-from numaemu.compiler.pointer import address_of
+from numaemu.compiler.pointer import address_of, i64
 from numaemu.kernel.arch.init_mm import clone_kernel_range
 from numaemu.kernel.arch.pgtable import mm_of, pgd_free, pgd_of
 from numaemu.kernel.arch.thread_stack import alloc_thread_stack_node, put_task_stack
@@ -33,6 +33,7 @@ from numaemu.kernel.include.mm_types import (
     task_t,
 )
 from numaemu.kernel.include.mmzone import page_of
+from numaemu.kernel.include.refcount import refcount_inc_not_zero
 from numaemu.kernel.mm.fault.copy_page_range import copy_page_range
 from numaemu.kernel.mm.page_alloc.page_alloc import alloc_pages
 from numaemu.kernel.mm.space.mempolicy import copy_policy
@@ -155,13 +156,7 @@ def mmput(cpu, mm_number):
 @kernel("bool(cpu_t*, i64)")
 def mmget_not_zero(cpu, mm_number):
     """One more user of an address space that has any."""
-    mm = mm_of(machine_of(cpu), mm_number)
-    while True:
-        users = load_acquire(mm, "users")
-        if users <= 0:
-            return False
-        if compare_exchange(mm, "users", users, users + 1) == users:
-            return True
+    return refcount_inc_not_zero(i64.array(address_of(mm_of(machine_of(cpu), mm_number), "users")))
 
 
 @kernel("i64(cpu_t*, i64)")

@@ -7,12 +7,13 @@ looks again whether the descriptor still means that file, as its number may be a
 
 import numpy as np
 
-from numaemu.compiler.atomic import compare_exchange, fetch_add, load_acquire, store_release
+from numaemu.compiler.atomic import fetch_add, load_acquire, store_release
 from numaemu.compiler.decorators import hot, kernel
 from numaemu.compiler.pointer import Struct, address_of, i64, u64
 from numaemu.kernel.core.pool import pool_get, pool_put
 from numaemu.kernel.core.smp import machine_of, spin_lock, spin_unlock
 from numaemu.kernel.fs.inode import file_of, get_file
+from numaemu.kernel.include.refcount import refcount_inc_not_zero
 from numaemu.kernel.mm.cache.truncate import fput
 from numaemu.kernel.mm.space.mempolicy import current_task
 from numaemu.spec.param import MAX_OPEN
@@ -124,12 +125,7 @@ def copy_files(cpu, of_number, share):
 @kernel("bool(file_t*)")
 def get_file_rcu(file):
     """One more user of an open file, unless it is being closed by its last one."""
-    while True:
-        count = load_acquire(file, "count")
-        if count <= 0:
-            return False
-        if compare_exchange(file, "count", count, count + 1) == count:
-            return True
+    return refcount_inc_not_zero(i64.array(address_of(file, "count")))
 
 
 @kernel("i64(cpu_t*, i64)")

@@ -8,12 +8,12 @@ from errno import EINVAL, ENOMEM, EPERM, ESRCH
 
 import numpy as np
 
-from numaemu.compiler.atomic import compare_exchange, fetch_add, load_acquire
+from numaemu.compiler.atomic import fetch_add, load_acquire
 from numaemu.compiler.decorators import entry, hot, kernel
 from numaemu.compiler.pointer import address_of, i64
 from numaemu.hardware.processor import cpu_t
 from numaemu.kernel.arch.pgtable import mm_of
-from numaemu.kernel.core.fork import copy_process, do_exit, do_wait, dup_mm, mm_alloc, mmput
+from numaemu.kernel.core.fork import copy_process, do_exit, do_wait, dup_mm, mm_alloc, mmget_not_zero, mmput
 from numaemu.kernel.core.sched import context_switch
 from numaemu.kernel.core.smp import enter, leave, machine_of
 from numaemu.kernel.core.timer import run_local_timers
@@ -71,13 +71,8 @@ def get_task_mm(cpu, target):
     number = load_acquire(task, "mm")
     if number == 0:
         return 0
-    mm = mm_of(machine, number)
-    while True:
-        users = load_acquire(mm, "users")
-        if users <= 0:
-            return 0
-        if compare_exchange(mm, "users", users, users + 1) == users:
-            break
+    if not mmget_not_zero(cpu, number):
+        return 0
     if load_acquire(task, "mm") != number:
         mmput(cpu, number)
         return 0

@@ -9,7 +9,7 @@ import numpy as np
 from numaemu.compiler.atomic import compare_exchange, fetch_add, load_acquire
 from numaemu.compiler.decorators import hot, kernel
 from numaemu.compiler.native import clear_bytes
-from numaemu.compiler.pointer import u64
+from numaemu.compiler.pointer import address_of, i32, u64
 from numaemu.errors import KernelBug
 from numaemu.kernel.core.cpuset import cpuset_current_mems_allowed
 from numaemu.kernel.core.smp import MSG_FREE, actor_of_node, machine_of, send
@@ -35,6 +35,7 @@ from numaemu.kernel.include.mmzone import (
     pcp_of,
     zone_of,
 )
+from numaemu.kernel.include.refcount import refcount_inc_not_zero
 from numaemu.kernel.include.vmstat import PGFREE, count_vm_events
 from numaemu.kernel.mm.huge.hugetlb_pool import free_huge_folio
 from numaemu.kernel.mm.page_alloc.free_area import get_pageblock_migratetype
@@ -292,12 +293,7 @@ def try_get_page(page):
 
     The caller looks again afterwards whether it still is the page it meant.
     """
-    while True:
-        seen = load_acquire(page, "refcount")
-        if seen <= 0:
-            return False
-        if compare_exchange(page, "refcount", seen, seen + 1) == seen:
-            return True
+    return refcount_inc_not_zero(i32.array(address_of(page, "refcount")))
 
 
 @hot

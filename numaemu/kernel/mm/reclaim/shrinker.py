@@ -7,11 +7,13 @@ Empty slabs go back to the page allocator as kmem_cache_free gives them back: al
 
 import numpy as np
 
-from numaemu.compiler.atomic import compare_exchange, exchange, fetch_add, load_acquire
+from numaemu.compiler.atomic import compare_exchange, exchange, fetch_add
 from numaemu.compiler.decorators import entry, hot, kernel
+from numaemu.compiler.pointer import address_of, i64
 from numaemu.hardware.processor import cpu_t
 from numaemu.kernel.core.smp import machine_of, relax
 from numaemu.kernel.include.gfp import GFP_KERNEL
+from numaemu.kernel.include.refcount import refcount_inc_not_zero
 from numaemu.kernel.include.vmstat import DROP_SLAB, SLABS_SCANNED, count_vm_events
 from numaemu.kernel.mm.page_alloc.slowpath import fatal_signal_pending
 from numaemu.kernel.mm.reclaim.list_lru import (
@@ -34,12 +36,7 @@ SHRINK_BATCH = 128
 @hot
 def shrinker_try_get(shrinker):
     """A reference that keeps the shrinker registered; False: it is not."""
-    while True:
-        users = load_acquire(shrinker, "users")
-        if users <= 0:
-            return False
-        if compare_exchange(shrinker, "users", users, users + 1) == users:
-            return True
+    return refcount_inc_not_zero(i64.array(address_of(shrinker, "users")))
 
 
 @kernel("i64(cpu_t*, i64, i64, i64)")

@@ -250,17 +250,24 @@ def alloc_vmap_area(cpu, size, align, flags, caller):
             return number
 
 
+@hot
+def busy_area_at(machine, vmap, address):
+    """(place in the index, number) of the area in use that an address lies in; its number is 0 if there is none. Under the lock."""
+    index = busy_index(vmap)
+    at = position_above(machine, index, vmap.nr_busy, address)
+    number = index[at] if at < vmap.nr_busy else 0
+    if number != 0 and vmap_area_of(machine, number).start > address:
+        number = 0
+    return at, number
+
+
 @kernel("i64(cpu_t*, u64)")
 def find_vmap_area(cpu, address):
     """Number of the area in use that an address (or its guard page) lies in, or 0."""
     machine = machine_of(cpu)
     vmap = vmap_of(machine)
-    index = busy_index(vmap)
     spin_lock(cpu, vmap_lock(machine))
-    at = position_above(machine, index, vmap.nr_busy, address)
-    number = index[at] if at < vmap.nr_busy else 0
-    if number != 0 and vmap_area_of(machine, number).start > address:
-        number = 0
+    at, number = busy_area_at(machine, vmap, address)
     spin_unlock(vmap_lock(machine))
     return number
 
@@ -270,14 +277,12 @@ def find_unlink_vmap_area(cpu, address):
     """Take the area that begins at an address out of use: its number, or 0. Only one of two callers gets it."""
     machine = machine_of(cpu)
     vmap = vmap_of(machine)
-    index = busy_index(vmap)
     spin_lock(cpu, vmap_lock(machine))
-    at = position_above(machine, index, vmap.nr_busy, address)
-    number = index[at] if at < vmap.nr_busy else 0
+    at, number = busy_area_at(machine, vmap, address)
     if number != 0 and vmap_area_of(machine, number).start != address:
         number = 0
     if number != 0:
-        remove_area(index, vmap.nr_busy, at)
+        remove_area(busy_index(vmap), vmap.nr_busy, at)
         vmap.nr_busy -= 1
     spin_unlock(vmap_lock(machine))
     return number
