@@ -3,6 +3,7 @@
 import numpy as np
 
 from numaemu.api.arguments import Int, Offset, Values, loadable
+from numaemu.spec.param import PAGE_SIZE
 from numaemu.spec.units import shown
 from numaemu.uapi import MS_SYNC
 
@@ -35,14 +36,14 @@ class Mapping:
             )
         return VirtualArray(self.task, self.addr + offset, dtype, length)
 
-    def touch(self, write=True, stride=4096):
+    def touch(self, write=True, stride=PAGE_SIZE):
         """One access per page."""
         self.task.touch(self.addr, self.nbytes, stride, write)
         return self
 
     def pages(self):
         """The addresses of the pages."""
-        return np.arange(self.addr, self.addr + self.nbytes, 4096, dtype=np.uint64)
+        return np.arange(self.addr, self.addr + self.nbytes, PAGE_SIZE, dtype=np.uint64)
 
     def nodes(self):
         """The node of each page, or -errno where there is none."""

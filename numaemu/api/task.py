@@ -19,6 +19,7 @@ from numaemu.api.mapping import Mapping
 from numaemu.api.tables import Table, html, html_of
 from numaemu.errors import NumaemuError, OutOfMemory
 from numaemu.spec.node_mask import nodes_of
+from numaemu.spec.param import PAGE_SIZE
 from numaemu.spec.units import shown
 from numaemu.uapi import (
     MAP_ANONYMOUS,
@@ -111,7 +112,11 @@ class Task:
 
     def _op(self, method, *args):
         """Run an operation, after its arguments have been looked at (calls.py)."""
-        return self._site.call_op(self._number, self.pid, method, take(method, args))
+        return self._run(method, take(method, args))
+
+    def _run(self, method, args):
+        """Run an operation in the process of the CPU that the task is on. Its arguments have been looked at."""
+        return self._site.call_op(self._number, self.pid, method, args)
 
     def __repr__(self):
         return f"<task {self.pid}>"
@@ -126,9 +131,10 @@ class Task:
         if file is not None:
             self._mine("mmap", file)
             addr, length, prot, flags, fd, offset = take("mmap_file", (addr, length, prot, flags, file.fd, offset))
-            return Mapping(self, self._op("mmap_file", addr, length, prot, flags & ~MAP_ANONYMOUS, fd, offset), length)
-        addr, length, prot, flags, offset = take("mmap", (addr, length, prot, flags, offset))
-        return Mapping(self, self._op("mmap", addr, length, prot, flags, offset), length)
+            args = addr, length, prot, flags & ~MAP_ANONYMOUS, fd, offset
+            return Mapping(self, self._run("mmap_file", args), length)
+        args = addr, length, prot, flags, offset = take("mmap", (addr, length, prot, flags, offset))
+        return Mapping(self, self._run("mmap", args), length)
 
     def _mine(self, call, file):
         """Raise unless a File is one of this task, or inherited."""
@@ -152,7 +158,7 @@ class Task:
     def mremap(self, addr, old_len, new_len, flags=0, new_addr=None):
         """mremap(2): the Mapping as it is then."""
         args = take("mremap", (addr, old_len, new_len, flags, 0 if new_addr is None else new_addr))
-        return Mapping(self, self._op("mremap", *args), args[2])
+        return Mapping(self, self._run("mremap", args), args[2])
 
     def mlock(self, addr, length, flags=0):
         """mlock(2), or mlock2(2) with MLOCK_ONFAULT."""
@@ -303,7 +309,7 @@ class Task:
         """Fetch one instruction at a virtual address; SegmentationFault where execution is not allowed (NX)."""
         self._op("execute", addr)
 
-    def touch(self, addr, nbytes, stride=4096, write=True):
+    def touch(self, addr, nbytes, stride=PAGE_SIZE, write=True):
         """One access every `stride` bytes."""
         self._op("touch", addr, nbytes, stride, write)
 

@@ -12,7 +12,7 @@ from numaemu.kernel.mm.huge.hugetlb_resize import set_max_huge_pages
 from numaemu.kernel.syscalls import allocators as kernel_calls
 from numaemu.kernel.syscalls import file as calls
 from numaemu.operations.part import Part
-from numaemu.spec.param import MAX_OPEN
+from numaemu.spec.param import MAX_OPEN, PAGE_SIZE
 from numaemu.uapi import (
     MAP_HUGE_MASK,
     MAP_HUGE_SHIFT,
@@ -144,7 +144,7 @@ class FileOperations(Part):
         name = name_words(path)
         inode = check(calls.make_file(self.address, size, seed), path)
         if data is not None:
-            contents, bounce = np.frombuffer(data, np.uint8), np.empty(4096, np.uint8)
+            contents, bounce = np.frombuffer(data, np.uint8), np.empty(PAGE_SIZE, np.uint8)
             calls.fill_file(self.address, inode, contents.ctypes.data, len(contents), bounce.ctypes.data)
         check(calls.link_file(self.address, inode, name.ctypes.data), path)
 
