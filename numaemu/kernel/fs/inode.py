@@ -32,7 +32,7 @@ FIRST_EXTENT = 16  # pages of the first extent of a file that grows; then it dou
 # Shared words of inode_t: the word | its writer | why a reader may trust it.
 # - names, counts, state | Under inode_lock. | Held by a count.
 # - size, extents | Under i_rwsem. | Single words; nr_extents is written last.
-# - the VMAs that map the file (file_next of vma_t) | Under the spin lock of the file's mapping. | As of the other
+# - the VMAs that map the file (vma_t.next) | Under the spin lock of the file's mapping. | As of the other
 #   families.
 # fmt: off
 inode_t = Struct("inode_t", [
