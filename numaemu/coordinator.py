@@ -47,8 +47,8 @@ from numaemu.kernel.fs.sysfs import stats
 from numaemu.kernel.include.internal import unpack_zone
 from numaemu.kernel.include.mm_types import task_name, task_t
 from numaemu.kernel.include.mmzone import zone_of
-from numaemu.kernel.mm.page_alloc.pageblocks import pageblocks
-from numaemu.kernel.mm.page_alloc.show_mem import AllocationWarnings
+from numaemu.kernel.mm.page_alloc.report.pageblocks import pageblocks
+from numaemu.kernel.mm.page_alloc.report.show_mem import AllocationWarnings
 from numaemu.kernel.mm.reclaim.lru_batches import cpu_needs_drain
 from numaemu.kernel.mm.reclaim.oom_kill import AGAIN, OomKiller, Panic
 from numaemu.kernel.mm.swap import swapon

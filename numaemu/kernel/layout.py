@@ -28,8 +28,8 @@ from numaemu.kernel.mm.huge.hugetlb_pool import HUGE_MAX_HSTATE, hstate_t
 from numaemu.kernel.mm.huge.khugepaged import collapse_control_t
 from numaemu.kernel.mm.migrate.compact_control import compact_control_t
 from numaemu.kernel.mm.migrate.migrate import migrate_t
+from numaemu.kernel.mm.page_alloc.report.trail import trail_t
 from numaemu.kernel.mm.page_alloc.slowpath import slowpath_t
-from numaemu.kernel.mm.page_alloc.trail import trail_t
 from numaemu.kernel.mm.page_alloc.zone_layout import whole_blocks
 from numaemu.kernel.mm.reclaim.lru_batches import cpu_fbatches_t
 from numaemu.kernel.mm.reclaim.pageout import scan_control_t

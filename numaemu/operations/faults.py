@@ -7,7 +7,7 @@ from numaemu.kernel.fs.inode import file_of, inode_name, inode_of
 from numaemu.kernel.include.gfp import GFP_HIGHUSER_MOVABLE
 from numaemu.kernel.include.mm_types import VM_EXEC, VM_HUGETLB, VM_MAYSHARE, VM_READ, VM_WRITE
 from numaemu.kernel.mm.fault.rmap import mapping_of
-from numaemu.kernel.mm.page_alloc.shortage import pool_text, shortage_text
+from numaemu.kernel.mm.page_alloc.report.shortage import pool_text, shortage_text
 from numaemu.kernel.mm.space.vma_index import find_position, vma_index, vma_of
 from numaemu.operations.part import Part
 from numaemu.uapi import MPOL_BIND, MPOL_DEFAULT

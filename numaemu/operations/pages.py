@@ -4,7 +4,7 @@ from numaemu.errors import KernelBug
 from numaemu.kernel.include.mm_types import task_name
 from numaemu.kernel.include.mmzone import MAX_NR_ZONES, ZONE_HIGHMEM, page_of, page_zone, zone_of
 from numaemu.kernel.mm.page_alloc.page_alloc import BAD_TEXTS, compound_head, compound_order
-from numaemu.kernel.mm.page_alloc.trail import read_trail
+from numaemu.kernel.mm.page_alloc.report.trail import read_trail
 from numaemu.kernel.syscalls import allocators as syscalls
 from numaemu.kernel.syscalls import vmalloc as vmalloc_calls
 from numaemu.operations.part import Part

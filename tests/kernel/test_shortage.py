@@ -21,7 +21,7 @@ from numaemu.api.explain import alloc_flags_text
 from numaemu.kernel.fs.proc import tree as proc
 from numaemu.kernel.include.gfp import GFP_HIGHUSER_MOVABLE
 from numaemu.kernel.include.internal import ALLOC_NO_WATERMARKS, gfp_to_alloc_flags
-from numaemu.kernel.mm.page_alloc.shortage import shortage_text
+from numaemu.kernel.mm.page_alloc.report.shortage import shortage_text
 from numaemu.uapi import PROT_READ, PROT_WRITE
 
 UNRESERVED = MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE

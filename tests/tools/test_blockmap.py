@@ -6,7 +6,7 @@ from rich.console import Console
 
 from numaemu.kernel.include.gfp import GFP_KERNEL
 from numaemu.kernel.include.mmzone import MIGRATE_MOVABLE, MIGRATE_RECLAIMABLE, MIGRATE_UNMOVABLE
-from numaemu.kernel.mm.page_alloc.pageblocks import pageblocks
+from numaemu.kernel.mm.page_alloc.report.pageblocks import pageblocks
 from numaemu.tools.blockmap import FREE, MAX_ROWS, block_map, legend, merged, side_by_side, sign
 
 

@@ -9,7 +9,7 @@ from numaemu.kernel.core.smp import machine_of, spin_lock, spin_unlock
 from numaemu.kernel.include.internal import ALLOC_WMARK_LOW
 from numaemu.kernel.include.mmzone import page_of, page_zone
 from numaemu.kernel.mm.page_alloc.page_alloc import __free_pages, alloc_pages, free_cold_page, free_page_is_bad
-from numaemu.kernel.mm.page_alloc.trail import TRAIL_START, TRAIL_TAKEN, leave_trail, trail_t
+from numaemu.kernel.mm.page_alloc.report.trail import TRAIL_START, TRAIL_TAKEN, leave_trail, trail_t
 from numaemu.kernel.mm.reclaim.list_lru import list_lru_add, list_lru_del
 from numaemu.kernel.mm.reclaim.shrinker import drop_slab, shrink_slab
 from numaemu.kernel.mm.slab.percpu import (

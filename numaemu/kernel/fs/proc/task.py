@@ -37,7 +37,7 @@ from numaemu.kernel.include.mm_types import (
 )
 from numaemu.kernel.include.mmzone import kilobytes
 from numaemu.kernel.mm.huge.hugetlb_pool import hstate_at
-from numaemu.kernel.mm.page_alloc.show_mem import mems_allowed
+from numaemu.kernel.mm.page_alloc.report.show_mem import mems_allowed
 from numaemu.kernel.mm.reclaim.oom_kill import OOM_SCORE_ADJ_MAX, OOM_SCORE_ADJ_MIN, oom_score
 from numaemu.kernel.mm.space.vma_index import vma_index
 from numaemu.spec.param import MAX_NODES, MAX_SP_NODES, PAGE_SHIFT, PAGE_SIZE

@@ -24,7 +24,7 @@ from numaemu.kernel.include.mmzone import (
 )
 from numaemu.kernel.include.vmstat import fold_node, fold_numa, free_pages
 from numaemu.kernel.mm.page_alloc.fragmentation import fragmentation_index, unusable_free_index
-from numaemu.kernel.mm.page_alloc.pageblocks import free_blocks
+from numaemu.kernel.mm.page_alloc.report.pageblocks import free_blocks
 from numaemu.spec.param import NR_ORDERS, PAGEBLOCK_ORDER, PAGEBLOCK_PAGES
 
 # vmstat_text of Linux 6.12, as far as it may come to matter; what is not counted is not printed

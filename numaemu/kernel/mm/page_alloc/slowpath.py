@@ -85,7 +85,7 @@ from numaemu.kernel.include.vmstat import (
 )
 from numaemu.kernel.mm.migrate.compact_control import compaction_defer_reset
 from numaemu.kernel.mm.page_alloc.pcplist import drain_local_pages
-from numaemu.kernel.mm.page_alloc.trail import (
+from numaemu.kernel.mm.page_alloc.report.trail import (
     TRAIL_COMPACT,
     TRAIL_DRAIN,
     TRAIL_FAILED,

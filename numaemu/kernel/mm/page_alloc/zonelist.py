@@ -45,7 +45,7 @@ from numaemu.kernel.include.vmstat import (
 )
 from numaemu.kernel.mm.cache.dirty import node_dirty_ok
 from numaemu.kernel.mm.page_alloc.pcplist import rmqueue_pcplist, take_coldest, take_shelf
-from numaemu.kernel.mm.page_alloc.trail import (
+from numaemu.kernel.mm.page_alloc.report.trail import (
     TRAIL_DIRTY,
     TRAIL_KSWAPD,
     TRAIL_MARK_FAILED,

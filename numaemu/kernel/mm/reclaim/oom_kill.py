@@ -41,8 +41,8 @@ from numaemu.kernel.include.mmzone import MAX_NR_ZONES, WMARK_HIGH, WMARK_MIN, k
 from numaemu.kernel.mm.fault.zap import zap_page_range
 from numaemu.kernel.mm.huge.hugetlb_pool import hugetlb_total_pages
 from numaemu.kernel.mm.page_alloc.pcplist import drain_local_pages
-from numaemu.kernel.mm.page_alloc.shortage import read_text, shortage_text, write_text
-from numaemu.kernel.mm.page_alloc.show_mem import cpuset_name, mems_allowed, show_mem
+from numaemu.kernel.mm.page_alloc.report.shortage import read_text, shortage_text, write_text
+from numaemu.kernel.mm.page_alloc.report.show_mem import cpuset_name, mems_allowed, show_mem
 from numaemu.kernel.mm.page_alloc.slowpath import fatal_signal_pending
 from numaemu.kernel.mm.page_alloc.watermark import gfp_zone, zone_watermark_ok
 from numaemu.kernel.mm.space.vma_index import vma_index, vma_of

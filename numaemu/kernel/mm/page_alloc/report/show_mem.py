@@ -33,7 +33,7 @@ from numaemu.kernel.include.mmzone import (
 )
 from numaemu.kernel.include.vmstat import fold_node
 from numaemu.kernel.mm.huge.hugetlb_pool import hstate_at
-from numaemu.kernel.mm.page_alloc.pageblocks import free_blocks
+from numaemu.kernel.mm.page_alloc.report.pageblocks import free_blocks
 from numaemu.spec.param import MAX_NODES, NR_ORDERS
 from numaemu.spec.units import list_text
 
