@@ -16,7 +16,7 @@ from numaemu.kernel.mm.huge.hugetlb_pool import hstate_at, hstate_sizelog
 from numaemu.kernel.mm.space.get_unmapped_area import MMAP_MIN_ADDR
 from numaemu.operations.refused_call import MODES, RefusedCall
 from numaemu.spec.param import MAX_OPEN, PAGE_SIZE
-from numaemu.spec.units import format_size
+from numaemu.spec.units import format_size, list_text
 from numaemu.uapi import (
     MADV_COLLAPSE,
     MADV_POPULATE_READ,
