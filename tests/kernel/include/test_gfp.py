@@ -3,7 +3,6 @@
 import numba
 import numpy as np
 import pytest
-from numaemu.kernel.syscalls.tmp_b import kernel_alloc_pages
 
 import numaemu
 from numaemu import (
@@ -57,6 +56,7 @@ from numaemu.kernel.include.mmzone import (
     pcp_of,
 )
 from numaemu.kernel.include.vmstat import NR_ISOLATED_ANON, percpu_of
+from numaemu.kernel.syscalls.allocators import kernel_alloc_pages
 
 pytestmark = pytest.mark.interpreted
 ALL = (
