@@ -34,9 +34,6 @@ TELL_S = 0.5  # how long the fork server may take to tell how a coordinator has 
 ASKED_S = 1.0  # how long CPUs have to say where their tasks are
 
 
-_said = []  # once it has been said that functions are being compiled
-
-
 fork_server = lifetime.own(ForkServer())
 _machines = weakref.WeakSet()
 

@@ -19,6 +19,7 @@ from numaemu.host import shm, trust
 from numaemu.process.wire import receive_frame
 
 END_S = 5.0  # how long an ending machine is waited for before its processes are killed
+_said = []  # once it has been said that functions are being compiled
 
 
 class ForkServer:
