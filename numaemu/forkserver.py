@@ -1,4 +1,4 @@
-"""The fork server: one fresh process per driver that has loaded the compiled kernel and forks coordinators.
+"""The fork server: one fresh process per driver that has loaded the compiled functions and forks coordinators.
 
 The driver may have threads, so it is never forked itself. It starts `python -m numaemu.forkserver FD` once, with a
 Unix socket; each machine is one request with a socket of its own. The server ends with the driver (end of
@@ -96,7 +96,7 @@ def become_coordinator(control, fd, topology, reserve, coordinator_main):
 
 
 def main():
-    """Load the compiled kernel once, say so, then fork a coordinator for each machine that the driver asks for."""
+    """Load the compiled functions once, say so, then fork a coordinator for each machine that the driver asks for."""
     entitle("numaemu: fork server")
     control = socket.socket(fileno=int(sys.argv[1]))
     signal.signal(signal.SIGINT, signal.SIG_IGN)

@@ -1,7 +1,7 @@
 """The flavour of the build, and a compile cache that notices a change anywhere in the package.
 
 Numba's own disk cache stamps a function with its own file only, and would serve old code after a change to a callee
-in another file. The locators below stamp every cached function (a user's kernels too) with a hash over all sources
+in another file. The locators below stamp every cached function (user kernels too) with a hash over all sources
 of this package as well. They are installed when this module is imported, before any kernel is declared.
 
     NUMBA_DISABLE_JIT=1   every kernel is the plain Python function (slow, steppable)

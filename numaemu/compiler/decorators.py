@@ -1,6 +1,6 @@
-"""How kernels compile. Every compiled function of the package is declared with one of these decorators.
+"""How functions are compiled. Every compiled function of the package is declared with one of these decorators.
 
-    @kernel("i64(cpu_t*, i64, u64)")   compiled once, by itself; other kernels call it through its linker symbol, so
+    @kernel("i64(cpu_t*, i64, u64)")   compiled once, by itself; other compiled functions call it through its linker symbol, so
                                        that nothing is compiled twice. May not raise: it answers with a code.
     @hot                               a few lines of a hot path, inlined into every caller; may raise
     @entry("i64(u64, i64)")            called from Python

@@ -1,4 +1,4 @@
-"""The compiled kernel as one file, which grows: a record for each function that has been compiled.
+"""The compiled functions as one file, which grows: a record for each function that has been compiled.
 
 The file begins with a random number, by which it is known again. A record is its length and a pickled (symbol, Compiled
 or Failed). One process appends (compiler/foreman.py), each record with one write; who reads takes whole records only, and looks

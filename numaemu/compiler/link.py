@@ -131,7 +131,7 @@ class Linker:
         """The address of a function that the image holds; whatever it calls has been declared before."""
         compiled = self.image.functions[symbol]
         self.engine.add_object_file(llvm.ObjectFileRef.from_data(compiled.code))
-        if DEBUG:  # exceptions with arguments need it, which only this build's kernels raise
+        if DEBUG:  # exceptions with arguments need it, which only this build's functions raise
             self.give_environment(compiled, function)
         return self.engine.get_function_address(compiled.name)
 

@@ -1,6 +1,6 @@
 """Raw host memory, and calls through an address.
 
-Compiled code reaches what it must not link (the fault path of a user's kernel) or what is Python (waiting for a message)
+Compiled code reaches what it must not link (the fault path of a user kernel) or what is Python (waiting for a message)
 by calling an address that stands in a struct.
 """
 

@@ -49,7 +49,7 @@ def kill_task(task):
 
 
 def release_gil(function):
-    """Let a user's kernel, before it is first compiled, run without Python's lock: this process must serve its mailbox
+    """Let a user kernel, before it is first compiled, run without Python's lock: this process must serve its mailbox
     even while a kernel spins until somebody else stores a word.
     """
     options = getattr(function, "targetoptions", None)
@@ -245,7 +245,7 @@ class Operations(
         self.accessing(task_number, touch_range, self.address, addr, addr + nbytes, stride, int(write))
 
     def call(self, task_number, function, args):
-        """A user's compiled kernel: function(cpu, *args)."""
+        """A user kernel: function(cpu, *args)."""
         release_gil(function)
         return self.accessing(task_number, function, self.process.state, *args)
 

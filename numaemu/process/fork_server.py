@@ -64,7 +64,7 @@ class ForkServer:
             frame = receive_frame(self.socket)
             if frame is None:
                 raise MachineCheck(
-                    f"the fork server ended while it loaded the compiled kernel, {describe(self.process.wait())}"
+                    f"the fork server ended while it loaded the compiled functions, {describe(self.process.wait())}"
                 )
             kind, *words = pickle.loads(frame)
             if kind == "image":

@@ -1,6 +1,6 @@
 """Functions on their way to another process.
 
-A function of an importable file travels by name, so that its compiled kernels come from their cache; the file's path
+A function of an importable file travels by name, so that its user kernels come from their cache; the file's path
 goes along for processes that could not find it. A function of a notebook, of `__main__` or inside another function
 travels by value (cloudpickle).
 """

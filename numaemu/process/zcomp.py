@@ -1,4 +1,4 @@
-"""Compression for zram and zswap, by libraries: lz4 and zstd. Compiled kernels call these through the machine's struct."""
+"""Compression for zram and zswap, by libraries: lz4 and zstd. Compiled functions call these through the machine's struct."""
 
 import ctypes
 import threading

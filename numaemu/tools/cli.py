@@ -157,7 +157,7 @@ def run(**given):
 
 
 def start_early(path, options):
-    """Let the compiled kernel load while the workload is imported, if the machine it will ask for is plain to see."""
+    """Let the compiled functions load while the workload is imported, if the machine it will ask for is plain to see."""
     try:
         with open(path) as file:
             body = ast.parse(file.read()).body

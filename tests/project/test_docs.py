@@ -119,3 +119,11 @@ def test_every_page_is_in_the_menu():
 def test_every_workload_is_in_the_gallery():
     assert gallery.page() == gallery.PAGE.read_text(), "run python -m docs.tools.gallery --page"
     assert [name for name in gallery.workloads() if not (gallery.IMAGES / f"{name}.svg").exists()] == []
+
+
+def test_kernel_means_linux():
+    """A function of the package is a compiled function, and a user's is a user kernel."""
+    wrong = re.compile(r"compiled kernel|user's (compiled )?kernel", re.IGNORECASE)
+    places = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").rglob("*.md")]
+    places += [path for room in ("numaemu", "workloads", "benchmarks") for path in (ROOT / room).rglob("*.py")]
+    assert [str(path.relative_to(ROOT)) for path in places if wrong.search(path.read_text())] == []

@@ -2,7 +2,7 @@
 
 Who runs next is decided in the CPU's process (runqueue.py); here is what compiled code has to do with it. A task keeps
 its CPU for a slice of emulated time, `sched_base_slice_ns`, while others wait for it. A slice may end inside a long
-vector of accesses or a user's kernel: before every access the CPU compares `event_at` with its count of accesses. Who
+vector of accesses or a user kernel: before every access the CPU compares `event_at` with its count of accesses. Who
 posts something to it (a shootdown, a task that wants the CPU) stores 0 there, and `handle_event` the access at which the
 slice may be over: as many as the time left can hold at a cost that only accesses with a page walk exceed; then it looks
 again. So a slice costs a few dozen looks, a task alone on its CPU none, and an access nothing.
