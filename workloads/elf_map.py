@@ -1,7 +1,8 @@
 """The memory map of a real ELF program: its segments, their permissions, what of them is in memory, and the gaps.
 
-A task executes this host's Python (or the program named as an argument), then does what a program does first: it asks for
-heap, maps memory, calls deeper into its stack. (Libraries are mapped by code of ld.so, which does not run.) Look for:
+A task executes this host's Python, or another program (`numaemu run elf_map -- --help`), then does what a program does first:
+it asks for heap, maps memory, calls deeper into its stack. (Libraries are mapped by code of ld.so, which does not run.)
+Look for: code and constants are the file's pages, data becomes the task's own when it is written, and most of the space is gaps.
   - right after execve only what the kernel itself has written is there: the end of the data, the arguments on the stack;
   - code (r-x) and constants (r--) are pages of the file (▒), also in the memory of every other task that runs it;
   - a page of data (rw-) is the file's until it is written, then the task's own (█);
@@ -9,6 +10,7 @@ heap, maps memory, calls deeper into its stack. (Libraries are mapped by code of
 Give --set kernel.randomize_va_space=2 and a --seed to see the program, heap, mappings and stack move.
 """
 
+import argparse
 import os
 import sys
 
@@ -17,6 +19,15 @@ from numaemu.tools.memmap import areas, memory_map, resident
 MACHINE = dict(nodes=1, cpus_per_node=1, memory_per_node="128MiB")
 DEFAULTS = (os.path.realpath(sys.executable), "/bin/ls")
 TASK_SIZE = 0x7FFF_FFFF_F000
+
+
+def arguments():
+    found = next((path for path in DEFAULTS if os.path.exists(path)), None)
+    parser = argparse.ArgumentParser(
+        prog="numaemu run elf_map --", description="Where the parts of a program lie in its address space."
+    )
+    parser.add_argument("program", nargs="?" if found else None, default=found, help=f"an ELF file (default {found})")
+    return parser.parse_args()
 
 
 def begin(task, entry, sp):
@@ -43,11 +54,7 @@ def figures(found):
 def main(machine):
     from rich.console import Console
 
-    path, console, moments = (
-        (sys.argv[1:] or [p for p in DEFAULTS if os.path.exists(p)])[0],
-        Console(highlight=False),
-        {},
-    )
+    path, console, moments = arguments().program, Console(highlight=False), {}
     task = machine.task(name="elf_map")
     ip, sp = task.execve(path, [path, "--version"], {"HOME": "/", "LANG": "C"})
     steps = {

@@ -2,18 +2,20 @@
 
 Random loads over an array far larger than the TLB reaches with small pages, which are 4 KiB, transparent huge pages (THP) or
 huge pages from the pool (hugetlb). Then a large area is asked for in huge pages: of fresh memory, and of memory of which
-crumbs are in use everywhere. Look for:
+crumbs are in use everywhere.
+Look for: loads by huge pages cost the memory's latency and no translation; and crumbs leave no huge pages unless they are moved.
   - small pages: about every load walks; a huge page needs one entry where 512 small ones did;
   - faults: one for 2 MiB instead of 512, so the first touch is faster although as many bytes are cleared;
   - page tables: THP lay a table by for each huge page, for the day it is split; huge pages of the pool need none;
-  - crumbs: about as much memory is free as was before, but little in one piece: without compaction nearly everybody gets
-    small pages; compaction (defrag "always", and the pool by itself) moves the crumbs together first, which takes time. The
-    pool stops at the first page that it does not get: written once more it may grow on.
+  - crumbs: about as much memory is free as was before, but little in one piece: without compaction nearly all of the area
+    gets small pages; compaction (defrag "always", and the pool by itself) moves the crumbs together first, which takes time.
+    The pool stops at the first page that it does not get: written once more it may grow on.
 """
 
 import numpy as np
 
 from numaemu import MAP_ANONYMOUS, MAP_HUGETLB, MAP_PRIVATE, PROT_READ, PROT_WRITE
+from numaemu.tools import chart
 
 MACHINE = dict(nodes=1, cpus_per_node=1, memory_per_node="192MiB")
 HUGE, RW = 2 << 20, PROT_READ | PROT_WRITE
@@ -93,12 +95,40 @@ def ask(machine, how, crumbs):
         other.exit()
     return {
         "MiB free": free_mb,
-        "wanted": blocks,
+        "huge pages wanted": blocks,
         "huge pages got": got,
-        "%": round(100 * got / blocks),
+        "got %": round(100 * got / blocks),
         "pages moved": after["pgmigrate_success"] - before["pgmigrate_success"],
         "emulated ms": round(elapsed / 1e6, 1),
     }
+
+
+def picture(loads, needs, latency):
+    """What a load costs with each kind of page; which part of the huge pages that were wanted came."""
+    times = {
+        kind: {"the memory's latency": latency, "translation": row["ns per load"] - latency}
+        for kind, row in loads.items()
+    }
+    shares = {
+        what: {"came": row["huge pages got"], "did not": row["huge pages wanted"] - row["huge pages got"]}
+        for what, row in needs.items()
+    }
+    return "\n\n".join(
+        [
+            chart.divided(
+                f"Time of a random load from {ARRAY >> 20} MiB by kind of page, in emulated ns",
+                times,
+                {kind: f"{row['ns per load']:.0f} ns" for kind, row in loads.items()},
+            ),
+            chart.divided(
+                "Huge pages of 2 MiB that were asked for, by what memory was like and who made room",
+                shares,
+                {what: f"{row['huge pages got']} of {row['huge pages wanted']}" for what, row in needs.items()},
+                marks="█·",
+                whole=True,
+            ),
+        ]
+    )
 
 
 def main(machine):
@@ -109,6 +139,7 @@ def main(machine):
         "crumbs, defrag": ask(machine, "THP with compaction", True),
         "crumbs, the pool": ask(machine, "hugetlb", True),
     }
+    print(picture(rows, needs, machine.topology.latency_ns[0][0]))
     machine.write(f"{THP}/enabled", "never")
     machine.check()
     return {"loads": rows, "contiguity": needs}

@@ -2,8 +2,10 @@
 
 An index and its records do not fit into memory. Each query is a binary search through the index and a read of the
 record it finds; a few records are asked for often. Now and then a report reads all records in order. Every emulated
-access is written down while it happens: this reference string is then replayed under each policy. Look for:
-  - OPT, which knows the future, is the least that is possible; nobody comes near it, as nobody else sees a report coming;
+access is written down while it happens: this reference string is then replayed under each policy. A string of one's own and
+the numbers of frames are arguments: `numaemu run replacement_policies -- --help` lists them.
+Look for: each policy's bar against the one of OPT, which knows the future, and the machine's against that of Linux.
+  - OPT is the least that is possible; no policy comes near it, as no other one sees a report coming;
   - with few frames a report sweeps out everything under LRU, clock and FIFO alike; the more there are, the more it helps
     to know what was used: LRU is ahead of clock, and clock of FIFO;
   - Linux's two lists keep what was used twice, so a report costs less;
@@ -12,20 +14,55 @@ access is written down while it happens: this reference string is then replayed 
     what it does.
 """
 
-import sys
+import argparse
+import pathlib
 
 import numba
 import numpy as np
 
-from numaemu import load_u64
+from numaemu import MAP_ANONYMOUS, MAP_NORESERVE, MAP_PRIVATE, load_u64
+from numaemu.tools import chart
 from numaemu.tools.replacement import POLICIES, window_for, working_set
 
 MACHINE = dict(nodes=1, cpus_per_node=1, memory_per_node="16MiB")
 KEYS_PER_PAGE = 512
 INDEX_PAGES, RECORDS = 64, 5000  # a record is a page
-REPORTS = 3
+REPORTS, QUERIES = 3, 12_000
+MOST_PAGES = 15_000  # of a string of one's own: what memory and swap hold
 SHARES = (0.4, 0.6, 0.8)  # of the program's pages, as page frames
 SKEW = 0.8  # of the popularity of records (Zipf)
+
+
+def arguments():
+    parser = argparse.ArgumentParser(
+        prog="numaemu run replacement_policies --",
+        description="How many references of a string fault under each policy, and on the machine.",
+    )
+    parser.add_argument("queries", type=int, nargs="?", default=QUERIES, help=f"of the program (default {QUERIES})")
+    parser.add_argument(
+        "--string",
+        metavar="FILE",
+        help="instead of the program: numbers of pages, separated by blanks or lines. All pages are written once, in the "
+        "order of their numbers, and then loaded as the string says",
+    )
+    parser.add_argument(
+        "--frames",
+        type=int,
+        nargs="+",
+        metavar="N",
+        help="numbers of page frames (default 40, 60 and 80 percent of the pages)",
+    )
+    given = parser.parse_args()
+    if given.queries < 1 or min(given.frames or [1]) < 1:
+        parser.error("queries and --frames must be at least 1")
+    if given.string:
+        try:
+            given.pages = [int(word) for word in pathlib.Path(given.string).read_text().split()]
+        except (OSError, ValueError) as error:
+            parser.error(f"--string is {given.string}: {error}")
+        if not 0 < len(set(given.pages)) <= MOST_PAGES:
+            parser.error(f"{given.string} has {len(set(given.pages))} pages, must have 1 to {MOST_PAGES}")
+    return given
 
 
 @numba.njit(cache=True)
@@ -101,6 +138,19 @@ def program(task, queries, seed):
     return string, task.counters()["task_major_faults"] - before, int(resident), len(filled)
 
 
+def own_string(task, pages):
+    """The same of a string of one's own: its pages are written in their order, then loaded one by one."""
+    names, places = np.unique(pages, return_inverse=True)
+    where = task.mmap(len(names) * 4096, flags=MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE).pages()
+    task.store(where, where)
+    before = task.counters()["task_major_faults"]
+    if not (task.load(where[places]) == where[places]).all():
+        raise RuntimeError("a page came back changed")
+    major = task.counters()["task_major_faults"] - before
+    resident = task.mincore(int(where[0]), len(names) * 4096).sum()
+    return np.concatenate([np.arange(len(names)), places]), major, int(resident), len(names)
+
+
 def fetched(string, filled, frames):
     """{policy: faults after the filling}"""
     faults = {name: int(policy(string, frames)[filled:].sum()) for name, policy in POLICIES.items()}
@@ -108,11 +158,22 @@ def fetched(string, filled, frames):
 
 
 def main(machine):
-    queries = int(sys.argv[1]) if len(sys.argv) > 1 else 12_000
+    given = arguments()
     machine.write("/proc/sys/vm/page-cluster", 0)
     machine.swapon("64MiB")
-    string, major, resident, filled = machine.run(program, queries, getattr(machine, "seed", None) or 0)
-    print(f"{len(string)} references to {filled} pages; the machine had {resident} of them in memory")
-    print("pages fetched again, by page frames and policy:")
-    frames = sorted([int(filled * share) for share in SHARES] + [resident])
-    return {f"{n} frames": fetched(string, filled, n) | {"the machine": major if n == resident else ""} for n in frames}
+    seed = getattr(machine, "seed", None) or 0
+    story, what = (own_string, (given.pages,)) if given.string else (program, (given.queries, seed))
+    string, major, resident, filled = machine.run(story, *what)
+    print(
+        f"{len(string) - filled:,} references to {filled:,} pages; the machine had {resident:,} of them in memory at the end.\n"
+    )
+    counts = sorted({*(given.frames or [max(int(filled * share), 1) for share in SHARES]), resident})
+    rows = {f"{n} frames": fetched(string, filled, n) | {"the machine": major if n == resident else ""} for n in counts}
+    print(
+        chart.bars(
+            f"Pages fetched again, with the {resident:,} frames that the machine had",
+            rows[f"{resident} frames"],
+            "pages",
+        )
+    )
+    return {"pages fetched again": rows}

@@ -3,14 +3,14 @@
 Each round starts two random stories on every CPU; every story writes patterns that depend on address and owner, and
 verifies all of them after each thing it does to its memory. Any mismatch ends the run with address, expected and
 found. When memory runs out, the task that asks is killed or its call fails with ENOMEM; the others go on unharmed.
-At the end every frame of the machine is accounted for. Argument: the number of rounds (3).
+At the end every frame of the machine is accounted for. The number of rounds is an argument: `numaemu run stress -- --help`.
 
 Look for: `verified` words, what the stories did to the kernel meanwhile, `out of memory` on small machines.
 """
 
+import argparse
 import collections
 import errno
-import sys
 
 import numba
 import numpy as np
@@ -24,6 +24,7 @@ READ, WRITE = numaemu.PROT_READ, numaemu.PROT_READ | numaemu.PROT_WRITE
 PAGE = 4096
 HUGE = 512  # pages: where transparent huge pages are wanted, areas are whole ones
 COUNTS = 20000  # of a thread in the story `order`
+ROUNDS = 3
 
 
 @numba.njit(cache=True)
@@ -307,8 +308,16 @@ def gather(handles):
     return verified
 
 
+def arguments():
+    parser = argparse.ArgumentParser(
+        prog="numaemu run stress --", description="Random stories about memory on every CPU, and a check of every byte."
+    )
+    parser.add_argument("rounds", type=int, nargs="?", default=ROUNDS, help=f"how often they begin (default {ROUNDS})")
+    return parser.parse_args()
+
+
 def main(machine):
-    rounds = int(sys.argv[1]) if len(sys.argv) > 1 else 3
+    rounds = arguments().rounds
     rng = np.random.default_rng(getattr(machine, "seed", None) or 0)
     cpus, memory = [cpu.id for cpu in machine.cpus], [node.id for node in machine.nodes if node.memory_bytes]
     most = max(16, min(512, sum(node.memory_bytes for node in machine.nodes) // PAGE // len(cpus) // 24))

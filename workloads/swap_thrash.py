@@ -1,6 +1,8 @@
 """A working set grows past memory: the cliff. Faults per access, and what an access takes, on a disk and on zram.
 
-One task visits the pages of its working set at random, again and again. Look for:
+One task visits the pages of its working set at random, again and again. The number of accesses and the sizes are arguments:
+`numaemu run swap_thrash -- --help` lists them.
+Look for: the bars jump as soon as the working set is larger than free memory (1.00 and above), less on zram than on a disk.
   - as long as the set fits, no access faults, and one takes what the memory's latency is;
   - just past that point a few faults in a hundred accesses already make the mean access hundreds of times slower;
   - at twice the memory about every second access is a major fault, and the disk sets the pace;
@@ -8,15 +10,38 @@ One task visits the pages of its working set at random, again and again. Look fo
     but a fault is so short that the cliff is a slope.
 """
 
-import sys
+import argparse
 
 import numpy as np
 
 from numaemu import MAP_ANONYMOUS, MAP_NORESERVE, MAP_PRIVATE
+from numaemu.tools import chart
 
 MACHINE = dict(nodes=1, cpus_per_node=1, memory_per_node="32MiB")
 SHARES = (0.5, 0.8, 0.9, 1.0, 1.1, 1.25, 1.5, 2.0)  # of the memory that is free at the start
-BAR = 40
+MOST = 6  # of these: what memory and swap hold
+ACCESSES = 20_000
+
+
+def arguments():
+    parser = argparse.ArgumentParser(
+        prog="numaemu run swap_thrash --", description="What an access takes when a working set grows past memory."
+    )
+    parser.add_argument(
+        "accesses", type=int, nargs="?", default=ACCESSES, help=f"of each working set (default {ACCESSES})"
+    )
+    parser.add_argument(
+        "--shares",
+        type=float,
+        nargs="+",
+        default=SHARES,
+        metavar="X",
+        help=f"sizes of the working set as shares of free memory (default {' '.join(map(str, SHARES))})",
+    )
+    given = parser.parse_args()
+    if given.accesses < 1 or not all(0 < share <= MOST for share in given.shares):
+        parser.error(f"accesses must be at least 1, --shares above 0 and at most {MOST}")
+    return given
 
 
 def visit(task, pages, accesses, seed):
@@ -36,32 +61,29 @@ def free_pages(machine):
     return sum(node["meminfo"]["MemFree"] for node in machine.stats()["nodes"]) // 4
 
 
-def cliff(machine, kind, accesses):
-    """{share of memory: (ns per access, faults per access)}"""
-    area, pages = machine.swapon("256MiB", kind=kind), free_pages(machine)
+def cliff(machine, kind, accesses, shares, pages):
+    """{share of so many pages: (ns per access, faults per access)}"""
+    machine.settle()  # what the last task had is free again
+    area = machine.swapon("256MiB", kind=kind)
     seed = getattr(machine, "seed", None) or 0
-    figures = {share: machine.run(visit, int(pages * share), accesses, seed, name="thrash") for share in SHARES}
+    figures = {share: machine.run(visit, int(pages * share), accesses, seed, name="thrash") for share in shares}
     machine.swapoff(area)
     return figures
 
 
 def main(machine):
-    accesses = int(sys.argv[1]) if len(sys.argv) > 1 else 20_000
+    given = arguments()
     machine.write("/proc/sys/vm/page-cluster", "0")
-    disk, zram = cliff(machine, "disk", accesses), cliff(machine, "zram", accesses)
-    most, least = max(ns for ns, _ in disk.values()), min(ns for ns, _ in disk.values()) / 2
-    print("working set / free memory, and the mean access, disk █ and zram ░ (a logarithmic scale)")
-    for share in SHARES:
-        for mark, (ns, _) in (("█", disk[share]), ("░", zram[share])):
-            bar = mark * max(1, round(BAR * np.log(ns / least) / np.log(most / least)))
-            print(f"{share if mark == '█' else '':>6} {bar:{BAR}} {ns:10,.0f} ns")
-    print("major faults and emulated time per access:")
+    pages = free_pages(machine)
+    disk, zram = (cliff(machine, kind, given.accesses, given.shares, pages) for kind in ("disk", "zram"))
+    times = {f"{share:.2f}": {"disk": disk[share][0], "zram": zram[share][0]} for share in given.shares}
+    print(chart.bars("Mean time of an access, in emulated ns, by working set / free memory", times, "ns", log=True))
     return {
         f"{share:.2f}": {
-            "disk faults": f"{disk[share][1]:.3f}",
-            "disk ns": round(disk[share][0]),
-            "zram faults": f"{zram[share][1]:.3f}",
-            "zram ns": round(zram[share][0]),
+            "disk, major faults per access": f"{disk[share][1]:.3f}",
+            "disk, ns per access": round(disk[share][0]),
+            "zram, major faults per access": f"{zram[share][1]:.3f}",
+            "zram, ns per access": round(zram[share][0]),
         }
-        for share in SHARES
+        for share in given.shares
     }

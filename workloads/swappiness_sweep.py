@@ -1,19 +1,20 @@
 """What goes when memory is short, pages of files or the tasks' own? `vm.swappiness` from 0 to 200 says.
 
 Each time a file is read twice and as much memory is filled, both a third of what there is; then another task needs half of
-it all. Look for:
+it all.
+Look for: the share of the tasks' own pages grows from none at 0 to nearly all at 200.
   - at 0 only the file's pages go, and at 200 only the tasks' own, as long as there are any;
   - in between the share of the tasks' own pages grows. At 100 both are scanned alike; still more of the file goes, since
     memory that was written after it is not yet the coldest;
-  - what was dropped or swapped and is used again has to be read: the last two columns.
+  - what was dropped or swapped and is used again has to be read: the last two columns, in pages.
 """
 
 from numaemu import MAP_ANONYMOUS, MAP_NORESERVE, MAP_PRIVATE
+from numaemu.tools import chart
 
 MACHINE = dict(nodes=1, cpus_per_node=1, memory_per_node="128MiB")
 STEPS = (0, 20, 40, 60, 80, 100, 120, 140, 160, 180, 200)
 PATH = "/mnt/data"
-BAR = 40  # characters
 COUNTED = ("pgsteal_anon", "pgsteal_file", "pswpin", "workingset_refault_file")
 
 
@@ -57,14 +58,11 @@ def main(machine):
     free = machine.stats()["nodes"][0]["meminfo"]["MemFree"] // 4
     machine.create_file(PATH, free // 3 << 12)
     rows = {}
-    print(f"{'swappiness':>10}  of the pages reclaimed: the tasks' own (█), of files (░)")
     for swappiness in STEPS:
         machine.write("/proc/sys/vm/swappiness", swappiness)
         round_ = pressure(machine, free)
         anon, file = round_["pgsteal_anon"], round_["pgsteal_file"]
         share = anon / max(anon + file, 1)
-        full = round(share * BAR)
-        print(f"{swappiness:>10}  {'█' * full}{'░' * (BAR - full)} {share:4.0%}")
         rows[f"swappiness {swappiness}"] = {
             "own": anon,
             "of files": file,
@@ -72,4 +70,12 @@ def main(machine):
             "swapped in": round_["pswpin"],
             "file refaults": round_["workingset_refault_file"],
         }
+    print(
+        chart.divided(
+            "The pages that were reclaimed",
+            {name: {"the tasks' own": row["own"], "of files": row["of files"]} for name, row in rows.items()},
+            {name: f"{row['own share']:.0%} own" for name, row in rows.items()},
+            whole=True,
+        )
+    )
     return rows

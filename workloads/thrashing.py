@@ -2,27 +2,65 @@
 
 Each task visits its working set, a quarter of memory, at random. They take turns in slices of emulated time, 3 ms as on
 Linux and, for comparison, a hundred times as long. All work for an emulated second. (`swap_thrash` lets one working set
-grow instead.) Look for:
+grow instead.) The number of tasks, their share of memory and the slices are arguments: `numaemu run thrashing -- --help`
+lists them.
+Look for: the work of all tasks together breaks down at the fourth task, and longer slices save most of it.
   - up to three tasks it hardly matters how many share the CPU: their pages stay in memory, though not in the TLB;
-  - with the fourth, memory no longer holds all working sets (the kernel keeps some for itself). Whoever gets the CPU finds
+  - with the fourth, memory no longer holds all working sets (the kernel keeps some for itself). A task that gets the CPU finds
     some of its pages gone and sleeps until the disk has brought one. Others run meanwhile, and lose their pages to it: from
     the fourth task on the CPU does a third of the work, in all, that it did for one;
   - a slice that is long enough to fetch a working set and then to use it saves most of that.
 """
 
-import sys
+import argparse
 
 import numba
 import numpy as np
 
 from numaemu import MAP_ANONYMOUS, MAP_NORESERVE, MAP_PRIVATE, load_u64, store_u64
+from numaemu.tools import chart
 
 MACHINE = dict(nodes=1, cpus_per_node=1, memory_per_node="16MiB")
 SHARE = 0.25  # of the memory that is free at the start, for each task
 MOST = 6  # tasks
-SLICES_MS = (3, 300)
+SLICES_MS = (3, 300)  # emulated
+WORK_MS = 1000  # emulated, of each run
 STEP, DIFFERENT = 5000, 40  # accesses of an operation; as many lists of them are made
-BAR = 40
+MOST_SLICES = 4
+
+
+def arguments():
+    parser = argparse.ArgumentParser(
+        prog="numaemu run thrashing --",
+        description="What ever more tasks on one CPU do together, by the length of their slices.",
+    )
+    parser.add_argument(
+        "ms",
+        type=int,
+        nargs="?",
+        default=WORK_MS,
+        help=f"emulated time that each number of tasks works (default {WORK_MS})",
+    )
+    parser.add_argument(
+        "--tasks", type=int, default=MOST, metavar="N", help=f"from one to so many tasks (default {MOST})"
+    )
+    parser.add_argument(
+        "--share", type=float, default=SHARE, metavar="X", help=f"of memory, the working set of each (default {SHARE})"
+    )
+    parser.add_argument(
+        "--slices",
+        type=int,
+        nargs="+",
+        default=SLICES_MS,
+        metavar="MS",
+        help="lengths of a slice in emulated ms (default 3 300)",
+    )
+    given = parser.parse_args()
+    if min(given.ms, given.tasks, *given.slices) < 1 or not 0 < given.share <= 1 or len(given.slices) > MOST_SLICES:
+        parser.error(
+            f"ms, --tasks and --slices must be at least 1, --share above 0 and at most 1, --slices at most {MOST_SLICES}"
+        )
+    return given
 
 
 @numba.njit(cache=True)
@@ -62,28 +100,23 @@ def together(machine, nr_tasks, pages, for_ns, seed):
 
 
 def main(machine):
-    for_ns = int(sys.argv[1]) * 1_000_000 if len(sys.argv) > 1 else 1_000_000_000
-    seed = getattr(machine, "seed", None) or 0
+    given, seed = arguments(), getattr(machine, "seed", None) or 0
     machine.write("/proc/sys/vm/page-cluster", 0)
     machine.swapon("256MiB")
-    pages, rows = int(sum(n["meminfo"]["MemFree"] for n in machine.stats()["nodes"]) // 4 * SHARE), {}
-    for nr_tasks in range(1, MOST + 1):
-        for ms in SLICES_MS:
+    pages, rows = int(sum(n["meminfo"]["MemFree"] for n in machine.stats()["nodes"]) // 4 * given.share), {}
+    for nr_tasks in range(1, given.tasks + 1):
+        for ms in given.slices:
             machine.write("/proc/sys/kernel/sched_base_slice_ns", ms * 1_000_000)
-            rows[nr_tasks, ms] = together(machine, nr_tasks, pages, for_ns, seed)
-    most, (short, long) = max(rate for rate, _ in rows.values()), SLICES_MS
-    print(
-        f"tasks, each with {SHARE:.0%} of memory; the accesses of all in an emulated us, slices of {short} ms █, {long} ms ░"
-    )
-    for (nr_tasks, ms), (rate, _) in rows.items():
-        bar = ("█" if ms == short else "░") * max(1, round(BAR * rate / most))
-        print(f"{nr_tasks if ms == short else '':>3} {bar:{BAR}} {rate:8.3f}")
-    print("accesses per us, and major faults per thousand accesses, by the length of a slice:")
+            rows[nr_tasks, ms] = together(machine, nr_tasks, pages, given.ms * 1_000_000, seed)
+    names = [f"{n} task{'s' * (n > 1)}" for n in range(1, given.tasks + 1)]
+    title = f"Accesses of all tasks together in an emulated us; each task's working set is {given.share:.0%} of memory"
+    work = {name: {f"slices of {ms} ms": rows[n, ms][0] for ms in given.slices} for n, name in enumerate(names, 1)}
+    print(chart.bars(title, work, "per us", "{:.3f}"))
     return {
-        f"{n} tasks": {
-            f"{what}, {ms} ms": f"{rows[n, ms][i] * scale:.3f}"
-            for ms in SLICES_MS
-            for i, what, scale in ((0, "work", 1), (1, "faults", 1000))
+        name: {
+            f"{what}, {ms} ms slices": f"{rows[n, ms][i] * scale:.3f}"
+            for ms in given.slices
+            for i, what, scale in ((0, "accesses per us", 1), (1, "major faults per 1000 accesses", 1000))
         }
-        for n in range(1, MOST + 1)
+        for n, name in enumerate(names, 1)
     }

@@ -12,6 +12,7 @@ from test_exec import LD, LOADER, PROGRAM
 import numaemu
 from numaemu import MAP_ANONYMOUS, MAP_NORESERVE, MAP_PRIVATE, Machine
 from numaemu.spec.topology import load_topology
+from numaemu.tools.replacement import POLICIES
 
 FOLDER = pathlib.Path(__file__).parents[2] / "workloads"
 UNRESERVED = MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE
@@ -332,7 +333,7 @@ def test_page_cache_spares_the_disk(capsys):
     assert (rows[4]["nr_dirtied"], rows[4]["nr_written"], rows[4]["pgpgout"]) == (16, 16, 64)
 
 
-def test_huge_pages_spare_walks_and_need_memory_in_one_piece():
+def test_huge_pages_spare_walks_and_need_memory_in_one_piece(capsys):
     module = importlib.import_module("huge_pages")
     with Machine(**module.MACHINE) as machine:
         result = module.main(machine)
@@ -342,21 +343,28 @@ def test_huge_pages_spare_walks_and_need_memory_in_one_piece():
     assert loads["THP"]["walks per 1000 loads"] == loads["hugetlb"]["walks per 1000 loads"] == 0
     assert loads["4 KiB"]["faults"] == 512 * loads["THP"]["faults"] == 512 * loads["hugetlb"]["faults"]
     assert loads["hugetlb"]["page tables kB"] < loads["THP"]["page tables kB"] == loads["4 KiB"]["page tables kB"]
-    assert needs["fresh memory"]["%"] == 100 and needs["crumbs, no defrag"]["%"] < 20
-    assert needs["crumbs, defrag"]["%"] > 80 and needs["crumbs, the pool"]["%"] > 40
+    assert needs["fresh memory"]["got %"] == 100 and needs["crumbs, no defrag"]["got %"] < 20
+    assert needs["crumbs, defrag"]["got %"] > 80 and needs["crumbs, the pool"]["got %"] > 40
+    lines = {line.split("  ")[0]: line for line in capsys.readouterr().out.splitlines() if "█" in line}
+    assert "░" in lines["4 KiB"] and "░" not in lines["THP"] + lines["hugetlb"]
+    assert "·" not in lines["fresh memory"] and lines["crumbs, no defrag"].count("·") > 4 * lines[
+        "crumbs, no defrag"
+    ].count("█")
 
 
-def test_gigantic_pages_spare_more_and_stand_where_nothing_stays():
+def test_gigantic_pages_spare_more_and_stand_where_nothing_stays(capsys):
     module = importlib.import_module("gigantic_pages")
     with Machine(**module.MACHINE) as machine:
         result = module.main(machine)
         machine.check()
     loads, found = result["loads"], result["found"]
     assert loads["2 MiB"]["faults"] == 256 and loads["1 GiB"]["faults"] == 1
-    assert loads["1 GiB"]["walks per 1000 loads"] == loads["1 GiB"]["L2 hits per 1000 loads"] == 0
-    assert loads["2 MiB"]["walks per 1000 loads"] == 0 and loads["2 MiB"]["L2 hits per 1000 loads"] > 500
+    assert loads["1 GiB"]["walks per 1000 loads"] == loads["1 GiB"]["L2 TLB hits per 1000 loads"] == 0
+    assert loads["2 MiB"]["walks per 1000 loads"] == 0 and loads["2 MiB"]["L2 TLB hits per 1000 loads"] > 500
     assert found["fresh memory"] == {"pages of 1 GiB": 2, "small pages moved": 0}
     assert found["a task's pages"]["pages of 1 GiB"] == 2 and found["a kernel's block in each"]["pages of 1 GiB"] == 0
+    lines = {line.split("  ")[0]: line for line in capsys.readouterr().out.splitlines()}
+    assert "·" not in lines["fresh memory"] + lines["a task's pages"] and "█" not in lines["a kernel's block in each"]
 
 
 def test_kswapd_watermarks_shows_who_makes_room(capsys):
@@ -390,7 +398,7 @@ def test_swappiness_sweep_shows_whose_pages_go(capsys):
     for row in result.values():
         assert row["own"] + row["of files"] > 0
         assert abs(row["file refaults"] - row["of files"]) <= 0.25 * row["of files"] + 300
-    bars = capsys.readouterr().out.splitlines()[1:]
+    bars = [line for line in capsys.readouterr().out.splitlines() if line.startswith("swappiness")]
     assert len(bars) == len(shares) and bars[0].count("█") == 0 and bars[-1].count("░") <= 4
 
 
@@ -411,9 +419,19 @@ def test_swap_thrash_has_a_cliff():
         rows = list(run("swap_thrash", machine, 4000).values())
         machine.check()
     for kind in ("disk", "zram"):
-        faults = [float(row[f"{kind} faults"]) for row in rows]
+        faults = [float(row[f"{kind}, major faults per access"]) for row in rows]
         assert faults[0] == 0 and 0.3 < faults[-1] < 0.9 and faults[-1] > faults[3] > 0
-    assert rows[-1]["disk ns"] > 100 * rows[0]["disk ns"] and rows[-1]["disk ns"] > 5 * rows[-1]["zram ns"]
+    disk, zram = ([row[f"{kind}, ns per access"] for row in rows] for kind in ("disk", "zram"))
+    assert disk[-1] > 100 * disk[0] and disk[-1] > 5 * zram[-1]
+
+
+def test_swap_thrash_takes_sizes_of_one_s_own():
+    with Machine(nodes=1, cpus_per_node=1, memory_per_node="24MiB") as machine:
+        rows = run("swap_thrash", machine, 1000, "--shares", 0.3, 1.6)
+    assert list(rows) == ["0.30", "1.60"]
+    assert (
+        float(rows["0.30"]["disk, major faults per access"]) == 0 < float(rows["1.60"]["disk, major faults per access"])
+    )
 
 
 def test_elf_map_draws_a_program(capsys):
@@ -448,29 +466,53 @@ def test_shared_library_is_in_memory_once(capsys):
     assert lines[-2:] == ["the writer   " + "█" * 3 + "▒" * 13, "another one  " + "▒" * 16]
 
 
-def test_replacement_policies_has_nobody_better_than_opt_and_the_machine_near_its_model():
+def test_replacement_policies_has_nobody_better_than_opt_and_the_machine_near_its_model(capsys):
     with Machine(**importlib.import_module("replacement_policies").MACHINE) as machine:
-        rows = run("replacement_policies", machine, 3000)
+        rows = run("replacement_policies", machine, 3000)["pages fetched again"]
         machine.check()
     for row in rows.values():
         assert row["OPT"] == min(fetched for fetched in row.values() if fetched != "")
         assert row["Linux"] < row["FIFO"]
     (machine_s,) = [row for row in rows.values() if row["the machine"] != ""]
     assert 0.8 < machine_s["the machine"] / machine_s["Linux"] < 1.25
+    assert f"the machine  {machine_s['the machine']:,} pages █" in capsys.readouterr().out
+
+
+def test_replacement_policies_takes_a_string_of_one_s_own(tmp_path):
+    string = tmp_path / "string"
+    string.write_text("7 8 9 10\n7 8 11 7 8 9 10 11\n" * 3)
+    with Machine(**importlib.import_module("replacement_policies").MACHINE) as machine:
+        result = run("replacement_policies", machine, "--string", string, "--frames", 3, 4)
+        machine.check()
+    written, again = list(range(5)), [0, 1, 2, 3, 0, 1, 4, 0, 1, 2, 3, 4] * 3
+    for n, row in zip((3, 4, 5), result["pages fetched again"].values(), strict=True):
+        for name in ("FIFO", "LRU", "OPT"):
+            assert row[name] == POLICIES[name](written + again, n)[5:].sum()
+    assert row["the machine"] == 0 == row["LRU"]  # there is room for all five
 
 
 def test_belady_s_anomaly_is_there_for_fifo_alone(capsys):
     module = importlib.import_module("belady")
     with Machine(**module.MACHINE) as machine:
-        rows = run("belady", machine)
+        rows, random = run("belady", machine).values()
         machine.check()
     assert [list(rows[f"{n} frames"].values()) for n in (3, 4)] == [[9, 9, 10, 7], [10, 10, 8, 6]]
-    assert [rows[f"anomalies in {module.RANDOM_STRINGS}"][name] > 0 for name in ("FIFO", "LRU", "OPT")] == [
-        True,
-        False,
-        False,
-    ]
+    assert {name: number > 0 for name, number in random.items()} == {"FIFO": True, "LRU": False, "OPT": False}
     assert "FIFO, 4 frames: 10 faults" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("policy", ["FIFO", "LRU", "OPT"])
+def test_belady_follows_strings_and_policies_of_one_s_own(policy, capsys):
+    string = np.random.default_rng(len(policy)).integers(0, 12, 40).tolist()
+    with Machine(**importlib.import_module("belady").MACHINE) as machine:
+        (rows,) = run("belady", machine, *string, "--frames", 2, 5, 3, "--policy", policy, "--random", 0).values()
+        machine.check()
+    assert list(rows) == ["2 frames", "3 frames", "5 frames"]
+    for row in rows.values():
+        assert row[f"{policy}, the machine"] == row[policy]
+    printed = capsys.readouterr().out
+    assert f"{policy}, 5 frames: {rows['5 frames'][policy]} faults" in printed
+    assert all(len(line) <= 80 for line in printed.splitlines())
 
 
 def test_thrashing_sets_in_when_the_working_sets_pass_memory():
@@ -480,9 +522,49 @@ def test_thrashing_sets_in_when_the_working_sets_pass_memory():
             for name, row in run("thrashing", machine, 300).items()
         }
         machine.check()
-    assert [rows[f"{n} tasks"]["faults, 3 ms"] for n in (1, 2, 3)] == [0, 0, 0]
-    assert rows["6 tasks"]["work, 3 ms"] < 0.5 * rows["1 tasks"]["work, 3 ms"]
-    assert rows["6 tasks"]["work, 3 ms"] < rows["6 tasks"]["work, 300 ms"] < rows["1 tasks"]["work, 300 ms"]
+    work, long, faults = (
+        [row[what] for row in rows.values()]
+        for what in (
+            "accesses per us, 3 ms slices",
+            "accesses per us, 300 ms slices",
+            "major faults per 1000 accesses, 3 ms slices",
+        )
+    )
+    assert list(rows) == ["1 task", *(f"{n} tasks" for n in range(2, 7))] and faults[:3] == [0, 0, 0]
+    assert work[5] < 0.5 * work[0] and work[5] < long[5] < long[0]
+
+
+def test_thrashing_takes_tasks_shares_and_slices_of_one_s_own(capsys):
+    with Machine(**importlib.import_module("thrashing").MACHINE) as machine:
+        rows = run("thrashing", machine, 20, "--tasks", 2, "--share", 0.1, "--slices", 5)
+    assert [list(row) for row in rows.values()] == [
+        ["accesses per us, 5 ms slices", "major faults per 1000 accesses, 5 ms slices"]
+    ] * 2
+    assert "working set is 10% of memory" in " ".join(capsys.readouterr().out.split())
+
+
+@pytest.mark.parametrize("name", ["belady", "replacement_policies", "thrashing", "swap_thrash", "elf_map", "stress"])
+def test_workloads_with_arguments_say_so(name, capsys):
+    with pytest.raises(SystemExit) as end:
+        run(name, None, "--help")
+    assert end.value.code == 0 and capsys.readouterr().out.startswith(f"usage: numaemu run {name} -- [-h]")
+    assert f"`numaemu run {name} -- --help`" in sys.modules[name].__doc__
+
+
+@pytest.mark.parametrize("name, wrong, words", [
+    ("belady", ["1", "200"], "a page is 200, must be from 0 to 199"),
+    ("belady", ["--frames", "0"], "--frames is 0, must be from 1 to 199"),
+    ("belady", ["--random", "-1"], "must not be negative"),
+    ("replacement_policies", ["--string", "/nowhere"], "--string is /nowhere: "),
+    ("replacement_policies", ["--frames", "0"], "must be at least 1"),
+    ("thrashing", ["--share", "2"], "at most 1"),
+    ("swap_thrash", ["--shares", "9"], "at most 6"),
+    ("stress", ["many"], "invalid int value: 'many'"),
+])  # fmt: skip
+def test_wrong_arguments_of_workloads(name, wrong, words, capsys):
+    with pytest.raises(SystemExit) as end:
+        run(name, None, *wrong)
+    assert end.value.code == 2 and words in capsys.readouterr().err.splitlines()[-1]
 
 
 def test_fork_cow_copies_what_is_shared_and_reuses_what_is_left(capsys):
