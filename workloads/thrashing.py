@@ -9,7 +9,8 @@ Look for: the work of all tasks together breaks down at the fourth task, and lon
   - with the fourth, memory no longer holds all working sets (the kernel keeps some for itself). A task that gets the CPU finds
     some of its pages gone and sleeps until the disk has brought one. Others run meanwhile, and lose their pages to it: from
     the fourth task on the CPU does a third of the work, in all, that it did for one;
-  - a slice that is long enough to fetch a working set and then to use it saves most of that.
+  - a slice that is long enough to fetch a working set and then to use it saves most of that;
+  - the table has accesses per emulated us, and major faults per thousand accesses, by the length of a slice.
 """
 
 import argparse
@@ -114,9 +115,9 @@ def main(machine):
     print(chart.bars(title, work, "per us", "{:.3f}"))
     return {
         name: {
-            f"{what}, {ms} ms slices": f"{rows[n, ms][i] * scale:.3f}"
+            f"{what}, {ms} ms": f"{rows[n, ms][i] * scale:.3f}"
             for ms in given.slices
-            for i, what, scale in ((0, "accesses per us", 1), (1, "major faults per 1000 accesses", 1000))
+            for i, what, scale in ((0, "accesses/us", 1), (1, "faults/1000", 1000))
         }
         for n, name in enumerate(names, 1)
     }

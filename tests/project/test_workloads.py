@@ -524,11 +524,7 @@ def test_thrashing_sets_in_when_the_working_sets_pass_memory():
         machine.check()
     work, long, faults = (
         [row[what] for row in rows.values()]
-        for what in (
-            "accesses per us, 3 ms slices",
-            "accesses per us, 300 ms slices",
-            "major faults per 1000 accesses, 3 ms slices",
-        )
+        for what in ("accesses/us, 3 ms", "accesses/us, 300 ms", "faults/1000, 3 ms")
     )
     assert list(rows) == ["1 task", *(f"{n} tasks" for n in range(2, 7))] and faults[:3] == [0, 0, 0]
     assert work[5] < 0.5 * work[0] and work[5] < long[5] < long[0]
@@ -537,9 +533,7 @@ def test_thrashing_sets_in_when_the_working_sets_pass_memory():
 def test_thrashing_takes_tasks_shares_and_slices_of_one_s_own(capsys):
     with Machine(**importlib.import_module("thrashing").MACHINE) as machine:
         rows = run("thrashing", machine, 20, "--tasks", 2, "--share", 0.1, "--slices", 5)
-    assert [list(row) for row in rows.values()] == [
-        ["accesses per us, 5 ms slices", "major faults per 1000 accesses, 5 ms slices"]
-    ] * 2
+    assert [list(row) for row in rows.values()] == [["accesses/us, 5 ms", "faults/1000, 5 ms"]] * 2
     assert "working set is 10% of memory" in " ".join(capsys.readouterr().out.split())
 
 
