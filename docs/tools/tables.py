@@ -655,7 +655,7 @@ WHY = {  # why this value: of each constant that is assumed, fitted or measured
     "COST": "so that the steps of the recorded cases take as long as they took there: software emulation is slow",
     "DISK": "likewise, from the steps that read and write files",
     "KERNEL_PAGES": "what is not in meminfo is the same for each kernel and machine, but for what lies on the CPUs' lists",
-    "BOOT_MS": "at which phase of the two seconds between two flushes of the counters a recorded case began is not known",
+    "BOOT_MS": "where the flushes of counters fall, two seconds apart, no recording says; fitted to one case, `a36_mix_sw60_classic`",
     "OVERSLEEP_MS": "the recorded pauses were that much longer than their steps say",
     "SHELL_WRITES": "what `sh` steps took in the recorded cases",
     "CHILD_WRITES": "the pages that recorded forks copied at once",
