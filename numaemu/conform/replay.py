@@ -20,8 +20,8 @@ from numaemu.host.threads import Threads
 
 # Reclaim goes by sums that are flushed every two seconds. Where in them the first step came depends on how long the recorded kernels
 # booted, which no recording says. a36_mix_sw60_classic shows it: file pages were deactivated from the middle of its last step on, as
-# they are here with 1850 to 1950.
-BOOT_MS = 1850  # emulated time from boot to the first step: a phase of the timers that have a period; fitted
+# they are here with 1850 to 2050.
+BOOT_MS = 1950  # emulated time from boot to the first step: a phase of the timers that have a period; fitted
 ACCESSES = 1 << 16  # accesses of one message
 XORSHIFT_SEED = 88172645463325252
 
