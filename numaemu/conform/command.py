@@ -125,7 +125,14 @@ def row(outcome, width):
 def markdown(outcomes):
     """The page of results: what was recorded, each case with its result, and what differs."""
     kernels = sorted({str(outcome.case.get("kernel", "Linux")) for outcome in outcomes})
-    lines = [GENERATED, "", f"Recorded on {'; '.join(kernels)}. {tally(outcomes).capitalize()}.", ""]
+    lines = [
+        GENERATED,
+        "",
+        "# Results of the recorded cases",
+        "",
+        f"Recorded on {'; '.join(kernels)}. {tally(outcomes).capitalize()}.",
+        "",
+    ]
     lines += ["| case | what it is about | machine | result | checks | what differs first, or is missing |"]
     lines += ["| --- | --- | --- | --- | ---: | --- |"]
     for outcome in outcomes:
