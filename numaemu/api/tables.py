@@ -70,6 +70,8 @@ def blocks(value, title="", outer=()):
     matrix; what lies deeper in them gets tables of its own, with the keys that lead there as titles.
     """
     value = as_dict(value)
+    if getattr(value, "ndim", None) == 0 and hasattr(value, "item"):
+        value = value.item()  # a number of NumPy's prints as Python's
     if getattr(value, "ndim", 0) == 2 and hasattr(value, "tolist") and 0 < value.shape[1] <= MAX_MATRIX:
         value = value.tolist()
     if id(value) in outer or len(outer) > 6:
