@@ -126,8 +126,9 @@ def cli(context):
 def run(**given):
     """Run main(machine) of WORKLOAD, a file or the name of one that comes along; ARGS reach it as sys.argv[1:].
 
-    'numaemu workloads' lists the names. A workload may state its machine in a variable MACHINE: a preset's name or a
-    dict of Machine's keywords. --machine replaces it; the other options change it.
+    'numaemu workloads' lists the names. Options for the workload come after --, as in 'numaemu run belady -- --help'. A
+    workload may state its machine in a variable MACHINE: a preset's name or a dict of Machine's keywords. --machine replaces
+    it; the other options change it.
     """
     options = types.SimpleNamespace(**given)
     if options.lockstep:
