@@ -46,8 +46,13 @@ def _mmap(address, nbytes, protection, flags, fd=-1, offset=0):
 
 def reserve(nbytes):
     """An address range of this process that nothing else will use, aligned to 2 MiB; its first address."""
+    nbytes = (nbytes + mmap.PAGESIZE - 1) & -mmap.PAGESIZE
     address = _mmap(None, nbytes + _HUGE, _PROT_NONE, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _MAP_NORESERVE)
-    return (address + _HUGE - 1) & ~(_HUGE - 1)
+    aligned = (address + _HUGE - 1) & ~(_HUGE - 1)
+    for start, end in ((address, aligned), (aligned + nbytes, address + nbytes + _HUGE)):
+        if start < end:
+            _libc.munmap(start, end - start)  # a rest that stayed would keep the range from being used again
+    return aligned
 
 
 class Segment:

@@ -28,3 +28,17 @@ def test_compiled_code_rings_the_bell_that_python_waits_for():
     for silent in (bell, other):
         with pytest.raises(posix_ipc.BusyError):
             silent.acquire(0)
+
+
+@pytest.mark.interpreted
+def test_a_reservation_keeps_only_what_it_says():
+    """A rest that stayed beside it would keep the range, once it is given back, from being reserved again."""
+
+    def mapped():
+        lines = pathlib.Path("/proc/self/maps").read_text().splitlines()
+        return sum(int(end, 16) - int(start, 16) for start, end in (line.split()[0].split("-") for line in lines))
+
+    nbytes = (64 << 30) + 5000
+    before = mapped()
+    address = shm.reserve(nbytes)
+    assert address % (2 << 20) == 0 and (64 << 30) < mapped() - before < (64 << 30) + (1 << 20)

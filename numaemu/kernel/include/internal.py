@@ -74,6 +74,7 @@ NODE_RECLAIM_DISTANCE = 30  # node_reclaim_distance, RECLAIM_DISTANCE of include
 
 # cpu.flags: what its context is about
 PF_MEMALLOC = 0x800  # it reclaims or compacts: its own allocations may use every page
+PF_OOM_ORIGIN = 1 << 40  # in cpu.flags: it empties a swap area (Linux: oom_flag_origin)
 PF_KSWAPD = 0x20000  # it is kswapd
 
 # enum compact_result

@@ -28,6 +28,7 @@ from numaemu.kernel.arch.pgtable import (
 from numaemu.kernel.arch.tlb import flush_tlb_mm_range, mm_tlb_flush_pending
 from numaemu.kernel.core.smp import machine_of
 from numaemu.kernel.include.gfp import __GFP_ZERO, GFP_HIGHUSER_MOVABLE
+from numaemu.kernel.include.internal import PF_OOM_ORIGIN
 from numaemu.kernel.include.mm import linear_page_index
 from numaemu.kernel.include.mm_types import (
     FAULT_AROUND_BYTES,
@@ -312,7 +313,8 @@ def do_swap_page(cpu, mm, vma_number, address, write, ptep, pte):
         if pfn == 0:  # gone meanwhile, by another thread's fault or unmapping: or no memory
             return VM_FAULT_OOM if ptep_get(ptep) == pte else VM_FAULT_OK
         code = VM_FAULT_MAJOR
-        count_vm_events(machine, cpu.id, PGMAJFAULT, 1)
+        if not cpu.flags & PF_OOM_ORIGIN:  # swapoff brings pages back, which is nobody's fault
+            count_vm_events(machine, cpu.id, PGMAJFAULT, 1)
     page = page_of(machine, pfn)
     folio_lock(cpu, page)
     if write and not folio_test(page, PG_lru):

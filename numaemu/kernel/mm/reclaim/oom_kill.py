@@ -20,7 +20,7 @@ from numaemu.kernel.arch.pgtable import mm_of
 from numaemu.kernel.core.fork import exit_mm, mmget_not_zero, mmput, release_task
 from numaemu.kernel.core.smp import MSG_OOM, let_others_run, machine_of, read_trylock, read_unlock, request
 from numaemu.kernel.include.gfp import __GFP_HARDWALL, __GFP_THISNODE, gfp_text
-from numaemu.kernel.include.internal import unpack_alloc
+from numaemu.kernel.include.internal import PF_OOM_ORIGIN, unpack_alloc
 from numaemu.kernel.include.mm_types import (
     MM_ANONPAGES,
     MM_FILEPAGES,
@@ -46,7 +46,7 @@ from numaemu.kernel.mm.page_alloc.report.show_mem import cpuset_name, mems_allow
 from numaemu.kernel.mm.page_alloc.slowpath import fatal_signal_pending
 from numaemu.kernel.mm.page_alloc.watermark import gfp_zone, zone_watermark_ok
 from numaemu.kernel.mm.space.vma_index import vma_index, vma_of
-from numaemu.kernel.mm.swap.swapon import PF_OOM_ORIGIN, kill_swapoff
+from numaemu.kernel.mm.swap.swapon import kill_swapoff
 from numaemu.spec.param import MAX_NODES, PAGE_SIZE
 from numaemu.spec.units import list_text
 from numaemu.uapi import MPOL_BIND, SIGKILL

@@ -19,6 +19,7 @@ from numaemu.kernel.core.fork import mmget_not_zero, mmput
 from numaemu.kernel.core.smp import let_others_run, machine_of, read_lock, read_unlock
 from numaemu.kernel.core.xarray import MAX_INDEX, xa_find, xa_is_value, xa_load
 from numaemu.kernel.fs.inode import inode_name, inode_of
+from numaemu.kernel.include.internal import PF_OOM_ORIGIN
 from numaemu.kernel.include.mm_types import SHMEM, VM_FAULT_OOM, PG_swapcache, pool_t
 from numaemu.kernel.include.mmzone import page_of
 from numaemu.kernel.mm.cache.shmem import release_mapping, try_hold_mapping
@@ -48,7 +49,6 @@ from numaemu.spec.param import PAGE_SIZE
 U = np.uint64
 KINDS = ("disk", "zram")
 MOST_PRIORITY = 32767  # SWAP_FLAG_PRIO_MASK
-PF_OOM_ORIGIN = 1 << 40  # in cpu.flags: it empties a swap area (Linux: oom_flag_origin)
 SWP_OOM_ORIGIN, SWP_OOM_KILLED = 1 << 30, 1 << 31  # of an area: swapoff empties it; it shall give up
 
 

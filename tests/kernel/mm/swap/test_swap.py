@@ -497,15 +497,18 @@ def test_names_of_areas(two_nodes):
 @pytest.mark.interpreted
 @pytest.mark.parametrize("prot", [PROT_NONE, PROT_READ])
 def test_swapoff_brings_a_page_back_under_the_protection_of_its_mapping(two_nodes, prot):
-    swapon.swapon(two_nodes.machine, "area", 1 << 20)
+    swapon.swapon(two_nodes.machine, "area", 1 << 20, kind="zram")
     task = two_nodes.task()
     area = task.mmap("8KiB")
     task.write(area.addr, b"secret")
     task.mprotect(area.addr, 4096, prot)
     task.madvise(area.addr, 4096, MADV_PAGEOUT)
+    before = two_nodes.vmstat()
     kind = swapon.swapoff_begin(two_nodes.machine, "area")
     swapon.try_to_unuse(int(two_nodes.cpu().address), kind)
     swapon.swapoff_end(two_nodes.machine, kind)
+    after = two_nodes.vmstat()
+    assert after["pgmajfault"] == before["pgmajfault"] and after["pswpin"] > before["pswpin"]
     assert two_nodes.pte(task, area.addr) & 1
     if prot == PROT_NONE:
         with pytest.raises(SegmentationFault):
