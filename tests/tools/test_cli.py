@@ -374,7 +374,8 @@ def test_wrong_command(inside, arguments, status, words):
 
 
 # --- what comes along -----------------------------------------------------------------------------
-def test_workloads_are_listed(capsys):
+def test_workloads_are_listed(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")
     assert cli.main(["workloads"]) == 0
     lines = capsys.readouterr().out.splitlines()
     for name, text in shipped.summaries().items():

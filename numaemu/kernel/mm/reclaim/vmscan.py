@@ -369,13 +369,29 @@ def stop_smaller(sc):
     return True
 
 
+@hot
+def nothing_cached(machine, node):
+    """True if a node's lists hold no page of a file, as no running Linux has it."""
+    lruvec = lruvec_of(machine, node)
+    return lruvec.nr[LRU_ACTIVE_FILE] + lruvec.nr[LRU_INACTIVE_FILE] == 0
+
+
 @kernel("void(cpu_t*, scan_control_t*, i64)")
 def shrink_lruvec(cpu, sc, node):
-    """One pass over a node's lists."""
-    machine = machine_of(cpu)
+    """One pass over a node's lists.
+
+    Linux's loop goes on for files or for inactive pages, and takes active anonymous pages along. Where nothing else is listed
+    they keep it going here: else a pass would come to nothing for two seconds, while the sums of the lists are old.
+    """
+    machine, active_alone = machine_of(cpu), nothing_cached(machine_of(cpu), node)
     get_scan_count(cpu, sc, node)
     proportional, reclaimed = sc.kswapd == 0 and sc.priority == DEF_PRIORITY, 0
-    while sc.nr[LRU_INACTIVE_ANON] > 0 or sc.nr[LRU_ACTIVE_FILE] > 0 or sc.nr[LRU_INACTIVE_FILE] > 0:
+    while (
+        sc.nr[LRU_INACTIVE_ANON] > 0
+        or sc.nr[LRU_ACTIVE_FILE] > 0
+        or sc.nr[LRU_INACTIVE_FILE] > 0
+        or (active_alone and sc.nr[LRU_ACTIVE_ANON] > 0)
+    ):
         for lru in range(LRU_ACTIVE_FILE + 1):
             if sc.nr[lru] > 0:
                 piece = min(sc.nr[lru], SWAP_CLUSTER_MAX)

@@ -680,3 +680,24 @@ def test_what_is_swapped_in_to_a_locked_range_is_locked(loopback):
     task.munlock(area.addr, 64 << 12)
     assert loop.vmstat()["nr_mlock"] == 0 and task.load(area.pages()).tolist() == list(range(64))
     loop.audit()
+
+
+@pytest.mark.interpreted
+def test_pages_that_two_processes_use_go_to_swap_where_no_file_is_cached(loopback):
+    """All of them become active at reclaim's first look. Then it must make them inactive though the sums of the lists, two
+    seconds old, say that enough are: where files are cached, Linux's loop over the lists sees to it.
+    """
+    loop = loopback(nodes=1, cpus_per_node=1, memory_per_node="4MiB")
+    swapon.swapon(loop.machine, "area", 8 << 20)
+    task = loop.task()
+    area = task.mmap(800 << 12)
+    task.store(area.pages(), np.arange(800, dtype=np.uint64))
+    child = task.fork()
+    for one in (task, child):
+        one.load(area.pages()[:780])
+    pages = [task.kernel.alloc_pages(GFP_KERNEL, 0) for _ in range(400)]
+    assert None not in pages and loop.vmstat()["oom_kill"] == 0 and loop.vmstat()["pswpout"] > 0
+    assert child.load(area.pages()).tolist() == list(range(800))
+    for pfn in pages:
+        task.kernel.free_pages(pfn, 0)
+    loop.audit()
