@@ -316,7 +316,7 @@ def test_a_huge_page_is_taken_apart_where_the_target_has_none_in_one_piece(alway
     area = aligned(task, 1 * HUGE)
     task.store(area.pages(), (np.arange(512) % 250 + 1).astype(np.uint8))
     always.write(f"{THP}/enabled", "never")
-    crumbs = task.mmap(12 << 20)
+    crumbs = task.mmap(4 << 20)
     task.mbind(crumbs.addr, crumbs.nbytes, MPOL_BIND, 1)
     always.write("/proc/sys/vm/compact_unevictable_allowed", "0")  # what is locked cannot be moved together
     task.mlock(crumbs.addr, crumbs.nbytes)

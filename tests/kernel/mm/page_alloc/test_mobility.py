@@ -203,6 +203,8 @@ def test_pressure_gives_the_reserve_back(roomy):
     alloc_block(roomy.machine, zone.number, 3, MIGRATE_UNMOVABLE, ALLOC_HIGHATOMIC)
     roomy.machine.on_oom = 0
     found = set()
+    while task.kernel.alloc_pages(GFP_KERNEL | __GFP_NOWARN | __GFP_NORETRY, 9) is not None:
+        pass  # most of memory, in a few steps
     while True:
         pfn, trail = task.kernel.alloc_pages(GFP_KERNEL | __GFP_NOWARN, 3, explain=True)
         found |= {step.what for step in trail}
