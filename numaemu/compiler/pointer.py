@@ -132,11 +132,6 @@ def ctype_of(kind):
     return _CTYPES[kind.dtype.str[1:]]
 
 
-def _read(address, kind):
-    value = ctype_of(kind).from_address(address).value
-    return kind.dtype.type(value) if kind.dtype.kind == "u" else value
-
-
 def _write(address, kind, value):
     value = float(value) if kind.dtype.kind == "f" else int(value)
     ctype_of(kind).from_address(address).value = value
