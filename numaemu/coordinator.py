@@ -312,6 +312,12 @@ class Coordinator(Actor):
     def rpc_pagemap(self, pid, addr, nbytes):
         return proc_smaps.pagemap(self.system, pid, addr, nbytes)
 
+    def rpc_pread(self, path, nbytes, offset):
+        return proc.pread(self.system, path, nbytes, offset)
+
+    def rpc_kind(self, path):
+        return proc.kind(self.system, path)
+
     def rpc_listdir(self, path):
         return proc.listdir(self.system, path)
 

@@ -6,6 +6,7 @@ results of tasks, printed text, the news of a death.
 
 import atexit
 import collections
+import errno
 import inspect
 import itertools
 import os
@@ -317,6 +318,26 @@ class Machine:
         shared, 56 mapped once, 55 soft-dirty, 0 to 54 the frame. The file itself would be 256 GiB long.
         """
         return self._ask("pagemap", pid, addr, nbytes)
+
+    def pread(self, path, nbytes, offset=0):
+        """Bytes of a file of the emulated /proc or /sys from an offset on; those with a word for each frame or page
+        (/proc/kpageflags, /proc/kpagecount, /proc/<pid>/pagemap) are large.
+        """
+        return self._ask_path("pread", path, nbytes, offset)
+
+    def readlink(self, path):
+        """The target of a symbolic link in the emulated /sys; OSError (EINVAL) if the path is none."""
+        kind, target = self.kind(path)
+        if kind != "link":
+            number = errno.EINVAL if kind else errno.ENOENT
+            raise OSError(number, os.strerror(number), path)
+        return target
+
+    def kind(self, path):
+        """What is at a path of the emulated /proc or /sys: ("dir", ""), ("link", its target), ("file", "r", "w" or "rw"), or
+        ("", ""): nothing is.
+        """
+        return self._ask_path("kind", path)
 
     def listdir(self, path):
         """The names in a directory of the emulated /proc or /sys."""

@@ -15,6 +15,7 @@ import pathlib
 import re
 import sys
 import tokenize
+import types
 
 ROOT = pathlib.Path(__file__).parents[2]
 PLACE = re.compile(r"(<!-- table: ([\w-]+) -->\n).*?(<!-- end of table -->)", re.DOTALL)
@@ -375,7 +376,56 @@ FILES = {
     "/proc/meminfo": "memory by use, in kB",
     "/proc/pagetypeinfo": "free blocks and pageblocks of each zone, by mobility",
     "/proc/slabinfo": "slab caches: objects, slabs, sizes",
-    "/proc/stat": "context switches and processes since boot",
+    "/proc/cmdline": "the kernel's command line, which is empty",
+    "/proc/cpuinfo": "the CPUs, one after the other",
+    "/proc/diskstats": "requests, sectors and ms of each disk",
+    "/proc/filesystems": "kinds of file systems",
+    "/proc/interrupts": "interrupts of each CPU: those of TLB shootdowns",
+    "/proc/kpagecount": "a word for each frame: how many page-table entries map it; `machine.pread`",
+    "/proc/kpageflags": "a word for each frame: Linux's KPF flags; `machine.pread`",
+    "/proc/loadavg": "load averages, tasks that run and all tasks, the last pid",
+    "/proc/mounts": "file systems and where they are",
+    "/proc/partitions": "disks and their sizes",
+    "/proc/softirqs": "soft interrupts, of which there are none",
+    "/proc/stat": "each CPU's user, system, idle and iowait time; interrupts, context switches, processes since boot",
+    "/proc/uptime": "emulated seconds since boot, and idle ones of all CPUs together",
+    "/proc/version": "the Linux that is imitated, and numaemu's version",
+    "/proc/sys/kernel/hostname": "the machine's name",
+    "/proc/sys/kernel/osrelease": "the Linux that is imitated",
+    "/proc/sys/kernel/ostype": "Linux",
+    "/proc/sys/kernel/pid_max": "pids are below it",
+    "/proc/sys/kernel/threads-max": "most tasks at once",
+    "/proc/sys/kernel/version": "#1 SMP",
+    "/proc/<pid>/sched": "the task's time on its CPU and its switches",
+    "/proc/<pid>/task/<tid>/…": "the same files of one thread",
+    "/sys/block/<disk>/dev": "its numbers",
+    "/sys/block/<disk>/queue/logical_block_size": "512",
+    "/sys/block/<disk>/queue/physical_block_size": "512",
+    "/sys/block/<disk>/queue/rotational": "1 for a hard disk",
+    "/sys/block/<disk>/removable": "0",
+    "/sys/block/<disk>/ro": "0",
+    "/sys/block/<disk>/size": "its size in sectors of 512 bytes",
+    "/sys/block/<disk>/stat": "its figures of `/proc/diskstats`",
+    "/sys/devices/system/cpu/isolated": "no CPUs",
+    "/sys/devices/system/cpu/kernel_max": "the highest number that a CPU may have",
+    "/sys/devices/system/cpu/offline": "no CPUs",
+    "/sys/devices/system/cpu/online": "all CPUs",
+    "/sys/devices/system/cpu/possible": "all CPUs",
+    "/sys/devices/system/cpu/present": "all CPUs",
+    "/sys/devices/system/cpu/cpu<N>/node<N>": "a link to the CPU's node",
+    "/sys/devices/system/cpu/cpu<N>/online": "1; CPU 0 has no such file",
+    "/sys/devices/system/cpu/cpu<N>/topology/…": "its package, which is its node, and its core, and the CPUs that share them",
+    "/sys/devices/system/memory/auto_online_blocks": "offline",
+    "/sys/devices/system/memory/block_size_bytes": "bytes of a memory block, hexadecimal",
+    "/sys/devices/system/memory/memory<N>/node<N>": "a link to a node with memory in the block",
+    "/sys/devices/system/memory/memory<N>/…": "a block of memory: its state, number and zone, as Linux has them",
+    "/sys/devices/system/node/node<N>/access0/initiators/node<N>": "a link to the nearest node with CPUs",
+    "/sys/devices/system/node/node<N>/access0/initiators/read_latency": "ns of a load from there",
+    "/sys/devices/system/node/node<N>/access0/initiators/write_latency": "ns of a store from there",
+    "/sys/devices/system/node/node<N>/access0/targets/node<N>": "links to the nodes whose nearest CPUs it has",
+    "/sys/devices/system/node/node<N>/cpu<N>": "links to its CPUs",
+    "/sys/devices/system/node/node<N>/memory<N>": "links to its blocks of memory",
+    "/sys/kernel/debug/sched/base_slice_ns": "as `/proc/sys/kernel/sched_base_slice_ns`",
     "/proc/swaps": "swap areas: size, use, priority",
     "/proc/vmallocinfo": "areas of vmalloc and vmap",
     "/proc/vmstat": "counters and sums of the whole machine",
@@ -387,7 +437,7 @@ FILES = {
     "/proc/<pid>/auxv": "the auxiliary vector of the program, as bytes",
     "/proc/<pid>/cgroup": "the task's control group",
     "/proc/<pid>/clear_refs": "`1`, `2`, `3`: forget which pages were used; `5`: reset the peak of RSS",
-    "/proc/<pid>/cmdline": "the program's arguments",
+    "/proc/<pid>/cmdline": "the program's arguments; the name of a task without a program",
     "/proc/<pid>/comm": "the task's name",
     "/proc/<pid>/environ": "the program's environment",
     "/proc/<pid>/limits": "limits of resources",
@@ -395,7 +445,7 @@ FILES = {
     "/proc/<pid>/numa_maps": "mappings, with policy and pages by node",
     "/proc/<pid>/oom_score": "points for the OOM killer, 0 to 1000 and more",
     "/proc/<pid>/oom_score_adj": "-1000 (never killed) to 1000, added to the points",
-    "/proc/<pid>/pagemap": "too long to be read whole: `machine.pagemap(pid, addr, nbytes)`",
+    "/proc/<pid>/pagemap": "too long to be read whole: `machine.pagemap(pid, addr, nbytes)`, or `machine.pread`",
     "/proc/<pid>/smaps": "mappings, with the state of their pages",
     "/proc/<pid>/smaps_rollup": "the same in sum",
     "/proc/<pid>/stat": "52 fields, as Linux has them",
@@ -470,6 +520,23 @@ FILES = {
 }
 
 
+def shape_files():
+    """Paths of what follows from a machine's shape, links as well; the members of some directories stand for one."""
+    from numaemu.kernel.fs import genhd
+    from numaemu.kernel.fs.sysfs import cpu, memory
+    from numaemu.spec.topology import load_topology
+
+    topology = load_topology(nodes=2, cpus_per_node=1, memory_per_node="128MiB")
+    system = types.SimpleNamespace(topology=topology, machine=types.SimpleNamespace(nr_cpus=2))
+    for path in {**cpu.files(system), **cpu.links(system), **memory.files(system, []), **memory.links(system)}:
+        path = re.sub(r"(cpu|node|memory)\d+", r"\1<N>", path)
+        path = re.sub(r"(/topology/|/memory<N>/)(?!node)\w+$", r"\1…", path)
+        yield path
+    for name in genhd.disk_files(genhd.Disk("vda", 0, 0, 0, ()), False):
+        yield f"/sys/block/<disk>/{name}"
+    yield "/proc/<pid>/task/<tid>/…"
+
+
 def all_files():
     """{path: may be read, may be written} of every file; <pid>, <N>, <S> and <group> stand for any."""
     from numaemu.kernel.fs.proc import tree
@@ -488,7 +555,7 @@ def all_files():
     group = type("Group", (), {"controllers": ("cpuset", "memory"), "parent": True})
     for name, (read, write) in cgroup.group_files(group).items():
         found[f"{cgroup.MOUNT}/<group>/{name}"] = (read is not None, write is not None)
-    return found
+    return found | dict.fromkeys([*tree.RANGES, *shape_files()], (True, False))
 
 
 def files():

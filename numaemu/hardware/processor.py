@@ -127,6 +127,9 @@ cpu_t = Struct("cpu_t", [
     ("trail", i64),             # 1: the page allocator notes its steps
     ("copied", u64),            # number of the virtual page that was copied last because of a write (memory.py)
     ("wb_until_ns", i64),       # when the disk is done with what flushers on this CPU gave it, by its clock (page_writeback.py)
+    # emulated time of which nothing was done: no task wanted the CPU; its task waited for the disk (both in `clock_base_ns`)
+    ("idle_ns", i64), ("iowait_ns", i64),
+    ("disk_ios", i64, 2), ("disk_sectors", i64, 2), ("disk_ns", i64, 2),       # of requests for files: read, written (disk.py)
     ("_pad6", u64, 2),
     ("l1_hint", u16, L1_HINTS), ("l2_hint", u16, L2_HINTS),
     ("l1", tlb_entry_t, L1_ENTRIES_MAX + L1_VIEWS), ("l2", tlb_entry_t, L2_ENTRIES_MAX),

@@ -23,6 +23,7 @@ from numaemu.kernel.include.mm_types import (
     vma_t,
 )
 from numaemu.kernel.include.mmzone import MAX_NR_ZONES, lruvec_t, node_t, pcp_t, zone_t
+from numaemu.kernel.include.trace import trace_t
 from numaemu.kernel.include.vmstat import percpu_t
 from numaemu.kernel.mm.huge.hugetlb_pool import HUGE_MAX_HSTATE, hstate_t
 from numaemu.kernel.mm.huge.khugepaged import collapse_control_t
@@ -88,6 +89,7 @@ def cpu_tables(topology):
         ("cpu_fbatches", contexts * cpu_fbatches_t.nbytes),
         ("mpols", 2 * contexts * policy_t.nbytes),
         ("trails", contexts * trail_t.nbytes),
+        ("traces", contexts * trace_t.nbytes),
         ("slowpaths", 2 * contexts * slowpath_t.nbytes),
         ("gather", contexts * GATHER_PAGES * 8),
         ("migrate", contexts * migrate_t.nbytes),

@@ -8,6 +8,7 @@ import os
 import numpy as np
 
 from numaemu.kernel.arch.pgtable import mm_of
+from numaemu.kernel.include.mm_types import task_name
 from numaemu.kernel.syscalls import mm as sys_mm
 from numaemu.operations.part import Part
 from numaemu.spec.param import PAGE_SIZE
@@ -29,11 +30,14 @@ class ProcOperations(Part):
             raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), f"/proc/{pid}")
 
     def system_cmdline(self, task_number, pid):
-        """The arguments, each with its 0; or what the program has written over them, up to its 0: get_mm_cmdline."""
+        """The arguments, each with its 0; or what the program has written over them, up to its 0: get_mm_cmdline.
+
+        A task that never called execve has its name there, so that tools which list command lines show what it is.
+        """
         mm = mm_of(self.machine, self.tasks[task_number].mm)
         start, end, env_end = int(mm.arg_start), int(mm.arg_end), int(mm.env_end)
         if not env_end or start >= end:
-            return ""
+            return task_name(self.tasks[task_number]) + "\0"
         text = self.access_remote_vm(task_number, pid, start, end)
         if text[-1:] not in (b"", b"\0"):  # setproctitle
             title = self.access_remote_vm(task_number, pid, start, start + min(PAGE_SIZE, max(env_end, end) - start))

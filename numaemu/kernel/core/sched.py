@@ -125,6 +125,7 @@ def sleep_until(cpu_address, until_ns):
         put_prev_task(cpu)
         cpu.nr_switches += 1
         cpu.clock_base_ns += idle
+        cpu.idle_ns += idle
     run_local_timers(cpu)
 
 
@@ -175,6 +176,7 @@ def schedule(cpu, until_ns):
         put_prev_task(cpu)
         cpu.nr_switches += 1
         cpu.clock_base_ns += idle
+        cpu.iowait_ns += idle
     if task.state == TASK_RUNNING:
         context_switch(cpu, task_number)
     else:

@@ -19,6 +19,7 @@ from numaemu.spec.param import MAX_EXTENTS, MAX_INODES, PAGE_SHIFT, PAGE_SIZE
 
 U = np.uint64
 KIB_PER_PAGE = 4
+SECTOR_SHIFT = 9  # a sector has 512 bytes in all that Linux counts
 GOLDEN, MIX_1, MIX_2 = U(0x9E3779B97F4A7C15), U(0xBF58476D1CE4E5B9), U(0x94D049BB133111EB)  # splitmix64
 LOW = U(0xFFFF_FFFF)
 _FREE_EXTENTS = MAX_INODES * MAX_EXTENTS + 256  # free pieces lie between used ones: never more of them
@@ -48,6 +49,16 @@ def disk_time(machine, nbytes, write):
 
 
 @hot
+def count_request(cpu, nbytes, write):
+    """A request for a file's bytes goes to the disk (blk_account_io_done); the emulated ns that it takes."""
+    ns, kind = disk_time(machine_of(cpu), nbytes, write), 1 if write else 0
+    cpu.disk_ios[kind] += 1
+    cpu.disk_sectors[kind] += nbytes >> SECTOR_SHIFT
+    cpu.disk_ns[kind] += ns
+    return ns
+
+
+@hot
 def io_wait(cpu, ns):
     """What the running task has asked for takes the disk so long, from when it is done with what was asked before.
 
@@ -57,6 +68,7 @@ def io_wait(cpu, ns):
         cpu.io_until_ns = max(cpu.io_until_ns, clock_ns(cpu)) + ns
     else:
         cpu.clock_base_ns += ns
+        cpu.iowait_ns += ns
 
 
 @hot
@@ -66,6 +78,7 @@ def io_wait_until(cpu, until_ns):
         if cpu.io_defer != 0:
             cpu.io_until_ns = max(cpu.io_until_ns, until_ns)
         else:
+            cpu.iowait_ns += until_ns - clock_ns(cpu)
             cpu.clock_base_ns += until_ns - clock_ns(cpu)
 
 

@@ -443,7 +443,7 @@ def test_status_and_stat_show_the_switches(machine):
         one.brk(), two.brk()
     lines = dict(line.split(":\t") for line in machine.read(f"/proc/{one.pid}/status").splitlines())
     assert (int(lines["voluntary_ctxt_switches"]), int(lines["nonvoluntary_ctxt_switches"])) == (5, 0)
-    stat = dict(line.split() for line in machine.read("/proc/stat").splitlines())
+    stat = dict(line.split(" ", 1) for line in machine.read("/proc/stat").splitlines())
     assert int(stat["ctxt"]) == sum(each["nr_switches"] for each in machine.stats()["cpus"])
     one.exit(), two.exit()
 

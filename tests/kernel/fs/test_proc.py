@@ -269,12 +269,16 @@ def test_node_directory(machine):
     for name in ("online", "possible", "has_cpu", "has_memory", "has_normal_memory"):
         assert machine.read(f"{NODE}/{name}") == "0-1\n"
     assert machine.listdir(f"{NODE}/node0") == [
+        "access0",
         "compact",
+        "cpu0",
+        "cpu1",
         "cpulist",
         "cpumap",
         "distance",
         "hugepages",
         "meminfo",
+        "memory0",
         "numastat",
         "vmstat",
     ]
@@ -421,15 +425,16 @@ def test_a_task_that_has_ended_has_no_files(machine):
         "oom_score",
         "oom_score_adj",
         "pagemap",
+        "sched",
         "smaps",
         "smaps_rollup",
         "stat",
         "statm",
         "status",
+        "task",
     ]
-    assert machine.read(f"/proc/{task.pid}/stat").startswith(f"{task.pid} (task) ") and not machine.read(
-        f"/proc/{task.pid}/cmdline"
-    )
+    assert machine.read(f"/proc/{task.pid}/stat").startswith(f"{task.pid} (task) ")
+    assert machine.read(f"/proc/{task.pid}/cmdline") == "task\0"
     assert str(task.pid) in machine.listdir("/proc")
     task.exit()
     for name in ("maps", "numa_maps", "status", "stat", "cmdline"):

@@ -4,6 +4,7 @@ cmdline and environ lie in the task's own memory, perhaps in swap: a CPU reads t
 """
 
 import errno
+import functools
 
 import numpy as np
 
@@ -19,6 +20,7 @@ from numaemu.spec.param import PAGE_SIZE
 from numaemu.uapi import RLIM_INFINITY, RLIMIT_RSS, SIGCHLD
 
 CLK_TCK_NS = 10_000_000  # USER_HZ is 100
+MAX_RT_PRIO = 100  # priorities of real-time tasks lie below
 NICE_0_PRIO = 20  # task_prio of a task that is not real-time, with nice 0
 # fmt: off
 LIMITS = (("Max cpu time", "seconds"), ("Max file size", "bytes"), ("Max data size", "bytes"), ("Max stack size", "bytes"),
@@ -49,8 +51,9 @@ STAT_FIELDS = (
 ).split()
 
 
-def stat(system, number, mm_number):
-    """/proc/<pid>/stat, 52 fields. All time on a CPU counts as the user's (utime), as Linux has it where it samples nothing.
+def stat(system, number, mm_number, whole=True):
+    """/proc/<pid>/stat, 52 fields; of a thread (not `whole`) faults and time are its own. All time on a CPU counts as the
+    user's (utime), as Linux has it where it samples nothing.
 
     Not emulated, and printed as a kernel prints them that has none of it: process group, session and terminal (0, 0, 0, -1),
     flags, faults and times of children and of threads that have ended (0), signals (0), nice and real-time values (0), delays
@@ -58,12 +61,13 @@ def stat(system, number, mm_number):
     """
     machine, task, mm = system.machine, task_t.array(system.machine.tasks)[number], mm_of(system.machine, mm_number)
     tasks, alive = live_tasks(machine)
-    threads = alive[tasks[alive]["tgid"] == task.tgid].tolist()
+    group = alive[tasks[alive]["tgid"] == task.tgid].tolist()
+    threads = group if whole else [number]
     running = cpu_t.array(machine.cpus)[task.cpu].task == number
     faults = [int(tasks[threads][kind].sum()) for kind in ("min_flt", "maj_flt")]
     utime = runtime_ns(machine, threads) // CLK_TCK_NS
     rss = sum(mm.rss[kind] for kind in (MM_ANONPAGES, MM_FILEPAGES, MM_SHMEMPAGES))
-    waits = int(len(threads) < 2 and not running)  # wchan, told of a process without threads
+    waits = int(len(group) < 2 and not running)  # wchan, told of a process without threads
     values = {
         "ppid": task.ppid,
         "tpgid": -1,
@@ -71,7 +75,7 @@ def stat(system, number, mm_number):
         "majflt": faults[1],
         "utime": utime,
         "priority": NICE_0_PRIO,
-        "num_threads": len(threads),
+        "num_threads": len(group),
         "starttime": task.start_time_ns // CLK_TCK_NS,
         "vsize": mm.total_vm * PAGE_SIZE,
         "rss": rss,
@@ -128,5 +132,31 @@ def write_clear_refs(system, pid, text):
     return "clear_refs", number_of_pid(system.machine, pid), pid, kind
 
 
-PID_FILES = {"stat": stat, "auxv": auxv, "cmdline": cmdline, "environ": environ, "limits": limits, "clear_refs": None}
+def sched(system, number, _mm_number):
+    """/proc/<pid>/sched: proc_sched_show_task, the lines of what is counted; times in ms."""
+    machine, task = system.machine, task_t.array(system.machine.tasks)[number]
+    tasks, alive = live_tasks(machine)
+    head = f"{task_name(task)} ({task.pid}, #threads: {int((tasks[alive]['tgid'] == task.tgid).sum())})"
+    total = runtime_ns(machine, [number])
+    rows = {
+        "se.sum_exec_runtime": f"{total // 10**6}.{total % 10**6:06d}",
+        "nr_switches": task.nvcsw + task.nivcsw,
+        "nr_voluntary_switches": task.nvcsw,
+        "nr_involuntary_switches": task.nivcsw,
+        "policy": 0,
+        "prio": MAX_RT_PRIO + NICE_0_PRIO,
+    }
+    return f"{head}\n{'-' * 67}\n" + "".join(f"{name:<45}:{value!s:>21}\n" for name, value in rows.items())
+
+
+PID_FILES = {
+    "sched": sched,
+    "stat": stat,
+    "auxv": auxv,
+    "cmdline": cmdline,
+    "environ": environ,
+    "limits": limits,
+    "clear_refs": None,
+}
+THREAD_FILES = {"stat": functools.partial(stat, whole=False)}  # of /proc/<pid>/task/<tid>, other than the process's
 PID_WRITERS = {"clear_refs": write_clear_refs}

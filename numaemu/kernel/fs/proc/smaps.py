@@ -76,6 +76,8 @@ HUGE = {"AnonHugePages": ANON_THP, "ShmemPmdMapped": None, "FilePmdMapped": None
         "Private_Hugetlb": PRIVATE_HUGETLB}        # None: not there
 # fmt: on
 
+PM_ENTRY_BYTES = 8  # of a word of pagemap
+
 
 def line(name, nbytes):
     return f"{name + ':':<16}{nbytes >> 10:8d} kB\n"
@@ -187,6 +189,14 @@ def whole_pagemap(system, number, _mm_number):
         f"machine.pagemap({pid}, addr, nbytes) reads a range of it, all of it is too large",
         f"/proc/{pid}/pagemap",
     )
+
+
+def pread_pagemap(system, pid, nbytes, offset):
+    """Bytes of /proc/<pid>/pagemap: pagemap_read."""
+    if offset % PM_ENTRY_BYTES or nbytes % PM_ENTRY_BYTES:
+        raise OSError(errno.EINVAL, f"a word has {PM_ENTRY_BYTES} bytes; offset {offset}, size {nbytes}")
+    first, pages = offset // PM_ENTRY_BYTES, nbytes // PM_ENTRY_BYTES
+    return pagemap(system, pid, first << PAGE_SHIFT, pages << PAGE_SHIFT).astype("<u8").tobytes()
 
 
 PID_FILES = {"smaps": smaps, "smaps_rollup": smaps_rollup, "pagemap": whole_pagemap}

@@ -79,6 +79,12 @@ def pids(machine):
     return sorted({int(tasks[n]["pid"]) for n in numbers if tasks[n]["pid"] == tasks[n]["tgid"]})
 
 
+def threads(machine, tgid):
+    """The pids of a process's threads: what ls /proc/<pid>/task shows."""
+    tasks, numbers = live_tasks(machine)
+    return sorted(int(tasks[n]["pid"]) for n in numbers if tasks[n]["tgid"] == tgid)
+
+
 def number_of_pid(machine, pid):
     """The task's place in the table, or 0: there is none."""
     tasks, numbers = live_tasks(machine)

@@ -8,6 +8,7 @@ max_map_count and the interleave weights in the machine. Boot has set these from
 import collections
 import errno
 import re
+import time
 
 from numaemu.compiler.atomic import fetch_or
 from numaemu.kernel.boot import (
@@ -71,6 +72,9 @@ class System:
     def __init__(self, machine, topology):
         self.machine, self.topology = machine, topology
         self.kmsg = collections.deque(maxlen=KMSG_LINES)
+        self.boot_time = int(time.time())  # btime of /proc/stat, by the host's clock
+        self.avenrun, self.load_seen_ns, self.load_busy_ns = [0, 0, 0], 0, 0  # proc/stat.py
+        self.shape = None  # proc/tree.py
         self.writer = 0  # number of the task that writes, 0: none
         self.drain_all = lambda: None  # the coordinator's: unused pages go back, as a generator of its steps
         self.compact_nodes = None  # the coordinator's: compact these nodes, as a generator of its steps
@@ -333,6 +337,11 @@ FILES = {  # path: (read, write), None: not allowed
     "/proc/sys/vm/stat_refresh": (refresh_stats, refresh_stats),
     "/sys/kernel/mm/lru_gen/enabled": (read_lru_gen, write_lru_gen),
 }
+SLICE = "kernel.sched_base_slice_ns"  # of debugfs in Linux
+FILES["/sys/kernel/debug/sched/base_slice_ns"] = (
+    lambda system: read_sysctl(system, SLICE),
+    lambda system, text: write_sysctl(system, SLICE, text),
+)
 FILES |= {
     "/proc/sys/" + key.replace(".", "/"): (
         lambda system, key=key: read_sysctl(system, key),

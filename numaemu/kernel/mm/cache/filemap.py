@@ -7,7 +7,7 @@ from numaemu.compiler.decorators import hot, kernel
 from numaemu.compiler.native import clear_bytes, copy_bytes
 from numaemu.compiler.pointer import address_of
 from numaemu.kernel.core.smp import machine_of, read_lock, read_unlock, write_lock, write_unlock
-from numaemu.kernel.fs.disk import disk_time, io_wait
+from numaemu.kernel.fs.disk import count_request, io_wait
 from numaemu.kernel.fs.inode import extend, file_of, i_pages, inode_of, read_block
 from numaemu.kernel.include.gfp import ___GFP_WRITE, GFP_HIGHUSER_MOVABLE
 from numaemu.kernel.include.mm import PFN_UP, frame_of, offset_in_page
@@ -75,7 +75,7 @@ def filemap_read_folio(cpu, inode, pfn):
     machine = machine_of(cpu)
     page = page_of(machine, pfn)
     read_block(cpu, inode, page.index, frame_of(machine, pfn))
-    io_wait(cpu, disk_time(machine, PAGE_SIZE, False))
+    io_wait(cpu, count_request(cpu, PAGE_SIZE, False))
     if cpu.io_defer != 0 and not folio_test(page, PG_private):
         page.private = (cpu.io_until_ns << READ_CPU_BITS) | cpu.id
     folio_mark_uptodate(page)

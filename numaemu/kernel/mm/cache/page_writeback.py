@@ -18,7 +18,7 @@ from numaemu.kernel.arch.pgtable import mm_of, pte_offset, pte_pfn, pte_present,
 from numaemu.kernel.arch.tlb import dec_tlb_flush_pending, flush_tlb_mm_range, inc_tlb_flush_pending
 from numaemu.kernel.core.smp import let_others_run, machine_of, spin_lock, spin_unlock
 from numaemu.kernel.core.xarray import MAX_INDEX, entry_is_page, xa_find, xa_load
-from numaemu.kernel.fs.disk import disk_time, disk_write_page, io_wait
+from numaemu.kernel.fs.disk import count_request, disk_time, disk_write_page, io_wait
 from numaemu.kernel.fs.inode import bmap, host_of, igrab, inode_of
 from numaemu.kernel.include.mm import PFN_UP, frame_of
 from numaemu.kernel.include.mm_types import (
@@ -219,7 +219,9 @@ def writepage(cpu, pfn):
 def charge_write(cpu, pages):
     """One request of so many pages has been waited for."""
     if pages > 0:
-        cpu.clock_base_ns += disk_time(machine_of(cpu), pages << PAGE_SHIFT, True)
+        ns = count_request(cpu, pages << PAGE_SHIFT, True)
+        cpu.clock_base_ns += ns
+        cpu.iowait_ns += ns
 
 
 @hot
@@ -357,10 +359,12 @@ def wb_start_all(cpu):
 
 
 @hot
-def give_time_to_flusher(cpu, before):
-    """What this CPU has just done as the flusher was on the flusher's clock: the context of node 0."""
+def give_time_to_flusher(cpu, before, waited):
+    """What this CPU has just done as the flusher was on the flusher's clock: the context of node 0. `before` and `waited` are
+    its clock_base_ns and iowait_ns of before.
+    """
     fetch_add(cpu_t.array(machine_of(cpu).cpus)[machine_of(cpu).nr_cpus], "clock_base_ns", cpu.clock_base_ns - before)
-    cpu.clock_base_ns = before
+    cpu.clock_base_ns, cpu.iowait_ns = before, waited
 
 
 @kernel("i64(cpu_t*)")
@@ -368,9 +372,9 @@ def wakeup_flusher(cpu):
     """The flusher works, at once, on its own clock; pages. Whoever wakes it does its work, so that nobody waits for the
     host to give it time.
     """
-    before = cpu.clock_base_ns
+    before, waited = cpu.clock_base_ns, cpu.iowait_ns
     written = wb_workfn(cpu)
-    give_time_to_flusher(cpu, before)
+    give_time_to_flusher(cpu, before, waited)
     return written
 
 
@@ -380,9 +384,9 @@ def wakeup_flusher_threads(cpu, throttle):
 
     Direct reclaim waits in emulated time until the disk has a batch of them (VMSCAN_THROTTLE_WRITEBACK).
     """
-    before = cpu.clock_base_ns
+    before, waited = cpu.clock_base_ns, cpu.iowait_ns
     written = wb_start_all(cpu)
-    give_time_to_flusher(cpu, before)
+    give_time_to_flusher(cpu, before, waited)
     if throttle and written > 0:
         io_wait(
             cpu,

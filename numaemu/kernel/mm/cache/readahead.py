@@ -15,7 +15,7 @@ from numaemu.compiler.decorators import hot, kernel
 from numaemu.compiler.pointer import address_of
 from numaemu.kernel.core.smp import machine_of, read_lock, read_unlock
 from numaemu.kernel.core.xarray import entry_is_page, xa_load
-from numaemu.kernel.fs.disk import disk_time
+from numaemu.kernel.fs.disk import count_request, disk_time
 from numaemu.kernel.fs.inode import FMODE_RANDOM, file_of, i_pages, inode_of, read_block
 from numaemu.kernel.include.gfp import ___GFP_NORETRY, ___GFP_NOWARN, GFP_HIGHUSER_MOVABLE
 from numaemu.kernel.include.mm import frame_of
@@ -58,7 +58,7 @@ def submit_request(cpu, file, nbytes):
     """Ask the disk for bytes, behind the file's last request: when they will be there, as page.private has it."""
     machine, now = machine_of(cpu), clock_ns(cpu)
     begin = max(now, min(file.busy_ns, now + longest_wait(machine)))
-    file.busy_ns = begin + disk_time(machine, nbytes, False)
+    file.busy_ns = begin + count_request(cpu, nbytes, False)
     return (file.busy_ns << READ_CPU_BITS) | cpu.id
 
 

@@ -6,6 +6,7 @@ as long as there is room and it saves some; else it is copied to the disk.
 
 import numpy as np
 
+from numaemu.compiler.atomic import fetch_add
 from numaemu.compiler.decorators import hot, kernel
 from numaemu.compiler.native import clear_bytes, copy_bytes
 from numaemu.compiler.pointer import u8, u64
@@ -61,6 +62,8 @@ def write_to_disk(cpu, pfn):
     machine = machine_of(cpu)
     copy_bytes(place_on_disk(machine, page_of(machine, pfn).private), frame_of(machine, pfn), PAGE_SIZE)
     cpu.clock_base_ns += machine.disk_page_ns
+    cpu.iowait_ns += machine.disk_page_ns
+    fetch_add(swap_of(machine).info[swp_type(page_of(machine, pfn).private)], "nr_writes", 1)
     count_vm_events(machine, cpu.id, PSWPOUT, 1)
     count_vm_events(machine, cpu.id, PGPGOUT, 4)
     folio_set(page_of(machine, pfn), PG_writeback)
@@ -118,6 +121,7 @@ def swap_read_folio(cpu, pfn):
         from_disk = True
         copy_bytes(frame, place_on_disk(machine, entry), PAGE_SIZE)
         io_wait(cpu, machine.disk_page_ns)
+        fetch_add(swap_of(machine).info[swp_type(entry)], "nr_reads", 1)
         count_vm_events(machine, cpu.id, PSWPIN, 1)
         count_vm_events(machine, cpu.id, PGPGIN, 4)
     folio_set(page, PG_uptodate)

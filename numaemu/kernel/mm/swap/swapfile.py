@@ -53,6 +53,7 @@ swap_info_t = Struct("swap_info_t", [
     ("cluster_next", i64),               # where the search for a free slot goes on; under the lock
     ("data", u64),                       # host address of the area on the disk
     ("name", u8, SWAP_NAME_BYTES),
+    ("nr_reads", i64), ("nr_writes", i64),     # pages that came from its disk and went there, atomically
 ])
 
 swap_t = Struct("swap_t", [              # what all areas share

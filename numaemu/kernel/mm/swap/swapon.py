@@ -109,6 +109,7 @@ def swapon(machine, name, nbytes, priority=None, kind="disk"):
     info.prio = lowest - 1 if priority is None or priority < 0 else priority
     info.kind = SWAP_ZRAM if kind == "zram" else SWAP_DISK
     info.max, info.inuse_pages, info.cluster_next = pages, 0, 1
+    info.nr_reads = info.nr_writes = 0
     swap.nr_rotate_swap += rotates(machine, info)
     fetch_add(machine, "total_swap_pages", pages - 1)
     fetch_add(machine, "nr_swap_pages", pages - 1)
