@@ -11,10 +11,8 @@ from numaemu.kernel.mm.swap.swapfile import SWAP_ZRAM
 from numaemu.kernel.mm.swap.swapon import area_name, areas
 from numaemu.spec.param import PAGE_SHIFT
 
-VIRTBLK_MAJOR, ZRAM_MAJOR = (
-    254,
-    252,
-)  # the first two of those that the kernel gives away from 254 down; as recorded, assumed
+VIRTBLK_MAJOR = 254  # the first of those that the kernel gives away, from 254 down
+ZRAM_MAJOR = 252  # another of them; assumed
 MINORS = 16  # of a disk: 1 << PART_BITS of virtio_blk
 PAGE_SECTORS = 1 << PAGE_SHIFT - SECTOR_SHIFT
 NS_PER_MS = 1_000_000
