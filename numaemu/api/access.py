@@ -11,9 +11,9 @@ nothing pending, which would have hit the same L1 entry, and count it so.
 
 import numpy as np
 
-from numaemu.compiler.atomic import compare_exchange, load_acquire
+from numaemu.compiler.atomic import compare_exchange, fetch_add, load_acquire
 from numaemu.compiler.decorators import entry, hot, kernel
-from numaemu.compiler.native import call_address, copy_bytes, prefetch
+from numaemu.compiler.native import call_address, clear_bytes, copy_bytes, prefetch
 from numaemu.compiler.pointer import bits_of, f32, f64, i32, i64, u8, u16, u32, u64, value_of
 from numaemu.errors import KernelBug, SegmentationFault
 from numaemu.hardware.paging import PAGE_MASK, PTE_PFN_MASK
@@ -249,6 +249,108 @@ def load_f64(cpu, address):
 @hot
 def store_f64(cpu, address, value):
     store(cpu, address, value, f64)
+
+
+# -- aligned words: for libraries in user mode, which lay out their own memory and so never meet a page border -----
+
+
+@hot
+def look_up_aligned(cpu, address, kind, write):
+    """The L1 slot of an access to an aligned address; SegmentationFault also for one that is not."""
+    serve_event(cpu)
+    slot = hinted_slot(cpu, address)
+    tag = cpu.l1[slot].wtag if write else cpu.l1[slot].tag
+    if tag != (address & (PAGE_MASK | U(kind.nbytes - 1))) | TAG_VALID:
+        slot = -1
+        if address & U(kind.nbytes - 1) == U(0):
+            slot = translate_slow(cpu, address, WRITE if write else READ)
+        if slot < 0:
+            raise SegmentationFault
+    return slot
+
+
+@hot
+def get_u32(cpu, address):
+    """The 32-bit word at an aligned address, as an i64."""
+    slot = look_up_aligned(cpu, U(address), u32, False)
+    return np.int64(u32.array(place_of(count_access(cpu, slot, False, 1), U(address)))[0])
+
+
+@hot
+def put_u32(cpu, address, value):
+    """Store a 32-bit word at an aligned address."""
+    slot = look_up_aligned(cpu, U(address), u32, True)
+    u32.array(place_of(count_access(cpu, slot, True, 1), U(address)))[0] = value
+
+
+@hot
+def get(cpu, address):
+    """The word at an aligned address."""
+    slot = look_up_aligned(cpu, U(address), i64, False)
+    return i64.array(place_of(count_access(cpu, slot, False, 1), U(address)))[0]
+
+
+@hot
+def put(cpu, address, value):
+    """Store a word at an aligned address."""
+    slot = look_up_aligned(cpu, U(address), i64, True)
+    i64.array(place_of(count_access(cpu, slot, True, 1), U(address)))[0] = value
+
+
+# -- atomic words and copies in compiled code of a user --------------------------------------------------------
+
+
+@hot
+def word_to_change(cpu, address):
+    """The word at an aligned virtual address, for an instruction that locks the bus: it counts as one store."""
+    address = U(address)
+    slot = look_up(cpu, address, PAGE_MASK, True)
+    return i64.array(place_of(count_access(cpu, slot, True, 1), address))
+
+
+@hot
+def cmpxchg_i64(cpu, address, old, new):
+    """Store `new` if the word is `old`; the word before, so success is `== old`. One store, as `lock cmpxchg`."""
+    return compare_exchange(word_to_change(cpu, address), 0, old, new)
+
+
+@hot
+def xadd_i64(cpu, address, n):
+    """Add to the word; the word before. One store, as `lock xadd`."""
+    return fetch_add(word_to_change(cpu, address), 0, n)
+
+
+@hot
+def memcpy(cpu, target, source, nbytes):
+    """Copy bytes that do not overlap. Counted as a load and a store for each 8 bytes."""
+    done = 0
+    while done < nbytes:
+        to, of = U(target) + U(done), U(source) + U(done)
+        n = min(nbytes - done, min(rest_of_page(to), rest_of_page(of)))
+        slot = look_up(cpu, of, PAGE_MASK, False)
+        host = cpu.l1[slot].host
+        cpu.l1[slot].age = cpu.tick + 1  # used just now: the other one takes another's place
+        other = tlb_refill(cpu, to, WRITE)  # serves no event and no fault, so that `host` is still what it was
+        if other >= 0:
+            words = (n + 7) // 8
+            cpu.tick += words
+            cpu.accesses[np.int64(host & NODE_MASK)] += words
+            copy_bytes(place_of(count_access(cpu, other, True, words), to), place_of(host, of), n)
+            done += n
+        elif call_address(cpu.on_fault, cpu.address, to, WRITE) != SERVED:
+            raise SegmentationFault
+
+
+@hot
+def memclear(cpu, target, nbytes):
+    """Store zeros: memset(target, 0, nbytes). Counted as a store for each 8 bytes."""
+    done = 0
+    while done < nbytes:
+        to = U(target) + U(done)
+        n = min(nbytes - done, rest_of_page(to))
+        slot = look_up(cpu, to, PAGE_MASK, True)
+        clear_bytes(place_of(count_access(cpu, slot, True, (n + 7) // 8), to), n)
+        done += n
 
 
 # -- instruction fetches, and accesses in kernel mode ---------------------------------------------------------

@@ -6,6 +6,7 @@ process, a message if not.
 
 import contextlib
 import errno
+import importlib
 import time
 
 import numpy as np
@@ -316,6 +317,12 @@ class Task:
     def call(self, kernel, *args):
         """Run kernel(cpu, *args), a function compiled with numba.njit that accesses memory through load_u64 and so on."""
         return self._op("call", kernel, args)
+
+    def malloc_heap(self, kind, **options):
+        """A heap in user mode on the task's memory (numaemu.malloc): `kind` is "implicit", "explicit", "segregated", "buddy",
+        "dlmalloc" or "ptmalloc", or the Heap of another thread of the process.
+        """
+        return importlib.import_module("numaemu.malloc.heap").new_heap(self, kind, **options)
 
     # -- tasks
 

@@ -8,6 +8,7 @@ import numpy as np
 from numaemu.kernel.arch import ptdump
 from numaemu.kernel.arch.pgtable import mm_of
 from numaemu.kernel.syscalls import mm as sys_mm
+from numaemu.kernel.syscalls import user  # noqa: F401  (declared with the rest; user kernels call it)
 from numaemu.operations.part import Part
 from numaemu.spec.param import PAGE_SIZE
 from numaemu.uapi import PR_SET_MM, RLIM_NLIMITS

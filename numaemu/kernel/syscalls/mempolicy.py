@@ -63,10 +63,9 @@ def check_mbind(cpu, start, length, mode, mode_flags, flags):
     return -EINVAL if start & ~PAGE_MASK != U(0) or wraps(start, page_align(length)) else 0
 
 
-@entry("i64(u64, i64, u64, u64, i64, i64, u64, i64)")
-def sys_mbind(cpu_address, task_number, start, length, mode, mode_flags, nodes, flags):
-    """mbind(2): `mode` and `mode_flags` are MPOL_*, `nodes` is a mask; 0 or a negative errno. Mirrors kernel_mbind."""
-    cpu = running(cpu_address, task_number)
+@kernel("i64(cpu_t*, u64, u64, i64, i64, u64, i64)")
+def kernel_mbind(cpu, start, length, mode, mode_flags, nodes, flags):
+    """Set the policy of a range: `mode` and `mode_flags` are MPOL_*, `nodes` is a mask; 0 or a negative errno."""
     policy = policy_t.array(machine_of(cpu).mpols)[cpu.id]
     result = check_mbind(cpu, start, length, mode, mode_flags, flags)
     if result != 0 or page_align(length) == U(0):
@@ -78,6 +77,12 @@ def sys_mbind(cpu_address, task_number, start, length, mode, mode_flags, nodes, 
     result = do_mbind(cpu, cpu.mm, start, length, policy, nodes, flags)
     write_unlock(mmap_lock(cpu))
     return result
+
+
+@entry("i64(u64, i64, u64, u64, i64, i64, u64, i64)")
+def sys_mbind(cpu_address, task_number, start, length, mode, mode_flags, nodes, flags):
+    """mbind(2)"""
+    return kernel_mbind(running(cpu_address, task_number), start, length, mode, mode_flags, nodes, flags)
 
 
 @kernel("i64(cpu_t*, policy_t*, i64, u64*)")

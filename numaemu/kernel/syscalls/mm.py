@@ -71,14 +71,19 @@ def sys_mmap(cpu_address, task_number, hint, length, prot, flags, offset):
     return vm_mmap_pgoff(running(cpu_address, task_number), hint, length, prot, flags, 0, 0)
 
 
-@entry("i64(u64, i64, u64, u64)")
-def sys_munmap(cpu_address, task_number, start, length):
-    """munmap(2): 0 or a negative errno."""
-    cpu = running(cpu_address, task_number)
+@kernel("i64(cpu_t*, u64, u64)")
+def vm_munmap(cpu, start, length):
+    """Take mappings away, under the lock: 0 or a negative errno."""
     write_lock(cpu, mmap_lock(cpu))
     result = do_munmap(cpu, cpu.mm, start, length)
     write_unlock(mmap_lock(cpu))
     return result
+
+
+@entry("i64(u64, i64, u64, u64)")
+def sys_munmap(cpu_address, task_number, start, length):
+    """munmap(2): 0 or a negative errno."""
+    return vm_munmap(running(cpu_address, task_number), start, length)
 
 
 @entry("i64(u64, i64, u64, u64, i64)")
@@ -140,10 +145,9 @@ def sys_madvise(cpu_address, task_number, start, length, advice):
     return result
 
 
-@entry("i64(u64, i64, u64)")
-def sys_brk(cpu_address, task_number, brk):
-    """brk(2): where the heap ends then. New locked memory is populated."""
-    cpu = running(cpu_address, task_number)
+@kernel("i64(cpu_t*, u64)")
+def vm_brk(cpu, brk):
+    """Move the end of the heap, under the lock: where it ends then. New locked memory is populated."""
     mm = mm_of(machine_of(cpu), cpu.mm)
     write_lock(cpu, mmap_lock(cpu))
     old = mm.brk
@@ -153,6 +157,12 @@ def sys_brk(cpu_address, task_number, brk):
     if locked and U(result) > old:
         mm_populate(cpu, page_align(old), page_align(U(result)), True, False)
     return result
+
+
+@entry("i64(u64, i64, u64)")
+def sys_brk(cpu_address, task_number, brk):
+    """brk(2): where the heap ends then."""
+    return vm_brk(running(cpu_address, task_number), brk)
 
 
 @entry("i64(u64, i64, i64, u64)")

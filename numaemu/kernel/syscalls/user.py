@@ -1,0 +1,70 @@
+"""System calls from compiled code in user mode: what a memory allocator of a task asks of the kernel in the middle of its accesses.
+
+    brk(cpu, 0)                     where the break is
+    mmap(cpu, length)               anonymous private memory; `bind` keeps it on one node
+
+The CPU goes outside for the call, as between two operations of a task, and inside again behind it.
+"""
+
+import numpy as np
+
+from numaemu.compiler.decorators import kernel
+from numaemu.kernel.core.smp import enter, leave, read_lock, read_unlock
+from numaemu.kernel.mm.space.gup import vm_mmap_pgoff
+from numaemu.kernel.mm.space.madvise import do_madvise
+from numaemu.kernel.syscalls.common import mmap_lock, running
+from numaemu.kernel.syscalls.mempolicy import kernel_mbind
+from numaemu.kernel.syscalls.mm import vm_brk, vm_munmap
+from numaemu.uapi import MADV_DONTNEED, MAP_ANONYMOUS, MAP_PRIVATE, MPOL_BIND, PROT_READ, PROT_WRITE
+
+U = np.uint64
+
+
+@kernel("i64(cpu_t*, i64)")
+def brk(cpu, address):
+    """brk(2): where the break is then; 0 asks."""
+    leave(cpu)
+    result = vm_brk(running(cpu.address, cpu.task), U(address))
+    enter(cpu)
+    return result
+
+
+@kernel("i64(cpu_t*, i64)")
+def mmap(cpu, length):
+    """mmap(2) of anonymous private memory: its address, or a negative errno."""
+    leave(cpu)
+    task = running(cpu.address, cpu.task)
+    result = vm_mmap_pgoff(task, U(0), U(length), PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, 0, 0)
+    enter(cpu)
+    return result
+
+
+@kernel("i64(cpu_t*, i64, i64)")
+def munmap(cpu, start, length):
+    """munmap(2): 0 or a negative errno."""
+    leave(cpu)
+    result = vm_munmap(running(cpu.address, cpu.task), U(start), U(length))
+    enter(cpu)
+    return result
+
+
+@kernel("i64(cpu_t*, i64, i64)")
+def discard(cpu, start, length):
+    """madvise(2) with MADV_DONTNEED: give the pages of a range back, keep the mapping; 0 or a negative errno."""
+    leave(cpu)
+    task = running(cpu.address, cpu.task)
+    read_lock(task, mmap_lock(task))
+    result = do_madvise(task, task.mm, U(start), U(length), MADV_DONTNEED)
+    read_unlock(mmap_lock(task))
+    enter(cpu)
+    return result
+
+
+@kernel("i64(cpu_t*, i64, i64, i64)")
+def bind(cpu, start, length, node):
+    """mbind(2) of a range to one node: 0 or a negative errno."""
+    leave(cpu)
+    nodes = U(1) << U(node)
+    result = kernel_mbind(running(cpu.address, cpu.task), U(start), U(length), MPOL_BIND, 0, nodes, 0)
+    enter(cpu)
+    return result

@@ -1,0 +1,41 @@
+"""What goes wrong with a heap: the error names the block, and its neighbours by what their headers say."""
+
+from numaemu.errors import NumaemuError
+
+# what a call, or the checker, has found
+WILD, MISALIGNED, FREE_TWICE, OVERRUN, BROKEN = range(1, 6)
+FREE, USED, FIXED, CACHED, BIG = range(5)  # what a block is; FIXED: the heap's own
+
+_FOUND = {
+    WILD: "no block of the heap begins there",
+    MISALIGNED: "it is not aligned as blocks are",
+    FREE_TWICE: "it is free already",
+    OVERRUN: "its tags do not agree: something wrote beyond the end of a block",
+    BROKEN: "its header is no header: something wrote beyond the end of a block",
+}
+STATES = {FREE: "free", USED: "used", FIXED: "the heap's own", CACHED: "in a thread's cache", BIG: "a mapping of its own"}
+
+
+class HeapError(NumaemuError):
+    """A heap was misused: free of what is free already or no block, or a header that something wrote over.
+
+    `code` says what, `pointer` what was freed; then address, size and state (-1: there is none) of the block before it, of the block
+    that it lies in and of the block behind.
+    """
+
+    def __init__(self, code, pointer, *blocks):
+        super().__init__(int(code), int(pointer), *map(int, blocks))
+        self.code, self.pointer = int(code), int(pointer)
+        numbers = [int(number) for number in blocks]
+        self.blocks = [tuple(numbers[i : i + 3]) for i in range(0, len(numbers), 3)]
+
+    def __str__(self):
+        text = f"heap: block {self.pointer:#x}: {_FOUND.get(self.code, 'wrong')}"
+        names = ("before it", "it lies in", "behind it")
+        parts = [f"{name} {told(*block)}" for name, block in zip(names, self.blocks, strict=False) if block[2] >= 0]
+        return text + (f" ({'; '.join(parts)})" if parts else "")
+
+
+def told(address, size, state):
+    """A block in words."""
+    return f"{address:#x}, {size} bytes, {STATES.get(state, 'unknown')}"

@@ -1,0 +1,270 @@
+"""The heap that a workload holds: `task.malloc_heap(kind)`. Its methods run in the process of the CPU that the task is on."""
+
+import errno
+import os
+from typing import NamedTuple
+
+import numpy as np
+
+from numaemu.malloc import calls
+from numaemu.malloc.calls import HeapWord
+from numaemu.malloc.check import check_rows, draw
+from numaemu.malloc.control import (
+    BY_BRK,
+    BY_MMAP,
+    CONTROL_BYTES,
+    END,
+    GROWTH,
+    KIND,
+    LIMIT,
+    MMAP_THRESHOLD,
+    NEVER,
+    NODE,
+    PEAK,
+    PEAK_PAYLOAD,
+    POLICY,
+    SOURCE,
+    START,
+    TRIM_THRESHOLD,
+    lock,
+    unlock,
+)
+from numaemu.malloc.errors import BIG, FREE, USED
+from numaemu.malloc.kinds import KINDS, kind_module
+from numaemu.malloc.rows import ADDRESS, ASKED, BYTES, STATE
+from numaemu.spec.units import MiB, parse_size, shown
+from numaemu.uapi import MPOL_BIND
+
+SOURCES = {"brk": BY_BRK, "mmap": BY_MMAP}
+LIMIT_BYTES = 64 * MiB  # of a reservation by mmap, unless it is given
+
+
+class Stats(NamedTuple):
+    """A heap in figures, in bytes."""
+
+    payload: int  # what is asked for, of all blocks in use
+    used: int  # these blocks, with their tags and what was rounded up
+    free: int  # free blocks
+    heap: int  # all that the heap holds from the kernel now
+    peak_heap: int  # the most that it has held
+    blocks: int  # blocks in use
+    free_blocks: int
+    largest_free: int
+    peak_payload: int  # 0: the heap keeps no accounts
+
+    @property
+    def overhead(self):
+        """Bytes of the heap that are neither payload nor free."""
+        return self.heap - self.payload - self.free
+
+    @property
+    def internal_fragmentation(self):
+        """The share of the blocks in use that nobody asked for."""
+        return 1 - self.payload / self.used if self.used else 0.0
+
+    @property
+    def external_fragmentation(self):
+        """The share of the free bytes that do not lie in the largest free block."""
+        return 1 - self.largest_free / self.free if self.free else 0.0
+
+    @property
+    def utilisation(self):
+        """Payload by heap, as it is now."""
+        return self.payload / self.heap if self.heap else 0.0
+
+    @property
+    def peak_utilisation(self):
+        """Peak payload by peak heap, as the driver of the malloc lab has it; only of a heap with accounts=True."""
+        return self.peak_payload / self.peak_heap if self.peak_heap else 0.0
+
+
+class Heap(HeapWord):
+    """A heap of a process. It may go to other tasks of the process: `task.malloc_heap(heap)` is the same heap for another thread."""
+
+    def __init__(self, task, address, kind, accounts):
+        super().__init__(address, kind, accounts)
+        self.task = task
+
+    def __getstate__(self):
+        return {**self.__dict__, "task": None}
+
+    def __repr__(self):
+        return f"<{self.kind} heap at {self.address:#x}>"
+
+    def _call(self, function, *args):
+        if self.task is None:
+            raise TypeError(f"{self!r} came from another task: task.malloc_heap(heap) is the heap for this one")
+        return self.task.call(function, self, *args)
+
+    def _word(self, *offsets):
+        return [int(word) for word in self.task.load([self.address + at for at in offsets], np.int64)]
+
+    # -- what a C library has
+
+    def malloc(self, nbytes):
+        """A block of `nbytes` bytes: its address, or None."""
+        return self._call(calls.call_malloc, nbytes) or None
+
+    def calloc(self, number, nbytes):
+        """A block for `number` things of `nbytes` bytes, zeroed: its address, or None."""
+        return self._call(calls.call_calloc, number, nbytes) or None
+
+    def realloc(self, block, nbytes):
+        """The block with another size: its address, or None, and the block stays. None as a block is malloc, 0 bytes is free."""
+        return self._call(calls.call_realloc, block or 0, nbytes) or None
+
+    def aligned_alloc(self, alignment, nbytes):
+        """A block at a multiple of `alignment`: its address, or None."""
+        if alignment < 1 or alignment & (alignment - 1):
+            raise ValueError(f"aligned_alloc: alignment is {alignment}, must be a power of two")
+        return self._call(calls.call_aligned_alloc, alignment, nbytes) or None
+
+    def free(self, block):
+        """Give a block back. HeapError: it is none."""
+        self._call(calls.call_free, block or 0)
+
+    def usable_size(self, block):
+        """How many bytes a block has room for."""
+        return self._call(calls.call_usable_size, block)
+
+    def trim(self, keep=0):
+        """Give what is free at the end of the heap back to the kernel, but for `keep` bytes: how many bytes."""
+        return self._locked(lambda: self.task.call(kind_module(self.kind).trim, self.address, keep))
+
+    # -- what it looks like
+
+    def _locked(self, look):
+        """Run `look` while no thread changes the heap."""
+        self._call(calls.call_lock)
+        try:
+            return look()
+        finally:
+            self._call(calls.call_unlock)
+
+    def _look(self):
+        of = kind_module(self.kind)
+        return self._locked(
+            lambda: (
+                self.task.call(of.blocks, self.address),
+                self.task.call(of.lists, self.address),
+                self._call(calls.call_big_blocks),
+            )
+        )
+
+    def blocks(self):
+        """(address, size, state, bytes asked for) of each block, in the order of addresses; state: "free", "used" …"""
+        from numaemu.malloc.errors import STATES
+
+        rows, _, big = self._look()
+        return [
+            (int(row[ADDRESS]), int(row[BYTES]), STATES.get(int(row[STATE]), "unknown"), int(row[ASKED]))
+            for row in (*rows, *big)
+        ]
+
+    def check(self):
+        """Walk everything: how many blocks there are. HeapError: tags disagree, two free neighbours, a free block in no list or in
+        two, a list entry that is not free.
+        """
+        rows, lists, big = self._look()
+        return check_rows(rows, lists, getattr(kind_module(self.kind), "RULES", ())) + len(big)
+
+    def stats(self):
+        """The heap in figures: Stats."""
+        rows, _, big = self._look()
+        rows = np.concatenate([rows, big])
+        start, end, peak, most = self._word(START, END, PEAK, PEAK_PAYLOAD)
+        used = rows[(rows[:, STATE] == USED) | (rows[:, STATE] == BIG)]
+        free = rows[rows[:, STATE] == FREE][:, BYTES]
+        return Stats(
+            payload=int(used[:, ASKED].sum()),
+            used=int(used[:, BYTES].sum()),
+            free=int(free.sum()),
+            heap=end - start + int(big[:, BYTES].sum()),
+            peak_heap=peak,
+            blocks=len(used),
+            free_blocks=len(free),
+            largest_free=int(free.max(initial=0)),
+            peak_payload=most,
+        )
+
+    def map(self, width=64, lines=16):
+        """A picture of the heap: each character stands for the same number of bytes."""
+        return draw(self._look()[0], width, lines)
+
+    def held(self):
+        """(bytes that the heap holds from the kernel, the most that it has held)"""
+        from numaemu.malloc.control import BIG_BYTES
+
+        start, end, big, peak = self._word(START, END, BIG_BYTES, PEAK)
+        return end - start + big, peak
+
+
+def _bytes(name, value):
+    """A size in an option, or None."""
+    return None if value is None else parse_size(value, f"malloc_heap: {name}")
+
+
+def new_heap(task, kind, **options):
+    """A new heap of a task's process; a Heap of another thread is the same heap for this task.
+
+    Options: `fit`, `order` … (SETTINGS of the kind), `source` ("brk" or "mmap"), `limit` (bytes that a heap by mmap reserves), `growth`
+    (the least by which it grows), `mmap_threshold` (from where on a block gets a mapping of its own; None: never),
+    `trim_threshold`, `node` (where its memory shall be), `accounts` (keep the sum of what is asked for, and its peak).
+    """
+    if isinstance(kind, HeapWord):
+        return Heap(task, kind.address, kind.kind, kind.accounts)
+    if kind not in KINDS:
+        raise ValueError(f"malloc_heap: kind is {shown(kind)}, must be one of {', '.join(KINDS)}")
+    of = kind_module(kind)
+    policy = _policy(kind, of.SETTINGS, options)
+    defaults = {"source": "brk", "limit": None, "growth": 4096, "mmap_threshold": None, "trim_threshold": None}
+    chosen = {**defaults, "node": None, "accounts": False, **getattr(of, "DEFAULTS", {})}
+    if wrong := options.keys() - chosen.keys():
+        raise TypeError(f"malloc_heap: a heap of kind {kind} has no option {', '.join(sorted(wrong))}")
+    chosen.update(options)
+    if chosen["source"] not in SOURCES:
+        raise ValueError(f"malloc_heap: source is {shown(chosen['source'])}, must be brk or mmap")
+    return _make(task, kind, of, policy, chosen)
+
+
+def _policy(kind, settings, options):
+    """The number of the choice of a kind's own option; takes it from the options."""
+    for name, choices in settings.items():
+        choice = options.pop(name, choices[0])
+        if choice not in choices:
+            raise ValueError(f"malloc_heap: {name} is {shown(choice)}, must be one of {', '.join(choices)} (kind {kind})")
+        return choices.index(choice)
+    return 0
+
+
+def _make(task, kind, of, policy, chosen):
+    """Lay out the control words, then let the kind make its empty heap."""
+    control, node = task.mmap(CONTROL_BYTES), -1 if chosen["node"] is None else chosen["node"]
+    threshold, trim = (_bytes(name, chosen[name]) for name in ("mmap_threshold", "trim_threshold"))
+    if chosen["source"] == "brk":
+        start, limit = (task.brk() + 4095) & -4096, 0
+        task.brk(start)
+    else:
+        area = task.mmap(_bytes("limit", chosen["limit"] or LIMIT_BYTES))
+        start, limit = area.addr, area.addr + area.nbytes
+        if node >= 0:
+            task.mbind(area.addr, area.nbytes, MPOL_BIND, node)
+    if node >= 0:
+        task.mbind(control.addr, CONTROL_BYTES, MPOL_BIND, node)
+    words = {
+        KIND: KINDS.index(kind),
+        START: start,
+        END: start,
+        LIMIT: limit,
+        SOURCE: SOURCES[chosen["source"]],
+        GROWTH: _bytes("growth", chosen["growth"]),
+        NODE: node,
+        MMAP_THRESHOLD: NEVER if threshold is None else threshold,
+        TRIM_THRESHOLD: NEVER if trim is None else trim,
+        POLICY: policy,
+    }
+    task.store([control.addr + at for at in words], np.array(list(words.values()), np.int64))
+    heap = Heap(task, control.addr, kind, bool(chosen["accounts"]))
+    if not task.call(of.setup, control.addr):
+        raise OSError(errno.ENOMEM, f"malloc_heap: {os.strerror(errno.ENOMEM)}")
+    return heap

@@ -1,0 +1,23 @@
+"""The kinds of heaps. Each is a file of this room with the same functions, and is imported when a heap of it is made.
+
+    setup(cpu, heap)                 make the empty heap; False: no memory
+    malloc(cpu, heap, nbytes)        a block's address, or 0
+    free(cpu, heap, block)           0, or what is wrong with the block (errors.py)
+    realloc(cpu, heap, block, nbytes), aligned_alloc(cpu, heap, alignment, nbytes), usable_size(cpu, heap, block)
+    examine(cpu, heap, block)        what is wrong with a block; asked(cpu, heap, block): what was asked for
+    trim(cpu, heap, keep)            bytes given back
+    blocks(cpu, heap), lists(cpu, heap)     rows for the checker (rows.py)
+    SETTINGS, ALIGNMENT              {option: its choices, the default first}, POLICY is the number of the choice; bytes
+
+All are called with the heap's lock held, and no request is above the heap's MMAP_THRESHOLD. A kind whose OWN_LOCKS is True is
+called without the lock, with every request.
+"""
+
+import importlib
+
+KINDS = ("implicit",)
+
+
+def kind_module(kind):
+    """The file of a kind."""
+    return importlib.import_module(f"numaemu.malloc.{kind}")

@@ -1,0 +1,152 @@
+"""Plays a trace on a heap of a kind: first with contents that are looked at, then once more for the figures."""
+
+import time
+from typing import NamedTuple
+
+import numpy as np
+
+from numaemu.api.access import load_u8, store_u8
+from numaemu.compiler.library import library
+from numaemu.malloc.calls import free, malloc, realloc
+from numaemu.malloc.errors import HeapError
+from numaemu.malloc.trace import FREE, MALLOC
+
+OUT_OF_MEMORY, WRONG_BYTE = -1, -2
+EDGE = 64  # bytes at both ends of a block that are looked at, and one of each page between
+STRIDE = 4093
+
+
+class Figures(NamedTuple):
+    """What a replay has measured; the names of `numaemu malloc --json`."""
+
+    trace: str
+    kind: str
+    valid: bool
+    why: str  # not valid
+    utilisation: float  # peak payload by peak heap
+    operations: int
+    ns_per_operation: float  # emulated
+    accesses_per_operation: float
+    tlb_misses_per_operation: float
+    faults_per_operation: float
+    peak_payload: int
+    peak_heap: int
+    operations_per_s: float  # on the host
+
+
+@library
+def play(cpu, heap, requests, blocks):
+    """Play requests: OUT_OF_MEMORY, or how many were played."""
+    at = np.zeros(blocks, np.int64)
+    for i in range(len(requests)):
+        what, block, nbytes = requests[i, 0], requests[i, 1], requests[i, 2]
+        if what == FREE:
+            free(cpu, heap, at[block])
+            at[block] = 0
+        else:
+            new = malloc(cpu, heap, nbytes) if what == MALLOC else realloc(cpu, heap, at[block], nbytes)
+            if new == 0 and nbytes > 0:
+                return OUT_OF_MEMORY
+            at[block] = new
+    return len(requests)
+
+
+@library
+def step_from(i, nbytes):
+    """The next byte of a block that is looked at."""
+    return i + 1 if i < EDGE - 1 or i >= nbytes - EDGE else min(i + STRIDE, nbytes - EDGE) if nbytes > 2 * EDGE else i + 1
+
+
+@library
+def fill(cpu, at, nbytes, block):
+    """Write what the block's number says."""
+    i = 0
+    while i < nbytes:
+        store_u8(cpu, at + i, (block * 31 + i) & 255)
+        i = step_from(i, nbytes)
+
+
+@library
+def agrees(cpu, at, nbytes, written, block):
+    """True if the bytes that were written for a size of `written` are there, as far as `nbytes`."""
+    i = 0
+    while i < written:
+        if i < nbytes and load_u8(cpu, at + i) != (block * 31 + i) & 255:
+            return False
+        i = step_from(i, written)
+    return True
+
+
+@library
+def play_with_contents(cpu, heap, requests, blocks):
+    """The same, with bytes that are written and looked at; WRONG_BYTE - number of the request: a block has lost some."""
+    at, size = np.zeros(blocks, np.int64), np.zeros(blocks, np.int64)
+    for i in range(len(requests)):
+        what, block, nbytes = requests[i, 0], requests[i, 1], requests[i, 2]
+        old = size[block]
+        if what != MALLOC and not agrees(cpu, at[block], old, old, block):
+            return WRONG_BYTE - i
+        if what == FREE:
+            free(cpu, heap, at[block])
+            at[block], size[block] = 0, 0
+            continue
+        new = malloc(cpu, heap, nbytes) if what == MALLOC else realloc(cpu, heap, at[block], nbytes)
+        if new == 0 and nbytes > 0:
+            return OUT_OF_MEMORY
+        if what != MALLOC and not agrees(cpu, new, min(old, nbytes), old, block):
+            return WRONG_BYTE - i
+        fill(cpu, new, nbytes, block)
+        at[block], size[block] = new, nbytes
+    return len(requests)
+
+
+def validate(task, trace, kind, options):
+    """"" or what is wrong: bytes that were lost, a block that is out of line, a heap that does not check."""
+    heap = task.malloc_heap(kind, **options)
+    try:
+        answer = task.call(play_with_contents, heap, trace.requests, trace.blocks)
+        heap.check()
+    except HeapError as error:
+        return str(error)
+    if answer == OUT_OF_MEMORY:
+        return "out of memory"
+    return "" if answer == len(trace.requests) else f"request {WRONG_BYTE - answer}: a block has lost what it held"
+
+
+def replay(machine, trace, kind, cpu=0, valid=True, **options):
+    """Play a trace: its Figures. The heap begins anew, in a process of its own."""
+    why = ""
+    if valid:
+        task = machine.task(cpu=cpu, name="malloc")
+        why = validate(task, trace, kind, options)
+        task.exit()
+    task = machine.task(cpu=cpu, name="malloc")
+    heap = task.malloc_heap(kind, **options)
+    task.call(play, heap, trace.requests[:0], 1)  # compiled, or taken from the cache
+    before, start = task.counters(), time.perf_counter()
+    answer = task.call(play, heap, trace.requests, trace.blocks)
+    host_s, after = time.perf_counter() - start, task.counters()
+    peak_heap = heap.held()[1]
+    task.exit()
+    if answer == OUT_OF_MEMORY:
+        why = why or "out of memory"
+    n = len(trace.requests)
+    ns, walks, faults, loads, stores = (
+        (after[name] - before[name]) / max(n, 1)
+        for name in ("clock_ns", "page_walks", "task_minor_faults", "loads", "stores")
+    )
+    return Figures(
+        trace.name,
+        kind,
+        not why,
+        why,
+        trace.peak_payload / peak_heap if peak_heap and not why else 0.0,
+        n,
+        ns,
+        loads + stores,
+        walks,
+        faults,
+        trace.peak_payload,
+        peak_heap,
+        n / host_s,
+    )

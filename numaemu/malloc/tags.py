@@ -1,0 +1,151 @@
+"""Blocks with boundary tags, as Bryant and O'Hallaron's textbook has them (Computer Systems, 9.9): 4-byte header and footer.
+
+    START   pad        4 bytes, so that payloads are aligned to 8
+            8 | 1      prologue: header
+            8 | 1      prologue: footer
+            size | a   header of the first block
+            payload …  <- a block's address
+            size | a   its footer, which lets the block behind it look back
+            …
+            0 | 1      epilogue: a header without a block, just before END
+
+`size` is that of the whole block, a multiple of 8, and `a` is 1 while it is in use. Two bits of each tag are to spare, where the textbook
+has zeros: here header and footer of a used block hold how many bytes of its payload nobody has asked for, so that statistics
+are exact. A block that is too small for that, or wastes more than 15 bytes, is counted as wasting 15.
+"""
+
+import numpy as np
+
+from numaemu.api.access import get, get_u32, put, put_u32
+from numaemu.compiler.library import library
+from numaemu.malloc.control import END, START, morecore
+from numaemu.malloc.rows import COLUMNS, put_row
+from numaemu.malloc.errors import BROKEN, FIXED, FREE, FREE_TWICE, MISALIGNED, OVERRUN, USED, WILD
+
+WSIZE, DSIZE = 4, 8  # a tag; both tags of a block, and the alignment
+IN_USE, SIZE = 1, 0xFFFFFFF8
+LARGEST = 0x7FFFFFF0  # what fits a tag
+
+
+@library
+def tag_at(cpu, address):
+    """The word of a tag."""
+    return get_u32(cpu, address)
+
+
+@library
+def size_of(cpu, block):
+    """The size of a block, by its header."""
+    return get_u32(cpu, block - WSIZE) & SIZE
+
+
+@library
+def set_free(cpu, block, size):
+    """Write both tags of a free block."""
+    put_u32(cpu, block - WSIZE, size)
+    put_u32(cpu, block + size - DSIZE, size)
+
+
+@library
+def set_used(cpu, block, size, asked):
+    """Write both tags of a used block."""
+    spare = min(size - DSIZE - asked, 15)
+    put_u32(cpu, block - WSIZE, size | IN_USE | (spare & 3) << 1)
+    put_u32(cpu, block + size - DSIZE, size | IN_USE | (spare >> 2) << 1)
+
+
+@library
+def asked_of(size, header, footer):
+    """What was asked for, by the tags of a used block."""
+    return size - DSIZE - ((header >> 1 & 3) | (footer >> 1 & 3) << 2)
+
+
+@library
+def adjusted(nbytes, least):
+    """The size of the block for a request: both tags, and a multiple of 8."""
+    return max((nbytes + DSIZE + 7) & -8, least)
+
+
+@library
+def init_tags(cpu, heap):
+    """An empty heap: prologue and epilogue. False: no memory."""
+    start = morecore(cpu, heap, 4 * WSIZE)
+    if start == 0:
+        return False
+    put_u32(cpu, start, 0)
+    put_u32(cpu, start + WSIZE, DSIZE | IN_USE)
+    put_u32(cpu, start + 2 * WSIZE, DSIZE | IN_USE)
+    put_u32(cpu, start + 3 * WSIZE, IN_USE)
+    return True
+
+
+@library
+def extend(cpu, heap, size):
+    """A new free block of `size` bytes behind the last, with the epilogue behind it; 0: no memory. It is in no list."""
+    block = morecore(cpu, heap, size)
+    if block == 0:
+        return 0
+    set_free(cpu, block, size)
+    put_u32(cpu, block + size - WSIZE, IN_USE)
+    return block
+
+
+@library
+def examine(cpu, heap, block):
+    """What is wrong with a block that somebody wants to free or resize: 0: nothing."""
+    start, end = get(cpu, heap + START), get(cpu, heap + END)
+    if block < start + 4 * WSIZE or block >= end:
+        return WILD
+    if block & 7:
+        return MISALIGNED
+    header = tag_at(cpu, block - WSIZE)
+    size = header & SIZE
+    if size < 2 * DSIZE or size > end - block:
+        return WILD if header & IN_USE == 0 else BROKEN
+    if header & IN_USE == 0:
+        return FREE_TWICE
+    footer = tag_at(cpu, block + size - DSIZE)
+    return 0 if footer & (SIZE | IN_USE) == size | IN_USE else OVERRUN
+
+
+@library
+def asked(cpu, heap, block):
+    """What was asked for when a used block was given out."""
+    header = tag_at(cpu, block - WSIZE)
+    size = header & SIZE
+    return asked_of(size, header, tag_at(cpu, block + size - DSIZE))
+
+
+@library
+def count_blocks(cpu, heap):
+    """How many rows `blocks` needs, at most."""
+    n, block, end = 1, get(cpu, heap + START) + 4 * WSIZE, get(cpu, heap + END)
+    while block < end:
+        size = size_of(cpu, block)
+        if size < DSIZE or size > end - block:
+            return n + 1
+        n, block = n + 1, block + size
+    return n
+
+
+@library
+def blocks(cpu, heap):
+    """A row for each block in the order of addresses, the prologue first; a header that cannot be is the last row."""
+    rows = np.zeros((count_blocks(cpu, heap), COLUMNS), np.int64)
+    start, end = get(cpu, heap + START), get(cpu, heap + END)
+    if start == end:
+        return rows[:0]
+    put_row(rows, 0, start + 2 * WSIZE, DSIZE, FIXED, 0, tag_at(cpu, start + WSIZE), tag_at(cpu, start + 2 * WSIZE))
+    block = start + 4 * WSIZE
+    for i in range(1, len(rows)):
+        header = tag_at(cpu, block - WSIZE)
+        size = header & SIZE
+        if size < DSIZE or size > end - block:
+            put_row(rows, i, block, size, -1, 0, header, 0)
+            break
+        footer = tag_at(cpu, block + size - DSIZE)
+        used = header & IN_USE
+        wanted = asked_of(size, header, footer) if used else 0
+        put_row(rows, i, block, size, USED if used else FREE, wanted, header, footer)
+        block += size
+    return rows
