@@ -29,7 +29,9 @@ def library(function):
             with contextlib.suppress(OSError, AttributeError):  # where nothing can be kept each compiles for itself
                 place = dispatcher._cache._impl.locator.get_cache_path()
                 os.makedirs(place, exist_ok=True)
-                lock = stack.enter_context(open(os.path.join(place, f"{function.__module__}.{function.__name__}.lock"), "w"))
+                lock = stack.enter_context(
+                    open(os.path.join(place, f"{function.__module__}.{function.__name__}.lock"), "w")
+                )
                 fcntl.flock(lock, fcntl.LOCK_EX)
             return compile_it(sig)
 

@@ -5,13 +5,14 @@ called with, and no others are compiled.
 """
 
 import functools
-import types as python_types
 
+import numba
 import numpy as np
 from numba import types
 from numba.extending import NativeValue, models, overload, register_model, typeof_impl, unbox
 
 from numaemu.api.access import get, memclear, memcpy
+from numaemu.compiler.build import JIT
 from numaemu.compiler.library import library
 from numaemu.compiler.pointer import compiled_twin
 from numaemu.malloc.big import big_asked, big_blocks, big_free, big_malloc, big_usable, is_big
@@ -64,49 +65,76 @@ def _(heap):
         return types.int64, lambda context, builder, sig, args: args[0]
 
 
+@library
+def no_lock(cpu, heap):
+    """For kinds that lock for themselves."""
+
+
+def locks_of(of):
+    """What takes and gives the lock of a heap around a call of a kind."""
+    return (no_lock, no_lock) if getattr(of, "OWN_LOCKS", False) else (lock, unlock)
+
+
+def part(function):
+    """A front that another one calls: compiled with it."""
+    return numba.njit(nogil=True, error_model="numpy")(function) if JIT else function
+
+
 @functools.cache
-def front(kind, accounts):
-    """The calls of one kind of heap."""
+def malloc_of(kind, accounts):
+    """`malloc` of one kind of heap."""
     of = kind_module(kind)
-    own_locks = getattr(of, "OWN_LOCKS", False)
-    kind_malloc, kind_free, kind_realloc, kind_blocks = of.malloc, of.free, of.realloc, of.blocks
-    kind_aligned, kind_usable, kind_examine, kind_asked = of.aligned_alloc, of.usable_size, of.examine, of.asked
-    alignment_of_all = of.ALIGNMENT
+    take, give = locks_of(of)
+    kind_malloc, own_locks = of.malloc, take is no_lock
 
     def malloc(cpu, heap, nbytes):
         at = word_of(heap)
-        if own_locks:
-            block = kind_malloc(cpu, at, nbytes)
+        take(cpu, at)
+        if not own_locks and nbytes >= get(cpu, at + MMAP_THRESHOLD):
+            block = big_malloc(cpu, at, nbytes)
         else:
-            lock(cpu, at)
-            if nbytes >= get(cpu, at + MMAP_THRESHOLD):
-                block = big_malloc(cpu, at, nbytes)
-            else:
-                block = kind_malloc(cpu, at, nbytes)
-            unlock(cpu, at)
+            block = kind_malloc(cpu, at, nbytes)
+        give(cpu, at)
         if accounts and block != 0:
             account(cpu, at, nbytes)
         return block
 
+    return malloc
+
+
+@functools.cache
+def aligned_alloc_of(kind, accounts):
+    """`aligned_alloc` of one kind of heap."""
+    of = kind_module(kind)
+    take, give = locks_of(of)
+    kind_aligned, natural, kind_malloc = of.aligned_alloc, of.ALIGNMENT, part(malloc_of(kind, accounts))
+
     def aligned_alloc(cpu, heap, alignment, nbytes):
-        if alignment <= alignment_of_all:
-            return malloc_here(cpu, heap, nbytes)
+        if alignment <= natural:
+            return kind_malloc(cpu, heap, nbytes)
         at = word_of(heap)
-        if not own_locks:
-            lock(cpu, at)
+        take(cpu, at)
         block = kind_aligned(cpu, at, alignment, nbytes)
-        if not own_locks:
-            unlock(cpu, at)
+        give(cpu, at)
         if accounts and block != 0:
             account(cpu, at, nbytes)
         return block
+
+    return aligned_alloc
+
+
+@functools.cache
+def free_of(kind, accounts):
+    """`free` of one kind of heap."""
+    of = kind_module(kind)
+    take, give = locks_of(of)
+    kind_free, kind_blocks, kind_examine, kind_asked = of.free, of.blocks, of.examine, of.asked
 
     def free(cpu, heap, block):
         at, wrong, nbytes = word_of(heap), 0, 0
         if block == 0:
             return
-        if not own_locks:
-            lock(cpu, at)
+        take(cpu, at)
         if accounts:
             wrong = kind_examine(cpu, at, block)
             if wrong == 0:
@@ -116,96 +144,95 @@ def front(kind, accounts):
         if wrong == WILD and is_big(cpu, at, block):
             nbytes, wrong = big_asked(cpu, block), 0
             big_free(cpu, at, block)
-        if not own_locks:
-            unlock(cpu, at)
+        give(cpu, at)
         if wrong != 0:
             complain(kind_blocks(cpu, at), wrong, block)
         if accounts:
             account(cpu, at, -nbytes)
 
+    return free
+
+
+@functools.cache
+def usable_size_of(kind):
+    """`usable_size` of one kind of heap."""
+    of = kind_module(kind)
+    take, give = locks_of(of)
+    kind_usable, kind_blocks, kind_examine = of.usable_size, of.blocks, of.examine
+
     def usable_size(cpu, heap, block):
         at = word_of(heap)
-        if not own_locks:
-            lock(cpu, at)
+        take(cpu, at)
         wrong, size = kind_examine(cpu, at, block), 0
         if wrong == 0:
             size = kind_usable(cpu, at, block)
         elif wrong == WILD and is_big(cpu, at, block):
             wrong, size = 0, big_usable(cpu, block)
-        if not own_locks:
-            unlock(cpu, at)
+        give(cpu, at)
         if wrong != 0:
             complain(kind_blocks(cpu, at), wrong, block)
         return size
 
+    return usable_size
+
+
+@functools.cache
+def realloc_of(kind, accounts):
+    """`realloc` of one kind of heap."""
+    of = kind_module(kind)
+    take, give = locks_of(of)
+    kind_realloc, kind_examine, kind_asked = of.realloc, of.examine, of.asked
+    new_block, old_size = part(malloc_of(kind, accounts)), part(usable_size_of(kind))
+    free_block = part(free_of(kind, accounts))
+
     def realloc(cpu, heap, block, nbytes):
-        at = word_of(heap)
+        at, new, before = word_of(heap), -1, 0
         if block == 0:
-            return malloc_here(cpu, heap, nbytes)
+            return new_block(cpu, heap, nbytes)
         if nbytes <= 0:
-            free_here(cpu, heap, block)
+            free_block(cpu, heap, block)
             return 0
-        if own_locks:
-            wrong, new, before = kind_examine(cpu, at, block), -1, 0
-            if wrong == 0:
-                before = kind_asked(cpu, at, block)
-                new = kind_realloc(cpu, at, block, nbytes)
-        else:
-            lock(cpu, at)
-            wrong, new, before = kind_examine(cpu, at, block), -1, 0
-            if wrong == 0 and nbytes < get(cpu, at + MMAP_THRESHOLD):
-                before = kind_asked(cpu, at, block)
-                new = kind_realloc(cpu, at, block, nbytes)
-            unlock(cpu, at)
-        if wrong == 0 and new >= 0:
-            if accounts and new != 0:
-                account(cpu, at, nbytes - before)
-            return new
-        room = usable_here(cpu, heap, block)  # from or to a mapping of its own
-        new = malloc_here(cpu, heap, nbytes)
-        if new != 0:
-            memcpy(cpu, new, block, min(nbytes, room))
-            free_here(cpu, heap, block)
+        take(cpu, at)
+        if kind_examine(cpu, at, block) == 0 and nbytes < get(cpu, at + MMAP_THRESHOLD):
+            before = kind_asked(cpu, at, block) if accounts else 0
+            new = kind_realloc(cpu, at, block, nbytes)
+        give(cpu, at)
+        if new < 0:  # from or to a mapping of its own, or no block
+            room = old_size(cpu, heap, block)
+            new = new_block(cpu, heap, nbytes)
+            if new != 0:
+                memcpy(cpu, new, block, min(nbytes, room))
+                free_block(cpu, heap, block)
+        elif accounts and new != 0:
+            account(cpu, at, nbytes - before)
         return new
 
-    malloc_here, free_here, usable_here = (library_part(f) for f in (malloc, free, usable_size))
-    return python_types.SimpleNamespace(
-        malloc=malloc, free=free, realloc=realloc, aligned_alloc=aligned_alloc, usable_size=usable_size
-    )
-
-
-def library_part(function):
-    """A front that another one calls: compiled with it."""
-    import numba
-
-    from numaemu.compiler.build import JIT
-
-    return numba.njit(nogil=True, error_model="numpy")(function) if JIT else function
+    return realloc
 
 
 def malloc(cpu, heap, nbytes):
     """`nbytes` bytes of the heap: the block's address, or 0: there is no more, or nothing was asked for."""
-    return front(heap.kind, heap.accounts).malloc(cpu, heap, nbytes)
+    return malloc_of(heap.kind, heap.accounts)(cpu, heap, nbytes)
 
 
 def free(cpu, heap, block):
     """Give a block back; of 0 nothing happens. HeapError: it is none."""
-    front(heap.kind, heap.accounts).free(cpu, heap, block)
+    free_of(heap.kind, heap.accounts)(cpu, heap, block)
 
 
 def realloc(cpu, heap, block, nbytes):
     """The block with another size, perhaps elsewhere: its address, or 0 (and the block stays as it is)."""
-    return front(heap.kind, heap.accounts).realloc(cpu, heap, block, nbytes)
+    return realloc_of(heap.kind, heap.accounts)(cpu, heap, block, nbytes)
 
 
 def aligned_alloc(cpu, heap, alignment, nbytes):
     """As malloc, at a multiple of `alignment`, which is a power of two."""
-    return front(heap.kind, heap.accounts).aligned_alloc(cpu, heap, alignment, nbytes)
+    return aligned_alloc_of(heap.kind, heap.accounts)(cpu, heap, alignment, nbytes)
 
 
 def usable_size(cpu, heap, block):
     """How many bytes a block has room for, malloc_usable_size."""
-    return front(heap.kind, heap.accounts).usable_size(cpu, heap, block)
+    return usable_size_of(heap.kind)(cpu, heap, block)
 
 
 def calloc(cpu, heap, number, nbytes):
@@ -218,27 +245,27 @@ def calloc(cpu, heap, number, nbytes):
 
 @overload(malloc)
 def _(cpu, heap, nbytes):
-    return front(heap.kind, heap.accounts).malloc if isinstance(heap, HeapType) else None
+    return malloc_of(heap.kind, heap.accounts) if isinstance(heap, HeapType) else None
 
 
 @overload(free)
 def _(cpu, heap, block):
-    return front(heap.kind, heap.accounts).free if isinstance(heap, HeapType) else None
+    return free_of(heap.kind, heap.accounts) if isinstance(heap, HeapType) else None
 
 
 @overload(realloc)
 def _(cpu, heap, block, nbytes):
-    return front(heap.kind, heap.accounts).realloc if isinstance(heap, HeapType) else None
+    return realloc_of(heap.kind, heap.accounts) if isinstance(heap, HeapType) else None
 
 
 @overload(aligned_alloc)
 def _(cpu, heap, alignment, nbytes):
-    return front(heap.kind, heap.accounts).aligned_alloc if isinstance(heap, HeapType) else None
+    return aligned_alloc_of(heap.kind, heap.accounts) if isinstance(heap, HeapType) else None
 
 
 @overload(usable_size)
 def _(cpu, heap, block):
-    return front(heap.kind, heap.accounts).usable_size if isinstance(heap, HeapType) else None
+    return usable_size_of(heap.kind) if isinstance(heap, HeapType) else None
 
 
 @overload(calloc)
@@ -283,7 +310,10 @@ def call_usable_size(cpu, heap, block):
 def call_big_blocks(cpu, heap):
     """A row for each block with a mapping of its own."""
     at = word_of(heap)
-    rows = np.zeros((0 if get(cpu, at + BIG_LIST) == 0 else big_blocks(cpu, at, np.zeros((0, COLUMNS), np.int64)), COLUMNS), np.int64)
+    rows = np.zeros(
+        (0 if get(cpu, at + BIG_LIST) == 0 else big_blocks(cpu, at, np.zeros((0, COLUMNS), np.int64)), COLUMNS),
+        np.int64,
+    )
     big_blocks(cpu, at, rows)
     return rows
 

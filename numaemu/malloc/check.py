@@ -61,14 +61,16 @@ def check_lists(rows, lists, rules):
         if i is None:
             raise HeapCheckError(f"heap: list {number} has an entry {block:#x}, where no block begins")
         if rows[i, STATE] != FREE:
-            raise HeapCheckError(f"heap: list {number} has a block that is {STATES[int(rows[i, STATE])]}: {about(rows, i)}")
+            raise HeapCheckError(
+                f"heap: list {number} has a block that is {STATES[int(rows[i, STATE])]}: {about(rows, i)}"
+            )
         if block in seen:
             raise HeapCheckError(f"heap: a free block stands in lists {seen[block]} and {number}: {about(rows, i)}")
         seen[block] = number
     if LISTS_HOLD_ALL in rules:
-        for i in np.flatnonzero(rows[:, STATE] == FREE):
-            if int(rows[i, ADDRESS]) not in seen:
-                raise HeapCheckError(f"heap: a free block stands in no list: {about(rows, i)}")
+        for place in np.flatnonzero(rows[:, STATE] == FREE).tolist():
+            if int(rows[place, ADDRESS]) not in seen:
+                raise HeapCheckError(f"heap: a free block stands in no list: {about(rows, place)}")
 
 
 def draw(rows, width, lines):
@@ -83,6 +85,8 @@ def draw(rows, width, lines):
         target = free if state == FREE else used
         first, last = (address - start) // step, (address + nbytes - 1 - start) // step
         target[first : last + 1] += 1
-    marks = [MARKS["both"] if u and f else MARKS["free"] if f else MARKS["used"] for u, f in zip(used, free, strict=True)]
+    marks = [
+        MARKS["both"] if u and f else MARKS["free"] if f else MARKS["used"] for u, f in zip(used, free, strict=True)
+    ]
     text = [f"{start:#x}, {step} bytes a character: {MARKS['used']} used  {MARKS['free']} free  {MARKS['both']} both"]
     return "\n".join(text + ["".join(marks[i : i + width]) for i in range(0, cells, width)])

@@ -13,7 +13,13 @@ _FOUND = {
     OVERRUN: "its tags do not agree: something wrote beyond the end of a block",
     BROKEN: "its header is no header: something wrote beyond the end of a block",
 }
-STATES = {FREE: "free", USED: "used", FIXED: "the heap's own", CACHED: "in a thread's cache", BIG: "a mapping of its own"}
+STATES = {
+    FREE: "free",
+    USED: "used",
+    FIXED: "the heap's own",
+    CACHED: "in a thread's cache",
+    BIG: "a mapping of its own",
+}
 
 
 class HeapError(NumaemuError):

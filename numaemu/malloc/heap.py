@@ -26,8 +26,6 @@ from numaemu.malloc.control import (
     SOURCE,
     START,
     TRIM_THRESHOLD,
-    lock,
-    unlock,
 )
 from numaemu.malloc.errors import BIG, FREE, USED
 from numaemu.malloc.kinds import KINDS, kind_module
@@ -232,7 +230,9 @@ def _policy(kind, settings, options):
     for name, choices in settings.items():
         choice = options.pop(name, choices[0])
         if choice not in choices:
-            raise ValueError(f"malloc_heap: {name} is {shown(choice)}, must be one of {', '.join(choices)} (kind {kind})")
+            raise ValueError(
+                f"malloc_heap: {name} is {shown(choice)}, must be one of {', '.join(choices)} (kind {kind})"
+            )
         return choices.index(choice)
     return 0
 

@@ -54,7 +54,9 @@ def play(cpu, heap, requests, blocks):
 @library
 def step_from(i, nbytes):
     """The next byte of a block that is looked at."""
-    return i + 1 if i < EDGE - 1 or i >= nbytes - EDGE else min(i + STRIDE, nbytes - EDGE) if nbytes > 2 * EDGE else i + 1
+    return (
+        i + 1 if i < EDGE - 1 or i >= nbytes - EDGE else min(i + STRIDE, nbytes - EDGE) if nbytes > 2 * EDGE else i + 1
+    )
 
 
 @library
@@ -101,7 +103,7 @@ def play_with_contents(cpu, heap, requests, blocks):
 
 
 def validate(task, trace, kind, options):
-    """"" or what is wrong: bytes that were lost, a block that is out of line, a heap that does not check."""
+    """ "" or what is wrong: bytes that were lost, a block that is out of line, a heap that does not check."""
     heap = task.malloc_heap(kind, **options)
     try:
         answer = task.call(play_with_contents, heap, trace.requests, trace.blocks)

@@ -32,15 +32,5 @@ def complain(rows, code, pointer):
     row = block_of(rows, here)
     before, behind = block_of(rows, here - 1 if here >= 0 else -1), block_of(rows, here + 1 if here >= 0 else -1)
     raise HeapError(
-        code,
-        pointer,
-        before[0],
-        before[1],
-        before[2],
-        row[0],
-        row[1],
-        row[2],
-        behind[0],
-        behind[1],
-        behind[2],
+        code, pointer, before[0], before[1], before[2], row[0], row[1], row[2], behind[0], behind[1], behind[2]
     )

@@ -16,11 +16,11 @@ are exact. A block that is too small for that, or wastes more than 15 bytes, is 
 
 import numpy as np
 
-from numaemu.api.access import get, get_u32, put, put_u32
+from numaemu.api.access import get, get_u32, put_u32
 from numaemu.compiler.library import library
 from numaemu.malloc.control import END, START, morecore
-from numaemu.malloc.rows import COLUMNS, put_row
 from numaemu.malloc.errors import BROKEN, FIXED, FREE, FREE_TWICE, MISALIGNED, OVERRUN, USED, WILD
+from numaemu.malloc.rows import COLUMNS, put_row
 
 WSIZE, DSIZE = 4, 8  # a tag; both tags of a block, and the alignment
 IN_USE, SIZE = 1, 0xFFFFFFF8

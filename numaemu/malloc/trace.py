@@ -157,6 +157,8 @@ def _trace(name, rows, blocks, skipped):
             limit = f"block {block} of {blocks}" if block >= blocks else f"{nbytes} bytes"
             raise ConfigError(f"trace {name}, request {number}: {limit} cannot be")
         if (what == MALLOC) == (block in live):
-            raise ConfigError(f"trace {name}, request {number}: block {block} is {'there already' if block in live else 'not there'}")
+            raise ConfigError(
+                f"trace {name}, request {number}: block {block} is {'there already' if block in live else 'not there'}"
+            )
         (live.discard if what == FREE else live.add)(block)
     return Trace(name, np.array(rows, np.int64).reshape(-1, 3), blocks, skipped)

@@ -1,4 +1,4 @@
-"""The command line: python -m numaemu run | workloads | bench | machine | conform | compile.
+"""The command line: python -m numaemu run | workloads | bench | machine | conform | malloc | compile.
 
 Each command answers with an exit status; `main` turns what goes wrong into one line on stderr and a status:
 0 main returned, 1 it raised, 2 wrong usage or machine file, 3 an emulator process died, 130 Ctrl-C.
@@ -446,6 +446,37 @@ def conform(cases, every, repeat, json_path, markdown_path):
     check_writable(markdown_path, "--markdown")
     with report.Progress() as progress:
         return conformance.main(cases, json_path, every, repeat, markdown_path, progress.say)
+
+
+@cli.command("malloc")
+@click.argument("traces", metavar="TRACE…", nargs=-1, required=True)
+@click.option(
+    "--kind", "kinds", multiple=True, metavar="KIND", help="A kind of heap; repeatable. All if none is given."
+)
+@click.option(
+    "--option", "options", multiple=True, metavar="NAME=VALUE", help="An option of the heap, as fit=best; repeatable."
+)
+@click.option(
+    "--machine", metavar="NAME|FILE.toml", help="A preset or a machine file. One node of 512 MiB if not given."
+)
+@click.option("--json", "json_path", metavar="FILE", help="Write a list of rows there.")
+def replay_traces(traces, kinds, options, machine, json_path):
+    """Replay requests to malloc on heaps in emulated memory, and compare the kinds of heaps.
+
+    A TRACE is a file of the public malloc lab (.rep), or what ltrace or mtrace has written. The exit status is 1 if a kind
+    has lost a byte, run out of memory or left a heap that does not check.
+    """
+    from numaemu.tools.malloc_traces import play_all, print_rows
+
+    check_writable(json_path)
+    given = {} if machine else {"nodes": 1, "cpus_per_node": 1, "memory_per_node": "512MiB"}
+    topology = load_topology(machine, where="command line", **given)
+    with report.Progress() as progress:
+        rows = play_all(traces, kinds, options, lambda: boot(topology, progress), progress.say)
+    print_rows(rows)
+    if json_path:
+        write_json(rows, json_path)
+    return DONE if all(row["valid"] for row in rows) else RAISED
 
 
 # --- the whole ----------------------------------------------------------------------------------

@@ -5,7 +5,7 @@ import functools
 import pathlib
 
 PACKAGE = pathlib.Path(__file__).parents[2] / "numaemu"
-COMPILED = {"kernel", "hot", "entry", "callback"}
+COMPILED = {"kernel", "hot", "entry", "callback", "library"}
 SHORT = 5  # lines, from `def` on: what does no more than its name says
 LONG = 60  # lines, likewise: more than that does not fit a screen
 

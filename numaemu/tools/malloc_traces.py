@@ -1,0 +1,71 @@
+"""`numaemu malloc`: traces of requests, replayed on each kind of heap; a table of what that took."""
+
+from numaemu.errors import ConfigError
+from numaemu.malloc.kinds import KINDS
+from numaemu.malloc.replay import replay
+from numaemu.malloc.trace import read_trace
+from numaemu.spec.units import decimal, shown
+from numaemu.tools import report
+
+
+def play_all(paths, kinds, settings, boot, say):
+    """A row for each trace and kind, on a machine that `boot` makes. ConfigError: a trace, a kind or an option is none."""
+    for kind in kinds:
+        if kind not in KINDS:
+            raise ConfigError(f"--kind is {shown(kind)}, must be one of {', '.join(KINDS)}")
+    options = heap_options(settings)
+    traces = [read_trace(path) for path in paths]
+    rows = []
+    with boot() as machine:
+        for trace in traces:
+            for kind in kinds or KINDS:
+                say(f"{trace.name}: {kind}")
+                try:
+                    rows.append(replay(machine, trace, kind, **options)._asdict())
+                except (TypeError, ValueError) as error:
+                    raise ConfigError(str(error)) from error
+    return rows
+
+
+def heap_options(settings):
+    """{name: value} of texts such as fit=best."""
+    options = {}
+    for setting in settings:
+        name, equals, value = setting.partition("=")
+        if not equals or not name:
+            raise ConfigError(f"--option is {shown(setting)}, must be name=value")
+        options[name] = decimal(value)
+    return options
+
+
+def print_rows(rows, console=None):
+    """The table, with the mean utilisation of each kind below, if there are several traces."""
+    console = console or report.new_console()
+    table = report.new_table("trace", "kind", "valid", "utilisation", "operations", "each", "accesses", "TLB misses")
+    table.add_column("faults", justify="right")
+    for row in rows:
+        table.add_row(
+            row["trace"],
+            row["kind"],
+            "yes" if row["valid"] else "no",
+            f"{100 * row['utilisation']:.1f} %",
+            report.count(row["operations"]),
+            report.duration(row["ns_per_operation"]),
+            f"{row['accesses_per_operation']:.1f}",
+            f"{row['tlb_misses_per_operation']:.3f}",
+            f"{row['faults_per_operation']:.3f}",
+        )
+    console.print(table)
+    for row in rows:
+        if not row["valid"]:
+            console.print(f"{row['trace']}, {row['kind']}: {row['why']}", soft_wrap=True)
+    for kind, mean in means(rows).items():
+        console.print(f"mean utilisation of {kind}: {100 * mean:.1f} %", style="dim")
+
+
+def means(rows):
+    """{kind: mean utilisation}, of kinds with several rows."""
+    kinds = {}
+    for row in rows:
+        kinds.setdefault(row["kind"], []).append(row["utilisation"])
+    return {kind: sum(values) / len(values) for kind, values in kinds.items() if len(values) > 1}

@@ -1,0 +1,210 @@
+"""What every kind of heap must do: no block overlaps another, contents stay, misuse is told."""
+
+import numpy as np
+import pytest
+from traces import mixed
+
+from numaemu.api.access import load_u64, store_u64
+from numaemu.compiler.build import JIT
+from numaemu.compiler.library import library
+from numaemu.malloc import HeapError, calloc, free, malloc, usable_size
+from numaemu.malloc.kinds import KINDS, kind_module
+from numaemu.malloc.replay import play_with_contents, replay
+
+REQUESTS = 3000 if JIT else 60
+
+every_kind = pytest.mark.parametrize("kind", KINDS)
+
+
+@every_kind
+@pytest.mark.interpreted
+def test_no_byte_is_lost(two_nodes, kind):
+    task = two_nodes.task()
+    heap = task.malloc_heap(kind, accounts=True)
+    trace = mixed(1, REQUESTS)
+    assert task.call(play_with_contents, heap, trace.requests, trace.blocks) == REQUESTS
+    stats = heap.stats()
+    assert heap.check() >= stats.blocks > 0
+    live = {}
+    for what, block, nbytes in trace.requests.tolist():
+        live[block] = nbytes if what != 2 else 0
+    assert stats.payload == sum(live.values())
+    assert stats.peak_payload == trace.peak_payload
+    assert stats.payload <= stats.used and stats.used + stats.free <= stats.heap <= stats.peak_heap
+
+
+@every_kind
+@pytest.mark.interpreted
+def test_the_calls_do_what_c_says(two_nodes, kind):
+    task = two_nodes.task()
+    heap = task.malloc_heap(kind)
+    align = kind_module(kind).ALIGNMENT
+    first = heap.malloc(100)
+    assert first % align == 0 and heap.usable_size(first) >= 100
+    task.write(first, bytes(range(100)))
+    grown = heap.realloc(first, 1000)
+    assert task.read(grown, 100) == bytes(range(100))
+    shrunk = heap.realloc(grown, 10)
+    assert task.read(shrunk, 10) == bytes(range(10))
+    heap.free(shrunk)
+    zeroed = heap.calloc(25, 40)
+    assert task.read(zeroed, 1000) == bytes(1000)
+    for alignment in (8, 64, 4096):
+        block = heap.aligned_alloc(alignment, 100)
+        assert block % alignment == 0
+        heap.check()
+        heap.free(block)
+    assert heap.realloc(zeroed, 0) is None
+    assert heap.realloc(None, 8) % 8 == 0
+    assert heap.malloc(0) is None and heap.malloc(1 << 50) is None
+    heap.free(None)
+    heap.check()
+
+
+@every_kind
+@pytest.mark.interpreted
+def test_misuse_names_the_block(two_nodes, kind):
+    task = two_nodes.task()
+    heap = task.malloc_heap(kind)
+    blocks = [heap.malloc(200) for _ in range(4)]
+    heap.free(blocks[1])
+    for call in (heap.free, heap.usable_size, lambda block: heap.realloc(block, 5)):
+        with pytest.raises(HeapError, match=f"block {blocks[1]:#x}: .*free"):
+            call(blocks[1])
+        for wild in (0x1000, blocks[2] + 16, blocks[2] + 4):
+            with pytest.raises(HeapError, match=f"block {wild:#x}: "):
+                call(wild)
+    assert heap.check() >= 3
+
+
+@every_kind
+@pytest.mark.interpreted
+def test_an_overrun_is_found(two_nodes, kind):
+    task = two_nodes.task()
+    heap = task.malloc_heap(kind)
+    blocks = [heap.malloc(200) for _ in range(4)]
+    if not getattr(kind_module(kind), "TAGS_BETWEEN", True):
+        pytest.skip("nothing of the heap's own lies between its blocks")
+    task.write(blocks[1], b"\xff" * (heap.usable_size(blocks[1]) + 8))
+    with pytest.raises(HeapError, match="heap: "):
+        heap.check()
+    with pytest.raises(HeapError, match="heap: block"):
+        for block in blocks[1:3]:
+            heap.free(block)
+
+
+@every_kind
+@pytest.mark.interpreted
+def test_big_blocks_have_mappings_of_their_own(two_nodes, kind):
+    task = two_nodes.task()
+    heap = task.malloc_heap(kind, mmap_threshold=16384)
+    small, big = heap.malloc(200), heap.malloc(20000)
+    before = heap.held()[0]
+    assert abs(big - small) > 1 << 20 and heap.usable_size(big) >= 20000
+    task.write(big, b"x" * 20000)
+    again = heap.realloc(big, 40000)
+    assert task.read(again, 20000) == b"x" * 20000
+    small_again = heap.realloc(again, 100)
+    assert task.read(small_again, 100) == b"x" * 100
+    assert heap.held()[0] < before
+    with pytest.raises(HeapError):
+        heap.free(again)
+    heap.check()
+
+
+@every_kind
+@pytest.mark.interpreted
+def test_a_heap_by_mmap_ends_at_its_limit_and_lies_on_its_node(two_nodes, kind):
+    task = two_nodes.task()
+    heap = task.malloc_heap(kind, source="mmap", limit="256KiB", node=1)
+    blocks = []
+    while block := heap.malloc(3000):
+        blocks.append(block)
+    assert 40 <= len(blocks) <= 90
+    task.write(blocks[0], b"1")
+    assert task.node_of(blocks[0]) == 1
+    for block in blocks:
+        heap.free(block)
+    heap.check()
+    assert heap.malloc(3000) is not None
+
+
+def test_a_heap_says_what_it_does_not_know(two_nodes):
+    task = two_nodes.task()
+    with pytest.raises(ValueError, match="malloc_heap: kind is 'hoard', must be one of implicit"):
+        task.malloc_heap("hoard")
+    with pytest.raises(ValueError, match="malloc_heap: fit is 'worst', must be one of first, next, best"):
+        task.malloc_heap("implicit", fit="worst")
+    with pytest.raises(TypeError, match="a heap of kind implicit has no option colour"):
+        task.malloc_heap("implicit", colour=1)
+    with pytest.raises(ValueError, match="alignment is 12, must be a power of two"):
+        task.malloc_heap("implicit").aligned_alloc(12, 100)
+
+
+@library
+def chain(cpu, heap, n):
+    """A list of n nodes, then its sum and its end: `malloc` in a user kernel."""
+    first, total = 0, 0
+    for i in range(n):
+        node = calloc(cpu, heap, 2, 8)
+        store_u64(cpu, node, i)
+        store_u64(cpu, node + 8, first)
+        first = node
+    while first != 0:
+        behind = np.int64(load_u64(cpu, first + 8))
+        total += np.int64(load_u64(cpu, first)) + usable_size(cpu, heap, first) // 1000
+        free(cpu, heap, first)
+        first = behind
+    return total
+
+
+@pytest.mark.interpreted
+def test_user_kernels_call_malloc(two_nodes):
+    task = two_nodes.task()
+    heap = task.malloc_heap("implicit")
+    assert task.call(chain, heap, 40) == 780
+    assert heap.stats().payload == 0
+
+
+@library
+def many(cpu, heap, n, seed):
+    """Blocks that are stamped, looked at and freed; how many were wrong."""
+    at, wrong, state = np.zeros(16, np.int64), 0, seed
+    for _ in range(n):
+        state = (state * 1103515245 + 12345) & 0x7FFFFFFF
+        i, nbytes = state >> 8 & 15, 8 + (state >> 12 & 511)
+        if at[i] != 0:
+            if load_u64(cpu, at[i]) != at[i] ^ seed:
+                wrong += 1
+            free(cpu, heap, at[i])
+        at[i] = malloc(cpu, heap, nbytes)
+        store_u64(cpu, at[i], at[i] ^ seed)
+    for i in range(16):
+        free(cpu, heap, at[i])
+    return wrong
+
+
+def thread(task, heap, n, seed):
+    return task.call(many, task.malloc_heap(heap), n, seed)
+
+
+def threads(task, kind, n, cpus):
+    """Several threads of a process on one heap: (wrong blocks, blocks that are left, heap that checks)."""
+    heap = task.malloc_heap(kind)
+    others = [task.clone(thread, heap, n, 77 + cpu, cpu=cpu) for cpu in cpus]
+    wrong = task.call(many, heap, n, 5) + sum(other.result() for other in others)
+    heap.check()
+    return wrong, heap.stats().payload
+
+
+@every_kind
+def test_threads_share_a_heap(machine, kind):
+    assert machine.run(threads, kind, 3000, [1, 2, 3]) == (0, 0)
+
+
+def test_a_replay_says_what_it_took(machine):
+    figures = replay(machine, mixed(3, 300), "implicit")
+    assert figures.valid and figures.why == "" and figures.operations == 300
+    assert 0.3 < figures.utilisation < 1
+    assert figures.ns_per_operation > figures.accesses_per_operation > 4
+    assert 0 < figures.faults_per_operation < 0.1
