@@ -94,13 +94,7 @@ def cli(context):
 @cli.command(context_settings={"max_content_width": 100})
 @click.argument("workload")
 @click.argument("args", nargs=-1)
-@click.option("--machine", metavar="NAME|FILE.toml", help="A preset (see 'machine list') or a machine file.")
-@click.option("--nodes", type=int, metavar="N", help="That many nodes like the machine's first.")
-@click.option("--cpus-per-node", type=int, metavar="N", help="CPUs of each node that has any.")
-@click.option("--memory-per-node", metavar="SIZE", help="Memory of each node, as 512MiB.")
-@click.option(
-    "--set", "settings", multiple=True, metavar="SYSCTL=VALUE", help="As vm.min_free_kbytes=4096; repeatable."
-)
+@machine_options
 @click.option(
     "--seed",
     type=click.IntRange(0, MAX_SEED),
@@ -224,15 +218,7 @@ def choose_topology(options, module):
     source, stated = options.machine, getattr(module, "MACHINE", None)
     if source is None and stated is not None:
         source = stated_topology(stated, module.__file__)
-    return load_topology(
-        source,
-        where="command line",
-        nodes=options.nodes,
-        cpus_per_node=options.cpus_per_node,
-        memory_per_node=options.memory_per_node,
-        sysctl=parse_settings(options.settings) or None,
-        kernel={"random_seed": options.seed} if options.seed else None,
-    )
+    return topology_of(options, source)
 
 
 def stated_topology(stated, path):
@@ -246,17 +232,6 @@ def stated_topology(stated, path):
         return load_topology(stated)
     except ConfigError as error:
         raise ConfigError.at(where, str(error)) from None
-
-
-def parse_settings(settings):
-    """{sysctl: value} from texts like vm.min_free_kbytes=4096."""
-    table = {}
-    for setting in settings:
-        key, equals, value = (part.strip() for part in setting.partition("="))
-        if not equals or not key:
-            raise ConfigError(f"--set is {shown(setting)}, must be sysctl=value")
-        table[key] = int(value) if re.fullmatch(r"-?\d{1,20}", value) else value
-    return table
 
 
 def seed_all(seed):
@@ -336,27 +311,6 @@ def call_main(module, machine):
         if machine.death is not None:
             raise machine.death from error
         raise WorkloadRaised(error) from error
-
-
-# --- numaemu run --json -------------------------------------------------------------------------
-def check_writable(path, option="--json"):
-    """Before a long run rather than after it: can the file that an option names be written?"""
-    if path is None:
-        return
-    folder = os.path.dirname(os.path.abspath(path))
-    place = path if os.path.exists(path) else folder
-    if os.path.isdir(path) or not os.path.isdir(folder) or not os.access(place, os.W_OK):
-        raise ConfigError(f"{option} is {path}, which cannot be written")
-
-
-def write_json(figures, path):
-    """Write figures as JSON."""
-    try:
-        with open(path, "w", encoding="utf-8") as file:
-            json.dump(report.jsonable(figures), file, indent=1)
-            file.write("\n")
-    except OSError as error:
-        raise ConfigError(f"--json is {path}: {str(error.strerror).lower()}") from error
 
 
 # --- the other commands -------------------------------------------------------------------------

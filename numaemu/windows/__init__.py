@@ -1,0 +1,6 @@
+"""How real tools look into a running machine: its /proc and /sys as files, as a mount, as the /proc and /sys of a shell.
+
+`view` is the machine's tree with what a reader finds of itself, `export` writes it, `mount` serves it through FUSE, and
+`namespace` gives a command namespaces of its own in which it lies at /proc and /sys (`enter` is the program that goes there).
+A machine is whatever has read, write, pread, listdir, kind, mkdir, rmdir and topology.
+"""
