@@ -339,6 +339,18 @@ class Machine:
         """
         return self._ask_path("kind", path)
 
+    def export(self, directory):
+        """Write a snapshot of /proc and /sys below a directory, for tools that take a root; how many files and links."""
+        from numaemu.windows.export import export
+
+        return export(self, directory)
+
+    def mount(self, directory):
+        """Show /proc and /sys below a directory, live, through FUSE (numaemu[mount]): a context manager with `close()`."""
+        from numaemu.windows.mount import Mount
+
+        return Mount(self, directory)
+
     def listdir(self, path):
         """The names in a directory of the emulated /proc or /sys."""
         return self._ask_path("listdir", path)

@@ -705,8 +705,9 @@ def limits():
     return table(("constant", "value", "what it limits"), *rows)
 
 
-WHY = {     "ZRAM_MAJOR": "Linux gives such numbers away as drivers come; device mapper has 253 on most systems",
- # why this value: of each constant that is assumed, fitted or measured
+WHY = {
+    "ZRAM_MAJOR": "Linux gives such numbers away as drivers come; device mapper has 253 on most systems",
+    # why this value: of each constant that is assumed, fitted or measured
     "LOCAL_LATENCY_NS": "of the order that memory benchmarks print for a server's own node",
     "l2": "of the order of what Intel's manual gives for a hit in the second level",
     "fault_ns": "some 1500 cycles: the exception, its checks and its return, without walks and clearing",

@@ -1,4 +1,4 @@
-"""The command line: python -m numaemu run | workloads | bench | machine | conform | malloc | compile.
+"""The command line: python -m numaemu run, workloads, machine and so on. Further commands have a file each: `commands`.
 
 Each command answers with an exit status; `main` turns what goes wrong into one line on stderr and a status:
 0 main returned, 1 it raised, 2 wrong usage or machine file, 3 an emulator process died, 130 Ctrl-C.
@@ -6,12 +6,11 @@ Each command answers with an exit status; `main` turns what goes wrong into one 
 
 import ast
 import contextlib
+import importlib
 import importlib.util
 import inspect
-import json
 import os
 import random
-import re
 import signal
 import sys
 import threading
@@ -26,8 +25,9 @@ from numaemu.errors import ConfigError, MachineCheck, NumaemuWarning, note
 from numaemu.host import where
 from numaemu.spec.machine_file import KEYWORDS
 from numaemu.spec.topology import list_presets, load_topology
-from numaemu.spec.units import check_table, shown
+from numaemu.spec.units import check_table
 from numaemu.tools import report, shipped
+from numaemu.tools.options import check_writable, machine_options, topology_of, write_json
 
 DONE, RAISED, USAGE, MACHINE_DIED, INTERRUPTED = 0, 1, 2, 3, 130
 MAX_TIMEOUT = threading.TIMEOUT_MAX / 2
@@ -80,7 +80,28 @@ WELCOME = """Usage: numaemu COMMAND …
   numaemu run --help       lists what a run can do; numaemu --help, all commands"""
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"]}, invoke_without_command=True)
+class LazyGroup(click.Group):
+    """A group some of whose commands are loaded when they are asked for: each is `command` of a file in tools/commands."""
+
+    def __init__(self, *args, later=(), prefix="", **keywords):
+        super().__init__(*args, **keywords)
+        self.later, self.prefix = later, prefix
+
+    def list_commands(self, context):
+        return sorted([*super().list_commands(context), *self.later])
+
+    def get_command(self, context, name):
+        if name in self.later:
+            return importlib.import_module(f"numaemu.tools.commands.{self.prefix}{name}").command
+        return super().get_command(context, name)
+
+
+@click.group(
+    cls=LazyGroup,
+    later=("export", "shell"),
+    context_settings={"help_option_names": ["-h", "--help"]},
+    invoke_without_command=True,
+)
 @click.version_option(numaemu.__version__, prog_name="numaemu")
 @click.pass_context
 def cli(context):
@@ -110,6 +131,7 @@ def cli(context):
 )
 @click.option("--lockstep", is_flag=True, help="CPUs take turns by emulated time (not there yet).")
 @click.option("--json", "json_path", metavar="FILE", help="Write all figures there.")
+@click.option("--mount", "mount_dir", metavar="DIR", help="Show the machine's /proc and /sys below DIR while it runs.")
 @click.option(
     "-v",
     "--verbose",
@@ -248,9 +270,10 @@ def run_workload(module, topology, options, header=None):
     with report.Progress(quiet=options.quiet) as progress, boot(topology, progress) as machine:
         machine.seed = options.seed
         progress.watch(machine)
+        mount = machine.mount(options.mount_dir) if options.mount_dir else contextlib.nullcontext()
         start = time.perf_counter()
         try:
-            with header or contextlib.nullcontext():
+            with mount, header or contextlib.nullcontext():
                 result = call_main(module, machine)
         except KeyboardInterrupt as error:
             note(error, whereabouts=whereabouts(error, machine))
@@ -356,7 +379,7 @@ def workloads():
     return DONE
 
 
-@cli.group()
+@cli.group(cls=LazyGroup, later=(), prefix="machine_")
 def machine():
     """Presets and machine files."""
 

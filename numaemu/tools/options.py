@@ -1,8 +1,10 @@
 """What several commands of the command line share: the options that describe a machine, and files that are written."""
 
+import contextlib
 import json
 import os
 import re
+import sys
 import types
 
 import click
@@ -44,6 +46,18 @@ def topology_of(options, source=None):
         sysctl=parse_settings(options.settings) or None,
         kernel={"random_seed": seed} if seed else None,
     )
+
+
+@contextlib.contextmanager
+def booted(options):
+    """A machine of such options, booted, with the usual progress on stderr."""
+    from numaemu.tools import cli
+
+    topology = topology_of(options)
+    with report.Progress(quiet=not sys.stderr.isatty()) as progress:
+        machine = cli.boot(topology, progress)
+    with machine:
+        yield machine
 
 
 def parse_settings(settings):

@@ -26,6 +26,15 @@ WATCH = 'read line || fusermount3 -u -z -q -- "$0"'  # what a shell does that wa
 LOOK_S, MOUNT_S = 0.01, 10.0  # how often, and how long at most, to look whether a mount is there
 
 
+def is_there():
+    """True if what serves a file system can be loaded."""
+    try:
+        need("mfusepy", "mount", "")
+    except ConfigError:
+        return False
+    return True
+
+
 def reader_of(path, pid):
     """Who asks, by its number where it runs: only for what depends on it."""
     if not WITH_READER.match(path):
@@ -40,96 +49,100 @@ def reader_of(path, pid):
         return SOMEBODY
 
 
+class Files:
+    """Answers requests of the host's kernel, a method each; errors go there as their numbers."""
+
+    use_ns = True
+
+    def __init__(self, machine, mfusepy):
+        self.mfusepy = mfusepy
+        self.view, self.machine, self.opened, self.guard, self.last = (View(machine), machine, {}, threading.Lock(), 0)
+
+    def ask(self, function, *args):
+        """What the machine answers; its errors are the file's."""
+        try:
+            return function(*args)
+        except MachineCheck:
+            raise self.mfusepy.FuseOSError(errno.ENODEV) from None
+        except OSError as error:
+            raise self.mfusepy.FuseOSError(error.errno or errno.EIO) from None
+        except ValueError:
+            raise self.mfusepy.FuseOSError(errno.EINVAL) from None
+
+    def look(self, method, path):
+        """What is seen at a path by who asks."""
+        return self.ask(method, path, reader_of(f"{path}/", self.mfusepy.fuse_get_context()[2]))
+
+    def getattr(self, path, fh=None):
+        """What stat(2) says; sizes are 0, as /proc's are."""
+        kind, what = self.look(self.view.kind, path)
+        if not kind:
+            raise self.mfusepy.FuseOSError(errno.ENOENT)
+        mode = MODES[kind] if kind in MODES else stat.S_IFREG | RIGHTS[what]
+        size = len(what) if kind == "link" else 0
+        return {
+            "st_mode": mode,
+            "st_nlink": 2 if kind == "dir" else 1,
+            "st_size": size,
+            "st_uid": os.getuid(),
+            "st_gid": os.getgid(),
+        }
+
+    def readdir(self, path, fh):
+        return [".", "..", *self.look(self.view.listdir, path)]
+
+    def readlink(self, path):
+        return self.look(self.view.kind, path)[1]
+
+    def open(self, path, flags):
+        """A number for a file that may be opened so; nothing is made yet."""
+        kind, rights = self.look(self.view.kind, path)
+        wanted = {os.O_RDONLY: "r", os.O_WRONLY: "w", os.O_RDWR: "rw"}[flags & os.O_ACCMODE]
+        if kind == "file" and not set(wanted) <= set(rights):
+            raise self.mfusepy.FuseOSError(errno.EACCES)
+        with self.guard:
+            self.last += 1
+            self.opened[self.last] = None
+            return self.last
+
+    def read(self, path, size, offset, fh):
+        """Bytes of a file as it was when its beginning was read; of words by frame or page, as they are now."""
+        if path.endswith(("/pagemap", "/kpageflags", "/kpagecount")):
+            return self.ask(self.machine.pread, path, size, offset)
+        if offset == 0 or self.opened.get(fh) is None:
+            self.opened[fh] = self.look(self.view.read, path)
+        return self.opened[fh][offset : offset + size]
+
+    def release(self, path, fh):
+        self.opened.pop(fh, None)
+        return 0
+
+    def truncate(self, path, length, fh=None):
+        return 0  # of `echo 1 > file`
+
+    def write(self, path, data, offset, fh):
+        self.ask(self.machine.write, path, os.fsdecode(bytes(data)))
+        return len(data)
+
+    def unlink(self, path):
+        raise self.mfusepy.FuseOSError(errno.EPERM)
+
+    def create(self, path, mode, fi=None):
+        raise self.mfusepy.FuseOSError(errno.EACCES)
+
+    def mkdir(self, path, mode):
+        self.ask(self.machine.mkdir, path)
+        return 0
+
+    def rmdir(self, path):
+        self.ask(self.machine.rmdir, path)
+        return 0
+
+
 def operations(machine):
-    """mfusepy's operations of a machine."""
+    """The module mfusepy, and its operations of a machine."""
     mfusepy = need("mfusepy", "mount", "a mount of /proc and /sys")
-
-    class Files(mfusepy.Operations):
-        """Each method answers one request of the kernel; errors go there as their numbers."""
-
-        use_ns = True
-
-        def __init__(self):
-            self.view, self.machine, self.opened, self.guard, self.last = (
-                View(machine),
-                machine,
-                {},
-                threading.Lock(),
-                0,
-            )
-
-        def ask(self, function, *args):
-            """What the machine answers; its errors are the file's."""
-            try:
-                return function(*args)
-            except MachineCheck:
-                raise mfusepy.FuseOSError(errno.ENODEV) from None
-            except OSError as error:
-                raise mfusepy.FuseOSError(error.errno or errno.EIO) from None
-            except ValueError:
-                raise mfusepy.FuseOSError(errno.EINVAL) from None
-
-        def look(self, method, path):
-            """What is seen at a path by who asks."""
-            return self.ask(method, path, reader_of(f"{path}/", mfusepy.fuse_get_context()[2]))
-
-        def getattr(self, path, fh=None):
-            kind, what = self.look(self.view.kind, path)
-            if not kind:
-                raise mfusepy.FuseOSError(errno.ENOENT)
-            mode = MODES[kind] if kind in MODES else stat.S_IFREG | RIGHTS[what]
-            size = len(what) if kind == "link" else 0
-            return {
-                "st_mode": mode,
-                "st_nlink": 2 if kind == "dir" else 1,
-                "st_size": size,
-                "st_uid": os.getuid(),
-                "st_gid": os.getgid(),
-            }
-
-        def readdir(self, path, fh):
-            return [".", "..", *self.look(self.view.listdir, path)]
-
-        def readlink(self, path):
-            return self.look(self.view.kind, path)[1]
-
-        def open(self, path, flags):
-            kind, rights = self.look(self.view.kind, path)
-            wanted = {os.O_RDONLY: "r", os.O_WRONLY: "w", os.O_RDWR: "rw"}[flags & os.O_ACCMODE]
-            if kind == "file" and not set(wanted) <= set(rights):
-                raise mfusepy.FuseOSError(errno.EACCES)
-            with self.guard:
-                self.last += 1
-                self.opened[self.last] = None
-                return self.last
-
-        def read(self, path, size, offset, fh):
-            if path.endswith(("/pagemap", "/kpageflags", "/kpagecount")):
-                return self.ask(self.machine.pread, path, size, offset)
-            if offset == 0 or self.opened.get(fh) is None:
-                self.opened[fh] = self.look(self.view.read, path)
-            return self.opened[fh][offset : offset + size]
-
-        def release(self, path, fh):
-            self.opened.pop(fh, None)
-            return 0
-
-        def truncate(self, path, length, fh=None):
-            return 0  # of `echo 1 > file`
-
-        def write(self, path, data, offset, fh):
-            self.ask(self.machine.write, path, os.fsdecode(bytes(data)))
-            return len(data)
-
-        def mkdir(self, path, mode):
-            self.ask(self.machine.mkdir, path)
-            return 0
-
-        def rmdir(self, path):
-            self.ask(self.machine.rmdir, path)
-            return 0
-
-    return mfusepy, Files()
+    return mfusepy, type("Operations", (Files, mfusepy.Operations), {})(machine, mfusepy)
 
 
 def libfuse_leaves_signals(saved):

@@ -14,22 +14,21 @@ import threading
 from numaemu.errors import ConfigError
 from numaemu.windows import enter
 from numaemu.windows.export import export
-from numaemu.windows.mount import SIGNALS, libfuse_leaves_signals, operations
+from numaemu.windows.mount import SIGNALS, is_there, libfuse_leaves_signals, operations
 
 INSTEAD = "without: numaemu run --mount DIR shows a machine's files below DIR, numaemu export DIR copies them"
 
 
-def run(machine, command, env=None):
-    """Run a command, wait for it: (its exit status, True if the files were live and no snapshot)."""
-    try:
-        served = operations(machine)
-        live = True
-    except ConfigError:
-        served, live = None, False
+def run(machine, command, env=None, output=None):
+    """Run a command and wait for it: its exit status. The files are live if mfusepy is there, else a snapshot.
+    `output`: a file that gets what it prints, errors included.
+    """
+    live = is_there()
+    served = operations(machine) if live else None
     ours, theirs = socket.socketpair()
+    with theirs:
+        child = start(theirs, live, command, env, output)
     try:
-        child = start(theirs, live, command, env)
-        theirs.close()
         if live:
             serve(served, ours)
         else:
@@ -37,17 +36,18 @@ def run(machine, command, env=None):
         expect_start(ours)
         while True:
             try:
-                return child.wait(), live
+                return child.wait()
             except KeyboardInterrupt:  # is the command's
                 continue
     finally:
-        ours.close()
+        ours.close()  # tells a program that has begun that it is over
+        child.wait()
 
 
-def start(link, live, command, env):
+def start(link, live, command, env, output):
     """Start numaemu/windows/enter.py."""
     program = [sys.executable, "-I", "-S", enter.__file__, str(link.fileno()), "live" if live else "snapshot", *command]
-    return subprocess.Popen(program, pass_fds=[link.fileno()], env=env)
+    return subprocess.Popen(program, pass_fds=[link.fileno()], env=env, stdout=output, stderr=output)
 
 
 def received(link):
