@@ -3,7 +3,8 @@
     @library       as a workload's user kernel: it may raise, and lies in Numba's cache beside its file
 
 The package's image holds none of them, so that a machine that never calls one pays nothing for it. Each process that needs one takes
-it from the cache; where it is not there yet one process compiles it while the others wait.
+it from the cache; where it is not there yet one process compiles it while the others wait. What the cache holds is out of date when
+any file changes that compiled code of the package comes from; a library is one of these if a file that holds an @overload imports it.
 """
 
 import contextlib

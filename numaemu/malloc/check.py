@@ -5,7 +5,7 @@ import numpy as np
 from numaemu.malloc.errors import BROKEN, FIXED, FREE, OVERRUN, STATES, HeapError, told
 from numaemu.malloc.rows import ADDRESS, BYTES, FOOTER, HEADER, STATE
 
-TAG_BITS = ~6  # of a tag: all but what a used block notes there
+TAG_BITS = ~(6 | 1 << 31)  # of a tag: all but what a used block notes there
 NEIGHBOURS_MAY_BE_FREE, LISTS_HOLD_ALL = "neighbours may be free", "lists"  # RULES of a kind
 MARKS = {"free": "░", "used": "█", "both": "▒"}
 

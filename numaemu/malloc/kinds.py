@@ -1,4 +1,4 @@
-"""The kinds of heaps. Each is a file of this room with the same functions, and is imported when a heap of it is made.
+"""The kinds of heaps. Each is a file of this room with the same functions, of which nothing is compiled before a heap of it is made.
 
     setup(cpu, heap)                 make the empty heap; False: no memory
     malloc(cpu, heap, nbytes)        a block's address, or 0
@@ -13,11 +13,12 @@ All are called with the heap's lock held, and no request is above the heap's MMA
 called without the lock, with every request.
 """
 
-import importlib
+from numaemu.malloc import buddy, explicit, implicit, segregated
 
-KINDS = ("implicit",)
+MODULES = {"implicit": implicit, "explicit": explicit, "segregated": segregated, "buddy": buddy}
+KINDS = tuple(MODULES)
 
 
 def kind_module(kind):
     """The file of a kind."""
-    return importlib.import_module(f"numaemu.malloc.{kind}")
+    return MODULES[kind]

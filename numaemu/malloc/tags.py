@@ -9,9 +9,9 @@
             …
             0 | 1      epilogue: a header without a block, just before END
 
-`size` is that of the whole block, a multiple of 8, and `a` is 1 while it is in use. Two bits of each tag are to spare, where the textbook
-has zeros: here header and footer of a used block hold how many bytes of its payload nobody has asked for, so that statistics
-are exact. A block that is too small for that, or wastes more than 15 bytes, is counted as wasting 15.
+`size` is that of the whole block, a multiple of 8, and `a` is 1 while it is in use. Bits 1, 2 and 31 of a tag are to spare, where the
+textbook has zeros: here header and footer of a used block hold in five of them how many bytes of its payload nobody has asked for, so
+that statistics are exact. No kind leaves more than 23 of them.
 """
 
 import numpy as np
@@ -23,8 +23,8 @@ from numaemu.malloc.errors import BROKEN, FIXED, FREE, FREE_TWICE, MISALIGNED, O
 from numaemu.malloc.rows import COLUMNS, put_row
 
 WSIZE, DSIZE = 4, 8  # a tag; both tags of a block, and the alignment
-IN_USE, SIZE = 1, 0xFFFFFFF8
-LARGEST = 0x7FFFFFF0  # what fits a tag
+IN_USE, SIZE = 1, 0x7FFFFFF8
+LARGEST = 0x7FFFFF00  # what fits a tag
 
 
 @library
@@ -49,15 +49,15 @@ def set_free(cpu, block, size):
 @library
 def set_used(cpu, block, size, asked):
     """Write both tags of a used block."""
-    spare = min(size - DSIZE - asked, 15)
-    put_u32(cpu, block - WSIZE, size | IN_USE | (spare & 3) << 1)
-    put_u32(cpu, block + size - DSIZE, size | IN_USE | (spare >> 2) << 1)
+    spare = min(size - DSIZE - asked, 31)
+    put_u32(cpu, block - WSIZE, size | IN_USE | (spare & 3) << 1 | (spare >> 4) << 31)
+    put_u32(cpu, block + size - DSIZE, size | IN_USE | (spare >> 2 & 3) << 1)
 
 
 @library
 def asked_of(size, header, footer):
     """What was asked for, by the tags of a used block."""
-    return size - DSIZE - ((header >> 1 & 3) | (footer >> 1 & 3) << 2)
+    return size - DSIZE - ((header >> 1 & 3) | (footer >> 1 & 3) << 2 | header >> 31 << 4)
 
 
 @library

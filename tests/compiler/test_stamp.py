@@ -5,7 +5,15 @@ import pathlib
 import pytest
 
 import numaemu
-from numaemu.compiler.stamp import function_stamps, holds_compiled_code, imported, reached, split
+from numaemu.compiler.stamp import (
+    function_stamps,
+    holds_compiled_code,
+    imported,
+    reached,
+    source_texts,
+    sources_of_compiled_code,
+    split,
+)
 
 LOW = '''"""Text."""
 from numaemu.compiler.decorators import hot, kernel
@@ -141,3 +149,13 @@ def test_each_file_imports_the_structs_that_its_signatures_name():
                     if word.endswith("*")
                 }
                 assert all(home[name] in below for name in named & home.keys()), (module, line)
+
+
+def test_libraries_in_user_mode_are_sources_of_compiled_code():
+    """Else Numba's cache would keep a caller whose callee has changed. A file that no library imports needs no stamp but its own."""
+    package = pathlib.Path(numaemu.__file__).parent
+    texts = source_texts(package)
+    libraries = {module for module, text in texts.items() if "@library\n" in text}
+    below = {other for module in libraries for other in imported(texts[module], texts.keys())} & libraries
+    assert len(below) > 5
+    assert below <= sources_of_compiled_code(package).keys()

@@ -208,3 +208,23 @@ def test_a_replay_says_what_it_took(machine):
     assert 0.3 < figures.utilisation < 1
     assert figures.ns_per_operation > figures.accesses_per_operation > 4
     assert 0 < figures.faults_per_operation < 0.1
+
+
+@every_kind
+@pytest.mark.interpreted
+def test_trim_gives_back_free_memory_at_the_end(two_nodes, kind):
+    task = two_nodes.task()
+    heap = task.malloc_heap(kind)
+    first, second = heap.malloc(40), heap.malloc(30000)
+    task.write(second, bytes(30000))
+    assert heap.trim() < 20000
+    heap.free(second)
+    held = heap.held()[0]
+    given = heap.trim(keep=5000)
+    assert held - heap.held()[0] == given > 10000
+    assert heap.stats().free >= 5000
+    heap.check()
+    heap.trim()
+    assert heap.stats().free < 4096
+    assert heap.malloc(30000) and heap.usable_size(first) >= 40
+    heap.check()
