@@ -34,6 +34,7 @@ from numaemu.kernel.include.mm_types import TASK_NAME_BYTES, task_t
 from numaemu.kernel.mm.cache.truncate import iput_from_below
 from numaemu.kernel.mm.migrate.compaction import direct_compact
 from numaemu.kernel.mm.migrate.kcompactd import compact_node_now
+from numaemu.kernel.mm.numa.scan import task_tick
 from numaemu.kernel.mm.reclaim.direct_reclaim import try_to_free_pages
 from numaemu.kernel.mm.reclaim.kswapd import wake_kswapd
 from numaemu.kernel.mm.reclaim.node_reclaim import node_reclaim
@@ -120,6 +121,7 @@ def install_ways_up(machine):
     machine.on_oom, machine.on_compact = alloc_pages_may_oom.address, direct_compact.address
     machine.on_reclaim, machine.on_wake_kswapd = try_to_free_pages.address, wake_kswapd.address
     machine.on_node_reclaim = node_reclaim.address
+    machine.on_task_tick = task_tick.address
     machine.on_iput = iput_from_below.address
 
 

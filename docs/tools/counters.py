@@ -112,6 +112,18 @@ VMSTAT = {  # heading: {counter: meaning}, in pages or times since boot unless i
         "nr_dirtied": "pages of files that became dirty",
         "nr_written": "pages of files that were written",
     },
+    "NUMA balancing and memory tiers": {
+        "numa_pte_updates": "entries that were made inaccessible, so that the next access tells who uses the page; a huge one counts 512",
+        "numa_huge_pte_updates": "huge entries of these",
+        "numa_hint_faults": "hinting faults: accesses to such entries",
+        "numa_hint_faults_local": "of these, faults on a page of the CPU's own node",
+        "numa_pages_migrated": "pages that moved because of them",
+        "pgpromote_success": "pages that came to this node from a slower tier",
+        "pgpromote_candidate": "pages that would have, but for the rate limit",
+        "pgdemote_kswapd": "pages that kswapd moved to a slower tier",
+        "pgdemote_direct": "pages that tasks in direct reclaim did",
+        "pgdemote_khugepaged": "pages that khugepaged did",
+    },
     "Compaction and migration": {
         "pgmigrate_success": "pages that were moved",
         "pgmigrate_fail": "pages that could not be moved",

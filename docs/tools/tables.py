@@ -108,6 +108,10 @@ MEANINGS = {  # key: (what it means, where its default comes from)
         "one load: the CPU's node (row) by the memory's node (column)",
         "80 ns at distance 10, in proportion; assumed",
     ),
+    "bandwidth.matrix": (
+        "likewise, as the firmware tells the kernel; with it nodes are in memory tiers by latency and bandwidth",
+        "none: all memory is one tier",
+    ),
     "tlb.l1": (
         "first level: entries, ways, and the time that a hit adds to the load",
         "Skylake's data TLB (Intel's optimization manual)",
@@ -126,6 +130,7 @@ MEANINGS = {  # key: (what it means, where its default comes from)
     "cost.ipi_ns": ("what a CPU pays that answers a shootdown", "assumed"),
     "cost.compress_ns": ("compressing one page (zram, zswap)", "assumed"),
     "cost.decompress_ns": ("decompressing one page", "assumed"),
+    "cost.numa_scan_ns": ("an entry that NUMA balancing's scanner looks at", "assumed"),
     "cost.context_switch_ns": ("another task gets the CPU; what it then misses in the TLB comes on top", "assumed"),
     "cost.message_ns": ("a request to a node or the coordinator, and its answer", "assumed"),
     "disk.rotational": (
@@ -176,7 +181,11 @@ MEANINGS = {  # key: (what it means, where its default comes from)
     "vm.min_slab_ratio": ("the same for reclaimable slab pages", "Linux"),
     "vm.swappiness": ("0: pages of files go first; 200: the tasks' own pages go first", "Linux"),
     "vm.page-cluster": ("2 to the power of this: pages that a fault from swap reads", "Linux"),
-    "kernel.numa_balancing": ("automatic NUMA balancing is not there yet", "Linux: 1 on NUMA machines"),
+    "kernel.numa_balancing": (
+        "bits: 1 pages move to the tasks that use them, 2 hot pages leave slow memory tiers; 0: neither",
+        "0, so that pages stay; Linux has 1 on NUMA machines",
+    ),
+    "kernel.numa_balancing_promote_rate_limit_MBps": ("MB that may leave slow tiers in a second", "Linux"),
     "kernel.randomize_va_space": (
         "0: no randomisation; 1: stack and mmap; 2: the heap, too",
         "0, so that runs repeat; Linux has 2",
@@ -203,7 +212,7 @@ MEANINGS = {  # key: (what it means, where its default comes from)
 }
 UNITS = {"_ns": "ns", "_us": "us", "_kbytes": "kB", "_bytes": "bytes", "_centisecs": "1/100 s", "_ratio": "%"}
 OTHER_UNITS = {
-    "disk.bandwidth": "bytes/s", "disk.size": "bytes", "latency.matrix": "ns", "tlb.l1": "ns", "tlb.l2": "ns", "node.memory": "bytes",
+    "disk.bandwidth": "bytes/s", "disk.size": "bytes", "latency.matrix": "ns", "bandwidth.matrix": "MB/s", "tlb.l1": "ns", "tlb.l2": "ns", "node.memory": "bytes",
     "low_memory": "bytes", "kernelcore": "bytes", "movablecore": "bytes", "page_size": "bytes", "vm.lowmem_reserve_ratio": "1/n",
     "kernel.thread_size": "bytes",
 }  # fmt: skip
@@ -268,6 +277,7 @@ def keys_node():
         key_row("node.cpus", "0", f"numbers below {m.MAX_CPUS}; CPU 0 must be there"),
         key_row("distance.matrix", "", span(m.LOCAL_DISTANCE, m.MAX_DISTANCE)),
         key_row("latency.matrix", "", span(1, m.MAX_LATENCY_NS)),
+        key_row("bandwidth.matrix", "", span(1, m.INT_MAX)),
     )
 
 
@@ -446,6 +456,7 @@ FILES = {
     "/proc/<pid>/oom_score": "points for the OOM killer, 0 to 1000 and more",
     "/proc/<pid>/oom_score_adj": "-1000 (never killed) to 1000, added to the points",
     "/proc/<pid>/pagemap": "too long to be read whole: `machine.pagemap(pid, addr, nbytes)`, or `machine.pread`",
+    "/proc/<pid>/sched": "run time, switches, and what NUMA balancing knows of the task",
     "/proc/<pid>/smaps": "mappings, with the state of their pages",
     "/proc/<pid>/smaps_rollup": "the same in sum",
     "/proc/<pid>/stat": "52 fields, as Linux has them",
@@ -460,6 +471,11 @@ FILES = {
     "/sys/devices/system/node/has_normal_memory": "nodes with memory that the kernel can address",
     "/sys/devices/system/node/online": "all nodes",
     "/sys/devices/system/node/possible": "all nodes",
+    "/sys/devices/system/node/node<N>/access0/initiators/read_bandwidth": "MB/s from the nearest CPUs, with `[bandwidth]` only",
+    "/sys/devices/system/node/node<N>/access0/initiators/read_latency": "ns from the nearest CPUs, with `[bandwidth]` only",
+    "/sys/devices/system/node/node<N>/access0/initiators/write_bandwidth": "likewise",
+    "/sys/devices/system/node/node<N>/access0/initiators/write_latency": "likewise",
+    "/sys/devices/virtual/memory_tiering/memory_tier<T>/nodelist": "the nodes of a memory tier; 4 is DRAM, a higher one is slower",
     "/sys/devices/system/node/node<N>/compact": "anything compacts the node",
     "/sys/devices/system/node/node<N>/cpulist": "its CPUs, as `0-3`",
     "/sys/devices/system/node/node<N>/cpumap": "its CPUs, as a mask",
@@ -480,6 +496,12 @@ FILES = {
     "/sys/fs/cgroup/<group>/memory.stat": "kernel memory that is charged to it",
     "/sys/kernel/debug/extfrag/extfrag_index": "why an allocation would fail: near 0 too little memory, near 1 fragmentation",
     "/sys/kernel/debug/extfrag/unusable_index": "the share of free memory that is in too small pieces, by order",
+    "/sys/kernel/debug/sched/numa_balancing/hot_threshold_ms": "a page of a slow tier that is used so soon after a scan is hot",
+    "/sys/kernel/debug/sched/numa_balancing/scan_delay_ms": "how long a task runs before its memory is scanned first",
+    "/sys/kernel/debug/sched/numa_balancing/scan_period_max_ms": "the longest time between two scans",
+    "/sys/kernel/debug/sched/numa_balancing/scan_period_min_ms": "the shortest time between two scans",
+    "/sys/kernel/debug/sched/numa_balancing/scan_size_mb": "MB that are scanned at once",
+    "/sys/kernel/mm/numa/demotion_enabled": "true: reclaim moves pages to a slower tier instead of to swap",
     "/sys/kernel/mm/swap/vma_ra_enabled": "whether swap reads ahead by addresses, where no area lies on a disk that rotates",
     "/sys/kernel/debug/zswap/pool_limit_hit": "how often the pool was full",
     "/sys/kernel/debug/zswap/pool_total_size": "bytes that the pool uses",
@@ -540,7 +562,7 @@ def shape_files():
 def all_files():
     """{path: may be read, may be written} of every file; <pid>, <N>, <S> and <group> stand for any."""
     from numaemu.kernel.fs.proc import tree
-    from numaemu.kernel.fs.sysfs import cgroup, huge, node, sysctl
+    from numaemu.kernel.fs.sysfs import cgroup, huge, node, numa, sysctl
 
     found = {path: (read is not None, write is not None) for path, (read, write) in tree.FIXED.items()}
     for name in {*tree.PID_FILES, *tree.PID_WRITERS}:
@@ -552,6 +574,9 @@ def all_files():
     for name in huge.NODE_FIELDS:
         found[f"{node.ROOT}/node<N>/hugepages/hugepages-<S>kB/{name}"] = (True, name == "nr_hugepages")
     found[f"{sysctl.WEIGHTS}/node<N>"] = (True, True)
+    found[f"{numa.TIERS}/memory_tier<T>/nodelist"] = (True, False)
+    for name in ("read_bandwidth", "read_latency", "write_bandwidth", "write_latency"):
+        found[f"{node.ROOT}/node<N>/access0/initiators/{name}"] = (True, False)
     group = type("Group", (), {"controllers": ("cpuset", "memory"), "parent": True})
     for name, (read, write) in cgroup.group_files(group).items():
         found[f"{cgroup.MOUNT}/<group>/{name}"] = (read is not None, write is not None)
@@ -718,6 +743,7 @@ WHY = {
     "ipi_ns": "an interrupt and its return, with the flush",
     "compress_ns": "lz4 at somewhat more than 1 GB/s",
     "decompress_ns": "lz4 decompresses at least twice as fast as it compresses",
+    "numa_scan_ns": "some 60 cycles for an entry and its struct page, without the flush",
     "context_switch_ns": "a switch without what the caches lose",
     "message_ns": "two interrupts between CPUs, which the emulator's requests stand for",
     "DEFAULT_DISK": "what vendors state for SATA SSDs: 10,000 single reads a second, 500 MB/s",

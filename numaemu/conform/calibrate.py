@@ -11,6 +11,13 @@ from numaemu.machine import Machine
 
 ZONE_TYPES = {"DMA": 0, "DMA32": 1, "Normal": 2, "HighMem": 3, "Movable": 4}
 LOW_MEMORY = {"A2": "256MiB"}  # machines whose RAM above that lies above 4 GiB
+# what the firmware of a machine told its kernel (HMAT): ns and MB/s from each node's CPUs to each node's memory. Node 2 has no CPUs.
+HMAT = {
+    "C2": {
+        "latency": {"matrix": [[100, 180, 400], [180, 100, 400], [400, 400, 400]]},
+        "bandwidth": {"matrix": [[102400, 51200, 20480], [51200, 102400, 20480], [20480, 20480, 20480]]},
+    }
+}
 # A fault took 7.5 to 19 us there, as the times between snapshots say; the disk is virtio-blk, which says that it rotates.
 # what took how long on the recorded machines, which were emulated by software; fitted to their fastest recordings
 COST = {"fault_ns": 6000, "clear_page_ns": 1500, "copy_page_ns": 2000, "syscall_ns": 1500}
@@ -37,6 +44,7 @@ def machine_file(case):
         "cost": COST,
         "disk": DISK,
     }
+    machine |= HMAT.get(machine["name"], {})
     if machine["name"] in LOW_MEMORY:
         machine["low_memory"] = LOW_MEMORY[machine["name"]]
     zones = first_zones(case)

@@ -32,6 +32,7 @@ POLICIES = {
     for name in ("default", "preferred", "bind", "interleave", "local", "preferred_many", "weighted_interleave")
 }
 POLICY_FLAGS = {name: getattr(uapi, f"MPOL_F_{name.upper()}_NODES") for name in ("static", "relative")}
+POLICY_FLAGS["balancing"] = uapi.MPOL_F_NUMA_BALANCING
 MBIND_FLAGS = {name: getattr(uapi, f"MPOL_MF_{name.upper()}") for name in ("strict", "move", "move_all")}
 # fmt: off
 ADVICE = {name: getattr(uapi, f"MADV_{name.upper()}") for name in (

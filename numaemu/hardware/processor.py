@@ -77,6 +77,7 @@ table_hint_t = Struct("table_hint_t", [
 #   The CPU only.
 # - preempted, nr_switches, slice_start_ns | The CPU, in its turn. | Single words.
 # - wb_until_ns | Its CPU, by its own clock. | The CPU only.
+# - numa_at_ns | Its CPU, in its turn. | The CPU only.
 # - copied | Its CPU, in a write fault that copies. | The CPU only: a hint what to ask the host for.
 cpu_t = Struct("cpu_t", [
     # written by the coordinator (set) and this CPU (cleared), atomically; cache lines of their own
@@ -130,7 +131,8 @@ cpu_t = Struct("cpu_t", [
     # emulated time of which nothing was done: no task wanted the CPU; its task waited for the disk (both in `clock_base_ns`)
     ("idle_ns", i64), ("iowait_ns", i64),
     ("disk_ios", i64, 2), ("disk_sectors", i64, 2), ("disk_ns", i64, 2),       # of requests for files: read, written (disk.py)
-    ("_pad6", u64, 2),
+    ("numa_at_ns", i64),        # when NUMA balancing is to look at the running task next, by its clock (sched.py)
+    ("_pad6", u64),
     ("l1_hint", u16, L1_HINTS), ("l2_hint", u16, L2_HINTS),
     ("l1", tlb_entry_t, L1_ENTRIES_MAX + L1_VIEWS), ("l2", tlb_entry_t, L2_ENTRIES_MAX),
     ("next_view", i64),         # the view to be overwritten next

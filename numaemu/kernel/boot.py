@@ -27,6 +27,7 @@ from numaemu.kernel.include.mmzone import (
     WMARK_HIGH,
     WMARK_LOW,
     WMARK_MIN,
+    WMARK_PROMO,
     ZONE_HIGHMEM,
     ZONE_MOVABLE,
     node_t,
@@ -37,6 +38,8 @@ from numaemu.kernel.include.mmzone import (
 from numaemu.kernel.layout import control_layout, map_memory
 from numaemu.kernel.mm.huge.huge_memory import DEFRAG_MADVISE, THP_NEVER
 from numaemu.kernel.mm.huge.hugetlb_pool import hstate_at
+from numaemu.kernel.mm.numa.memory_tiers import memory_tier_init
+from numaemu.kernel.mm.numa.placement import init_numa_topology_type
 from numaemu.kernel.mm.page_alloc.node_side import rmqueue_bulk
 from numaemu.kernel.mm.page_alloc.zone_layout import HIGHMEM_START, whole_blocks, zone_ranges
 from numaemu.kernel.mm.slab.slab import SLAB_RECLAIM_ACCOUNT
@@ -60,7 +63,7 @@ from numaemu.spec.param import (
     PAGEBLOCK_PAGES,
 )
 
-SP_NODE_POOL = 8  # its place among the pools
+SP_NODE_POOL, NUMA_GROUP_POOL = 8, 9  # their places among the pools
 ZERO_PFN = 1  # the shared page of zeros
 LOWMEM_RESERVE_RATIO = (256, 256, 32, 0, 0)  # sysctl_lowmem_reserve_ratio, by zone
 WATERMARK_SCALE_FACTOR = 10  # of 10,000
@@ -82,6 +85,15 @@ NODE_RECLAIM_SYSCTLS = {
 DIRTY_DEFAULTS = {"dirty_ratio": 20, "dirty_background_ratio": 10, "dirty_bytes": 0, "dirty_background_bytes": 0,
                   "dirty_expire_centisecs": 3000, "dirty_writeback_centisecs": 500}      # mm/page-writeback.c
 # fmt: on
+# /sys/kernel/debug/sched/numa_balancing: the word in machine_t, (file, default of kernel/sched/fair.c)
+NUMA_BALANCING_DEBUGFS = {
+    "numa_scan_delay_ms": ("scan_delay_ms", 1000),
+    "numa_scan_period_min_ms": ("scan_period_min_ms", 1000),
+    "numa_scan_period_max_ms": ("scan_period_max_ms", 60000),
+    "numa_scan_size_mb": ("scan_size_mb", 256),
+    "numa_hot_threshold_ms": ("hot_threshold_ms", 1000),
+}
+PROMOTE_RATE_LIMIT = 65536  # MB/s: sysctl_numa_balancing_promote_rate_limit
 BUFFER_HEAD_BYTES = 104  # sizeof(struct buffer_head) of this configuration: 39 to a page
 NS_PER_CENTISEC, NS_PER_MS = 10_000_000, 1_000_000
 
@@ -104,6 +116,8 @@ def init_pools(machine, blocks):
         setattr(machine, f"{name}_pool", pool.address)
     pool = pool_t.array(blocks["pools"])[SP_NODE_POOL]
     pool.capacity, pool.returned, machine.sp_node_pool = MAX_SP_NODES, blocks["sp_node_stack"], pool.address
+    pool = pool_t.array(blocks["pools"])[NUMA_GROUP_POOL]
+    pool.capacity, pool.returned, machine.numa_group_pool = MAX_TASKS, blocks["numa_group_stack"], pool.address
 
 
 def zone_batchsize(managed):
@@ -249,6 +263,7 @@ def setup_per_zone_wmarks(machine, sysctl):
         zone.watermark_boost = 0
         zone.watermark[WMARK_MIN] = minimum
         zone.watermark[WMARK_LOW], zone.watermark[WMARK_HIGH] = minimum + gap, minimum + 2 * gap
+        zone.watermark[WMARK_PROMO] = minimum + 3 * gap
     setup_per_zone_lowmem_reserve(machine, sysctl.get("vm.lowmem_reserve_ratio", LOWMEM_RESERVE_RATIO))
 
 
@@ -425,6 +440,18 @@ def init_machine(topology, machine, max_pfn, nr_actors):
     machine.watermark_boost_factor = topology.sysctl.get("vm.watermark_boost_factor", WATERMARK_BOOST_FACTOR)
 
 
+def init_numa_balancing(topology, machine):
+    """Memory tiers, and what NUMA balancing goes by."""
+    memory_tier_init(topology, machine)
+    init_numa_topology_type(topology, machine)
+    for name, (_, default) in NUMA_BALANCING_DEBUGFS.items():
+        setattr(machine, name, default)
+    machine.numa_balancing = topology.sysctl.get("kernel.numa_balancing", 0)
+    machine.numa_promote_rate_limit = topology.sysctl.get(
+        "kernel.numa_balancing_promote_rate_limit_MBps", PROMOTE_RATE_LIMIT
+    )
+
+
 def boot(topology, reserve=None):
     """A machine of this shape in shared memory: (machine, addresses of its blocks by name).
 
@@ -457,6 +484,7 @@ def boot(topology, reserve=None):
     setup_per_zone_wmarks(machine, topology.sysctl)
     setup_per_zone_pageset(machine, topology.sysctl)
     setup_node_reclaim(machine, topology.sysctl)
+    init_numa_balancing(topology, machine)
     for node in range(topology.nr_nodes):
         machine.il_weights[node] = 1
         node_t.array(machine.nodes)[node].kcompactd_highest_zoneidx = MAX_NR_ZONES - 1

@@ -51,6 +51,7 @@ PAGE_SIZES = dict.fromkeys(FORMATS, 4096)  # the paging schemes there are, with 
 DEFAULT_PAGING = "x86-64-4level"
 DEFAULT_NODES, DEFAULT_CPUS_PER_NODE, DEFAULT_MEMORY_PER_NODE = 2, 2, 512 * MiB
 REMOTE_DISTANCE = 21  # what most two-socket servers report
+DEFAULT_BANDWIDTH_MBS = 102400  # 100 GiB/s: of a memory-only node that is added to a machine with [bandwidth]; assumed
 LOCAL_LATENCY_NS = 80  # assumed; grows with the distance where no latency is given
 DEFAULT_LOW_MEMORY = 3 * GiB  # as QEMU's PC splits RAM (hw/i386/pc_piix.c)
 DEFAULT_TLB = {  # geometry of Skylake's data TLB and STLB (Intel optimization manual)
@@ -98,7 +99,11 @@ KNOWN_SYSCTLS = {  # lowest and highest value, as the sysctl tables of Linux 6.1
     "vm.min_slab_ratio": (0, 100),
     "vm.swappiness": (0, 200),
     "vm.page-cluster": (0, 31),
-    "kernel.numa_balancing": (0, 0),  # see NOT_THERE
+    "kernel.numa_balancing": (
+        0,
+        3,
+    ),  # 1: pages follow tasks, 2: hot pages leave slow tiers, 3: both; Linux takes 4 as well
+    "kernel.numa_balancing_promote_rate_limit_MBps": (0, INT_MAX),
     "kernel.randomize_va_space": (0, 2),
     "kernel.sched_base_slice_ns": (100_000, 1_000_000_000),  # MIN_ and MAX_SCHED_GRANULARITY_NS
     "vm.dirty_ratio": (0, 100),
@@ -116,9 +121,6 @@ KNOWN_SYSCTLS = {  # lowest and highest value, as the sysctl tables of Linux 6.1
     "vm.compaction_proactiveness": (0, 100),
     "vm.compact_unevictable_allowed": (0, 1),
     "vm.lumpy_reclaim": (0, 1),  # our own: 1 evicts around cold pages as Linux up to 3.4 did, instead of compacting
-}
-NOT_THERE = {  # settings that only have one value yet, at boot and at run time, and what is missing
-    "kernel.numa_balancing": "automatic NUMA balancing is not there yet"
 }
 
 SLAB_DEBUG_LETTERS = "FZPU-"  # Linux also has T (trace), A (failslab), O (no larger slabs)
@@ -141,7 +143,7 @@ MIN_HIGH_FRACTION = 8  # MIN_PERCPU_PAGELIST_HIGH_FRACTION
 
 SIZE_KEYS = ("low_memory", "kernelcore", "movablecore")
 SCALAR_KEYS = ("name", "paging", "page_size", "zone_layout", *SIZE_KEYS)
-MACHINE_KEYS = (*SCALAR_KEYS, "node", "distance", "latency", "tlb", "sysctl", "cost", "kernel", "disk")
+MACHINE_KEYS = (*SCALAR_KEYS, "node", "distance", "latency", "bandwidth", "tlb", "sysctl", "cost", "kernel", "disk")
 NODE_KEYWORDS = ("nodes", "cpus_per_node", "memory_per_node", "memory_only_nodes")
 TABLES: dict[str, Collection[str]] = {  # with known keys
     **DEFAULT_TLB,
@@ -153,6 +155,7 @@ TABLES: dict[str, Collection[str]] = {  # with known keys
 MATRICES = {  # unit, lowest and highest value
     "distance": ("", LOCAL_DISTANCE, MAX_DISTANCE),
     "latency": (" ns", 1, MAX_LATENCY_NS),
+    "bandwidth": (" MB/s", 1, INT_MAX),
 }
 
 KEYWORDS = (*NODE_KEYWORDS, *SCALAR_KEYS, *MATRICES, *TABLES, *DEFAULT_TLB_WORDS)  # of load_topology()
@@ -327,15 +330,18 @@ def check_totals(nodes: list[NodeSpec], owner: dict[int, int], where: str) -> No
         raise ConfigError.at(where, f"{text}, {limit}")
 
 
-def parse_matrices(machine: dict[str, Any], nr_nodes: int, where: str) -> tuple[Matrix, Matrix]:
-    """Distance, and latency in ns."""
+def parse_matrices(machine: dict[str, Any], nr_nodes: int, where: str) -> tuple[Matrix, Matrix, Matrix | None]:
+    """Distance, latency in ns, and bandwidth in MB/s or None: with it the firmware tells how fast each node's memory is."""
     distance = default_distance(nr_nodes)
     if "distance" in machine:
         distance = parse_matrix(machine["distance"], "distance", nr_nodes, where)
     latency = default_latency(distance)
     if "latency" in machine:
         latency = parse_matrix(machine["latency"], "latency", nr_nodes, where)
-    return tuple(map(tuple, distance)), tuple(map(tuple, latency))
+    bandwidth = None
+    if "bandwidth" in machine:
+        bandwidth = tuple(map(tuple, parse_matrix(machine["bandwidth"], "bandwidth", nr_nodes, where)))
+    return tuple(map(tuple, distance)), tuple(map(tuple, latency)), bandwidth
 
 
 def parse_matrix(table: Any, key: str, nr_nodes: int, where: str) -> list[list[int]]:
@@ -380,9 +386,6 @@ def parse_sysctl_value(key: str, value: Any, where: str) -> int | tuple[int, ...
     if key == "vm.percpu_pagelist_high_fraction" and small and value is not True:
         limit = f"must be 0 or at least {MIN_HIGH_FRACTION}"
         raise ConfigError.at(where, f"sysctl: {key} is {value}, {limit}")
-    if key in NOT_THERE and value != least:
-        limit = f"must be {least}: {NOT_THERE[key]}"
-        raise ConfigError.at(where, f"sysctl: {key} is {value!r}, {limit}")
     if key != "vm.lowmem_reserve_ratio":
         return parse_int(value, f"sysctl: {key}", where, least, most)
     if isinstance(value, str):

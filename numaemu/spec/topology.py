@@ -16,6 +16,7 @@ from typing import Any
 from numaemu.errors import ConfigError
 from numaemu.spec.cmdline import HugePages, parse_hugepages
 from numaemu.spec.machine_file import (
+    DEFAULT_BANDWIDTH_MBS,
     DEFAULT_CPUS_PER_NODE,
     DEFAULT_MEMORY_PER_NODE,
     DEFAULT_NODES,
@@ -70,6 +71,7 @@ class Topology:
     nodes: tuple[NodeSpec, ...]
     distance: Matrix  # as numactl --hardware prints it
     latency_ns: Matrix  # of one load: CPU's node (row) by memory's node (column)
+    bandwidth_mbs: Matrix | None  # likewise in MB/s, as the firmware (HMAT) tells the kernel; None: it tells nothing
     l1: TlbSpec
     l2: TlbSpec
     asids: int  # address spaces the TLB keeps apart
@@ -143,7 +145,7 @@ class Topology:
         """The machine a dict of a machine file's shape describes; `where` is for its errors."""
         check_table(machine, MACHINE_KEYS, "machine", where)
         nodes = parse_nodes(machine.get("node"), where)
-        distance, latency_ns = parse_matrices(machine, len(nodes), where)
+        distance, latency_ns, bandwidth_mbs = parse_matrices(machine, len(nodes), where)
         tlb = check_table(machine.get("tlb", {}), DEFAULT_TLB | DEFAULT_TLB_WORDS, "tlb", where)
         words = DEFAULT_TLB_WORDS | tlb
         paging = parse_paging(machine.get("paging", DEFAULT_PAGING), where)
@@ -155,6 +157,7 @@ class Topology:
             nodes=nodes,
             distance=distance,
             latency_ns=latency_ns,
+            bandwidth_mbs=bandwidth_mbs,
             l1=parse_tlb("l1", tlb.get("l1", {}), MAX_L1_ENTRIES, where),
             l2=parse_tlb("l2", tlb.get("l2", {}), MAX_L2_ENTRIES, where),
             asids=parse_int(words["asids"], "tlb: asids", where, 0, NR_ASIDS - 1),
@@ -170,6 +173,7 @@ class Topology:
     def to_dict(self) -> dict[str, Any]:
         """The same machine in a machine file's shape: from_dict() makes it again."""
         sizes = {key: getattr(self, key) for key in SIZE_KEYS}
+        bandwidth = self.bandwidth_mbs and {"bandwidth": {"matrix": [list(row) for row in self.bandwidth_mbs]}}
         return {
             "name": self.name,
             "paging": self.paging,
@@ -179,6 +183,7 @@ class Topology:
             "node": [{"memory": format_size(node.memory_bytes), "cpus": list(node.cpus)} for node in self.nodes],
             "distance": {"matrix": [list(row) for row in self.distance]},
             "latency": {"matrix": [list(row) for row in self.latency_ns]},
+            **(bandwidth or {}),
             "tlb": {
                 "l1": vars(self.l1).copy(),
                 "l2": vars(self.l2).copy(),
@@ -203,7 +208,7 @@ class Topology:
         lines = [f"{key} = {_toml(machine[key])}" for key in SCALAR_KEYS if key in machine]
         for node in machine["node"]:
             lines += ["", "[[node]]", *(f"{key} = {_toml(value)}" for key, value in node.items())]
-        for key in MATRICES:
+        for key in (key for key in MATRICES if key in machine):
             rows = [f"    {_toml(row)}," for row in machine[key]["matrix"]]
             lines += ["", f"[{key}]", "matrix = [", *rows, "]"]
         for key in ("tlb", "sysctl", "cost", "kernel", "disk"):
@@ -222,7 +227,7 @@ def load_topology(source: Source = None, /, *, where: str = "keyword arguments",
 
     Keywords (None counts as not given): `nodes` (a fresh set like the source's first node with
     CPUs, with default matrices), `cpus_per_node` (of nodes that have CPUs), `memory_per_node`
-    (of nodes that have memory), `memory_only_nodes` (that many more, without CPUs), `distance` and `latency` (matrices), `l1`
+    (of nodes that have memory), `memory_only_nodes` (that many more, without CPUs), `distance`, `latency` and `bandwidth` (matrices), `l1`
     and `l2` (dicts of entries, ways, latency_ns), `sysctl`, `cost`, `kernel`, and a machine file's
     own `name`, `paging`, `page_size`, `low_memory`, `kernelcore`, `movablecore`.  `where` names the
     place of the keywords in errors.
@@ -312,6 +317,7 @@ def _override_nodes(machine: dict[str, Any], topology: Topology, keywords: dict[
         nodes = [{"memory": memory, "cpus": len(pattern["cpus"])} for _ in range(count)]
         machine.pop("distance", None)
         machine.pop("latency", None)
+        machine.pop("bandwidth", None)
     if "cpus_per_node" in keywords:
         cpus = parse_int(keywords["cpus_per_node"], "cpus_per_node", where, 1, MAX_CPUS)
         for node in nodes:
@@ -330,7 +336,8 @@ def _override_nodes(machine: dict[str, Any], topology: Topology, keywords: dict[
 def _grow_matrices(machine: dict[str, Any], nr_nodes: int) -> None:
     """Default rows and columns for further nodes in the matrices that the machine states."""
     distance = default_distance(nr_nodes)
-    for key, matrix in (("distance", distance), ("latency", default_latency(distance))):
+    bandwidth = [[DEFAULT_BANDWIDTH_MBS] * nr_nodes for _ in range(nr_nodes)]
+    for key, matrix in (("distance", distance), ("latency", default_latency(distance)), ("bandwidth", bandwidth)):
         if key in machine:
             for row, stated in zip(matrix, machine[key]["matrix"]):
                 row[: len(stated)] = stated

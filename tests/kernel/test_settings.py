@@ -277,7 +277,14 @@ THREE = dict.fromkeys(("-1", "many", ""), INVALID)
 NO_PAGES = {"-1": INVALID, "many": INVALID, "1" * 5000: INVALID}
 # fmt: off
 ROWS = {
-    r"/proc/sys/kernel/numa_balancing": number(lambda loop: None, {"0": None}, 1, 2, 4),
+    r"/proc/sys/kernel/numa_balancing": number(word("numa_balancing"), {"1": 1, "2": 2, "3": 3, "0": 0}, 4),
+    r"/proc/sys/kernel/numa_balancing_promote_rate_limit_MBps": number(
+        word("numa_promote_rate_limit"), {"0": 0, "2": 2, "65536": 65536}, INT_MAX + 1),
+    **{rf"/sys/kernel/debug/sched/numa_balancing/{name}_ms": number(word(f"numa_{name}_ms"), {"1": 1, "1000": 1000}, 2**32)
+       for name in ("hot_threshold", "scan_delay", "scan_period_min", "scan_period_max")},
+    r"/sys/kernel/debug/sched/numa_balancing/scan_size_mb": number(word("numa_scan_size_mb"), {"1": 1, "256": 256}, 0, 2**32),
+    r"/sys/kernel/mm/numa/demotion_enabled": row(word("demotion_enabled"), {"1": 1, "false": 0, "true": 1, "0": 0},
+                                                 dict.fromkeys(("", "maybe", "2"), INVALID)),
     r"/proc/sys/kernel/randomize_va_space": number(word("randomize_va_space"), {"1": 1, "2": 2, "0": 0}, 3),
     r"/proc/sys/kernel/sched_base_slice_ns": number(word("sched_base_slice_ns"), {"100000": 100_000, "1000000000": 10**9,
                                                                                  "3000000": 3_000_000}, 99_999, 10**9 + 1),

@@ -339,8 +339,8 @@ def refusal(source=None, **keywords):
         ("", "[sysctl]\n'vm.swappiness' = 201\n", "sysctl: vm.swappiness is 201, must be at most 200"),
         (
             "",
-            "[sysctl]\n'kernel.numa_balancing' = 1\n",
-            "sysctl: kernel.numa_balancing is 1, must be 0: automatic NUMA balancing is not there yet",
+            "[sysctl]\n'kernel.numa_balancing' = 4\n",
+            "sysctl: kernel.numa_balancing is 4, must be at most 3",
         ),
         ("", "[sysctl]\n'vm.max_map_count' = '65530'\n", "sysctl: vm.max_map_count is '65530', must be a whole number"),
         (

@@ -13,7 +13,9 @@ from numaemu.kernel.core.smp import let_others_run, machine_of, read_lock, read_
 from numaemu.kernel.fs.disk import io_wait_until
 from numaemu.kernel.include.mm_types import (
     VM_EXEC,
+    VM_FAULT_HUGE_NUMA,
     VM_FAULT_MAJOR,
+    VM_FAULT_NUMA,
     VM_FAULT_OK,
     VM_FAULT_OOM,
     VM_FAULT_RETRY,
@@ -25,6 +27,7 @@ from numaemu.kernel.include.mm_types import (
 from numaemu.kernel.include.vmstat import PGFAULT, count_vm_events
 from numaemu.kernel.mm.fault.memory import AROUND, handle_mm_fault
 from numaemu.kernel.mm.fault.zap import zap_page_range
+from numaemu.kernel.mm.numa.numa_fault import do_huge_pmd_numa_page, do_numa_page
 from numaemu.kernel.mm.page_alloc.slowpath import fatal_signal_pending
 from numaemu.kernel.mm.space.mempolicy import current_task
 from numaemu.kernel.mm.space.mmap import expand_downwards
@@ -87,6 +90,18 @@ def do_kern_addr_fault(cpu, address, access):
     return bad_area(cpu, address, access, SIGSEGV)
 
 
+@kernel("void(cpu_t*, i64, u64)")
+def huge_hinting_fault(cpu, mm_number, address):
+    """NUMA balancing has made a huge page inaccessible: with the mmap_lock for writing it may move."""
+    machine = machine_of(cpu)
+    lock = address_of(mm_of(machine, mm_number), "mmap_lock")
+    write_lock(cpu, lock)
+    number = find_vma(machine, mm_number, address)
+    if number != 0 and vma_of(machine, number).start <= address:
+        do_huge_pmd_numa_page(cpu, mm_number, number, address)
+    write_unlock(lock)
+
+
 @kernel("u64(cpu_t*, u64, u64)")
 def do_user_addr_fault(cpu, address, access):
     """Serve a fault of the running task: SERVED, or FAILED with the reason left in the CPU's words."""
@@ -115,6 +130,8 @@ def do_user_addr_fault(cpu, address, access):
         code = VM_FAULT_OOM
         if not fatal_signal_pending(cpu):  # a victim's memory is being taken away: nothing more for it
             code = handle_mm_fault(cpu, mm, number, address, write)
+            if code == VM_FAULT_NUMA:
+                code = do_numa_page(cpu, mm, number, address)
             if fatal_signal_pending(cpu):  # chosen meanwhile: the reaper may have passed by, and another thread
                 code = VM_FAULT_OOM  # would go on with this page without a fault
                 vma = vma_of(machine, number)  # as far as fault-around, or a huge page, may have mapped
@@ -126,6 +143,9 @@ def do_user_addr_fault(cpu, address, access):
                     min((address | (span - U(1))) + U(1), vma.end),
                 )
         read_unlock(lock)
+        if code == VM_FAULT_HUGE_NUMA:
+            huge_hinting_fault(cpu, mm_number, address)
+            code = VM_FAULT_OK
         if code != VM_FAULT_RETRY:
             break
         let_others_run(cpu)  # the page is being moved

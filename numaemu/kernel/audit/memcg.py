@@ -7,7 +7,7 @@ from numaemu.compiler.pointer import u64
 from numaemu.errors import MachineCheck
 from numaemu.kernel.include.mm_types import PG_head, cgroup_t, machine_t, page_t
 from numaemu.kernel.include.mmzone import MAX_NR_ZONES, page_of, zone_of
-from numaemu.kernel.mm.slab.memcontrol import MEMCG_SHIFT
+from numaemu.kernel.mm.slab.memcontrol import MEMCG_MASK, MEMCG_SHIFT
 from numaemu.kernel.mm.slab.obj_exts import obj_exts, obj_full_size
 from numaemu.kernel.mm.slab.slab import (
     SLAB_RECLAIM_ACCOUNT,
@@ -38,9 +38,9 @@ def charged_pages(machine):
         zone = zone_of(machine, number)
         if zone.present_pages and zone.virgin_pfn > zone.start_pfn:
             pages = page_t.array(page_of(machine, zone.start_pfn).address).as_numpy(zone.virgin_pfn - zone.start_pfn)
-            pages = pages[pages["flags"] >> MEMCG_SHIFT != 0]
+            pages = pages[pages["flags"] & MEMCG_MASK != 0]
             weights = np.where(pages["flags"] & U(PG_head) != 0, 1 << pages["order"].astype(np.int64), 1)
-            groups = (pages["flags"] >> MEMCG_SHIFT).astype(np.int64)
+            groups = ((pages["flags"] & MEMCG_MASK) >> MEMCG_SHIFT).astype(np.int64)
             np.add.at(found[0], groups, weights)
             np.add.at(found[1], groups, np.where(pages["flags"] & U(PG_large_kmalloc) != 0, weights, 0))
     return found

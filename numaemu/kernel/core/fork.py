@@ -35,6 +35,8 @@ from numaemu.kernel.include.mm_types import (
 from numaemu.kernel.include.mmzone import page_of
 from numaemu.kernel.include.refcount import refcount_inc_not_zero
 from numaemu.kernel.mm.fault.copy_page_range import copy_page_range
+from numaemu.kernel.mm.numa.placement import task_numa_free
+from numaemu.kernel.mm.numa.scan import init_numa_balancing
 from numaemu.kernel.mm.page_alloc.page_alloc import alloc_pages
 from numaemu.kernel.mm.space.mempolicy import copy_policy
 from numaemu.kernel.mm.space.mmap import unmap_region
@@ -69,6 +71,7 @@ def mm_alloc(cpu):
     mm.start_code, mm.end_code, mm.start_data, mm.end_data = U(0), U(0), U(0), U(0)
     mm.arg_start, mm.arg_end, mm.env_start, mm.env_end = U(0), U(0), U(0), U(0)
     mm.saved_auxv[0], mm.saved_auxv[1] = U(0), U(0)
+    mm.numa_next_scan_ns, mm.numa_scan_offset, mm.numa_scan_seq = 0, U(0), 0
     mm.id = fetch_add(machine, "next_mm_id", 1) + 1
     pfn = alloc_pages(cpu, GFP_PGTABLE_USER, 0, cpu.node, machine.node_mask)
     if pfn == 0:
@@ -217,6 +220,7 @@ def alloc_task(cpu, mm_number, files, parent, thread):
             task.tgid, task.ppid, task.leader = of.tgid, of.ppid, of.leader
             fetch_add(tasks[of.leader], "holders", 1)
             fetch_add(tasks[of.leader], "live", 1)  # from 1 at least: its parent lives
+    init_numa_balancing(cpu, number, parent, parent != 0 and tasks[parent].mm == mm_number)
     store_release(task, "state", TASK_RUNNING)
     return number
 
@@ -296,6 +300,7 @@ def exit_mm(cpu, task_number, signal):
     if mm_number != 0:
         mmput(cpu, mm_number)
     exit_files(cpu, task_number)
+    task_numa_free(cpu, task_number)
     if cpu.task == task_number:
         cpu.task = 0
     stack, task.stack = task.stack, U(0)

@@ -50,7 +50,7 @@ def context_switch(cpu, task_number):
         put_prev_task(cpu)
         cpu.nr_switches += 1
         cpu.clock_base_ns += machine.context_switch_ns
-        cpu.exec_start_ns = cpu.slice_start_ns = clock_ns(cpu)
+        cpu.exec_start_ns = cpu.slice_start_ns = cpu.numa_at_ns = clock_ns(cpu)
     cpu.preempted = 0
     mm = mm_of(machine, task.mm)
     if cpu.mm != task.mm or cpu.mm_id != mm.id:
@@ -149,13 +149,17 @@ def deactivate(cpu_address):
 
 @kernel("i64(cpu_t*)")
 def next_event(cpu):
-    """The access before which to look again whether the slice is over."""
-    if load_acquire(cpu, "nr_waiting") == 0:
+    """The access before which to look again whether the slice is over, or NUMA balancing has something to do."""
+    waiting, balancing = load_acquire(cpu, "nr_waiting") != 0, machine_of(cpu).numa_balancing != 0
+    if not waiting and not balancing:
         return NEVER
+    left = slice_left_ns(cpu) if waiting else NEVER
+    if balancing:
+        left = min(left, cpu.numa_at_ns - clock_ns(cpu))
     longest = 1
     for node in range(MAX_NODES):
         longest = max(longest, cpu.latency_ns[node])
-    return cpu.tick + max(slice_left_ns(cpu) // (WALK_SHARE * longest), LOOK_AT_LEAST)
+    return cpu.tick + max(left // (WALK_SHARE * longest), LOOK_AT_LEAST)
 
 
 @kernel("void(cpu_t*, i64)")
@@ -197,6 +201,8 @@ def handle_event(cpu_address, _b, _c):
     exchange(cpu, "event_at", next_event(cpu))
     if load_acquire(cpu, "ipi_pending") != U(0):
         call_address(cpu.on_ipi, cpu.address, U(0), U(0))
+    if machine_of(cpu).numa_balancing != 0 and cpu.task != 0 and clock_ns(cpu) >= cpu.numa_at_ns:
+        call_address(machine_of(cpu).on_task_tick, cpu.address, U(0), U(0))
     if cpu.io_until_ns != 0:
         until, cpu.io_until_ns = cpu.io_until_ns, 0
         schedule(cpu, until)

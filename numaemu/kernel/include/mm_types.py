@@ -45,6 +45,8 @@ PG_pcp = 1 << 17  # the emulator's own: on a per-CPU list or on its way to one
 #   the mapping's spin lock, before the copy is visible. | A write fault uses the page again only while it is set.
 #   Reclaim and migration put it into special entries; they hold PG_locked and that spin lock, so they see it with
 #   the child's entry, or without both.
+# - last_cpupid (the bits from LAST_CPUPID_PGSHIFT on) | Compare-exchange of the whole word, by hinting faults, the
+#   scanner and migration. | Who used the page last, or when it was scanned: a hint.
 # - PG_mlocked | Atomic OR and AND; the context that changes it counts nr_mlock. | It is set after the page is
 #   mapped, and looked at after mapcount has gone to 0. So one of the two sides sees the other.
 # - PG_swapcache, and private of a swapped page | The holder of PG_locked. | A reader takes a reference, locks the
@@ -110,6 +112,16 @@ policy_t = Struct("policy_t", [     # struct mempolicy; mode 0 (MPOL_DEFAULT) = 
 
 BY_FAMILY, BY_FILE = range(2)  # the lists of mappings that a VMA is on
 
+# Shared words of vma_numab_state_t: the word | its writer | why a reader may trust it.
+# - all | The task that scans the address space, under the mmap_lock held for reading (one scans at a time:
+#   mm.numa_next_scan_ns); pids_active also by hinting faults, atomic OR. | Hints which parts to scan.
+vma_numab_state_t = Struct("vma_numab_state_t", [      # struct vma_numab_state; all 0: the VMA was not scanned yet
+    ("there", i64),                 # 1 from the first scan on
+    ("next_scan_ns", i64), ("pids_active_reset_ns", i64),      # emulated time: not before the first; when to forget the older pids
+    ("pids_active", u64, 2),        # a bit for each pid (hashed) that took a hinting fault here: before and in this window
+    ("start_scan_seq", i64), ("prev_scan_seq", i64),           # mm.numa_scan_seq at the first scan; of the last whole one
+])
+
 # Shared words of vma_t: the word | its writer | why a reader may trust it.
 # - all fields, and the index of VMAs | Under the mmap_lock held for writing. | Under the mmap_lock held for
 #   reading.
@@ -134,6 +146,7 @@ vma_t = Struct("vma_t", [           # written under the mmap_lock of its mm, hel
     ("resv_map", u64), ("resv_unmapped", i64),     # hugetlb: the reservation it owns; 1: pages were taken away
     ("hstate", i64),                # hugetlb: number of the pool that its pages come from
     ("swap_readahead_info", u64),   # by faults, a hint: the last one's address, the window it read, hits since; 0: none yet
+    ("numab", vma_numab_state_t),   # NUMA balancing: mm/numa/
     ("next", i64, 2), ("prev", i64, 2),            # the other VMAs of `mapping` (BY_FAMILY) and of `i_mapping` (BY_FILE); under that one's lock
 ])
 # fmt: on
@@ -187,6 +200,7 @@ sp_node_t = Struct("sp_node_t", [   # struct sp_node: a policy of the pages [sta
 SHMEM, HUGETLB = 1, 2
 
 VM_FAULT_OK, VM_FAULT_OOM, VM_FAULT_SIGBUS, VM_FAULT_SIGSEGV, VM_FAULT_RETRY, VM_FAULT_MAJOR = range(6)
+VM_FAULT_NUMA, VM_FAULT_HUGE_NUMA = 6, 7  # a hinting fault: do_user_addr_fault serves it (mm/numa/numa_fault.py)
 FAULT_AROUND_BYTES = 64 << 10  # fault_around_pages
 
 OOM_NONE, OOM_VICTIM, OOM_REAPING, OOM_REAPED, OOM_SKIP = range(5)  # mm->oom_state; Linux: MMF_OOM_*
@@ -233,6 +247,8 @@ AT_VECTOR_SIZE = 2 * (22 + 3 + 1)  # words: AT_VECTOR_SIZE_BASE, x86's AT_VECTOR
 #   Single words for /proc.
 # - hiwater_rss | The program's CPU, before memory goes; clear_refs (5) sets it back. | A single word that only
 #   reports read: of two contexts that come at once, one leaves its value.
+# - numa_next_scan_ns | The task whose compare-exchange wins scans. numa_scan_offset, numa_scan_seq: that task, under
+#   the mmap_lock for reading. | Hints for sampling, as on Linux.
 # - memory of another task (access_remote_vm), A of its entries, PG_referenced of their pages (clear_refs) | A CPU,
 #   never the coordinator, under that mmap_lock for reading; the bits by compare-exchange and atomic AND. | Each
 #   page is held by a reference while it is copied. A and PG_referenced are hints, as everywhere, and nothing is
@@ -249,6 +265,8 @@ mm_t = Struct("mm_t", [
     ("tlb_flush_pending", i64),     # CPUs that are taking entries out and have not flushed yet
     ("oom_state", i64),             # OOM_*: NONE, VICTIM by the coordinator, the others by who reaps
     ("hugetlb_usage", i64),         # pages of the pools that are mapped, in small pages
+    # NUMA balancing: when to scan next (emulated time, compare-exchange), where it goes on, how often it has come around
+    ("numa_next_scan_ns", i64), ("numa_scan_offset", u64), ("numa_scan_seq", i64),
     # under mmap_lock held for writing
     ("pgd", u64),                   # physical address of the top-level table
     ("map_count", i64),             # VMAs
@@ -310,10 +328,34 @@ task_t = Struct("task_t", [
     ("leader", i64),                          # number of its process's first task, which stays that one's while a thread lives
     ("live", i64), ("holders", i64),          # of a first task, atomically: tasks of its process that live; that have their number
     ("stack", u64),                           # lowest address of its kernel stack, 0: it has ended
+    # NUMA balancing (mm/numa/): runtime (ns) at the last look; the scan that its statistics are of; periods (ms)
+    ("node_stamp", i64), ("numa_scan_seq", i64), ("numa_scan_period", i64), ("numa_scan_period_max", i64),
+    ("numa_preferred_nid", i64), ("numa_migrate_retry_ns", i64), ("numa_pages_migrated", i64),
+    ("numa_faults", i64),                     # 1: its row of machine.numa_faults is in use
+    ("total_numa_faults", i64), ("numa_faults_locality", i64, 3),      # remote, local, failed to migrate
+    ("last_task_numa_placement_ns", i64), ("last_sum_exec_runtime", i64),
+    ("numa_group", i64),                      # number of its numa_group_t, 0: none
+    ("cpus_mask", u64, CPU_WORDS),            # the CPUs that sched_setaffinity allows it; all 0: the one it is on
+    ("numa_migrate_to", i64),                 # the CPU that NUMA balancing wants it on after this operation, + 1; 0: none
     # by the coordinator, when it chooses a victim
     ("oom_victim", i64),                      # its pid: SIGKILL is pending; else the mark means nothing
     ("oom_rss", i64), ("oom_nodes", u64), ("oom_asker", i64),       # pages at the kill, the nodes asked, who asked (pid)
     ("oom_text", u8, OOM_TEXT_BYTES),         # why no node could serve
+])
+
+# Shared words of numa_group_t: the word | its writer | why a reader may trust it.
+# - faults, total_faults, nr_tasks, active_nodes, max_faults_cpu | Under the group's spin lock. | Statistics: single
+#   words, an old one is an earlier moment's.
+# - refcount | Atomic add; a task that joins takes one unless it is 0. | The task that brings it to 0 gives the number
+#   back.
+NR_NUMA_HINT_FAULT_TYPES, NUMA_MEM, NUMA_CPU, NUMA_MEMBUF, NUMA_CPUBUF = 2, 0, 1, 2, 3
+NR_NUMA_HINT_FAULT_STATS = 2 * NR_NUMA_HINT_FAULT_TYPES  # of memory and of CPUs, shared and private
+numa_group_t = Struct("numa_group_t", [       # tasks that share memory
+    ("lock", u64), ("refcount", i64), ("nr_tasks", i64), ("gid", i64), ("active_nodes", i64), ("max_faults_cpu", i64),
+    ("total_faults", i64), ("faults", i64, NR_NUMA_HINT_FAULT_STATS * MAX_NODES),
+])
+numa_faults_t = Struct("numa_faults_t", [     # task->numa_faults: averages (NUMA_MEM, NUMA_CPU), then this window's
+    ("faults", i64, 2 * NR_NUMA_HINT_FAULT_STATS * MAX_NODES),
 ])
 
 # Shared words of cgroup_t: the word | its writer | why a reader may trust it.
@@ -373,6 +415,8 @@ pool_t = Struct("pool_t", [         # a table of structs handed out by number, f
 #   to look again.
 # - vm_dirty_*, dirty_*_ns; overcommit settings; node_reclaim_mode; lumpy_reclaim; zswap_* and zram's settings;
 #   thp_*, khugepaged_* settings | The coordinator. | Single words: an old value is an earlier moment's.
+# - numa_*, demotion_enabled | The coordinator; then event_at of every CPU. | Single words: an old value is an earlier
+#   moment's.
 # - kcompactd_timer_ns | The CPU whose clock has passed it, by compare-exchange. | One CPU wakes each kcompactd that
 #   is due. Clocks differ, so it is the first CPU that has come so far.
 # - stats_flush_ns | The CPU whose clock has passed it, by compare-exchange, every 2 s; before the first time also a
@@ -507,6 +551,14 @@ machine_t = Struct("machine_t", [
     ("trace_pid", i64), ("trace_nodes", u64),      # the only process whose events are kept, 0: all; nodes whose CPUs' are
     ("trace_stop", i64),            # 1: a full ring takes no more; 0: it overwrites its oldest events
     ("lumpy_reclaim", i64),         # sysctl, our own: large blocks by eviction instead of compaction (lumpy.py)
+    # NUMA balancing and memory tiers (mm/numa/): settings, by the coordinator
+    ("numa_balancing", i64),        # sysctl_numa_balancing_mode: NUMA_BALANCING_*; 0: off
+    ("numa_scan_delay_ms", i64), ("numa_scan_period_min_ms", i64), ("numa_scan_period_max_ms", i64),
+    ("numa_scan_size_mb", i64), ("numa_hot_threshold_ms", i64), ("numa_promote_rate_limit", i64),       # the last in MB/s
+    ("demotion_enabled", i64),      # /sys/kernel/mm/numa/demotion_enabled
+    ("on_task_tick", u64),          # the scheduler's way up: task_numa.task_tick
+    ("numa_faults_table", u64), ("numa_groups", u64), ("numa_group_pool", u64),      # numa_faults_t by task number; numa_group_t
+    ("numa_topology_type", i64), ("max_numa_distance", i64),        # how the nodes with CPUs lie to each other, set at boot: placement.py
 ])
 # fmt: on
 

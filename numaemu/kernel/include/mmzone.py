@@ -23,7 +23,7 @@ MIGRATE_HIGHATOMIC, MIGRATE_ISOLATE = 3, 4
 MIGRATE_TYPES = 5
 MIGRATE_NAMES = ("Unmovable", "Movable", "Reclaimable", "HighAtomic", "Isolate")
 
-WMARK_MIN, WMARK_LOW, WMARK_HIGH, NR_WMARK = 0, 1, 2, 3
+WMARK_MIN, WMARK_LOW, WMARK_HIGH, WMARK_PROMO, NR_WMARK = range(5)
 ZONE_BOOSTED_WATERMARK = 1  # zone->flags: kswapd shall be woken for the boost
 
 PCP_BATCH_SCALE_MAX = 5  # the longest chain a CPU takes at once is batch << this (Kconfig)
@@ -133,6 +133,8 @@ KSWAPD, KCOMPACTD, KHUGEPAGED, ZSWAP_SHRINK = 1, 2, 4, 8  # work for a node's ke
 #   a stale one is a look too many, or 500 ms later.
 # - reclaim_locked | Compare-exchange: one CPU is in node_reclaim of a node. | A CPU that finds it taken goes on to
 #   the next zone.
+# - nbp_th_start_ms, nbp_rl_start_ms | The CPU that promotes whose compare-exchange wins; the other nbp_* by it. |
+#   Hints: a rate, and a threshold.
 # - min_unmapped_pages, min_slab_pages | The coordinator. | Single words: an old one is an earlier moment's.
 # fmt: off
 node_t = Struct("node_t", [          # pg_data_t
@@ -148,6 +150,13 @@ node_t = Struct("node_t", [          # pg_data_t
     ("proactive_compact_trigger", i64),      # 1 by a write to the sysctl: at once; 0 by kcompactd
     ("min_unmapped_pages", i64), ("min_slab_pages", i64),      # by the coordinator: what node_reclaim leaves alone
     ("reclaim_locked", i64),         # PGDAT_RECLAIM_LOCKED: a CPU is in node_reclaim; compare-exchange
+    # the node's memory tier, set at boot (mm/numa/memory_tiers.py): abstract distance, 1 if it is one of the fastest,
+    # where it demotes to first, all nodes of lower tiers
+    ("adistance", i64), ("toptier", i64), ("demotion_preferred", u64), ("lower_tier_mask", u64),
+    ("nr_present_pages", i64),       # node_present_pages; set at boot
+    # promotion to this node, by the CPUs that promote: the hot threshold in force (ms, 0: the default) and when it was adjusted,
+    # since when and from which count on the rate is limited
+    ("nbp_threshold", i64), ("nbp_th_start_ms", i64), ("nbp_th_nr_cand", i64), ("nbp_rl_start_ms", i64), ("nbp_rl_nr_cand", i64),
 ])
 # fmt: on
 

@@ -21,7 +21,8 @@ VM_EVENTS = (
     "unevictable_pgs_culled unevictable_pgs_scanned unevictable_pgs_rescued unevictable_pgs_mlocked "
     "unevictable_pgs_munlocked unevictable_pgs_cleared unevictable_pgs_stranded "
     "nr_tlb_remote_flush nr_tlb_remote_flush_received nr_tlb_local_flush_all nr_tlb_local_flush_one "
-    "swap_ra swap_ra_hit swpin_zero swpout_zero zswpin zswpout zswpwb numa_fallback vmalloc_fault"
+    "swap_ra swap_ra_hit swpin_zero swpout_zero zswpin zswpout zswpwb numa_fallback vmalloc_fault "
+    "numa_pte_updates numa_huge_pte_updates numa_hint_faults numa_hint_faults_local numa_pages_migrated"
 ).split()
 # fmt: off
 (PGPGIN, PGPGOUT, PSWPIN, PSWPOUT,
@@ -40,7 +41,8 @@ VM_EVENTS = (
  UNEVICTABLE_PGS_CULLED, UNEVICTABLE_PGS_SCANNED, UNEVICTABLE_PGS_RESCUED, UNEVICTABLE_PGS_MLOCKED,
  UNEVICTABLE_PGS_MUNLOCKED, UNEVICTABLE_PGS_CLEARED, UNEVICTABLE_PGS_STRANDED,
  NR_TLB_REMOTE_FLUSH, NR_TLB_REMOTE_FLUSH_RECEIVED, NR_TLB_LOCAL_FLUSH_ALL, NR_TLB_LOCAL_FLUSH_ONE,
- SWAP_RA, SWAP_RA_HIT, SWPIN_ZERO, SWPOUT_ZERO, ZSWPIN, ZSWPOUT, ZSWPWB, NUMA_FALLBACK, VMALLOC_FAULT) = range(len(VM_EVENTS))
+ SWAP_RA, SWAP_RA_HIT, SWPIN_ZERO, SWPOUT_ZERO, ZSWPIN, ZSWPOUT, ZSWPWB, NUMA_FALLBACK, VMALLOC_FAULT,
+ NUMA_PTE_UPDATES, NUMA_HUGE_PTE_UPDATES, NUMA_HINT_FAULTS, NUMA_HINT_FAULTS_LOCAL, NUMA_PAGE_MIGRATE) = range(len(VM_EVENTS))
 # fmt: on
 
 NUMA_STATS = ("numa_hit", "numa_miss", "numa_foreign", "interleave_hit", "local_node", "other_node")
@@ -54,7 +56,8 @@ NODE_STATS = (
     "workingset_restore_anon workingset_restore_file workingset_nodereclaim "
     "nr_anon_pages nr_mapped nr_file_pages nr_dirty nr_writeback nr_shmem nr_vmscan_write nr_vmscan_immediate_reclaim "
     "nr_dirtied nr_written nr_kernel_stack nr_page_table_pages nr_swapcached nr_kernel_pages nr_mlock "
-    "nr_anon_transparent_hugepages nr_zspages"
+    "nr_anon_transparent_hugepages nr_zspages "
+    "pgpromote_success pgpromote_candidate pgdemote_kswapd pgdemote_direct pgdemote_khugepaged"
 ).split()
 # fmt: off
 (NR_INACTIVE_ANON, NR_ACTIVE_ANON, NR_INACTIVE_FILE, NR_ACTIVE_FILE, NR_UNEVICTABLE,
@@ -64,7 +67,8 @@ NODE_STATS = (
  NR_ANON_MAPPED, NR_FILE_MAPPED, NR_FILE_PAGES, NR_FILE_DIRTY, NR_WRITEBACK, NR_SHMEM, NR_VMSCAN_WRITE,
  NR_VMSCAN_IMMEDIATE_RECLAIM,
  NR_DIRTIED, NR_WRITTEN, NR_KERNEL_STACK, NR_PAGETABLE, NR_SWAPCACHE, NR_KERNEL_PAGES, NR_MLOCK,
- NR_ANON_THPS, NR_ZSPAGES) = range(len(NODE_STATS))
+ NR_ANON_THPS, NR_ZSPAGES,
+ PGPROMOTE_SUCCESS, PGPROMOTE_CANDIDATE, PGDEMOTE_KSWAPD, PGDEMOTE_DIRECT, PGDEMOTE_KHUGEPAGED) = range(len(NODE_STATS))
 # fmt: on
 
 numa_stat_t = Struct("numa_stat_t", [("item", i64, 8)])

@@ -8,7 +8,7 @@ from errno import EINVAL, ENOMEM, EPERM, ESRCH
 
 import numpy as np
 
-from numaemu.compiler.atomic import fetch_add, load_acquire
+from numaemu.compiler.atomic import exchange, fetch_add, load_acquire
 from numaemu.compiler.decorators import entry, hot, kernel
 from numaemu.compiler.pointer import address_of, i64
 from numaemu.hardware.processor import cpu_t
@@ -54,6 +54,8 @@ def begin_access(cpu_address, task_number):
     cpu = cpu_t.at(cpu_address)
     if cpu.task != task_number or cpu.mm == 0 or cpu.mm_id != mm_of(machine_of(cpu), cpu.mm).id:
         context_switch(cpu, task_number)
+    if machine_of(cpu).numa_balancing != 0:
+        exchange(cpu, "event_at", 0)  # time may have passed since the last access
     enter(cpu)
 
 

@@ -16,7 +16,7 @@ from numaemu.kernel.include.mm_types import policy_t, task_t
 from numaemu.kernel.mm.huge.hugetlb_pool import hugetlb_total_pages
 from numaemu.kernel.mm.migrate.move_pages import do_mbind, do_migrate_pages, do_move_pages, lookup_node, page_node
 from numaemu.kernel.mm.space.mempolicy import (
-    MPOL_MODE_FLAGS,
+    MPOL_USER_NODEMASK_FLAGS,
     current_task,
     do_set_mempolicy,
     found_policy,
@@ -93,7 +93,7 @@ def get_policy(cpu, policy, flags, answer):
             return -EINVAL
         answer[0], answer[1] = U(next_node_in(current_task(cpu).il_prev, policy.nodes)), policy.nodes
         return 0
-    stored = policy.flags & MPOL_MODE_FLAGS != 0
+    stored = policy.flags & MPOL_USER_NODEMASK_FLAGS != 0
     answer[0], answer[1] = U(policy.mode | policy.flags), policy.user_nodes if stored else policy.nodes
     return 0
 

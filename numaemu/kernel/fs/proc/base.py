@@ -15,7 +15,17 @@ from numaemu.kernel.fs.binfmt_elf import arch_of
 from numaemu.kernel.fs.proc.clear_refs import CLEAR_REFS_ALL, CLEAR_REFS_MM_HIWATER_RSS, CLEAR_REFS_SOFT_DIRTY
 from numaemu.kernel.fs.proc.task import live_tasks, number_of_pid
 from numaemu.kernel.fs.sysfs.sysctl import invalid, strtoul
-from numaemu.kernel.include.mm_types import MM_ANONPAGES, MM_FILEPAGES, MM_SHMEMPAGES, mm_t, task_name, task_t
+from numaemu.kernel.include.mm_types import (
+    MM_ANONPAGES,
+    MM_FILEPAGES,
+    MM_SHMEMPAGES,
+    NR_NUMA_HINT_FAULT_TYPES,
+    mm_t,
+    numa_faults_t,
+    numa_group_t,
+    task_name,
+    task_t,
+)
 from numaemu.spec.param import PAGE_SIZE
 from numaemu.uapi import RLIM_INFINITY, RLIMIT_RSS, SIGCHLD
 
@@ -132,6 +142,31 @@ def write_clear_refs(system, pid, text):
     return "clear_refs", number_of_pid(system.machine, pid), pid, kind
 
 
+def numa_lines(machine, number):
+    """sched_show_numa: the task's and its group's faults on each node, private and shared."""
+    task = task_t.array(machine.tasks)[number]
+    yield from (
+        f"{name:<45}:{value:21d}"
+        for name, value in (
+            ("mm->numa_scan_seq", mm_of(machine, task.mm).numa_scan_seq),
+            ("numa_pages_migrated", task.numa_pages_migrated),
+            ("numa_preferred_nid", task.numa_preferred_nid),
+            ("total_numa_faults", task.total_numa_faults),
+        )
+    )
+    group = numa_group_t.array(machine.numa_groups)[task.numa_group] if task.numa_group else None
+    yield (
+        f"current_node={cpu_t.array(machine.cpus)[task.cpu].node}, numa_group_id={group.gid if group is not None else 0}"
+    )
+    own = numa_faults_t.array(machine.numa_faults_table)[number] if task.numa_faults else None
+    for node in range(machine.nr_nodes):
+        at = NR_NUMA_HINT_FAULT_TYPES * node
+        (tsf, tpf), (gsf, gpf) = (
+            (int(of.faults[at]), int(of.faults[at + 1])) if of is not None else (0, 0) for of in (own, group)
+        )
+        yield f"numa_faults node={node} task_private={tpf} task_shared={tsf} group_private={gpf} group_shared={gsf}"
+
+
 def sched(system, number, _mm_number):
     """/proc/<pid>/sched: proc_sched_show_task, the lines of what is counted; times in ms."""
     machine, task = system.machine, task_t.array(system.machine.tasks)[number]
@@ -146,7 +181,8 @@ def sched(system, number, _mm_number):
         "policy": 0,
         "prio": MAX_RT_PRIO + NICE_0_PRIO,
     }
-    return f"{head}\n{'-' * 67}\n" + "".join(f"{name:<45}:{value!s:>21}\n" for name, value in rows.items())
+    lines = [f"{name:<45}:{value!s:>21}" for name, value in rows.items()]
+    return "\n".join([head, "-" * 67, *lines, *numa_lines(machine, number)]) + "\n"
 
 
 PID_FILES = {

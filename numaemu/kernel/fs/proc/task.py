@@ -29,6 +29,7 @@ from numaemu.kernel.include.mm_types import (
     VM_SHARED,
     VM_WRITE,
     mapping_t,
+    numa_group_t,
     pool_t,
     sp_node_t,
     task_name,
@@ -44,6 +45,7 @@ from numaemu.spec.param import MAX_NODES, MAX_SP_NODES, PAGE_SHIFT, PAGE_SIZE
 from numaemu.uapi import (
     MPOL_BIND,
     MPOL_DEFAULT,
+    MPOL_F_NUMA_BALANCING,
     MPOL_F_RELATIVE_NODES,
     MPOL_F_STATIC_NODES,
     MPOL_INTERLEAVE,
@@ -58,6 +60,7 @@ POLICY_MODES = {MPOL_DEFAULT: "default", MPOL_PREFERRED: "prefer", MPOL_BIND: "b
                 MPOL_WEIGHTED_INTERLEAVE: "weighted interleave", MPOL_LOCAL: "local",
                 MPOL_PREFERRED_MANY: "prefer (many)"}
 # fmt: on
+POLICY_FLAGS = {MPOL_F_STATIC_NODES: "static", MPOL_F_RELATIVE_NODES: "relative", MPOL_F_NUMA_BALANCING: "balancing"}
 NAME_COLUMN = 25 + 8 * 6  # where show_vma_header_prefix lets the name begin: its width, and a space
 SHMEM_DEVICE = "00:01"  # the kernel's own mount of shmem, the first without a device
 DISK_DEVICE = "fe:00"  # /dev/vda
@@ -185,10 +188,8 @@ def maps(system, _number, mm_number):
 def mpol_to_str(mode, flags, nodes):
     """A policy in words, as in numa_maps and the mount option of tmpfs."""
     text = POLICY_MODES[mode]
-    if flags & MPOL_F_STATIC_NODES:
-        text += "=static"
-    elif flags & MPOL_F_RELATIVE_NODES:
-        text += "=relative"
+    words = [word for bit, word in POLICY_FLAGS.items() if flags & bit]
+    text += "=" * bool(words) + "|".join(words)
     return f"{text}:{list_text(n for n in range(MAX_NODES) if int(nodes) >> n & 1)}" if nodes else text
 
 
@@ -306,7 +307,7 @@ def status(system, number, mm_number):
         "Name": task_name(task),
         "State": "R (running)" if running else "S (sleeping)",
         "Tgid": task.tgid,
-        "Ngid": 0,
+        "Ngid": numa_group_t.array(machine.numa_groups)[task.numa_group].gid if task.numa_group else 0,
         "Pid": task.pid,
         "PPid": task.ppid,
         "TracerPid": 0,

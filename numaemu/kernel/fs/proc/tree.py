@@ -29,6 +29,7 @@ from numaemu.kernel.fs.sysfs import cpu as cpu_sysfs
 from numaemu.kernel.fs.sysfs import huge as huge_sysfs
 from numaemu.kernel.fs.sysfs import memory as memory_sysfs
 from numaemu.kernel.fs.sysfs import node as node_sysfs
+from numaemu.kernel.fs.sysfs import numa as numa_sysfs
 from numaemu.kernel.fs.sysfs import thp as thp_sysfs
 from numaemu.kernel.fs.sysfs import zswap as zswap_sysfs
 from numaemu.kernel.fs.sysfs.sysctl import System  # noqa: F401  (what read, write and listdir take)
@@ -52,7 +53,7 @@ FIXED = {
     )
     for path, read in module.FILES.items()
 }
-FIXED |= sysctl.FILES | swapon.FILES | huge_sysfs.SYSCTLS | thp_sysfs.FILES | zswap_sysfs.FILES
+FIXED |= sysctl.FILES | swapon.FILES | huge_sysfs.SYSCTLS | thp_sysfs.FILES | zswap_sysfs.FILES | numa_sysfs.FILES
 PID_FILES = proc_task.PID_FILES | proc_base.PID_FILES | proc_smaps.PID_FILES | cgroup.PID_FILES
 PID_WRITERS = proc_task.PID_WRITERS | proc_base.PID_WRITERS
 THREAD_FILES = {name: make for name, make in PID_FILES.items() if make} | proc_base.THREAD_FILES
@@ -74,6 +75,8 @@ def find(system, path):
         return functools.partial(read_whole, path=path), None
     if "/hugepages/" in path:
         return huge_sysfs.files(system).get(path)
+    if path.startswith(numa_sysfs.TIERS) or "/access0/" in path:
+        return numa_sysfs.files(system).get(path)
     if (match := _PID.fullmatch(path)) and match[3] in (PID_FILES if match[2] is None else THREAD_FILES):
         pid = thread_of(system.machine, int(match[1]), match[2])
         if pid:
@@ -192,6 +195,7 @@ def paths(system):
     nodes = range(system.machine.nr_nodes)
     yield from FIXED
     yield from huge_sysfs.files(system)
+    yield from numa_sysfs.files(system)
     names = (*node_sysfs.NODE_FILES, *node_sysfs.NODE_WRITERS)
     yield from (f"{node_sysfs.ROOT}/node{node}/{name}" for node in nodes for name in names)
     yield from (f"{sysctl.WEIGHTS}/node{node}" for node in nodes)

@@ -16,6 +16,7 @@ from numaemu.kernel.include.mmzone import (
     WMARK_HIGH,
     WMARK_LOW,
     WMARK_MIN,
+    WMARK_PROMO,
     ZONE_NAMES,
     pcp_of,
     populated_zones,
@@ -181,14 +182,13 @@ def protection(machine, zone):
 
 
 def zone_marks(machine, zone):
-    """Pages free, watermarks, sizes. WMARK_PROMO lies as far above high as high above low."""
-    low, high = zone.watermark[WMARK_LOW], zone.watermark[WMARK_HIGH]
+    """Pages free, watermarks, sizes."""
     values = {
         "boost": zone.watermark_boost,
         "min": zone.watermark[WMARK_MIN],
-        "low": low,
-        "high": high,
-        "promo": 2 * high - low,
+        "low": zone.watermark[WMARK_LOW],
+        "high": zone.watermark[WMARK_HIGH],
+        "promo": zone.watermark[WMARK_PROMO],
         "spanned": zone.spanned_pages,
         "present": zone.present_pages,
         "managed": zone.managed_pages,

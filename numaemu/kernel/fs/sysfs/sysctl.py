@@ -10,13 +10,15 @@ import errno
 import re
 import time
 
-from numaemu.compiler.atomic import fetch_or
+from numaemu.compiler.atomic import exchange, fetch_or
+from numaemu.hardware.processor import cpu_t
 from numaemu.kernel.boot import (
     COMPACTION_SYSCTLS,
     DIRTY_DEFAULTS,
     LOWMEM_RESERVE_RATIO,
     NODE_RECLAIM_SYSCTLS,
     OVERCOMMIT_RATIO,
+    PROMOTE_RATE_LIMIT,
     SCHED_BASE_SLICE_NS,
     WATERMARK_BOOST_FACTOR,
     WATERMARK_SCALE_FACTOR,
@@ -27,9 +29,12 @@ from numaemu.kernel.boot import (
     setup_per_zone_pageset,
     setup_per_zone_wmarks,
 )
+from numaemu.kernel.include.mm_types import present_cpus
 from numaemu.kernel.include.mmzone import KCOMPACTD, node_t
+from numaemu.kernel.include.vmstat import PGPROMOTE_CANDIDATE, node_page_state
+from numaemu.kernel.mm.numa.memory_tiers import NUMA_BALANCING_MEMORY_TIERING
 from numaemu.kernel.mm.swap.swapfile import swap_of
-from numaemu.spec.machine_file import INT_MAX, KNOWN_SYSCTLS, MIN_HIGH_FRACTION, NOT_THERE
+from numaemu.spec.machine_file import INT_MAX, KNOWN_SYSCTLS, MIN_HIGH_FRACTION
 from numaemu.spec.param import MAX_MAP_COUNT
 
 DEFAULTS = {  # Linux 6.12; min_free_kbytes is calculated
@@ -44,7 +49,8 @@ DEFAULTS = {  # Linux 6.12; min_free_kbytes is calculated
     "vm.swappiness": 60,  # mm/vmscan.c
     "vm.page-cluster": 3,  # mm/swap.c
     **{f"vm.{name}": value for name, value in NODE_RECLAIM_SYSCTLS.items()},
-    "kernel.numa_balancing": 0,
+    "kernel.numa_balancing": 0,  # Linux: 1 on a machine of several nodes
+    "kernel.numa_balancing_promote_rate_limit_MBps": PROMOTE_RATE_LIMIT,
     "kernel.randomize_va_space": 0,  # Linux: 2
     "kernel.sched_base_slice_ns": SCHED_BASE_SLICE_NS,
     **{f"vm.{name}": value for name, value in DIRTY_DEFAULTS.items()},
@@ -159,8 +165,7 @@ def write_sysctl(system, key, text):
     else:
         value, (least, most) = values[0], KNOWN_SYSCTLS[key]
         if not least <= value <= most:
-            why = f"{least}: {NOT_THERE[key]}" if key in NOT_THERE else f"{least} to {most}"
-            raise invalid(f"{key} is {value}, must be {why}")
+            raise invalid(f"{key} is {value}, must be {least} to {most}")
     if key in CHECKS:
         CHECKS[key](key, value)
     system.sysctl[key] = value
@@ -195,6 +200,34 @@ def set_randomize_va_space(system):
 def set_sched_base_slice(system):
     """A single word, which CPUs look at the next time."""
     system.machine.sched_base_slice_ns = system.sysctl["kernel.sched_base_slice_ns"]
+
+
+def kick_cpus(machine):
+    """A setting of NUMA balancing has changed: CPUs in the middle of accesses look anew when to look at their tasks."""
+    for number in present_cpus(machine):
+        exchange(cpu_t.array(machine.cpus)[number], "event_at", 0)
+
+
+def reset_memory_tiering(machine):
+    """Promotion begins anew with the default threshold."""
+    for node in range(machine.nr_nodes):
+        pgdat = node_t.array(machine.nodes)[node]
+        pgdat.nbp_threshold = 0
+        pgdat.nbp_th_nr_cand = node_page_state(machine, node, PGPROMOTE_CANDIDATE)
+        pgdat.nbp_th_start_ms = 0
+
+
+def set_numa_balancing(system):
+    """sysctl_numa_balancing: a single word, which CPUs look at between two accesses."""
+    machine, mode = system.machine, system.sysctl["kernel.numa_balancing"]
+    if mode & ~machine.numa_balancing & NUMA_BALANCING_MEMORY_TIERING:
+        reset_memory_tiering(machine)
+    machine.numa_balancing = mode
+    kick_cpus(machine)
+
+
+def set_promote_rate_limit(system):
+    system.machine.numa_promote_rate_limit = system.sysctl["kernel.numa_balancing_promote_rate_limit_MBps"]
 
 
 def set_page_cluster(system):
@@ -265,7 +298,8 @@ HANDLERS = {"kernel.sched_base_slice_ns": set_sched_base_slice,
             "vm.watermark_boost_factor": set_watermark_boost_factor, "vm.percpu_pagelist_high_fraction": set_pagesets,
             "vm.lowmem_reserve_ratio": set_lowmem_reserve, "vm.max_map_count": set_max_map_count,
             "vm.swappiness": set_swappiness, "vm.page-cluster": set_page_cluster,
-            "kernel.randomize_va_space": set_randomize_va_space,
+            "kernel.randomize_va_space": set_randomize_va_space, "kernel.numa_balancing": set_numa_balancing,
+            "kernel.numa_balancing_promote_rate_limit_MBps": set_promote_rate_limit,
             "vm.overcommit_memory": set_overcommit, "vm.overcommit_ratio": set_overcommit_ratio,
             "vm.overcommit_kbytes": set_overcommit_kbytes, "vm.admin_reserve_kbytes": set_overcommit,
             "vm.user_reserve_kbytes": set_overcommit,

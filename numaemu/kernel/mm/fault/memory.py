@@ -34,7 +34,9 @@ from numaemu.kernel.include.mm_types import (
     FAULT_AROUND_BYTES,
     MM_ANONPAGES,
     MM_SWAPENTS,
+    VM_ACCESS_FLAGS,
     VM_FAULT_MAJOR,
+    VM_FAULT_NUMA,
     VM_FAULT_OK,
     VM_FAULT_OOM,
     VM_FAULT_RETRY,
@@ -365,6 +367,8 @@ def handle_mm_fault(cpu, mm, vma_number, address, write):
         return do_swap_page(cpu, mm, vma_number, address, write, ptep, pte)
     if is_migration_entry(pte):
         return VM_FAULT_RETRY
+    if pte & _PAGE_USER == U(0) and vma_of(machine, vma_number).flags & VM_ACCESS_FLAGS != 0:
+        return VM_FAULT_NUMA
     if write and pte & _PAGE_RW == U(0):
         return do_wp_page(cpu, mm, vma_number, address, ptep, pte)
     return VM_FAULT_OK  # spurious: another CPU has served it

@@ -45,7 +45,9 @@ from numaemu.kernel.include.gfp import (
 from numaemu.kernel.include.mm import linear_page_index
 from numaemu.kernel.include.mm_types import (
     MM_ANONPAGES,
+    VM_ACCESS_FLAGS,
     VM_EXEC,
+    VM_FAULT_HUGE_NUMA,
     VM_FAULT_OK,
     VM_FAULT_OOM,
     VM_HUGEPAGE,
@@ -334,6 +336,8 @@ def do_huge_pmd_fault(cpu, mm, vma_number, address, write):
         khugepaged_wake_if_due(cpu)
         return FALLBACK
     cpu.error_code |= X86_PF_PROT
+    if entry & _PAGE_USER == U(0) and vma.flags & VM_ACCESS_FLAGS != 0:
+        return VM_FAULT_HUGE_NUMA
     if write and entry & _PAGE_RW == U(0):
         return do_huge_pmd_wp_page(cpu, where)
     return VM_FAULT_OK

@@ -11,12 +11,12 @@ from numaemu.compiler.atomic import compare_exchange, load_acquire, store_releas
 from numaemu.compiler.decorators import hot, kernel
 from numaemu.compiler.native import copy_bytes
 from numaemu.compiler.pointer import address_of, u64
-from numaemu.hardware.paging import PTE_PFN_MASK, entry_exchange, entry_load
+from numaemu.hardware.paging import _PAGE_USER, PTE_PFN_MASK, entry_exchange, entry_load
 from numaemu.kernel.arch.pgalloc import hugetlb_walk, pmd_lock, pmd_trans_huge, pmd_unlock
-from numaemu.kernel.arch.pgtable import mm_of, pfn_pte, pmd_size, pte_pfn
+from numaemu.kernel.arch.pgtable import mm_of, pfn_pte, pmd_size, pte_pfn, vm_page_prot
 from numaemu.kernel.core.smp import machine_of, spin_lock, spin_unlock
 from numaemu.kernel.core.xarray import page_entry, xa_slot
-from numaemu.kernel.include.gfp import __GFP_THISNODE, GFP_TRANSHUGE
+from numaemu.kernel.include.gfp import __GFP_THISNODE, GFP_TRANSHUGE, GFP_TRANSHUGE_LIGHT
 from numaemu.kernel.include.mm import frame_of
 from numaemu.kernel.include.mm_types import PG_anon, PG_anon_exclusive, PG_swapcache
 from numaemu.kernel.include.mmzone import page_of, page_to_nid
@@ -116,11 +116,12 @@ def isolate_huge_page(cpu, pfn):
     return pages
 
 
-@kernel("i64(cpu_t*, i64, vma_t*, u64, u64, i64)")
-def migrate_huge_pmd(cpu, mm_number, vma, address, where, target):
+@kernel("i64(cpu_t*, i64, vma_t*, u64, u64, i64, bool)")
+def migrate_huge_pmd(cpu, mm_number, vma, address, where, target, misplaced):
     """Move the huge page that the entry at `where` maps to a node, or (below 0) to where the VMA's policy wants it: HUGE_*.
 
-    As a whole only where a page in one piece is to be had, and nobody else maps it. The mmap_lock is held for writing.
+    As a whole only where a page in one piece is to be had, and nobody else maps it. The mmap_lock is held for writing. For a
+    hinting fault (`misplaced`) nothing is compacted.
     """
     machine = machine_of(cpu)
     entry = entry_load(where)
@@ -133,9 +134,11 @@ def migrate_huge_pmd(cpu, mm_number, vma, address, where, target):
     if target < 0:
         new = vma_alloc_huge_pages(cpu, GFP_TRANSHUGE, vma, address)
     else:
-        new = alloc_huge_on_node(cpu, GFP_TRANSHUGE, target)
+        new = alloc_huge_on_node(cpu, GFP_TRANSHUGE_LIGHT if misplaced else GFP_TRANSHUGE, target)
     if new == 0:
         count_vm_events(machine, cpu.id, THP_MIGRATION_FAIL, 1)
+        if misplaced:
+            return HUGE_STAYED
         count_vm_events(machine, cpu.id, THP_MIGRATION_SPLIT, 1)
         return HUGE_SPLIT
     old, nbytes = pte_pfn(entry), hpage_pages(machine) * PAGE_SIZE
@@ -167,7 +170,7 @@ def migrate_huge_pmd(cpu, mm_number, vma, address, where, target):
         putback_small_page(cpu, old + i)
         free_swap_cache(cpu, old + i)
         put_page(cpu, old + i)
-    entry_exchange(where, pfn_pte(new, entry & ~PTE_PFN_MASK))
+    entry_exchange(where, pfn_pte(new, (entry & ~PTE_PFN_MASK) | vm_page_prot(machine, vma, _PAGE_USER)))
     lru_add_drain(cpu)
     count_vm_events(machine, cpu.id, THP_MIGRATION_SUCCESS, 1)
     count_vm_events(machine, cpu.id, PGMIGRATE_SUCCESS, nbytes >> PAGE_SHIFT)

@@ -25,11 +25,26 @@ from numaemu.kernel.arch.pgtable import (
     ptep_cmpxchg,
     ptep_get,
 )
-from numaemu.kernel.arch.tlb import add_to_ubc, set_tlb_ubc_flush_pending, tlbflush_unmap_batch_t, try_to_unmap_flush
+from numaemu.kernel.arch.tlb import (
+    add_to_ubc,
+    mm_tlb_flush_nested,
+    set_tlb_ubc_flush_pending,
+    tlbflush_unmap_batch_t,
+    try_to_unmap_flush,
+)
 from numaemu.kernel.core.smp import machine_of, spin_lock, spin_unlock
 from numaemu.kernel.core.xarray import page_entry, xa_slot
-from numaemu.kernel.include.gfp import __GFP_RETRY_MAYFAIL, __GFP_THISNODE, GFP_HIGHUSER_MOVABLE
+from numaemu.kernel.include.gfp import (
+    __GFP_NOMEMALLOC,
+    __GFP_NORETRY,
+    __GFP_NOWARN,
+    __GFP_RECLAIM,
+    __GFP_RETRY_MAYFAIL,
+    __GFP_THISNODE,
+    GFP_HIGHUSER_MOVABLE,
+)
 from numaemu.kernel.include.mm_types import (
+    VM_ACCESS_FLAGS,
     VM_LOCKED,
     PG_active,
     PG_anon,
@@ -61,6 +76,8 @@ from numaemu.kernel.mm.cache.shmem import count_shmem
 from numaemu.kernel.mm.fault.rmap import folio_dup_rmap, folio_remove_rmap, mapping_of, next_vma_of, page_address_in_vma
 from numaemu.kernel.mm.huge.split import split_for_page
 from numaemu.kernel.mm.migrate.compact_control import compact_control_of
+from numaemu.kernel.mm.numa.cpupid import LAST_CPUPID_MASK, folio_xchg_last_cpupid
+from numaemu.kernel.mm.numa.memory_tiers import NUMA_BALANCING_MEMORY_TIERING, node_is_toptier
 from numaemu.kernel.mm.page_alloc.page_alloc import alloc_pages, get_page, prep_page, put_page, try_get_page
 from numaemu.kernel.mm.reclaim.lru import folio_clear, folio_set, folio_test
 from numaemu.kernel.mm.reclaim.lru_batches import (
@@ -99,6 +116,7 @@ migrate_t = Struct("migrate_t", [        # one for each CPU: the batch it is mov
     ("old", i64, NR_MAX_BATCHED_MIGRATION), ("new", i64, NR_MAX_BATCHED_MIGRATION),
     ("vaddr", u64, NR_MAX_BATCHED_MIGRATION),
     ("place", i64, NR_MAX_BATCHED_MIGRATION),        # the caller's: where its status belongs
+    ("misplaced", i64),                  # 1: for a hinting fault (MR_NUMA_MISPLACED), which waits for nothing
     # move_pages.py: 1 if huge pages may move whole, the mmap_lock being held for writing; what move_pages(2) has queued
     ("whole", i64), ("nr_huge", i64),
     ("huge_vaddr", u64, NR_QUEUED_HUGE), ("huge_head", i64, NR_QUEUED_HUGE), ("huge_place", i64, NR_QUEUED_HUGE),
@@ -142,6 +160,14 @@ def putback_page(cpu, pfn, moved):
         folio_putback_lru(cpu, pfn)
 
 
+@hot
+def is_hinted(batch, vma, pte):
+    """True for an entry that NUMA balancing has made inaccessible, in the address space whose mmap_lock the caller's fault holds.
+    Its hint has been taken; others keep theirs.
+    """
+    return batch.misplaced != 0 and vma.mm == batch.mm and pte & _PAGE_USER == U(0) and vma.flags & VM_ACCESS_FLAGS != 0
+
+
 @kernel("void(cpu_t*, migrate_t*, i64, vma_t*, u64)")
 def try_to_migrate_one(cpu, batch, pfn, vma, address):
     """Replace one VMA's entry for the page by a migration entry, if it has one."""
@@ -162,13 +188,15 @@ def try_to_migrate_one(cpu, batch, pfn, vma, address):
         if not pte_present(pte) or pte_pfn(pte) != pfn or pte & _PAGE_SPECIAL != U(0):
             return
         place = set_tlb_ubc_flush_pending(cpu, batch.tlb_ubc, vma.mm)
-        if ptep_cmpxchg(ptep, pte, pfn_pte(pfn, kind | (pte & _KEPT))):
+        hinted = is_hinted(batch, vma, pte)
+        if ptep_cmpxchg(ptep, pte, pfn_pte(pfn, kind | (pte & _KEPT) | (_PAGE_USER if hinted else U(0)))):
             break
     if pte & _PAGE_DIRTY != U(0):
         note_dirty(cpu, pfn)  # the migration entry may be unmapped, and its mark with it
     folio_remove_rmap(machine, cpu, pfn)
     put_page(cpu, pfn)
-    add_to_ubc(batch.tlb_ubc, place, address)
+    if not hinted or mm_tlb_flush_nested(mm_of(machine, vma.mm)):  # no TLB has what is hinted, once that is flushed
+        add_to_ubc(batch.tlb_ubc, place, address)
 
 
 @kernel("void(cpu_t*, i64, i64, vma_t*, u64)")
@@ -257,7 +285,10 @@ def alloc_migration_target(cpu, batch, i):
         return alloc_pages(
             cpu, GFP_HIGHUSER_MOVABLE | __GFP_RETRY_MAYFAIL, 0, page_to_nid(machine, batch.old[i]), machine.node_mask
         )
-    return alloc_pages(cpu, GFP_HIGHUSER_MOVABLE | __GFP_THISNODE, 0, batch.target, machine.node_mask)
+    gfp = GFP_HIGHUSER_MOVABLE | __GFP_THISNODE
+    if batch.misplaced != 0:  # alloc_misplaced_dst_folio
+        gfp = (gfp | __GFP_NOMEMALLOC | __GFP_NORETRY | __GFP_NOWARN) & ~__GFP_RECLAIM
+    return alloc_pages(cpu, gfp, 0, batch.target, machine.node_mask)
 
 
 @kernel("void(cpu_t*, i64, i64)")
@@ -294,6 +325,16 @@ def move_counts(machine, cpu, page, old, new):
             mod_node_page_state(machine, cpu.id, node, NR_FILE_DIRTY, sign)
 
 
+@hot
+def migrate_last_cpupid(machine, page, target, old_nid, new_nid):
+    """The new frame knows who used the page last; between tiers the word means something else (folio_migrate_flags)."""
+    cpupid = folio_xchg_last_cpupid(page, LAST_CPUPID_MASK)
+    tiering = machine.numa_balancing & NUMA_BALANCING_MEMORY_TIERING != 0
+    if tiering and node_is_toptier(machine, old_nid) != node_is_toptier(machine, new_nid):
+        cpupid = LAST_CPUPID_MASK
+    folio_xchg_last_cpupid(target, cpupid)
+
+
 @kernel("bool(cpu_t*, i64, i64)")
 def move_to_new_folio(cpu, old, new):
     """Copy contents and identity; a shared object's tree points to the new frame. False: somebody uses the page.
@@ -310,6 +351,7 @@ def move_to_new_folio(cpu, old, new):
         return False
     target.mapping, target.index = page.mapping, page.index
     target.flags |= page.flags & MIGRATED_FLAGS
+    migrate_last_cpupid(machine, page, target, page_to_nid(machine, old), page_to_nid(machine, new))
     copy_highpage(machine, cpu, new, old)
     if cached:
         migrate_swap_cache(cpu, old, new)

@@ -125,7 +125,7 @@ def migrate_huge_page(cpu, batch, address, end, flags):
     result = HUGE_SPLIT
     if batch.whole != 0 and address == haddr_of(machine, address) and end - address >= pmd_size(machine):
         vma = vma_of(machine, find_vma(machine, batch.mm, address))
-        result = migrate_huge_pmd(cpu, batch.mm, vma, address, where, batch.target)
+        result = migrate_huge_pmd(cpu, batch.mm, vma, address, where, batch.target, False)
     if result == HUGE_SPLIT:
         split_huge_pmd_address(cpu, batch.mm, address)
     return result
@@ -236,7 +236,7 @@ def move_huge_page_of_border(cpu, batch, address, policy, nodes, flags):
     old = found_policy(cpu)  # nobody looks a shared policy up meanwhile: this memory is private
     copy_policy(old, own)
     copy_policy(own, policy)
-    migrate_huge_pmd(cpu, batch.mm, vma_of(machine, number), start, where, batch.target)
+    migrate_huge_pmd(cpu, batch.mm, vma_of(machine, number), start, where, batch.target, False)
     copy_policy(own, old)
 
 

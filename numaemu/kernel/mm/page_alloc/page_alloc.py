@@ -43,7 +43,7 @@ from numaemu.kernel.mm.page_alloc.pcplist import put_coldest, trim_pcp
 from numaemu.kernel.mm.page_alloc.slowpath import __alloc_pages_slowpath, slowpath_t
 from numaemu.kernel.mm.page_alloc.zonelist import get_page_from_freelist, page_at_hand
 from numaemu.kernel.mm.reclaim.lru import __page_cache_release, unlock_lruvec
-from numaemu.kernel.mm.slab.memcontrol import MEMCG_SHIFT, memcg_kmem_charge_page, memcg_kmem_uncharge_page
+from numaemu.kernel.mm.slab.memcontrol import MEMCG_MASK, memcg_kmem_charge_page, memcg_kmem_uncharge_page
 from numaemu.spec.param import MAX_ORDER, PAGE_SIZE
 
 U = np.uint64
@@ -152,7 +152,7 @@ def free_unref_page(cpu, pfn):
     machine = machine_of(cpu)
     page, zone = page_of(machine, pfn), zone_of(machine, page_zone(machine, pfn))
     VM_BUG_ON_PAGE(page.flags & (_BUDDY | _PCP) != U(0) or page.refcount != 0 or page.mapcount != 0, page)
-    if page.flags >> MEMCG_SHIFT != U(0):
+    if page.flags & MEMCG_MASK != U(0):
         memcg_kmem_uncharge_page(machine, pfn, 0)
     count_vm_events(machine, cpu.id, PGFREE, 1)
     migratetype = get_pageblock_migratetype(machine, pfn)

@@ -1,6 +1,6 @@
 """Kernel memory that is charged to a control group: __GFP_ACCOUNT. The part of Linux's mm/memcontrol.c for whole pages.
 
-A page knows its group by the upper half of its flags (Linux: page->memcg_data), so that it is taken off where it was
+A page knows its group by eight bits of its flags (Linux: page->memcg_data), so that it is taken off where it was
 charged, wherever the task is by then. The root group is not charged. Objects of slabs: obj_exts.py.
 """
 
@@ -11,9 +11,11 @@ from numaemu.compiler.decorators import hot, kernel
 from numaemu.kernel.core.smp import machine_of
 from numaemu.kernel.include.mm_types import cgroup_t, task_t
 from numaemu.kernel.include.mmzone import page_of
+from numaemu.spec.param import MAX_CGROUPS
 
 U = np.uint64
-MEMCG_SHIFT = U(32)  # page->flags: the number of the group, 0 = not charged
+MEMCG_SHIFT = U(32)  # page->flags: from this bit on the number of the group, 0 = not charged
+MEMCG_MASK = U(MAX_CGROUPS - 1) << MEMCG_SHIFT
 
 
 @hot
@@ -27,7 +29,7 @@ def current_memcg(cpu):
 
 @hot
 def page_memcg(page):
-    return np.int64(page.flags >> MEMCG_SHIFT)
+    return np.int64((page.flags & MEMCG_MASK) >> MEMCG_SHIFT)
 
 
 @kernel("void(cpu_t*, i64, i64, i64)")
@@ -47,7 +49,7 @@ def memcg_kmem_uncharge_page(machine, pfn, order):
     page = page_of(machine, pfn)
     memcg = page_memcg(page)
     if memcg != 0:
-        page.flags &= (U(1) << MEMCG_SHIFT) - U(1)
+        page.flags &= ~MEMCG_MASK
         fetch_add(cgroup_t.array(machine.cgroups)[memcg], "kernel_pages", -(1 << order))
 
 

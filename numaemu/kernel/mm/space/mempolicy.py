@@ -16,6 +16,7 @@ from numaemu.kernel.mm.page_alloc.page_alloc import alloc_pages
 from numaemu.uapi import (
     MPOL_BIND,
     MPOL_DEFAULT,
+    MPOL_F_NUMA_BALANCING,
     MPOL_F_RELATIVE_NODES,
     MPOL_F_STATIC_NODES,
     MPOL_INTERLEAVE,
@@ -28,7 +29,8 @@ from numaemu.uapi import (
 
 U = np.uint64
 NO_INTERLEAVE_INDEX = -1  # not a page of a range: interleave by the task's own turn
-MPOL_MODE_FLAGS = MPOL_F_STATIC_NODES | MPOL_F_RELATIVE_NODES  # one of them at most
+MPOL_USER_NODEMASK_FLAGS = MPOL_F_STATIC_NODES | MPOL_F_RELATIVE_NODES  # one of them at most
+MPOL_MODE_FLAGS = MPOL_USER_NODEMASK_FLAGS | MPOL_F_NUMA_BALANCING
 EINVAL = errno.EINVAL
 
 
@@ -315,7 +317,10 @@ def alloc_table_page(cpu):
 @hot
 def sanitize_mpol_flags(mode, flags):
     """0, or -EINVAL for a mode, or flags of a mode, that are not there."""
-    bad = mode < 0 or mode > MPOL_WEIGHTED_INTERLEAVE or flags & ~MPOL_MODE_FLAGS != 0 or flags == MPOL_MODE_FLAGS
+    bad = mode < 0 or mode > MPOL_WEIGHTED_INTERLEAVE or flags & ~MPOL_MODE_FLAGS != 0
+    bad = bad or flags & MPOL_USER_NODEMASK_FLAGS == MPOL_USER_NODEMASK_FLAGS
+    if flags & MPOL_F_NUMA_BALANCING and mode != MPOL_BIND and mode != MPOL_PREFERRED_MANY:
+        bad = True
     return -EINVAL if bad else 0
 
 
@@ -340,7 +345,7 @@ def mpol_new(mems_allowed, policy, mode, flags, nodes):
             return -EINVAL
     elif nodes == U(0):
         return -EINVAL
-    user_nodes = nodes if flags != 0 else mems_allowed
+    user_nodes = nodes if flags & MPOL_USER_NODEMASK_FLAGS else mems_allowed
     if mode == MPOL_LOCAL:
         user_nodes = U(0)
     else:
@@ -356,7 +361,7 @@ def mpol_new(mems_allowed, policy, mode, flags, nodes):
 @kernel("void(policy_t*, u64)")
 def mpol_rebind_policy(policy, mems_allowed):
     """The cpuset allows other nodes: those of the policy follow, by rank unless they are static."""
-    stored = policy.flags & MPOL_MODE_FLAGS != 0
+    stored = policy.flags & MPOL_USER_NODEMASK_FLAGS != 0
     if policy.mode == MPOL_DEFAULT or policy.mode == MPOL_LOCAL or not stored and policy.user_nodes == mems_allowed:
         return
     if policy.mode == MPOL_PREFERRED:
@@ -380,7 +385,7 @@ def same_policy(one, other):
         one.mode == other.mode
         and one.flags == other.flags
         and one.nodes == other.nodes
-        and (one.flags & MPOL_MODE_FLAGS == 0 or one.user_nodes == other.user_nodes)
+        and (one.flags & MPOL_USER_NODEMASK_FLAGS == 0 or one.user_nodes == other.user_nodes)
     )
 
 

@@ -77,7 +77,7 @@ def new_vma(cpu, mm_number, start, end, flags, pgoff):
             vma.next[which] = vma.prev[which] = 0
         vma.anon_vma, vma.chained, vma.resv_map, vma.resv_unmapped, vma.hstate = 0, 0, U(0), 0, 0
         vma.policy.mode, vma.policy.flags, vma.policy.nodes, vma.policy.user_nodes = 0, 0, U(0), U(0)
-        vma.swap_readahead_info = U(0)
+        vma.swap_readahead_info, vma.numab.there = U(0), 0
     return number
 
 
