@@ -13,8 +13,9 @@ IMAGE = (
     (0x4C5000, 7, False, 5),  # data
     (0x4CC000, 58, False, 58),  # heap
     (0x7FFFF78D0000, 0x729, True, 16),  # log buffer; new mappings go below it
-    (0x7FFFF7FF9000, 6, True, 1),
-)  # vvar, vdso
+    (0x7FFFF7FF9000, 4, True, 1),  # vvar
+    (0x7FFFF7FFD000, 2, False, 0),  # vdso
+)
 HEAP, HEAP_PAGES, LOG = 0x4CC000, 58, 0x7FFFF78D0000
 STACK, STACK_PAGES = 0x7FFFFFFDE000, 33
 CHILD_WRITES, PARENT_WRITES = 4, 3  # pages of the stack written soon after a fork, by each side; measured
@@ -31,6 +32,11 @@ def boot_init(machine):
         init.prctl(uapi.PR_SET_MM, option, address)
     write_pages(init, STACK, STACK_PAGES)
     return init
+
+
+def use_stack(task):
+    """What a running program does all the time: it uses the top of its stack, its heap and its data."""
+    task.store([STACK + (STACK_PAGES - 1) * PAGE, HEAP, IMAGE[0][0]], np.zeros(1, np.uint8))
 
 
 def fork(parent, cpu):

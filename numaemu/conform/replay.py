@@ -13,7 +13,7 @@ import numpy as np
 from numaemu import uapi
 from numaemu.conform import observe
 from numaemu.conform.files import OVERSLEEP_MS, PAGE, FileSteps, write_pages
-from numaemu.conform.init import boot_init, fork
+from numaemu.conform.init import boot_init, fork, use_stack
 from numaemu.conform.shell import shell_commands, shell_mount, shell_rm
 from numaemu.errors import BusError, NumaemuError, OutOfMemory, SegmentationFault
 from numaemu.host.threads import Threads
@@ -124,6 +124,7 @@ class Replay(FileSteps):
         self.processes, self.results, self.snapshots, self.dumps, self.files = {}, [], {}, {}, {}
         self.threads = Threads("step")
         self.init = boot_init(machine)
+        self.balancing = False  # NUMA balancing is on: it matters which mappings a task uses
         self.now_ns = 0  # emulated time of the whole machine: steps follow one another
         self.pass_time(self.init, BOOT_MS * 1_000_000)
 
@@ -357,6 +358,8 @@ class Replay(FileSteps):
             until = process.task.clock_ns + step["duration_ms"] * 1_000_000
         done = 0
         while True:
+            if self.balancing:
+                use_stack(process.task)
             indices = self.touch_order(process, -(-nbytes // stride), step.get("order", "seq"), step.get("repeat", 1))
             done += self.access(process, step, address, indices)
             if until is None or process.task.clock_ns >= until:
@@ -455,6 +458,8 @@ class Replay(FileSteps):
         path, value = step["path"], str(step["value"])
         try:
             self.machine.write(path, value)
+            if path == "/proc/sys/kernel/numa_balancing":
+                self.balancing = value != "0"
         except OSError as error:  # no such file, or a value the emulator has no use for yet
             raise NotSupported(f"write {path}={value}" if error.errno == errno.EINVAL else f"write {path}") from None
         return {"ret": len(value), "errno": 0}

@@ -71,6 +71,7 @@ DEFAULT_COST = {  # ns
     "ipi_ns": 1000,  # a CPU that answers a shootdown; assumed
     "compress_ns": 3000,  # zram: compressing one page; assumed
     "decompress_ns": 1500,  # zram: decompressing one page; assumed
+    "numa_scan_ns": 20,  # NUMA balancing: one entry that the scanner looks at; assumed
     "context_switch_ns": 1000,  # another task gets the CPU, without what it then misses in the TLB; assumed
     "message_ns": 2000,  # a request to a node or the coordinator and its answer; assumed
 }

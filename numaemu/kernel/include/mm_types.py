@@ -460,6 +460,7 @@ machine_t = Struct("machine_t", [
     ("max_map_count", i64),         # sysctl vm.max_map_count
     ("fault_ns", i64), ("clear_page_ns", i64), ("copy_page_ns", i64), ("syscall_ns", i64),
     ("shootdown_ns", i64), ("ipi_ns", i64), ("message_ns", i64), ("context_switch_ns", i64),
+    ("numa_scan_ns", i64),
     ("sched_base_slice_ns", i64),   # by the coordinator: base_slice_ns
     ("on_schedule", u64),           # callback into Python: let the tasks that wait for this CPU run
     ("il_weights", i64, MAX_NODES), # /sys/kernel/mm/mempolicy/weighted_interleave/nodeN

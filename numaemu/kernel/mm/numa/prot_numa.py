@@ -86,7 +86,7 @@ def passed_over(cpu, vma, pte, target_node):
 @kernel("i64(cpu_t*, vma_t*, u64, u64, u64, i64)")
 def change_pte_range(cpu, vma, address, end, ptep, target_node):
     """Hint the entries of [address, end), all in one table, whose first is at `ptep`: how many."""
-    machine, updated = machine_of(cpu), 0
+    machine, updated, seen = machine_of(cpu), 0, 0
     step = ptep_step(machine)
     while address < end:
         pte = ptep_get(ptep)
@@ -94,7 +94,9 @@ def change_pte_range(cpu, vma, address, end, ptep, target_node):
             if not ptep_cmpxchg(ptep, pte, pte & ~(_PAGE_USER | _PAGE_RW)):
                 continue
             updated += 1
+        seen += 1 if pte_present(pte) else 0
         address, ptep = address + U(PAGE_SIZE), ptep + step
+    cpu.clock_base_ns += seen * machine.numa_scan_ns
     return updated
 
 
@@ -114,6 +116,7 @@ def change_huge_pmd_numa(cpu, where):
             done = hpage_pages(machine)
         entry = entry_load(where)
     pmd_unlock(machine, where)
+    cpu.clock_base_ns += machine.numa_scan_ns
     return done
 
 

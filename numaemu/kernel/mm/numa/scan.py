@@ -178,9 +178,8 @@ def task_numa_work(cpu):
     if scan_from_offset(cpu, mm_number, mm, False) != 0:
         scan_from_offset(cpu, mm_number, mm, True)
     read_unlock(lock)
-    spent = task_runtime(cpu, task) - runtime
-    if spent >= TICK_NSEC:
-        task.node_stamp += 32 * spent  # at most 3 % of the time
+    spent = (task_runtime(cpu, task) - runtime) // TICK_NSEC * TICK_NSEC  # as far as ticks have seen it
+    task.node_stamp += 32 * spent  # at most 3 % of the time
 
 
 @hot
