@@ -212,9 +212,9 @@ MEANINGS = {  # key: (what it means, where its default comes from)
 }
 UNITS = {"_ns": "ns", "_us": "us", "_kbytes": "kB", "_bytes": "bytes", "_centisecs": "1/100 s", "_ratio": "%"}
 OTHER_UNITS = {
-    "disk.bandwidth": "bytes/s", "disk.size": "bytes", "latency.matrix": "ns", "bandwidth.matrix": "MB/s", "tlb.l1": "ns", "tlb.l2": "ns", "node.memory": "bytes",
+    "disk.bandwidth": "bytes/s", "disk.size": "bytes", "latency.matrix": "ns", "tlb.l1": "ns", "tlb.l2": "ns", "node.memory": "bytes",
     "low_memory": "bytes", "kernelcore": "bytes", "movablecore": "bytes", "page_size": "bytes", "vm.lowmem_reserve_ratio": "1/n",
-    "kernel.thread_size": "bytes",
+    "kernel.thread_size": "bytes", "bandwidth.matrix": "MB/s",
 }  # fmt: skip
 
 
@@ -406,7 +406,7 @@ FILES = {
     "/proc/sys/kernel/pid_max": "pids are below it",
     "/proc/sys/kernel/threads-max": "most tasks at once",
     "/proc/sys/kernel/version": "#1 SMP",
-    "/proc/<pid>/sched": "the task's time on its CPU and its switches",
+    "/proc/<pid>/sched": "the task's time on its CPU, its switches, and what NUMA balancing knows of it",
     "/proc/<pid>/task/<tid>/…": "the same files of one thread",
     "/sys/block/<disk>/dev": "its numbers",
     "/sys/block/<disk>/queue/logical_block_size": "512",
@@ -456,7 +456,6 @@ FILES = {
     "/proc/<pid>/oom_score": "points for the OOM killer, 0 to 1000 and more",
     "/proc/<pid>/oom_score_adj": "-1000 (never killed) to 1000, added to the points",
     "/proc/<pid>/pagemap": "too long to be read whole: `machine.pagemap(pid, addr, nbytes)`, or `machine.pread`",
-    "/proc/<pid>/sched": "run time, switches, and what NUMA balancing knows of the task",
     "/proc/<pid>/smaps": "mappings, with the state of their pages",
     "/proc/<pid>/smaps_rollup": "the same in sum",
     "/proc/<pid>/stat": "52 fields, as Linux has them",
@@ -471,10 +470,8 @@ FILES = {
     "/sys/devices/system/node/has_normal_memory": "nodes with memory that the kernel can address",
     "/sys/devices/system/node/online": "all nodes",
     "/sys/devices/system/node/possible": "all nodes",
-    "/sys/devices/system/node/node<N>/access0/initiators/read_bandwidth": "MB/s from the nearest CPUs, with `[bandwidth]` only",
-    "/sys/devices/system/node/node<N>/access0/initiators/read_latency": "ns from the nearest CPUs, with `[bandwidth]` only",
-    "/sys/devices/system/node/node<N>/access0/initiators/write_bandwidth": "likewise",
-    "/sys/devices/system/node/node<N>/access0/initiators/write_latency": "likewise",
+    "/sys/devices/system/node/node<N>/access0/initiators/read_bandwidth": "MB/s from there, if the machine has `[bandwidth]`",
+    "/sys/devices/system/node/node<N>/access0/initiators/write_bandwidth": "MB/s to there, likewise",
     "/sys/devices/virtual/memory_tiering/memory_tier<T>/nodelist": "the nodes of a memory tier; 4 is DRAM, a higher one is slower",
     "/sys/devices/system/node/node<N>/compact": "anything compacts the node",
     "/sys/devices/system/node/node<N>/cpulist": "its CPUs, as `0-3`",
@@ -548,7 +545,7 @@ def shape_files():
     from numaemu.kernel.fs.sysfs import cpu, memory
     from numaemu.spec.topology import load_topology
 
-    topology = load_topology(nodes=2, cpus_per_node=1, memory_per_node="128MiB")
+    topology = load_topology(nodes=2, cpus_per_node=1, memory_per_node="128MiB", bandwidth=[[1, 1], [1, 1]])
     system = types.SimpleNamespace(topology=topology, machine=types.SimpleNamespace(nr_cpus=2))
     for path in {**cpu.files(system), **cpu.links(system), **memory.files(system, []), **memory.links(system)}:
         path = re.sub(r"(cpu|node|memory)\d+", r"\1<N>", path)
@@ -575,8 +572,6 @@ def all_files():
         found[f"{node.ROOT}/node<N>/hugepages/hugepages-<S>kB/{name}"] = (True, name == "nr_hugepages")
     found[f"{sysctl.WEIGHTS}/node<N>"] = (True, True)
     found[f"{numa.TIERS}/memory_tier<T>/nodelist"] = (True, False)
-    for name in ("read_bandwidth", "read_latency", "write_bandwidth", "write_latency"):
-        found[f"{node.ROOT}/node<N>/access0/initiators/{name}"] = (True, False)
     group = type("Group", (), {"controllers": ("cpuset", "memory"), "parent": True})
     for name, (read, write) in cgroup.group_files(group).items():
         found[f"{cgroup.MOUNT}/<group>/{name}"] = (read is not None, write is not None)
@@ -743,6 +738,7 @@ WHY = {
     "ipi_ns": "an interrupt and its return, with the flush",
     "compress_ns": "lz4 at somewhat more than 1 GB/s",
     "decompress_ns": "lz4 decompresses at least twice as fast as it compresses",
+    "DEFAULT_BANDWIDTH_MBS": "of the order of one socket's memory",
     "numa_scan_ns": "some 60 cycles for an entry and its struct page, without the flush",
     "context_switch_ns": "a switch without what the caches lose",
     "message_ns": "two interrupts between CPUs, which the emulator's requests stand for",

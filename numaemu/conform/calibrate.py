@@ -18,10 +18,10 @@ HMAT = {
         "bandwidth": {"matrix": [[102400, 51200, 20480], [51200, 102400, 20480], [20480, 20480, 20480]]},
     }
 }
+# numa_scan_ns: f01 scans three times in three seconds, f06, which is smaller, four times; a scan is put off by 32 times what it took.
 # A fault took 7.5 to 19 us there, as the times between snapshots say; the disk is virtio-blk, which says that it rotates.
 # what took how long on the recorded machines, which were emulated by software; fitted to their fastest recordings
 COST = {"fault_ns": 6000, "clear_page_ns": 1500, "copy_page_ns": 2000, "syscall_ns": 1500, "numa_scan_ns": 2500}
-# numa_scan_ns: f01 scans three times in three seconds, f06, which is smaller, four times; a scan is put off by 32 times what it took.
 DISK = {"read_latency_us": 120, "write_latency_us": 120, "bandwidth": "220MB/s", "rotational": True}
 USED = ("FilePages", "AnonPages", "Slab", "PageTables")  # of a node's meminfo
 # OOM reports say how many pages lie on the CPUs' lists (free_pcp): 1460 are left on machine A in each, 514 to 1310 of them on its
@@ -45,7 +45,7 @@ def machine_file(case):
         "cost": COST,
         "disk": DISK,
     }
-    machine |= HMAT.get(machine["name"], {})
+    machine |= HMAT.get(str(machine["name"]), {})
     if machine["name"] in LOW_MEMORY:
         machine["low_memory"] = LOW_MEMORY[machine["name"]]
     zones = first_zones(case)

@@ -75,8 +75,6 @@ def find(system, path):
         return functools.partial(read_whole, path=path), None
     if "/hugepages/" in path:
         return huge_sysfs.files(system).get(path)
-    if path.startswith(numa_sysfs.TIERS) or "/access0/" in path:
-        return numa_sysfs.files(system).get(path)
     if (match := _PID.fullmatch(path)) and match[3] in (PID_FILES if match[2] is None else THREAD_FILES):
         pid = thread_of(system.machine, int(match[1]), match[2])
         if pid:
@@ -118,7 +116,7 @@ class Shape:
             )
             for zone in proc_page.zones(system.machine)
         ]
-        self.files = cpu_sysfs.files(system) | memory_sysfs.files(system, zones)
+        self.files = cpu_sysfs.files(system) | memory_sysfs.files(system, zones) | numa_sysfs.files(system)
         self.links = cpu_sysfs.links(system) | memory_sysfs.links(system)
 
 
@@ -195,7 +193,6 @@ def paths(system):
     nodes = range(system.machine.nr_nodes)
     yield from FIXED
     yield from huge_sysfs.files(system)
-    yield from numa_sysfs.files(system)
     names = (*node_sysfs.NODE_FILES, *node_sysfs.NODE_WRITERS)
     yield from (f"{node_sysfs.ROOT}/node{node}/{name}" for node in nodes for name in names)
     yield from (f"{sysctl.WEIGHTS}/node{node}" for node in nodes)

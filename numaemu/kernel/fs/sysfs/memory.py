@@ -62,13 +62,16 @@ def initiator_of(system, node):
 
 
 def access_files(system):
-    """access0/initiators: node_init_node_access, of every node with memory; latencies in ns."""
+    """access0/initiators: node_init_node_access, of every node with memory; latencies in ns, bandwidths in MB/s."""
     found = {}
     for node in system.topology.nodes:
         if node.memory_bytes:
             place = f"{NODE}/node{node.id}/access0/initiators"
             ns = system.topology.latency_ns[initiator_of(system, node)][node.id]
             found |= {f"{place}/{name}_latency": f"{ns}\n" for name in ("read", "write")}
+            if (rates := system.topology.bandwidth_mbs) is not None:
+                rate = rates[initiator_of(system, node)][node.id]
+                found |= {f"{place}/{name}_bandwidth": f"{rate}\n" for name in ("read", "write")}
     return found
 
 

@@ -1,13 +1,12 @@
 """NUMA balancing and memory tiers as files: /sys/kernel/debug/sched/numa_balancing (Linux's kernel/sched/debug.c), /sys/kernel/mm/numa
-and /sys/devices/virtual/memory_tiering (mm/memory-tiers.c), a node's access0/initiators (drivers/base/node.c).
+and /sys/devices/virtual/memory_tiering (mm/memory-tiers.c).
 """
 
 import functools
 
 from numaemu.kernel.boot import NUMA_BALANCING_DEBUGFS
-from numaemu.kernel.fs.sysfs.node import ROOT as NODE_ROOT
 from numaemu.kernel.fs.sysfs.sysctl import invalid, kick_cpus, strtoul
-from numaemu.kernel.mm.numa.memory_tiers import access_coordinates, tiers_of
+from numaemu.kernel.mm.numa.memory_tiers import tiers_of
 from numaemu.spec.machine_file import UINT_MAX
 from numaemu.spec.units import list_text
 
@@ -56,19 +55,9 @@ FILES = {
 }
 
 
-def constant(text):
-    """Reader and writer of a file that always says the same."""
-    return (lambda _system: text), None
-
-
 def files(system):
-    """{path: (read, None)} of those that the machine's shape decides."""
-    found = {
-        f"{TIERS}/memory_tier{tier}/nodelist": constant(list_text(nodes) + "\n")
+    """{path: text} of the memory tiers: which nodes each has."""
+    return {
+        f"{TIERS}/memory_tier{tier}/nodelist": list_text(nodes) + "\n"
         for tier, nodes in tiers_of(system.machine).items()
     }
-    for node in system.topology.nodes if system.topology.bandwidth_mbs is not None else ():
-        if node.memory_bytes:
-            for name, value in access_coordinates(system.topology, node.id).items():
-                found[f"{NODE_ROOT}/node{node.id}/access0/initiators/{name}"] = constant(f"{value}\n")
-    return found

@@ -74,13 +74,6 @@ def access_coordinates(topology, node):
     }
 
 
-def nearest_initiators(topology, node):
-    """The nodes with CPUs that reach a node's memory as well as the best of them."""
-    initiators = [n.id for n in topology.nodes if n.cpus]
-    figures = {n: (topology.latency_ns[n][node], -topology.bandwidth_mbs[n][node]) for n in initiators}
-    return [n for n in initiators if figures[n] == min(figures.values())]
-
-
 def dram_perf(topology, with_memory):
     """The figures of the first node with memory and CPUs; None: there are none, or such nodes differ by more than a tenth
     (mt_set_default_dram_perf), and then Linux does not go by the table.
