@@ -66,7 +66,11 @@ def writable(loop):
     """Paths of all files of /proc/sys and /sys that can be written to."""
     system = loop.actors[0].system
     return sorted(
-        {path for path in proc.paths(system) if path.startswith(("/proc/sys/", "/sys/")) and proc.find(system, path)[1]}
+        {
+            path
+            for path in proc.paths(system)
+            if path.startswith(("/proc/sys/", "/sys/")) and (proc.find(system, path) or (None, None))[1]  # not a link
+        }
     )
 
 
@@ -286,7 +290,7 @@ ROWS = {
     r"/sys/kernel/mm/numa/demotion_enabled": row(word("demotion_enabled"), {"1": 1, "false": 0, "true": 1, "0": 0},
                                                  dict.fromkeys(("", "maybe", "2"), INVALID)),
     r"/proc/sys/kernel/randomize_va_space": number(word("randomize_va_space"), {"1": 1, "2": 2, "0": 0}, 3),
-    r"/proc/sys/kernel/sched_base_slice_ns": number(word("sched_base_slice_ns"), {"100000": 100_000, "1000000000": 10**9,
+    r"/(proc/sys/kernel/sched_|sys/kernel/debug/sched/)base_slice_ns": number(word("sched_base_slice_ns"), {"100000": 100_000, "1000000000": 10**9,
                                                                                  "3000000": 3_000_000}, 99_999, 10**9 + 1),
     r"/proc/sys/vm/admin_reserve_kbytes": number(word("admin_reserve_kbytes"), {"0": 0, "512": 512}, 2**63),
     r"/proc/sys/vm/user_reserve_kbytes": number(word("user_reserve_kbytes"), {"0": 0, "512": 512}, 2**63),
