@@ -450,15 +450,17 @@ def fork_children(world, link):
     return children
 
 
-def main(link, topology, reserve):
-    """The life of a coordinator, forked by the fork server: boot, fork nodes and CPUs, serve."""
+def main(link, topology, memory):
+    """The life of a coordinator, forked by the fork server: boot, fork nodes and CPUs, serve. `memory`: what `boot` takes
+    besides the topology.
+    """
     entitle("numaemu: coordinator")
     faulthandler.enable()  # a crash of compiled code shows where Python was
     signal.signal(signal.SIGBUS, signal.SIG_DFL)  # no bug of ours: /dev/shm is full, which the driver says in a line
     faulthandler.register(signal.SIGUSR1)  # and kill -USR1 shows where a process is
     die_on_unraisable()
     try:
-        machine, blocks = boot(topology, reserve)
+        machine, blocks = boot(topology, *memory)
         world = World(topology, machine, blocks)
         cpu_process.install_callbacks(world)
         children = fork_children(world, link)

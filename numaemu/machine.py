@@ -26,6 +26,7 @@ from numaemu.process.fork_server import END_S, ForkServer, describe
 from numaemu.process.payload import dump_function
 from numaemu.process.screen import Screen
 from numaemu.process.wire import Sealed, dumps, opened, receive_frame, send_frame, settle
+from numaemu.spec.buddyinfo import read_free_lists
 from numaemu.spec.machine_file import KEYWORDS
 from numaemu.spec.topology import load_topology
 from numaemu.spec.units import choice_text, format_size, parse_int, parse_size
@@ -77,6 +78,8 @@ class Machine:
     progress        a function of (n, total), called when n more functions of the kernel have been compiled, of so many that
                     a first run needs; None: one line on stderr says that something is being compiled
     reserve         dict of (managed, free) pages by (node, zone type): so much of a zone's memory is in use from the start
+    buddyinfo, pagetypeinfo  files (or texts) of a real machine's /proc/buddyinfo, and /proc/pagetypeinfo if wanted: the free
+                    blocks that each zone has from the start; all other memory is in use for ever
 
     A machine ends with `close()`, at the end of a `with` block, or when nobody refers to it any more. `numaemu machine show`
     prints all defaults. What is wrong raises ConfigError, in one line.
@@ -84,15 +87,16 @@ class Machine:
 
     stays_here = "a function has its task; read what it needs from the machine before, and pass that"
 
-    def __init__(self, source=None, *, progress=None, reserve=None, **keywords):
+    def __init__(self, source=None, *, progress=None, reserve=None, buddyinfo=None, pagetypeinfo=None, **keywords):
         self.topology = t = load_topology(source, **keywords)
+        lists = None if buddyinfo is None else read_free_lists(buddyinfo, pagetypeinfo)
         host_memory.warn_if_larger(t.memory_bytes)
         self.nodes = [NodeView(n.id, n.cpus, t.distance[n.id], n.memory_bytes) for n in t.nodes]
         self.cpus = [CpuView(c, t.node_of_cpu(c)) for c in t.cpus]
         self._requests, self._runs, self._numbers = {}, {}, itertools.count(1)
         self._lock, self._death, self._closing = threading.Lock(), None, False
         self._ended = threading.Event()
-        self._link, self._pid, self._exit = fork_server.fork(t, reserve, progress)
+        self._link, self._pid, self._exit = fork_server.fork(t, (reserve, lists), progress)
         self._booted, self._screen = Future(), Screen(self._link, self._lock)
         self._driver = os.getpid()
         _machines.add(lifetime.own(self))
@@ -460,7 +464,7 @@ class Machine:
 def _signature():
     """Of Machine, for help(): each keyword by its name."""
     keyword, anything = inspect.Parameter.KEYWORD_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD
-    names = (*KEYWORDS, "progress", "reserve")
+    names = (*KEYWORDS, "progress", "reserve", "buddyinfo", "pagetypeinfo")
     return inspect.Signature(
         [
             inspect.Parameter("source", anything, default=None),

@@ -122,9 +122,9 @@ class LoopbackNode(Node):
 class Loopback:
     """A machine of this shape (as load_topology takes it), booted in this process until `close`."""
 
-    def __init__(self, source=None, reserve=None, **keywords):
+    def __init__(self, source=None, reserve=None, free_lists=None, **keywords):
         self.topology = load_topology(source, **keywords)
-        self.machine, self.blocks = boot(self.topology, reserve)
+        self.machine, self.blocks = boot(self.topology, reserve, free_lists)
         self.world = LoopbackWorld(self.topology, self.machine, self.blocks, self.ring)
         present = self.topology.cpus
         self.cpus = [LoopbackCpu(self.world, n) if n in present else None for n in range(self.machine.nr_cpus)]

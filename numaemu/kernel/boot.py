@@ -40,6 +40,7 @@ from numaemu.kernel.mm.huge.huge_memory import DEFRAG_MADVISE, THP_NEVER
 from numaemu.kernel.mm.huge.hugetlb_pool import hstate_at
 from numaemu.kernel.mm.numa.memory_tiers import memory_tier_init
 from numaemu.kernel.mm.numa.placement import init_numa_topology_type
+from numaemu.kernel.mm.page_alloc.free_lists import set_free_lists
 from numaemu.kernel.mm.page_alloc.node_side import rmqueue_bulk
 from numaemu.kernel.mm.page_alloc.zone_layout import HIGHMEM_START, whole_blocks, zone_ranges
 from numaemu.kernel.mm.slab.slab import SLAB_RECLAIM_ACCOUNT
@@ -452,12 +453,13 @@ def init_numa_balancing(topology, machine):
     )
 
 
-def boot(topology, reserve=None):
+def boot(topology, reserve=None, free_lists=None):
     """A machine of this shape in shared memory: (machine, addresses of its blocks by name).
 
     reserve: {(node, zone type): (managed, free, held)} in pages, for a machine that must have as much memory in use at its
     start as a recorded one, and so many pages on the CPUs' lists; default: nothing is in use but the first page and the page
     of zeros.
+    free_lists: a FreeLists (spec/buddyinfo.py): the free blocks that each zone has.
     """
     max_pfn = max((start + nbytes) // PAGE_SIZE for ranges in topology.physical_ranges() for start, nbytes in ranges)
     max_pfn = whole_blocks(max_pfn * PAGE_SIZE)
@@ -471,6 +473,8 @@ def boot(topology, reserve=None):
     init_pools(machine, blocks)
     map_memory(topology, machine, max_pfn)
     init_zones(topology, machine, reserve or {})
+    if free_lists is not None:
+        set_free_lists(machine, free_lists)
     init_kernel_space(topology, machine, min(max_pfn, HIGHMEM_START) if machine.highmem else max_pfn)
     init_vmap(machine)
     machine.memory_mask = sum(1 << n for n in range(topology.nr_nodes) if node_managed_pages(machine, n) > 0)

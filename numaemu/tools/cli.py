@@ -131,6 +131,8 @@ def cli(context):
 )
 @click.option("--lockstep", is_flag=True, help="CPUs take turns by emulated time (not there yet).")
 @click.option("--json", "json_path", metavar="FILE", help="Write all figures there.")
+@click.option("--buddyinfo", metavar="FILE", help="Boot with the free lists of a real /proc/buddyinfo.")
+@click.option("--pagetypeinfo", metavar="FILE", help="And with the mobility types of a /proc/pagetypeinfo.")
 @click.option("--mount", "mount_dir", metavar="DIR", help="Show the machine's /proc and /sys below DIR while it runs.")
 @click.option(
     "-v",
@@ -267,7 +269,8 @@ def seed_all(seed):
 
 def run_workload(module, topology, options, header=None):
     """Boot the machine, run main(machine), and collect the figures of the run. What main prints comes below the header."""
-    with report.Progress(quiet=options.quiet) as progress, boot(topology, progress) as machine:
+    memory = {"buddyinfo": options.buddyinfo, "pagetypeinfo": options.pagetypeinfo}
+    with report.Progress(quiet=options.quiet) as progress, boot(topology, progress, **memory) as machine:
         machine.seed = options.seed
         progress.watch(machine)
         mount = machine.mount(options.mount_dir) if options.mount_dir else contextlib.nullcontext()
@@ -312,12 +315,12 @@ def whereabouts(error, machine):
     return lines
 
 
-def boot(topology, progress):
-    """A machine; whatever keeps it from booting is a MachineCheck."""
+def boot(topology, progress, **memory):
+    """A machine; whatever keeps it from booting is a MachineCheck. `memory`: further keywords of Machine."""
     from numaemu.machine import Machine
 
     try:
-        return Machine(topology, progress=progress.compiled)
+        return Machine(topology, progress=progress.compiled, **memory)
     except (OSError, MemoryError) as error:
         raise MachineCheck(f"the machine could not boot: {error}") from error
 
@@ -379,7 +382,7 @@ def workloads():
     return DONE
 
 
-@cli.group(cls=LazyGroup, later=(), prefix="machine_")
+@cli.group(cls=LazyGroup, later=("draw", "import"), prefix="machine_")
 def machine():
     """Presets and machine files."""
 

@@ -81,11 +81,15 @@ def check_writable(path, option="--json"):
         raise ConfigError(f"{option} is {path}, which cannot be written")
 
 
-def write_json(figures, path):
-    """Write figures as JSON."""
+def write_text(text, path, option):
+    """Write a file that an option names."""
     try:
         with open(path, "w", encoding="utf-8") as file:
-            json.dump(report.jsonable(figures), file, indent=1)
-            file.write("\n")
+            file.write(text)
     except OSError as error:
-        raise ConfigError(f"--json is {path}: {str(error.strerror).lower()}") from error
+        raise ConfigError(f"{option} is {path}: {str(error.strerror).lower()}") from error
+
+
+def write_json(figures, path):
+    """Write figures as JSON."""
+    write_text(json.dumps(report.jsonable(figures), indent=1) + "\n", path, "--json")
