@@ -85,12 +85,12 @@ def malloc_of(kind, accounts):
     """`malloc` of one kind of heap."""
     of = kind_module(kind)
     take, give = locks_of(of)
-    kind_malloc, own_locks = of.malloc, take is no_lock
+    kind_malloc, own_big = of.malloc, getattr(of, "OWN_BIG", False)
 
     def malloc(cpu, heap, nbytes):
         at = word_of(heap)
         take(cpu, at)
-        if not own_locks and nbytes >= get(cpu, at + MMAP_THRESHOLD):
+        if not own_big and nbytes >= get(cpu, at + MMAP_THRESHOLD):
             block = big_malloc(cpu, at, nbytes)
         else:
             block = kind_malloc(cpu, at, nbytes)
@@ -183,7 +183,7 @@ def realloc_of(kind, accounts):
     take, give = locks_of(of)
     kind_realloc, kind_examine, kind_asked = of.realloc, of.examine, of.asked
     new_block, old_size = part(malloc_of(kind, accounts)), part(usable_size_of(kind))
-    free_block = part(free_of(kind, accounts))
+    free_block, own_big = part(free_of(kind, accounts)), getattr(of, "OWN_BIG", False)
 
     def realloc(cpu, heap, block, nbytes):
         at, new, before = word_of(heap), -1, 0
@@ -193,7 +193,7 @@ def realloc_of(kind, accounts):
             free_block(cpu, heap, block)
             return 0
         take(cpu, at)
-        if kind_examine(cpu, at, block) == 0 and nbytes < get(cpu, at + MMAP_THRESHOLD):
+        if kind_examine(cpu, at, block) == 0 and (own_big or nbytes < get(cpu, at + MMAP_THRESHOLD)):
             before = kind_asked(cpu, at, block) if accounts else 0
             new = kind_realloc(cpu, at, block, nbytes)
         give(cpu, at)

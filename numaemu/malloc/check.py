@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from numaemu.malloc.errors import BROKEN, FIXED, FREE, OVERRUN, STATES, HeapError, told
+from numaemu.malloc.errors import BROKEN, FIXED, FREE, OVERRUN, STATES, TOP_CHUNK, HeapError, told
 from numaemu.malloc.rows import ADDRESS, BYTES, FOOTER, HEADER, STATE
 
 TAG_BITS = ~(6 | 1 << 31)  # of a tag: all but what a used block notes there
@@ -39,7 +39,7 @@ def check_rows(rows, lists, rules=()):
         if (row[HEADER] ^ row[FOOTER]) & TAG_BITS:
             tags = f"{int(row[HEADER]):#x} and {int(row[FOOTER]):#x}"
             raise found(OVERRUN, rows, i, f"header and footer disagree ({tags})")
-        if i and rows[i - 1, STATE] == FREE == row[STATE] and NEIGHBOURS_MAY_BE_FREE not in rules:
+        if i and rows[i - 1, STATE] == FREE and row[STATE] in (FREE, TOP_CHUNK) and NEIGHBOURS_MAY_BE_FREE not in rules:
             raise HeapCheckError(f"heap: two free neighbours: {about(rows, i)}")
     check_lists(rows, lists, rules)
     return int((rows[:, STATE] != FIXED).sum())
@@ -82,7 +82,7 @@ def draw(rows, width, lines):
     cells = -(-(end - start) // step)
     used, free = np.zeros(cells), np.zeros(cells)
     for address, nbytes, state in rows[:, [ADDRESS, BYTES, STATE]].tolist():
-        target = free if state == FREE else used
+        target = free if state in (FREE, TOP_CHUNK) else used
         first, last = (address - start) // step, (address + nbytes - 1 - start) // step
         target[first : last + 1] += 1
     marks = [

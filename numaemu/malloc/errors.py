@@ -4,7 +4,7 @@ from numaemu.errors import NumaemuError
 
 # what a call, or the checker, has found
 WILD, MISALIGNED, FREE_TWICE, OVERRUN, BROKEN = range(1, 6)
-FREE, USED, FIXED, CACHED, BIG = range(5)  # what a block is; FIXED: the heap's own
+FREE, USED, FIXED, CACHED, BIG, TOP_CHUNK = range(6)  # what a block is; FIXED: the heap's own
 
 _FOUND = {
     WILD: "no block of the heap begins there",
@@ -19,6 +19,7 @@ STATES = {
     FIXED: "the heap's own",
     CACHED: "in a thread's cache",
     BIG: "a mapping of its own",
+    TOP_CHUNK: "the top",
 }
 
 

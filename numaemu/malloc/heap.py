@@ -27,7 +27,7 @@ from numaemu.malloc.control import (
     START,
     TRIM_THRESHOLD,
 )
-from numaemu.malloc.errors import BIG, FREE, USED
+from numaemu.malloc.errors import BIG, FREE, TOP_CHUNK, USED
 from numaemu.malloc.kinds import KINDS, kind_module
 from numaemu.malloc.rows import ADDRESS, ASKED, BYTES, STATE
 from numaemu.spec.units import MiB, parse_size, shown
@@ -172,7 +172,7 @@ class Heap(HeapWord):
         rows = np.concatenate([rows, big])
         start, end, peak, most = self._word(START, END, PEAK, PEAK_PAYLOAD)
         used = rows[(rows[:, STATE] == USED) | (rows[:, STATE] == BIG)]
-        free = rows[rows[:, STATE] == FREE][:, BYTES]
+        free = rows[(rows[:, STATE] == FREE) | (rows[:, STATE] == TOP_CHUNK)][:, BYTES]
         return Stats(
             payload=int(used[:, ASKED].sum()),
             used=int(used[:, BYTES].sum()),

@@ -9,13 +9,13 @@
     blocks(cpu, heap), lists(cpu, heap)     rows for the checker (rows.py)
     SETTINGS, ALIGNMENT              {option: its choices, the default first}, POLICY is the number of the choice; bytes
 
-All are called with the heap's lock held, and no request is above the heap's MMAP_THRESHOLD. A kind whose OWN_LOCKS is True is
-called without the lock, with every request.
+All are called with the heap's lock held, and malloc and realloc with no request above the heap's MMAP_THRESHOLD. A kind whose OWN_BIG
+is True gets every request, one whose OWN_LOCKS is True also without the lock.
 """
 
-from numaemu.malloc import buddy, explicit, implicit, segregated
+from numaemu.malloc import buddy, dlmalloc, explicit, implicit, segregated
 
-MODULES = {"implicit": implicit, "explicit": explicit, "segregated": segregated, "buddy": buddy}
+MODULES = {"implicit": implicit, "explicit": explicit, "segregated": segregated, "buddy": buddy, "dlmalloc": dlmalloc}
 KINDS = tuple(MODULES)
 
 

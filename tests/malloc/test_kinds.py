@@ -1,5 +1,7 @@
 """What every kind of heap must do: no block overlaps another, contents stay, misuse is told."""
 
+import random
+
 import numpy as np
 import pytest
 from traces import mixed
@@ -131,7 +133,7 @@ def test_a_heap_by_mmap_ends_at_its_limit_and_lies_on_its_node(two_nodes, kind):
 
 def test_a_heap_says_what_it_does_not_know(two_nodes):
     task = two_nodes.task()
-    with pytest.raises(ValueError, match="malloc_heap: kind is 'hoard', must be one of implicit"):
+    with pytest.raises(ValueError, match="malloc_heap: kind is 'hoard', must be one of implicit, "):
         task.malloc_heap("hoard")
     with pytest.raises(ValueError, match="malloc_heap: fit is 'worst', must be one of first, next, best"):
         task.malloc_heap("implicit", fit="worst")
@@ -228,3 +230,49 @@ def test_trim_gives_back_free_memory_at_the_end(two_nodes, kind):
     assert heap.stats().free < 4096
     assert heap.malloc(30000) and heap.usable_size(first) >= 40
     heap.check()
+
+
+def filled(nbytes, seed):
+    return bytes((seed * 7 + i) % 251 for i in range(nbytes))
+
+
+@every_kind
+@pytest.mark.interpreted
+def test_every_step_of_a_random_walk_leaves_a_heap_that_checks(two_nodes, kind):
+    task, rng, live = two_nodes.task(), random.Random(11), {}
+    heap = task.malloc_heap(kind, growth=512, mmap_threshold=6000)
+    for step in range(400 if JIT else 70):
+        nbytes, pick = rng.randrange(1, rng.choice((20, 200, 3000, 8000))), rng.random()
+        if live and pick < 0.55:
+            block = rng.choice(list(live))
+            held = live.pop(block)
+            assert task.read(block, len(held)) == held
+            if pick < 0.15:
+                block = heap.realloc(block, nbytes)
+                kept = min(nbytes, len(held))
+                assert task.read(block, kept) == held[:kept]
+            else:
+                heap.free(block)
+                block = None
+        elif pick < 0.8:
+            block = heap.malloc(nbytes)
+        elif pick < 0.9:
+            block = heap.aligned_alloc(1 << rng.randrange(4, 9), nbytes)
+        else:
+            block = heap.calloc(nbytes, 1)
+            assert task.read(block, nbytes) == bytes(nbytes)
+        if block:
+            assert block not in live
+            live[block] = filled(nbytes, step)
+            task.write(block, live[block])
+        if pick < 0.02:
+            heap.trim(keep=1000)
+        heap.check()
+    stats = heap.stats()
+    assert stats.payload == sum(map(len, live.values()))
+    assert stats.blocks == len(live)
+    for block, held in live.items():
+        assert task.read(block, len(held)) == held
+        heap.free(block)
+    heap.check()
+    assert heap.stats().blocks == 0
