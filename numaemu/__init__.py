@@ -21,6 +21,7 @@ globals().update(_constants)
 _LATER = {"Machine": "machine", "Task": "api.task", "Handle": "api.task", "Mapping": "api.mapping", "table": "api.tables",
           **{f"{how}_{kind}": "api.access" for how in ("load", "store")
              for kind in ("u8", "u16", "u32", "u64", "i32", "i64", "f32", "f64")},
+          "HeapError": "malloc.errors",
           "kernel_load_u64": "api.access", "kernel_store_u64": "api.access",
           "alloc_page": "kernel.mm.page_alloc.page_alloc", "free_page": "kernel.mm.page_alloc.page_alloc",
           "kmem_cache_alloc": "kernel.mm.slab.slub", "kmem_cache_free": "kernel.mm.slab.slub",

@@ -11,7 +11,7 @@ nothing pending, which would have hit the same L1 entry, and count it so.
 
 import numpy as np
 
-from numaemu.compiler.atomic import compare_exchange, fetch_add, load_acquire
+from numaemu.compiler.atomic import compare_exchange, fetch_add, fetch_and, fetch_or, load_acquire
 from numaemu.compiler.decorators import entry, hot, kernel
 from numaemu.compiler.native import call_address, clear_bytes, copy_bytes, prefetch
 from numaemu.compiler.pointer import bits_of, f32, f64, i32, i64, u8, u16, u32, u64, value_of
@@ -318,6 +318,18 @@ def cmpxchg_i64(cpu, address, old, new):
 def xadd_i64(cpu, address, n):
     """Add to the word; the word before. One store, as `lock xadd`."""
     return fetch_add(word_to_change(cpu, address), 0, n)
+
+
+@hot
+def or_i64(cpu, address, bits):
+    """Set bits of the word; the word before. One store, as `lock or`."""
+    return fetch_or(word_to_change(cpu, address), 0, bits)
+
+
+@hot
+def and_i64(cpu, address, bits):
+    """Keep bits of the word; the word before. One store, as `lock and`."""
+    return fetch_and(word_to_change(cpu, address), 0, bits)
 
 
 @hot

@@ -3,12 +3,12 @@
     mapping   next  prev  bytes of the mapping  bytes asked for  <- 32 bytes, in the list that begins at BIG_LIST
     + 32      payload
 
-A block that is freed is unmapped at once.
+A block that is freed is unmapped at once; one that gets another size is moved by mremap, which copies nothing.
 """
 
 from numaemu.api.access import get, put
 from numaemu.compiler.library import library
-from numaemu.kernel.syscalls.user import bind, mmap, munmap
+from numaemu.kernel.syscalls.user import bind, mmap, mremap, munmap
 from numaemu.malloc.control import BIG_BYTES, BIG_LIST, NODE, note_peak
 from numaemu.malloc.errors import BIG
 from numaemu.malloc.rows import put_row
@@ -73,6 +73,26 @@ def big_free(cpu, heap, block):
         put(cpu, behind + PREV, before)
     put(cpu, heap + BIG_BYTES, get(cpu, heap + BIG_BYTES) - length)
     munmap(cpu, at, length)
+
+
+@library
+def big_realloc(cpu, heap, block, nbytes):
+    """The block with another size: its address, or 0. The header moves along, so its neighbours in the list are told."""
+    at, length = block - BEFORE, get(cpu, block - BEFORE + NBYTES)
+    new_length = (nbytes + BEFORE + PAGE_SIZE - 1) & -PAGE_SIZE
+    if new_length != length:
+        at = mremap(cpu, at, length, new_length)
+        if at < 0:
+            return 0
+        behind, before = get(cpu, at + NEXT), get(cpu, at + PREV)
+        put(cpu, at + NBYTES, new_length)
+        put(cpu, before + NEXT if before != 0 else heap + BIG_LIST, at)
+        if behind != 0:
+            put(cpu, behind + PREV, at)
+        put(cpu, heap + BIG_BYTES, get(cpu, heap + BIG_BYTES) + new_length - length)
+        note_peak(cpu, heap)
+    put(cpu, at + ASKED, nbytes)
+    return at + BEFORE
 
 
 @library

@@ -15,7 +15,7 @@ from numaemu.api.access import get, memclear, memcpy
 from numaemu.compiler.build import JIT
 from numaemu.compiler.library import library
 from numaemu.compiler.pointer import compiled_twin
-from numaemu.malloc.big import big_asked, big_blocks, big_free, big_malloc, big_usable, is_big
+from numaemu.malloc.big import big_asked, big_blocks, big_free, big_malloc, big_realloc, big_usable, is_big
 from numaemu.malloc.control import BIG_LIST, MMAP_THRESHOLD, account, lock, unlock
 from numaemu.malloc.errors import WILD
 from numaemu.malloc.kinds import kind_module
@@ -75,6 +75,11 @@ def locks_of(of):
     return (no_lock, no_lock) if getattr(of, "OWN_LOCKS", False) else (lock, unlock)
 
 
+def big_locks_of(of):
+    """What takes and gives the lock that keeps the list of big blocks, where that is not taken already."""
+    return (lock, unlock) if getattr(of, "OWN_LOCKS", False) else (no_lock, no_lock)
+
+
 def part(function):
     """A front that another one calls: compiled with it."""
     return numba.njit(nogil=True, error_model="numpy")(function) if JIT else function
@@ -128,6 +133,7 @@ def free_of(kind, accounts):
     """`free` of one kind of heap."""
     of = kind_module(kind)
     take, give = locks_of(of)
+    big_take, big_give = big_locks_of(of)
     kind_free, kind_blocks, kind_examine, kind_asked = of.free, of.blocks, of.examine, of.asked
 
     def free(cpu, heap, block):
@@ -141,9 +147,12 @@ def free_of(kind, accounts):
                 nbytes = kind_asked(cpu, at, block)
         if wrong == 0:
             wrong = kind_free(cpu, at, block)
-        if wrong == WILD and is_big(cpu, at, block):
-            nbytes, wrong = big_asked(cpu, block), 0
-            big_free(cpu, at, block)
+        if wrong == WILD:
+            big_take(cpu, at)
+            if is_big(cpu, at, block):
+                nbytes, wrong = big_asked(cpu, block), 0
+                big_free(cpu, at, block)
+            big_give(cpu, at)
         give(cpu, at)
         if wrong != 0:
             complain(kind_blocks(cpu, at), wrong, block)
@@ -158,6 +167,7 @@ def usable_size_of(kind):
     """`usable_size` of one kind of heap."""
     of = kind_module(kind)
     take, give = locks_of(of)
+    big_take, big_give = big_locks_of(of)
     kind_usable, kind_blocks, kind_examine = of.usable_size, of.blocks, of.examine
 
     def usable_size(cpu, heap, block):
@@ -166,8 +176,11 @@ def usable_size_of(kind):
         wrong, size = kind_examine(cpu, at, block), 0
         if wrong == 0:
             size = kind_usable(cpu, at, block)
-        elif wrong == WILD and is_big(cpu, at, block):
-            wrong, size = 0, big_usable(cpu, block)
+        elif wrong == WILD:
+            big_take(cpu, at)
+            if is_big(cpu, at, block):
+                wrong, size = 0, big_usable(cpu, block)
+            big_give(cpu, at)
         give(cpu, at)
         if wrong != 0:
             complain(kind_blocks(cpu, at), wrong, block)
@@ -181,6 +194,7 @@ def realloc_of(kind, accounts):
     """`realloc` of one kind of heap."""
     of = kind_module(kind)
     take, give = locks_of(of)
+    big_take, big_give = big_locks_of(of)
     kind_realloc, kind_examine, kind_asked = of.realloc, of.examine, of.asked
     new_block, old_size = part(malloc_of(kind, accounts)), part(usable_size_of(kind))
     free_block, own_big = part(free_of(kind, accounts)), getattr(of, "OWN_BIG", False)
@@ -193,9 +207,17 @@ def realloc_of(kind, accounts):
             free_block(cpu, heap, block)
             return 0
         take(cpu, at)
-        if kind_examine(cpu, at, block) == 0 and (own_big or nbytes < get(cpu, at + MMAP_THRESHOLD)):
+        threshold = get(cpu, at + MMAP_THRESHOLD)
+        wrong = kind_examine(cpu, at, block)
+        if wrong == 0 and (own_big or nbytes < threshold):
             before = kind_asked(cpu, at, block) if accounts else 0
             new = kind_realloc(cpu, at, block, nbytes)
+        elif wrong == WILD and nbytes >= threshold:
+            big_take(cpu, at)
+            if is_big(cpu, at, block):
+                before = big_asked(cpu, block)
+                new = big_realloc(cpu, at, block, nbytes)
+            big_give(cpu, at)
         give(cpu, at)
         if new < 0:  # from or to a mapping of its own, or no block
             room = old_size(cpu, heap, block)
@@ -316,13 +338,3 @@ def call_big_blocks(cpu, heap):
     )
     big_blocks(cpu, at, rows)
     return rows
-
-
-@library
-def call_lock(cpu, heap):
-    lock(cpu, word_of(heap))
-
-
-@library
-def call_unlock(cpu, heap):
-    unlock(cpu, word_of(heap))

@@ -18,7 +18,7 @@ from numaemu.spec.param import PAGE_SIZE
 (KIND, LOCK, START, END, LIMIT, SOURCE, GROWTH, NODE, MMAP_THRESHOLD, TRIM_THRESHOLD, BIG_LIST, BIG_BYTES, PEAK, POLICY,
  ROVER, _, PAYLOAD, PEAK_PAYLOAD) = range(0, 144, 8)  # fmt: skip
 OWN = 256  # where a kind's own words begin
-CONTROL_BYTES = 2 * PAGE_SIZE
+CONTROL_BYTES = 3 * PAGE_SIZE
 
 BY_BRK, BY_MMAP = range(2)  # SOURCE
 NEVER = 1 << 62  # a threshold that no block reaches

@@ -19,7 +19,7 @@ copies elsewhere. The upper 16 bits of a size, which are zeros in Lea's, hold ho
 
 import numpy as np
 
-from numaemu.api.access import get, memcpy, put
+from numaemu.api.access import and_i64, get, memcpy, or_i64, put
 from numaemu.compiler.library import library
 from numaemu.malloc.big import big_malloc
 from numaemu.malloc.bits import lowest_bit
@@ -83,8 +83,8 @@ def set_used(cpu, chunk, size, before, nbytes):
 
 @library
 def mark_behind(cpu, chunk, size):
-    """Tell the chunk behind that this one is in use."""
-    put(cpu, chunk + size + HEAD, get(cpu, chunk + size + HEAD) | PREV_INUSE)
+    """Tell the chunk behind that this one is in use. Its owner may write the spare bits of its head meanwhile (ptmalloc)."""
+    or_i64(cpu, chunk + size + HEAD, PREV_INUSE)
 
 
 @library
@@ -337,7 +337,7 @@ def release(cpu, heap, chunk):
         else:
             unlink(cpu, heap, behind)
     else:
-        put(cpu, behind + HEAD, next_head & ~PREV_INUSE)
+        and_i64(cpu, behind + HEAD, ~PREV_INUSE)
     set_free(cpu, chunk, size)
     if not is_last:
         frontlink(cpu, heap, chunk, size)

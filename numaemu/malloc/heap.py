@@ -10,6 +10,7 @@ from numaemu.malloc import calls
 from numaemu.malloc.calls import HeapWord
 from numaemu.malloc.check import check_rows, draw
 from numaemu.malloc.control import (
+    BIG_BYTES,
     BY_BRK,
     BY_MMAP,
     CONTROL_BYTES,
@@ -26,8 +27,10 @@ from numaemu.malloc.control import (
     SOURCE,
     START,
     TRIM_THRESHOLD,
+    lock,
+    unlock,
 )
-from numaemu.malloc.errors import BIG, FREE, TOP_CHUNK, USED
+from numaemu.malloc.errors import BIG, FREE, STATES, TOP_CHUNK, USED
 from numaemu.malloc.kinds import KINDS, kind_module
 from numaemu.malloc.rows import ADDRESS, ASKED, BYTES, STATE
 from numaemu.spec.units import MiB, parse_size, shown
@@ -94,6 +97,12 @@ class Heap(HeapWord):
             raise TypeError(f"{self!r} came from another task: task.malloc_heap(heap) is the heap for this one")
         return self.task.call(function, self, *args)
 
+    def _call_kind(self, function, *args):
+        """Call a function of the kind, which knows the heap by its address."""
+        if self.task is None:
+            raise TypeError(f"{self!r} came from another task: task.malloc_heap(heap) is the heap for this one")
+        return self.task.call(function, self.address, *args)
+
     def _word(self, *offsets):
         return [int(word) for word in self.task.load([self.address + at for at in offsets], np.int64)]
 
@@ -127,32 +136,33 @@ class Heap(HeapWord):
 
     def trim(self, keep=0):
         """Give what is free at the end of the heap back to the kernel, but for `keep` bytes: how many bytes."""
-        return self._locked(lambda: self.task.call(kind_module(self.kind).trim, self.address, keep))
+        return self._locked(lambda: self._call_kind(kind_module(self.kind).trim, keep))
+
+    def flush(self):
+        """Give what this thread's cache holds back to the heap, as a thread does that ends; only ptmalloc has caches."""
+        if hasattr(kind_module(self.kind), "flush"):
+            self._call_kind(kind_module(self.kind).flush)
 
     # -- what it looks like
 
     def _locked(self, look):
         """Run `look` while no thread changes the heap."""
-        self._call(calls.call_lock)
+        of = kind_module(self.kind)
+        take, give = getattr(of, "lock_all", lock), getattr(of, "unlock_all", unlock)
+        self._call_kind(take)
         try:
             return look()
         finally:
-            self._call(calls.call_unlock)
+            self._call_kind(give)
 
     def _look(self):
         of = kind_module(self.kind)
         return self._locked(
-            lambda: (
-                self.task.call(of.blocks, self.address),
-                self.task.call(of.lists, self.address),
-                self._call(calls.call_big_blocks),
-            )
+            lambda: (self._call_kind(of.blocks), self._call_kind(of.lists), self._call(calls.call_big_blocks))
         )
 
     def blocks(self):
         """(address, size, state, bytes asked for) of each block, in the order of addresses; state: "free", "used" …"""
-        from numaemu.malloc.errors import STATES
-
         rows, _, big = self._look()
         return [
             (int(row[ADDRESS]), int(row[BYTES]), STATES.get(int(row[STATE]), "unknown"), int(row[ASKED]))
@@ -170,14 +180,14 @@ class Heap(HeapWord):
         """The heap in figures: Stats."""
         rows, _, big = self._look()
         rows = np.concatenate([rows, big])
-        start, end, peak, most = self._word(START, END, PEAK, PEAK_PAYLOAD)
+        (heap, peak), (most,) = self.held(), self._word(PEAK_PAYLOAD)
         used = rows[(rows[:, STATE] == USED) | (rows[:, STATE] == BIG)]
         free = rows[(rows[:, STATE] == FREE) | (rows[:, STATE] == TOP_CHUNK)][:, BYTES]
         return Stats(
             payload=int(used[:, ASKED].sum()),
             used=int(used[:, BYTES].sum()),
             free=int(free.sum()),
-            heap=end - start + int(big[:, BYTES].sum()),
+            heap=heap,
             peak_heap=peak,
             blocks=len(used),
             free_blocks=len(free),
@@ -191,10 +201,10 @@ class Heap(HeapWord):
 
     def held(self):
         """(bytes that the heap holds from the kernel, the most that it has held)"""
-        from numaemu.malloc.control import BIG_BYTES
-
         start, end, big, peak = self._word(START, END, BIG_BYTES, PEAK)
-        return end - start + big, peak
+        of = kind_module(self.kind)
+        more, more_peak = self._call_kind(of.held) if hasattr(of, "held") else (0, 0)
+        return end - start + big + more, peak + more_peak
 
 
 def _bytes(name, value):

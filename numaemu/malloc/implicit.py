@@ -169,13 +169,13 @@ def aligned_alloc(cpu, heap, alignment, nbytes):
         return 0
     whole = size_of(cpu, block)
     at = block if block & (alignment - 1) == 0 else (block + LEAST + alignment - 1) & -alignment
-    if at != block:
-        set_free(cpu, block, at - block)
-        coalesce(cpu, heap, block, at - block)
     left = whole - (at - block)
     set_used(cpu, at, size, nbytes)
     set_free(cpu, at + size, left - size)
     coalesce(cpu, heap, at + size, left - size)
+    if at != block:
+        set_free(cpu, block, at - block)
+        coalesce(cpu, heap, block, at - block)
     return at
 
 

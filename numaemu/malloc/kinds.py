@@ -10,12 +10,19 @@
     SETTINGS, ALIGNMENT              {option: its choices, the default first}, POLICY is the number of the choice; bytes
 
 All are called with the heap's lock held, and malloc and realloc with no request above the heap's MMAP_THRESHOLD. A kind whose OWN_BIG
-is True gets every request, one whose OWN_LOCKS is True also without the lock.
+is True gets every request, one whose OWN_LOCKS is True also without the lock: then it has lock_all, unlock_all and held, too.
 """
 
-from numaemu.malloc import buddy, dlmalloc, explicit, implicit, segregated
+from numaemu.malloc import buddy, dlmalloc, explicit, implicit, ptmalloc, segregated
 
-MODULES = {"implicit": implicit, "explicit": explicit, "segregated": segregated, "buddy": buddy, "dlmalloc": dlmalloc}
+MODULES = {
+    "implicit": implicit,
+    "explicit": explicit,
+    "segregated": segregated,
+    "buddy": buddy,
+    "dlmalloc": dlmalloc,
+    "ptmalloc": ptmalloc,
+}
 KINDS = tuple(MODULES)
 
 

@@ -5,15 +5,8 @@ import pathlib
 import pytest
 
 import numaemu
-from numaemu.compiler.stamp import (
-    function_stamps,
-    holds_compiled_code,
-    imported,
-    reached,
-    source_texts,
-    sources_of_compiled_code,
-    split,
-)
+from numaemu.compiler.library import library_stamp
+from numaemu.compiler.stamp import function_stamps, holds_compiled_code, imported, reached, split
 
 LOW = '''"""Text."""
 from numaemu.compiler.decorators import hot, kernel
@@ -151,12 +144,20 @@ def test_each_file_imports_the_structs_that_its_signatures_name():
                 assert all(home[name] in below for name in named & home.keys()), (module, line)
 
 
-def test_libraries_in_user_mode_are_sources_of_compiled_code():
-    """Else Numba's cache would keep a caller whose callee has changed. A file that no library imports needs no stamp but its own."""
-    package = pathlib.Path(numaemu.__file__).parent
-    texts = source_texts(package)
-    libraries = {module for module, text in texts.items() if "@library\n" in text}
+def test_a_library_depends_on_libraries_and_on_faces():
+    """A caller has the machine code of a library's function in its own; a function of the kernel it only calls."""
+    top = "from numaemu import low\nfrom numaemu.below import deep\n@library\ndef top():\n    return 1\n"
+    texts = {
+        "numaemu.top": top,
+        "numaemu.below": "@library\ndef deep():\n    return 2\n",
+        "numaemu.low": LOW,
+        "numaemu.other": "@library\ndef other():\n    return 3\n",
+    }
     imports = {module: imported(text, texts.keys()) for module, text in texts.items()}
-    below = set().union(*(reached(module, imports) - {module} for module in libraries)) & libraries
-    assert len(below) > 5
-    assert below <= sources_of_compiled_code(package).keys()
+
+    def stamp(**changes):
+        return library_stamp("numaemu.top", {**texts, **{f"numaemu.{k}": v for k, v in changes.items()}}, imports)
+
+    assert stamp(other="") == stamp(low=LOW.replace("body of below", "another body")) == stamp()
+    changed = [stamp(top=top + " "), stamp(below="@library\n"), stamp(low=LOW.replace("a + LIMIT", "a"))]
+    assert len({stamp(), *changed}) == 4

@@ -9,29 +9,35 @@ from traces import mixed
 from numaemu.api.access import load_u64, store_u64
 from numaemu.compiler.build import JIT
 from numaemu.compiler.library import library
-from numaemu.malloc import HeapError, calloc, free, malloc, usable_size
+from numaemu.malloc import HeapError, calloc, free, usable_size
 from numaemu.malloc.kinds import KINDS, kind_module
 from numaemu.malloc.replay import play_with_contents, replay
+from numaemu.malloc.trace import FREE
 
 REQUESTS = 3000 if JIT else 60
 
 every_kind = pytest.mark.parametrize("kind", KINDS)
 
 
+def live_bytes(trace):
+    """What a trace leaves in use."""
+    live = {}
+    for what, block, nbytes in trace.requests.tolist():
+        live[block] = nbytes if what != FREE else 0
+    return sum(live.values())
+
+
 @every_kind
 @pytest.mark.interpreted
 def test_no_byte_is_lost(two_nodes, kind):
     task = two_nodes.task()
-    heap = task.malloc_heap(kind, accounts=True)
+    heap = task.malloc_heap(kind, accounts=kind == "segregated")
     trace = mixed(1, REQUESTS)
     assert task.call(play_with_contents, heap, trace.requests, trace.blocks) == REQUESTS
     stats = heap.stats()
     assert heap.check() >= stats.blocks > 0
-    live = {}
-    for what, block, nbytes in trace.requests.tolist():
-        live[block] = nbytes if what != 2 else 0
-    assert stats.payload == sum(live.values())
-    assert stats.peak_payload == trace.peak_payload
+    assert stats.payload == live_bytes(trace)
+    assert stats.peak_payload == (trace.peak_payload if heap.accounts else 0)
     assert stats.payload <= stats.used and stats.used + stats.free <= stats.heap <= stats.peak_heap
 
 
@@ -168,40 +174,24 @@ def test_user_kernels_call_malloc(two_nodes):
     assert heap.stats().payload == 0
 
 
-@library
-def many(cpu, heap, n, seed):
-    """Blocks that are stamped, looked at and freed; how many were wrong."""
-    at, wrong, state = np.zeros(16, np.int64), 0, seed
-    for _ in range(n):
-        state = (state * 1103515245 + 12345) & 0x7FFFFFFF
-        i, nbytes = state >> 8 & 15, 8 + (state >> 12 & 511)
-        if at[i] != 0:
-            if load_u64(cpu, at[i]) != at[i] ^ seed:
-                wrong += 1
-            free(cpu, heap, at[i])
-        at[i] = malloc(cpu, heap, nbytes)
-        store_u64(cpu, at[i], at[i] ^ seed)
-    for i in range(16):
-        free(cpu, heap, at[i])
-    return wrong
+def thread(task, heap, seed):
+    trace = mixed(seed, 1500)
+    return task.call(play_with_contents, task.malloc_heap(heap), trace.requests, trace.blocks)
 
 
-def thread(task, heap, n, seed):
-    return task.call(many, task.malloc_heap(heap), n, seed)
-
-
-def threads(task, kind, n, cpus):
-    """Several threads of a process on one heap: (wrong blocks, blocks that are left, heap that checks)."""
+def threads(task, kind, cpus):
+    """Several threads of a process on one heap: (requests that each has played, bytes asked for that are left)."""
     heap = task.malloc_heap(kind)
-    others = [task.clone(thread, heap, n, 77 + cpu, cpu=cpu) for cpu in cpus]
-    wrong = task.call(many, heap, n, 5) + sum(other.result() for other in others)
+    others = [task.clone(thread, heap, 77 + cpu, cpu=cpu) for cpu in cpus]
+    played = {thread(task, heap, 5), *(other.result() for other in others)}
     heap.check()
-    return wrong, heap.stats().payload
+    return played, heap.stats().payload
 
 
 @every_kind
 def test_threads_share_a_heap(machine, kind):
-    assert machine.run(threads, kind, 3000, [1, 2, 3]) == (0, 0)
+    left = sum(live_bytes(mixed(seed, 1500)) for seed in (5, 78, 79, 80))
+    assert machine.run(threads, kind, [1, 2, 3]) == ({1500}, left)
 
 
 def test_a_replay_says_what_it_took(machine):

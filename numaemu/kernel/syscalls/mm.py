@@ -99,10 +99,9 @@ def sys_mprotect(cpu_address, task_number, start, length, prot):
     return result
 
 
-@entry("i64(u64, i64, u64, u64, u64, i64, u64)")
-def sys_mremap(cpu_address, task_number, address, old_length, new_length, flags, new_address):
-    """mremap(2): the new address, or a negative errno. What grows in locked memory is populated."""
-    cpu = running(cpu_address, task_number)
+@kernel("i64(cpu_t*, u64, u64, u64, i64, u64)")
+def vm_mremap(cpu, address, old_length, new_length, flags, new_address):
+    """Change a mapping, under the lock: its address, or a negative errno. What grows in locked memory is populated."""
     machine, locked = machine_of(cpu), False
     write_lock(cpu, mmap_lock(cpu))
     result = do_mremap(cpu, cpu.mm, address, old_length, new_length, flags, new_address)
@@ -113,6 +112,12 @@ def sys_mremap(cpu_address, task_number, address, old_length, new_length, flags,
     if locked and page_align(new_length) > page_align(old_length):
         mm_populate(cpu, U(result) + page_align(old_length), U(result) + page_align(new_length), True, False)
     return result
+
+
+@entry("i64(u64, i64, u64, u64, u64, i64, u64)")
+def sys_mremap(cpu_address, task_number, address, old_length, new_length, flags, new_address):
+    """mremap(2): the new address, or a negative errno."""
+    return vm_mremap(running(cpu_address, task_number), address, old_length, new_length, flags, new_address)
 
 
 @kernel("i64(cpu_t*, u64, u64)")

@@ -14,8 +14,8 @@ from numaemu.kernel.mm.space.gup import vm_mmap_pgoff
 from numaemu.kernel.mm.space.madvise import do_madvise
 from numaemu.kernel.syscalls.common import mmap_lock, running
 from numaemu.kernel.syscalls.mempolicy import kernel_mbind
-from numaemu.kernel.syscalls.mm import vm_brk, vm_munmap
-from numaemu.uapi import MADV_DONTNEED, MAP_ANONYMOUS, MAP_PRIVATE, MPOL_BIND, PROT_READ, PROT_WRITE
+from numaemu.kernel.syscalls.mm import vm_brk, vm_mremap, vm_munmap
+from numaemu.uapi import MADV_DONTNEED, MAP_ANONYMOUS, MAP_PRIVATE, MPOL_BIND, MREMAP_MAYMOVE, PROT_READ, PROT_WRITE
 
 U = np.uint64
 
@@ -44,6 +44,16 @@ def munmap(cpu, start, length):
     """munmap(2): 0 or a negative errno."""
     leave(cpu)
     result = vm_munmap(running(cpu.address, cpu.task), U(start), U(length))
+    enter(cpu)
+    return result
+
+
+@kernel("i64(cpu_t*, i64, i64, i64)")
+def mremap(cpu, start, length, new_length):
+    """mremap(2) with MREMAP_MAYMOVE: where the mapping is then, or a negative errno."""
+    leave(cpu)
+    task = running(cpu.address, cpu.task)
+    result = vm_mremap(task, U(start), U(length), U(new_length), MREMAP_MAYMOVE, U(0))
     enter(cpu)
     return result
 
