@@ -98,7 +98,7 @@ class LazyGroup(click.Group):
 
 @click.group(
     cls=LazyGroup,
-    later=("export", "shell"),
+    later=("compare", "export", "replay", "shell"),
     context_settings={"help_option_names": ["-h", "--help"]},
     invoke_without_command=True,
 )
