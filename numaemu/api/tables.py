@@ -9,6 +9,8 @@ import numbers
 import re
 from typing import NamedTuple
 
+from numaemu.host.extras import need
+
 MAX_MATRIX = 16  # columns of a matrix; wider ones are shown as Python writes them
 MAX_COLUMNS = 12  # of a table of dicts
 MAX_WORD = 16  # characters of a cell in a column that stands to the right
@@ -225,8 +227,34 @@ def html_of(value, title=""):
     )
 
 
+def rows_of(stats, what):
+    """The rows of a DataFrame of figures."""
+    if what == "vmstat":
+        return [{"counter": name, "value": value} for name, value in stats["vmstat"].items()]
+    if what == "zones":
+        return [{"node": n["node"], "zone": z, **row} for n in stats["nodes"] for z, row in n["zones"].items()]
+    if what == "nodes":
+        return [
+            {
+                "node": n["node"],
+                **n["numastat"],
+                **n["meminfo"],
+                **{f"from_node{i}": a for i, a in enumerate(n["accesses_from"])},
+            }
+            for n in stats["nodes"]
+        ]
+    if what in ("cpus", "tasks"):
+        return [dict(row) for row in stats[what]]
+    raise ValueError(f"to_frame takes cpus, nodes, tasks, zones or vmstat, not {what!r}")
+
+
 class Figures(dict):
     """What `machine.stats()` returns: a dict as the JSON of a run has it."""
+
+    def to_frame(self, what="cpus"):
+        """A pandas DataFrame of "cpus", "nodes" (numastat, memory in kB, accesses), "tasks", "zones" or "vmstat"."""
+        pandas = need("pandas", "sweep", "a DataFrame")
+        return pandas.DataFrame(rows_of(self, what))
 
     def _repr_html_(self):
         """For a notebook: CPUs, where pages came from, whose memory was accessed, the tasks."""

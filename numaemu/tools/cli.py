@@ -98,7 +98,7 @@ class LazyGroup(click.Group):
 
 @click.group(
     cls=LazyGroup,
-    later=("compare", "export", "replay", "shell"),
+    later=("compare", "export", "replay", "shell", "sweep"),
     context_settings={"help_option_names": ["-h", "--help"]},
     invoke_without_command=True,
 )

@@ -15,7 +15,7 @@ import subprocess
 import threading
 
 from numaemu.errors import ConfigError, MachineCheck
-from numaemu.windows.extras import need
+from numaemu.host.extras import need
 from numaemu.windows.view import SOMEBODY, Reader, View
 
 WITH_READER = re.compile(r"/proc/(\d+/|self/|thread-self/|$)")  # where it matters who asks

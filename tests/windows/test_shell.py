@@ -12,7 +12,8 @@ from wanting import need_fuse, need_namespaces, need_program
 
 from docs.tools import real_tools
 from numaemu.errors import ConfigError
-from numaemu.windows import extras, namespace
+from numaemu.host import extras
+from numaemu.windows import namespace
 
 
 @pytest.fixture(scope="module")

@@ -6,9 +6,9 @@ import pathlib
 import pytest
 
 from numaemu.errors import ConfigError
+from numaemu.host import extras
 from numaemu.kernel.fs.proc import tree as proc
 from numaemu.kernel.fs.sysfs.sysctl import System
-from numaemu.windows import extras
 from numaemu.windows.export import export
 from numaemu.windows.view import Reader, View
 

@@ -3,10 +3,10 @@
 import re
 
 from numaemu.errors import ConfigError
+from numaemu.host.extras import need
 from numaemu.spec.machine_file import LOCAL_DISTANCE, REMOTE_DISTANCE
 from numaemu.spec.units import list_text
 from numaemu.tools.importer.found import Found, FoundNode
-from numaemu.windows.extras import need
 
 OLD_TYPES = {"Socket": "Package", "Cache": "Cache"}  # of hwloc 1
 CACHES = ("L1Cache", "L1iCache", "L2Cache", "L3Cache", "L4Cache", "L5Cache", "Cache")
