@@ -94,7 +94,7 @@ def cpu_tables(topology):
         ("traces", contexts * trace_t.nbytes),
         ("slowpaths", 2 * contexts * slowpath_t.nbytes),
         ("gather", contexts * GATHER_PAGES * 8),
-        ("migrate", contexts * migrate_t.nbytes),
+        ("migrate", 2 * contexts * migrate_t.nbytes),
         ("scan_controls", contexts * scan_control_t.nbytes),
         ("zbufs", contexts * ZBUF_BYTES),
         ("collapse_controls", contexts * collapse_control_t.nbytes),

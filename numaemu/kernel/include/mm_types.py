@@ -471,7 +471,7 @@ machine_t = Struct("machine_t", [
     ("cpusets_enabled", i64),       # 1 from the first cpuset on: Linux's static key; by the coordinator
     ("mpols", u64),                 # policy_t[2 * nr_cpu_ids]: a mempolicy on its way to a range; one found in an object
     ("sp_nodes", u64), ("sp_node_pool", u64),      # policies of shared objects: mempolicy.py
-    ("migrate", u64),               # migrate_t[nr_cpu_ids]
+    ("migrate", u64),               # migrate_t[2 * nr_cpu_ids]: the second half for demotion
     ("on_oom", u64),                # the slow path's way up: oom_kill.alloc_pages_may_oom; 0: allocations fail
     ("on_reclaim", u64), ("on_compact", u64),      # likewise: try_to_free_pages, try_to_compact_pages; 0: not there
     ("on_node_reclaim", u64),       # likewise, of get_page_from_freelist: node_reclaim(cpu, pack_alloc, node)

@@ -35,6 +35,7 @@ from numaemu.kernel.arch.tlb import (
 from numaemu.kernel.core.smp import machine_of, spin_lock, spin_unlock
 from numaemu.kernel.core.xarray import page_entry, xa_slot
 from numaemu.kernel.include.gfp import (
+    __GFP_KSWAPD_RECLAIM,
     __GFP_NOMEMALLOC,
     __GFP_NORETRY,
     __GFP_NOWARN,
@@ -105,6 +106,7 @@ MIGRATED_FLAGS = U(PG_anon | PG_anon_exclusive | PG_swapbacked | PG_active | PG_
 BY_POLICY = -1  # target node: ask the VMA's policy
 COMPACTION = -2  # target node: take the free scanner's next page
 CONTIG_RANGE = -3  # target node: the nearest one (contig.py)
+DEMOTION = -4  # target node: of a slower tier (demote.py), whose caller keeps what stays, locked
 # fmt: off
 EIO, EINVAL, EFAULT, ENOENT, EACCES, EBUSY, ENODEV = (errno.EIO, errno.EINVAL, errno.EFAULT, errno.ENOENT, errno.EACCES,
                                                       errno.EBUSY, errno.ENODEV)
@@ -116,6 +118,7 @@ migrate_t = Struct("migrate_t", [        # one for each CPU: the batch it is mov
     ("old", i64, NR_MAX_BATCHED_MIGRATION), ("new", i64, NR_MAX_BATCHED_MIGRATION),
     ("vaddr", u64, NR_MAX_BATCHED_MIGRATION),
     ("place", i64, NR_MAX_BATCHED_MIGRATION),        # the caller's: where its status belongs
+    ("demote_nid", i64), ("demote_mask", u64),       # of DEMOTION: the node to try first, all that will do
     ("misplaced", i64),                  # 1: for a hinting fault (MR_NUMA_MISPLACED), which waits for nothing
     # move_pages.py: 1 if huge pages may move whole, the mmap_lock being held for writing; what move_pages(2) has queued
     ("whole", i64), ("nr_huge", i64),
@@ -127,6 +130,12 @@ migrate_t = Struct("migrate_t", [        # one for each CPU: the batch it is mov
 @hot
 def batch_of(machine, cpu):
     return migrate_t.array(machine.migrate)[cpu.id]
+
+
+@hot
+def demotion_batch_of(machine, cpu):
+    """A batch of its own: reclaim may come while a target is allocated for the other."""
+    return migrate_t.array(machine.migrate)[machine.nr_cpu_ids + cpu.id]
 
 
 @kernel("i64(cpu_t*, u64, u64)")
@@ -269,6 +278,14 @@ def compaction_free(cpu, pfn):
     cc.nr_freepages += 1
 
 
+@kernel("i64(cpu_t*, migrate_t*)")
+def alloc_demote_folio(cpu, batch):
+    """A frame for demotion: of the next tier's nearest node, whose kswapd is woken if it is short, else of any slower node."""
+    gfp = (GFP_HIGHUSER_MOVABLE & ~__GFP_RECLAIM) | __GFP_NOWARN | __GFP_NOMEMALLOC | __GFP_KSWAPD_RECLAIM
+    pfn = alloc_pages(cpu, gfp | __GFP_THISNODE, 0, batch.demote_nid, machine_of(cpu).node_mask)
+    return pfn if pfn != 0 else alloc_pages(cpu, gfp, 0, batch.demote_nid, batch.demote_mask)
+
+
 @kernel("i64(cpu_t*, migrate_t*, i64)")
 def alloc_migration_target(cpu, batch, i):
     """The frame that page i of the batch moves to; 0 if there is none on the node."""
@@ -285,6 +302,8 @@ def alloc_migration_target(cpu, batch, i):
         return alloc_pages(
             cpu, GFP_HIGHUSER_MOVABLE | __GFP_RETRY_MAYFAIL, 0, page_to_nid(machine, batch.old[i]), machine.node_mask
         )
+    if batch.target == DEMOTION:
+        return alloc_demote_folio(cpu, batch)
     gfp = GFP_HIGHUSER_MOVABLE | __GFP_THISNODE
     if batch.misplaced != 0:  # alloc_misplaced_dst_folio
         gfp = (gfp | __GFP_NOMEMALLOC | __GFP_NORETRY | __GFP_NOWARN) & ~__GFP_RECLAIM
@@ -391,7 +410,11 @@ def migrate_pages_batch(cpu, batch):
             else:
                 batch.new[i] = 0
                 put_target(cpu, batch, new)
-        putback_page(cpu, old, batch.new[i] != 0)
+        if batch.target != DEMOTION:
+            putback_page(cpu, old, batch.new[i] != 0)
+        elif batch.new[i] != 0:
+            folio_clear(page_of(machine, old), PG_locked)
+            put_page(cpu, old)
         if batch.new[i] == 0 and i < tried:
             failed += 1
     count_vm_events(machine, cpu.id, PGMIGRATE_SUCCESS, tried - failed)

@@ -9,6 +9,7 @@ has such a table. Linux's mm/memory-tiers.c, drivers/acpi/numa/hmat.c; where the
 
 import numpy as np
 
+from numaemu.compiler.atomic import load_acquire
 from numaemu.compiler.decorators import hot, kernel
 from numaemu.kernel.include.mmzone import node_of, node_t, populated_zones
 from numaemu.spec.param import MAX_NODES
@@ -33,6 +34,18 @@ def node_is_toptier(machine, node):
 def folio_use_access_time(machine, node):
     """True if the cpupid of a page on this node is a time."""
     return machine.numa_balancing & NUMA_BALANCING_MEMORY_TIERING != 0 and not node_is_toptier(machine, node)
+
+
+@hot
+def can_demote(machine, node):
+    """True if reclaim may move pages of a node to a slower tier."""
+    return machine.demotion_enabled != 0 and node_of(machine, node).demotion_preferred != U(0)
+
+
+@hot
+def can_reclaim_anon_pages(machine, node):
+    """True if swap or a slower tier can take anonymous pages of a node."""
+    return load_acquire(machine, "nr_swap_pages") > 0 or can_demote(machine, node)
 
 
 @kernel("i64(machine_t*, i64, i64)")

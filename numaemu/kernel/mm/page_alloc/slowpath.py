@@ -84,6 +84,7 @@ from numaemu.kernel.include.vmstat import (
     percpu_of,
 )
 from numaemu.kernel.mm.migrate.compact_control import compaction_defer_reset
+from numaemu.kernel.mm.numa.memory_tiers import can_reclaim_anon_pages
 from numaemu.kernel.mm.page_alloc.pcplist import drain_local_pages
 from numaemu.kernel.mm.page_alloc.report.trail import (
     TRAIL_COMPACT,
@@ -263,10 +264,10 @@ def __alloc_pages_may_oom(cpu, gfp, order, nid, nodemask, state):
 
 @kernel("i64(machine_t*, i64)")
 def zone_reclaimable_pages(machine, node):
-    """Pages of a node that reclaim could free: file pages, and anonymous ones where there is swap."""
+    """Pages of a node that reclaim could free: file pages, and anonymous ones where there is swap or a slower tier."""
     lruvec = lruvec_of(machine, node)
     pages = lruvec.nr[LRU_ACTIVE_FILE] + lruvec.nr[LRU_INACTIVE_FILE]
-    if load_acquire(machine, "nr_swap_pages") > 0:
+    if can_reclaim_anon_pages(machine, node):
         pages += lruvec.nr[LRU_ACTIVE_ANON] + lruvec.nr[LRU_INACTIVE_ANON]
     return pages
 

@@ -33,6 +33,7 @@ from numaemu.kernel.mm.page_alloc.watermark import __zone_watermark_ok
 from numaemu.kernel.mm.reclaim.pageout import scan_control_of
 from numaemu.kernel.mm.reclaim.vmscan import (
     DEF_PRIORITY,
+    can_age_anon_pages,
     free_to_zones,
     inactive_is_low,
     init_scan_control,
@@ -41,7 +42,6 @@ from numaemu.kernel.mm.reclaim.vmscan import (
     snapshot_refaults,
 )
 from numaemu.kernel.mm.reclaim.workingset import SWAP_CLUSTER_MAX
-from numaemu.kernel.mm.swap.swapfile import get_nr_swap_pages
 
 U = np.uint64
 
@@ -136,7 +136,7 @@ def balance_priorities(cpu, node, order, highest_zoneidx, nr_boost_reclaim):
         if nr_boost_reclaim > 0 and sc.priority == DEF_PRIORITY - 2:
             raise_priority = False
         sc.may_writepage = sc.may_swap = 0 if nr_boost_reclaim > 0 else 1
-        if get_nr_swap_pages(machine) > 0 and inactive_is_low(lruvec_of(machine, node), LRU_INACTIVE_ANON):
+        if can_age_anon_pages(machine, node) and inactive_is_low(lruvec_of(machine, node), LRU_INACTIVE_ANON):
             shrink_active_list(cpu, sc, node, LRU_ACTIVE_ANON, SWAP_CLUSTER_MAX)
         if kswapd_shrink_node(cpu, sc, node):
             raise_priority = False

@@ -70,6 +70,7 @@ from numaemu.spec.param import MAX_ORDER
 U = np.uint64
 # what becomes of a page of the batch
 KEEP, KEEP_LOCKED, ACTIVATE_LOCKED, PAGEOUT, FREE, FREED, WRITTEN = range(7)
+LOOK_AT, DEMOTE = 7, 8  # before that: not looked at yet; it may move to a slower tier (demote.py)
 FOLIOREF_RECLAIM, FOLIOREF_RECLAIM_CLEAN, FOLIOREF_KEEP, FOLIOREF_ACTIVATE = range(4)
 
 RECLAIM_BATCH = SWAP_CLUSTER_MAX + (1 << MAX_ORDER)  # room for a block around the last page (lumpy.py)
@@ -84,6 +85,7 @@ scan_control_t = Struct("scan_control_t", [      # struct scan_control; its cont
     ("cache_trim_mode", i64), ("no_cache_trim_mode", i64), ("cache_trim_mode_failed", i64), ("file_is_tiny", i64),
     ("anon_cost", i64), ("file_cost", i64),
     ("compaction_ready", i64), ("ignore_references", i64),
+    ("demote_pass", i64),            # 1: what may go is not unmapped but left for demotion
     ("nr", i64, NR_LRU_LISTS), ("targets", i64, NR_LRU_LISTS),
     # the batch
     ("nr_taken", i64), ("pfn", i64, RECLAIM_BATCH), ("state", i64, RECLAIM_BATCH), ("lumpy_order", i64),
@@ -149,6 +151,8 @@ def unmap_folio(cpu, sc, pfn):
         return ACTIVATE_LOCKED
     if references == FOLIOREF_KEEP:
         return KEEP_LOCKED
+    if sc.demote_pass:
+        return DEMOTE
     anon = folio_test(page, PG_anon)
     if anon and folio_test(page, PG_swapbacked) and not folio_test(page, PG_swapcache):
         if not sc.gfp & __GFP_IO:
@@ -265,14 +269,23 @@ def dispose_folio(cpu, sc, i):
 
 
 @kernel("i64(cpu_t*, scan_control_t*)")
-def shrink_folio_list(cpu, sc):
-    """Reclaim what can be had of the batch of isolated pages: how many are freed; state[] tells of each."""
+def shrink_marked(cpu, sc):
+    """Reclaim those pages of the batch that are still to be looked at, and let go of the others: how many are freed now."""
     freed = sc.nr_pageout = sc.nr_dirty = sc.nr_unqueued_dirty = sc.tlb_ubc.nr_mms = 0
     for i in range(sc.nr_taken):
-        sc.state[i] = unmap_folio(cpu, sc, sc.pfn[i])
+        if sc.state[i] == LOOK_AT:
+            sc.state[i] = unmap_folio(cpu, sc, sc.pfn[i])
     try_to_unmap_flush(cpu, sc.tlb_ubc)
     for i in range(sc.nr_taken):
-        dispose_folio(cpu, sc, i)
-        if sc.state[i] == FREED:
-            freed += 1
+        if sc.state[i] != FREED:  # demoted
+            dispose_folio(cpu, sc, i)
+            freed += 1 if sc.state[i] == FREED else 0
     return freed
+
+
+@kernel("i64(cpu_t*, scan_control_t*)")
+def shrink_folio_list(cpu, sc):
+    """Reclaim what can be had of the batch of isolated pages: how many are freed; state[] tells of each."""
+    for i in range(sc.nr_taken):
+        sc.state[i] = LOOK_AT
+    return shrink_marked(cpu, sc)

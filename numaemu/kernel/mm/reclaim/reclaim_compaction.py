@@ -22,11 +22,11 @@ from numaemu.kernel.include.mmzone import (
     wmark_pages,
     zone_of,
 )
+from numaemu.kernel.mm.numa.memory_tiers import can_reclaim_anon_pages
 from numaemu.kernel.mm.page_alloc.fragmentation import fragmentation_index
 from numaemu.kernel.mm.page_alloc.watermark import zone_watermark_ok
 from numaemu.kernel.mm.reclaim.pageout import scan_control_t  # noqa: F401  (the type in signatures)
 from numaemu.kernel.mm.reclaim.workingset import DEF_PRIORITY
-from numaemu.kernel.mm.swap.swapfile import get_nr_swap_pages
 
 
 @hot
@@ -62,7 +62,7 @@ def should_continue_reclaim(machine, sc, node, reclaimed):
         ):
             return False
     inactive = lruvec_of(machine, node).nr[LRU_INACTIVE_FILE]
-    if get_nr_swap_pages(machine) > 0:
+    if can_reclaim_anon_pages(machine, node):
         inactive += lruvec_of(machine, node).nr[LRU_INACTIVE_ANON]
     return inactive > compact_gap(sc.order)
 

@@ -50,9 +50,11 @@ from numaemu.kernel.include.vmstat import (
 )
 from numaemu.kernel.mm.cache.page_writeback import wakeup_flusher_threads
 from numaemu.kernel.mm.fault.rmap import REFERENCED_EXEC, folio_referenced
+from numaemu.kernel.mm.numa.memory_tiers import can_demote, can_reclaim_anon_pages
 from numaemu.kernel.mm.page_alloc.page_alloc import free_unref_page, put_page, try_get_page
 from numaemu.kernel.mm.page_alloc.pcplist import drain_local_pages
 from numaemu.kernel.mm.page_alloc.watermark import gfp_zone
+from numaemu.kernel.mm.reclaim.demote import shrink_or_demote
 from numaemu.kernel.mm.reclaim.lru import (
     folio_clear,
     folio_is_file_lru,
@@ -213,7 +215,7 @@ def shrink_inactive_list(cpu, sc, node, lru, nr_to_scan):
         return 0
     mod_node_page_state(machine, cpu.id, node, NR_ISOLATED_ANON, anons)
     mod_node_page_state(machine, cpu.id, node, NR_ISOLATED_FILE, files)
-    reclaimed = shrink_folio_list(cpu, sc)
+    reclaimed = shrink_or_demote(cpu, sc, node)
     if should_reclaim_stall(sc, reclaimed):
         reclaimed += shrink_again(cpu, sc)
     files_freed = files - files_kept(machine, sc) if sc.lumpy_order > 0 else file * reclaimed
@@ -271,6 +273,12 @@ def reclaim_pages(cpu, sc, node):
     return freed
 
 
+@hot
+def can_age_anon_pages(machine, node):
+    """True if pages may leave the active anonymous list: where swap or a slower tier can take them."""
+    return get_nr_swap_pages(machine) > 0 or can_demote(machine, node)
+
+
 # -- how much of which list ----------------------------------------------------------------------------------
 
 
@@ -308,9 +316,9 @@ def prepare_scan_control(cpu, sc, node):
 
 
 @hot
-def scan_balance(machine, sc):
+def scan_balance(machine, sc, node):
     """Which kinds of pages to scan: by what there is and the sysctl vm.swappiness."""
-    if not sc.may_swap or get_nr_swap_pages(machine) <= 0:
+    if not sc.may_swap or not can_reclaim_anon_pages(machine, node):
         return SCAN_FILE
     if sc.priority == 0 and machine.swappiness > 0:
         return SCAN_EQUAL
@@ -323,7 +331,7 @@ def scan_balance(machine, sc):
 def get_scan_count(cpu, sc, node):
     """sc.nr[]: how many pages of each list to scan in this pass."""
     machine = machine_of(cpu)
-    balance = scan_balance(machine, sc)
+    balance = scan_balance(machine, sc, node)
     total = 2 * (sc.anon_cost + sc.file_cost) + sc.anon_cost + sc.file_cost
     anon_cost, file_cost = 2 * sc.anon_cost + sc.file_cost, sc.anon_cost + 2 * sc.file_cost
     anon = machine.swappiness * (total + 1) // (anon_cost + 1)
@@ -400,7 +408,7 @@ def shrink_lruvec(cpu, sc, node):
         if reclaimed >= sc.nr_to_reclaim and not proportional and not stop_smaller(sc):
             break
     sc.nr_reclaimed += reclaimed
-    if get_nr_swap_pages(machine) > 0 and inactive_is_low(lruvec_of(machine, node), LRU_INACTIVE_ANON):
+    if can_age_anon_pages(machine, node) and inactive_is_low(lruvec_of(machine, node), LRU_INACTIVE_ANON):
         shrink_active_list(cpu, sc, node, LRU_ACTIVE_ANON, SWAP_CLUSTER_MAX)
 
 
