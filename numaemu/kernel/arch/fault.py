@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from numaemu.compiler.atomic import exchange
+from numaemu.compiler.atomic import exchange, fetch_add
 from numaemu.compiler.decorators import callback, hot, kernel
 from numaemu.compiler.pointer import address_of
 from numaemu.hardware.processor import X86_PF_INSTR, X86_PF_PROT, X86_PF_USER, X86_PF_WRITE, cpu_t
@@ -35,6 +35,9 @@ from numaemu.kernel.mm.space.vma_index import find_vma, vma_of
 from numaemu.uapi import SIGBUS, SIGKILL, SIGSEGV
 
 U = np.uint64
+NS_PER_ACCESS = (
+    64  # what an access costs at least, roughly: by so much earlier the next event comes after a fault (sched.py)
+)
 SERVED = U(1)  # the answer to the MMU: try again; anything else (0 from a crashed kernel too) is a failure
 FAILED = U(2)  # cpu.cr2, error_code and signal say why
 
@@ -109,6 +112,7 @@ def do_user_addr_fault(cpu, address, access):
     mm_number = cpu.mm
     mm, task = mm_of(machine, mm_number), current_task(cpu)
     lock = address_of(mm, "mmap_lock")
+    charged_before = cpu.clock_base_ns
     cpu.clock_base_ns += machine.fault_ns
     cpu.cr2, cpu.error_code = address, access  # handle_mm_fault or bad_area adds X86_PF_PROT
     while True:
@@ -160,6 +164,8 @@ def do_user_addr_fault(cpu, address, access):
     else:
         task.min_flt += 1
     count_vm_events(machine, cpu.id, PGFAULT, 1)
+    if machine.numa_balancing != 0:
+        fetch_add(cpu, "event_at", -(cpu.clock_base_ns - charged_before) // NS_PER_ACCESS)  # likewise, of the next scan
     if cpu.nr_waiting != 0:
         exchange(cpu, "event_at", 0)  # the slice may be over: a fault takes longer than next_event assumes (sched.py)
     return SERVED

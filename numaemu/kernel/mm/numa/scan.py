@@ -2,7 +2,7 @@
 task_numa_work and init_numa_balancing of Linux's kernel/sched/fair.c.
 
 The scheduler looks at a running task when `cpu.numa_at_ns` has come (core/sched.py), so nothing is looked at while
-machine.numa_balancing is 0. Linux looks at every tick of the CPU, 250 times a second.
+machine.numa_balancing is 0. Linux looks at every tick of the CPU, 250 times a second; here it is the tick at which something is due.
 """
 
 import numpy as np
@@ -208,7 +208,7 @@ def task_tick(cpu_address, _b, _c):
             task_numa_work(cpu)
             enter(cpu)
     left = task.node_stamp + task.numa_scan_period * NS_PER_MS - task_runtime(cpu, task)
-    cpu.numa_at_ns = clock_ns(cpu) + max(left, TICK_NSEC)
+    cpu.numa_at_ns = (clock_ns(cpu) + max(left, 0)) // TICK_NSEC * TICK_NSEC + TICK_NSEC
     exchange(cpu, "event_at", 0)
     return U(0)
 
