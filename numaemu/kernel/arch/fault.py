@@ -105,6 +105,20 @@ def huge_hinting_fault(cpu, mm_number, address):
     write_unlock(lock)
 
 
+@hot
+def handle_fault(cpu, mm, number, address, write):
+    """handle_mm_fault, hinting faults on small pages included."""
+    code = handle_mm_fault(cpu, mm, number, address, write)
+    return do_numa_page(cpu, mm, number, address) if code == VM_FAULT_NUMA else code
+
+
+@hot
+def bring_event_nearer(cpu, ns):
+    """A fault takes longer than next_event assumes: NUMA balancing is to look in time (sched.py)."""
+    if machine_of(cpu).numa_balancing != 0:
+        fetch_add(cpu, "event_at", -(ns // NS_PER_ACCESS))
+
+
 @kernel("u64(cpu_t*, u64, u64)")
 def do_user_addr_fault(cpu, address, access):
     """Serve a fault of the running task: SERVED, or FAILED with the reason left in the CPU's words."""
@@ -133,9 +147,7 @@ def do_user_addr_fault(cpu, address, access):
             return answer
         code = VM_FAULT_OOM
         if not fatal_signal_pending(cpu):  # a victim's memory is being taken away: nothing more for it
-            code = handle_mm_fault(cpu, mm, number, address, write)
-            if code == VM_FAULT_NUMA:
-                code = do_numa_page(cpu, mm, number, address)
+            code = handle_fault(cpu, mm, number, address, write)
             if fatal_signal_pending(cpu):  # chosen meanwhile: the reaper may have passed by, and another thread
                 code = VM_FAULT_OOM  # would go on with this page without a fault
                 vma = vma_of(machine, number)  # as far as fault-around, or a huge page, may have mapped
@@ -164,8 +176,7 @@ def do_user_addr_fault(cpu, address, access):
     else:
         task.min_flt += 1
     count_vm_events(machine, cpu.id, PGFAULT, 1)
-    if machine.numa_balancing != 0:
-        fetch_add(cpu, "event_at", -(cpu.clock_base_ns - charged_before) // NS_PER_ACCESS)  # likewise, of the next scan
+    bring_event_nearer(cpu, cpu.clock_base_ns - charged_before)
     if cpu.nr_waiting != 0:
         exchange(cpu, "event_at", 0)  # the slice may be over: a fault takes longer than next_event assumes (sched.py)
     return SERVED

@@ -30,6 +30,7 @@ from numaemu.kernel.include.vmstat import (
 )
 from numaemu.kernel.mm.migrate.kcompactd import wakeup_kcompactd
 from numaemu.kernel.mm.page_alloc.watermark import __zone_watermark_ok
+from numaemu.kernel.mm.reclaim.lru_batches import lru_add_drain
 from numaemu.kernel.mm.reclaim.pageout import scan_control_of
 from numaemu.kernel.mm.reclaim.vmscan import (
     DEF_PRIORITY,
@@ -193,4 +194,5 @@ def kswapd(cpu, node):
             if pgdat_balanced(machine, node, 0, highest):  # it may sleep: the blocks are compaction's work
                 wakeup_kcompactd(cpu, node, order, highest)
             break
+    lru_add_drain(cpu)  # pages that were demoted; nobody else empties a thread's batches
     cpu.flags = flags
