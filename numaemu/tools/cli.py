@@ -28,6 +28,8 @@ from numaemu.spec.topology import list_presets, load_topology
 from numaemu.spec.units import check_table
 from numaemu.tools import report, shipped
 from numaemu.tools.options import check_writable, machine_options, topology_of, write_json
+from numaemu.tools.page import html as page
+from numaemu.tools.page.sampler import Sampler
 
 DONE, RAISED, USAGE, MACHINE_DIED, INTERRUPTED = 0, 1, 2, 3, 130
 MAX_TIMEOUT = threading.TIMEOUT_MAX / 2
@@ -98,7 +100,7 @@ class LazyGroup(click.Group):
 
 @click.group(
     cls=LazyGroup,
-    later=("compare", "export", "replay", "shell", "sweep"),
+    later=("bench", "compare", "compile", "conform", "export", "replay", "shell", "sweep"),
     context_settings={"help_option_names": ["-h", "--help"]},
     invoke_without_command=True,
 )
@@ -131,6 +133,9 @@ def cli(context):
 )
 @click.option("--lockstep", is_flag=True, help="CPUs take turns by emulated time (not there yet).")
 @click.option("--json", "json_path", metavar="FILE", help="Write all figures there.")
+@click.option(
+    "--report", "report_path", metavar="FILE.html", help="Write a page about the run: charts, tables, the machine."
+)
 @click.option("--buddyinfo", metavar="FILE", help="Boot with the free lists of a real /proc/buddyinfo.")
 @click.option("--pagetypeinfo", metavar="FILE", help="And with the mobility types of a /proc/pagetypeinfo.")
 @click.option("--mount", "mount_dir", metavar="DIR", help="Show the machine's /proc and /sys below DIR while it runs.")
@@ -154,6 +159,7 @@ def run(**given):
     if options.quiet and options.verbose:
         raise ConfigError("--quiet and --verbose exclude each other")
     check_writable(options.json_path)
+    sampler = sampler_for(options.report_path)
     path = workload_path(options.workload)
     TIME.limit(options.timeout)
     start_early(path, options)
@@ -165,14 +171,25 @@ def run(**given):
     if not options.quiet:
         named = {"workload": options.workload, "machine": topology.to_dict()}
         header = report.Header(named, inspect.getdoc(module), options.verbose)
-    figures = run_workload(module, topology, options, header)
+    figures = run_workload(module, topology, options, header, sampler)
     if options.quiet:
         report.print_result(figures["result"])
     else:
         report.print_summary(figures, verbose=options.verbose, header=header)
     if options.json_path:
         write_json(figures, options.json_path)
+    if sampler is not None:
+        page.write(figures, sampler, options.report_path, inspect.getdoc(module))
     return DONE
+
+
+def sampler_for(report_path):
+    """What looks at the machine for --report, after all that the page needs has been found to be there; or None."""
+    if report_path is None:
+        return None
+    check_writable(report_path, "--report")
+    page.check()
+    return Sampler()
 
 
 def start_early(path, options):
@@ -267,7 +284,7 @@ def seed_all(seed):
     numpy.random.seed(seed)
 
 
-def run_workload(module, topology, options, header=None):
+def run_workload(module, topology, options, header=None, sampler=None):
     """Boot the machine, run main(machine), and collect the figures of the run. What main prints comes below the header."""
     memory = {"buddyinfo": options.buddyinfo, "pagetypeinfo": options.pagetypeinfo}
     with report.Progress(quiet=options.quiet) as progress, boot(topology, progress, **memory) as machine:
@@ -276,7 +293,11 @@ def run_workload(module, topology, options, header=None):
         mount = machine.mount(options.mount_dir) if options.mount_dir else contextlib.nullcontext()
         start = time.perf_counter()
         try:
-            with mount, header or contextlib.nullcontext():
+            with (
+                mount,
+                header or contextlib.nullcontext(),
+                sampler.of(machine) if sampler else contextlib.nullcontext(),
+            ):
                 result = call_main(module, machine)
         except KeyboardInterrupt as error:
             note(error, whereabouts=whereabouts(error, machine))
@@ -340,41 +361,6 @@ def call_main(module, machine):
 
 
 # --- the other commands -------------------------------------------------------------------------
-@cli.command("compile")
-def compile_kernel():
-    """Compile the whole kernel now; a run compiles what it needs for the first time, and keeps it."""
-    from numaemu.compiler.build import JIT
-    from numaemu.compiler.link import compile_everything
-
-    if not JIT:
-        raise ConfigError("NUMBA_DISABLE_JIT is set: nothing is compiled")
-    with report.Progress(quiet=not sys.stderr.isatty()) as progress:
-        progress.say("")
-        compile_everything(progress.compiled)
-    done = (
-        f"{report.plural(progress.kernels, 'function')} compiled, none is left"
-        if progress.kernels
-        else "all is compiled"
-    )
-    print(done)
-    return DONE
-
-
-@cli.command()
-@click.option("--json", "json_path", metavar="FILE", help="Write the figures there.")
-def bench(json_path):
-    """How fast the emulator is on this host, as ratios against the host itself."""
-    from numaemu.tools.bench import measure
-
-    check_writable(json_path)
-    with report.Progress() as progress:
-        figures = measure(progress)
-    report.print_bench(figures)
-    if json_path:
-        write_json({"numaemu": numaemu.__version__, "bench": figures}, json_path)
-    return DONE
-
-
 @cli.command()
 def workloads():
     """The workloads that come along."""
@@ -400,32 +386,6 @@ def show_machine(source):
     """A preset or machine file, complete with all defaults, as a machine file."""
     sys.stdout.write(load_topology(source).to_toml())
     return DONE
-
-
-@cli.command()
-@click.argument("cases", metavar="CASE…", nargs=-1)
-@click.option("--all", "every", is_flag=True, help="All cases that the project keeps.")
-@click.option(
-    "--repeat", type=click.IntRange(1, 1000), default=1, metavar="N", help="Play each case so many times. Default 1."
-)
-@click.option(
-    "--json", "json_path", metavar="FILE", help="Of one case write what was observed there, of several the table."
-)
-@click.option("--markdown", "markdown_path", metavar="FILE", help="Write the results there, as a page of the docs.")
-def conform(cases, every, repeat, json_path, markdown_path):
-    """Replay scenarios that were recorded on a real Linux, and compare.
-
-    A CASE is a file .json, .json.zst or .json.gz, or the name of a case that the project keeps. The exit status is 0 if
-    all that can be played agree, 1 if one disagrees, 3 if none can be played.
-    """
-    from numaemu.conform import command as conformance
-
-    if bool(cases) == every:
-        raise click.UsageError("conform: name cases or say --all" + (", not both" if every else ""))
-    check_writable(json_path)
-    check_writable(markdown_path, "--markdown")
-    with report.Progress() as progress:
-        return conformance.main(cases, json_path, every, repeat, markdown_path, progress.say)
 
 
 @cli.command("malloc")
