@@ -22,9 +22,9 @@ HMAT = {
 # A fault took 7.5 to 19 us there, as the times between snapshots say; the disk is virtio-blk, which says that it rotates.
 # what took how long on the recorded machines, which were emulated by software; fitted to their fastest recordings
 COST = {"fault_ns": 6000, "clear_page_ns": 1500, "copy_page_ns": 2000, "syscall_ns": 1500, "numa_scan_ns": 1935}
+DISK = {"read_latency_us": 120, "write_latency_us": 120, "bandwidth": "220MB/s", "rotational": True}
 # Memory of C2 has latencies, which the recorded machine did not have: what a fault's own accesses take is taken off its cost.
 MACHINE_COST = {"C2": {"fault_ns": 4700}}
-DISK = {"read_latency_us": 120, "write_latency_us": 120, "bandwidth": "220MB/s", "rotational": True}
 USED = ("FilePages", "AnonPages", "Slab", "PageTables")  # of a node's meminfo
 # OOM reports say how many pages lie on the CPUs' lists (free_pcp): 1460 are left on machine A in each, 514 to 1310 of them on its
 # first node.

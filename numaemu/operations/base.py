@@ -13,9 +13,20 @@ from numaemu.api.access import LOAD_MANY, STORE_MANY, copy_range, execute_at, to
 from numaemu.errors import BusError, KernelBug, OutOfMemory, SegmentationFault
 from numaemu.hardware.processor import X86_PF_INSTR, X86_PF_PROT, X86_PF_WRITE
 from numaemu.kernel.arch.pgtable import mm_of
-from numaemu.kernel.core.sched import GONE, HERE, VICTIM, ZOMBIE, deactivate, new_slice, sleep_until, task_standing
+from numaemu.kernel.core.sched import (
+    GONE,
+    HERE,
+    VICTIM,
+    WANTED,
+    ZOMBIE,
+    deactivate,
+    new_slice,
+    sleep_until,
+    task_standing,
+)
 from numaemu.kernel.fs.sysfs.stats import cpu_figures, task_numbers
 from numaemu.kernel.include.mm_types import TASK_RUNNING, cgroup_t, task_t
+from numaemu.kernel.mm.numa.scan import set_task_cpu
 from numaemu.kernel.mm.reclaim.oom_kill import epitaph, oom_exit, oom_release
 from numaemu.kernel.syscalls import common as syscalls
 from numaemu.kernel.syscalls.common import INT_MIN
@@ -29,12 +40,18 @@ from numaemu.operations.mempolicy import MempolicyOperations
 from numaemu.operations.pages import PageOperations
 from numaemu.operations.proc import ProcOperations
 from numaemu.operations.refusals import explained
-from numaemu.spec.param import PAGE_SIZE
+from numaemu.spec.param import CPU_WORDS, PAGE_SIZE
 from numaemu.uapi import SIGBUS, SIGKILL
 
 BUFFER_BYTES = 1 << 20  # results from this size on come from a buffer that is kept
 PIECE_BYTES = 1 << 20  # of a read that must fail
 KTIME_MAX = 1 << 62  # ns: nobody sleeps longer
+
+
+def cpu_words(cpus):
+    """The words of a mask of CPUs."""
+    mask = sum(1 << cpu for cpu in cpus)
+    return [mask >> 64 * word & (1 << 64) - 1 for word in range(CPU_WORDS)]
 
 
 def kill_task(task):
@@ -86,7 +103,11 @@ class Operations(
         try:
             return self.run_in_turn(task_number, pid, method, args)
         finally:
-            here = task_standing(self.address, task_number, pid) & HERE
+            standing = task_standing(self.address, task_number, pid)
+            if standing & WANTED and standing & HERE and self.preempt_count == 0:
+                self.numa_migrate(task_number)
+                standing = task_standing(self.address, task_number, pid)
+            here = standing & HERE
             if self.preempt_count == 0 or not here:
                 self.preempt_count, self.running_alone = 0, None
                 while self.kmap_slots:  # it has ended in between
@@ -343,7 +364,8 @@ class Operations(
         syscalls.sys_exit(self.address, task_number, signal)
 
     def sched_setaffinity(self, task_number, cpus):
-        """Move the task to the first of `cpus` that it may be on, unless it is on one of them; the CPU it is on now.
+        """Move the task to the first of `cpus` that it may be on, unless it is on one of them; the CPU it is on now. Among several
+        NUMA balancing may move it.
 
         CPUs that the machine does not have are passed over, as bits behind the last CPU of a mask are.
         """
@@ -356,8 +378,18 @@ class Operations(
                 where = f"task {task.pid} may not leave cpu {task.cpu} before put_cpu_var"
                 raise KernelBug(f"scheduling while atomic: {where}")
             deactivate(self.address)
-            task.cpu = cpus[0]
+            set_task_cpu(self.address, task_number, cpus[0])
+        for word, mask in enumerate(cpu_words(cpus if len(cpus) > 1 else ())):
+            task.cpus_mask[word] = mask
         return task.cpu
+
+    def numa_migrate(self, task_number):
+        """NUMA balancing wants the task on another CPU, which its affinity allows: it goes there (migrate_task_to)."""
+        task = self.tasks[task_number]
+        target, task.numa_migrate_to = task.numa_migrate_to - 1, 0
+        if target != task.cpu and target in self.cpus_allowed(task_number):
+            deactivate(self.address)
+            set_task_cpu(self.address, task_number, target)
 
     def cpus_allowed(self, task_number):
         """The CPUs that the task's cpuset allows (cpuset_cpus_allowed)."""

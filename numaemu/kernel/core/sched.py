@@ -73,13 +73,13 @@ def slice_left(cpu_address):
     return slice_left_ns(cpu_t.at(cpu_address))
 
 
-GONE, ZOMBIE, VICTIM, HERE = (1 << i for i in range(4))  # task_standing
+GONE, ZOMBIE, VICTIM, HERE, WANTED = (1 << i for i in range(5))  # task_standing
 
 
 @entry("i64(u64, i64, i64)")
 def task_standing(cpu_address, number, pid):
     """What has become of task `pid`, in one call for every operation: GONE or ZOMBIE, else if it is the OOM killer's
-    VICTIM, and if it is on this CPU (HERE).
+    VICTIM, if it is on this CPU (HERE), and if NUMA balancing wants it on another (WANTED).
     """
     cpu = cpu_t.at(cpu_address)
     task = task_t.array(machine_of(cpu).tasks)[number]
@@ -88,7 +88,7 @@ def task_standing(cpu_address, number, pid):
     standing = VICTIM if load_acquire(task, "oom_victim") == pid else 0
     if task.state == TASK_ZOMBIE:
         return standing | ZOMBIE
-    return standing | (HERE if task.cpu == cpu.id else 0)
+    return standing | (HERE if task.cpu == cpu.id else 0) | (WANTED if task.numa_migrate_to != 0 else 0)
 
 
 @entry("i64(u64)")

@@ -8,7 +8,7 @@ machine.numa_balancing is 0. Linux looks at every tick of the CPU, 250 times a s
 import numpy as np
 
 from numaemu.compiler.atomic import compare_exchange, exchange, load_acquire
-from numaemu.compiler.decorators import callback, hot, kernel
+from numaemu.compiler.decorators import callback, entry, hot, kernel
 from numaemu.compiler.pointer import address_of
 from numaemu.hardware.processor import cpu_t
 from numaemu.kernel.arch.pgtable import mm_of, pmd_size
@@ -211,6 +211,25 @@ def task_tick(cpu_address, _b, _c):
     cpu.numa_at_ns = (clock_ns(cpu) + max(left, 0)) // TICK_NSEC * TICK_NSEC + TICK_NSEC
     exchange(cpu, "event_at", 0)
     return U(0)
+
+
+# -- tasks that move -----------------------------------------------------------------------------------------------
+
+
+@entry("void(u64, i64, i64)")
+def set_task_cpu(cpu_address, number, new_cpu):
+    """A task that does not run is on another CPU from now on. Moved away from the node that it prefers, or before its first scan is
+    over, it begins to scan anew (update_scan_period).
+    """
+    machine = machine_of(cpu_t.at(cpu_address))
+    task = task_t.array(machine.tasks)[number]
+    src, dst = cpu_t.array(machine.cpus)[task.cpu].node, cpu_t.array(machine.cpus)[new_cpu].node
+    task.cpu, task.numa_migrate_to = new_cpu, 0
+    if machine.numa_balancing == 0 or task.mm == 0 or task.numa_faults == 0 or src == dst:
+        return
+    away = task.numa_preferred_nid == -1 or src == task.numa_preferred_nid
+    if task.numa_scan_seq == 0 or (dst != task.numa_preferred_nid and away):
+        task.numa_scan_period = task_scan_start(machine, task)
 
 
 # -- tasks that begin ----------------------------------------------------------------------------------------------

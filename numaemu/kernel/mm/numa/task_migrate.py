@@ -22,6 +22,11 @@ U = np.uint64
 NS_PER_MS, NS_PER_S = 1_000_000, 1_000_000_000
 SMALLIMP = 30  # improvements below it are none, in thousandths
 NO_IMPROVEMENT = -1
+IMB_NUMA_NR, NUMA_IMBALANCE_MIN = (
+    1,
+    2,
+)  # tasks that a node may have before they are balanced; by how many it may have more
+SWAP = 1 << 20  # beside the number of a CPU
 
 
 @hot
@@ -36,15 +41,15 @@ def nr_running(cpu):
     return (1 if cpu.task != 0 else 0) + load_acquire(cpu, "nr_waiting")
 
 
-@kernel("i64(machine_t*, i64)")
-def node_nr_running(machine, nid):
-    """Tasks on the CPUs of a node."""
-    tasks = 0
+@kernel("i64(machine_t*, i64, bool)")
+def node_nr_running(machine, nid, cpus):
+    """Tasks on the CPUs of a node; or how many CPUs it has (numa_stats.weight)."""
+    count = 0
     for number in range(machine.nr_cpus):
         other = cpu_t.array(machine.cpus)[number]
         if other.node == nid and cpu_present(machine, number):
-            tasks += nr_running(other)
-    return tasks
+            count += 1 if cpus else nr_running(other)
+    return count
 
 
 @kernel("i64(cpu_t*, i64)")
@@ -86,23 +91,41 @@ def swap_improvement(cpu, number, nid, importance):
     return gain
 
 
+@hot
+def may_move(src_running, dst_running, spare):
+    """True if a node with `dst_running` tasks, which is to have one more, does not get too many against ours, which is to have one
+    less: adjust_numa_imbalance, load_too_imbalanced.
+    """
+    src, dst = src_running - 1, dst_running + 1
+    if spare:
+        imbalance = max(dst - src, 0)
+        return imbalance == 0 or (dst <= IMB_NUMA_NR and imbalance <= NUMA_IMBALANCE_MIN)
+    return abs(dst - src) <= abs(dst_running - src_running)
+
+
 @kernel("i64(cpu_t*, i64, i64)")
 def task_numa_find_cpu(cpu, nid, importance):
-    """The CPU of a node that the running task should go to, -1: none; a task that is there comes to ours."""
+    """The CPU of a node that the running task should go to, -1: none. With SWAP the task that is there comes to ours."""
     machine, task = machine_of(cpu), current_task(cpu)
-    imbalance = node_nr_running(machine, nid) + 1 - (node_nr_running(machine, cpu.node) - 1)
+    running = node_nr_running(machine, nid, False)
+    spare = running < node_nr_running(machine, nid, True)
+    moves = may_move(node_nr_running(machine, cpu.node, False), running, spare)
     idle = find_idle_cpu(cpu, nid)
-    if idle >= 0 and (imbalance <= 0 or importance > 0):
+    if moves and idle >= 0:
         return idle
     best, gain = -1, SMALLIMP - 1
     for number in range(machine.nr_cpus):
         other = cpu_t.array(machine.cpus)[number]
         if other.node != nid or not cpu_present(machine, number) or not task_may_run_on(task, number):
             continue
-        if other.task != 0 and other.task != cpu.task:
-            improvement = swap_improvement(cpu, number, nid, importance)
-            if improvement > gain:
-                best, gain = number, improvement
+        if other.task == 0 or other.task == cpu.task:
+            continue
+        if moves and importance > gain:
+            best, gain = number, importance
+        same = task_t.array(machine.tasks)[other.task].numa_group == task.numa_group
+        improvement = NO_IMPROVEMENT if spare and same else swap_improvement(cpu, number, nid, importance)
+        if improvement > gain:
+            best, gain = number + SWAP, improvement
     return best
 
 
@@ -125,13 +148,12 @@ def task_numa_migrate(cpu):
             if target < 0 and nid != cpu.node and nid != task.numa_preferred_nid and importance_of(cpu, task, nid) >= 0:
                 target = task_numa_find_cpu(cpu, nid, importance_of(cpu, task, nid))
     if task.numa_group != 0:
-        task.numa_preferred_nid = cpu.node if target < 0 else cpu_t.array(machine.cpus)[target].node
+        task.numa_preferred_nid = cpu.node if target < 0 else cpu_t.array(machine.cpus)[target % SWAP].node
     if target < 0:
         return
-    task.numa_migrate_to = target + 1
-    other = cpu_t.array(machine.cpus)[target].task
-    if other != 0:
-        task_t.array(machine.tasks)[other].numa_migrate_to = cpu.id + 1
+    task.numa_migrate_to = target % SWAP + 1
+    if target >= SWAP:
+        task_t.array(machine.tasks)[cpu_t.array(machine.cpus)[target % SWAP].task].numa_migrate_to = cpu.id + 1
 
 
 @kernel("void(cpu_t*)")

@@ -7,7 +7,7 @@ import pytest
 
 from numaemu import uapi
 from numaemu.hardware.paging import _PAGE_RW, _PAGE_USER
-from numaemu.kernel.include.mm_types import numa_group_t, task_t
+from numaemu.kernel.include.mm_types import numa_faults_t, numa_group_t, task_t
 from numaemu.kernel.mm.numa.cpupid import (
     LAST_CPUPID_MASK,
     cpu_pid_to_cpupid,
@@ -19,6 +19,7 @@ from numaemu.kernel.mm.numa.cpupid import (
 )
 from numaemu.kernel.mm.numa.fault_stats import task_scan_min
 from numaemu.kernel.mm.numa.prot_numa import change_prot_numa
+from numaemu.kernel.mm.numa.task_migrate import numa_migrate_preferred
 from numaemu.spec.param import PAGE_SIZE
 
 pytestmark = pytest.mark.interpreted
@@ -281,3 +282,54 @@ def test_the_shortest_period_follows_the_memory(balanced):
     balanced.write(f"{SETTINGS}/scan_size_mb", "4096")  # more than 2560 MB a second are not scanned
     balanced.write(f"{SETTINGS}/scan_period_min_ms", "10")
     assert task_scan_min(balanced.machine, words) == 1000
+
+
+def test_a_task_goes_to_its_memory(balanced):
+    """Half of what it uses is shared, so that its pages stay on the node where most are; it may run on both."""
+    task, other = balanced.task(cpu=0), balanced.task(cpu=2)
+    area = written(balanced, task)
+    task.sched_setaffinity({2})
+    assert task.sched_setaffinity({0, 2}) == 2
+    words = task_t.array(balanced.machine.tasks)[task._number]
+    words.numa_migrate_to = 1  # as task_numa_migrate leaves word
+    area.touch(write=False)
+    assert (task.cpu, task.node, words.numa_migrate_to) == (0, 0, 0)
+    other.exit()
+
+
+def statistics(balanced, task, by_node, preferred):
+    """Give a task statistics as if it had taken so many private faults on each node."""
+    words = task_t.array(balanced.machine.tasks)[task._number]
+    faults = numa_faults_t.array(balanced.machine.numa_faults_table)[task._number].faults
+    for node, count in enumerate(by_node):
+        faults[2 * node + 1] = count
+    words.numa_faults, words.total_numa_faults, words.numa_preferred_nid = 1, sum(by_node), preferred
+    return words
+
+
+def test_where_a_task_would_go(balanced):
+    """To an idle CPU of the node with its memory, if that has no more tasks then than ours; where all are busy it changes places
+    with a task that loses less than it wins.
+    """
+    task = balanced.task(cpu=2)
+    task.mmap("4KiB").touch()
+    words = statistics(balanced, task, (900, 100), preferred=0)
+
+    def wanted():
+        words.numa_migrate_retry_ns = words.numa_migrate_to = 0
+        numa_migrate_preferred(balanced.cpu(2))
+        return words.numa_migrate_to - 1
+
+    assert wanted() == -1  # it may not leave its CPU
+    task.sched_setaffinity({0, 1, 2})
+    assert wanted() == 0
+    first, second = (balanced.task(cpu=cpu) for cpu in (0, 1))
+    first.mmap("4KiB").touch()
+    assert wanted() == -1  # there would be two tasks on one node and none on ours
+    second.mmap("4KiB").touch()
+    stays = statistics(balanced, first, (1000, 0), preferred=0)
+    leaves = statistics(balanced, second, (600, 400), preferred=0)
+    assert wanted() == -1  # neither may come to ours
+    for who, cpu in ((first, 0), (second, 1)):
+        who.sched_setaffinity({cpu, 2})
+    assert (wanted(), leaves.numa_migrate_to, stays.numa_migrate_to) == (1, 3, 0)
