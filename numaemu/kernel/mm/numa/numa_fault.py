@@ -144,8 +144,9 @@ def numa_flags(machine, vma, page, nid, cpu_node, writable):
 @hot
 def count_hint_fault(machine, cpu, vma, nid):
     """Count a hinting fault, and note that the running task uses the VMA (vma_set_access_pid_bit)."""
-    if vma.numab.there != 0:
-        fetch_or(vma.numab.pids_active, 1, pid_bit(current_task(cpu).pid))
+    bit = pid_bit(current_task(cpu).pid)
+    if vma.numab.there != 0 and load_acquire(vma.numab.pids_active, 1) & bit == U(0):
+        fetch_or(vma.numab.pids_active, 1, bit)
     count_vm_events(machine, cpu.id, NUMA_HINT_FAULTS, 1)
     if nid == cpu.node:
         count_vm_events(machine, cpu.id, NUMA_HINT_FAULTS_LOCAL, 1)

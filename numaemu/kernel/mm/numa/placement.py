@@ -49,6 +49,7 @@ U = np.uint64
 TNF_MIGRATED, TNF_NO_GROUP, TNF_SHARED, TNF_FAULT_LOCAL, TNF_MIGRATE_FAIL = 1, 2, 4, 8, 16
 NUMA_PERIOD_SLOTS, NUMA_PERIOD_THRESHOLD = 10, 7
 NS_PER_MS = 1_000_000
+LOOK_AT_CLOCK = 16  # faults between two looks at the clock, within a scan
 LOAD_AVG_MAX = 47742  # kernel/sched/sched-pelt.h
 
 
@@ -313,6 +314,15 @@ def alloc_numa_faults(cpu):
     task.numa_faults, task.total_numa_faults = 1, 0
 
 
+@hot
+def placement_may_be_due(machine, task, local):
+    """True if a scan is over, and else now and then: the clock costs more than the rest of a fault's statistics."""
+    return (
+        task.numa_scan_seq != mm_of(machine, task.mm).numa_scan_seq
+        or task.numa_faults_locality[local] % LOOK_AT_CLOCK == 0
+    )
+
+
 @kernel("void(cpu_t*, i64, i64, i64, i64)")
 def task_numa_fault(cpu, last_cpupid, mem_node, pages, flags):
     """Count a hinting fault of the running task on a page that is on `mem_node` now."""
@@ -332,7 +342,7 @@ def task_numa_fault(cpu, last_cpupid, mem_node, pages, flags):
         group = group_of(machine, task)
         if numa_is_active_node(machine, cpu.node, group) and numa_is_active_node(machine, mem_node, group):
             local = 1
-    if clock_ns(cpu) > task.numa_migrate_retry_ns:
+    if placement_may_be_due(machine, task, local) and clock_ns(cpu) > task.numa_migrate_retry_ns:
         task_numa_placement(cpu)
         numa_migrate_preferred(cpu)
     if flags & TNF_MIGRATED:
