@@ -324,6 +324,12 @@ class Task:
         """
         return importlib.import_module("numaemu.malloc.heap").new_heap(self, kind, **options)
 
+    def gc_heap(self, collector, size="16MiB", **options):
+        """A garbage-collected heap in user mode on the task's memory (numaemu.gc): `collector` is "refcount", "mark-sweep",
+        "mark-compact", "copying" or "generational".
+        """
+        return importlib.import_module("numaemu.gc.heap").new_heap(self, collector, size, **options)
+
     # -- tasks
 
     def fork(self, function=None, *args, cpu=None):

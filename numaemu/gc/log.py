@@ -1,0 +1,67 @@
+"""Collections in the lines of HotSpot's unified log: [time][info][gc] GC(n) Pause Young (Allocation Failure) 24M->4M(256M) 2.345ms"""
+
+from typing import NamedTuple
+
+from numaemu.gc.records import ASKED, CYCLES, FAILURE, FULL, YOUNG
+
+CAUSES = {FAILURE: "Allocation Failure", ASKED: "System.gc()", CYCLES: "Cycles"}
+KINDS = {FULL: "Pause Full", YOUNG: "Pause Young"}
+
+
+class Collection(NamedTuple):
+    """One collection. Bytes, and ns of emulated time."""
+
+    number: int
+    kind: str
+    cause: str
+    before: int
+    after: int
+    total: int
+    began_ns: int
+    pause_ns: int
+    objects: int  # that live
+    promoted: int
+    threshold: int  # of age, for the next one; 0: there are no generations
+    by_age: tuple  # bytes of survivors of age 1, 2, …
+
+    def lines(self, details=False):
+        """Its line; with details also those of [gc,age] and of what was promoted."""
+        time = f"[{(self.began_ns + self.pause_ns) / 1e9:.3f}s][info]"
+        number = f"GC({self.number})"
+        sizes = f"{amount(self.before)}->{amount(self.after)}({amount(self.total)})"
+        lines = [f"{time}[gc] {number} {self.kind} ({self.cause}) {sizes} {self.pause_ns / 1e6:.3f}ms"]
+        if details and self.kind == KINDS[YOUNG]:
+            lines.append(f"{time}[gc,age] {number} Age table with threshold {self.threshold} (max threshold 15)")
+            total = 0
+            for age, nbytes in enumerate(self.by_age, 1):
+                total += nbytes
+                if nbytes:
+                    lines.append(f"{time}[gc,age] {number} - age {age:3}: {nbytes:10} bytes, {total:10} total")
+            lines.append(f"{time}[gc,promotion] {number} Promoted {self.promoted} bytes")
+        return lines
+
+
+def amount(nbytes):
+    """As HotSpot writes it: K or M, rounded down."""
+    return f"{nbytes >> 20}M" if nbytes >= 10 << 20 else f"{nbytes >> 10}K"
+
+
+def collection(number, words):
+    """A Collection from the words of its record."""
+    cause, kind, before, after, total, began, pause, objects, promoted, threshold, *ages = (int(word) for word in words)
+    while ages and ages[-1] == 0:
+        ages.pop()
+    return Collection(
+        number,
+        KINDS[kind],
+        CAUSES[cause],
+        before,
+        after,
+        total,
+        began,
+        pause,
+        objects,
+        promoted,
+        threshold,
+        tuple(ages[:15]),
+    )

@@ -1,0 +1,180 @@
+"""A heap's own words, its threads and its roots; and how the world stops.
+
+Words of a heap (`heap` is their address):
+
+    0     LOCK  WORLD  STOP  THREADS  START  END  TOP  BUFFER
+    64    STACK  STACK_END  HANDLES  HANDLES_END  FREE_HANDLE  COLLECTIONS  LOG  USED
+    128   ALLOCATED  CLASSES …  up to 1023 what a collector keeps
+    1024  the records of the threads
+
+Words of a thread (`me` is their address, in pages of its own):
+
+    0     HEAP  STATE  TLAB  TLAB_END  FRAME  ROOTS  ROOTS_END  POLLS
+    64    NODE_OF  …
+    256   its stack of roots, from ROOTS up to FRAME
+
+The world stops so: the thread that collects takes WORLD, sets STOP, and waits until no other thread is RUNNING. A thread looks at STOP
+when it allocates and where it polls; there it is STOPPED until STOP is 0 again. OUTSIDE user kernels it holds no references but
+in roots, and need not be waited for.
+"""
+
+from numaemu.api.access import cmpxchg_i64, get, put, xadd_i64
+from numaemu.compiler.library import library
+from numaemu.gc.objects import put_filler
+
+(LOCK, WORLD, STOP, THREADS, START, END, TOP, BUFFER, STACK, STACK_END, HANDLES, HANDLES_END, FREE_HANDLE, COLLECTIONS,
+ LOG, USED, ALLOCATED) = range(0, 136, 8)  # fmt: skip
+OWN = 256  # where a collector's own words begin
+THREAD_TABLE, MOST_THREADS = 1024, 128
+CONTROL_BYTES = 4096
+
+HEAP, STATE, TLAB, TLAB_END, FRAME, ROOTS, ROOTS_END, POLLS, NODE_OF = range(0, 72, 8)
+RECORD_BYTES = 256
+OUTSIDE, RUNNING, STOPPED = range(3)  # STATE
+
+
+@library
+def lock(cpu, word):
+    """Take a lock for a few steps."""
+    while cmpxchg_i64(cpu, word, 0, 1) != 0:
+        while get(cpu, word) != 0:
+            pass
+
+
+@library
+def unlock(cpu, word):
+    put(cpu, word, 0)
+
+
+# -- safe points
+
+
+@library
+def run(cpu, me, state):
+    """From OUTSIDE or STOPPED into RUNNING, when no collection goes on."""
+    heap = get(cpu, me + HEAP)
+    while True:
+        cmpxchg_i64(cpu, me + STATE, state, RUNNING)  # an instruction that locks: STOP is looked at behind it
+        if get(cpu, heap + STOP) == 0:
+            return
+        put(cpu, me + STATE, state)
+        while get(cpu, heap + STOP) != 0:
+            pass
+
+
+@library
+def park(cpu, me):
+    """Wait at a safe point until the collection is over."""
+    put(cpu, me + POLLS, get(cpu, me + POLLS) + 1)
+    put(cpu, me + STATE, STOPPED)
+    run(cpu, me, STOPPED)
+
+
+@library
+def poll(cpu, me):
+    """A safe point."""
+    if get(cpu, get(cpu, me + HEAP) + STOP) != 0:
+        park(cpu, me)
+
+
+@library
+def stop_world(cpu, heap, me):
+    """Stop the other threads; False: another thread has just collected instead."""
+    if cmpxchg_i64(cpu, heap + WORLD, 0, 1) != 0:
+        put(cpu, me + STATE, STOPPED)
+        while get(cpu, heap + WORLD) != 0:
+            pass
+        run(cpu, me, STOPPED)
+        return False
+    xadd_i64(cpu, heap + STOP, 1)
+    for i in range(get(cpu, heap + THREADS)):
+        thread = get(cpu, heap + THREAD_TABLE + 8 * i)
+        if thread != me:
+            while get(cpu, thread + STATE) == RUNNING:
+                pass
+    return True
+
+
+@library
+def start_world(cpu, heap):
+    """Let the other threads go on."""
+    put(cpu, heap + STOP, 0)
+    put(cpu, heap + WORLD, 0)
+
+
+@library
+def register(cpu, heap, thread):
+    """One more thread. False: there is no room for it."""
+    lock(cpu, heap + WORLD)  # no collection goes on
+    n = get(cpu, heap + THREADS)
+    if n < MOST_THREADS:
+        put(cpu, heap + THREAD_TABLE + 8 * n, thread)
+        put(cpu, heap + THREADS, n + 1)
+    unlock(cpu, heap + WORLD)
+    return n < MOST_THREADS
+
+
+# -- buffers
+
+
+@library
+def retire(cpu, me):
+    """A thread's buffer ends: the rest of it is skipped."""
+    put_filler(cpu, get(cpu, me + TLAB), get(cpu, me + TLAB_END))
+    put(cpu, me + TLAB, 0)
+    put(cpu, me + TLAB_END, 0)
+
+
+@library
+def retire_all(cpu, heap):
+    """Before a collection: every space can be walked then."""
+    for i in range(get(cpu, heap + THREADS)):
+        retire(cpu, get(cpu, heap + THREAD_TABLE + 8 * i))
+
+
+@library
+def give_buffer(cpu, me, start, end):
+    """A new buffer for a thread."""
+    retire(cpu, me)
+    put(cpu, me + TLAB, start)
+    put(cpu, me + TLAB_END, end)
+
+
+# -- roots
+
+
+@library
+def root_ranges(cpu, heap):
+    """How many ranges of slots there are: one for each thread, and the handles."""
+    return get(cpu, heap + THREADS) + 1
+
+
+@library
+def root_range(cpu, heap, i):
+    """(first slot, end) of a range; a slot holds a reference or 0, a free handle an odd word."""
+    if i == 0:
+        return get(cpu, heap + HANDLES), get(cpu, heap + HANDLES_END)
+    thread = get(cpu, heap + THREAD_TABLE + 8 * (i - 1))
+    return get(cpu, thread + ROOTS), get(cpu, thread + FRAME)
+
+
+@library
+def new_handle(cpu, heap, value):
+    """A slot outside of all frames that holds a reference; 0: there is no room."""
+    slot = get(cpu, heap + FREE_HANDLE)
+    if slot != 0:
+        put(cpu, heap + FREE_HANDLE, get(cpu, slot) & ~1)
+    else:
+        slot = get(cpu, heap + HANDLES_END)
+        if slot >= get(cpu, heap + LOG):  # where the room for handles ends
+            return 0
+        put(cpu, heap + HANDLES_END, slot + 8)
+    put(cpu, slot, value)
+    return slot
+
+
+@library
+def drop_handle(cpu, heap, slot):
+    """Give a slot back."""
+    put(cpu, slot, get(cpu, heap + FREE_HANDLE) | 1)
+    put(cpu, heap + FREE_HANDLE, slot)
