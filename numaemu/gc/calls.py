@@ -38,7 +38,7 @@ from numaemu.gc.space import (
     unlock,
 )
 from numaemu.gc.space import poll as poll_word
-from numaemu.gc.verify import compare, survey
+from numaemu.gc.verify import compare, complain, survey
 
 
 class MutatorWord:
@@ -397,4 +397,5 @@ def call_survey(cpu, mutator):
     found = survey(cpu, heap, spaces(cpu, mutator, heap), True)
     start_world(cpu, heap)
     put(cpu, me + STATE, OUTSIDE)
+    complain(found)
     return found

@@ -96,6 +96,15 @@ class Mutator(MutatorWord):
             with contextlib.suppress(OSError):  # the task may have been killed
                 self._call(calls.call_leave)
 
+    def push_frame(self, n):
+        """n more roots on the thread's stack, for user kernels to come."""
+        if not self.run(calls.push_frame, n):
+            raise MemoryError(f"gc: the stack of roots has no room for {n} more")
+
+    def pop_frame(self, n):
+        """The n newest roots go."""
+        self.run(calls.pop_frame, n)
+
     def new(self, refs=0, values=0, kind=0):
         """A new object with so many references and values, all 0: its Handle. MemoryError: there is no room."""
         slot = self._call(calls.call_new, kind, refs, values)

@@ -14,9 +14,8 @@ from numaemu.gc.objects import BODY, FIELD_MASK, FIELDS, FILLER, REFS, TYPE, put
 from numaemu.gc.space import THREAD_TABLE, THREADS, TLAB, TLAB_END, root_range, root_ranges
 
 NO_OBJECT, LOST, WALK = range(1, 4)  # what a GcError is about
-COUNT, BYTES, FIGURE, GARBAGE = range(
-    4
-)  # of a survey: reachable objects, their bytes, what they mix to, bytes not reachable
+# of a survey: reachable objects, their bytes, what they mix to, bytes that are not reachable; what is wrong
+COUNT, BYTES, FIGURE, GARBAGE, WRONG = range(5)
 HALF, PRIME = (1 << 31) - 1, 16777619  # a figure is two halves, whose products fit a word
 
 _FOUND = {
@@ -46,60 +45,80 @@ def mixed(figure, word):
 
 
 @library
-def starts_of(cpu, rows):
-    """The addresses of all objects of the spaces, in their order."""
+def starts_of(cpu, rows, starts):
+    """Put the addresses of all objects of the spaces into `starts`, as far as there is room: (how many, 0), or (0, where no header is)."""
     n = 0
     for i in range(len(rows)):
         thing = rows[i, 0]
         while thing < rows[i, 1]:
             header = get(cpu, thing)
             if size_of(header) < 8 or thing + size_of(header) > rows[i, 1]:
-                raise GcError(WALK, thing, header)
-            n += 1 if header & FILLER == 0 else 0
-            thing += size_of(header)
-    starts = np.zeros(n, np.int64)
-    n = 0
-    for i in range(len(rows)):
-        thing = rows[i, 0]
-        while thing < rows[i, 1]:
-            header = get(cpu, thing)
+                return 0, thing
             if header & FILLER == 0:
-                starts[n] = thing
+                if n < len(starts):
+                    starts[n] = thing
                 n += 1
             thing += size_of(header)
-    starts.sort()
-    return starts
+    return n, 0
 
 
 @library
-def number_of(starts, thing, holder):
-    """The place of an object in the list."""
+def place_of(starts, thing):
+    """The place of an object in the list, or -1."""
     i = np.searchsorted(starts, thing)
-    if i == len(starts) or starts[i] != thing:
-        raise GcError(NO_OBJECT, thing, holder)
-    return i
+    return i if i < len(starts) and starts[i] == thing else -1
+
+
+@library
+def fill_buffers(cpu, heap):
+    """Let what threads have not used of their buffers be skipped; they keep it."""
+    for i in range(get(cpu, heap + THREADS)):
+        thread = get(cpu, heap + THREAD_TABLE + 8 * i)
+        put_filler(cpu, get(cpu, thread + TLAB), get(cpu, thread + TLAB_END))
+
+
+@library
+def meet(starts, seen, queue, thing, n):
+    """(how many objects have been met, the number of this one): -1 where there is no object."""
+    place = place_of(starts, thing)
+    if place < 0:
+        return n, -1
+    if seen[place] < 0:
+        seen[place], queue[n] = n, thing
+        n += 1
+    return n, seen[place]
+
+
+@library
+def wrong(code, word, other):
+    """A survey that has found something wrong."""
+    return 0, 0, 0, 0, code, word, other
 
 
 @library
 def survey(cpu, heap, rows, buffers):
-    """(reachable objects, their bytes, their figure, bytes of what is not reachable) of a stopped heap; `buffers`: threads hold some."""
+    """(reachable objects, their bytes, their figure, bytes of what is not reachable, what is wrong, two words about that) of a
+    stopped heap; `buffers`: threads hold some.
+    """
     if buffers:
-        for i in range(get(cpu, heap + THREADS)):
-            thread = get(cpu, heap + THREAD_TABLE + 8 * i)
-            put_filler(cpu, get(cpu, thread + TLAB), get(cpu, thread + TLAB_END))
-    starts = starts_of(cpu, rows)
-    seen, queue = np.full(len(starts), -1, np.int64), np.zeros(len(starts), np.int64)
+        fill_buffers(cpu, heap)
+    count, where = starts_of(cpu, rows, np.zeros(0, np.int64))
+    if where != 0:
+        return wrong(WALK, where, get(cpu, where))
+    starts = np.zeros(count, np.int64)
+    starts_of(cpu, rows, starts)
+    starts.sort()
+    seen, queue = np.full(count, -1, np.int64), np.zeros(count, np.int64)
     n, figure = 0, 0
     for i in range(root_ranges(cpu, heap)):
         first, end = root_range(cpu, heap, i)
         for slot in range(first, end, 8):
             thing = get(cpu, slot)
             if thing != 0 and thing & 1 == 0:
-                place = number_of(starts, thing, slot)
-                if seen[place] < 0:
-                    seen[place], queue[n] = n, thing
-                    n += 1
-                figure = mixed(figure, seen[place])
+                n, number = meet(starts, seen, queue, thing, n)
+                if number < 0:
+                    return wrong(NO_OBJECT, thing, slot)
+                figure = mixed(figure, number)
     done, nbytes = 0, 0
     while done < n:
         thing = queue[done]
@@ -109,21 +128,29 @@ def survey(cpu, heap, rows, buffers):
         for i in range(fields):
             word = get(cpu, thing + BODY + 8 * i)
             if i < refs and word != 0:
-                place = number_of(starts, word, thing)
-                if seen[place] < 0:
-                    seen[place], queue[n] = n, word
-                    n += 1
-                word = seen[place] + 1
+                n, number = meet(starts, seen, queue, word, n)
+                if number < 0:
+                    return wrong(NO_OBJECT, word, thing)
+                word = number + 1
             figure = mixed(figure, word)
         done, nbytes = done + 1, nbytes + size_of(header)
     total = 0
-    for i in range(len(starts)):
+    for i in range(count):
         total += size_of(get(cpu, starts[i]))
-    return n, nbytes, figure, total - nbytes
+    return n, nbytes, figure, total - nbytes, 0, 0, 0
+
+
+@library
+def complain(found):
+    """Raise what a survey has found."""
+    if found[WRONG] != 0:
+        raise GcError(found[WRONG], found[WRONG + 1], found[WRONG + 2])
 
 
 @library
 def compare(before, after):
     """Raise unless two surveys say the same of what is reachable."""
+    complain(before)
+    complain(after)
     if before[COUNT] != after[COUNT] or before[BYTES] != after[BYTES] or before[FIGURE] != after[FIGURE]:
         raise GcError(LOST, before[COUNT], after[COUNT], before[BYTES], after[BYTES])
