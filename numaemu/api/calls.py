@@ -96,6 +96,7 @@ CALLS = {
         name: value for name, value in constants("MPOL_F_").items() if value <= uapi.MPOL_F_MEMS_ALLOWED})),
     "move_pages": Call("move_pages", pid=PID, addresses=Integers("integers", np.uint64),
                        nodes=Optional(Integers("a node or one for each page", np.int64)), flags=MOVE_FLAGS),
+    "accessed": Call("accessed", addr=ANY_ADDRESS, nbytes=LENGTH, clear=Truth("True or False"), pid=PID),
     "migrate_pages": Call("migrate_pages", pid=PID, old_nodes=NODES, new_nodes=NODES),
     "sched_setaffinity": Call("sched_setaffinity", cpus=Cpus()),
     # accesses

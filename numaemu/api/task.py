@@ -280,6 +280,13 @@ class Task:
         status.not_moved = not_moved
         return status
 
+    def accessed(self, addr, nbytes, clear=True, pid=0):
+        """Which pages of a range were used since their Accessed bits were cleared last: an array of bool, as a sampler wants it.
+
+        `clear` clears them, and every CPU forgets the range, so that no later access is missed. It takes no emulated time.
+        """
+        return self._op("accessed", addr, nbytes, clear, pid).view(bool)
+
     def migrate_pages(self, old_nodes, new_nodes, pid=0):
         """migrate_pages(2): how many pages could not be moved."""
         return self._op("migrate_pages", pid, old_nodes, new_nodes)

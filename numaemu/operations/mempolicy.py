@@ -8,7 +8,7 @@ from numaemu.kernel.fs.sysfs.stats import task_numbers
 from numaemu.kernel.syscalls import mempolicy as syscalls
 from numaemu.operations.memory import check
 from numaemu.operations.part import Part
-from numaemu.spec.param import MAX_NODES
+from numaemu.spec.param import MAX_NODES, PAGE_SIZE
 
 MPOL_MODE = 0xFFF  # of a mode: without its flags
 
@@ -72,6 +72,15 @@ class MempolicyOperations(Part):
             flags,
         )
         return check(result), status
+
+    def accessed(self, task_number, addr, nbytes, clear, pid):
+        """Per page of [addr, addr + nbytes) whether it was used, as bytes."""
+        start = addr & -PAGE_SIZE
+        pages = max(-(-(min(addr + nbytes, int(self.machine.paging.task_size)) - start) // PAGE_SIZE), 0)
+        used = np.zeros(pages, np.uint8)
+        target = self.target(task_number, pid)
+        check(syscalls.read_accessed(self.address, task_number, target, start, pages, used.ctypes.data, clear))
+        return used
 
     def migrate_pages(self, task_number, pid, old, new):
         old, new = self.nodemask(old), self.nodemask(new)

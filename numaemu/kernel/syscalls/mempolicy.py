@@ -6,15 +6,18 @@ import numpy as np
 
 from numaemu.compiler.atomic import store_release
 from numaemu.compiler.decorators import entry, hot, kernel
-from numaemu.compiler.pointer import address_of, i64, u64
+from numaemu.compiler.pointer import address_of, i64, u8, u64
 from numaemu.hardware.paging import PAGE_MASK
 from numaemu.kernel.arch.pgtable import mm_of
+from numaemu.hardware.processor import cpu_t
 from numaemu.kernel.core.fork import mmput
+from numaemu.kernel.core.sched import context_switch
 from numaemu.kernel.core.smp import machine_of, read_lock, read_unlock, write_lock, write_unlock
 from numaemu.kernel.include.mm import linear_page_index, page_align
 from numaemu.kernel.include.mm_types import policy_t, task_t
 from numaemu.kernel.mm.huge.hugetlb_pool import hugetlb_total_pages
 from numaemu.kernel.mm.migrate.move_pages import do_mbind, do_migrate_pages, do_move_pages, lookup_node, page_node
+from numaemu.kernel.mm.numa.accessed import harvest_accessed
 from numaemu.kernel.mm.space.mempolicy import (
     MPOL_USER_NODEMASK_FLAGS,
     current_task,
@@ -186,6 +189,27 @@ def sys_move_pages(cpu_address, task_number, target, addresses, nodes, status, n
     migration_unlock(lock, whole)
     mmput(cpu, mm_number)
     return result
+
+
+@entry("i64(u64, i64, i64, u64, i64, u64, bool)")
+def read_accessed(cpu_address, task_number, target, start, pages, used, clear):
+    """The Accessed bits of a task's pages, a byte for each at the host's address `used`: how many are set. No system call."""
+    cpu = cpu_t.at(cpu_address)
+    if target == 0:
+        return -ESRCH
+    if cpu.task != task_number:
+        context_switch(cpu, task_number)
+    if not ptrace_may_access(cpu, target):
+        return -EPERM
+    mm_number = get_task_mm(cpu, target)
+    if mm_number == 0:
+        return -EINVAL
+    lock = address_of(mm_of(machine_of(cpu), mm_number), "mmap_lock")
+    read_lock(cpu, lock)
+    found = harvest_accessed(cpu, mm_number, start, pages, u8.array(used), clear)
+    read_unlock(lock)
+    mmput(cpu, mm_number)
+    return found
 
 
 @entry("i64(u64, i64, i64, u64, u64)")
