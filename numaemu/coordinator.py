@@ -20,6 +20,7 @@ import setproctitle
 
 from numaemu import cpu as cpu_process
 from numaemu import node as node_process
+from numaemu.compiler.atomic import exchange
 from numaemu.compiler.decorators import die_on_unraisable
 from numaemu.errors import MachineCheck
 from numaemu.hardware.mailbox import has_mail
@@ -29,6 +30,7 @@ from numaemu.host.shm import die_with_parent, entitle
 from numaemu.kernel.arch.tlb import serve_shootdowns
 from numaemu.kernel.audit.frames import audit
 from numaemu.kernel.boot import boot
+from numaemu.kernel.core.sched import clock
 from numaemu.kernel.core.smp import (
     MSG_DRAIN_ALL,
     MSG_FALLBACK,
@@ -286,6 +288,25 @@ class Coordinator(Actor):
     def rpc_shown(self, number):
         """The driver has."""
         self.shows.pop(number).set_result(None)
+
+    def rpc_every(self, now_ns):
+        """A CPU has come to the time of the driver's functions; the answer comes when they have run."""
+        number, future = next(self.show_numbers), Future()
+        self.shows[number] = future
+        self.tell_driver("every", number, now_ns)
+        return future
+
+    def rpc_every_at(self, at_ns, number=0):
+        """They are due at this time next; 0: there are none. What CPU has waited for goes on."""
+        self.machine.every_at_ns = at_ns
+        for cpu in self.cpus:
+            exchange(cpu_t.array(self.machine.cpus)[cpu], "event_at", 0)
+        if number:
+            self.shows.pop(number).set_result(None)
+
+    def rpc_clock(self):
+        """The time of the CPU that is ahead of all others."""
+        return max(clock(int(cpu_t.array(self.machine.cpus)[cpu].address)) for cpu in self.cpus)
 
     # -- what people and tools see
 

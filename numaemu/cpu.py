@@ -220,6 +220,11 @@ class Cpu(Actor):
         self.set_comm(number, name)
         return number
 
+    def run_every(self, now_ns):
+        """What the driver does at intervals (machine.every), while this CPU stands still; 0: another CPU sees to it."""
+        if now_ns:
+            self.ask(COORDINATOR, "every", now_ns).result()
+
     def set_comm(self, task_number, name):
         """task->comm: at most 15 bytes."""
         task = task_t.array(self.machine.tasks)[task_number]

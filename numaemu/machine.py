@@ -17,6 +17,7 @@ import zlib
 from concurrent.futures import Future, wait
 
 from numaemu.api.arguments import runnable
+from numaemu.api.every import Timers
 from numaemu.api.failure import show_own_frames
 from numaemu.api.tables import Figures, Table, html
 from numaemu.api.task import Handle, Task
@@ -98,7 +99,7 @@ class Machine:
         self._ended = threading.Event()
         self._link, self._pid, self._exit = fork_server.fork(t, (reserve, lists), progress)
         self._booted, self._screen = Future(), Screen(self._link, self._lock)
-        self._driver = os.getpid()
+        self._driver, self._timers = os.getpid(), Timers(self._ask)
         _machines.add(lifetime.own(self))
         lifetime.end_with(self, self._link)
         self._reader = threading.Thread(
@@ -224,6 +225,8 @@ class Machine:
             lifetime.compiled[tuple(words)] += 1
         elif kind == "printed":
             self._screen.show(*words)
+        elif kind == "every":
+            self._timers.begin(*words)
         elif kind == "booted":
             self._booted.set_result(words[0])
         elif kind == "failed":
@@ -306,6 +309,12 @@ class Machine:
         run, future = self._new_run()
         self._ask("adopt", run, cpu, number, dump_function(function, args))
         return Handle(pid, future, self)
+
+    def every(self, interval_ns, function):
+        """Call function(now_ns) here, each time that so much emulated time has passed on the CPU that is ahead: a Timer, whose
+        `stop()` ends it. The CPU that has come so far stands still meanwhile; others go on.
+        """
+        return self._timers.add(parse_int(interval_ns, "interval_ns", "every", 1, 1 << 62), runnable("every", function))
 
     # -- what it shows
 

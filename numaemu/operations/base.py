@@ -14,11 +14,14 @@ from numaemu.errors import BusError, KernelBug, OutOfMemory, SegmentationFault
 from numaemu.hardware.processor import X86_PF_INSTR, X86_PF_PROT, X86_PF_WRITE
 from numaemu.kernel.arch.pgtable import mm_of
 from numaemu.kernel.core.sched import (
+    DUE,
+    EVERY,
     GONE,
     HERE,
     VICTIM,
     WANTED,
     ZOMBIE,
+    claim_every,
     deactivate,
     new_slice,
     sleep_until,
@@ -113,6 +116,8 @@ class Operations(
                 while self.kmap_slots:  # it has ended in between
                     self.kunmap_last()
                 self.process.turn.leave((task_number, pid), here)
+                if standing & DUE:
+                    self.process.run_every(claim_every(self.address))
 
     def preempt_disable(self, task_number):
         """Keep the turn after this operation, for this task's next ones."""
@@ -124,11 +129,18 @@ class Operations(
         return self.preempt_count == 0 and self.process.turn.give_way((task_number, pid))
 
     def schedule(self, task_number, until_ns):
-        """A task in the middle of accesses has had its slice (0), or sleeps until the disk has done what it asked for."""
-        if not until_ns:
-            self.give_way(task_number, self.tasks[task_number].pid)
+        """A task in the middle of accesses has had its slice (0), or waits for the driver's functions (EVERY), or sleeps until
+        the disk has done what it asked for.
+        """
+        key = task_number, self.tasks[task_number].pid
+        if until_ns == EVERY:
+            self.process.turn.leave(key, stays=True)
+            self.process.run_every(claim_every(self.address))
+            self.process.turn.enter(key)
+        elif not until_ns:
+            self.give_way(*key)
         elif self.preempt_count == 0:
-            self.process.turn.sleep((task_number, self.tasks[task_number].pid), until_ns)
+            self.process.turn.sleep(key, until_ns)
 
     def preempt_enable(self, task_number):
         if self.preempt_count == 0:

@@ -10,7 +10,7 @@ again. So a slice costs a few dozen looks, a task alone on its CPU none, and an 
 
 import numpy as np
 
-from numaemu.compiler.atomic import exchange, load_acquire, store_release
+from numaemu.compiler.atomic import compare_exchange, exchange, load_acquire, store_release
 from numaemu.compiler.decorators import callback, entry, hot, kernel
 from numaemu.compiler.native import call_address, sem_post, sem_wait
 from numaemu.hardware.processor import cpu_t
@@ -73,19 +73,39 @@ def slice_left(cpu_address):
     return slice_left_ns(cpu_t.at(cpu_address))
 
 
-GONE, ZOMBIE, VICTIM, HERE, WANTED = (1 << i for i in range(5))  # task_standing
+EVERY = 1  # instead of a time, for machine.on_schedule: the driver's functions are due
+GONE, ZOMBIE, VICTIM, HERE, WANTED, DUE = (1 << i for i in range(6))  # task_standing
+
+
+@hot
+def every_due(cpu):
+    """True if it is time for the driver's functions (machine.every)."""
+    due = load_acquire(machine_of(cpu), "every_at_ns")
+    return due != 0 and clock_ns(cpu) >= due
+
+
+@entry("i64(u64)")
+def claim_every(cpu_address):
+    """This CPU is to have them run: its clock; or 0: another one has been first."""
+    cpu = cpu_t.at(cpu_address)
+    due = load_acquire(machine_of(cpu), "every_at_ns")
+    if due == 0 or clock_ns(cpu) < due or compare_exchange(machine_of(cpu), "every_at_ns", due, 0) != due:
+        return 0
+    return clock_ns(cpu)
 
 
 @entry("i64(u64, i64, i64)")
 def task_standing(cpu_address, number, pid):
     """What has become of task `pid`, in one call for every operation: GONE or ZOMBIE, else if it is the OOM killer's
-    VICTIM, if it is on this CPU (HERE), and if NUMA balancing wants it on another (WANTED).
+    VICTIM, if it is on this CPU (HERE), and if NUMA balancing wants it on another (WANTED). DUE: the driver's functions are.
     """
     cpu = cpu_t.at(cpu_address)
     task = task_t.array(machine_of(cpu).tasks)[number]
     if task.pid != pid or task.state == TASK_DEAD:
         return GONE
     standing = VICTIM if load_acquire(task, "oom_victim") == pid else 0
+    if every_due(cpu):
+        standing |= DUE
     if task.state == TASK_ZOMBIE:
         return standing | ZOMBIE
     return standing | (HERE if task.cpu == cpu.id else 0) | (WANTED if task.numa_migrate_to != 0 else 0)
@@ -149,13 +169,16 @@ def deactivate(cpu_address):
 
 @kernel("i64(cpu_t*)")
 def next_event(cpu):
-    """The access before which to look again whether the slice is over, or NUMA balancing has something to do."""
+    """The access before which to look again whether the slice is over, or NUMA balancing or the driver has something to do."""
     waiting, balancing = load_acquire(cpu, "nr_waiting") != 0, machine_of(cpu).numa_balancing != 0
-    if not waiting and not balancing:
+    every_at_ns = load_acquire(machine_of(cpu), "every_at_ns")
+    if not waiting and not balancing and every_at_ns == 0:
         return NEVER
     left = slice_left_ns(cpu) if waiting else NEVER
     if balancing:
         left = min(left, cpu.numa_at_ns - clock_ns(cpu))
+    if every_at_ns != 0:
+        left = min(left, every_at_ns - clock_ns(cpu))
     longest = 1
     for node in range(MAX_NODES):
         longest = max(longest, cpu.latency_ns[node])
@@ -206,6 +229,8 @@ def handle_event(cpu_address, _b, _c):
     if cpu.io_until_ns != 0:
         until, cpu.io_until_ns = cpu.io_until_ns, 0
         schedule(cpu, until)
+    elif cpu.task != 0 and every_due(cpu):
+        schedule(cpu, EVERY)
     elif load_acquire(cpu, "nr_waiting") != 0 and cpu.task != 0 and slice_left_ns(cpu) <= 0:
         schedule(cpu, 0)
     return U(0)

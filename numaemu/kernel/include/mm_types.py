@@ -415,6 +415,8 @@ pool_t = Struct("pool_t", [         # a table of structs handed out by number, f
 #   to look again.
 # - vm_dirty_*, dirty_*_ns; overcommit settings; node_reclaim_mode; lumpy_reclaim; zswap_* and zram's settings;
 #   thp_*, khugepaged_* settings | The coordinator. | Single words: an old value is an earlier moment's.
+# - every_at_ns | The coordinator; then event_at of every CPU. A CPU takes it, 0 instead, by compare-exchange. | A CPU that
+#   sees an old value looks again soon.
 # - numa_*, demotion_enabled | The coordinator; then event_at of every CPU. | Single words: an old value is an earlier
 #   moment's.
 # - kcompactd_timer_ns | The CPU whose clock has passed it, by compare-exchange. | One CPU wakes each kcompactd that
@@ -462,6 +464,7 @@ machine_t = Struct("machine_t", [
     ("shootdown_ns", i64), ("ipi_ns", i64), ("message_ns", i64), ("context_switch_ns", i64),
     ("numa_scan_ns", i64),
     ("sched_base_slice_ns", i64),   # by the coordinator: base_slice_ns
+    ("every_at_ns", i64),           # when the driver's functions are due, by any CPU's clock; 0: there are none, or they run
     ("on_schedule", u64),           # callback into Python: let the tasks that wait for this CPU run
     ("il_weights", i64, MAX_NODES), # /sys/kernel/mm/mempolicy/weighted_interleave/nodeN
     ("kernel_tlb_gen", i64),        # grows with every flush of the kernel's mappings, atomically

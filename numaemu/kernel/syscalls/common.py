@@ -54,7 +54,7 @@ def begin_access(cpu_address, task_number):
     cpu = cpu_t.at(cpu_address)
     if cpu.task != task_number or cpu.mm == 0 or cpu.mm_id != mm_of(machine_of(cpu), cpu.mm).id:
         context_switch(cpu, task_number)
-    if machine_of(cpu).numa_balancing != 0:
+    if machine_of(cpu).numa_balancing != 0 or load_acquire(machine_of(cpu), "every_at_ns") != 0:
         exchange(cpu, "event_at", 0)  # time may have passed since the last access
     enter(cpu)
 

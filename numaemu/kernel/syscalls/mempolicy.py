@@ -8,8 +8,8 @@ from numaemu.compiler.atomic import store_release
 from numaemu.compiler.decorators import entry, hot, kernel
 from numaemu.compiler.pointer import address_of, i64, u8, u64
 from numaemu.hardware.paging import PAGE_MASK
-from numaemu.kernel.arch.pgtable import mm_of
 from numaemu.hardware.processor import cpu_t
+from numaemu.kernel.arch.pgtable import mm_of
 from numaemu.kernel.core.fork import mmput
 from numaemu.kernel.core.sched import context_switch
 from numaemu.kernel.core.smp import machine_of, read_lock, read_unlock, write_lock, write_unlock
