@@ -7,6 +7,7 @@ Everything is decided by that loop. What users pass to tasks and get from them g
 """
 
 import collections
+import contextlib
 import faulthandler
 import itertools
 import os
@@ -19,6 +20,7 @@ from concurrent.futures import Future
 import setproctitle
 
 from numaemu import cpu as cpu_process
+from numaemu import lockstep
 from numaemu import node as node_process
 from numaemu.compiler.atomic import exchange
 from numaemu.compiler.decorators import die_on_unraisable
@@ -30,6 +32,7 @@ from numaemu.host.shm import die_with_parent, entitle
 from numaemu.kernel.arch.tlb import serve_shootdowns
 from numaemu.kernel.audit.frames import audit
 from numaemu.kernel.boot import boot
+from numaemu.kernel.core.lockstep import handovers
 from numaemu.kernel.core.sched import clock
 from numaemu.kernel.core.smp import (
     MSG_DRAIN_ALL,
@@ -55,11 +58,15 @@ from numaemu.kernel.mm.reclaim.lru_batches import cpu_needs_drain
 from numaemu.kernel.mm.reclaim.oom_kill import AGAIN, OomKiller, Panic
 from numaemu.kernel.mm.swap import swapon
 from numaemu.process.actor import COORDINATOR, Actor, World
+from numaemu.process.strands import let_time_pass
 from numaemu.process.wire import Failure, Outlet, dumps, failure, in_words, receive_frame, sealed, send_frame
 from numaemu.spec.units import choice_text
 
 MOST_NAMED = 3  # tasks of a CPU that has died
 FLUSH_S = 5.0  # how long a machine that ends waits for its driver to take what it is told
+PRINT_FRAMES = (
+    64  # frames that wait for the driver at most, in lockstep, before a task that prints waits with the whole machine
+)
 SUPERVISE_S = 0.5  # how often at the latest dead children are looked for, should a signal get lost
 
 
@@ -79,8 +86,9 @@ class Coordinator(Actor):
             itertools.count(1),
         )  # printed text that the driver has not shown yet: Futures
         self.frames = collections.deque()  # of the driver: (request, pickled method and arguments)
-        self.child_ended = False
-        self.runs = {}  # run number -> respond function of the driver's request
+        self.child_ended = self.halting = False
+        self.driver = lockstep.Driver(self) if self.lockstep else None  # takes turns with us
+        self.threads = self.new_threads("coordinator")
         self.handlers = {
             MSG_FALLBACK: self.on_fallback,
             MSG_DRAIN_ALL: self.on_drain_all,
@@ -206,6 +214,8 @@ class Coordinator(Actor):
     def respond(self, request, answer):
         if request:
             self.tell_driver("answer", request, sealed(answer))
+            if self.driver:
+                self.driver.answered(request)
 
     def tell_driver(self, *thing):
         self.outlet.send(dumps(thing))
@@ -225,7 +235,8 @@ class Coordinator(Actor):
         for pid in self.children:
             os.kill(pid, signal.SIGKILL)
         for pid in self.children:
-            os.waitpid(pid, 0)
+            with contextlib.suppress(ChildProcessError):  # lockstep's thread may have
+                os.waitpid(pid, 0)
         self.tell_driver("stopped")
         self.outlet.flush(FLUSH_S)
         os._exit(0)
@@ -259,13 +270,23 @@ class Coordinator(Actor):
         """Start a function as a task that the driver's task has forked or cloned."""
         return self.ask(self.cpu_actor(cpu_number), "adopt", COORDINATOR, run, task_number, payload)
 
-    def rpc_finished(self, run, answer):
+    def rpc_finished(self, run, answer, _now_ns):
         """A spawned function has returned or raised: sealed."""
         self.tell_driver("finished", run, answer)
+        if self.driver:
+            self.driver.answered(run)
 
     def rpc_printk(self, lines):
         """A CPU's lines for the kernel's log."""
         self.system.kmsg.extend(lines)
+
+    def rpc_handovers(self):
+        """How often one strand has handed over to another in lockstep."""
+        return handovers(self.lockstep) if self.lockstep else 0
+
+    def rpc_pass_time(self):
+        """The answer comes a little later in emulated time: the driver looks again and again whether something has happened."""
+        return self.threads.submit(let_time_pass, self.lockstep)
 
     def rpc_whereabouts(self, cpu):
         """What the tasks of a CPU's process do."""
@@ -280,6 +301,10 @@ class Coordinator(Actor):
 
     def rpc_printed(self, text):
         """A CPU's tasks have printed; the answer comes when the driver has shown it, so that no more of it piles up here."""
+        if self.lockstep:  # how fast the driver shows it must not matter
+            self.tell_driver("printed", 0, text)
+            self.outlet.flush_above(PRINT_FRAMES)
+            return None
         number, future = next(self.show_numbers), Future()
         self.shows[number] = future
         self.tell_driver("printed", number, text)
@@ -397,8 +422,10 @@ class Coordinator(Actor):
 
     def wait(self, seconds=None):
         """Sleep until a message comes, at most SUPERVISE_S, and look after the children that have ended. A bell that
-        was lost is counted.
+        was lost is counted. In lockstep a thread looks after the children (Driver.reap).
         """
+        if self.lockstep:
+            return super().wait(seconds)
         rung = super().wait(min(seconds or SUPERVISE_S, SUPERVISE_S))
         if (
             not rung
@@ -415,7 +442,7 @@ class Coordinator(Actor):
 
     def reap(self):
         """A dead child is the end of the machine: tell the driver who, end the others."""
-        for pid, status in ended_children():
+        for pid, status in () if self.halting else ended_children():
             if pid not in self.children:
                 continue  # compilers that this process has started (compiler/foreman.py)
             name = self.children[pid]
@@ -482,7 +509,10 @@ def main(link, topology, memory):
     die_on_unraisable()
     try:
         machine, blocks = boot(topology, *memory)
+        if topology.lockstep:
+            lockstep.pin()
         world = World(topology, machine, blocks)
+        (lockstep if topology.lockstep else cpu_process).install_bells(world)
         cpu_process.install_callbacks(world)
         children = fork_children(world, link)
     except Exception as error:
@@ -490,7 +520,10 @@ def main(link, topology, memory):
         return
     setproctitle.setproctitle("numaemu: coordinator")  # it forks no more
     coordinator = Coordinator(world, link, children)
-    signal.signal(signal.SIGCHLD, coordinator.on_child_ended)
-    threading.Thread(target=coordinator.read_link, daemon=True, name="link").start()
     coordinator.tell_driver("booted", coordinator.rpc_processes())
+    if coordinator.driver:
+        coordinator.driver.start()
+    else:
+        signal.signal(signal.SIGCHLD, coordinator.on_child_ended)
+        threading.Thread(target=coordinator.read_link, daemon=True, name="link").start()
     coordinator.run()

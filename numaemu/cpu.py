@@ -14,8 +14,9 @@ import os
 import signal
 import sys
 import threading
+import time
 import traceback
-from concurrent.futures import Future
+import weakref
 
 import posix_ipc
 
@@ -24,11 +25,10 @@ from numaemu.compiler import user_kernels
 from numaemu.compiler.build import JIT
 from numaemu.compiler.native import PythonCallback
 from numaemu.hardware.processor import cpu_t
-from numaemu.host.threads import Threads
 from numaemu.host.where import Running
 from numaemu.kernel.arch.fault import exc_page_fault
 from numaemu.kernel.arch.tlb import answer_ipi
-from numaemu.kernel.core.sched import handle_event
+from numaemu.kernel.core.sched import clock, handle_event, sleep_until
 from numaemu.kernel.core.smp import FOR_BELL, FOR_OTHERS, NOT_WOKEN, actor_of_cpu, ring
 from numaemu.kernel.include.mm_types import TASK_NAME_BYTES, task_t
 from numaemu.kernel.mm.cache.truncate import iput_from_below
@@ -49,6 +49,7 @@ from numaemu.process import zcomp  # noqa: F401  (its compiled functions are loa
 from numaemu.process.actor import COORDINATOR, LONGEST, Actor, mailbox_of_python
 from numaemu.process.payload import dump_function, load_function
 from numaemu.process.runqueue import RunQueue
+from numaemu.process.strands import StrandQueue, let_time_pass
 from numaemu.process.wire import Failure, Sealed, dumps, failure, in_words, opened, sealed, settle
 
 PRINT_BYTES = 1 << 20  # of one CPU's tasks wait at most to be shown, then who prints waits; assumed
@@ -68,8 +69,8 @@ def _address_of(function):
     return ctypes.cast(callback, ctypes.c_void_p).value
 
 
-def install_callbacks(world):
-    """Before the children fork: what compiled code may call in any of them."""
+def install_bells(world):
+    """Before the children fork: how any of them rings another and waits. (lockstep.py has its own.)"""
     machine = world.machine
 
     def on_wait(cpu_number, what, _c):
@@ -92,6 +93,11 @@ def install_callbacks(world):
         cpu_t.array(machine.cpus)[number].wait_bell = bell.address
     machine.on_ring = machine.on_wake = ring.address
     machine.on_wait = _address_of(on_wait)
+
+
+def install_callbacks(world):
+    """What else compiled code may call in any process."""
+    machine = world.machine
     machine.on_schedule = _address_of(on_schedule)
     world.constructors = Constructors(machine)
     machine.on_ctor = _address_of(world.constructors)
@@ -166,13 +172,17 @@ class Printer(io.TextIOBase):
         self.send()
 
     def wait(self, condition):
-        """The thread that serves the mailbox, through which the answer comes, cannot wait."""
-        if threading.get_ident() != self.cpu.server:
+        """The thread that serves the mailbox, through which the answer comes, cannot wait; in lockstep nobody has to."""
+        if threading.get_ident() != self.cpu.server and not self.cpu.lockstep:
             with self.changed:
                 self.changed.wait_for(condition)
 
     def send(self):
         """Whole lines of what is to be shown, unless a message is under way."""
+        if self.cpu.lockstep:
+            text, self.text = self.text, ""
+            self.cpu.tell(COORDINATOR, "printed", text)
+            return
         with self.changed:
             if self.under_way or not self.text:
                 return
@@ -195,11 +205,12 @@ class Cpu(Actor):
         super().__init__(world, actor_of_cpu(world.machine, cpu_number))
         self.cpu_number = cpu_number
         self.state = cpu_t.array(world.machine.cpus)[cpu_number]
-        self.turn = RunQueue(self.state)
+        self.turn = StrandQueue(self.state, self.lockstep) if self.lockstep else RunQueue(self.state)
         _cpus[cpu_number] = self
         self.operations = Operations(self)
         self.runs, self.run_numbers = {}, itertools.count(1)  # functions that tasks here have started elsewhere
-        self.threads, self.running = Threads("op"), Running()
+        self.ended_ns = weakref.WeakKeyDictionary()  # when those have ended whose results nobody has taken yet
+        self.threads, self.running = self.new_threads("op"), Running()
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         sys.stdout = Printer(self)
         if JIT:
@@ -259,16 +270,23 @@ class Cpu(Actor):
             raise
         return number, pid
 
-    def rpc_adopt(self, owner, run, task_number, payload):
-        """Run a function as a task that fork or clone has made on another CPU."""
+    def rpc_adopt(self, owner, run, task_number, payload, now_ns=0):
+        """Run a function as a task that fork or clone has made on another CPU, whose clock said `now_ns`."""
         task_t.array(self.machine.tasks)[task_number].cpu = self.cpu_number
         pid = self.pid_of(task_number)
-        self.threads.submit(self.run_task, owner, run, task_number, pid, payload)
+        self.threads.submit(self.run_task, owner, run, task_number, pid, payload, now_ns)
         return task_number, pid
 
-    def run_task(self, owner, run, task_number, pid, payload):
+    def go_on_at(self, ns):
+        """Tasks here go on at `ns` at the earliest: one has waited for what another CPU did then."""
+        if ns > clock(self.state.address) and not self.operations.preempt_count:
+            with self.turn:
+                sleep_until(self.state.address, ns)
+
+    def run_task(self, owner, run, task_number, pid, payload, now_ns=0):
         """The thread of a spawned function: call it, end the task, report."""
         task = Task(task_number, pid, self)
+        self.go_on_at(now_ns)
         self.running.begin(task_number, pid)
         try:
             function, args = load_function(payload)
@@ -285,11 +303,10 @@ class Cpu(Actor):
             answer = failure(error)
         answer = sealed(answer)
         try:
-            self.tell(owner, "finished", run, answer)
+            self.tell(owner, "finished", run, answer, clock(self.state.address))
         except Exception as error:
-            self.tell(
-                owner, "finished", run, sealed(failure(type(error)(f"{answer.what} cannot be sent: {in_words(error)}")))
-            )
+            answer = sealed(failure(type(error)(f"{answer.what} cannot be sent: {in_words(error)}")))
+            self.tell(owner, "finished", run, answer, clock(self.state.address))
 
     def rpc_whereabouts(self):
         """(pid, name, where) of each task whose function runs in this process."""
@@ -329,19 +346,34 @@ class Cpu(Actor):
 
     def start(self, task_number, pid, cpu_number, function, args):
         """Run a function as a task that was just made, on a CPU; its handle."""
-        run, future = next(self.run_numbers), Future()
+        run, future = next(self.run_numbers), self.new_future()
         self.runs[run] = future
         payload = dump_function(function, args)
         try:
-            self.ask(actor_of_cpu(self.machine, cpu_number), "adopt", self.number, run, task_number, payload).result()
+            now_ns = clock(self.state.address)
+            to = actor_of_cpu(self.machine, cpu_number)
+            self.ask(to, "adopt", self.number, run, task_number, payload, now_ns).result()
         except BaseException:
             del self.runs[run]
             raise
-        return Handle(pid, future)
+        return Handle(pid, future, after=self.go_on_after)
 
-    def rpc_finished(self, run, answer):
-        """A function that a task here has started is done."""
-        settle(self.runs.pop(run), answer)
+    def go_on_after(self, future):
+        """A task here has waited for a function's result."""
+        self.go_on_at(self.ended_ns.pop(future, 0))
+
+    def rpc_finished(self, run, answer, now_ns):
+        """A function that a task here has started is done, at `now_ns` of its CPU's clock."""
+        future = self.runs.pop(run)
+        self.ended_ns[future] = now_ns
+        settle(future, answer)
+
+    def pause(self, seconds):
+        """A function of a task here looks again later: after so long on the host, or in lockstep in emulated time."""
+        if self.lockstep:
+            let_time_pass(self.lockstep)
+        else:
+            time.sleep(seconds)
 
     def printk(self, lines):
         """Lines for the kernel's log."""

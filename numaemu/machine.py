@@ -6,12 +6,14 @@ results of tasks, printed text, the news of a death.
 
 import atexit
 import collections
+import contextlib
 import errno
 import inspect
 import itertools
 import os
 import pickle
 import threading
+import time
 import weakref
 import zlib
 from concurrent.futures import Future, wait
@@ -78,6 +80,9 @@ class Machine:
     disk            dict: size, read_latency_us, write_latency_us, bandwidth
     progress        a function of (n, total), called when n more functions of the kernel have been compiled, of so many that
                     a first run needs; None: one line on stderr says that something is being compiled
+    lockstep        True: one process of the machine runs at a time, by emulated time, so that a run can be repeated to the byte
+    quantum_ns      how far a CPU may be ahead of another one then
+    schedule_seed   who is first where clocks are equal; 0: the lower number
     reserve         dict of (managed, free) pages by (node, zone type): so much of a zone's memory is in use from the start
     buddyinfo, pagetypeinfo  files (or texts) of a real machine's /proc/buddyinfo, and /proc/pagetypeinfo if wanted: the free
                     blocks that each zone has from the start; all other memory is in use for ever
@@ -95,6 +100,7 @@ class Machine:
         self.nodes = [NodeView(n.id, n.cpus, t.distance[n.id], n.memory_bytes) for n in t.nodes]
         self.cpus = [CpuView(c, t.node_of_cpu(c)) for c in t.cpus]
         self._requests, self._runs, self._numbers = {}, {}, itertools.count(1)
+        self._numbered = weakref.WeakKeyDictionary()  # what a Future's number is, for `let_run`
         self._lock, self._death, self._closing = threading.Lock(), None, False
         self._ended = threading.Event()
         self._link, self._pid, self._exit = fork_server.fork(t, (reserve, lists), progress)
@@ -189,6 +195,7 @@ class Machine:
         """Ask the coordinator; a Future."""
         self.check_owner()
         future, number = Future(), next(self._numbers)
+        self._numbered[future] = number
         payload = dumps((number, dumps((method, args))))
         with self._lock:
             if self._death is not None:
@@ -204,7 +211,18 @@ class Machine:
         return future
 
     def _ask(self, method, *args):
-        return self._request(method, *args).result()
+        future = self._request(method, *args)
+        self.let_run(future)
+        return future.result()
+
+    def let_run(self, *futures):
+        """This thread is about to wait for Futures. In lockstep the machine runs only while its driver waits."""
+        if not self.topology.lockstep:
+            return
+        numbers = [self._numbered[future] for future in futures if not future.done() and future in self._numbered]
+        if numbers:
+            with contextlib.suppress(OSError), self._lock:
+                send_frame(self._link, dumps((0, dumps(("wait", numbers)))))
 
     def _ask_path(self, method, path, *args):
         """Ask about a file of /proc or /sys. What is wrong with it is told in a line, without where in the machine."""
@@ -290,7 +308,7 @@ class Machine:
 
     def _new_run(self):
         run, future = next(self._numbers), Future()
-        self._runs[run] = future
+        self._runs[run], self._numbered[future] = future, run
         return run, future
 
     def call_op(self, number, pid, method, args):
@@ -303,6 +321,18 @@ class Machine:
     def where(self, number):
         """Task's site: (cpu, node) of a task."""
         return self._ask("where", number)
+
+    def pause(self, seconds):
+        """Task's site: who looks again and again whether something has happened waits a little."""
+        if self.topology.lockstep:
+            self.pass_time()
+        else:
+            time.sleep(seconds)
+
+    def pass_time(self):
+        """Let the machine run for a little emulated time in lockstep; freely it runs anyway."""
+        if self.topology.lockstep:
+            self._ask("pass_time")
 
     def start(self, number, pid, cpu, function, args):
         """Task's site: let a function run as a task that was just made."""
@@ -435,6 +465,7 @@ class Machine:
     def whereabouts(self):
         """A line for each task that runs a function: where in it; for a CPU that does not answer at once, what it is at."""
         asked = [(cpu.id, self._request("whereabouts", cpu.id)) for cpu in self.cpus]
+        self.let_run(*[future for _, future in asked])
         done, _ = wait([future for _, future in asked], ASKED_S)
         lines = [
             f"task {pid} ({name}) on cpu {cpu}: {where or 'in no line of its own'}"

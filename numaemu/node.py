@@ -4,6 +4,7 @@ A second thread of it runs the node's kernel threads (kswapd, kcompactd, ...) in
 they take locks, wait for shootdowns and ask the first thread for pages as CPUs do, so that it never waits for them.
 """
 
+import contextlib
 import threading
 
 import numpy as np
@@ -13,8 +14,9 @@ from numaemu.compiler.decorators import entry, hot, kernel
 from numaemu.compiler.pointer import i64, u64
 from numaemu.hardware.mailbox import fetch, mailbox_t
 from numaemu.hardware.processor import cpu_t
-from numaemu.host.threads import Threads
 from numaemu.kernel.core.kthread import run_kthreads
+from numaemu.kernel.core.lockstep import begin_strand, leave_turn
+from numaemu.kernel.core.sched import enter_turn
 from numaemu.kernel.core.smp import (
     MSG_ALLOC,
     MSG_DRAIN,
@@ -44,6 +46,7 @@ from numaemu.kernel.mm.page_alloc.node_side import (
 from numaemu.kernel.mm.page_alloc.page_isolation import serve_range
 from numaemu.kernel.syscalls.common import drain_lru
 from numaemu.process.actor import Actor
+from numaemu.process.strands import StrandLock
 from numaemu.spec.param import PAGEBLOCK_PAGES
 
 U = np.uint64
@@ -103,40 +106,52 @@ def map_ahead(machine, context):
 # -- the node's loop ---------------------------------------------------------------------------------------------
 
 
+@kernel("bool(machine_t*, i64*)")
+def serve_message(machine, words):
+    """Do what a CPU asks for: the message's words are kind, sender, token, a, b, c, d. False: it is none of ours."""
+    kind, token, a, b, c, d = words[0], words[2], words[3], words[4], words[5], words[6]
+    if kind == MSG_FILL:  # a = zone and alloc flags, b = migratetype, c = pages, d = CPU
+        zone_number, alloc_flags = unpack_zone(a)
+        fill_shelf(machine, zone_number, b, c, d, alloc_flags)
+    elif kind == MSG_DRAIN:  # a = zone
+        free_pcppages_bulk(machine, zone_of(machine, a))
+        if token != 0:
+            reply(machine, d, token, 0)
+    elif kind == MSG_ALLOC:  # a = zone and alloc flags, b = order, c = migratetype, d = CPU
+        zone_number, alloc_flags = unpack_zone(a)
+        reply(machine, d, token, alloc_block(machine, zone_number, b, c, alloc_flags))
+    elif kind == MSG_FREE:  # a = pfn, b = order
+        free_block(machine, a, b)
+    elif kind == MSG_UNRESERVE:  # a = zone, b = migratetype, c = force, d = CPU
+        reply(machine, d, token, unreserve_highatomic_pageblock(machine, zone_of(machine, a), b, c))
+    elif kind == MSG_RANGE:  # a = zone and step, b = first page, c = pages, d = context
+        zone_number, step = unpack_zone(a)
+        reply(machine, d, token, serve_range(machine, zone_number, step, b, c))
+    elif kind == MSG_ISOLATE_FREE:  # d = context, whose compact_control_t says the rest
+        isolate_freepages(machine, d)
+        reply(machine, d, token, compact_control_of(machine, d).nr_freepages)
+    else:
+        return False
+    return True
+
+
 @entry("i64(u64, u64, u64)", nogil=True)
 def serve_node(machine_address, mailbox_address, words_address):
     """Serve what CPUs ask of this node's zones until another kind of message comes, or there is none: its kind, or 0.
 
-    The message's words stand at `words_address`: kind, sender, token, a, b, c, d. Between messages the node does ahead
-    what can be done ahead. The node's kernel threads need Python's lock meanwhile.
+    The message's words stand at `words_address`. Between messages the node does ahead what can be done ahead. The node's
+    kernel threads need Python's lock meanwhile.
     """
     machine, mailbox, words = machine_t.at(machine_address), mailbox_t.at(mailbox_address), i64.array(words_address)
     served = -1  # the context for which free pages were isolated last
     while True:
         kind = fetch(mailbox, words)
-        token, a, b, c, d = words[2], words[3], words[4], words[5], words[6]
-        if kind == MSG_FILL:  # a = zone and alloc flags, b = migratetype, c = pages, d = CPU
-            zone_number, alloc_flags = unpack_zone(a)
-            fill_shelf(machine, zone_number, b, c, d, alloc_flags)
-        elif kind == MSG_DRAIN:  # a = zone
-            free_pcppages_bulk(machine, zone_of(machine, a))
-            if token != 0:
-                reply(machine, d, token, 0)
-        elif kind == MSG_ALLOC:  # a = zone and alloc flags, b = order, c = migratetype, d = CPU
-            zone_number, alloc_flags = unpack_zone(a)
-            reply(machine, d, token, alloc_block(machine, zone_number, b, c, alloc_flags))
-        elif kind == MSG_FREE:  # a = pfn, b = order
-            free_block(machine, a, b)
-        elif kind == MSG_UNRESERVE:  # a = zone, b = migratetype, c = force, d = CPU
-            reply(machine, d, token, unreserve_highatomic_pageblock(machine, zone_of(machine, a), b, c))
-        elif kind == MSG_RANGE:  # a = zone and step, b = first page, c = pages, d = context
-            zone_number, step = unpack_zone(a)
-            reply(machine, d, token, serve_range(machine, zone_number, step, b, c))
-        elif kind == MSG_ISOLATE_FREE:  # d = context, whose compact_control_t says the rest
-            served = d
-            isolate_freepages(machine, served)
-            reply(machine, served, token, compact_control_of(machine, served).nr_freepages)
-        elif kind != MSG_NONE or served < 0 or not map_ahead(machine, served):
+        if kind == MSG_ISOLATE_FREE:
+            served = words[6]
+        if kind != MSG_NONE:
+            if not serve_message(machine, words):
+                return kind
+        elif served < 0 or not map_ahead(machine, served):
             return kind
 
 
@@ -148,25 +163,44 @@ class Node(Actor):
         self.node = node
         self.zones = range(node * MAX_NR_ZONES, (node + 1) * MAX_NR_ZONES)
         self.context = cpu_t.array(self.machine.cpus)[self.machine.nr_cpus + node]
-        self.threads = Threads("kthread")
-        self.turn = threading.Lock()  # held while kernel threads work, and while they must not
+        self.threads = self.new_threads("kthread")
+        # held while kernel threads work, and while they must not
+        self.turn = StrandLock(self.lockstep) if self.lockstep else threading.Lock()
 
     def run(self):
         threading.Thread(target=self.serve_kthreads, daemon=True, name="kthreads").start()
         super().run()
 
     def serve_kthreads(self):
+        """The second thread: what the kernel threads are woken for."""
+        bell = self.world.kthread_bells[self.node]
+        if self.lockstep:
+            begin_strand(self.lockstep, bell.strand)  # it has been woken
+        else:
+            bell.acquire()
         while True:
-            self.world.kthread_bells[self.node].acquire()
-            with self.turn:
+            with self.working():
                 run_kthreads(self.context.address)
+            bell.acquire()
+
+    @contextlib.contextmanager
+    def working(self):
+        """In the context of the node's kernel threads, of which one works at a time."""
+        with self.turn:
+            if self.lockstep:
+                enter_turn(self.lockstep, self.context.address)
+            try:
+                yield
+            finally:
+                if self.lockstep:
+                    leave_turn(self.lockstep)
 
     def rpc_settle(self):
         """What the kernel threads have been woken for is done when the answer comes."""
         return self.threads.submit(self.settle)
 
     def settle(self):
-        with self.turn:
+        with self.working():
             run_kthreads(self.context.address)
 
     def fetch(self):
@@ -177,7 +211,7 @@ class Node(Actor):
         return self.threads.submit(self.compact_node)
 
     def compact_node(self):
-        with self.turn:
+        with self.working():
             compact_node_now(self.context.address, self.node)
 
     def rpc_hold(self):

@@ -69,7 +69,9 @@ def look_for_lost_wakeups(machine):
     """Time limits of waits only hide such an error."""
     if machine.death is None and not machine.closed:
         with contextlib.suppress(NumaemuError, TimeoutError):  # it may die at this moment, or stand still
-            LOST.append((repr(machine), machine._request("lost_wakeups").result(10)))
+            answer = machine._request("lost_wakeups")
+            machine.let_run(answer)
+            LOST.append((repr(machine), answer.result(10)))
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -77,6 +77,7 @@ class CallBell:
 class LoopbackWorld(World):
     def __init__(self, topology, machine, blocks, ring):
         self.topology, self.machine, self.blocks = topology, machine, blocks
+        self.lockstep = 0  # one order of events by itself
         self.waiting = []  # what is done after what an actor is just doing
         self.bells = [CallBell(lambda n=n: ring(n)) for n in range(machine.nr_actors)]
         self.due = []  # nodes whose kernel threads have been woken

@@ -58,6 +58,7 @@ PAGE, U = 4096, np.uint64
 UNRESERVED = MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE
 # direct reclaim collects what lies on the CPUs' lists; without __GFP_IO it may neither compact nor swap
 HUGE = numaemu.GFP_TRANSHUGE_LIGHT & ~numaemu.GFP_KERNEL | numaemu.__GFP_DIRECT_RECLAIM | numaemu.__GFP_NORETRY
+LOCKSTEP = True
 MACHINE = {"name": "one-node", "nodes": 1, "cpus_per_node": 1, "memory_per_node": "4GiB"}
 OBJECT = 1024  # bytes of a cached object, as an inode
 PER_PAGE = PAGE // OBJECT

@@ -16,6 +16,7 @@ import numpy as np
 from numaemu import MADV_PAGEOUT
 from numaemu.tools.replacement import fifo, lru, opt
 
+LOCKSTEP = True
 MACHINE = dict(nodes=1, cpus_per_node=1, memory_per_node="32MiB")
 STRING = [1, 2, 3, 4, 1, 2, 5, 1, 2, 3, 4, 5]
 POLICIES = {"FIFO": fifo, "LRU": lru, "OPT": opt}

@@ -13,6 +13,7 @@ import numpy as np
 import numaemu
 from numaemu.tools.blockmap import side_by_side
 
+LOCKSTEP = True
 KEPT = 0.4  # of the pages touched
 FILL = 0.85  # of the memory of the first CPU's node
 KERNEL_PAGES = 48

@@ -16,6 +16,7 @@ import sys
 
 from numaemu.tools.memmap import areas, memory_map, resident
 
+LOCKSTEP = True
 MACHINE = dict(nodes=1, cpus_per_node=1, memory_per_node="128MiB")
 DEFAULTS = (os.path.realpath(sys.executable), "/bin/ls")
 TASK_SIZE = 0x7FFF_FFFF_F000

@@ -7,6 +7,7 @@ One task maps a shared area and touches nothing. Then one reader per node reads 
 
 import numaemu
 
+LOCKSTEP = True
 PAGES = 256  # of each reader's share
 
 

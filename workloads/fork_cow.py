@@ -10,6 +10,7 @@ the page structs say. Look for:
 
 import numpy as np
 
+LOCKSTEP = True
 MACHINE = dict(nodes=1, cpus_per_node=1, memory_per_node="64MiB")
 PG_anon_exclusive = 1 << 19  # of page->flags: kernel/include/mm_types.py
 ROW = "{:44} {:>7} {:>7} {:>7} {:>7} {:>9}  {}"

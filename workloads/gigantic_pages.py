@@ -25,6 +25,7 @@ from numaemu import (
 )
 from numaemu.tools import chart
 
+LOCKSTEP = True
 MACHINE = dict(nodes=1, cpus_per_node=1, memory_per_node="3GiB")
 ARRAY, LOADS = 512 << 20, 40_000  # bytes, loads
 MAX_ORDER = 10  # the buddy system's largest block: 4 MiB

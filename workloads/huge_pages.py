@@ -17,6 +17,7 @@ import numpy as np
 from numaemu import MAP_ANONYMOUS, MAP_HUGETLB, MAP_PRIVATE, PROT_READ, PROT_WRITE
 from numaemu.tools import chart
 
+LOCKSTEP = True
 MACHINE = dict(nodes=1, cpus_per_node=1, memory_per_node="192MiB")
 HUGE, RW = 2 << 20, PROT_READ | PROT_WRITE
 ARRAY, LOADS = 48 << 20, 40_000  # bytes, loads

@@ -13,6 +13,7 @@ import numaemu
 from numaemu import load_u64
 from numaemu.tools import chart
 
+LOCKSTEP = True
 PAGES, STEP = 128, 64  # of each thread's part; bytes from one load to the next
 
 

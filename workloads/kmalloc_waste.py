@@ -11,6 +11,7 @@ Look for: a bar of kmalloc's is full where a size is that of a cache, and only t
 import numaemu
 from numaemu.tools import chart
 
+LOCKSTEP = True
 # fmt: off
 SIZES = (8, 24, 64, 65, 96, 100, 128, 129, 192, 200, 300, 512, 600, 1024, 1100, 2048,
          2100, 4096, 4097, 8192, 8193, 20000, 40000)

@@ -9,6 +9,7 @@ The kernel's gigabyte holds 896 MiB of the direct map; the rest of memory is rea
 
 from numaemu import GFP_HIGHUSER, GFP_KERNEL, KernelBug
 
+LOCKSTEP = True
 MACHINE = "x86-32"
 LAST_PKMAP = 1024
 

@@ -13,6 +13,7 @@ import numpy as np
 
 from numaemu import MAP_ANONYMOUS, MAP_NORESERVE, MAP_PRIVATE
 
+LOCKSTEP = True
 MACHINE = dict(nodes=1, cpus_per_node=1, memory_per_node="64MiB")
 WIDTH, HEIGHT = 72, 14  # of the chart, in characters
 SLOW, RUSH = 240, 40  # steps

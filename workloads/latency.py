@@ -12,6 +12,7 @@ import numpy as np
 import numaemu
 from numaemu import load_u64
 
+LOCKSTEP = True
 PAGES, LINE = 256, 64  # more pages than the L1 TLB has entries
 
 

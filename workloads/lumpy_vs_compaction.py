@@ -21,6 +21,7 @@ BYTES = 32 << 20  # asked for, or an eighth of the node's memory if that is less
 ORDERS = {4: "64 KiB", 9: "2 MiB"}
 FILL = 0.9  # of the node's free memory
 HUGE = numaemu.GFP_TRANSHUGE | numaemu.__GFP_THISNODE  # without kswapd and kcompactd: who asks does the work
+LOCKSTEP = True
 MACHINE = {"name": "one-node", "nodes": 1, "cpus_per_node": 1, "memory_per_node": "256MiB"}
 SWITCH = "/proc/sys/vm/lumpy_reclaim"
 COUNTED = {"pages reclaimed": "pgsteal_direct", "written to swap": "pswpout", "pages moved": "pgmigrate_success"}

@@ -10,6 +10,7 @@ import numpy as np
 import numaemu
 from numaemu.tools import chart
 
+LOCKSTEP = True
 PAGES = 64  # as many as a small L1 TLB holds, so that loads cost latency only
 
 

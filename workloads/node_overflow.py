@@ -15,6 +15,7 @@ import numpy as np
 import numaemu
 from numaemu.tools import chart
 
+LOCKSTEP = True
 LEAVE_KB, CHUNK = 8192, 64  # memory left on each node above its watermarks; pages touched between two looks
 LAST = 1024  # pages of the last node, and then it is enough
 BLOCK_ORDER = 10  # 4 MiB, the largest block

@@ -11,6 +11,7 @@ import numpy as np
 
 import numaemu
 
+LOCKSTEP = True
 SHARES = {"protected": (0.35, -1000), "modest": (0.2, 0), "expendable": (0.1, 500)}  # of all memory; oom_score_adj
 
 

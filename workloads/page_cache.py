@@ -9,6 +9,7 @@ A file is read cold and warm, in order and at random, then a small one is rewrit
 
 import numaemu
 
+LOCKSTEP = True
 PAGES, REWRITTEN, TIMES = 2048, 16, 100  # pages of the file that is read, of the one that is rewritten; how often
 PATH, NOTES = "/mnt/data", "/mnt/notes"
 STEP = 1237  # pages from one random read to the next: all once, none beside the last

@@ -17,6 +17,7 @@ import numpy as np
 from numaemu import MADV_PAGEOUT, SegmentationFault
 from numaemu.kernel.boot import ZERO_PFN
 
+LOCKSTEP = True
 MACHINE = dict(nodes=1, cpus_per_node=1, memory_per_node="16MiB")
 ERROR_BITS = {
     0: ("page not present", "protection"),

@@ -13,6 +13,7 @@ from numaemu import MAP_ANONYMOUS, MAP_FIXED, MAP_PRIVATE, PROT_READ, PROT_WRITE
 from numaemu.spec.formats import FORMATS, LEVEL_NAMES
 from numaemu.tools import chart
 
+LOCKSTEP = True
 MACHINE = "uma"
 PART = 4 << 20  # bytes at the bottom, and at the top
 BOTTOM = 0x0800_0000  # where programs of 32 bits begin, nearly

@@ -11,6 +11,7 @@ import numba
 
 from numaemu import __GFP_ZERO, GFP_KERNEL, this_cpu_add
 
+LOCKSTEP = True
 ROUNDS = 200  # increments of each task
 
 

@@ -14,6 +14,7 @@ import numpy as np
 from numaemu import load_u64
 from numaemu.tools import chart
 
+LOCKSTEP = True
 LOADS = 20000  # measured for each working set, at least
 
 

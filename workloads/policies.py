@@ -9,6 +9,7 @@ A task on CPU 0 maps an area, sets a policy on it with mbind(2) and touches it. 
 
 import numaemu
 
+LOCKSTEP = True
 PAGES = 240
 
 

@@ -24,6 +24,7 @@ from numaemu import MAP_ANONYMOUS, MAP_NORESERVE, MAP_PRIVATE, load_u64
 from numaemu.tools import chart
 from numaemu.tools.replacement import POLICIES, window_for, working_set
 
+LOCKSTEP = True
 MACHINE = dict(nodes=1, cpus_per_node=1, memory_per_node="16MiB")
 KEYS_PER_PAGE = 512
 INDEX_PAGES, RECORDS = 64, 5000  # a record is a page

@@ -12,6 +12,7 @@ from numaemu import MAP_FIXED, MAP_PRIVATE, PROT_EXEC, PROT_READ, PROT_WRITE
 from numaemu.tools import chart
 from numaemu.tools.memmap import ABSENT, FILE, OWN, areas
 
+LOCKSTEP = True
 CODE, DATA = 1 << 20, 64 << 10  # bytes of the library: its code, behind it its data
 WRITTEN = 3  # pages of the data that one task writes
 LIBRARY = "/lib/libshared.so"

@@ -15,6 +15,7 @@ import numpy as np
 from numaemu import load_u64, store_u64
 from numaemu.tools import chart
 
+LOCKSTEP = True
 PAGES, MOST_THREADS = 20, 16
 LOADS = 100  # that say how long one takes
 

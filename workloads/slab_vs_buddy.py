@@ -10,6 +10,7 @@ A task allocates the same number of objects both ways, then frees them all. Look
 
 from numaemu import GFP_KERNEL
 
+LOCKSTEP = True
 SIZES = (16, 64, 256, 1024, 4096)
 COUNT = 1000  # objects of each size
 

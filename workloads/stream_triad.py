@@ -14,6 +14,7 @@ import numaemu
 from numaemu import load_f64, store_f64
 from numaemu.tools import chart
 
+LOCKSTEP = True
 ELEMENTS, SCALAR = 1 << 14, 3.0  # of each CPU's slice of each array
 
 

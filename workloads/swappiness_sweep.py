@@ -12,6 +12,7 @@ Look for: the share of the tasks' own pages grows from none at 0 to nearly all a
 from numaemu import MAP_ANONYMOUS, MAP_NORESERVE, MAP_PRIVATE
 from numaemu.tools import chart
 
+LOCKSTEP = True
 MACHINE = dict(nodes=1, cpus_per_node=1, memory_per_node="128MiB")
 STEPS = (0, 20, 40, 60, 80, 100, 120, 140, 160, 180, 200)
 PATH = "/mnt/data"

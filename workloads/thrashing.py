@@ -21,6 +21,7 @@ import numpy as np
 from numaemu import MAP_ANONYMOUS, MAP_NORESERVE, MAP_PRIVATE, load_u64, store_u64
 from numaemu.tools import chart
 
+LOCKSTEP = True
 MACHINE = dict(nodes=1, cpus_per_node=1, memory_per_node="16MiB")
 SHARE = 0.25  # of the memory that is free at the start, for each task
 MOST = 6  # tasks

@@ -14,6 +14,7 @@ import numpy as np
 
 from numaemu import GFP_KERNEL, kernel_load_u64
 
+LOCKSTEP = True
 MACHINE = "uma"
 PIECE = 4 << 20  # KMALLOC_MAX_SIZE
 SIZES = {"256 KiB": 256 << 10, "4 MiB": 4 << 20, "64 MiB": 64 << 20}

@@ -12,6 +12,7 @@ import numpy as np
 
 from numaemu import MADV_PAGEOUT
 
+LOCKSTEP = True
 MACHINE = dict(nodes=1, cpus_per_node=1, memory_per_node="64MiB")
 PAGES = 64  # of each kind
 WORDS = (

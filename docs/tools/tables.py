@@ -91,6 +91,9 @@ MEANINGS = {  # key: (what it means, where its default comes from)
     "name": ("the machine's name in summaries", "the file's name, else `custom`"),
     "paging": ("the format of the page tables", "what most servers have"),
     "page_size": ("bytes of a base page; only the format's own is possible", "the architecture"),
+    "lockstep": ("one process runs at a time, by emulated time, so that a run can be repeated to the byte", ""),
+    "quantum_ns": ("how far a CPU may be ahead of the next one in lockstep", "halving it changes no shipped experiment"),
+    "schedule_seed": ("who is first in lockstep where clocks are equal; 0: the lower number", ""),
     "zone_layout": (
         "zones DMA, DMA32, Normal (`x86-64`) or DMA, Normal up to 896 MiB, HighMem (`x86-32`)",
         "follows `paging`",
@@ -259,9 +262,11 @@ def keys_machine():
     limits = {
         "name": "a line of text", "paging": "see below", "page_size": "4096", "zone_layout": ", ".join(m.ZONE_LAYOUTS),
         "low_memory": f"{block} to {format_size(m.MAX_LOW_MEMORY)}, in steps of {block}",
-        "kernelcore": f"in steps of {block}", "movablecore": f"in steps of {block}",
+        "kernelcore": f"in steps of {block}", "movablecore": f"in steps of {block}", "lockstep": "true, false",
+        "quantum_ns": span(1, m.MAX_QUANTUM_NS), "schedule_seed": span(0, m.LONG_MAX),
     }  # fmt: skip
     defaults = {"paging": m.DEFAULT_PAGING, "low_memory": format_size(m.DEFAULT_LOW_MEMORY), "page_size": "4096"}
+    defaults |= {"lockstep": "false", "quantum_ns": str(m.DEFAULT_QUANTUM_NS), "schedule_seed": "0"}
     return table(TITLES, *(key_row(key, defaults.get(key, ""), limits[key]) for key in m.SCALAR_KEYS))
 
 
@@ -740,6 +745,8 @@ WHY = {
     "decompress_ns": "lz4 decompresses at least twice as fast as it compresses",
     "DEFAULT_BANDWIDTH_MBS": "of the order of one socket's memory",
     "numa_scan_ns": "some 60 cycles for an entry and its struct page, without the flush",
+    "SPIN_NS": "of the order of what is done under a lock",
+    "POLL_NS": "as often as a program would look that does not want to burn its CPU",
     "context_switch_ns": "a switch without what the caches lose",
     "message_ns": "two interrupts between CPUs, which the emulator's requests stand for",
     "DEFAULT_DISK": "what vendors state for SATA SSDs: 10,000 single reads a second, 500 MB/s",

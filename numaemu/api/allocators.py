@@ -1,7 +1,6 @@
 """What a workload holds of the kernel's own allocators: `task.kernel`, slab caches, shrinkers."""
 
 import contextlib
-import time
 
 from numaemu.api.calls import GFP, take
 from numaemu.api.explain import Trail
@@ -213,7 +212,7 @@ class KernelCalls:
     def kmap(self, pfn):
         """The address of a page that may be high memory, until kunmap. Waits while all LAST_PKMAP addresses are in use."""
         while (address := self._task._op("kmap", pfn)) is None:
-            time.sleep(KMAP_POLL_S)
+            self._task._site.pause(KMAP_POLL_S)
         return address
 
     def kunmap(self, pfn):

@@ -7,7 +7,6 @@ process, a message if not.
 import contextlib
 import errno
 import importlib
-import time
 
 import numpy as np
 
@@ -44,15 +43,19 @@ class Handle:
 
     stays_here = "pass its result()"
 
-    def __init__(self, pid, future, machine=None):
+    def __init__(self, pid, future, machine=None, after=None):
         self.pid, self.future = pid, future
+        self._after = after  # in a CPU's process: called when somebody has waited
         self._machine = machine  # in the driver: it lives as long as somebody may wait for this
 
     def result(self, timeout=None):
         """What the function returned; raises what it raised, TimeoutError after `timeout` seconds."""
         if self._machine is not None:
             self._machine.check_owner()
+            self._machine.let_run(self.future)
         error = self.future.exception(timeout)
+        if self._after is not None:
+            self._after(self.future)
         if error is not None:
             if self._machine is not None:
                 show_own_frames(error)
@@ -60,7 +63,12 @@ class Handle:
         return self.future.result()
 
     def done(self):
-        """True if the function has returned or raised."""
+        """True if the function has returned or raised. In lockstep a little emulated time goes by if not: who asks asks again."""
+        if not self.future.done():
+            if self._machine is not None:
+                self._machine.pass_time()
+            elif let_time_pass := getattr(self.future, "let_time_pass", None):
+                let_time_pass()  # a StrandFuture, in a CPU's process
         return self.future.done()
 
     def _repr_html_(self):
@@ -388,7 +396,7 @@ class Task:
         """
         pid, flags = take("wait", (pid, flags))
         while (answer := self._op("wait", pid, flags)) is None and not flags & WNOHANG:
-            time.sleep(WAIT_POLL_S)
+            self._site.pause(WAIT_POLL_S)
         return answer
 
     def kill(self, pid, sig):

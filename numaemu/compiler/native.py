@@ -213,3 +213,58 @@ def _semaphore_call(name):
 
 compiled_twin(sem_post)(_semaphore_call("sem_post"))
 compiled_twin(sem_wait)(_semaphore_call("sem_wait"))
+
+
+def sem_init(address):
+    """A sem_t of value 0 at an address that several processes share."""
+    _libc.sem_init(ctypes.c_void_p(int(address)), 1, 0)
+
+
+@compiled_twin(sem_init)
+def _(address):
+    def codegen(context, builder, sig, args):
+        i32 = ir.IntType(32)
+        callee = cgutils.get_or_insert_function(builder.module, ir.FunctionType(i32, [_I64, i32, i32]), "sem_init")
+        builder.call(callee, [context.cast(builder, args[0], sig.args[0], types.uint64), i32(1), i32(0)])
+        return context.get_dummy_value()
+
+    return types.none, codegen
+
+
+def release_gil():
+    """Give Python's lock up if this thread has it: what `take_gil` takes it back with, or 0. Python code that waits
+    in a library's call has given it up by itself.
+    """
+    return np.uint64(0)
+
+
+def take_gil(state):
+    """Take Python's lock again if `release_gil` gave it up."""
+
+
+@compiled_twin(release_gil)
+def _():
+    def codegen(context, builder, sig, args):
+        check = cgutils.get_or_insert_function(builder.module, ir.FunctionType(ir.IntType(32), []), "PyGILState_Check")
+        save = cgutils.get_or_insert_function(builder.module, ir.FunctionType(_I64, []), "PyEval_SaveThread")
+        held = builder.icmp_unsigned("!=", builder.call(check, []), ir.IntType(32)(0))
+        state = cgutils.alloca_once_value(builder, _I64(0))
+        with builder.if_then(held):
+            builder.store(builder.call(save, []), state)
+        return builder.load(state)
+
+    return types.uint64, codegen
+
+
+@compiled_twin(take_gil)
+def _(state):
+    def codegen(context, builder, sig, args):
+        restore = cgutils.get_or_insert_function(
+            builder.module, ir.FunctionType(ir.VoidType(), [_I64]), "PyEval_RestoreThread"
+        )
+        word = context.cast(builder, args[0], sig.args[0], types.uint64)
+        with builder.if_then(builder.icmp_unsigned("!=", word, _I64(0))):
+            builder.call(restore, [word])
+        return context.get_dummy_value()
+
+    return types.none, codegen

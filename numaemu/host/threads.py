@@ -50,22 +50,21 @@ class Threads:
             ) from None
         return work
 
+    def run(self, future, function, args):
+        """Call a function and complete a Future with its result or its exception."""
+        try:
+            value = function(*args)
+        except BaseException as error:
+            future.set_exception(error)
+        else:
+            future.set_result(value)
+
     def serve(self, work):
         """A thread: one function after the other."""
         while True:
-            run(*work.get())
+            self.run(*work.get())
             with self.lock:
                 if len(self.idle) >= KEEP:
                     self.started -= 1
                     return
                 self.idle.append(work)
-
-
-def run(future, function, args):
-    """Call a function and complete a Future with its result or its exception."""
-    try:
-        value = function(*args)
-    except BaseException as error:
-        future.set_exception(error)
-    else:
-        future.set_result(value)

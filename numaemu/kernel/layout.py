@@ -6,6 +6,7 @@ from numaemu.hardware.processor import cpu_t
 from numaemu.host import shm
 from numaemu.kernel.arch.init_mm import reserved_pages
 from numaemu.kernel.arch.thread_stack import thread_stack_blocks
+from numaemu.kernel.core.lockstep import lockstep_t
 from numaemu.kernel.fs.disk import disk_space_t
 from numaemu.kernel.fs.file import files_struct_t
 from numaemu.kernel.fs.inode import file_t, inode_t
@@ -161,6 +162,11 @@ def file_tables(topology):
     )
 
 
+def lockstep_blocks(topology):
+    """Who runs next, where that is one at a time."""
+    return [("lockstep", lockstep_t.nbytes)] if topology.lockstep else []
+
+
 def control_layout(topology, max_pfn, nr_actors):
     """All tables that every process shares."""
     layout = Layout()
@@ -181,6 +187,7 @@ def control_layout(topology, max_pfn, nr_actors):
         *slab_blocks(topology),
         *shrinker_blocks(topology),
         *percpu_blocks(topology),
+        *lockstep_blocks(topology),
     ):
         layout.add(name, nbytes)
     return layout

@@ -28,7 +28,10 @@ from numaemu.compiler.atomic import load_acquire, store_release
 from numaemu.compiler.pointer import i64, u8
 from numaemu.hardware.mailbox import FULL, RING, fall_asleep, fetch, mailbox_t, post
 from numaemu.host import shm
+from numaemu.host.threads import Threads
+from numaemu.kernel.core.lockstep import DRIVER, begin_strand, init_lockstep, serve_strands, spin_strand
 from numaemu.kernel.core.smp import MSG_CALL, MSG_NONE, MSG_RESULT, actor_of_cpu
+from numaemu.process.strands import StrandBell, StrandFuture, StrandThreads
 from numaemu.process.wire import Failure, Sealed, dumps, failure, in_words, outcome, sealed, settle
 from numaemu.spec.param import OUTBOX_BYTES, PAGE_SIZE
 
@@ -57,9 +60,20 @@ class World:
         nodes, cpus = range(machine.nr_nodes), topology.cpus
         actors = [COORDINATOR, *(1 + node for node in nodes), *(actor_of_cpu(machine, cpu) for cpu in cpus)]
         contexts = [*cpus, *(machine.nr_cpus + node for node in nodes)]
-        self.bells = {actor: shm.doorbell() for actor in actors}  # an actor's mailbox has mail
-        self.kthread_bells = [shm.doorbell() for _ in nodes]  # a node's kernel threads have work
-        self.wait_bells = {context: shm.doorbell() for context in contexts}  # what a CPU waits for may have come
+        self.lockstep = int(machine.lockstep)
+        # an actor's mailbox has mail; a node's kernel threads have work; what a CPU waits for may have come
+        if self.lockstep:
+            strands = 1 + max(actors)
+            self.bells = {actor: StrandBell(self.lockstep, strand_of_actor(actor)) for actor in actors}
+            self.kthread_bells = [StrandBell(self.lockstep, 1 + strands + node) for node in nodes]
+            self.wait_bells = {}
+            init_lockstep(self.lockstep, 1 + strands + len(nodes), topology.quantum_ns, topology.schedule_seed)
+            for actor in actors:
+                fall_asleep(mailbox_of_python(machine, actor))
+        else:
+            self.bells = {actor: shm.doorbell() for actor in actors}
+            self.kthread_bells = [shm.doorbell() for _ in nodes]
+            self.wait_bells = {context: shm.doorbell() for context in contexts}
         # wake-ups that never came, of each context and last of the coordinator: waits that ended by their time limit though
         # what they waited for was there. Its own process writes each word; it can only be an error of this program.
         self.lost = i64.array(shm.shared_block(8 * (machine.nr_cpus + machine.nr_nodes + 1)))
@@ -126,6 +140,7 @@ class Actor:
         self.mailbox = mailbox_of_python(world.machine, number)
         self.bell = world.bells[number]
         self.outbox = Outbox(world.outbox(number))
+        self.lockstep = world.lockstep  # address of lockstep_t, or 0
         self.handlers = {}  # message kind -> method
         self.futures, self.tokens = {}, itertools.count(1)
         self.sending = threading.Lock()  # the outbox has one owner at a time
@@ -154,7 +169,12 @@ class Actor:
             self.send_late()
             return
         while (letter := self._try(letter)) is not None:
-            time.sleep(FULL_S)
+            if self.lockstep:
+                spin_strand(self.lockstep)
+            else:
+                time.sleep(FULL_S)
+        if self.lockstep:
+            serve_strands(self.lockstep)
 
     def _try(self, letter):
         """Post a letter: None, or what is left to be done."""
@@ -180,9 +200,17 @@ class Actor:
                 return
             self.late.popleft()
 
+    def new_future(self):
+        """A Future that a thread of this process may wait for."""
+        return StrandFuture(self.lockstep) if self.lockstep else Future()
+
+    def new_threads(self, name):
+        """Threads for what has to wait."""
+        return StrandThreads(name, self.lockstep) if self.lockstep else Threads(name)
+
     def ask(self, to, method, *args):
         """Call rpc_<method> of another actor; the Future of its answer."""
-        future, token = Future(), next(self.tokens)
+        future, token = self.new_future(), next(self.tokens)
         self.futures[token] = future
         try:
             self._send_bulk(to, MSG_CALL, token, (method, args))
@@ -200,6 +228,8 @@ class Actor:
     def run(self):
         """Serve messages; sleep on the bell when there are none."""
         self.server = threading.get_ident()
+        if self.lockstep:
+            begin_strand(self.lockstep, strand_of_actor(self.number))
         while True:
             while self.fetch() != MSG_NONE:
                 self.dispatch(Message(*self._words.tolist()))
@@ -214,6 +244,12 @@ class Actor:
 
     def wait(self, seconds=None):
         """Sleep until the bell rings, or so long: False if that was the reason."""
+        if self.lockstep:
+            if self.late:
+                spin_strand(self.lockstep)
+            else:
+                self.bell.acquire()
+            return True
         try:
             self.bell.acquire(seconds)
         except posix_ipc.SignalError:
@@ -278,6 +314,11 @@ class Actor:
             respond(end.value)
         except Exception as error:
             respond(failure(error))
+
+
+def strand_of_actor(actor):
+    """The number in lockstep of an actor's main thread, behind the driver's."""
+    return DRIVER + 1 + actor
 
 
 def mailbox_of_python(machine, actor):

@@ -199,6 +199,11 @@ class Outlet:
                 self.late.popleft()
                 self.changed.notify_all()
 
+    def flush_above(self, most):
+        """Wait while more than `most` frames are queued, as long as it takes."""
+        with self.changed:
+            self.changed.wait_for(lambda: len(self.late) <= most)
+
     def flush(self, seconds):
         """Wait until everything has been sent, so long at most."""
         with self.changed:

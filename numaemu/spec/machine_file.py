@@ -76,6 +76,10 @@ DEFAULT_COST = {  # ns
     "message_ns": 2000,  # a request to a node or the coordinator and its answer; assumed
 }
 LONG_MAX = (1 << 63) - 1
+DEFAULT_QUANTUM_NS = (
+    100_000  # how far a CPU may be ahead of another in lockstep; docs/guides/lockstep.md says what it bounds
+)
+MAX_QUANTUM_NS = 1_000_000_000  # 1 s
 DEFAULT_DISK: dict[str, Any] = {  # of a machine's one disk: a SATA SSD; assumed
     "size": "64GiB",  # nothing is stored on the host but what is written
     "read_latency_us": 100,  # one request, before its bytes come
@@ -143,7 +147,8 @@ MAX_MEMORY_ARM64_39 = 252 * GiB  # the direct map has 256 GiB, holes included
 MIN_HIGH_FRACTION = 8  # MIN_PERCPU_PAGELIST_HIGH_FRACTION
 
 SIZE_KEYS = ("low_memory", "kernelcore", "movablecore")
-SCALAR_KEYS = ("name", "paging", "page_size", "zone_layout", *SIZE_KEYS)
+LOCKSTEP_KEYS = ("lockstep", "quantum_ns", "schedule_seed")
+SCALAR_KEYS = ("name", "paging", "page_size", "zone_layout", *SIZE_KEYS, *LOCKSTEP_KEYS)
 MACHINE_KEYS = (*SCALAR_KEYS, "node", "distance", "latency", "bandwidth", "tlb", "sysctl", "cost", "kernel", "disk")
 NODE_KEYWORDS = ("nodes", "cpus_per_node", "memory_per_node", "memory_only_nodes")
 TABLES: dict[str, Collection[str]] = {  # with known keys
@@ -395,6 +400,16 @@ def parse_sysctl_value(key: str, value: Any, where: str) -> int | tuple[int, ...
         limit = f"1 to {MAX_ZONES} whole numbers"
         raise ConfigError.at(where, f"sysctl: {key} is {shown(value)}, must be {limit}")
     return tuple(parse_int(ratio, f"sysctl: {key}", where, least, most) for ratio in value)
+
+
+def parse_lockstep(machine: dict[str, Any], where: str) -> dict[str, Any]:
+    """What says who runs when: `lockstep`, `quantum_ns`, `schedule_seed`."""
+    lockstep = machine.get("lockstep", False)
+    if not isinstance(lockstep, bool):
+        raise ConfigError.at(where, f"lockstep is {shown(lockstep)}, must be true or false")
+    quantum = parse_int(machine.get("quantum_ns", DEFAULT_QUANTUM_NS), "quantum_ns", where, 1, MAX_QUANTUM_NS)
+    seed = parse_int(machine.get("schedule_seed", 0), "schedule_seed", where, 0, LONG_MAX)
+    return {"lockstep": lockstep, "quantum_ns": quantum, "schedule_seed": seed}
 
 
 def parse_cost(table: Any, where: str) -> dict[str, int]:

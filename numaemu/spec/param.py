@@ -31,6 +31,7 @@ WALK_CACHE_MAX = 64  # largest page-walk cache
 NR_ASIDS = 7  # address-space ids of a CPU, 1 to 6, as Linux uses PCIDs (TLB_NR_DYN_ASIDS)
 
 MAX_TASKS = 1 << 15  # tasks alive at once
+MAX_STRANDS = 1 << 15  # threads of a machine's processes that take turns in lockstep: a multiple of 64
 MAX_MMS = 1 << 13  # address spaces
 MAX_VMAS = 1 << 20  # mappings of all address spaces together
 MAX_MAP_COUNT = 65530  # mappings of one address space (Linux's default of vm.max_map_count)

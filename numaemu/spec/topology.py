@@ -24,6 +24,7 @@ from numaemu.spec.machine_file import (
     DEFAULT_TLB,
     DEFAULT_TLB_WORDS,
     KEYWORDS,
+    LOCKSTEP_KEYS,
     MACHINE_KEYS,
     MATRICES,
     MAX_CPUS,
@@ -46,6 +47,7 @@ from numaemu.spec.machine_file import (
     parse_cost,
     parse_disk,
     parse_kernel,
+    parse_lockstep,
     parse_matrices,
     parse_memory,
     parse_name,
@@ -84,6 +86,9 @@ class Topology:
     low_memory: int  # bytes of RAM below 4 GiB of the physical address space
     kernelcore: int | None  # bytes kept out of ZONE_MOVABLE, as Linux's boot parameter
     movablecore: int | None  # bytes given to ZONE_MOVABLE; only one of the two is set
+    lockstep: bool  # processes take turns by emulated time, so that a run can be repeated
+    quantum_ns: int  # how far a CPU may be ahead of the next one then
+    schedule_seed: int  # decides who is first where clocks are equal; 0: the lower number
 
     @property
     def nr_nodes(self) -> int:
@@ -168,6 +173,7 @@ class Topology:
             zone_layout=parse_zone_layout(machine, sum(node.span_bytes for node in nodes), where),
             disk=parse_disk(machine.get("disk", {}), where),
             **parse_sizes(machine, sum(node.memory_bytes for node in nodes), where),
+            **parse_lockstep(machine, where),
         )
 
     def to_dict(self) -> dict[str, Any]:
@@ -180,6 +186,7 @@ class Topology:
             "page_size": self.page_size,
             "zone_layout": self.zone_layout,
             **{key: format_size(size) for key, size in sizes.items() if size is not None},
+            **{key: getattr(self, key) for key in LOCKSTEP_KEYS},
             "node": [{"memory": format_size(node.memory_bytes), "cpus": list(node.cpus)} for node in self.nodes],
             "distance": {"matrix": [list(row) for row in self.distance]},
             "latency": {"matrix": [list(row) for row in self.latency_ns]},
@@ -229,8 +236,8 @@ def load_topology(source: Source = None, /, *, where: str = "keyword arguments",
     CPUs, with default matrices), `cpus_per_node` (of nodes that have CPUs), `memory_per_node`
     (of nodes that have memory), `memory_only_nodes` (that many more, without CPUs), `distance`, `latency` and `bandwidth` (matrices), `l1`
     and `l2` (dicts of entries, ways, latency_ns), `sysctl`, `cost`, `kernel`, and a machine file's
-    own `name`, `paging`, `page_size`, `low_memory`, `kernelcore`, `movablecore`.  `where` names the
-    place of the keywords in errors.
+    own `name`, `paging`, `page_size`, `low_memory`, `kernelcore`, `movablecore`, `lockstep`, `quantum_ns`, `schedule_seed`.
+    `where` names the place of the keywords in errors.
     """
     check_table(keywords, KEYWORDS, "machine", where)
     keywords = {key: value for key, value in keywords.items() if value is not None}

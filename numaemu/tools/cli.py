@@ -131,7 +131,7 @@ def cli(context):
     metavar="SECONDS",
     help="End the run after so long, as Ctrl-C does, and say where each task is.",
 )
-@click.option("--lockstep", is_flag=True, help="CPUs take turns by emulated time (not there yet).")
+@click.option("--lockstep", is_flag=True, help="Processes take turns by emulated time: the same run each time.")
 @click.option("--json", "json_path", metavar="FILE", help="Write all figures there.")
 @click.option(
     "--report", "report_path", metavar="FILE.html", help="Write a page about the run: charts, tables, the machine."
@@ -154,8 +154,6 @@ def run(**given):
     it; the other options change it.
     """
     options = types.SimpleNamespace(**given)
-    if options.lockstep:
-        raise ConfigError("lockstep is not there yet")
     if options.quiet and options.verbose:
         raise ConfigError("--quiet and --verbose exclude each other")
     check_writable(options.json_path)
@@ -259,7 +257,8 @@ def choose_topology(options, module):
     source, stated = options.machine, getattr(module, "MACHINE", None)
     if source is None and stated is not None:
         source = stated_topology(stated, module.__file__)
-    return topology_of(options, source)
+    topology = topology_of(options, source)
+    return load_topology(topology, lockstep=True) if getattr(module, "LOCKSTEP", False) else topology
 
 
 def stated_topology(stated, path):
@@ -315,10 +314,10 @@ def run_workload(module, topology, options, header=None, sampler=None):
         "numaemu": numaemu.__version__,
         "machine": topology.to_dict(),
         "workload": options.workload,
-        "mode": "free",
+        "mode": "lockstep" if topology.lockstep else "free",
         "seed": options.seed,
         "wall_s": wall_s,
-        "compiled": progress.kernels,
+        **({} if topology.lockstep else {"compiled": progress.kernels}),
         "emulated_ns": stats["emulated_ns"],
         "result": result,
         "vmstat": stats["vmstat"],

@@ -6,6 +6,7 @@ import sys
 import types
 
 from numaemu.errors import ConfigError
+from numaemu.spec.topology import load_topology
 from numaemu.tools import settings as texts
 
 OWN = ("args", "seed")
@@ -31,6 +32,8 @@ def figures(workload, settings=None, *, args=(), seed=0, flat=True, **keywords):
     ]
     with workload_of(workload, [str(word) for word in words]) as (module, name):
         topology = texts.topology_of(given | {"seed": seed}, stated(module), "figures")
+        if getattr(module, "LOCKSTEP", False):
+            topology = load_topology(topology, lockstep=True)
         run = measured(module, topology, name, seed)
     return flattened(run) if flat else run
 

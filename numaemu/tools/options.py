@@ -45,6 +45,8 @@ def topology_of(options, source=None):
         memory_per_node=options.memory_per_node,
         sysctl=parse_settings(options.settings) or None,
         kernel={"random_seed": seed} if seed else None,
+        lockstep=getattr(options, "lockstep", False) or None,
+        schedule_seed=seed or None,
     )
 
 

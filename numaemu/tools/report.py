@@ -207,9 +207,9 @@ def print_summary(figures, doc="", console=None, verbose=False, header=None):
     console.print()
     console.print(idle_line(figures) if idle else time_line(figures), soft_wrap=True)
     if verbose:
-        print_hints(console, hints(len(cpus), figures["compiled"]))
+        print_hints(console, hints(len(cpus), figures.get("compiled", 0)))
     else:
-        print_hints(console, [*compiled_hint(figures["compiled"]), *notes.due(hints(len(cpus)))])
+        print_hints(console, [*compiled_hint(figures.get("compiled", 0)), *notes.due(hints(len(cpus)))])
 
 
 def machine_line(machine):

@@ -104,7 +104,7 @@ def test_the_readme_is_short():
     assert len((ROOT / "README.md").read_text().splitlines()) <= 150
 
 
-@pytest.mark.parametrize("word", ["Huge pages of files", "Directories", "Lockstep"])
+@pytest.mark.parametrize("word", ["Huge pages of files", "Directories"])
 def test_limits_are_named(word):
     limits = (ROOT / "docs" / "reference" / "limits.md").read_text()
     assert word in limits.partition("## What is not there yet")[2].partition("##")[0]

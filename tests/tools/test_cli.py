@@ -326,7 +326,7 @@ def test_bad_machine_file_gets_one_line(inside, workload, text, words):
     (["--nodes", "0"], "nodes is 0, must be at least 1"), (["--nodes", "x"], "'--nodes'"),
     (["--memory-per-node", "lots"], "memory_per_node is 'lots'"), (["--set", "vm.min_free_kbytes"], "must be sysctl=value"),
     (["--set", "vm.min_free_kbyte=1"], "did you mean 'vm.min_free_kbytes'?"), (["--set", "vm.swappiness=x"], "vm.swappiness"),
-    (["--lockstep"], "lockstep is not there yet"), (["--bogus"], "--bogus"), (["--seed", "-1"], "--seed"),
+    (["--bogus"], "--bogus"), (["--seed", "-1"], "--seed"),
     (["-q", "-v"], "--quiet and --verbose exclude each other"),
     (["--json", "/nowhere/out.json"], "/nowhere/out.json"), (["--json", "/"], "cannot be written"),
 ])  # fmt: skip

@@ -9,6 +9,7 @@ from numaemu.kernel.arch.init_mm import clone_kernel_range
 from numaemu.kernel.arch.pgtable import mm_of, pgd_free, pgd_of
 from numaemu.kernel.arch.thread_stack import alloc_thread_stack_node, put_task_stack
 from numaemu.kernel.arch.tlb import drop_mm, flush_tlb_mm_range
+from numaemu.kernel.core.lockstep import advance_clock
 from numaemu.kernel.core.pool import pool_get, pool_put
 from numaemu.kernel.core.smp import machine_of, write_lock, write_unlock
 from numaemu.kernel.fs.file import copy_files, put_files_struct
@@ -247,22 +248,27 @@ def exit_files(cpu, task_number):
         put_files_struct(cpu, files)
 
 
-@kernel("void(machine_t*, task_t*)")
-def exit_notify(machine, task):
+@kernel("void(cpu_t*, task_t*)")
+def exit_notify(cpu, task):
     """Leave word for a parent that waits, when the last task of a process has ended; `task` was its first one.
 
     So a process whose first task has ended may still run, and nobody can wait for it (delay_group_leader).
     """
+    machine = machine_of(cpu)
     slot = fetch_add(machine, "next_exit", 1) % EXIT_RECORDS
     record = exit_t.array(machine.exits)[slot]
     store_release(record, "pid", 0)
     record.ppid, record.status = task.ppid, task.exit_signal | (task.exit_code & 255) << 8
+    record.clock_ns = clock_ns(cpu)
     store_release(record, "pid", task.pid)
 
 
-@kernel("i64(machine_t*, task_t*, i64, i64*)")
-def do_wait(machine, parent, pid, status):
-    """wait4(2) for one child (pid > 0) or any: its pid and status[0], 0 if none has ended yet, or -ECHILD."""
+@kernel("i64(cpu_t*, task_t*, i64, i64*)")
+def do_wait(cpu, parent, pid, status):
+    """wait4(2) for one child (pid > 0) or any: its pid and status[0], 0 if none has ended yet, or -ECHILD. The CPU goes on
+    at the time of the child's end at the earliest.
+    """
+    machine = machine_of(cpu)
     tasks = task_t.array(machine.tasks)
     alive = False
     for number in range(1, pool_t.at(machine.task_pool).used + 1):  # first, so that nobody ends unseen in between
@@ -274,7 +280,9 @@ def do_wait(machine, parent, pid, status):
         found = load_acquire(record, "pid")
         if found != 0 and record.ppid == parent.tgid and (pid == -1 or pid == found):
             status[0] = record.status
+            ended_ns = record.clock_ns
             if compare_exchange(record, "pid", found, 0) == found:
+                advance_clock(cpu, ended_ns)
                 return found
     return 0 if alive else -errno.ECHILD
 
@@ -295,7 +303,7 @@ def exit_mm(cpu, task_number, signal):
     if signal != 0:  # it is the whole process's: group_exit_code
         leader.exit_signal, leader.exit_code = signal, 0
     if fetch_add(leader, "live", -1) == 1 and leader.ppid != 0:
-        exit_notify(machine_of(cpu), leader)
+        exit_notify(cpu, leader)
     task.state = TASK_ZOMBIE
     if mm_number != 0:
         mmput(cpu, mm_number)

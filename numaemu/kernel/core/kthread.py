@@ -9,6 +9,7 @@ import numpy as np
 from numaemu.compiler.atomic import exchange, load_acquire, store_release
 from numaemu.compiler.decorators import entry
 from numaemu.hardware.processor import cpu_t
+from numaemu.kernel.core.lockstep import advance_clock
 from numaemu.kernel.core.smp import machine_of
 from numaemu.kernel.include.mmzone import KCOMPACTD, KHUGEPAGED, KSWAPD, ZSWAP_SHRINK, node_of
 from numaemu.kernel.mm.huge.khugepaged import khugepaged
@@ -27,6 +28,7 @@ def run_kthreads(context_address):
     store_release(pgdat, "kthread_running", 1)
     while load_acquire(pgdat, "kthread_pending") != U(0):
         pending = exchange(pgdat, "kthread_pending", 0)
+        advance_clock(cpu, load_acquire(pgdat, "kthread_wake_ns"))
         if pending & U(KSWAPD) != U(0):
             kswapd(cpu, node)
         if pending & U(ZSWAP_SHRINK) != U(0):

@@ -16,6 +16,7 @@ from numaemu.compiler.native import call_address, sem_post, sem_wait
 from numaemu.hardware.processor import cpu_t
 from numaemu.kernel.arch.pgtable import mm_of
 from numaemu.kernel.arch.tlb import switch_mm
+from numaemu.kernel.core.lockstep import go_by, lockstep_t, look_at_clock, pause, time_left
 from numaemu.kernel.core.smp import enter, leave, machine_of
 from numaemu.kernel.core.timer import run_local_timers
 from numaemu.kernel.include.mm_types import TASK_DEAD, TASK_RUNNING, TASK_ZOMBIE, task_t
@@ -136,17 +137,36 @@ def switch_thread(post, wait):
         pass
 
 
-@entry("void(u64, i64)")
-def sleep_until(cpu_address, until_ns):
-    """The end of a sleep. If nobody has used the CPU until then it has been idle, which is a switch, too."""
-    cpu = cpu_t.at(cpu_address)
+@kernel("void(cpu_t*, i64)")
+def idle_until(cpu, until_ns):
+    """If nobody has used the CPU until then it has been idle, which is a switch, too."""
     idle = until_ns - clock_ns(cpu)
     if idle > 0:
         put_prev_task(cpu)
         cpu.nr_switches += 1
         cpu.clock_base_ns += idle
         cpu.idle_ns += idle
+
+
+@entry("void(u64, i64)")
+def sleep_until(cpu_address, until_ns):
+    """The end of a sleep, or of waiting for another CPU."""
+    cpu = cpu_t.at(cpu_address)
+    idle_until(cpu, until_ns)
     run_local_timers(cpu)
+
+
+@entry("void(u64, u64)")
+def enter_turn(lockstep_address, cpu_address):
+    """In lockstep the running strand goes by the clock of a context from now on, and lets those run that are behind. The context
+    continues at the time at which the strand was woken, if that is later: it has been idle.
+    """
+    lockstep = lockstep_t.at(lockstep_address)
+    strand = lockstep.strands[lockstep.running]
+    idle_until(cpu_t.at(cpu_address), strand.clock_ns)
+    strand.clock_of = cpu_address
+    go_by(lockstep, 1)
+    pause(lockstep)
 
 
 @entry("void(u64, i64, i64)")
@@ -169,16 +189,22 @@ def deactivate(cpu_address):
 
 @kernel("i64(cpu_t*)")
 def next_event(cpu):
-    """The access before which to look again whether the slice is over, or NUMA balancing or the driver has something to do."""
+    """The access before which to look again whether the slice or in lockstep the quantum is over, or NUMA balancing or the
+    driver has something to do.
+    """
     waiting, balancing = load_acquire(cpu, "nr_waiting") != 0, machine_of(cpu).numa_balancing != 0
-    every_at_ns = load_acquire(machine_of(cpu), "every_at_ns")
-    if not waiting and not balancing and every_at_ns == 0:
+    every_at_ns, lockstep = load_acquire(machine_of(cpu), "every_at_ns"), machine_of(cpu).lockstep != U(0)
+    if not waiting and not balancing and every_at_ns == 0 and not lockstep:
         return NEVER
     left = slice_left_ns(cpu) if waiting else NEVER
     if balancing:
         left = min(left, cpu.numa_at_ns - clock_ns(cpu))
     if every_at_ns != 0:
         left = min(left, every_at_ns - clock_ns(cpu))
+    if lockstep:
+        left = min(left, time_left(cpu))
+    if left >= NEVER // 2:
+        return NEVER
     longest = 1
     for node in range(MAX_NODES):
         longest = max(longest, cpu.latency_ns[node])
@@ -221,6 +247,8 @@ def handle_event(cpu_address, _b, _c):
     A fault that has asked the disk for a page has left word until when its task sleeps: nothing of it is under way here.
     """
     cpu = cpu_t.at(cpu_address)
+    if machine_of(cpu).lockstep != U(0):
+        look_at_clock(cpu)
     exchange(cpu, "event_at", next_event(cpu))
     if load_acquire(cpu, "ipi_pending") != U(0):
         call_address(cpu.on_ipi, cpu.address, U(0), U(0))

@@ -24,7 +24,7 @@ from numaemu.hardware.mailbox import FULL, RING, mailbox_t, post
 from numaemu.hardware.processor import cpu_t
 from numaemu.kernel.include.mm_types import machine_t, mm_t
 from numaemu.kernel.include.mmzone import node_of
-from numaemu.mmu import tlb_flush_all, tlb_flush_local
+from numaemu.mmu import clock_ns, tlb_flush_all, tlb_flush_local
 
 U = np.uint64
 SPINS = 100  # tries for a lock before the host may run somebody else; assumed
@@ -110,7 +110,7 @@ def wait_for_event(cpu):
     """Outside, let other processes run until this CPU's bell rings; True if it was not rung, but a while has passed."""
     was_inside = cpu.inside
     leave(cpu)
-    ended = call_address(machine_of(cpu).on_wait, U(cpu.id), U(FOR_BELL), U(0))
+    ended = call_address(machine_of(cpu).on_wait, U(cpu.id), U(FOR_BELL), cpu.machine)
     unwoken = ended != U(0) and load_acquire(cpu, "waiting") != U(0)
     if was_inside != U(0):
         enter(cpu)
@@ -121,7 +121,7 @@ def wait_for_event(cpu):
 def stop_waiting(cpu, unwoken):
     """What was waited for is there. If no bell has rung for it, and none does now, a wake-up was lost: it is counted."""
     if unwoken:
-        call_address(machine_of(cpu).on_wait, U(cpu.id), U(NOT_WOKEN), U(0))
+        call_address(machine_of(cpu).on_wait, U(cpu.id), U(NOT_WOKEN), cpu.machine)
     store_release(cpu, "waiting", 0)
 
 
@@ -147,7 +147,7 @@ def let_others_run(cpu):
     """Outside, give the host's processor away for a moment: what we wait for is another CPU's work."""
     was_inside = cpu.inside
     leave(cpu)
-    call_address(machine_of(cpu).on_wait, U(cpu.id), U(FOR_OTHERS), U(0))
+    call_address(machine_of(cpu).on_wait, U(cpu.id), U(FOR_OTHERS), cpu.machine)
     if was_inside != U(0):
         enter(cpu)
 
@@ -184,8 +184,14 @@ def request(cpu, to, kind, a, b, c):
 
 @kernel("void(cpu_t*, i64, u64)")
 def wake_kthread(cpu, node, work):
-    """Give a node's kernel threads work (KSWAPD, ...); the coordinator wakes them if they do not have it already."""
-    if fetch_or(node_of(machine_of(cpu), node), "kthread_pending", work) & work == U(0):
+    """Give a node's kernel threads work (KSWAPD, ...); the coordinator wakes them if they do not have it already. They do it at
+    our time at the earliest.
+    """
+    pgdat, now_ns = node_of(machine_of(cpu), node), clock_ns(cpu)
+    seen = load_acquire(pgdat, "kthread_wake_ns")
+    while seen < now_ns and compare_exchange(pgdat, "kthread_wake_ns", seen, now_ns) != seen:
+        seen = load_acquire(pgdat, "kthread_wake_ns")
+    if fetch_or(pgdat, "kthread_pending", work) & work == U(0):
         send(cpu, 0, MSG_WAKE_KTHREAD, 0, node, 0, 0, 0)
 
 

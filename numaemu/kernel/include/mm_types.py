@@ -384,7 +384,8 @@ cgroup_t = Struct("cgroup_t", [     # a control group, by its number; 0 is the r
 exit_t = Struct("exit_t", [         # a process that has ended, until its parent has waited for it
     ("pid", i64),                   # last by who ends, with release; 0 again by compare-exchange by who has waited
     ("ppid", i64), ("status", i64), # as wait4(2) gives it
-], nbytes=24)
+    ("clock_ns", i64),              # of the CPU on which it has ended
+], nbytes=32)
 
 pool_t = Struct("pool_t", [         # a table of structs handed out by number, from 1
     ("lock", u64),
@@ -458,6 +459,7 @@ machine_t = Struct("machine_t", [
     ("cached_stacks", u64), ("irq_stacks", u64),       # u64[nr_cpus][NR_CACHED_STACKS], u64[nr_cpus]: thread_stack.py
     ("on_ring", u64), ("on_wake", u64),            # callbacks: ring an actor, wake a CPU (its number, its bell)
     ("on_wait", u64),               # callback into Python: wait for this CPU's bell
+    ("lockstep", u64),              # lockstep_t: who runs next, of kernel/core/lockstep.py; 0: everybody runs freely
     ("zero_pfn", i64),              # the shared page of zeros
     ("max_map_count", i64),         # sysctl vm.max_map_count
     ("fault_ns", i64), ("clear_page_ns", i64), ("copy_page_ns", i64), ("syscall_ns", i64),

@@ -127,6 +127,7 @@ KSWAPD, KCOMPACTD, KHUGEPAGED, ZSWAP_SHRINK = 1, 2, 4, 8  # work for a node's ke
 # - map_source, map_target | The node's first thread. | Nobody else reads them.
 # - kthread_pending | A context that wakes: atomic OR, then the bell. The thread: exchange with 0. | A bit that is
 #   set after the exchange rings again.
+# - kthread_wake_ns | A context that wakes, by compare-exchange with a later time. | It only grows.
 # - kswapd_* (order, highest zone, failures), kcompactd_* | Contexts that wake the thread raise them, the thread
 #   takes them back. | Hints: a lost one is asked for again.
 # - proactive_next_ns, proactive_compact_trigger | kcompactd; the trigger is set by the coordinator. | Single words:
@@ -143,6 +144,7 @@ node_t = Struct("node_t", [          # pg_data_t
     ("_pad", u64, 5),
     ("kthread_pending", u64),        # set by whoever wakes one, taken by the node's kernel threads; atomically
     ("kthread_running", i64),        # 1 while they work
+    ("kthread_wake_ns", i64),        # the latest clock of those that have woken them
     # hints for kswapd: written by CPUs that wake it, reset by it; plain, a lost one is asked for again
     ("kswapd_order", i64), ("kswapd_highest_zoneidx", i64), ("kswapd_failures", i64),
     ("kcompactd_max_order", i64), ("kcompactd_highest_zoneidx", i64),      # for kcompactd, likewise

@@ -187,12 +187,12 @@ def sys_setuid(cpu_address, task_number, uid):
 @entry("i64(u64, i64, i64, i64, u64)")
 def sys_wait4(cpu_address, task_number, pid, options, status_address):
     """wait4(2) without waiting: a child that has ended, 0 or a negative errno; its status goes to the host address given."""
-    machine = machine_of(running(cpu_address, task_number))
+    cpu = running(cpu_address, task_number)
     if options & ~WAIT_OPTIONS:
         return -EINVAL
     if pid == INT_MIN:
         return -ESRCH
-    return do_wait(machine, task_t.array(machine.tasks)[task_number], pid, i64.array(status_address))
+    return do_wait(cpu, task_t.array(machine_of(cpu).tasks)[task_number], pid, i64.array(status_address))
 
 
 @entry("i64(u64, i64)")

@@ -16,6 +16,7 @@ from numaemu.compiler.pointer import address_of
 from numaemu.hardware.processor import cpu_t
 from numaemu.kernel.arch.pgtable import is_swap_entry, mm_of, next_pte, pte_pfn, pte_to_swp_entry, ptep_get
 from numaemu.kernel.core.fork import mmget_not_zero, mmput
+from numaemu.kernel.core.lockstep import spin_strand
 from numaemu.kernel.core.smp import let_others_run, machine_of, read_lock, read_unlock
 from numaemu.kernel.core.xarray import MAX_INDEX, xa_find, xa_is_value, xa_load
 from numaemu.kernel.fs.inode import inode_name, inode_of
@@ -122,17 +123,20 @@ def rotates(machine, info):
     return int(info.kind == SWAP_DISK and machine.disk_rotational)
 
 
-def locked(info):
+def locked(machine, info):
     """Take an area's lock from Python; CPUs hold it for moments only."""
     while compare_exchange(info, "lock", U(0), U(1)) != U(0):
-        time.sleep(0)
+        if machine.lockstep:
+            spin_strand(int(machine.lockstep))
+        else:
+            time.sleep(0)
 
 
 def swapoff_begin(machine, name):
     """No new slots of the area from now on; its number."""
     for info in areas(machine):
         if area_name(info) == name and info.flags & SWP_WRITEOK:
-            locked(info)
+            locked(machine, info)
             info.flags &= ~SWP_WRITEOK
             fetch_add(machine, "total_swap_pages", 1 - info.max)
             fetch_add(machine, "nr_swap_pages", info.inuse_pages + 1 - info.max)
@@ -154,7 +158,7 @@ def swapoff_end(machine, kind):
         info.flags = 0
         swap.nr_rotate_swap -= rotates(machine, info)
         return
-    locked(info)
+    locked(machine, info)
     info.flags |= SWP_WRITEOK
     fetch_add(machine, "total_swap_pages", info.max - 1)
     fetch_add(machine, "nr_swap_pages", info.max - 1 - info.inuse_pages)
