@@ -71,6 +71,8 @@ WEIGHTS = "/sys/kernel/mm/mempolicy/weighted_interleave"
 KMSG_LINES = 10_000  # of the kernel's log; assumed
 _NUMBER = re.compile(r"(-?)(0[xX][0-9a-fA-F]+|0[0-7]*|[1-9][0-9]*)")
 
+LOCKSTEP_BOOT_TIME = 1_735_689_600  # 2025-01-01 00:00 UTC
+
 
 class System:
     """What /proc and /sys show and set: the machine, its shape, the settings in force."""
@@ -78,7 +80,8 @@ class System:
     def __init__(self, machine, topology):
         self.machine, self.topology = machine, topology
         self.kmsg = collections.deque(maxlen=KMSG_LINES)
-        self.boot_time = int(time.time())  # btime of /proc/stat, by the host's clock
+        # btime of /proc/stat: by the host's clock, or where a run is to be repeated always the same
+        self.boot_time = LOCKSTEP_BOOT_TIME if topology.lockstep else int(time.time())
         self.avenrun, self.load_seen_ns, self.load_busy_ns = [0, 0, 0], 0, 0  # proc/stat.py
         self.shape = None  # proc/tree.py
         self.writer = 0  # number of the task that writes, 0: none
