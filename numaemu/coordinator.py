@@ -319,6 +319,8 @@ class Coordinator(Actor):
         number, future = next(self.show_numbers), Future()
         self.shows[number] = future
         self.tell_driver("every", number, now_ns)
+        if self.driver:
+            self.driver.call(number)
         return future
 
     def rpc_every_at(self, at_ns, number=0):
@@ -328,6 +330,8 @@ class Coordinator(Actor):
             exchange(cpu_t.array(self.machine.cpus)[cpu], "event_at", 0)
         if number:
             self.shows.pop(number).set_result(None)
+            if self.driver:
+                self.driver.called(number)
 
     def rpc_clock(self):
         """The time of the CPU that is ahead of all others."""

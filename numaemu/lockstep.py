@@ -171,6 +171,7 @@ class Driver:
             set(),
             set(),
         )  # numbers of answers that nobody has waited for; those the driver waits for
+        self.calls = set()  # numbers of functions that the driver runs just now while it waits
         self.blocked = False
 
     def start(self):
@@ -201,17 +202,32 @@ class Driver:
     def run(self):
         """The strand."""
         while True:
-            request, body = self.frames.get()
+            if self.waits and not self.calls:
+                self.wait(self.waits)
+            request, body = self.frames.get()  # the machine stands still meanwhile
             if request:
                 self.coordinator.frames.append((request, body))
                 self.coordinator.bell.release()
             else:
-                self.waits |= set(body) - self.done
+                asked = set(body) - self.done
+                self.waits |= asked
                 self.done -= set(body)
-                self.blocked = True
-                while self.waits and self.frames.empty():
-                    block_strand(self.lockstep)
-                self.blocked = False
+                self.wait(asked)
+
+    def wait(self, numbers):
+        """Let the machine run until the driver has the answers with these numbers, or says something else."""
+        self.blocked, calls = True, set(self.calls)
+        while numbers & self.waits and self.frames.empty() and self.calls == calls:
+            block_strand(self.lockstep)
+        self.blocked = False
+
+    def call(self, number):
+        """The driver runs functions of its own (machine.every) while it waits for something; `called`: it has."""
+        self.calls.add(number)
+        wake_strand(self.lockstep, DRIVER)
+
+    def called(self, number):
+        self.calls.discard(number)
 
     def answered(self, number):
         """The driver has got an answer."""
@@ -219,7 +235,7 @@ class Driver:
             self.done.add(number)
             return
         self.waits.discard(number)
-        if not self.waits:
+        if not self.waits or self.calls:
             wake_strand(self.lockstep, DRIVER)
 
     def reap(self):

@@ -358,3 +358,18 @@ def test_clocks_only_go_forward():
     for ns, clock in ((100, 100), (50, 100), (200, 200)):
         ls.advance_clock(cpu, ns)
         assert ls.clock_ns(cpu) == clock
+
+
+@only_processes
+def test_the_machine_stands_still_while_functions_of_the_driver_run():
+    """machine.every: what they read is what the machine was at that moment, each time the same."""
+
+    def curve():
+        seen = []
+        with Machine(**SHAPE) as machine:
+            machine.every(200_000, lambda now_ns: seen.append((now_ns, machine.read("/proc/vmstat"))))
+            results = [handle.result() for handle in [machine.spawn(family, cpu, cpu=cpu) for cpu in (0, 2)]]
+        return results, seen
+
+    first = curve()
+    assert len(first[1]) > 10 and curve() == first
