@@ -146,6 +146,10 @@ class Heap:
         """Bytes that objects and threads' buffers take."""
         return task.call(collector_module(self.collector).used, self.address)
 
+    def bounds(self, task):
+        """(where the memory of its objects begins, where it ends)"""
+        return tuple(int(word) for word in task.load([self.address + START, self.address + END], np.int64))
+
     def collections(self, task):
         """The newest collections, as a list of Collection."""
         number, log = (int(word) for word in task.load([self.address + COLLECTIONS, self.address + LOG], np.int64))

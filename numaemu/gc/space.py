@@ -21,6 +21,7 @@ in roots, and need not be waited for.
 from numaemu.api.access import cmpxchg_i64, get, put, xadd_i64
 from numaemu.compiler.library import library
 from numaemu.gc.objects import put_filler
+from numaemu.kernel.syscalls.user import relax
 
 (LOCK, WORLD, STOP, THREADS, START, END, TOP, BUFFER, STACK, STACK_END, HANDLES, HANDLES_END, FREE_HANDLE, COLLECTIONS,
  LOG, USED, ALLOCATED) = range(0, 136, 8)  # fmt: skip
@@ -34,11 +35,19 @@ OUTSIDE, RUNNING, STOPPED = range(3)  # STATE
 
 
 @library
+def wait_while(cpu, word, value):
+    """Look at a word until another thread has changed it; yield from time to time."""
+    tries = 0
+    while get(cpu, word) == value:
+        relax(cpu, tries)
+        tries += 1
+
+
+@library
 def lock(cpu, word):
     """Take a lock for a few steps."""
     while cmpxchg_i64(cpu, word, 0, 1) != 0:
-        while get(cpu, word) != 0:
-            pass
+        wait_while(cpu, word, 1)
 
 
 @library
@@ -58,8 +67,7 @@ def run(cpu, me, state):
         if get(cpu, heap + STOP) == 0:
             return
         put(cpu, me + STATE, state)
-        while get(cpu, heap + STOP) != 0:
-            pass
+        wait_while(cpu, heap + STOP, 1)
 
 
 @library
@@ -82,16 +90,14 @@ def stop_world(cpu, heap, me):
     """Stop the other threads; False: another thread has just collected instead."""
     if cmpxchg_i64(cpu, heap + WORLD, 0, 1) != 0:
         put(cpu, me + STATE, STOPPED)
-        while get(cpu, heap + WORLD) != 0:
-            pass
+        wait_while(cpu, heap + WORLD, 1)
         run(cpu, me, STOPPED)
         return False
     xadd_i64(cpu, heap + STOP, 1)
     for i in range(get(cpu, heap + THREADS)):
         thread = get(cpu, heap + THREAD_TABLE + 8 * i)
         if thread != me:
-            while get(cpu, thread + STATE) == RUNNING:
-                pass
+            wait_while(cpu, thread + STATE, RUNNING)
     return True
 
 

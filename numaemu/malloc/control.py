@@ -12,7 +12,7 @@ START and END bound what brk or the reservation by mmap has given so far.
 
 from numaemu.api.access import cmpxchg_i64, get, put, xadd_i64
 from numaemu.compiler.library import library
-from numaemu.kernel.syscalls.user import bind, brk, discard
+from numaemu.kernel.syscalls.user import bind, brk, discard, relax
 from numaemu.spec.param import PAGE_SIZE
 
 (KIND, LOCK, START, END, LIMIT, SOURCE, GROWTH, NODE, MMAP_THRESHOLD, TRIM_THRESHOLD, BIG_LIST, BIG_BYTES, PEAK, POLICY,
@@ -27,10 +27,12 @@ HEADER = 8  # room that a tag takes before a block is aligned to 8
 
 @library
 def lock(cpu, heap):
-    """Take the heap's lock; whoever waits looks without storing until it is free."""
+    """Take the heap's lock; whoever waits looks without storing until it is free, and yields from time to time."""
+    tries = 0
     while cmpxchg_i64(cpu, heap + LOCK, 0, 1) != 0:
         while get(cpu, heap + LOCK) != 0:
-            pass
+            relax(cpu, tries)
+            tries += 1
 
 
 @library

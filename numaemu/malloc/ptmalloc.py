@@ -2,7 +2,7 @@
 
     heap            the main arena, which grows as the heap does; its words are those of `dlmalloc`
     heap + ARENAS   how many more there are, and where each lies: a mapping with a page of such words, then chunks
-    heap + THREADS  (task, its cache) by the task's number, 256 of them: what a C library keeps in the thread's own registers
+    heap + THREADS  (key, its cache) by the task's number, 256 of them: what a C library keeps in the thread's own registers
     cache           its arena, hits, misses, then for each size from 32 to 1040 bytes how many blocks it holds (CACHED at most)
                     and the first of them; a cached block holds the next one and, as a mark, the cache
 
@@ -15,7 +15,10 @@ through a cache counts what was asked for anew: an atomic instruction writes tha
 import numpy as np
 
 from numaemu.api.access import get, memcpy, put, xadd_i64
+from numaemu.compiler.decorators import hot
 from numaemu.compiler.library import library
+from numaemu.kernel.core.smp import machine_of
+from numaemu.kernel.include.mm_types import task_t
 from numaemu.kernel.syscalls.user import bind, mmap
 from numaemu.malloc import dlmalloc
 from numaemu.malloc.big import big_malloc
@@ -49,7 +52,8 @@ RULES = (LISTS_HOLD_ALL,)
 ALIGNMENT = 16
 ARENAS, MOST_ARENAS = PAGE_SIZE, 63
 FIRST_TAKEN = ARENAS + 8 * (MOST_ARENAS + 1)
-THREADS, NR_THREADS = 2 * PAGE_SIZE, 256
+CHOICE = FIRST_TAKEN + 64  # a control block whose LOCK is taken while a thread chooses its arena
+THREADS, NR_THREADS, KEY_SHIFT = 2 * PAGE_SIZE, 256, 20
 ARENA_BYTES, LEAST_ARENA = 64 << 20, 1 << 20
 SIZES, ROOM = 64, 7  # of a cache: how many sizes, and how many blocks of each (TCACHE_MAX_BINS, TCACHE_FILL_COUNT)
 ARENA, HITS, MISSES, COUNTS = 0, 8, 16, 64
@@ -90,7 +94,7 @@ def new_arena(cpu, heap, node):
 
 @library
 def choose_arena(cpu, heap):
-    """The arena of a new thread, under the main arena's lock."""
+    """The arena of a new thread, under a lock of its own."""
     policy, n, bound = get(cpu, heap + POLICY), get(cpu, heap + ARENAS), get(cpu, heap + NODE)
     if policy == MAIN:
         return heap
@@ -112,48 +116,23 @@ def choose_arena(cpu, heap):
     return arena
 
 
+@hot
+def thread_key(cpu):
+    """What tells the running thread from others: its pid, and its task's number, which a later thread may have again."""
+    return task_t.array(machine_of(cpu).tasks)[cpu.task].pid << KEY_SHIFT | cpu.task + 1
+
+
 @library
 def slot_of(cpu, heap):
-    """Where the table of threads has this one, or the first free place for it; 0: it is full."""
+    """Where the table of threads has this one, one that had its number before, or the first free place; 0: it is full."""
     i = cpu.task % NR_THREADS
     for _ in range(NR_THREADS):
         slot = heap + THREADS + 16 * i
-        task = get(cpu, slot)
+        task = get(cpu, slot) & (1 << KEY_SHIFT) - 1
         if task == cpu.task + 1 or task == 0:
             return slot
         i = (i + 1) % NR_THREADS
     return 0
-
-
-@library
-def new_cache(cpu, heap):
-    """The cache of a thread that calls for the first time, in lines of its own; 0: no memory."""
-    lock(cpu, heap)
-    slot, cache = slot_of(cpu, heap), 0
-    if slot != 0:
-        arena = choose_arena(cpu, heap)
-        if arena != heap:
-            lock(cpu, arena)
-        cache = dlmalloc.aligned_alloc(cpu, arena, 64, CACHE_BYTES)
-        if arena != heap:
-            unlock(cpu, arena)
-        if cache != 0:
-            for at in range(0, CACHE_BYTES, 8):
-                put(cpu, cache + at, 0)
-            put(cpu, cache + ARENA, arena)
-            put(cpu, slot + 8, cache)
-            put(cpu, slot, cpu.task + 1)
-    unlock(cpu, heap)
-    return cache
-
-
-@library
-def cache_of(cpu, heap):
-    """This thread's cache; 0: there is none, and no memory for one."""
-    slot = slot_of(cpu, heap)
-    if slot != 0 and get(cpu, slot) == cpu.task + 1:
-        return get(cpu, slot + 8)
-    return new_cache(cpu, heap)
 
 
 @library
@@ -166,6 +145,67 @@ def arena_of(cpu, heap, block):
         if arena < block < get(cpu, arena + LIMIT):
             return arena
     return 0
+
+
+@library
+def empty_cache(cpu, heap, cache):
+    """Give what a cache holds back to the arenas."""
+    for number in range(SIZES):
+        put(cpu, cache + COUNTS + 8 * number, 0)
+        block = get(cpu, cache + HEADS + 8 * number)
+        put(cpu, cache + HEADS + 8 * number, 0)
+        while block != 0:
+            behind, arena = get(cpu, block + NEXT), arena_of(cpu, heap, block)
+            lock(cpu, arena)
+            dlmalloc.free(cpu, arena, block)
+            unlock(cpu, arena)
+            block = behind
+
+
+@library
+def make_cache(cpu, arena):
+    """An empty cache in lines of its own; 0: no memory."""
+    lock(cpu, arena)
+    cache = dlmalloc.aligned_alloc(cpu, arena, 64, CACHE_BYTES)
+    unlock(cpu, arena)
+    if cache != 0:
+        for at in range(0, CACHE_BYTES, 8):
+            put(cpu, cache + at, 0)
+        put(cpu, cache + ARENA, arena)
+    return cache
+
+
+@library
+def new_cache(cpu, heap, slot):
+    """The cache of a thread that calls for the first time; 0: no memory. It takes over what a thread has left that had its number,
+    unless that lies on another node and arenas are by node.
+    """
+    old = get(cpu, slot + 8)
+    if old != 0:
+        if get(cpu, heap + POLICY) != ON_NODE or get(cpu, get(cpu, old + ARENA) + NODE) == cpu.node:
+            put(cpu, slot, thread_key(cpu))
+            return old
+        empty_cache(cpu, heap, old)
+        arena = get(cpu, old + ARENA)
+        lock(cpu, arena)
+        dlmalloc.free(cpu, arena, old)
+        unlock(cpu, arena)
+    lock(cpu, heap + CHOICE)
+    arena = choose_arena(cpu, heap)
+    unlock(cpu, heap + CHOICE)
+    cache = make_cache(cpu, arena)
+    put(cpu, slot + 8, cache)
+    put(cpu, slot, thread_key(cpu) if cache != 0 else 0)
+    return cache
+
+
+@library
+def cache_of(cpu, heap):
+    """This thread's cache; 0: there is none, and no memory for one."""
+    slot = slot_of(cpu, heap)
+    if slot == 0:
+        return 0
+    return get(cpu, slot + 8) if get(cpu, slot) == thread_key(cpu) else new_cache(cpu, heap, slot)
 
 
 @library
@@ -310,18 +350,8 @@ def aligned_alloc(cpu, heap, alignment, nbytes):
 def flush(cpu, heap):
     """Give what this thread's cache holds back to the arenas, as glibc does when a thread ends."""
     cache = cache_of(cpu, heap)
-    if cache == 0:
-        return
-    for number in range(SIZES):
-        put(cpu, cache + COUNTS + 8 * number, 0)
-        block = get(cpu, cache + HEADS + 8 * number)
-        put(cpu, cache + HEADS + 8 * number, 0)
-        while block != 0:
-            behind, arena = get(cpu, block + NEXT), arena_of(cpu, heap, block)
-            lock(cpu, arena)
-            dlmalloc.free(cpu, arena, block)
-            unlock(cpu, arena)
-            block = behind
+    if cache != 0:
+        empty_cache(cpu, heap, cache)
 
 
 @library

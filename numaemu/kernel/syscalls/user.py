@@ -8,8 +8,9 @@ The CPU goes outside for the call, as between two operations of a task, and insi
 
 import numpy as np
 
-from numaemu.compiler.decorators import kernel
-from numaemu.kernel.core.smp import enter, leave, read_lock, read_unlock
+from numaemu.compiler.atomic import exchange
+from numaemu.compiler.decorators import hot, kernel
+from numaemu.kernel.core.smp import enter, leave, let_others_run, read_lock, read_unlock
 from numaemu.kernel.mm.space.gup import vm_mmap_pgoff
 from numaemu.kernel.mm.space.madvise import do_madvise
 from numaemu.kernel.syscalls.common import mmap_lock, running
@@ -18,6 +19,25 @@ from numaemu.kernel.syscalls.mm import vm_brk, vm_mremap, vm_munmap
 from numaemu.uapi import MADV_DONTNEED, MAP_ANONYMOUS, MAP_PRIVATE, MPOL_BIND, MREMAP_MAYMOVE, PROT_READ, PROT_WRITE
 
 U = np.uint64
+SPINS = 50  # looks at a word before who waits yields
+
+
+@kernel("void(cpu_t*)")
+def sched_yield(cpu):
+    """sched_yield(2) in the middle of a loop that waits for another thread: the host's processor goes to another process, and
+    the emulated CPU to another task if this one's slice is over.
+    """
+    running(cpu.address, cpu.task)
+    let_others_run(cpu)
+    if cpu.nr_waiting != 0:
+        exchange(cpu, "event_at", 0)  # the access to come looks whether the slice is over (core/sched.py)
+
+
+@hot
+def relax(cpu, tries):
+    """In such a loop: yield once in SPINS tries, as a lock does that has spun for a while."""
+    if tries % SPINS == SPINS - 1:
+        sched_yield(cpu)
 
 
 @kernel("i64(cpu_t*, i64)")
