@@ -5,7 +5,7 @@ looked at. Nothing is done for garbage, and half of the memory waits.
 """
 
 from numaemu.api.access import get, put
-from numaemu.compiler.library import library
+from numaemu.compiler.library import far, library
 from numaemu.gc.objects import BODY, FORWARDED, LINK, REFS, move, size_of
 from numaemu.gc.records import FULL, begin_record, end_record
 from numaemu.gc.space import BUFFER, END, OWN, START, TOP, give_buffer, retire_all, root_range, root_ranges
@@ -28,7 +28,7 @@ def half(cpu, heap):
     return (get(cpu, heap + END) - get(cpu, heap + START)) >> 1 & -8
 
 
-@library
+@far("bool(cpu_t*, i64, i64, i64)")
 def refill(cpu, heap, me, nbytes):
     """A new buffer for a thread with room for `nbytes`. False: the half is full. Under the heap's lock."""
     top, end = get(cpu, heap + TOP), get(cpu, heap + FROM) + half(cpu, heap)
@@ -53,7 +53,7 @@ def copied(cpu, thing, free):
     return free, free + nbytes
 
 
-@library
+@far("void(cpu_t*, i64, i64, i64)")
 def collect(cpu, heap, cause, everything):
     """Copy what is reachable. The world stands still."""
     retire_all(cpu, heap)

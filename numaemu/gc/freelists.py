@@ -7,7 +7,7 @@ A chunk of 8 bytes is in no list: it waits for a neighbour to die.
 """
 
 from numaemu.api.access import get, put
-from numaemu.compiler.library import library
+from numaemu.compiler.library import far, library
 from numaemu.gc.objects import FIELDS, FILLER, put_filler, size_of
 from numaemu.gc.space import BUFFER, END, OWN, START, TOP, USED, give_buffer
 from numaemu.malloc.bits import highest_bit
@@ -32,7 +32,7 @@ def add_chunk(cpu, heap, chunk, nbytes):
         put(cpu, head, chunk)
 
 
-@library
+@far("void(cpu_t*, i64)")
 def all_free(cpu, heap):
     """The whole heap is one chunk."""
     start, end = get(cpu, heap + START), get(cpu, heap + END)
@@ -67,7 +67,7 @@ def take_chunk(cpu, heap, nbytes, wanted):
     return 0
 
 
-@library
+@far("bool(cpu_t*, i64, i64, i64)")
 def refill(cpu, heap, me, nbytes):
     """A new buffer for a thread with room for `nbytes`. False: no chunk is large enough. Under the heap's lock."""
     wanted = max(nbytes, get(cpu, heap + BUFFER))

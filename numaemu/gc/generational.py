@@ -12,7 +12,7 @@ everything and slides it to the start, old and young; what does not fit stays in
 """
 
 from numaemu.api.access import get, load_u8, memclear, put, store_u8
-from numaemu.compiler.library import library
+from numaemu.compiler.library import far, library
 from numaemu.gc.mark_compact import slide, update_fields, update_roots
 from numaemu.gc.marking import mark_all
 from numaemu.gc.objects import AGE, AGE_MASK, AGES, BODY, FILLER, FORWARDED, LINK, MARK, REFS, move, size_of
@@ -82,7 +82,7 @@ def note_first(cpu, heap, thing, nbytes):
         put(cpu, firsts + 8 * card, thing)
 
 
-@library
+@far("bool(cpu_t*, i64, i64, i64)")
 def refill(cpu, heap, me, nbytes):
     """A new buffer in Eden, or for what is larger than half of it in the old generation. Under the heap's lock."""
     top, end, eden = get(cpu, heap + EDEN_TOP), eden_end(cpu, heap), get(cpu, heap + EDEN)
@@ -109,7 +109,7 @@ def write_ref(cpu, heap, field, value):
     store_u8(cpu, get(cpu, heap + CARDS) + (field - get(cpu, heap + START) >> CARD_SHIFT), 1)
 
 
-@library
+@far("i64(cpu_t*, i64, i64, i64)")
 def evacuate(cpu, heap, thing, eden):
     """Where a young object is after this collection; an old one stays."""
     if thing < eden:
@@ -204,7 +204,7 @@ def next_threshold(cpu, heap, log):
     return age
 
 
-@library
+@far("void(cpu_t*, i64, i64)")
 def collect_young(cpu, heap, cause):
     """Copy what lives in Eden and the survivor space."""
     old, eden = get(cpu, heap + TOP), get(cpu, heap + EDEN)
@@ -264,7 +264,7 @@ def clear_cards(cpu, heap, marked):
             store_u8(cpu, cards + card, 1)
 
 
-@library
+@far("void(cpu_t*, i64, i64)")
 def collect_all(cpu, heap, cause):
     """Mark everything; slide it to the start."""
     start, top, eden, eden_top = (
@@ -296,7 +296,7 @@ def collect_all(cpu, heap, cause):
     end_record(cpu, heap, log, used(cpu, heap), n)
 
 
-@library
+@far("void(cpu_t*, i64, i64, i64)")
 def collect(cpu, heap, cause, everything):
     """The young generation, or all if that is wanted or the old one might not take what lives. The world stands still."""
     retire_all(cpu, heap)

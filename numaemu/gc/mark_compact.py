@@ -5,7 +5,7 @@ objects move. It needs no second half, and touches the heap three times.
 """
 
 from numaemu.api.access import get, put
-from numaemu.compiler.library import library
+from numaemu.compiler.library import far, library
 from numaemu.gc.marking import mark_all
 from numaemu.gc.objects import BODY, LINK, MARK, REFS, move, size_of
 from numaemu.gc.records import FULL, begin_record, end_record
@@ -18,7 +18,7 @@ def setup(cpu, heap):
     put(cpu, heap + TOP, get(cpu, heap + START))
 
 
-@library
+@far("bool(cpu_t*, i64, i64, i64)")
 def refill(cpu, heap, me, nbytes):
     """A new buffer for a thread with room for `nbytes`. False: the heap is full. Under the heap's lock."""
     top, end = get(cpu, heap + TOP), get(cpu, heap + END)
@@ -81,7 +81,7 @@ def slide(cpu, thing, top):
         thing += nbytes
 
 
-@library
+@far("void(cpu_t*, i64, i64, i64)")
 def collect(cpu, heap, cause, everything):
     """Mark, then slide. The world stands still."""
     retire_all(cpu, heap)

@@ -1,7 +1,7 @@
 """Mark and sweep (McCarthy): what is marked stays where it is, and runs of what is not become chunks of the free lists."""
 
 from numaemu.api.access import get, put
-from numaemu.compiler.library import library
+from numaemu.compiler.library import far, library
 from numaemu.gc import freelists
 from numaemu.gc.freelists import add_chunk, empty_lists
 from numaemu.gc.marking import mark_all
@@ -34,7 +34,7 @@ def sweep(cpu, heap):
     return live
 
 
-@library
+@far("void(cpu_t*, i64, i64, i64)")
 def collect(cpu, heap, cause, everything):
     """Mark, then sweep. The world stands still."""
     retire_all(cpu, heap)

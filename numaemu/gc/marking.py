@@ -1,7 +1,7 @@
 """Marking: everything that roots lead to gets its MARK, by a stack of objects that lies in emulated memory, too."""
 
 from numaemu.api.access import get, put
-from numaemu.compiler.library import library
+from numaemu.compiler.library import far, library
 from numaemu.gc.objects import BODY, MARK, REFS
 from numaemu.gc.space import STACK, root_range, root_ranges
 
@@ -31,7 +31,7 @@ def mark_from(cpu, base, root):
     return n
 
 
-@library
+@far("i64(cpu_t*, i64)")
 def mark_all(cpu, heap):
     """Mark what all roots lead to: how many objects."""
     base, n = get(cpu, heap + STACK), 0

@@ -7,7 +7,7 @@ from being dropped meanwhile, as with C++'s shared_ptr. A new object that nobody
 """
 
 from numaemu.api.access import cmpxchg_i64, get, put, xadd_i64
-from numaemu.compiler.library import library
+from numaemu.compiler.library import far, library
 from numaemu.gc import freelists
 from numaemu.gc.freelists import add_chunk
 from numaemu.gc.mark_sweep import sweep
@@ -21,7 +21,7 @@ RELEASED = OWN + 400  # how many objects were freed by their counts
 setup, refill, used, region = freelists.all_free, freelists.refill, freelists.used, freelists.region
 
 
-@library
+@far("void(cpu_t*, i64, i64)")
 def release(cpu, heap, thing):
     """Free an object that nothing refers to, and what only it referred to; their LINKs chain what is still to be done."""
     lock(cpu, heap + LOCK)
@@ -82,7 +82,7 @@ def count_anew(cpu, heap):
         thing += size_of(header)
 
 
-@library
+@far("void(cpu_t*, i64, i64, i64)")
 def collect(cpu, heap, cause, everything):
     """The backup tracer: mark, count, sweep. The world stands still."""
     retire_all(cpu, heap)

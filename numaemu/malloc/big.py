@@ -7,7 +7,7 @@ A block that is freed is unmapped at once; one that gets another size is moved b
 """
 
 from numaemu.api.access import get, put
-from numaemu.compiler.library import library
+from numaemu.compiler.library import far, library
 from numaemu.kernel.syscalls.user import bind, mmap, mremap, munmap
 from numaemu.malloc.control import BIG_BYTES, BIG_LIST, NODE, note_peak
 from numaemu.malloc.errors import BIG
@@ -18,7 +18,7 @@ NEXT, PREV, NBYTES, ASKED = range(0, 32, 8)
 BEFORE = 32  # bytes of the header
 
 
-@library
+@far("i64(cpu_t*, i64, i64)")
 def big_malloc(cpu, heap, nbytes):
     """A mapping for one block: the block's address, or 0."""
     length = (nbytes + BEFORE + PAGE_SIZE - 1) & -PAGE_SIZE
@@ -39,7 +39,7 @@ def big_malloc(cpu, heap, nbytes):
     return at + BEFORE
 
 
-@library
+@far("bool(cpu_t*, i64, i64)")
 def is_big(cpu, heap, block):
     """True if a block stands in the list."""
     at = get(cpu, heap + BIG_LIST)
@@ -60,7 +60,7 @@ def big_usable(cpu, block):
     return get(cpu, block - BEFORE + NBYTES) - BEFORE
 
 
-@library
+@far("void(cpu_t*, i64, i64)")
 def big_free(cpu, heap, block):
     """Unmap a block of the list."""
     at = block - BEFORE
@@ -75,7 +75,7 @@ def big_free(cpu, heap, block):
     munmap(cpu, at, length)
 
 
-@library
+@far("i64(cpu_t*, i64, i64, i64)")
 def big_realloc(cpu, heap, block, nbytes):
     """The block with another size: its address, or 0. The header moves along, so its neighbours in the list are told."""
     at, length = block - BEFORE, get(cpu, block - BEFORE + NBYTES)

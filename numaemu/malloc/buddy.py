@@ -13,7 +13,7 @@ that keep the rule of multiples.
 import numpy as np
 
 from numaemu.api.access import get, memcpy, put
-from numaemu.compiler.library import library
+from numaemu.compiler.library import far, library
 from numaemu.malloc.bits import highest_bit, lowest_bit
 from numaemu.malloc.check import LISTS_HOLD_ALL, NEIGHBOURS_MAY_BE_FREE
 from numaemu.malloc.control import END, GROWTH, OWN, START, morecore
@@ -110,7 +110,7 @@ def setup(cpu, heap):
     return True
 
 
-@library
+@far("i64(cpu_t*, i64, i64)")
 def malloc(cpu, heap, nbytes):
     """A block for `nbytes` bytes: its address, or 0."""
     if nbytes <= 0 or nbytes > LARGEST:
@@ -137,7 +137,7 @@ def header_of(cpu, block):
     return block - (word >> ASKED) if word & 0xFFFF == ASIDE else block - HEADER
 
 
-@library
+@far("i64(cpu_t*, i64, i64)")
 def examine(cpu, heap, block):
     """What is wrong with a block that somebody wants to free or resize: 0: nothing."""
     start, end = get(cpu, heap + START), get(cpu, heap + END)
@@ -157,7 +157,7 @@ def examine(cpu, heap, block):
     return 0 if word & IN_USE else FREE_TWICE
 
 
-@library
+@far("i64(cpu_t*, i64, i64)")
 def free(cpu, heap, block):
     """Give a block back: 0, or what is wrong with it."""
     wrong = examine(cpu, heap, block)
@@ -180,7 +180,7 @@ def asked(cpu, heap, block):
     return get(cpu, header_of(cpu, block)) >> ASKED
 
 
-@library
+@far("i64(cpu_t*, i64, i64, i64)")
 def realloc(cpu, heap, block, nbytes):
     """The block with another size, in its place if it or its upper buddies suffice: its address, or 0."""
     if nbytes > LARGEST:
@@ -207,7 +207,7 @@ def realloc(cpu, heap, block, nbytes):
     return new
 
 
-@library
+@far("i64(cpu_t*, i64, i64, i64)")
 def aligned_alloc(cpu, heap, alignment, nbytes):
     """A block at a multiple of `alignment`, a power of two: it may lie aside of its header."""
     block = malloc(cpu, heap, nbytes + alignment)

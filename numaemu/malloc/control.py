@@ -11,7 +11,7 @@ START and END bound what brk or the reservation by mmap has given so far.
 """
 
 from numaemu.api.access import cmpxchg_i64, get, put, xadd_i64
-from numaemu.compiler.library import library
+from numaemu.compiler.library import far, library
 from numaemu.kernel.syscalls.user import bind, brk, discard, relax
 from numaemu.spec.param import PAGE_SIZE
 
@@ -48,7 +48,7 @@ def note_peak(cpu, heap):
         put(cpu, heap + PEAK, held)
 
 
-@library
+@far("i64(cpu_t*, i64, i64)")
 def morecore(cpu, heap, nbytes):
     """Let the heap grow by so many bytes (negative: shrink): where it ended before, or 0: there is no more.
 
@@ -74,7 +74,7 @@ def morecore(cpu, heap, nbytes):
     return end
 
 
-@library
+@far("void(cpu_t*, i64, i64)")
 def account(cpu, heap, nbytes):
     """Keep the sum of what is asked for, and its peak."""
     now = xadd_i64(cpu, heap + PAYLOAD, nbytes) + nbytes

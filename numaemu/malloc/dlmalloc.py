@@ -20,7 +20,7 @@ copies elsewhere. The upper 16 bits of a size, which are zeros in Lea's, hold ho
 import numpy as np
 
 from numaemu.api.access import and_i64, get, memcpy, or_i64, put
-from numaemu.compiler.library import library
+from numaemu.compiler.library import far, library
 from numaemu.malloc.big import big_malloc
 from numaemu.malloc.bits import lowest_bit
 from numaemu.malloc.check import LISTS_HOLD_ALL
@@ -182,7 +182,7 @@ def from_last(cpu, heap, size, nbytes):
     return 0
 
 
-@library
+@far("i64(cpu_t*, i64, i64, i64)")
 def from_bins(cpu, heap, size, nbytes):
     """The best fit of all bins: a payload, or 0. A bit of a bin that has become empty is cleared when somebody looks there."""
     number = bin_index(size)
@@ -226,7 +226,7 @@ def extend_top(cpu, heap, size):
     return True
 
 
-@library
+@far("i64(cpu_t*, i64, i64, i64)")
 def from_top(cpu, heap, size, nbytes):
     """From the top, which grows if it must, or a mapping of its own: a payload, or 0."""
     top = get(cpu, heap + TOP)
@@ -252,7 +252,7 @@ def adjusted(nbytes):
     return max((nbytes + OVERHEAD + 15) & -16, LEAST)
 
 
-@library
+@far("i64(cpu_t*, i64, i64)")
 def malloc(cpu, heap, nbytes):
     """A block for `nbytes` bytes: its address, or 0."""
     if nbytes <= 0 or nbytes > LARGEST:
@@ -266,7 +266,7 @@ def malloc(cpu, heap, nbytes):
     return block if block != 0 else from_top(cpu, heap, size, nbytes)
 
 
-@library
+@far("i64(cpu_t*, i64, i64)")
 def examine(cpu, heap, block):
     """What is wrong with a block that somebody wants to free or resize: 0: nothing."""
     start, top = get(cpu, heap + START), get(cpu, heap + TOP)
@@ -309,7 +309,7 @@ def join_top(cpu, heap, chunk, size):
         trim_top(cpu, heap, get(cpu, heap + GROWTH))
 
 
-@library
+@far("void(cpu_t*, i64, i64)")
 def release(cpu, heap, chunk):
     """Free a used chunk, joined with its neighbours, into the top or a bin; the last remainder stays what it is."""
     head, last = get(cpu, chunk + HEAD), get(cpu, heap + LAST)
@@ -343,7 +343,7 @@ def release(cpu, heap, chunk):
         frontlink(cpu, heap, chunk, size)
 
 
-@library
+@far("i64(cpu_t*, i64, i64)")
 def free(cpu, heap, block):
     """Give a block back: 0, or what is wrong with it."""
     wrong = examine(cpu, heap, block)
@@ -430,7 +430,7 @@ def grow_in_place(cpu, heap, chunk, have, size):
     return chunk, before + have + extra
 
 
-@library
+@far("i64(cpu_t*, i64, i64, i64)")
 def realloc(cpu, heap, block, nbytes):
     """The block with another size, in its place or joined with free neighbours if that can be: its address, or 0."""
     if nbytes > LARGEST:
@@ -448,7 +448,7 @@ def realloc(cpu, heap, block, nbytes):
     return cut(cpu, heap, chunk, have, size, nbytes)
 
 
-@library
+@far("i64(cpu_t*, i64, i64, i64)")
 def aligned_alloc(cpu, heap, alignment, nbytes):
     """A block at a multiple of `alignment`, a power of two (memalign): what lies before and behind it goes back."""
     size = adjusted(nbytes)

@@ -13,7 +13,7 @@ that grows takes a free one behind it, so that realloc copies only where it must
 import numpy as np
 
 from numaemu.api.access import get, memcpy, put, put_u32
-from numaemu.compiler.library import library
+from numaemu.compiler.library import far, library
 from numaemu.malloc import tags
 from numaemu.malloc.check import LISTS_HOLD_ALL
 from numaemu.malloc.control import END, GROWTH, OWN, POLICY, START, morecore
@@ -119,7 +119,7 @@ def place(cpu, heap, block, whole, size, nbytes):
         set_used(cpu, block, whole, nbytes)
 
 
-@library
+@far("i64(cpu_t*, i64, i64)")
 def malloc(cpu, heap, nbytes):
     """A block for `nbytes` bytes: its address, or 0."""
     if nbytes <= 0 or nbytes > LARGEST:
@@ -138,7 +138,7 @@ def malloc(cpu, heap, nbytes):
     return block
 
 
-@library
+@far("i64(cpu_t*, i64, i64)")
 def free(cpu, heap, block):
     """Give a block back: 0, or what is wrong with it."""
     wrong = examine(cpu, heap, block)
@@ -153,7 +153,7 @@ def usable_size(cpu, heap, block):
     return size_of(cpu, block) - DSIZE
 
 
-@library
+@far("i64(cpu_t*, i64, i64, i64)")
 def realloc(cpu, heap, block, nbytes):
     """The block with another size, in its place if it shrinks or a free block behind it suffices: its address, or 0."""
     if nbytes > LARGEST:
@@ -173,7 +173,7 @@ def realloc(cpu, heap, block, nbytes):
     return block
 
 
-@library
+@far("i64(cpu_t*, i64, i64, i64)")
 def aligned_alloc(cpu, heap, alignment, nbytes):
     """A block at a multiple of `alignment`, a power of two: what lies before and behind it in a larger block goes back."""
     size = adjusted(nbytes, LEAST)

@@ -8,7 +8,7 @@ the next one behind where the last search ended (ROVER).
 import numpy as np
 
 from numaemu.api.access import get, memcpy, put, put_u32
-from numaemu.compiler.library import library
+from numaemu.compiler.library import far, library
 from numaemu.malloc import tags
 from numaemu.malloc.control import END, GROWTH, POLICY, ROVER, START, morecore
 from numaemu.malloc.tags import (
@@ -116,7 +116,7 @@ def place(cpu, block, size, asked):
         set_used(cpu, block, whole, asked)
 
 
-@library
+@far("i64(cpu_t*, i64, i64)")
 def malloc(cpu, heap, nbytes):
     """A block for `nbytes` bytes: its address, or 0."""
     if nbytes <= 0 or nbytes > LARGEST:
@@ -133,7 +133,7 @@ def malloc(cpu, heap, nbytes):
     return block
 
 
-@library
+@far("i64(cpu_t*, i64, i64)")
 def free(cpu, heap, block):
     """Give a block back: 0, or what is wrong with it."""
     wrong = examine(cpu, heap, block)
@@ -150,7 +150,7 @@ def usable_size(cpu, heap, block):
     return size_of(cpu, block) - DSIZE
 
 
-@library
+@far("i64(cpu_t*, i64, i64, i64)")
 def realloc(cpu, heap, block, nbytes):
     """A new block with the contents of the old one, which is freed: its address, or 0 (and the old one stays)."""
     new = malloc(cpu, heap, nbytes)
@@ -160,7 +160,7 @@ def realloc(cpu, heap, block, nbytes):
     return new
 
 
-@library
+@far("i64(cpu_t*, i64, i64, i64)")
 def aligned_alloc(cpu, heap, alignment, nbytes):
     """A block at a multiple of `alignment`, a power of two: what lies before it in a larger block goes back."""
     size = adjusted(nbytes, LEAST)

@@ -16,7 +16,7 @@ import numpy as np
 
 from numaemu.api.access import get, memcpy, put, xadd_i64
 from numaemu.compiler.decorators import hot
-from numaemu.compiler.library import library
+from numaemu.compiler.library import far, library
 from numaemu.kernel.core.smp import machine_of
 from numaemu.kernel.include.mm_types import task_t
 from numaemu.kernel.syscalls.user import bind, mmap
@@ -147,7 +147,7 @@ def arena_of(cpu, heap, block):
     return 0
 
 
-@library
+@far("void(cpu_t*, i64, i64)")
 def empty_cache(cpu, heap, cache):
     """Give what a cache holds back to the arenas."""
     for number in range(SIZES):
@@ -175,7 +175,7 @@ def make_cache(cpu, arena):
     return cache
 
 
-@library
+@far("i64(cpu_t*, i64, i64)")
 def new_cache(cpu, heap, slot):
     """The cache of a thread that calls for the first time; 0: no memory. It takes over what a thread has left that had its number,
     unless that lies on another node and arenas are by node.
@@ -223,7 +223,7 @@ def take_cached(cpu, cache, number, nbytes):
     return block
 
 
-@library
+@far("i64(cpu_t*, i64, i64)")
 def malloc(cpu, heap, nbytes):
     """A block for `nbytes` bytes: its address, or 0."""
     if nbytes <= 0 or nbytes > dlmalloc.LARGEST:
@@ -263,7 +263,7 @@ def is_cached(cpu, heap, block):
     return entry == block
 
 
-@library
+@far("i64(cpu_t*, i64, i64)")
 def examine(cpu, heap, block):
     """What is wrong with a block that somebody wants to free or resize: 0: nothing."""
     arena = arena_of(cpu, heap, block)
@@ -282,7 +282,7 @@ def looks_used(cpu, block):
     return LEAST <= size < LEAST + 16 * SIZES and get(cpu, block - PAYLOAD + size + HEAD) & PREV_INUSE != 0
 
 
-@library
+@far("i64(cpu_t*, i64, i64)")
 def free(cpu, heap, block):
     """Give a block back: 0, or what is wrong with it."""
     arena = arena_of(cpu, heap, block)
@@ -318,7 +318,7 @@ def asked(cpu, heap, block):
     return dlmalloc.asked(cpu, heap, block)
 
 
-@library
+@far("i64(cpu_t*, i64, i64, i64)")
 def realloc(cpu, heap, block, nbytes):
     """The block with another size, in its arena or copied elsewhere: its address, or 0."""
     arena, threshold = arena_of(cpu, heap, block), get(cpu, heap + MMAP_THRESHOLD)
@@ -335,7 +335,7 @@ def realloc(cpu, heap, block, nbytes):
     return new
 
 
-@library
+@far("i64(cpu_t*, i64, i64, i64)")
 def aligned_alloc(cpu, heap, alignment, nbytes):
     """A block at a multiple of `alignment`, a power of two, from the thread's arena."""
     cache = cache_of(cpu, heap)

@@ -16,7 +16,7 @@ where it can.
 import numpy as np
 
 from numaemu.api.access import get, get_u32, memcpy, put, put_u32
-from numaemu.compiler.library import library
+from numaemu.compiler.library import far, library
 from numaemu.malloc import tags
 from numaemu.malloc.bits import highest_bit, lowest_bit
 from numaemu.malloc.check import LISTS_HOLD_ALL
@@ -156,7 +156,7 @@ def place(cpu, heap, start, block, whole, size, nbytes):
         set_used(cpu, block, whole, nbytes)
 
 
-@library
+@far("i64(cpu_t*, i64, i64)")
 def malloc(cpu, heap, nbytes):
     """A block for `nbytes` bytes: its address, or 0."""
     if nbytes <= 0 or nbytes > LARGEST:
@@ -184,7 +184,7 @@ def malloc(cpu, heap, nbytes):
     return block
 
 
-@library
+@far("i64(cpu_t*, i64, i64)")
 def free(cpu, heap, block):
     """Give a block back: 0, or what is wrong with it."""
     wrong = examine(cpu, heap, block)
@@ -219,7 +219,7 @@ def room_behind(cpu, heap, start, block, whole, size):
     return whole + (behind & SIZE)
 
 
-@library
+@far("i64(cpu_t*, i64, i64, i64)")
 def realloc(cpu, heap, block, nbytes):
     """The block with another size, in its place if that can be: its address, or 0."""
     if nbytes > LARGEST:
@@ -238,7 +238,7 @@ def realloc(cpu, heap, block, nbytes):
     return block
 
 
-@library
+@far("i64(cpu_t*, i64, i64, i64)")
 def aligned_alloc(cpu, heap, alignment, nbytes):
     """A block at a multiple of `alignment`, a power of two: what lies before and behind it in a larger block goes back."""
     size, start = adjusted(nbytes, LEAST), get(cpu, heap + START)

@@ -17,7 +17,7 @@ that statistics are exact. No kind leaves more than 23 of them.
 import numpy as np
 
 from numaemu.api.access import get, get_u32, put_u32
-from numaemu.compiler.library import library
+from numaemu.compiler.library import far, library
 from numaemu.malloc.control import END, START, morecore
 from numaemu.malloc.errors import BROKEN, FIXED, FREE, FREE_TWICE, MISALIGNED, OVERRUN, USED, WILD
 from numaemu.malloc.rows import COLUMNS, put_row
@@ -79,7 +79,7 @@ def init_tags(cpu, heap):
     return True
 
 
-@library
+@far("i64(cpu_t*, i64, i64)")
 def extend(cpu, heap, size):
     """A new free block of `size` bytes behind the last, with the epilogue behind it; 0: no memory. It is in no list."""
     block = morecore(cpu, heap, size)
@@ -90,7 +90,7 @@ def extend(cpu, heap, size):
     return block
 
 
-@library
+@far("i64(cpu_t*, i64, i64)")
 def examine(cpu, heap, block):
     """What is wrong with a block that somebody wants to free or resize: 0: nothing."""
     start, end = get(cpu, heap + START), get(cpu, heap + END)
