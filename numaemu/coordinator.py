@@ -49,6 +49,7 @@ from numaemu.kernel.core.smp import (
 from numaemu.kernel.fs.proc import smaps as proc_smaps
 from numaemu.kernel.fs.proc import tree as proc
 from numaemu.kernel.fs.sysfs import stats
+from numaemu.kernel.fs.tracefs.ring import drain, learn_names, names_of
 from numaemu.kernel.include.internal import unpack_zone
 from numaemu.kernel.include.mm_types import task_name, task_t
 from numaemu.kernel.include.mmzone import zone_of
@@ -364,6 +365,13 @@ class Coordinator(Actor):
 
     def rpc_pread(self, path, nbytes, offset):
         return proc.pread(self.system, path, nbytes, offset)
+
+    def rpc_trace(self):
+        """Records of tracepoints that nobody has taken yet: ([(context, bytes)], how many were lost, {pid: name})."""
+        parts, lost = drain(self.system)
+        for _, records in parts:
+            learn_names(names_of(self.system), records)
+        return [(context, records.tobytes()) for context, records in parts], lost, dict(names_of(self.system))
 
     def rpc_kind(self, path):
         return proc.kind(self.system, path)

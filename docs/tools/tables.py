@@ -92,7 +92,10 @@ MEANINGS = {  # key: (what it means, where its default comes from)
     "paging": ("the format of the page tables", "what most servers have"),
     "page_size": ("bytes of a base page; only the format's own is possible", "the architecture"),
     "lockstep": ("one process runs at a time, by emulated time, so that a run can be repeated to the byte", ""),
-    "quantum_ns": ("how far a CPU may be ahead of the next one in lockstep", "halving it changes no shipped experiment"),
+    "quantum_ns": (
+        "how far a CPU may be ahead of the next one in lockstep",
+        "halving it changes no shipped experiment",
+    ),
     "schedule_seed": ("who is first in lockstep where clocks are equal; 0: the lower number", ""),
     "zone_layout": (
         "zones DMA, DMA32, Normal (`x86-64`) or DMA, Normal up to 896 MiB, HighMem (`x86-32`)",
@@ -440,6 +443,24 @@ FILES = {
     "/sys/devices/system/node/node<N>/access0/targets/node<N>": "links to the nodes whose nearest CPUs it has",
     "/sys/devices/system/node/node<N>/cpu<N>": "links to its CPUs",
     "/sys/devices/system/node/node<N>/memory<N>": "links to its blocks of memory",
+    "/sys/kernel/tracing/available_events": "all tracepoints",
+    "/sys/kernel/tracing/available_tracers": "nop",
+    "/sys/kernel/tracing/buffer_size_kb": "of each ring",
+    "/sys/kernel/tracing/current_tracer": "nop",
+    "/sys/kernel/tracing/events/enable": "1: all tracepoints are on, 0: none, X: some",
+    "/sys/kernel/tracing/events/<system>/enable": "the same of a system",
+    "/sys/kernel/tracing/events/<system>/<event>/enable": "the same of a tracepoint",
+    "/sys/kernel/tracing/events/<system>/<event>/format": "its fields and its text",
+    "/sys/kernel/tracing/events/<system>/<event>/id": "its number",
+    "/sys/kernel/tracing/options/overwrite": "1: a full ring loses its oldest events, 0: its newest",
+    "/sys/kernel/tracing/per_cpu/cpu<N>/stats": "events in a ring, and how many were lost; behind the CPUs come the nodes' kernel threads",
+    "/sys/kernel/tracing/set_event": "tracepoints that are on: `kmem:*`, `sched:sched_switch`, `!tlb`",
+    "/sys/kernel/tracing/set_event_nodes": "only events on CPUs of these nodes are kept",
+    "/sys/kernel/tracing/set_event_pid": "only events of this process are kept",
+    "/sys/kernel/tracing/trace": "the events in the rings; writing empties them",
+    "/sys/kernel/tracing/trace_clock": "emulated",
+    "/sys/kernel/tracing/trace_pipe": "events that were not read so before",
+    "/sys/kernel/tracing/tracing_on": "0 switches all off for a while",
     "/sys/kernel/debug/sched/base_slice_ns": "as `/proc/sys/kernel/sched_base_slice_ns`",
     "/proc/swaps": "swap areas: size, use, priority",
     "/proc/vmallocinfo": "areas of vmalloc and vmap",
@@ -566,7 +587,12 @@ def all_files():
     from numaemu.kernel.fs.proc import tree
     from numaemu.kernel.fs.sysfs import cgroup, huge, node, numa, sysctl
 
-    found = {path: (read is not None, write is not None) for path, (read, write) in tree.FIXED.items()}
+    found = {}
+    for path, (read, write) in tree.FIXED.items():
+        path = re.sub(r"(/tracing/events)/\w+/\w+/", r"\1/<system>/<event>/", path)
+        path = re.sub(r"(/tracing/events)/\w+/enable", r"\1/<system>/enable", path)
+        found[path] = (read is not None, write is not None)
+    found["/sys/kernel/tracing/per_cpu/cpu<N>/stats"] = (True, False)
     for name in {*tree.PID_FILES, *tree.PID_WRITERS}:
         found[f"/proc/<pid>/{name}"] = (tree.PID_FILES.get(name) is not None, name in tree.PID_WRITERS)
     for name in {*node.NODE_FILES, *node.NODE_WRITERS}:

@@ -136,6 +136,8 @@ def cli(context):
 @click.option(
     "--report", "report_path", metavar="FILE.html", help="Write a page about the run: charts, tables, the machine."
 )
+@click.option("--trace", "events", metavar="EVENTS", help="Trace these events, as kmem:*,tlb_flush, or all.")
+@click.option("--trace-out", metavar="FILE", help="Where to: .perfetto, .dat (trace-cmd), .txt (ftrace) or .parquet.")
 @click.option("--buddyinfo", metavar="FILE", help="Boot with the free lists of a real /proc/buddyinfo.")
 @click.option("--pagetypeinfo", metavar="FILE", help="And with the mobility types of a /proc/pagetypeinfo.")
 @click.option("--mount", "mount_dir", metavar="DIR", help="Show the machine's /proc and /sys below DIR while it runs.")
@@ -157,7 +159,7 @@ def run(**given):
     if options.quiet and options.verbose:
         raise ConfigError("--quiet and --verbose exclude each other")
     check_writable(options.json_path)
-    sampler = sampler_for(options.report_path)
+    watchers = watchers_for(options)
     path = workload_path(options.workload)
     TIME.limit(options.timeout)
     start_early(path, options)
@@ -169,25 +171,36 @@ def run(**given):
     if not options.quiet:
         named = {"workload": options.workload, "machine": topology.to_dict()}
         header = report.Header(named, inspect.getdoc(module), options.verbose)
-    figures = run_workload(module, topology, options, header, sampler)
+    figures = run_workload(module, topology, options, header, watchers)
     if options.quiet:
         report.print_result(figures["result"])
     else:
         report.print_summary(figures, verbose=options.verbose, header=header)
     if options.json_path:
         write_json(figures, options.json_path)
-    if sampler is not None:
-        page.write(figures, sampler, options.report_path, inspect.getdoc(module))
+    for watcher in watchers:
+        if isinstance(watcher, Sampler):
+            page.write(figures, watcher, options.report_path, inspect.getdoc(module))
+        else:
+            print(f"numaemu: {watcher.write()}", file=sys.stderr)
     return DONE
 
 
-def sampler_for(report_path):
-    """What looks at the machine for --report, after all that the page needs has been found to be there; or None."""
-    if report_path is None:
-        return None
-    check_writable(report_path, "--report")
-    page.check()
-    return Sampler()
+def watchers_for(options):
+    """What looks at the machine while main runs, for --report and --trace, after all that they need has been found to be there."""
+    found = []
+    if options.report_path is not None:
+        check_writable(options.report_path, "--report")
+        page.check()
+        found.append(Sampler())
+    if (options.events is None) != (options.trace_out is None):
+        raise ConfigError("--trace and --trace-out go together: which events, and the file they go to")
+    if options.events is not None:
+        check_writable(options.trace_out, "--trace-out")
+        from numaemu.tools.tracing.collector import Collector
+
+        found.append(Collector(options.events, options.trace_out))
+    return found
 
 
 def start_early(path, options):
@@ -283,7 +296,7 @@ def seed_all(seed):
     numpy.random.seed(seed)
 
 
-def run_workload(module, topology, options, header=None, sampler=None):
+def run_workload(module, topology, options, header=None, watchers=()):
     """Boot the machine, run main(machine), and collect the figures of the run. What main prints comes below the header."""
     memory = {"buddyinfo": options.buddyinfo, "pagetypeinfo": options.pagetypeinfo}
     with report.Progress(quiet=options.quiet) as progress, boot(topology, progress, **memory) as machine:
@@ -292,11 +305,9 @@ def run_workload(module, topology, options, header=None, sampler=None):
         mount = machine.mount(options.mount_dir) if options.mount_dir else contextlib.nullcontext()
         start = time.perf_counter()
         try:
-            with (
-                mount,
-                header or contextlib.nullcontext(),
-                sampler.of(machine) if sampler else contextlib.nullcontext(),
-            ):
+            with mount, header or contextlib.nullcontext(), contextlib.ExitStack() as stack:
+                for watcher in watchers:
+                    stack.enter_context(watcher.of(machine))
                 result = call_main(module, machine)
         except KeyboardInterrupt as error:
             note(error, whereabouts=whereabouts(error, machine))

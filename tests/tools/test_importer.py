@@ -84,6 +84,13 @@ def test_distances_and_latencies_are_read():
     assert topology.latency_ns[0] == (90, 189, 189, 189) and any("some pairs" in note for note in notes)
 
 
+def test_memory_attributes_are_of_the_memory_that_they_name():
+    """By hwloc's own numbers, which are other nodes' numbers as well."""
+    topology, _ = import_machine(str(HWLOC / "64intel64-heteromem.xml"))
+    fast = [row.index(90000) for row in topology.bandwidth_mbs[:4]]
+    assert fast == [7, 4, 5, 6] and topology.bandwidth_mbs[0][0] == 22500
+
+
 def imported(text, tmp=[]):
     """import_machine of a text, through its reader."""
     from numaemu.tools.importer.found import machine_dict
@@ -133,6 +140,13 @@ Numa node\t     0\t     1\t     2
 
 Measuring Peak Injection Memory Bandwidths for the system
 ALL Reads        :\t100000.0
+
+Measuring Memory Bandwidths between nodes within system
+Bandwidths are in MB/sec (1 MB/sec = 1,000,000 Bytes/sec)
+\t\tNuma node
+Numa node\t     0\t     1\t     2
+       0\t98000.5\t34000.0\t12000.0
+       1\t34100.0\t99000.0\t-
 """
 
 
@@ -148,7 +162,12 @@ def test_what_lscpu_and_mlc_print(tmp_path):
     assert [n.cpus for n in topology.nodes] == [(0, 2), (1,)] and "each node gets 512MiB of memory" in notes
     (tmp_path / "m").write_text(MLC)
     topology, notes = import_machine(str(tmp_path / "m"))
-    assert topology.latency_ns[:2] == ((82, 139, 250), (140, 82, 251)) and "bandwidths are left out" in notes
+    assert (
+        topology.latency_ns[:2] == ((82, 139, 250), (140, 82, 251))
+        and "peak bandwidths and loaded latencies are left out" in notes
+    )
+    assert topology.bandwidth_mbs == ((98000, 34000, 12000), (34100, 99000, 12000), (12000, 12000, 12000))
+    assert "bandwidths are known for some pairs of nodes only; the others are the lowest, 12000 MB/s" in notes
     assert [n.cpus for n in topology.nodes] == [(0,), (1,), ()]
     base = load_topology(nodes=2, cpus_per_node=3, memory_per_node="64MiB", memory_only_nodes=1)
     (tmp_path / "base.toml").write_text(base.to_toml())

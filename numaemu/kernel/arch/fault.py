@@ -24,6 +24,7 @@ from numaemu.kernel.include.mm_types import (
     VM_READ,
     VM_WRITE,
 )
+from numaemu.kernel.include.trace import PAGE_FAULT_END, PAGE_FAULT_USER, trace_event
 from numaemu.kernel.include.vmstat import PGFAULT, count_vm_events
 from numaemu.kernel.mm.fault.memory import AROUND, handle_mm_fault
 from numaemu.kernel.mm.fault.zap import zap_page_range
@@ -119,6 +120,17 @@ def bring_event_nearer(cpu, ns):
         fetch_add(cpu, "event_at", -(ns // NS_PER_ACCESS))
 
 
+@hot
+def mm_account_fault(cpu, task, address, code):
+    """A fault has been served."""
+    if code == VM_FAULT_MAJOR:
+        task.maj_flt += 1
+    else:
+        task.min_flt += 1
+    count_vm_events(machine_of(cpu), cpu.id, PGFAULT, 1)
+    trace_event(cpu, PAGE_FAULT_END, address, code, 0, 0, 0)
+
+
 @kernel("u64(cpu_t*, u64, u64)")
 def do_user_addr_fault(cpu, address, access):
     """Serve a fault of the running task: SERVED, or FAILED with the reason left in the CPU's words."""
@@ -127,6 +139,7 @@ def do_user_addr_fault(cpu, address, access):
     mm, task = mm_of(machine, mm_number), current_task(cpu)
     lock = address_of(mm, "mmap_lock")
     charged_before = cpu.clock_base_ns
+    trace_event(cpu, PAGE_FAULT_USER, address, access, 0, 0, 0)
     cpu.clock_base_ns += machine.fault_ns
     cpu.cr2, cpu.error_code = address, access  # handle_mm_fault or bad_area adds X86_PF_PROT
     while True:
@@ -171,11 +184,7 @@ def do_user_addr_fault(cpu, address, access):
         return bad_area(cpu, address, access, SIGBUS)
     if code != VM_FAULT_OK and code != VM_FAULT_MAJOR:
         return bad_area(cpu, address, access, SIGSEGV)
-    if code == VM_FAULT_MAJOR:
-        task.maj_flt += 1
-    else:
-        task.min_flt += 1
-    count_vm_events(machine, cpu.id, PGFAULT, 1)
+    mm_account_fault(cpu, task, address, code)
     bring_event_nearer(cpu, cpu.clock_base_ns - charged_before)
     if cpu.nr_waiting != 0:
         exchange(cpu, "event_at", 0)  # the slice may be over: a fault takes longer than next_event assumes (sched.py)

@@ -27,12 +27,20 @@ from numaemu.kernel.core.smp import (
     wake_cpu,
 )
 from numaemu.kernel.include.mm_types import mm_t
+from numaemu.kernel.include.trace import (
+    SHOOTDOWN_END,
+    TLB_FLUSH,
+    TLB_REMOTE_SEND_IPI,
+    TLB_REMOTE_SHOOTDOWN,
+    trace_event,
+)
 from numaemu.kernel.include.vmstat import (
     NR_TLB_LOCAL_FLUSH_ALL,
     NR_TLB_LOCAL_FLUSH_ONE,
     NR_TLB_REMOTE_FLUSH,
     NR_TLB_REMOTE_FLUSH_RECEIVED,
     count_vm_events,
+    percpu_of,
 )
 from numaemu.mmu import tlb_flush_all, tlb_flush_asid, tlb_flush_local, tlb_flush_page, tlb_switch_asid
 from numaemu.spec.param import PAGE_SHIFT, PAGE_SIZE
@@ -123,6 +131,9 @@ def answer_ipi(cpu_address, _b, _c):
                         initiator.flush_shift,
                         initiator.flush_gen,
                     )
+                flush = percpu_of(machine, initiator.id).event[NR_TLB_REMOTE_FLUSH]
+                pages = (initiator.flush_end - initiator.flush_start) >> U(PAGE_SHIFT)
+                trace_event(cpu, TLB_FLUSH, pages, TLB_REMOTE_SHOOTDOWN, initiator.id, flush, 0)
                 cpu.shootdowns_received += 1
                 count_vm_events(machine, cpu.id, NR_TLB_REMOTE_FLUSH_RECEIVED, 1)
                 cpu.clock_base_ns += machine.ipi_ns
@@ -173,6 +184,8 @@ def shoot_down(cpu, mm_number, start, end, shift, gen, targets):
     cpu.flush_shift = shift
     store_release(cpu, "flush_acks", targets + 1)
     count_vm_events(machine, cpu.id, NR_TLB_REMOTE_FLUSH, 1)
+    flush = percpu_of(machine, cpu.id).event[NR_TLB_REMOTE_FLUSH]
+    trace_event(cpu, TLB_FLUSH, (end - start) >> U(PAGE_SHIFT), TLB_REMOTE_SEND_IPI, cpu.id, flush, targets)
     cpu.clock_base_ns += machine.shootdown_ns
     send(cpu, 0, MSG_SHOOTDOWN, 0, 0, 0, 0, 0)
     unwoken = False
@@ -182,6 +195,7 @@ def shoot_down(cpu, mm_number, start, end, shift, gen, targets):
             break
         unwoken = wait_for_event(cpu)
     stop_waiting(cpu, unwoken)
+    trace_event(cpu, SHOOTDOWN_END, targets, flush, 0, 0, 0)
 
 
 @hot

@@ -79,10 +79,11 @@ def strand_ns(strand):
 
 @kernel("void(cpu_t*, i64)")
 def advance_clock(cpu, ns):
-    """A context continues at `ns` at the earliest."""
+    """A context continues at `ns` at the earliest; it has had nothing to do until then."""
     behind = ns - clock_ns(cpu)
     if behind > 0:
         cpu.clock_base_ns += behind
+        cpu.idle_ns += behind
 
 
 @hot

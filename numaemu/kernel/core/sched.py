@@ -13,6 +13,7 @@ import numpy as np
 from numaemu.compiler.atomic import compare_exchange, exchange, load_acquire, store_release
 from numaemu.compiler.decorators import callback, entry, hot, kernel
 from numaemu.compiler.native import call_address, sem_post, sem_wait
+from numaemu.compiler.pointer import address_of, u64
 from numaemu.hardware.processor import cpu_t
 from numaemu.kernel.arch.pgtable import mm_of
 from numaemu.kernel.arch.tlb import switch_mm
@@ -20,6 +21,7 @@ from numaemu.kernel.core.lockstep import go_by, lockstep_t, look_at_clock, pause
 from numaemu.kernel.core.smp import enter, leave, machine_of
 from numaemu.kernel.core.timer import run_local_timers
 from numaemu.kernel.include.mm_types import TASK_DEAD, TASK_RUNNING, TASK_ZOMBIE, task_t
+from numaemu.kernel.include.trace import SCHED_SWITCH, SCHED_WAKEUP, trace_event, trace_on, trace_record
 from numaemu.mmu import clock_ns
 from numaemu.spec.param import MAX_NODES
 
@@ -42,12 +44,31 @@ def put_prev_task(cpu):
     cpu.task = 0
 
 
+@kernel("void(cpu_t*, i64, i64)")
+def trace_sched_switch(cpu, prev, following):
+    """The tracepoint sched_switch: from task `prev` to `following`, by their numbers; 0: the CPU is idle."""
+    tasks = task_t.array(machine_of(cpu).tasks)
+    before, after = tasks[prev], tasks[following]
+    names = u64.array(address_of(after, "comm"))
+    trace_record(
+        cpu,
+        SCHED_SWITCH,
+        U(before.pid if prev != 0 else 0),
+        U(after.pid if following != 0 else 0),
+        U(1 if cpu.preempted == 0 and prev != 0 else 0),
+        names[0] if following != 0 else U(0),
+        names[1] if following != 0 else U(0),
+    )
+
+
 @kernel("void(cpu_t*, i64)")
 def context_switch(cpu, task_number):
     """Make a task the running one. Linux counts a task that yields as switched against its will, and so do we."""
     machine = machine_of(cpu)
     task = task_t.array(machine.tasks)[task_number]
     if cpu.task != task_number:
+        if trace_on(cpu, SCHED_SWITCH):
+            trace_sched_switch(cpu, cpu.task, task_number)
         put_prev_task(cpu)
         cpu.nr_switches += 1
         cpu.clock_base_ns += machine.context_switch_ns
@@ -142,6 +163,8 @@ def idle_until(cpu, until_ns):
     """If nobody has used the CPU until then it has been idle, which is a switch, too."""
     idle = until_ns - clock_ns(cpu)
     if idle > 0:
+        if trace_on(cpu, SCHED_SWITCH) and cpu.task != 0:
+            trace_sched_switch(cpu, cpu.task, 0)
         put_prev_task(cpu)
         cpu.nr_switches += 1
         cpu.clock_base_ns += idle
@@ -226,10 +249,14 @@ def schedule(cpu, until_ns):
     task.preempted = 0
     idle = until_ns - clock_ns(cpu)
     if idle > 0:
+        if trace_on(cpu, SCHED_SWITCH) and cpu.task != 0:
+            trace_sched_switch(cpu, cpu.task, 0)
         put_prev_task(cpu)
         cpu.nr_switches += 1
         cpu.clock_base_ns += idle
         cpu.iowait_ns += idle
+    if until_ns != 0:
+        trace_event(cpu, SCHED_WAKEUP, task.pid, cpu.id, 0, 0, 0)
     if task.state == TASK_RUNNING:
         context_switch(cpu, task_number)
     else:

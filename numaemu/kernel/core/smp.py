@@ -24,6 +24,7 @@ from numaemu.hardware.mailbox import FULL, RING, mailbox_t, post
 from numaemu.hardware.processor import cpu_t
 from numaemu.kernel.include.mm_types import machine_t, mm_t
 from numaemu.kernel.include.mmzone import node_of
+from numaemu.kernel.include.trace import NODE_MESSAGE, trace_event
 from numaemu.mmu import clock_ns, tlb_flush_all, tlb_flush_local
 
 U = np.uint64
@@ -170,6 +171,7 @@ def request(cpu, to, kind, a, b, c):
     """Ask another process and wait for its answer, outside; a CPU has one request at a time."""
     machine = machine_of(cpu)
     token = cpu.reply_seq + 1
+    trace_event(cpu, NODE_MESSAGE, to, kind, a, b, c)
     send(cpu, to, kind, token, a, b, c, cpu.id)
     cpu.clock_base_ns += machine.message_ns
     unwoken = False

@@ -18,12 +18,13 @@ class FoundNode:
 
 @dataclass
 class Found:
-    """A machine as it was described. Matrices are in the order of the nodes; an entry of `latency` may be None."""
+    """A machine as it was described. Matrices are in the order of the nodes; an entry of `latency` and of `bandwidth` may be None."""
 
     name: str
     nodes: list[FoundNode]
     distance: list[list[int]] | None = None
     latency: list[list[int | None]] | None = None
+    bandwidth: list[list[int | None]] | None = None  # MB/s
     extra: dict = field(default_factory=dict)  # further tables of the machine file
     notes: list[str] = field(default_factory=list)  # what cannot be expressed, or was changed
 
@@ -45,6 +46,8 @@ def machine_dict(found, scale=1.0):
         machine["distance"] = {"matrix": checked_distance(found, notes)}
     if latency := completed(found, machine.get("distance", {}).get("matrix"), notes):
         machine["latency"] = {"matrix": latency}
+    if bandwidth := known_bandwidth(found, notes):
+        machine["bandwidth"] = {"matrix": bandwidth}
     return machine | found.extra, notes
 
 
@@ -79,6 +82,17 @@ def checked_distance(found, notes):
                 a, b = found.nodes[i].number, found.nodes[j].number
                 notes.append(f"the distance from node {a} to node {b} is {value}, which becomes {row[j]}")
     return rows
+
+
+def known_bandwidth(found, notes):
+    """The matrix of bandwidths; the least one stands for those that nobody told. None if none is known."""
+    known = [mbs for row in found.bandwidth or () for mbs in row if mbs]
+    if not known:
+        return None
+    least = min(known)
+    if any(not mbs for node, row in zip(found.nodes, found.bandwidth) if node.cpus for mbs in row):
+        notes.append(f"bandwidths are known for some pairs of nodes only; the others are the lowest, {least} MB/s")
+    return [[mbs or least for mbs in row] for row in found.bandwidth]
 
 
 def completed(found, distance, notes):

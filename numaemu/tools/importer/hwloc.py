@@ -79,7 +79,8 @@ def read_topology(root, name):
     ]
     found = Found(name, nodes)
     found.distance = old_distances(root, len(nodes)) if old else distances(root, elements)
-    found.latency = latencies(root, elements, nodes)
+    found.latency = attribute(root, elements, nodes, "Latency")
+    found.bandwidth = attribute(root, elements, nodes, "Bandwidth")
     add_nodes_without_memory(found, root, {pu for pu, i in owner.items() if i is None})
     if not any(node.memory for node in found.nodes):
         found.notes.append("sizes of memory are not in it")
@@ -99,7 +100,7 @@ def add_nodes_without_memory(found, root, lost):
         place = sum(node.number < nid for node in found.nodes)
         found.nodes.insert(place, FoundNode(nid, 0, cpus))
         found.notes.append(f"CPUs {list_text(sorted(cpus))} have no memory that may be used: node {nid} has none")
-        for matrix, new in ((found.distance, REMOTE_DISTANCE), (found.latency, None)):
+        for matrix, new in ((found.distance, REMOTE_DISTANCE), (found.latency, None), (found.bandwidth, None)):
             if matrix:
                 for row in matrix:
                     row.insert(place, new)
@@ -145,19 +146,17 @@ def old_distances(root, n):
     return None
 
 
-def latencies(root, elements, nodes):
-    """ns by node of CPUs and node of memory from the memory attributes, or None."""
+def attribute(root, elements, nodes, name):
+    """Latency in ns, or Bandwidth in MB/s, by node of CPUs and node of memory from the memory attributes, or None."""
     attributes = {a.get("name"): a for a in root.findall("memattr")}
-    table = attributes.get("ReadLatency", attributes.get("Latency"))
+    table = attributes.get(f"Read{name}", attributes.get(name))
     if table is None:
         return None
     rows = [[None] * len(nodes) for _ in nodes]
-    target = {e.get("gp_index"): j for j, e in enumerate(elements)} | {
-        e.get("os_index"): j for j, e in enumerate(elements)
-    }
+    places = {kind: {e.get(f"{kind}_index"): j for j, e in enumerate(elements)} for kind in ("gp", "os")}
     for value in table.findall("memattr_value"):
-        key = "target_obj_gp_index" if value.get("target_obj_gp_index") else "target_obj_os_index"
-        column = target.get(value.get(key))
+        kind = "gp" if value.get("target_obj_gp_index") else "os"
+        column = places[kind].get(value.get(f"target_obj_{kind}_index"))
         for i, node in enumerate(nodes):
             if column is not None and node.cpus and node.cpus <= bits(value.get("initiator_cpuset")):
                 rows[i][column] = int(value.get("value"))
@@ -182,14 +181,16 @@ def described(found, root, near):
         notes.append(f"caches are left out: {sizes}")
     if side := objects(root, "MemCache"):
         notes.append(f"{len(side)} memory-side caches are left out, of {size_text(side[0])} each")
-    for attribute in root.findall("memattr"):
-        if attribute.get("name") not in ("Capacity", "Locality", "Latency", "ReadLatency"):
-            notes.append(f"the memory attribute {attribute.get('name')} is left out")
+    for other in root.findall("memattr"):
+        if other.get("name") not in ("Capacity", "Locality", "Latency", "ReadLatency", "Bandwidth", "ReadBandwidth"):
+            notes.append(f"the memory attribute {other.get('name')} is left out")
     if kinds := root.findall("cpukind"):
         notes.append(f"{len(kinds)} kinds of CPUs are all the same here")
     subtypes = {e.get("subtype") for e in objects(root, "NUMANode") if e.get("subtype")}
     if subtypes:
-        notes.append(f"kinds of memory ({', '.join(sorted(subtypes))}) are known by their latencies only")
+        notes.append(
+            f"kinds of memory ({', '.join(sorted(subtypes))}) are known by their latencies and bandwidths only"
+        )
     return found
 
 

@@ -67,7 +67,8 @@ def read(root, name):
     distance = rows if all(len(row) == len(places) for row in rows) else None
     if distance is None:
         notes.append("distances are not complete and are left out")
-    found = Found(name, nodes, distance, latencies(places, nodes), settings(root), notes)
+    performance = [access(places, nodes, f"read_{what}") for what in ("latency", "bandwidth")]
+    found = Found(name, nodes, distance, *performance, settings(root), notes)
     if any((root / "sys/devices/system/cpu/cpu0/cache").glob("index*")):
         notes.append("caches are left out")
     if siblings := text_of(root / "sys/devices/system/cpu/cpu0/topology/thread_siblings_list").strip():
@@ -76,12 +77,12 @@ def read(root, name):
     return found
 
 
-def latencies(places, nodes):
-    """ns from access0/initiators: from the nearest CPUs to each memory."""
+def access(places, nodes, name):
+    """A figure of access0/initiators: from the nearest CPUs to each memory."""
     rows = [[None] * len(nodes) for _ in nodes]
     number = {node.number: i for i, node in enumerate(nodes)}
     for column, place in enumerate(places):
-        text = text_of(place / "access0/initiators/read_latency").strip()
+        text = text_of(place / "access0/initiators" / name).strip()
         for initiator in (place / "access0/initiators").glob("node[0-9]*"):
             row = number.get(int(initiator.name[4:]))
             if text.isdigit() and int(text) and row is not None and nodes[row].cpus:

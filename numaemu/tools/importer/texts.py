@@ -13,6 +13,7 @@ LSCPU_HEADER = re.compile(r"^# *(CPU,.*)$", re.M)
 MLC_NODES = re.compile(r"^Numa node((?:[ \t]+\d+)+)[ \t]*$", re.M)
 MLC_ROW = re.compile(r"^[ \t]*(\d+)((?:[ \t]+(?:\d+(?:\.\d+)?|-))+)[ \t]*$")
 IDLE = "idle latencies"
+BETWEEN = "Memory Bandwidths between nodes"
 
 
 def numactl(text, name):
@@ -50,12 +51,11 @@ def lscpu(text, name):
     return found
 
 
-def mlc(text, name):
-    """Intel's mlc: the matrix of idle latencies. Its rows are nodes with CPUs, its columns nodes with memory."""
-    part = text[max(text.lower().find(IDLE), 0) :]
+def mlc_matrix(part):
+    """(column nodes, {row node: figures}) of the first matrix of a part of mlc's text; None: there is none."""
     header = MLC_NODES.search(part)
     if header is None:
-        raise ConfigError("mlc's text has no matrix of idle latencies")
+        return None
     columns, rows = [int(word) for word in header[1].split()], {}
     for line in part[header.end() :].splitlines():
         match = MLC_ROW.match(line)
@@ -67,17 +67,32 @@ def mlc(text, name):
         if len(values) != len(columns):
             raise ConfigError(f"mlc's row of node {match[1]} has {len(values)} figures, must have {len(columns)}")
         rows[int(match[1])] = values
-    if not rows:
-        raise ConfigError("mlc's matrix of idle latencies has no rows")
-    numbers = sorted({*columns, *rows})
+    return columns, rows
+
+
+def square(columns, rows, numbers):
+    """Whole numbers by node and node, None where nothing was measured."""
     place = {number: i for i, number in enumerate(columns)}
-    latency = [[rows[a][place[b]] if a in rows and b in place else None for b in numbers] for a in numbers]
-    rounded = [[None if ns is None else max(round(ns), 1) for ns in row] for row in latency]
+    found = [[rows[a][place[b]] if a in rows and b in place else None for b in numbers] for a in numbers]
+    return [[None if value is None else max(round(value), 1) for value in row] for row in found]
+
+
+def mlc(text, name):
+    """Intel's mlc: the matrices of idle latencies and of bandwidths. Rows are nodes with CPUs, columns nodes with memory."""
+    found = mlc_matrix(text[max(text.lower().find(IDLE), 0) :])
+    if found is None or not found[1]:
+        raise ConfigError("mlc's text has no matrix of idle latencies")
+    columns, rows = found
+    numbers = sorted({*columns, *rows})
     cpus = {number: {i} for i, number in enumerate(sorted(rows))}
-    found = Found(name, [FoundNode(n, None, cpus.get(n, set())) for n in numbers], None, rounded)
-    found.notes.append(
+    machine = Found(
+        name, [FoundNode(n, None, cpus.get(n, set())) for n in numbers], None, square(columns, rows, numbers)
+    )
+    if (at := text.find(BETWEEN)) >= 0 and (matrix := mlc_matrix(text[at:])) is not None:
+        machine.bandwidth = square(*matrix, numbers)
+    machine.notes.append(
         "CPUs and sizes of memory are not in it: each node with a row has one CPU (--onto MACHINE keeps another's)"
     )
-    if "andwidth" in text:
-        found.notes.append("bandwidths are left out")
-    return found
+    if "Peak Injection" in text or "Loaded Latencies" in text:
+        machine.notes.append("peak bandwidths and loaded latencies are left out")
+    return machine

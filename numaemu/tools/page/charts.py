@@ -154,6 +154,7 @@ def access_matrix(run):
 
 
 def latency_matrix(run):
+    """What a load takes, as the machine file says."""
     matrix = run["machine"]["latency"]["matrix"]
     rows = [
         {"CPUs of node": i, "memory of node": j, "ns": ns}
@@ -179,6 +180,7 @@ def translations(run):
 
 
 def memory_in_use(run):
+    """Each node's memory by use."""
     kinds = {
         "AnonPages": "anonymous",
         "FilePages": "files",

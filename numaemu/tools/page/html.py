@@ -61,6 +61,7 @@ def result_part(run):
 
 
 def counters_part(run):
+    """All counters, folded away."""
     rows = "".join(
         f"<tr><td>{html.escape(name)}</td><td>{value:,}</td></tr>" for name, value in run["vmstat"].items() if value
     )

@@ -7,6 +7,7 @@ import time
 
 from numaemu.errors import MachineCheck
 
+INTERVAL_NS = 1_000_000  # between two looks in lockstep, where they come by emulated time and repeat
 INTERVAL_S = 0.05  # between two looks; longer where a look takes long, or a run does
 SHARE = 10  # a look takes a tenth of the time at most
 MOST_SAMPLES = 400  # then every second one goes, and the interval doubles
@@ -70,7 +71,7 @@ def look(machine):
 
 
 class Sampler:
-    """A thread that looks at a machine, between `start` and `stop`: both look once themselves."""
+    """A thread that looks at a machine, between `start` and `stop`: both look once themselves. In lockstep the machine calls."""
 
     def __init__(self):
         self.samples, self.tasks, self.ended, self.interval_s = [], {}, threading.Event(), INTERVAL_S
@@ -85,18 +86,33 @@ class Sampler:
             self.stop()
 
     def start(self, machine):
-        self.machine = machine
+        """Look once, and then from time to time."""
+        self.machine, self.thread, self.timer, self.due_ns = machine, None, None, 0
         self.sample()
+        if machine.topology.lockstep:
+            self.step_ns, self.timer = INTERVAL_NS, machine.every(INTERVAL_NS, self.at)
+            return
         self.thread = threading.Thread(target=self.run, daemon=True, name="sampler")
         self.thread.start()
 
     def stop(self):
         """The last look, while the machine is still there."""
         self.ended.set()
-        self.thread.join()
+        if self.timer is not None:
+            with contextlib.suppress(MachineCheck):
+                self.timer.stop()
+        else:
+            self.thread.join()
         self.sample()
 
+    def at(self, now_ns):
+        """A look in lockstep; fewer of them where a run takes long."""
+        if now_ns >= self.due_ns:
+            self.sample()
+            self.due_ns = now_ns + self.step_ns
+
     def run(self):
+        """The thread."""
         while not self.ended.wait(self.interval_s):
             begin = time.perf_counter()
             if not self.sample():
@@ -116,4 +132,5 @@ class Sampler:
         if len(self.samples) > MOST_SAMPLES:
             del self.samples[1:-1:2]
             self.interval_s *= 2
+            self.step_ns = 2 * getattr(self, "step_ns", INTERVAL_NS)
         return True

@@ -160,3 +160,17 @@ def test_threads_have_directories(two_nodes, system):
     assert proc.read(system, f"/proc/{task.pid}/task/{thread.pid}/comm") == "main\n"
     assert proc.find(system, f"/proc/{thread.pid}/task/{task.pid}/comm") is None
     assert "nr_switches" in proc.read(system, f"/proc/{task.pid}/sched")
+
+
+def test_the_times_of_a_cpu_are_its_clock_in_lockstep():
+    """A CPU that begins later has been idle until then."""
+    from numaemu import Machine
+
+    with Machine(nodes=1, cpus_per_node=2, memory_per_node="32MiB", lockstep=True) as machine:
+        first = machine.task(cpu=0)
+        first.sleep(40)
+        second = machine.task(cpu=1)
+        second.mmap("64KiB").touch()
+        lines = [line.split() for line in machine.read("/proc/stat").splitlines() if line.startswith("cpu")]
+        for _, user, _, kernel, idle, *_ in lines[1:]:
+            assert int(idle) in (3, 4) and int(user) + int(kernel) == 0

@@ -33,6 +33,7 @@ from numaemu.kernel.fs.sysfs import numa as numa_sysfs
 from numaemu.kernel.fs.sysfs import thp as thp_sysfs
 from numaemu.kernel.fs.sysfs import zswap as zswap_sysfs
 from numaemu.kernel.fs.sysfs.sysctl import System  # noqa: F401  (what read, write and listdir take)
+from numaemu.kernel.fs.tracefs import files as tracefs
 from numaemu.kernel.include.mm_types import mapping_t, pool_t
 from numaemu.kernel.include.mmzone import ZONE_NAMES
 from numaemu.kernel.mm.swap import swapon
@@ -53,7 +54,15 @@ FIXED = {
     )
     for path, read in module.FILES.items()
 }
-FIXED |= sysctl.FILES | swapon.FILES | huge_sysfs.SYSCTLS | thp_sysfs.FILES | zswap_sysfs.FILES | numa_sysfs.FILES
+FIXED |= (
+    tracefs.FILES
+    | sysctl.FILES
+    | swapon.FILES
+    | huge_sysfs.SYSCTLS
+    | thp_sysfs.FILES
+    | zswap_sysfs.FILES
+    | numa_sysfs.FILES
+)
 PID_FILES = proc_task.PID_FILES | proc_base.PID_FILES | proc_smaps.PID_FILES | cgroup.PID_FILES
 PID_WRITERS = proc_task.PID_WRITERS | proc_base.PID_WRITERS
 THREAD_FILES = {name: make for name, make in PID_FILES.items() if make} | proc_base.THREAD_FILES
@@ -96,6 +105,8 @@ def find(system, path):
             functools.partial(sysctl.read_weight, node=node),
             lambda system, text: sysctl.write_weight(system, node, text),
         )
+    if path.startswith(tracefs.ROOT):
+        return tracefs.cpu_files(system).get(path)
     if path.startswith("/sys/block/"):
         return genhd.files(system).get(path)
     if path in (fixed := shape(system).files):
@@ -200,6 +211,7 @@ def paths(system):
     yield from shape(system).files
     yield from shape(system).links
     yield from genhd.files(system)
+    yield from tracefs.cpu_files(system)
     yield from cgroup.paths(system)
     for pid in proc_task.pids(system.machine):
         yield from (f"/proc/{pid}/{name}" for name in PID_FILES)

@@ -74,6 +74,13 @@ _NUMBER = re.compile(r"(-?)(0[xX][0-9a-fA-F]+|0[0-7]*|[1-9][0-9]*)")
 LOCKSTEP_BOOT_TIME = 1_735_689_600  # 2025-01-01 00:00 UTC
 
 
+class Tracing:
+    """What tracefs remembers: the events that were chosen, if tracing is on, the names of tasks by pid."""
+
+    def __init__(self):
+        self.mask, self.on, self.names = 0, True, {}
+
+
 class System:
     """What /proc and /sys show and set: the machine, its shape, the settings in force."""
 
@@ -84,6 +91,7 @@ class System:
         self.boot_time = LOCKSTEP_BOOT_TIME if topology.lockstep else int(time.time())
         self.avenrun, self.load_seen_ns, self.load_busy_ns = [0, 0, 0], 0, 0  # proc/stat.py
         self.shape = None  # proc/tree.py
+        self.trace = Tracing()
         self.writer = 0  # number of the task that writes, 0: none
         self.drain_all = lambda: None  # the coordinator's: unused pages go back, as a generator of its steps
         self.compact_nodes = None  # the coordinator's: compact these nodes, as a generator of its steps

@@ -33,6 +33,7 @@ from numaemu.kernel.include.mm_types import (
 )
 from numaemu.kernel.include.mmdebug import VM_BUG_ON_PAGE
 from numaemu.kernel.include.mmzone import page_of, page_to_nid
+from numaemu.kernel.include.trace import WRITEBACK_PAGES_WRITTEN, trace_event
 from numaemu.kernel.include.vmstat import (
     NR_DIRTIED,
     NR_FILE_DIRTY,
@@ -342,6 +343,8 @@ def wb_workfn(cpu):
         if written == 0:
             break
     store_release(machine, "wb_lock", U(0))
+    if total > 0:
+        trace_event(cpu, WRITEBACK_PAGES_WRITTEN, total, 0, 0, 0, 0)
     return total
 
 

@@ -40,6 +40,7 @@ from numaemu.kernel.include.internal import NODE_RECLAIM_DISTANCE, node_reclaim_
 from numaemu.kernel.include.mm import frame_of
 from numaemu.kernel.include.mm_types import MM_ANONPAGES, VM_WRITE, PG_anon, PG_lru, PG_referenced, PG_swapcache, pool_t
 from numaemu.kernel.include.mmzone import copy_highpage, node_distance, page_of, page_to_nid
+from numaemu.kernel.include.trace import MM_COLLAPSE_HUGE_PAGE, trace_event
 from numaemu.kernel.include.vmstat import THP_COLLAPSE_ALLOC, THP_COLLAPSE_ALLOC_FAILED, count_vm_events
 from numaemu.kernel.mm.fault.memory import handle_mm_fault
 from numaemu.kernel.mm.fault.rmap import folio_remove_rmap, mapping_of
@@ -274,6 +275,7 @@ def collapse_huge_page(cpu, mm_number, vma_number, address):
     spin_unlock(family)
     if result != SCAN_SUCCEED:
         release_huge_pages(cpu, new)
+        trace_event(cpu, MM_COLLAPSE_HUGE_PAGE, mm_number, 0, result, 0, 0)
         return result
     added = __collapse_huge_page_copy(cpu, first, new)
     add_new_huge_pages(cpu, vma, address, new)
@@ -285,6 +287,7 @@ def collapse_huge_page(cpu, mm_number, vma_number, address):
     entry_exchange(where, pfn_pte(new, bits))
     pmd_unlock(machine, where)
     lru_add_drain(cpu)
+    trace_event(cpu, MM_COLLAPSE_HUGE_PAGE, mm_number, 1, SCAN_SUCCEED, 0, 0)
     return SCAN_SUCCEED
 
 

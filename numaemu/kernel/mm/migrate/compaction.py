@@ -40,6 +40,7 @@ from numaemu.kernel.include.mmzone import (
     zone_of,
     zonelist,
 )
+from numaemu.kernel.include.trace import MM_COMPACTION_BEGIN, MM_COMPACTION_END, trace_event
 from numaemu.kernel.include.vmstat import (
     COMPACT_FREE_SCANNED,
     COMPACT_ISOLATED,
@@ -323,8 +324,11 @@ def compact_zone(cpu, cc):
     place_scanners(machine, cc)
     batch_of(machine, cpu).nr = 0
     lru_add_drain(cpu)
+    end = zone.start_pfn + zone.spanned_pages
+    trace_event(cpu, MM_COMPACTION_BEGIN, zone.start_pfn, cc.migrate_pfn, cc.free_pfn, end, cc.mode)
     result = compact_zone_loop(cpu, cc)
     release_freepages(cpu, cc)
+    trace_event(cpu, MM_COMPACTION_END, zone.start_pfn, cc.migrate_pfn, cc.free_pfn, end, cc.mode | result << 8)
     count_vm_events(machine, cpu.id, COMPACT_MIGRATE_SCANNED, cc.total_migrate_scanned)
     count_vm_events(machine, cpu.id, COMPACT_FREE_SCANNED, cc.total_free_scanned)
     return result

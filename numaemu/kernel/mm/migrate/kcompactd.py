@@ -12,6 +12,7 @@ from numaemu.kernel.core.timer import HPAGE_FRAG_CHECK_INTERVAL_NS
 from numaemu.kernel.include.gfp import GFP_KERNEL
 from numaemu.kernel.include.internal import COMPACT_COMPLETE, COMPACT_CONTINUE, COMPACT_DONE, COMPACT_PARTIAL_SKIPPED
 from numaemu.kernel.include.mmzone import KCOMPACTD, MAX_NR_ZONES, node_of, zone_of
+from numaemu.kernel.include.trace import MM_COMPACTION_KCOMPACTD_WAKE, trace_event
 from numaemu.kernel.include.vmstat import (
     COMPACT_DAEMON_FREE_SCANNED,
     COMPACT_DAEMON_MIGRATE_SCANNED,
@@ -110,6 +111,7 @@ def kcompactd_do_work(cpu, node):
     n, cc = node_of(machine, node), compact_control_of(machine, cpu.id)
     order, highest = n.kcompactd_max_order, n.kcompactd_highest_zoneidx
     count_vm_events(machine, cpu.id, COMPACT_DAEMON_WAKE, 1)
+    trace_event(cpu, MM_COMPACTION_KCOMPACTD_WAKE, node, order, highest, 0, 0)
     for kind in range(highest + 1):
         zone = zone_of(machine, node * MAX_NR_ZONES + kind)
         if (

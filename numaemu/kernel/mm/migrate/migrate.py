@@ -63,6 +63,7 @@ from numaemu.kernel.include.mm_types import (
 )
 from numaemu.kernel.include.mmdebug import VM_BUG_ON_PAGE
 from numaemu.kernel.include.mmzone import copy_highpage, page_of, page_to_nid
+from numaemu.kernel.include.trace import MM_MIGRATE_PAGES, trace_event
 from numaemu.kernel.include.vmstat import (
     NR_FILE_DIRTY,
     NR_FILE_PAGES,
@@ -417,6 +418,7 @@ def migrate_pages_batch(cpu, batch):
             put_page(cpu, old)
         if batch.new[i] == 0 and i < tried:
             failed += 1
+    trace_event(cpu, MM_MIGRATE_PAGES, tried - failed, failed, 0, 0, 0)
     count_vm_events(machine, cpu.id, PGMIGRATE_SUCCESS, tried - failed)
     count_vm_events(machine, cpu.id, PGMIGRATE_FAIL, failed)
     batch.nr = 0

@@ -13,6 +13,7 @@ from numaemu.kernel.core.smp import let_others_run, machine_of
 from numaemu.kernel.include.gfp import __GFP_FS
 from numaemu.kernel.include.mm_types import PG_anon, PG_buddy, PG_locked, PG_lru, PG_unevictable
 from numaemu.kernel.include.mmzone import LRU_UNEVICTABLE, lruvec_of, page_of, zone_of
+from numaemu.kernel.include.trace import MM_COMPACTION_ISOLATE_MIGRATEPAGES, trace_event
 from numaemu.kernel.include.vmstat import (
     COMPACT_ISOLATED,
     NR_ISOLATED_ANON,
@@ -205,6 +206,7 @@ def isolate_migratepages_block(cpu, cc, low, end):
         update_cached_migrate(machine, cc, pageblock_end(at - 1))
     cc.total_migrate_scanned += scanned
     count_vm_events(machine, cpu.id, COMPACT_ISOLATED, isolated)
+    trace_event(cpu, MM_COMPACTION_ISOLATE_MIGRATEPAGES, low, at, scanned, isolated, 0)
     return at
 
 

@@ -12,6 +12,7 @@ from numaemu.hardware.processor import cpu_t
 from numaemu.kernel.core.smp import machine_of
 from numaemu.kernel.include.mm_types import cpu_present, task_t
 from numaemu.kernel.include.mmzone import node_distance
+from numaemu.kernel.include.trace import SCHED_MOVE_NUMA, trace_event
 from numaemu.kernel.mm.numa.fault_stats import group_of, group_weight, task_weight
 from numaemu.kernel.mm.numa.memory_tiers import NUMA_NO_NODE
 from numaemu.kernel.mm.space.mempolicy import current_task
@@ -152,6 +153,8 @@ def task_numa_migrate(cpu):
     if target < 0:
         return
     task.numa_migrate_to = target % SWAP + 1
+    nodes = cpu.node | cpu_t.array(machine.cpus)[target % SWAP].node << 8
+    trace_event(cpu, SCHED_MOVE_NUMA, task.pid, task.tgid, cpu.id, target % SWAP, nodes)
     if target >= SWAP:
         task_t.array(machine.tasks)[cpu_t.array(machine.cpus)[target % SWAP].task].numa_migrate_to = cpu.id + 1
 

@@ -6,6 +6,7 @@ import numpy as np
 
 from numaemu.compiler.atomic import compare_exchange, fetch_or, load_acquire
 from numaemu.compiler.decorators import hot, kernel
+from numaemu.hardware.processor import cpu_t
 from numaemu.kernel.include.internal import ALLOC_HIGHATOMIC, ALLOC_KSWAPD, ALLOC_NOFRAGMENT, ALLOC_NON_BLOCK, ALLOC_OOM
 from numaemu.kernel.include.mm_types import PG_buddy, PG_lru
 from numaemu.kernel.include.mmzone import (
@@ -18,6 +19,7 @@ from numaemu.kernel.include.mmzone import (
     ZONE_BOOSTED_WATERMARK,
     page_of,
 )
+from numaemu.kernel.include.trace import MM_PAGE_ALLOC_EXTFRAG, trace_event
 from numaemu.kernel.mm.page_alloc.free_area import (
     __free_one_page,
     __rmqueue_smallest,
@@ -181,6 +183,14 @@ def steal_suitable_fallback(machine, zone, pfn, current, order, migratetype, all
     return pfn
 
 
+@kernel("void(machine_t*, zone_t*, i64, i64, i64, i64, i64)")
+def trace_extfrag(machine, zone, pfn, order, current, migratetype, other):
+    """The tracepoint of __rmqueue_fallback, in the node's process: it writes into the ring of the node's kernel threads."""
+    context = cpu_t.array(machine.cpus)[machine.nr_cpus + zone.node]
+    types = migratetype | other << 8 | get_pageblock_migratetype(machine, pfn) << 16
+    trace_event(context, MM_PAGE_ALLOC_EXTFRAG, pfn, order, current, types, 0)
+
+
 @kernel("i64(machine_t*, zone_t*, i64, i64, i64)")
 def __rmqueue_fallback(machine, zone, order, migratetype, alloc_flags):
     """Nothing of our own type: take the largest block of another, so that types mix as little as may be.
@@ -200,6 +210,8 @@ def __rmqueue_fallback(machine, zone, order, migratetype, alloc_flags):
                     current = smaller
                     break
         pfn = zone.free_area[current].head[other]
+        if machine.trace_events != U(0):
+            trace_extfrag(machine, zone, pfn, order, current, migratetype, other)
         return steal_suitable_fallback(
             machine,
             zone,

@@ -36,6 +36,7 @@ from numaemu.kernel.include.mmzone import (
     zone_of,
 )
 from numaemu.kernel.include.refcount import refcount_inc_not_zero
+from numaemu.kernel.include.trace import MM_PAGE_ALLOC, MM_PAGE_FREE, trace_event
 from numaemu.kernel.include.vmstat import PGFREE, count_vm_events
 from numaemu.kernel.mm.huge.hugetlb_pool import free_huge_folio
 from numaemu.kernel.mm.page_alloc.free_area import get_pageblock_migratetype
@@ -116,6 +117,7 @@ def alloc_pages(cpu, gfp, order, nid, nodemask):
         pfn = page_at_hand(cpu, machine, gfp, nid, nodemask)
         if pfn != 0:
             prep_page(machine, cpu, pfn, 0, gfp).refcount = 1
+            trace_event(cpu, MM_PAGE_ALLOC, pfn, 0, gfp, 0, 0)
             return pfn
     if order > MAX_ORDER:
         return 0
@@ -131,6 +133,7 @@ def alloc_pages(cpu, gfp, order, nid, nodemask):
         prep_page(machine, cpu, pfn, 0, gfp).refcount = 1
     else:
         prep_block(cpu, pfn, order, gfp)
+    trace_event(cpu, MM_PAGE_ALLOC, pfn, order, gfp, 0, 0)
     if gfp & __GFP_ACCOUNT:
         memcg_kmem_charge_page(cpu, pfn, order, is_compound(gfp, order))
     return pfn
@@ -154,6 +157,7 @@ def free_unref_page(cpu, pfn):
     VM_BUG_ON_PAGE(page.flags & (_BUDDY | _PCP) != U(0) or page.refcount != 0 or page.mapcount != 0, page)
     if page.flags & MEMCG_MASK != U(0):
         memcg_kmem_uncharge_page(machine, pfn, 0)
+    trace_event(cpu, MM_PAGE_FREE, pfn, 0, 0, 0, 0)
     count_vm_events(machine, cpu.id, PGFREE, 1)
     migratetype = get_pageblock_migratetype(machine, pfn)
     if migratetype >= MIGRATE_PCPTYPES:
@@ -181,6 +185,7 @@ def free_cold_page(cpu, pfn):
         return
     zone = zone_of(machine, page_zone(machine, pfn))
     memcg_kmem_uncharge_page(machine, pfn, 0)
+    trace_event(cpu, MM_PAGE_FREE, pfn, 0, 0, 0, 0)
     page.flags = _USED | _PCP
     count_vm_events(machine, cpu.id, PGFREE, 1)
     pcp = pcp_of(machine, cpu.id, zone.number).lists[migratetype]
@@ -197,6 +202,7 @@ def free_pages(cpu, pfn, order):
         return
     machine = machine_of(cpu)
     memcg_kmem_uncharge_page(machine, pfn, order)
+    trace_event(cpu, MM_PAGE_FREE, pfn, order, 0, 0, 0)
     count_vm_events(machine, cpu.id, PGFREE, 1 << order)
     send(cpu, actor_of_node(page_to_nid(machine, pfn)), MSG_FREE, 0, pfn, order, 0, 0)
 

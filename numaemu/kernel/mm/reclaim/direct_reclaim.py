@@ -16,6 +16,7 @@ from numaemu.kernel.include.mmzone import (
     zone_of,
     zonelist,
 )
+from numaemu.kernel.include.trace import MM_VMSCAN_DIRECT_RECLAIM_BEGIN, MM_VMSCAN_DIRECT_RECLAIM_END, trace_event
 from numaemu.kernel.include.vmstat import ALLOCSTALL_DMA, PGSCAN_DIRECT_THROTTLE, count_vm_events
 from numaemu.kernel.mm.reclaim.pageout import scan_control_of
 from numaemu.kernel.mm.reclaim.reclaim_compaction import compaction_ready
@@ -105,9 +106,11 @@ def try_to_free_pages(cpu_address, packed, nodemask):
     machine, sc = machine_of(cpu), scan_control_of(cpu)
     gfp, order, _more = unpack_alloc(packed)
     init_scan_control(machine, sc, gfp, order, nodemask)
+    trace_event(cpu, MM_VMSCAN_DIRECT_RECLAIM_BEGIN, order, gfp, 0, 0, 0)
     throttle_direct_reclaim(cpu, sc, cpu.node)
     reclaimed = do_try_to_free_pages(cpu, sc, cpu.node)
     for node in range(machine.nr_nodes):
         if (nodemask >> U(node)) & U(1) != U(0):
             free_to_zones(cpu, node)
+    trace_event(cpu, MM_VMSCAN_DIRECT_RECLAIM_END, reclaimed, 0, 0, 0, 0)
     return U(reclaimed)

@@ -22,6 +22,12 @@ from numaemu.kernel.include.mmzone import (
     wmark_pages,
     zone_of,
 )
+from numaemu.kernel.include.trace import (
+    MM_VMSCAN_KSWAPD_SLEEP,
+    MM_VMSCAN_KSWAPD_WAKE,
+    MM_VMSCAN_WAKEUP_KSWAPD,
+    trace_event,
+)
 from numaemu.kernel.include.vmstat import (
     KSWAPD_HIGH_WMARK_HIT_QUICKLY,
     KSWAPD_LOW_WMARK_HIT_QUICKLY,
@@ -83,6 +89,7 @@ def wakeup_kswapd(cpu, node, gfp, order, highest_zoneidx):
         if not gfp & __GFP_DIRECT_RECLAIM:
             wakeup_kcompactd(cpu, node, order, highest_zoneidx)
         return
+    trace_event(cpu, MM_VMSCAN_WAKEUP_KSWAPD, node, highest_zoneidx, order, gfp, 0)
     wake_kthread(cpu, node, U(KSWAPD))
 
 
@@ -178,6 +185,7 @@ def kswapd(cpu, node):
     machine = machine_of(cpu)
     pgdat = node_of(machine, node)
     flags, cpu.flags = cpu.flags, cpu.flags | PF_MEMALLOC | PF_KSWAPD
+    trace_event(cpu, MM_VMSCAN_KSWAPD_WAKE, node, pgdat.kswapd_highest_zoneidx, pgdat.kswapd_order, 0, 0)
     while True:
         order, highest = pgdat.kswapd_order, pgdat.kswapd_highest_zoneidx
         pgdat.kswapd_order = pgdat.kswapd_highest_zoneidx = 0
@@ -195,4 +203,5 @@ def kswapd(cpu, node):
                 wakeup_kcompactd(cpu, node, order, highest)
             break
     lru_add_drain(cpu)  # pages that were demoted; nobody else empties a thread's batches
+    trace_event(cpu, MM_VMSCAN_KSWAPD_SLEEP, node, 0, 0, 0, 0)
     cpu.flags = flags

@@ -38,6 +38,7 @@ from numaemu.kernel.include.mm_types import (
     task_t,
 )
 from numaemu.kernel.include.mmzone import MAX_NR_ZONES, WMARK_HIGH, WMARK_MIN, kilobytes, wmark_pages, zone_of
+from numaemu.kernel.include.trace import MARK_VICTIM, trace_on, trace_record
 from numaemu.kernel.mm.fault.zap import zap_page_range
 from numaemu.kernel.mm.huge.hugetlb_pool import hugetlb_total_pages
 from numaemu.kernel.mm.page_alloc.pcplist import drain_local_pages
@@ -107,6 +108,17 @@ def oom_reap_task_mm(cpu, mm_number):
     return done
 
 
+@kernel("void(cpu_t*, i64)")
+def trace_victim(cpu, mm_number):
+    """The tracepoint mark_victim: the first task that uses the address space. It is in the ring of the CPU that has asked."""
+    machine = machine_of(cpu)
+    for number in range(1, pool_t.at(machine.task_pool).used + 1):
+        task = task_t.array(machine.tasks)[number]
+        if task.mm == mm_number and task.pid == task.tgid:
+            trace_record(cpu, MARK_VICTIM, U(task.pid), U(0), U(0), U(0), U(0))
+            return
+
+
 @callback("u64(u64, u64, u64)")
 def alloc_pages_may_oom(cpu_address, packed, nodemask):
     """__alloc_pages_may_oom, from the slow path: 1 to try again, 0: the allocation (pack_alloc) fails."""
@@ -115,6 +127,8 @@ def alloc_pages_may_oom(cpu_address, packed, nodemask):
         return U(0)
     gfp, order, _more = unpack_alloc(packed)
     mm_number = request(cpu, 0, MSG_OOM, gfp, order, np.int64(nodemask))
+    if trace_on(cpu, MARK_VICTIM) and mm_number > 0:
+        trace_victim(cpu, mm_number)
     if mm_number == HOPELESS or fatal_signal_pending(cpu) or cpu.flags & PF_OOM_ORIGIN:
         return U(0)  # swapoff, which was chosen now if not before
     if mm_number == AGAIN or not oom_reap_task_mm(cpu, mm_number):

@@ -29,6 +29,7 @@ from numaemu.kernel.include.mmzone import (
     wmark_pages,
     zone_of,
 )
+from numaemu.kernel.include.trace import MM_VMSCAN_LRU_ISOLATE, MM_VMSCAN_LRU_SHRINK_INACTIVE, trace_event
 from numaemu.kernel.include.vmstat import (
     NR_INACTIVE_FILE,
     NR_ISOLATED_ANON,
@@ -154,6 +155,8 @@ def isolate_lru_folios(cpu, sc, node, lru, nr_to_scan):
             if sc.lumpy_order > 0:
                 scanned += isolate_block(cpu, sc, pfn)
                 left = min(left, lruvec.nr[lru])
+    where = sc.reclaim_idx | max(sc.order, 0) << 8 | lru << 16
+    trace_event(cpu, MM_VMSCAN_LRU_ISOLATE, where, nr_to_scan, scanned + skipped, skipped, sc.nr_taken)
     return scanned + skipped
 
 
@@ -226,6 +229,10 @@ def shrink_inactive_list(cpu, sc, node, lru, nr_to_scan):
     count_vm_events(machine, cpu.id, PGSTEAL_KSWAPD if sc.kswapd else PGSTEAL_DIRECT, reclaimed)
     count_vm_events(machine, cpu.id, PGSTEAL_ANON, reclaimed - files_freed)
     count_vm_events(machine, cpu.id, PGSTEAL_FILE, files_freed)
+    where = node | file << 8 | max(sc.priority, 0) << 16
+    trace_event(
+        cpu, MM_VMSCAN_LRU_SHRINK_INACTIVE, where, files + anons, reclaimed, sc.nr_unqueued_dirty, sc.nr_pageout
+    )
     lru_note_cost(cpu, lruvec, file, sc.nr_pageout, scanned - reclaimed)
     if sc.nr_unqueued_dirty == sc.nr_taken:  # nothing but dirty pages of files: only the flusher can help
         wakeup_flusher_threads(cpu, sc.kswapd == 0)
