@@ -51,6 +51,7 @@ from numaemu.process.payload import dump_function, load_function
 from numaemu.process.runqueue import RunQueue
 from numaemu.process.strands import StrandQueue, let_time_pass
 from numaemu.process.wire import Failure, Sealed, dumps, failure, in_words, opened, sealed, settle
+from numaemu.tiering.install import install_tiering
 
 PRINT_BYTES = 1 << 20  # of one CPU's tasks wait at most to be shown, then who prints waits; assumed
 WAIT_S = 0.2  # how long a CPU sleeps at most before it looks again; if it finds what it waits for, a bell is missing:
@@ -104,6 +105,7 @@ def install_callbacks(world):
     for number in world.topology.cpus:
         install_entries(cpu_t.array(machine.cpus)[number])
     install_ways_up(machine)
+    install_tiering(machine, world.topology.kernel["tiering"])
 
 
 def on_schedule(cpu_number, task_number, until_ns):

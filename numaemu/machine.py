@@ -77,6 +77,7 @@ class Machine:
     sysctl          dict, as {"vm.swappiness": 10}
     cost            dict of ns that the kernel's work takes, as {"fault_ns": 500}
     kernel          dict of boot options, as {"transparent_hugepage": "always"}
+    tiering         a tiering policy (numaemu.tiering): a shipped one's name, the path of a file, or a module
     disk            dict: size, read_latency_us, write_latency_us, bandwidth
     progress        a function of (n, total), called when n more functions of the kernel have been compiled, of so many that
                     a first run needs; None: one line on stderr says that something is being compiled
@@ -93,7 +94,11 @@ class Machine:
 
     stays_here = "a function has its task; read what it needs from the machine before, and pass that"
 
-    def __init__(self, source=None, *, progress=None, reserve=None, buddyinfo=None, pagetypeinfo=None, **keywords):
+    def __init__(
+        self, source=None, *, progress=None, reserve=None, buddyinfo=None, pagetypeinfo=None, tiering=None, **keywords
+    ):
+        if tiering is not None:
+            keywords["kernel"] = (keywords.get("kernel") or {}) | {"tiering": getattr(tiering, "__file__", tiering)}
         self.topology = t = load_topology(source, **keywords)
         lists = None if buddyinfo is None else read_free_lists(buddyinfo, pagetypeinfo)
         host_memory.warn_if_larger(t.memory_bytes)
@@ -504,7 +509,7 @@ class Machine:
 def _signature():
     """Of Machine, for help(): each keyword by its name."""
     keyword, anything = inspect.Parameter.KEYWORD_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD
-    names = (*KEYWORDS, "progress", "reserve", "buddyinfo", "pagetypeinfo")
+    names = (*KEYWORDS, "tiering", "progress", "reserve", "buddyinfo", "pagetypeinfo")
     return inspect.Signature(
         [
             inspect.Parameter("source", anything, default=None),

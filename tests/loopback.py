@@ -137,6 +137,7 @@ class Loopback:
         self.machine.on_wake = self._callback(lambda *_: None)
         self.machine.on_wait = self._callback(lambda *_: self.deliver())
         cpu_process.install_ways_up(self.machine)
+        cpu_process.install_tiering(self.machine, self.topology.kernel["tiering"])
         self.working = False
         self.world.constructors = Constructors(self.machine)
         self.machine.on_ctor = cpu_process._address_of(self.world.constructors)

@@ -149,6 +149,10 @@ MEANINGS = {  # key: (what it means, where its default comes from)
         "none",
     ),
     "kernel.random_seed": ("what `kernel.randomize_va_space` = 1 or 2 draws from; `--seed` sets it, too", "0"),
+    "kernel.tiering": (
+        "the tiering policy while kernel.numa_balancing has 2: `linux`, `tpp`, `frequency`, or a file that ends in .py",
+        "`linux`",
+    ),
     "kernel.thread_size": ("kernel stacks: 4KiB, 8KiB or 16KiB", "16KiB; with paging `x86-32` 8KiB, as Linux"),
     "kernel.transparent_hugepage": ("`always`, `madvise` or `never`", "never; distributions differ"),
     "kernel.hugepages": (

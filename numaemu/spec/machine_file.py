@@ -3,6 +3,8 @@
 Whatever is wrong ends in a ConfigError of one line: the thing, its value, the limit, the place.
 """
 
+import os
+import pathlib
 import re
 from collections.abc import Collection
 from dataclasses import dataclass
@@ -137,8 +139,10 @@ DEFAULT_KERNEL: dict[str, Any] = {  # the kernel's boot options
     "random_seed": 0,  # of what kernel.randomize_va_space draws
     "thread_size": "",  # of a kernel stack; "": 16KiB, with paging x86-32 8KiB
     "transparent_hugepage": "never",
+    "tiering": "linux",  # the tiering policy: a name, or a file of one's own that ends in .py
     "hugepages": "",  # words of the command line that fill the pools: cmdline.py
 }
+TIERING = pathlib.Path(__file__).parents[1] / "tiering"  # the policies that are shipped
 THREAD_SIZES = ("", "4KiB", "8KiB", "16KiB")
 THP_OPTIONS = ("always", "madvise", "never")
 ZONE_LAYOUTS = ("x86-64", "x86-32")  # DMA, DMA32, Normal; DMA, Normal up to 896 MiB, HighMem
@@ -421,6 +425,16 @@ def parse_cost(table: Any, where: str) -> dict[str, int]:
     }
 
 
+def parse_tiering(name: str, where: str) -> str:
+    """A tiering policy: one that is shipped, by its name, or a file's whole path."""
+    if name.endswith(".py"):
+        if not os.path.isfile(name):
+            raise ConfigError.at(where, f"kernel: tiering is {shown(name)}, which is no file")
+        return os.path.abspath(name)
+    shipped = sorted(p.stem for p in TIERING.glob("*.py") if p.stem not in ("__init__", "install"))
+    return str(parse_choice(name, tuple(shipped), "kernel: tiering", where))
+
+
 def parse_kernel(table: Any, paging: str, nr_nodes: int, where: str) -> dict[str, bool | int | str]:
     """[kernel]: boot options by name, each of its type and one of its choices."""
     options = DEFAULT_KERNEL | check_table(table, DEFAULT_KERNEL, "kernel", where)
@@ -435,6 +449,7 @@ def parse_kernel(table: Any, paging: str, nr_nodes: int, where: str) -> dict[str
         if wrong := set(letters.upper()) - set(SLAB_DEBUG_LETTERS):
             limit = f"must be of {SLAB_DEBUG_LETTERS}, then names of caches after a comma"
             raise ConfigError.at(where, f"kernel: slab_debug: option {min(wrong)!r}, {limit}")
+    options["tiering"] = parse_tiering(options["tiering"], where)
     if options["thread_size"] not in THREAD_SIZES:
         limit = f"must be one of {', '.join(THREAD_SIZES[1:])}"
         raise ConfigError.at(where, f"kernel: thread_size is {shown(options['thread_size'])}, {limit}")

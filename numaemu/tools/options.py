@@ -36,17 +36,25 @@ def topology_of(options, source=None):
     """The machine that such options describe; `source` is changed by them, unless --machine names another."""
     if isinstance(options, dict):
         options = types.SimpleNamespace(**options)
-    seed = getattr(options, "seed", 0)
+    settings, seed = parse_settings(options.settings), getattr(options, "seed", 0)
+    kernel = {"random_seed": seed} if seed else {}
+    if "numaemu.tiering" in settings:
+        kernel["tiering"] = str(settings.pop("numaemu.tiering"))
     return load_topology(
         options.machine if source is None else source,
         where="command line",
         nodes=options.nodes,
         cpus_per_node=options.cpus_per_node,
         memory_per_node=options.memory_per_node,
+<<<<<<< HEAD
         sysctl=parse_settings(options.settings) or None,
         kernel={"random_seed": seed} if seed else None,
         lockstep=getattr(options, "lockstep", False) or None,
         schedule_seed=seed or None,
+=======
+        sysctl=settings or None,
+        kernel=kernel or None,
+>>>>>>> ccdedbc (Tiering policies in one file each: Linux's, TPP's, by access frequency, or one's own; preset three-tier)
     )
 
 

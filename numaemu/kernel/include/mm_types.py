@@ -563,6 +563,8 @@ machine_t = Struct("machine_t", [
     ("numa_scan_size_mb", i64), ("numa_hot_threshold_ms", i64), ("numa_promote_rate_limit", i64),       # the last in MB/s
     ("demotion_enabled", i64),      # /sys/kernel/mm/numa/demotion_enabled
     ("on_task_tick", u64),          # the scheduler's way up: task_numa.task_tick
+    ("on_tiering", u64), ("tiering_samples", i64), ("tiering_interval_ns", i64),      # a policy of one's own: tiering.py
+    ("page_samples", u64), ("tiering_moves", u64),     # page_sample_t and tiering_moves_t of each CPU, if there is such a policy
     ("numa_faults_table", u64), ("numa_groups", u64), ("numa_group_pool", u64),      # numa_faults_t by task number; numa_group_t
     ("numa_topology_type", i64), ("max_numa_distance", i64),        # how the nodes with CPUs lie to each other, set at boot: placement.py
 ])

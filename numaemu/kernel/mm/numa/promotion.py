@@ -21,6 +21,7 @@ from numaemu.kernel.include.mmzone import (
 from numaemu.kernel.include.vmstat import PGPROMOTE_CANDIDATE, mod_node_page_state, node_page_state
 from numaemu.kernel.mm.numa.cpupid import PAGE_ACCESS_TIME_MASK, folio_xchg_access_time
 from numaemu.kernel.mm.numa.prot_numa import jiffies_ms
+from numaemu.kernel.mm.numa.tiering import FAULTS, policy_promotes
 from numaemu.kernel.mm.page_alloc.watermark import zone_watermark_ok
 from numaemu.spec.param import PAGE_SHIFT
 
@@ -86,6 +87,8 @@ def should_promote(cpu, pfn, pages, node):
     """True if a page of a slow tier, which has just taken a hinting fault, is to come to `node`."""
     machine = machine_of(cpu)
     pgdat = node_of(machine, node)
+    if machine.tiering_samples == FAULTS:
+        return policy_promotes(cpu, pfn, pages, node, numa_hint_fault_latency(cpu, page_of(machine, pfn)))
     if pgdat_free_space_enough(machine, node):
         pgdat.nbp_threshold = 0
         return True

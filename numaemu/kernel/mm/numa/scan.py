@@ -16,7 +16,9 @@ from numaemu.kernel.core.smp import enter, leave, machine_of, read_trylock, read
 from numaemu.kernel.include.mm_types import VM_HUGETLB, VM_READ, VM_WRITE, task_t
 from numaemu.kernel.mm.numa.fault_stats import task_scan_max, task_scan_start
 from numaemu.kernel.mm.numa.prot_numa import change_prot_numa, vma_is_accessible
+from numaemu.kernel.mm.numa.sampling import sample_task, sampling_is_due
 from numaemu.kernel.mm.numa.should_migrate import vma_policy_mof
+from numaemu.kernel.mm.numa.tiering import samples_accessed
 from numaemu.kernel.mm.space.mempolicy import current_task
 from numaemu.kernel.mm.space.vma_index import find_position, vma_at
 from numaemu.mmu import clock_ns
@@ -198,6 +200,12 @@ def task_tick(cpu_address, _b, _c):
     """machine.on_task_tick: the running task has run for long enough to be looked at (task_tick_numa). Between two accesses."""
     cpu = cpu_t.at(cpu_address)
     machine, task = machine_of(cpu), current_task(cpu)
+    if samples_accessed(machine):
+        if task.mm != 0 and sampling_is_due(cpu):
+            leave(cpu)
+            sample_task(cpu)
+            enter(cpu)
+        return U(0)
     period, runtime = task.numa_scan_period * NS_PER_MS, task_runtime(cpu, task)
     if task.mm != 0 and runtime > task.node_stamp + period:
         if task.node_stamp == 0:
