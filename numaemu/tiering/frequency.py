@@ -19,6 +19,7 @@ SHORT = 1024  # pages of room
 
 @callback("u64(u64, u64, u64)")
 def decide(sample, _b, _c):
+    """What one page is to do, by its history."""
     page = page_sample_t.at(sample)
     history = (max(page.heat, 1) << 1) | page.used  # the highest bit marks how long the page is known
     known = history >> HISTORY != 0

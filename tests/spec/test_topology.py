@@ -25,6 +25,7 @@ PRESETS = {  # name: (nodes, CPUs, bytes, set of distances, set of latencies)
     "two-socket": (2, 4, GiB, {10, 21}, {80, 140}),
     "four-node-ring": (4, 8, GiB, {10, 16, 22}, {80, 128, 176}),
     "cxl": (3, 4, 2 * GiB, {10, 21, 31}, {80, 140, 250}),
+    "three-tier": (3, 4, 1792 * MiB, {10, 20, 60}, {80, 250, 1200}),
     "eight-socket": (8, 32, 8 * GiB, {10, 21, 31}, {80, 140, 220}),
     "x86-32": (1, 2, 2 * GiB, {10}, {80}),
 }

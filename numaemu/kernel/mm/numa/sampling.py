@@ -45,7 +45,7 @@ from numaemu.kernel.mm.page_alloc.zonelist import wakeup_kswapd
 from numaemu.kernel.mm.space.mempolicy import current_task
 from numaemu.kernel.mm.space.vma_index import vma_at
 from numaemu.mmu import clock_ns
-from numaemu.spec.param import PAGE_SIZE
+from numaemu.spec.param import PAGE_SHIFT, PAGE_SIZE
 from numaemu.uapi import MPOL_MF_MOVE
 
 U = np.uint64
@@ -110,7 +110,7 @@ def consider(cpu, mm_number, address, pfn, pages, used, target, room):
             wakeup_kswapd(cpu, GFP_HIGHUSER_MOVABLE, 0, target, ZONE_MOVABLE)
             return room
     elif answer == DEMOTE:
-        target = next_demotion_node(machine, node, np.int64(address >> U(12)))
+        target = next_demotion_node(machine, node, np.int64(address >> U(PAGE_SHIFT)))
         if target < 0:
             return room
     else:
