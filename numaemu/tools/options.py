@@ -46,15 +46,10 @@ def topology_of(options, source=None):
         nodes=options.nodes,
         cpus_per_node=options.cpus_per_node,
         memory_per_node=options.memory_per_node,
-<<<<<<< HEAD
-        sysctl=parse_settings(options.settings) or None,
-        kernel={"random_seed": seed} if seed else None,
-        lockstep=getattr(options, "lockstep", False) or None,
-        schedule_seed=seed or None,
-=======
         sysctl=settings or None,
         kernel=kernel or None,
->>>>>>> ccdedbc (Tiering policies in one file each: Linux's, TPP's, by access frequency, or one's own; preset three-tier)
+        lockstep=getattr(options, "lockstep", False) or None,
+        schedule_seed=seed or None,
     )
 
 
