@@ -46,6 +46,7 @@ def machine_file(case):
         "distance": {"matrix": recorded["distance"]},
         "cost": COST | MACHINE_COST.get(str(recorded.get("id")), {}),
         "disk": DISK,
+        "lockstep": True,  # the same replay each time, on any host
     }
     machine |= HMAT.get(str(machine["name"]), {})
     if machine["name"] in LOW_MEMORY:
