@@ -32,7 +32,7 @@ from numaemu.host.shm import die_with_parent, entitle
 from numaemu.kernel.arch.tlb import serve_shootdowns
 from numaemu.kernel.audit.frames import audit
 from numaemu.kernel.boot import boot
-from numaemu.kernel.core.lockstep import handovers
+from numaemu.kernel.core.lockstep import handovers, schedule_steps
 from numaemu.kernel.core.sched import clock
 from numaemu.kernel.core.smp import (
     MSG_DRAIN_ALL,
@@ -284,6 +284,10 @@ class Coordinator(Actor):
     def rpc_handovers(self):
         """How often one strand has handed over to another in lockstep."""
         return handovers(self.lockstep) if self.lockstep else 0
+
+    def rpc_schedule_steps(self):
+        """How often a drawn schedule has been asked who runs next."""
+        return schedule_steps(self.lockstep) if self.lockstep else 0
 
     def rpc_pass_time(self):
         """The answer comes a little later in emulated time: the driver looks again and again whether something has happened."""

@@ -84,6 +84,7 @@ class Machine:
     lockstep        True: one process of the machine runs at a time, by emulated time, so that a run can be repeated to the byte
     quantum_ns      how far a CPU may be ahead of another one then
     schedule_seed   who is first where clocks are equal; 0: the lower number
+    schedule        who runs next in lockstep: "clock", or drawn in search of errors: "random:SEED", "priorities:SEED:STEP,…"
     reserve         dict of (managed, free) pages by (node, zone type): so much of a zone's memory is in use from the start
     buddyinfo, pagetypeinfo  files (or texts) of a real machine's /proc/buddyinfo, and /proc/pagetypeinfo if wanted: the free
                     blocks that each zone has from the start; all other memory is in use for ever

@@ -96,6 +96,7 @@ MEANINGS = {  # key: (what it means, where its default comes from)
         "how far a CPU may be ahead of the next one in lockstep",
         "halving it changes no shipped experiment",
     ),
+    "schedule": ("who runs next in lockstep: by the clock, or as drawn; `numaemu fuzz` sets it", ""),
     "schedule_seed": ("who is first in lockstep where clocks are equal; 0: the lower number", ""),
     "zone_layout": (
         "zones DMA, DMA32, Normal (`x86-64`) or DMA, Normal up to 896 MiB, HighMem (`x86-32`)",
@@ -271,9 +272,15 @@ def keys_machine():
         "low_memory": f"{block} to {format_size(m.MAX_LOW_MEMORY)}, in steps of {block}",
         "kernelcore": f"in steps of {block}", "movablecore": f"in steps of {block}", "lockstep": "true, false",
         "quantum_ns": span(1, m.MAX_QUANTUM_NS), "schedule_seed": span(0, m.LONG_MAX),
+        "schedule": "clock, random:SEED, priorities:SEED[:STEP,…]",
     }  # fmt: skip
     defaults = {"paging": m.DEFAULT_PAGING, "low_memory": format_size(m.DEFAULT_LOW_MEMORY), "page_size": "4096"}
-    defaults |= {"lockstep": "false", "quantum_ns": str(m.DEFAULT_QUANTUM_NS), "schedule_seed": "0"}
+    defaults |= {
+        "lockstep": "false",
+        "quantum_ns": str(m.DEFAULT_QUANTUM_NS),
+        "schedule_seed": "0",
+        "schedule": "clock",
+    }
     return table(TITLES, *(key_row(key, defaults.get(key, ""), limits[key]) for key in m.SCALAR_KEYS))
 
 
@@ -776,6 +783,8 @@ WHY = {
     "DEFAULT_BANDWIDTH_MBS": "of the order of one socket's memory",
     "numa_scan_ns": "some 60 cycles for an entry and its struct page, without the flush",
     "SPIN_NS": "of the order of what is done under a lock",
+    "UNFAIR_STEPS": "a schedule that lets one strand run for ever finds nothing",
+    "QUANTUM_NS": "fine enough to come between the load and the store of a counter",
     "POLL_NS": "as often as a program would look that does not want to burn its CPU",
     "context_switch_ns": "a switch without what the caches lose",
     "message_ns": "two interrupts between CPUs, which the emulator's requests stand for",

@@ -31,7 +31,7 @@ from numaemu.host import shm
 from numaemu.host.threads import Threads
 from numaemu.kernel.core.lockstep import DRIVER, begin_strand, init_lockstep, serve_strands, spin_strand
 from numaemu.kernel.core.smp import MSG_CALL, MSG_NONE, MSG_RESULT, actor_of_cpu
-from numaemu.process.strands import StrandBell, StrandFuture, StrandThreads
+from numaemu.process.strands import StrandBell, StrandFuture, StrandThreads, set_schedule
 from numaemu.process.wire import Failure, Sealed, dumps, failure, in_words, outcome, sealed, settle
 from numaemu.spec.param import OUTBOX_BYTES, PAGE_SIZE
 
@@ -68,6 +68,7 @@ class World:
             self.kthread_bells = [StrandBell(self.lockstep, 1 + strands + node) for node in nodes]
             self.wait_bells = {}
             init_lockstep(self.lockstep, 1 + strands + len(nodes), topology.quantum_ns, topology.schedule_seed)
+            set_schedule(self.lockstep, topology.schedule)
             for actor in actors:
                 fall_asleep(mailbox_of_python(machine, actor))
         else:

@@ -10,11 +10,16 @@ import heapq
 import threading
 from concurrent.futures import Future
 
+import numpy as np
+
 from numaemu.host.threads import Threads
 from numaemu.kernel.core.lockstep import (
+    AT_RANDOM,
+    BY_PRIORITY,
     NOBODY,
     begin_strand,
     block_strand,
+    draw_schedule,
     drop_strand,
     end_strand,
     leave_turn,
@@ -30,6 +35,17 @@ from numaemu.spec.param import MAX_STRANDS
 
 _own = threading.local()  # turn: (run queue, task) of the function that runs in this thread, between two operations
 POLL_NS = 100_000  # between two looks at what nobody tells of; assumed
+
+
+def set_schedule(lockstep, text):
+    """Let a machine file's `schedule` decide who runs next."""
+    kind, _, rest = text.partition(":")
+    if kind == "clock":
+        return
+    seed, _, steps = rest.partition(":")
+    changes = np.array(sorted(int(step) for step in steps.split(",") if step), np.int64)
+    kind = AT_RANDOM if kind == "random" else BY_PRIORITY
+    draw_schedule(lockstep, kind, int(seed), changes.ctypes.data, len(changes))
 
 
 class StrandBell:

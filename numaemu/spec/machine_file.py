@@ -151,7 +151,8 @@ MAX_MEMORY_ARM64_39 = 252 * GiB  # the direct map has 256 GiB, holes included
 MIN_HIGH_FRACTION = 8  # MIN_PERCPU_PAGELIST_HIGH_FRACTION
 
 SIZE_KEYS = ("low_memory", "kernelcore", "movablecore")
-LOCKSTEP_KEYS = ("lockstep", "quantum_ns", "schedule_seed")
+LOCKSTEP_KEYS = ("lockstep", "quantum_ns", "schedule_seed", "schedule")
+SCHEDULE = re.compile(r"clock|random:(\d{1,18})|priorities:(\d{1,18})(?::(\d{1,18}(?:,\d{1,18}){0,63}))?")
 SCALAR_KEYS = ("name", "paging", "page_size", "zone_layout", *SIZE_KEYS, *LOCKSTEP_KEYS)
 MACHINE_KEYS = (*SCALAR_KEYS, "node", "distance", "latency", "bandwidth", "tlb", "sysctl", "cost", "kernel", "disk")
 NODE_KEYWORDS = ("nodes", "cpus_per_node", "memory_per_node", "memory_only_nodes")
@@ -413,7 +414,15 @@ def parse_lockstep(machine: dict[str, Any], where: str) -> dict[str, Any]:
         raise ConfigError.at(where, f"lockstep is {shown(lockstep)}, must be true or false")
     quantum = parse_int(machine.get("quantum_ns", DEFAULT_QUANTUM_NS), "quantum_ns", where, 1, MAX_QUANTUM_NS)
     seed = parse_int(machine.get("schedule_seed", 0), "schedule_seed", where, 0, LONG_MAX)
-    return {"lockstep": lockstep, "quantum_ns": quantum, "schedule_seed": seed}
+    schedule = machine.get("schedule", "clock")
+    if not isinstance(schedule, str) or not SCHEDULE.fullmatch(schedule):
+        raise ConfigError.at(
+            where,
+            f"schedule is {shown(schedule)}, must be clock, random:SEED or priorities:SEED[:STEP,…], 64 steps at most",
+        )
+    if schedule != "clock" and not lockstep:
+        raise ConfigError.at(where, f"schedule is {shown(schedule)}, must be clock where lockstep is false")
+    return {"lockstep": lockstep, "quantum_ns": quantum, "schedule_seed": seed, "schedule": schedule}
 
 
 def parse_cost(table: Any, where: str) -> dict[str, int]:

@@ -88,6 +88,7 @@ class Topology:
     movablecore: int | None  # bytes given to ZONE_MOVABLE; only one of the two is set
     lockstep: bool  # processes take turns by emulated time, so that a run can be repeated
     quantum_ns: int  # how far a CPU may be ahead of the next one then
+    schedule: str  # who runs next in lockstep: "clock", or drawn: "random:SEED", "priorities:SEED:STEP,…"
     schedule_seed: int  # decides who is first where clocks are equal; 0: the lower number
 
     @property
@@ -236,7 +237,7 @@ def load_topology(source: Source = None, /, *, where: str = "keyword arguments",
     CPUs, with default matrices), `cpus_per_node` (of nodes that have CPUs), `memory_per_node`
     (of nodes that have memory), `memory_only_nodes` (that many more, without CPUs), `distance`, `latency` and `bandwidth` (matrices), `l1`
     and `l2` (dicts of entries, ways, latency_ns), `sysctl`, `cost`, `kernel`, and a machine file's
-    own `name`, `paging`, `page_size`, `low_memory`, `kernelcore`, `movablecore`, `lockstep`, `quantum_ns`, `schedule_seed`.
+    own `name`, `paging`, `page_size`, `low_memory`, `kernelcore`, `movablecore`, `lockstep`, `quantum_ns`, `schedule_seed`, `schedule`.
     `where` names the place of the keywords in errors.
     """
     check_table(keywords, KEYWORDS, "machine", where)

@@ -100,7 +100,7 @@ class LazyGroup(click.Group):
 
 @click.group(
     cls=LazyGroup,
-    later=("bench", "compare", "compile", "conform", "export", "replay", "shell", "sweep"),
+    later=("bench", "compare", "compile", "conform", "export", "fuzz", "replay", "shell", "sweep"),
     context_settings={"help_option_names": ["-h", "--help"]},
     invoke_without_command=True,
 )
@@ -258,6 +258,8 @@ def module_name(path):
     """The file's stem, unless another module has that name."""
     stem = os.path.basename(path).removesuffix(".py").replace(".", "_")
     taken = sys.modules.get(stem)
+    if taken is not None and getattr(taken, "__file__", None) == path:
+        return stem  # loaded before
     if taken is None and stem.isidentifier():
         found = importlib.util.find_spec(stem)
         if found is None or found.origin and os.path.abspath(found.origin) == path:

@@ -16,6 +16,10 @@ A strand goes by a clock (`clocked`) while it has the turn of its CPU, or runs k
 is looked at before an access (`event_at`, sched.py), at the begin of an operation and where a strand waits. One that
 sleeps in emulated time goes by its own clock, which says when it is to go on.
 
+A *schedule* may draw who is next of those that go by a clock instead, in the search for what goes wrong only when processes mix
+in a certain way (`pick_drawn`): each time anew, or by priorities as in probabilistic concurrency testing (Burckhardt et al.,
+ASPLOS 2010): each strand has one, drawn from the seed, the highest runs, and at a few drawn steps the one that has run gets one below all others.
+
 Who wakes another one that waits inside an operation hands its time on: that one continues at the later of both clocks. Who only has to
 try again later (a lock is taken) *spins*: its clock moves on to that of the next one, which then runs for SPIN_NS at a time.
 """
@@ -37,6 +41,11 @@ NOBODY = -1
 FAR = 1 << 62  # ns: later than any clock
 SPIN_NS = 1000  # how long the others run, in emulated time, until one that spins tries again; assumed
 STRAND_WORDS = MAX_STRANDS // 64
+BY_CLOCK, AT_RANDOM, BY_PRIORITY = range(3)  # lockstep_t.schedule
+MAX_CHANGES = 64  # of priorities
+LOOK_AT_LEAST = 16  # accesses between two looks at the clock; with a drawn schedule one; assumed
+UNFAIR_STEPS = 500  # of one strand in a row, until its priority is the lowest: it may wait in a loop; assumed
+ASLEEP, SPINNING, LOW, HIGH = U(1), U(2), U(1 << 40), U(1 << 63)  # priorities of those that could run
 
 # fmt: off
 strand_t = Struct("strand_t", [
@@ -47,7 +56,8 @@ strand_t = Struct("strand_t", [
     ("clock_ns", i64),          # when it is to go on; of one that serves, the time of who woke it last
     ("permit", u64),            # 1: woken since it last began to wait
     ("spins", i64),             # 1: it has to try again, for instance for a lock
-    ("_pad", u64, 2),
+    ("priority", u64),          # of a schedule by priorities, once it was lowered, else 0
+    ("_pad", u64),
 ], nbytes=128)
 
 lockstep_t = Struct("lockstep_t", [
@@ -55,9 +65,13 @@ lockstep_t = Struct("lockstep_t", [
     ("slice", i64),             # of those that go by a clock, the one that ran last
     ("until_ns", i64),          # when that one is a quantum ahead of the next
     ("quantum_ns", i64), ("seed", u64),
+    ("look_at_least", i64),     # accesses between two looks at the clock
     ("nr_words", i64),          # of `serving` and `clocked` that are in use
     ("first_free", i64),        # numbers below are those of actors and kernel threads
     ("handovers", i64),
+    ("schedule", i64), ("schedule_seed", u64),     # how those that go by a clock are picked
+    ("steps", i64), ("in_a_row", i64),             # how often that was drawn, and the same strand last
+    ("changes", i64), ("change_at", i64, MAX_CHANGES),     # priorities lowered so far; at which steps, in order
     ("words", i64, 8),          # of the message that is just served
     ("serving", u64, STRAND_WORDS), ("clocked", u64, STRAND_WORDS),        # strands that could run, by what they go by
     ("waiter", i64, CONTEXT_WORDS * 64),     # the strand that waits inside an operation of each CPU or node
@@ -111,12 +125,17 @@ def set_waiting(lockstep, number):
 
 
 @hot
+def mix(x, a, b):
+    """Both halves of a word times a constant of 32 bits each, so that nothing overflows."""
+    x = (x & U(0xFFFFFFFF)) * a ^ (x >> U(32)) * b
+    return x ^ (x >> U(29))
+
+
+@kernel("u64(u64, i64)")
 def drawn(seed, number):
-    """A number's place in the order that a seed draws (the finaliser of SplitMix64)."""
-    x = (seed + U(number)) * U(0x9E3779B97F4A7C15)
-    x = (x ^ (x >> U(30))) * U(0xBF58476D1CE4E5B9)
-    x = (x ^ (x >> U(27))) * U(0x94D049BB133111EB)
-    return x ^ (x >> U(31))
+    """A number's place in the order that a seed draws."""
+    x = mix((seed << U(20)) ^ U(number), U(0x9E3779B1), U(0x85EBCA77))
+    return mix(mix(x, U(0xC2B2AE3D), U(0x27D4EB2F)), U(0x165667B1), U(0x9E3779B1))
 
 
 @hot
@@ -150,6 +169,58 @@ def run_until(lockstep, ns):
     lockstep.until_ns = ns
 
 
+@hot
+def drawn_priority(lockstep, number):
+    """How soon a strand that could run is to run: the highest is next."""
+    strand = lockstep.strands[number]
+    if strand.clock_of == U(0):
+        return ASLEEP
+    if strand.spins != 0:
+        return SPINNING
+    if lockstep.schedule == AT_RANDOM:
+        return drawn(lockstep.schedule_seed + U(lockstep.steps << 16), number) | HIGH
+    return strand.priority if strand.priority != U(0) else drawn(lockstep.schedule_seed, number) | HIGH
+
+
+@kernel("void(lockstep_t*)")
+def lower_priority(lockstep):
+    """The strand that has run gets a priority below all others."""
+    if lockstep.slice != NOBODY:
+        lockstep.strands[lockstep.slice].priority = LOW - U(lockstep.steps)
+    lockstep.in_a_row = 0
+
+
+@kernel("i64(lockstep_t*)")
+def pick_drawn(lockstep):
+    """The same as `pick` of those that go by a clock, as the schedule draws it. One that sleeps is next only if all do."""
+    lockstep.steps += 1
+    while lockstep.changes < MAX_CHANGES and lockstep.change_at[lockstep.changes] == lockstep.steps:
+        lower_priority(lockstep)
+        lockstep.changes += 1
+    if lockstep.in_a_row > UNFAIR_STEPS:
+        lower_priority(lockstep)
+    first, highest = NOBODY, U(0)
+    for word in range(lockstep.nr_words):
+        bits = load_acquire(lockstep.clocked, word)
+        number = word * 64
+        while bits != U(0):
+            if bits & U(1) != U(0):
+                priority = drawn_priority(lockstep, number)
+                if priority > highest:
+                    first, highest = number, priority
+            bits >>= U(1)
+            number += 1
+    if first == NOBODY:
+        return NOBODY
+    lockstep.in_a_row = lockstep.in_a_row + 1 if first == lockstep.slice else 0
+    if first != lockstep.slice:
+        lockstep.until_ns = FAR
+    lockstep.slice = first
+    length = drawn(lockstep.schedule_seed + U(1), lockstep.steps) % U(lockstep.quantum_ns)
+    run_until(lockstep, strand_ns(lockstep.strands[first]) + np.int64(length))
+    return first
+
+
 @kernel("i64(lockstep_t*)")
 def pick(lockstep):
     """The strand that is to run next, or NOBODY; see above for the rule."""
@@ -157,6 +228,8 @@ def pick(lockstep):
         bits = load_acquire(lockstep.serving, word)
         if bits != U(0):
             return word * 64 + lowest_bit(bits)
+    if lockstep.schedule != BY_CLOCK:
+        return pick_drawn(lockstep)
     first, first_ns, other_ns, spinners = NOBODY, FAR, FAR, 0
     had, had_ns, had_others_ns = lockstep.slice, FAR, FAR
     for word in range(lockstep.nr_words):
@@ -323,6 +396,12 @@ def look_at_clock(cpu):
 
 
 @hot
+def look_at_least(cpu):
+    """Accesses between two looks at the clock."""
+    return lockstep_of(cpu).look_at_least
+
+
+@hot
 def time_left(cpu):
     """ns until this CPU has to look again."""
     return lockstep_of(cpu).until_ns - clock_ns(cpu)
@@ -355,13 +434,28 @@ def init_lockstep(address, fixed, quantum_ns, seed):
     lockstep = lockstep_t.at(address)
     lockstep.running, lockstep.slice, lockstep.until_ns = DRIVER, NOBODY, FAR
     lockstep.quantum_ns, lockstep.seed, lockstep.first_free = quantum_ns, seed, fixed
-    lockstep.nr_words = (fixed + 63) // 64
+    lockstep.nr_words, lockstep.look_at_least = (fixed + 63) // 64, LOOK_AT_LEAST
     for context in range(CONTEXT_WORDS * 64):
         lockstep.waiter[context] = NOBODY
     for number in range(fixed):
         sem_init(lockstep.strands[number].gate.address)
         lockstep.strands[number].used = 1
     set_ready(lockstep, DRIVER)
+
+
+@entry("void(u64, i64, u64, u64, i64)")
+def draw_schedule(address, kind, seed, changes, nr_changes):
+    """Let a schedule draw who runs next. `changes`: the host's address of the steps at which a priority is lowered, in order."""
+    lockstep = lockstep_t.at(address)
+    lockstep.schedule, lockstep.schedule_seed, lockstep.look_at_least = kind, seed, 1
+    for i in range(nr_changes):
+        lockstep.change_at[i] = i64.array(changes)[i]
+
+
+@entry("i64(u64)")
+def schedule_steps(address):
+    """How often the schedule has drawn who runs next."""
+    return lockstep_t.at(address).steps
 
 
 @entry("i64(u64)")
@@ -372,7 +466,7 @@ def new_strand(address):
         strand = lockstep.strands[number]
         if strand.used == 0:
             strand.used, strand.clocked, strand.clock_of, strand.clock_ns = 1, 0, U(0), now_of(lockstep)
-            strand.permit, strand.spins = U(0), 0
+            strand.permit, strand.spins, strand.priority = U(0), 0, U(0)
             sem_init(strand.gate.address)
             lockstep.nr_words = max(lockstep.nr_words, number // 64 + 1)
             set_ready(lockstep, number)

@@ -17,7 +17,15 @@ from numaemu.compiler.pointer import address_of, u64
 from numaemu.hardware.processor import cpu_t
 from numaemu.kernel.arch.pgtable import mm_of
 from numaemu.kernel.arch.tlb import switch_mm
-from numaemu.kernel.core.lockstep import go_by, lockstep_t, look_at_clock, pause, time_left
+from numaemu.kernel.core.lockstep import (
+    LOOK_AT_LEAST,
+    go_by,
+    lockstep_t,
+    look_at_clock,
+    look_at_least,
+    pause,
+    time_left,
+)
 from numaemu.kernel.core.smp import enter, leave, machine_of
 from numaemu.kernel.core.timer import run_local_timers
 from numaemu.kernel.include.mm_types import TASK_DEAD, TASK_RUNNING, TASK_ZOMBIE, task_t
@@ -27,7 +35,6 @@ from numaemu.spec.param import MAX_NODES
 
 U = np.uint64
 NEVER = 1 << 62  # accesses
-LOOK_AT_LEAST = 16  # accesses between two looks at the clock; assumed
 WALK_SHARE = 4  # an access is taken to cost so many times the longest latency at most, until the next look
 
 
@@ -228,10 +235,10 @@ def next_event(cpu):
         left = min(left, time_left(cpu))
     if left >= NEVER // 2:
         return NEVER
-    longest = 1
+    longest, at_least = 1, look_at_least(cpu) if lockstep else LOOK_AT_LEAST
     for node in range(MAX_NODES):
         longest = max(longest, cpu.latency_ns[node])
-    return cpu.tick + max(left // (WALK_SHARE * longest), LOOK_AT_LEAST)
+    return cpu.tick + max(left // (WALK_SHARE * longest), at_least)
 
 
 @kernel("void(cpu_t*, i64)")
