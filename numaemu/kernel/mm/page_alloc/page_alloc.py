@@ -36,7 +36,7 @@ from numaemu.kernel.include.mmzone import (
     zone_of,
 )
 from numaemu.kernel.include.refcount import refcount_inc_not_zero
-from numaemu.kernel.include.trace import MM_PAGE_ALLOC, MM_PAGE_FREE, trace_event
+from numaemu.kernel.include.trace import MM_PAGE_ALLOC, MM_PAGE_FREE, trace_event, trace_on, trace_record
 from numaemu.kernel.include.vmstat import PGFREE, count_vm_events
 from numaemu.kernel.mm.huge.hugetlb_pool import free_huge_folio
 from numaemu.kernel.mm.page_alloc.free_area import get_pageblock_migratetype
@@ -104,6 +104,13 @@ def alloc_pages_slow(cpu, gfp, order, nid, nodemask):
     return __alloc_pages_slowpath(cpu, gfp, order, nid, nodemask, state)
 
 
+@kernel("i64(cpu_t*, i64, i64, i64)")
+def trace_mm_page_alloc(cpu, pfn, order, gfp):
+    """The tracepoint; it returns the pfn, as it is the last thing that its callers do: so these save no register for it."""
+    trace_record(cpu, MM_PAGE_ALLOC, U(pfn), U(order), U(gfp), U(0), U(0))
+    return pfn
+
+
 @kernel("i64(cpu_t*, i64, i64, i64, u64)")
 def alloc_pages(cpu, gfp, order, nid, nodemask):
     """2**order pages near node `nid`, from `nodemask` only; the first pfn, or 0: nobody can serve.
@@ -117,8 +124,7 @@ def alloc_pages(cpu, gfp, order, nid, nodemask):
         pfn = page_at_hand(cpu, machine, gfp, nid, nodemask)
         if pfn != 0:
             prep_page(machine, cpu, pfn, 0, gfp).refcount = 1
-            trace_event(cpu, MM_PAGE_ALLOC, pfn, 0, gfp, 0, 0)
-            return pfn
+            return trace_mm_page_alloc(cpu, pfn, 0, gfp) if trace_on(cpu, MM_PAGE_ALLOC) else pfn
     if order > MAX_ORDER:
         return 0
     flags = ALLOC_WMARK_LOW | ALLOC_NOFRAGMENT | (ALLOC_KSWAPD if gfp & __GFP_KSWAPD_RECLAIM else 0)
@@ -133,10 +139,9 @@ def alloc_pages(cpu, gfp, order, nid, nodemask):
         prep_page(machine, cpu, pfn, 0, gfp).refcount = 1
     else:
         prep_block(cpu, pfn, order, gfp)
-    trace_event(cpu, MM_PAGE_ALLOC, pfn, order, gfp, 0, 0)
     if gfp & __GFP_ACCOUNT:
         memcg_kmem_charge_page(cpu, pfn, order, is_compound(gfp, order))
-    return pfn
+    return trace_mm_page_alloc(cpu, pfn, order, gfp) if trace_on(cpu, MM_PAGE_ALLOC) else pfn
 
 
 # -- freeing -------------------------------------------------------------------------------------------------
@@ -157,12 +162,12 @@ def free_unref_page(cpu, pfn):
     VM_BUG_ON_PAGE(page.flags & (_BUDDY | _PCP) != U(0) or page.refcount != 0 or page.mapcount != 0, page)
     if page.flags & MEMCG_MASK != U(0):
         memcg_kmem_uncharge_page(machine, pfn, 0)
-    trace_event(cpu, MM_PAGE_FREE, pfn, 0, 0, 0, 0)
     count_vm_events(machine, cpu.id, PGFREE, 1)
     migratetype = get_pageblock_migratetype(machine, pfn)
     if migratetype >= MIGRATE_PCPTYPES:
         if migratetype == MIGRATE_ISOLATE:
             free_special_page(cpu, pfn)
+            trace_event(cpu, MM_PAGE_FREE, pfn, 0, 0, 0, 0)
             return
         migratetype = MIGRATE_MOVABLE
     pcp = pcp_of(machine, cpu.id, zone.number).lists[migratetype]
@@ -173,6 +178,7 @@ def free_unref_page(cpu, pfn):
     if pcp.count > zone.pcp_list_high:
         keep = pcp.count // 2
         trim_pcp(cpu, zone, pcp, keep)
+    trace_event(cpu, MM_PAGE_FREE, pfn, 0, 0, 0, 0)
 
 
 @kernel("void(cpu_t*, i64)")
