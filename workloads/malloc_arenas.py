@@ -1,11 +1,13 @@
 """Eight threads on one heap: one lock, an arena for each thread, an arena for each node; and the caches in front of them.
 
 Each thread allocates, writes, reads and frees blocks of up to 4 KiB, 40 at a time.
-Look for: one lock costs most; with arenas nobody waits.
-  - with one lock the threads spin while another one allocates, and blocks of all nodes lie side by side;
-  - ptmalloc with the main arena alone still serves small blocks from each thread's cache;
-  - an arena for each thread, or for each node, needs no waiting, and most accesses are local: a thread's blocks lie where it
-    runs. It takes more memory, as each arena keeps free blocks of its own.
+Look for: with arenas nearly all accesses are local.
+  - on one heap the blocks of all threads lie side by side, in pages of whichever node touched them first: half are remote;
+  - ptmalloc with the main arena alone is no better for that: its caches save locks, not distance;
+  - an arena for each thread, or for each node, keeps a thread's blocks where it runs. What is left of remote accesses are the
+    words that say where arenas and caches lie;
+  - it takes more memory, as each arena keeps free blocks of its own: by thread more than by node.
+How long threads wait for a lock depends on how the host lets their CPUs run side by side.
 """
 
 import numpy as np

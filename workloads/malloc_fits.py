@@ -2,11 +2,11 @@
 
 A server allocates small blocks for requests, larger ones for sessions and a few buffers; most go again within the day. Each kind of
 heap plays the same day, and a map of its blocks is drawn at midnight, when little is left in use.
-Look for: the maps are mostly free, but not in one piece.
-  - first fit keeps the start of the heap dense, and the end is free in large pieces; it walks over what is in use there each time;
-  - next fit walks least of the three, and spreads blocks over the whole heap: more memory, and more small holes;
-  - best fit looks at every free block, and leaves holes too small for anything;
-  - an explicit list visits free blocks only: by address it is as dense as first fit, last in first out is quicker and less dense.
+Look for: the maps have large free pieces where the fit leaves the end of the heap alone.
+  - first fit keeps the start of the heap dense, and its end is free in large pieces; each search walks over that dense start;
+  - next fit searches least of the three, and spreads blocks over the whole heap: the most memory, and many small holes;
+  - best fit takes the least memory, and looks at every block for it;
+  - an explicit list visits free blocks only: by address it is nearly as good as first fit, last in first out is quick and loose.
 """
 
 import random

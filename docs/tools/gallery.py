@@ -35,6 +35,7 @@ SECTIONS = {
     "Fragmentation": "compaction lumpy_vs_compaction anti_fragmentation",
     "Address spaces and programs": "fork_cow shared_library elf_map",
     "Kernel memory": "kmalloc_waste slab_vs_buddy vmalloc_vs_kmalloc kmap percpu_counter",
+    "malloc and garbage collection": "malloc_fits malloc_arenas gc_trees gc_cycle gc_eden gc_swap",
     "Everything at once": "stress",
 }
 

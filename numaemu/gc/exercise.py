@@ -133,3 +133,14 @@ def make_tree(cpu, mutator, depth):
         set_ref(cpu, mutator, parent, 2, 0)
     pop_frame(cpu, mutator, 2)
     return True
+
+
+@library
+def make_trees(cpu, mutator, depth, trees):
+    """Make trees and drop each at once; how many could be made."""
+    for i in range(trees):
+        push_frame(cpu, mutator, 1)
+        if not make_tree(cpu, mutator, depth):
+            return i
+        pop_frame(cpu, mutator, 1)
+    return trees

@@ -637,3 +637,65 @@ def test_anti_fragmentation_draws_its_maps(monkeypatch, capsys):
     printed = capsys.readouterr().out
     assert all(f"{name}: {row['in huge blocks']} of memory in huge blocks" in printed for name, row in table.items())
     assert printed.count("applications have ended") == 8  # a map for each zone
+
+
+@pytest.fixture(scope="module")
+def uma():
+    with Machine(nodes=1, cpus_per_node=1, memory_per_node="64MiB") as machine:
+        yield machine
+        machine.check()
+
+
+def test_fits_trade_memory_for_search(uma, capsys):
+    table = run("malloc_fits", uma)
+    first, next_fit, best = (table[f"{name} fit"] for name in ("first", "next", "best"))
+    assert best["heap KiB"] < first["heap KiB"] < next_fit["heap KiB"]
+    assert best["ns an operation"] > 2 * first["ns an operation"] > 4 * next_fit["ns an operation"]
+    assert table["list, lifo"]["ns an operation"] < table["list, address"]["ns an operation"]
+    assert len({row["in use at midnight KiB"] for row in table.values()}) == 1
+    assert capsys.readouterr().out.count("at midnight, from") == 5
+
+
+def test_arenas_keep_blocks_where_their_thread_runs():
+    with Machine(nodes=2, cpus_per_node=4, memory_per_node="64MiB") as machine:
+        table = run("malloc_arenas", machine)
+        machine.check()
+    assert table["segregated, one lock"]["remote %"] > 25
+    assert table["ptmalloc, by thread"]["remote %"] < 10 and table["ptmalloc, by node"]["remote %"] < 10
+    assert table["ptmalloc, by thread"]["heap KiB"] > table["ptmalloc, by node"]["heap KiB"]
+
+
+def test_collectors_differ_in_pauses_and_in_the_program(uma):
+    table = run("gc_trees", uma)
+    assert table["refcount"]["collections"] == 0 and table["refcount"]["longest pause us"] == 0
+    program = {name: row["ns an object"] - row["of these in pauses"] for name, row in table.items()}
+    assert program["refcount"] > 2 * max(time for name, time in program.items() if name != "refcount")
+    assert table["copying"]["collections"] > 2 * table["mark-sweep"]["collections"]
+    assert table["mark-sweep"]["of these in pauses"] < table["mark-compact"]["of these in pauses"]
+    assert min(table, key=lambda name: table[name]["of these in pauses"] or 1 << 30) == "generational"
+
+
+def test_counts_miss_rings_and_nothing_else(uma):
+    table = run("gc_cycle", uma)
+    rings = {f"round {i}": i * 100 * 8 * 32 for i in range(1, 7)}
+    assert table["refcount, chains"] == {**dict.fromkeys(rings, 0), "collected": 0}
+    for name in ("refcount, rings", "mark-sweep, chains", "mark-sweep, rings"):
+        assert table[name] == {**rings, "collected": 0}
+
+
+def test_a_large_eden_promotes_nothing(uma, capsys):
+    table = run("gc_eden", uma)
+    promoted = [row["promoted KiB"] for row in table.values()]
+    assert promoted == sorted(promoted, reverse=True) and promoted[0] > 1000 and promoted[-1] == 0
+    pauses = [row["pauses %"] for row in table.values()]
+    assert pauses == sorted(pauses, reverse=True)
+    assert "[gc] GC(0) Pause Young (Allocation Failure)" in capsys.readouterr().out
+
+
+def test_a_collector_that_walks_a_swapped_heap_thrashes():
+    with Machine(nodes=1, cpus_per_node=1, memory_per_node="32MiB") as machine:
+        table = run("gc_swap", machine)
+        machine.check()
+    faults = {name: row["major faults"] for name, row in table.items()}
+    assert faults["mark-sweep"] > 3 * faults["generational"] and faults["copying"] > 3 * faults["generational"]
+    assert table["mark-sweep"]["longest pause us"] > 100 * table["generational"]["longest pause us"]
