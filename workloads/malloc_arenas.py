@@ -12,8 +12,7 @@ How long threads wait for a lock depends on how the host lets their CPUs run sid
 
 import numpy as np
 
-from numaemu import load_i64
-from numaemu.api.access import xadd_i64
+from numaemu import load_i64, xadd_i64
 from numaemu.compiler.library import library
 from numaemu.malloc.replay import play_with_contents
 from numaemu.malloc.trace import FREE, MALLOC

@@ -643,11 +643,16 @@ def api():
     """Every public method with the first sentence of its docstring."""
     from numaemu import machine
     from numaemu.api import allocators, explain, files, mapping, task
+    from numaemu.gc import heap as gc_heap
+    from numaemu.gc import log as gc_log
+    from numaemu.malloc import heap
 
     classes = (
         ("Machine", machine.Machine), ("Task", task.Task), ("Handle", task.Handle), ("Mapping", mapping.Mapping),
         ("VirtualArray", mapping.VirtualArray), ("File", files.File), ("KernelCalls", allocators.KernelCalls),
         ("KmemCache", allocators.KmemCache), ("Shrinker", allocators.Shrinker), ("Trail", explain.Trail), ("Step", explain.Step),
+        ("malloc.Heap", heap.Heap), ("malloc.Stats", heap.Stats), ("gc.Heap", gc_heap.Heap), ("gc.Mutator", gc_heap.Mutator),
+        ("gc.Handle", gc_heap.Handle), ("gc.Collection", gc_log.Collection),
     )  # fmt: skip
     parts = []
     for name, kind in classes:

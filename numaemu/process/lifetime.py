@@ -45,9 +45,9 @@ def check_owner(pid):
 
 
 def warn_of_compiling():
-    """Say so, once for each, of users' functions that were compiled more than twice."""
+    """Say so, once for each, of users' functions that were compiled more than twice; Numba's own parts of them are not theirs."""
     for (name, where), times in list(compiled.items()):
-        if times > OFTEN and (name, where) not in _warned:
+        if times > OFTEN and (name, where) not in _warned and f"{os.sep}numba{os.sep}" not in where:
             _warned.add((name, where))
             warnings.warn(
                 f"{name} ({where}) has been compiled {times} times, some tenths of a second each: one that is made inside "

@@ -126,6 +126,9 @@ def test_there_is_a_word_about_one_that_is_compiled_a_third_time(monkeypatch):
             lifetime.compiled["chase", "story.py, line 3"] += 1
             lifetime.warn_of_compiling()
     lifetime.compiled["chase", "story.py, line 3"] += 1
+    lifetime.compiled["ol_min.<locals>.impl", "/lib/numba/cpython/builtins.py, line 630"] = (
+        3  # a part of somebody's function
+    )
     with pytest.warns(CompiledAgainWarning, match=r"^chase \(story.py, line 3\) has been compiled 3 times") as caught:
         lifetime.warn_of_compiling()
         lifetime.warn_of_compiling()
