@@ -21,6 +21,7 @@ from concurrent.futures import Future, wait
 from numaemu.api.arguments import runnable
 from numaemu.api.every import Timers
 from numaemu.api.failure import show_own_frames
+from numaemu.api.heatmap import HeatMap
 from numaemu.api.tables import Figures, Table, html
 from numaemu.api.task import Handle, Task
 from numaemu.errors import MachineCheck, note
@@ -351,6 +352,13 @@ class Machine:
         `stop()` ends it. The CPU that has come so far stands still meanwhile; others go on.
         """
         return self._timers.add(parse_int(interval_ns, "interval_ns", "every", 1, 1 << 62), runnable("every", function))
+
+    def heatmap(self, task, interval_ns, addr=None, nbytes=None, piece=None):
+        """Look at each interval of emulated time which pages of an interactive task were used: a HeatMap, until its `stop()`.
+
+        `addr` and `nbytes`: a range instead of all mappings; `piece`: bytes of a row instead of a 40th of each mapping.
+        """
+        return HeatMap(self, task, interval_ns, addr, nbytes, piece)
 
     # -- what it shows
 

@@ -642,7 +642,7 @@ INTERNAL = ("disown", "check_owner", "call_op", "where", "start")  # methods tha
 def api():
     """Every public method with the first sentence of its docstring."""
     from numaemu import machine
-    from numaemu.api import allocators, explain, files, mapping, task
+    from numaemu.api import allocators, explain, files, heatmap, mapping, task
     from numaemu.gc import heap as gc_heap
     from numaemu.gc import log as gc_log
     from numaemu.malloc import heap
@@ -650,7 +650,7 @@ def api():
     classes = (
         ("Machine", machine.Machine), ("Task", task.Task), ("Handle", task.Handle), ("Mapping", mapping.Mapping),
         ("VirtualArray", mapping.VirtualArray), ("File", files.File), ("KernelCalls", allocators.KernelCalls),
-        ("KmemCache", allocators.KmemCache), ("Shrinker", allocators.Shrinker), ("Trail", explain.Trail), ("Step", explain.Step),
+        ("HeatMap", heatmap.HeatMap), ("KmemCache", allocators.KmemCache), ("Shrinker", allocators.Shrinker), ("Trail", explain.Trail), ("Step", explain.Step),
         ("malloc.Heap", heap.Heap), ("malloc.Stats", heap.Stats), ("gc.Heap", gc_heap.Heap), ("gc.Mutator", gc_heap.Mutator),
         ("gc.Handle", gc_heap.Handle), ("gc.Collection", gc_log.Collection),
     )  # fmt: skip
