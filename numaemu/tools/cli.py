@@ -188,7 +188,7 @@ def run(**given):
 
 def watchers_for(options):
     """What looks at the machine while main runs, for --report and --trace, after all that they need has been found to be there."""
-    found = []
+    found: list = []
     if options.report_path is not None:
         check_writable(options.report_path, "--report")
         page.check()

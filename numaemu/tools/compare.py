@@ -20,7 +20,7 @@ def load(path):
         with open(path, encoding="utf-8") as file:
             figures = json.load(file)
     except OSError as error:
-        raise ConfigError(f"{path}: {error.strerror.lower()}") from None
+        raise ConfigError(f"{path}: {str(error.strerror).lower()}") from None
     except (ValueError, RecursionError) as error:
         raise ConfigError(f"{path}: is no JSON: {str(error).lower()}") from None
     missing = [key for key in NEEDED if key not in figures] if isinstance(figures, dict) else NEEDED

@@ -75,7 +75,7 @@ def points_of_file(path):
             else:
                 rows = [{k: texts.value_of(k, v) for k, v in row.items() if v} for row in csv.DictReader(file)]
     except OSError as error:
-        raise ConfigError(f"{path}: {error.strerror.lower()}") from None
+        raise ConfigError(f"{path}: {str(error.strerror).lower()}") from None
     except (ValueError, AttributeError, TypeError, csv.Error) as error:
         raise ConfigError(f"{path}: is no list of points: {str(error).lower()}") from None
     if not isinstance(rows, list) or not rows or not all(isinstance(row, dict) and row for row in rows):

@@ -52,7 +52,7 @@ def unshare():
             write("/proc/self/uid_map", f"{uid} {uid} 1")
             write("/proc/self/gid_map", f"{gid} {gid} 1")
         except OSError as error:
-            raise Refused(f"the host does not allow user namespaces ({error.strerror.lower()})") from None
+            raise Refused(f"the host does not allow user namespaces ({str(error.strerror).lower()})") from None
     mount("none", "/", None, MS_REC | MS_PRIVATE)
 
 
@@ -66,7 +66,7 @@ def mount_live(link):
     try:
         fuse = os.open("/dev/fuse", os.O_RDWR | os.O_CLOEXEC)
     except OSError as error:
-        raise Refused(f"/dev/fuse cannot be opened: {error.strerror.lower()}") from None
+        raise Refused(f"/dev/fuse cannot be opened: {str(error.strerror).lower()}") from None
     options = f"fd={fuse},rootmode=40000,user_id={os.getuid()},group_id={os.getgid()},default_permissions"
     mount("numaemu", STAGE, "fuse", MS_NOSUID | MS_NODEV, options)
     link.sendmsg([b"F"], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [fuse]))])
@@ -94,7 +94,7 @@ def run(command):
         complain(f"{command[0]}: command not found")
         os._exit(NOT_FOUND)
     except OSError as error:
-        complain(f"{command[0]}: {error.strerror.lower()}")
+        complain(f"{command[0]}: {str(error.strerror).lower()}")
         os._exit(NOT_PERMITTED)
 
 

@@ -164,7 +164,7 @@ class Mount:
         try:
             os.makedirs(self.directory, exist_ok=True)
         except OSError as error:
-            raise ConfigError(f"mount: {directory}: {error.strerror.lower()}") from None
+            raise ConfigError(f"mount: {directory}: {str(error.strerror).lower()}") from None
         if os.path.ismount(self.directory):
             raise ConfigError(f"mount: something is mounted on {directory}")
         if os.listdir(self.directory):

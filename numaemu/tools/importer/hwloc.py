@@ -152,7 +152,7 @@ def attribute(root, elements, nodes, name):
     table = attributes.get(f"Read{name}", attributes.get(name))
     if table is None:
         return None
-    rows = [[None] * len(nodes) for _ in nodes]
+    rows: list[list[int | None]] = [[None] * len(nodes) for _ in nodes]
     places = {kind: {e.get(f"{kind}_index"): j for j, e in enumerate(elements)} for kind in ("gp", "os")}
     for value in table.findall("memattr_value"):
         kind = "gp" if value.get("target_obj_gp_index") else "os"

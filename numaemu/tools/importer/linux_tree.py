@@ -67,8 +67,8 @@ def read(root, name):
     distance = rows if all(len(row) == len(places) for row in rows) else None
     if distance is None:
         notes.append("distances are not complete and are left out")
-    performance = [access(places, nodes, f"read_{what}") for what in ("latency", "bandwidth")]
-    found = Found(name, nodes, distance, *performance, settings(root), notes)
+    latency, bandwidth = (access(places, nodes, f"read_{what}") for what in ("latency", "bandwidth"))
+    found = Found(name, nodes, distance, latency, bandwidth, settings(root), notes)
     if any((root / "sys/devices/system/cpu/cpu0/cache").glob("index*")):
         notes.append("caches are left out")
     if siblings := text_of(root / "sys/devices/system/cpu/cpu0/topology/thread_siblings_list").strip():
@@ -79,7 +79,7 @@ def read(root, name):
 
 def access(places, nodes, name):
     """A figure of access0/initiators: from the nearest CPUs to each memory."""
-    rows = [[None] * len(nodes) for _ in nodes]
+    rows: list[list[int | None]] = [[None] * len(nodes) for _ in nodes]
     number = {node.number: i for i, node in enumerate(nodes)}
     for column, place in enumerate(places):
         text = text_of(place / "access0/initiators" / name).strip()

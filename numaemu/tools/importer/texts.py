@@ -36,7 +36,7 @@ def numactl(text, name):
 
 def lscpu(text, name):
     """`lscpu -p`: CPUs and their nodes."""
-    header = LSCPU_HEADER.search(text)[1].split(",")
+    header = LSCPU_HEADER.findall(text)[0].split(",")
     rows = [line.split(",") for line in text.splitlines() if line and not line.startswith("#")]
     if "Node" not in header or not rows or any(len(row) != len(header) or not row[0].isdigit() for row in rows):
         raise ConfigError("lscpu's text is not complete: it must have the columns CPU and Node")
@@ -89,7 +89,7 @@ def mlc(text, name):
         name, [FoundNode(n, None, cpus.get(n, set())) for n in numbers], None, square(columns, rows, numbers)
     )
     if (at := text.find(BETWEEN)) >= 0 and (matrix := mlc_matrix(text[at:])) is not None:
-        machine.bandwidth = square(*matrix, numbers)
+        machine.bandwidth = square(matrix[0], matrix[1], numbers)
     machine.notes.append(
         "CPUs and sizes of memory are not in it: each node with a row has one CPU (--onto MACHINE keeps another's)"
     )

@@ -115,4 +115,4 @@ def write(run, sampler, path, doc=""):
         with open(path, "w", encoding="utf-8") as file:
             file.write(text)
     except OSError as error:
-        raise ConfigError(f"--report is {path}: {error.strerror.lower()}") from None
+        raise ConfigError(f"--report is {path}: {str(error.strerror).lower()}") from None

@@ -101,7 +101,7 @@ class Sampler:
         if self.timer is not None:
             with contextlib.suppress(MachineCheck):
                 self.timer.stop()
-        else:
+        elif self.thread is not None:
             self.thread.join()
         self.sample()
 

@@ -40,7 +40,9 @@ def opened(path):
         import zstandard
 
         return zstandard.ZstdDecompressor().stream_reader(open(path, "rb"), closefd=True)
-    return {"gzip": gzip.open, "xz": lzma.open, None: open}[kind](path, "rb")
+    if kind is None:
+        return open(path, "rb")
+    return gzip.open(path, "rb") if kind == "gzip" else lzma.open(path, "rb")
 
 
 DAMAGED = (OSError, EOFError, lzma.LZMAError, zlib.error)

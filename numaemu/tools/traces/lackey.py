@@ -24,7 +24,7 @@ def parse(text, out):
             continue
         letter = text[start] if text[start] == _I else text[start + 1]
         kind = 0 if letter == _L else 1 if letter == _S else 2 if letter == _I else 3
-        address, size, j = np.uint64(0), 0, start + 3
+        address, size, j = np.uint64(0), np.int64(0), start + 3
         if text[start] == _I:
             good = text[start + 1] == SPACE
         else:

@@ -58,6 +58,7 @@ class Spool:
     """A temporary file with the accesses of a trace, as they lie in memory; `path` is None once they are too many."""
 
     def __init__(self):
+        self.path: str | None
         handle, self.path = tempfile.mkstemp(prefix="numaemu-trace-")
         self.file, self.nbytes = os.fdopen(handle, "wb"), 0
 
@@ -180,7 +181,7 @@ def do_accesses(cpu, part, thread):
         address = part[i]["addr"] & ~np.uint64(7)
         words = (np.int64(part[i]["addr"] - address) + np.int64(part[i]["size"]) + 7) // 8
         kind = part[i]["kind"]
-        for _ in range(max(words, 1)):
+        for _ in range(words if words > 1 else 1):
             if kind != 1:
                 load_u64(cpu, address)
             if kind == 1 or kind == 3:

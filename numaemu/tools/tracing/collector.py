@@ -107,7 +107,10 @@ class Collector:
         finally:
             self.ended.set()
             with contextlib.suppress(MachineCheck):
-                thread.join() if thread else timer.stop()
+                if thread is not None:
+                    thread.join()
+                if timer is not None:
+                    timer.stop()
             with contextlib.suppress(MachineCheck, OSError):
                 machine.write(f"{ROOT}/set_event", "")
                 self.take()
