@@ -1,0 +1,65 @@
+"""`numaemu malloc`: the table, the JSON, and what it refuses."""
+
+import json
+
+import pytest
+
+from numaemu.tools import cli
+
+SHORT = "20000\n6\n12\n1\n" + "".join(
+    f"{line}\n" for line in "a 0 2040,a 1 2040,f 1,a 2 48,a 3 4072,f 3,a 4 4072,f 0,f 2,a 5 4072,f 4,f 5".split(",")
+)
+
+
+@pytest.fixture
+def trace(tmp_path):
+    path = tmp_path / "short1-bal.rep"
+    path.write_text(SHORT)
+    return str(path)
+
+
+def test_a_trace_on_two_kinds(trace, tmp_path, capsys):
+    path = tmp_path / "rows.json"
+    assert cli.main(["malloc", trace, "--kind", "implicit", "--kind", "segregated", "--json", str(path)]) == cli.DONE
+    rows = json.loads(path.read_text())
+    assert [(row["trace"], row["kind"], row["valid"], row["operations"]) for row in rows] == [
+        ("short1-bal.rep", "implicit", True, 12),
+        ("short1-bal.rep", "segregated", True, 12),
+    ]
+    assert rows[0]["utilisation"] == pytest.approx(0.6619, abs=1e-4)  # the textbook's
+    assert all(row["ns_per_operation"] > 0 and row["faults_per_operation"] > 0 for row in rows)
+    printed = capsys.readouterr().out
+    assert "66.2 %" in printed and printed.count("yes") == 2
+
+
+def test_options_reach_the_heap(trace, capsys):
+    assert cli.main(["malloc", trace, "--kind", "implicit", "--option", "growth=0"]) == cli.DONE
+    assert "66.2 %" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (
+            ["--kind", "hoard"],
+            "--kind is 'hoard', must be one of implicit, explicit, segregated, buddy, dlmalloc, ptmalloc",
+        ),
+        (["--option", "growth"], "--option is 'growth', must be name=value"),
+        (["--option", "colour=red", "--kind", "buddy"], "malloc_heap: a heap of kind buddy has no option colour"),
+        (
+            ["--option", "fit=worst", "--kind", "implicit"],
+            "malloc_heap: fit is 'worst', must be one of first, next, best",
+        ),
+    ],
+)
+def test_wrong_usage_is_one_line(trace, capsys, arguments, message):
+    assert cli.main(["malloc", trace, *arguments]) == cli.USAGE
+    assert capsys.readouterr().err.splitlines()[-1].startswith(f"numaemu: {message}")
+
+
+def test_a_heap_that_runs_out_of_memory_is_not_valid(tmp_path, capsys):
+    path = tmp_path / "large.rep"
+    path.write_text("0\n1\n1\n1\na 0 200000\n")
+    options = ["--option", "source=mmap", "--option", "limit=65536"]
+    assert cli.main(["malloc", str(path), "--kind", "implicit", *options]) == cli.RAISED
+    assert "large.rep, implicit: out of memory" in capsys.readouterr().out
