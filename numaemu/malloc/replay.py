@@ -102,6 +102,40 @@ def play_with_contents(cpu, heap, requests, blocks):
     return len(requests)
 
 
+@library
+def play_random(cpu, heap, count, live, seed):
+    """`count` random requests with up to `live` blocks at a time, with bytes that are looked at; then all is freed. How many were
+    played, OUT_OF_MEMORY, or WRONG_BYTE - number of the request.
+    """
+    at, size, state = np.zeros(live, np.int64), np.zeros(live, np.int64), seed
+    for i in range(count):
+        state = (state * 1103515245 + 12345) & 0x7FFFFFFF
+        slot, what = (state >> 8) % live, state >> 4 & 7
+        state = (state * 1103515245 + 12345) & 0x7FFFFFFF
+        nbytes = 1 + (state >> 8) % (16 << 2 * (state >> 28 & 3)) * (1 + (state >> 20 & 7))
+        mark = slot + seed
+        if size[slot] > 0 and not agrees(cpu, at[slot], size[slot], size[slot], mark):
+            return WRONG_BYTE - i
+        if size[slot] == 0:
+            at[slot] = malloc(cpu, heap, nbytes)
+        elif what > 1:
+            free(cpu, heap, at[slot])
+            size[slot] = 0
+            continue
+        else:
+            at[slot] = realloc(cpu, heap, at[slot], nbytes)
+            if at[slot] != 0 and not agrees(cpu, at[slot], min(size[slot], nbytes), size[slot], mark):
+                return WRONG_BYTE - i
+        if at[slot] == 0:
+            return OUT_OF_MEMORY
+        size[slot] = nbytes
+        fill(cpu, at[slot], nbytes, mark)
+    for slot in range(live):
+        if size[slot] > 0:
+            free(cpu, heap, at[slot])
+    return count
+
+
 def validate(task, trace, kind, options):
     """ "" or what is wrong: bytes that were lost, a block that is out of line, a heap that does not check."""
     heap = task.malloc_heap(kind, **options)

@@ -11,7 +11,7 @@ from numaemu.compiler.build import JIT
 from numaemu.compiler.library import library
 from numaemu.malloc import HeapError, calloc, free, usable_size
 from numaemu.malloc.kinds import KINDS, kind_module
-from numaemu.malloc.replay import play_with_contents, replay
+from numaemu.malloc.replay import play_random, play_with_contents, replay
 from numaemu.malloc.trace import FREE
 
 REQUESTS = 3000 if JIT else 60
@@ -192,6 +192,16 @@ def threads(task, kind, cpus):
 def test_threads_share_a_heap(machine, kind):
     left = sum(live_bytes(mixed(seed, 1500)) for seed in (5, 78, 79, 80))
     assert machine.run(threads, kind, [1, 2, 3]) == ({1500}, left)
+
+
+@pytest.mark.interpreted
+def test_random_requests_find_what_they_wrote(two_nodes):
+    task = two_nodes.task()
+    heap = task.malloc_heap("segregated", source="mmap", limit="4MiB")
+    count = 20_000 if JIT else 100
+    assert task.call(play_random, heap, count, 30, 1) == count
+    heap.check()
+    assert heap.stats().payload == 0
 
 
 def test_a_replay_says_what_it_took(machine):
