@@ -699,3 +699,48 @@ def test_a_collector_that_walks_a_swapped_heap_thrashes():
     faults = {name: row["major faults"] for name, row in table.items()}
     assert faults["mark-sweep"] > 3 * faults["generational"] and faults["copying"] > 3 * faults["generational"]
     assert table["mark-sweep"]["longest pause us"] > 100 * table["generational"]["longest pause us"]
+
+
+def test_pages_follow_a_task_only_with_balancing():
+    with Machine(nodes=2, cpus_per_node=2, memory_per_node="64MiB", latency=[[80, 240], [240, 80]]) as machine:
+        rows = run("following_pages", machine)
+        machine.check()
+    assert rows["balancing off"]["pages near at the end"] == 0
+    assert rows["balancing on"]["pages near at the end"] > 900
+    assert rows["balancing on"]["ns at the end"] < 0.5 * rows["balancing off"]["ns at the end"]
+
+
+def test_private_memory_of_a_hash_join_comes_to_its_thread():
+    with Machine(nodes=4, cpus_per_node=1, memory_per_node="32MiB") as machine:
+        rows = run("hash_join", machine)
+        machine.check()
+    assert rows["balancing off"]["private pages that are local, %"] == 25  # those of the thread that read them
+    assert rows["balancing on"]["private pages that are local, %"] > 90
+    assert rows["balancing on"]["private, ns"] < rows["balancing off"]["private, ns"]
+
+
+def test_tiers_of_the_presets(ring):
+    rows = run("memory_tiers", ring)
+    assert rows["uma"] == "tier 4: nodes 0" and rows["four-node-ring"] == "tier 4: nodes 0-3"
+    assert rows["three-tier"] == "tier 4: nodes 0, tier 56: nodes 1, tier 1080: nodes 2"
+
+
+@pytest.fixture(scope="module")
+def tiered(workloads):
+    with Machine(**importlib.import_module("wandering_hot_set").MACHINE) as machine:
+        yield machine
+
+
+def test_tiering_brings_a_hot_set_back(tiered):
+    rows = run("wandering_hot_set", tiered)
+    still, frequency = rows["first touch"], rows["by frequency"]
+    assert still["promoted"] == still["demoted"] == 0 and still["at place 2"] > 240
+    assert frequency["mean ns"] < rows["Linux tiering"]["mean ns"] < 1.05 * still["mean ns"]
+    assert frequency["promoted"] > 3000 and rows["Linux tiering"]["promoted"] > 1000
+
+
+def test_nothing_is_won_where_everything_is_hot():
+    with Machine(**importlib.import_module("tier_pingpong").MACHINE) as machine:
+        rows = run("tier_pingpong", machine)
+    times = [row["ns of a load"] for row in rows.values()]
+    assert max(times) < 1.1 * min(times) and rows["tiering off"]["promoted"] == 0

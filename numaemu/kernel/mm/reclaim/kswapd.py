@@ -17,6 +17,7 @@ from numaemu.kernel.include.mmzone import (
     LRU_INACTIVE_ANON,
     MAX_NR_ZONES,
     WMARK_HIGH,
+    WMARK_PROMO,
     lruvec_of,
     node_of,
     wmark_pages,
@@ -35,6 +36,7 @@ from numaemu.kernel.include.vmstat import (
     count_vm_events,
 )
 from numaemu.kernel.mm.migrate.kcompactd import wakeup_kcompactd
+from numaemu.kernel.mm.numa.memory_tiers import NUMA_BALANCING_MEMORY_TIERING
 from numaemu.kernel.mm.page_alloc.watermark import __zone_watermark_ok
 from numaemu.kernel.mm.reclaim.lru_batches import lru_add_drain
 from numaemu.kernel.mm.reclaim.pageout import scan_control_of
@@ -55,11 +57,14 @@ U = np.uint64
 
 @kernel("bool(machine_t*, i64, i64, i64)")
 def pgdat_balanced(machine, node, order, highest_zoneidx):
-    """True if a zone of the node can serve an allocation of this order above its high watermark."""
+    """True if a zone of the node can serve an allocation of this order above its high watermark; with memory tiering above the
+    higher one that leaves room for promoted pages.
+    """
+    tiering = machine.numa_balancing & NUMA_BALANCING_MEMORY_TIERING != 0
     for kind in range(highest_zoneidx + 1):
         zone = zone_of(machine, node * MAX_NR_ZONES + kind)
         if zone.managed_pages > 0 and __zone_watermark_ok(
-            zone, order, wmark_pages(zone, WMARK_HIGH), highest_zoneidx, 0, zone.free_pages
+            zone, order, wmark_pages(zone, WMARK_PROMO if tiering else WMARK_HIGH), highest_zoneidx, 0, zone.free_pages
         ):
             return True
     return False
@@ -201,7 +206,8 @@ def kswapd(cpu, node):
             )
             if pgdat_balanced(machine, node, 0, highest):  # it may sleep: the blocks are compaction's work
                 wakeup_kcompactd(cpu, node, order, highest)
-            break
+                break
+            pgdat.kswapd_highest_zoneidx = highest  # it may not (prepare_kswapd_sleep), unless it gives up
     lru_add_drain(cpu)  # pages that were demoted; nobody else empties a thread's batches
     trace_event(cpu, MM_VMSCAN_KSWAPD_SLEEP, node, 0, 0, 0, 0)
     cpu.flags = flags
