@@ -40,6 +40,7 @@ class Timers:
         self.ask, self.lock, self.timers, self.busy = ask, threading.Lock(), [], False
 
     def add(self, interval_ns, function):
+        """A new one, due an interval from now."""
         timer = Timer(self, interval_ns, function, self.ask("clock") + interval_ns)
         with self.lock:
             self.timers.append(timer)
@@ -49,6 +50,7 @@ class Timers:
         return timer
 
     def remove(self, timer):
+        """It is due no more; while some are called, the machine hears of it behind them."""
         with self.lock:
             if timer in self.timers:
                 self.timers.remove(timer)
@@ -67,6 +69,7 @@ class Timers:
         threading.Thread(target=self.run, args=(number, now_ns), daemon=True, name="every").start()
 
     def run(self, number, now_ns):
+        """Call those that are due, then let the CPU go on."""
         for timer in sorted(self.timers, key=lambda timer: timer.due_ns):
             if timer.due_ns <= now_ns and timer in self.timers:
                 timer.call(now_ns)
