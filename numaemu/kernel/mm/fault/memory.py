@@ -4,7 +4,7 @@ forked child copy_page_range.py.
 
 import numpy as np
 
-from numaemu.compiler.atomic import fetch_add, load_acquire
+from numaemu.compiler.atomic import fetch_add, load_acquire, store_release
 from numaemu.compiler.decorators import hot, kernel
 from numaemu.hardware.paging import _PAGE_ACCESSED, _PAGE_DIRTY, _PAGE_PRESENT, _PAGE_RW, _PAGE_USER, PAGE_MASK
 from numaemu.hardware.processor import X86_PF_PROT
@@ -71,6 +71,7 @@ from numaemu.spec.param import PAGE_SHIFT, PAGE_SIZE
 
 U = np.uint64
 AROUND = U(FAULT_AROUND_BYTES)
+COPYING = -1  # in page.private: a copy that becomes writable when all CPUs have forgotten what was there before
 _READ_ONLY = _PAGE_PRESENT | _PAGE_USER | _PAGE_ACCESSED
 _WRITTEN = _READ_ONLY | _PAGE_RW | _PAGE_DIRTY
 
@@ -110,20 +111,25 @@ def install_copy(cpu, mm, vma, address, ptep, pte, new):
 
     A task that is alone in its address space meets nobody else's TLB, so its copy may be writable at once. The second
     reference is ours until all have forgotten the old frame, so that nobody reuses the copy before; then it goes along
-    on the way to the LRU list.
+    on the way to the LRU list. Other threads that write meanwhile wait for it: each copying the other's copy they could go on
+    so for ever.
     """
     machine = machine_of(cpu)
     page, alone, nx = page_of(machine, new), load_acquire(mm, "users") == 1, vm_page_nx(machine, vma)
     get_page(page)
     if alone:
         page.flags |= U(PG_anon_exclusive)
+    else:
+        page.private = COPYING
     if not ptep_cmpxchg(ptep, pte, pfn_pte(new, nx | (_WRITTEN if alone else _READ_ONLY))):
+        page.private = 0
         put_page(cpu, new)
         return False
     flush_tlb_mm_range(cpu, vma.mm, address, address + U(PAGE_SIZE))
     if not alone:
         folio_set(page, PG_anon_exclusive)
         ptep_cmpxchg(ptep, pfn_pte(new, nx | _READ_ONLY), pfn_pte(new, nx | _WRITTEN))
+        store_release(page, "private", 0)
     folio_add_new_lru(cpu, new)
     return True
 
@@ -257,6 +263,9 @@ def do_wp_page(cpu, mm, vma_number, address, ptep, pte):
     if not special and folio_test(page, PG_anon):
         if not try_get_page(page):
             return VM_FAULT_RETRY  # it is being moved, or has just gone
+        if load_acquire(page, "private") == COPYING and not folio_test(page, PG_swapcache):
+            put_page(cpu, old)
+            return VM_FAULT_RETRY
         done = ptep_get(ptep) != pte or wp_page_reuse(cpu, ptep, pte)
         put_page(cpu, old)
     return VM_FAULT_OK if done else wp_page_copy(cpu, mm, vma_number, address, ptep, pte)
