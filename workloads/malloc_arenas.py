@@ -1,13 +1,13 @@
 """Eight threads on one heap: one lock, an arena for each thread, an arena for each node; and the caches in front of them.
 
-Each thread allocates, writes, reads and frees blocks of up to 4 KiB, 40 at a time.
-Look for: with arenas nearly all accesses are local.
-  - on one heap the blocks of all threads lie side by side, in pages of whichever node touched them first: half are remote;
-  - ptmalloc with the main arena alone is no better for that: its caches save locks, not distance;
+Each thread allocates, writes, reads and frees blocks of up to 4 KiB, 40 at a time. The machine runs in lockstep, so that waiting for a
+lock takes the emulated time that it would, and the figures repeat.
+Look for: one lock costs half of the time, and with arenas nearly all accesses are local.
+  - with one lock threads wait for each other, and the blocks of all lie side by side: nearly half of the accesses are remote;
+  - ptmalloc with the main arena alone waits less, as each thread's cache serves what it can; distance stays;
   - an arena for each thread, or for each node, keeps a thread's blocks where it runs. What is left of remote accesses are the
     words that say where arenas and caches lie;
   - it takes more memory, as each arena keeps free blocks of its own: by thread more than by node.
-How long threads wait for a lock depends on how the host lets their CPUs run side by side.
 """
 
 import numpy as np
@@ -18,7 +18,7 @@ from numaemu.malloc.replay import play_with_contents
 from numaemu.malloc.trace import FREE, MALLOC
 from numaemu.tools import chart
 
-MACHINE = dict(nodes=2, cpus_per_node=4, memory_per_node="64MiB")
+MACHINE = dict(nodes=2, cpus_per_node=4, memory_per_node="64MiB", lockstep=True)
 HEAPS = {
     "segregated, one lock": ("segregated", {}),
     "ptmalloc, main arena": ("ptmalloc", {"arenas": "main"}),

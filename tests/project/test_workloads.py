@@ -657,11 +657,13 @@ def test_fits_trade_memory_for_search(uma, capsys):
 
 
 def test_arenas_keep_blocks_where_their_thread_runs():
-    with Machine(nodes=2, cpus_per_node=4, memory_per_node="64MiB") as machine:
+    with Machine(nodes=2, cpus_per_node=4, memory_per_node="64MiB", lockstep=True) as machine:
         table = run("malloc_arenas", machine)
         machine.check()
     assert table["segregated, one lock"]["remote %"] > 25
     assert table["ptmalloc, by thread"]["remote %"] < 10 and table["ptmalloc, by node"]["remote %"] < 10
+    times = [row["ns an operation"] for row in table.values()]
+    assert times[0] > times[1] > 1.3 * max(times[2:])
     assert table["ptmalloc, by thread"]["heap KiB"] > table["ptmalloc, by node"]["heap KiB"]
 
 
