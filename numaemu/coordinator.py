@@ -267,9 +267,9 @@ class Coordinator(Actor):
         cpu = task_t.array(self.machine.tasks)[number].cpu
         return cpu, self.world.topology.node_of_cpu(cpu)
 
-    def rpc_adopt(self, run, cpu_number, task_number, payload):
+    def rpc_adopt(self, run, cpu_number, task_number, payload, keep=False):
         """Start a function as a task that the driver's task has forked or cloned."""
-        return self.ask(self.cpu_actor(cpu_number), "adopt", COORDINATOR, run, task_number, payload)
+        return self.ask(self.cpu_actor(cpu_number), "adopt", COORDINATOR, run, task_number, payload, 0, keep)
 
     def rpc_finished(self, run, answer, _now_ns):
         """A spawned function has returned or raised: sealed."""

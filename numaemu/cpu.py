@@ -272,11 +272,11 @@ class Cpu(Actor):
             raise
         return number, pid
 
-    def rpc_adopt(self, owner, run, task_number, payload, now_ns=0):
+    def rpc_adopt(self, owner, run, task_number, payload, now_ns=0, keep=False):
         """Run a function as a task that fork or clone has made on another CPU, whose clock said `now_ns`."""
         task_t.array(self.machine.tasks)[task_number].cpu = self.cpu_number
         pid = self.pid_of(task_number)
-        self.threads.submit(self.run_task, owner, run, task_number, pid, payload, now_ns)
+        self.threads.submit(self.run_task, owner, run, task_number, pid, payload, now_ns, keep)
         return task_number, pid
 
     def go_on_at(self, ns):
@@ -285,8 +285,8 @@ class Cpu(Actor):
             with self.turn:
                 sleep_until(self.state.address, ns)
 
-    def run_task(self, owner, run, task_number, pid, payload, now_ns=0):
-        """The thread of a spawned function: call it, end the task, report."""
+    def run_task(self, owner, run, task_number, pid, payload, now_ns=0, keep=False):
+        """The thread of a spawned function: call it, end the task unless it is to be kept, report."""
         task = Task(task_number, pid, self)
         self.go_on_at(now_ns)
         self.running.begin(task_number, pid)
@@ -297,7 +297,7 @@ class Cpu(Actor):
             answer = failure(error)
         self.running.end()
         try:
-            killed = kill_task(task)
+            killed = None if keep else kill_task(task)
             if killed and not isinstance(answer, Failure):
                 answer = failure(killed)  # it was dead already when it returned
             sys.stdout.flush()

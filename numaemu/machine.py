@@ -341,10 +341,10 @@ class Machine:
         if self.topology.lockstep:
             self._ask("pass_time")
 
-    def start(self, number, pid, cpu, function, args):
-        """Task's site: let a function run as a task that was just made."""
+    def start(self, number, pid, cpu, function, args, keep=False):
+        """Task's site: let a function run as a task that was just made. With `keep` the task does not end with it."""
         run, future = self._new_run()
-        self._ask("adopt", run, cpu, number, dump_function(function, args))
+        self._ask("adopt", run, cpu, number, dump_function(function, args), keep)
         return Handle(pid, future, self)
 
     def every(self, interval_ns, function):

@@ -12,17 +12,16 @@ import numpy as np
 
 from numaemu import uapi
 from numaemu.conform import observe
-from numaemu.conform.files import OVERSLEEP_MS, PAGE, FileSteps, write_pages
-from numaemu.conform.init import boot_init, fork, use_stack
+from numaemu.conform.files import PAGE, FileSteps, write_pages
+from numaemu.conform.init import boot_init, fork
 from numaemu.conform.shell import shell_commands, shell_mount, shell_rm
+from numaemu.conform.touch import touch
 from numaemu.errors import BusError, NumaemuError, OutOfMemory, SegmentationFault
-from numaemu.host.threads import Threads
 
 # Reclaim goes by sums that are flushed every two seconds. Where in them the first step came depends on how long the recorded kernels
 # booted, which no recording says. a36_mix_sw60_classic shows it: file pages were deactivated from the middle of its last step on, as
-# they are here with 1850 to 2050.
-BOOT_MS = 1950  # emulated time from boot to the first step: a phase of the timers that have a period; fitted
-ACCESSES = 1 << 16  # accesses of one message
+# they are here with 1860 to 1900.
+BOOT_MS = 1890  # emulated time from boot to the first step: a phase of the timers that have a period; fitted
 XORSHIFT_SEED = 88172645463325252
 
 SHELL_WRITES, SHELL_READS = 45, 85  # pages that a shell with a small program writes and only reads; measured
@@ -122,7 +121,6 @@ class Replay(FileSteps):
     def __init__(self, machine, steps):
         self.machine, self.steps = machine, steps
         self.processes, self.results, self.snapshots, self.dumps, self.files = {}, [], {}, {}, {}
-        self.threads = Threads("step")
         self.init = boot_init(machine)
         self.balancing = False  # NUMA balancing is on: it matters which mappings a task uses
         self.now_ns = 0  # emulated time of the whole machine: steps follow one another
@@ -160,7 +158,7 @@ class Replay(FileSteps):
         if process.running is not None and step["op"] not in ("join", "kill"):
             self.op_join(process, step)
         if step.get("async"):
-            process.running = self.threads.submit(self.perform, process, step, result)
+            process.running = self.touch_meanwhile(process, step, result)
             return result | {"state": "ASYNC"}
         return self.perform(process, step, result)
 
@@ -169,13 +167,21 @@ class Replay(FileSteps):
         method = getattr(self, f"op_{step['op']}")
         if process.state["dead"]:
             return result | {"state": "DEAD"}
-        try:
+
+        def play():
             self.pass_time(process.task)
             begin_ns = self.now_ns
-            result |= method(process, step) or {}
+            found = method(process, step) or {}
             if not process.state["dead"]:
                 self.pass_time(process.task)
-            return result | {"ns": self.now_ns - begin_ns}
+            return result | found | {"ns": self.now_ns - begin_ns}
+
+        return self.answered(process, play, result)
+
+    def answered(self, process, play, result):
+        """What a step answers, or what has become of it."""
+        try:
+            return play()
         except OSError as error:
             return result | {"ret": -1, "errno": error.errno, "minflt": 0, "majflt": 0}
         except (OutOfMemory, SegmentationFault, BusError) as error:
@@ -245,7 +251,7 @@ class Replay(FileSteps):
     def op_join(self, process, step):
         """Wait for the step that the task plays meanwhile."""
         running, process.running = process.running, None
-        return running.result() if running is not None else {"ret": 0, "errno": 0}
+        return self.answered(process, running, {}) if running is not None else {"ret": 0, "errno": 0}
 
     def op_setcpu(self, process, step):
         cpu = process.task.sched_setaffinity(set(numbers(step["cpus"])))
@@ -351,53 +357,23 @@ class Replay(FileSteps):
         """One byte per stride; the values are (index + 1) & 255, so that every 256th page stays zero."""
         if step["region"] not in process.regions:  # its mmap has failed
             return {"ret": 0, "errno": 0, "minflt": 0, "majflt": 0}
-        address, nbytes = self.range_of(process, step)
-        stride = step.get("stride", PAGE)
-        before, until = process.task.counters(), None
-        if "duration_ms" in step:
-            until = process.task.clock_ns + step["duration_ms"] * 1_000_000
-        done = 0
-        while True:
-            if self.balancing:
-                use_stack(process.task)
-            indices = self.touch_order(process, -(-nbytes // stride), step.get("order", "seq"), step.get("repeat", 1))
-            done += self.access(process, step, address, indices)
-            if until is None or process.task.clock_ns >= until:
-                break
-        after = process.task.counters()
-        minor, major = (after[name] - before[name] for name in ("task_minor_faults", "task_major_faults"))
-        return {"ret": done, "errno": 0, "minflt": minor, "majflt": major}
+        where = self.range_of(process, step)
+        result, process.random = touch(process.task, step, *where, process.random, self.balancing, self.machine.settle)
+        return result
 
-    def access(self, process, step, address, indices):
-        """The accesses of a touch, once through, with a pause after every `chunk` bytes; how many."""
-        stride, pause = step.get("stride", PAGE), step.get("pause_ms", 0)
-        portion = max(step["chunk"] // stride, 1) if "chunk" in step else ACCESSES
-        for start in range(0, len(indices), portion):
-            part = indices[start : start + portion]
-            places = np.uint64(address) + part * np.uint64(stride)
-            if step.get("mode") == "read":
-                process.task.load(places, np.uint8)
-            else:
-                process.task.store(places, (part + np.uint64(1)).astype(np.uint8))
-            if pause:
-                process.task.sleep(pause + OVERSLEEP_MS)
-                self.machine.settle()
-        return len(indices)
+    def touch_meanwhile(self, process, step, result):
+        """A touch that goes on while other steps are played: it runs as a function of the task, in its CPU's process."""
+        self.pass_time(process.task)
+        task, begin_ns = process.task, self.now_ns
+        args = step, *self.range_of(process, step), process.random, self.balancing
+        handle = self.machine.start(task._number, task.pid, task.cpu, touch, args, keep=True)
 
-    @staticmethod
-    def touch_order(process, count, order, repeat):
-        """Which page (or stride) comes when, as an array of indices."""
-        if order != "random":
-            once = np.arange(count, dtype=np.uint64)
-            return np.tile(once if order == "seq" else once[::-1], repeat)
-        drawn, state = np.empty(count * repeat, np.uint64), process.random
-        for i in range(len(drawn)):
-            state ^= state << 13 & (1 << 64) - 1
-            state ^= state >> 7
-            state ^= state << 17 & (1 << 64) - 1
-            drawn[i] = state % count
-        process.random = state
-        return drawn
+        def join():
+            found, process.random = handle.result()
+            self.pass_time(task)
+            return result | found | {"ns": self.now_ns - begin_ns}
+
+        return join
 
     # -- policies and placement
 

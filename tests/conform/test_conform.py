@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 
 from numaemu.conform import calibrate, case_file, judge, observe, replay
 from numaemu.conform import command as conform
-from numaemu.conform.replay import NotSupported, Process, Replay
+from numaemu.conform.replay import XORSHIFT_SEED, NotSupported
+from numaemu.conform.touch import touch_order
 from numaemu.errors import ConfigError, MachineCheck
 from numaemu.tools import cli
 
@@ -301,15 +302,15 @@ def test_marks_that_fit_no_min_free_kbytes():
 
 
 def test_random_order_goes_on_where_it_stopped():
-    whole, parts = Process("T0", None), Process("T1", None)
-    once = Replay.touch_order(whole, 100, "random", 2)
+    once, state = touch_order(100, "random", 2, XORSHIFT_SEED)
     assert once.max() < 100 and len(once) == 200
-    assert [*Replay.touch_order(parts, 100, "random", 1), *Replay.touch_order(parts, 100, "random", 1)] == [*once]
-    assert whole.random == parts.random
+    first, between = touch_order(100, "random", 1, XORSHIFT_SEED)
+    second, end = touch_order(100, "random", 1, between)
+    assert [*first, *second] == [*once] and end == state
 
 
 def test_reverse_order():
-    assert Replay.touch_order(Process("T0", None), 3, "reverse", 2).tolist() == [2, 1, 0, 2, 1, 0]
+    assert touch_order(3, "reverse", 2, 1)[0].tolist() == [2, 1, 0, 2, 1, 0]
 
 
 @given(st.lists(st.sampled_from([0, 1, -2, -14]), min_size=1, max_size=50))
