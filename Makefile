@@ -43,6 +43,7 @@ pages: $(READY)
 	$(BIN)/python -m docs.tools.tables
 	$(BIN)/python -m docs.tools.examples --write
 	$(BIN)/python -m docs.tools.gallery
+	$(BIN)/python -m docs.tools.gallery --outputs
 
 setup: $(READY)
 

@@ -176,7 +176,6 @@ class Coordinator(Actor):
             return AGAIN
         self.oom.busy = True
         try:
-            yield from self.rpc_drain_all(cpu_number)
             answer, victims = self.oom.out_of_memory(gfp, order, nodemask, cpu_number)
             for future in [self.ask(actor_of_cpu(self.machine, c), "oom_exit", victims) for c in self.cpus if victims]:
                 yield future

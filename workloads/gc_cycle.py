@@ -11,6 +11,7 @@ from numaemu.compiler.library import library
 from numaemu.gc import get_root, new, pop_frame, push_frame, set_ref, set_root
 from numaemu.tools import chart
 
+LOCKSTEP = True
 MACHINE = dict(nodes=1, cpus_per_node=1, memory_per_node="64MiB")
 HEAP, ROUNDS, EACH, LENGTH = "1MiB", 6, 100, 8
 

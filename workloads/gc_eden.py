@@ -12,6 +12,7 @@ from numaemu.compiler.library import library
 from numaemu.gc import get_root, new, pop_frame, push_frame, set_ref, set_root
 from numaemu.tools import chart
 
+LOCKSTEP = True
 MACHINE = dict(nodes=1, cpus_per_node=1, memory_per_node="64MiB")
 HEAP, SIZES = "4MiB", ("64KiB", "128KiB", "256KiB", "512KiB", "1MiB", "2MiB")
 WINDOW, OBJECTS = 1000, 60_000

@@ -13,6 +13,7 @@ from numaemu.gc import new, poll
 from numaemu.gc.exercise import make_tree
 from numaemu.tools import chart
 
+LOCKSTEP = True
 MACHINE = dict(nodes=1, cpus_per_node=1, memory_per_node="32MiB")
 HEAP, LEVELS, OBJECTS = "8MiB", 15, 120_000  # 65,535 objects of 48 bytes live
 

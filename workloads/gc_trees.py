@@ -13,6 +13,7 @@ from numaemu.gc.collectors import COLLECTORS
 from numaemu.gc.exercise import make_tree, make_trees
 from numaemu.tools import chart
 
+LOCKSTEP = True
 MACHINE = dict(nodes=1, cpus_per_node=1, memory_per_node="64MiB")
 HEAP, LONG_LIVED, DEPTHS, ALLOCATED = "2MiB", 12, (4, 6, 8, 10), 40_000  # levels; objects of each depth
 

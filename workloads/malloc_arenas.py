@@ -18,7 +18,8 @@ from numaemu.malloc.replay import play_with_contents
 from numaemu.malloc.trace import FREE, MALLOC
 from numaemu.tools import chart
 
-MACHINE = dict(nodes=2, cpus_per_node=4, memory_per_node="64MiB", lockstep=True)
+LOCKSTEP = True
+MACHINE = dict(nodes=2, cpus_per_node=4, memory_per_node="64MiB")
 HEAPS = {
     "segregated, one lock": ("segregated", {}),
     "ptmalloc, main arena": ("ptmalloc", {"arenas": "main"}),

@@ -17,6 +17,7 @@ from numaemu.malloc.replay import play
 from numaemu.malloc.trace import FREE, MALLOC
 from numaemu.tools import chart
 
+LOCKSTEP = True
 MACHINE = dict(nodes=1, cpus_per_node=1, memory_per_node="64MiB")
 HEAPS = {
     "first fit": ("implicit", {"fit": "first"}),

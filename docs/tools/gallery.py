@@ -2,6 +2,7 @@
 
     python -m docs.tools.gallery [NAME …]        the named workloads' pictures, or all; then the page
     python -m docs.tools.gallery --page          the page alone
+    python -m docs.tools.gallery --outputs       what the experiments that run in lockstep print, in docs/outputs/: a test compares it
 
 A picture is the workload's real output at 80 columns, drawn as SVG: each line of the terminal is a line of text.
 """
@@ -18,6 +19,8 @@ from html import escape
 
 ROOT = pathlib.Path(__file__).parents[2]
 IMAGES, PAGE = ROOT / "docs" / "images", ROOT / "docs" / "gallery.md"
+OUTPUTS = ROOT / "docs" / "outputs"
+SLOW = ("anti_fragmentation", "slab_vs_buddy", "thrashing", "replacement_policies", "lumpy_vs_compaction")
 COLUMNS = 80
 FIRST = "compaction"  # the workload of the README's picture
 CELL, LINE, SIZE, MARGIN = 8.4, 17, 14, 12  # of a character, in pixels
@@ -169,6 +172,36 @@ def draw_first_picture():
     (IMAGES / "first.svg").write_text(draw(lines[first:last], command(FIRST)))
 
 
+def quick():
+    """Names of the experiments whose output is the same each time, and which end soon."""
+    return [name for name in workloads() if name not in SLOW and "LOCKSTEP = True" in source(name)]
+
+
+def source(name):
+    return (ROOT / "workloads" / f"{name}.py").read_text()
+
+
+def output(name):
+    """What `numaemu run NAME -q` prints, without colours."""
+    done = subprocess.run(
+        [sys.executable, "-m", "numaemu", "run", name, "-q"],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        env={**os.environ, "COLUMNS": str(COLUMNS), "PYTHONPATH": str(ROOT), "NO_COLOR": "1"},
+    )
+    if done.returncode:
+        raise RuntimeError(f"numaemu run {name} -q: exit status {done.returncode}\n{done.stderr}")
+    return done.stdout
+
+
+def write_outputs():
+    OUTPUTS.mkdir(exist_ok=True)
+    for name in quick():
+        (OUTPUTS / f"{name}.txt").write_text(output(name))
+        print(name, flush=True)
+
+
 def section_of(name):
     return next((title for title, names in SECTIONS.items() if name in names.split()), "More")
 
@@ -215,6 +248,9 @@ def purpose(doc):
 
 
 def main(arguments):
+    if "--outputs" in arguments:
+        write_outputs()
+        return
     IMAGES.mkdir(exist_ok=True)
     for name in () if "--page" in arguments else arguments or workloads():
         printed, seconds = run(name)

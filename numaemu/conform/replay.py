@@ -20,8 +20,8 @@ from numaemu.errors import BusError, NumaemuError, OutOfMemory, SegmentationFaul
 
 # Reclaim goes by sums that are flushed every two seconds. Where in them the first step came depends on how long the recorded kernels
 # booted, which no recording says. a36_mix_sw60_classic shows it: file pages were deactivated from the middle of its last step on, as
-# they are here with 1860 to 1900.
-BOOT_MS = 1890  # emulated time from boot to the first step: a phase of the timers that have a period; fitted
+# they are here with 1830 to 1870.
+BOOT_MS = 1850  # emulated time from boot to the first step: a phase of the timers that have a period; fitted
 XORSHIFT_SEED = 88172645463325252
 
 SHELL_WRITES, SHELL_READS = 45, 85  # pages that a shell with a small program writes and only reads; measured

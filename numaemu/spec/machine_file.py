@@ -78,9 +78,7 @@ DEFAULT_COST = {  # ns
     "message_ns": 2000,  # a request to a node or the coordinator and its answer; assumed
 }
 LONG_MAX = (1 << 63) - 1
-DEFAULT_QUANTUM_NS = (
-    100_000  # how far a CPU may be ahead of another in lockstep; docs/guides/lockstep.md says what it bounds
-)
+DEFAULT_QUANTUM_NS = 20_000  # how far a CPU may be ahead of another in lockstep: docs/guides/lockstep.md
 MAX_QUANTUM_NS = 1_000_000_000  # 1 s
 DEFAULT_DISK: dict[str, Any] = {  # of a machine's one disk: a SATA SSD; assumed
     "size": "64GiB",  # nothing is stored on the host but what is written

@@ -10,6 +10,7 @@ import pytest
 ROOT = pathlib.Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT))
 from docs.tools import counters, examples, gallery, links  # noqa: E402
+from numaemu.compiler.build import JIT  # noqa: E402
 from numaemu.kernel.fs.sysfs import stats  # noqa: E402
 
 PAGES = [page for page in examples.pages() if examples.has_examples((ROOT / page).read_text())]
@@ -126,3 +127,10 @@ def test_kernel_means_linux():
     places = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").rglob("*.md")]
     places += [path for room in ("numaemu", "workloads", "benchmarks") for path in (ROOT / room).rglob("*.py")]
     assert [str(path.relative_to(ROOT)) for path in places if wrong.search(path.read_text())] == []
+
+
+@pytest.mark.skipif(not JIT, reason="experiments take long without the JIT")
+@pytest.mark.parametrize("name", gallery.quick())
+def test_an_experiment_prints_to_the_byte_what_its_output_says(name):
+    """In lockstep; `make pages` writes docs/outputs anew."""
+    assert gallery.output(name) == (gallery.OUTPUTS / f"{name}.txt").read_text()
