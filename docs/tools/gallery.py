@@ -2,7 +2,7 @@
 
     python -m docs.tools.gallery [NAME …]        the named workloads' pictures, or all; then the page
     python -m docs.tools.gallery --page          the page alone
-    python -m docs.tools.gallery --outputs       what the experiments that run in lockstep print, in docs/outputs/: a test compares it
+    python -m docs.tools.gallery --outputs       what some experiments print, in docs/outputs/, where a test compares it
 
 A picture is the workload's real output at 80 columns, drawn as SVG: each line of the terminal is a line of text.
 """
@@ -20,7 +20,6 @@ from html import escape
 ROOT = pathlib.Path(__file__).parents[2]
 IMAGES, PAGE = ROOT / "docs" / "images", ROOT / "docs" / "gallery.md"
 OUTPUTS = ROOT / "docs" / "outputs"
-SLOW = ("anti_fragmentation", "slab_vs_buddy", "thrashing", "replacement_policies", "lumpy_vs_compaction")
 COLUMNS = 80
 FIRST = "compaction"  # the workload of the README's picture
 CELL, LINE, SIZE, MARGIN = 8.4, 17, 14, 12  # of a character, in pixels
@@ -172,13 +171,9 @@ def draw_first_picture():
     (IMAGES / "first.svg").write_text(draw(lines[first:last], command(FIRST)))
 
 
-def quick():
-    """Names of the experiments whose output is the same each time, and which end soon."""
-    return [name for name in workloads() if name not in SLOW and "LOCKSTEP = True" in source(name)]
-
-
-def source(name):
-    return (ROOT / "workloads" / f"{name}.py").read_text()
+def kept():
+    """Names of the experiments whose output is kept: those that run in lockstep and end soon."""
+    return sorted(path.stem for path in OUTPUTS.glob("*.txt"))
 
 
 def output(name):
@@ -196,8 +191,7 @@ def output(name):
 
 
 def write_outputs():
-    OUTPUTS.mkdir(exist_ok=True)
-    for name in quick():
+    for name in kept():
         (OUTPUTS / f"{name}.txt").write_text(output(name))
         print(name, flush=True)
 
