@@ -206,8 +206,10 @@ def kswapd(cpu, node):
             )
             if pgdat_balanced(machine, node, 0, highest):  # it may sleep: the blocks are compaction's work
                 wakeup_kcompactd(cpu, node, order, highest)
-                break
-            pgdat.kswapd_highest_zoneidx = highest  # it may not (prepare_kswapd_sleep), unless it gives up
+            elif machine.numa_balancing & NUMA_BALANCING_MEMORY_TIERING:  # promotions wait for room: it may not sleep
+                pgdat.kswapd_highest_zoneidx = highest
+                continue
+            break
     lru_add_drain(cpu)  # pages that were demoted; nobody else empties a thread's batches
     trace_event(cpu, MM_VMSCAN_KSWAPD_SLEEP, node, 0, 0, 0, 0)
     cpu.flags = flags
