@@ -112,7 +112,7 @@ class Machine:
         self._ended = threading.Event()
         self._link, self._pid, self._exit = fork_server.fork(t, (reserve, lists), progress)
         self._booted, self._screen = Future(), Screen(self._link, self._lock)
-        self._driver, self._timers = os.getpid(), Timers(self._ask)
+        self._driver, self._timers = os.getpid(), Timers(weakref.WeakMethod(self._ask))
         _machines.add(lifetime.own(self))
         lifetime.end_with(self, self._link)
         self._reader = threading.Thread(

@@ -6,6 +6,8 @@ The machine keeps one time, at which the first of them is due. A CPU that has co
 import threading
 import traceback
 
+from numaemu.errors import MachineCheck
+
 
 class Timer:
     """One of them: how often it was called, and what it has raised, which ends it."""
@@ -34,10 +36,17 @@ class Timer:
 
 
 class Timers:
-    """Those of one machine, which is asked with `ask`."""
+    """Those of one machine, which is asked with what `weak_ask` refers to: it ends when nobody else has it any more."""
 
-    def __init__(self, ask):
-        self.ask, self.lock, self.timers, self.busy = ask, threading.Lock(), [], False
+    def __init__(self, weak_ask):
+        self.weak_ask, self.lock, self.timers, self.busy = weak_ask, threading.Lock(), [], False
+
+    def ask(self, method, *args):
+        """What the machine answers."""
+        ask = self.weak_ask()
+        if ask is None:
+            raise MachineCheck("the machine was closed")
+        return ask(method, *args)
 
     def add(self, interval_ns, function):
         """A new one, due an interval from now."""
