@@ -357,8 +357,10 @@ class Replay(FileSteps):
         """One byte per stride; the values are (index + 1) & 255, so that every 256th page stays zero."""
         if step["region"] not in process.regions:  # its mmap has failed
             return {"ret": 0, "errno": 0, "minflt": 0, "majflt": 0}
-        where = self.range_of(process, step)
-        result, process.random = touch(process.task, step, *where, process.random, self.balancing, self.machine.settle)
+        address, nbytes = self.range_of(process, step)
+        result, process.random = touch(
+            process.task, step, address, nbytes, process.random, self.balancing, self.machine.settle
+        )
         return result
 
     def touch_meanwhile(self, process, step, result):
