@@ -169,6 +169,10 @@ def new_heap(task, collector, size="16MiB", *, tlab="16KiB", young=None, node=No
     `tlab`: the bytes that a thread takes at a time; `young`: the size of the young generation (generational; else a third of the heap);
     `node`: where its memory shall be.
     """
+    if not isinstance(collector, str):
+        raise TypeError(f"gc_heap: collector must be one of {', '.join(COLLECTORS)}, not {shown(collector)}")
+    if not isinstance(size, (int, str)):
+        raise TypeError(f"gc_heap: size must be bytes or text like 16MiB, not {shown(size)}")
     if collector not in COLLECTORS:
         raise ValueError(f"gc_heap: collector is {shown(collector)}, must be one of {', '.join(COLLECTORS)}")
     nbytes, buffer = (

@@ -221,6 +221,8 @@ def new_heap(task, kind, **options):
     """
     if isinstance(kind, HeapWord):
         return Heap(task, kind.address, kind.kind, kind.accounts)
+    if not isinstance(kind, str):
+        raise TypeError(f"malloc_heap: kind must be one of {', '.join(KINDS)} or a heap, not {shown(kind)}")
     if kind not in KINDS:
         raise ValueError(f"malloc_heap: kind is {shown(kind)}, must be one of {', '.join(KINDS)}")
     of = kind_module(kind)

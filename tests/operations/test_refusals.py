@@ -296,7 +296,9 @@ def test_a_wrong_type_is_named(world):
 
 # arguments by name that are right, for every public call: each in turn becomes something that it cannot be
 # fmt: off
-RIGHT = {"length": PAGE, "addr": 0x1000_0000, "old_len": PAGE, "new_len": PAGE, "addresses": [0x1000_0000], "nbytes": 8, "data": b"x",
+RIGHT = {
+    "collector": "copying",
+    "kind": "implicit","length": PAGE, "addr": 0x1000_0000, "old_len": PAGE, "new_len": PAGE, "addresses": [0x1000_0000], "nbytes": 8, "data": b"x",
          "values": 1, "prot": PROT_READ, "advice": 4, "which": RLIMIT_STACK, "soft": 1, "mode": 0, "nodes": None, "flags": 0, "path": "/mnt/f",
          "name": "n", "size": 64, "gfp": GFP_KERNEL, "order": 0, "nid": 0, "pid": 4711, "sig": 0, "uid": 0, "ms": 0, "pfn": 5, "offset": 0,
          "whence": 0, "old_nodes": 0, "new_nodes": 1, "cpus": 0, "address": 0x4000, "handle": 0x4000, "cpu": 0, "pfns": [5], "depth": 1,
@@ -340,7 +342,7 @@ def test_every_argument_of_every_call_says_its_type(world, owner, name, call):
     """An object of no type that anything takes: a TypeError that begins with a call's name and names an argument."""
     signature = inspect.signature(call)
     for argument, parameter in signature.parameters.items():
-        if argument in ANYTHING or parameter.kind is parameter.VAR_POSITIONAL:
+        if argument in ANYTHING or parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
             continue
         keywords = {
             other: RIGHT[other]
