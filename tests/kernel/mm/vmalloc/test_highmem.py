@@ -104,6 +104,7 @@ def test_what_is_not_there_is_said():
         "thread_size": "",
         "transparent_hugepage": "never",
         "hugepages": "",
+        "tiering": "linux",
     }
     assert (again.zone_layout, again.kernel) == ("x86-32", kernel)
     with pytest.raises(ConfigError, match="transparent_hugepage is 'often', must be 'always' or 'madvise' or 'never'"):
