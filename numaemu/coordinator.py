@@ -124,9 +124,13 @@ class Coordinator(Actor):
         for future in [self.ask(actor_of_cpu(self.machine, c), "drain") for c in self.cpus if c != but]:
             yield future
         pages = 0
-        for future in [self.ask(actor_of_node(n), "drain_all") for n in range(self.machine.nr_nodes)]:
+        for future in self.take_back():
             pages += yield future
         return pages
+
+    def take_back(self):
+        """Nodes take in what is on its way to them, which Linux's free lists would have already: Futures of how many pages."""
+        return [self.ask(actor_of_node(n), "drain_all") for n in range(self.machine.nr_nodes)]
 
     def on_wake_kthread(self, message):
         """A node is short of something: its kernel threads have work."""
@@ -176,6 +180,8 @@ class Coordinator(Actor):
             return AGAIN
         self.oom.busy = True
         try:
+            for future in self.take_back():
+                yield future
             answer, victims = self.oom.out_of_memory(gfp, order, nodemask, cpu_number)
             for future in [self.ask(actor_of_cpu(self.machine, c), "oom_exit", victims) for c in self.cpus if victims]:
                 yield future

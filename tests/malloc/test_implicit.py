@@ -1,7 +1,7 @@
 """The textbook's list: the same addresses as a slow twin, the same utilisation as the lab's table."""
 
 import pytest
-from naive import NaiveHeap
+from naive_heap import NaiveHeap
 from traces import binary, coalescing, mixed, realloc
 
 from numaemu.compiler.build import JIT
