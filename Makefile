@@ -69,6 +69,8 @@ $(DOCS_READY): $(READY)
 # Record anew what a first run compiles (numaemu/compiler/foreman.py): worth while when many functions are new or have moved.
 first-functions: $(READY)
 	rm -rf build/first && mkdir -p build/first
+	sed '/^LOCKSTEP/d' workloads/first_touch.py > build/first/free.py
+	NUMBA_CACHE_DIR=build/first NUMAEMU_RECORD=build/first/needed $(BIN)/python -m numaemu run --quiet build/first/free.py
 	NUMBA_CACHE_DIR=build/first NUMAEMU_RECORD=build/first/needed $(BIN)/python -m numaemu run --quiet workloads/first_touch.py
 	awk '!seen[$$0]++' build/first/needed > numaemu/compiler/first.txt
 	rm -rf build/first

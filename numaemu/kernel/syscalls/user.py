@@ -1,7 +1,7 @@
 """System calls from compiled code in user mode: what a memory allocator of a task asks of the kernel in the middle of its accesses.
 
-    brk (cpu, 0)                     where the break is
-    mmap(cpu, length)               anonymous private memory; `bind` keeps it on one node
+    brk     with (cpu, 0)           where the break is
+    mmap    with (cpu, length)      anonymous private memory; `bind` keeps it on one node
 
 The CPU goes outside for the call, as between two operations of a task, and inside again behind it.
 """
