@@ -78,25 +78,45 @@ def test_the_recording_of_a_first_run_is_mostly_up_to_date():
     assert len(missing) < 0.1 * len(first), f"make first-functions: {missing}"
 
 
-def test_who_watches_learns_how_many_a_first_run_lacks(foreman, owner, tmp_path, monkeypatch):
+@pytest.fixture
+def looked():
+    """An Image class and an event that is set once one of them has been read: what comes afterwards comes after the first look."""
+    event = threading.Event()
+
+    class Watched(Image):
+        def read(self):
+            new = super().read()
+            event.set()
+            return new
+
+    return Watched, event
+
+
+def test_who_watches_learns_how_many_a_first_run_lacks(foreman, owner, tmp_path, monkeypatch, looked):
     monkeypatch.setattr(foreman_module, "first_functions", lambda: ["boot", "map", "walk", "alloc"])
     image, told = Image(tmp_path / "test.image"), []
     image.mend()
     image.append("walk", Compiled(b"kept", "walk", (), ()))
+    made = foreman(owner[0])
+    monkeypatch.setattr(foreman_module, "Image", looked[0])
     watcher = threading.Thread(target=foreman_module.watch_image, args=(image.path, lambda *n: told.append(n)))
     watcher.start()
-    foreman(owner[0]).run()
+    looked[1].wait()
+    made.run()
     watcher.join()
     assert {total for _, total in told} == {3} and sum(n for n, _ in told) == len(CALLS) - 1
 
 
-def test_who_waits_for_everything_learns_how_much_there_is(foreman, owner, tmp_path, monkeypatch):
+def test_who_waits_for_everything_learns_how_much_there_is(foreman, owner, monkeypatch, looked):
     monkeypatch.setattr(foreman_module, "function_stamps", lambda package: dict.fromkeys(CALLS))
     made, told = foreman(owner[0]), []
-    worker = threading.Thread(target=made.run)
-    worker.start()
-    foreman_module.wait_for_all(Image(made.image.path), lambda *n: told.append(n))
-    worker.join()
+    waiter = threading.Thread(
+        target=foreman_module.wait_for_all, args=(looked[0](made.image.path), lambda *n: told.append(n))
+    )
+    waiter.start()
+    looked[1].wait()
+    made.run()
+    waiter.join()
     assert {total for _, total in told} == {len(CALLS)} and sum(n for n, _ in told) == len(CALLS)
 
 
