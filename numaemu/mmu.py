@@ -32,7 +32,7 @@ from numaemu.hardware.processor import (
     level_shift,
 )
 from numaemu.hardware.walk import walk
-from numaemu.spec.param import L1_ENTRIES_MAX, L1_HINTS, L1_VIEWS, L2_HINTS, MAX_NODES, NR_ASIDS, PAGE_SHIFT, PAGE_SIZE
+from numaemu.spec.param import L1_ENTRIES_MAX, L1_HINTS, L1_VIEWS, L2_HINTS, NR_ASIDS, PAGE_SHIFT, PAGE_SIZE
 
 U = np.uint64
 
@@ -57,6 +57,12 @@ def allows(entry, access):
     if access & X86_PF_WRITE != U(0):
         return entry.wtag == entry.tag
     return access & X86_PF_INSTR == U(0) or entry.host & HOST_NX == U(0)
+
+
+@hot
+def note_slot(cpu, page_number, slot):
+    """The L1 entry or view where a page is looked for first."""
+    cpu.l1_hint[cpu.hint_base + np.int64(page_number & U(L1_HINTS - 1))] = slot
 
 
 @hot
@@ -154,7 +160,7 @@ def show_view(cpu, address, slot):
     shown.wtag = shown.tag if entry.wtag != U(0) else U(0)
     shown.host, shown.age = entry.host + inside, entry.age
     cpu.view_of[view] = slot
-    cpu.l1_hint[(address >> U(PAGE_SHIFT)) & U(L1_HINTS - 1)] = L1_ENTRIES_MAX + view
+    note_slot(cpu, address >> U(PAGE_SHIFT), L1_ENTRIES_MAX + view)
     return L1_ENTRIES_MAX + view
 
 
@@ -184,7 +190,7 @@ def fill_l1(cpu, page_number, tag, wtag, host):
     entry = cpu.l1[slot]
     entry.tag, entry.wtag, entry.host, entry.age = tag, wtag, host, cpu.tick + 1
     if tag & TAG_SIZE == U(0):
-        cpu.l1_hint[page_number & U(L1_HINTS - 1)] = slot
+        note_slot(cpu, page_number, slot)
     return slot
 
 
@@ -286,7 +292,7 @@ def refill(cpu, address, access):
     tag, page_number = tag_of(cpu, address, 0, access), address >> U(PAGE_SHIFT)
     slot = l1_find(cpu, page_number, tag)
     if slot >= 0 and allows(cpu.l1[slot], access):
-        cpu.l1_hint[page_number & U(L1_HINTS - 1)] = slot
+        note_slot(cpu, page_number, slot)
         return slot
     if slot < 0 and cpu.huge_entries != U(0):
         view = find_huge(cpu, address, access)
@@ -304,6 +310,10 @@ def refill(cpu, address, access):
 @kernel("i64(cpu_t*, u64, u64)")
 def tlb_refill(cpu, address, access):
     """Behind an L1 miss (or a store to a page not yet dirty): search both levels, walk; an L1 slot, or -1: fault."""
+    if cpu.timed != U(0):  # no access has looked at the hint
+        slot = np.int64(cpu.l1_hint[L1_HINTS + np.int64((address >> U(PAGE_SHIFT)) & U(L1_HINTS - 1))])
+        if cpu.l1[slot].tag == tag_of(cpu, address, 0, access) and allows(cpu.l1[slot], access):
+            return slot
     if access == READ:
         return refill(cpu, address, READ)
     if access == WRITE:
@@ -418,9 +428,13 @@ def tlb_flush_asid(cpu, asid):
 
 @kernel("i64(cpu_t*)")
 def clock_ns(cpu):
-    """The CPU's emulated time: what the kernel charged, each access and walk load at its node's latency, each TLB look-up."""
+    """The CPU's emulated time: what the kernel charged, each access and walk load at its node's latency (or as timing.py
+    says), each TLB look-up.
+    """
     total = cpu.clock_base_ns + cpu.tick * cpu.l1_latency_ns
     total += (cpu.l2_hits + cpu.walks + cpu.assists) * cpu.l2_latency_ns
-    for node in range(MAX_NODES):
+    if cpu.timed != U(0):
+        return total + cpu.memory_ns
+    for node in range(cpu.nr_nodes):
         total += (cpu.accesses[node] + cpu.walk_loads[node]) * cpu.latency_ns[node]
     return total

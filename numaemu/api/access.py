@@ -29,6 +29,7 @@ from numaemu.hardware.processor import (
     cpu_t,
     level_shift,
 )
+from numaemu.hardware.timing import timed_access, timed_rest
 from numaemu.hardware.walk import lowest_table, peek
 from numaemu.mmu import allows, tag_of, tlb_refill
 from numaemu.spec.param import L1_HINTS, PAGE_SHIFT, PAGE_SIZE, TABLE_HINTS
@@ -71,6 +72,8 @@ def translate_slow(cpu, address, access):
         serve_event(cpu)
         slot = tlb_refill(cpu, address, access)
         if slot >= 0:
+            if cpu.timed != U(0):
+                timed_access(cpu, slot, address, access)
             return slot
         if call_address(cpu.on_fault, cpu.address, address, access) != SERVED:
             return -1
@@ -103,6 +106,15 @@ def count_access(cpu, slot, write, n):
 
 
 @hot
+def count_range(cpu, slot, write, address, nbytes):
+    """The accesses of a range in one page, one per 8 bytes, of which the first has been looked up; the entry's `host` word."""
+    host = count_access(cpu, slot, write, (nbytes + 7) // 8)
+    if cpu.timed != U(0):
+        timed_rest(cpu, place_of(host, address), nbytes, write)
+    return host
+
+
+@hot
 def look_up_split(cpu, address, border, write):
     """The `host` words of both pages of an access across a page border: two accesses, as hardware splits it.
 
@@ -115,6 +127,8 @@ def look_up_split(cpu, address, border, write):
         cpu.l1[slot].age = cpu.tick + 1  # used just now: the other one takes another's place
         other = tlb_refill(cpu, border, WRITE if write else READ)
         if other >= 0:
+            if cpu.timed != U(0):
+                timed_access(cpu, other, border, WRITE if write else READ)
             cpu.tick += 1
             cpu.accesses[np.int64(host & NODE_MASK)] += 1
             if write:
@@ -344,6 +358,10 @@ def memcpy(cpu, target, source, nbytes):
         cpu.l1[slot].age = cpu.tick + 1  # used just now: the other one takes another's place
         other = tlb_refill(cpu, to, WRITE)  # serves no event and no fault, so that `host` is still what it was
         if other >= 0:
+            if cpu.timed != U(0):
+                timed_access(cpu, other, to, WRITE)
+                timed_rest(cpu, place_of(host, of), n, False)
+                timed_rest(cpu, place_of(cpu.l1[other].host, to), n, True)
             words = (n + 7) // 8
             cpu.tick += words
             cpu.accesses[np.int64(host & NODE_MASK)] += words
@@ -361,7 +379,7 @@ def memclear(cpu, target, nbytes):
         to = U(target) + U(done)
         n = min(nbytes - done, rest_of_page(to))
         slot = look_up(cpu, to, PAGE_MASK, True)
-        clear_bytes(place_of(count_access(cpu, slot, True, (n + 7) // 8), to), n)
+        clear_bytes(place_of(count_range(cpu, slot, True, to, n), to), n)
         done += n
 
 
@@ -441,7 +459,7 @@ def kernel_copy_range(cpu_address, address, buffer, nbytes, write):
         slot = look_up_slowly(cpu, at, KERNEL_WRITE if write else KERNEL_READ)
         if slot < 0:
             raise KernelBug
-        copy_part(place_of(count_access(cpu, slot, write, (n + 7) // 8), at), buffer + U(done), n, write)
+        copy_part(place_of(count_range(cpu, slot, write, at, n), at), buffer + U(done), n, write)
         done += n
 
 
@@ -489,7 +507,7 @@ def load_vector(cpu, addresses, values, n, kind):
     """values[i] = the `kind` at addresses[i], for n of them, all given as pointers (arrays would be reference-counted at
     every call). A run of accesses to one page is one look-up and as many counted accesses.
     """
-    i = 0
+    i, timed = 0, cpu.timed != U(0)
     aligned, last = PAGE_MASK | U(kind.nbytes - 1), U(PAGE_SIZE - kind.nbytes)
     while i < n:
         address = addresses[i]
@@ -502,7 +520,7 @@ def load_vector(cpu, addresses, values, n, kind):
         while True:
             values[i] = kind.array(frame | (address & ~PAGE_MASK))[0]
             i += 1
-            if i == n or load_acquire(cpu, "event_at") <= cpu.tick:
+            if i == n or timed or load_acquire(cpu, "event_at") <= cpu.tick:
                 break
             address = addresses[i]
             if address & aligned != page:
@@ -513,7 +531,7 @@ def load_vector(cpu, addresses, values, n, kind):
 @hot
 def store_vector(cpu, addresses, values, n, step, kind):
     """The `kind` at addresses[i] = values[i * step], for n of them: step 0 stores one value everywhere."""
-    i = 0
+    i, timed = 0, cpu.timed != U(0)
     aligned, last = PAGE_MASK | U(kind.nbytes - 1), U(PAGE_SIZE - kind.nbytes)
     while i < n:
         address = addresses[i]
@@ -526,7 +544,7 @@ def store_vector(cpu, addresses, values, n, step, kind):
         while True:
             kind.array(frame | (address & ~PAGE_MASK))[0] = values[i * step]
             i += 1
-            if i == n or load_acquire(cpu, "event_at") <= cpu.tick:
+            if i == n or timed or load_acquire(cpu, "event_at") <= cpu.tick:
                 break
             address = addresses[i]
             if address & aligned != page:
@@ -601,5 +619,5 @@ def copy_range(cpu_address, address, buffer, nbytes, write):
         at = address + U(done)
         n = min(nbytes - done, rest_of_page(at))
         slot = look_up(cpu, at, PAGE_MASK, write)
-        copy_part(place_of(count_access(cpu, slot, write, (n + 7) // 8), at), buffer + U(done), n, write)
+        copy_part(place_of(count_range(cpu, slot, write, at, n), at), buffer + U(done), n, write)
         done += n

@@ -109,7 +109,10 @@ cpu_t = Struct("cpu_t", [
     ("l2_sets", u64), ("l2_ways", i64), ("l2_latency_ns", i64), ("l2_mask", u64),
     ("latency_ns", i64, MAX_NODES),
     ("wait_bell", u64),         # its sem_t (smp.ring)
-    ("_pad5", u64, 7),
+    ("timed", u64),             # 1: hardware/timing.py says what an access costs
+    ("hint_base", i64),         # where in `l1_hint` pages are noted: 0, or where `timed` L1_HINTS
+    ("nr_nodes", i64),          # that memory may lie on
+    ("_pad5", u64, 4),
     # written by this CPU only; `tick` begins a cache line, and so do the TLBs
     ("huge_entries", u64),      # bit n: an entry n levels up has been put into the TLB since it was last empty
     ("cr3", u64),               # host address of the loaded top-level table
@@ -132,9 +135,10 @@ cpu_t = Struct("cpu_t", [
     ("idle_ns", i64), ("iowait_ns", i64),
     ("disk_ios", i64, 2), ("disk_sectors", i64, 2), ("disk_ns", i64, 2),       # of requests for files: read, written (disk.py)
     ("numa_at_ns", i64),        # when NUMA balancing is to look at the running task next, by its clock (sched.py)
-    ("_pad6", u64),
-    ("l1_hint", u16, L1_HINTS), ("l2_hint", u16, L2_HINTS),
-    ("l1", tlb_entry_t, L1_ENTRIES_MAX + L1_VIEWS), ("l2", tlb_entry_t, L2_ENTRIES_MAX),
+    ("memory_ns", i64),         # emulated time of its accesses, where `timed`
+    ("l1_hint", u16, 2 * L1_HINTS), ("l2_hint", u16, L2_HINTS),      # `l1_hint`, second half: see `hint_base`
+    # behind the entries and the views one that matches nothing, and one to fill the line
+    ("l1", tlb_entry_t, L1_ENTRIES_MAX + L1_VIEWS + 2), ("l2", tlb_entry_t, L2_ENTRIES_MAX),
     ("next_view", i64),         # the view to be overwritten next
     ("view_of", i64, L1_VIEWS),                      # the L1 entry each belongs to
     ("walk_cache", walk_cache_t, WALK_CACHE_MAX), ("walk_cache_hits", i64),

@@ -27,6 +27,7 @@ from numaemu.hardware.paging import (
     entry_load,
 )
 from numaemu.hardware.processor import LEAF_SHIFT, X86_PF_INSTR, X86_PF_USER, X86_PF_WRITE, level_shift
+from numaemu.hardware.timing import timed_line
 
 U = np.uint64
 
@@ -73,9 +74,11 @@ def walk_cache_fill(cpu, address, up, table, rights):
 
 
 @hot
-def count_walk_load(cpu, table):
-    """One load of the walk, charged where the table lies."""
-    cpu.walk_loads[u8.array(cpu.block_node)[np.int64((table - cpu.memory) >> U(21))]] += 1
+def count_walk_load(cpu, where):
+    """One load of the walk, charged where the entry lies."""
+    cpu.walk_loads[u8.array(cpu.block_node)[np.int64((where - cpu.memory) >> U(21))]] += 1
+    if cpu.timed != U(0):
+        timed_line(cpu, where - cpu.memory, False)
 
 
 @hot
@@ -109,8 +112,8 @@ def walk_down(cpu, address, access, foreign):
             forbidden = allowed & _PAGE_NX
             shift = PTE_SHIFT + ((cpu.walk_cache[known].tag & ~PAGE_MASK) - U(1)) * bits
     while True:
-        count_walk_load(cpu, table)
         where = next_where(cpu, table, address, shift, foreign)
+        count_walk_load(cpu, where)
         entry = load_entry(where, foreign)
         if entry & needed != needed:
             return U(0)

@@ -322,6 +322,7 @@ def init_cpus(topology, machine):
             setattr(cpu, f"{level}_ways", spec.ways)
             setattr(cpu, f"{level}_latency_ns", spec.latency_ns)
             setattr(cpu, f"{level}_mask", sets - 1 if sets & (sets - 1) == 0 else 0)
+        cpu.nr_nodes = topology.nr_nodes
         for memory in range(topology.nr_nodes):
             cpu.latency_ns[memory] = topology.latency_ns[node][memory]
 

@@ -31,7 +31,6 @@ from numaemu.kernel.core.timer import run_local_timers
 from numaemu.kernel.include.mm_types import TASK_DEAD, TASK_RUNNING, TASK_ZOMBIE, task_t
 from numaemu.kernel.include.trace import SCHED_SWITCH, SCHED_WAKEUP, trace_event, trace_on, trace_record
 from numaemu.mmu import clock_ns
-from numaemu.spec.param import MAX_NODES
 
 U = np.uint64
 NEVER = 1 << 62  # accesses
@@ -236,7 +235,7 @@ def next_event(cpu):
     if left >= NEVER // 2:
         return NEVER
     longest, at_least = 1, look_at_least(cpu) if lockstep else LOOK_AT_LEAST
-    for node in range(MAX_NODES):
+    for node in range(cpu.nr_nodes):
         longest = max(longest, cpu.latency_ns[node])
     return cpu.tick + max(left // (WALK_SHARE * longest), at_least)
 
