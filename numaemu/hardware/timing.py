@@ -8,18 +8,27 @@ through `translate_slow`, which calls `timed_access`, and what it costs is added
 import numpy as np
 
 from numaemu.compiler.decorators import hot, kernel
-from numaemu.compiler.pointer import u8
+from numaemu.hardware.controller import fetch_line
 from numaemu.hardware.paging import PAGE_MASK
 from numaemu.hardware.processor import X86_PF_WRITE
+from numaemu.spec.param import L1_ENTRIES_MAX, L1_HINTS, L1_VIEWS
 
 U = np.uint64
 WORD = 8  # bytes that one access of a range moves
+NO_PAGE = L1_ENTRIES_MAX + L1_VIEWS  # the TLB entry that matches nothing
+
+
+def enable_timing(cpu):
+    """From now on each access of a CPU is timed. At boot, before the CPU's first access."""
+    cpu.timed, cpu.hint_base = 1, L1_HINTS
+    for i in range(L1_HINTS):
+        cpu.l1_hint[i] = NO_PAGE
 
 
 @kernel("void(cpu_t*, u64, bool)")
 def timed_line(cpu, physical, write):
     """One access to a physical address: what it waits for."""
-    cpu.memory_ns += cpu.latency_ns[np.int64(u8.array(cpu.block_node)[np.int64(physical >> U(21))])]
+    cpu.memory_ns += fetch_line(cpu, physical, write)
 
 
 @hot

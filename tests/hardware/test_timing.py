@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
+from numaemu.hardware.timing import enable_timing
 from numaemu.mmu import clock_ns
-from numaemu.spec.param import L1_ENTRIES_MAX, L1_HINTS, L1_VIEWS
 
 pytestmark = pytest.mark.interpreted
 MACHINE = {
@@ -14,13 +14,6 @@ MACHINE = {
     "distance": [[10, 20], [20, 10]],
     "latency": [[80, 140], [140, 80]],
 }
-
-
-def time_accesses(one):
-    """Let timing.py say what each access of a CPU costs, from now on."""
-    one.timed, one.hint_base = 1, L1_HINTS
-    for i in range(L1_HINTS):
-        one.l1_hint[i] = L1_ENTRIES_MAX + L1_VIEWS
 
 
 def exercise(task, size=1 << 20):
@@ -42,7 +35,7 @@ def test_without_caches_and_rates_time_is_what_the_identity_says(loopback, thp):
         loop = loopback(**MACHINE, kernel={"transparent_hugepage": thp})
         task, cpu = loop.task(), loop.cpu(0)
         if timed:
-            time_accesses(cpu)
+            enable_timing(cpu)
         data = exercise(task)
         seen.append((data, clock_ns(cpu), cpu.tick, cpu.l2_hits, cpu.walks, list(cpu.accesses)[:2]))
         assert (cpu.memory_ns > 0) == timed
