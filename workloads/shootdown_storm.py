@@ -5,8 +5,8 @@ page is free; one task unmaps page by page.
 Look for: unmapping is cheap alone, and dear as soon as one other thread uses the address space.
   - alone there is no other TLB to clear: no shootdown is sent;
   - with other threads there is one shootdown per munmap, and every other CPU receives it once;
-  - the CPU that unmaps pays for sending and waiting, and each CPU that is interrupted for answering: what it spends beyond
-    its own loads. So the cost of one munmap to the machine grows with the threads (last column).
+  - the CPU that unmaps pays for sending and waiting, and more for each CPU that it interrupts; each of these pays for answering:
+    what it spends beyond its own loads. So the cost of one munmap to the machine grows with the threads (last column).
 """
 
 import numba

@@ -69,8 +69,15 @@ DEFAULT_COST = {  # ns
     "clear_page_ns": 150,  # zeroing one page; assumed
     "copy_page_ns": 300,  # copying one page; assumed
     "syscall_ns": 100,  # entry and return of a system call; assumed
-    "shootdown_ns": 1500,  # the initiator, per shootdown request; assumed
-    "ipi_ns": 1000,  # a CPU that answers a shootdown; assumed
+    "shootdown_ns": 1000,  # the initiator of a shootdown: entering its lists, waiting; assumed
+    "shootdown_target_ns": 500,  # the initiator, for each CPU that it interrupts (Kumar et al., Latr, ASPLOS 2018)
+    "ipi_ns": 1000,  # a CPU that answers a shootdown, without the flush; assumed
+    "flush_page_ns": 100,  # one page out of a TLB (INVLPG; arch/x86/mm/tlb.c)
+    "flush_all_ns": 50,  # all of a TLB (a write to CR3; Molnar, linux-mm, June 2015)
+    "fork_entry_ns": 25,  # one entry of a page table that fork copies (Zhao et al., On-demand-fork, EuroSys 2021)
+    "fork_table_ns": 150,  # one page table that fork makes, beside its clearing; assumed
+    "migrate_page_ns": 1000,  # moving one page, small or huge, beside its copying and flushing; assumed
+    "lock_handover_ns": 200,  # a lock that another CPU had when ours came; assumed
     "compress_ns": 3000,  # zram: compressing one page; assumed
     "decompress_ns": 1500,  # zram: decompressing one page; assumed
     "numa_scan_ns": 20,  # NUMA balancing: one entry that the scanner looks at; assumed

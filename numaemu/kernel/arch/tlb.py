@@ -73,11 +73,13 @@ def flush_tlb_func(cpu, mm_number, start, end, shift, gen):
         while address < end:
             tlb_flush_page(cpu, address)
             count_vm_events(machine, cpu.id, NR_TLB_LOCAL_FLUSH_ONE, 1)
+            cpu.clock_base_ns += machine.flush_page_ns
             address += U(1) << shift
         cpu.tlb_gen = gen
         return
     cpu.tlb_gen = load_acquire(mm_t.array(machine.mms)[mm_number], "tlb_gen")
     tlb_flush_local(cpu)
+    cpu.clock_base_ns += machine.flush_all_ns
     count_vm_events(machine, cpu.id, NR_TLB_LOCAL_FLUSH_ALL, 1)
 
 
@@ -92,11 +94,13 @@ def flush_tlb_kernel_func(cpu, start, end, gen):
         while address < end:
             tlb_flush_page(cpu, address)
             count_vm_events(machine, cpu.id, NR_TLB_LOCAL_FLUSH_ONE, 1)
+            cpu.clock_base_ns += machine.flush_page_ns
             address += U(PAGE_SIZE)
         cpu.kernel_tlb_gen = gen
         return
     cpu.kernel_tlb_gen = load_acquire(machine, "kernel_tlb_gen")
     tlb_flush_all(cpu)
+    cpu.clock_base_ns += machine.flush_all_ns
     count_vm_events(machine, cpu.id, NR_TLB_LOCAL_FLUSH_ALL, 1)
 
 
@@ -186,7 +190,7 @@ def shoot_down(cpu, mm_number, start, end, shift, gen, targets):
     count_vm_events(machine, cpu.id, NR_TLB_REMOTE_FLUSH, 1)
     flush = percpu_of(machine, cpu.id).event[NR_TLB_REMOTE_FLUSH]
     trace_event(cpu, TLB_FLUSH, (end - start) >> U(PAGE_SHIFT), TLB_REMOTE_SEND_IPI, cpu.id, flush, targets)
-    cpu.clock_base_ns += machine.shootdown_ns
+    cpu.clock_base_ns += machine.shootdown_ns + targets * machine.shootdown_target_ns
     send(cpu, 0, MSG_SHOOTDOWN, 0, 0, 0, 0, 0)
     unwoken = False
     while True:

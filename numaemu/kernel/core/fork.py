@@ -138,6 +138,7 @@ def dup_mmap(cpu, parent_number, child_number):
         ):
             error = -errno.ENOMEM
             break
+    cpu.clock_base_ns += child.pgtables * machine.fork_table_ns
     flush_tlb_mm_range(cpu, parent_number, U(0), machine.paging.task_size)
     return error
 

@@ -204,6 +204,13 @@ def relax(cpu, tries):
         let_others_run(cpu)
 
 
+@hot
+def take_over(cpu, tries):
+    """The lock is ours; if another context had it when we came, the word and what it protects move from that one's cache."""
+    if tries > 0:
+        cpu.clock_base_ns += machine_of(cpu).lock_handover_ns
+
+
 @kernel("void(cpu_t*, u64)")
 def spin_lock(cpu, lock):
     """Take the lock word at address `lock` (0 free, else the holder's number + 1)."""
@@ -211,6 +218,7 @@ def spin_lock(cpu, lock):
     while compare_exchange(u64.array(lock), 0, U(0), U(cpu.id + 1)) != U(0):
         tries += 1
         relax(cpu, tries)
+    take_over(cpu, tries)
 
 
 @hot
@@ -239,6 +247,7 @@ def read_lock(cpu, lock):
         seen = load_acquire(words, 0)
         if seen >= 0 and seen & WAITING_WRITERS == 0:
             if compare_exchange(words, 0, seen, seen + READER) == seen:
+                take_over(cpu, tries)
                 return
         else:
             tries += 1
@@ -247,9 +256,11 @@ def read_lock(cpu, lock):
     while True:
         seen = load_acquire(words, 0)
         if seen & PHASE != phase:
+            take_over(cpu, tries)
             return  # a writer has left it to us
         if seen >= 0 and seen & WAITING_WRITERS == 0:
             if compare_exchange(words, 0, seen, seen - READER_WAITS + READER) == seen:
+                take_over(cpu, tries)
                 return
         else:
             tries += 1
@@ -281,6 +292,7 @@ def write_lock(cpu, lock):
         seen = load_acquire(words, 0)
         if seen & ~PHASE == 0:
             if compare_exchange(words, 0, seen, seen | WRITER) == seen:
+                take_over(cpu, tries)
                 return
         else:
             tries += 1
@@ -290,6 +302,7 @@ def write_lock(cpu, lock):
         seen = load_acquire(words, 0)
         if seen >= 0 and seen & READERS == 0:
             if compare_exchange(words, 0, seen, (seen - WRITER_WAITS) | WRITER) == seen:
+                take_over(cpu, tries)
                 return
         else:
             tries += 1

@@ -464,7 +464,8 @@ machine_t = Struct("machine_t", [
     ("max_map_count", i64),         # sysctl vm.max_map_count
     ("fault_ns", i64), ("clear_page_ns", i64), ("copy_page_ns", i64), ("syscall_ns", i64),
     ("shootdown_ns", i64), ("ipi_ns", i64), ("message_ns", i64), ("context_switch_ns", i64),
-    ("numa_scan_ns", i64),
+    ("numa_scan_ns", i64), ("shootdown_target_ns", i64), ("flush_page_ns", i64), ("flush_all_ns", i64),
+    ("fork_entry_ns", i64), ("fork_table_ns", i64), ("migrate_page_ns", i64), ("lock_handover_ns", i64),
     ("sched_base_slice_ns", i64),   # by the coordinator: base_slice_ns
     ("every_at_ns", i64),           # when the driver's functions are due, by any CPU's clock; 0: there are none, or they run
     ("on_schedule", u64),           # callback into Python: let the tasks that wait for this CPU run

@@ -32,7 +32,9 @@ interpreted_only = pytest.mark.skipif(JIT, reason="puts steps of others into a P
 
 
 @pytest.fixture
-def word():
+def word(monkeypatch):
+    """A lock word; nobody who waits for it has a clock."""
+    monkeypatch.setattr(smp, "take_over", lambda _cpu, _tries: None)
     memory = np.zeros(1, np.int64)
     yield int(memory.ctypes.data), memory
 
@@ -184,6 +186,7 @@ def test_in_every_order_of_steps_a_writer_is_alone_and_all_come_to_the_end(kinds
             patch.setattr(smp, name, stepwise(getattr(smp, name)))
         patch.setattr(smp, "PATIENCE", patience)
         patch.setattr(smp, "relax", lambda *_: None)
+        patch.setattr(smp, "take_over", lambda *_: None)
         ended = steps.run([lambda kind=kind: live(kind) for kind in kinds])
     assert ended and not wrong and memory[0] & ~PHASE == 0
 

@@ -58,6 +58,7 @@ def copy_swap_pte(machine, cpu, child, source, target, pte):
         free_swap_and_cache(cpu, entry)
         return False
     fetch_add(child.rss, MM_SWAPENTS, 1)
+    cpu.clock_base_ns += machine.fork_entry_ns
     set_pte(target, shared)
     return True
 
@@ -89,6 +90,7 @@ def copy_present_pte(machine, cpu, child, source, target):
             folio_clear(page, PG_anon_exclusive)
         folio_dup_rmap(machine, cpu, pte_pfn(pte))
         fetch_add(child.rss, rss_counter(page), 1)
+    cpu.clock_base_ns += machine.fork_entry_ns
     set_pte(target, copy)  # as dirty as it was: the other entry may go first, and its mark with it
     return True
 

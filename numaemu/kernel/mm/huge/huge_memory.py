@@ -411,6 +411,7 @@ def copy_huge_pmd(cpu, parent_number, child_number, address, source):
         add_huge_mapping(machine, cpu, pfn)
         fetch_add(child.rss, MM_ANONPAGES, hpage_pages(machine))
     pmd_unlock(machine, source)
+    cpu.clock_base_ns += machine.fork_entry_ns
     pmd_lock(cpu, target)
     entry_exchange(target, entry & ~_PAGE_RW)
     pgtable_trans_huge_deposit(machine, target, table)

@@ -450,6 +450,7 @@ def copy_hugetlb_page_range(cpu, parent, child, vma):
             if entry != U(0):
                 fetch_add(page_of(machine, pte_pfn(entry)), "mapcount", 1)
                 fetch_add(child, "hugetlb_usage", pages_per_huge_page(h))
+                cpu.clock_base_ns += machine.fork_entry_ns
                 entry_exchange(target, entry)
             unlock_families(machine, vma)
         address += huge_page_size(h)

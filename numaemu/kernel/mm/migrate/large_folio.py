@@ -161,7 +161,7 @@ def migrate_huge_pmd(cpu, mm_number, vma, address, where, target, misplaced):
         count_vm_events(machine, cpu.id, PGMIGRATE_FAIL, nbytes >> PAGE_SHIFT)
         return HUGE_STAYED
     copy_bytes(frame_of(machine, new), frame_of(machine, old), nbytes)
-    cpu.clock_base_ns += machine.copy_page_ns * (nbytes >> PAGE_SHIFT)
+    cpu.clock_base_ns += machine.copy_page_ns * (nbytes >> PAGE_SHIFT) + machine.migrate_page_ns
     add_new_huge_pages(cpu, vma, address, new)
     add_huge_mapping(machine, cpu, new)
     remove_huge_mapping(machine, cpu, old)
@@ -243,6 +243,7 @@ def hugetlb_folio_migrate(cpu, vma, index, old, new):
     if load_acquire(page, "mapcount") != 1 or compare_exchange(page, "refcount", expected, 0) != expected:
         return False
     copy_user_large_folio(cpu, hstate_vma(machine, vma), new, old)
+    cpu.clock_base_ns += machine.migrate_page_ns
     target.mapping, target.index, target.mapcount = page.mapping, page.index, 1
     target.flags |= page.flags & U(PG_anon | PG_anon_exclusive)
     store_release(target, "refcount", expected)

@@ -407,6 +407,7 @@ def migrate_pages_batch(cpu, batch):
             moved = move_to_new_folio(cpu, old, new)
             rmap_walk(cpu, batch, old, new if moved else old, False)
             if moved:
+                cpu.clock_base_ns += machine.migrate_page_ns
                 folio_add_new_lru(cpu, new)  # the reference of its allocation: the entries hold their own
             else:
                 batch.new[i] = 0
