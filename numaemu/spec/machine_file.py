@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from numaemu.errors import ConfigError
+from numaemu.spec.cache import CACHE_KEYS
 from numaemu.spec.cmdline import parse_hugepages
 from numaemu.spec.formats import FORMATS
 from numaemu.spec.units import (
@@ -159,7 +160,19 @@ SIZE_KEYS = ("low_memory", "kernelcore", "movablecore")
 LOCKSTEP_KEYS = ("lockstep", "quantum_ns", "schedule_seed", "schedule")
 SCHEDULE = re.compile(r"clock|random:(\d{1,18})|priorities:(\d{1,18})(?::(\d{1,18}(?:,\d{1,18}){0,63}))?")
 SCALAR_KEYS = ("name", "paging", "page_size", "zone_layout", *SIZE_KEYS, *LOCKSTEP_KEYS)
-MACHINE_KEYS = (*SCALAR_KEYS, "node", "distance", "latency", "bandwidth", "tlb", "sysctl", "cost", "kernel", "disk")
+MACHINE_KEYS = (
+    *SCALAR_KEYS,
+    "node",
+    "distance",
+    "latency",
+    "bandwidth",
+    "tlb",
+    "sysctl",
+    "cost",
+    "kernel",
+    "disk",
+    "cache",
+)
 NODE_KEYWORDS = ("nodes", "cpus_per_node", "memory_per_node", "memory_only_nodes")
 TABLES: dict[str, Collection[str]] = {  # with known keys
     **DEFAULT_TLB,
@@ -167,6 +180,7 @@ TABLES: dict[str, Collection[str]] = {  # with known keys
     "cost": DEFAULT_COST,
     "kernel": DEFAULT_KERNEL,
     "disk": DEFAULT_DISK,
+    "cache": CACHE_KEYS,
 }
 MATRICES = {  # unit, lowest and highest value
     "distance": ("", LOCAL_DISTANCE, MAX_DISTANCE),

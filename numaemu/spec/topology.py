@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from numaemu.errors import ConfigError
+from numaemu.spec.cache import CacheSpec, parse_cache
 from numaemu.spec.cmdline import HugePages, parse_hugepages
 from numaemu.spec.machine_file import (
     DEFAULT_BANDWIDTH_MBS,
@@ -83,6 +84,7 @@ class Topology:
     kernel: dict[str, bool | int | str]  # boot options, the keys of DEFAULT_KERNEL
     zone_layout: str  # one of ZONE_LAYOUTS
     disk: DiskSpec
+    cache: CacheSpec | None  # None: an access costs its latency
     low_memory: int  # bytes of RAM below 4 GiB of the physical address space
     kernelcore: int | None  # bytes kept out of ZONE_MOVABLE, as Linux's boot parameter
     movablecore: int | None  # bytes given to ZONE_MOVABLE; only one of the two is set
@@ -173,6 +175,7 @@ class Topology:
             kernel=parse_kernel(machine.get("kernel", {}), paging, len(nodes), where),
             zone_layout=parse_zone_layout(machine, sum(node.span_bytes for node in nodes), where),
             disk=parse_disk(machine.get("disk", {}), where),
+            cache=parse_cache(machine.get("cache"), len(nodes), where),
             **parse_sizes(machine, sum(node.memory_bytes for node in nodes), where),
             **parse_lockstep(machine, where),
         )
@@ -208,6 +211,7 @@ class Topology:
                 "bandwidth": format_size(self.disk.bandwidth) + "/s",
                 "rotational": self.disk.rotational,
             },
+            **({"cache": self.cache.to_dict()} if self.cache else {}),
         }
 
     def to_toml(self) -> str:
@@ -219,7 +223,7 @@ class Topology:
         for key in (key for key in MATRICES if key in machine):
             rows = [f"    {_toml(row)}," for row in machine[key]["matrix"]]
             lines += ["", f"[{key}]", "matrix = [", *rows, "]"]
-        for key in ("tlb", "sysctl", "cost", "kernel", "disk"):
+        for key in (key for key in ("tlb", "sysctl", "cost", "kernel", "disk", "cache") if key in machine):
             quote = _toml if key == "sysctl" else str  # their keys have dots
             rows = [f"{quote(name)} = {_toml(value)}" for name, value in machine[key].items()]
             lines += ["", f"[{key}]", *rows]
@@ -236,7 +240,7 @@ def load_topology(source: Source = None, /, *, where: str = "keyword arguments",
     Keywords (None counts as not given): `nodes` (a fresh set like the source's first node with
     CPUs, with default matrices), `cpus_per_node` (of nodes that have CPUs), `memory_per_node`
     (of nodes that have memory), `memory_only_nodes` (that many more, without CPUs), `distance`, `latency` and `bandwidth` (matrices), `l1`
-    and `l2` (dicts of entries, ways, latency_ns), `sysctl`, `cost`, `kernel`, and a machine file's
+    and `l2` (dicts of entries, ways, latency_ns), `sysctl`, `cost`, `kernel`, `cache` (its keys), and a machine file's
     own `name`, `paging`, `page_size`, `low_memory`, `kernelcore`, `movablecore`, `lockstep`, `quantum_ns`, `schedule_seed`, `schedule`.
     `where` names the place of the keywords in errors.
     """
@@ -326,6 +330,8 @@ def _override_nodes(machine: dict[str, Any], topology: Topology, keywords: dict[
         machine.pop("distance", None)
         machine.pop("latency", None)
         machine.pop("bandwidth", None)
+        if not isinstance(machine.get("cache", {}).get("cache_to_cache", 0), int):
+            machine["cache"] = {k: v for k, v in machine["cache"].items() if k != "cache_to_cache"}
     if "cpus_per_node" in keywords:
         cpus = parse_int(keywords["cpus_per_node"], "cpus_per_node", where, 1, MAX_CPUS)
         for node in nodes:
@@ -350,6 +356,10 @@ def _grow_matrices(machine: dict[str, Any], nr_nodes: int) -> None:
             for row, stated in zip(matrix, machine[key]["matrix"]):
                 row[: len(stated)] = stated
             machine[key] = {"matrix": matrix}
+    stated = machine.get("cache", {}).get("cache_to_cache", 0)
+    if not isinstance(stated, int):  # of nodes without CPUs no caches send anything: any number does
+        rows = [[*row, *[max(row)] * (nr_nodes - len(row))] for row in stated]
+        machine["cache"] = machine["cache"] | {"cache_to_cache": rows + rows[-1:] * (nr_nodes - len(rows))}
 
 
 def _toml(value: Any) -> str:
