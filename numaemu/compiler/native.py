@@ -231,6 +231,21 @@ def _(address):
     return types.none, codegen
 
 
+def let_host_run():
+    """sched_yield(2): what this thread waits for may have to run on its processor."""
+    _libc.sched_yield()
+
+
+@compiled_twin(let_host_run)
+def _():
+    def codegen(context, builder, sig, args):
+        callee = cgutils.get_or_insert_function(builder.module, ir.FunctionType(ir.IntType(32), []), "sched_yield")
+        builder.call(callee, [])
+        return context.get_dummy_value()
+
+    return types.none, codegen
+
+
 def release_gil():
     """Give Python's lock up if this thread has it: what `take_gil` takes it back with, or 0. Python code that waits
     in a library's call has given it up by itself.

@@ -112,7 +112,8 @@ cpu_t = Struct("cpu_t", [
     ("timed", u64),             # 1: hardware/timing.py says what an access costs
     ("hint_base", i64),         # where in `l1_hint` pages are noted: 0, or where `timed` L1_HINTS
     ("nr_nodes", i64),          # that memory may lie on
-    ("_pad5", u64, 4),
+    ("caches", u64),            # address of its core_t (cache.py), 0: it has none
+    ("_pad5", u64, 3),
     # written by this CPU only; `tick` begins a cache line, and so do the TLBs
     ("huge_entries", u64),      # bit n: an entry n levels up has been put into the TLB since it was last empty
     ("cr3", u64),               # host address of the loaded top-level table

@@ -8,7 +8,9 @@ through `translate_slow`, which calls `timed_access`, and what it costs is added
 import numpy as np
 
 from numaemu.compiler.decorators import hot, kernel
+from numaemu.hardware.cache import core_t
 from numaemu.hardware.controller import fetch_line
+from numaemu.hardware.hierarchy import access_line, hit_first_level
 from numaemu.hardware.paging import PAGE_MASK
 from numaemu.hardware.processor import X86_PF_WRITE
 from numaemu.spec.param import L1_ENTRIES_MAX, L1_HINTS, L1_VIEWS
@@ -28,7 +30,14 @@ def enable_timing(cpu):
 @kernel("void(cpu_t*, u64, bool)")
 def timed_line(cpu, physical, write):
     """One access to a physical address: what it waits for."""
-    cpu.memory_ns += fetch_line(cpu, physical, write)
+    if cpu.caches == U(0):
+        cpu.memory_ns += fetch_line(cpu, physical, write)
+        return
+    core = core_t.at(cpu.caches)
+    if hit_first_level(core, physical, write):
+        cpu.memory_ns += core.l1_latency_ns
+    else:
+        cpu.memory_ns += access_line(cpu, core, physical, write)
 
 
 @hot

@@ -7,8 +7,10 @@ import math
 import numpy as np
 
 from numaemu.compiler.pointer import i64, u8
+from numaemu.hardware.cacheinfo import init_caches
 from numaemu.hardware.paging import set_paging
 from numaemu.hardware.processor import cpu_t
+from numaemu.hardware.timing import enable_timing
 from numaemu.host import shm
 from numaemu.kernel.arch.init_mm import init_kernel_space, reserved_pages
 from numaemu.kernel.arch.thread_stack import init_stacks
@@ -494,6 +496,10 @@ def boot(topology, reserve=None, free_lists=None):
         machine.il_weights[node] = 1
         node_t.array(machine.nodes)[node].kcompactd_highest_zoneidx = MAX_NR_ZONES - 1
     init_cpus(topology, machine)
+    if topology.cache is not None:
+        init_caches(topology, blocks, cpu_t.array(machine.cpus))
+        for number in topology.cpus:
+            enable_timing(cpu_t.array(machine.cpus)[number])
     for (node, kind), (_, _, held) in (reserve or {}).items():
         hold_pages(machine, node * MAX_NR_ZONES + kind, held)
     init_stacks(topology, machine, max_pfn, reserved_pages(topology))

@@ -1,6 +1,7 @@
 """Where a machine has what in shared memory: one segment of tables, and the segments of its frames and page structs."""
 
 from numaemu.compiler.pointer import u8
+from numaemu.hardware.cacheinfo import cache_blocks
 from numaemu.hardware.mailbox import mailbox_t
 from numaemu.hardware.processor import cpu_t
 from numaemu.host import shm
@@ -188,6 +189,7 @@ def control_layout(topology, max_pfn, nr_actors):
         *shrinker_blocks(topology),
         *percpu_blocks(topology),
         *lockstep_blocks(topology),
+        *cache_blocks(topology, max_pfn + topology.nr_nodes * reserved_pages(topology)),
     ):
         layout.add(name, nbytes)
     return layout

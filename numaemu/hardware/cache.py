@@ -1,0 +1,219 @@
+"""Caches of physical lines: sets, what a set gives up, and the words of a machine that has caches.
+
+A cache holds tags only; what is in memory is always what was stored last. A set lies in one piece, a word of each kind for each way:
+
+    tag | tag | ... | age | age | ...        tag: number of the line << 3 | LINE_PREFETCHED | state, 0: the way is empty
+
+States, as in MESI: a line that others may have too (SHARED); that no other CPU has (EXCLUSIVE); that memory does not have yet
+(MODIFIED). An exclusive line becomes modified without asking anybody. A cache that CPUs share has lines only SHARED
+or MODIFIED. `lru` keeps in `age` when a way was used last, `plru` and `random` have a word for the set in the first.
+"""
+
+import numpy as np
+
+from numaemu.compiler.atomic import compare_exchange, exchange, load_acquire
+from numaemu.compiler.decorators import hot, kernel
+from numaemu.compiler.pointer import Struct, i64, u32, u64
+from numaemu.spec.cache import LEVELS
+
+U = np.uint64
+
+LINE_SHARED, LINE_EXCLUSIVE, LINE_MODIFIED = U(1), U(2), U(3)
+STATE_MASK = U(3)
+LINE_PREFETCHED = U(4)  # a prefetcher brought it, and no access has asked for it yet
+TAG_SHIFT, FLAGS = U(3), U(7)
+LRU, PLRU, RANDOM = range(3)  # in the order of spec/cache.py
+MAX_LEVELS = len(LEVELS)
+LINE_HINTS = 4096  # where a line was last seen in the first level: a short cut, checked by the tag
+STRIDE_PAGES = 16  # pages whose strides a CPU's prefetcher follows; assumed
+
+# Shared words. A *bank* is the lines whose number has the same low bits: every set of every cache has lines of one bank only,
+# and each bank has a lock. The lock guards the bank's sets in all caches, and its words of the directory.
+# - tags of a first level | Its CPU and others, with the bank's lock; without it its CPU, from EXCLUSIVE to MODIFIED. | The CPU
+#   reads without the lock: only it brings lines in. It compares and exchanges, others exchange: one of them sees the other.
+# - ages of a first level | Its CPU. | Nobody else reads them.
+# - tags and ages of the others, directory, clock, seed | The lock's holder. | Read with the lock.
+# - core_t's counts | Its CPU. | Single words.
+# fmt: off
+cache_t = Struct("cache_t", [
+    # set at boot
+    ("tags", u64),          # host address of the first set
+    ("sets", i64), ("mask", u64),        # sets - 1 where that is a power of two, else 0
+    ("ways", i64), ("latency_ns", i64), ("policy", i64), ("inclusive", i64), ("level", i64),
+    ("private", i64),       # 1: of one CPU
+    ("node", i64), ("holder", i64),      # whose it is in the directory
+    ("first_core", i64), ("nr_cores", i64),          # the CPUs that share it
+    ("_pad", u64, 3),
+], nbytes=128)
+
+stride_t = Struct("stride_t", [("page", u64), ("line", i64), ("stride", i64), ("times", i64)], nbytes=32)
+
+core_t = Struct("core_t", [              # a CPU's way to memory
+    # set at boot
+    ("l1_tags", u64), ("line_shift", u64), ("l1_ways", i64), ("l1_policy", i64), ("l1_latency_ns", i64),
+    ("hierarchy", u64), ("nr_levels", i64), ("nr_private", i64),     # levels from the inside that are only its own
+    ("level", u64, MAX_LEVELS),          # address of its cache_t of each
+    ("holder", i64), ("node", i64), ("own", u64),    # in the directory: its number, the bits of all caches on its way
+    ("prefetchers", u64), ("_pad0", u64),
+    # written by this CPU only
+    ("clock", i64),                      # accesses so far, walks' loads too: the age of the first level's lines
+    ("hits", i64, MAX_LEVELS), ("misses", i64, MAX_LEVELS), ("write_backs", i64, MAX_LEVELS),
+    ("invalidations", i64),              # copies of others that its stores took away
+    ("transfers", i64),                  # lines that came from another CPU's caches, where they were dirty
+    ("prefetches", i64), ("prefetch_hits", i64),
+    # what it has just learned from the others (hierarchy.py)
+    ("served_ns", i64), ("gone_ns", i64), ("shared", i64), ("at", i64),
+    ("_pad1", u64, 5),
+    ("strides", stride_t, STRIDE_PAGES),
+    ("hint", u32, LINE_HINTS),           # by the line's low bits: its word among the first level's tags
+])
+
+bank_t = Struct("bank_t", [("lock", u64), ("clock", i64), ("seed", u64), ("_pad", u64, 5)], nbytes=64)
+
+hierarchy_t = Struct("hierarchy_t", [    # set at boot
+    ("cores", u64), ("nr_cores", i64), ("caches", u64), ("nr_caches", i64),
+    ("holders", u64), ("nr_holders", i64),           # address of core_t, or of cache_t | 1 where CPUs share it
+    ("banks", u64), ("bank_mask", u64),
+    ("directory", u64),                  # a word per line of memory; 0: one CPU only
+    ("cache_to_cache", u64), ("nr_nodes", i64),      # ns, a row for each node
+    ("line_shift", u64),
+])
+# fmt: on
+
+
+@hot
+def set_start(cache, line):
+    """The word where the set of a line begins."""
+    number = line & cache.mask if cache.mask != U(0) or cache.sets == 1 else line % U(cache.sets)
+    return np.int64(number) * cache.ways * 2
+
+
+@hot
+def line_of(tag):
+    return tag >> TAG_SHIFT
+
+
+@hot
+def state_of(tag):
+    return tag & STATE_MASK
+
+
+@kernel("i64(cache_t*, u64)")
+def find_line(cache, line):
+    """The word of a line's tag, or -1."""
+    tags, first, wanted = u64.array(cache.tags), set_start(cache, line), line << TAG_SHIFT
+    for at in range(first, first + cache.ways):
+        if U(0) < tags[at] ^ wanted <= FLAGS:  # they differ in the flags only, and these are not all 0
+            return at
+    return -1
+
+
+@hot
+def point_away(bits, way, ways):
+    """A tree's bits after a use of a way: each on its path points to the other half. Node n has the children 2n and 2n + 1."""
+    node, half = 1, ways >> 1
+    while half > 0:
+        if way & half != 0:
+            bits &= ~(U(1) << U(node))
+            node = node * 2 + 1
+        else:
+            bits |= U(1) << U(node)
+            node = node * 2
+        half >>= 1
+    return bits
+
+
+@hot
+def pointed_at(bits, ways):
+    """The way that a tree's bits lead to."""
+    node, way, half = 1, 0, ways >> 1
+    while half > 0:
+        if bits & (U(1) << U(node)) != U(0):
+            way += half
+            node = node * 2 + 1
+        else:
+            node = node * 2
+        half >>= 1
+    return way
+
+
+@hot
+def use_way(tags, at, first, ways, policy, now):
+    """Note that the way whose tag stands at `at` is used."""
+    if policy == LRU:
+        tags[at + ways] = U(now)
+    elif policy == PLRU:
+        tags[first + ways] = point_away(tags[first + ways], at - first, ways)
+
+
+@hot
+def use_line(cache, line, at, now):
+    """Note that a line is used which stands at `at`."""
+    use_way(u64.array(cache.tags), at, set_start(cache, line), cache.ways, cache.policy, now)
+
+
+@hot
+def next_random(bank):
+    """xorshift64 (Marsaglia, 2003)."""
+    x = bank.seed
+    x ^= x << U(13)
+    x ^= x >> U(7)
+    x ^= x << U(17)
+    bank.seed = x
+    return x
+
+
+@kernel("i64(cache_t*, bank_t*, u64)")
+def choose_way(cache, bank, line):
+    """The word of the tag that has to make room for a line: of an empty way if there is one."""
+    tags, first, ways = u64.array(cache.tags), set_start(cache, line), cache.ways
+    for at in range(first, first + ways):
+        if tags[at] == U(0):
+            return at
+    if cache.policy == PLRU:
+        return first + pointed_at(tags[first + ways], ways)
+    if cache.policy == RANDOM:
+        return first + np.int64(next_random(bank) % U(ways))
+    oldest = first
+    for at in range(first + 1, first + ways):
+        if tags[at + ways] < tags[oldest + ways]:
+            oldest = at
+    return oldest
+
+
+@kernel("u64(cache_t*, bank_t*, u64, u64, i64)")
+def put_line(cache, bank, line, flags, now):
+    """Bring a line that is not there into its set; the tag that made room, or 0. With the bank's lock."""
+    at = choose_way(cache, bank, line)
+    old = exchange(u64.array(cache.tags), at, (line << TAG_SHIFT) | flags)
+    use_line(cache, line, at, now)
+    return old
+
+
+@kernel("u64(cache_t*, u64)")
+def drop_line(cache, line):
+    """Take a line out; its tag as it was, or 0. With the bank's lock."""
+    at = find_line(cache, line)
+    if at < 0:
+        return U(0)
+    return exchange(u64.array(cache.tags), at, U(0))
+
+
+@kernel("u64(cache_t*, u64, u64)")
+def set_state(cache, line, state):
+    """Give a line another state; its tag as it was, or 0 where it is not. With the bank's lock."""
+    at = find_line(cache, line)
+    if at < 0:
+        return U(0)
+    tags = u64.array(cache.tags)
+    old = load_acquire(tags, at)
+    while True:  # a CPU may just be storing to its exclusive line
+        seen = compare_exchange(tags, at, old, (old & ~STATE_MASK) | state)
+        if seen == old:
+            return old
+        old = seen
+
+
+@hot
+def cache_of(core, level):
+    return cache_t.at(core.level[level])
