@@ -179,3 +179,13 @@ CPU = {
     "clock_ns": "its emulated time",
     "nr_switches": "switches of tasks",
 }
+
+CACHES = {  # of a CPU of a machine that has caches: in "caches" of its figures
+    "levels.<level>.hits": "look-ups that the level served",
+    "levels.<level>.misses": "look-ups that went on to the next level, or to memory",
+    "levels.<level>.write_backs": "dirty lines that left the level, for the next one or memory",
+    "invalidations": "copies that its stores took away from others",
+    "transfers": "lines that came from another CPU's caches, which had them dirty",
+    "prefetches": "lines that its prefetchers brought",
+    "prefetch_hits": "of these, those that an access asked for while they were there",
+}

@@ -129,6 +129,17 @@ MEANINGS = {  # key: (what it means, where its default comes from)
         "0; Linux uses 6 PCIDs",
     ),
     "tlb.walk_cache": ("entries of the cache of upper page-table entries; 0: every walk begins at the top", "0"),
+    "cache.l1d": (
+        "first level, one for each CPU: size, ways, bytes of a line, what a hit costs, who shares it, what makes room, whether it is inclusive",
+        "Skylake-SP (Intel's optimization manual); times are assumed",
+    ),
+    "cache.l2": ("second level, likewise", "Skylake-SP; times are assumed"),
+    "cache.llc": ("last level, likewise", "Skylake-SP with 16 cores; times are assumed"),
+    "cache.cache_to_cache": (
+        "a line that another CPU's caches have dirty: one number, or by the node of the CPU (row) and of the other one (column)",
+        "as from memory, by `[latency]`",
+    ),
+    "cache.prefetch": ("what brings lines in before they are asked for", "none"),
     "cost.fault_ns": ("entry, handling and return of a page fault, without its memory accesses", "assumed"),
     "cost.clear_page_ns": ("zeroing one page", "assumed"),
     "cost.copy_page_ns": ("copying one page", "assumed"),
@@ -247,7 +258,7 @@ UNITS = {"_ns": "ns", "_us": "us", "_kbytes": "kB", "_bytes": "bytes", "_centise
 OTHER_UNITS = {
     "disk.bandwidth": "bytes/s", "disk.size": "bytes", "latency.matrix": "ns", "tlb.l1": "ns", "tlb.l2": "ns", "node.memory": "bytes",
     "low_memory": "bytes", "kernelcore": "bytes", "movablecore": "bytes", "page_size": "bytes", "vm.lowmem_reserve_ratio": "1/n",
-    "kernel.thread_size": "bytes", "bandwidth.matrix": "MB/s",
+    "kernel.thread_size": "bytes", "bandwidth.matrix": "MB/s", "cache.cache_to_cache": "ns",
 }  # fmt: skip
 
 
@@ -335,6 +346,27 @@ def keys_tlb():
     limits = {"asids": NR_ASIDS - 1, "walk_cache": WALK_CACHE_MAX}
     return table(
         TITLES, *rows, *(key_row(f"tlb.{k}", str(v), span(0, limits[k])) for k, v in m.DEFAULT_TLB_WORDS.items())
+    )
+
+
+def keys_cache():
+    from numaemu.spec import cache as c
+    from numaemu.spec.units import format_size
+
+    show = lambda v: str(v).lower() if isinstance(v, bool) else f'"{v}"' if isinstance(v, str) else str(v)
+    limits = (
+        f"ways to {c.MAX_CACHE_WAYS}; size to {format_size(c.MAX_CACHE_SIZE)}, a multiple of line times ways; "
+        f"line {', '.join(map(str, c.LINE_SIZES))}; sharing cpu, cluster:N, node; replacement {', '.join(c.REPLACEMENTS)}"
+    )
+    rows = []
+    for name, level in c.DEFAULT_LEVEL.items():
+        default = ", ".join(f"{k} = {show(v)}" for k, v in (level | c.DEFAULT_LEVEL_WORDS).items())
+        rows.append(key_row(f"cache.{name}", "{ " + default + " }", limits if name == "l1d" else "likewise"))
+    return table(
+        TITLES,
+        *rows,
+        key_row("cache.cache_to_cache", "", span(1, c.MAX_CACHE_LATENCY_NS)),
+        key_row("cache.prefetch", "[]", ", ".join(c.PREFETCHERS)),
     )
 
 
@@ -463,6 +495,7 @@ FILES = {
     "/sys/devices/system/cpu/online": "all CPUs",
     "/sys/devices/system/cpu/possible": "all CPUs",
     "/sys/devices/system/cpu/present": "all CPUs",
+    "/sys/devices/system/cpu/cpu<N>/cache/index<N>/…": "a level of its caches as `[cache]` has it: size, ways, sets, line, and who shares it",
     "/sys/devices/system/cpu/cpu<N>/node<N>": "a link to the CPU's node",
     "/sys/devices/system/cpu/cpu<N>/online": "1; CPU 0 has no such file",
     "/sys/devices/system/cpu/cpu<N>/topology/…": "its package, which is its node, and its core, and the CPUs that share them",
@@ -604,11 +637,13 @@ def shape_files():
     from numaemu.kernel.fs.sysfs import cpu, memory
     from numaemu.spec.topology import load_topology
 
-    topology = load_topology(nodes=2, cpus_per_node=1, memory_per_node="128MiB", bandwidth=[[1, 1], [1, 1]])
+    topology = load_topology(
+        nodes=2, cpus_per_node=1, memory_per_node="128MiB", bandwidth=[[1, 1], [1, 1]], cache={"l1d": {}}
+    )
     system = types.SimpleNamespace(topology=topology, machine=types.SimpleNamespace(nr_cpus=2))
     for path in {**cpu.files(system), **cpu.links(system), **memory.files(system, []), **memory.links(system)}:
-        path = re.sub(r"(cpu|node|memory)\d+", r"\1<N>", path)
-        path = re.sub(r"(/topology/|/memory<N>/)(?!node)\w+$", r"\1…", path)
+        path = re.sub(r"(cpu|node|memory|index)\d+", r"\1<N>", path)
+        path = re.sub(r"(/topology/|/memory<N>/|/index<N>/)(?!node)\w+$", r"\1…", path)
         yield path
     for name in genhd.disk_files(genhd.Disk("vda", 0, 0, 0, ()), False):
         yield f"/sys/block/<disk>/{name}"
@@ -771,6 +806,12 @@ def cpu_counters():
     return table(("key", "what it is"), *((code(k), sentence(v)) for k, v in CPU.items()))
 
 
+def cache_counters():
+    from docs.tools.counters import CACHES
+
+    return table(("key", "what it is"), *((code(k), sentence(v)) for k, v in CACHES.items()))
+
+
 def errors():
     from numaemu import errors as module
 
@@ -855,11 +896,17 @@ WHY = {
     "MAX_CGROUPS": "a table of fixed size",
     "MAP_AHEAD": "what a batch or two of migration need",
     "FULL_S": "about as long as a process needs to empty some messages",
+    "l1d": "4 cycles at 3 GHz, as Intel's manual gives for the first level",
+    "llc": "of the order of what Intel's manual gives for the last level",
+    "STRIDE_PAGES": "Intel's streamer follows some tens of pages, at most one stream a direction in each",
+    "SURE": "two equal distances are the least that tell a stride",
+    "AHEAD": "enough to be ahead of one access, too few to fill a small level in vain",
+    "MAX_BANKS": "few lines of a set, so few CPUs wait for each other",
     "AWAY_S": "longer than Python takes between two operations, shorter than a person notices",
 }
 MARK = re.compile(r"\b(assumed|measured|fitted)\b")
 KINDS = (  # (heading, files)
-    ("What decides emulated time", r"numaemu/spec/machine_file\.py"),
+    ("What decides emulated time", r"numaemu/(spec/(machine_file|cache)|hardware/(cache|prefetch))\.py"),
     ("What only replays of recorded cases use", r"numaemu/conform/.*"),
     ("What bounds tables, queues and retries inside the emulator", r".*"),
 )
@@ -920,9 +967,9 @@ def words():
 
 
 TABLES = {
-    "commands": commands, "keys-machine": keys_machine, "keys-node": keys_node, "keys-tlb": keys_tlb, "keys-cost": keys_cost,
+    "commands": commands, "keys-machine": keys_machine, "keys-node": keys_node, "keys-tlb": keys_tlb, "keys-cache": keys_cache, "keys-cost": keys_cost,
     "keys-kernel": keys_kernel, "keys-disk": keys_disk, "keys-sysctl": keys_sysctl, "presets": presets, "formats": formats, "keywords": keywords,
-    "files": files, "api": api, "constants": constants, "counters": counters, "cpu-counters": cpu_counters, "errors": errors,
+    "files": files, "api": api, "constants": constants, "counters": counters, "cpu-counters": cpu_counters, "cache-counters": cache_counters, "errors": errors,
     "limits": limits, "assumed": assumed, "words": words,
 }  # fmt: skip
 

@@ -1,42 +1,27 @@
 """Loads and stores at virtual addresses: translate, on a fault enter the kernel, retry.
 
     load_u64(cpu, address)                     in compiled code of a user: one access; likewise u8 … f64
-    load_many_u64(cpu, addresses, values)      vectors, for `task.load`
 
 Before every access the CPU compares `event_at` with its count of accesses: a shootdown may be pending, or the task's time
-slice over (kernel/core/sched.py). A translation is
-used for the access it was made for; the vector loops use it again only for a following access to the same page with
-nothing pending, which would have hit the same L1 entry, and count it so.
+slice over (kernel/core/sched.py). A translation is used for the access it was made for; the vector loops (vectors.py) use it
+again only for a following access to the same page with nothing pending, which would have hit the same L1 entry, and count it so.
 """
 
 import numpy as np
 
 from numaemu.compiler.atomic import compare_exchange, fetch_add, fetch_and, fetch_or, load_acquire
 from numaemu.compiler.decorators import entry, hot, kernel
-from numaemu.compiler.native import call_address, clear_bytes, copy_bytes, prefetch
+from numaemu.compiler.native import call_address, clear_bytes, copy_bytes
 from numaemu.compiler.pointer import bits_of, f32, f64, i32, i64, u8, u16, u32, u64, value_of
 from numaemu.errors import KernelBug, SegmentationFault
-from numaemu.hardware.paging import PAGE_MASK, PTE_PFN_MASK
-from numaemu.hardware.processor import (
-    EXEC,
-    KERNEL_READ,
-    KERNEL_WRITE,
-    LEAF_SHIFT,
-    NODE_MASK,
-    READ,
-    TAG_VALID,
-    WRITE,
-    cpu_t,
-    level_shift,
-)
+from numaemu.hardware.paging import PAGE_MASK
+from numaemu.hardware.processor import EXEC, KERNEL_READ, KERNEL_WRITE, NODE_MASK, READ, TAG_VALID, WRITE, cpu_t
 from numaemu.hardware.timing import timed_access, timed_rest
-from numaemu.hardware.walk import lowest_table, peek
 from numaemu.mmu import allows, tag_of, tlb_refill
-from numaemu.spec.param import L1_HINTS, PAGE_SHIFT, PAGE_SIZE, TABLE_HINTS
+from numaemu.spec.param import L1_HINTS, PAGE_SHIFT, PAGE_SIZE
 
 U = np.uint64
 SERVED = U(1)  # kernel/arch/fault.py's answer
-PREFETCH_DISTANCE = 6  # accesses ahead whose frame is asked for while TLB misses go on; measured
 HINT_MASK = U(L1_HINTS - 1)
 
 
@@ -463,138 +448,7 @@ def kernel_copy_range(cpu_address, address, buffer, nbytes, write):
         done += n
 
 
-# -- vectors -------------------------------------------------------------------------------------------------
-
-
-@kernel("void(cpu_t*, u64)")
-def prefetch_frame(cpu, address):
-    """Ask the host for the line behind an address that will be accessed soon. Counts nothing; that a table remembered
-    for its region may be of the past misleads the host's cache only.
-    """
-    region = address >> U(21)
-    hint = cpu.table_hint[np.int64(region & U(TABLE_HINTS - 1))]
-    if hint.region != region ^ cpu.cr3 or hint.table == U(0):
-        hint.region, hint.table = region ^ cpu.cr3, lowest_table(cpu, address)
-    if hint.table != U(0):
-        entry = u64.array(hint.table)[np.int64((address >> U(PAGE_SHIFT)) & U(511))]
-        prefetch(cpu.memory + (entry & PTE_PFN_MASK) + (address & ~PAGE_MASK))
-        return
-    entry = peek(cpu, address)
-    if entry != U(0):
-        size = U(1) << level_shift(cpu, np.int64((entry >> LEAF_SHIFT) & U(7)))
-        prefetch(cpu.memory + (entry & PTE_PFN_MASK & ~(size - U(1))) + (address & (size - U(1))))
-
-
-@hot
-def look_up_in_vector(cpu, addresses, i, n, aligned, write):
-    """look_up for a vector loop: while walks go on, the frame of a later access is prefetched."""
-    serve_event(cpu)
-    address = addresses[i]
-    slot = hinted_slot(cpu, address)
-    tag = cpu.l1[slot].wtag if write else cpu.l1[slot].tag
-    if tag != (address & aligned) | TAG_VALID:
-        walks = cpu.walks
-        slot = translate_slow(cpu, address, WRITE if write else READ)
-        if slot < 0:
-            raise SegmentationFault
-        if cpu.walks != walks and i + PREFETCH_DISTANCE < n:
-            prefetch_frame(cpu, addresses[i + PREFETCH_DISTANCE])
-    return slot
-
-
-@hot
-def load_vector(cpu, addresses, values, n, kind):
-    """values[i] = the `kind` at addresses[i], for n of them, all given as pointers (arrays would be reference-counted at
-    every call). A run of accesses to one page is one look-up and as many counted accesses.
-    """
-    i, timed = 0, cpu.timed != U(0)
-    aligned, last = PAGE_MASK | U(kind.nbytes - 1), U(PAGE_SIZE - kind.nbytes)
-    while i < n:
-        address = addresses[i]
-        if address & ~PAGE_MASK > last:
-            values[i] = load(cpu, address, kind)
-            i += 1
-            continue
-        slot = look_up_in_vector(cpu, addresses, i, n, aligned, False)
-        frame, page, start = cpu.l1[slot].host & PAGE_MASK, address & PAGE_MASK, i
-        while True:
-            values[i] = kind.array(frame | (address & ~PAGE_MASK))[0]
-            i += 1
-            if i == n or timed or load_acquire(cpu, "event_at") <= cpu.tick:
-                break
-            address = addresses[i]
-            if address & aligned != page:
-                break
-        count_access(cpu, slot, False, i - start)
-
-
-@hot
-def store_vector(cpu, addresses, values, n, step, kind):
-    """The `kind` at addresses[i] = values[i * step], for n of them: step 0 stores one value everywhere."""
-    i, timed = 0, cpu.timed != U(0)
-    aligned, last = PAGE_MASK | U(kind.nbytes - 1), U(PAGE_SIZE - kind.nbytes)
-    while i < n:
-        address = addresses[i]
-        if address & ~PAGE_MASK > last:
-            store(cpu, address, values[i * step], kind)
-            i += 1
-            continue
-        slot = look_up_in_vector(cpu, addresses, i, n, aligned, True)
-        frame, page, start = cpu.l1[slot].host & PAGE_MASK, address & PAGE_MASK, i
-        while True:
-            kind.array(frame | (address & ~PAGE_MASK))[0] = values[i * step]
-            i += 1
-            if i == n or timed or load_acquire(cpu, "event_at") <= cpu.tick:
-                break
-            address = addresses[i]
-            if address & aligned != page:
-                break
-        count_access(cpu, slot, True, i - start)
-
-
-@entry("void(u64, u64, u64, i64)", nogil=True)
-def load_many_u8(cpu_address, addresses, values, n):
-    load_vector(cpu_t.at(cpu_address), u64.array(addresses), u8.array(values), n, u8)
-
-
-@entry("void(u64, u64, u64, i64, i64)", nogil=True)
-def store_many_u8(cpu_address, addresses, values, n, step):
-    store_vector(cpu_t.at(cpu_address), u64.array(addresses), u8.array(values), n, step, u8)
-
-
-@entry("void(u64, u64, u64, i64)", nogil=True)
-def load_many_u16(cpu_address, addresses, values, n):
-    load_vector(cpu_t.at(cpu_address), u64.array(addresses), u16.array(values), n, u16)
-
-
-@entry("void(u64, u64, u64, i64, i64)", nogil=True)
-def store_many_u16(cpu_address, addresses, values, n, step):
-    store_vector(cpu_t.at(cpu_address), u64.array(addresses), u16.array(values), n, step, u16)
-
-
-@entry("void(u64, u64, u64, i64)", nogil=True)
-def load_many_u32(cpu_address, addresses, values, n):
-    load_vector(cpu_t.at(cpu_address), u64.array(addresses), u32.array(values), n, u32)
-
-
-@entry("void(u64, u64, u64, i64, i64)", nogil=True)
-def store_many_u32(cpu_address, addresses, values, n, step):
-    store_vector(cpu_t.at(cpu_address), u64.array(addresses), u32.array(values), n, step, u32)
-
-
-@entry("void(u64, u64, u64, i64)", nogil=True)
-def load_many_u64(cpu_address, addresses, values, n):
-    load_vector(cpu_t.at(cpu_address), u64.array(addresses), u64.array(values), n, u64)
-
-
-@entry("void(u64, u64, u64, i64, i64)", nogil=True)
-def store_many_u64(cpu_address, addresses, values, n, step):
-    store_vector(cpu_t.at(cpu_address), u64.array(addresses), u64.array(values), n, step, u64)
-
-
-# cpu, host address of the addresses, host address of the values, how many (stores: step): by size in bytes
-LOAD_MANY = {1: load_many_u8, 2: load_many_u16, 4: load_many_u32, 8: load_many_u64}
-STORE_MANY = {1: store_many_u8, 2: store_many_u16, 4: store_many_u32, 8: store_many_u64}
+# -- ranges ------------------------------------------------------------------------------------------------
 
 
 @entry("void(u64, u64, u64, u64, bool)", nogil=True)

@@ -27,13 +27,18 @@ MAX_LEVELS = len(LEVELS)
 LINE_HINTS = 4096  # where a line was last seen in the first level: a short cut, checked by the tag
 STRIDE_PAGES = 16  # pages whose strides a CPU's prefetcher follows; assumed
 
-# Shared words. A *bank* is the lines whose number has the same low bits: every set of every cache has lines of one bank only,
-# and each bank has a lock. The lock guards the bank's sets in all caches, and its words of the directory.
-# - tags of a first level | Its CPU and others, with the bank's lock; without it its CPU, from EXCLUSIVE to MODIFIED. | The CPU
-#   reads without the lock: only it brings lines in. It compares and exchanges, others exchange: one of them sees the other.
+# A *bank* is the lines whose number has the same low bits: each set of each cache has lines of one bank only, and each bank has a
+# lock. It guards the bank's sets in all caches, and its words of the directory. Nobody takes a second lock while having one.
+#
+# Shared words of cache_t: (the tags and ages that it leads to) the word | its writer | why a reader may trust it.
+# - tags of a first level | Its CPU and others, with the bank's lock; its CPU without it, from EXCLUSIVE to MODIFIED. | Only its
+#   CPU brings lines in, and reads without the lock. It compares and exchanges, others exchange: one of them sees the other.
 # - ages of a first level | Its CPU. | Nobody else reads them.
-# - tags and ages of the others, directory, clock, seed | The lock's holder. | Read with the lock.
-# - core_t's counts | Its CPU. | Single words.
+# - tags and ages of the others | Who has the bank's lock. | Readers have it, too.
+#
+# Shared words of bank_t: the word | its writer | why a reader may trust it.
+# - lock | Who takes it (compare and exchange) and gives it back (release). | What was done with it is seen by the next one.
+# - clock, seed, nr_held; the bank's words of the directory | Who has the lock. | Readers have it, too.
 # fmt: off
 cache_t = Struct("cache_t", [
     # set at boot
@@ -68,7 +73,11 @@ core_t = Struct("core_t", [              # a CPU's way to memory
     ("hint", u32, LINE_HINTS),           # by the line's low bits: its word among the first level's tags
 ])
 
-bank_t = Struct("bank_t", [("lock", u64), ("clock", i64), ("seed", u64), ("_pad", u64, 5)], nbytes=64)
+bank_t = Struct("bank_t", [
+    ("lock", u64), ("clock", i64), ("seed", u64),
+    ("nr_held", i64),       # bits that the directory has set for the bank's lines
+    ("_pad", u64, 4),
+], nbytes=64)
 
 hierarchy_t = Struct("hierarchy_t", [    # set at boot
     ("cores", u64), ("nr_cores", i64), ("caches", u64), ("nr_caches", i64),

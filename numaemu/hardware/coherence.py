@@ -117,7 +117,9 @@ def hold(hierarchy, holder, line):
     """A holder has the line now."""
     if hierarchy.directory != U(0):
         words = u64.array(hierarchy.directory)
-        words[line] = words[line] | bit_of(holder)
+        if words[line] & bit_of(holder) == U(0):
+            words[line] = words[line] | bit_of(holder)
+            bank_of(hierarchy, line).nr_held += 1
 
 
 @kernel("void(hierarchy_t*, i64, u64)")
@@ -128,6 +130,8 @@ def forget(hierarchy, holder, line):
         if other != holder and held_state(hierarchy, other, line) != U(0):
             return
     left = words[line] & ~bit_of(holder)
+    if left != words[line]:
+        bank_of(hierarchy, line).nr_held -= 1
     words[line] = left if left != OWNED else U(0)
 
 

@@ -303,7 +303,7 @@ def access_with_lock(cpu, core, line, write):
 def access_line(cpu, core, physical, write):
     """An access that `hit_first_level` has not served: the ns that it takes."""
     hierarchy, line = hierarchy_of(core), physical >> core.line_shift
-    at = find_line(cache_of(core, 0), line)
+    at, core.at = find_line(cache_of(core, 0), line), 0
     if at >= 0:
         core.hint[np.int64(line & HINT_MASK)] = at
         if hit_first_level(core, physical, write):

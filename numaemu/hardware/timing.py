@@ -12,6 +12,7 @@ from numaemu.hardware.cache import core_t
 from numaemu.hardware.controller import fetch_line
 from numaemu.hardware.hierarchy import access_line, hit_first_level
 from numaemu.hardware.paging import PAGE_MASK
+from numaemu.hardware.prefetch import prefetch_behind
 from numaemu.hardware.processor import X86_PF_WRITE
 from numaemu.spec.param import L1_ENTRIES_MAX, L1_HINTS, L1_VIEWS
 
@@ -38,6 +39,8 @@ def timed_line(cpu, physical, write):
         cpu.memory_ns += core.l1_latency_ns
     else:
         cpu.memory_ns += access_line(cpu, core, physical, write)
+        if core.prefetchers != U(0) and core.at > 0:
+            prefetch_behind(cpu, core, physical >> core.line_shift)
 
 
 @hot
@@ -45,6 +48,15 @@ def timed_access(cpu, slot, address, access):
     """The access through an L1 entry that is about to be counted."""
     physical = (cpu.l1[slot].host & PAGE_MASK) - cpu.memory + (address & ~PAGE_MASK)
     timed_line(cpu, physical, access & X86_PF_WRITE != U(0))
+
+
+@hot
+def timed_again(cpu, physical, write):
+    """A further access of a vector: what the first level has is served here, without a call."""
+    if cpu.caches == U(0) or not hit_first_level(core_t.at(cpu.caches), physical, write):
+        timed_line(cpu, physical, write)
+    else:
+        cpu.memory_ns += core_t.at(cpu.caches).l1_latency_ns
 
 
 @kernel("void(cpu_t*, u64, i64, bool)")

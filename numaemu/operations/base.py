@@ -9,7 +9,8 @@ import sys
 
 import numpy as np
 
-from numaemu.api.access import LOAD_MANY, STORE_MANY, copy_range, execute_at, touch_range
+from numaemu.api.access import copy_range, execute_at, touch_range
+from numaemu.api.vectors import LOAD_MANY, STORE_MANY
 from numaemu.errors import BusError, KernelBug, OutOfMemory, SegmentationFault
 from numaemu.hardware.processor import X86_PF_INSTR, X86_PF_PROT, X86_PF_WRITE
 from numaemu.kernel.arch.pgtable import mm_of
@@ -424,7 +425,7 @@ class Operations(
         """This CPU's figures and the task's faults."""
         task = self.tasks[task_number]
         return {
-            **cpu_figures(self.machine, self.process.cpu_number),
+            **cpu_figures(self.machine, self.process.cpu_number, self.process.world.topology.cache),
             "task_minor_faults": task.min_flt,
             "task_major_faults": task.maj_flt,
         }

@@ -18,12 +18,13 @@ from numaemu.compiler.foreman import FIRST_TIME
 from numaemu.host import shm
 from numaemu.spec.units import format_size, parse_size
 from numaemu.tools import notes
+from numaemu.tools.cache_table import cache_table
 from numaemu.tools.layout import fitted, new_console, new_table, print_blocks, text_width
+from numaemu.tools.numbers import ALL, busiest, count, dimmed, duration, percent
 
 MAX_ROWS = 16  # CPUs, and nodes of the access matrix, that a summary shows
 MAX_COLUMNS = 8  # memory nodes of the access matrix: what 80 columns hold
 MAX_RESULT_ROWS = 40  # of a table that main returned
-ALL = 1 << 30  # rows, where somebody wants to see everything
 COMPILING_S = 3.0  # after that long without a new function, nothing is being compiled
 BAR = 24  # characters
 POLL_S = 0.5  # how often the figures of a running machine are looked at …
@@ -32,33 +33,6 @@ NUMASTAT = ("numa_hit", "numa_miss", "numa_foreign", "interleave_hit", "local_no
 HUGE_PAGES_FILE = "/sys/kernel/mm/transparent_hugepage/shmem_enabled"
 HUGE_PAGES = ("always", "within_size", "advise", "force")
 SHADES = ("", "on grey19", "on dark_green", "on dark_goldenrod", "on dark_orange3", "on red3")  # of shares
-
-
-# --- numbers ------------------------------------------------------------------------------------
-def count(value):
-    """A count in at most five characters: 9,999 or 12.3M."""
-    if value < 9_999.5:
-        return f"{value:,.0f}"
-    for unit in ("k", "M", "G", "T", "P"):
-        value /= 1000
-        if value < 999.5 or unit == "P":
-            return f"{value:.3g}{unit}" if value < 99.95 else f"{value:.0f}{unit}"
-
-
-def duration(ns):
-    """Nanoseconds for people, in at most seven characters: 740 ns, 1.26 ms, 200 s, 20 min."""
-    for unit, size in (("ns", 1), ("us", 1e3), ("ms", 1e6), ("s", 1e9)):
-        if ns < 999.5 * size:
-            return f"{ns / size:.3g} {unit}"
-    return f"{ns / 60e9:.0f} min"
-
-
-def percent(part, whole):
-    """A share, or a dot if there is nothing to share."""
-    if not whole:
-        return "·"
-    share = 100 * part / whole
-    return f"{share:.0f}%" if share >= 99.95 or share == 0 else f"{share:.1f}%"
 
 
 def accesses(cpu):
@@ -191,6 +165,10 @@ def print_summary(figures, doc="", console=None, verbose=False, header=None):
                 "CPUs: accesses, TLB hits, walks, faults, shootdowns sent and received, clock",
                 cpu_table(cpus, width, verbose),
             ),
+            (
+                "caches: hits by level, and what went between CPUs and to memory",
+                cache_table(cpus, width, ALL if verbose else MAX_ROWS),
+            ),
             ("numastat: pages by the node they came from", numastat_table(nodes, width, verbose)),
             (
                 "accesses: share of each node's loads and stores by the memory's node",
@@ -231,15 +209,6 @@ def machine_line(machine):
 
 def plural(number, noun):
     return f"{number} {noun}" + ("" if number == 1 else "s")
-
-
-def busiest(rows, work, limit):
-    """The rows to show, in their order, and a line about those left out: (rows, line)."""
-    busy = [row for row in rows if work(row)]
-    shown = rows if len(rows) <= limit else sorted(sorted(busy, key=work, reverse=True)[:limit], key=rows.index)
-    idle, quieter = len(rows) - len(busy), len(busy) - len(shown)
-    words = [f"{quieter} less busy" if quieter > 0 else "", f"{idle} idle" if idle else ""]
-    return shown, "" if len(shown) == len(rows) else f"left out: {' and '.join(filter(None, words))}"
 
 
 def cpu_table(cpus, width, everything=False):
@@ -309,13 +278,6 @@ def access_matrix(figures, most_columns=MAX_COLUMNS, everything=False):
         if n
     ]
     return [table, *dimmed(f"left out: the least busy {' and '.join(left_out)}" if left_out else "")]
-
-
-def dimmed(note):
-    """A line below a table, if there is something to say."""
-    from rich.text import Text
-
-    return [Text(note, style="dim")] if note else []
 
 
 def shade(share):

@@ -10,6 +10,7 @@ from numaemu.compiler.pointer import u8
 from numaemu.hardware.cache import core_t
 from numaemu.hardware.cacheinfo import nr_banks
 from numaemu.hardware.timing import timed_line
+from numaemu.kernel.audit.cache import audit_caches
 
 pytestmark = pytest.mark.interpreted
 SMALL = {
@@ -50,6 +51,7 @@ def compare(loop, accesses):
         assert ours == wanted, f"access {i} of cpu {cpu} to line {line}, write {write}: {ours} ns, must be {wanted}"
     for number, cpu in cpus.items():
         assert counts_of(cpu) == twin.counts[number], f"cpu {number}"
+    audit_caches(loop.machine)
     return twin
 
 

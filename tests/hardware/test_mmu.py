@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from loopback import Loopback
 from naive import Mmu
 
-from numaemu.api.access import LOAD_MANY, STORE_MANY
+from numaemu.api.vectors import LOAD_MANY, STORE_MANY
 from numaemu.compiler.build import JIT
 from numaemu.compiler.pointer import u64
 from numaemu.errors import SegmentationFault

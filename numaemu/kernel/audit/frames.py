@@ -16,6 +16,7 @@ from numaemu.kernel.arch.pgtable import (
     ptep_get,
     skip_missing,
 )
+from numaemu.kernel.audit.cache import audit_caches
 from numaemu.kernel.audit.files import audit_files, live_inodes
 from numaemu.kernel.audit.huge import audit_huge_entries, audit_hugetlb
 from numaemu.kernel.audit.lru import audit_lru
@@ -355,6 +356,7 @@ def audit(machine):
             report[f"node{zone.node}/{ZONE_NAMES[zone.type]}"] = audit_zone(machine, base, number, zone)
     audit_mappings(machine, base)
     audit_tlbs(machine)
+    audit_caches(machine)
     audit_accounts(machine)
     audit_slabs(machine, base)
     audit_shrinkers(machine)

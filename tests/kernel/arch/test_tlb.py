@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from numaemu import MachineCheck
-from numaemu.api.access import LOAD_MANY
+from numaemu.api.vectors import LOAD_MANY
 from numaemu.compiler.atomic import exchange
 from numaemu.compiler.build import JIT
 from numaemu.hardware.paging import entry_exchange

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from numaemu import SegmentationFault
-from numaemu.api.access import LOAD_MANY, STORE_MANY
+from numaemu.api.vectors import LOAD_MANY, STORE_MANY
 from numaemu.compiler.build import JIT
 from numaemu.hardware.processor import cpu_t
 from numaemu.kernel.arch.tlb import UBC_MMS, set_tlb_ubc_flush_pending, try_to_unmap_flush

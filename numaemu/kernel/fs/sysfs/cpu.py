@@ -22,6 +22,29 @@ def topology_files(system, node, cpu):
     return files
 
 
+def cache_files(system, cpu):
+    """{name: text} below a CPU's directory cache: Linux's drivers/base/cacheinfo.c. A machine without [cache] has none."""
+    spec, nodes = system.topology.cache, [node.cpus for node in system.topology.nodes]
+    files = {}
+    for index, level in enumerate(spec.levels if spec else ()):
+        groups = level.groups(nodes)
+        number = next(number for number, group in enumerate(groups) if cpu in group)
+        words = {
+            "coherency_line_size": level.line,
+            "id": number,
+            "level": index + 1,
+            "number_of_sets": level.sets,
+            "physical_line_partition": 1,
+            "shared_cpu_list": list_text(groups[number]),
+            "shared_cpu_map": mask_text(groups[number], system.machine.nr_cpus),
+            "size": f"{level.size >> 10}K",
+            "type": "Unified" if index else "Data",
+            "ways_of_associativity": level.ways,
+        }
+        files |= {f"index{index}/{name}": text for name, text in words.items()}
+    return files
+
+
 def files(system):
     """{path: text} of everything but links; CPUs do not come and go."""
     topology = system.topology
@@ -37,6 +60,7 @@ def files(system):
     for node in topology.nodes:
         for cpu in node.cpus:
             found |= {f"cpu{cpu}/topology/{name}": text for name, text in topology_files(system, node, cpu).items()}
+            found |= {f"cpu{cpu}/cache/{name}": text for name, text in cache_files(system, cpu).items()}
             if cpu:
                 found[f"cpu{cpu}/online"] = 1  # CPU 0 has no such file: it cannot go
     return {f"{ROOT}/{name}": f"{text}\n" for name, text in found.items()}

@@ -1,5 +1,6 @@
 """The figures of a running machine as plain dictionaries: what `machine.stats()` and the JSON of a run hold."""
 
+from numaemu.hardware.cache import core_t
 from numaemu.hardware.processor import cpu_t
 from numaemu.kernel.include.mm_types import TASK_RUNNING, pool_t, present_cpus, task_name, task_t
 from numaemu.kernel.include.mmzone import (
@@ -28,7 +29,20 @@ def _events(machine, number):
     return {name: int(counts[i]) for i, name in enumerate(VM_EVENTS)}
 
 
-def cpu_figures(machine, number):
+def cache_figures(cpu, spec):
+    """What a CPU's accesses met in the caches on its way; nothing on a machine without."""
+    if spec is None:
+        return {}
+    core = core_t.at(cpu.caches)
+    levels = {
+        level.name: {"hits": core.hits[i], "misses": core.misses[i], "write_backs": core.write_backs[i]}
+        for i, level in enumerate(spec.levels)
+    }
+    names = ("invalidations", "transfers", "prefetches", "prefetch_hits")
+    return {"caches": {"levels": levels} | {name: getattr(core, name) for name in names}}
+
+
+def cpu_figures(machine, number, caches=None):
     """One CPU's counters, as the JSON has them. Hits are what is left: each access is a hit or a miss."""
     cpu = cpu_t.array(machine.cpus)[number]
     tick, stores, node = cpu.tick, cpu.stores, cpu.node
@@ -53,6 +67,7 @@ def cpu_figures(machine, number):
         "accesses_by_node": by_node,
         "clock_ns": clock_ns(cpu),
         "nr_switches": cpu.nr_switches,
+        **cache_figures(cpu, caches),
     }
 
 
@@ -159,7 +174,7 @@ def task_figures(machine, number):
 
 def collect(machine, topology):
     """Everything: `machine.stats()`."""
-    cpus = [cpu_figures(machine, c) for c in topology.cpus]
+    cpus = [cpu_figures(machine, c, topology.cache) for c in topology.cpus]
     return {
         "emulated_ns": max(c["clock_ns"] for c in cpus),
         "vmstat": vmstat(machine),

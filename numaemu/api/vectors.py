@@ -1,0 +1,222 @@
+"""Loads and stores of many addresses at once, for `task.load` and `task.store`.
+
+    load_many_u64(cpu, addresses, values, n)
+
+A run of accesses to one page is one look-up and as many counted accesses. Where each access is timed (hardware/timing.py), so is
+each of the run; the loops of other machines know nothing of that.
+"""
+
+import numpy as np
+
+from numaemu.api.access import count_access, hinted_slot, load, serve_event, store, translate_slow
+from numaemu.compiler.atomic import load_acquire
+from numaemu.compiler.decorators import entry, hot, kernel
+from numaemu.compiler.native import prefetch
+from numaemu.compiler.pointer import u8, u16, u32, u64
+from numaemu.errors import SegmentationFault
+from numaemu.hardware.paging import PAGE_MASK, PTE_PFN_MASK
+from numaemu.hardware.processor import LEAF_SHIFT, READ, TAG_VALID, WRITE, cpu_t, level_shift
+from numaemu.hardware.timing import timed_again
+from numaemu.hardware.walk import lowest_table, peek
+from numaemu.spec.param import PAGE_SHIFT, PAGE_SIZE, TABLE_HINTS
+
+U = np.uint64
+PREFETCH_DISTANCE = 6  # accesses ahead whose frame is asked for while TLB misses go on; measured
+
+
+@kernel("void(cpu_t*, u64)")
+def prefetch_frame(cpu, address):
+    """Ask the host for the line behind an address that will be accessed soon. Counts nothing; that a table remembered
+    for its region may be of the past misleads the host's cache only.
+    """
+    region = address >> U(21)
+    hint = cpu.table_hint[np.int64(region & U(TABLE_HINTS - 1))]
+    if hint.region != region ^ cpu.cr3 or hint.table == U(0):
+        hint.region, hint.table = region ^ cpu.cr3, lowest_table(cpu, address)
+    if hint.table != U(0):
+        entry = u64.array(hint.table)[np.int64((address >> U(PAGE_SHIFT)) & U(511))]
+        prefetch(cpu.memory + (entry & PTE_PFN_MASK) + (address & ~PAGE_MASK))
+        return
+    entry = peek(cpu, address)
+    if entry != U(0):
+        size = U(1) << level_shift(cpu, np.int64((entry >> LEAF_SHIFT) & U(7)))
+        prefetch(cpu.memory + (entry & PTE_PFN_MASK & ~(size - U(1))) + (address & (size - U(1))))
+
+
+@hot
+def look_up_in_vector(cpu, addresses, i, n, aligned, write):
+    """look_up for a vector loop: while walks go on, the frame of a later access is prefetched."""
+    serve_event(cpu)
+    address = addresses[i]
+    slot = hinted_slot(cpu, address)
+    tag = cpu.l1[slot].wtag if write else cpu.l1[slot].tag
+    if tag != (address & aligned) | TAG_VALID:
+        walks = cpu.walks
+        slot = translate_slow(cpu, address, WRITE if write else READ)
+        if slot < 0:
+            raise SegmentationFault
+        if cpu.walks != walks and i + PREFETCH_DISTANCE < n:
+            prefetch_frame(cpu, addresses[i + PREFETCH_DISTANCE])
+    return slot
+
+
+@hot
+def load_vector(cpu, addresses, values, n, kind):
+    """values[i] = the `kind` at addresses[i], for n of them, all given as pointers (arrays would be reference-counted at
+    every call). A run of accesses to one page is one look-up and as many counted accesses.
+    """
+    i = 0
+    aligned, last = PAGE_MASK | U(kind.nbytes - 1), U(PAGE_SIZE - kind.nbytes)
+    while i < n:
+        address = addresses[i]
+        if address & ~PAGE_MASK > last:
+            values[i] = load(cpu, address, kind)
+            i += 1
+            continue
+        slot = look_up_in_vector(cpu, addresses, i, n, aligned, False)
+        frame, page, start = cpu.l1[slot].host & PAGE_MASK, address & PAGE_MASK, i
+        while True:
+            values[i] = kind.array(frame | (address & ~PAGE_MASK))[0]
+            i += 1
+            if i == n or load_acquire(cpu, "event_at") <= cpu.tick:
+                break
+            address = addresses[i]
+            if address & aligned != page:
+                break
+        count_access(cpu, slot, False, i - start)
+
+
+@hot
+def store_vector(cpu, addresses, values, n, step, kind):
+    """The `kind` at addresses[i] = values[i * step], for n of them: step 0 stores one value everywhere."""
+    i = 0
+    aligned, last = PAGE_MASK | U(kind.nbytes - 1), U(PAGE_SIZE - kind.nbytes)
+    while i < n:
+        address = addresses[i]
+        if address & ~PAGE_MASK > last:
+            store(cpu, address, values[i * step], kind)
+            i += 1
+            continue
+        slot = look_up_in_vector(cpu, addresses, i, n, aligned, True)
+        frame, page, start = cpu.l1[slot].host & PAGE_MASK, address & PAGE_MASK, i
+        while True:
+            kind.array(frame | (address & ~PAGE_MASK))[0] = values[i * step]
+            i += 1
+            if i == n or load_acquire(cpu, "event_at") <= cpu.tick:
+                break
+            address = addresses[i]
+            if address & aligned != page:
+                break
+        count_access(cpu, slot, True, i - start)
+
+
+@hot
+def next_in_page(cpu, address, aligned, page):
+    """True if a vector's next access goes to the page of the one before it, and nothing is due."""
+    return load_acquire(cpu, "event_at") > cpu.tick and address & aligned == page
+
+
+@hot
+def load_vector_timed(cpu, addresses, values, n, kind):
+    """load_vector where each access is timed."""
+    i, aligned, last = 0, PAGE_MASK | U(kind.nbytes - 1), U(PAGE_SIZE - kind.nbytes)
+    while i < n:
+        address = addresses[i]
+        if address & ~PAGE_MASK > last:
+            values[i] = load(cpu, address, kind)
+            i += 1
+            continue
+        slot = look_up_in_vector(cpu, addresses, i, n, aligned, False)
+        frame, page, start = cpu.l1[slot].host & PAGE_MASK, address & PAGE_MASK, i
+        values[i] = kind.array(frame | (address & ~PAGE_MASK))[0]
+        i += 1
+        while i < n and next_in_page(cpu, addresses[i], aligned, page):
+            place = frame | (addresses[i] & ~PAGE_MASK)
+            timed_again(cpu, place - cpu.memory, False)
+            values[i] = kind.array(place)[0]
+            i += 1
+        count_access(cpu, slot, False, i - start)
+
+
+@hot
+def store_vector_timed(cpu, addresses, values, n, step, kind):
+    """store_vector where each access is timed."""
+    i, aligned, last = 0, PAGE_MASK | U(kind.nbytes - 1), U(PAGE_SIZE - kind.nbytes)
+    while i < n:
+        address = addresses[i]
+        if address & ~PAGE_MASK > last:
+            store(cpu, address, values[i * step], kind)
+            i += 1
+            continue
+        slot = look_up_in_vector(cpu, addresses, i, n, aligned, True)
+        frame, page, start = cpu.l1[slot].host & PAGE_MASK, address & PAGE_MASK, i
+        kind.array(frame | (address & ~PAGE_MASK))[0] = values[i * step]
+        i += 1
+        while i < n and next_in_page(cpu, addresses[i], aligned, page):
+            place = frame | (addresses[i] & ~PAGE_MASK)
+            timed_again(cpu, place - cpu.memory, True)
+            kind.array(place)[0] = values[i * step]
+            i += 1
+        count_access(cpu, slot, True, i - start)
+
+
+@hot
+def load_many(cpu, addresses, values, n, kind):
+    if cpu.timed != U(0):
+        load_vector_timed(cpu, addresses, values, n, kind)
+    else:
+        load_vector(cpu, addresses, values, n, kind)
+
+
+@hot
+def store_many(cpu, addresses, values, n, step, kind):
+    """Either of store_vector's loops."""
+    if cpu.timed != U(0):
+        store_vector_timed(cpu, addresses, values, n, step, kind)
+    else:
+        store_vector(cpu, addresses, values, n, step, kind)
+
+
+@entry("void(u64, u64, u64, i64)", nogil=True)
+def load_many_u8(cpu_address, addresses, values, n):
+    load_many(cpu_t.at(cpu_address), u64.array(addresses), u8.array(values), n, u8)
+
+
+@entry("void(u64, u64, u64, i64, i64)", nogil=True)
+def store_many_u8(cpu_address, addresses, values, n, step):
+    store_many(cpu_t.at(cpu_address), u64.array(addresses), u8.array(values), n, step, u8)
+
+
+@entry("void(u64, u64, u64, i64)", nogil=True)
+def load_many_u16(cpu_address, addresses, values, n):
+    load_many(cpu_t.at(cpu_address), u64.array(addresses), u16.array(values), n, u16)
+
+
+@entry("void(u64, u64, u64, i64, i64)", nogil=True)
+def store_many_u16(cpu_address, addresses, values, n, step):
+    store_many(cpu_t.at(cpu_address), u64.array(addresses), u16.array(values), n, step, u16)
+
+
+@entry("void(u64, u64, u64, i64)", nogil=True)
+def load_many_u32(cpu_address, addresses, values, n):
+    load_many(cpu_t.at(cpu_address), u64.array(addresses), u32.array(values), n, u32)
+
+
+@entry("void(u64, u64, u64, i64, i64)", nogil=True)
+def store_many_u32(cpu_address, addresses, values, n, step):
+    store_many(cpu_t.at(cpu_address), u64.array(addresses), u32.array(values), n, step, u32)
+
+
+@entry("void(u64, u64, u64, i64)", nogil=True)
+def load_many_u64(cpu_address, addresses, values, n):
+    load_many(cpu_t.at(cpu_address), u64.array(addresses), u64.array(values), n, u64)
+
+
+@entry("void(u64, u64, u64, i64, i64)", nogil=True)
+def store_many_u64(cpu_address, addresses, values, n, step):
+    store_many(cpu_t.at(cpu_address), u64.array(addresses), u64.array(values), n, step, u64)
+
+
+# cpu, host address of the addresses, host address of the values, how many (stores: step): by size in bytes
+LOAD_MANY = {1: load_many_u8, 2: load_many_u16, 4: load_many_u32, 8: load_many_u64}
+STORE_MANY = {1: store_many_u8, 2: store_many_u16, 4: store_many_u32, 8: store_many_u64}
