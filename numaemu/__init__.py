@@ -21,6 +21,8 @@ globals().update(_constants)
 _LATER = {"Machine": "machine", "Task": "api.task", "Handle": "api.task", "Mapping": "api.mapping", "table": "api.tables", "figures": "tools.figures",
           **{f"{how}_{kind}": "api.access" for how in ("load", "store")
              for kind in ("u8", "u16", "u32", "u64", "i32", "i64", "f32", "f64")},
+          **{f"load_many_{kind}": "api.overlap" for kind in ("u8", "u16", "u32", "u64", "i32", "i64", "f32", "f64")},
+          "work": "api.overlap",
           "HeapError": "malloc.errors", "GcError": "gc.verify",
           **dict.fromkeys(("cmpxchg_i64", "xadd_i64", "or_i64", "and_i64", "memcpy", "memclear"), "api.access"),
           "kernel_load_u64": "api.access", "kernel_store_u64": "api.access",

@@ -22,6 +22,7 @@ from numaemu.api.arguments import runnable
 from numaemu.api.every import Timers
 from numaemu.api.failure import show_own_frames
 from numaemu.api.heatmap import HeatMap
+from numaemu.api.samples import Samples, parse_interval
 from numaemu.api.tables import Figures, Table, html
 from numaemu.api.task import Handle, Task
 from numaemu.errors import MachineCheck, note
@@ -76,6 +77,9 @@ class Machine:
     asids           address spaces whose TLB entries may stay side by side; 0: each switch flushes the TLB
     walk_cache      entries of the cache of upper page-table entries; 0: there is none
     sysctl          dict, as {"vm.swappiness": 10}
+    bandwidth_per_node  what each node's memory controller moves, as "200GB/s"; None: there is no limit
+    link            dict: bandwidth, links: what links between nodes move, and which there are
+    cpu             dict: outstanding: misses of a CPU that may be under way
     cost            dict of ns that the kernel's work takes, as {"fault_ns": 500}
     kernel          dict of boot options, as {"transparent_hugepage": "always"}
     tiering         a tiering policy (numaemu.tiering): a shipped one's name, the path of a file, or a module
@@ -86,6 +90,7 @@ class Machine:
     quantum_ns      how far a CPU may be ahead of another one then
     schedule_seed   who is first where clocks are equal; 0: the lower number
     schedule        who runs next in lockstep: "clock", or drawn in search of errors: "random:SEED", "priorities:SEED:STEP,…"
+    sample          how often in emulated time `samples` grows by one, as "1ms"; None: never
     reserve         dict of (managed, free) pages by (node, zone type): so much of a zone's memory is in use from the start
     buddyinfo, pagetypeinfo  files (or texts) of a real machine's /proc/buddyinfo, and /proc/pagetypeinfo if wanted: the free
                     blocks that each zone has from the start; all other memory is in use for ever
@@ -97,8 +102,18 @@ class Machine:
     stays_here = "a function has its task; read what it needs from the machine before, and pass that"
 
     def __init__(
-        self, source=None, *, progress=None, reserve=None, buddyinfo=None, pagetypeinfo=None, tiering=None, **keywords
+        self,
+        source=None,
+        *,
+        progress=None,
+        sample=None,
+        reserve=None,
+        buddyinfo=None,
+        pagetypeinfo=None,
+        tiering=None,
+        **keywords,
     ):
+        sample_ns = None if sample is None else parse_interval(sample, "sample", "Machine")
         if tiering is not None:
             keywords["kernel"] = (keywords.get("kernel") or {}) | {"tiering": getattr(tiering, "__file__", tiering)}
         self.topology = t = load_topology(source, **keywords)
@@ -122,6 +137,9 @@ class Machine:
         try:
             self.processes = self._booted.result()
             self._fill_pools()
+            self._samples = None if sample_ns is None else Samples(sample_ns)
+            if self._samples is not None:
+                self._samples.start(self)
         except BaseException:
             self.close()
             raise
@@ -352,6 +370,13 @@ class Machine:
         `stop()` ends it. The CPU that has come so far stands still meanwhile; others go on.
         """
         return self._timers.add(parse_int(interval_ns, "interval_ns", "every", 1, 1 << 62), runnable("every", function))
+
+    @property
+    def samples(self):
+        """What `Machine(sample=…)` has seen so far, a dict each: ns, free pages by node, faults, migrations, and bytes and queueing
+        of controllers and links: totals since boot (numaemu.api.samples).
+        """
+        return [] if self._samples is None else list(self._samples.rows)
 
     def heatmap(self, task, interval_ns, addr=None, nbytes=None, piece=None):
         """Look at each interval of emulated time which pages of an interactive task were used: a HeatMap, until its `stop()`.

@@ -434,7 +434,7 @@ def clock_ns(cpu):
     total = cpu.clock_base_ns + cpu.tick * cpu.l1_latency_ns
     total += (cpu.l2_hits + cpu.walks + cpu.assists) * cpu.l2_latency_ns
     if cpu.timed != U(0):
-        return total + cpu.memory_ns
+        return total + cpu.memory_ns + cpu.memory_ps // 1000
     for node in range(cpu.nr_nodes):
         total += (cpu.accesses[node] + cpu.walk_loads[node]) * cpu.latency_ns[node]
     return total

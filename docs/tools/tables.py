@@ -115,6 +115,17 @@ MEANINGS = {  # key: (what it means, where its default comes from)
         "one load: the CPU's node (row) by the memory's node (column)",
         "80 ns at distance 10, in proportion; assumed",
     ),
+    "node.bandwidth": (
+        "what the node's memory controller moves at most; GB are powers of 1000, GiB of 1024",
+        "none: no limit",
+    ),
+    "link.bandwidth": ("the rate of each link between nodes, in each direction, that states none itself", "required"),
+    "link.links": (
+        'which nodes have links: `"pairs"` all, `"ring"`, `"mesh 2x4"` rows and columns, or a list of '
+        "`{ a, b, bandwidth }`; lines take the shortest path",
+        "a link for each pair",
+    ),
+    "cpu.outstanding": ("misses of one CPU that may be under way at a time", "1: nothing overlaps"),
     "bandwidth.matrix": (
         "likewise, as the firmware tells the kernel; with it nodes are in memory tiers by latency and bandwidth",
         "none: all memory is one tier",
@@ -258,7 +269,8 @@ UNITS = {"_ns": "ns", "_us": "us", "_kbytes": "kB", "_bytes": "bytes", "_centise
 OTHER_UNITS = {
     "disk.bandwidth": "bytes/s", "disk.size": "bytes", "latency.matrix": "ns", "tlb.l1": "ns", "tlb.l2": "ns", "node.memory": "bytes",
     "low_memory": "bytes", "kernelcore": "bytes", "movablecore": "bytes", "page_size": "bytes", "vm.lowmem_reserve_ratio": "1/n",
-    "kernel.thread_size": "bytes", "bandwidth.matrix": "MB/s", "cache.cache_to_cache": "ns",
+    "kernel.thread_size": "bytes", "bandwidth.matrix": "MB/s", "cache.cache_to_cache": "ns", "node.bandwidth": "bytes/s",
+    "link.bandwidth": "bytes/s",
 }  # fmt: skip
 
 
@@ -331,6 +343,20 @@ def keys_node():
         key_row("latency.matrix", "", span(1, m.MAX_LATENCY_NS)),
         key_row("bandwidth.matrix", "", span(1, m.INT_MAX)),
     )
+
+
+def keys_rates():
+    from numaemu.spec import rates as r
+
+    limits = f"{r.format_rate(r.MIN_RATE)} to {r.format_rate(r.MAX_RATE)}"
+    rows = (
+        ("node.bandwidth", "", limits),
+        ("link.bandwidth", "", limits),
+        ("link.links", r.DEFAULT_LINK["links"], "a path from each node to each"),
+        ("cpu.outstanding", str(r.DEFAULT_CPU["outstanding"]), span(1, r.MAX_OUTSTANDING)),
+    )
+    tables = {"node": "[[node]]", "link": "[link]", "cpu": "[cpu]"}
+    return table(("table", *TITLES), *((code(tables[row[0].partition(".")[0]]), *key_row(*row)) for row in rows))
 
 
 def keys_tlb():
@@ -841,6 +867,8 @@ WHY = {
     "LOCAL_LATENCY_NS": "of the order that memory benchmarks print for a server's own node",
     "l2": "of the order of what Intel's manual gives for a hit in the second level",
     "fault_ns": "some 1500 cycles: the exception, its checks and its return, without walks and clearing",
+    "KEPT_PS": "half of the loads that a core of 3 GHz takes from its first cache in a cycle",
+    "KEPT_LINES": "as many lines as the streams that loops over arrays read and write at once, and some more",
     "clear_page_ns": "4 KiB at some 27 GB/s, as string instructions do it in a cache",
     "copy_page_ns": "twice the clearing: as many bytes are read as are written",
     "syscall_ns": "some 300 cycles, with the usual mitigations",
@@ -967,7 +995,8 @@ def words():
 
 
 TABLES = {
-    "commands": commands, "keys-machine": keys_machine, "keys-node": keys_node, "keys-tlb": keys_tlb, "keys-cache": keys_cache, "keys-cost": keys_cost,
+    "commands": commands, "keys-machine": keys_machine, "keys-node": keys_node, "keys-rates": keys_rates, "keys-tlb": keys_tlb,
+    "keys-cache": keys_cache, "keys-cost": keys_cost,
     "keys-kernel": keys_kernel, "keys-disk": keys_disk, "keys-sysctl": keys_sysctl, "presets": presets, "formats": formats, "keywords": keywords,
     "files": files, "api": api, "constants": constants, "counters": counters, "cpu-counters": cpu_counters, "cache-counters": cache_counters, "errors": errors,
     "limits": limits, "assumed": assumed, "words": words,

@@ -14,6 +14,7 @@ from numaemu.compiler.decorators import entry, hot, kernel
 from numaemu.compiler.native import call_address, clear_bytes, copy_bytes
 from numaemu.compiler.pointer import bits_of, f32, f64, i32, i64, u8, u16, u32, u64, value_of
 from numaemu.errors import KernelBug, SegmentationFault
+from numaemu.hardware.controller import begin_overlap, end_overlap
 from numaemu.hardware.paging import PAGE_MASK
 from numaemu.hardware.processor import EXEC, KERNEL_READ, KERNEL_WRITE, NODE_MASK, READ, TAG_VALID, WRITE, cpu_t
 from numaemu.hardware.timing import timed_access, timed_rest
@@ -61,6 +62,7 @@ def translate_slow(cpu, address, access):
                 timed_access(cpu, slot, address, access)
             return slot
         if call_address(cpu.on_fault, cpu.address, address, access) != SERVED:
+            end_overlap(cpu)
             return -1
 
 
@@ -120,6 +122,7 @@ def look_up_split(cpu, address, border, write):
                 cpu.stores += 1
             return host, count_access(cpu, other, write, 1)
         if call_address(cpu.on_fault, cpu.address, border, WRITE if write else READ) != SERVED:
+            end_overlap(cpu)
             raise SegmentationFault
 
 
@@ -335,6 +338,7 @@ def and_i64(cpu, address, bits):
 def memcpy(cpu, target, source, nbytes):
     """Copy bytes that do not overlap. Counted as a load and a store for each 8 bytes."""
     done = 0
+    begin_overlap(cpu)
     while done < nbytes:
         to, of = U(target) + U(done), U(source) + U(done)
         n = min(nbytes - done, min(rest_of_page(to), rest_of_page(of)))
@@ -353,19 +357,23 @@ def memcpy(cpu, target, source, nbytes):
             copy_bytes(place_of(count_access(cpu, other, True, words), to), place_of(host, of), n)
             done += n
         elif call_address(cpu.on_fault, cpu.address, to, WRITE) != SERVED:
+            end_overlap(cpu)
             raise SegmentationFault
+    end_overlap(cpu)
 
 
 @hot
 def memclear(cpu, target, nbytes):
     """Store zeros: memset(target, 0, nbytes). Counted as a store for each 8 bytes."""
     done = 0
+    begin_overlap(cpu)
     while done < nbytes:
         to = U(target) + U(done)
         n = min(nbytes - done, rest_of_page(to))
         slot = look_up(cpu, to, PAGE_MASK, True)
         clear_bytes(place_of(count_range(cpu, slot, True, to, n), to), n)
         done += n
+    end_overlap(cpu)
 
 
 # -- instruction fetches, and accesses in kernel mode ---------------------------------------------------------
@@ -438,6 +446,7 @@ def copy_part(place, buffer, nbytes, write):
 def kernel_copy_range(cpu_address, address, buffer, nbytes, write):
     """copy_range in kernel mode: between a kernel (or user) address and host memory at `buffer`."""
     cpu, done = cpu_t.at(cpu_address), 0
+    begin_overlap(cpu)
     while done < nbytes:
         at = address + U(done)
         n = min(nbytes - done, rest_of_page(at))
@@ -446,6 +455,7 @@ def kernel_copy_range(cpu_address, address, buffer, nbytes, write):
             raise KernelBug
         copy_part(place_of(count_range(cpu, slot, write, at, n), at), buffer + U(done), n, write)
         done += n
+    end_overlap(cpu)
 
 
 # -- ranges ------------------------------------------------------------------------------------------------
@@ -455,6 +465,7 @@ def kernel_copy_range(cpu_address, address, buffer, nbytes, write):
 def touch_range(cpu_address, start, end, stride, write):
     """One access per `stride` bytes in [start, end); a writing touch leaves the contents as they are."""
     cpu, address = cpu_t.at(cpu_address), start
+    begin_overlap(cpu)
     while address < end:
         host = count_access(cpu, look_up(cpu, address, PAGE_MASK, write), write, 1)
         word = u64.array((host & PAGE_MASK) | (address & ~PAGE_MASK & ~U(7)))
@@ -463,15 +474,18 @@ def touch_range(cpu_address, start, end, stride, write):
         else:
             load_acquire(word, 0)
         address += stride
+    end_overlap(cpu)
 
 
 @entry("void(u64, u64, u64, i64, bool)", nogil=True)
 def copy_range(cpu_address, address, buffer, nbytes, write):
     """Copy between emulated memory at `address` and host memory at `buffer`, counted as one access per 8 bytes."""
     cpu, done = cpu_t.at(cpu_address), 0
+    begin_overlap(cpu)
     while done < nbytes:
         at = address + U(done)
         n = min(nbytes - done, rest_of_page(at))
         slot = look_up(cpu, at, PAGE_MASK, write)
         copy_part(place_of(count_range(cpu, slot, write, at, n), at), buffer + U(done), n, write)
         done += n
+    end_overlap(cpu)

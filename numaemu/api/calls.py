@@ -134,6 +134,7 @@ CALLS = {
     "thread_group": Call("kill", pid=PID),
     "setuid": Call("setuid", uid=Int("a user's number")),
     "sleep": Call("sleep", ms=Number("a number of milliseconds")),
+    "work": Call("work", ns=Number("a number of nanoseconds")),
     "sched_yield": Call("sched_yield"),
     "clock_ns": Call("clock_ns"),
     "counters": Call("counters"),

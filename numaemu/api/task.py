@@ -220,6 +220,10 @@ class Task:
         """Sleep for `ms` milliseconds of emulated time: other tasks of the CPU run, or else its clock moves on."""
         self._op("sleep", ms)
 
+    def work(self, ns):
+        """Compute for `ns` nanoseconds of emulated time: the CPU is busy, and accesses nothing."""
+        self._op("work", ns)
+
     def sched_yield(self):
         """sched_yield(2): let the other tasks of the CPU run first."""
         self._op("sched_yield")

@@ -14,9 +14,11 @@ from numaemu.compiler.decorators import entry, hot, kernel
 from numaemu.compiler.native import prefetch
 from numaemu.compiler.pointer import u8, u16, u32, u64
 from numaemu.errors import SegmentationFault
+from numaemu.hardware.bandwidth import LINE_SHIFT
+from numaemu.hardware.controller import KEPT_PS, begin_overlap, end_overlap
 from numaemu.hardware.paging import PAGE_MASK, PTE_PFN_MASK
 from numaemu.hardware.processor import LEAF_SHIFT, READ, TAG_VALID, WRITE, cpu_t, level_shift
-from numaemu.hardware.timing import timed_again
+from numaemu.hardware.timing import line_at_hand, timed_behind
 from numaemu.hardware.walk import lowest_table, peek
 from numaemu.spec.param import PAGE_SHIFT, PAGE_SIZE, TABLE_HINTS
 
@@ -111,15 +113,16 @@ def store_vector(cpu, addresses, values, n, step, kind):
 
 
 @hot
-def next_in_page(cpu, address, aligned, page):
-    """True if a vector's next access goes to the page of the one before it, and nothing is due."""
-    return load_acquire(cpu, "event_at") > cpu.tick and address & aligned == page
+def next_in_page(cpu, address, aligned, page, done):
+    """True if a vector's next access goes to the page of so many before it, and nothing is due."""
+    return load_acquire(cpu, "event_at") > cpu.tick + done and address & aligned == page
 
 
 @hot
 def load_vector_timed(cpu, addresses, values, n, kind):
     """load_vector where each access is timed."""
     i, aligned, last = 0, PAGE_MASK | U(kind.nbytes - 1), U(PAGE_SIZE - kind.nbytes)
+    begin_overlap(cpu)
     while i < n:
         address = addresses[i]
         if address & ~PAGE_MASK > last:
@@ -130,18 +133,26 @@ def load_vector_timed(cpu, addresses, values, n, kind):
         frame, page, start = cpu.l1[slot].host & PAGE_MASK, address & PAGE_MASK, i
         values[i] = kind.array(frame | (address & ~PAGE_MASK))[0]
         i += 1
-        while i < n and next_in_page(cpu, addresses[i], aligned, page):
+        found, line = 0, line_at_hand(cpu, (frame | (address & ~PAGE_MASK)) - cpu.memory)
+        while i < n and next_in_page(cpu, addresses[i], aligned, page, i - start):
             place = frame | (addresses[i] & ~PAGE_MASK)
-            timed_again(cpu, place - cpu.memory, False)
+            if (place - cpu.memory) >> U(LINE_SHIFT) == line:
+                found += 1
+            else:
+                timed_behind(cpu, place - cpu.memory, False, found)
+                found, line = 0, line_at_hand(cpu, place - cpu.memory)
             values[i] = kind.array(place)[0]
             i += 1
+        cpu.memory_ps += found * KEPT_PS
         count_access(cpu, slot, False, i - start)
+    end_overlap(cpu)
 
 
 @hot
 def store_vector_timed(cpu, addresses, values, n, step, kind):
     """store_vector where each access is timed."""
     i, aligned, last = 0, PAGE_MASK | U(kind.nbytes - 1), U(PAGE_SIZE - kind.nbytes)
+    begin_overlap(cpu)
     while i < n:
         address = addresses[i]
         if address & ~PAGE_MASK > last:
@@ -152,12 +163,19 @@ def store_vector_timed(cpu, addresses, values, n, step, kind):
         frame, page, start = cpu.l1[slot].host & PAGE_MASK, address & PAGE_MASK, i
         kind.array(frame | (address & ~PAGE_MASK))[0] = values[i * step]
         i += 1
-        while i < n and next_in_page(cpu, addresses[i], aligned, page):
+        found, line = 0, line_at_hand(cpu, (frame | (address & ~PAGE_MASK)) - cpu.memory)
+        while i < n and next_in_page(cpu, addresses[i], aligned, page, i - start):
             place = frame | (addresses[i] & ~PAGE_MASK)
-            timed_again(cpu, place - cpu.memory, True)
+            if (place - cpu.memory) >> U(LINE_SHIFT) == line:
+                found += 1
+            else:
+                timed_behind(cpu, place - cpu.memory, True, found)
+                found, line = 0, line_at_hand(cpu, place - cpu.memory)
             kind.array(place)[0] = values[i * step]
             i += 1
+        cpu.memory_ps += found * KEPT_PS
         count_access(cpu, slot, True, i - start)
+    end_overlap(cpu)
 
 
 @hot

@@ -1,14 +1,32 @@
-"""What lies behind the caches: the memory controllers of the nodes, that lines come from and go back to.
+"""What lies behind the caches: memory that lines come from and go back to, as far as a CPU waits for it.
 
-A line that a CPU fetches costs the latency of the pair, its node and the line's; one that it writes back costs it nothing.
+A line that a CPU fetches costs the latency of the pair, its node and the line's, and what it waits at the servers on its way
+(bandwidth.py). One that goes to memory costs the CPU nothing. So many lines of a CPU as its machine says may be *under way*
+(`outstanding`, 1: no two); one more waits until the first of them is there. What the CPU itself waits for:
+
+    a load              until the line is there
+    a store             nothing but a place among the lines under way; with `outstanding` = 1 it is as a load
+    a vector operation  likewise, and behind its last access until all that it has loaded is there
+
+The walk before an access of a vector operation and the access are one chain: it takes one place, and its lines come one behind
+the other.
+
+    base + TLBs + memory_ns   memory_ps            the clock: so many ns, and so many ps on top (`now_ps`)
 """
 
 import numpy as np
 
+from numaemu.compiler.atomic import exchange
 from numaemu.compiler.decorators import hot, kernel
 from numaemu.compiler.pointer import u8
+from numaemu.hardware.bandwidth import LINE_SHIFT, pass_line, pass_lines, pass_path, pass_path_many
+from numaemu.spec.param import KEPT_LINES
 
 U = np.uint64
+PS = 1000  # in a ns
+KEPT_PS = 250  # an access to a line that is at hand: four a ns; assumed
+LONG_PS = 1_000_000  # a wait after which a CPU looks at once whether its turn is over
+DATA, WALKS = 0, KEPT_LINES  # where they begin
 
 
 @hot
@@ -17,12 +35,206 @@ def home_node(cpu, physical):
     return np.int64(u8.array(cpu.block_node)[np.int64(physical >> U(21))])
 
 
+@hot
+def now_ps(cpu):
+    """The clock of a CPU whose accesses are timed (`clock_ns`), in ps."""
+    ns = cpu.clock_base_ns + cpu.tick * cpu.l1_latency_ns + cpu.memory_ns
+    ns += (cpu.l2_hits + cpu.walks + cpu.assists) * cpu.l2_latency_ns
+    return ns * PS + cpu.memory_ps
+
+
+@hot
+def wait_on_way(cpu, node, write, begin_ps):
+    """The ps that a line of a node waits on its way from there, or to there, beyond the latency."""
+    if cpu.rates == U(0):
+        return 0
+    waited = pass_line(cpu, node, begin_ps)
+    if node != cpu.node:
+        source, target = (cpu.node, node) if write else (node, cpu.node)
+        waited += pass_path(cpu, source, target, begin_ps + waited)
+    return waited
+
+
+@hot
+def charge_wait(cpu, ps):
+    """A CPU waits for memory. `event_at` counts accesses of usual length (sched.py)."""
+    cpu.memory_ps += ps
+    if ps > LONG_PS:
+        exchange(cpu, "event_at", 0)
+
+
+@hot
+def place_under_way(cpu):
+    """Where the line under way that is there first is noted."""
+    place = 0
+    for i in range(1, cpu.outstanding):
+        if cpu.under_way_ps[i] < cpu.under_way_ps[place]:
+            place = i
+    return place
+
+
+@hot
+def put_under_way(cpu, begin, there, place, write):
+    """Something that a CPU has asked for at `begin` is there at `there`; what it itself waits for."""
+    cpu.chain_ps, cpu.under_way_ps[place] = 0, there
+    if cpu.overlap != 0 and not write:
+        cpu.loaded_ps = max(cpu.loaded_ps, there)
+    charge_wait(cpu, (begin if write or cpu.overlap != 0 else there) - now_ps(cpu))
+
+
+@kernel("void(cpu_t*, i64, bool)")
+def fetch_overlapping(cpu, node, write):
+    """fetch_line where several lines may be under way."""
+    place = place_under_way(cpu)
+    begin = max(now_ps(cpu), cpu.under_way_ps[place])
+    asked = begin + cpu.chain_ps
+    there = asked + cpu.latency_ns[node] * PS + wait_on_way(cpu, node, write, asked)
+    put_under_way(cpu, begin, there, place, write)
+
+
+@kernel("void(cpu_t*, i64, bool)")
+def wait_overlapping(cpu, ns, write):
+    """Likewise for a line that a cache has, which takes so many ns."""
+    place = place_under_way(cpu)
+    begin = max(now_ps(cpu), cpu.under_way_ps[place])
+    put_under_way(cpu, begin, begin + cpu.chain_ps + ns * PS, place, write)
+
+
+@hot
+def fetch(cpu, physical, write):
+    """fetch_line, inlined."""
+    node = home_node(cpu, physical)
+    if cpu.outstanding > 1:
+        fetch_overlapping(cpu, node, write)
+        return 0
+    if cpu.rates != U(0):
+        charge_wait(cpu, wait_on_way(cpu, node, write, now_ps(cpu)))
+    return cpu.latency_ns[node]
+
+
 @kernel("i64(cpu_t*, u64, bool)")
 def fetch_line(cpu, physical, write):
-    """A line comes from memory, for a load or a store: the ns that the CPU waits for it."""
-    return cpu.latency_ns[home_node(cpu, physical)]
+    """A line comes from memory, for a load or a store: the ns that the CPU waits for it, if it is not charged here."""
+    return fetch(cpu, physical, write)
 
 
 @kernel("void(cpu_t*, u64)")
 def write_back_line(cpu, physical):
     """A dirty line leaves the caches for memory; the CPU does not wait."""
+    wait_on_way(cpu, home_node(cpu, physical), True, now_ps(cpu))
+
+
+@kernel("void(cpu_t*, u64)")
+def prefetch_line(cpu, physical):
+    """A line comes that nobody waits for."""
+    wait_on_way(cpu, home_node(cpu, physical), False, now_ps(cpu))
+
+
+# -- vector operations ---------------------------------------------------------------------------------------------
+
+
+@hot
+def begin_overlap(cpu):
+    """The accesses from now on do not depend on each other."""
+    cpu.overlap, cpu.loaded_ps = 1, 0
+
+
+@hot
+def end_overlap(cpu):
+    """The CPU needs all that it has loaded since `begin_overlap`."""
+    if cpu.overlap != 0:
+        cpu.overlap = 0
+        late = cpu.loaded_ps - now_ps(cpu)
+        charge_wait(cpu, cpu.chain_ps + max(late, 0))
+        cpu.chain_ps = 0
+
+
+# -- without caches: a line that a CPU has just used need not come again -----------------------------------------
+
+
+@hot
+def is_kept(cpu, key, begin):
+    """True if a line is among those at hand from `begin` on. What has only been loaded is none for a store."""
+    found, ignored = 0, ~key & U(1)
+    for i in range(begin, begin + KEPT_LINES):  # all of them: so compilers compare several at once
+        found += 1 if (cpu.kept[i] | ignored) == (key | ignored) else 0
+    return found != 0
+
+
+@hot
+def keep(cpu, key, begin, which):
+    """Have a line at hand, in the place of the one that came first."""
+    cpu.kept[begin + cpu.kept_next[which]] = key
+    cpu.kept_next[which] = (cpu.kept_next[which] + 1) & (KEPT_LINES - 1)
+
+
+@hot
+def key_of(physical, write):
+    """The word that says which line is at hand, and whether it has been stored to; not 0."""
+    key = ((physical >> U(LINE_SHIFT)) + U(1)) << U(1)
+    return key | U(1) if write else key
+
+
+@kernel("i64(cpu_t*, u64, bool)")
+def use_line(cpu, physical, write):
+    """An access of a CPU without caches: the ns that it waits, if they are not charged here."""
+    key = key_of(physical, write)
+    if is_kept(cpu, key, DATA):
+        cpu.memory_ps += KEPT_PS + cpu.chain_ps
+        cpu.chain_ps = 0
+        return 0
+    keep(cpu, key, DATA, 0)
+    return fetch(cpu, physical, write)
+
+
+@kernel("i64(cpu_t*, u64)")
+def use_table_line(cpu, physical):
+    """A load of a page walk: likewise. In a vector operation it is the begin of a chain."""
+    key, cost = key_of(physical, False), KEPT_PS
+    if not is_kept(cpu, key, WALKS):
+        keep(cpu, key, WALKS, 1)
+        if cpu.overlap == 0 or cpu.outstanding == 1:
+            return fetch(cpu, physical, False)
+        node, begin = home_node(cpu, physical), now_ps(cpu) + cpu.chain_ps
+        cost = cpu.latency_ns[node] * PS + wait_on_way(cpu, node, False, begin)
+    if cpu.overlap != 0:
+        cpu.chain_ps += cost
+    else:
+        cpu.memory_ps += cost
+    return 0
+
+
+# -- what is moved by the page -------------------------------------------------------------------------------------
+
+
+@kernel("void(cpu_t*, i64, i64, i64, i64)")
+def move_bytes(cpu, source, target, nbytes, charged_ns):
+    """A CPU has just copied bytes from a node to a node (`source` -1: it has cleared them), for which so many ns have been
+    charged already: what the servers take longer is charged, too.
+    """
+    begin, lines = now_ps(cpu) - charged_ns * PS, (nbytes + 63) >> LINE_SHIFT
+    took = pass_lines(cpu, target, begin, lines)
+    if source >= 0:
+        took = max(took, pass_lines(cpu, source, begin, lines))
+        if source != cpu.node:
+            took = max(took, pass_path_many(cpu, source, cpu.node, begin, lines))
+    if target != cpu.node:
+        took = max(took, pass_path_many(cpu, cpu.node, target, begin, lines))
+    longer = max(took - charged_ns * PS, 0)
+    cpu.clock_base_ns += longer // PS
+    cpu.memory_ps += longer % PS
+
+
+@hot
+def charge_move(cpu, source, target, nbytes, ns):
+    """Copying or clearing bytes takes a CPU so many ns, or what the servers need."""
+    cpu.clock_base_ns += ns
+    if cpu.rates != U(0):
+        move_bytes(cpu, source, target, nbytes, ns)
+
+
+@hot
+def charge_dma(cpu, node, nbytes):
+    """A disk moves bytes to or from a node's memory: the CPU does not wait for that."""
+    if cpu.rates != U(0):
+        pass_lines(cpu, node, now_ps(cpu), (nbytes + 63) >> LINE_SHIFT)

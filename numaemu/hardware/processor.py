@@ -12,12 +12,14 @@ from numaemu.hardware.paging import PTE_SHIFT, paging_t
 from numaemu.spec.param import (
     CONTEXT_WORDS,
     CPU_WORDS,
+    KEPT_LINES,
     L1_ENTRIES_MAX,
     L1_HINTS,
     L1_VIEWS,
     L2_ENTRIES_MAX,
     L2_HINTS,
     MAX_NODES,
+    MAX_OUTSTANDING,
     NR_ASIDS,
     TABLE_HINTS,
     WALK_CACHE_MAX,
@@ -113,7 +115,10 @@ cpu_t = Struct("cpu_t", [
     ("hint_base", i64),         # where in `l1_hint` pages are noted: 0, or where `timed` L1_HINTS
     ("nr_nodes", i64),          # that memory may lie on
     ("caches", u64),            # address of its core_t (cache.py), 0: it has none
-    ("_pad5", u64, 3),
+    ("rates", u64), ("passages", u64),             # rates_t (0: nothing has a rate); passage_t by server: bandwidth.py
+    ("outstanding", i64),       # misses that may be under way
+    ("keeps_lines", u64),       # 1: no caches; lines just used are at hand: controller.py
+    ("_pad5", u64, 7),
     # written by this CPU only; `tick` begins a cache line, and so do the TLBs
     ("huge_entries", u64),      # bit n: an entry n levels up has been put into the TLB since it was last empty
     ("cr3", u64),               # host address of the loaded top-level table
@@ -146,7 +151,11 @@ cpu_t = Struct("cpu_t", [
     ("asid", i64), ("asid_next", i64),               # of the loaded address space; the one to be given away next
     ("asid_mm_id", i64, NR_ASIDS), ("asid_gen", i64, NR_ASIDS),      # whose each is, and flushed up to where
     ("table_hint", table_hint_t, TABLE_HINTS),
-    ("_pad4", u64, 6),
+    # of controller.py
+    ("memory_ps", i64),         # emulated time of accesses, beside `memory_ns`
+    ("overlap", i64), ("loaded_ps", i64), ("chain_ps", i64),         # of the vector operation that goes on
+    ("under_way_ps", i64, MAX_OUTSTANDING),        # when each of the last lines is there
+    ("kept", u64, 2 * KEPT_LINES), ("kept_next", i64, 2),      # (line + 1) << 1 | stored to
 ])
 # fmt: on
 

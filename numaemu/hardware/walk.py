@@ -27,7 +27,7 @@ from numaemu.hardware.paging import (
     entry_load,
 )
 from numaemu.hardware.processor import LEAF_SHIFT, X86_PF_INSTR, X86_PF_USER, X86_PF_WRITE, level_shift
-from numaemu.hardware.timing import timed_line
+from numaemu.hardware.timing import timed_walk
 
 U = np.uint64
 
@@ -78,7 +78,7 @@ def count_walk_load(cpu, where):
     """One load of the walk, charged where the entry lies."""
     cpu.walk_loads[u8.array(cpu.block_node)[np.int64((where - cpu.memory) >> U(21))]] += 1
     if cpu.timed != U(0):
-        timed_line(cpu, where - cpu.memory, False)
+        timed_walk(cpu, where - cpu.memory)
 
 
 @hot

@@ -14,6 +14,7 @@ from numaemu.hardware.timing import enable_timing
 from numaemu.host import shm
 from numaemu.kernel.arch.init_mm import init_kernel_space, reserved_pages
 from numaemu.kernel.arch.thread_stack import init_stacks
+from numaemu.kernel.core.rates import init_rates
 from numaemu.kernel.core.timer import HPAGE_FRAG_CHECK_INTERVAL_NS
 from numaemu.kernel.fs.disk import disk_space_t
 from numaemu.kernel.include.mm_types import cgroup_t, machine_t, pool_t, present_cpus, task_t
@@ -500,6 +501,7 @@ def boot(topology, reserve=None, free_lists=None):
         init_caches(topology, blocks, cpu_t.array(machine.cpus))
         for number in topology.cpus:
             enable_timing(cpu_t.array(machine.cpus)[number])
+    init_rates(topology, machine, blocks)
     for (node, kind), (_, _, held) in (reserve or {}).items():
         hold_pages(machine, node * MAX_NR_ZONES + kind, held)
     init_stacks(topology, machine, max_pfn, reserved_pages(topology))

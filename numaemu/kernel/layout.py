@@ -8,6 +8,7 @@ from numaemu.host import shm
 from numaemu.kernel.arch.init_mm import reserved_pages
 from numaemu.kernel.arch.thread_stack import thread_stack_blocks
 from numaemu.kernel.core.lockstep import lockstep_t
+from numaemu.kernel.core.rates import rate_blocks
 from numaemu.kernel.fs.disk import disk_space_t
 from numaemu.kernel.fs.file import files_struct_t
 from numaemu.kernel.fs.inode import file_t, inode_t
@@ -190,6 +191,7 @@ def control_layout(topology, max_pfn, nr_actors):
         *percpu_blocks(topology),
         *lockstep_blocks(topology),
         *cache_blocks(topology, max_pfn + topology.nr_nodes * reserved_pages(topology)),
+        *rate_blocks(topology),
     ):
         layout.add(name, nbytes)
     return layout

@@ -10,6 +10,7 @@ import sys
 import numpy as np
 
 from numaemu.api.access import copy_range, execute_at, touch_range
+from numaemu.api.overlap import work_ns
 from numaemu.api.vectors import LOAD_MANY, STORE_MANY
 from numaemu.errors import BusError, KernelBug, OutOfMemory, SegmentationFault
 from numaemu.hardware.processor import X86_PF_INSTR, X86_PF_PROT, X86_PF_WRITE
@@ -339,6 +340,12 @@ class Operations(
             )
         self.process.turn.sleep((task_number, self.tasks[task_number].pid), until)
         sleep_until(self.address, until)
+
+    def work(self, task_number, ns):
+        """The task has the CPU meanwhile."""
+        if ns < 0:
+            check(-errno.EINVAL)
+        self.accessing(task_number, work_ns, self.address, min(round(ns), KTIME_MAX))
 
     def sched_yield(self, task_number):
         """To the end of the CPU's run queue."""

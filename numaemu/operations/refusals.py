@@ -214,6 +214,9 @@ class Refusal(RefusedCall):
     def EINVAL_sleep(self):
         return f"ms is {self.a.ms:g}, must not be negative"
 
+    def EINVAL_work(self):
+        return f"ns is {self.a.ns:g}, must not be negative"
+
     def EINVAL_prctl(self):
         if self.a.option != PR_SET_MM:
             return f"option {self.a.option} is none of Linux's; here is PR_SET_MM ({PR_SET_MM})"

@@ -14,6 +14,7 @@ from numaemu.errors import ConfigError
 from numaemu.spec.cache import CACHE_KEYS
 from numaemu.spec.cmdline import parse_hugepages
 from numaemu.spec.formats import FORMATS
+from numaemu.spec.rates import DEFAULT_CPU, DEFAULT_LINK
 from numaemu.spec.units import (
     GiB,
     KiB,
@@ -160,22 +161,14 @@ SIZE_KEYS = ("low_memory", "kernelcore", "movablecore")
 LOCKSTEP_KEYS = ("lockstep", "quantum_ns", "schedule_seed", "schedule")
 SCHEDULE = re.compile(r"clock|random:(\d{1,18})|priorities:(\d{1,18})(?::(\d{1,18}(?:,\d{1,18}){0,63}))?")
 SCALAR_KEYS = ("name", "paging", "page_size", "zone_layout", *SIZE_KEYS, *LOCKSTEP_KEYS)
-MACHINE_KEYS = (
-    *SCALAR_KEYS,
-    "node",
-    "distance",
-    "latency",
-    "bandwidth",
-    "tlb",
-    "sysctl",
-    "cost",
-    "kernel",
-    "disk",
-    "cache",
-)
-NODE_KEYWORDS = ("nodes", "cpus_per_node", "memory_per_node", "memory_only_nodes")
+OTHER_TABLES = ("tlb", "link", "cpu", "sysctl", "cost", "kernel", "disk", "cache")
+MACHINE_KEYS = (*SCALAR_KEYS, "node", "distance", "latency", "bandwidth", *OTHER_TABLES)
+NODE_KEYS = ("memory", "cpus", "bandwidth")
+NODE_KEYWORDS = ("nodes", "cpus_per_node", "memory_per_node", "memory_only_nodes", "bandwidth_per_node")
 TABLES: dict[str, Collection[str]] = {  # with known keys
     **DEFAULT_TLB,
+    "link": DEFAULT_LINK,
+    "cpu": DEFAULT_CPU,
     "sysctl": KNOWN_SYSCTLS,
     "cost": DEFAULT_COST,
     "kernel": DEFAULT_KERNEL,
@@ -289,7 +282,7 @@ def parse_nodes(tables: Any, where: str) -> tuple[NodeSpec, ...]:
     nodes: list[NodeSpec] = []
     owner: dict[int, int] = {}  # CPU number to node
     for nid, table in enumerate(tables):
-        check_table(table, ("memory", "cpus"), f"node {nid}", where)
+        check_table(table, NODE_KEYS, f"node {nid}", where)
         if "memory" not in table:
             raise ConfigError.at(where, f"node {nid}: memory is missing")
         memory_bytes = parse_memory(table["memory"], f"node {nid}: memory", where)

@@ -35,6 +35,7 @@ from numaemu.spec.machine_file import (
     MAX_NODES,
     MIN_MEMORY,
     NODE_KEYWORDS,
+    OTHER_TABLES,
     PAGE_SIZES,
     SCALAR_KEYS,
     SIZE_KEYS,
@@ -61,6 +62,7 @@ from numaemu.spec.machine_file import (
     parse_zone_layout,
 )
 from numaemu.spec.param import NR_ASIDS, WALK_CACHE_MAX
+from numaemu.spec.rates import Rates, check_against_firmware, parse_rate, parse_rates, rates_to_dict
 from numaemu.spec.units import check_table, choice_text, format_size, nearest, parse_int, parse_size, shown
 
 
@@ -75,6 +77,7 @@ class Topology:
     distance: Matrix  # as numactl --hardware prints it
     latency_ns: Matrix  # of one load: CPU's node (row) by memory's node (column)
     bandwidth_mbs: Matrix | None  # likewise in MB/s, as the firmware (HMAT) tells the kernel; None: it tells nothing
+    rates: Rates  # of controllers and links, and how many misses of a CPU overlap
     l1: TlbSpec
     l2: TlbSpec
     asids: int  # address spaces the TLB keeps apart
@@ -154,6 +157,8 @@ class Topology:
         check_table(machine, MACHINE_KEYS, "machine", where)
         nodes = parse_nodes(machine.get("node"), where)
         distance, latency_ns, bandwidth_mbs = parse_matrices(machine, len(nodes), where)
+        rates = parse_rates(machine, len(nodes), where)
+        check_against_firmware(rates, bandwidth_mbs, [node.id for node in nodes if node.cpus], where)
         tlb = check_table(machine.get("tlb", {}), DEFAULT_TLB | DEFAULT_TLB_WORDS, "tlb", where)
         words = DEFAULT_TLB_WORDS | tlb
         paging = parse_paging(machine.get("paging", DEFAULT_PAGING), where)
@@ -166,6 +171,7 @@ class Topology:
             distance=distance,
             latency_ns=latency_ns,
             bandwidth_mbs=bandwidth_mbs,
+            rates=rates,
             l1=parse_tlb("l1", tlb.get("l1", {}), MAX_L1_ENTRIES, where),
             l2=parse_tlb("l2", tlb.get("l2", {}), MAX_L2_ENTRIES, where),
             asids=parse_int(words["asids"], "tlb: asids", where, 0, NR_ASIDS - 1),
@@ -184,7 +190,7 @@ class Topology:
         """The same machine in a machine file's shape: from_dict() makes it again."""
         sizes = {key: getattr(self, key) for key in SIZE_KEYS}
         bandwidth = self.bandwidth_mbs and {"bandwidth": {"matrix": [list(row) for row in self.bandwidth_mbs]}}
-        return {
+        machine = {
             "name": self.name,
             "paging": self.paging,
             "page_size": self.page_size,
@@ -213,6 +219,7 @@ class Topology:
             },
             **({"cache": self.cache.to_dict()} if self.cache else {}),
         }
+        return rates_to_dict(self.rates, machine)
 
     def to_toml(self) -> str:
         """The text of a machine file that describes this machine."""
@@ -223,7 +230,7 @@ class Topology:
         for key in (key for key in MATRICES if key in machine):
             rows = [f"    {_toml(row)}," for row in machine[key]["matrix"]]
             lines += ["", f"[{key}]", "matrix = [", *rows, "]"]
-        for key in (key for key in ("tlb", "sysctl", "cost", "kernel", "disk", "cache") if key in machine):
+        for key in (key for key in OTHER_TABLES if key in machine):
             quote = _toml if key == "sysctl" else str  # their keys have dots
             rows = [f"{quote(name)} = {_toml(value)}" for name, value in machine[key].items()]
             lines += ["", f"[{key}]", *rows]
@@ -240,7 +247,8 @@ def load_topology(source: Source = None, /, *, where: str = "keyword arguments",
     Keywords (None counts as not given): `nodes` (a fresh set like the source's first node with
     CPUs, with default matrices), `cpus_per_node` (of nodes that have CPUs), `memory_per_node`
     (of nodes that have memory), `memory_only_nodes` (that many more, without CPUs), `distance`, `latency` and `bandwidth` (matrices), `l1`
-    and `l2` (dicts of entries, ways, latency_ns), `sysctl`, `cost`, `kernel`, `cache` (its keys), and a machine file's
+    and `l2` (dicts of entries, ways, latency_ns), `bandwidth_per_node` (of each node's controller), `link`,
+    `cpu`, `sysctl`, `cost`, `kernel`, `cache` (its keys), and a machine file's
     own `name`, `paging`, `page_size`, `low_memory`, `kernelcore`, `movablecore`, `lockstep`, `quantum_ns`, `schedule_seed`, `schedule`.
     `where` names the place of the keywords in errors.
     """
@@ -326,12 +334,15 @@ def _override_nodes(machine: dict[str, Any], topology: Topology, keywords: dict[
     memory = with_memory[0]["memory"]
     if "nodes" in keywords:
         count = parse_int(keywords["nodes"], "nodes", where, 1, MAX_NODES)
-        nodes = [{"memory": memory, "cpus": len(pattern["cpus"])} for _ in range(count)]
+        rate = {"bandwidth": pattern["bandwidth"]} if "bandwidth" in pattern else {}
+        nodes = [{"memory": memory, "cpus": len(pattern["cpus"]), **rate} for _ in range(count)]
         machine.pop("distance", None)
         machine.pop("latency", None)
         machine.pop("bandwidth", None)
         if not isinstance(machine.get("cache", {}).get("cache_to_cache", 0), int):
             machine["cache"] = {k: v for k, v in machine["cache"].items() if k != "cache_to_cache"}
+        if isinstance(machine.get("link", {}).get("links"), (list, tuple)):  # of the nodes that there were
+            machine.pop("link")
     if "cpus_per_node" in keywords:
         cpus = parse_int(keywords["cpus_per_node"], "cpus_per_node", where, 1, MAX_CPUS)
         for node in nodes:
@@ -344,6 +355,9 @@ def _override_nodes(machine: dict[str, Any], topology: Topology, keywords: dict[
         count = parse_int(keywords["memory_only_nodes"], "memory_only_nodes", where, 0, MAX_NODES)
         nodes += [{"memory": memory, "cpus": 0}] * count
         _grow_matrices(machine, len(nodes))
+    if "bandwidth_per_node" in keywords:
+        per_node = parse_rate(keywords["bandwidth_per_node"], "bandwidth_per_node", where)
+        nodes = [node | {"bandwidth": per_node} for node in nodes]
     machine["node"] = nodes
 
 
@@ -365,4 +379,6 @@ def _grow_matrices(machine: dict[str, Any], nr_nodes: int) -> None:
 def _toml(value: Any) -> str:
     if isinstance(value, dict):
         return "{ " + ", ".join(f"{key} = {_toml(item)}" for key, item in value.items()) + " }"
+    if isinstance(value, (list, tuple)):
+        return "[" + ", ".join(map(_toml, value)) + "]"
     return json.dumps(value, ensure_ascii=False)  # of printable text TOML reads JSON's form

@@ -21,6 +21,7 @@ import warnings
 import click
 
 import numaemu
+from numaemu.api.samples import Samples, parse_interval
 from numaemu.errors import ConfigError, MachineCheck, NumaemuWarning, note
 from numaemu.host import where
 from numaemu.spec.machine_file import KEYWORDS
@@ -138,6 +139,9 @@ def cli(context):
 )
 @click.option("--trace", "events", metavar="EVENTS", help="Trace these events, as kmem:*,tlb_flush, or all.")
 @click.option("--trace-out", metavar="FILE", help="Where to: .perfetto, .dat (trace-cmd), .txt (ftrace) or .parquet.")
+@click.option(
+    "--sample", "sample", metavar="TIME", help="Sample figures each so often of emulated time, as 1ms, for --json."
+)
 @click.option("--buddyinfo", metavar="FILE", help="Boot with the free lists of a real /proc/buddyinfo.")
 @click.option("--pagetypeinfo", metavar="FILE", help="And with the mobility types of a /proc/pagetypeinfo.")
 @click.option("--mount", "mount_dir", metavar="DIR", help="Show the machine's /proc and /sys below DIR while it runs.")
@@ -179,6 +183,8 @@ def run(**given):
     if options.json_path:
         write_json(figures, options.json_path)
     for watcher in watchers:
+        if isinstance(watcher, Samples):
+            continue
         if isinstance(watcher, Sampler):
             page.write(figures, watcher, options.report_path, inspect.getdoc(module))
         else:
@@ -193,6 +199,10 @@ def watchers_for(options):
         check_writable(options.report_path, "--report")
         page.check()
         found.append(Sampler())
+    if options.sample is not None:
+        if options.json_path is None:
+            raise ConfigError("--sample needs --json, the file that its samples go to")
+        found.append(Samples(parse_interval(options.sample, "--sample", "command line")))
     if (options.events is None) != (options.trace_out is None):
         raise ConfigError("--trace and --trace-out go together: which events, and the file they go to")
     if options.events is not None:
@@ -337,6 +347,8 @@ def run_workload(module, topology, options, header=None, watchers=()):
         "nodes": stats["nodes"],
         "cpus": stats["cpus"],
         "tasks": stats["tasks"],
+        **{key: stats[key] for key in ("servers",) if key in stats},
+        **{"samples": watcher.rows for watcher in watchers if isinstance(watcher, Samples)},
     }
 
 

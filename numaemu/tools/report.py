@@ -35,6 +35,11 @@ HUGE_PAGES = ("always", "within_size", "advise", "force")
 SHADES = ("", "on grey19", "on dark_green", "on dark_goldenrod", "on dark_orange3", "on red3")  # of shares
 
 
+def rate(bytes_per_s):
+    """A rate in GB/s."""
+    return f"{bytes_per_s / 1e9:.3g}"
+
+
 def accesses(cpu):
     """Loads and stores of a CPU."""
     return cpu["loads"] + cpu["stores"]
@@ -175,6 +180,8 @@ def print_summary(figures, doc="", console=None, verbose=False, header=None):
                 access_matrix(figures, max(1, (width - 16) // 8), verbose),
             ),
         ]
+    if not idle and (table := server_table(figures.get("servers", ()), figures["emulated_ns"], width, verbose)):
+        tables.append(("controllers and links: moved, of their limit, and how long requests waited there", table))
     if verbose and any(figures["vmstat"].values()):
         tables.append(("vmstat: what is not zero", vmstat_table(figures["vmstat"], width)))
     for title, parts in tables:
@@ -278,6 +285,27 @@ def access_matrix(figures, most_columns=MAX_COLUMNS, everything=False):
         if n
     ]
     return [table, *dimmed(f"left out: the least busy {' and '.join(left_out)}" if left_out else "")]
+
+
+def server_table(servers, emulated_ns, width, everything=False):
+    """What memory controllers and links have moved."""
+    most = ALL if everything else MAX_ROWS
+    shown, left_out = busiest(list(servers), lambda server: server["bytes"], most)
+    rows = [
+        (
+            server["server"],
+            count(server["bytes"]) + "B",
+            rate(server["bytes"] * 1e9 / emulated_ns),
+            rate(server["limit_bytes_per_s"]) if server["limit_bytes_per_s"] else "none",
+            percent(server["busy_ns"], emulated_ns),
+            duration(server["queued_ns"] / server["requests"]) if server["requests"] else "·",
+            duration(server["queued_ns"]),
+        )
+        for server in shown
+    ]
+    titles = ("", "moved", "GB/s", "limit", "busy", "wait", "in all")
+    idle = {number for number, server in enumerate(shown) if not server["bytes"]}
+    return [*fitted(Table("", titles, rows), width, idle), *dimmed(left_out)] if rows else []
 
 
 def shade(share):

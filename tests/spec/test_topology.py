@@ -250,7 +250,7 @@ def refusal(source=None, **keywords):
         # unknown keys
         ("[[node]]", "[[nodes]]", "machine: unknown key 'nodes', did you mean 'node'?"),
         ("memory", "memroy", "node 0: unknown key 'memroy', did you mean 'memory'?"),
-        ("memory", "xyz", "node 0: unknown key 'xyz', must be one of memory, cpus"),
+        ("memory", "xyz", "node 0: unknown key 'xyz', must be one of memory, cpus, bandwidth"),
         ("", "[tlb]\nl3 = {}\n", "tlb: unknown key 'l3', must be one of l1, l2, asids, walk_cache"),
         ("", "[tlb.l1]\nway = 4\n", "l1: unknown key 'way', did you mean 'ways'?"),
         ("", "[cost]\nfault = 4\n", "cost: unknown key 'fault', did you mean 'fault_ns'?"),

@@ -22,7 +22,7 @@ from numaemu.kernel.core.smp import machine_of
 from numaemu.kernel.include.gfp import __GFP_ZERO, GFP_KERNEL
 from numaemu.kernel.include.mm import frame_of
 from numaemu.kernel.include.mm_types import machine_t, present_cpus
-from numaemu.kernel.include.mmzone import page_to_nid, zonelist
+from numaemu.kernel.include.mmzone import charge_clear_pages, page_to_nid, zonelist
 from numaemu.kernel.include.vmstat import NR_KERNEL_STACK, mod_node_page_state
 from numaemu.kernel.mm.vmalloc.vmalloc import vfree, vmalloc_node_range, vmalloc_to_pfn
 from numaemu.kernel.mm.vmalloc.vmap_area import (
@@ -70,7 +70,7 @@ def clear_stack(cpu, stack):
     for i in range(machine.thread_size >> PAGE_SHIFT):
         pfn = vmalloc_to_pfn(machine, stack + (U(i) << PTE_SHIFT))
         clear_bytes(frame_of(machine, pfn), PAGE_SIZE)
-        cpu.clock_base_ns += machine.clear_page_ns
+        charge_clear_pages(machine, cpu, pfn, 1)
 
 
 @kernel("u64(cpu_t*)")

@@ -250,9 +250,12 @@ def schedule(cpu, until_ns):
     task_number = cpu.task
     task = task_t.array(machine_of(cpu).tasks)[task_number]
     leave(cpu)
+    overlap, loaded_ps, chain_ps = cpu.overlap, cpu.loaded_ps, cpu.chain_ps  # of the access under way
+    cpu.overlap = cpu.chain_ps = 0
     task.preempted = 1
     call_address(machine_of(cpu).on_schedule, U(cpu.id), U(task_number), U(until_ns))
     task.preempted = 0
+    cpu.overlap, cpu.loaded_ps, cpu.chain_ps = overlap, loaded_ps, chain_ps
     idle = until_ns - clock_ns(cpu)
     if idle > 0:
         if trace_on(cpu, SCHED_SWITCH) and cpu.task != 0:

@@ -11,6 +11,7 @@ from numaemu.compiler.atomic import fetch_and, fetch_or, load_acquire
 from numaemu.compiler.decorators import hot, kernel
 from numaemu.compiler.native import clear_bytes, copy_bytes, punch
 from numaemu.compiler.pointer import Struct, address_of, i64, u64
+from numaemu.hardware.controller import charge_dma, home_node
 from numaemu.kernel.core.smp import machine_of, spin_lock, spin_unlock
 from numaemu.kernel.include.mmdebug import VM_BUG_ON
 from numaemu.kernel.include.vmstat import PGPGIN, PGPGOUT, count_vm_events
@@ -211,4 +212,5 @@ def disk_store_page(machine, page, source):
 def disk_write_page(cpu, page, source):
     """Copy a page at host address `source` to the disk; time is the caller's affair."""
     disk_store_page(machine_of(cpu), page, source)
+    charge_dma(cpu, home_node(cpu, source - machine_of(cpu).memory), PAGE_SIZE)
     count_vm_events(machine_of(cpu), cpu.id, PGPGOUT, KIB_PER_PAGE)

@@ -20,7 +20,7 @@ from numaemu.kernel.core.xarray import MAX_INDEX, entry_is_page, xa_find, xa_loa
 from numaemu.kernel.fs.inode import ENFILE, destroy_inode, file_of, inode_of, new_inode, put_inode
 from numaemu.kernel.include.mm import frame_of
 from numaemu.kernel.include.mm_types import HUGETLB, VM_NORESERVE, VM_SHARED, VM_WRITE
-from numaemu.kernel.include.mmzone import page_of
+from numaemu.kernel.include.mmzone import charge_copy_buffer, page_of
 from numaemu.kernel.mm.fault.rmap import mapping_of, new_mapping, next_vma_of
 from numaemu.kernel.mm.huge.hugetlb import (
     hugetlb_acct_memory,
@@ -161,10 +161,11 @@ def hugetlbfs_read(cpu, number, pos, buffer, nbytes):
         pfn = filemap_get_hugetlb_folio(cpu, inode.object, index)
         if pfn != 0:
             copy_bytes(buffer + U(done), frame_of(machine, pfn) + U(offset), n)
+            charge_copy_buffer(machine, cpu, pfn, n)
             put_page(cpu, pfn)
         else:
             clear_bytes(buffer + U(done), n)
-        cpu.clock_base_ns += machine.copy_page_ns * n >> PAGE_SHIFT
+            cpu.clock_base_ns += machine.copy_page_ns * n >> PAGE_SHIFT
         done += n
     read_unlock(lock)
     return done

@@ -12,6 +12,7 @@ from numaemu.compiler.atomic import fetch_add, load_acquire, store_release
 from numaemu.compiler.decorators import hot, kernel
 from numaemu.compiler.native import clear_bytes
 from numaemu.compiler.pointer import Struct, address_of, i64, u64
+from numaemu.hardware.controller import charge_dma, home_node
 from numaemu.kernel.core.pool import pool_get, pool_put
 from numaemu.kernel.core.smp import machine_of, spin_lock, spin_unlock
 from numaemu.kernel.fs.disk import disk_alloc, disk_free, disk_page_written, disk_read_page, pattern
@@ -330,6 +331,8 @@ def read_block(cpu, inode, index, target):
         if seeded < PAGE_SIZE:
             clear_bytes(target + U(seeded), PAGE_SIZE - seeded)
         count_vm_events(machine, cpu.id, PGPGIN, 4)
+    if page >= 0:
+        charge_dma(cpu, home_node(cpu, target - machine.memory), PAGE_SIZE)
 
 
 # -- open files ----------------------------------------------------------------------------------------------

@@ -6,9 +6,10 @@ from numaemu.compiler.atomic import load_acquire
 from numaemu.compiler.decorators import hot
 from numaemu.compiler.native import copy_page, prefetch_l2
 from numaemu.compiler.pointer import Struct, i64, u8, u64
+from numaemu.hardware.controller import charge_move
 from numaemu.kernel.include.mm import frame_of
 from numaemu.kernel.include.mm_types import page_t
-from numaemu.spec.param import MAX_NODES, NR_ORDERS, PAGE_SHIFT
+from numaemu.spec.param import MAX_NODES, NR_ORDERS, PAGE_SHIFT, PAGE_SIZE
 
 U = np.uint64
 
@@ -176,12 +177,37 @@ def page_of(machine, pfn):
 
 
 @hot
+def page_to_nid(machine, pfn):
+    """The node that owns a frame."""
+    return int(u8.array(machine.block_node)[pfn >> 9])
+
+
+@hot
+def charge_clear_pages(machine, cpu, pfn, pages):
+    """Clearing pages that lie on one node takes so long, and moves their bytes."""
+    charge_move(cpu, -1, page_to_nid(machine, pfn), pages * PAGE_SIZE, pages * machine.clear_page_ns)
+
+
+@hot
+def charge_copy_pages(machine, cpu, new, old, pages):
+    """Likewise copying pages."""
+    source, target = page_to_nid(machine, old), page_to_nid(machine, new)
+    charge_move(cpu, source, target, pages * PAGE_SIZE, pages * machine.copy_page_ns)
+
+
+@hot
+def charge_copy_buffer(machine, cpu, pfn, nbytes):
+    """Likewise copying bytes between a page and a buffer, which is no emulated memory."""
+    charge_move(cpu, -1, page_to_nid(machine, pfn), nbytes, machine.copy_page_ns * nbytes >> PAGE_SHIFT)
+
+
+@hot
 def copy_highpage(machine, cpu, new, old):
     """The contents of one frame into another."""
     source, target = frame_of(machine, old), frame_of(machine, new)
     load_acquire(u64.array(target), 0)  # a reading host fault maps 16 neighbours, a writing one only this
     copy_page(target, source)
-    cpu.clock_base_ns += machine.copy_page_ns
+    charge_copy_pages(machine, cpu, new, old, 1)
 
 
 @hot
@@ -196,12 +222,6 @@ def prefetch_half(machine, pfn, half):
 def page_zone(machine, pfn):
     """Number of the zone that a frame lies in: zones begin and end at 2 MiB."""
     return int(u8.array(machine.block_node)[pfn >> 9]) * MAX_NR_ZONES + int(u8.array(machine.block_zone)[pfn >> 9])
-
-
-@hot
-def page_to_nid(machine, pfn):
-    """The node that owns a frame."""
-    return int(u8.array(machine.block_node)[pfn >> 9])
 
 
 @hot

@@ -2,6 +2,7 @@
 
 from numaemu.hardware.cache import core_t
 from numaemu.hardware.processor import cpu_t
+from numaemu.kernel.fs.sysfs.servers import server_figures
 from numaemu.kernel.include.mm_types import TASK_RUNNING, pool_t, present_cpus, task_name, task_t
 from numaemu.kernel.include.mmzone import (
     MAX_NR_ZONES,
@@ -175,10 +176,12 @@ def task_figures(machine, number):
 def collect(machine, topology):
     """Everything: `machine.stats()`."""
     cpus = [cpu_figures(machine, c, topology.cache) for c in topology.cpus]
+    servers = server_figures(machine, topology)
     return {
         "emulated_ns": max(c["clock_ns"] for c in cpus),
         "vmstat": vmstat(machine),
         "nodes": [node_figures(machine, topology, n) for n in range(machine.nr_nodes)],
         "cpus": cpus,
         "tasks": [task_figures(machine, n) for n in task_numbers(machine)],
+        **({"servers": servers} if servers else {}),
     }

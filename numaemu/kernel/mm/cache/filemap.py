@@ -3,7 +3,7 @@
 import numpy as np
 
 from numaemu.compiler.atomic import store_release
-from numaemu.compiler.decorators import hot, kernel
+from numaemu.compiler.decorators import kernel
 from numaemu.compiler.native import clear_bytes, copy_bytes
 from numaemu.compiler.pointer import address_of
 from numaemu.kernel.core.smp import machine_of, read_lock, read_unlock, write_lock, write_unlock
@@ -21,7 +21,7 @@ from numaemu.kernel.include.mm_types import (
     PG_readahead,
     PG_uptodate,
 )
-from numaemu.kernel.include.mmzone import page_of
+from numaemu.kernel.include.mmzone import charge_copy_buffer, page_of
 from numaemu.kernel.include.vmstat import PGMAJFAULT, count_vm_events
 from numaemu.kernel.mm.cache.page_writeback import (
     balance_dirty_pages_ratelimited,
@@ -58,12 +58,6 @@ MMAP_LOTSAMISS = 100  # faults that found nothing, less those that did: from the
 MAX_FILE_BYTES = 1 << 46
 MAJOR = 1 << 40  # added to the pfn that filemap_fault answers with: the disk was read
 WAITED = 1 << 41  # likewise: a request was started or waited for, so the page's neighbours may be there now
-
-
-@hot
-def charge_copy(machine, cpu, nbytes):
-    """Copying between the cache and a buffer."""
-    cpu.clock_base_ns += machine.copy_page_ns * nbytes >> PAGE_SHIFT
 
 
 # -- reading -------------------------------------------------------------------------------------------------
@@ -151,7 +145,7 @@ def filemap_read(cpu, file_number, pos, buffer, nbytes):
         if done > 0 or at != (last_pos - 1) >> PAGE_SHIFT:  # several reads of one page count once
             folio_mark_accessed(cpu, pfn)
         copy_bytes(buffer + U(done), frame_of(machine, pfn) + U(offset), n)
-        charge_copy(machine, cpu, n)
+        charge_copy_buffer(machine, cpu, pfn, n)
         put_page(cpu, pfn)
         done += n
         file.prev_pos = pos + done
@@ -233,7 +227,7 @@ def generic_perform_write(cpu, inode, pos, buffer, nbytes):
             return done if done > 0 else -ENOMEM
         page = page_of(machine, pfn)
         copy_bytes(frame_of(machine, pfn) + U(offset), buffer + U(done), n)
-        charge_copy(machine, cpu, n)
+        charge_copy_buffer(machine, cpu, pfn, n)
         folio_mark_uptodate(page)
         done += n
         if pos + done > inode.i_size:

@@ -15,7 +15,7 @@ from numaemu.kernel.core.xarray import entry_is_page, page_entry, xa_find, xa_lo
 from numaemu.kernel.fs.inode import file_of, inode_of
 from numaemu.kernel.include.mm import frame_of, offset_in_page
 from numaemu.kernel.include.mm_types import VM_SHARED, PG_dirty, vma_t
-from numaemu.kernel.include.mmzone import page_of
+from numaemu.kernel.include.mmzone import charge_copy_buffer, page_of
 from numaemu.kernel.mm.cache.shmem import (
     shmem_delete_from_page_cache,
     shmem_find_folio,
@@ -104,15 +104,16 @@ def shmem_file_read(cpu, file_number, pos, buffer, nbytes):
         n = min(nbytes - done, load_acquire(inode, "i_size") - pos - done, PAGE_SIZE - offset)
         if n > 0 and pfn == 0:
             clear_bytes(buffer + U(done), n)
+            cpu.clock_base_ns += machine.copy_page_ns * n >> PAGE_SHIFT
         elif n > 0:
             copy_bytes(buffer + U(done), frame_of(machine, pfn) + U(offset), n)
+            charge_copy_buffer(machine, cpu, pfn, n)
             if offset == 0:
                 folio_mark_accessed(cpu, pfn)
         if pfn != 0:
             put_page(cpu, pfn)
         if n <= 0:
             break
-        cpu.clock_base_ns += machine.copy_page_ns * n >> PAGE_SHIFT
         done += n
     return done
 
@@ -129,7 +130,7 @@ def shmem_perform_write(cpu, inode, pos, buffer, nbytes):
             return done if done > 0 else pfn if pfn < 0 else -errno.ENOMEM
         folio_mark_accessed(cpu, pfn)
         copy_bytes(frame_of(machine, pfn) + U(offset), buffer + U(done), n)
-        cpu.clock_base_ns += machine.copy_page_ns * n >> PAGE_SHIFT
+        charge_copy_buffer(machine, cpu, pfn, n)
         folio_set(page_of(machine, pfn), PG_dirty)
         done += n
         if pos + done > inode.i_size:

@@ -49,7 +49,7 @@ from numaemu.kernel.include.mm_types import (
     PG_used,
 )
 from numaemu.kernel.include.mmdebug import VM_BUG_ON_PAGE
-from numaemu.kernel.include.mmzone import page_of
+from numaemu.kernel.include.mmzone import charge_clear_pages, charge_copy_pages, page_of
 from numaemu.kernel.mm.fault.rmap import mapping_of, page_address_in_vma
 from numaemu.kernel.mm.huge.hugetlb import (
     alloc_hugetlb_folio,
@@ -118,7 +118,7 @@ def folio_zero_user(cpu, h, pfn):
         clear_gigantic_page(machine, pfn, pages_per_huge_page(h))
     else:
         clear_bytes(frame_of(machine, pfn), PAGE_SIZE * pages_per_huge_page(h))
-    cpu.clock_base_ns += machine.clear_page_ns * pages_per_huge_page(h)
+    charge_clear_pages(machine, cpu, pfn, pages_per_huge_page(h))
 
 
 @kernel("void(cpu_t*, hstate_t*, i64, i64)")
@@ -126,7 +126,7 @@ def copy_user_large_folio(cpu, h, new, old):
     """Copy a huge page."""
     machine = machine_of(cpu)
     copy_bytes(frame_of(machine, new), frame_of(machine, old), PAGE_SIZE * pages_per_huge_page(h))
-    cpu.clock_base_ns += machine.copy_page_ns * pages_per_huge_page(h)
+    charge_copy_pages(machine, cpu, new, old, pages_per_huge_page(h))
     for i in range(pages_per_huge_page(h) if hstate_is_gigantic(h) else 0):
         page_of(machine, new + i).flags |= U(PG_used)
 

@@ -39,7 +39,7 @@ from numaemu.kernel.include.gfp import GFP_TRANSHUGE, GFP_TRANSHUGE_LIGHT
 from numaemu.kernel.include.internal import NODE_RECLAIM_DISTANCE, node_reclaim_enabled
 from numaemu.kernel.include.mm import frame_of
 from numaemu.kernel.include.mm_types import MM_ANONPAGES, VM_WRITE, PG_anon, PG_lru, PG_referenced, PG_swapcache, pool_t
-from numaemu.kernel.include.mmzone import copy_highpage, node_distance, page_of, page_to_nid
+from numaemu.kernel.include.mmzone import charge_clear_pages, copy_highpage, node_distance, page_of, page_to_nid
 from numaemu.kernel.include.trace import MM_COLLAPSE_HUGE_PAGE, trace_event
 from numaemu.kernel.include.vmstat import THP_COLLAPSE_ALLOC, THP_COLLAPSE_ALLOC_FAILED, count_vm_events
 from numaemu.kernel.mm.fault.memory import handle_mm_fault
@@ -247,7 +247,7 @@ def __collapse_huge_page_copy(cpu, ptep, new):
             put_page(cpu, old)
         else:
             clear_bytes(target, PAGE_SIZE)
-            cpu.clock_base_ns += machine.clear_page_ns
+            charge_clear_pages(machine, cpu, new + i, 1)
             added += 1
         ptep += ptep_step(machine)
     return added

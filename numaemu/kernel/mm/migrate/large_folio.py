@@ -19,7 +19,7 @@ from numaemu.kernel.core.xarray import page_entry, xa_slot
 from numaemu.kernel.include.gfp import __GFP_THISNODE, GFP_TRANSHUGE, GFP_TRANSHUGE_LIGHT
 from numaemu.kernel.include.mm import frame_of
 from numaemu.kernel.include.mm_types import PG_anon, PG_anon_exclusive, PG_swapcache
-from numaemu.kernel.include.mmzone import page_of, page_to_nid
+from numaemu.kernel.include.mmzone import charge_copy_pages, page_of, page_to_nid
 from numaemu.kernel.include.vmstat import (
     PGMIGRATE_FAIL,
     PGMIGRATE_SUCCESS,
@@ -161,7 +161,8 @@ def migrate_huge_pmd(cpu, mm_number, vma, address, where, target, misplaced):
         count_vm_events(machine, cpu.id, PGMIGRATE_FAIL, nbytes >> PAGE_SHIFT)
         return HUGE_STAYED
     copy_bytes(frame_of(machine, new), frame_of(machine, old), nbytes)
-    cpu.clock_base_ns += machine.copy_page_ns * (nbytes >> PAGE_SHIFT) + machine.migrate_page_ns
+    charge_copy_pages(machine, cpu, new, old, nbytes >> PAGE_SHIFT)
+    cpu.clock_base_ns += machine.migrate_page_ns
     add_new_huge_pages(cpu, vma, address, new)
     add_huge_mapping(machine, cpu, new)
     remove_huge_mapping(machine, cpu, old)

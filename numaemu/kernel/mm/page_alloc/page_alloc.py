@@ -29,6 +29,7 @@ from numaemu.kernel.include.mmzone import (
     MIGRATE_ISOLATE,
     MIGRATE_MOVABLE,
     MIGRATE_PCPTYPES,
+    charge_clear_pages,
     page_of,
     page_to_nid,
     page_zone,
@@ -73,7 +74,7 @@ def prep_page(machine, cpu, pfn, order, gfp):
         load_acquire(u64.array(frame), 0)  # a reading host fault maps 16 neighbours, a writing one only this
         if (page.flags & _USED) != U(0):
             clear_bytes(frame, PAGE_SIZE)
-        cpu.clock_base_ns += machine.clear_page_ns
+        charge_clear_pages(machine, cpu, pfn, 1)
     page.flags = _USED
     page.mapping, page.index, page.private = 0, 0, 0
     page.order = order
