@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from numaemu.compiler.atomic import exchange, fetch_add
+from numaemu.compiler.atomic import exchange, fetch_add, load_acquire
 from numaemu.compiler.decorators import callback, hot, kernel
 from numaemu.compiler.pointer import address_of
 from numaemu.hardware.processor import X86_PF_INSTR, X86_PF_PROT, X86_PF_USER, X86_PF_WRITE, cpu_t
@@ -115,8 +115,8 @@ def handle_fault(cpu, mm, number, address, write):
 
 @hot
 def bring_event_nearer(cpu, ns):
-    """A fault takes longer than next_event assumes: NUMA balancing is to look in time (sched.py)."""
-    if machine_of(cpu).numa_balancing != 0:
+    """A fault takes longer than next_event assumes: NUMA balancing and the driver's functions are due in time (sched.py)."""
+    if machine_of(cpu).numa_balancing != 0 or load_acquire(machine_of(cpu), "every_at_ns") != 0:
         fetch_add(cpu, "event_at", -(ns // NS_PER_ACCESS))
 
 
