@@ -22,17 +22,7 @@ from numaemu.hardware.mailbox import MAILBOX_SLOTS, RING, fall_asleep, fetch, ha
 from numaemu.hardware.processor import cpu_t
 from numaemu.host.children import wait_for_child
 from numaemu.kernel.arch.tlb import answer_ipi, post_shootdown
-from numaemu.kernel.core.lockstep import (
-    DRIVER,
-    block_strand,
-    lockstep_t,
-    lockstep_wake,
-    spin,
-    wait_inside,
-    wake,
-    wake_outside,
-    wake_strand,
-)
+from numaemu.kernel.core.lockstep import block_strand, lockstep_wake, spin, wait_inside, wake, wake_outside, wake_strand
 from numaemu.kernel.core.smp import (
     FOR_BELL,
     FOR_OTHERS,
@@ -46,6 +36,7 @@ from numaemu.kernel.core.smp import (
     actor_of_node,
     mailbox_of,
 )
+from numaemu.kernel.core.strand import DRIVER, lockstep_t
 from numaemu.kernel.include.internal import unpack_zone
 from numaemu.kernel.include.mm_types import machine_t
 from numaemu.kernel.include.mmzone import zone_of

@@ -7,10 +7,10 @@ A chunk of 8 bytes is in no list: it waits for a neighbour to die.
 """
 
 from numaemu.api.access import get, put
+from numaemu.compiler.bits import highest_bit
 from numaemu.compiler.library import far, library
 from numaemu.gc.objects import FIELDS, FILLER, put_filler, size_of
 from numaemu.gc.space import BUFFER, END, OWN, START, TOP, USED, give_buffer
-from numaemu.malloc.bits import highest_bit
 
 CLASSES, LINK, LEAST = OWN, 8, 16
 

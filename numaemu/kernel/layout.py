@@ -7,8 +7,8 @@ from numaemu.hardware.processor import cpu_t
 from numaemu.host import shm
 from numaemu.kernel.arch.init_mm import reserved_pages
 from numaemu.kernel.arch.thread_stack import thread_stack_blocks
-from numaemu.kernel.core.lockstep import lockstep_t
 from numaemu.kernel.core.rates import rate_blocks
+from numaemu.kernel.core.strand import lockstep_t
 from numaemu.kernel.fs.disk import disk_space_t
 from numaemu.kernel.fs.file import files_struct_t
 from numaemu.kernel.fs.inode import file_t, inode_t

@@ -13,8 +13,8 @@ that keep the rule of multiples.
 import numpy as np
 
 from numaemu.api.access import get, memcpy, put
+from numaemu.compiler.bits import highest_bit, lowest_bit
 from numaemu.compiler.library import far, library
-from numaemu.malloc.bits import highest_bit, lowest_bit
 from numaemu.malloc.check import LISTS_HOLD_ALL, NEIGHBOURS_MAY_BE_FREE
 from numaemu.malloc.control import END, GROWTH, OWN, START, morecore
 from numaemu.malloc.errors import BROKEN, FREE, FREE_TWICE, MISALIGNED, USED, WILD

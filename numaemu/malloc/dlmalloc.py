@@ -20,9 +20,9 @@ copies elsewhere. The upper 16 bits of a size, which are zeros in Lea's, hold ho
 import numpy as np
 
 from numaemu.api.access import and_i64, get, memcpy, or_i64, put
+from numaemu.compiler.bits import lowest_bit
 from numaemu.compiler.library import far, library
 from numaemu.malloc.big import big_malloc
-from numaemu.malloc.bits import lowest_bit
 from numaemu.malloc.check import LISTS_HOLD_ALL
 from numaemu.malloc.control import END, GROWTH, MMAP_THRESHOLD, OWN, START, TRIM_THRESHOLD, morecore
 from numaemu.malloc.errors import BROKEN, FREE, FREE_TWICE, MISALIGNED, OVERRUN, TOP_CHUNK, USED, WILD

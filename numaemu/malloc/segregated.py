@@ -16,9 +16,9 @@ where it can.
 import numpy as np
 
 from numaemu.api.access import get, get_u32, memcpy, put, put_u32
+from numaemu.compiler.bits import highest_bit, lowest_bit
 from numaemu.compiler.library import far, library
 from numaemu.malloc import tags
-from numaemu.malloc.bits import highest_bit, lowest_bit
 from numaemu.malloc.check import LISTS_HOLD_ALL
 from numaemu.malloc.control import END, GROWTH, OWN, START, morecore
 from numaemu.malloc.tags import (

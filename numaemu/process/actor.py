@@ -29,8 +29,9 @@ from numaemu.compiler.pointer import i64, u8
 from numaemu.hardware.mailbox import FULL, RING, fall_asleep, fetch, mailbox_t, post
 from numaemu.host import shm
 from numaemu.host.threads import Threads
-from numaemu.kernel.core.lockstep import DRIVER, begin_strand, init_lockstep, serve_strands, spin_strand
+from numaemu.kernel.core.lockstep import begin_strand, init_lockstep, serve_strands, spin_strand
 from numaemu.kernel.core.smp import MSG_CALL, MSG_NONE, MSG_RESULT, actor_of_cpu
+from numaemu.kernel.core.strand import DRIVER
 from numaemu.process.strands import StrandBell, StrandFuture, StrandThreads, set_schedule
 from numaemu.process.wire import Failure, Sealed, dumps, failure, in_words, outcome, sealed, settle
 from numaemu.spec.param import OUTBOX_BYTES, PAGE_SIZE

@@ -14,9 +14,6 @@ import numpy as np
 
 from numaemu.host.threads import Threads
 from numaemu.kernel.core.lockstep import (
-    AT_RANDOM,
-    BY_PRIORITY,
-    NOBODY,
     begin_strand,
     block_strand,
     draw_schedule,
@@ -30,6 +27,7 @@ from numaemu.kernel.core.lockstep import (
     wake_strand,
 )
 from numaemu.kernel.core.sched import enter_turn
+from numaemu.kernel.core.strand import AT_RANDOM, BY_PRIORITY, NOBODY
 from numaemu.process.runqueue import RunQueue
 from numaemu.spec.param import MAX_STRANDS
 

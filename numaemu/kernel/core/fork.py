@@ -9,9 +9,9 @@ from numaemu.kernel.arch.init_mm import clone_kernel_range
 from numaemu.kernel.arch.pgtable import mm_of, pgd_free, pgd_of
 from numaemu.kernel.arch.thread_stack import alloc_thread_stack_node, put_task_stack
 from numaemu.kernel.arch.tlb import drop_mm, flush_tlb_mm_range
-from numaemu.kernel.core.lockstep import advance_clock
 from numaemu.kernel.core.pool import pool_get, pool_put
 from numaemu.kernel.core.smp import machine_of, write_lock, write_unlock
+from numaemu.kernel.core.strand import advance_clock
 from numaemu.kernel.fs.file import copy_files, put_files_struct
 from numaemu.kernel.include.gfp import GFP_PGTABLE_USER
 from numaemu.kernel.include.mm import vma_pages

@@ -9,8 +9,8 @@ import numpy as np
 from numaemu.compiler.atomic import exchange, load_acquire, store_release
 from numaemu.compiler.decorators import entry
 from numaemu.hardware.processor import cpu_t
-from numaemu.kernel.core.lockstep import advance_clock
 from numaemu.kernel.core.smp import machine_of
+from numaemu.kernel.core.strand import advance_clock
 from numaemu.kernel.include.mmzone import KCOMPACTD, KHUGEPAGED, KSWAPD, ZSWAP_SHRINK, node_of
 from numaemu.kernel.mm.huge.khugepaged import khugepaged
 from numaemu.kernel.mm.migrate.kcompactd import kcompactd

@@ -17,16 +17,9 @@ from numaemu.compiler.pointer import address_of, u64
 from numaemu.hardware.processor import cpu_t
 from numaemu.kernel.arch.pgtable import mm_of
 from numaemu.kernel.arch.tlb import switch_mm
-from numaemu.kernel.core.lockstep import (
-    LOOK_AT_LEAST,
-    go_by,
-    lockstep_t,
-    look_at_clock,
-    look_at_least,
-    pause,
-    time_left,
-)
+from numaemu.kernel.core.lockstep import LOOK_AT_LEAST, go_by, look_at_clock, look_at_least, pause, time_left
 from numaemu.kernel.core.smp import enter, leave, machine_of
+from numaemu.kernel.core.strand import lockstep_t
 from numaemu.kernel.core.timer import run_local_timers
 from numaemu.kernel.include.mm_types import TASK_DEAD, TASK_RUNNING, TASK_ZOMBIE, task_t
 from numaemu.kernel.include.trace import SCHED_SWITCH, SCHED_WAKEUP, trace_event, trace_on, trace_record

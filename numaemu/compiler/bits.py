@@ -1,4 +1,4 @@
-"""Bits of a word, in one instruction each, for classes of sizes and maps of lists."""
+"""Bits of a word, in one instruction each."""
 
 from numba import types
 
