@@ -30,7 +30,6 @@ from numaemu.hardware.processor import cpu_t
 from numaemu.host.children import ended_children
 from numaemu.host.shm import die_with_parent, entitle
 from numaemu.kernel.arch.tlb import serve_shootdowns
-from numaemu.kernel.audit.frames import audit
 from numaemu.kernel.boot import boot
 from numaemu.kernel.core.lockstep import handovers, schedule_steps
 from numaemu.kernel.core.sched import clock
@@ -46,32 +45,27 @@ from numaemu.kernel.core.smp import (
     actor_of_node,
     reply,
 )
-from numaemu.kernel.fs.proc import smaps as proc_smaps
 from numaemu.kernel.fs.proc import tree as proc
 from numaemu.kernel.fs.sysfs import stats
-from numaemu.kernel.fs.tracefs.ring import drain, learn_names, names_of
 from numaemu.kernel.include.internal import unpack_zone
 from numaemu.kernel.include.mm_types import task_name, task_t
 from numaemu.kernel.include.mmzone import zone_of
-from numaemu.kernel.mm.page_alloc.report.pageblocks import pageblocks
 from numaemu.kernel.mm.page_alloc.report.show_mem import AllocationWarnings
 from numaemu.kernel.mm.reclaim.lru_batches import cpu_needs_drain
 from numaemu.kernel.mm.reclaim.oom_kill import AGAIN, OomKiller, Panic
-from numaemu.kernel.mm.swap import swapon
-from numaemu.process.actor import COORDINATOR, Actor, World
+from numaemu.process.actor import COORDINATOR, World
+from numaemu.process.requests import Requests
 from numaemu.process.strands import let_time_pass
 from numaemu.process.wire import Failure, Outlet, dumps, failure, in_words, receive_frame, sealed, send_frame
 from numaemu.spec.units import choice_text
 
 MOST_NAMED = 3  # tasks of a CPU that has died
 FLUSH_S = 5.0  # how long a machine that ends waits for its driver to take what it is told
-PRINT_FRAMES = (
-    64  # frames that wait for the driver at most, in lockstep, before a task that prints waits with the whole machine
-)
+PRINT_FRAMES = 64  # in lockstep, that wait for the driver before a task that prints waits with the machine
 SUPERVISE_S = 0.5  # how often at the latest dead children are looked for, should a signal get lost
 
 
-class Coordinator(Actor):
+class Coordinator(Requests):
     def __init__(self, world, link, children):
         super().__init__(world, COORDINATOR)
         self.link, self.children = link, children  # socket to the driver; {pid: name}
@@ -82,10 +76,7 @@ class Coordinator(Actor):
         self.system.wake_kthreads = lambda node: world.kthread_bells[node].release()
         self.oom, self.warnings = OomKiller(self.system), AllocationWarnings(self.system)
         self.outlet = Outlet(link, lambda: os._exit(0))  # the driver has gone: so does its machine
-        self.shows, self.show_numbers = (
-            {},
-            itertools.count(1),
-        )  # printed text that the driver has not shown yet: Futures
+        self.shows, self.show_numbers = {}, itertools.count(1)  # Futures: printed, not shown by the driver yet
         self.frames = collections.deque()  # of the driver: (request, pickled method and arguments)
         self.child_ended = self.halting = False
         self.driver = lockstep.Driver(self) if self.lockstep else None  # takes turns with us
@@ -346,93 +337,6 @@ class Coordinator(Actor):
     def rpc_clock(self):
         """The time of the CPU that is ahead of all others."""
         return max(clock(int(cpu_t.array(self.machine.cpus)[cpu].address)) for cpu in self.cpus)
-
-    # -- what people and tools see
-
-    def rpc_read(self, path):
-        """A file of /proc or /sys; what lies in a task's memory is read by CPU 0."""
-        found = proc.read(self.system, path)
-        return self.rpc_system(*found) if isinstance(found, tuple) else found
-
-    def rpc_write(self, path, value, writer=0):
-        """Write to a file of /proc or /sys, as a task (0: none). What has to be done for it: (method, *args) by CPU 0, or the
-        coordinator's own steps.
-        """
-        self.system.writer = writer
-        work = proc.write(self.system, path, value)
-        return self.rpc_system(*work) if isinstance(work, tuple) else work
-
-    def rpc_system(self, method, *args):
-        """Something with files, by CPU 0."""
-        return self.ask(actor_of_cpu(self.machine, 0), "system", method, *args)
-
-    def rpc_files(self):
-        return proc.files(self.machine)
-
-    def rpc_pagemap(self, pid, addr, nbytes):
-        return proc_smaps.pagemap(self.system, pid, addr, nbytes)
-
-    def rpc_pread(self, path, nbytes, offset):
-        return proc.pread(self.system, path, nbytes, offset)
-
-    def rpc_trace(self):
-        """Records of tracepoints that nobody has taken yet: ([(context, bytes)], how many were lost, {pid: name})."""
-        parts, lost = drain(self.system)
-        for _, records in parts:
-            learn_names(names_of(self.system), records)
-        return [(context, records.tobytes()) for context, records in parts], lost, dict(names_of(self.system))
-
-    def rpc_kind(self, path):
-        return proc.kind(self.system, path)
-
-    def rpc_listdir(self, path):
-        return proc.listdir(self.system, path)
-
-    def rpc_mkdir(self, path):
-        proc.mkdir(self.system, path)
-
-    def rpc_rmdir(self, path):
-        proc.rmdir(self.system, path)
-
-    def rpc_stats(self):
-        return stats.collect(self.machine, self.world.topology)
-
-    def rpc_pageblocks(self):
-        return pageblocks(self.machine)
-
-    def rpc_processes(self):
-        return {name: pid for pid, name in self.children.items()} | {"coordinator": os.getpid()}
-
-    def rpc_check(self):
-        """Hold every CPU between two operations, let the nodes finish, and audit."""
-        cpus = [actor_of_cpu(self.machine, c) for c in self.cpus]
-        nodes = [actor_of_node(n) for n in range(self.machine.nr_nodes)]
-        for actors in (cpus, nodes):
-            for future in [self.ask(actor, "hold") for actor in actors]:
-                yield future
-        try:
-            for future in [self.ask(actor, "sync") for actor in nodes]:
-                yield future
-            return audit(self.machine)
-        finally:
-            for actor in cpus + nodes:
-                self.tell(actor, "release")
-
-    def rpc_settle(self):
-        """Every node's kernel threads do what they have been woken for."""
-        for future in [self.ask(actor_of_node(n), "settle") for n in range(self.machine.nr_nodes)]:
-            yield future
-
-    # -- swap
-
-    def rpc_swapon(self, name, nbytes, priority, kind):
-        return swapon.swapon(self.machine, name, nbytes, priority, kind)
-
-    def rpc_swapoff(self, name):
-        """Everything that the area holds comes back first, on CPU 0."""
-        kind = swapon.swapoff_begin(self.machine, name)
-        yield self.ask(actor_of_cpu(self.machine, 0), "unuse", kind)
-        swapon.swapoff_end(self.machine, kind)
 
     # -- supervision
 
