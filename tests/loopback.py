@@ -20,7 +20,6 @@ import numpy as np
 
 from numaemu import cpu as cpu_process
 from numaemu.api.task import Task
-from numaemu.compiler.pointer import Pointer
 from numaemu.coordinator import Coordinator
 from numaemu.hardware.mailbox import fall_asleep
 from numaemu.hardware.paging import entry_load
@@ -309,7 +308,7 @@ class Loopback:
             (int(machine.address), nbytes),
         ):
             shm._libc.munmap(address, size)
-        self.machine = Pointer(0, machine.struct)
+        self.machine = machine.struct.at(0)
 
     def __enter__(self):
         return self

@@ -35,7 +35,7 @@ from numaemu import cpu as cpu_process
 from numaemu import mmu
 from numaemu.api.access import LOAD_MANY, STORE_MANY
 from numaemu.compiler import atomic
-from numaemu.compiler.pointer import Pointer, ctype_of
+from numaemu.compiler.pointer import Pointer
 from numaemu.hardware.mailbox import fall_asleep
 from numaemu.hardware.processor import cpu_t
 from numaemu.host import shm
@@ -429,16 +429,16 @@ def plain_atomics(stage):
     """_atomic of the interpreted build where one thread runs at a time: a point, then plain reading and writing."""
 
     def _atomic(op, target, where, *values):
-        if type(target) is Pointer:
+        if isinstance(target, Pointer):
             struct = target.struct
             address, kind = target.address + struct.offsets[where], struct.kinds[where]
         else:
             address, kind = target._at(where), target.kind
         stage.run.point(address, op != "load")
-        word = ctype_of(kind).from_address(address)
+        word = kind.ctype.from_address(address)
         before = word.value
         if op == "cas":
-            if ctype_of(kind)(int(values[0])).value == before:
+            if kind.ctype(int(values[0])).value == before:
                 word.value = int(values[1])
         elif op == "add":
             word.value = before + int(values[0])

@@ -15,7 +15,6 @@ from numaemu.compiler.pointer import (
     Pointer,
     PointerType,
     compiled_twin,
-    ctype_of,
     field_address,
     field_type,
     item_address,
@@ -66,10 +65,9 @@ class _Twins:
     def get(self, op, kind, nargs):
         key = op, kind.name
         if key not in self.functions:
-            ctype = ctype_of(kind)
-            result = None if op == "store" else ctype
+            result = None if op == "store" else kind.ctype
             address = self._address(f"{op}_i{kind.nbytes * 8}")
-            self.functions[key] = ctypes.CFUNCTYPE(result, ctypes.c_uint64, *[ctype] * nargs)(address)
+            self.functions[key] = ctypes.CFUNCTYPE(result, ctypes.c_uint64, *[kind.ctype] * nargs)(address)
         return self.functions[key]
 
     def _address(self, name):

@@ -150,15 +150,15 @@ _WORDS = {types.uint8: np.uint8, types.uint16: np.uint16, types.uint32: np.uint3
 
 def twin(function, sig):
     """The plain function with the JIT off: words of arguments and result become what the signature says, as compiled."""
-    casts = [_WORDS.get(t) for t in sig.args]
-    result_cast = _WORDS.get(sig.return_type)
-
-    @functools.wraps(function)
-    def call(*args):
-        answer = function(*[cast(a) if cast else a for cast, a in zip(casts, args, strict=True)])
-        return result_cast(answer) if result_cast else answer
-
-    return call
+    names = [f"a{i}" for i in range(len(sig.args))]
+    casts = {f"c{i}": cast for i, t in enumerate(sig.args) if (cast := _WORDS.get(t))}
+    args = [f"({n} if {n}.__class__ is c{n[1:]} else c{n[1:]}({n}))" if f"c{n[1:]}" in casts else n for n in names]
+    result = _WORDS.get(sig.return_type)
+    answer = f"function({', '.join(args)})"
+    body = f"result({answer})" if result else answer
+    scope = {"function": function, "result": result, **casts}
+    exec(f"def call({', '.join(names)}):\n    return {body}", scope)  # a plain call for each: no list, no loop
+    return functools.wraps(function)(scope["call"])
 
 
 def hot(function):

@@ -15,7 +15,6 @@ Unsigned words (`u8`..`u64`) are bit patterns and addresses; signed ones (`i32`,
 and times; never both in one expression (Numba would make it a float or a signed number).
 """
 
-import ctypes
 import functools
 import operator
 
@@ -46,176 +45,31 @@ from numba.extending import (
 from numba.np import numpy_support
 
 from numaemu.compiler.build import DEBUG
-
-_I64 = ir.IntType(64)
-
-
-STRUCTS = {}  # every Struct by its name, for signatures
-
-
-class Scalar:
-    """A machine word as an element of arrays: `u64.array(address)[i]`."""
-
-    def __init__(self, dtype):
-        self.dtype = np.dtype(dtype)
-        self.name, self.nbytes = self.dtype.name, self.dtype.itemsize
-
-    def array(self, address, length=None):
-        return Items(int(address), self, length)
-
-    def __reduce__(self):
-        return _scalar_of, (self.dtype.str,)
-
-
-def _scalar_of(dtype):
-    return next(s for s in SCALARS.values() if s.dtype.str == dtype)
-
-
-u8, u16, u32, u64 = (Scalar(t) for t in ("u1", "u2", "u4", "u8"))
-i32, i64 = Scalar("i4"), Scalar("i8")
-f32, f64 = Scalar("f4"), Scalar("f8")
-SCALARS = {"u8": u8, "u16": u16, "u32": u32, "u64": u64, "i32": i32, "i64": i64, "f32": f32, "f64": f64}
-
-
-class Struct:
-    """A named layout: fields (name, kind[, count]) in order, aligned as C aligns them.
-
-    `kind` is a Scalar or another Struct; `offsets[name]` are bytes; `nbytes` the size with padding. `dtype` is the
-    same layout for NumPy. A size given is asserted, so that a change of layout is seen at import.
-    """
-
-    def __init__(self, name, fields, nbytes=None):
-        self.name, self.kinds, self.counts = name, {}, {}
-        for field, kind, *count in fields:
-            if field in Pointer.__slots__:
-                raise AssertionError(
-                    f"struct {name}: a field may not be called {field}, every pointer has that already"
-                )
-            self.kinds[field], self.counts[field] = kind, (count[0] if count else None)
-        self.dtype = np.dtype(
-            [(f, k.dtype, (self.counts[f],)) if self.counts[f] else (f, k.dtype) for f, k in self.kinds.items()],
-            align=True,
-        )
-        self.offsets = {f: self.dtype.fields[f][1] for f in self.kinds}
-        self.nbytes = self.dtype.itemsize
-        self.getters = {f: _getter(kind, self.counts[f], self.offsets[f]) for f, kind in self.kinds.items()}
-        if nbytes is not None and self.nbytes != nbytes:
-            raise AssertionError(f"struct {name} is {self.nbytes} bytes, must be {nbytes}")
-        STRUCTS[name] = self
-
-    def at(self, address):
-        return Pointer(int(address), self)
-
-    def array(self, address, length=None):
-        return Items(int(address), self, length)
-
-    def __reduce__(self):
-        return _struct_named, (self.name,)
-
-    def __repr__(self):
-        return f"<struct {self.name}, {self.nbytes} bytes>"
-
-
-def _struct_named(name):
-    return STRUCTS[name]
-
-
-# -- the Python side -----------------------------------------------------------------------------------------
+from numaemu.compiler.structs import (
+    SCALARS,
+    STRUCTS,
+    Items,
+    Pointer,
+    Scalar,
+    Struct,
+    f32,
+    f64,
+    i32,
+    i64,
+    u8,
+    u16,
+    u32,
+    u64,
+)
 
 # fmt: off
-_CTYPES = {"u1": ctypes.c_uint8, "u2": ctypes.c_uint16, "u4": ctypes.c_uint32, "u8": ctypes.c_uint64,
-           "i4": ctypes.c_int32, "i8": ctypes.c_int64, "f4": ctypes.c_float, "f8": ctypes.c_double}
+__all__ = [
+    "SCALARS", "STRUCTS", "Items", "Pointer", "Scalar", "Struct", "f32", "f64", "i32", "i64", "u8", "u16", "u32", "u64",
+    "ItemsType", "PointerType", "address_of", "bits_of", "compiled_twin", "field_address", "field_type", "item_address",
+    "item_type", "value_of", "word_at",
+]
 # fmt: on
-
-
-def ctype_of(kind):
-    return _CTYPES[kind.dtype.str[1:]]
-
-
-def _write(address, kind, value):
-    value = float(value) if kind.dtype.kind == "f" else int(value)
-    ctype_of(kind).from_address(address).value = value
-
-
-def _getter(kind, count, offset):
-    """What Python calls with a struct's address for the value of one of its fields."""
-    if count:
-        return lambda address: Items(address + offset, kind, count)
-    if isinstance(kind, Struct):
-        return lambda address: Pointer(address + offset, kind)
-    word, scalar = ctype_of(kind).from_address, kind.dtype.type
-    if kind.dtype.kind == "u":
-        return lambda address: scalar(word(address + offset).value)
-    return lambda address: word(address + offset).value
-
-
-@functools.cache
-def _item_getter(kind):
-    """What Python calls with an item's address for its value."""
-    return _getter(kind, 0, 0)
-
-
-class Pointer:
-    """The address of one struct; its fields are attributes."""
-
-    __slots__ = ("address", "struct")  # so no struct has fields of these names
-
-    def __init__(self, address, struct):
-        _set_address(self, address)
-        _set_struct(self, struct)
-
-    def __getattr__(self, name):
-        getter = self.struct.getters.get(name)
-        if getter is None:
-            raise AttributeError(f"struct {self.struct.name} has no field {name}")
-        return getter(self.address)
-
-    def __setattr__(self, name, value):
-        struct = self.struct
-        if name not in struct.kinds:
-            raise AttributeError(f"struct {struct.name} has no field {name}")
-        _write(self.address + struct.offsets[name], struct.kinds[name], value)
-
-    def as_numpy(self):
-        """The struct as a NumPy record over the same bytes."""
-        raw = (ctypes.c_char * self.struct.nbytes).from_address(self.address)
-        return np.frombuffer(raw, self.struct.dtype)[0]
-
-    def __repr__(self):
-        return f"<{self.struct.name} at {self.address:#x}>"
-
-
-_set_address, _set_struct = Pointer.address.__set__, Pointer.struct.__set__
-
-
-class Items:
-    """The address of the first of many structs or words; `length` None means unknown."""
-
-    __slots__ = ("address", "kind", "length")
-
-    def __init__(self, address, kind, length=None):
-        self.address, self.kind, self.length = address, kind, length
-
-    def _at(self, index):
-        index = int(index)
-        if self.length is not None and not 0 <= index < self.length:
-            raise IndexError(f"index {index} of {self.length} {self.kind.name}")
-        return self.address + index * self.kind.nbytes
-
-    def __getitem__(self, index):
-        return _item_getter(self.kind)(self._at(index))
-
-    def __setitem__(self, index, value):
-        _write(self._at(index), self.kind, value)
-
-    def as_numpy(self, length=None):
-        """The items as a NumPy array over the same bytes."""
-        length = self.length if length is None else length
-        raw = (ctypes.c_char * (self.kind.nbytes * length)).from_address(self.address)
-        return np.frombuffer(raw, self.kind.dtype)
-
-    def __repr__(self):
-        return f"<{self.kind.name}[{'' if self.length is None else self.length}] at {self.address:#x}>"
+_I64 = ir.IntType(64)
 
 
 # -- the compiled side: types --------------------------------------------------------------------------------
@@ -486,8 +340,7 @@ def _(pointer, field):
 
 def bits_of(kind, value):
     """The bytes of a value as `kind.array(address)[0] = value` would store them, in a u64."""
-    value = float(value) if kind.dtype.kind == "f" else int(value)
-    return np.uint64(int.from_bytes(bytes(ctype_of(kind)(value)), "little"))
+    return np.uint64(int.from_bytes(bytes(kind.ctype(kind.convert(value))), "little"))
 
 
 @compiled_twin(bits_of)
@@ -505,7 +358,7 @@ def _(kind, value):
 
 def value_of(kind, bits):
     """The value whose bytes stand in a u64, as `kind.array(address)[0]` would load it."""
-    value = ctype_of(kind).from_buffer_copy(int(bits).to_bytes(8, "little")).value
+    value = kind.ctype.from_buffer_copy(int(bits).to_bytes(8, "little")).value
     return kind.dtype.type(value) if kind.dtype.kind == "u" else value
 
 

@@ -81,7 +81,7 @@ def test_arrays_of_structs_lie_one_after_another(thing):
 
 
 def test_a_pointer_has_only_its_fields(thing):
-    with pytest.raises(AttributeError, match="test_thing_t has no field wrod"):
+    with pytest.raises(AttributeError, match="'test_thing_t' object has no attribute 'wrod'"):
         thing.wrod = 1
     with pytest.raises(AttributeError, match="no field wrod"):
         thing.wrod
