@@ -23,6 +23,8 @@ INTERPRETED := -m interpreted
 run: $(READY)
 	@$(BIN)/python -m numaemu run workloads/first_touch.py
 
+# Tests start hundreds of processes, which are to find the package's bytecode.
+test: export PYTHONDONTWRITEBYTECODE =
 test: layers
 	$(PYTEST) -n auto
 	NUMBA_DISABLE_JIT=1 $(PYTEST) $(INTERPRETED) -n auto
