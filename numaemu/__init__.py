@@ -18,7 +18,7 @@ globals().update(_constants)
 
 # What is imported when it is first used, so that a driver loads no compiled code that it does not need.
 # fmt: off
-_LATER = {"Machine": "machine", "Task": "api.task", "Handle": "api.task", "Mapping": "api.mapping", "table": "api.tables", "figures": "tools.figures",
+_LATER = {"Machine": "machine", "Task": "api.task", "Handle": "api.task", "Mapping": "api.mapping", "table": "api.tables", "figures": "tools.study.figures",
           **{f"{how}_{kind}": "api.access" for how in ("load", "store")
              for kind in ("u8", "u16", "u32", "u64", "i32", "i64", "f32", "f64")},
           **{f"load_many_{kind}": "api.overlap" for kind in ("u8", "u16", "u32", "u64", "i32", "i64", "f32", "f64")},

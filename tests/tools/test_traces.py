@@ -12,7 +12,8 @@ import pytest
 import zstandard
 from wanting import need_program
 
-from numaemu.tools import cli, compare
+from numaemu.tools import cli
+from numaemu.tools.study import compare
 from numaemu.tools.traces import formats
 from numaemu.tools.traces.record import ACCESS, FETCH, LOAD, MODIFY, STORE
 from numaemu.tools.traces.replay import MOST_RANGES, Survey, merged, parse_policy, replay

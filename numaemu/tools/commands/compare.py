@@ -12,7 +12,7 @@ from numaemu.tools.options import check_writable, write_json
 @click.option("--json", "json_path", metavar="FILE", help="Write the measures there.")
 def command(paths, json_path):
     """Show runs side by side that 'numaemu run --json' has written: time, TLB, faults, placement, counters that differ."""
-    from numaemu.tools import compare
+    from numaemu.tools.study import compare
 
     if len(paths) < 2:
         raise click.UsageError("compare: name two files at least")

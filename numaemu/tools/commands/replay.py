@@ -6,8 +6,8 @@ import click
 
 from numaemu.errors import ConfigError
 from numaemu.spec.formats import FORMATS
-from numaemu.tools import settings as texts
 from numaemu.tools.options import check_writable, machine_options, topology_of, write_json
+from numaemu.tools.study import settings as texts
 
 OWN = ("policy", "threads")  # keys of --against beside those of a machine
 
@@ -62,7 +62,7 @@ def command(trace, kind, policy, threads, no_fetches, against, json_path, verbos
 def play(trace, kind, plans, fetches, shown):
     """Replay under each plan, print summaries and the comparison: the figures of each."""
     from numaemu.tools import cli, report
-    from numaemu.tools.compare import print_comparison
+    from numaemu.tools.study.compare import print_comparison
     from numaemu.tools.traces import replay
 
     policies = {name: replay.parse_policy(own["policy"]) for name, own, _ in plans}

@@ -4,7 +4,8 @@ import json
 
 import pytest
 
-from numaemu.tools import cli, compare
+from numaemu.tools import cli
+from numaemu.tools.study import compare
 
 
 @pytest.fixture(scope="module")

@@ -57,7 +57,7 @@ def run_once(path, args, topology, schedule, seed, seconds):
     """Run a workload under a schedule: an Outcome. Its output goes nowhere."""
     from numaemu.machine import Machine
     from numaemu.tools import cli
-    from numaemu.tools.figures import workload_of
+    from numaemu.tools.study.figures import workload_of
 
     start, steps, error, trace = time.perf_counter(), 0, "", ""
     signal.signal(signal.SIGALRM, too_long)

@@ -5,7 +5,8 @@ import pytest
 from numaemu.compiler.build import JIT
 from numaemu.errors import ConfigError
 from numaemu.spec.topology import load_topology
-from numaemu.tools import cli, fuzz
+from numaemu.tools import cli
+from numaemu.tools.study import fuzz
 
 pytestmark = pytest.mark.skipif(not JIT, reason="machines of processes take long without the JIT")
 COUNTER = """

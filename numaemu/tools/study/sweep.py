@@ -17,8 +17,8 @@ import time
 from numaemu.errors import ConfigError
 from numaemu.host.extras import need
 from numaemu.spec.units import shown
-from numaemu.tools import settings as texts
-from numaemu.tools.figures import OWN
+from numaemu.tools.study import settings as texts
+from numaemu.tools.study.figures import OWN
 
 MOST_RUNS = 100_000
 FORMATS = (".parquet", ".csv", ".json")
@@ -96,7 +96,7 @@ def repeated(points, repeat, seed):
 
 def run_point(name, text, args, point):
     """A row: the point and what came of it. It runs in a worker's process, perhaps on another host: so the workload travels."""
-    from numaemu.tools.figures import figures
+    from numaemu.tools.study.figures import figures
 
     begin = time.perf_counter()
     try:

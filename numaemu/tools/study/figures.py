@@ -7,7 +7,7 @@ import types
 
 from numaemu.errors import ConfigError
 from numaemu.spec.topology import load_topology
-from numaemu.tools import settings as texts
+from numaemu.tools.study import settings as texts
 
 OWN = ("args", "seed")
 DEEPEST = 3  # levels of a result that become columns of their own
@@ -88,8 +88,8 @@ def measured(module, topology, name, seed):
 
 def flattened(run):
     """A run as a row."""
-    from numaemu.tools.compare import measures
     from numaemu.tools.report import jsonable
+    from numaemu.tools.study.compare import measures
 
     names = {key: key.replace("%", "pct").strip().replace(" ", "_") for key in measures(run)}
     row = {names[key]: value for key, value in measures(run).items()} | {

@@ -11,7 +11,8 @@ from wanting import need_package
 
 import numaemu
 from numaemu.errors import ConfigError
-from numaemu.tools import cli, settings, sweep
+from numaemu.tools import cli
+from numaemu.tools.study import settings, sweep
 
 WORKLOAD = '''"""Touches pages."""
 import argparse
