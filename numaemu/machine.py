@@ -7,7 +7,6 @@ results of tasks, printed text, the news of a death.
 import atexit
 import collections
 import contextlib
-import errno
 import inspect
 import itertools
 import os
@@ -35,6 +34,7 @@ from numaemu.spec.buddyinfo import read_free_lists
 from numaemu.spec.machine_file import KEYWORDS
 from numaemu.spec.topology import load_topology
 from numaemu.spec.units import choice_text, format_size, parse_int, parse_size
+from numaemu.windows.tree import Tree
 
 SHOW_S = 0.3  # how long a death is kept back at most for printed text, and results behind it, that came before
 TELL_S = 0.5  # how long the fork server may take to tell how a coordinator has ended, that is known to have
@@ -56,7 +56,7 @@ NodeView = collections.namedtuple("NodeView", "id cpus distances memory_bytes")
 CpuView = collections.namedtuple("CpuView", "id node")
 
 
-class Machine:
+class Machine(Tree):
     """An emulated machine, booted when it is made: Machine("preset"), Machine("file.toml"), Machine(nodes=4, …).
 
     source          a preset's name, the path of a machine file (.toml), a dict of one, or None: then two nodes of two CPUs
@@ -384,66 +384,6 @@ class Machine:
         `addr` and `nbytes`: a range instead of all mappings; `piece`: bytes of a row instead of a 40th of each mapping.
         """
         return HeatMap(self, task, interval_ns, addr, nbytes, piece)
-
-    # -- what it shows
-
-    def read(self, path):
-        """The text of a file of the emulated /proc or /sys; of /proc/<pid>/auxv, which is binary, the bytes."""
-        return self._ask_path("read", path)
-
-    def write(self, path, value, task=None):
-        """Write to a file of the emulated /proc or /sys; as a task, where its policy decides (nr_hugepages_mempolicy)."""
-        return self._ask_path("write", path, str(value), *([] if task is None else [task._number]))
-
-    def pagemap(self, pid, addr, nbytes):
-        """The words of /proc/<pid>/pagemap for a range, one per page: bit 63 present, 62 a swap or migration entry, 61
-        shared, 56 mapped once, 55 soft-dirty, 0 to 54 the frame. The file itself would be 256 GiB long.
-        """
-        return self._ask("pagemap", pid, addr, nbytes)
-
-    def pread(self, path, nbytes, offset=0):
-        """Bytes of a file of the emulated /proc or /sys from an offset on; those with a word for each frame or page
-        (/proc/kpageflags, /proc/kpagecount, /proc/<pid>/pagemap) are large.
-        """
-        return self._ask_path("pread", path, nbytes, offset)
-
-    def readlink(self, path):
-        """The target of a symbolic link in the emulated /sys; OSError (EINVAL) if the path is none."""
-        kind, target = self.kind(path)
-        if kind != "link":
-            number = errno.EINVAL if kind else errno.ENOENT
-            raise OSError(number, os.strerror(number), path)
-        return target
-
-    def kind(self, path):
-        """What is at a path of the emulated /proc or /sys: ("dir", ""), ("link", its target), ("file", "r", "w" or "rw"), or
-        ("", ""): nothing is.
-        """
-        return self._ask_path("kind", path)
-
-    def export(self, directory):
-        """Write a snapshot of /proc and /sys below a directory, for tools that take a root; how many files and links."""
-        from numaemu.windows.export import export
-
-        return export(self, directory)
-
-    def mount(self, directory):
-        """Show /proc and /sys below a directory, live, through FUSE (numaemu[mount]): a context manager with `close()`."""
-        from numaemu.windows.mount import Mount
-
-        return Mount(self, directory)
-
-    def listdir(self, path):
-        """The names in a directory of the emulated /proc or /sys."""
-        return self._ask_path("listdir", path)
-
-    def mkdir(self, path):
-        """A new control group below /sys/fs/cgroup."""
-        self._ask_path("mkdir", path)
-
-    def rmdir(self, path):
-        """Take a control group away; it must have neither tasks nor groups."""
-        self._ask_path("rmdir", path)
 
     # -- files
 

@@ -740,7 +740,9 @@ def api():
     parts = []
     for name, kind in classes:
         rows = []
-        for member, value in vars(kind).items():
+        for member, value in (
+            pair for one in kind.__mro__ if one.__module__.startswith("numaemu.") for pair in vars(one).items()
+        ):
             value = inspect.unwrap(value) if callable(value) else value
             if (
                 member.startswith("_")

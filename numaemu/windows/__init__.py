@@ -2,5 +2,5 @@
 
 `view` is the machine's tree with what a reader finds of itself, `export` writes it, `mount` serves it through FUSE, and
 `namespace` gives a command namespaces of its own in which it lies at /proc and /sys (`enter` is the program that goes there).
-A machine is whatever has read, write, pread, listdir, kind, mkdir, rmdir and topology.
+`tree` is the part of a Machine that reads, writes and lists it. A machine is whatever has that and a topology.
 """

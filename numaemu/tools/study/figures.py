@@ -22,20 +22,24 @@ def figures(workload, settings=None, *, args=(), seed=0, flat=True, **keywords):
     args       what the workload finds in sys.argv[1:]
     flat       a row: emulated_ms, wall_s, measures, vmstat.* and result.*; False: all figures, as the JSON of a run has them
     """
-    given = dict(settings or {}) | keywords
+    given = {"seed": seed} | dict(settings or {}) | keywords
+    run = run_with(workload, given, args, "figures")
+    return flattened(run) if flat else run
+
+
+def run_with(workload, given, args=(), where="settings", watchers=(), lockstep=None):
+    """All figures of one run. `watchers`: what else looks at the machine while it runs; `lockstep`: True, or as the workload says."""
     for key in given:
-        texts.check_key(key, OWN, "figures")
-    seed = given.get("seed", seed)
+        texts.check_key(key, OWN, where)
     words = [
         *args,
         *(word for key, value in given.items() if key.startswith("args.") for word in option(key[5:], value)),
     ]
     with workload_of(workload, [str(word) for word in words]) as (module, name):
-        topology = texts.topology_of(given | {"seed": seed}, stated(module), "figures")
-        if getattr(module, "LOCKSTEP", False):
+        topology = texts.topology_of(given, stated(module), where)
+        if lockstep or getattr(module, "LOCKSTEP", False):
             topology = load_topology(topology, lockstep=True)
-        run = measured(module, topology, name, seed)
-    return flattened(run) if flat else run
+        return measured(module, topology, name, given.get("seed", 0), watchers)
 
 
 def option(name, value):
@@ -71,7 +75,7 @@ def workload_of(workload, args):
         sys.argv, sys.path[:] = saved
 
 
-def measured(module, topology, name, seed):
+def measured(module, topology, name, seed, watchers=()):
     """One run: its figures; what the workload raises comes as it is."""
     from numaemu.tools import cli
 
@@ -81,7 +85,7 @@ def measured(module, topology, name, seed):
     )
     try:
         with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere):
-            return cli.run_workload(module, topology, options)
+            return cli.run_workload(module, topology, options, watchers=watchers)
     except cli.WorkloadRaised as raised:
         raise raised.error from None
 

@@ -8,6 +8,7 @@ import shlex
 
 from numaemu.errors import ConfigError
 from numaemu.spec.machine_file import KNOWN_SYSCTLS
+from numaemu.spec.machine_file import TABLES as KEYS_OF
 from numaemu.spec.topology import load_topology
 from numaemu.spec.units import nearest, shown
 
@@ -22,7 +23,10 @@ MACHINE = (
     "kernelcore",
     "low_memory",
 )
-TABLES = ("cost", "kernel", "disk", "l1", "l2")  # of a machine file: kernel.transparent_hugepage is no sysctl
+TABLES = tuple(
+    table for table in KEYS_OF if table != "sysctl"
+)  # of a machine file: kernel.transparent_hugepage is no sysctl
+TIERING = "numaemu.tiering"  # the same as kernel.tiering
 WHOLE = ("nodes", "cpus_per_node", "memory_only_nodes", "seed")
 
 
@@ -38,7 +42,7 @@ def value_of(key, text):
 def check_key(key, others, where):
     """Raise ConfigError for a key that nobody knows."""
     table, dot, _ = key.partition(".")
-    if key in MACHINE or key in KNOWN_SYSCTLS or key in others or dot and (table in TABLES or table in others):
+    if key in (*MACHINE, *KNOWN_SYSCTLS, *others, TIERING) or dot and (table in TABLES or table in others):
         return
     known = [*MACHINE, *KNOWN_SYSCTLS, *others]
     raise ConfigError(f"{where}: unknown key {shown(key)}{nearest(key, known)}")
@@ -68,6 +72,8 @@ def topology_of(settings, base=None, where="settings"):
         table, dot, name = key.partition(".")
         if key in KNOWN_SYSCTLS:
             keywords.setdefault("sysctl", {})[key] = value
+        elif key == TIERING:
+            keywords.setdefault("kernel", {})["tiering"] = value
         elif dot and table in TABLES:
             keywords.setdefault(table, {})[name] = value
     if settings.get("seed"):

@@ -51,17 +51,22 @@ class Trace:
     def __len__(self):
         return sum(len(rows) for rows in self.records.values())
 
+    def in_order(self):
+        """(contexts, records) of all events, by their clocks, then by context."""
+        contexts = np.concatenate([np.full(len(rows), c) for c, rows in self.records.items()] or [np.empty(0, int)])
+        rows = np.concatenate([*self.records.values()] or [np.empty(0, trace_record_t.dtype)])
+        order = np.lexsort((np.arange(len(rows)), contexts, rows["clock_ns"]))
+        return contexts[order], rows[order]
+
+    def happened(self, context, row):
+        """A record, as a Happened."""
+        what = int(row["what"])
+        event = EVENTS[what & (1 << EVENT_BITS) - 1]
+        return Happened(int(row["clock_ns"]), int(context), what >> EVENT_BITS, event, values(event, row, self.names))
+
     def events(self):
         """Happened, one after the other by their clocks."""
-        order = []
-        for context, rows in self.records.items():
-            order += [(int(ns), context, i) for i, ns in enumerate(rows["clock_ns"])]
-        order.sort()
-        for ns, context, i in order:
-            row = self.records[context][i]
-            what = int(row["what"])
-            event = EVENTS[what & (1 << EVENT_BITS) - 1]
-            yield Happened(ns, context, what >> EVENT_BITS, event, values(event, row, self.names))
+        yield from map(self.happened, *self.in_order())
 
 
 def check(events, path):
@@ -83,10 +88,10 @@ def check(events, path):
 
 
 class Collector:
-    """Traces a machine within a `with` block."""
+    """Traces a machine within a `with` block; for a file, if there is a path."""
 
-    def __init__(self, events, path):
-        self.chosen, self.path, self.writer = events, path, check(events, path)
+    def __init__(self, events, path=None):
+        self.chosen, self.path, self.writer = events, path, check(events, path) if path else None
         self.parts, self.lost, self.names, self.memory, self.ended = {}, 0, {}, [], threading.Event()
 
     @contextlib.contextmanager
@@ -138,10 +143,15 @@ class Collector:
             text = self.machine.read(f"/sys/devices/system/node/node{node}/meminfo")
             yield text.split("MemFree:")[1].split()[0]
 
+    def trace(self):
+        """What there was."""
+        records = {context: np.concatenate(rows) for context, rows in self.parts.items()}
+        return Trace(self.topology, self.names, records, self.lost, self.memory)
+
     def write(self):
         """Write the file: what it says of itself, in a line."""
-        records = {context: np.concatenate(rows) for context, rows in self.parts.items()}
-        trace = Trace(self.topology, self.names, records, self.lost, self.memory)
+        trace = self.trace()
+        assert self.writer is not None, "made without a path"
         try:
             self.writer.write(trace, self.path)
         except OSError as error:
