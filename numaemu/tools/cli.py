@@ -31,6 +31,7 @@ from numaemu.tools import report, shipped
 from numaemu.tools.options import check_writable, machine_options, topology_of, write_json
 from numaemu.tools.page import html as page
 from numaemu.tools.page.sampler import Sampler
+from numaemu.tools.progress import Progress
 
 DONE, RAISED, USAGE, MACHINE_DIED, INTERRUPTED = 0, 1, 2, 3, 130
 MAX_TIMEOUT = threading.TIMEOUT_MAX / 2
@@ -311,7 +312,7 @@ def seed_all(seed):
 def run_workload(module, topology, options, header=None, watchers=()):
     """Boot the machine, run main(machine), and collect the figures of the run. What main prints comes below the header."""
     memory = {"buddyinfo": options.buddyinfo, "pagetypeinfo": options.pagetypeinfo}
-    with report.Progress(quiet=options.quiet) as progress, boot(topology, progress, **memory) as machine:
+    with Progress(quiet=options.quiet) as progress, boot(topology, progress, **memory) as machine:
         machine.seed = options.seed
         progress.watch(machine)
         mount = machine.mount(options.mount_dir) if options.mount_dir else contextlib.nullcontext()
@@ -435,7 +436,7 @@ def replay_traces(traces, kinds, options, machine, json_path):
     check_writable(json_path)
     given = {} if machine else {"nodes": 1, "cpus_per_node": 1, "memory_per_node": "512MiB"}
     topology = load_topology(machine, where="command line", **given)
-    with report.Progress() as progress:
+    with Progress() as progress:
         rows = play_all(traces, kinds, options, lambda: boot(topology, progress), progress.say)
     print_rows(rows)
     if json_path:

@@ -13,6 +13,7 @@ from numaemu.errors import ConfigError
 from numaemu.spec.topology import load_topology
 from numaemu.spec.units import shown
 from numaemu.tools import report
+from numaemu.tools.progress import Progress
 
 _MACHINE = (
     click.option("--machine", metavar="NAME|FILE.toml", help="A preset (see 'machine list') or a machine file."),
@@ -59,7 +60,7 @@ def booted(options):
     from numaemu.tools import cli
 
     topology = topology_of(options)
-    with report.Progress(quiet=not sys.stderr.isatty()) as progress:
+    with Progress(quiet=not sys.stderr.isatty()) as progress:
         machine = cli.boot(topology, progress)
     with machine:
         yield machine

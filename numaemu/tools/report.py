@@ -4,17 +4,13 @@ Every table is a function from figures (as `machine.stats()` and the JSON of a r
 print, so that tests print into a recording console. rich is imported when it is first needed.
 """
 
-import math
 import os
 import re
 import sys
 import textwrap
-import threading
-import time
 
 from numaemu.api.failure import failure_text
 from numaemu.api.tables import Table, blocks, cell, jsonable  # noqa: F401  (for those who have a report)
-from numaemu.compiler.foreman import FIRST_TIME
 from numaemu.host import shm
 from numaemu.spec.units import format_size, parse_size
 from numaemu.tools import notes
@@ -25,10 +21,6 @@ from numaemu.tools.numbers import ALL, busiest, count, dimmed, duration, percent
 MAX_ROWS = 16  # CPUs, and nodes of the access matrix, that a summary shows
 MAX_COLUMNS = 8  # memory nodes of the access matrix: what 80 columns hold
 MAX_RESULT_ROWS = 40  # of a table that main returned
-COMPILING_S = 3.0  # after that long without a new function, nothing is being compiled
-BAR = 24  # characters
-POLL_S = 0.5  # how often the figures of a running machine are looked at …
-POLL_SHARE = 50  # … but never more than a 50th of the time
 NUMASTAT = ("numa_hit", "numa_miss", "numa_foreign", "interleave_hit", "local_node", "other_node")
 HUGE_PAGES_FILE = "/sys/kernel/mm/transparent_hugepage/shmem_enabled"
 HUGE_PAGES = ("always", "within_size", "advise", "force")
@@ -418,99 +410,3 @@ def print_failure(error):
     """Tell a person on stderr what the workload raised."""
     everything = os.environ.get("NUMAEMU_DEBUG", "") not in ("", "0")
     sys.stderr.write(failure_text(error, everything))
-
-
-# --- progress -----------------------------------------------------------------------------------
-class Progress:
-    """A live line on stderr while a run goes on, if that is a terminal; a context manager.
-
-    A thread asks the machine for its figures twice a second at most. What is printed meanwhile appears above the line.
-    """
-
-    def __init__(self, quiet=False, stream=None):
-        self.stream = stream or sys.stderr
-        self.quiet, self.live = quiet, not quiet and self.stream.isatty()
-        self.start, self.text = time.monotonic(), "starting"
-        self.kernels, self.total = 0, 0  # functions compiled meanwhile, and how many there will be, as far as is known
-        self.compiled_at = -math.inf  # when the last one was
-        self.display = self.watcher = None
-        self.done = threading.Event()
-
-    def __enter__(self):
-        if self.live:
-            from rich.live import Live
-
-            both = sys.stdout.isatty()  # printed text must go around the line if it goes to the same screen
-            self.display = Live(
-                console=new_console(file=self.stream),
-                get_renderable=self.view,
-                transient=True,
-                refresh_per_second=4,
-                redirect_stdout=both,
-                redirect_stderr=True,
-            )
-            self.display.start()
-        return self
-
-    def __exit__(self, *_):
-        self.done.set()
-        if self.display is not None:
-            sys.stdout.flush()  # the redirected streams hold what is not yet a line
-            sys.stderr.flush()
-            self.display.stop()
-
-    def view(self):
-        """The line, now."""
-        from rich.text import Text
-
-        now = time.monotonic()
-        compiling = f"{self.compiling()}  " if now - self.compiled_at < COMPILING_S else ""
-        return Text(
-            f"{now - self.start:5.0f} s  {compiling}{self.text}", style="cyan", no_wrap=True, overflow="ellipsis"
-        )
-
-    def compiling(self):
-        """How far the compilers are, with a bar if it is known how far they have to go."""
-        if self.kernels > self.total:
-            return f"compiling, once: {self.kernels} functions"
-        full = BAR * self.kernels // self.total
-        return f"compiling, once: {'━' * full}{'─' * (BAR - full)} {self.kernels} of {self.total} functions"
-
-    def compiled(self, functions, total=0):
-        """So many functions of the kernel have been compiled, of so many in all that will be, as far as is known."""
-        self.total = total
-        if not self.kernels and not self.live and not self.quiet:
-            print(FIRST_TIME, file=self.stream, flush=True)
-        self.kernels, self.compiled_at = self.kernels + functions, time.monotonic()
-
-    def say(self, text):
-        """What goes on."""
-        self.text = text
-
-    def watch(self, machine):
-        """From now on show how far the machine is."""
-        self.text = "running"
-        if self.live:
-            self.watcher = threading.Thread(target=self._poll, args=(machine,), daemon=True, name="progress")
-            self.watcher.start()
-
-    def _poll(self, machine):
-        pause = POLL_S
-        while not self.done.wait(pause):
-            asked = time.monotonic()
-            try:
-                stats = machine.stats()
-            except Exception:  # the machine has ended; who runs it will say so
-                return
-            self.text = live_line(stats)
-            pause = max(POLL_S, POLL_SHARE * (time.monotonic() - asked))
-
-
-def live_line(stats):
-    """How far a running machine is."""
-    cpus = stats["cpus"]
-    return (
-        f"emulated {duration(stats['emulated_ns'])}  accesses {count(sum(map(accesses, cpus)))}  "
-        f"faults {count(sum(c['minor_faults'] + c['major_faults'] for c in cpus))}  "
-        f"tasks {len(stats['tasks'])}"
-    )

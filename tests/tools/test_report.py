@@ -13,6 +13,7 @@ from rich.console import Console
 
 from numaemu.spec.topology import load_topology
 from numaemu.tools import notes, report, shipped
+from numaemu.tools.progress import Progress, live_line
 
 pytestmark = pytest.mark.interpreted
 
@@ -388,7 +389,7 @@ def test_percent_never_rounds_a_miss_away():
 # --- progress -------------------------------------------------------------------------------------
 def test_no_control_characters_where_no_terminal_is():
     stream = io.StringIO()
-    with report.Progress(stream=stream) as progress:
+    with Progress(stream=stream) as progress:
         for i in range(1, 4):
             progress.compiled(i, 6)
     assert stream.getvalue() == (
@@ -398,7 +399,7 @@ def test_no_control_characters_where_no_terminal_is():
 
 
 def test_progress_says_how_far_the_compilers_are():
-    progress = report.Progress(stream=io.StringIO())
+    progress = Progress(stream=io.StringIO())
     assert "compiling" not in progress.view().plain
     progress.compiled(50, 200)
     assert "compiling, once: ━━━━━━──────────────────  50 of 200 functions".replace("  ", " ") in progress.view().plain
@@ -410,13 +411,13 @@ def test_progress_says_how_far_the_compilers_are():
 
 def test_quiet_progress_says_nothing():
     stream = io.StringIO()
-    with report.Progress(quiet=True, stream=stream) as progress:
+    with Progress(quiet=True, stream=stream) as progress:
         progress.compiled(1)
     assert stream.getvalue() == ""
 
 
 def test_live_line():
-    line = report.live_line(figures(load_topology("uma"), {0, 1}))
+    line = live_line(figures(load_topology("uma"), {0, 1}))
     assert "emulated 1.26 ms" in line and "accesses 3,000" in line and "faults 300" in line
 
 

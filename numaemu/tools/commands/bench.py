@@ -5,6 +5,7 @@ import click
 import numaemu
 from numaemu.tools import report
 from numaemu.tools.options import check_writable, write_json
+from numaemu.tools.progress import Progress
 
 
 @click.command("bench")
@@ -14,7 +15,7 @@ def command(json_path):
     from numaemu.tools.bench import measure
 
     check_writable(json_path)
-    with report.Progress() as progress:
+    with Progress() as progress:
         figures = measure(progress)
     report.print_bench(figures)
     if json_path:

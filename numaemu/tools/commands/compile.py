@@ -6,6 +6,7 @@ import click
 
 from numaemu.errors import ConfigError
 from numaemu.tools import report
+from numaemu.tools.progress import Progress
 
 
 @click.command("compile")
@@ -16,7 +17,7 @@ def command():
 
     if not JIT:
         raise ConfigError("NUMBA_DISABLE_JIT is set: nothing is compiled")
-    with report.Progress(quiet=not sys.stderr.isatty()) as progress:
+    with Progress(quiet=not sys.stderr.isatty()) as progress:
         progress.say("")
         compile_everything(progress.compiled)
     done = (

@@ -2,8 +2,8 @@
 
 import click
 
-from numaemu.tools import report
 from numaemu.tools.options import check_writable
+from numaemu.tools.progress import Progress
 
 
 @click.command("conform")
@@ -28,5 +28,5 @@ def command(cases, every, repeat, json_path, markdown_path):
         raise click.UsageError("conform: name cases or say --all" + (", not both" if every else ""))
     check_writable(json_path)
     check_writable(markdown_path, "--markdown")
-    with report.Progress() as progress:
+    with Progress() as progress:
         return conformance.main(cases, json_path, every, repeat, markdown_path, progress.say)

@@ -20,7 +20,7 @@ def command(workload, args, a_text, b_text, json_path, quiet):
     Every counter that differs is shown, and the first event at which the runs part. A setting is one of a machine's options, a
     sysctl, 'seed', or args.NAME for an option of the workload; ARGS reach both runs.
     """
-    from numaemu.tools import report
+    from numaemu.tools.progress import Progress
     from numaemu.tools.study import settings, whatif
     from numaemu.tools.study.figures import OWN, check_workload
 
@@ -28,7 +28,7 @@ def command(workload, args, a_text, b_text, json_path, quiet):
     path = check_workload(workload)
     chosen = {name: settings.parse(text, OWN, f"--{name}") for name, text in (("a", a_text), ("b", b_text))}
     runs = []
-    with report.Progress(quiet=quiet) as progress:
+    with Progress(quiet=quiet) as progress:
         for name, given in chosen.items():
             progress.say(f"run {name.upper()}: {settings.text_of(given)}")
             runs.append(whatif.Run.of(path, args, given, f"--{name}"))

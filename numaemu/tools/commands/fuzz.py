@@ -46,6 +46,7 @@ def command(workload, args, runs, depth, seed, jobs, limit, minimize, replay, qu
     """
     from numaemu.tools import cli, report
     from numaemu.tools.options import topology_of
+    from numaemu.tools.progress import Progress
     from numaemu.tools.study import fuzz
     from numaemu.tools.study.figures import check_workload, workload_of
 
@@ -59,7 +60,7 @@ def command(workload, args, runs, depth, seed, jobs, limit, minimize, replay, qu
     def run(schedule):
         return fuzz.run_once(path, list(args), topology, schedule, seed, limit)
 
-    with report.Progress(quiet=quiet) as progress:
+    with Progress(quiet=quiet) as progress:
         if replay:
             outcome = run(replay)
             failed, done = [outcome] if outcome.error else [], 1

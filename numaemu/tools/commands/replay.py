@@ -62,12 +62,13 @@ def command(trace, kind, policy, threads, no_fetches, against, json_path, verbos
 def play(trace, kind, plans, fetches, shown):
     """Replay under each plan, print summaries and the comparison: the figures of each."""
     from numaemu.tools import cli, report
+    from numaemu.tools.progress import Progress
     from numaemu.tools.study.compare import print_comparison
     from numaemu.tools.traces import replay
 
     policies = {name: replay.parse_policy(own["policy"]) for name, own, _ in plans}
     lowest = min(FORMATS[topology.paging]["task_size"] for _, _, topology in plans)
-    with report.Progress(quiet=shown.quiet) as progress:
+    with Progress(quiet=shown.quiet) as progress:
         survey = replay.Survey(trace, kind, lowest, fetches, lambda n: progress.say(f"{n:,} accesses read"))
     runs = []
     with survey:

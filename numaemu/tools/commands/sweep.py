@@ -35,6 +35,7 @@ def command(workload, args, vary, points, out, repeat, seed, jobs, scheduler, re
     done is not done again: FILE.runs beside the table remembers it. The exit status is 1 if a run has failed.
     """
     from numaemu.tools import report
+    from numaemu.tools.progress import Progress
     from numaemu.tools.study import sweep
     from numaemu.tools.study.figures import check_workload
 
@@ -50,7 +51,7 @@ def command(workload, args, vary, points, out, repeat, seed, jobs, scheduler, re
         raise ConfigError(f"there are {len(everything)} runs, must be at most {sweep.MOST_RUNS}")
     with open(path, encoding="utf-8") as file:
         notebook = sweep.Notebook(out, file.read(), args)
-    with report.Progress(quiet=quiet) as progress:
+    with Progress(quiet=quiet) as progress:
         jobs = jobs or len(os.sched_getaffinity(0))
         rows = sweep.sweep(path, args, everything, notebook, scheduler, jobs, progress.say, retry_failed)
     frame = sweep.write_table(rows, out)
