@@ -34,6 +34,7 @@ from numaemu.kernel.core.kthread import run_kthreads
 from numaemu.kernel.core.smp import MSG_NONE, actor_of_cpu
 from numaemu.kernel.fs.file import FILE, files_of
 from numaemu.kernel.fs.inode import file_of
+from numaemu.kernel.fs.proc import tree as proc
 from numaemu.kernel.fs.proc import vmstat as proc_vmstat
 from numaemu.kernel.fs.sysfs import stats
 from numaemu.kernel.fs.sysfs.sysctl import System
@@ -265,6 +266,15 @@ class Loopback:
             action, done = self.world.waiting.pop(0)
             done.set_result(action())
         return answers[0]
+
+    def pread(self, path, nbytes, offset=0):
+        """Bytes of a file of /proc or /sys from an offset on, as machine.pread."""
+        found = proc.pread(self.actors[0].system, path, nbytes, offset)
+        return self.system(*found) if isinstance(found, tuple) else found
+
+    def pwrite(self, path, data, offset=0):
+        """Write them, as machine.pwrite."""
+        return self.system(*proc.pwrite(self.actors[0].system, path, data, offset))
 
     def write(self, path, text, task=None):
         """Write to a file of /proc or /sys, by the coordinator; as a task."""

@@ -32,14 +32,13 @@ import pytest
 from loopback import SMALL_TLB, CallBell, Loopback
 
 from numaemu import cpu as cpu_process
-from numaemu import mmu
 from numaemu.api.access import LOAD_MANY, STORE_MANY
 from numaemu.compiler import atomic
 from numaemu.compiler.pointer import Pointer
 from numaemu.hardware.mailbox import fall_asleep
 from numaemu.hardware.processor import cpu_t
 from numaemu.host import shm
-from numaemu.kernel.core import sched, smp
+from numaemu.kernel.core import smp
 from numaemu.kernel.core.kthread import run_kthreads
 from numaemu.kernel.core.smp import FOR_BELL, MSG_NONE
 from numaemu.kernel.include import mmdebug
@@ -530,17 +529,8 @@ class Stage(Loopback):
                 return super().result(0)
 
         self.patches = pytest.MonkeyPatch()
-        for module, name, value in (
-            (smp, "SPINS", 1),
-            (smp, "PATIENCE", 2),
-            (
-                mmu,
-                "MAX_NODES",
-                self.machine.nr_nodes,
-            ),  # a fourth of the time went into clocks: nodes that are not there
-            (sched, "MAX_NODES", self.machine.nr_nodes),
-        ):
-            self.patches.setattr(module, name, value)
+        self.patches.setattr(smp, "SPINS", 1)
+        self.patches.setattr(smp, "PATIENCE", 2)
         self.patches.setattr(atomic, "_atomic", plain_atomics(self))
         self.patches.setattr(actor_module, "Future", Answer)
         put_in_place(self.patches, mmdebug.VM_BUG_ON, vm_bug_on)

@@ -9,6 +9,7 @@ from numaemu.api.files import name_words
 from numaemu.kernel.fs.inode import inode_name, inode_of
 from numaemu.kernel.mm.huge.hugetlb_pool import hstate_sizelog
 from numaemu.kernel.mm.huge.hugetlb_resize import set_max_huge_pages
+from numaemu.kernel.mm.reclaim.page_idle import page_idle_bitmap_read, page_idle_bitmap_write
 from numaemu.kernel.syscalls import allocators as kernel_calls
 from numaemu.kernel.syscalls import file as calls
 from numaemu.operations.part import Part
@@ -169,6 +170,18 @@ class FileOperations(Part):
 
     def system_sync(self):
         return calls.sys_sync(self.address)
+
+    def system_page_idle_read(self, first, words):
+        """Bytes of /sys/kernel/mm/page_idle/bitmap."""
+        found = np.zeros(words, np.uint64)
+        page_idle_bitmap_read(self.address, first, words, found.ctypes.data)
+        return found.tobytes()
+
+    def system_page_idle_write(self, first, data):
+        """The same the other way round: how many bytes."""
+        words = np.frombuffer(data, np.uint64)
+        page_idle_bitmap_write(self.address, first, len(words), words.ctypes.data)
+        return len(data)
 
     def system_drop_caches(self, what=1):
         """1: clean pages of files, 2: unused objects of slab caches, 3: both."""

@@ -44,7 +44,11 @@ class Requests(Actor):
         return proc_smaps.pagemap(self.system, pid, addr, nbytes)
 
     def rpc_pread(self, path, nbytes, offset):
-        return proc.pread(self.system, path, nbytes, offset)
+        found = proc.pread(self.system, path, nbytes, offset)
+        return self.rpc_system(*found) if isinstance(found, tuple) else found
+
+    def rpc_pwrite(self, path, data, offset):
+        return self.rpc_system(*proc.pwrite(self.system, path, data, offset))
 
     def rpc_trace(self):
         """Records of tracepoints that nobody has taken yet: ([(context, bytes)], how many were lost, {pid: name})."""

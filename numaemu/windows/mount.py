@@ -22,6 +22,7 @@ WITH_READER = re.compile(r"/proc/(\d+/|self/|thread-self/|$)")  # where it matte
 MODES = {"dir": stat.S_IFDIR | 0o755, "link": stat.S_IFLNK | 0o777}
 RIGHTS = {"r": 0o444, "w": 0o200, "rw": 0o644, "": 0}
 SIGNALS = (signal.SIGHUP, signal.SIGTERM)  # for which libfuse ends its loop, where nobody else has a handler
+BY_RANGES = ("/pagemap", "/kpageflags", "/kpagecount", "/page_idle/bitmap")  # files of words by frame or page
 WATCH = 'read line || fusermount3 -u -z -q -- "$0"'  # what a shell does that waits for the driver's end, on a pipe
 LOOK_S, MOUNT_S = 0.01, 10.0  # how often, and how long at most, to look whether a mount is there
 
@@ -107,7 +108,7 @@ class Files:
 
     def read(self, path, size, offset, fh):
         """Bytes of a file as it was when its beginning was read; of words by frame or page, as they are now."""
-        if path.endswith(("/pagemap", "/kpageflags", "/kpagecount")):
+        if path.endswith(BY_RANGES):
             return self.ask(self.machine.pread, path, size, offset)
         if offset == 0 or self.opened.get(fh) is None:
             self.opened[fh] = self.look(self.view.read, path)
@@ -121,7 +122,10 @@ class Files:
         return 0  # of `echo 1 > file`
 
     def write(self, path, data, offset, fh):
-        self.ask(self.machine.write, path, os.fsdecode(bytes(data)))
+        if path.endswith(BY_RANGES):
+            self.ask(self.machine.pwrite, path, data, offset)
+        else:
+            self.ask(self.machine.write, path, os.fsdecode(bytes(data)))
         return len(data)
 
     def unlink(self, path):

@@ -33,6 +33,10 @@ class Tree:
         """
         return self._ask_path("pread", path, nbytes, offset)
 
+    def pwrite(self, path, data, offset=0):
+        """Write bytes to a file of the emulated /sys from an offset on: to /sys/kernel/mm/page_idle/bitmap."""
+        return self._ask_path("pwrite", path, bytes(data), offset)
+
     def readlink(self, path):
         """The target of a symbolic link in the emulated /sys; OSError (EINVAL) if the path is none."""
         kind, target = self.kind(path)

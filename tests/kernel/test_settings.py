@@ -329,6 +329,7 @@ ROWS = {
     r"/proc/sys/vm/drop_caches": row(cached_after_read, {"4": 3, "2": 3, "1": 0, "3": 0},
                                      dict.fromkeys(("", "0", "5", "-1", "many"), INVALID)),
     r"/proc/sys/vm/stat_refresh": row(lambda loop: None, {"1": None, "": None}),      # every counter is exact when it is read
+    r"/sys/kernel/mm/page_idle/bitmap": row(lambda loop: None, {}, {"1": INVALID}),  # machine.pwrite: test_page_idle.py
     r"/proc/sys/vm/compact_memory": row(compacted, {"1": [[0, 1]]}, dict.fromkeys(("", "0", "2", "many"), INVALID)),
     r"/proc/sys/vm/compaction_proactiveness": number(proactive, {"100": (100, [1, 1]), "0": (0, [0, 0]), "20": (20, [1, 1])}, 101),
     r"/proc/sys/vm/extfrag_threshold": number(word("extfrag_threshold"), {"0": 0, "1000": 1000, "500": 500}, 1001),

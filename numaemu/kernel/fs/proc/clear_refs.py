@@ -20,7 +20,7 @@ from numaemu.kernel.arch.pgtable import (
     skip_missing,
 )
 from numaemu.kernel.core.smp import machine_of, read_lock, read_unlock
-from numaemu.kernel.include.mm_types import VM_HUGETLB, PG_referenced
+from numaemu.kernel.include.mm_types import VM_HUGETLB, PG_referenced, PG_young
 from numaemu.kernel.include.mmzone import page_of
 from numaemu.kernel.mm.huge.split import is_huge_zero
 from numaemu.kernel.mm.reclaim.lru import folio_clear
@@ -40,7 +40,7 @@ def clear_refs_pte(machine, ptep):
     while pte_present(pte) and not ptep_cmpxchg(ptep, pte, pte & ~_PAGE_ACCESSED):
         pte = ptep_get(ptep)
     if pte_present(pte) and pte & _PAGE_SPECIAL == U(0):
-        folio_clear(page_of(machine, pte_pfn(pte)), PG_referenced)
+        folio_clear(page_of(machine, pte_pfn(pte)), PG_referenced | PG_young)
 
 
 @hot
@@ -54,7 +54,7 @@ def clear_refs_huge(machine, where):
         entry = before
     if pmd_trans_huge(entry) and not is_huge_zero(entry):
         for i in range(pmd_size(machine) >> U(PAGE_SHIFT)):
-            folio_clear(page_of(machine, pte_pfn(entry) + np.int64(i)), PG_referenced)
+            folio_clear(page_of(machine, pte_pfn(entry) + np.int64(i)), PG_referenced | PG_young)
 
 
 @kernel("void(cpu_t*, mm_t*, u64, u64)")

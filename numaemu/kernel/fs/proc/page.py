@@ -11,6 +11,7 @@ from numaemu.kernel.include.mm_types import (
     PG_dirty,
     PG_head,
     PG_hugetlb,
+    PG_idle,
     PG_locked,
     PG_lru,
     PG_mlocked,
@@ -51,6 +52,7 @@ KPF = {
     16: PG_tail,
     17: PG_hugetlb,
     18: PG_unevictable,
+    25: PG_idle,
     26: PG_table,
     33: PG_mlocked,
 }

@@ -40,6 +40,7 @@ from numaemu.kernel.include.mm_types import (
     PG_tail,
     PG_unevictable,
     PG_writeback,
+    PG_young,
     machine_t,
     mapping_t,
 )
@@ -171,7 +172,7 @@ def smaps_pte(machine, pte, counts):
         counts[PRIVATE_DIRTY if sharers == 1 else SHARED_DIRTY] += PAGE_SIZE
     else:
         counts[PRIVATE_CLEAN if sharers == 1 else SHARED_CLEAN] += PAGE_SIZE
-    if pte & _PAGE_ACCESSED != U(0) or flags & U(PG_referenced) != U(0):
+    if pte & _PAGE_ACCESSED != U(0) or flags & U(PG_referenced | PG_young) != U(0):
         counts[REFERENCED] += PAGE_SIZE
     if anon:
         counts[ANONYMOUS] += PAGE_SIZE

@@ -24,7 +24,7 @@ from numaemu.kernel.fs.proc import task as proc_task
 from numaemu.kernel.fs.proc import version as proc_version
 from numaemu.kernel.fs.proc import vmallocinfo as proc_vmallocinfo
 from numaemu.kernel.fs.proc import vmstat as proc_vmstat
-from numaemu.kernel.fs.sysfs import cgroup, sysctl
+from numaemu.kernel.fs.sysfs import cgroup, page_idle, sysctl
 from numaemu.kernel.fs.sysfs import cpu as cpu_sysfs
 from numaemu.kernel.fs.sysfs import huge as huge_sysfs
 from numaemu.kernel.fs.sysfs import memory as memory_sysfs
@@ -66,7 +66,7 @@ FIXED |= (
 PID_FILES = proc_task.PID_FILES | proc_base.PID_FILES | proc_smaps.PID_FILES | cgroup.PID_FILES
 PID_WRITERS = proc_task.PID_WRITERS | proc_base.PID_WRITERS
 THREAD_FILES = {name: make for name, make in PID_FILES.items() if make} | proc_base.THREAD_FILES
-RANGES = proc_page.RANGES
+RANGES = proc_page.RANGES | {page_idle.BITMAP: page_idle.read}
 MOST_AT_ONCE = 64 << 20  # bytes of such a file that are read without saying where: of 32 GiB of memory
 NEAREST = 3  # names that are told when there is no such file
 _PID = re.compile(r"/proc/(\d+)/(?:task/(\d+)/)?(\w+)")
@@ -81,7 +81,7 @@ def find(system, path):
     if path in FIXED:
         return FIXED[path]
     if path in RANGES:
-        return functools.partial(read_whole, path=path), None
+        return functools.partial(read_whole, path=path), page_idle.write_text if path == page_idle.BITMAP else None
     if "/hugepages/" in path:
         return huge_sysfs.files(system).get(path)
     if (match := _PID.fullmatch(path)) and match[3] in (PID_FILES if match[2] is None else THREAD_FILES):
@@ -162,14 +162,27 @@ def thread_of(machine, tgid, tid):
 
 def read_whole(system, path):
     """All of a file that is read by ranges, unless it is too large for that."""
-    nbytes = int(system.machine.max_pfn) * proc_page.KPM_SIZE
+    nbytes = (
+        -(-int(system.machine.max_pfn) // 64) * 8
+        if path == page_idle.BITMAP
+        else int(system.machine.max_pfn) * proc_page.KPM_SIZE
+    )
     if nbytes > MOST_AT_ONCE:
         raise OSError(errno.EFBIG, f"machine.pread reads a range of it, all of it has {nbytes} bytes", path)
     return RANGES[path](system, 0, nbytes)
 
 
+def pwrite(system, path, data, offset):
+    """Write bytes to a file from an offset on, of the few that are written so: what CPU 0 has to do for it."""
+    path = resolve(system, path)
+    if path == page_idle.BITMAP:
+        return page_idle.write(system, offset, data)
+    open_file(system, path, 1)
+    raise OSError(errno.EINVAL, "cannot be written by ranges", path)
+
+
 def pread(system, path, nbytes, offset):
-    """Bytes of a file from an offset on. What lies in a task's memory is not read so."""
+    """Bytes of a file from an offset on, or what CPU 0 has to do for them. What lies in a task's memory is not read so."""
     path = resolve(system, path)
     if path in RANGES:
         return RANGES[path](system, offset, nbytes)

@@ -8,7 +8,7 @@ spin lock; a VMA leaves it before its page tables are freed, so a walker under t
 
 import numpy as np
 
-from numaemu.compiler.atomic import fetch_add, load_acquire
+from numaemu.compiler.atomic import fetch_add, fetch_and, load_acquire
 from numaemu.compiler.decorators import hot, kernel
 from numaemu.compiler.pointer import address_of
 from numaemu.hardware.paging import _PAGE_ACCESSED, _PAGE_DIRTY, entry_cmpxchg, entry_load
@@ -39,9 +39,11 @@ from numaemu.kernel.include.mm_types import (
     VM_LOCKED,
     PG_anon,
     PG_anon_exclusive,
+    PG_idle,
     PG_mlocked,
     PG_swapbacked,
     PG_swapcache,
+    PG_young,
     mapping_t,
 )
 from numaemu.kernel.include.mmdebug import VM_BUG_ON_PAGE
@@ -60,7 +62,7 @@ UNMAP_TRIES = 4  # at an entry that changes as we look
 REFERENCED_LOCKED, REFERENCED_EXEC = (
     1 << 40,
     1 << 41,
-)  # folio_referenced: VMAs that map the page are mlocked, executable
+)  # folio_referenced: of VMAs that map the page, mlocked, executable
 
 
 @hot
@@ -248,7 +250,7 @@ def huge_referenced(machine, pfn, vma, answer):
 
 
 @kernel("i64(cpu_t*, i64)")
-def folio_referenced(cpu, pfn):
+def folio_clear_young_ptes(cpu, pfn):
     """How many entries say that the page was accessed, which they forget; + REFERENCED_LOCKED, REFERENCED_EXEC.
 
     No TLB is flushed for it: as on x86 a CPU whose TLB holds the page may use it again unnoticed for a while.
@@ -279,6 +281,18 @@ def folio_referenced(cpu, pfn):
                 break
         number = next_vma_of(mapping, vma)
     spin_unlock(lock)
+    return answer
+
+
+@kernel("i64(cpu_t*, i64)")
+def folio_referenced(cpu, pfn):
+    """The same for reclaim: an access that only a watcher of idle pages has seen counts once, and the page is idle no more."""
+    page, answer = page_of(machine_of(cpu), pfn), folio_clear_young_ptes(cpu, pfn)
+    if page.flags & U(PG_young | PG_idle) != U(0) and load_acquire(page, "mapcount") != 0:
+        if answer & ~(REFERENCED_LOCKED | REFERENCED_EXEC) != 0:
+            fetch_and(page, "flags", ~U(PG_idle))
+        if fetch_and(page, "flags", ~U(PG_young)) & U(PG_young) != U(0):
+            answer += 1
     return answer
 
 

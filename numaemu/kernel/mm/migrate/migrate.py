@@ -51,6 +51,7 @@ from numaemu.kernel.include.mm_types import (
     PG_anon,
     PG_anon_exclusive,
     PG_dirty,
+    PG_idle,
     PG_locked,
     PG_mlocked,
     PG_private,
@@ -60,6 +61,7 @@ from numaemu.kernel.include.mm_types import (
     PG_unevictable,
     PG_uptodate,
     PG_workingset,
+    PG_young,
 )
 from numaemu.kernel.include.mmdebug import VM_BUG_ON_PAGE
 from numaemu.kernel.include.mmzone import copy_highpage, page_of, page_to_nid
@@ -102,7 +104,7 @@ NR_QUEUED_HUGE = 64
 # what a page takes along to its new frame (folio_migrate_flags)
 # fmt: off
 MIGRATED_FLAGS = U(PG_anon | PG_anon_exclusive | PG_swapbacked | PG_active | PG_referenced | PG_unevictable | PG_mlocked |
-                   PG_workingset | PG_dirty | PG_uptodate | PG_private)
+                   PG_workingset | PG_dirty | PG_uptodate | PG_private | PG_young | PG_idle)
 # fmt: on
 BY_POLICY = -1  # target node: ask the VMA's policy
 COMPACTION = -2  # target node: take the free scanner's next page

@@ -15,6 +15,7 @@ from numaemu.kernel.include.mm_types import (
     PG_active,
     PG_anon,
     PG_dirty,
+    PG_idle,
     PG_lru,
     PG_mlocked,
     PG_referenced,
@@ -251,6 +252,8 @@ def __lru_cache_activate_folio(cpu, pfn):
 def folio_mark_accessed(cpu, pfn):
     """inactive, unreferenced -> inactive, referenced -> active."""
     page = page_of(machine_of(cpu), pfn)
+    if folio_test(page, PG_idle):
+        fetch_and(page, "flags", ~U(PG_idle))
     if not folio_set(page, PG_referenced) or folio_test(page, PG_unevictable | PG_active):
         return
     if folio_test(page, PG_lru):
