@@ -1,4 +1,4 @@
-"""What people see: progress while a run goes on, the summary at its end, errors, tables; and values made fit for JSON.
+"""What people see: the summary of a run, errors, tables; and values made fit for JSON. progress.py shows a run that goes on.
 
 Every table is a function from figures (as `machine.stats()` and the JSON of a run have them) to something rich can
 print, so that tests print into a recording console. rich is imported when it is first needed.
