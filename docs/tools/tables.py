@@ -617,7 +617,7 @@ FILES = {
     "/sys/kernel/debug/sched/numa_balancing/scan_period_min_ms": "the shortest time between two scans",
     "/sys/kernel/debug/sched/numa_balancing/scan_size_mb": "MB that are scanned at once",
     "/sys/kernel/mm/numa/demotion_enabled": "true: reclaim moves pages to a slower tier instead of to swap",
-    "/sys/kernel/mm/page_idle/bitmap": "a bit for each frame, by ranges (`machine.pread`, `pwrite`): 1 written marks its page, 1 read: nobody has used it since",
+    "/sys/kernel/mm/page_idle/bitmap": "a bit for each frame, by ranges (`machine.pread`, `pwrite`): 1 written marks its page, 1 read: not used since",
     "/sys/kernel/mm/swap/vma_ra_enabled": "whether swap reads ahead by addresses, where no area lies on a disk that rotates",
     "/sys/kernel/debug/zswap/pool_limit_hit": "how often the pool was full",
     "/sys/kernel/debug/zswap/pool_total_size": "bytes that the pool uses",
