@@ -569,6 +569,7 @@ FILES = {
     "/proc/<pid>/comm": "the task's name",
     "/proc/<pid>/environ": "the program's environment",
     "/proc/<pid>/limits": "limits of resources",
+    "/proc/<pid>/io": "what it has read and written: bytes and calls, bytes from and for disks",
     "/proc/<pid>/maps": "mappings",
     "/proc/<pid>/numa_maps": "mappings, with policy and pages by node",
     "/proc/<pid>/oom_score": "points for the OOM killer, 0 to 1000 and more",

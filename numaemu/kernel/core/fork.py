@@ -35,6 +35,7 @@ from numaemu.kernel.include.mm_types import (
 )
 from numaemu.kernel.include.mmzone import page_of
 from numaemu.kernel.include.refcount import refcount_inc_not_zero
+from numaemu.kernel.include.task_io_accounting_ops import NR_IOAC
 from numaemu.kernel.mm.fault.copy_page_range import copy_page_range
 from numaemu.kernel.mm.numa.placement import task_numa_free
 from numaemu.kernel.mm.numa.scan import init_numa_balancing
@@ -204,6 +205,8 @@ def alloc_task(cpu, mm_number, files, parent, thread):
     task.start_time_ns = clock_ns(cpu)
     task.exit_signal, task.exit_code, task.oom_score_adj, task.clock_ns, task.uid = 0, 0, 0, 0, 0
     task.nvcsw, task.nivcsw, task.sum_exec_runtime, task.preempted = 0, 0, 0, 0
+    for i in range(NR_IOAC):
+        task.ioac[i], task.signal_ioac[i] = 0, 0
     for i in range(2 * RLIM_NLIMITS):
         task.rlim[i] = INFINITY
     task.rlim[2 * RLIMIT_STACK] = _STK_LIM
@@ -303,6 +306,9 @@ def exit_mm(cpu, task_number, signal):
     task.exit_signal, task.mm = signal, 0
     if signal != 0:  # it is the whole process's: group_exit_code
         leader.exit_signal, leader.exit_code = signal, 0
+    for i in range(NR_IOAC):  # task_io_accounting_add
+        fetch_add(leader.signal_ioac, i, task.ioac[i])
+        task.ioac[i] = 0
     if fetch_add(leader, "live", -1) == 1 and leader.ppid != 0:
         exit_notify(cpu, leader)
     task.state = TASK_ZOMBIE

@@ -14,6 +14,7 @@ from numaemu.compiler.pointer import Struct, address_of, i64, u64
 from numaemu.hardware.controller import charge_dma, home_node
 from numaemu.kernel.core.smp import machine_of, spin_lock, spin_unlock
 from numaemu.kernel.include.mmdebug import VM_BUG_ON
+from numaemu.kernel.include.task_io_accounting_ops import task_io_account_read
 from numaemu.kernel.include.vmstat import PGPGIN, PGPGOUT, count_vm_events
 from numaemu.mmu import clock_ns
 from numaemu.spec.param import MAX_EXTENTS, MAX_INODES, PAGE_SHIFT, PAGE_SIZE
@@ -199,6 +200,7 @@ def disk_read_page(cpu, page, target):
     else:
         clear_bytes(target, PAGE_SIZE)
     count_vm_events(machine, cpu.id, PGPGIN, KIB_PER_PAGE)
+    task_io_account_read(cpu)
 
 
 @kernel("void(machine_t*, i64, u64)")

@@ -18,6 +18,7 @@ from numaemu.kernel.core.smp import machine_of, spin_lock, spin_unlock
 from numaemu.kernel.fs.disk import disk_alloc, disk_free, disk_page_written, disk_read_page, pattern
 from numaemu.kernel.include.mm import PFN_UP
 from numaemu.kernel.include.mm_types import pool_t
+from numaemu.kernel.include.task_io_accounting_ops import task_io_account_read
 from numaemu.kernel.include.vmstat import PGPGIN, count_vm_events
 from numaemu.kernel.mm.fault.rmap import mapping_of, mapping_put, new_mapping
 from numaemu.spec.param import MAX_EXTENTS, PAGE_SHIFT, PAGE_SIZE
@@ -331,6 +332,7 @@ def read_block(cpu, inode, index, target):
         if seeded < PAGE_SIZE:
             clear_bytes(target + U(seeded), PAGE_SIZE - seeded)
         count_vm_events(machine, cpu.id, PGPGIN, 4)
+        task_io_account_read(cpu)
     if page >= 0:
         charge_dma(cpu, home_node(cpu, target - machine.memory), PAGE_SIZE)
 

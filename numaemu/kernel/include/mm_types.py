@@ -320,6 +320,7 @@ task_t = Struct("task_t", [
     ("il_prev", i64), ("il_weight", i64),     # next node of task interleaving: the last one, what is left of its weight
     ("min_flt", i64), ("maj_flt", i64),
     ("nr_dirtied", i64),                      # pages of files made dirty since the last look at the limits
+    ("ioac", i64, 7), ("signal_ioac", i64, 7),      # task_io_accounting_ops.py; of a first task: of its ended threads, atomically
     ("exit_signal", i64), ("exit_code", i64), ("oom_score_adj", i64), ("clock_ns", i64),
     ("comm", u8, TASK_NAME_BYTES),
     ("rlim", u64, 2 * RLIM_NLIMITS),          # soft, hard; the same in every thread of a process

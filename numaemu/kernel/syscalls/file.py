@@ -32,6 +32,7 @@ from numaemu.kernel.fs.inode import (
 )
 from numaemu.kernel.include.mm import PFN_UP
 from numaemu.kernel.include.mm_types import VM_LOCKED, VM_SHARED
+from numaemu.kernel.include.task_io_accounting_ops import account_read_call, account_write_call
 from numaemu.kernel.mm.cache.fadvise import generic_fadvise
 from numaemu.kernel.mm.cache.filemap import MAX_FILE_BYTES, filemap_read, generic_file_write, vfs_fsync
 from numaemu.kernel.mm.cache.page_writeback import filemap_write_and_wait_range, wb_timer
@@ -201,6 +202,7 @@ def sys_read(cpu_address, task_number, fd, pos, buffer, nbytes):
         result = vfs_read(cpu, number, pos, buffer, nbytes)
     else:
         result = read_at_position(cpu, number, buffer, nbytes)
+    account_read_call(cpu, result)
     fput(cpu, number)
     return result
 
@@ -216,6 +218,7 @@ def read_through(cpu_address, task_number, fd, buffer, chunk, nbytes):
             return -EBADF
         wb_timer(cpu)
         result = read_at_position(cpu, number, buffer, min(chunk, nbytes - done))
+        account_read_call(cpu, result)
         fput(cpu, number)
         if result <= 0:
             return done if done > 0 else result
@@ -252,6 +255,7 @@ def sys_write(cpu_address, task_number, fd, pos, buffer, nbytes):
         result = vfs_write(cpu, file.inode, -1 if file.flags & O_APPEND else pos, buffer, nbytes)
     else:
         result = write_at_position(cpu, number, buffer, nbytes)
+    account_write_call(cpu, result)
     fput(cpu, number)
     return result
 

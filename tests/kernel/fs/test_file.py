@@ -231,3 +231,42 @@ class Descriptors(RuleBasedStateMachine):
 
 TestDescriptors = Descriptors.TestCase
 TestDescriptors.settings = settings(max_examples=25 if JIT else 2, stateful_step_count=30)
+
+
+# -- /proc/<pid>/io ------------------------------------------------------------------------------------------------------
+
+
+def io_of(files, task, thread=None):
+    text = files.read(f"/proc/{task.pid}/io" if thread is None else f"/proc/{task.pid}/task/{thread.pid}/io")
+    return {name: int(value) for name, value in (line.split(": ") for line in text.splitlines())}
+
+
+def test_io_counts_calls_bytes_and_what_disks_have_to_do(files):
+    task = files.task()
+    assert set(io_of(files, task).values()) == {0}
+    file = task.open(PATH, O_RDWR)
+    file.read(100)
+    file.read(200)
+    seen = io_of(files, task)
+    assert (seen["rchar"], seen["syscr"], seen["wchar"], seen["write_bytes"]) == (300, 2, 0, 0)
+    assert seen["read_bytes"] == files.vmstat()["pgpgin"] * 1024 > 0  # readahead reads more than was asked for
+    file.pwrite(b"x" * (PAGE + 1), 0)
+    file.pwrite(b"y", 0)  # dirty already
+    seen = io_of(files, task)
+    assert (seen["wchar"], seen["syscw"], seen["write_bytes"]) == (PAGE + 2, 2, 2 * PAGE)
+    file.truncate(PAGE)
+    assert io_of(files, task)["cancelled_write_bytes"] == PAGE
+
+
+def test_io_of_a_process_keeps_what_its_ended_threads_did_and_a_child_begins_anew(files):
+    task = files.task()
+    file = task.open(PATH)
+    thread = task.clone()
+    thread.fdopen(file).read(10)
+    assert io_of(files, task)["rchar"] == 10 and io_of(files, task, thread)["rchar"] == 10
+    assert io_of(files, task, task)["rchar"] == 0
+    thread.exit()
+    assert io_of(files, task)["rchar"] == 10
+    child = task.fork()
+    assert io_of(files, child)["rchar"] == 0
+    child.exit()

@@ -419,6 +419,7 @@ def test_a_task_that_has_ended_has_no_files(machine):
         "cmdline",
         "comm",
         "environ",
+        "io",
         "limits",
         "maps",
         "numa_maps",

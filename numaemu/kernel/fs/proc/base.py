@@ -26,6 +26,7 @@ from numaemu.kernel.include.mm_types import (
     task_name,
     task_t,
 )
+from numaemu.kernel.include.task_io_accounting_ops import IOAC
 from numaemu.spec.param import PAGE_SIZE
 from numaemu.uapi import RLIM_INFINITY, RLIMIT_RSS, SIGCHLD
 
@@ -142,6 +143,17 @@ def write_clear_refs(system, pid, text):
     return "clear_refs", number_of_pid(system.machine, pid), pid, kind
 
 
+def io(system, number, _mm_number, whole=True):
+    """/proc/<pid>/io: do_io_accounting. Of the whole process, those of its threads that have ended among them, or of one task."""
+    tasks, alive = live_tasks(system.machine)
+    total = task_t.array(system.machine.tasks)[number].ioac.as_numpy().copy()
+    if whole:
+        family = alive[tasks[alive]["tgid"] == tasks[number]["tgid"]]
+        leader = tasks[tasks[number]["leader"]]
+        total = tasks[family]["ioac"].sum(axis=0) + leader["signal_ioac"]
+    return "".join(f"{name}: {value}\n" for name, value in zip(IOAC, total.tolist(), strict=True))
+
+
 def numa_lines(machine, number):
     """sched_show_numa: the task's and its group's faults on each node, private and shared."""
     task = task_t.array(machine.tasks)[number]
@@ -192,7 +204,11 @@ PID_FILES = {
     "cmdline": cmdline,
     "environ": environ,
     "limits": limits,
+    "io": io,
     "clear_refs": None,
 }
-THREAD_FILES = {"stat": functools.partial(stat, whole=False)}  # of /proc/<pid>/task/<tid>, other than the process's
+THREAD_FILES = {
+    "stat": functools.partial(stat, whole=False),
+    "io": functools.partial(io, whole=False),
+}  # of /proc/<pid>/task/<tid>, other than the process's
 PID_WRITERS = {"clear_refs": write_clear_refs}

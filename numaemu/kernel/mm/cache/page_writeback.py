@@ -33,6 +33,7 @@ from numaemu.kernel.include.mm_types import (
 )
 from numaemu.kernel.include.mmdebug import VM_BUG_ON_PAGE
 from numaemu.kernel.include.mmzone import page_of, page_to_nid
+from numaemu.kernel.include.task_io_accounting_ops import task_io_account_write
 from numaemu.kernel.include.trace import WRITEBACK_PAGES_WRITTEN, trace_event
 from numaemu.kernel.include.vmstat import (
     NR_DIRTIED,
@@ -118,6 +119,7 @@ def folio_mark_dirty(cpu, pfn):
     mod_node_page_state(machine, cpu.id, node, NR_FILE_DIRTY, 1)
     mod_node_page_state(machine, cpu.id, node, NR_DIRTIED, 1)
     current_task(cpu).nr_dirtied += 1
+    task_io_account_write(cpu)
     return True
 
 

@@ -30,6 +30,7 @@ from numaemu.kernel.fs.inode import (
 from numaemu.kernel.include.mm import PFN_UP, frame_of, offset_in_page, vma_pages
 from numaemu.kernel.include.mm_types import PG_dirty, PG_lru, PG_unevictable, PG_writeback, pool_t
 from numaemu.kernel.include.mmzone import page_of
+from numaemu.kernel.include.task_io_accounting_ops import task_io_account_cancelled_write
 from numaemu.kernel.include.vmstat import DROP_PAGECACHE, count_vm_events
 from numaemu.kernel.mm.cache.filemap import MAX_FILE_BYTES, filemap_create_folio, zero_tail
 from numaemu.kernel.mm.cache.page_writeback import filemap_write_and_wait_range, folio_cancel_dirty, folio_mark_dirty
@@ -113,7 +114,8 @@ def truncate_inode_pages(cpu, number, first):
                     unmap_mapping_pages(cpu, inode.mapping, index)
                     tries += 1
                     relax(cpu, tries)
-                folio_cancel_dirty(cpu, pfn)
+                if folio_cancel_dirty(cpu, pfn):
+                    task_io_account_cancelled_write(cpu)
                 filemap_remove_folio(cpu, pfn)
             folio_unlock(page)
             put_page(cpu, pfn)

@@ -16,6 +16,7 @@ from numaemu.kernel.fs.disk import io_wait
 from numaemu.kernel.include.mm import frame_of
 from numaemu.kernel.include.mm_types import PG_dirty, PG_uptodate, PG_writeback
 from numaemu.kernel.include.mmzone import page_of, page_to_nid
+from numaemu.kernel.include.task_io_accounting_ops import task_io_account_read
 from numaemu.kernel.include.vmstat import (
     NR_WRITEBACK,
     NR_WRITTEN,
@@ -127,5 +128,6 @@ def swap_read_folio(cpu, pfn):
         fetch_add(swap_of(machine).info[swp_type(entry)], "nr_reads", 1)
         count_vm_events(machine, cpu.id, PSWPIN, 1)
         count_vm_events(machine, cpu.id, PGPGIN, 4)
+        task_io_account_read(cpu)
     folio_set(page, PG_uptodate)
     return from_disk
