@@ -20,6 +20,7 @@ from numaemu.kernel.fs.inode import alloc_file, lookup
 from numaemu.kernel.include.mm_types import task_t
 from numaemu.kernel.mm.cache.filemap import filemap_read
 from numaemu.kernel.mm.cache.truncate import fput, iput
+from numaemu.kernel.mm.numa.placement import task_numa_free
 from numaemu.kernel.mm.space.gup import vm_mmap_pgoff
 from numaemu.kernel.mm.space.mmap import do_munmap
 from numaemu.kernel.syscalls.common import context_switch, mmap_lock
@@ -62,8 +63,12 @@ def kernel_read(cpu_address, task_number, file, pos, buffer, nbytes):
 
 @entry("i64(u64, i64)")
 def flush_old_exec(cpu_address, task_number):
-    """The task gets an empty address space: 0, or -ENOMEM. begin_new_exec"""
-    return begin_new_exec(resumed(cpu_address, task_number), task_number)
+    """The task gets an empty address space, and new statistics of NUMA balancing: 0, or -ENOMEM. begin_new_exec"""
+    cpu = resumed(cpu_address, task_number)
+    result = begin_new_exec(cpu, task_number)
+    if result == 0:
+        task_numa_free(cpu, task_number)
+    return result
 
 
 @entry("u64(u64, i64, i64, bool)")

@@ -29,6 +29,7 @@ from test_binfmt_elf import (
 from numaemu import SegmentationFault
 from numaemu.kernel.fs import binfmt_elf as elf
 from numaemu.kernel.fs.exec import MIN_GAP
+from numaemu.kernel.include.mm_types import task_t
 from numaemu.spec.formats import FORMATS
 from numaemu.uapi import O_CLOEXEC, O_RDWR, RLIMIT_STACK, SIGKILL
 
@@ -94,6 +95,14 @@ def test_maps_of_a_program_and_its_loader(machine):
         0x8000,
     ]
     machine.audit()
+
+
+def test_another_program_has_new_statistics_of_numa_balancing(machine):
+    task = machine.task()
+    of = task_t.array(machine.machine.tasks)[task._number]
+    of.numa_faults, of.total_numa_faults = 1, 5
+    task.execve("/bin/emu")
+    assert (of.numa_faults, of.total_numa_faults) == (0, 0)
 
 
 def test_what_lies_where_and_who_may_write(machine):
