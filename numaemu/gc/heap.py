@@ -19,6 +19,7 @@ from numaemu.gc.space import (
     HANDLES,
     HANDLES_END,
     HEAP,
+    LOCAL,
     LOG,
     MOST_THREADS,
     RECORD_BYTES,
@@ -163,11 +164,12 @@ class Heap:
         return "\n".join(line for each in self.collections(task) for line in each.lines(details))
 
 
-def new_heap(task, collector, size="16MiB", *, tlab="16KiB", young=None, node=None):
+def new_heap(task, collector, size="16MiB", *, tlab="16KiB", young=None, node=None, local=False):
     """A heap of so many bytes in the process of a task.
 
     `tlab`: the bytes that a thread takes at a time; `young`: the size of the young generation (generational; else a third of the heap);
-    `node`: where its memory shall be.
+    `node`: where its memory shall be; `local`: the pages of a buffer come from the node of its thread, each time that one takes it,
+    which costs a system call and page faults.
     """
     if not isinstance(collector, str):
         raise TypeError(f"gc_heap: collector must be one of {', '.join(COLLECTORS)}, not {shown(collector)}")
@@ -179,6 +181,8 @@ def new_heap(task, collector, size="16MiB", *, tlab="16KiB", young=None, node=No
         parse_size(size, "gc_heap: size", least=64 * KiB) & -4096,
         parse_size(tlab, "gc_heap: tlab", least=64) & -8,
     )
+    if local and node is not None:
+        raise ValueError(f"gc_heap: node is {node} and local is true, must be one of them")
     young = 0 if young is None else parse_size(young, "gc_heap: young", least=16 * KiB, most=nbytes // 2)
     parts = {"space": nbytes, "stack": nbytes // 2, "control": CONTROL_BYTES, "log": HANDLES_BYTES + RECORD * RECORDS}
     areas = {name: task.mmap(length) for name, length in parts.items()}
@@ -195,6 +199,7 @@ def new_heap(task, collector, size="16MiB", *, tlab="16KiB", young=None, node=No
         HANDLES: log,
         HANDLES_END: log,
         LOG: log + HANDLES_BYTES,
+        LOCAL: int(local),
     }
     if collector == "generational":
         words |= {SURVIVOR: young, CARDS: task.mmap((nbytes >> CARDS_BYTES_SHIFT) + 8).addr}

@@ -4,7 +4,8 @@ Words of a heap (`heap` is their address):
 
     0     LOCK  WORLD  STOP  THREADS  START  END  TOP  BUFFER
     64    STACK  STACK_END  HANDLES  HANDLES_END  FREE_HANDLE  COLLECTIONS  LOG  USED
-    128   ALLOCATED  CLASSES …  up to 1023 what a collector keeps
+    128   ALLOCATED  LOCAL
+    256   up to 1023 what a collector keeps
     1024  the records of the threads
 
 Words of a thread (`me` is their address, in pages of its own):
@@ -21,10 +22,11 @@ in roots, and need not be waited for.
 from numaemu.api.access import cmpxchg_i64, get, put, xadd_i64
 from numaemu.compiler.library import library
 from numaemu.gc.objects import put_filler
-from numaemu.kernel.syscalls.user import relax
+from numaemu.kernel.syscalls.user import discard, relax
+from numaemu.spec.param import PAGE_SIZE
 
 (LOCK, WORLD, STOP, THREADS, START, END, TOP, BUFFER, STACK, STACK_END, HANDLES, HANDLES_END, FREE_HANDLE, COLLECTIONS,
- LOG, USED, ALLOCATED) = range(0, 136, 8)  # fmt: skip
+ LOG, USED, ALLOCATED, LOCAL) = range(0, 144, 8)  # fmt: skip
 OWN = 256  # where a collector's own words begin
 THREAD_TABLE, MOST_THREADS = 1024, 128
 CONTROL_BYTES = 4096
@@ -140,8 +142,14 @@ def retire_all(cpu, heap):
 
 @library
 def give_buffer(cpu, me, start, end):
-    """A new buffer for a thread."""
+    """A new buffer for a thread. If buffers are to lie on their threads' nodes (LOCAL), the pages that it has for itself are given
+    back first: the thread's first access brings others, near it.
+    """
     retire(cpu, me)
+    if get(cpu, get(cpu, me + HEAP) + LOCAL) != 0:
+        first, last = (start + PAGE_SIZE - 1) & -PAGE_SIZE, end & -PAGE_SIZE
+        if first < last:
+            discard(cpu, first, last - first)
     put(cpu, me + TLAB, start)
     put(cpu, me + TLAB_END, end)
 

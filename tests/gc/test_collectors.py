@@ -155,3 +155,30 @@ def test_a_heap_says_what_it_does_not_know(two_nodes):
 def test_a_thread_without_memory_is_told(two_nodes):
     _, mutator = heap_of(two_nodes.task(), "mark-sweep", "64KiB")
     assert mutator.run(churn, 10, 1 << 20, 1) == NO_MEMORY
+
+
+@every_collector
+@pytest.mark.interpreted
+@pytest.mark.parametrize("local", [False, True])
+def test_buffers_may_lie_on_the_node_of_their_thread(two_nodes, collector, local):
+    """What a thread of node 0 has used before lies there for ever, unless buffers are local."""
+    first = two_nodes.task(cpu=0)
+    heap = first.gc_heap(collector, "128KiB", tlab="16KiB", local=local)
+    for _ in range(2):  # both halves, where there are two
+        mutator = heap.attach(first)
+        for _ in range(25):
+            mutator.new(values=500).drop()
+        mutator.collect()
+    thread = first.clone(cpu=1)
+    mutator = heap.attach(thread)
+    held = [mutator.new(values=500) for _ in range(8)]
+    pages = {handle.address + 2048 & -4096 for handle in held}  # in the middle of an object of a page's size
+    nodes = thread.move_pages(sorted(pages))
+    inside = [node for node in nodes if node >= 0]
+    assert (sum(inside) > len(inside) // 2) == local and len(inside) == len(pages)
+    assert mutator.verify()["objects"] == 8
+
+
+def test_a_heap_is_on_one_node_or_local(two_nodes):
+    with pytest.raises(ValueError, match="gc_heap: node is 1 and local is true"):
+        two_nodes.task().gc_heap("copying", "64KiB", node=1, local=True)
