@@ -20,6 +20,7 @@ from numaemu.compiler.atomic import exchange
 from numaemu.compiler.decorators import hot, kernel
 from numaemu.compiler.pointer import u8
 from numaemu.hardware.bandwidth import LINE_SHIFT, pass_line, pass_lines, pass_path, pass_path_many
+from numaemu.hardware.processor import cpu_t  # noqa: F401  (the type in signatures)
 from numaemu.spec.param import KEPT_LINES
 
 U = np.uint64

@@ -122,6 +122,7 @@ class Files:
         return 0  # of `echo 1 > file`
 
     def write(self, path, data, offset, fh):
+        """A text as a whole, or words at an offset."""
         if path.endswith(BY_RANGES):
             self.ask(self.machine.pwrite, path, data, offset)
         else:
