@@ -32,7 +32,7 @@ import pytest
 from loopback import SMALL_TLB, CallBell, Loopback
 
 from numaemu import cpu as cpu_process
-from numaemu.api.access import LOAD_MANY, STORE_MANY
+from numaemu.api.vectors import LOAD_MANY, STORE_MANY
 from numaemu.compiler import atomic
 from numaemu.compiler.pointer import Pointer
 from numaemu.hardware.mailbox import fall_asleep

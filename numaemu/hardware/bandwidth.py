@@ -22,6 +22,7 @@ import numpy as np
 from numaemu.compiler.atomic import compare_exchange, load_acquire
 from numaemu.compiler.decorators import hot, kernel
 from numaemu.compiler.pointer import Struct, f64, i64, u16, u64
+from numaemu.hardware.processor import cpu_t  # noqa: F401  (the type in signatures)
 
 U = np.uint64
 LINE_SHIFT = 6  # lines of 64 bytes
