@@ -113,10 +113,8 @@ KNOWN_SYSCTLS = {  # lowest and highest value, as the sysctl tables of Linux 6.1
     "vm.min_slab_ratio": (0, 100),
     "vm.swappiness": (0, 200),
     "vm.page-cluster": (0, 31),
-    "kernel.numa_balancing": (
-        0,
-        3,
-    ),  # 1: pages follow tasks, 2: hot pages leave slow tiers, 3: both; Linux takes 4 as well
+    # 1: pages follow tasks, 2: hot pages leave slow tiers, 3: both; 4, which Linux takes too, scans and does nothing in the top tier
+    "kernel.numa_balancing": (0, 4),
     "kernel.numa_balancing_promote_rate_limit_MBps": (0, INT_MAX),
     "kernel.randomize_va_space": (0, 2),
     "kernel.sched_base_slice_ns": (100_000, 1_000_000_000),  # MIN_ and MAX_SCHED_GRANULARITY_NS

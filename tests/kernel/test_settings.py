@@ -283,7 +283,7 @@ THREE = dict.fromkeys(("-1", "many", ""), INVALID)
 NO_PAGES = {"-1": INVALID, "many": INVALID, "1" * 5000: INVALID}
 # fmt: off
 ROWS = {
-    r"/proc/sys/kernel/numa_balancing": number(word("numa_balancing"), {"1": 1, "2": 2, "3": 3, "0": 0}, 4),
+    r"/proc/sys/kernel/numa_balancing": number(word("numa_balancing"), {"1": 1, "2": 2, "3": 3, "4": 4, "0": 0}, 5),
     r"/proc/sys/kernel/numa_balancing_promote_rate_limit_MBps": number(
         word("numa_promote_rate_limit"), {"0": 0, "2": 2, "65536": 65536}, INT_MAX + 1),
     **{rf"/sys/kernel/debug/sched/numa_balancing/{name}_ms": number(word(f"numa_{name}_ms"), {"1": 1, "1000": 1000}, 2**32)

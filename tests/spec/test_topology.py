@@ -338,7 +338,7 @@ def refusal(source=None, **keywords):
         ("", "[tlb.l2]\nlatency_ns = -3\n", "l2: latency_ns is -3, must be at least 0"),
         # sysctls and costs
         ("", "[sysctl]\n'vm.swappiness' = 201\n", "sysctl: vm.swappiness is 201, must be at most 200"),
-        ("", "[sysctl]\n'kernel.numa_balancing' = 4\n", "sysctl: kernel.numa_balancing is 4, must be at most 3"),
+        ("", "[sysctl]\n'kernel.numa_balancing' = 5\n", "sysctl: kernel.numa_balancing is 5, must be at most 4"),
         ("", "[sysctl]\n'vm.max_map_count' = '65530'\n", "sysctl: vm.max_map_count is '65530', must be a whole number"),
         (
             "",

@@ -569,7 +569,7 @@ def test_transparent_hugepages(machine):
     ("/proc/sys/vm/min_free_kbytes", "2147483648"), ("/proc/sys/vm/watermark_scale_factor", "0"),
     ("/proc/sys/vm/watermark_scale_factor", "3001"), ("/proc/sys/vm/swappiness", "201"),
     ("/proc/sys/vm/lowmem_reserve_ratio", "256 x"), ("/proc/sys/vm/max_map_count", "2147483648"),
-    ("/proc/sys/vm/drop_caches", "5"), ("/proc/sys/vm/overcommit_memory", "3"), ("/proc/sys/kernel/numa_balancing", "4"),
+    ("/proc/sys/vm/drop_caches", "5"), ("/proc/sys/vm/overcommit_memory", "3"), ("/proc/sys/kernel/numa_balancing", "5"),
     ("/sys/kernel/mm/mempolicy/weighted_interleave/node0", "256"), ("/sys/kernel/mm/transparent_hugepage/enabled", "sometimes"),
     ("/sys/kernel/mm/transparent_hugepage/khugepaged/max_ptes_none", "512"), ("/proc/sys/vm/nr_hugepages", "-1"),
     ("/proc/sys/vm/nr_hugepages", str(2**64)), ("/proc/sys/vm/nr_overcommit_hugepages", str(2**64)),

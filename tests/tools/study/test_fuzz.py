@@ -44,7 +44,7 @@ def main(machine):
 
 @pytest.fixture
 def workload(tmp_path):
-    def make(racy, times=20):
+    def make(racy, times=10):
         path = tmp_path / f"counter_{racy}.py"
         path.write_text(f"TIMES, RACY = {times}, {racy}\n" + COUNTER)
         return str(path)
