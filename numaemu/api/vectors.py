@@ -15,7 +15,9 @@ from numaemu.compiler.native import prefetch
 from numaemu.compiler.pointer import u8, u16, u32, u64
 from numaemu.errors import SegmentationFault
 from numaemu.hardware.bandwidth import LINE_SHIFT
+from numaemu.hardware.cache import core_t
 from numaemu.hardware.controller import KEPT_PS, begin_overlap, end_overlap
+from numaemu.hardware.hierarchy import ask_for_words
 from numaemu.hardware.paging import PAGE_MASK, PTE_PFN_MASK
 from numaemu.hardware.processor import LEAF_SHIFT, READ, TAG_VALID, WRITE, cpu_t, level_shift
 from numaemu.hardware.timing import line_at_hand, timed_behind
@@ -26,10 +28,10 @@ U = np.uint64
 PREFETCH_DISTANCE = 6  # accesses ahead whose frame is asked for while TLB misses go on; measured
 
 
-@kernel("void(cpu_t*, u64)")
-def prefetch_frame(cpu, address):
-    """Ask the host for the line behind an address that will be accessed soon. Counts nothing; that a table remembered
-    for its region may be of the past misleads the host's cache only.
+@hot
+def expected_place(cpu, address):
+    """Where the host has an address, as far as the page table that was remembered for its region tells, or 0. Counts nothing; that a
+    table may be of the past misleads the host's cache only.
     """
     region = address >> U(21)
     hint = cpu.table_hint[np.int64(region & U(TABLE_HINTS - 1))]
@@ -37,12 +39,30 @@ def prefetch_frame(cpu, address):
         hint.region, hint.table = region ^ cpu.cr3, lowest_table(cpu, address)
     if hint.table != U(0):
         entry = u64.array(hint.table)[np.int64((address >> U(PAGE_SHIFT)) & U(511))]
-        prefetch(cpu.memory + (entry & PTE_PFN_MASK) + (address & ~PAGE_MASK))
-        return
+        return cpu.memory + (entry & PTE_PFN_MASK) + (address & ~PAGE_MASK)
     entry = peek(cpu, address)
-    if entry != U(0):
-        size = U(1) << level_shift(cpu, np.int64((entry >> LEAF_SHIFT) & U(7)))
-        prefetch(cpu.memory + (entry & PTE_PFN_MASK & ~(size - U(1))) + (address & (size - U(1))))
+    if entry == U(0):
+        return U(0)
+    size = U(1) << level_shift(cpu, np.int64((entry >> LEAF_SHIFT) & U(7)))
+    return cpu.memory + (entry & PTE_PFN_MASK & ~(size - U(1))) + (address & (size - U(1)))
+
+
+@kernel("void(cpu_t*, u64)")
+def prefetch_frame(cpu, address):
+    """Ask the host for the line behind an address that will be accessed soon."""
+    place = expected_place(cpu, address)
+    if place != U(0):
+        prefetch(place)
+
+
+@kernel("void(cpu_t*, u64)")
+def prefetch_timed(cpu, address):
+    """Likewise, and for what the caches will look at then."""
+    place = expected_place(cpu, address)
+    if place != U(0):
+        prefetch(place)
+        if cpu.caches != U(0):
+            ask_for_words(core_t.at(cpu.caches), place - cpu.memory)
 
 
 @hot
@@ -119,6 +139,24 @@ def next_in_page(cpu, address, aligned, page, done):
 
 
 @hot
+def nr_missed(cpu):
+    """Accesses that have missed the first level of a CPU's caches, if it has any."""
+    return core_t.at(cpu.caches).misses[0] if cpu.caches != U(0) else 0
+
+
+@hot
+def look_up_timed(cpu, addresses, i, n, access):
+    """look_up_in_vector where each access is timed: none finds its page by the hint."""
+    walks, missed = cpu.walks, nr_missed(cpu)
+    slot = translate_slow(cpu, addresses[i], access)
+    if slot < 0:
+        raise SegmentationFault
+    if (cpu.walks != walks or nr_missed(cpu) != missed) and i + PREFETCH_DISTANCE < n:
+        prefetch_timed(cpu, addresses[i + PREFETCH_DISTANCE])
+    return slot
+
+
+@hot
 def load_vector_timed(cpu, addresses, values, n, kind):
     """load_vector where each access is timed."""
     i, aligned, last = 0, PAGE_MASK | U(kind.nbytes - 1), U(PAGE_SIZE - kind.nbytes)
@@ -129,7 +167,7 @@ def load_vector_timed(cpu, addresses, values, n, kind):
             values[i] = load(cpu, address, kind)
             i += 1
             continue
-        slot = look_up_in_vector(cpu, addresses, i, n, aligned, False)
+        slot = look_up_timed(cpu, addresses, i, n, READ)
         frame, page, start = cpu.l1[slot].host & PAGE_MASK, address & PAGE_MASK, i
         values[i] = kind.array(frame | (address & ~PAGE_MASK))[0]
         i += 1
@@ -159,7 +197,7 @@ def store_vector_timed(cpu, addresses, values, n, step, kind):
             store(cpu, address, values[i * step], kind)
             i += 1
             continue
-        slot = look_up_in_vector(cpu, addresses, i, n, aligned, True)
+        slot = look_up_timed(cpu, addresses, i, n, WRITE)
         frame, page, start = cpu.l1[slot].host & PAGE_MASK, address & PAGE_MASK, i
         kind.array(frame | (address & ~PAGE_MASK))[0] = values[i * step]
         i += 1

@@ -13,6 +13,7 @@ import numpy as np
 
 from numaemu.compiler.atomic import compare_exchange, exchange, load_acquire
 from numaemu.compiler.decorators import hot, kernel
+from numaemu.compiler.native import prefetch
 from numaemu.compiler.pointer import Struct, i64, u32, u64
 from numaemu.spec.cache import LEVELS
 
@@ -24,6 +25,7 @@ LINE_PREFETCHED = U(4)  # a prefetcher brought it, and no access has asked for i
 TAG_SHIFT, FLAGS = U(3), U(7)
 LRU, PLRU, RANDOM = range(3)  # in the order of spec/cache.py
 MAX_LEVELS = len(LEVELS)
+HOST_LINE = 64  # bytes
 LINE_HINTS = 4096  # where a line was last seen in the first level: a short cut, checked by the tag
 STRIDE_PAGES = 16  # pages whose strides a CPU's prefetcher follows; assumed
 
@@ -33,7 +35,7 @@ STRIDE_PAGES = 16  # pages whose strides a CPU's prefetcher follows; assumed
 # Shared words of cache_t: (the tags and ages that it leads to) the word | its writer | why a reader may trust it.
 # - tags of a first level | Its CPU and others, with the bank's lock; its CPU without it, from EXCLUSIVE to MODIFIED. | Only its
 #   CPU brings lines in, and reads without the lock. It compares and exchanges, others exchange: one of them sees the other.
-# - ages of a first level | Its CPU. | Nobody else reads them.
+# - ages of a first level | Its CPU; 0, who takes a line out. | One that is wrong lets another line make room.
 # - tags and ages of the others | Who has the bank's lock. | Readers have it, too.
 #
 # Shared words of bank_t: the word | its writer | why a reader may trust it.
@@ -67,8 +69,8 @@ core_t = Struct("core_t", [              # a CPU's way to memory
     ("transfers", i64),                  # lines that came from another CPU's caches, where they were dirty
     ("prefetches", i64), ("prefetch_hits", i64),
     # what it has just learned from the others (hierarchy.py)
-    ("served_ns", i64), ("gone_ns", i64), ("shared", i64), ("at", i64),
-    ("_pad1", u64, 5),
+    ("served_ns", i64), ("gone_ns", i64), ("shared", i64), ("at", i64), ("state", u64),
+    ("_pad1", u64, 4),
     ("strides", stride_t, STRIDE_PAGES),
     ("hint", u32, LINE_HINTS),           # by the line's low bits: its word among the first level's tags
 ])
@@ -107,14 +109,20 @@ def state_of(tag):
     return tag & STATE_MASK
 
 
-@kernel("i64(cache_t*, u64)")
-def find_line(cache, line):
-    """The word of a line's tag, or -1."""
-    tags, first, wanted = u64.array(cache.tags), set_start(cache, line), line << TAG_SHIFT
-    for at in range(first, first + cache.ways):
+@hot
+def find_in_set(tags, first, ways, line):
+    """The word of a line's tag in its set, or -1."""
+    wanted = line << TAG_SHIFT
+    for at in range(first, first + ways):
         if U(0) < tags[at] ^ wanted <= FLAGS:  # they differ in the flags only, and these are not all 0
             return at
     return -1
+
+
+@kernel("i64(cache_t*, u64)")
+def find_line(cache, line):
+    """The word of a line's tag, or -1."""
+    return find_in_set(u64.array(cache.tags), set_start(cache, line), cache.ways, line)
 
 
 @hot
@@ -156,12 +164,6 @@ def use_way(tags, at, first, ways, policy, now):
 
 
 @hot
-def use_line(cache, line, at, now):
-    """Note that a line is used which stands at `at`."""
-    use_way(u64.array(cache.tags), at, set_start(cache, line), cache.ways, cache.policy, now)
-
-
-@hot
 def next_random(bank):
     """xorshift64 (Marsaglia, 2003)."""
     x = bank.seed
@@ -172,31 +174,49 @@ def next_random(bank):
     return x
 
 
+@hot
+def oldest_way(tags, first, ways):
+    """The word of the tag that was used longest ago; empty ways have the age 0."""
+    oldest, age = first, tags[first + ways]
+    for at in range(first + 1, first + ways):
+        other = tags[at + ways]
+        older = other < age
+        oldest, age = (at if older else oldest), (other if older else age)
+    return oldest
+
+
 @kernel("i64(cache_t*, bank_t*, u64)")
-def choose_way(cache, bank, line):
-    """The word of the tag that has to make room for a line: of an empty way if there is one."""
+def choose_by_tree_or_chance(cache, bank, line):
+    """`choose_way` for `plru` and `random`."""
     tags, first, ways = u64.array(cache.tags), set_start(cache, line), cache.ways
     for at in range(first, first + ways):
         if tags[at] == U(0):
             return at
     if cache.policy == PLRU:
         return first + pointed_at(tags[first + ways], ways)
-    if cache.policy == RANDOM:
-        return first + np.int64(next_random(bank) % U(ways))
-    oldest = first
-    for at in range(first + 1, first + ways):
-        if tags[at + ways] < tags[oldest + ways]:
-            oldest = at
-    return oldest
+    return first + np.int64(next_random(bank) % U(ways))
 
 
-@kernel("u64(cache_t*, bank_t*, u64, u64, i64)")
+@hot
+def choose_way(cache, bank, line, first):
+    """The word of the tag that has to make room for a line: of an empty way if there is one."""
+    if cache.policy == LRU:
+        return oldest_way(u64.array(cache.tags), first, cache.ways)
+    return choose_by_tree_or_chance(cache, bank, line)
+
+
+@hot
 def put_line(cache, bank, line, flags, now):
-    """Bring a line that is not there into its set; the tag that made room, or 0. With the bank's lock."""
-    at = choose_way(cache, bank, line)
-    old = exchange(u64.array(cache.tags), at, (line << TAG_SHIFT) | flags)
-    use_line(cache, line, at, now)
-    return old
+    """Bring a line that is not there into its set: (its word, the tag that made room, or 0).
+
+    With the bank's lock, and into a CPU's own level by that CPU: nobody else changes the tag meanwhile.
+    """
+    tags, first = u64.array(cache.tags), set_start(cache, line)
+    at = choose_way(cache, bank, line, first)
+    old = tags[at]
+    tags[at] = (line << TAG_SHIFT) | flags
+    use_way(tags, at, first, cache.ways, cache.policy, now)
+    return at, old
 
 
 @kernel("u64(cache_t*, u64)")
@@ -205,7 +225,10 @@ def drop_line(cache, line):
     at = find_line(cache, line)
     if at < 0:
         return U(0)
-    return exchange(u64.array(cache.tags), at, U(0))
+    tags = u64.array(cache.tags)
+    if cache.policy == LRU:
+        tags[at + cache.ways] = U(0)
+    return exchange(tags, at, U(0))
 
 
 @kernel("u64(cache_t*, u64, u64)")
@@ -221,6 +244,14 @@ def set_state(cache, line, state):
         if seen == old:
             return old
         old = seen
+
+
+@hot
+def ask_for_set(cache, line):
+    """Ask the host for the words of a line's set, which will be wanted soon."""
+    where = cache.tags + U(set_start(cache, line) * 8)
+    for word in range(0, cache.ways * 2, HOST_LINE // 8):
+        prefetch(where + U(word * 8))
 
 
 @hot

@@ -12,6 +12,7 @@ import numpy as np
 
 from numaemu.compiler.atomic import compare_exchange
 from numaemu.compiler.decorators import hot, kernel
+from numaemu.compiler.native import prefetch
 from numaemu.compiler.pointer import i64, u64
 from numaemu.hardware.cache import (
     LINE_EXCLUSIVE,
@@ -22,13 +23,16 @@ from numaemu.hardware.cache import (
     LRU,
     STATE_MASK,
     TAG_SHIFT,
+    ask_for_set,
     cache_of,
+    drop_line,
+    find_in_set,
     find_line,
     line_of,
     put_line,
+    set_start,
     set_state,
     state_of,
-    use_line,
     use_way,
 )
 from numaemu.hardware.coherence import (
@@ -97,11 +101,7 @@ def drop_inner(core, level, line):
     hierarchy, dirty = hierarchy_of(core), False
     if level < core.nr_private or hierarchy.directory == U(0):
         for inner in range(level):
-            at = find_line(cache_of(core, inner), line)
-            if at >= 0:
-                tags = u64.array(cache_of(core, inner).tags)
-                dirty = dirty or state_of(tags[at]) == LINE_MODIFIED
-                tags[at] = U(0)
+            dirty = state_of(drop_line(cache_of(core, inner), line)) == LINE_MODIFIED or dirty
         return dirty
     bits = u64.array(hierarchy.directory)[line] & ~OWNED
     for bit in range(HOLDER_BITS):
@@ -131,7 +131,7 @@ def take_dirty(core, level, line):
     if set_state(cache, line, LINE_MODIFIED) != U(0):
         return U(0)
     hold_level(core, level, line)
-    return put_line(cache, bank, line, LINE_MODIFIED, now_of(core, bank, level))
+    return put_line(cache, bank, line, LINE_MODIFIED, now_of(core, bank, level))[1]
 
 
 @kernel("void(cpu_t*, core_t*, i64, u64)")
@@ -211,6 +211,15 @@ def ask_others(cpu, core, line, write):
         note_owned(hierarchy, line, owned)
 
 
+@hot
+def leaves_traces(core, level, tag):
+    """False for a line that makes room and is just gone: nobody has to be told."""
+    if tag == U(0):
+        return False
+    has_directory = hierarchy_of(core).directory != U(0)
+    return has_directory or state_of(tag) == LINE_MODIFIED or cache_of(core, level).inclusive != 0
+
+
 @kernel("void(cpu_t*, core_t*, i64, i64, u64, u64)")
 def fill(cpu, core, at, last, line, flags):
     """Bring a line into the levels from above `at` up to `last`, which gets the flags."""
@@ -223,21 +232,30 @@ def fill(cpu, core, at, last, line, flags):
         elif level > 0 and given & STATE_MASK == LINE_MODIFIED:
             given = (given & ~STATE_MASK) | LINE_EXCLUSIVE
         hold_level(core, level, line)
-        tag = put_line(cache_of(core, level), bank, line, given, now_of(core, bank, level))
-        evict(cpu, core, level, tag)
+        place, tag = put_line(cache_of(core, level), bank, line, given, now_of(core, bank, level))
+        if level == 0:
+            core.hint[np.int64(line & HINT_MASK)] = place
+        if leaves_traces(core, level, tag):
+            evict(cpu, core, level, tag)
 
 
 @kernel("i64(core_t*, u64)")
 def look_up_line(core, line):
-    """The innermost level that has a line, which is used by that; the number of levels where none has it. Counts."""
-    bank = bank_of(hierarchy_of(core), line)
+    """The innermost level that has a line, which is used by that; the number of levels where none has it. Counts. Fills
+    `core.state`: the state in which the CPU has it for itself, or 0.
+    """
+    bank, core.state = bank_of(hierarchy_of(core), line), U(0)
     for level in range(core.nr_levels):
         cache = cache_of(core, level)
-        at = find_line(cache, line)
+        tags, first = u64.array(cache.tags), set_start(cache, line)
+        at = find_in_set(tags, first, cache.ways, line)
         if at >= 0:
             core.hits[level] += 1
-            use_line(cache, line, at, now_of(core, bank, level))
-            tags = u64.array(cache.tags)
+            use_way(tags, at, first, cache.ways, cache.policy, now_of(core, bank, level))
+            if level == 0:
+                core.hint[np.int64(line & HINT_MASK)] = at
+            if level < core.nr_private:
+                core.state = state_of(tags[at])
             if tags[at] & LINE_PREFETCHED != U(0):
                 core.prefetch_hits += 1
                 tags[at] = tags[at] & ~LINE_PREFETCHED
@@ -255,21 +273,12 @@ def innermost(core, line):
     return core.nr_levels
 
 
-@hot
-def own_state(core, at, line):
-    """The state in which the CPU has the line in its level `at`; 0 where that is not its own."""
-    if at >= core.nr_private:
-        return U(0)
-    cache = cache_of(core, at)
-    return state_of(u64.array(cache.tags)[find_line(cache, line)])
-
-
 @kernel("i64(cpu_t*, core_t*, u64, bool)")
 def access_with_lock(cpu, core, line, write):
     """An access with the bank's lock: the ns that it takes; the level where it hit stands in `core.at`."""
     hierarchy = hierarchy_of(core)
     at = look_up_line(core, line)
-    state, core.at = own_state(core, at, line), at
+    state, core.at = core.state, at
     core.served_ns, core.gone_ns, core.shared = 0, 0, 0
     settled = state >= LINE_EXCLUSIVE or (state == LINE_SHARED and not write)
     if not settled and hierarchy.directory != U(0):
@@ -294,7 +303,7 @@ def access_with_lock(cpu, core, line, write):
     elif state == LINE_MODIFIED:
         state = LINE_EXCLUSIVE  # a level above one that has it dirty
     fill(cpu, core, at, 0, line, state)
-    if state >= LINE_EXCLUSIVE:
+    if state >= LINE_EXCLUSIVE and hierarchy.directory != U(0):
         note_owned(hierarchy, line, True)
     return max(ns, core.gone_ns)
 
@@ -303,14 +312,24 @@ def access_with_lock(cpu, core, line, write):
 def access_line(cpu, core, physical, write):
     """An access that `hit_first_level` has not served: the ns that it takes."""
     hierarchy, line = hierarchy_of(core), physical >> core.line_shift
-    at, core.at = find_line(cache_of(core, 0), line), 0
-    if at >= 0:
-        core.hint[np.int64(line & HINT_MASK)] = at
-        if hit_first_level(core, physical, write):
-            return core.l1_latency_ns
+    core.at = 0
+    if hierarchy.directory != U(0):
+        at = find_line(cache_of(core, 0), line)
+        if at >= 0:
+            core.hint[np.int64(line & HINT_MASK)] = at
+            if hit_first_level(core, physical, write):
+                return core.l1_latency_ns
     lock_bank(hierarchy, line)
     ns = access_with_lock(cpu, core, line, write)
-    at = find_line(cache_of(core, 0), line)
     unlock_bank(hierarchy, line)
-    core.hint[np.int64(line & HINT_MASK)] = max(at, 0)
     return ns
+
+
+@hot
+def ask_for_words(core, physical):
+    """Ask the host for the words that an access to an address will want, if it misses the first level."""
+    hierarchy, line = hierarchy_of(core), physical >> core.line_shift
+    for level in range(1, core.nr_levels):
+        ask_for_set(cache_of(core, level), line)
+    if hierarchy.directory != U(0):
+        prefetch(hierarchy.directory + (line << U(3)))
