@@ -12,7 +12,7 @@ from numaemu.compiler.decorators import hot, kernel
 from numaemu.compiler.pointer import u64
 from numaemu.hardware.cache import LINE_EXCLUSIVE, LINE_PREFETCHED, LINE_SHARED, STRIDE_PAGES
 from numaemu.hardware.coherence import OWNED, copies_of_others, hierarchy_of, lock_bank, note_owned, unlock_bank
-from numaemu.hardware.controller import fetch_line
+from numaemu.hardware.controller import prefetch_line
 from numaemu.hardware.hierarchy import fill, innermost
 from numaemu.spec.cache import PREFETCHERS
 from numaemu.spec.param import PAGE_SHIFT
@@ -35,7 +35,7 @@ def bring_with_lock(cpu, core, line, into):
             return False
         state = LINE_SHARED
     if at == core.nr_levels:
-        fetch_line(cpu, line << core.line_shift, False)
+        prefetch_line(cpu, line << core.line_shift)
     fill(cpu, core, at, into, line, state | LINE_PREFETCHED)
     if state == LINE_EXCLUSIVE and into < core.nr_private:
         note_owned(hierarchy, line, True)
