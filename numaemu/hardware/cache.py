@@ -1,12 +1,13 @@
 """Caches of physical lines: sets, what a set gives up, and the words of a machine that has caches.
 
-A cache holds tags only; what is in memory is always what was stored last. A set lies in one piece, a word of each kind for each way:
+A cache holds tags only; what is in memory is always what was stored last. It lies in one piece: a tag for each way of each set, then the
+words that say what makes room (replacement.py), one for each set, or with AGES one for each way.
 
-    tag | tag | ... | age | age | ...        tag: number of the line << 3 | LINE_PREFETCHED | state, 0: the way is empty
+    tag: number of the line << 3 | LINE_PREFETCHED | state, 0: the way is empty
 
 States, as in MESI: a line that others may have too (SHARED); that no other CPU has (EXCLUSIVE); that memory does not have yet
 (MODIFIED). An exclusive line becomes modified without asking anybody. A cache that CPUs share has lines only SHARED
-or MODIFIED. `lru` keeps in `age` when a way was used last, `plru` and `random` have a word for the set in the first.
+or MODIFIED.
 """
 
 import numpy as np
@@ -15,6 +16,7 @@ from numaemu.compiler.atomic import compare_exchange, exchange, load_acquire
 from numaemu.compiler.decorators import hot, kernel
 from numaemu.compiler.native import prefetch
 from numaemu.compiler.pointer import Struct, i64, u32, u64
+from numaemu.hardware.replacement import WAY_MASK, last_way, next_random, point_away, pointed_at, to_back, to_front
 from numaemu.spec.cache import LEVELS
 
 U = np.uint64
@@ -23,7 +25,7 @@ LINE_SHARED, LINE_EXCLUSIVE, LINE_MODIFIED = U(1), U(2), U(3)
 STATE_MASK = U(3)
 LINE_PREFETCHED = U(4)  # a prefetcher brought it, and no access has asked for it yet
 TAG_SHIFT, FLAGS = U(3), U(7)
-LRU, PLRU, RANDOM = range(3)  # in the order of spec/cache.py
+LRU, PLRU, RANDOM, AGES = range(4)  # in the order of spec/cache.py; AGES: `lru` with more ways than an order holds
 MAX_LEVELS = len(LEVELS)
 HOST_LINE = 64  # bytes
 LINE_HINTS = 4096  # where a line was last seen in the first level: a short cut, checked by the tag
@@ -32,11 +34,12 @@ STRIDE_PAGES = 16  # pages whose strides a CPU's prefetcher follows; assumed
 # A *bank* is the lines whose number has the same low bits: each set of each cache has lines of one bank only, and each bank has a
 # lock. It guards the bank's sets in all caches, and its words of the directory. Nobody takes a second lock while having one.
 #
-# Shared words of cache_t: (the tags and ages that it leads to) the word | its writer | why a reader may trust it.
+# Shared words of cache_t: (the tags and words that it leads to) the word | its writer | why a reader may trust it.
 # - tags of a first level | Its CPU and others, with the bank's lock; its CPU without it, from EXCLUSIVE to MODIFIED. | Only its
 #   CPU brings lines in, and reads without the lock. It compares and exchanges, others exchange: one of them sees the other.
-# - ages of a first level | Its CPU; 0, who takes a line out. | One that is wrong lets another line make room.
-# - tags and ages of the others | Who has the bank's lock. | Readers have it, too.
+# - words of a first level | Its CPU, without the lock; who takes a line out, with it. | Each writes a whole order: one that misses
+#   the other's change lets another line make room.
+# - tags and words of the others | Who has the bank's lock. | Readers have it, too.
 #
 # Shared words of bank_t: the word | its writer | why a reader may trust it.
 # - lock | Who takes it (compare and exchange) and gives it back (release). | What was done with it is seen by the next one.
@@ -44,26 +47,27 @@ STRIDE_PAGES = 16  # pages whose strides a CPU's prefetcher follows; assumed
 # fmt: off
 cache_t = Struct("cache_t", [
     # set at boot
-    ("tags", u64),          # host address of the first set
+    ("tags", u64), ("words", u64),       # host addresses
+    ("order", u64),         # with LRU what its words are combined with (xor), so that 0 is a set that nobody has used
     ("sets", i64), ("mask", u64),        # sets - 1 where that is a power of two, else 0
     ("ways", i64), ("latency_ns", i64), ("policy", i64), ("inclusive", i64), ("level", i64),
     ("private", i64),       # 1: of one CPU
     ("node", i64), ("holder", i64),      # whose it is in the directory
     ("first_core", i64), ("nr_cores", i64),          # the CPUs that share it
-    ("_pad", u64, 3),
+    ("_pad", u64, 1),
 ], nbytes=128)
 
 stride_t = Struct("stride_t", [("page", u64), ("line", i64), ("stride", i64), ("times", i64)], nbytes=32)
 
 core_t = Struct("core_t", [              # a CPU's way to memory
     # set at boot
-    ("l1_tags", u64), ("line_shift", u64), ("l1_ways", i64), ("l1_policy", i64), ("l1_latency_ns", i64),
+    ("l1_tags", u64), ("line_shift", u64), ("l1_latency_ns", i64),
     ("hierarchy", u64), ("nr_levels", i64), ("nr_private", i64),     # levels from the inside that are only its own
     ("level", u64, MAX_LEVELS),          # address of its cache_t of each
     ("holder", i64), ("node", i64), ("own", u64),    # in the directory: its number, the bits of all caches on its way
-    ("prefetchers", u64), ("_pad0", u64),
+    ("prefetchers", u64), ("_pad0", u64, 3),
     # written by this CPU only
-    ("clock", i64),                      # accesses so far, walks' loads too: the age of the first level's lines
+    ("clock", i64),                      # uses of its first level, where that has AGES
     ("hits", i64, MAX_LEVELS), ("misses", i64, MAX_LEVELS), ("write_backs", i64, MAX_LEVELS),
     ("invalidations", i64),              # copies of others that its stores took away
     ("transfers", i64),                  # lines that came from another CPU's caches, where they were dirty
@@ -76,7 +80,9 @@ core_t = Struct("core_t", [              # a CPU's way to memory
 ])
 
 bank_t = Struct("bank_t", [
-    ("lock", u64), ("clock", i64), ("seed", u64),
+    ("lock", u64),
+    ("clock", i64),         # uses of the bank's sets that have AGES
+    ("seed", u64),
     ("nr_held", i64),       # bits that the directory has set for the bank's lines
     ("_pad", u64, 4),
 ], nbytes=64)
@@ -93,10 +99,16 @@ hierarchy_t = Struct("hierarchy_t", [    # set at boot
 
 
 @hot
-def set_start(cache, line):
-    """The word where the set of a line begins."""
+def set_number(cache, line):
+    """The set of a line."""
     number = line & cache.mask if cache.mask != U(0) or cache.sets == 1 else line % U(cache.sets)
-    return np.int64(number) * cache.ways * 2
+    return np.int64(number)
+
+
+@hot
+def set_start(cache, line):
+    """Where the tags of a line's set begin."""
+    return set_number(cache, line) * cache.ways
 
 
 @hot
@@ -126,109 +138,91 @@ def find_line(cache, line):
 
 
 @hot
-def point_away(bits, way, ways):
-    """A tree's bits after a use of a way: each on its path points to the other half. Node n has the children 2n and 2n + 1."""
-    node, half = 1, ways >> 1
-    while half > 0:
-        if way & half != 0:
-            bits &= ~(U(1) << U(node))
-            node = node * 2 + 1
-        else:
-            bits |= U(1) << U(node)
-            node = node * 2
-        half >>= 1
-    return bits
+def now_of(core, bank, level):
+    """The age of a use: the first level goes by its CPU's clock, the others by their bank's."""
+    if level == 0:
+        core.clock += 1
+        return U(core.clock)
+    bank.clock += 1
+    return U(bank.clock)
 
 
 @hot
-def pointed_at(bits, ways):
-    """The way that a tree's bits lead to."""
-    node, way, half = 1, 0, ways >> 1
-    while half > 0:
-        if bits & (U(1) << U(node)) != U(0):
-            way += half
-            node = node * 2 + 1
-        else:
-            node = node * 2
-        half >>= 1
-    return way
+def use_way(core, cache, bank, number, way):
+    """Note that a way of a set is used."""
+    words = u64.array(cache.words)
+    if cache.policy == LRU:
+        order = words[number] ^ cache.order
+        if order & WAY_MASK != U(way):
+            words[number] = to_front(order, way) ^ cache.order
+    elif cache.policy == PLRU:
+        words[number] = point_away(words[number], way, cache.ways)
+    elif cache.policy == AGES:
+        words[number * cache.ways + way] = now_of(core, bank, cache.level)
 
 
 @hot
-def use_way(tags, at, first, ways, policy, now):
-    """Note that the way whose tag stands at `at` is used."""
-    if policy == LRU:
-        tags[at + ways] = U(now)
-    elif policy == PLRU:
-        tags[first + ways] = point_away(tags[first + ways], at - first, ways)
-
-
-@hot
-def next_random(bank):
-    """xorshift64 (Marsaglia, 2003)."""
-    x = bank.seed
-    x ^= x << U(13)
-    x ^= x >> U(7)
-    x ^= x << U(17)
-    bank.seed = x
-    return x
-
-
-@hot
-def oldest_way(tags, first, ways):
-    """The word of the tag that was used longest ago; empty ways have the age 0."""
-    oldest, age = first, tags[first + ways]
-    for at in range(first + 1, first + ways):
-        other = tags[at + ways]
+def oldest_way(words, first, ways):
+    """The way that was used longest ago; empty ways have the age 0."""
+    oldest, age = 0, words[first]
+    for way in range(1, ways):
+        other = words[first + way]
         older = other < age
-        oldest, age = (at if older else oldest), (other if older else age)
+        oldest, age = (way if older else oldest), (other if older else age)
     return oldest
 
 
-@kernel("i64(cache_t*, bank_t*, u64)")
-def choose_by_tree_or_chance(cache, bank, line):
-    """`choose_way` for `plru` and `random`."""
-    tags, first, ways = u64.array(cache.tags), set_start(cache, line), cache.ways
-    for at in range(first, first + ways):
-        if tags[at] == U(0):
-            return at
+@kernel("i64(cache_t*, bank_t*, i64)")
+def choose_among_all(cache, bank, number):
+    """`choose_way` where no order of the set is at hand."""
+    words, tags, first = u64.array(cache.words), u64.array(cache.tags), number * cache.ways
+    if cache.policy == AGES:
+        return oldest_way(words, first, cache.ways)
+    for way in range(cache.ways):
+        if tags[first + way] == U(0):
+            return way
     if cache.policy == PLRU:
-        return first + pointed_at(tags[first + ways], ways)
-    return first + np.int64(next_random(bank) % U(ways))
+        return pointed_at(words[number], cache.ways)
+    bank.seed = next_random(bank.seed)
+    return np.int64(bank.seed % U(cache.ways))
 
 
 @hot
-def choose_way(cache, bank, line, first):
-    """The word of the tag that has to make room for a line: of an empty way if there is one."""
+def choose_way(cache, bank, number):
+    """The way of a set that has to make room: an empty one if there is one."""
     if cache.policy == LRU:
-        return oldest_way(u64.array(cache.tags), first, cache.ways)
-    return choose_by_tree_or_chance(cache, bank, line)
+        return last_way(u64.array(cache.words)[number] ^ cache.order, cache.ways)
+    return choose_among_all(cache, bank, number)
 
 
 @hot
-def put_line(cache, bank, line, flags, now):
-    """Bring a line that is not there into its set: (its word, the tag that made room, or 0).
+def put_line(core, cache, bank, line, flags):
+    """Bring a line that is not there into its set: (where its tag stands, the tag that made room, or 0).
 
     With the bank's lock, and into a CPU's own level by that CPU: nobody else changes the tag meanwhile.
     """
-    tags, first = u64.array(cache.tags), set_start(cache, line)
-    at = choose_way(cache, bank, line, first)
+    tags, number = u64.array(cache.tags), set_number(cache, line)
+    way = choose_way(cache, bank, number)
+    at = number * cache.ways + way
     old = tags[at]
     tags[at] = (line << TAG_SHIFT) | flags
-    use_way(tags, at, first, cache.ways, cache.policy, now)
+    use_way(core, cache, bank, number, way)
     return at, old
 
 
 @kernel("u64(cache_t*, u64)")
 def drop_line(cache, line):
     """Take a line out; its tag as it was, or 0. With the bank's lock."""
-    at = find_line(cache, line)
+    at, words = find_line(cache, line), u64.array(cache.words)
     if at < 0:
         return U(0)
-    tags = u64.array(cache.tags)
+    old, number = exchange(u64.array(cache.tags), at, U(0)), set_number(cache, line)
     if cache.policy == LRU:
-        tags[at + cache.ways] = U(0)
-    return exchange(tags, at, U(0))
+        way = at - number * cache.ways
+        words[number] = to_back(words[number] ^ cache.order, way, cache.ways) ^ cache.order
+    elif cache.policy == AGES:
+        words[at] = U(0)
+    return old
 
 
 @kernel("u64(cache_t*, u64, u64)")
@@ -248,10 +242,12 @@ def set_state(cache, line, state):
 
 @hot
 def ask_for_set(cache, line):
-    """Ask the host for the words of a line's set, which will be wanted soon."""
-    where = cache.tags + U(set_start(cache, line) * 8)
-    for word in range(0, cache.ways * 2, HOST_LINE // 8):
-        prefetch(where + U(word * 8))
+    """Ask the host for the tags and words of a line's set, which will be wanted soon."""
+    number = set_number(cache, line)
+    where = cache.tags + U(number * cache.ways * 8)
+    for tag in range(0, cache.ways, HOST_LINE // 8):
+        prefetch(where + U(tag * 8))
+    prefetch(cache.words + U((number * cache.ways if cache.policy == AGES else number) * 8))
 
 
 @hot

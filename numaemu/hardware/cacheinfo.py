@@ -5,13 +5,13 @@ reads this from the firmware. Runs once, at boot.
 import math
 
 from numaemu.compiler.pointer import i64, u64
-from numaemu.hardware.cache import bank_t, cache_t, core_t, hierarchy_t
+from numaemu.hardware.cache import AGES, LRU, bank_t, cache_t, core_t, hierarchy_t
 from numaemu.hardware.coherence import HOLDER_BITS, IS_CACHE
+from numaemu.hardware.replacement import MAX_ORDERED, first_order
 from numaemu.spec.cache import PREFETCHERS, REPLACEMENTS
 from numaemu.spec.param import PAGE_SIZE
 
 MAX_BANKS = 64  # a lock for each; assumed
-WORDS_PER_WAY = 2  # a tag and an age
 SEED = 0x9E3779B97F4A7C15  # an odd number whose multiples differ in all bits (Knuth's golden ratio)
 
 
@@ -25,12 +25,24 @@ def nr_banks(spec):
     return math.gcd(MAX_BANKS, *(level.sets for level in spec.levels))
 
 
+def words_of(level):
+    """Words for the sets of each cache of a level that say what makes room."""
+    return level.sets * (level.ways if policy_of(level) == AGES else 1)
+
+
+def policy_of(level):
+    """The number of what makes room."""
+    if level.replacement == "lru" and level.ways > MAX_ORDERED:
+        return AGES
+    return REPLACEMENTS.index(level.replacement)
+
+
 def cache_blocks(topology, nr_pages):
     """(name, bytes) of what the caches of a machine need, whose memory has so many pages; nothing where it has none."""
     if topology.cache is None:
         return []
     groups, levels = groups_of(topology), topology.cache.levels
-    words = sum(len(of) * level.sets * level.ways * WORDS_PER_WAY for of, level in zip(groups, levels))
+    words = sum(len(of) * (level.sets * level.ways + words_of(level)) for of, level in zip(groups, levels))
     lines = nr_pages * (PAGE_SIZE // levels[0].line)
     return [
         ("hierarchy", hierarchy_t.nbytes),
@@ -48,7 +60,8 @@ def init_cache(cache, level, spec, cores, node):
     """One cache of a level, which some CPUs share, given by their positions."""
     cache.sets, cache.ways, cache.latency_ns = spec.sets, spec.ways, spec.latency_ns
     cache.mask = spec.sets - 1 if spec.sets & (spec.sets - 1) == 0 else 0
-    cache.policy, cache.inclusive = REPLACEMENTS.index(spec.replacement), spec.inclusive
+    cache.policy, cache.inclusive = policy_of(spec), spec.inclusive
+    cache.order = first_order(spec.ways) if cache.policy == LRU else 0
     cache.level, cache.node, cache.private = level, node, len(cores) == 1 and spec.sharing == "cpu"
     cache.first_core, cache.nr_cores = cores[0], len(cores)
 
@@ -56,8 +69,8 @@ def init_cache(cache, level, spec, cores, node):
 def init_core(core, hierarchy, caches, topology):
     """A CPU's way through its caches, from the inside."""
     spec, first = topology.cache, caches[0]
-    core.l1_tags, core.l1_ways, core.l1_policy = first.tags, first.ways, first.policy
-    core.l1_latency_ns, core.line_shift, core.hierarchy = first.latency_ns, hierarchy.line_shift, hierarchy.address
+    core.l1_tags, core.l1_latency_ns = first.tags, first.latency_ns
+    core.line_shift, core.hierarchy = hierarchy.line_shift, hierarchy.address
     core.nr_levels, core.nr_private = len(caches), sum(cache.private for cache in caches)
     core.node = first.node
     for number, cache in enumerate(caches):
@@ -87,8 +100,8 @@ def init_caches(topology, blocks, cpus):
         for group in groups:
             cache = cache_t.array(blocks["caches"])[len(caches)]
             init_cache(cache, level, spec.levels[level], [place[cpu] for cpu in group], topology.node_of_cpu(group[0]))
-            cache.tags = tags
-            tags += spec.levels[level].sets * spec.levels[level].ways * WORDS_PER_WAY * 8
+            cache.tags, cache.words = tags, tags + cache.sets * cache.ways * 8
+            tags = int(cache.words) + words_of(spec.levels[level]) * 8
             caches.append(cache)
             for cpu in group:
                 ways[cpu].append(cache)

@@ -20,7 +20,6 @@ from numaemu.hardware.cache import (
     LINE_MODIFIED,
     LINE_PREFETCHED,
     LINE_SHARED,
-    LRU,
     STATE_MASK,
     TAG_SHIFT,
     ask_for_set,
@@ -30,7 +29,7 @@ from numaemu.hardware.cache import (
     find_line,
     line_of,
     put_line,
-    set_start,
+    set_number,
     set_state,
     state_of,
     use_way,
@@ -60,16 +59,6 @@ HINT_MASK = U(LINE_HINTS - 1)
 
 
 @hot
-def now_of(core, bank, level):
-    """The age of a use: the first level goes by its CPU's clock, the others by their bank's."""
-    if level == 0:
-        core.clock += 1
-        return core.clock
-    bank.clock += 1
-    return bank.clock
-
-
-@hot
 def hit_first_level(core, physical, write):
     """True if the first level has the line where it was last seen, in a state that serves the access; it is counted then.
 
@@ -86,11 +75,9 @@ def hit_first_level(core, physical, write):
     if write and flags != LINE_MODIFIED:
         if flags == LINE_SHARED or compare_exchange(tags, at, tag, tag | LINE_MODIFIED) != tag:
             return False
-    core.clock += 1
-    if core.l1_policy == LRU:
-        tags[at + core.l1_ways] = U(core.clock)
-    else:
-        use_way(tags, at, at - at % (2 * core.l1_ways), core.l1_ways, core.l1_policy, core.clock)
+    cache = cache_of(core, 0)
+    number = set_number(cache, line)
+    use_way(core, cache, bank_of(hierarchy_of(core), line), number, at - number * cache.ways)
     core.hits[0] += 1
     return True
 
@@ -131,7 +118,7 @@ def take_dirty(core, level, line):
     if set_state(cache, line, LINE_MODIFIED) != U(0):
         return U(0)
     hold_level(core, level, line)
-    return put_line(cache, bank, line, LINE_MODIFIED, now_of(core, bank, level))[1]
+    return put_line(core, cache, bank, line, LINE_MODIFIED)[1]
 
 
 @kernel("void(cpu_t*, core_t*, i64, u64)")
@@ -232,7 +219,7 @@ def fill(cpu, core, at, last, line, flags):
         elif level > 0 and given & STATE_MASK == LINE_MODIFIED:
             given = (given & ~STATE_MASK) | LINE_EXCLUSIVE
         hold_level(core, level, line)
-        place, tag = put_line(cache_of(core, level), bank, line, given, now_of(core, bank, level))
+        place, tag = put_line(core, cache_of(core, level), bank, line, given)
         if level == 0:
             core.hint[np.int64(line & HINT_MASK)] = place
         if leaves_traces(core, level, tag):
@@ -247,11 +234,11 @@ def look_up_line(core, line):
     bank, core.state = bank_of(hierarchy_of(core), line), U(0)
     for level in range(core.nr_levels):
         cache = cache_of(core, level)
-        tags, first = u64.array(cache.tags), set_start(cache, line)
-        at = find_in_set(tags, first, cache.ways, line)
+        tags, number = u64.array(cache.tags), set_number(cache, line)
+        at = find_in_set(tags, number * cache.ways, cache.ways, line)
         if at >= 0:
             core.hits[level] += 1
-            use_way(tags, at, first, cache.ways, cache.policy, now_of(core, bank, level))
+            use_way(core, cache, bank, number, at - number * cache.ways)
             if level == 0:
                 core.hint[np.int64(line & HINT_MASK)] = at
             if level < core.nr_private:

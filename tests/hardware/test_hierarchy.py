@@ -262,7 +262,7 @@ def test_the_audit_sees_a_second_owner(loopback):
 
     def corrupt(hierarchy, core, l1, directory):
         other = core_t.at(loop.cpu(1).caches)
-        put_line(cache_t.at(other.level[0]), bank_of(hierarchy, 7), U(7), U(3), 1)
+        put_line(other, cache_t.at(other.level[0]), bank_of(hierarchy, 7), U(7), U(3))
         hold(hierarchy, other.holder, 7)
 
     assert "is owned there, and another cache has it, too" in broken(loop, corrupt)

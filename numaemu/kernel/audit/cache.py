@@ -64,7 +64,7 @@ def wrong_copy(hierarchy, cache, at):
     """What is wrong with the line whose tag stands at a place of a cache."""
     tag = u64.array(cache.tags)[at]
     line, state = line_of(tag), state_of(tag)
-    if set_start(cache, line) != at - at % (2 * cache.ways):
+    if set_start(cache, line) != at - at % cache.ways:
         return WRONG_SET
     if find_line(cache, line) != at:
         return TWICE
@@ -109,8 +109,8 @@ def validate_caches(hierarchy_address, found):
     found[3] = U(0)
     for number in range(hierarchy.nr_caches):
         cache = cache_t.array(hierarchy.caches)[number]
-        for at in range(cache.sets * cache.ways * 2):
-            if at % (2 * cache.ways) >= cache.ways or u64.array(cache.tags)[at] == U(0):
+        for at in range(cache.sets * cache.ways):
+            if u64.array(cache.tags)[at] == U(0):
                 continue
             line = line_of(u64.array(cache.tags)[at])
             wrong = wrong_copy(hierarchy, cache, at)
