@@ -80,6 +80,7 @@ class Machine(Tree):
     bandwidth_per_node  what each node's memory controller moves, as "200GB/s"; None: there is no limit
     link            dict: bandwidth, links: what links between nodes move, and which there are
     cpu             dict: outstanding: misses of a CPU that may be under way
+    cache           dict: l1d, l2, llc (dicts: size, ways, line, latency_ns, sharing, replacement, inclusive), cache_to_cache, prefetch
     cost            dict of ns that the kernel's work takes, as {"fault_ns": 500}
     kernel          dict of boot options, as {"transparent_hugepage": "always"}
     tiering         a tiering policy (numaemu.tiering): a shipped one's name, the path of a file, or a module

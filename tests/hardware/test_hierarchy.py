@@ -153,6 +153,13 @@ def test_any_short_run_of_four_cpus(accesses, shape):
         loop.close()
 
 
+def test_a_machine_without_caches_has_no_words_for_them(loopback):
+    loop = loopback(**MACHINE)
+    assert not {"hierarchy", "directory", "cache_sets"} & loop.blocks.keys()
+    assert all(loop.cpu(n).caches == 0 and loop.cpu(n).timed == 0 for n in loop.topology.cpus)
+    assert "caches" not in loop.task().counters()
+
+
 def test_a_dirty_line_comes_from_its_owner(loopback):
     loop = loopback(**MACHINE, cache=caches({}) | {"cache_to_cache": [[40, 90], [95, 45]]})
     a, b, far = loop.cpu(0), loop.cpu(1), loop.cpu(2)
