@@ -386,6 +386,12 @@ class Machine(Tree):
         """
         return HeatMap(self, task, interval_ns, addr, nbytes, piece)
 
+    def latency_matrix(self):
+        """What one load takes, in ns, measured by chains of pointers: an array, the CPU's node by the memory's; nan where there is none."""
+        from numaemu.api.latency import latency_matrix  # with compiled code, which other drivers do not load
+
+        return latency_matrix(self)
+
     # -- files
 
     def create_file(self, path, content, seed=None):

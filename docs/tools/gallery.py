@@ -31,6 +31,7 @@ MOST_LINES = 110  # of one picture; what follows is left out, and said to be
 OPTIONS = {"anti_fragmentation": "--memory-per-node 512MiB"}
 SECTIONS = {
     "Placement and NUMA": "first_touch policies interleave_vs_bind node_overflow migration latency stream_triad",
+    "Time": "cache_staircase false_sharing stream_knee loaded_latency migration_bandwidth",
     "Pages that follow their users": "following_pages hash_join memory_tiers wandering_hot_set tier_pingpong",
     "Translation": "page_fault_life pointer_chase page_table_cost shootdown_storm huge_pages gigantic_pages",
     "Reclaim and swap": "kswapd_watermarks swappiness_sweep swap_thrash thrashing zram_ratio oom_victim page_cache",

@@ -102,7 +102,7 @@ class LazyGroup(click.Group):
 
 @click.group(
     cls=LazyGroup,
-    later=("bench", "compare", "compile", "conform", "diff", "export", "fuzz", "replay", "shell", "sweep"),
+    later=("bench", "compare", "compile", "conform", "diff", "export", "fuzz", "mlc", "replay", "shell", "sweep"),
     context_settings={"help_option_names": ["-h", "--help"]},
     invoke_without_command=True,
 )

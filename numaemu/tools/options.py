@@ -54,12 +54,16 @@ def topology_of(options, source=None):
     )
 
 
-@contextlib.contextmanager
 def booted(options):
     """A machine of such options, booted, with the usual progress on stderr."""
+    return booted_as(topology_of(options))
+
+
+@contextlib.contextmanager
+def booted_as(topology):
+    """A machine of this topology, likewise."""
     from numaemu.tools import cli
 
-    topology = topology_of(options)
     with Progress(quiet=not sys.stderr.isatty()) as progress:
         machine = cli.boot(topology, progress)
     with machine:

@@ -28,6 +28,12 @@ PRESETS = {  # name: (nodes, CPUs, bytes, set of distances, set of latencies)
     "three-tier": (3, 4, 1792 * MiB, {10, 20, 60}, {80, 250, 1200}),
     "eight-socket": (8, 32, 8 * GiB, {10, 21, 31}, {80, 140, 220}),
     "x86-32": (1, 2, 2 * GiB, {10}, {80}),
+    "epyc-nps4": (4, 32, 192 * GiB, {10, 12}, {105, 106, 107, 113, 114, 115, 116, 118, 119}),
+    "grace-hopper": (2, 72, 576 * GiB, {10, 80}, {207, 799}),
+    "ice-lake": (2, 72, 256 * GiB, {10, 21}, {89, 143}),
+    "knights-landing": (2, 64, 112 * GiB, {10, 31}, {147, 176}),
+    "superdome-flex": (8, 224, 3072 * GiB, {10, 16, 50}, {81, 131, 350}),
+    "xeon-cxl": (3, 64, 640 * GiB, {10, 21, 31}, {130, 231, 238, 266, 369}),
 }
 
 KNOWN_PAGING = "must be " + " or ".join(map(repr, FORMATS))
