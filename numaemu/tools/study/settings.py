@@ -7,7 +7,7 @@ import re
 import shlex
 
 from numaemu.errors import ConfigError
-from numaemu.spec.machine_file import KNOWN_SYSCTLS
+from numaemu.spec.machine_file import KNOWN_SYSCTLS, LOCKSTEP_KEYS
 from numaemu.spec.machine_file import TABLES as KEYS_OF
 from numaemu.spec.topology import load_topology
 from numaemu.spec.units import nearest, shown
@@ -22,12 +22,13 @@ MACHINE = (
     "movablecore",
     "kernelcore",
     "low_memory",
+    *LOCKSTEP_KEYS,
 )
 TABLES = tuple(
     table for table in KEYS_OF if table != "sysctl"
 )  # of a machine file: kernel.transparent_hugepage is no sysctl
 TIERING = "numaemu.tiering"  # the same as kernel.tiering
-WHOLE = ("nodes", "cpus_per_node", "memory_only_nodes", "seed")
+WHOLE = ("nodes", "cpus_per_node", "memory_only_nodes", "seed", "quantum_ns", "schedule_seed")
 
 
 def value_of(key, text):
