@@ -4,6 +4,8 @@ Loads of a thread do not depend on each other, so as many are under way as the C
 lines from a common begin to a common end; bandwidth is the sum over the threads.
 """
 
+from typing import Any
+
 import numba
 import numpy as np
 
@@ -132,7 +134,8 @@ def measure_all(task, shape, places, wanted, delays):
     """Everything but idle latencies; `shape`: {node: (its CPUs, True if it has memory)}."""
     cpus = [cpu for numbers, _ in shape.values() for cpu in numbers]
     memory = [node for node, (_, has) in shape.items() if has]
-    bench, found = Bench(task, cpus, memory, places), {}
+    bench = Bench(task, cpus, memory, places)
+    found: dict[str, Any] = {}
     local = {cpu: node if has else memory[0] for node, (numbers, has) in shape.items() for cpu in numbers}
     if "peak" in wanted:
         found["peak_bandwidth_mbs"] = {name: bench.rate(local, mix) for name, mix in MIXES.items()}
