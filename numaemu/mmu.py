@@ -307,12 +307,19 @@ def refill(cpu, address, access):
     return tlb_walk(cpu, address, access, slot, slot2)
 
 
+@hot
+def timed_slot(cpu, address, access):
+    """Where the hint leads on a CPU whose accesses are timed, or -1."""
+    slot = np.int64(cpu.l1_hint[L1_HINTS + np.int64((address >> U(PAGE_SHIFT)) & U(L1_HINTS - 1))])
+    return slot if cpu.l1[slot].tag == tag_of(cpu, address, 0, access) and allows(cpu.l1[slot], access) else -1
+
+
 @kernel("i64(cpu_t*, u64, u64)")
 def tlb_refill(cpu, address, access):
     """Behind an L1 miss (or a store to a page not yet dirty): search both levels, walk; an L1 slot, or -1: fault."""
     if cpu.timed != U(0):  # no access has looked at the hint
-        slot = np.int64(cpu.l1_hint[L1_HINTS + np.int64((address >> U(PAGE_SHIFT)) & U(L1_HINTS - 1))])
-        if cpu.l1[slot].tag == tag_of(cpu, address, 0, access) and allows(cpu.l1[slot], access):
+        slot = timed_slot(cpu, address, access)
+        if slot >= 0:
             return slot
     if access == READ:
         return refill(cpu, address, READ)

@@ -18,7 +18,7 @@ from numaemu.hardware.controller import begin_overlap, end_overlap
 from numaemu.hardware.paging import PAGE_MASK
 from numaemu.hardware.processor import EXEC, KERNEL_READ, KERNEL_WRITE, NODE_MASK, READ, TAG_VALID, WRITE, cpu_t
 from numaemu.hardware.timing import timed_access, timed_rest
-from numaemu.mmu import allows, tag_of, tlb_refill
+from numaemu.mmu import allows, tag_of, timed_slot, tlb_refill
 from numaemu.spec.param import L1_HINTS, PAGE_SHIFT, PAGE_SIZE
 
 U = np.uint64
@@ -54,6 +54,11 @@ def rest_of_page(address):
 @kernel("i64(cpu_t*, u64, u64)")
 def translate_slow(cpu, address, access):
     """The L1 slot of `address` behind a missed hint: TLBs, walk, page fault, retry; -1 where the kernel says no."""
+    if cpu.timed != U(0):  # nobody has looked at the hint yet
+        slot = timed_slot(cpu, address, access)
+        if slot >= 0:
+            timed_access(cpu, slot, address, access)
+            return slot
     while True:
         serve_event(cpu)
         slot = tlb_refill(cpu, address, access)

@@ -37,17 +37,18 @@ END_OF_PATH = 0xFFFF
 # fmt: off
 server_t = Struct("server_t", [
     ("line_ps", f64),           # what a line takes; 0: there is no limit
+    ("lines_per_ps", f64),
     ("ring", u64),              # u64[ring_words]
-], nbytes=16)
+], nbytes=24)
 
 # What a CPU has had from each server; written by that CPU only.
 passage_t = Struct("passage_t", [
     ("lines", i64),             # moved
-    ("requests", i64),          # for one line or for many at once
-    ("queued_ps", i64),         # what they have waited
+    ("moves", i64), ("moved", i64),      # requests for many lines at once, and these lines
+    ("queued_ps", i64),         # what requests have waited, for one line or many
     ("late", i64),              # of these requests, those whose time the server had forgotten
     ("late_until_ps", i64),     # until when late ones of this CPU keep it busy
-    ("_pad", i64, 3),
+    ("_pad", i64, 2),
 ], nbytes=64)
 
 # Set at boot, read by all.
@@ -56,6 +57,7 @@ rates_t = Struct("rates_t", [
     ("nr_servers", i64),
     ("lap_shift", u64),         # log2 of ring_words
     ("ring_mask", i64),         # ring_words - 1
+    ("shared", i64),            # 1: CPUs run at the same time; 0: in lockstep
     ("servers", u64),           # server_t[nr_servers]
     ("paths", u64),             # u16[nr_nodes][nr_nodes][MAX_HOPS]: the servers from node to node, END_OF_PATH ends; 0: no links
 ])
@@ -120,6 +122,9 @@ def take_slot(rates, server, first):
     place = number & rates.ring_mask
     word = load_acquire(ring, place)
     if word >> U(32) == U(number) >> rates.lap_shift and word & bit == U(0):
+        if rates.shared == 0:
+            ring[place] = word | bit
+            return first
         if compare_exchange(ring, place, word, word | bit) == word:
             return first
     return find_slot(rates, server, first)
@@ -163,16 +168,23 @@ def take_slots(rates, server, first, lines):
 
 
 @hot
+def slot_at(server, now_ps):
+    """The slot of a time. Half a ps more, so that rounding never makes it the slot before."""
+    return np.int64((now_ps + 0.5) * server.lines_per_ps)
+
+
+@hot
 def pass_line(cpu, number, now_ps):
     """A line for a CPU comes to a server at a time: the ps that it waits there."""
     rates = rates_of(cpu)
     server, passage = server_t.array(rates.servers)[number], passage_of(cpu, number)
     passage.lines += 1
-    passage.requests += 1
     if server.line_ps == 0.0:
         return 0
-    first = np.int64(now_ps / server.line_ps)
+    first = slot_at(server, now_ps)
     slot = take_slot(rates, server, first)
+    if slot == first:
+        return 0
     if slot == LATE:
         passage.late += 1
         begin = max(now_ps, passage.late_until_ps)
@@ -190,11 +202,12 @@ def pass_lines(cpu, number, now_ps, lines):
     rates = rates_of(cpu)
     server, passage = server_t.array(rates.servers)[number], passage_of(cpu, number)
     passage.lines += lines
-    passage.requests += 1
+    passage.moved += lines
+    passage.moves += 1
     if server.line_ps == 0.0:
         return 0
     alone_ps = np.int64(lines * server.line_ps)
-    first = np.int64(now_ps / server.line_ps)
+    first = slot_at(server, now_ps)
     last = take_slots(rates, server, first, lines)
     if last == LATE:
         passage.late += 1

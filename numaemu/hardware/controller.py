@@ -176,7 +176,7 @@ def key_of(physical, write):
     return key | U(1) if write else key
 
 
-@kernel("i64(cpu_t*, u64, bool)")
+@hot
 def use_line(cpu, physical, write):
     """An access of a CPU without caches: the ns that it waits, if they are not charged here."""
     key = key_of(physical, write)
@@ -188,21 +188,33 @@ def use_line(cpu, physical, write):
     return fetch(cpu, physical, write)
 
 
-@kernel("i64(cpu_t*, u64)")
-def use_table_line(cpu, physical):
-    """A load of a page walk: likewise. In a vector operation it is the begin of a chain."""
-    key, cost = key_of(physical, False), KEPT_PS
-    if not is_kept(cpu, key, WALKS):
-        keep(cpu, key, WALKS, 1)
-        if cpu.overlap == 0 or cpu.outstanding == 1:
-            return fetch(cpu, physical, False)
-        node, begin = home_node(cpu, physical), now_ps(cpu) + cpu.chain_ps
-        cost = cpu.latency_ns[node] * PS + wait_on_way(cpu, node, False, begin)
+@hot
+def charge_chain(cpu, ps):
+    """A load of a page walk takes so long. In a vector operation it is the begin of a chain."""
     if cpu.overlap != 0:
-        cpu.chain_ps += cost
+        cpu.chain_ps += ps
     else:
-        cpu.memory_ps += cost
+        cpu.memory_ps += ps
+
+
+@kernel("i64(cpu_t*, u64)")
+def fetch_table_line(cpu, physical):
+    """A line of a page table that is not at hand: the ns that the CPU waits, if they are not charged here."""
+    keep(cpu, key_of(physical, False), WALKS, 1)
+    if cpu.overlap == 0 or cpu.outstanding == 1:
+        return fetch(cpu, physical, False)
+    node, begin = home_node(cpu, physical), now_ps(cpu) + cpu.chain_ps
+    charge_chain(cpu, cpu.latency_ns[node] * PS + wait_on_way(cpu, node, False, begin))
     return 0
+
+
+@hot
+def use_table_line(cpu, physical):
+    """A load of a page walk of a CPU without caches."""
+    if is_kept(cpu, key_of(physical, False), WALKS):
+        charge_chain(cpu, KEPT_PS)
+    else:
+        cpu.memory_ns += fetch_table_line(cpu, physical)
 
 
 # -- what is moved by the page -------------------------------------------------------------------------------------

@@ -63,17 +63,24 @@ def timed_line(cpu, physical, write):
 
 
 @kernel("void(cpu_t*, u64)")
-def timed_walk(cpu, physical):
-    """One load of a page walk: what it waits for. In a vector operation it is the begin of a chain (controller.py)."""
-    if cpu.keeps_lines != U(0):
-        cpu.memory_ns += use_table_line(cpu, physical)
-    elif cpu.overlap == 0 or cpu.outstanding == 1:
+def timed_walk_cached(cpu, physical):
+    """timed_walk where there are caches."""
+    if cpu.overlap == 0 or cpu.outstanding == 1:
         timed_line(cpu, physical, False)
     else:
         ns, ps, cpu.overlap = cpu.memory_ns, cpu.memory_ps, 0
         timed_line(cpu, physical, False)
         cpu.chain_ps += (cpu.memory_ns - ns) * PS + cpu.memory_ps - ps
         cpu.memory_ns, cpu.memory_ps, cpu.overlap = ns, ps, 1
+
+
+@hot
+def timed_walk(cpu, physical):
+    """One load of a page walk: what it waits for. In a vector operation it is the begin of a chain (controller.py)."""
+    if cpu.keeps_lines != U(0):
+        use_table_line(cpu, physical)
+    else:
+        timed_walk_cached(cpu, physical)
 
 
 @hot

@@ -68,11 +68,12 @@ def init_servers(topology, blocks):
     rates, words = rates_t.at(blocks["rates"]), ring_words(topology)
     servers = servers_of(topology)
     rates.nr_nodes, rates.nr_servers, rates.lap_shift = topology.nr_nodes, len(servers), words.bit_length() - 1
-    rates.ring_mask = words - 1
+    rates.ring_mask, rates.shared = words - 1, int(not topology.lockstep)
     rates.servers = blocks["rate_servers"]
     for i, (_, rate) in enumerate(servers):
         server = server_t.array(rates.servers)[i]
         server.line_ps = LINE_BYTES * PS_PER_S / rate if rate is not None else 0.0
+        server.lines_per_ps = 1 / server.line_ps if rate is not None else 0.0
         server.ring = blocks["rate_rings"] + i * words * 8
     if topology.rates.links:
         rates.paths = blocks["rate_paths"]

@@ -5,7 +5,7 @@ from numaemu.hardware.processor import cpu_t
 from numaemu.kernel.core.rates import servers_of
 
 PS = 1000  # in a ns
-COUNTED = ("lines", "requests", "queued_ps", "late")
+COUNTED = ("lines", "moves", "moved", "queued_ps", "late")
 
 
 def server_figures(machine, topology):
@@ -21,7 +21,7 @@ def server_figures(machine, topology):
                 "limit_bytes_per_s": rate,
                 "bytes": moved["lines"] * LINE_BYTES,
                 "busy_ns": moved["lines"] * LINE_BYTES * 10**9 // rate if rate else 0,
-                "requests": moved["requests"],
+                "requests": moved["lines"] - moved["moved"] + moved["moves"],
                 "queued_ns": moved["queued_ps"] // PS,
                 "late_requests": moved["late"],
             }
