@@ -14,7 +14,7 @@ from numaemu.compiler.decorators import entry, hot, kernel
 from numaemu.compiler.native import call_address, clear_bytes, copy_bytes
 from numaemu.compiler.pointer import bits_of, f32, f64, i32, i64, u8, u16, u32, u64, value_of
 from numaemu.errors import KernelBug, SegmentationFault
-from numaemu.hardware.controller import begin_overlap, end_overlap
+from numaemu.hardware.controller import begin_overlap, drain, end_overlap
 from numaemu.hardware.paging import PAGE_MASK
 from numaemu.hardware.processor import EXEC, KERNEL_READ, KERNEL_WRITE, NODE_MASK, READ, TAG_VALID, WRITE, cpu_t
 from numaemu.hardware.timing import timed_access, timed_rest
@@ -312,6 +312,7 @@ def word_to_change(cpu, address):
     """The word at an aligned virtual address, for an instruction that locks the bus: it counts as one store."""
     address = U(address)
     slot = look_up(cpu, address, PAGE_MASK, True)
+    drain(cpu)
     return i64.array(place_of(count_access(cpu, slot, True, 1), address))
 
 

@@ -27,6 +27,17 @@ def parse_interval(value, what, where):
     return parse_int(value, what, where, MIN_INTERVAL_NS, MAX_INTERVAL_NS, " ns")
 
 
+def cache_totals(cpus):
+    """Hits and misses of each level, of all CPUs."""
+    totals: dict[str, dict[str, int]] = {}
+    for cpu in cpus:
+        for name, level in cpu["caches"]["levels"].items():
+            total = totals.setdefault(name, {"hits": 0, "misses": 0})
+            for key in total:
+                total[key] += level[key]
+    return totals
+
+
 def sample_of(stats):
     """One sample, as plain numbers: totals since boot, so that differences of two are rates."""
     sample = {
@@ -36,8 +47,8 @@ def sample_of(stats):
     }
     if "servers" in stats:
         sample["servers"] = {server["server"]: {key: server[key] for key in SERVER} for server in stats["servers"]}
-    if "caches" in stats:
-        sample["caches"] = stats["caches"]
+    if "caches" in stats["cpus"][0]:
+        sample["caches"] = cache_totals(stats["cpus"])
     return sample
 
 
@@ -48,6 +59,9 @@ def rates_between(samples):
         seconds = (after["ns"] - before["ns"]) / 1e9
         row = {"ms": after["ns"] / 1e6} | {f"free_pages_node{n}": pages for n, pages in enumerate(after["free_pages"])}
         row |= {name: after[name] - before[name] for name in COUNTERS}
+        for name, level in after.get("caches", {}).items():
+            hits, misses = (level[key] - before["caches"][name][key] for key in ("hits", "misses"))
+            row[f"hits % {name}"] = 100 * hits / (hits + misses) if hits + misses else 0.0
         for name, server in after.get("servers", {}).items():
             row[f"GB/s {name}"] = (server["bytes"] - before["servers"][name]["bytes"]) / seconds / 1e9
         rows.append(row)

@@ -6,7 +6,8 @@ A line that a CPU fetches costs the latency of the pair, its node and the line's
 
     a load              until the line is there
     a store             nothing but a place among the lines under way; with `outstanding` = 1 it is as a load
-    a vector operation  likewise, and behind its last access until all that it has loaded is there
+    a locked word       until all that is under way is there
+    a vector operation  as stores, and behind its last access until all that it has loaded is there
 
 The walk before an access of a vector operation and the access are one chain: it takes one place, and its lines come one behind
 the other.
@@ -148,6 +149,22 @@ def end_overlap(cpu):
         late = cpu.loaded_ps - now_ps(cpu)
         charge_wait(cpu, cpu.chain_ps + max(late, 0))
         cpu.chain_ps = 0
+
+
+@kernel("void(cpu_t*)")
+def wait_for_all(cpu):
+    """Nothing of the CPU is under way any more."""
+    last = 0
+    for i in range(cpu.outstanding):
+        last = max(last, cpu.under_way_ps[i])
+    charge_wait(cpu, max(last - now_ps(cpu), 0))
+
+
+@hot
+def drain(cpu):
+    """An instruction that locks the bus waits until its own line is there, and all stores before it are done."""
+    if cpu.outstanding > 1:
+        wait_for_all(cpu)
 
 
 # -- without caches: a line that a CPU has just used need not come again -----------------------------------------

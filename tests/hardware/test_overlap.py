@@ -4,10 +4,11 @@ import numba
 import numpy as np
 import pytest
 
-from numaemu import MPOL_BIND, O_CREAT, O_RDWR, load_f64, load_many_f64, load_u64, work
+from numaemu import MPOL_BIND, O_CREAT, O_RDWR, load_f64, load_many_f64, load_u64, work, xadd_i64
 from numaemu.hardware.bandwidth import passage_t
 from numaemu.hardware.controller import now_ps
 from numaemu.kernel.core.rates import servers_of
+from numaemu.kernel.fs.sysfs.stats import cpu_figures
 from numaemu.mmu import clock_ns
 from numaemu.spec.param import PAGE_SIZE
 
@@ -107,6 +108,17 @@ def test_stores_wait_for_a_place_only(loopback):
     assert took(cpu, task.store, first_words(address, 4), np.uint64(1)) == 0
     assert took(cpu, task.store, first_words(address + 1024, 4), np.uint64(1)) == LOCAL * 1000
     assert took(cpu, task.load, address + 2048) == 2 * LOCAL * 1000  # places are free when the stores are done
+
+
+def test_a_locked_word_waits_for_all_stores(loopback):
+    loop = loopback(**MACHINE, cpu={"outstanding": 8})
+    task, cpu = loop.task(), loop.cpu(0)
+    address = page(task, 0)
+    task.store(first_words(address, 4), np.uint64(1))
+    task.work(30)
+    assert took(cpu, xadd_i64, cpu, address + 1024, 1) == LOCAL * 1000  # its own line is the last to come
+    task.store(first_words(address + 2048, 4), np.uint64(1))
+    assert took(cpu, xadd_i64, cpu, address + 1024, 1) == LOCAL * 1000
 
 
 def test_words_of_a_line_are_one_transfer(loopback):
@@ -231,3 +243,56 @@ def test_load_many_overlaps_what_a_loop_of_loads_does_not(loopback):
     assert took(cpu, task.call, gather, first_words(address, 24), values) == 2 * LOCAL * 1000
     address = page(task, 0)
     assert took(cpu, task.call, one_by_one, first_words(address, 24), values) == 24 * LOCAL * 1000
+
+
+CACHES = {
+    "l1d": {"size": "4KiB", "ways": 8, "latency_ns": 1},
+    "llc": {"size": "64KiB", "ways": 16, "latency_ns": 20, "sharing": "node"},
+    "cache_to_cache": 60,
+}
+
+
+def cached(loopback, outstanding):
+    """A machine with caches and rates, and a mapping of 16 pages that the last level has."""
+    loop = loopback(
+        **MACHINE, cache=CACHES, cpu={"outstanding": outstanding}, bandwidth_per_node="10TB/s", walk_cache=16
+    )
+    task, cpu = loop.task(), loop.cpu(0)
+    address = task.mmap(8 * PAGE_SIZE).touch().addr
+    for _ in range(2):
+        task.load(first_words(address, 8 * LINES))
+    return loop, task, cpu, address
+
+
+@pytest.mark.parametrize("outstanding, ns", [(1, 12 * 20), (4, 3 * 20), (12, 20)])
+def test_what_outer_caches_have_overlaps_as_misses_do(loopback, outstanding, ns):
+    loop, task, cpu, address = cached(loopback, outstanding)
+    before = lines(loop)["node 0"]
+    assert took(cpu, task.load, first_words(address + 7 * PAGE_SIZE, 12)) <= 12 * 1000  # the first level has them
+    task.work(1000)
+    assert took(cpu, task.load, first_words(address, 12)) == pytest.approx(ns * 1000, abs=3000)
+    assert lines(loop)["node 0"] == before
+
+    def chase():
+        for word in first_words(address + PAGE_SIZE, 12):
+            load_u64(cpu, word)
+
+    task.load(address + PAGE_SIZE + 2048)  # its translation
+    task.work(1000)
+    assert took(cpu, chase) == 12 * 20 * 1000
+
+
+def test_caches_move_what_they_miss_and_what_they_write_back(loopback):
+    loop, task, cpu, _ = cached(loopback, 12)
+    address = task.mmap(64 * PAGE_SIZE).touch().addr
+    task.load(first_words(address, 64 * LINES))
+    before, figures = (
+        lines(loop)["node 0"],
+        cpu_figures(loop.machine, 0, loop.topology.cache)["caches"]["levels"]["llc"],
+    )
+    task.store(first_words(address, 64 * LINES), np.uint64(1))
+    task.load(first_words(address, 64 * LINES))
+    after = cpu_figures(loop.machine, 0, loop.topology.cache)["caches"]["levels"]["llc"]
+    moved = {key: after[key] - figures[key] for key in ("misses", "write_backs")}
+    assert moved["write_backs"] >= 48 * LINES and moved["misses"] >= 2 * 48 * LINES
+    assert lines(loop)["node 0"] - before == moved["misses"] + moved["write_backs"]

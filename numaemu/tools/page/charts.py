@@ -112,6 +112,18 @@ def traffic(samples):
     return Chart("Bandwidth", text, lines(rows, "MB per emulated s, all CPUs", "what"))
 
 
+def servers(samples):
+    """What memory controllers and links have moved; those that moved nothing are left out."""
+    moved = [name for name, nbytes in samples[-1]["servers"].items() if nbytes > samples[0]["servers"][name]]
+    rows = [
+        {"ms": ms(after), "value": (after["servers"][name] - before["servers"][name]) / (ms(after) - ms(before)) / 1e6, "what": name}
+        for before, after in zip(samples, samples[1:])
+        for name in moved
+    ]  # fmt: skip
+    text = "Lines that each memory controller, and each link between nodes, has moved: loads, stores, copies of pages, disks."
+    return Chart("Controllers and links", text, lines(rows, "GB per emulated s", "what")) if rows else None
+
+
 def fragmentation(samples):
     """The share of each node's free memory in blocks of each order, over time."""
     alt, rows = altair(), []
@@ -214,7 +226,7 @@ def tasks_memory(tasks):
 
 def all_charts(run, samples, tasks):
     """The charts of a run that have something to show."""
-    over_time = [free_memory(samples), rates(samples), traffic(samples)] if len(samples) > 1 else []
+    over_time = [free_memory(samples), rates(samples), traffic(samples), servers(samples)] if len(samples) > 1 else []
     found = [
         *over_time,
         access_matrix(run),

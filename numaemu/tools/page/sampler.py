@@ -65,6 +65,7 @@ def look(machine):
         "counters": {name: stats["vmstat"].get(name, 0) for name in COUNTERS},
         "local": sum(cpu["local_accesses"] for cpu in stats["cpus"]),
         "remote": sum(cpu["remote_accesses"] for cpu in stats["cpus"]),
+        "servers": {server["server"]: server["bytes"] for server in stats.get("servers", ())},
         "blocks": free_blocks(machine),
         "tasks": tasks_memory(machine, stats["tasks"]),
     }
