@@ -28,7 +28,11 @@ U = np.uint64
 PS = 1000  # in a ns
 KEPT_PS = 250  # an access to a line that is at hand: four a ns; assumed
 LONG_PS = 1_000_000  # a wait after which a CPU looks at once whether its turn is over
-DATA, WALKS = 0, KEPT_LINES  # where they begin
+DATA, TABLES, LOWEST = (
+    0,
+    KEPT_LINES,
+    2 * KEPT_LINES,
+)  # where lines at hand begin: of data, of upper and lowest page tables
 
 
 @hot
@@ -180,8 +184,9 @@ def is_kept(cpu, key, begin):
 
 
 @hot
-def keep(cpu, key, begin, which):
+def keep(cpu, key, begin):
     """Have a line at hand, in the place of the one that came first."""
+    which = begin // KEPT_LINES
     cpu.kept[begin + cpu.kept_next[which]] = key
     cpu.kept_next[which] = (cpu.kept_next[which] + 1) & (KEPT_LINES - 1)
 
@@ -201,7 +206,7 @@ def use_line(cpu, physical, write):
         cpu.memory_ps += KEPT_PS + cpu.chain_ps
         cpu.chain_ps = 0
         return 0
-    keep(cpu, key, DATA, 0)
+    keep(cpu, key, DATA)
     return fetch(cpu, physical, write)
 
 
@@ -214,24 +219,26 @@ def charge_chain(cpu, ps):
         cpu.memory_ps += ps
 
 
-@kernel("i64(cpu_t*, u64)")
-def fetch_table_line(cpu, physical):
+@kernel("i64(cpu_t*, u64, i64)")
+def fetch_table_line(cpu, physical, begin):
     """A line of a page table that is not at hand: the ns that the CPU waits, if they are not charged here."""
-    keep(cpu, key_of(physical, False), WALKS, 1)
+    keep(cpu, key_of(physical, False), begin)
     if cpu.overlap == 0 or cpu.outstanding == 1:
         return fetch(cpu, physical, False)
-    node, begin = home_node(cpu, physical), now_ps(cpu) + cpu.chain_ps
-    charge_chain(cpu, cpu.latency_ns[node] * PS + wait_on_way(cpu, node, False, begin))
+    node = home_node(cpu, physical)
+    waited = wait_on_way(cpu, node, False, now_ps(cpu) + cpu.chain_ps)
+    charge_chain(cpu, cpu.latency_ns[node] * PS + waited)
     return 0
 
 
 @hot
-def use_table_line(cpu, physical):
-    """A load of a page walk of a CPU without caches."""
-    if is_kept(cpu, key_of(physical, False), WALKS):
+def use_table_line(cpu, physical, lowest):
+    """A load of a page walk of a CPU without caches, from a lowest table or one above."""
+    begin = LOWEST if lowest else TABLES
+    if is_kept(cpu, key_of(physical, False), begin):
         charge_chain(cpu, KEPT_PS)
     else:
-        cpu.memory_ns += fetch_table_line(cpu, physical)
+        cpu.memory_ns += fetch_table_line(cpu, physical, begin)
 
 
 # -- what is moved by the page -------------------------------------------------------------------------------------

@@ -155,7 +155,8 @@ cpu_t = Struct("cpu_t", [
     ("memory_ps", i64),         # emulated time of accesses, beside `memory_ns`
     ("overlap", i64), ("loaded_ps", i64), ("chain_ps", i64),         # of the vector operation that goes on
     ("under_way_ps", i64, MAX_OUTSTANDING),        # when each of the last lines is there
-    ("kept", u64, 2 * KEPT_LINES), ("kept_next", i64, 2),      # (line + 1) << 1 | stored to
+    # lines at hand: of data, of upper page tables, of lowest ones; (line + 1) << 1 | stored to
+    ("kept", u64, 3 * KEPT_LINES), ("kept_next", i64, 3), ("_pad4", u64, 7),
 ])
 # fmt: on
 

@@ -75,10 +75,10 @@ def timed_walk_cached(cpu, physical):
 
 
 @hot
-def timed_walk(cpu, physical):
+def timed_walk(cpu, physical, lowest):
     """One load of a page walk: what it waits for. In a vector operation it is the begin of a chain (controller.py)."""
     if cpu.keeps_lines != U(0):
-        use_table_line(cpu, physical)
+        use_table_line(cpu, physical, lowest)
     else:
         timed_walk_cached(cpu, physical)
 

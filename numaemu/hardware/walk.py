@@ -74,11 +74,11 @@ def walk_cache_fill(cpu, address, up, table, rights):
 
 
 @hot
-def count_walk_load(cpu, where):
-    """One load of the walk, charged where the entry lies."""
+def count_walk_load(cpu, where, lowest):
+    """One load of the walk, charged where the entry lies: in a lowest table, or above."""
     cpu.walk_loads[u8.array(cpu.block_node)[np.int64((where - cpu.memory) >> U(21))]] += 1
     if cpu.timed != U(0):
-        timed_walk(cpu, where - cpu.memory)
+        timed_walk(cpu, where - cpu.memory, lowest)
 
 
 @hot
@@ -113,7 +113,7 @@ def walk_down(cpu, address, access, foreign):
             shift = PTE_SHIFT + ((cpu.walk_cache[known].tag & ~PAGE_MASK) - U(1)) * bits
     while True:
         where = next_where(cpu, table, address, shift, foreign)
-        count_walk_load(cpu, where)
+        count_walk_load(cpu, where, shift == PTE_SHIFT)
         entry = load_entry(where, foreign)
         if entry & needed != needed:
             return U(0)

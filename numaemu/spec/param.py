@@ -28,7 +28,7 @@ L2_HINTS = 8192  # likewise for the L2 TLB
 TABLE_HINTS = 256  # where the lowest page table of a region was last seen, for prefetching
 L1_VIEWS = 16  # 4 KiB pages of huge TLB entries that accesses find at once
 WALK_CACHE_MAX = 64  # largest page-walk cache
-KEPT_LINES = 8  # a power of 2: that a CPU without caches has at hand, of data and of page tables each; assumed
+KEPT_LINES = 8  # a power of 2: at hand on a CPU without caches, of each kind; assumed
 MAX_OUTSTANDING = 128  # misses of one CPU under way
 NR_ASIDS = 7  # address-space ids of a CPU, 1 to 6, as Linux uses PCIDs (TLB_NR_DYN_ASIDS)
 

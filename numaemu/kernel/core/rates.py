@@ -11,7 +11,7 @@ PS_PER_S = 10**12
 QUANTA = 8  # of lockstep that a server remembers at least: a CPU is ahead by one, and by what one operation takes
 FREE_NS = 20_000_000  # likewise where all run freely: how far their clocks may be apart; docs/guides/time.md
 LEAST_WORDS, MOST_WORDS = 1 << 12, 1 << 20  # of a server's ring
-MOST_BYTES = 1 << 28  # of all rings
+MOST_BYTES = 1 << 27  # of all rings
 
 
 def servers_of(topology):
