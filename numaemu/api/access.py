@@ -53,7 +53,9 @@ def rest_of_page(address):
 
 @kernel("i64(cpu_t*, u64, u64)")
 def translate_slow(cpu, address, access):
-    """The L1 slot of `address` behind a missed hint: TLBs, walk, page fault, retry; -1 where the kernel says no."""
+    """The L1 slot of `address` behind a missed hint: TLBs, walk, page fault, retry; -1 where the kernel says no. The
+    caller has served what is due before the access.
+    """
     if cpu.timed != U(0):  # nobody has looked at the hint yet
         slot = timed_slot(cpu, address, access)
         if slot >= 0:

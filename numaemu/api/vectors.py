@@ -147,6 +147,7 @@ def nr_missed(cpu):
 @hot
 def look_up_timed(cpu, addresses, i, n, access):
     """look_up_in_vector where each access is timed: none finds its page by the hint."""
+    serve_event(cpu)
     walks, missed = cpu.walks, nr_missed(cpu)
     slot = translate_slow(cpu, addresses[i], access)
     if slot < 0:
