@@ -59,10 +59,15 @@ def prefetch_frame(cpu, address):
 def prefetch_timed(cpu, address):
     """Likewise, and for what the caches will look at then."""
     place = expected_place(cpu, address)
-    if place != U(0):
-        prefetch(place)
-        if cpu.caches != U(0):
-            ask_for_words(core_t.at(cpu.caches), place - cpu.memory)
+    if place == U(0):
+        return
+    prefetch(place)
+    if cpu.caches != U(0):
+        ask_for_words(core_t.at(cpu.caches), place - cpu.memory)
+        hint = cpu.table_hint[np.int64((address >> U(21)) & U(TABLE_HINTS - 1))]
+        if hint.table != U(0):  # the walk will load its entry there
+            entry = hint.table + (((address >> U(PAGE_SHIFT)) & U(511)) << U(3))
+            ask_for_words(core_t.at(cpu.caches), entry - cpu.memory)
 
 
 @hot
