@@ -8,7 +8,8 @@ import pytest
 
 from numaemu import Machine
 
-FOLDER = pathlib.Path(__file__).parents[2] / "workloads"
+ROOT = pathlib.Path(__file__).parents[2]
+FOLDER = ROOT / "workloads"
 
 
 @pytest.fixture
@@ -74,6 +75,24 @@ def test_pages_that_move_take_bandwidth_from_a_stream(run):
     assert streams == sorted(streams, reverse=True) and moved == sorted(moved) and moved[0] == 0
     assert streams[-1] < streams[0] / 2
     assert all(a + b <= 10 for a, b in zip(streams, moved))
+
+
+def test_what_others_have_measured_is_on_the_page_and_near(monkeypatch):
+    """The table is of a run of docs.tools.published; what a load takes under full load may differ more."""
+    monkeypatch.syspath_prepend(str(ROOT))
+    from docs.tools.published import FIGURES, PAGE
+
+    rows = [
+        [cell.strip() for cell in line.split("|")[1:-1]] for line in PAGE.read_text().splitlines() if line[:2] == "| "
+    ]
+    found = {(row[0], row[1]): row for row in rows if len(row) == 6}
+    for preset, figures in FIGURES.items():
+        for what, _, unit, published, source in figures:
+            _, _, theirs, ours, difference, who = found[f"`{preset}`", what]
+            assert (theirs, who) == (f"{published:g} {unit}", source)
+            percent = 100 * (float(ours.split()[0]) / published - 1)
+            assert float(difference.split()[0]) == pytest.approx(percent, abs=0.1)
+            assert abs(percent) < (20 if "full load" in what else 10), (preset, what)
 
 
 @pytest.mark.parametrize(
