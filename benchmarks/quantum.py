@@ -6,7 +6,6 @@ Of each experiment it says which figures of its result differ, and by how much a
 """
 
 import importlib.util
-import pathlib
 import sys
 
 from numaemu.spec.machine_file import DEFAULT_QUANTUM_NS
@@ -14,26 +13,32 @@ from numaemu.tools import shipped
 from numaemu.tools.study.figures import columns, run_with
 
 
-def states_lockstep(path):
-    """True for an experiment that runs in lockstep by itself."""
-    spec = importlib.util.spec_from_file_location(f"looked_at_{path.stem}", path)
+def module_of(name):
+    """An experiment's module."""
+    spec = importlib.util.spec_from_file_location(f"looked_at_{name}", shipped.find(name))
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    return getattr(module, "LOCKSTEP", False)
+    return module
+
+
+def quantum_of(module):
+    """The quantum that an experiment states, or the default."""
+    stated = getattr(module, "MACHINE", None)
+    return stated.get("quantum_ns", DEFAULT_QUANTUM_NS) if isinstance(stated, dict) else DEFAULT_QUANTUM_NS
 
 
 def compared(name):
     """(how many figures the result has, {figure: (with the quantum, with half of it)} of those that differ)"""
-    results = []
-    for quantum in (DEFAULT_QUANTUM_NS, DEFAULT_QUANTUM_NS // 2):
-        run = run_with(name, {"quantum_ns": quantum, "seed": 0}, lockstep=True)
+    results, quantum = [], quantum_of(module_of(name))
+    for quantum_ns in (quantum, quantum // 2):
+        run = run_with(name, {"quantum_ns": quantum_ns, "seed": 0}, lockstep=True)
         results.append(columns("result", run["result"]))
     return len(results[0]), {key: (a, results[1].get(key)) for key, a in results[0].items() if a != results[1].get(key)}
 
 
 def main(names):
     """A line for each experiment."""
-    for name in names or [name for name in shipped.names() if states_lockstep(pathlib.Path(shipped.find(name)))]:
+    for name in names or [name for name in shipped.names() if getattr(module_of(name), "LOCKSTEP", False)]:
         number, different = compared(name)
         worst = max(
             (abs(b - a) / max(abs(a), abs(b)) for a, b in different.values() if isinstance(a, (int, float))),
