@@ -130,6 +130,13 @@ def write_back_line(cpu, physical):
     wait_on_way(cpu, home_node(cpu, physical), True, now_ps(cpu))
 
 
+@kernel("void(cpu_t*, i64)")
+def hand_over_line(cpu, node):
+    """A line comes from the caches of another CPU, of a node: the CPU waits at the links on its way beyond `cache_to_cache`."""
+    if cpu.rates != U(0) and node != cpu.node:
+        charge_wait(cpu, pass_path(cpu, node, cpu.node, now_ps(cpu)))
+
+
 @kernel("void(cpu_t*, u64)")
 def prefetch_line(cpu, physical):
     """A line comes that nobody waits for."""

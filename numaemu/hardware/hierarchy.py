@@ -52,7 +52,7 @@ from numaemu.hardware.coherence import (
     note_owned,
     unlock_bank,
 )
-from numaemu.hardware.controller import fetch_line, write_back_line
+from numaemu.hardware.controller import fetch_line, hand_over_line, write_back_line
 
 U = np.uint64
 HINT_MASK = U(LINE_HINTS - 1)
@@ -164,6 +164,7 @@ def ask_holder(cpu, core, holder, line, write):
     if state == LINE_MODIFIED and core.served_ns == 0:
         core.served_ns = ns
         core.transfers += 1
+        hand_over_line(cpu, node_of_holder(hierarchy, holder))
         if not write:
             write_back_shared(cpu, core, holder, line)
     if write:

@@ -15,6 +15,7 @@ from numaemu.errors import MachineCheck
 from numaemu.hardware.cache import cache_t, core_t, drop_line, find_line, hierarchy_t, put_line
 from numaemu.hardware.cacheinfo import nr_banks
 from numaemu.hardware.coherence import HOLDER_BITS, OWNED, bank_of, hold
+from numaemu.hardware.controller import now_ps
 from numaemu.hardware.timing import timed_line
 from numaemu.kernel.audit.cache import audit_caches
 
@@ -174,6 +175,19 @@ def test_a_dirty_line_comes_from_its_owner(loopback):
     assert (
         counts_of(far)["transfers"] == 2 and counts_of(a)["invalidations"] == 3
     )  # of CPU 1, CPU 2, and its last level
+
+
+def test_a_dirty_line_of_another_node_takes_its_turn_on_the_link(loopback):
+    slow = {"link": {"bandwidth": "100MB/s"}}  # 640 ns a line
+    loop = loopback(**MACHINE, **slow, cache=caches({"l2": None, "llc": None}) | {"cache_to_cache": 60})
+    near, same, far = loop.cpu(0), loop.cpu(1), loop.cpu(2)
+    for cpu, wanted_ns in ((same, 8 * 60), (far, 7 * 640 + 60)):
+        for line in range(8):
+            access(near, line, True)
+        begin = now_ps(cpu)
+        for line in range(8):
+            timed_line(cpu, line * 64, False)
+        assert wanted_ns <= (now_ps(cpu) - begin) / 1000 <= wanted_ns + 640 * (cpu is far)
 
 
 def test_false_sharing_costs_what_true_sharing_does(loopback):
