@@ -296,3 +296,23 @@ def test_caches_move_what_they_miss_and_what_they_write_back(loopback):
     moved = {key: after[key] - figures[key] for key in ("misses", "write_backs")}
     assert moved["write_backs"] >= 48 * LINES and moved["misses"] >= 2 * 48 * LINES
     assert lines(loop)["node 0"] - before == moved["misses"] + moved["write_backs"]
+
+
+@pytest.mark.parametrize("more", [{"bandwidth_per_node": "20GB/s"}, {"cpu": {"outstanding": 4}}, {"cache": CACHES}])
+def test_what_is_due_in_the_middle_of_a_vector_is_done_there(loopback, more):
+    """A shootdown, or the end of a quantum: before the access at which it is due, on whatever page."""
+    loop = loopback(**MACHINE, **more)
+    task, cpu = loop.task(), loop.cpu(0)
+    address = task.mmap(4 * PAGE_SIZE).touch().addr
+    served = []
+
+    def serve(_cpu, _b, _c):
+        served.append(cpu.tick)
+        cpu.event_at = cpu.tick + 100
+        return 0
+
+    usual, cpu.on_event = cpu.on_event, loop._callback(serve)
+    cpu.event_at = begin = cpu.tick + 7
+    task.load(first_words(address, 4 * LINES))
+    cpu.on_event = usual
+    assert served == [begin, begin + 100, begin + 200]
