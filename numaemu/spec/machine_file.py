@@ -70,9 +70,9 @@ DEFAULT_COST = {  # ns
     "fault_ns": 500,  # entry, handling and return of a page fault; assumed
     "clear_page_ns": 150,  # zeroing one page; assumed
     "copy_page_ns": 300,  # copying one page; assumed
-    "syscall_ns": 100,  # entry and return of a system call; assumed
+    "syscall_ns": 100,  # entry and return of a system call (gms.tf/on-the-costs-of-syscalls.html: 78 to 592)
     "shootdown_ns": 1000,  # the initiator of a shootdown: entering its lists, waiting; assumed
-    "shootdown_target_ns": 500,  # the initiator, for each CPU that it interrupts (Kumar et al., Latr, ASPLOS 2018)
+    "shootdown_target_ns": 500,  # the initiator, for each CPU that it interrupts; assumed
     "ipi_ns": 1000,  # a CPU that answers a shootdown, without the flush; assumed
     "flush_page_ns": 100,  # one page out of a TLB (INVLPG; arch/x86/mm/tlb.c)
     "flush_all_ns": 50,  # all of a TLB (a write to CR3; Molnar, linux-mm, June 2015)
