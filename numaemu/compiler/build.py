@@ -14,6 +14,7 @@ import os
 import pathlib
 
 import numba
+from numba.core import caching
 from numba.core.caching import InTreeCacheLocator, IPythonCacheLocator, UserProvidedCacheLocator, UserWideCacheLocator
 
 from numaemu.compiler.stamp import sources_of_compiled_code
@@ -90,6 +91,17 @@ class IPython(_PackageStamp, IPythonCacheLocator):
     pass
 
 
+class Index(caching.IndexDataCacheFile):
+    """What a cache holds. One that names what is gone, a struct for instance, is of another version of the package: it holds nothing."""
+
+    def _load_index(self):
+        try:
+            return super()._load_index()
+        except (AttributeError, ImportError, KeyError):
+            return {}
+
+
+caching.IndexDataCacheFile = Index
 numba.config.CACHE_LOCATOR_CLASSES = ",".join(
     f"{__name__}.{cls.__name__}" for cls in (OfDriver, UserProvided, InTree, UserWide, IPython)
 )

@@ -1,6 +1,7 @@
 """The compile cache: a change of any file that compiled code comes from is noticed, no change is a hit."""
 
 import os
+import pickle
 import re
 import subprocess
 import sys
@@ -72,6 +73,19 @@ def test_the_debug_build_keeps_a_cache_of_its_own(package):
     assert run(package) == (3, 0)
     assert run(package, NUMAEMU_DEBUG="1") == (3, 0)
     assert run(package) == run(package, NUMAEMU_DEBUG="1") == (3, 1)
+
+
+@pytest.mark.skipif(not JIT, reason="there is no cache without compiled code")
+def test_a_cache_that_names_what_is_gone_holds_nothing(package):
+    """As one of an older version of the package, whose structs had other names or places."""
+    assert run(package) == (3, 0)
+    (index,) = package.rglob("user.user-*.nbi")
+    with open(index, "rb") as file:
+        version = pickle.load(file)
+    for gone in (b"cnumaemu.compiler.pointer\n_gone\n.", b"cnumaemu.compiler.gone\nname\n."):
+        index.write_bytes(pickle.dumps(version) + gone)
+        assert run(package) == (3, 0)
+    assert run(package) == (3, 1)
 
 
 def test_in_each_file_what_is_called_is_declared_before():
