@@ -614,7 +614,8 @@ def test_lumpy_reclaim_writes_what_compaction_moves():
         assert moved["pages moved"] > 1000 and moved["pages reclaimed"] <= moved["written to swap"] < 100
         assert lumpy["refaults"] == lumpy["read back from swap"] > 1000 > 100 > moved["refaults"]
         assert (
-            lumpy["us per block"] > 4 * moved["us per block"] and lumpy["ms to read all"] > 2 * moved["ms to read all"]
+            lumpy["us per block"] > 2.5 * moved["us per block"]
+            and lumpy["ms to read all"] > 2 * moved["ms to read all"]
         )
 
 
@@ -698,7 +699,7 @@ def test_a_large_eden_promotes_nothing(uma, capsys):
 
 
 def test_a_collector_that_walks_a_swapped_heap_thrashes():
-    with Machine(nodes=1, cpus_per_node=1, memory_per_node="32MiB") as machine:
+    with Machine(nodes=1, cpus_per_node=1, memory_per_node="32MiB", lockstep=True) as machine:
         table = run("gc_swap", machine)
         machine.check()
     faults = {name: row["major faults"] for name, row in table.items()}
