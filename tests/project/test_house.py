@@ -1,6 +1,7 @@
 """Rules of the house that a linter does not know: docstrings, functions that fit a screen, Linux's names for pages."""
 
 import ast
+import collections
 import functools
 import pathlib
 
@@ -76,6 +77,12 @@ def breaches(rule, folder=""):
 def too_long(tree):
     """Functions that do not fit a screen."""
     return [f"line {f.lineno}: {f.name}, {length(f)} lines" for f, _ in functions(tree) if length(f) > LONG]
+
+
+def test_files_of_tests_have_names_of_their_own():
+    """pytest imports them by name alone, whatever room they lie in: of two with one name the second is not run."""
+    names = collections.Counter(path.name for path in pathlib.Path(__file__).parents[1].rglob("*.py"))
+    assert [name for name, number in names.items() if number > 1 and name != "__init__.py"] == []
 
 
 def test_every_file_says_what_it_is():
