@@ -20,6 +20,7 @@ round already is *late*: the server has forgotten that time. Then its CPU is onl
 import numpy as np
 
 from numaemu.compiler.atomic import compare_exchange, load_acquire
+from numaemu.compiler.bits import highest_bit, lowest_bit
 from numaemu.compiler.decorators import hot, kernel
 from numaemu.compiler.pointer import Struct, f64, i64, u16, u64
 from numaemu.hardware.processor import cpu_t  # noqa: F401  (the type in signatures)
@@ -85,12 +86,6 @@ def popcount(bits):
 
 
 @hot
-def lowest(bits):
-    """The lowest bit of a word that has some."""
-    return bits & (~bits + U(1))
-
-
-@hot
 def from_slot(slot):
     """The slots of a word from one on."""
     return (ALL_TAKEN << U(slot & (SLOTS - 1))) & ALL_TAKEN
@@ -110,9 +105,9 @@ def find_slot(rates, server, first):
         if free == U(0):
             number, wanted = number + 1, ALL_TAKEN
             continue
-        bit = lowest(free)
-        if compare_exchange(ring, place, word, (lap << U(32)) | taken | bit) == word:
-            return number * SLOTS + popcount(bit - U(1))
+        slot = lowest_bit(free)
+        if compare_exchange(ring, place, word, (lap << U(32)) | taken | (U(1) << U(slot))) == word:
+            return number * SLOTS + slot
 
 
 @hot
@@ -137,7 +132,7 @@ def first_of(free, n):
         return free
     some = U(0)
     for _ in range(n):
-        some |= lowest(free & ~some)
+        some |= U(1) << U(lowest_bit(free & ~some))
     return some
 
 
@@ -159,11 +154,7 @@ def take_slots(rates, server, first, lines):
             continue
         begun, lines = begun or some != U(0), lines - popcount(some)
         if lines == 0:
-            last = U(0)
-            while some != U(0):
-                last = lowest(some)
-                some &= ~last
-            return number * SLOTS + popcount(last - U(1))
+            return number * SLOTS + highest_bit(some)
         number, wanted = number + 1, ALL_TAKEN
 
 
