@@ -1,6 +1,6 @@
 """Values as tables: what a workload has returned, and the figures of a machine. A summary prints them, a notebook shows them.
 
-`blocks` takes a value apart. Whoever shows a block decides how wide it may be (tools/layout.py, `html` below).
+`blocks` takes a value apart. Whoever shows a block decides how wide it may be (tools/summary/layout.py, `html` below).
 """
 
 import dataclasses

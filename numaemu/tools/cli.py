@@ -27,11 +27,12 @@ from numaemu.host import where
 from numaemu.spec.machine_file import KEYWORDS
 from numaemu.spec.topology import list_presets, load_topology
 from numaemu.spec.units import check_table
-from numaemu.tools import report, shipped
+from numaemu.tools import shipped
 from numaemu.tools.options import check_writable, machine_options, topology_of, write_json
 from numaemu.tools.page import html as page
 from numaemu.tools.page.sampler import Sampler
-from numaemu.tools.progress import Progress
+from numaemu.tools.summary import report
+from numaemu.tools.summary.progress import Progress
 
 DONE, RAISED, USAGE, MACHINE_DIED, INTERRUPTED = 0, 1, 2, 3, 130
 MAX_TIMEOUT = threading.TIMEOUT_MAX / 2
@@ -431,7 +432,7 @@ def replay_traces(traces, kinds, options, machine, json_path):
     A TRACE is a file of the public malloc lab (.rep), or what ltrace or mtrace has written. The exit status is 1 if a kind
     has lost a byte, run out of memory or left a heap that does not check.
     """
-    from numaemu.tools.malloc_traces import play_all, print_rows
+    from numaemu.tools.traces.malloc import play_all, print_rows
 
     check_writable(json_path)
     given = {} if machine else {"nodes": 1, "cpus_per_node": 1, "memory_per_node": "512MiB"}

@@ -12,8 +12,8 @@ import click
 from numaemu.errors import ConfigError
 from numaemu.spec.topology import load_topology
 from numaemu.spec.units import shown
-from numaemu.tools import report
-from numaemu.tools.progress import Progress
+from numaemu.tools.summary import report
+from numaemu.tools.summary.progress import Progress
 
 _MACHINE = (
     click.option("--machine", metavar="NAME|FILE.toml", help="A preset (see 'machine list') or a machine file."),

@@ -12,8 +12,9 @@ import pytest
 from rich.console import Console
 
 from numaemu.spec.topology import load_topology
-from numaemu.tools import notes, report, shipped
-from numaemu.tools.progress import Progress, live_line
+from numaemu.tools import shipped
+from numaemu.tools.summary import notes, report
+from numaemu.tools.summary.progress import Progress, live_line
 
 pytestmark = pytest.mark.interpreted
 

@@ -3,9 +3,9 @@
 import click
 
 import numaemu
-from numaemu.tools import report
 from numaemu.tools.options import check_writable, write_json
-from numaemu.tools.progress import Progress
+from numaemu.tools.summary import report
+from numaemu.tools.summary.progress import Progress
 
 
 @click.command("bench")

@@ -5,8 +5,8 @@ import sys
 import click
 
 from numaemu.errors import ConfigError
-from numaemu.tools import report
-from numaemu.tools.progress import Progress
+from numaemu.tools.summary import report
+from numaemu.tools.summary.progress import Progress
 
 
 @click.command("compile")

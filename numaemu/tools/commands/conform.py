@@ -3,7 +3,7 @@
 import click
 
 from numaemu.tools.options import check_writable
-from numaemu.tools.progress import Progress
+from numaemu.tools.summary.progress import Progress
 
 
 @click.command("conform")

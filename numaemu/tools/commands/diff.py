@@ -20,9 +20,9 @@ def command(workload, args, a_text, b_text, json_path, quiet):
     Every counter that differs is shown, and the first event at which the runs part. A setting is one of a machine's options, a
     sysctl, 'seed', or args.NAME for an option of the workload; ARGS reach both runs.
     """
-    from numaemu.tools.progress import Progress
     from numaemu.tools.study import settings, whatif
     from numaemu.tools.study.figures import OWN, check_workload
+    from numaemu.tools.summary.progress import Progress
 
     check_writable(json_path)
     path = check_workload(workload)

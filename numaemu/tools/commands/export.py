@@ -4,8 +4,8 @@ import pathlib
 
 import click
 
-from numaemu.tools import report
 from numaemu.tools.options import booted, machine_options
+from numaemu.tools.summary import report
 from numaemu.windows.export import prepare
 
 

@@ -44,11 +44,12 @@ def command(workload, args, runs, depth, seed, jobs, limit, minimize, replay, qu
     A run fails if main(machine) raises, if it does not end, or if the machine's audit finds something. The first failure ends
     the search; it is told with one command that repeats it. The exit status is 1 then.
     """
-    from numaemu.tools import cli, report
+    from numaemu.tools import cli
     from numaemu.tools.options import topology_of
-    from numaemu.tools.progress import Progress
     from numaemu.tools.study import fuzz
     from numaemu.tools.study.figures import check_workload, workload_of
+    from numaemu.tools.summary import report
+    from numaemu.tools.summary.progress import Progress
 
     path = check_workload(workload)
     with workload_of(path, args) as (module, _):

@@ -61,9 +61,10 @@ def command(trace, kind, policy, threads, no_fetches, against, json_path, verbos
 
 def play(trace, kind, plans, fetches, shown):
     """Replay under each plan, print summaries and the comparison: the figures of each."""
-    from numaemu.tools import cli, report
-    from numaemu.tools.progress import Progress
+    from numaemu.tools import cli
     from numaemu.tools.study.compare import print_comparison
+    from numaemu.tools.summary import report
+    from numaemu.tools.summary.progress import Progress
     from numaemu.tools.traces import replay
 
     policies = {name: replay.parse_policy(own["policy"]) for name, own, _ in plans}

@@ -34,10 +34,10 @@ def command(workload, args, vary, points, out, repeat, seed, jobs, scheduler, re
     A key is one of a machine's options, a sysctl, 'seed', or args.NAME for an option of the workload; ARGS reach every run. What is
     done is not done again: FILE.runs beside the table remembers it. The exit status is 1 if a run has failed.
     """
-    from numaemu.tools import report
-    from numaemu.tools.progress import Progress
     from numaemu.tools.study import sweep
     from numaemu.tools.study.figures import check_workload
+    from numaemu.tools.summary import report
+    from numaemu.tools.summary.progress import Progress
 
     if bool(vary) == bool(points):
         raise click.UsageError("sweep: say --vary or --points" + (", not both" if vary else ""))

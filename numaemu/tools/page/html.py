@@ -8,8 +8,9 @@ from numaemu.api.tables import html_of, jsonable
 from numaemu.errors import ConfigError
 from numaemu.host.extras import need
 from numaemu.spec.topology import Topology
-from numaemu.tools import drawing, report
+from numaemu.tools import drawing
 from numaemu.tools.page.charts import all_charts
+from numaemu.tools.summary import report
 
 STYLE = """
 :root { color-scheme: light }

@@ -5,7 +5,7 @@ import os
 
 from numaemu.api.tables import Table
 from numaemu.errors import ConfigError
-from numaemu.tools import report
+from numaemu.tools.summary import report
 
 MOST_BYTES = 256 << 20  # of the JSON of a run
 MOST_COUNTERS = 40  # of vmstat that are shown, those that differ most first
@@ -86,7 +86,7 @@ def counters(names, runs):
 
 def print_comparison(names, runs, console=None):
     """The table of runs, and their counters."""
-    from numaemu.tools.layout import new_console, print_blocks
+    from numaemu.tools.summary.layout import new_console, print_blocks
 
     console = console or new_console()
     blocks = [table(names, runs)]

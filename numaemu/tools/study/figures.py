@@ -92,8 +92,8 @@ def measured(module, topology, name, seed, watchers=()):
 
 def flattened(run):
     """A run as a row."""
-    from numaemu.tools.report import jsonable
     from numaemu.tools.study.compare import measures
+    from numaemu.tools.summary.report import jsonable
 
     names = {key: key.replace("%", "pct").strip().replace(" ", "_") for key in measures(run)}
     row = {names[key]: value for key, value in measures(run).items()} | {

@@ -5,10 +5,10 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from numaemu.api.tables import Table
-from numaemu.tools import report
-from numaemu.tools.layout import new_console, print_blocks
 from numaemu.tools.study.compare import measures, ratio, shown
 from numaemu.tools.study.figures import run_with
+from numaemu.tools.summary import report
+from numaemu.tools.summary.layout import new_console, print_blocks
 from numaemu.tools.tracing.collector import Collector
 from numaemu.tools.tracing.ftrace import line
 

@@ -6,9 +6,9 @@ import threading
 import time
 
 from numaemu.compiler.foreman import FIRST_TIME
-from numaemu.tools.layout import new_console
-from numaemu.tools.numbers import count, duration
-from numaemu.tools.report import accesses
+from numaemu.tools.summary.layout import new_console
+from numaemu.tools.summary.numbers import count, duration
+from numaemu.tools.summary.report import accesses
 
 COMPILING_S = 3.0  # after that long without a new function, nothing is being compiled
 BAR = 24  # characters

@@ -5,7 +5,7 @@ from numaemu.malloc.kinds import KINDS
 from numaemu.malloc.replay import replay
 from numaemu.malloc.trace import read_trace
 from numaemu.spec.units import decimal, shown
-from numaemu.tools import report
+from numaemu.tools.summary import report
 
 
 def play_all(paths, kinds, settings, boot, say):

@@ -13,10 +13,10 @@ from numaemu.api.failure import failure_text
 from numaemu.api.tables import Table, blocks, cell, jsonable  # noqa: F401  (for those who have a report)
 from numaemu.host import shm
 from numaemu.spec.units import format_size, parse_size
-from numaemu.tools import notes
-from numaemu.tools.cache_table import cache_table
-from numaemu.tools.layout import fitted, new_console, new_table, print_blocks, text_width
-from numaemu.tools.numbers import ALL, busiest, count, dimmed, duration, percent
+from numaemu.tools.summary import notes
+from numaemu.tools.summary.cache_table import cache_table
+from numaemu.tools.summary.layout import fitted, new_console, new_table, print_blocks, text_width
+from numaemu.tools.summary.numbers import ALL, busiest, count, dimmed, duration, percent
 
 MAX_ROWS = 16  # CPUs, and nodes of the access matrix, that a summary shows
 MAX_COLUMNS = 8  # memory nodes of the access matrix: what 80 columns hold

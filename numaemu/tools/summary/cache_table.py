@@ -1,8 +1,8 @@
 """The table of the CPUs' caches in a summary."""
 
 from numaemu.api.tables import Table
-from numaemu.tools.layout import fitted
-from numaemu.tools.numbers import busiest, count, dimmed, percent
+from numaemu.tools.summary.layout import fitted
+from numaemu.tools.summary.numbers import busiest, count, dimmed, percent
 
 
 def cache_table(cpus, width, most):
