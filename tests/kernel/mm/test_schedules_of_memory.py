@@ -9,14 +9,16 @@ import random
 
 import numpy as np
 import pytest
-from schedules import Stage, explore
+from schedules import Exploration, Failed, Stage, explore, spoil
 
 from numaemu import BusError, SegmentationFault
 from numaemu.api.allocators import KmemCache
 from numaemu.compiler.build import JIT
+from numaemu.compiler.pointer import address_of
 from numaemu.hardware.processor import cpu_t
 from numaemu.kernel.core.smp import MSG_DRAIN_ALL, request
 from numaemu.kernel.include.gfp import GFP_KERNEL
+from numaemu.kernel.mm.huge.khugepaged import khugepaged_do_scan, khugepaged_look
 from numaemu.kernel.mm.migrate.compact_control import COMPACT_ALL, MIGRATE_SYNC, compact_control_of
 from numaemu.kernel.mm.migrate.compaction import init_control, migrate_isolated, place_scanners, release_freepages
 from numaemu.kernel.mm.migrate.migrate import batch_of
@@ -46,6 +48,7 @@ pytestmark = [
     pytest.mark.skipif(JIT, reason="a compiled function cannot be held up in its middle"),
 ]
 PAGE, HUGE = 4096, 2 << 20
+THP = "/sys/kernel/mm/transparent_hugepage"
 SEEDS = range(8)
 
 
@@ -123,10 +126,20 @@ class Memory:
         assert read.tolist() == self.values[pages].tolist()
 
 
+class Part:
+    """Pages of a mapping, as a mapping."""
+
+    def __init__(self, addr, addresses):
+        self.addr, self.pages = addr, lambda: addresses
+
+
 def refused(function, *args):
     """The access is refused."""
-    with pytest.raises(SegmentationFault):
+    try:
         function(*args)
+    except SegmentationFault:
+        return
+    raise AssertionError("the access is not refused")
 
 
 def munmap(stage, task, memory, area):
@@ -416,7 +429,7 @@ def test_khugepaged_while_a_thread_faults(stage):
     pages = start + np.arange(6, dtype=np.uint64) * np.uint64(PAGE)
     task.madvise(start, HUGE, MADV_NOHUGEPAGE)
     task.store(pages[:4], np.arange(1, 5, dtype=np.uint8))
-    machine.write("/sys/kernel/mm/transparent_hugepage/enabled", "always")
+    machine.write(f"{THP}/enabled", "always")
     thread = task.clone(cpu=1)
 
     def program(stage):
@@ -439,6 +452,84 @@ def test_khugepaged_while_a_thread_faults(stage):
 
     explore(machine, program, range(10), audit=False)
     assert any(collapsed)
+
+
+def scan(stage):
+    """khugepaged looks at every address space, in node 0's context."""
+    khugepaged_do_scan(cpu_t.at(stage.context()), 1 << 16)
+
+
+def looked_at(machine, change, collapsed):
+    """(task, program): a task changes the first pages of what khugepaged makes one huge page of, its thread uses two others there."""
+    task = machine.task()
+    around = task.mmap(2 * HUGE)
+    start = -(-around.addr // HUGE) * HUGE
+    pages = start + np.arange(6, dtype=np.uint64) * np.uint64(PAGE)
+    task.madvise(start, HUGE, MADV_NOHUGEPAGE)
+    task.store(pages, np.array([11, 12, 13, 14, 21, 22], np.uint8))
+    machine.write(f"{THP}/khugepaged/max_ptes_none", "0")  # khugepaged is woken, and is not to find anything yet
+    machine.write(f"{THP}/enabled", "always")
+    task.madvise(start, HUGE, MADV_HUGEPAGE)
+    machine.write(f"{THP}/khugepaged/max_ptes_none", "511")
+    area, apart, machine.start = Part(start, pages[:4]), Part(start + 4 * PAGE, pages[4:]), start
+    if change is exit:
+        machine.child = task.fork(cpu=0)
+    thread = task.clone(cpu=1)
+
+    def program(stage):
+        memory, others = Memory(task, area, [11, 12, 13, 14]), Memory(thread, apart, [21, 22])
+
+        def use():
+            for value in (30, 31):
+                others.check()
+                others.store(slice(value % 2, value % 2 + 1), value)
+
+        def look():
+            memory.check()
+            others.check()
+            collapsed.append(int(stage.machine.khugepaged_pages_collapsed))
+
+        contexts = {"khugepaged": lambda: scan(stage), "change": lambda: change(stage, task, memory, area), "use": use}
+        return contexts, look
+
+    return task, program
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_a_change_of_an_address_space_that_khugepaged_looks_at(stage, change):
+    machine, collapsed = stage(swap=False, memory_per_node="16MiB"), []
+    explore(machine, looked_at(machine, change, collapsed)[1], range(4), kthreads=False)
+    assert any(collapsed)
+
+
+ORDERS = 8  # seeds of schedules; the first of them show the fault
+
+
+def cut_off(stage, task, memory, area):
+    task.munmap(area.addr, 2 * PAGE)
+
+
+def unmapped_between(machine):
+    """munmap against khugepaged's scan; others may run where the lock of the address space is taken and given back."""
+    task, program = looked_at(machine, cut_off, [])
+    lock = int(address_of(machine.mm(task), "mmap_lock"))
+
+    def without_use(stage):
+        contexts, _ = program(stage)
+        del contexts["use"]
+        return contexts, lambda: refused(task.load, [machine.start])
+
+    return Exploration(machine, without_use, kthreads=False, audit=False, visible=[lock])
+
+
+def test_khugepaged_looks_again_when_it_has_the_lock(stage):
+    unmapped_between(stage(swap=False, memory_per_node="16MiB")).seeds(range(ORDERS))
+
+
+def test_a_missing_second_look_of_khugepaged_is_found(stage, monkeypatch):
+    spoil(monkeypatch, khugepaged_look, ("if next_suitable(cpu, mm_number, at) == at:", "if True:"))
+    with pytest.raises(Failed):
+        unmapped_between(stage(swap=False, memory_per_node="16MiB")).seeds(range(ORDERS))
 
 
 @pytest.mark.parametrize("path", ["/mnt/f", "/dev/shm/f"])
