@@ -22,7 +22,7 @@ import setproctitle
 from numaemu import cpu as cpu_process
 from numaemu import lockstep
 from numaemu import node as node_process
-from numaemu.compiler.atomic import exchange
+from numaemu.compiler.atomic import exchange, load_acquire
 from numaemu.compiler.decorators import die_on_unraisable
 from numaemu.errors import MachineCheck
 from numaemu.hardware.mailbox import has_mail
@@ -38,6 +38,7 @@ from numaemu.kernel.core.smp import (
     MSG_FALLBACK,
     MSG_FILL,
     MSG_LRU_DRAIN_ALL,
+    MSG_NONE,
     MSG_OOM,
     MSG_WAKE_KTHREAD,
     MSG_WARN_ALLOC,
@@ -77,7 +78,9 @@ class Coordinator(Requests):
         self.oom, self.warnings = OomKiller(self.system), AllocationWarnings(self.system)
         self.outlet = Outlet(link, lambda: os._exit(0))  # the driver has gone: so does its machine
         self.shows, self.show_numbers = {}, itertools.count(1)  # Futures: printed, not shown by the driver yet
-        self.frames = collections.deque()  # of the driver: (request, pickled method and arguments)
+        self.frames = (
+            collections.deque()
+        )  # of the driver: (tail of the mailbox when it came, request, pickled method and arguments)
         self.child_ended = self.halting = False
         self.driver = lockstep.Driver(self) if self.lockstep else None  # takes turns with us
         self.threads = self.new_threads("coordinator")
@@ -97,9 +100,12 @@ class Coordinator(Requests):
         if self.child_ended:
             self.child_ended = False
             self.reap()
-        if self.frames:
-            self.on_driver()
-        return serve_shootdowns(self.machine, self.mailbox, self._pointer)
+        while True:
+            if self.frames:
+                self.on_driver()
+            kind = serve_shootdowns(self.machine, self.mailbox, self._pointer)
+            if kind != MSG_NONE or not self.frames or self.frames[0][0] > self.mailbox.head:
+                return kind
 
     def on_fallback(self, message):
         """A CPU may not be served by its preferred node: the owner of the zone it falls back to fills its shelf."""
@@ -198,9 +204,9 @@ class Coordinator(Requests):
     # -- the driver
 
     def on_driver(self):
-        """What the driver asks for."""
-        while self.frames:
-            request, body = self.frames.popleft()
+        """What the driver asks for, behind the mail that was here before it."""
+        while self.frames and self.frames[0][0] <= self.mailbox.head:
+            _, request, body = self.frames.popleft()
             try:
                 method, args = pickle.loads(body)
             except Exception as error:
@@ -217,13 +223,19 @@ class Coordinator(Requests):
     def tell_driver(self, *thing):
         self.outlet.send(dumps(thing))
 
+    def queue(self, request, body):
+        """A request of the driver's is here. What was posted before it is handled first: a CPU may have told the driver on a direct
+        line (lines.py) that an operation is done, which has posted something to us.
+        """
+        self.frames.append((load_acquire(self.mailbox, "tail"), request, body))
+
     def read_link(self):
         """The link thread: frames go into the queue, the end of the stream ends the machine."""
         while True:
             frame = receive_frame(self.link)
             if frame is None:
                 os._exit(0)
-            self.frames.append(pickle.loads(frame))
+            self.queue(*pickle.loads(frame))
             self.bell.release()
 
     def rpc_stop(self):
@@ -257,6 +269,10 @@ class Coordinator(Requests):
         """An operation of a task, wherever it is."""
         cpu = task_t.array(self.machine.tasks)[number].cpu
         return self.ask(self.cpu_actor(cpu), "op", number, pid, method, args)
+
+    def rpc_line(self, cpu_number, name):
+        """The driver lays a direct line to a CPU (lines.py)."""
+        return self.ask(self.cpu_actor(cpu_number), "line", name)
 
     def rpc_where(self, number):
         """(cpu, node) of a task."""

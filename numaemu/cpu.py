@@ -45,7 +45,10 @@ from numaemu.kernel.syscalls import common as syscalls
 from numaemu.operations.allocators import Constructors
 from numaemu.operations.base import Operations, kill_task
 from numaemu.operations.refusals import full_table
-from numaemu.process import zcomp  # noqa: F401  (its compiled functions are loaded before anything forks)
+from numaemu.process import (
+    lines,
+    zcomp,  # noqa: F401  (its compiled functions are loaded before anything forks)
+)
 from numaemu.process.actor import COORDINATOR, LONGEST, Actor, mailbox_of_python
 from numaemu.process.payload import dump_function, load_function
 from numaemu.process.runqueue import RunQueue
@@ -331,10 +334,16 @@ class Cpu(Actor):
         except BaseException as error:
             return sealed(failure(error))
 
+    def rpc_line(self, name):
+        """The driver lays a direct line to this CPU."""
+        lines.connect(self, name)
+
     # -- the Task object's side
 
     def call_op(self, task_number, pid, method, args):
         """Run an operation of a task of this process: here, or on the CPU it has moved to."""
+        if method == "word" and (bits := self.operations.word_at_once(task_number, pid, *args)) is not None:
+            return bits
         cpu = self.operations.tasks[task_number].cpu
         if cpu == self.cpu_number:
             return self.operations.run(task_number, pid, method, args)

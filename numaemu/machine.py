@@ -27,6 +27,7 @@ from numaemu.api.task import Handle, Task
 from numaemu.errors import MachineCheck, note
 from numaemu.process import host_memory, lifetime
 from numaemu.process.fork_server import END_S, ForkServer, describe
+from numaemu.process.lines import Lines
 from numaemu.process.payload import dump_function
 from numaemu.process.screen import Screen
 from numaemu.process.wire import Sealed, dumps, opened, receive_frame, send_frame, settle
@@ -129,6 +130,7 @@ class Machine(Tree):
         self._link, self._pid, self._exit = fork_server.fork(t, (reserve, lists), progress)
         self._booted, self._screen = Future(), Screen(self._link, self._lock)
         self._driver, self._timers = os.getpid(), Timers(weakref.WeakMethod(self._ask))
+        self._lines = None if t.lockstep else Lines()  # there each step is one of the machine's
         _machines.add(lifetime.own(self))
         lifetime.end_with(self, self._link)
         self._reader = threading.Thread(
@@ -212,6 +214,8 @@ class Machine(Tree):
         """In a process that was forked from the driver: the machine is the driver's alone."""
         self._lock = threading.Lock()  # a thread that is not here may have held it
         self._link.close()
+        if self._lines is not None:
+            self._lines.close()
 
     def check_owner(self):
         """Raise in a process that was forked from the machine's driver."""
@@ -338,8 +342,10 @@ class Machine(Tree):
         return run, future
 
     def call_op(self, number, pid, method, args):
-        """Task's site: run an operation of a task on its CPU."""
+        """Task's site: run an operation of a task on its CPU, by a direct line if there is one (lines.py)."""
         try:
+            if self._lines is not None and (answer := self._lines.call(self, number, pid, method, args)):
+                return answer[0]
             return opened(self._ask("op", number, pid, method, Sealed(dumps(args), f"the arguments of {method}")))
         except Exception as error:
             raise show_own_frames(error)
@@ -484,6 +490,8 @@ class Machine(Tree):
             self._ended.wait(END_S)
         self._screen.wait(END_S)
         self._link.close()
+        if self._lines is not None:
+            self._lines.close()
         self._die("closed")
 
 

@@ -199,7 +199,7 @@ class Loopback:
 
     def call_op(self, number, pid, method, args):
         try:
-            return self.cpus[task_t.array(self.machine.tasks)[number].cpu].operations.run(number, pid, method, args)
+            return self.cpus[task_t.array(self.machine.tasks)[number].cpu].call_op(number, pid, method, args)
         finally:
             self.run_kthreads()
 

@@ -3,6 +3,7 @@
 import numpy as np
 
 from numaemu.api.arguments import Int, Offset, Values, loadable
+from numaemu.api.words import LOAD, STORE, word_kind
 from numaemu.spec.param import PAGE_SIZE
 from numaemu.spec.units import shown
 from numaemu.uapi import MS_SYNC
@@ -65,6 +66,7 @@ class VirtualArray:
 
     def __init__(self, task, addr, dtype, length):
         self.task, self.addr, self.dtype, self.length = task, addr, dtype, length
+        self.kind = word_kind(dtype)
 
     def __len__(self):
         return self.length
@@ -88,12 +90,24 @@ class VirtualArray:
             picked = np.where(picked < 0, picked + self.length, picked)
         return np.uint64(self.addr) + picked.astype(np.uint64) * np.uint64(self.dtype.itemsize)
 
+    def word_address(self, index):
+        """The address of the element at an index of Python's; None: it has to be looked at."""
+        if type(index) is int and -self.length <= index < self.length:
+            return self.addr + (index if index >= 0 else index + self.length) * self.kind.nbytes
+        return None
+
     def __getitem__(self, index):
+        if (address := self.word_address(index)) is not None:
+            kind = self.kind
+            return kind.value(self.task._run("word", (address, kind.nbytes, LOAD, 0)))
         where = self.addresses(index)
         values = self.task.load(np.atleast_1d(where), self.dtype)
         return values if where.ndim else values[0]
 
     def __setitem__(self, index, values):
+        if (address := self.word_address(index)) is not None and (bits := self.kind.bits(values)) is not None:
+            self.task._run("word", (address, self.kind.nbytes, STORE, bits))
+            return
         where = np.atleast_1d(self.addresses(index))
         values = VALUES.take("array", "value", values).astype(self.dtype)
         if values.size != 1:

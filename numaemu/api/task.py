@@ -17,6 +17,7 @@ from numaemu.api.failure import show_own_frames
 from numaemu.api.files import File
 from numaemu.api.mapping import Mapping
 from numaemu.api.tables import Table, html, html_of
+from numaemu.api.words import LOAD, STORE, one_address, stored, word_kind
 from numaemu.errors import NumaemuError, OutOfMemory
 from numaemu.spec.node_mask import nodes_of
 from numaemu.spec.param import PAGE_SIZE
@@ -311,11 +312,16 @@ class Task:
 
     def load(self, addresses, dtype=np.uint64):
         """The values at an array of addresses, one emulated load each, of 1, 2, 4 or 8 bytes."""
+        if (address := one_address(addresses)) is not None and (kind := word_kind(dtype)) is not None:
+            return kind.array(self._run("word", (address, kind.nbytes, LOAD, 0)))
         return self._op("load", addresses, dtype)
 
     def store(self, addresses, values):
         """Store values (or one for all) at an array of addresses, one emulated store each."""
-        self._op("store", addresses, values)
+        if (address := one_address(addresses)) is not None and (word := stored(values)) is not None:
+            self._run("word", (address, word[0], STORE, word[1]))
+        else:
+            self._op("store", addresses, values)
 
     def read(self, addr, nbytes):
         """`nbytes` bytes from `addr`."""

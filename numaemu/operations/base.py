@@ -45,6 +45,7 @@ from numaemu.operations.mempolicy import MempolicyOperations
 from numaemu.operations.pages import PageOperations
 from numaemu.operations.proc import ProcOperations
 from numaemu.operations.refusals import explained
+from numaemu.operations.words import WordOperations
 from numaemu.spec.param import CPU_WORDS, PAGE_SIZE
 from numaemu.uapi import SIGBUS, SIGKILL
 
@@ -88,6 +89,7 @@ class Operations(
     ExecOperations,
     FileOperations,
     ProcOperations,
+    WordOperations,
     FaultTexts,
 ):
     """The operations of one CPU."""
@@ -98,6 +100,7 @@ class Operations(
         self.spare = None
         self.preempt_count, self.running_alone = 0, None  # (number, pid) of the task that keeps the turn
         self.kmap_slots = []  # addresses that it has mapped by kmap_atomic
+        self.prepare_words()
 
     def run(self, task_number, pid, method, args):
         """One operation of task `pid`, in this CPU's turn. Its number may be another's by now, if it was killed."""
@@ -108,18 +111,22 @@ class Operations(
         try:
             return self.run_in_turn(task_number, pid, method, args)
         finally:
+            self.end_turn(task_number, pid)
+
+    def end_turn(self, task_number, pid):
+        """An operation is over: give the turn up, unless the task may not be preempted."""
+        standing = task_standing(self.address, task_number, pid)
+        if standing & WANTED and standing & HERE and self.preempt_count == 0:
+            self.numa_migrate(task_number)
             standing = task_standing(self.address, task_number, pid)
-            if standing & WANTED and standing & HERE and self.preempt_count == 0:
-                self.numa_migrate(task_number)
-                standing = task_standing(self.address, task_number, pid)
-            here = standing & HERE
-            if self.preempt_count == 0 or not here:
-                self.preempt_count, self.running_alone = 0, None
-                while self.kmap_slots:  # it has ended in between
-                    self.kunmap_last()
-                self.process.turn.leave((task_number, pid), here)
-                if standing & DUE:
-                    self.process.run_every(claim_every(self.address))
+        here = standing & HERE
+        if self.preempt_count == 0 or not here:
+            self.preempt_count, self.running_alone = 0, None
+            while self.kmap_slots:  # it has ended in between
+                self.kunmap_last()
+            self.process.turn.leave((task_number, pid), here)
+            if standing & DUE:
+                self.process.run_every(claim_every(self.address))
 
     def preempt_disable(self, task_number):
         """Keep the turn after this operation, for this task's next ones."""
@@ -195,17 +202,21 @@ class Operations(
         syscalls.begin_access(self.address, task_number)
         try:
             return function(*args)
-        except SegmentationFault as error:
-            if not self.process.state.signal:
+        except (SegmentationFault, KernelBug) as error:
+            told = self.refused(task_number, error)
+            if told is error:
                 raise
-            raise self.fault(task_number) from (error if error.args else None)
-        except KernelBug as error:
-            self.no_bug()
-            if not self.process.state.signal:
-                raise
-            raise self.oops(task_number) from (error if error.args else None)
+            raise told from (error if error.args else None)
         finally:
             syscalls.end_access(self.address)
+
+    def refused(self, task_number, error):
+        """What compiled code has raised, as the exception that names the fault, if the kernel has refused one."""
+        if isinstance(error, KernelBug):
+            self.no_bug()
+        if not self.process.state.signal:
+            return error
+        return self.oops(task_number) if isinstance(error, KernelBug) else self.fault(task_number)
 
     def load(self, task_number, addresses, dtype):
         """The values at virtual addresses, as an array of `dtype` in the shape of `addresses`."""

@@ -16,6 +16,10 @@ class Part:
     preempt_enable: Callable[..., Any]
     preempt_count: int
     accessing: Callable[..., Any]
+    refused: Callable[..., Any]
+    oom_killed: Callable[..., Any]
+    end_turn: Callable[..., Any]
+    running_alone: tuple[int, int] | None  # (number, pid) of the task that keeps the turn
     buffer: Callable[..., Any]
     kernel_write: Callable[..., Any]
     might_alloc: Callable[..., Any]

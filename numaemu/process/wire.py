@@ -13,6 +13,7 @@ from concurrent.futures import InvalidStateError
 from typing import NamedTuple
 
 import cloudpickle
+import numpy as np
 
 from numaemu.compiler.user_kernels import compiled_anew, itself
 from numaemu.errors import note
@@ -60,8 +61,29 @@ def _by_name(module, name):
     return getattr(importlib.import_module(module), name)
 
 
+_PLAIN = {type(None), bool, int, float, str, bytes}
+PLAIN_ITEMS = 16  # of a tuple or list that is looked at; assumed
+
+
+def is_plain(thing, depth=2):
+    """True for what Python's own pickler takes as it is, at a glance: numbers, texts, arrays of numbers, a few of these together."""
+    kind = type(thing)
+    if kind in _PLAIN:
+        return True
+    if kind is tuple or kind is list:
+        if depth == 0 or len(thing) > PLAIN_ITEMS:
+            return False
+        for item in thing:
+            if not is_plain(item, depth - 1):
+                return False
+        return True
+    return kind is np.ndarray and thing.dtype.kind in "uifb" or kind is Sealed
+
+
 def dumps(thing, outer=()):
     """Pickle anything that may travel: also functions of a notebook, and compiled ones."""
+    if is_plain(thing):
+        return pickle.dumps(thing, protocol=5)
     buffer = io.BytesIO()
     try:
         Pickler(buffer, outer).dump(thing)

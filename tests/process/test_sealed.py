@@ -205,8 +205,7 @@ def test_an_answer_that_is_too_long_names_the_limit(machine):
     task = machine.task(cpu=1)
     task.call(limit, 1 << 20)
     text = r"an answer of type bytes cannot be sent: MemoryError: 2097\d+ bytes are too long .* 1048576 at most .OUTBOX_BYTES"
-    with pytest.raises(MemoryError, match=text):
-        task.call(give, 2 << 20)
+    assert len(task.call(give, 2 << 20)) == 2 << 20  # it comes on the task's direct line, which has no outbox
     with pytest.raises(MemoryError, match=text):
         machine.run(give, 2 << 20, cpu=1)
     assert len(machine.run(give, 1 << 19, cpu=1)) == 1 << 19

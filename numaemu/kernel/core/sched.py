@@ -115,12 +115,11 @@ def claim_every(cpu_address):
     return clock_ns(cpu)
 
 
-@entry("i64(u64, i64, i64)")
-def task_standing(cpu_address, number, pid):
+@hot
+def standing_of(cpu, number, pid):
     """What has become of task `pid`, in one call for every operation: GONE or ZOMBIE, else if it is the OOM killer's
     VICTIM, if it is on this CPU (HERE), and if NUMA balancing wants it on another (WANTED). DUE: the driver's functions are.
     """
-    cpu = cpu_t.at(cpu_address)
     task = task_t.array(machine_of(cpu).tasks)[number]
     if task.pid != pid or task.state == TASK_DEAD:
         return GONE
@@ -130,6 +129,11 @@ def task_standing(cpu_address, number, pid):
     if task.state == TASK_ZOMBIE:
         return standing | ZOMBIE
     return standing | (HERE if task.cpu == cpu.id else 0) | (WANTED if task.numa_migrate_to != 0 else 0)
+
+
+@entry("i64(u64, i64, i64)")
+def task_standing(cpu_address, number, pid):
+    return standing_of(cpu_t.at(cpu_address), number, pid)
 
 
 @entry("i64(u64)")

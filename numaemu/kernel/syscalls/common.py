@@ -48,15 +48,19 @@ def mmap_lock(cpu):
     return address_of(mm_of(machine_of(cpu), cpu.mm), "mmap_lock")
 
 
-@entry("void(u64, i64)")
-def begin_access(cpu_address, task_number):
+@hot
+def go_inside(cpu, task_number):
     """Make the task run and go inside emulated accesses (not a system call: nothing is charged)."""
-    cpu = cpu_t.at(cpu_address)
     if cpu.task != task_number or cpu.mm == 0 or cpu.mm_id != mm_of(machine_of(cpu), cpu.mm).id:
         context_switch(cpu, task_number)
     if machine_of(cpu).numa_balancing != 0 or load_acquire(machine_of(cpu), "every_at_ns") != 0:
         exchange(cpu, "event_at", 0)  # time may have passed since the last access
     enter(cpu)
+
+
+@entry("void(u64, i64)")
+def begin_access(cpu_address, task_number):
+    go_inside(cpu_t.at(cpu_address), task_number)
 
 
 @entry("void(u64)")

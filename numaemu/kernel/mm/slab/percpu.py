@@ -317,8 +317,8 @@ def validate_percpu(machine_cpu, counts):
 
 def pcpu_nr_pages(machine):
     """Pages of all units."""
-    chunks = sum(chunk_of(machine, n).state == CHUNK_LIVE for n in range(1, MAX_CHUNKS))
-    return chunks * machine.nr_present_cpus << UNIT_ORDER
+    states = pcpu_chunk_t.array(machine.pcpu_chunks).as_numpy(MAX_CHUNKS)["state"]
+    return int((states[1:] == CHUNK_LIVE).sum()) * machine.nr_present_cpus << UNIT_ORDER
 
 
 def var_name(variable):
