@@ -17,7 +17,7 @@ from numaemu.compiler.bits import highest_bit, lowest_bit
 from numaemu.compiler.library import far, library
 from numaemu.malloc.check import LISTS_HOLD_ALL, NEIGHBOURS_MAY_BE_FREE
 from numaemu.malloc.control import END, GROWTH, OWN, START, morecore
-from numaemu.malloc.errors import BROKEN, FREE, FREE_TWICE, MISALIGNED, USED, WILD
+from numaemu.malloc.errors import BACK, BROKEN, ELSEWHERE, FREE, FREE_TWICE, MISALIGNED, USED, WILD
 from numaemu.malloc.rows import COLUMNS, put_row
 
 SETTINGS: dict = {}
@@ -230,6 +230,7 @@ def rows_of(cpu, heap, rows):
         word = get(cpu, block)
         order, last = word & ORDER, block
         good = word & MARK_BITS == MARK and LEAST <= order <= MOST and block + (1 << order) <= end
+        good = good and (block - get(cpu, heap + START)) & ((1 << order) - 1) == 0
         if n < len(rows):
             state = (USED if word & IN_USE else FREE) if good else -1
             size = 1 << order if good else HEADER
@@ -265,18 +266,28 @@ def trim(cpu, heap, keep):
             order -= 1
             link(cpu, heap, last, order)
             last += 1 << order
-        morecore(cpu, heap, -(1 << order))
+        if morecore(cpu, heap, -(1 << order)) == 0:
+            release(cpu, heap, last, order)
+            return given
         given += 1 << order
 
 
 @library
 def lists(cpu, heap):
-    """Rows (order, block), by the address of the payload as in `blocks`."""
-    most = (get(cpu, heap + END) - get(cpu, heap + START)) >> LEAST
-    rows, n = np.zeros((most, 2), np.int64), 0
+    """Rows (order, block, what is wrong with the entry), by the address of the payload as in `blocks`; the last one of an order may
+    be no block.
+    """
+    start, end = get(cpu, heap + START), get(cpu, heap + END)
+    rows, n = np.zeros((((end - start) >> LEAST) + MOST + 1, 3), np.int64), 0
     for order in range(MOST + 1):
-        block = get(cpu, heap + OWN + 8 * order)
-        while block != 0 and n < most:
-            rows[n, 0], rows[n, 1] = order, block + HEADER
-            n, block = n + 1, get(cpu, block + NEXT)
+        before, block = 0, get(cpu, heap + OWN + 8 * order)
+        while block != 0 and n < len(rows):
+            rows[n, 0], rows[n, 1], n = order, block + HEADER, n + 1
+            if block & 7 or block < start or block + (1 << LEAST) > end:
+                break
+            if get(cpu, block + PREV) != before:
+                rows[n - 1, 2] = BACK
+            elif get(cpu, block) & ORDER != order:
+                rows[n - 1, 2] = ELSEWHERE
+            before, block = block, get(cpu, block + NEXT)
     return rows[:n].copy()

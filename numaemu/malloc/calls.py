@@ -16,7 +16,7 @@ from numaemu.compiler.build import JIT
 from numaemu.compiler.library import library
 from numaemu.compiler.pointer import compiled_twin
 from numaemu.malloc.big import big_asked, big_blocks, big_free, big_malloc, big_realloc, big_usable, is_big
-from numaemu.malloc.control import BIG_LIST, MMAP_THRESHOLD, account, lock, unlock
+from numaemu.malloc.control import BIG_LIST, MMAP_THRESHOLD, MOST_BYTES, account, lock, unlock
 from numaemu.malloc.errors import WILD
 from numaemu.malloc.kinds import kind_module
 from numaemu.malloc.rows import COLUMNS, complain
@@ -115,6 +115,8 @@ def aligned_alloc_of(kind, accounts):
     kind_aligned, natural, kind_malloc = of.aligned_alloc, of.ALIGNMENT, part(malloc_of(kind, accounts))
 
     def aligned_alloc(cpu, heap, alignment, nbytes):
+        if alignment < 1 or alignment & (alignment - 1) != 0 or max(alignment, nbytes) > MOST_BYTES or nbytes <= 0:
+            return 0
         if alignment <= natural:
             return kind_malloc(cpu, heap, nbytes)
         at = word_of(heap)
@@ -172,6 +174,8 @@ def usable_size_of(kind):
 
     def usable_size(cpu, heap, block):
         at = word_of(heap)
+        if block == 0:
+            return 0
         take(cpu, at)
         wrong, size = kind_examine(cpu, at, block), 0
         if wrong == 0:
@@ -203,8 +207,9 @@ def realloc_of(kind, accounts):
         at, new, before = word_of(heap), -1, 0
         if block == 0:
             return new_block(cpu, heap, nbytes)
-        if nbytes <= 0:
+        if nbytes == 0:
             free_block(cpu, heap, block)
+        if nbytes <= 0:
             return 0
         take(cpu, at)
         threshold = get(cpu, at + MMAP_THRESHOLD)
@@ -243,22 +248,24 @@ def free(cpu, heap, block):
 
 
 def realloc(cpu, heap, block, nbytes):
-    """The block with another size, perhaps elsewhere: its address, or 0 (and the block stays as it is)."""
+    """The block with another size, perhaps elsewhere: its address, or 0 (and the block stays as it is; 0 bytes: it is freed)."""
     return realloc_of(heap.kind, heap.accounts)(cpu, heap, block, nbytes)
 
 
 def aligned_alloc(cpu, heap, alignment, nbytes):
-    """As malloc, at a multiple of `alignment`, which is a power of two."""
+    """As malloc, at a multiple of `alignment`; 0 if that is no power of two."""
     return aligned_alloc_of(heap.kind, heap.accounts)(cpu, heap, alignment, nbytes)
 
 
 def usable_size(cpu, heap, block):
-    """How many bytes a block has room for, malloc_usable_size."""
+    """How many bytes a block has room for, malloc_usable_size; of 0 none."""
     return usable_size_of(heap.kind)(cpu, heap, block)
 
 
 def calloc(cpu, heap, number, nbytes):
-    """As malloc for `number` things of `nbytes` bytes, zeroed."""
+    """As malloc for `number` things of `nbytes` bytes, zeroed; 0 if the product is more than there can be."""
+    if number < 0 or nbytes <= 0 or number > MOST_BYTES // nbytes:
+        return 0
     block = malloc(cpu, heap, number * nbytes)
     if block != 0:
         memclear(cpu, block, number * nbytes)

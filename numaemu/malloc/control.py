@@ -2,7 +2,7 @@
 
 They stand in pages of the task as the variables of a C library would (`heap` is their address):
 
-    0     KIND  LOCK  START  END  LIMIT  SOURCE  GROWTH  NODE
+    0     KIND  LOCK (0, or the owner's task + 1)  START  END  LIMIT  SOURCE  GROWTH  NODE
     64    MMAP_THRESHOLD  TRIM_THRESHOLD  BIG_LIST  BIG_BYTES  PEAK  POLICY  ROVER  -
     128   PAYLOAD  PEAK_PAYLOAD                kept only for heaps with accounts=True
     256   what a kind keeps: the heads of its lists
@@ -12,7 +12,7 @@ START and END bound what brk or the reservation by mmap has given so far.
 
 from numaemu.api.access import cmpxchg_i64, get, put, xadd_i64
 from numaemu.compiler.library import far, library
-from numaemu.kernel.syscalls.user import bind, brk, discard, relax
+from numaemu.kernel.syscalls.user import bind, brk, discard, relax, thread_lives
 from numaemu.spec.param import PAGE_SIZE
 
 (KIND, LOCK, START, END, LIMIT, SOURCE, GROWTH, NODE, MMAP_THRESHOLD, TRIM_THRESHOLD, BIG_LIST, BIG_BYTES, PEAK, POLICY,
@@ -22,17 +22,29 @@ CONTROL_BYTES = 3 * PAGE_SIZE
 
 BY_BRK, BY_MMAP = range(2)  # SOURCE
 NEVER = 1 << 62  # a threshold that no block reaches
-HEADER = 8  # room that a tag takes before a block is aligned to 8
+LOOKS = 100  # at a lock, before a thread asks whether its owner still lives
+MOST_BYTES = 1 << 46  # of a request that any kind might serve
 
 
 @library
 def lock(cpu, heap):
-    """Take the heap's lock; whoever waits looks without storing until it is free, and yields from time to time."""
-    tries = 0
-    while cmpxchg_i64(cpu, heap + LOCK, 0, 1) != 0:
-        while get(cpu, heap + LOCK) != 0:
+    """Take the heap's lock; whoever waits looks without storing until it is free, and yields from time to time.
+
+    A fault in the middle of a call, in a heap that something has overwritten, leaves the lock to its owner: the same thread goes on with
+    it, and others take it once the owner has ended. So `check` can tell what is wrong.
+    """
+    mine, left, tries = cpu.task + 1, 0, 0
+    while True:
+        owner = cmpxchg_i64(cpu, heap + LOCK, left, mine)
+        if owner == left or owner == mine:
+            return
+        left, owner = 0, get(cpu, heap + LOCK)
+        while owner != 0 and left == 0:
             relax(cpu, tries)
             tries += 1
+            if tries % LOOKS == 0 and not thread_lives(cpu, owner - 1):
+                left = owner
+            owner = get(cpu, heap + LOCK)
 
 
 @library

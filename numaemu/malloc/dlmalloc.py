@@ -25,7 +25,20 @@ from numaemu.compiler.library import far, library
 from numaemu.malloc.big import big_malloc
 from numaemu.malloc.check import LISTS_HOLD_ALL
 from numaemu.malloc.control import END, GROWTH, MMAP_THRESHOLD, OWN, START, TRIM_THRESHOLD, morecore
-from numaemu.malloc.errors import BROKEN, FREE, FREE_TWICE, MISALIGNED, OVERRUN, TOP_CHUNK, USED, WILD
+from numaemu.malloc.errors import (
+    BACK,
+    BROKEN,
+    ELSEWHERE,
+    FREE,
+    FREE_TWICE,
+    MISALIGNED,
+    OVERRUN,
+    TOP_CHUNK,
+    UNDERRUN,
+    UNKNOWN,
+    USED,
+    WILD,
+)
 from numaemu.malloc.rows import COLUMNS, put_row
 from numaemu.spec.param import PAGE_SIZE
 
@@ -283,7 +296,14 @@ def examine(cpu, heap, block):
     behind = get(cpu, chunk + size + HEAD)
     if behind & SIZE < 16 or (behind & SIZE) > get(cpu, heap + END) - chunk - size:
         return OVERRUN
-    return 0 if behind & PREV_INUSE else FREE_TWICE
+    if behind & PREV_INUSE == 0:
+        return FREE_TWICE
+    if get(cpu, chunk + HEAD) & PREV_INUSE:
+        return 0
+    before, room = get(cpu, chunk), chunk - start  # the chunk before is free: does its head say the same?
+    if before & 15 or before < LEAST or before > room:
+        return UNDERRUN
+    return 0 if chunk_size(cpu, chunk - before) == before else UNDERRUN
 
 
 @library
@@ -522,16 +542,32 @@ def blocks(cpu, heap):
 
 
 @library
+def is_chunk(cpu, heap, chunk):
+    """True if a chunk might begin here: it can be looked at."""
+    return chunk & 15 == 0 and get(cpu, heap + START) <= chunk <= get(cpu, heap + END) - LEAST
+
+
+@library
 def lists(cpu, heap):
-    """Rows (bin, payload); the last remainder as if it were bin 1."""
-    most = (get(cpu, heap + END) - get(cpu, heap + START)) // LEAST + 1
-    rows, n = np.zeros((most, 2), np.int64), 0
+    """Rows (bin, payload, what is wrong with the entry), the last remainder as if it were bin 1; the last one of a bin may be no chunk."""
+    most = (get(cpu, heap + END) - get(cpu, heap + START)) // LEAST + NBINS
+    rows, n = np.zeros((most, 3), np.int64), 0
     if get(cpu, heap + LAST) != 0:
         rows[0, 0], rows[0, 1], n = 1, get(cpu, heap + LAST) + PAYLOAD, 1
     for number in range(2, NBINS):
         head = bin_at(heap, number)
-        chunk = get(cpu, head + FD)
+        known = get(cpu, heap + BIN_MAP + 8 * (number >> 5)) >> (number & 31) & 1
+        before, chunk, size = head, get(cpu, head + FD), LARGEST
         while chunk != head and n < most:
-            rows[n, 0], rows[n, 1] = number, chunk + PAYLOAD
-            n, chunk = n + 1, get(cpu, chunk + FD)
+            rows[n, 0], rows[n, 1], n = number, chunk + PAYLOAD, n + 1
+            if not is_chunk(cpu, heap, chunk):
+                break
+            larger, size = size, chunk_size(cpu, chunk)
+            if get(cpu, chunk + BK) != before:
+                rows[n - 1, 2] = BACK
+            elif bin_index(size) != number or size > larger:
+                rows[n - 1, 2] = ELSEWHERE
+            elif known == 0:
+                rows[n - 1, 2] = UNKNOWN
+            before, chunk = chunk, get(cpu, chunk + FD)
     return rows[:n].copy()

@@ -2,9 +2,18 @@
 
 from numaemu.errors import NumaemuError
 
+WORD = (1 << 64) - 1
+
 # what a call, or the checker, has found
-WILD, MISALIGNED, FREE_TWICE, OVERRUN, BROKEN = range(1, 6)
+WILD, MISALIGNED, FREE_TWICE, OVERRUN, BROKEN, UNDERRUN = range(1, 7)
 FREE, USED, FIXED, CACHED, BIG, TOP_CHUNK = range(6)  # what a block is; FIXED: the heap's own
+RIGHT, BACK, ELSEWHERE, UNKNOWN, UNMARKED = range(5)  # what the entry of a list is
+ENTRIES = {
+    BACK: "whose link back does not lead to the entry before it",
+    ELSEWHERE: "that belongs elsewhere by its size or address",
+    UNKNOWN: "that the map or count of its list does not know",
+    UNMARKED: "that has no mark of this cache",
+}
 
 _FOUND = {
     WILD: "no block of the heap begins there",
@@ -12,6 +21,7 @@ _FOUND = {
     FREE_TWICE: "it is free already",
     OVERRUN: "its tags do not agree: something wrote beyond the end of a block",
     BROKEN: "its header is no header: something wrote beyond the end of a block",
+    UNDERRUN: "the tags of the block before it do not agree: something wrote beyond the end of that block",
 }
 STATES = {
     FREE: "free",
@@ -37,7 +47,7 @@ class HeapError(NumaemuError):
         self.blocks = [tuple(numbers[i : i + 3]) for i in range(0, len(numbers), 3)]
 
     def __str__(self):
-        text = f"heap: block {self.pointer:#x}: {_FOUND.get(self.code, 'wrong')}"
+        text = f"heap: block {self.pointer & WORD:#x}: {_FOUND.get(self.code, 'wrong')}"
         names = ("before it", "it lies in", "behind it")
         parts = [f"{name} {told(*block)}" for name, block in zip(names, self.blocks, strict=False) if block[2] >= 0]
         return text + (f" ({'; '.join(parts)})" if parts else "")

@@ -17,6 +17,7 @@ from numaemu.compiler.library import far, library
 from numaemu.malloc import tags
 from numaemu.malloc.check import LISTS_HOLD_ALL
 from numaemu.malloc.control import END, GROWTH, OWN, POLICY, START, morecore
+from numaemu.malloc.errors import BACK, ELSEWHERE
 from numaemu.malloc.tags import (
     DSIZE,
     IN_USE,
@@ -129,6 +130,9 @@ def malloc(cpu, heap, nbytes):
     if block == 0:
         room = max(size, get(cpu, heap + GROWTH))
         block = extend(cpu, heap, room)
+        if block == 0:  # the last bytes that there are
+            room = size
+            block = extend(cpu, heap, room)
         if block == 0:
             return 0
         block = release(cpu, heap, block, room)
@@ -199,8 +203,10 @@ def trim(cpu, heap, keep):
         return 0
     block = end - tag
     unlink(cpu, heap, block)
-    put_u32(cpu, block + left - WSIZE, IN_USE)
-    morecore(cpu, heap, left - tag)
+    if morecore(cpu, heap, left - tag) == 0:
+        left = tag
+    else:
+        put_u32(cpu, block + left - WSIZE, IN_USE)
     if left > 0:
         release(cpu, heap, block, left)
     return tag - left
@@ -208,12 +214,17 @@ def trim(cpu, heap, keep):
 
 @library
 def lists(cpu, heap):
-    """Rows (list, block)."""
-    end = get(cpu, heap + END) - get(cpu, heap + START)
-    n, block = 0, get(cpu, heap + OWN)
-    while block != 0 and n <= end // LEAST:
-        n, block = n + 1, get(cpu, block + NEXT)
-    rows, block = np.zeros((n, 2), np.int64), get(cpu, heap + OWN)
-    for i in range(n):
-        rows[i, 1], block = block, get(cpu, block + NEXT)
-    return rows
+    """Rows (list, block, what is wrong with the entry); the last one may be no block."""
+    start, end, sorted_list = get(cpu, heap + START), get(cpu, heap + END), get(cpu, heap + POLICY) == ADDRESS
+    rows, n = np.zeros(((end - start) // LEAST + 1, 3), np.int64), 0
+    before, block = 0, get(cpu, heap + OWN)
+    while block != 0 and n < len(rows):
+        rows[n, 1], n = block, n + 1
+        if block & 7 or block < start or block + LEAST > end:
+            break
+        if get(cpu, block + PREV) != before:
+            rows[n - 1, 2] = BACK
+        elif sorted_list and block < before:
+            rows[n - 1, 2] = ELSEWHERE
+        before, block = block, get(cpu, block + NEXT)
+    return rows[:n].copy()

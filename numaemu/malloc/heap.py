@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from numaemu.api.arguments import INT_MOST, Address, Int, Size, Truth
 from numaemu.malloc import calls
 from numaemu.malloc.calls import HeapWord
 from numaemu.malloc.check import check_rows, draw
@@ -33,11 +34,13 @@ from numaemu.malloc.control import (
 from numaemu.malloc.errors import BIG, FREE, STATES, TOP_CHUNK, USED
 from numaemu.malloc.kinds import KINDS, kind_module
 from numaemu.malloc.rows import ADDRESS, ASKED, BYTES, STATE
-from numaemu.spec.units import MiB, parse_size, shown
-from numaemu.uapi import MPOL_BIND
+from numaemu.spec.param import PAGE_SIZE
+from numaemu.spec.units import GiB, MiB, parse_size, shown
+from numaemu.uapi import MAP_ANONYMOUS, MAP_NORESERVE, MAP_PRIVATE, MPOL_BIND, PROT_READ, PROT_WRITE
 
 SOURCES = {"brk": BY_BRK, "mmap": BY_MMAP}
 LIMIT_BYTES = 64 * MiB  # of a reservation by mmap, unless it is given
+LEAST_GROWTH, MOST_GROWTH = 32, GiB
 
 
 class Stats(NamedTuple):
@@ -103,40 +106,55 @@ class Heap(HeapWord):
             raise TypeError(f"{self!r} came from another task: task.malloc_heap(heap) is the heap for this one")
         return self.task.call(function, self.address, *args)
 
+    @staticmethod
+    def _size(call, name, value):
+        """A size as compiled code takes it; as in C, -1 is the largest one."""
+        return min(Size().take(call, name, value), INT_MOST)
+
+    @staticmethod
+    def _block(call, value):
+        """The address of a block, where None is 0."""
+        address = 0 if value is None else Address().take(call, "block", value)
+        return address - (1 << 64) if address > INT_MOST else address
+
     def _word(self, *offsets):
         return [int(word) for word in self.task.load([self.address + at for at in offsets], np.int64)]
 
     # -- what a C library has
 
     def malloc(self, nbytes):
-        """A block of `nbytes` bytes: its address, or None."""
-        return self._call(calls.call_malloc, nbytes) or None
+        """A block of `nbytes` bytes: its address, or None: there is no more, or 0 bytes were asked for."""
+        return int(self._call(calls.call_malloc, self._size("malloc", "nbytes", nbytes))) or None
 
     def calloc(self, number, nbytes):
         """A block for `number` things of `nbytes` bytes, zeroed: its address, or None."""
-        return self._call(calls.call_calloc, number, nbytes) or None
+        number, nbytes = self._size("calloc", "number", number), self._size("calloc", "nbytes", nbytes)
+        return int(self._call(calls.call_calloc, number, nbytes)) or None
 
     def realloc(self, block, nbytes):
         """The block with another size: its address, or None, and the block stays. None as a block is malloc, 0 bytes is free."""
-        return self._call(calls.call_realloc, block or 0, nbytes) or None
+        block, nbytes = self._block("realloc", block), self._size("realloc", "nbytes", nbytes)
+        return int(self._call(calls.call_realloc, block, nbytes)) or None
 
     def aligned_alloc(self, alignment, nbytes):
         """A block at a multiple of `alignment`: its address, or None."""
-        if alignment < 1 or alignment & (alignment - 1):
-            raise ValueError(f"aligned_alloc: alignment is {alignment}, must be a power of two")
-        return self._call(calls.call_aligned_alloc, alignment, nbytes) or None
+        power = self._size("aligned_alloc", "alignment", alignment)
+        if power < 1 or power & (power - 1):
+            raise ValueError(f"aligned_alloc: alignment is {shown(alignment)}, must be a power of two")
+        return int(self._call(calls.call_aligned_alloc, power, self._size("aligned_alloc", "nbytes", nbytes))) or None
 
     def free(self, block):
         """Give a block back. HeapError: it is none."""
-        self._call(calls.call_free, block or 0)
+        self._call(calls.call_free, self._block("free", block))
 
     def usable_size(self, block):
-        """How many bytes a block has room for."""
-        return self._call(calls.call_usable_size, block)
+        """How many bytes a block has room for; of None 0."""
+        return int(self._call(calls.call_usable_size, self._block("usable_size", block)))
 
     def trim(self, keep=0):
         """Give what is free at the end of the heap back to the kernel, but for `keep` bytes: how many bytes."""
-        return self._locked(lambda: self._call_kind(kind_module(self.kind).trim, keep))
+        keep = min(self._size("trim", "keep", keep), NEVER)
+        return int(self._locked(lambda: self._call_kind(kind_module(self.kind).trim, keep)))
 
     def flush(self):
         """Give what this thread's cache holds back to the heap, as a thread does that ends; only ptmalloc has caches."""
@@ -156,6 +174,12 @@ class Heap(HeapWord):
             self._call_kind(give)
 
     def _look(self):
+        """The rows of all blocks, and of those with mappings of their own."""
+        of = kind_module(self.kind)
+        return self._locked(lambda: (self._call_kind(of.blocks), self._call(calls.call_big_blocks)))
+
+    def _look_at_all(self):
+        """The same, and the entries of the lists between them."""
         of = kind_module(self.kind)
         return self._locked(
             lambda: (self._call_kind(of.blocks), self._call_kind(of.lists), self._call(calls.call_big_blocks))
@@ -163,7 +187,7 @@ class Heap(HeapWord):
 
     def blocks(self):
         """(address, size, state, bytes asked for) of each block, in the order of addresses; state: "free", "used" …"""
-        rows, _, big = self._look()
+        rows, big = self._look()
         return [
             (int(row[ADDRESS]), int(row[BYTES]), STATES.get(int(row[STATE]), "unknown"), int(row[ASKED]))
             for row in (*rows, *big)
@@ -173,12 +197,12 @@ class Heap(HeapWord):
         """Walk everything: how many blocks there are. HeapError: tags disagree, two free neighbours, a free block in no list or in
         two, a list entry that is not free.
         """
-        rows, lists, big = self._look()
+        rows, lists, big = self._look_at_all()
         return check_rows(rows, lists, getattr(kind_module(self.kind), "RULES", ())) + len(big)
 
     def stats(self):
         """The heap in figures: Stats."""
-        rows, _, big = self._look()
+        rows, big = self._look()
         rows = np.concatenate([rows, big])
         (heap, peak), (most,) = self.held(), self._word(PEAK_PAYLOAD)
         used = rows[(rows[:, STATE] == USED) | (rows[:, STATE] == BIG)]
@@ -197,6 +221,7 @@ class Heap(HeapWord):
 
     def map(self, width=64, lines=16):
         """A picture of the heap: each character stands for the same number of bytes."""
+        width, lines = (max(Int().take("map", name, n), 1) for name, n in (("width", width), ("lines", lines)))
         return draw(self._look()[0], width, lines)
 
     def held(self):
@@ -207,9 +232,9 @@ class Heap(HeapWord):
         return end - start + big + more, peak + more_peak
 
 
-def _bytes(name, value):
-    """A size in an option, or None."""
-    return None if value is None else parse_size(value, f"malloc_heap: {name}")
+def _bytes(name, value, least=0, most=None):
+    """A size in an option; None: it is beyond every block."""
+    return NEVER if value is None else parse_size(value, f"malloc_heap: {name}", least=least, most=most)
 
 
 def new_heap(task, kind, **options):
@@ -220,6 +245,8 @@ def new_heap(task, kind, **options):
     `trim_threshold`, `node` (where its memory shall be), `accounts` (keep the sum of what is asked for, and its peak).
     """
     if isinstance(kind, HeapWord):
+        if options:
+            raise TypeError(f"malloc_heap: {kind!r} is there already and takes no option {', '.join(sorted(options))}")
         return Heap(task, kind.address, kind.kind, kind.accounts)
     if not isinstance(kind, str):
         raise TypeError(f"malloc_heap: kind must be one of {', '.join(KINDS)} or a heap, not {shown(kind)}")
@@ -227,14 +254,16 @@ def new_heap(task, kind, **options):
         raise ValueError(f"malloc_heap: kind is {shown(kind)}, must be one of {', '.join(KINDS)}")
     of = kind_module(kind)
     policy = _policy(kind, of.SETTINGS, options)
-    defaults = {"source": "brk", "limit": None, "growth": 4096, "mmap_threshold": None, "trim_threshold": None}
+    defaults = {"source": "brk", "limit": None, "growth": 4096, "mmap_threshold": None}
     chosen = {**defaults, "node": None, "accounts": False, **getattr(of, "DEFAULTS", {})}
     if wrong := options.keys() - chosen.keys():
         raise TypeError(f"malloc_heap: a heap of kind {kind} has no option {', '.join(sorted(wrong))}")
     chosen.update(options)
-    if chosen["source"] not in SOURCES:
+    if chosen["source"] not in tuple(SOURCES):
         raise ValueError(f"malloc_heap: source is {shown(chosen['source'])}, must be brk or mmap")
-    return _make(task, kind, of, policy, chosen)
+    if chosen["source"] == "brk" and chosen["limit"] is not None:
+        raise ValueError(f"malloc_heap: limit is {shown(chosen['limit'])}, which only a heap with source='mmap' has")
+    return _make(task, kind, _words(kind, chosen, policy), chosen)
 
 
 def _policy(kind, settings, options):
@@ -249,34 +278,43 @@ def _policy(kind, settings, options):
     return 0
 
 
-def _make(task, kind, of, policy, chosen):
-    """Lay out the control words, then let the kind make its empty heap."""
-    control, node = task.mmap(CONTROL_BYTES), -1 if chosen["node"] is None else chosen["node"]
-    threshold, trim = (_bytes(name, chosen[name]) for name in ("mmap_threshold", "trim_threshold"))
-    if chosen["source"] == "brk":
-        start, limit = (task.brk() + 4095) & -4096, 0
-        task.brk(start)
-    else:
-        area = task.mmap(_bytes("limit", chosen["limit"] or LIMIT_BYTES))
-        start, limit = area.addr, area.addr + area.nbytes
-        if node >= 0:
-            task.mbind(area.addr, area.nbytes, MPOL_BIND, node)
-    if node >= 0:
-        task.mbind(control.addr, CONTROL_BYTES, MPOL_BIND, node)
-    words = {
+def _words(kind, chosen, policy):
+    """The settings of a heap, as its control words have them."""
+    growth = _bytes("growth", chosen["growth"], most=MOST_GROWTH)
+    return {
         KIND: KINDS.index(kind),
-        START: start,
-        END: start,
-        LIMIT: limit,
         SOURCE: SOURCES[chosen["source"]],
-        GROWTH: _bytes("growth", chosen["growth"]),
-        NODE: node,
-        MMAP_THRESHOLD: NEVER if threshold is None else threshold,
-        TRIM_THRESHOLD: NEVER if trim is None else trim,
+        GROWTH: max(growth + 15 & -16, LEAST_GROWTH) if growth else 0,
+        NODE: -1,
+        MMAP_THRESHOLD: _bytes("mmap_threshold", chosen["mmap_threshold"], least=1),
+        TRIM_THRESHOLD: _bytes("trim_threshold", chosen.get("trim_threshold")),
         POLICY: policy,
     }
-    task.store([control.addr + at for at in words], np.array(list(words.values()), np.int64))
-    heap = Heap(task, control.addr, kind, bool(chosen["accounts"]))
-    if not task.call(of.setup, control.addr):
-        raise OSError(errno.ENOMEM, f"malloc_heap: {os.strerror(errno.ENOMEM)}")
-    return heap
+
+
+def _make(task, kind, words, chosen):
+    """Lay out the control words, then let the kind make its empty heap."""
+    accounts = Truth("True or False").take("malloc_heap", "accounts", chosen["accounts"])
+    limit = _bytes("limit", LIMIT_BYTES if chosen["limit"] is None else chosen["limit"], least=PAGE_SIZE)
+    areas = [task.mmap(CONTROL_BYTES)]
+    try:
+        if chosen["source"] == "brk":
+            start, end = (task.brk() + PAGE_SIZE - 1) & -PAGE_SIZE, 0
+            task.brk(start)
+        else:  # nothing is promised for it: it costs what is used
+            areas += [task.mmap(limit, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE)]
+            start, end = areas[1].addr, areas[1].addr + areas[1].nbytes
+        if chosen["node"] is not None:
+            words[NODE] = Int("a node's number").take("malloc_heap", "node", chosen["node"])
+            for area in areas:
+                task.mbind(area.addr, area.nbytes, MPOL_BIND, words[NODE])
+        words |= {START: start, END: start, LIMIT: end}
+        address = areas[0].addr
+        task.store([address + at for at in words], np.array(list(words.values()), np.int64))
+        if not task.call(kind_module(kind).setup, address):
+            raise OSError(errno.ENOMEM, f"malloc_heap: {os.strerror(errno.ENOMEM)}")
+    except BaseException:
+        for area in areas:
+            area.munmap()
+        raise
+    return Heap(task, address, kind, accounts)

@@ -126,6 +126,9 @@ def malloc(cpu, heap, nbytes):
     if block == 0:
         room = max(size, get(cpu, heap + GROWTH))
         block = extend(cpu, heap, room)
+        if block == 0:  # the last bytes that there are
+            room = size
+            block = extend(cpu, heap, room)
         if block == 0:
             return 0
         block = coalesce(cpu, heap, block, room)
@@ -188,16 +191,17 @@ def trim(cpu, heap, keep):
     if tag & IN_USE or tag <= left:
         return 0
     block = end - tag
+    if morecore(cpu, heap, left - tag) == 0:
+        return 0
     if left > 0:
         set_free(cpu, block, left)
     put_u32(cpu, block + left - WSIZE, IN_USE)
     if get(cpu, heap + ROVER) > block:
         put(cpu, heap + ROVER, block)
-    morecore(cpu, heap, left - tag)
     return tag - left
 
 
 @library
 def lists(cpu, heap):
-    """Rows (list, block): there is no list."""
-    return np.zeros((0, 2), np.int64)
+    """Rows (list, block, what is wrong with the entry): there is no list."""
+    return np.zeros((0, 3), np.int64)

@@ -40,7 +40,7 @@ from numaemu.malloc.control import (
     unlock,
 )
 from numaemu.malloc.dlmalloc import FREE_TWICE, HEAD, LEAST, OVERHEAD, PAYLOAD, PREV_INUSE, SPARE, adjusted, chunk_size
-from numaemu.malloc.errors import CACHED, FIXED, WILD
+from numaemu.malloc.errors import CACHED, FIXED, RIGHT, UNKNOWN, UNMARKED, WILD
 from numaemu.malloc.rows import ADDRESS, COLUMNS, STATE
 from numaemu.spec.param import PAGE_SIZE
 
@@ -138,12 +138,12 @@ def slot_of(cpu, heap):
 @library
 def arena_of(cpu, heap, block):
     """The arena that a block lies in, or 0."""
-    if get(cpu, heap + START) <= block < get(cpu, heap + END):
+    if get(cpu, heap + START) + PAYLOAD <= block < get(cpu, heap + END):
         return heap
     for i in range(1, get(cpu, heap + ARENAS) + 1):
         arena = get(cpu, heap + ARENAS + 8 * i)
-        if arena < block < get(cpu, arena + LIMIT):
-            return arena
+        if arena + PAGE_SIZE + PAYLOAD <= block < get(cpu, arena + LIMIT):
+            return arena if block < get(cpu, arena + END) else 0
     return 0
 
 
@@ -251,15 +251,23 @@ def malloc(cpu, heap, nbytes):
 
 
 @library
-def is_cached(cpu, heap, block):
-    """True if this thread's cache holds a block: its mark says so, and then its list."""
-    cache = cache_of(cpu, heap)
-    if cache == 0 or get(cpu, block + MARK) != cache:
+def looks_like_a_cache(cpu, heap, address):
+    """True if a used block of a cache's size and alignment is there, so that its words can be looked at."""
+    if address & 63 or arena_of(cpu, heap, address) == 0:
         return False
-    number = (chunk_size(cpu, block - PAYLOAD) - LEAST) >> 4
-    entry = get(cpu, cache + HEADS + 8 * number) if number < SIZES else 0
-    while entry != 0 and entry != block:
-        entry = get(cpu, entry + NEXT)
+    size = chunk_size(cpu, address - PAYLOAD)
+    return CACHE_BYTES + OVERHEAD <= size < CACHE_BYTES + OVERHEAD + 2 * LEAST
+
+
+@library
+def is_cached(cpu, heap, mine, block):
+    """True if a cache holds a block, this thread's (`mine`) or another's: its mark says which, and then the list of that cache."""
+    cache, number = get(cpu, block + MARK), (chunk_size(cpu, block - PAYLOAD) - LEAST) >> 4
+    if cache == 0 or number >= SIZES or cache != mine and not looks_like_a_cache(cpu, heap, cache):
+        return False
+    entry, n = get(cpu, cache + HEADS + 8 * number), 0
+    while entry != 0 and entry != block and n < ROOM and entry & 15 == 0 and arena_of(cpu, heap, entry) != 0:
+        entry, n = get(cpu, entry + NEXT), n + 1
     return entry == block
 
 
@@ -272,14 +280,15 @@ def examine(cpu, heap, block):
     lock(cpu, arena)
     wrong = dlmalloc.examine(cpu, arena, block)
     unlock(cpu, arena)
-    return FREE_TWICE if wrong == 0 and is_cached(cpu, heap, block) else wrong
+    return FREE_TWICE if wrong == 0 and is_cached(cpu, heap, cache_of(cpu, heap), block) else wrong
 
 
 @library
-def looks_used(cpu, block):
+def looks_used(cpu, arena, block):
     """True if a head says that a block is a used one; to be asked without a lock of what lies in an arena."""
     size = chunk_size(cpu, block - PAYLOAD)
-    return LEAST <= size < LEAST + 16 * SIZES and get(cpu, block - PAYLOAD + size + HEAD) & PREV_INUSE != 0
+    behind = block - PAYLOAD + size + HEAD
+    return LEAST <= size < LEAST + 16 * SIZES and behind < get(cpu, arena + END) and get(cpu, behind) & PREV_INUSE != 0
 
 
 @far("i64(cpu_t*, i64, i64)")
@@ -289,8 +298,8 @@ def free(cpu, heap, block):
     if arena == 0:
         return WILD
     cache = cache_of(cpu, heap)
-    if cache != 0 and block & 15 == 0 and looks_used(cpu, block):
-        if is_cached(cpu, heap, block):
+    if cache != 0 and block & 15 == 0 and looks_used(cpu, arena, block):
+        if is_cached(cpu, heap, cache, block):
             return FREE_TWICE
         number = (chunk_size(cpu, block - PAYLOAD) - LEAST) >> 4
         count = get(cpu, cache + COUNTS + 8 * number)
@@ -343,6 +352,10 @@ def aligned_alloc(cpu, heap, alignment, nbytes):
     lock(cpu, arena)
     block = dlmalloc.aligned_alloc(cpu, arena, alignment, nbytes)
     unlock(cpu, arena)
+    if block == 0 and arena != heap:
+        lock(cpu, heap)
+        block = dlmalloc.aligned_alloc(cpu, heap, alignment, nbytes)
+        unlock(cpu, heap)
     return block
 
 
@@ -399,14 +412,31 @@ def set_state(rows, block, state):
 
 
 @library
-def mark_cached(cpu, rows, cache):
+def mark_cached(cpu, heap, rows, cache):
     """Mark the row of a cache, and those of what it holds."""
     set_state(rows, cache, FIXED)
     for number in range(SIZES):
         block, n = get(cpu, cache + HEADS + 8 * number), 0
-        while block != 0 and n < ROOM:
+        while n < ROOM and block & 15 == 0 and arena_of(cpu, heap, block) != 0:
             set_state(rows, block, CACHED)
             block, n = get(cpu, block + NEXT), n + 1
+
+
+@library
+def cached(cpu, heap, cache, number):
+    """Rows (number, block, what is wrong with the entry) of what a cache holds, for each size up to an entry that is no block."""
+    rows, n = np.zeros((SIZES * (ROOM + 1), 3), np.int64), 0
+    for size in range(SIZES):
+        block, left = get(cpu, cache + HEADS + 8 * size), get(cpu, cache + COUNTS + 8 * size)
+        while block != 0 or left > 0:
+            rows[n, 0], rows[n, 1], rows[n, 2] = number, block, RIGHT if left > 0 else UNKNOWN
+            n, left = n + 1, left - 1
+            if left < 0 or block & 15 or arena_of(cpu, heap, block) == 0:
+                break
+            if get(cpu, block + MARK) != cache:
+                rows[n - 1, 2] = UNMARKED
+            block = get(cpu, block + NEXT)
+    return rows[:n].copy()
 
 
 @library
@@ -419,15 +449,18 @@ def blocks(cpu, heap):
     rows = rows[np.argsort(rows[:, ADDRESS])].copy().reshape((-1, COLUMNS))
     for i in range(NR_THREADS):
         if get(cpu, heap + THREADS + 16 * i) != 0:
-            mark_cached(cpu, rows, get(cpu, heap + THREADS + 16 * i + 8))
+            mark_cached(cpu, heap, rows, get(cpu, heap + THREADS + 16 * i + 8))
     return rows
 
 
 @library
 def lists(cpu, heap):
-    """Rows (bin, payload), of all arenas."""
+    """Rows (bin, payload, what is wrong with the entry) of all arenas, then of the threads' caches, whose lists have numbers below 0."""
     rows = dlmalloc.lists(cpu, heap)
     for i in range(1, get(cpu, heap + ARENAS) + 1):
         more = dlmalloc.lists(cpu, get(cpu, heap + ARENAS + 8 * i))
         rows = np.concatenate((rows, more))
+    for i in range(NR_THREADS):
+        if get(cpu, heap + THREADS + 16 * i) != 0:
+            rows = np.concatenate((rows, cached(cpu, heap, get(cpu, heap + THREADS + 16 * i + 8), -1 - i)))
     return rows

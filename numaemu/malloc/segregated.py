@@ -21,6 +21,7 @@ from numaemu.compiler.library import far, library
 from numaemu.malloc import tags
 from numaemu.malloc.check import LISTS_HOLD_ALL
 from numaemu.malloc.control import END, GROWTH, OWN, START, morecore
+from numaemu.malloc.errors import BACK, ELSEWHERE, UNKNOWN
 from numaemu.malloc.tags import (
     DSIZE,
     IN_USE,
@@ -139,11 +140,13 @@ def find_fit(cpu, heap, start, size):
 def grow(cpu, heap, start, size):
     """A free block of at least `size` bytes at the end of the heap, or 0: no memory."""
     tag = tag_at(cpu, get(cpu, heap + END) - DSIZE)
-    room = size if tag & IN_USE else size - (tag & SIZE)
-    if size <= SMALL:
-        room = max(room, get(cpu, heap + GROWTH))
-    block = extend(cpu, heap, max(room, LEAST))
-    return 0 if block == 0 else release(cpu, heap, start, block, max(room, LEAST))
+    need = max(size if tag & IN_USE else size - (tag & SIZE), LEAST)
+    room = max(need, get(cpu, heap + GROWTH)) if size <= SMALL else need
+    block = extend(cpu, heap, room)
+    if block == 0 and room > need:  # the last bytes that there are
+        room = need
+        block = extend(cpu, heap, room)
+    return 0 if block == 0 else release(cpu, heap, start, block, room)
 
 
 @library
@@ -264,8 +267,10 @@ def trim(cpu, heap, keep):
         return 0
     block = end - tag
     unlink(cpu, heap, start, block, tag)
-    put_u32(cpu, block + left - WSIZE, IN_USE)
-    morecore(cpu, heap, left - tag)
+    if morecore(cpu, heap, left - tag) == 0:
+        left = tag
+    else:
+        put_u32(cpu, block + left - WSIZE, IN_USE)
     if left > 0:
         release(cpu, heap, start, block, left)
     return tag - left
@@ -273,13 +278,21 @@ def trim(cpu, heap, keep):
 
 @library
 def lists(cpu, heap):
-    """Rows (class, block)."""
-    start = get(cpu, heap + START)
-    most = (get(cpu, heap + END) - start) // LEAST
-    rows, n = np.zeros((most, 2), np.int64), 0
+    """Rows (class, block, what is wrong with the entry); the last one of a class may be no block."""
+    start, end = get(cpu, heap + START), get(cpu, heap + END)
+    rows, n = np.zeros(((end - start) // LEAST + CLASSES, 3), np.int64), 0
     for number in range(CLASSES):
-        block = get(cpu, heap + OWN + 8 * number)
-        while block != 0 and n < most:
-            rows[n, 0], rows[n, 1] = number, start + block
-            n, block = n + 1, get_u32(cpu, start + block + NEXT)
+        before, block = 0, get(cpu, heap + OWN + 8 * number)
+        known = get(cpu, heap + MAP + 8 * (number // PER_WORD)) >> number % PER_WORD & 1
+        while block != 0 and n < len(rows):
+            rows[n, 0], rows[n, 1], n = number, start + block, n + 1
+            if block & 7 or block < 0 or start + block + LEAST > end:
+                break
+            if get_u32(cpu, start + block + PREV) != before:
+                rows[n - 1, 2] = BACK
+            elif class_of(size_of(cpu, start + block)) != number:
+                rows[n - 1, 2] = ELSEWHERE
+            elif known == 0:
+                rows[n - 1, 2] = UNKNOWN
+            before, block = block, get_u32(cpu, start + block + NEXT)
     return rows[:n].copy()

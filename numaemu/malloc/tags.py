@@ -19,7 +19,7 @@ import numpy as np
 from numaemu.api.access import get, get_u32, put_u32
 from numaemu.compiler.library import far, library
 from numaemu.malloc.control import END, START, morecore
-from numaemu.malloc.errors import BROKEN, FIXED, FREE, FREE_TWICE, MISALIGNED, OVERRUN, USED, WILD
+from numaemu.malloc.errors import BROKEN, FIXED, FREE, FREE_TWICE, MISALIGNED, OVERRUN, UNDERRUN, USED, WILD
 from numaemu.malloc.rows import COLUMNS, put_row
 
 WSIZE, DSIZE = 4, 8  # a tag; both tags of a block, and the alignment
@@ -81,7 +81,11 @@ def init_tags(cpu, heap):
 
 @far("i64(cpu_t*, i64, i64)")
 def extend(cpu, heap, size):
-    """A new free block of `size` bytes behind the last, with the epilogue behind it; 0: no memory. It is in no list."""
+    """A new free block of `size` bytes behind the last, with the epilogue behind it; 0: no memory, or the heap would have more than
+    the size of one block can tell. It is in no list.
+    """
+    if get(cpu, heap + END) - get(cpu, heap + START) + size > LARGEST:
+        return 0
     block = morecore(cpu, heap, size)
     if block == 0:
         return 0
@@ -104,8 +108,13 @@ def examine(cpu, heap, block):
         return WILD if header & IN_USE == 0 else BROKEN
     if header & IN_USE == 0:
         return FREE_TWICE
-    footer = tag_at(cpu, block + size - DSIZE)
-    return 0 if footer & (SIZE | IN_USE) == size | IN_USE else OVERRUN
+    footer, before = tag_at(cpu, block + size - DSIZE), tag_at(cpu, block - DSIZE)
+    if footer & (SIZE | IN_USE) != size | IN_USE:
+        return OVERRUN
+    if before & IN_USE:
+        return 0
+    room = block - start - 4 * WSIZE  # the block before is free by its footer: does its header say the same?
+    return 0 if 0 < before <= room and before & 7 == 0 and tag_at(cpu, block - before - WSIZE) == before else UNDERRUN
 
 
 @library

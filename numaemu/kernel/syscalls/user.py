@@ -10,7 +10,8 @@ import numpy as np
 
 from numaemu.compiler.atomic import exchange
 from numaemu.compiler.decorators import hot, kernel
-from numaemu.kernel.core.smp import enter, leave, let_others_run, read_lock, read_unlock
+from numaemu.kernel.core.smp import enter, leave, let_others_run, machine_of, read_lock, read_unlock
+from numaemu.kernel.include.mm_types import TASK_RUNNING, task_t
 from numaemu.kernel.mm.space.gup import vm_mmap_pgoff
 from numaemu.kernel.mm.space.madvise import do_madvise
 from numaemu.kernel.syscalls.common import mmap_lock, running
@@ -38,6 +39,13 @@ def relax(cpu, tries):
     """In such a loop: yield once in SPINS tries, as a lock does that has spun for a while."""
     if tries % SPINS == SPINS - 1:
         sched_yield(cpu)
+
+
+@hot
+def thread_lives(cpu, number):
+    """True if the task of a number is a thread of the running task's process, as tgkill(2) with signal 0 tells; it writes nothing."""
+    tasks = task_t.array(machine_of(cpu).tasks)
+    return tasks[number].mm == tasks[cpu.task].mm and tasks[number].state == TASK_RUNNING
 
 
 @kernel("i64(cpu_t*, i64)")
