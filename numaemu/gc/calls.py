@@ -18,27 +18,29 @@ from numaemu.compiler.build import DEBUG
 from numaemu.compiler.library import library
 from numaemu.compiler.pointer import compiled_twin
 from numaemu.gc.collectors import collector_module
-from numaemu.gc.objects import BODY, MOST_FIELDS, header_for
+from numaemu.gc.objects import BODY, FIELD_MASK, FIELDS, MOST_FIELDS, REFS, header_for
 from numaemu.gc.records import ASKED, FAILURE
 from numaemu.gc.space import (
     FRAME,
     HEAP,
     LOCK,
     OUTSIDE,
+    ROOTS,
     ROOTS_END,
     STATE,
     TLAB,
     TLAB_END,
+    abandon,
     drop_handle,
-    lock,
     new_handle,
     run,
     start_world,
     stop_world,
-    unlock,
+    unregister,
 )
 from numaemu.gc.space import poll as poll_word
-from numaemu.gc.verify import compare, complain, survey
+from numaemu.gc.verify import NO_FIELD, NO_ROOT, GcError, compare, complain, survey
+from numaemu.malloc.lock import give, take
 
 
 class MutatorWord:
@@ -176,9 +178,9 @@ def make_room(cpu, mutator, nbytes):
     heap, tries = get(cpu, me + HEAP), 0
     while True:
         poll_word(cpu, me)
-        lock(cpu, heap + LOCK)
+        take(cpu, heap + LOCK)
         done = refill(cpu, mutator, heap, me, nbytes)
-        unlock(cpu, heap + LOCK)
+        give(cpu, heap + LOCK)
         if done:
             return True
         if tries == 2:
@@ -204,7 +206,7 @@ def collect(cpu, mutator):
 def new(cpu, mutator, kind, refs, values):
     """An object of so many references and values, all 0: its address, or 0: out of memory."""
     me, fields = record_of(mutator), refs + values
-    if fields > MOST_FIELDS or refs < 0 or values < 0:
+    if refs < 0 or values < 0 or max(refs, values) > MOST_FIELDS or fields > MOST_FIELDS:
         return 0
     nbytes = BODY + 8 * fields
     thing = get(cpu, me + TLAB)
@@ -212,13 +214,13 @@ def new(cpu, mutator, kind, refs, values):
         if not make_room(cpu, mutator, nbytes):
             return 0
         thing = get(cpu, me + TLAB)
-    put(cpu, me + TLAB, thing + nbytes)
     put(cpu, thing, header_for(kind, refs, values))
     if fields < 8:
         for at in range(thing + 8, thing + nbytes, 8):
             put(cpu, at, 0)
     else:
         memclear(cpu, thing + 8, nbytes - 8)
+    put(cpu, me + TLAB, thing + nbytes)  # last: the buffer begins with a whole object, or with none
     return thing
 
 
@@ -226,26 +228,40 @@ def new(cpu, mutator, kind, refs, values):
 
 
 @library
+def look_at_field(cpu, thing, i, reference):
+    """In the debug build a field must be one of the object's, and what it is used as."""
+    if DEBUG:
+        refs, fields = get(cpu, thing) >> REFS, get(cpu, thing) >> FIELDS & FIELD_MASK
+        first, end = (0, refs) if reference else (refs, fields)
+        if i < first or i >= end:
+            raise GcError(NO_FIELD, thing, i, refs, fields)
+
+
+@library
 def get_ref(cpu, mutator, thing, i):
     """Reference `i` of an object: an address, or 0."""
+    look_at_field(cpu, thing, i, True)
     return get(cpu, thing + BODY + 8 * i)
 
 
 @library
 def set_ref(cpu, mutator, thing, i, value):
     """Store a reference, with what the collector must know of it."""
+    look_at_field(cpu, thing, i, True)
     write_ref(cpu, mutator, get(cpu, record_of(mutator) + HEAP), thing + BODY + 8 * i, value)
 
 
 @library
 def get_value(cpu, mutator, thing, i):
     """Field `i` of an object, counted with its references, as a value."""
+    look_at_field(cpu, thing, i, False)
     return get(cpu, thing + BODY + 8 * i)
 
 
 @library
 def set_value(cpu, mutator, thing, i, value):
     """Store a value in field `i`, which is no reference."""
+    look_at_field(cpu, thing, i, False)
     put(cpu, thing + BODY + 8 * i, value)
 
 
@@ -254,7 +270,7 @@ def push_frame(cpu, mutator, n):
     """n more roots on the thread's stack, all 0; 0: the stack is full."""
     me = record_of(mutator)
     frame = get(cpu, me + FRAME)
-    if frame + 8 * n > get(cpu, me + ROOTS_END):
+    if n < 0 or n > (get(cpu, me + ROOTS_END) - frame) >> 3:
         return 0
     for slot in range(frame, frame + 8 * n, 8):
         put(cpu, slot, 0)
@@ -265,6 +281,10 @@ def push_frame(cpu, mutator, n):
 @library
 def root_slot(cpu, mutator, i):
     """Where root `i`, counted from the end of the stack, lies."""
+    if DEBUG:
+        have = (get(cpu, record_of(mutator) + FRAME) - get(cpu, record_of(mutator) + ROOTS)) >> 3
+        if i < 0 or i >= have:
+            raise GcError(NO_ROOT, i, have)
     return get(cpu, record_of(mutator) + FRAME) - 8 * (i + 1)
 
 
@@ -282,8 +302,11 @@ def set_root(cpu, mutator, i, value):
 
 @library
 def pop_frame(cpu, mutator, n):
-    """The n newest roots hold nothing any more."""
+    """The n newest roots hold nothing any more. GcError: there are fewer."""
     me = record_of(mutator)
+    have = (get(cpu, me + FRAME) - get(cpu, me + ROOTS)) >> 3
+    if n < 0 or n > have:
+        raise GcError(NO_ROOT, n, have)
     for i in range(n):
         if get(cpu, root_slot(cpu, mutator, i)) != 0:
             set_root(cpu, mutator, i, 0)
@@ -306,16 +329,23 @@ def call_enter(cpu, mutator):
 
 @library
 def call_leave(cpu, mutator):
-    put(cpu, record_of(mutator) + STATE, OUTSIDE)
+    abandon(cpu, record_of(mutator))
+
+
+@library
+def call_detach(cpu, mutator):
+    """The thread leaves the heap. False: it was none of its threads."""
+    me = record_of(mutator)
+    return unregister(cpu, get(cpu, me + HEAP), me)
 
 
 @library
 def handle_for(cpu, mutator, thing):
     """A new handle for an object; 0: there is no room."""
     heap = get(cpu, record_of(mutator) + HEAP)
-    lock(cpu, heap + LOCK)
+    take(cpu, heap + LOCK)
     slot = new_handle(cpu, heap, 0)
-    unlock(cpu, heap + LOCK)
+    give(cpu, heap + LOCK)
     if slot != 0:
         write_root(cpu, mutator, heap, slot, thing)
     return slot
@@ -323,14 +353,26 @@ def handle_for(cpu, mutator, thing):
 
 @library
 def call_new(cpu, mutator, kind, refs, values):
-    """A new object in a new handle: the handle's slot, or 0."""
+    """A new object in a new handle: the handle's slot, or 0; -1: there is no handle."""
     me, slot = record_of(mutator), 0
     run(cpu, me, OUTSIDE)
     thing = new(cpu, mutator, kind, refs, values)
     if thing != 0:
         slot = handle_for(cpu, mutator, thing)
+        slot = slot if slot != 0 else -1
     put(cpu, me + STATE, OUTSIDE)
     return slot
+
+
+@library
+def call_hold(cpu, mutator, slot):
+    """(another handle for the object of a handle, the object's header); slot 0: there is none."""
+    me = record_of(mutator)
+    run(cpu, me, OUTSIDE)
+    thing = get(cpu, slot)
+    header, found = get(cpu, thing), handle_for(cpu, mutator, thing)
+    put(cpu, me + STATE, OUTSIDE)
+    return found, header
 
 
 @library
@@ -344,13 +386,15 @@ def call_set_ref(cpu, mutator, slot, i, other):
 
 @library
 def call_get_ref(cpu, mutator, slot, i):
-    """A new handle for what a field refers to; 0: it refers to nothing."""
-    me = record_of(mutator)
+    """(a new handle for what a field refers to, the object's header); slot 0: it refers to nothing, -1: there is no handle."""
+    me, found, header = record_of(mutator), 0, 0
     run(cpu, me, OUTSIDE)
     thing = get_ref(cpu, mutator, get(cpu, slot), i)
-    found = handle_for(cpu, mutator, thing) if thing != 0 else 0
+    if thing != 0:
+        header, found = get(cpu, thing), handle_for(cpu, mutator, thing)
+        found = found if found != 0 else -1
     put(cpu, me + STATE, OUTSIDE)
-    return found
+    return found, header
 
 
 @library
@@ -372,9 +416,9 @@ def call_drop(cpu, mutator, slot):
     heap = get(cpu, me + HEAP)
     run(cpu, me, OUTSIDE)
     write_root(cpu, mutator, heap, slot, 0)
-    lock(cpu, heap + LOCK)
+    take(cpu, heap + LOCK)
     drop_handle(cpu, heap, slot)
-    unlock(cpu, heap + LOCK)
+    give(cpu, heap + LOCK)
     put(cpu, me + STATE, OUTSIDE)
 
 

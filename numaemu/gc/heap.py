@@ -4,11 +4,13 @@ import contextlib
 
 import numpy as np
 
+from numaemu.api.arguments import INT_LEAST, INT_MOST, WORD_MOST, Int, Truth
 from numaemu.gc import calls
 from numaemu.gc.calls import MutatorWord
 from numaemu.gc.collectors import COLLECTORS, collector_module
 from numaemu.gc.generational import CARDS, CARDS_BYTES_SHIFT, FIRSTS, FIRSTS_BYTES_SHIFT, SURVIVOR
 from numaemu.gc.log import collection
+from numaemu.gc.objects import FIELD_MASK, FIELDS, MOST_FIELDS, REFS
 from numaemu.gc.records import RECORD, RECORDS
 from numaemu.gc.space import (
     BUFFER,
@@ -31,6 +33,7 @@ from numaemu.gc.space import (
     register,
 )
 from numaemu.gc.verify import BYTES, COUNT, GARBAGE
+from numaemu.spec.param import PAGE_SIZE
 from numaemu.spec.units import KiB, parse_size, shown
 from numaemu.uapi import MPOL_BIND
 
@@ -39,79 +42,152 @@ RECORD_WORDS = 25
 
 
 class Handle:
-    """An object that a workload holds: a root of its own, which follows the object when that moves."""
+    """An object that a workload holds: a root of its own, which follows the object when that moves.
 
-    def __init__(self, mutator, slot):
-        self.mutator, self.slot = mutator, slot
+    The references of an object have the numbers from 0 on, its values those behind. A handle is its thread's: `mutator.hold` makes
+    another thread's of it.
+    """
+
+    def __init__(self, mutator, slot, refs, fields):
+        self.mutator, self.slot, self.refs, self.fields = mutator, slot, refs, fields
+
+    def __getstate__(self):
+        return {**self.__dict__, "mutator": None}
 
     def __repr__(self):
-        return f"<object at {self.address:#x}>"
+        return f"<object at {self.address:#x}>" if self.slot and self.mutator else "<object of a handle that is gone>"
+
+    def _look(self):
+        """Complain unless the handle can be used."""
+        if self.mutator is None:
+            raise TypeError("gc: the handle came from another thread: mutator.hold(handle) is one for this thread")
+        if not self.slot:
+            raise ValueError("gc: the handle was dropped")
+
+    def _call(self, function, *args):
+        self._look()
+        return self.mutator._call(function, *args)
+
+    def _field(self, what, i, first, end):
+        """The number of a field of one sort. IndexError: the object has none of this number."""
+        i = Int("a field's number").take(what, "i", i)
+        if not first <= i < end:
+            have = f"{first} to {end - 1}" if first < end else "none"
+            raise IndexError(f"gc: {what} {i} of an object, which has {have}")
+        return i
 
     @property
     def address(self):
         """Where the object is now."""
+        self._look()
         return int(self.mutator.task.load([self.slot], np.int64)[0])
 
     def ref(self, i):
         """A handle of what reference `i` leads to, or None."""
-        slot = self.mutator._call(calls.call_get_ref, self.slot, i)
-        return Handle(self.mutator, slot) if slot else None
+        i = self._field("reference", i, 0, self.refs)
+        return self.mutator._handle(self._call(calls.call_get_ref, self.slot, i))
 
     def set_ref(self, i, other):
         """Let reference `i` lead to the object of another handle, or to None."""
-        self.mutator._call(calls.call_set_ref, self.slot, i, 0 if other is None else other.slot)
+        i = self._field("reference", i, 0, self.refs)
+        if other is not None and not isinstance(other, Handle):
+            raise TypeError(f"gc: a reference leads to the object of a handle or to None, not to {shown(other)}")
+        if other is not None:
+            other._look()
+            if other.mutator.heap.address != self.mutator.heap.address:
+                raise ValueError(f"gc: the object of {other.mutator.heap!r} is none of {self.mutator.heap!r}")
+        self._call(calls.call_set_ref, self.slot, i, 0 if other is None else other.slot)
 
     def value(self, i):
         """Field `i`, counted with the references, as a value."""
-        return self.mutator._call(calls.call_value, self.slot, i, False, 0)
+        i = self._field("value", i, self.refs, self.fields)
+        return int(self._call(calls.call_value, self.slot, i, False, 0))
 
     def set_value(self, i, value):
-        """Store a value in field `i`."""
-        self.mutator._call(calls.call_value, self.slot, i, True, value)
+        """Store a value of 64 bits in field `i`."""
+        i = self._field("value", i, self.refs, self.fields)
+        value = Int().index("set_value", "value", value)
+        if not INT_LEAST <= value <= WORD_MOST:
+            raise OverflowError(f"gc: value {shown(value)} has more than 64 bits")
+        self._call(calls.call_value, self.slot, i, True, value - (1 << 64) if value > INT_MOST else value)
 
     def drop(self):
         """The handle ends; the object lives as long as others lead to it."""
-        self.mutator._call(calls.call_drop, self.slot)
+        self._call(calls.call_drop, self.slot)
         self.slot = 0
 
 
 class Mutator(MutatorWord):
     """A thread that uses a heap. Passed to a user kernel it stands for the thread's record."""
 
-    def __init__(self, heap, task, address):
+    def __init__(self, heap, task, address, nbytes):
         super().__init__(address, heap.collector)
-        self.heap, self.task = heap, task
+        self.heap, self.task, self.nbytes = heap, task, nbytes
 
     def __getstate__(self):
         return {"address": self.address, "collector": self.collector}
 
     def _call(self, function, *args):
-        return self.task.call(function, self, *args)
+        if getattr(self, "task", None) is None:
+            raise TypeError("gc: the mutator is none of this thread: heap.attach(task) makes one")
+        try:
+            return self.task.call(function, self, *args)
+        except Exception:  # in the middle of something: nobody shall wait for this thread
+            with contextlib.suppress(Exception):  # the task may have been killed
+                self.task.call(calls.call_leave, self)
+            raise
+
+    def _handle(self, found):
+        """The handle for a slot and the header of its object; None: there is no object."""
+        slot, header = (int(word) for word in found)
+        if slot < 0:
+            raise MemoryError(f"gc: all {HANDLES_BYTES // 8} handles are in use; drop() gives one back")
+        return Handle(self, slot, header >> REFS, header >> FIELDS & FIELD_MASK) if slot else None
 
     def run(self, kernel, *args):
         """Run kernel(cpu, mutator, *args), a user kernel that may call `new`, `set_ref` and so on."""
         self._call(calls.call_enter)
-        try:
-            return self._call(kernel, *args)
-        finally:
-            with contextlib.suppress(OSError):  # the task may have been killed
-                self._call(calls.call_leave)
+        result = self._call(kernel, *args)
+        self._call(calls.call_leave)
+        return result
 
     def push_frame(self, n):
         """n more roots on the thread's stack, for user kernels to come."""
+        n = Int("a number of roots").take("push_frame", "n", n)
+        if n < 0:
+            raise ValueError(f"push_frame: n is {n}, must not be negative")
         if not self.run(calls.push_frame, n):
             raise MemoryError(f"gc: the stack of roots has no room for {n} more")
 
     def pop_frame(self, n):
-        """The n newest roots go."""
-        self.run(calls.pop_frame, n)
+        """The n newest roots go. GcError: there are fewer."""
+        self.run(calls.pop_frame, Int("a number of roots").take("pop_frame", "n", n))
 
     def new(self, refs=0, values=0, kind=0):
         """A new object with so many references and values, all 0: its Handle. MemoryError: there is no room."""
+        refs, values, kind = (
+            Int().take("new", name, n) for name, n in (("refs", refs), ("values", values), ("kind", kind))
+        )
+        for name, n, most in (("refs", refs, MOST_FIELDS), ("values", values, MOST_FIELDS - refs), ("kind", kind, 255)):
+            if not 0 <= n <= most:
+                raise ValueError(f"new: {name} is {n}, must be 0 to {most}")
         slot = self._call(calls.call_new, kind, refs, values)
         if not slot:
             raise MemoryError(f"gc: no room for an object of {refs} references and {values} values ({self.collector})")
-        return Handle(self, slot)
+        return self._handle((slot, refs << REFS | (refs + values) << FIELDS))
+
+    def hold(self, handle):
+        """A handle of this thread for the object of another thread's handle."""
+        if not isinstance(handle, Handle) or not handle.slot:
+            raise TypeError(f"hold: handle must be one that was not dropped, not {shown(handle)}")
+        slot, header = self._call(calls.call_hold, handle.slot)
+        return self._handle((slot or -1, header))
+
+    def detach(self):
+        """The thread uses the heap no more: its roots are gone, its handles stay. A thread that ends is detached by the next collection."""
+        self._call(calls.call_detach)
+        self.task.munmap(self.address & -PAGE_SIZE, self.nbytes)
+        self.task = None
 
     def collect(self):
         """Collect everything now."""
@@ -134,14 +210,15 @@ class Heap:
 
     def attach(self, task, stack="64KiB"):
         """Let a task of the process use the heap: a Mutator with a stack of roots of so many bytes."""
-        nbytes = RECORD_BYTES + parse_size(stack, "attach: stack")
+        nbytes = RECORD_BYTES + parse_size(stack, "attach: stack", least=8) & -8
         record = task.mmap(nbytes)
         roots = record.addr + RECORD_BYTES
         words = {HEAP: self.address, FRAME: roots, ROOTS: roots, ROOTS_END: record.addr + nbytes}
         task.store([record.addr + at for at in words], np.array(list(words.values()), np.int64))
         if not task.call(register, self.address, record.addr):
+            record.munmap()
             raise ValueError(f"attach: {MOST_THREADS} threads use the heap, which are all it can have")
-        return Mutator(self, task, record.addr)
+        return Mutator(self, task, record.addr, nbytes)
 
     def used(self, task):
         """Bytes that objects and threads' buffers take."""
@@ -164,7 +241,7 @@ class Heap:
         return "\n".join(line for each in self.collections(task) for line in each.lines(details))
 
 
-def new_heap(task, collector, size="16MiB", *, tlab="16KiB", young=None, node=None, local=False):
+def new_heap(task, collector, size="16MiB", *, tlab="16KiB", young=None, node=None, local=False, **unknown):
     """A heap of so many bytes in the process of a task.
 
     `tlab`: the bytes that a thread takes at a time; `young`: the size of the young generation (generational; else a third of the heap);
@@ -177,33 +254,52 @@ def new_heap(task, collector, size="16MiB", *, tlab="16KiB", young=None, node=No
         raise TypeError(f"gc_heap: size must be bytes or text like 16MiB, not {shown(size)}")
     if collector not in COLLECTORS:
         raise ValueError(f"gc_heap: collector is {shown(collector)}, must be one of {', '.join(COLLECTORS)}")
-    nbytes, buffer = (
-        parse_size(size, "gc_heap: size", least=64 * KiB) & -4096,
-        parse_size(tlab, "gc_heap: tlab", least=64) & -8,
-    )
+    nbytes = parse_size(size, "gc_heap: size", least=64 * KiB) & -PAGE_SIZE
+    buffer = parse_size(tlab, "gc_heap: tlab", least=64) & -8
+    if unknown:
+        raise TypeError(f"gc_heap: a heap has no option {', '.join(unknown)}")
+    if young is not None and collector != "generational":
+        raise ValueError(f"gc_heap: young is {shown(young)}, which only a generational heap has ({collector})")
+    local = Truth("True or False").take("gc_heap", "local", local)
+    node = None if node is None else Int("a node's number").take("gc_heap", "node", node)
     if local and node is not None:
         raise ValueError(f"gc_heap: node is {node} and local is true, must be one of them")
     young = 0 if young is None else parse_size(young, "gc_heap: young", least=16 * KiB, most=nbytes // 2)
     parts = {"space": nbytes, "stack": nbytes // 2, "control": CONTROL_BYTES, "log": HANDLES_BYTES + RECORD * RECORDS}
-    areas = {name: task.mmap(length) for name, length in parts.items()}
-    if node is not None:
+    if collector == "generational":
+        parts |= {"cards": (nbytes >> CARDS_BYTES_SHIFT) + 8, "firsts": (nbytes >> FIRSTS_BYTES_SHIFT) + 8}
+    areas = {}
+    try:
+        for name, length in parts.items():
+            areas[name] = area = task.mmap(length)
+            if node is not None:
+                task.mbind(area.addr, area.nbytes, MPOL_BIND, node)
+        return _lay_out(
+            task, collector, {name: area.addr for name, area in areas.items()}, nbytes, (buffer, young, local)
+        )
+    except BaseException:
         for area in areas.values():
-            task.mbind(area.addr, area.nbytes, MPOL_BIND, node)
-    heap, space, log = areas["control"].addr, areas["space"].addr, areas["log"].addr
+            area.munmap()
+        raise
+
+
+def _lay_out(task, collector, areas, nbytes, settings):
+    """Write the words of a heap whose parts lie at these addresses."""
+    heap, space, log = areas["control"], areas["space"], areas["log"]
+    buffer, young, local = settings
     words = {
         START: space,
         END: space + nbytes,
         BUFFER: buffer,
-        STACK: areas["stack"].addr,
-        STACK_END: areas["stack"].addr + nbytes // 2,
+        STACK: areas["stack"],
+        STACK_END: areas["stack"] + nbytes // 2,
         HANDLES: log,
         HANDLES_END: log,
         LOG: log + HANDLES_BYTES,
         LOCAL: int(local),
     }
     if collector == "generational":
-        words |= {SURVIVOR: young, CARDS: task.mmap((nbytes >> CARDS_BYTES_SHIFT) + 8).addr}
-        words |= {FIRSTS: task.mmap((nbytes >> FIRSTS_BYTES_SHIFT) + 8).addr}
+        words |= {SURVIVOR: young, CARDS: areas["cards"], FIRSTS: areas["firsts"]}
     task.store([heap + at for at in words], np.array(list(words.values()), np.int64))
     task.call(collector_module(collector).setup, heap)
     return Heap(heap, collector, nbytes)

@@ -20,7 +20,7 @@ MOST_FIELDS = (1 << 23) - 1
 @library
 def header_for(kind, refs, values):
     """The header of a new object."""
-    return kind << TYPE | refs + values << FIELDS | refs << REFS
+    return (kind & 255) << TYPE | refs + values << FIELDS | refs << REFS
 
 
 @library

@@ -14,7 +14,8 @@ from numaemu.gc.mark_sweep import sweep
 from numaemu.gc.marking import mark_all
 from numaemu.gc.objects import BODY, LINK, MARK, REFS, size_of
 from numaemu.gc.records import FULL, begin_record, end_record
-from numaemu.gc.space import LOCK, OWN, START, TOP, USED, lock, retire_all, root_range, root_ranges, unlock
+from numaemu.gc.space import LOCK, OWN, START, TOP, USED, retire_all, root_range, root_ranges
+from numaemu.malloc.lock import give, take
 
 RELEASED = OWN + 400  # how many objects were freed by their counts
 
@@ -24,7 +25,7 @@ setup, refill, used, region = freelists.all_free, freelists.refill, freelists.us
 @far("void(cpu_t*, i64, i64)")
 def release(cpu, heap, thing):
     """Free an object that nothing refers to, and what only it referred to; their LINKs chain what is still to be done."""
-    lock(cpu, heap + LOCK)
+    take(cpu, heap + LOCK)
     put(cpu, thing + LINK, 0)
     n = 0
     while thing != 0:
@@ -38,7 +39,7 @@ def release(cpu, heap, thing):
         put(cpu, heap + USED, get(cpu, heap + USED) - size_of(header))
         n, thing = n + 1, todo
     put(cpu, heap + RELEASED, get(cpu, heap + RELEASED) + n)
-    unlock(cpu, heap + LOCK)
+    give(cpu, heap + LOCK)
 
 
 @library

@@ -11,18 +11,20 @@ Words of a heap (`heap` is their address):
 Words of a thread (`me` is their address, in pages of its own):
 
     0     HEAP  STATE  TLAB  TLAB_END  FRAME  ROOTS  ROOTS_END  POLLS
-    64    NODE_OF  …
+    64    OWNER (its task's number + 1)  …
     256   its stack of roots, from ROOTS up to FRAME
 
 The world stops so: the thread that collects takes WORLD, sets STOP, and waits until no other thread is RUNNING. A thread looks at STOP
 when it allocates and where it polls; there it is STOPPED until STOP is 0 again. OUTSIDE user kernels it holds no references but
-in roots, and need not be waited for.
+in roots, and need not be waited for. Nobody waits for a thread that has ended: the next collection takes it out of the table, with
+its roots. A thread of the parent is none of a child by fork.
 """
 
 from numaemu.api.access import cmpxchg_i64, get, put, xadd_i64
 from numaemu.compiler.library import library
 from numaemu.gc.objects import put_filler
-from numaemu.kernel.syscalls.user import discard, relax
+from numaemu.kernel.syscalls.user import discard, relax, thread_lives
+from numaemu.malloc.lock import LOOKS, give, take_now
 from numaemu.spec.param import PAGE_SIZE
 
 (LOCK, WORLD, STOP, THREADS, START, END, TOP, BUFFER, STACK, STACK_END, HANDLES, HANDLES_END, FREE_HANDLE, COLLECTIONS,
@@ -31,95 +33,9 @@ OWN = 256  # where a collector's own words begin
 THREAD_TABLE, MOST_THREADS = 1024, 128
 CONTROL_BYTES = 4096
 
-HEAP, STATE, TLAB, TLAB_END, FRAME, ROOTS, ROOTS_END, POLLS, NODE_OF = range(0, 72, 8)
+HEAP, STATE, TLAB, TLAB_END, FRAME, ROOTS, ROOTS_END, POLLS, OWNER = range(0, 72, 8)
 RECORD_BYTES = 256
 OUTSIDE, RUNNING, STOPPED = range(3)  # STATE
-
-
-@library
-def wait_while(cpu, word, value):
-    """Look at a word until another thread has changed it; yield from time to time."""
-    tries = 0
-    while get(cpu, word) == value:
-        relax(cpu, tries)
-        tries += 1
-
-
-@library
-def lock(cpu, word):
-    """Take a lock for a few steps."""
-    while cmpxchg_i64(cpu, word, 0, 1) != 0:
-        wait_while(cpu, word, 1)
-
-
-@library
-def unlock(cpu, word):
-    put(cpu, word, 0)
-
-
-# -- safe points
-
-
-@library
-def run(cpu, me, state):
-    """From OUTSIDE or STOPPED into RUNNING, when no collection goes on."""
-    heap = get(cpu, me + HEAP)
-    while True:
-        cmpxchg_i64(cpu, me + STATE, state, RUNNING)  # an instruction that locks: STOP is looked at behind it
-        if get(cpu, heap + STOP) == 0:
-            return
-        put(cpu, me + STATE, state)
-        wait_while(cpu, heap + STOP, 1)
-
-
-@library
-def park(cpu, me):
-    """Wait at a safe point until the collection is over."""
-    put(cpu, me + POLLS, get(cpu, me + POLLS) + 1)
-    put(cpu, me + STATE, STOPPED)
-    run(cpu, me, STOPPED)
-
-
-@library
-def poll(cpu, me):
-    """A safe point."""
-    if get(cpu, get(cpu, me + HEAP) + STOP) != 0:
-        park(cpu, me)
-
-
-@library
-def stop_world(cpu, heap, me):
-    """Stop the other threads; False: another thread has just collected instead."""
-    if cmpxchg_i64(cpu, heap + WORLD, 0, 1) != 0:
-        put(cpu, me + STATE, STOPPED)
-        wait_while(cpu, heap + WORLD, 1)
-        run(cpu, me, STOPPED)
-        return False
-    xadd_i64(cpu, heap + STOP, 1)
-    for i in range(get(cpu, heap + THREADS)):
-        thread = get(cpu, heap + THREAD_TABLE + 8 * i)
-        if thread != me:
-            wait_while(cpu, thread + STATE, RUNNING)
-    return True
-
-
-@library
-def start_world(cpu, heap):
-    """Let the other threads go on."""
-    put(cpu, heap + STOP, 0)
-    put(cpu, heap + WORLD, 0)
-
-
-@library
-def register(cpu, heap, thread):
-    """One more thread. False: there is no room for it."""
-    lock(cpu, heap + WORLD)  # no collection goes on
-    n = get(cpu, heap + THREADS)
-    if n < MOST_THREADS:
-        put(cpu, heap + THREAD_TABLE + 8 * n, thread)
-        put(cpu, heap + THREADS, n + 1)
-    unlock(cpu, heap + WORLD)
-    return n < MOST_THREADS
 
 
 # -- buffers
@@ -152,6 +68,160 @@ def give_buffer(cpu, me, start, end):
             discard(cpu, first, last - first)
     put(cpu, me + TLAB, start)
     put(cpu, me + TLAB_END, end)
+
+
+# -- threads that are no more
+
+
+@library
+def remove(cpu, heap, i):
+    """A thread leaves the table, with its roots; the rest of its buffer is skipped. No collection goes on but this thread's."""
+    last = get(cpu, heap + THREADS) - 1
+    retire(cpu, get(cpu, heap + THREAD_TABLE + 8 * i))
+    put(cpu, heap + THREAD_TABLE + 8 * i, get(cpu, heap + THREAD_TABLE + 8 * last))
+    put(cpu, heap + THREADS, last)
+
+
+@library
+def remove_ended(cpu, heap):
+    """All threads that have ended leave the table; how many stay."""
+    i = 0
+    while i < get(cpu, heap + THREADS):
+        if thread_lives(cpu, get(cpu, get(cpu, heap + THREAD_TABLE + 8 * i) + OWNER) - 1):
+            i += 1
+        else:
+            remove(cpu, heap, i)
+    return i
+
+
+# -- safe points
+
+
+@library
+def start_world(cpu, heap):
+    """Let the other threads go on."""
+    put(cpu, heap + STOP, 0)
+    give(cpu, heap + WORLD)
+
+
+@library
+def await_zero(cpu, heap, word):
+    """Wait until STOP or WORLD is 0. If the thread that collects has ended the others go on."""
+    tries = 0
+    while get(cpu, word) != 0:
+        relax(cpu, tries)
+        tries += 1
+        owner = get(cpu, heap + WORLD) if tries % LOOKS == 0 else 0
+        if owner != 0 and not thread_lives(cpu, owner - 1):
+            if cmpxchg_i64(cpu, heap + WORLD, owner, cpu.task + 1) == owner:
+                start_world(cpu, heap)
+
+
+@library
+def run(cpu, me, state):
+    """From OUTSIDE or STOPPED into RUNNING, when no collection goes on."""
+    heap = get(cpu, me + HEAP)
+    while True:
+        cmpxchg_i64(cpu, me + STATE, state, RUNNING)  # an instruction that locks: STOP is looked at behind it
+        if get(cpu, heap + STOP) == 0:
+            return
+        put(cpu, me + STATE, state)
+        await_zero(cpu, heap, heap + STOP)
+
+
+@library
+def park(cpu, me):
+    """Wait at a safe point until the collection is over."""
+    put(cpu, me + POLLS, get(cpu, me + POLLS) + 1)
+    put(cpu, me + STATE, STOPPED)
+    run(cpu, me, STOPPED)
+
+
+@library
+def poll(cpu, me):
+    """A safe point."""
+    if get(cpu, get(cpu, me + HEAP) + STOP) != 0:
+        park(cpu, me)
+
+
+@library
+def await_safe_point(cpu, thread):
+    """Wait until a thread is not RUNNING. False: it has ended."""
+    tries = 0
+    while get(cpu, thread + STATE) == RUNNING:
+        relax(cpu, tries)
+        tries += 1
+        if tries % LOOKS == 0 and not thread_lives(cpu, get(cpu, thread + OWNER) - 1):
+            return False
+    return thread_lives(cpu, get(cpu, thread + OWNER) - 1)
+
+
+@library
+def stop_world(cpu, heap, me):
+    """Stop the other threads; False: another thread has just collected instead."""
+    if not take_now(cpu, heap + WORLD):
+        put(cpu, me + STATE, STOPPED)
+        await_zero(cpu, heap, heap + WORLD)
+        run(cpu, me, STOPPED)
+        return False
+    xadd_i64(cpu, heap + STOP, 1)
+    i = 0
+    while i < get(cpu, heap + THREADS):
+        thread = get(cpu, heap + THREAD_TABLE + 8 * i)
+        if thread == me or await_safe_point(cpu, thread):
+            i += 1
+        else:
+            remove(cpu, heap, i)
+    return True
+
+
+@library
+def abandon(cpu, me):
+    """The thread is OUTSIDE, whatever it was in the middle of: what it had taken is free."""
+    heap = get(cpu, me + HEAP)
+    if get(cpu, heap + LOCK) == cpu.task + 1:
+        give(cpu, heap + LOCK)
+    if get(cpu, heap + WORLD) == cpu.task + 1:
+        start_world(cpu, heap)
+    put(cpu, me + STATE, OUTSIDE)
+
+
+# -- threads
+
+
+@library
+def begin_change(cpu, heap):
+    """The table of threads is to change: no collection goes on."""
+    while not take_now(cpu, heap + WORLD):
+        await_zero(cpu, heap, heap + WORLD)
+
+
+@library
+def register(cpu, heap, thread):
+    """One more thread, the one that runs. False: there is no room for it."""
+    begin_change(cpu, heap)
+    n = get(cpu, heap + THREADS)
+    if n == MOST_THREADS:
+        n = remove_ended(cpu, heap)
+    if n < MOST_THREADS:
+        put(cpu, thread + OWNER, cpu.task + 1)
+        put(cpu, heap + THREAD_TABLE + 8 * n, thread)
+        put(cpu, heap + THREADS, n + 1)
+    give(cpu, heap + WORLD)
+    return n < MOST_THREADS
+
+
+@library
+def unregister(cpu, heap, thread):
+    """One thread less. False: it was none."""
+    begin_change(cpu, heap)
+    n, found = get(cpu, heap + THREADS), False
+    for i in range(n):
+        if not found and get(cpu, heap + THREAD_TABLE + 8 * i) == thread:
+            remove(cpu, heap, i)
+            found = True
+    give(cpu, heap + WORLD)
+    return found
 
 
 # -- roots

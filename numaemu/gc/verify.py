@@ -13,7 +13,7 @@ from numaemu.errors import NumaemuError
 from numaemu.gc.objects import BODY, FIELD_MASK, FIELDS, FILLER, REFS, TYPE, put_filler, size_of
 from numaemu.gc.space import THREAD_TABLE, THREADS, TLAB, TLAB_END, root_range, root_ranges
 
-NO_OBJECT, LOST, WALK = range(1, 4)  # what a GcError is about
+NO_OBJECT, LOST, WALK, NO_FIELD, NO_ROOT = range(1, 6)  # what a GcError is about
 # of a survey: reachable objects, their bytes, what they mix to, bytes that are not reachable; what is wrong
 COUNT, BYTES, FIGURE, GARBAGE, WRONG = range(5)
 HALF, PRIME = (1 << 31) - 1, 16777619  # a figure is two halves, whose products fit a word
@@ -22,6 +22,8 @@ _FOUND = {
     NO_OBJECT: "a reference leads to no object",
     LOST: "what is reachable is not what it was before the collection",
     WALK: "a space cannot be walked: no header",
+    NO_FIELD: "a field is none of the object's, or not of this sort: object, field, references, fields",
+    NO_ROOT: "more roots than there are: asked for, there",
 }
 
 

@@ -4,7 +4,7 @@
     p = heap.malloc(100); heap.free(p)          and calloc, realloc, aligned_alloc, usable_size, trim
     malloc(cpu, heap, n); free(cpu, heap, p)    the same in user kernels, which get the heap as an argument
 
-`control` is the page of words where a heap keeps its bounds and settings, with its lock and its growth by brk or mmap; `big` are blocks
+`control` is the page of words where a heap keeps its bounds and settings, with its lock (`lock`) and its growth by brk or mmap; `big` are blocks
 with a mapping of their own. `tags` are blocks with boundary tags, for `implicit`, `explicit` and `segregated`. `buddy`, `dlmalloc` and
 `ptmalloc` lay out their own. `calls` is what a user kernel calls, `heap` the object that a workload holds, `check` walks and draws a
 heap, `trace` reads recorded traces and `replay` plays them. A new kind is one new file with the functions that `kinds` lists.

@@ -12,7 +12,8 @@ START and END bound what brk or the reservation by mmap has given so far.
 
 from numaemu.api.access import cmpxchg_i64, get, put, xadd_i64
 from numaemu.compiler.library import far, library
-from numaemu.kernel.syscalls.user import bind, brk, discard, relax, thread_lives
+from numaemu.kernel.syscalls.user import bind, brk, discard
+from numaemu.malloc.lock import give, take
 from numaemu.spec.param import PAGE_SIZE
 
 (KIND, LOCK, START, END, LIMIT, SOURCE, GROWTH, NODE, MMAP_THRESHOLD, TRIM_THRESHOLD, BIG_LIST, BIG_BYTES, PEAK, POLICY,
@@ -22,34 +23,19 @@ CONTROL_BYTES = 3 * PAGE_SIZE
 
 BY_BRK, BY_MMAP = range(2)  # SOURCE
 NEVER = 1 << 62  # a threshold that no block reaches
-LOOKS = 100  # at a lock, before a thread asks whether its owner still lives
 MOST_BYTES = 1 << 46  # of a request that any kind might serve
 
 
 @library
 def lock(cpu, heap):
-    """Take the heap's lock; whoever waits looks without storing until it is free, and yields from time to time.
-
-    A fault in the middle of a call, in a heap that something has overwritten, leaves the lock to its owner: the same thread goes on with
-    it, and others take it once the owner has ended. So `check` can tell what is wrong.
-    """
-    mine, left, tries = cpu.task + 1, 0, 0
-    while True:
-        owner = cmpxchg_i64(cpu, heap + LOCK, left, mine)
-        if owner == left or owner == mine:
-            return
-        left, owner = 0, get(cpu, heap + LOCK)
-        while owner != 0 and left == 0:
-            relax(cpu, tries)
-            tries += 1
-            if tries % LOOKS == 0 and not thread_lives(cpu, owner - 1):
-                left = owner
-            owner = get(cpu, heap + LOCK)
+    """Take the heap's lock."""
+    take(cpu, heap + LOCK)
 
 
 @library
 def unlock(cpu, heap):
-    put(cpu, heap + LOCK, 0)
+    """Let others have it."""
+    give(cpu, heap + LOCK)
 
 
 @library
