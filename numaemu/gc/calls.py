@@ -165,6 +165,7 @@ def collect_stopped(cpu, mutator, heap, cause, everything):
     """A collection; in the debug build what is reachable is compared before and after."""
     if DEBUG:
         before = survey(cpu, heap, spaces(cpu, mutator, heap), True)
+        complain(before)
         collect_now(cpu, mutator, heap, cause, everything)
         compare(before, survey(cpu, heap, spaces(cpu, mutator, heap), False))
     else:

@@ -152,7 +152,6 @@ def complain(found):
 @library
 def compare(before, after):
     """Raise unless two surveys say the same of what is reachable."""
-    complain(before)
     complain(after)
     if before[COUNT] != after[COUNT] or before[BYTES] != after[BYTES] or before[FIGURE] != after[FIGURE]:
         raise GcError(LOST, before[COUNT], after[COUNT], before[BYTES], after[BYTES])

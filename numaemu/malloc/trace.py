@@ -11,16 +11,21 @@ from typing import NamedTuple
 import numpy as np
 
 from numaemu.errors import ConfigError
+from numaemu.spec.units import shown
 
 MALLOC, REALLOC, FREE, ALIGNED = range(4)
 MOST_BYTES = 1 << 40  # of a request
+MOST_DIGITS = 20
 
 _REP = {"a": MALLOC, "r": REALLOC, "f": FREE}
 _HEX = r"(?:0x[0-9a-fA-F]+|\(nil\)|nil|0|NULL)"
-_MTRACE = re.compile(rf"^@ \S.*?([+\-<>])\s+({_HEX})(?:\s+({_HEX}))?\s*$")
-_LTRACE = re.compile(
-    rf"\b(malloc|calloc|realloc|free|memalign|aligned_alloc|cfree)\(([^)<]*(?:\(nil\))?[^)<]*)\)\s*=\s*(<void>|{_HEX})"
+_MTRACE = re.compile(rf"^(?:@ \S.*?\s)?([+\-<>])\s+({_HEX})(?:\s+({_HEX}))?\s*$")
+_NAMES = (
+    r"\b(malloc|calloc|realloc|free|memalign|aligned_alloc|cfree)(?:@\S+?)?"  # and where it lies, as malloc@libc.so.6
 )
+_WHO = r"^\s*(?:\[pid\s+(\d+)\]|(\d+)\s)?.*?"  # the process or thread, if several are traced
+_CALL = re.compile(rf"{_WHO}{_NAMES}\(([^()<]*(?:\(nil\)[^()<]*)*?)\s*(?:\)\s*=\s*(\S+)|<unfinished)")
+_RESUMED = re.compile(rf"{_WHO}<\.\.\. {_NAMES} resumed>.*\)\s*=\s*(\S+)")
 
 
 class Trace(NamedTuple):
@@ -54,28 +59,38 @@ def read_trace(path):
     words = [line.split() for line in lines if line.strip()]
     if len(words) >= 4 and all(len(word) == 1 and word[0].isdecimal() for word in words[:4]):
         return read_rep(name, lines)
-    if any(line.startswith("@ ") for line in lines):
+    if any(line.startswith(("@ ", "= Start")) for line in lines):
         return _numbered(name, map(mtrace_line, lines))
-    return _numbered(name, map(ltrace_line, lines))
+    return _numbered(name, ltrace_requests(lines))
 
 
 def read_rep(name, lines):
     """A trace of the malloc lab: suggested heap size, blocks, requests, weight, then a request in each line."""
-    rows, header = [], []
+    rows, header, numbers = [], [], {}
     for number, line in enumerate(lines, 1):
         words = line.split()
         if not words:
             continue
         if len(header) < 4:
-            header.append(int(words[0]))
+            header.append(_decimal(name, number, words[0]))
             continue
         what = _REP.get(words[0])
-        if what is None or len(words) != (2 if what == FREE else 3) or not all(w.isdecimal() for w in words[1:]):
-            raise ConfigError(f"trace {name}, line {number}: {line.strip()!r} is no request")
-        rows.append((what, int(words[1]), int(words[2]) if what != FREE else 0))
+        if what is None or len(words) != (2 if what == FREE else 3):
+            raise ConfigError(f"trace {name}, line {number}: {shown(line.strip())} is no request")
+        block, nbytes = (_decimal(name, number, word) for word in (words[1], words[2] if what != FREE else "0"))
+        if block >= header[1]:
+            raise ConfigError(f"trace {name}, line {number}: block {block} of {header[1]} cannot be")
+        rows.append((what, numbers.setdefault(block, len(numbers)), nbytes))
     if len(rows) != header[2]:
         raise ConfigError(f"trace {name}: {len(rows)} requests, must be {header[2]} as its header says")
-    return _trace(name, rows, header[1], 0)
+    return _trace(name, rows, len(numbers), 0)
+
+
+def _decimal(name, number, word):
+    """A number of a .rep file."""
+    if not (word.isascii() and word.isdecimal() and len(word) <= MOST_DIGITS):
+        raise ConfigError(f"trace {name}, line {number}: {shown(word)} is no number of a request")
+    return int(word)
 
 
 def mtrace_line(line):
@@ -92,29 +107,44 @@ def mtrace_line(line):
     }[sign]
 
 
-def ltrace_line(line):
-    """The same of a line of ltrace; a call that another thread has cut in two is none."""
-    found = _LTRACE.search(line)
-    if not found:
-        return None
-    name, result = found[1], _number(found[3]) if found[3] != "<void>" else 0
-    words = [word.strip() for word in found[2].split(",")]
+def ltrace_requests(lines):
+    """The same of each line of ltrace. A call that something else cuts in two counts where it returns; a free, where it begins."""
+    begun = {}
+    for line in lines:
+        found = _CALL.search(line)
+        if found:
+            who, name, words, result = found[1] or found[2], found[3], found[4], found[5]
+            if result is None and name not in ("free", "cfree"):
+                begun.setdefault((who, name), []).append(words)
+            yield ltrace_call(name, words, result) if result or name in ("free", "cfree") else None
+            continue
+        found = _RESUMED.search(line)
+        waiting = begun.get((found[1] or found[2], found[3])) if found else None
+        yield ltrace_call(found[3], waiting.pop(), found[4]) if waiting else None
+
+
+def ltrace_call(name, words, result):
+    """The same of one call, or None."""
     try:
-        numbers = [_number(word) for word in words]
-    except ValueError:
+        numbers = [_number(word.strip()) for word in words.split(",")]
+        if name in ("free", "cfree"):
+            return FREE, numbers[0], 0, 0
+        address = _number(result)
+        if name == "realloc":
+            return REALLOC, numbers[0], address, numbers[1]
+        if name == "calloc":
+            return MALLOC, 0, address, numbers[0] * numbers[1]
+        return MALLOC, 0, address, numbers[0 if name == "malloc" else 1]
+    except (ValueError, IndexError):
         return None
-    if name in ("free", "cfree"):
-        return FREE, numbers[0], 0, 0
-    if name == "realloc":
-        return REALLOC, numbers[0], result, numbers[1]
-    if name == "calloc":
-        return MALLOC, 0, result, numbers[0] * numbers[1]
-    return MALLOC, 0, result, numbers[-1]
 
 
 def _number(word):
-    """A number as C writes it."""
-    return 0 if word in ("(nil)", "nil", "NULL", "") else int(word, 0)
+    """A number as C writes it; a negative one is the word that it is in C."""
+    if word in ("(nil)", "nil", "NULL", ""):
+        return 0
+    number = int(word, 0) if len(word) <= MOST_DIGITS else 1 << 64
+    return number if number >= 0 else number + (1 << 64)
 
 
 def _numbered(name, requests):
@@ -152,10 +182,11 @@ def _numbered(name, requests):
 def _trace(name, rows, blocks, skipped):
     """Rows that can be played: what is freed or resized is there."""
     live = set()
+    if not rows:
+        raise ConfigError(f"trace {name}: there is no request in it")
     for number, (what, block, nbytes) in enumerate(rows):
-        if block >= blocks or nbytes > MOST_BYTES:
-            limit = f"block {block} of {blocks}" if block >= blocks else f"{nbytes} bytes"
-            raise ConfigError(f"trace {name}, request {number}: {limit} cannot be")
+        if nbytes > MOST_BYTES:
+            raise ConfigError(f"trace {name}, request {number}: {nbytes} bytes cannot be")
         if (what == MALLOC) == (block in live):
             raise ConfigError(
                 f"trace {name}, request {number}: block {block} is {'there already' if block in live else 'not there'}"
