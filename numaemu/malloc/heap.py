@@ -252,7 +252,12 @@ def new_heap(task, kind, **options):
         raise TypeError(f"malloc_heap: kind must be one of {', '.join(KINDS)} or a heap, not {shown(kind)}")
     if kind not in KINDS:
         raise ValueError(f"malloc_heap: kind is {shown(kind)}, must be one of {', '.join(KINDS)}")
-    of = kind_module(kind)
+    return _make(task, kind, *settings_of(kind, options))
+
+
+def settings_of(kind, options):
+    """(the control words of a heap with these options, all options). TypeError, ValueError: there is no such heap."""
+    of, options = kind_module(kind), dict(options)
     policy = _policy(kind, of.SETTINGS, options)
     defaults = {"source": "brk", "limit": None, "growth": 4096, "mmap_threshold": None}
     chosen = {**defaults, "node": None, "accounts": False, **getattr(of, "DEFAULTS", {})}
@@ -263,7 +268,9 @@ def new_heap(task, kind, **options):
         raise ValueError(f"malloc_heap: source is {shown(chosen['source'])}, must be brk or mmap")
     if chosen["source"] == "brk" and chosen["limit"] is not None:
         raise ValueError(f"malloc_heap: limit is {shown(chosen['limit'])}, which only a heap with source='mmap' has")
-    return _make(task, kind, _words(kind, chosen, policy), chosen)
+    Truth("True or False").take("malloc_heap", "accounts", chosen["accounts"])
+    chosen["limit"] = _bytes("limit", LIMIT_BYTES if chosen["limit"] is None else chosen["limit"], least=PAGE_SIZE)
+    return _words(kind, chosen, policy), chosen
 
 
 def _policy(kind, settings, options):
@@ -294,15 +301,13 @@ def _words(kind, chosen, policy):
 
 def _make(task, kind, words, chosen):
     """Lay out the control words, then let the kind make its empty heap."""
-    accounts = Truth("True or False").take("malloc_heap", "accounts", chosen["accounts"])
-    limit = _bytes("limit", LIMIT_BYTES if chosen["limit"] is None else chosen["limit"], least=PAGE_SIZE)
     areas = [task.mmap(CONTROL_BYTES)]
     try:
         if chosen["source"] == "brk":
             start, end = (task.brk() + PAGE_SIZE - 1) & -PAGE_SIZE, 0
             task.brk(start)
         else:  # nothing is promised for it: it costs what is used
-            areas += [task.mmap(limit, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE)]
+            areas += [task.mmap(chosen["limit"], PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE)]
             start, end = areas[1].addr, areas[1].addr + areas[1].nbytes
         if chosen["node"] is not None:
             words[NODE] = Int("a node's number").take("malloc_heap", "node", chosen["node"])
@@ -317,4 +322,4 @@ def _make(task, kind, words, chosen):
         for area in areas:
             area.munmap()
         raise
-    return Heap(task, address, kind, accounts)
+    return Heap(task, address, kind, bool(chosen["accounts"]))

@@ -1,5 +1,6 @@
 """Plays a trace on a heap of a kind: first with contents that are looked at, then once more for the figures."""
 
+import contextlib
 import time
 from typing import NamedTuple
 
@@ -7,6 +8,7 @@ import numpy as np
 
 from numaemu.api.access import load_u8, store_u8
 from numaemu.compiler.library import library
+from numaemu.errors import OutOfMemory
 from numaemu.malloc.calls import free, malloc, realloc
 from numaemu.malloc.errors import HeapError
 from numaemu.malloc.trace import FREE, MALLOC
@@ -142,7 +144,7 @@ def validate(task, trace, kind, options):
     try:
         answer = task.call(play_with_contents, heap, trace.requests, trace.blocks)
         heap.check()
-    except HeapError as error:
+    except (HeapError, OutOfMemory) as error:
         return str(error)
     if answer == OUT_OF_MEMORY:
         return "out of memory"
@@ -155,12 +157,16 @@ def replay(machine, trace, kind, cpu=0, valid=True, **options):
     if valid:
         task = machine.task(cpu=cpu, name="malloc")
         why = validate(task, trace, kind, options)
-        task.exit()
+        with contextlib.suppress(OutOfMemory):
+            task.exit()
     task = machine.task(cpu=cpu, name="malloc")
     heap = task.malloc_heap(kind, **options)
     task.call(play, heap, trace.requests[:0], 1)  # compiled, or taken from the cache
     before, start = task.counters(), time.perf_counter()
-    answer = task.call(play, heap, trace.requests, trace.blocks)
+    try:
+        answer = task.call(play, heap, trace.requests, trace.blocks)
+    except (HeapError, OutOfMemory) as error:
+        return Figures(trace.name, kind, False, why or str(error), *[0.0] * 6, trace.peak_payload, 0, 0.0)
     host_s, after = time.perf_counter() - start, task.counters()
     peak_heap = heap.held()[1]
     task.exit()

@@ -13,7 +13,7 @@ import numpy as np
 from numaemu.errors import ConfigError
 from numaemu.spec.units import shown
 
-MALLOC, REALLOC, FREE, ALIGNED = range(4)
+MALLOC, REALLOC, FREE = range(3)
 MOST_BYTES = 1 << 40  # of a request
 MOST_DIGITS = 20
 
@@ -118,9 +118,9 @@ def ltrace_requests(lines):
                 begun.setdefault((who, name), []).append(words)
             yield ltrace_call(name, words, result) if result or name in ("free", "cfree") else None
             continue
-        found = _RESUMED.search(line)
-        waiting = begun.get((found[1] or found[2], found[3])) if found else None
-        yield ltrace_call(found[3], waiting.pop(), found[4]) if waiting else None
+        back = _RESUMED.search(line)
+        waiting = begun.get((back[1] or back[2], back[3])) if back else None
+        yield ltrace_call(back[3], waiting.pop(), back[4]) if back and waiting else None
 
 
 def ltrace_call(name, words, result):

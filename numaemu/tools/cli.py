@@ -417,7 +417,11 @@ def show_machine(source):
 @cli.command("malloc")
 @click.argument("traces", metavar="TRACE…", nargs=-1, required=True)
 @click.option(
-    "--kind", "kinds", multiple=True, metavar="KIND", help="A kind of heap; repeatable. All if none is given."
+    "--kind",
+    "kinds",
+    multiple=True,
+    metavar="KIND",
+    help="A kind of heap; repeatable. All that have the options if none is given.",
 )
 @click.option(
     "--option", "options", multiple=True, metavar="NAME=VALUE", help="An option of the heap, as fit=best; repeatable."

@@ -44,6 +44,13 @@ def test_options_reach_the_heap(trace, capsys):
             ["--kind", "hoard"],
             "--kind is 'hoard', must be one of implicit, explicit, segregated, buddy, dlmalloc, ptmalloc",
         ),
+        (
+            ["--kind", "dlmaloc"],
+            "--kind is 'dlmaloc', must be one of implicit, explicit, segregated, buddy, dlmalloc, ptmalloc, did you mean 'dlmalloc'?",
+        ),
+        (["--option", "colour=red"], "malloc_heap: a heap of kind implicit has no option colour"),
+        (["--option", "growth=much"], "malloc_heap: growth is 'much', must be a size such as"),
+        (["--option", "node=9", "--kind", "buddy"], "mbind: node 9 is not a node of this machine"),
         (["--option", "growth"], "--option is 'growth', must be name=value"),
         (["--option", "colour=red", "--kind", "buddy"], "malloc_heap: a heap of kind buddy has no option colour"),
         (
@@ -55,6 +62,25 @@ def test_options_reach_the_heap(trace, capsys):
 def test_wrong_usage_is_one_line(trace, capsys, arguments, message):
     assert cli.main(["malloc", trace, *arguments]) == cli.USAGE
     assert capsys.readouterr().err.splitlines()[-1].startswith(f"numaemu: {message}")
+
+
+def test_kinds_that_have_the_options_are_played(trace, tmp_path):
+    path = tmp_path / "rows.json"
+    options = ["--option", "fit=best", "--option", "accounts=true"]
+    assert cli.main(["malloc", trace, *options, "--json", str(path)]) == cli.DONE
+    assert [row["kind"] for row in json.loads(path.read_text())] == ["implicit"]
+
+
+def test_a_process_that_is_killed_is_not_valid(tmp_path, capsys):
+    """Blocks that the machine has no memory for: 20 of 2 MiB on 32 MiB, with bytes written."""
+    path = tmp_path / "large.rep"
+    path.write_text("0\n20\n20\n1\n" + "".join(f"a {i} 2097152\n" for i in range(20)))
+    small = tmp_path / "small.toml"
+    small.write_text('[[node]]\nmemory = "32MiB"\ncpus = [0]\n')
+    options = ["--kind", "dlmalloc", "--option", "source=mmap", "--option", "mmap_threshold=1TiB"]
+    assert cli.main(["malloc", str(path), "--machine", str(small), *options]) == cli.RAISED
+    out = capsys.readouterr().out
+    assert "large.rep, dlmalloc: killed by the OOM killer" in out or "large.rep, dlmalloc: out of memory" in out
 
 
 def test_a_heap_that_runs_out_of_memory_is_not_valid(tmp_path, capsys):

@@ -1,30 +1,50 @@
 """`numaemu malloc`: traces of requests, replayed on each kind of heap; a table of what that took."""
 
 from numaemu.errors import ConfigError
+from numaemu.malloc.heap import settings_of
 from numaemu.malloc.kinds import KINDS
 from numaemu.malloc.replay import replay
 from numaemu.malloc.trace import read_trace
-from numaemu.spec.units import decimal, shown
+from numaemu.spec.units import decimal, nearest, shown
 from numaemu.tools.summary import report
 
 
 def play_all(paths, kinds, settings, boot, say):
     """A row for each trace and kind, on a machine that `boot` makes. ConfigError: a trace, a kind or an option is none."""
-    for kind in kinds:
-        if kind not in KINDS:
-            raise ConfigError(f"--kind is {shown(kind)}, must be one of {', '.join(KINDS)}")
     options = heap_options(settings)
+    kinds = chosen_kinds(kinds, options)
     traces = [read_trace(path) for path in paths]
     rows = []
     with boot() as machine:
         for trace in traces:
-            for kind in kinds or KINDS:
+            for kind in kinds:
                 say(f"{trace.name}: {kind}")
                 try:
                     rows.append(replay(machine, trace, kind, **options)._asdict())
-                except (TypeError, ValueError) as error:
-                    raise ConfigError(str(error)) from error
+                except OSError as error:  # no such node, or more memory than there can be
+                    raise ConfigError(str(error.strerror or error)) from error
     return rows
+
+
+def chosen_kinds(kinds, options):
+    """The kinds that are asked for; all that have these options if none is. ConfigError: a kind or an option is none."""
+    for kind in kinds:
+        if kind not in KINDS:
+            raise ConfigError(f"--kind is {shown(kind)}, must be one of {', '.join(KINDS)}{nearest(kind, KINDS)}")
+    found, told = [], None
+    for kind in kinds or KINDS:
+        try:
+            settings_of(kind, options)
+            found.append(kind)
+        except TypeError as error:  # it has no such option
+            told = told or error
+            if kinds:
+                break
+        except ValueError as error:
+            raise ConfigError(str(error)) from error
+    if told and (kinds or not found):
+        raise ConfigError(str(told)) from told
+    return found
 
 
 def heap_options(settings):
@@ -34,7 +54,7 @@ def heap_options(settings):
         name, equals, value = setting.partition("=")
         if not equals or not name:
             raise ConfigError(f"--option is {shown(setting)}, must be name=value")
-        options[name] = decimal(value)
+        options[name] = {"true": True, "false": False}.get(value.lower(), decimal(value))
     return options
 
 
