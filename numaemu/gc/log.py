@@ -1,7 +1,11 @@
-"""Collections in the lines of HotSpot's unified log: [time][info][gc] GC(n) Pause Young (Allocation Failure) 24M->4M(256M) 2.345ms"""
+"""Collections in the lines of HotSpot's unified log: [time][info][gc] GC(n) Pause Young (Allocation Failure) 24M->4M(256M) 2.345ms
+
+HotSpot shows these sizes in M always. Here those below 10 MiB are shown in K, as small heaps would be 0M else.
+"""
 
 from typing import NamedTuple
 
+from numaemu.gc.objects import AGES
 from numaemu.gc.records import ASKED, CYCLES, FAILURE, FULL, YOUNG
 
 CAUSES = {FAILURE: "Allocation Failure", ASKED: "System.gc()", CYCLES: "Cycles"}
@@ -25,24 +29,23 @@ class Collection(NamedTuple):
     by_age: tuple  # bytes of survivors of age 1, 2, …
 
     def lines(self, details=False):
-        """Its line; with details also those of [gc,age] and of what was promoted."""
-        time = f"[{(self.began_ns + self.pause_ns) / 1e9:.3f}s][info]"
-        number = f"GC({self.number})"
-        sizes = f"{amount(self.before)}->{amount(self.after)}({amount(self.total)})"
-        lines = [f"{time}[gc] {number} {self.kind} ({self.cause}) {sizes} {self.pause_ns / 1e6:.3f}ms"]
+        """Its line; before it, with details, those of -Xlog:gc+age=trace and one of what was promoted."""
+        time, number, lines = f"[{(self.began_ns + self.pause_ns) / 1e9:.3f}s]", f"GC({self.number})", []
         if details and self.kind == KINDS[YOUNG]:
-            lines.append(f"{time}[gc,age] {number} Age table with threshold {self.threshold} (max threshold 15)")
-            total = 0
+            trace, total = f"{time}[trace][gc,age] {number}", 0
+            lines.append(f"{trace} Age table with threshold {self.threshold} (max threshold {AGES})")
             for age, nbytes in enumerate(self.by_age, 1):
                 total += nbytes
                 if nbytes:
-                    lines.append(f"{time}[gc,age] {number} - age {age:3}: {nbytes:10} bytes, {total:10} total")
-            lines.append(f"{time}[gc,promotion] {number} Promoted {self.promoted} bytes")
+                    lines.append(f"{trace} - age {age:3}: {nbytes:10} bytes, {total:10} total")
+            lines.append(f"{time}[debug][gc,promotion] {number} Promoted {self.promoted} bytes")
+        sizes = f"{amount(self.before)}->{amount(self.after)}({amount(self.total)})"
+        lines.append(f"{time}[info][gc] {number} {self.kind} ({self.cause}) {sizes} {self.pause_ns / 1e6:.3f}ms")
         return lines
 
 
 def amount(nbytes):
-    """As HotSpot writes it: K or M, rounded down."""
+    """In K or M, rounded down as HotSpot does."""
     return f"{nbytes >> 20}M" if nbytes >= 10 << 20 else f"{nbytes >> 10}K"
 
 

@@ -157,7 +157,7 @@ def replay(machine, trace, kind, cpu=0, valid=True, **options):
     if valid:
         task = machine.task(cpu=cpu, name="malloc")
         why = validate(task, trace, kind, options)
-        with contextlib.suppress(OutOfMemory):
+        with contextlib.suppress(ProcessLookupError):  # it was killed
             task.exit()
     task = machine.task(cpu=cpu, name="malloc")
     heap = task.malloc_heap(kind, **options)
