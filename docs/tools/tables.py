@@ -731,18 +731,18 @@ def api():
     from numaemu.api import allocators, explain, files, heatmap, mapping, task
     from numaemu.gc import heap as gc_heap
     from numaemu.gc import log as gc_log
-    from numaemu.malloc import heap
+    from numaemu.malloc import heap, replay
 
     classes = (
         ("Machine", machine.Machine), ("Task", task.Task), ("Handle", task.Handle), ("Mapping", mapping.Mapping),
         ("VirtualArray", mapping.VirtualArray), ("File", files.File), ("KernelCalls", allocators.KernelCalls),
         ("HeatMap", heatmap.HeatMap), ("KmemCache", allocators.KmemCache), ("Shrinker", allocators.Shrinker), ("Trail", explain.Trail), ("Step", explain.Step),
-        ("malloc.Heap", heap.Heap), ("malloc.Stats", heap.Stats), ("gc.Heap", gc_heap.Heap), ("gc.Mutator", gc_heap.Mutator),
+        ("malloc.Heap", heap.Heap), ("malloc.Stats", heap.Stats), ("malloc.replay.Figures", replay.Figures), ("gc.Heap", gc_heap.Heap), ("gc.Mutator", gc_heap.Mutator),
         ("gc.Handle", gc_heap.Handle), ("gc.Collection", gc_log.Collection),
     )  # fmt: skip
     parts = []
     for name, kind in classes:
-        rows = []
+        rows = field_rows(kind)
         for member, value in (
             pair for one in kind.__mro__ if one.__module__.startswith("numaemu.") for pair in vars(one).items()
         ):
@@ -758,6 +758,13 @@ def api():
             rows.append((code(call), first_sentence(value.__doc__)))
         parts.append(f"### {name}\n\n{sentence(inspect.getdoc(kind))}\n\n" + table(("", ""), *rows))
     return "\n".join(parts)
+
+
+def field_rows(kind):
+    """The fields of a NamedTuple, with the comments behind them."""
+    fields = getattr(kind, "_fields", ())
+    said = dict(re.findall(r"^    (\w+): [^#\n]*  # (.*)$", inspect.getsource(kind) if fields else "", re.M))
+    return [(code(name), sentence(said[name])) for name in fields]
 
 
 def arguments(function):

@@ -345,13 +345,13 @@ class Task:
 
     def malloc_heap(self, kind, **options):
         """A heap in user mode on the task's memory (numaemu.malloc): `kind` is "implicit", "explicit", "segregated", "buddy",
-        "dlmalloc" or "ptmalloc", or the Heap of another thread of the process.
+        "dlmalloc" or "ptmalloc", or the Heap of another thread of the process. The guide on heaps lists the options.
         """
         return importlib.import_module("numaemu.malloc.heap").new_heap(self, kind, **options)
 
     def gc_heap(self, collector, size="16MiB", **options):
         """A garbage-collected heap in user mode on the task's memory (numaemu.gc): `collector` is "refcount", "mark-sweep",
-        "mark-compact", "copying" or "generational".
+        "mark-compact", "copying" or "generational". The guide on heaps lists the options.
         """
         return importlib.import_module("numaemu.gc.heap").new_heap(self, collector, size, **options)
 

@@ -15,16 +15,16 @@ KINDS = {FULL: "Pause Full", YOUNG: "Pause Young"}
 class Collection(NamedTuple):
     """One collection. Bytes, and ns of emulated time."""
 
-    number: int
-    kind: str
-    cause: str
-    before: int
-    after: int
-    total: int
-    began_ns: int
-    pause_ns: int
+    number: int  # of the collection, from 0
+    kind: str  # "Pause Full" or "Pause Young"
+    cause: str  # "Allocation Failure", "System.gc()"
+    before: int  # bytes that objects and buffers took
+    after: int  # the same behind it
+    total: int  # bytes that there are
+    began_ns: int  # on the clock of the CPU that collected
+    pause_ns: int  # how long it took
     objects: int  # that live
-    promoted: int
+    promoted: int  # bytes that went to the old generation
     threshold: int  # of age, for the next one; 0: there are no generations
     by_age: tuple  # bytes of survivors of age 1, 2, …
 

@@ -21,18 +21,18 @@ STRIDE = 4093
 class Figures(NamedTuple):
     """What a replay has measured; the names of `numaemu malloc --json`."""
 
-    trace: str
-    kind: str
-    valid: bool
-    why: str  # not valid
+    trace: str  # its name
+    kind: str  # of heap
+    valid: bool  # false: bytes were lost, memory ran out, or the heap does not check
+    why: str  # what of these
     utilisation: float  # peak payload by peak heap
-    operations: int
-    ns_per_operation: float  # emulated
-    accesses_per_operation: float
-    tlb_misses_per_operation: float
-    faults_per_operation: float
-    peak_payload: int
-    peak_heap: int
+    operations: int  # requests of the trace
+    ns_per_operation: float  # of emulated time
+    accesses_per_operation: float  # loads and stores
+    tlb_misses_per_operation: float  # page walks
+    faults_per_operation: float  # page faults
+    peak_payload: int  # the most bytes that the trace asks for at a time
+    peak_heap: int  # the most that the heap has held
     operations_per_s: float  # on the host
 
 
@@ -166,7 +166,8 @@ def replay(machine, trace, kind, cpu=0, valid=True, **options):
     try:
         answer = task.call(play, heap, trace.requests, trace.blocks)
     except (HeapError, OutOfMemory) as error:
-        return Figures(trace.name, kind, False, why or str(error), *[0.0] * 6, trace.peak_payload, 0, 0.0)
+        n, peak = len(trace.requests), trace.peak_payload
+        return Figures(trace.name, kind, False, why or str(error), 0.0, n, 0.0, 0.0, 0.0, 0.0, peak, 0, 0.0)
     host_s, after = time.perf_counter() - start, task.counters()
     peak_heap = heap.held()[1]
     task.exit()
