@@ -737,7 +737,8 @@ def api():
         ("Machine", machine.Machine), ("Task", task.Task), ("Handle", task.Handle), ("Mapping", mapping.Mapping),
         ("VirtualArray", mapping.VirtualArray), ("File", files.File), ("KernelCalls", allocators.KernelCalls),
         ("HeatMap", heatmap.HeatMap), ("KmemCache", allocators.KmemCache), ("Shrinker", allocators.Shrinker), ("Trail", explain.Trail), ("Step", explain.Step),
-        ("malloc.Heap", heap.Heap), ("malloc.Stats", heap.Stats), ("malloc.replay.Figures", replay.Figures), ("gc.Heap", gc_heap.Heap), ("gc.Mutator", gc_heap.Mutator),
+        ("malloc.Heap", heap.Heap), ("malloc.Stats", heap.Stats), ("malloc.replay.Figures", replay.Figures),
+        ("gc.Heap", gc_heap.Heap), ("gc.Mutator", gc_heap.Mutator),
         ("gc.Handle", gc_heap.Handle), ("gc.Collection", gc_log.Collection),
     )  # fmt: skip
     parts = []
