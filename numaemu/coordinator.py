@@ -48,6 +48,7 @@ from numaemu.kernel.core.smp import (
 )
 from numaemu.kernel.fs.proc import tree as proc
 from numaemu.kernel.fs.sysfs import stats
+from numaemu.kernel.fs.sysfs.damon import damon_of
 from numaemu.kernel.include.internal import unpack_zone
 from numaemu.kernel.include.mm_types import task_name, task_t
 from numaemu.kernel.include.mmzone import zone_of
@@ -74,6 +75,10 @@ class Coordinator(Requests):
         self.system = proc.System(world.machine, world.topology)
         self.system.compact_nodes, self.system.drain_all = self.compact_nodes, self.rpc_drain_all
         self.system.call_task = self.rpc_op
+        self.system.damon_changed, self.driver_every_ns = (
+            self.set_every,
+            0,
+        )  # when functions of the driver are due; 0: none are
         self.system.wake_kthreads = lambda node: world.kthread_bells[node].release()
         self.oom, self.warnings = OomKiller(self.system), AllocationWarnings(self.system)
         self.outlet = Outlet(link, lambda: os._exit(0))  # the driver has gone: so does its machine
@@ -332,9 +337,22 @@ class Coordinator(Requests):
         self.shows.pop(number).set_result(None)
 
     def rpc_every(self, now_ns):
-        """A CPU has come to the time of the driver's functions; the answer comes when they have run."""
+        """A CPU has come to a time at which something is due: DAMON's, or functions of the driver's. The answer comes when that is done."""
+        yield from damon_of(self.system).sample(now_ns, self.damon_look)
+        if 0 < self.driver_every_ns <= now_ns:
+            yield self.call_driver(now_ns)
+        self.set_every()
+
+    def damon_look(self, target, addresses, marked):
+        """DAMON looks at pages of a task, on the CPU where that is; or marks them as not used."""
+        cpu = task_t.array(self.machine.tasks)[target.number].cpu
+        args = target.number, target.pid, addresses or marked, not addresses
+        return self.ask(self.cpu_actor(cpu), "system", "damon", *args)
+
+    def call_driver(self, now_ns):
+        """The Future of its functions, which are due."""
         number, future = next(self.show_numbers), Future()
-        self.shows[number] = future
+        self.shows[number], self.driver_every_ns = future, 0  # until it says when the next are due
         self.tell_driver("every", number, now_ns)
         if self.driver:
             self.driver.call(number)
@@ -342,13 +360,20 @@ class Coordinator(Requests):
 
     def rpc_every_at(self, at_ns, number=0):
         """They are due at this time next; 0: there are none. What CPU has waited for goes on."""
-        self.machine.every_at_ns = at_ns
-        for cpu in self.cpus:
-            exchange(cpu_t.array(self.machine.cpus)[cpu], "event_at", 0)
+        self.driver_every_ns = at_ns
         if number:
             self.shows.pop(number).set_result(None)
             if self.driver:
                 self.driver.called(number)
+        else:
+            self.set_every()
+
+    def set_every(self):
+        """CPUs are to say when they have come to the time at which something is due next; 0: nothing is."""
+        due = [at for at in (self.driver_every_ns, damon_of(self.system).next_ns()) if at]
+        self.machine.every_at_ns = min(due, default=0)
+        for cpu in self.cpus:
+            exchange(cpu_t.array(self.machine.cpus)[cpu], "event_at", 0)
 
     def rpc_clock(self):
         """The time of the CPU that is ahead of all others."""

@@ -618,6 +618,8 @@ FILES = {
     "/sys/kernel/debug/sched/numa_balancing/scan_period_max_ms": "the longest time between two scans",
     "/sys/kernel/debug/sched/numa_balancing/scan_period_min_ms": "the shortest time between two scans",
     "/sys/kernel/debug/sched/numa_balancing/scan_size_mb": "MB that are scanned at once",
+    "/sys/kernel/mm/damon/admin/kdamonds/nr_kdamonds": "how many kdamonds may watch tasks: a directory for each, with `state` and "
+    "`contexts`, as damo writes them (`vaddr`, the action `stat`)",
     "/sys/kernel/mm/numa/demotion_enabled": "true: reclaim moves pages to a slower tier instead of to swap",
     "/sys/kernel/mm/page_idle/bitmap": "a bit for each frame, by ranges (`machine.pread`, `pwrite`): 1 written marks its page, 1 read: not used since",
     "/sys/kernel/mm/swap/vma_ra_enabled": "whether swap reads ahead by addresses, where no area lies on a disk that rotates",

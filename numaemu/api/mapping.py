@@ -90,14 +90,14 @@ class VirtualArray:
             picked = np.where(picked < 0, picked + self.length, picked)
         return np.uint64(self.addr) + picked.astype(np.uint64) * np.uint64(self.dtype.itemsize)
 
-    def word_address(self, index):
+    def _word_address(self, index):
         """The address of the element at an index of Python's; None: it has to be looked at."""
         if type(index) is int and -self.length <= index < self.length:
             return self.addr + (index if index >= 0 else index + self.length) * self.kind.nbytes
         return None
 
     def __getitem__(self, index):
-        if (address := self.word_address(index)) is not None:
+        if (address := self._word_address(index)) is not None:
             kind = self.kind
             return kind.value(self.task._run("word", (address, kind.nbytes, LOAD, 0)))
         where = self.addresses(index)
@@ -105,7 +105,7 @@ class VirtualArray:
         return values if where.ndim else values[0]
 
     def __setitem__(self, index, values):
-        if (address := self.word_address(index)) is not None and (bits := self.kind.bits(values)) is not None:
+        if (address := self._word_address(index)) is not None and (bits := self.kind.bits(values)) is not None:
             self.task._run("word", (address, self.kind.nbytes, STORE, bits))
             return
         where = np.atleast_1d(self.addresses(index))

@@ -29,6 +29,13 @@ class ProcOperations(Part):
         if sys_mm.clear_refs_remote(self.address, task_number, pid, kind) != 0:
             raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), f"/proc/{pid}")
 
+    def system_damon(self, task_number, pid, addresses, clear):
+        """A byte for each page of a task, by its address: 1 if it was used; with `clear` none is any more. None: it has ended."""
+        where, used = np.array(addresses, np.uint64), np.zeros(len(addresses), np.uint8)
+        pointers = where.ctypes.data, len(where), used.ctypes.data
+        done = sys_mm.damon_sample(self.address, task_number, pid, *pointers, clear)
+        return None if done != 0 else used.tobytes()
+
     def system_cmdline(self, task_number, pid):
         """The arguments, each with its 0; or what the program has written over them, up to its 0: get_mm_cmdline.
 

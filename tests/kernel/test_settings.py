@@ -283,6 +283,9 @@ THREE = dict.fromkeys(("-1", "many", ""), INVALID)
 NO_PAGES = {"-1": INVALID, "many": INVALID, "1" * 5000: INVALID}
 # fmt: off
 ROWS = {
+    r"/sys/kernel/mm/damon/admin/kdamonds/nr_kdamonds": row(
+        lambda loop: len(loop.actors[0].rpc_listdir("/sys/kernel/mm/damon/admin/kdamonds")) - 1,
+        {"1": 1, "3": 3, "0": 0}, dict.fromkeys(("", "many", "-1", "2147483648"), INVALID)),
     r"/proc/sys/kernel/numa_balancing": number(word("numa_balancing"), {"1": 1, "2": 2, "3": 3, "4": 4, "0": 0}, 5),
     r"/proc/sys/kernel/numa_balancing_promote_rate_limit_MBps": number(
         word("numa_promote_rate_limit"), {"0": 0, "2": 2, "65536": 65536}, INT_MAX + 1),

@@ -4,7 +4,7 @@ import numpy as np
 
 from numaemu.compiler.atomic import load_acquire
 from numaemu.compiler.decorators import entry, hot, kernel
-from numaemu.compiler.pointer import u8
+from numaemu.compiler.pointer import address_of, u8, u64
 from numaemu.hardware.paging import PAGE_MASK
 from numaemu.hardware.processor import cpu_t
 from numaemu.kernel.arch.pgtable import is_swap_entry, leaf_of, mm_of, pte_pfn, pte_to_swp_entry
@@ -27,6 +27,7 @@ from numaemu.kernel.include.mmzone import page_of
 from numaemu.kernel.mm.fault.rmap import mapping_of
 from numaemu.kernel.mm.huge.hugetlb_pool import hstate_vma
 from numaemu.kernel.mm.huge.khugepaged import collapse_range
+from numaemu.kernel.mm.numa.accessed import harvest_accessed
 from numaemu.kernel.mm.reclaim.lru import folio_test
 from numaemu.kernel.mm.space.get_unmapped_area import MMAP_MIN_ADDR
 from numaemu.kernel.mm.space.gup import access_remote_vm, madvise_populate, mm_populate, vm_mmap_pgoff
@@ -338,6 +339,24 @@ def read_remote(cpu_address, target, pid, address, buffer, nbytes):
     result = access_remote_vm(cpu, mm_number, address, buffer, nbytes)
     mmput(cpu, mm_number)
     return result
+
+
+@entry("i64(u64, i64, i64, u64, i64, u64, bool)", nogil=True)
+def damon_sample(cpu_address, target, pid, addresses, n, used, clear):
+    """DAMON looks at pages of a task: a byte for each of n addresses at the host's address `used`; with `clear` each counts as not used
+    from now on. 0; -ESRCH: the task has ended. Nothing is charged.
+    """
+    cpu = cpu_t.at(cpu_address)
+    mm_number = get_mm_of_pid(cpu, target, pid)
+    if mm_number == 0:
+        return -errno.ESRCH
+    lock = address_of(mm_of(machine_of(cpu), mm_number), "mmap_lock")
+    read_lock(cpu, lock)
+    for i in range(n):
+        harvest_accessed(cpu, mm_number, u64.array(addresses)[i], 1, u8.array(used + U(i)), clear)
+    read_unlock(lock)
+    mmput(cpu, mm_number)
+    return 0
 
 
 @entry("i64(u64, i64, i64, i64)", nogil=True)

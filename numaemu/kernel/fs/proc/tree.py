@@ -26,6 +26,7 @@ from numaemu.kernel.fs.proc import vmallocinfo as proc_vmallocinfo
 from numaemu.kernel.fs.proc import vmstat as proc_vmstat
 from numaemu.kernel.fs.sysfs import cgroup, page_idle, sysctl
 from numaemu.kernel.fs.sysfs import cpu as cpu_sysfs
+from numaemu.kernel.fs.sysfs import damon as damon_sysfs
 from numaemu.kernel.fs.sysfs import huge as huge_sysfs
 from numaemu.kernel.fs.sysfs import memory as memory_sysfs
 from numaemu.kernel.fs.sysfs import node as node_sysfs
@@ -107,6 +108,8 @@ def find(system, path):
         )
     if path.startswith(tracefs.ROOT):
         return tracefs.cpu_files(system).get(path)
+    if path.startswith(damon_sysfs.ROOT):
+        return damon_sysfs.files(system).get(path)
     if path.startswith("/sys/block/"):
         return genhd.files(system).get(path)
     if path in (fixed := shape(system).files):
@@ -226,6 +229,7 @@ def paths(system):
     yield from genhd.files(system)
     yield from tracefs.cpu_files(system)
     yield from cgroup.paths(system)
+    yield from damon_sysfs.files(system)
     for pid in proc_task.pids(system.machine):
         yield from (f"/proc/{pid}/{name}" for name in PID_FILES)
         threads = proc_task.threads(system.machine, pid)

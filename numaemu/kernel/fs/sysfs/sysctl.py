@@ -96,6 +96,7 @@ class System:
         self.drain_all = lambda: None  # the coordinator's: unused pages go back, as a generator of its steps
         self.compact_nodes = None  # the coordinator's: compact these nodes, as a generator of its steps
         self.wake_kthreads = lambda node: None  # likewise: ring a node's kernel threads
+        self.damon, self.damon_changed = None, lambda: None  # damon.py; the coordinator's: a kdamond has begun or ended
         self.cgroups, self.call_task = None, None  # the groups by number (cgroup.py); an operation for a task, a Future
         self.sysctl = {
             "vm.min_free_kbytes": calculate_min_free_kbytes(machine),
