@@ -684,7 +684,7 @@ def shape_files():
 def all_files():
     """{path: may be read, may be written} of every file; <pid>, <N>, <S> and <group> stand for any."""
     from numaemu.kernel.fs.proc import tree
-    from numaemu.kernel.fs.sysfs import cgroup, huge, node, numa, sysctl
+    from numaemu.kernel.fs.sysfs import cgroup, damon, huge, node, numa, sysctl
 
     found = {}
     for path, (read, write) in tree.FIXED.items():
@@ -692,6 +692,7 @@ def all_files():
         path = re.sub(r"(/tracing/events)/\w+/enable", r"\1/<system>/enable", path)
         found[path] = (read is not None, write is not None)
     found["/sys/kernel/tracing/per_cpu/cpu<N>/stats"] = (True, False)
+    found[f"{damon.ROOT}/nr_kdamonds"] = (True, True)
     for name in {*tree.PID_FILES, *tree.PID_WRITERS}:
         found[f"/proc/<pid>/{name}"] = (tree.PID_FILES.get(name) is not None, name in tree.PID_WRITERS)
     for name in {*node.NODE_FILES, *node.NODE_WRITERS}:

@@ -200,7 +200,7 @@ def watchers_for(options):
     if options.report_path is not None:
         check_writable(options.report_path, "--report")
         page.check()
-        found.append(Sampler())
+        found.append(Sampler(traced=options.events is not None))
     if options.sample is not None:
         if options.json_path is None:
             raise ConfigError("--sample needs --json, the file that its samples go to")
@@ -211,7 +211,9 @@ def watchers_for(options):
         check_writable(options.trace_out, "--trace-out")
         from numaemu.tools.tracing.collector import Collector
 
-        found.append(Collector(options.events, options.trace_out))
+        found.append(
+            Collector(options.events, options.trace_out, *(w.latencies for w in found if isinstance(w, Sampler)))
+        )
     return found
 
 

@@ -7,10 +7,15 @@ import re
 import shutil
 import subprocess
 
+import numpy as np
 import pytest
 from wanting import need_package
 
+from numaemu.kernel.fs.tracefs.events import EVENTS
+from numaemu.kernel.include.trace import EVENT_BITS, trace_record_t
 from numaemu.tools import cli
+from numaemu.tools.page.charts import duration_text, latency_charts
+from numaemu.tools.page.latencies import CHOSEN, KINDS, Latencies
 from numaemu.tools.page.sampler import MOST_SAMPLES, Sampler, free_blocks
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome")
@@ -64,6 +69,7 @@ def test_everything_is_in_one_file(page):
     reader.feed(page.read_text())
     assert reader.loads == []
     assert {"Result", "The machine", "Free memory", "Faults, reclaim, migration", "Where accesses went", "Latency of the machine",
+            "How long page faults took", "How long direct reclaim took",
             "Translation", "Memory in use at the end", "Tasks' memory by node", "Fragmentation"} <= set(reader.headings)  # fmt: skip
     text = page.read_text()
     specs = json.loads(re.search(r'<script id=specs type="application/json">(.*?)</script>', text, re.S)[1])
@@ -115,6 +121,77 @@ def test_what_is_missing_is_told_before_the_run(tmp_path, capsys, monkeypatch):
         == "numaemu: the page of a run needs the package altair, which is not installed: pip install 'numaemu[report]'\n"
     )
     assert not pathlib.Path(f"{tmp_path}/w.py.ran").exists()
+
+
+def records(*events):
+    """Records of (name, pid, ns, word b)."""
+    rows = np.zeros(len(events), trace_record_t.dtype)
+    names = [event.name for event in EVENTS]
+    for row, (name, pid, ns, word) in zip(rows, events):
+        row["what"], row["clock_ns"], row["b"] = names.index(name) | pid << EVENT_BITS, ns, word
+    return rows
+
+
+def test_durations_are_counted_by_who_begins_and_ends():
+    """Two tasks of a CPU whose faults overlap, a fault that failed, a shootdown and an answer to another one."""
+    seen = Latencies()
+    seen.fold(
+        0, records(("page_fault_user", 1, 1000, 0), ("page_fault_user", 2, 1100, 0), ("page_fault_end", 2, 1150, 0))
+    )
+    seen.fold(0, records(("page_fault_end", 1, 1000 + 700_000, 0), ("page_fault_user", 1, 800_000, 0),
+                         ("page_fault_user", 1, 900_000, 0), ("page_fault_end", 1, 900_150, 0)))  # fmt: skip
+    seen.fold(
+        1,
+        records(
+            ("tlb_flush", 3, 10, 4),
+            ("tlb_flush", 0, 20, 1),
+            ("shootdown_end", 3, 2010, 0),
+            ("shootdown_end", 3, 5000, 0),
+        ),
+    )
+    assert [seen.total(kind) for kind in range(len(KINDS))] == [3, 0, 0, 1]
+    bins = [(low, high, count) for low, high, count in seen.bins(0) if count]
+    assert bins == [(50, 100, 1), (100, 200, 1), (500_000, 1_000_000, 1)] and seen.bins(3) == [(2000, 5000, 1)]
+    assert seen.longest == [700_000, 0, 0, 2000] and seen.bins(1) == []
+    edges = [low for low, *_ in seen.bins(0)] + [seen.bins(0)[-1][1]]
+    assert edges == sorted(set(edges)) and all(
+        high == low for (_, high, _), (low, _, _) in zip(seen.bins(0), seen.bins(0)[1:])
+    )
+
+
+def test_histograms_say_what_they_show():
+    need_package("altair")
+    seen = Latencies()
+    for ns in (30, 150, 150, 2_500_000):
+        seen.add(0, ns)
+    seen.lost = 12
+    (chart,) = latency_charts(seen)
+    assert (
+        chart.title == "How long page faults took"
+        and "4 of them, the longest 2.5 ms. 12 events were lost" in chart.text
+    )
+    rows = chart.spec.to_dict()["data"]["values"]
+    assert (
+        sum(row["count"] for row in rows) == 4
+        and rows[0]["took"] == "20 ns to 50 ns"
+        and rows[-1]["took"] == "2 ms to 5 ms"
+    )
+    assert latency_charts(Latencies()) == []
+    assert [duration_text(ns) for ns in (0, 500, 2000, 10**10)] == ["0 ns", "500 ns", "2 us", "10 s"]
+    assert all(kind.text.endswith(".") and kind.title.startswith("How long") for kind in KINDS)
+
+
+def test_faults_of_a_run_are_all_counted(machine):
+    """As many as the kernel counts, of a run that traces nothing else; and nothing is traced behind it."""
+    sampler, task = Sampler(), machine.task(cpu=0)
+    area = task.mmap("512KiB")
+    with sampler.of(machine):
+        before = machine.stats()["vmstat"]["pgfault"]
+        area.touch()
+        faults = machine.stats()["vmstat"]["pgfault"] - before
+    assert sampler.latencies.total(0) == faults == 128 and sampler.latencies.longest[0] > 0
+    assert machine.read("/sys/kernel/tracing/set_event") == "" and len(CHOSEN.split()) == 2 * len(KINDS)
+    task.exit()
 
 
 def test_samples_are_thinned(machine):

@@ -224,11 +224,44 @@ def tasks_memory(tasks):
     return Chart("Tasks' memory by node", text, bars(rows, "MiB", "task", "node"))
 
 
-def all_charts(run, samples, tasks):
+def duration_text(ns):
+    """A duration as an edge of a bar: 200 ns, 5 us, 1 ms."""
+    for unit, least in (("s", 10**9), ("ms", 10**6), ("us", 10**3)):
+        if ns >= least:
+            return f"{ns / least:g} {unit}"
+    return f"{ns:g} ns"
+
+
+def latency_charts(latencies):
+    """How long faults, reclaim, compaction and shootdowns took; those that there were."""
+    from numaemu.tools.page.latencies import KINDS
+
+    alt, found = altair(), []
+    for number, kind in enumerate(KINDS):
+        total = latencies.total(number)
+        if not total:
+            continue
+        rows = [
+            {"took": f"{duration_text(low)} to {duration_text(high)}", "from": low, "count": count}
+            for low, high, count in latencies.bins(number)
+        ]
+        lost = f" {latencies.lost:,} events were lost, and are not in it." if latencies.lost else ""
+        longest = duration_text(float(f"{latencies.longest[number]:.3g}"))
+        text = f"{kind.text} Emulated time; {total:,} of them, the longest {longest}.{lost}"
+        chart = alt.Chart(data(rows), width="container", height=max(20 * len(rows), 60)).mark_bar().encode(
+            x=alt.X("count:Q", title="how many", axis=alt.Axis(labelOverlap=True, tickCount=8)),
+            y=alt.Y("took:N", sort=alt.SortField("from"), title=None), tooltip=["took:N", "count:Q"],
+        )  # fmt: skip
+        found.append(Chart(kind.title, text, chart))
+    return found
+
+
+def all_charts(run, samples, tasks, latencies=None):
     """The charts of a run that have something to show."""
     over_time = [free_memory(samples), rates(samples), traffic(samples), servers(samples)] if len(samples) > 1 else []
     found = [
         *over_time,
+        *(latency_charts(latencies) if latencies is not None else ()),
         access_matrix(run),
         latency_matrix(run),
         translations(run),

@@ -79,11 +79,11 @@ def machine_part(topology):
     )
 
 
-def page(run, samples, tasks, doc=""):
+def page(run, samples, tasks, doc="", latencies=None):
     """The text of the page."""
     converter = need("vl_convert", "report", "the page of a run")
     name = os.path.basename(run["workload"])
-    charts = all_charts(run, samples, tasks)
+    charts = all_charts(run, samples, tasks, latencies)
     parts = [
         f"<section><h2>{html.escape(chart.title)}</h2><p class=dim>{html.escape(chart.text)}</p><div class=chart id=chart{i}></div></section>"
         if chart.title
@@ -111,7 +111,7 @@ def page(run, samples, tasks, doc=""):
 
 def write(run, sampler, path, doc=""):
     """Write the page of a run."""
-    text = page(run, sampler.samples, sampler.tasks, doc)
+    text = page(run, sampler.samples, sampler.tasks, doc, sampler.latencies)
     try:
         with open(path, "w", encoding="utf-8") as file:
             file.write(text)

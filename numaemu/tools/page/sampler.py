@@ -74,17 +74,27 @@ def look(machine):
 class Sampler:
     """A thread that looks at a machine, between `start` and `stop`: both look once themselves. In lockstep the machine calls."""
 
-    def __init__(self):
+    def __init__(self, traced=False):
+        from numaemu.tools.page.latencies import (
+            Latencies,
+            LatencyCollector,
+        )  # with the kernel's events, which take long to load
+
+        self.latencies = Latencies()
+        self.tracing = (
+            None if traced else LatencyCollector(self.latencies)
+        )  # else --trace has its events, which it passes on
         self.samples, self.tasks, self.ended, self.interval_s = [], {}, threading.Event(), INTERVAL_S
 
     @contextlib.contextmanager
     def of(self, machine):
         """Looks at a machine within a `with` block."""
-        self.start(machine)
-        try:
-            yield self
-        finally:
-            self.stop()
+        with contextlib.nullcontext() if self.tracing is None else self.tracing.of(machine):
+            self.start(machine)
+            try:
+                yield self
+            finally:
+                self.stop()
 
     def start(self, machine):
         """Look once, and then from time to time."""

@@ -90,7 +90,8 @@ def check(events, path):
 class Collector:
     """Traces a machine within a `with` block; for a file, if there is a path."""
 
-    def __init__(self, events, path=None):
+    def __init__(self, events, path=None, latencies=None):
+        self.latencies = latencies  # of the page of the run, which gets the same events
         self.chosen, self.path, self.writer = events, path, check(events, path) if path else None
         self.parts, self.lost, self.names, self.memory, self.ended = {}, 0, {}, [], threading.Event()
 
@@ -126,13 +127,20 @@ class Collector:
             while not self.ended.wait(INTERVAL_S):
                 self.take()
 
-    def take(self):
-        """Empty the rings, and note each node's free memory."""
+    def drained(self):
+        """Empty the rings: [(context, records)]"""
         parts, lost, names = self.machine._ask("trace")
         self.lost += lost
         self.names |= names
-        for context, data in parts:
-            self.parts.setdefault(context, []).append(np.frombuffer(data, trace_record_t.dtype))
+        return [(context, np.frombuffer(data, trace_record_t.dtype)) for context, data in parts]
+
+    def take(self):
+        """Empty the rings, and note each node's free memory."""
+        parts = self.drained()
+        for context, rows in parts:
+            self.parts.setdefault(context, []).append(rows)
+            if self.latencies is not None:
+                self.latencies.fold(context, rows)
         if parts:
             newest = max(int(rows[-1][-1]["clock_ns"]) for rows in self.parts.values())
             free = {int(node): int(kb) for node, kb in enumerate(self.free_kb())}
