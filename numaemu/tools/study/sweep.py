@@ -94,11 +94,29 @@ def repeated(points, repeat, seed):
 # -- one run, on a worker ------------------------------------------------------------------------------------
 
 
-def run_point(name, text, args, point):
+def shares_of(cpus, jobs):
+    """The host's CPUs for each of so many workers, by its number: no two on the same one, as far as there are as many."""
+    return {number: cpus[number::jobs] or [cpus[number % len(cpus)]] for number in range(jobs)}
+
+
+def stay_on(shares):
+    """Keep this worker, and the machines that it boots, on its share of the host's CPUs. Machines that wander disturb each other, and
+    two in lockstep, each of which runs on one CPU, might choose the same one.
+    """
+    if shares is not None:
+        from distributed import get_worker
+
+        os.sched_setaffinity(0, shares[get_worker().name])
+
+
+def run_point(name, text, args, point, shares=None):
     """A row: the point and what came of it. It runs in a worker's process, perhaps on another host: so the workload travels."""
+    begin = time.perf_counter()
+    stay_on(shares)
+    from numaemu.machine import fork_server
     from numaemu.tools.study.figures import figures
 
-    begin = time.perf_counter()
+    fork_server.launch()  # a worker's first run: the kernel is loaded while the workload is
     try:
         with contextlib.ExitStack() as stack:
             path = name
@@ -164,6 +182,9 @@ def cluster_of(scheduler, jobs):
                 threads_per_worker=1,
                 processes=True,
                 dashboard_address=None,
+                scheduler_kwargs={
+                    "dashboard_address": "127.0.0.1:0"
+                },  # none is served; a fixed port may be another sweep's
                 memory_limit=0,
                 silence_logs=50,
             ) as cluster,
@@ -188,11 +209,13 @@ def sweep(path, args, points, notebook, scheduler=None, jobs=1, say=lambda text:
     if left:
         begin, failed = time.perf_counter(), 0
         say(f"{len(points) - len(left)} runs are done, {len(left)} are left" if known else f"{len(left)} runs")
-        with cluster_of(scheduler, min(jobs, len(left))) as client:
+        jobs = min(jobs, len(left))
+        shares = shares_of(sorted(os.sched_getaffinity(0)), jobs) if scheduler is None else None
+        with cluster_of(scheduler, jobs) as client:
             from distributed import as_completed
 
             futures = {
-                client.submit(run_point, os.path.abspath(path), text, list(args), point, pure=False): point
+                client.submit(run_point, os.path.abspath(path), text, list(args), point, shares, pure=False): point
                 for point in left
             }
             for done, future in enumerate(as_completed(futures), 1):

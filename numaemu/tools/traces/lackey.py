@@ -43,7 +43,7 @@ def parse(text, out):
                     size = size * 10 + digit
                     i += 1
                     digit = text[i] - np.uint8(48)
-                good = text[i] == NEWLINE and 1 <= size <= 4096
+                good = bool(text[i] == NEWLINE and 1 <= size <= 4096)
         if good:
             access = out[n]
             access["addr"], access["size"], access["thread"], access["kind"] = address, size, 0, kind

@@ -38,6 +38,10 @@ def test_initial_regions_are_about_equal_and_cover_everything():
     found = core.init_regions([(0, 10 * PAGE), (100 * PAGE, 130 * PAGE)], 8)
     assert span(found)[0] == (0, 5) and span(found)[-1][1] == 130 and len(found) == 8
     assert all(a.end <= b.start for a, b in zip(found, found[1:])) and sum(r.size for r in found) == 40 * PAGE
+    assert span(core.init_regions([(0, 1000 * PAGE), (2000 * PAGE, 2001 * PAGE)], 10))[-1] == (
+        2000,
+        2001,
+    )  # a small one: a stack
 
 
 @interpreted

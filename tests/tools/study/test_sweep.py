@@ -1,6 +1,7 @@
 """One run as a row, and many of them: grids, restarts, failures, and nothing that stays."""
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -137,6 +138,34 @@ def test_wrong_words_end_in_one_line(workload, tmp_path, capsys, monkeypatch, op
     assert cli.main(["sweep", workload, *options, *out, "-q"]) == cli.USAGE
     told = capsys.readouterr().err
     assert told.count("\n") == 1 and words in told, told
+
+
+def test_workers_share_the_hosts_cpus():
+    assert sweep.shares_of([0, 1, 4, 5], 2) == {0: [0, 4], 1: [1, 5]} and sweep.shares_of([3], 2) == {0: [3], 1: [3]}
+    assert sweep.shares_of([0, 1, 2], 2) == {0: [0, 2], 1: [1]} and sweep.shares_of([0, 1], 3) == {
+        0: [0],
+        1: [1],
+        2: [0],
+    }
+
+
+WHERE = """import os
+def main(machine):
+    machine.run(lambda task: task.clock_ns)
+    with open(f"/proc/{machine.processes['coordinator']}/status") as file:
+        return {"cpus": next(line.split()[1] for line in file if line.startswith("Cpus_allowed_list"))}
+"""
+
+
+def test_a_worker_and_its_machines_stay_on_its_share(tmp_path):
+    need_package("distributed", "pandas")
+    (tmp_path / "where.py").write_text(WHERE)
+    points = [{"nodes": 1, "cpus_per_node": 1, "seed": seed} for seed in range(4)]
+    notebook = sweep.Notebook(str(tmp_path / "t.csv"), WHERE, [])
+    rows = sweep.sweep(str(tmp_path / "where.py"), [], points, notebook, jobs=2)
+    shares = sweep.shares_of(sorted(os.sched_getaffinity(0)), 2)
+    allowed = {",".join(map(str, share)) for share in shares.values()}
+    assert {str(row["result.cpus"]) for row in rows} <= allowed, rows
 
 
 def test_points_from_files(tmp_path):

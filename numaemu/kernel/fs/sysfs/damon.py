@@ -239,6 +239,7 @@ class Damon:
         self.system.damon_changed()
 
     def target(self, path, files):
+        """A target of the context, as its files say it now."""
         pid, machine = files["pid_target"].value, self.system.machine
         number = number_of_pid(machine, pid)
         if number == 0 or not task_t.array(machine.tasks)[number].mm:

@@ -37,7 +37,7 @@ class Target:
 
 def evenly_split(start, end, pieces):
     """damon_va_evenly_split_region: so many parts of whole pages, the last one takes the rest."""
-    size = (end - start) // pieces & -MIN_REGION
+    size = (end - start) // max(pieces, 1) & -MIN_REGION
     if pieces < 2 or not size:
         return [Region(start, end)]
     cuts = [start + i * size for i in range(pieces)] + [end]
