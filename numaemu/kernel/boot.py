@@ -45,6 +45,7 @@ from numaemu.kernel.mm.numa.memory_tiers import memory_tier_init
 from numaemu.kernel.mm.numa.placement import init_numa_topology_type
 from numaemu.kernel.mm.page_alloc.free_lists import set_free_lists
 from numaemu.kernel.mm.page_alloc.node_side import rmqueue_bulk
+from numaemu.kernel.mm.page_alloc.page_alloc import set_alloc_hooks
 from numaemu.kernel.mm.page_alloc.zone_layout import HIGHMEM_START, whole_blocks, zone_ranges
 from numaemu.kernel.mm.slab.slab import SLAB_RECLAIM_ACCOUNT
 from numaemu.kernel.mm.slab.slab_common import init_cache, kmem_cache_init
@@ -288,6 +289,7 @@ def setup_per_zone_pageset(machine, sysctl):
         if zone.managed_pages:
             zone.pcp_high = zone_highsize(machine, zone, sysctl.get("vm.percpu_pagelist_high_fraction", 0))
             zone.pcp_list_high = max(zone.pcp_high // PCP_PARTS, 1)
+    set_alloc_hooks(machine)
 
 
 def hold_pages(machine, number, held):

@@ -364,7 +364,7 @@ numa_faults_t = Struct("numa_faults_t", [     # task->numa_faults: averages (NUM
 ])
 
 # Shared words of cgroup_t: the word | its writer | why a reader may trust it.
-# - cpus, memcg; machine.cpusets_enabled | The coordinator. | Single words. A task that reads an old one is told
+# - cpus, memcg; machine.cpusets_enabled, alloc_hooks | The coordinator. | Single words. A task that reads an old one is told
 #   afterwards.
 # - kernel_pages | Atomic add. | The context that charged a page wrote the group's number into the page's flags
 #   before anyone else knew the page.
@@ -480,6 +480,7 @@ machine_t = Struct("machine_t", [
     ("next_pid", i64), ("next_mm_id", i64),        # atomically
     ("cgroups", u64),               # cgroup_t[MAX_CGROUPS]
     ("cpusets_enabled", i64),       # 1 from the first cpuset on: Linux's static key; by the coordinator
+    ("alloc_hooks", i64),           # 0: alloc_pages need not look at cpusets and its tracepoint; page_alloc.set_alloc_hooks
     ("mpols", u64),                 # policy_t[2 * nr_cpu_ids]: a mempolicy on its way to a range; one found in an object
     ("sp_nodes", u64), ("sp_node_pool", u64),      # policies of shared objects: mempolicy.py
     ("migrate", u64),               # migrate_t[2 * nr_cpu_ids]: the second half for demotion

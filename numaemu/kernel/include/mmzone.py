@@ -59,6 +59,7 @@ zone_t = Struct("zone_t", [
     ("pcp_batch", i64),              # pages of a CPU's first request; doubled while demand goes on
     ("pcp_high", i64),               # what a CPU may have of the zone, on its lists and shelves together
     ("pcp_list_high", i64),          # what one list, and one shelf, may have: their share of it
+    ("pcp_free_high", i64),          # the same for who frees a page; -1 while that is traced (page_alloc.set_alloc_hooks)
     ("number", i64),                 # node * MAX_NR_ZONES + type
     # ZONE_*: bits set by the node, cleared by CPUs, atomically
     ("flags", u64),

@@ -54,6 +54,35 @@ def test_rows_and_numbers_agree():
 UPPER = {event.name.upper() for event in EVENTS}
 
 
+def test_pages_are_traced_whatever_the_lists_may_hold(two_nodes, system):
+    """Who frees a page looks at one mark only (zone.pcp_free_high): it follows the sysctl, and says so while frees are traced."""
+    task, zones = two_nodes.task(), two_nodes.zones()
+
+    def marks():
+        return [int(zone.pcp_free_high) for zone in zones], [int(zone.pcp_list_high) for zone in zones]
+
+    def freed():
+        before = two_nodes.vmstat()["pgfree"]
+        for _ in range(3):
+            task.mmap("256KiB").touch().munmap()
+        return two_nodes.vmstat()["pgfree"] - before
+
+    assert marks()[0] == marks()[1] and two_nodes.machine.alloc_hooks == 0
+    on(system, "kmem:mm_page_free")
+    assert set(marks()[0]) == {-1} and two_nodes.machine.alloc_hooks == 0
+    assert freed() == sum(1 << fields(row[5])["order"] for row in lines(system, "mm_page_free")) > 0
+    for fraction in (8, 0):  # the marks are set anew
+        proc.write(system, "/proc/sys/vm/percpu_pagelist_high_fraction", str(fraction))
+        assert set(marks()[0]) == {-1}
+    on(system, "kmem:mm_page_alloc")
+    assert marks()[0] == marks()[1] and two_nodes.machine.alloc_hooks == 1
+    proc.write(system, f"{ROOT}/tracing_on", "0")
+    assert two_nodes.machine.alloc_hooks == 0
+    proc.write(system, f"{ROOT}/tracing_on", "1")
+    on(system, "")
+    assert marks()[0] == marks()[1] and two_nodes.machine.alloc_hooks == 0
+
+
 def test_nothing_is_noted_while_events_are_off(two_nodes, system):
     task = two_nodes.task()
     task.mmap("64KiB").touch()

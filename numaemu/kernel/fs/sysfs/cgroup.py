@@ -10,6 +10,7 @@ import os
 
 from numaemu.kernel.fs.sysfs.sysctl import invalid, strtoul
 from numaemu.kernel.include.mm_types import TASK_RUNNING, cgroup_t, pool_t, present_cpus, task_t
+from numaemu.kernel.mm.page_alloc.page_alloc import set_alloc_hooks
 from numaemu.spec.param import CPU_WORDS, MAX_CGROUPS, PAGE_SIZE
 from numaemu.spec.units import list_text
 
@@ -102,6 +103,7 @@ def publish(system, group):
         struct.memcg = memcg_of(each)
     if any("cpuset" in each.subtree_control for each in root_of(system).with_descendants()):
         system.machine.cpusets_enabled = 1
+        set_alloc_hooks(system.machine)
 
 
 def running_tasks(system, wanted):

@@ -6,6 +6,7 @@ import functools
 from numaemu.kernel.fs.tracefs.events import EVENTS, FIRST_ID, NAMES, SYSTEMS, show_format
 from numaemu.kernel.fs.tracefs.ring import clear_trace, contexts, copy_records, ring, show_trace, show_trace_pipe
 from numaemu.kernel.include.trace import TRACE_RECORDS, trace_record_t
+from numaemu.kernel.mm.page_alloc.page_alloc import set_alloc_hooks
 from numaemu.spec.node_mask import node_mask, nodes_of
 from numaemu.spec.param import MAX_NODES
 from numaemu.spec.units import list_text
@@ -21,6 +22,7 @@ def apply(system):
     if system.machine.trace_nodes == 0:
         system.machine.trace_nodes = ALL_NODES
     system.machine.trace_events = system.trace.mask if system.trace.on else 0
+    set_alloc_hooks(system.machine)
 
 
 def chosen(text):

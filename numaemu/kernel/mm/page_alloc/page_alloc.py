@@ -26,6 +26,7 @@ from numaemu.kernel.include.mm import frame_of
 from numaemu.kernel.include.mm_types import PG_buddy, PG_head, PG_hugetlb, PG_pcp, PG_tail, PG_used
 from numaemu.kernel.include.mmdebug import VM_BUG_ON_PAGE
 from numaemu.kernel.include.mmzone import (
+    MAX_NR_ZONES,
     MIGRATE_ISOLATE,
     MIGRATE_MOVABLE,
     MIGRATE_PCPTYPES,
@@ -37,7 +38,7 @@ from numaemu.kernel.include.mmzone import (
     zone_of,
 )
 from numaemu.kernel.include.refcount import refcount_inc_not_zero
-from numaemu.kernel.include.trace import MM_PAGE_ALLOC, MM_PAGE_FREE, trace_event, trace_on, trace_record
+from numaemu.kernel.include.trace import MM_PAGE_ALLOC, MM_PAGE_FREE, trace_event
 from numaemu.kernel.include.vmstat import PGFREE, count_vm_events
 from numaemu.kernel.mm.huge.hugetlb_pool import free_huge_folio
 from numaemu.kernel.mm.page_alloc.free_area import get_pageblock_migratetype
@@ -105,27 +106,10 @@ def alloc_pages_slow(cpu, gfp, order, nid, nodemask):
     return __alloc_pages_slowpath(cpu, gfp, order, nid, nodemask, state)
 
 
-@kernel("i64(cpu_t*, i64, i64, i64)")
-def trace_mm_page_alloc(cpu, pfn, order, gfp):
-    """The tracepoint; it returns the pfn, as it is the last thing that its callers do: so these save no register for it."""
-    trace_record(cpu, MM_PAGE_ALLOC, U(pfn), U(order), U(gfp), U(0), U(0))
-    return pfn
-
-
-@kernel("i64(cpu_t*, i64, i64, i64, u64)")
-def alloc_pages(cpu, gfp, order, nid, nodemask):
-    """2**order pages near node `nid`, from `nodemask` only; the first pfn, or 0: nobody can serve.
-
-    Mirrors __alloc_pages_noprof.
-    """
-    machine, wanted = machine_of(cpu), nodemask
-    if machine.cpusets_enabled != 0:
-        nodemask &= cpuset_current_mems_allowed(cpu)
-    if order == 0 and not gfp & __GFP_ACCOUNT:
-        pfn = page_at_hand(cpu, machine, gfp, nid, nodemask)
-        if pfn != 0:
-            prep_page(machine, cpu, pfn, 0, gfp).refcount = 1
-            return trace_mm_page_alloc(cpu, pfn, 0, gfp) if trace_on(cpu, MM_PAGE_ALLOC) else pfn
+@kernel("i64(cpu_t*, i64, i64, i64, u64, u64)")
+def alloc_pages_from(cpu, gfp, order, nid, nodemask, wanted):
+    """2**order pages that are not at hand: get_page_from_freelist, or else the slow path, which asks for `wanted` nodes."""
+    machine = machine_of(cpu)
     if order > MAX_ORDER:
         return 0
     flags = ALLOC_WMARK_LOW | ALLOC_NOFRAGMENT | (ALLOC_KSWAPD if gfp & __GFP_KSWAPD_RECLAIM else 0)
@@ -142,7 +126,56 @@ def alloc_pages(cpu, gfp, order, nid, nodemask):
         prep_block(cpu, pfn, order, gfp)
     if gfp & __GFP_ACCOUNT:
         memcg_kmem_charge_page(cpu, pfn, order, is_compound(gfp, order))
-    return trace_mm_page_alloc(cpu, pfn, order, gfp) if trace_on(cpu, MM_PAGE_ALLOC) else pfn
+    return pfn
+
+
+@hot
+def take_page_at_hand(cpu, machine, gfp, order, nid, nodemask):
+    """A single page of this CPU's lists, fit for use; or 0."""
+    if order == 0 and not gfp & __GFP_ACCOUNT:
+        pfn = page_at_hand(cpu, machine, gfp, nid, nodemask)
+        if pfn != 0:
+            prep_page(machine, cpu, pfn, 0, gfp).refcount = 1
+            return pfn
+    return 0
+
+
+@kernel("i64(cpu_t*, i64, i64, i64, u64)")
+def alloc_pages_hooked(cpu, gfp, order, nid, nodemask):
+    """alloc_pages where there are cpusets, or it is traced (or both)."""
+    machine, wanted = machine_of(cpu), nodemask
+    if machine.cpusets_enabled != 0:
+        nodemask &= cpuset_current_mems_allowed(cpu)
+    pfn = take_page_at_hand(cpu, machine, gfp, order, nid, nodemask)
+    if pfn == 0:
+        pfn = alloc_pages_from(cpu, gfp, order, nid, nodemask, wanted)
+    if pfn != 0:
+        trace_event(cpu, MM_PAGE_ALLOC, pfn, order, gfp, 0, 0)
+    return pfn
+
+
+@kernel("i64(cpu_t*, i64, i64, i64, u64)")
+def alloc_pages(cpu, gfp, order, nid, nodemask):
+    """2**order pages near node `nid`, from `nodemask` only; the first pfn, or 0: nobody can serve.
+
+    Mirrors __alloc_pages_noprof.
+    """
+    machine = machine_of(cpu)
+    if machine.alloc_hooks != 0:
+        return alloc_pages_hooked(cpu, gfp, order, nid, nodemask)
+    pfn = take_page_at_hand(cpu, machine, gfp, order, nid, nodemask)
+    return pfn if pfn != 0 else alloc_pages_from(cpu, gfp, order, nid, nodemask, nodemask)
+
+
+def set_alloc_hooks(machine):
+    """What alloc_pages and free_unref_page look at anyway says if there is more to do: so a tracepoint that is off costs them nothing.
+    For who changes cpusets_enabled, trace_events or a zone's pcp_list_high: the coordinator.
+    """
+    events = int(machine.trace_events)
+    machine.alloc_hooks = int(machine.cpusets_enabled != 0 or events >> MM_PAGE_ALLOC & 1)
+    for number in range(machine.nr_nodes * MAX_NR_ZONES):
+        zone = zone_of(machine, number)
+        zone.pcp_free_high = -1 if events >> MM_PAGE_FREE & 1 else zone.pcp_list_high
 
 
 # -- freeing -------------------------------------------------------------------------------------------------
@@ -153,6 +186,16 @@ def free_special_page(cpu, pfn):
     """A single page of a pageblock that has no per-CPU list goes to its node."""
     machine = machine_of(cpu)
     send(cpu, actor_of_node(page_to_nid(machine, pfn)), MSG_FREE, 0, pfn, 0, 0, 0)
+
+
+@kernel("void(cpu_t*, i64, i64, i64)")
+def after_free(cpu, zone_number, migratetype, pfn):
+    """A page has come on a CPU's list: what is too much goes back to its node, coldest first. The tracepoint."""
+    machine = machine_of(cpu)
+    zone, pcp = zone_of(machine, zone_number), pcp_of(machine, cpu.id, zone_number).lists[migratetype]
+    if pcp.count > zone.pcp_list_high:
+        trim_pcp(cpu, zone, pcp, pcp.count // 2)
+    trace_event(cpu, MM_PAGE_FREE, pfn, 0, 0, 0, 0)
 
 
 @kernel("void(cpu_t*, i64)")
@@ -176,10 +219,8 @@ def free_unref_page(cpu, pfn):
     page.lru_next = pcp.head
     pcp.head = pfn
     pcp.count += 1
-    if pcp.count > zone.pcp_list_high:
-        keep = pcp.count // 2
-        trim_pcp(cpu, zone, pcp, keep)
-    trace_event(cpu, MM_PAGE_FREE, pfn, 0, 0, 0, 0)
+    if pcp.count > zone.pcp_free_high:
+        after_free(cpu, zone.number, migratetype, pfn)
 
 
 @kernel("void(cpu_t*, i64)")
