@@ -21,6 +21,7 @@ from numaemu.compiler.pointer import i64
 from numaemu.hardware.mailbox import MAILBOX_SLOTS, RING, fall_asleep, fetch, has_mail, post
 from numaemu.hardware.processor import cpu_t
 from numaemu.host.children import wait_for_child
+from numaemu.host.threads import current_cpu
 from numaemu.kernel.arch.tlb import answer_ipi, post_shootdown
 from numaemu.kernel.core.lockstep import block_strand, lockstep_wake, spin, wait_inside, wake, wake_outside, wake_strand
 from numaemu.kernel.core.smp import (
@@ -131,11 +132,11 @@ def lockstep_wait(context, what, machine_address):
 
 
 def pin():
-    """The whole machine on one CPU of the host: who is woken there need not wait for another one to wake up. Which one does not
-    matter; machines of different drivers take different ones.
+    """The whole machine on one CPU of the host: who is woken there need not wait for another one to wake up. It is the one where
+    the host has put this process, which has just begun, as least was going on there.
     """
-    cpus = sorted(os.sched_getaffinity(0))
-    os.sched_setaffinity(0, {cpus[os.getpid() % len(cpus)]})
+    cpu, allowed = current_cpu(), os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {cpu if cpu in allowed else min(allowed)})
 
 
 def install_bells(world):

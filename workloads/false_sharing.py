@@ -16,7 +16,7 @@ from numaemu.tools import chart
 
 LOCKSTEP = True
 MACHINE = dict(
-    nodes=2, cpus_per_node=4, memory_per_node="64MiB", latency=[[90, 140], [140, 90]], quantum_ns=10,
+    nodes=2, cpus_per_node=4, memory_per_node="64MiB", latency=[[90, 140], [140, 90]], quantum_ns=1,
     cache={
         "l1d": {"size": "32KiB", "ways": 8, "latency_ns": 1},
         "llc": {"size": "2MiB", "ways": 16, "latency_ns": 20, "sharing": "node"},

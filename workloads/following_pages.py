@@ -12,6 +12,7 @@ import numpy as np
 
 from numaemu.tools import chart
 
+LOCKSTEP = True
 MACHINE = dict(nodes=2, cpus_per_node=2, memory_per_node="64MiB", latency=[[80, 240], [240, 80]])
 PAGES, STEPS, LOADS = 1024, 8, 250_000
 SETTINGS = "/sys/kernel/debug/sched/numa_balancing"

@@ -13,6 +13,7 @@ import numpy as np
 
 from numaemu.tools import chart
 
+LOCKSTEP = True
 MACHINE = dict(nodes=8, cpus_per_node=1, memory_per_node="32MiB", l2={"entries": 2048, "ways": 8})
 PART, SHARED = 1 << 20, 2 << 20  # bytes of each thread, and of the hash table
 ROUNDS, LOADS = 12, 60_000

@@ -14,7 +14,7 @@ import numpy as np
 from numaemu import MAP_ANONYMOUS, MAP_NORESERVE, MAP_PRIVATE
 
 LOCKSTEP = True
-MACHINE = dict(nodes=1, cpus_per_node=1, memory_per_node="64MiB")
+MACHINE = dict(nodes=1, cpus_per_node=1, memory_per_node="64MiB", quantum_ns=1000)
 WIDTH, HEIGHT = 72, 14  # of the chart, in characters
 SLOW, RUSH = 240, 40  # steps
 FILE = "/mnt/read-before"

@@ -13,7 +13,7 @@ from numaemu.tools.mlc.measure import PLACES, Bench
 LOCKSTEP = True
 MACHINE = dict(
     nodes=1, cpus_per_node=8, memory_per_node="64MiB", latency=[[90]], bandwidth_per_node="20GB/s",
-    cpu={"outstanding": 12}, quantum_ns=50,
+    cpu={"outstanding": 12}, quantum_ns=6,
 )  # fmt: skip
 PAUSES = (5000, 2000, 1000, 700, 500, 400, 300, 250, 200, 150, 100, 0)  # ns
 

@@ -12,6 +12,7 @@ from numaemu import Machine
 from numaemu.spec.topology import list_presets
 from numaemu.tools import chart
 
+LOCKSTEP = True
 TIERS = "/sys/devices/virtual/memory_tiering"
 DRAM, CHUNK = 576, 128  # MEMTIER_ADISTANCE_DRAM, MEMTIER_CHUNK_SIZE
 

@@ -16,7 +16,7 @@ from numaemu.tools import chart
 LOCKSTEP = True
 MACHINE = dict(
     nodes=2, cpus_per_node=5, memory_per_node="64MiB", latency=[[90, 140], [140, 90]], bandwidth_per_node="10GB/s",
-    link={"bandwidth": "10GB/s"}, cpu={"outstanding": 12}, quantum_ns=1000,
+    link={"bandwidth": "10GB/s"}, cpu={"outstanding": 12}, quantum_ns=100,
 )  # fmt: skip
 LINE, LINES, ROUNDS, CHUNK = 64, 2048, 4, 64  # bytes; of the stream's buffer; how often; that are loaded at a time
 PAGES, BATCH = 64, 8  # of each CPU that moves pages; in one call

@@ -13,8 +13,8 @@ Look for: pages moved, and the mean time of a load, which hardly changes: no pol
 from numaemu import Machine
 from numaemu.tools import chart
 
+LOCKSTEP = True
 MACHINE = dict(
-    lockstep=True,  # so that kswapd, too, has only emulated time
     nodes=1,
     cpus_per_node=2,
     memory_per_node="32MiB",

@@ -17,8 +17,8 @@ import numaemu
 from numaemu import Machine
 from numaemu.tools import chart
 
+LOCKSTEP = True
 MACHINE = dict(  # a socket with DRAM, and two CXL expanders; its TLB holds the hot set
-    lockstep=True,  # so that kswapd, too, has only emulated time
     nodes=1,
     cpus_per_node=2,
     memory_per_node="64MiB",

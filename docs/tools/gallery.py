@@ -173,14 +173,14 @@ def draw_first_picture():
 
 
 def kept():
-    """Names of the experiments whose output is kept: those that run in lockstep and end soon."""
-    return sorted(path.stem for path in OUTPUTS.glob("*.txt"))
+    """Names of the experiments whose output is kept: all that run in lockstep."""
+    return [name for name in workloads() if "\nLOCKSTEP = True\n" in (ROOT / "workloads" / f"{name}.py").read_text()]
 
 
-def output(name):
+def output(name, *options):
     """What `numaemu run NAME -q` prints, without colours."""
     done = subprocess.run(
-        [sys.executable, "-m", "numaemu", "run", name, "-q"],
+        [sys.executable, "-m", "numaemu", "run", name, *OPTIONS.get(name, "").split(), "-q", *options],
         capture_output=True,
         text=True,
         cwd=ROOT,

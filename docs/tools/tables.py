@@ -918,6 +918,7 @@ WHY = {
     "GRACE_S": "a host that is busy may take so long to wake a process",
     "KEEP": "more threads than any CPU usually has tasks",
     "SHOOTDOWNS_AT_ONCE": "often enough to look at other messages",
+    "FINE_NS": "the 16 accesses of LOOK_AT_LEAST take about as long",
     "LOOK_AT_LEAST": "a look costs as much as a few accesses",
     "SPINS": "a lock is usually free after some tens of tries",
     "PATIENCE": "most locks are free sooner; from then on a waiter has its turn, and neither side starves",

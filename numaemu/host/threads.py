@@ -4,6 +4,7 @@ In a pool those that have a thread may wait for one that has none (a function fo
 for ever. The limit here is the host's, and who meets it is told so.
 """
 
+import ctypes
 import errno
 import itertools
 import queue
@@ -68,3 +69,8 @@ class Threads:
                     self.started -= 1
                     return
                 self.idle.append(work)
+
+
+def current_cpu():
+    """The number of the host's CPU on which this thread runs now."""
+    return ctypes.CDLL(None).sched_getcpu()

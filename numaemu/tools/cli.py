@@ -146,12 +146,10 @@ def cli(context):
 )
 @click.option("--buddyinfo", metavar="FILE", help="Boot with the free lists of a real /proc/buddyinfo.")
 @click.option("--pagetypeinfo", metavar="FILE", help="And with the mobility types of a /proc/pagetypeinfo.")
+@click.option("--check", is_flag=True, help="Audit every frame of the machine when the workload has ended.")
 @click.option("--mount", "mount_dir", metavar="DIR", help="Show the machine's /proc and /sys below DIR while it runs.")
 @click.option(
-    "-v",
-    "--verbose",
-    is_flag=True,
-    help="Show everything: the whole docstring, all rows, counters of vmstat, notes about the host.",
+    "-v", "--verbose", is_flag=True, help="Show everything: the docstring, all rows, vmstat, notes on the host."
 )
 @click.option("-q", "--quiet", is_flag=True, help="No progress and no summary, only the result.")
 def run(**given):
@@ -337,6 +335,8 @@ def run_workload(module, topology, options, header=None, watchers=()):
                 )
             )
         stats = machine.stats()
+        if options.check:
+            machine.check()
     return {
         "numaemu": numaemu.__version__,
         "machine": topology.to_dict(),

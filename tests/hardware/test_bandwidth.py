@@ -110,7 +110,7 @@ def test_many_lines_at_once_take_what_they_take_one_by_one():
     assert passage_t.at(one.cpus[0].passages).lines == passage_t.at(many.cpus[0].passages).lines == 106
 
 
-@numba.njit
+@numba.njit(cache=True)
 def waits_of(cpu, arrivals, waits):
     """What each line waits that comes to the controller at a time."""
     for i in range(len(arrivals)):

@@ -56,17 +56,17 @@ def first_words(address, n):
     return address + np.arange(0, 64 * n, 64, dtype=np.uint64)
 
 
-@numba.njit
+@numba.njit(cache=True)
 def negative_work(cpu):
     work(cpu, -1)
 
 
-@numba.njit
+@numba.njit(cache=True)
 def gather(cpu, addresses, values):
     load_many_f64(cpu, addresses, values)
 
 
-@numba.njit
+@numba.njit(cache=True)
 def one_by_one(cpu, addresses, values):
     for i in range(len(addresses)):
         values[i] = load_f64(cpu, addresses[i])

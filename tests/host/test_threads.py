@@ -1,13 +1,14 @@
 """Functions that wait have a thread each, however many they are; the host's limit is named."""
 
 import collections
+import os
 import threading
 import time
 
 import pytest
 
 from numaemu.compiler.build import JIT
-from numaemu.host.threads import KEEP, Threads
+from numaemu.host.threads import KEEP, Threads, current_cpu
 from numaemu.machine import Machine
 from numaemu.uapi import SIGKILL
 
@@ -112,3 +113,13 @@ def test_a_cpu_has_as_many_functions_as_are_started():
         text, status = machine.run(cannot_be_pickled)
         assert "cannot pickle" in text and status == SIGKILL
         machine.check()
+
+
+def test_the_cpu_of_the_host_is_known():
+    allowed = os.sched_getaffinity(0)
+    try:
+        for cpu in allowed:
+            os.sched_setaffinity(0, {cpu})
+            assert current_cpu() == cpu
+    finally:
+        os.sched_setaffinity(0, allowed)

@@ -131,6 +131,6 @@ def test_kernel_means_linux():
 
 @pytest.mark.skipif(not JIT, reason="experiments take long without the JIT")
 @pytest.mark.parametrize("name", gallery.kept())
-def test_an_experiment_prints_to_the_byte_what_its_output_says(name):
+def test_an_experiment_prints_to_the_byte_what_its_output_says(shown, name):
     """In lockstep; `make pages` writes docs/outputs anew."""
-    assert gallery.output(name) == (gallery.OUTPUTS / f"{name}.txt").read_text()
+    assert shown(name).printed == (gallery.OUTPUTS / f"{name}.txt").read_text()

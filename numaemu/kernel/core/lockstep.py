@@ -40,7 +40,8 @@ from numaemu.mmu import clock_ns
 from numaemu.spec.param import CONTEXT_WORDS, MAX_STRANDS
 
 U = np.uint64
-LOOK_AT_LEAST = 16  # accesses between two looks at the clock; with a drawn schedule one; assumed
+LOOK_AT_LEAST = 16  # accesses between two looks at the clock; with a drawn schedule or a fine quantum one; assumed
+FINE_NS = 1000  # a quantum below it is fine; assumed
 
 
 @kernel("void(lockstep_t*, i64)")
@@ -215,7 +216,8 @@ def init_lockstep(address, fixed, quantum_ns, seed):
     lockstep = lockstep_t.at(address)
     lockstep.running, lockstep.slice, lockstep.until_ns = DRIVER, NOBODY, FAR
     lockstep.quantum_ns, lockstep.seed, lockstep.first_free = quantum_ns, seed, fixed
-    lockstep.nr_words, lockstep.look_at_least = (fixed + 63) // 64, LOOK_AT_LEAST
+    lockstep.nr_words = (fixed + 63) // 64
+    lockstep.look_at_least = LOOK_AT_LEAST if quantum_ns >= FINE_NS else 1
     for context in range(CONTEXT_WORDS * 64):
         lockstep.waiter[context] = NOBODY
     for number in range(fixed):

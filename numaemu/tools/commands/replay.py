@@ -81,7 +81,13 @@ def play(trace, kind, plans, fetches, shown):
 
             module = types.SimpleNamespace(main=main)
             options = types.SimpleNamespace(
-                quiet=shown.quiet, seed=0, workload=trace, buddyinfo=None, pagetypeinfo=None, mount_dir=None
+                quiet=shown.quiet,
+                seed=0,
+                workload=trace,
+                buddyinfo=None,
+                pagetypeinfo=None,
+                mount_dir=None,
+                check=False,
             )
             figures = cli.run_workload(module, topology, options)
             runs.append(figures | own)

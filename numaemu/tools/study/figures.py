@@ -81,7 +81,7 @@ def measured(module, topology, name, seed, watchers=()):
 
     cli.seed_all(seed)
     options = types.SimpleNamespace(
-        quiet=True, seed=seed, workload=name, buddyinfo=None, pagetypeinfo=None, mount_dir=None
+        quiet=True, seed=seed, workload=name, buddyinfo=None, pagetypeinfo=None, mount_dir=None, check=False
     )
     try:
         with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere):

@@ -121,7 +121,7 @@ def test_a_strand_s_number_is_given_away_again():
 # -- a whole machine
 
 
-@numba.njit
+@numba.njit(cache=True)
 def count_up(cpu, address, times):
     for _ in range(times):
         store_u64(cpu, address, load_u64(cpu, address) + np.uint64(1))

@@ -316,7 +316,7 @@ def machine():
         machine.check()
 
 
-@numba.njit
+@numba.njit(cache=True)
 def spin(cpu, address):
     """Say that we are there, and read until somebody else stores."""
     store_u64(cpu, address, np.uint64(1))
@@ -354,7 +354,7 @@ def test_a_kernel_that_waits_for_another_task_of_its_cpu_loses_it_at_the_end_of_
     task.exit()
 
 
-@numba.njit
+@numba.njit(cache=True)
 def count(cpu, address, times):
     for _ in range(times):
         store_u64(cpu, address, load_u64(cpu, address) + np.uint64(1))
@@ -377,7 +377,7 @@ def test_preempted_kernels_lose_no_word(machine):
     machine.write("/proc/sys/kernel/sched_base_slice_ns", SLICE_NS)
 
 
-@numba.njit
+@numba.njit(cache=True)
 def meet(cpu, address, me):
     """Until the other one is there."""
     store_u64(cpu, address + np.uint64(8 * me), np.uint64(1))

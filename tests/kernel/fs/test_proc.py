@@ -34,6 +34,13 @@ def machine():
         yield machine
 
 
+@pytest.fixture(scope="module")
+def still():
+    """A machine on which nothing goes on between two reads."""
+    with Machine(nodes=2, cpus_per_node=2, memory_per_node="64MiB", lockstep=True) as machine:
+        yield machine
+
+
 @pytest.fixture
 def task(machine):
     task = machine.task(cpu=1, name="T0")
@@ -86,19 +93,19 @@ def test_buddyinfo_adds_up_to_free_memory(machine, task):
         assert sum(n for (nid, _), n in free.items() if nid == node) == vmstat(machine, node)["nr_free_pages"]
 
 
-def test_pagetypeinfo(machine):
+def test_pagetypeinfo(still):
     """Free blocks by type add up to buddyinfo; every 2 MiB of a zone has one type."""
-    text = machine.read("/proc/pagetypeinfo")
+    text = still.read("/proc/pagetypeinfo")
     types = ["Unmovable", "Movable", "Reclaimable", "HighAtomic", "Isolate"]
     head = "Page block order: 9\nPages per block:  512\n\nFree pages count per migrate type at order  "
     assert text.startswith(head) and text.count(head) == 2
     assert f"\n\n{'Number of blocks type ':23}" + "".join(f"{t:>12} " for t in types) + "\nNode 0, zone " in text
-    free = dict.fromkeys(buddyinfo(machine), 0)
+    free = dict.fromkeys(buddyinfo(still), 0)
     found = re.findall(r"^Node +(\d), zone +(\w+), type +(\w+) ((?: *\d+ ){11})$", text, re.M)
     assert [t for *_, t, _ in found] == types * 3
     for node, zone, _, counts in found:
         free[int(node), zone] += sum(int(n) << order for order, n in enumerate(counts.split()))
-    assert free == buddyinfo(machine)
+    assert free == buddyinfo(still)
     blocks = re.findall(rf"^{ZONE} ((?:[ \d]{{12}} ){{5}})$", text, re.M)
     assert [(int(node), zone, sum(map(int, counts.split()))) for node, zone, counts in blocks] == [
         (0, "DMA", 8),
@@ -200,19 +207,20 @@ def test_meminfo(machine, task):
     assert info["VmallocTotal"] == 34359738367
 
 
-def test_node_meminfo_adds_up(machine, task):
+def test_node_meminfo_adds_up(still):
+    task = still.task(cpu=1)
     a = task.mmap("1MiB")
     task.mbind(a.addr, a.nbytes, MPOL_BIND, 1)
     a.touch()
-    whole = numbers(machine, "/proc/meminfo", r"(\S+): +(\d+)(?: kB)?")
+    whole = numbers(still, "/proc/meminfo", r"(\S+): +(\d+)(?: kB)?")
     nodes = []
     for node in (0, 1):
-        for line in lines_of(machine, f"{NODE}/node{node}/meminfo"):
+        for line in lines_of(still, f"{NODE}/node{node}/meminfo"):
             pattern = (
                 rf"Node {node} HugePages_\w+: +\d+" if "HugePages_" in line else rf"Node {node} .{{16}}[ \d]{{8}} kB"
             )
             assert re.fullmatch(pattern, line), line
-        nodes.append(numbers(machine, f"{NODE}/node{node}/meminfo", rf"Node {node} (\S+): +(\d+)(?: kB)?"))
+        nodes.append(numbers(still, f"{NODE}/node{node}/meminfo", rf"Node {node} (\S+): +(\d+)(?: kB)?"))
         assert list(nodes[-1]) == NODE_MEMINFO
         assert nodes[-1]["MemUsed"] == nodes[-1]["MemTotal"] - nodes[-1]["MemFree"]
     assert nodes[1]["AnonPages"] == 1024

@@ -463,7 +463,7 @@ def test_a_double_free_is_caught(two_nodes, order):
     two_nodes.audit()
 
 
-@numba.njit
+@numba.njit(cache=True)
 def take_and_free(cpu, mask, held):
     for i in range(held.size):
         held[i] = alloc_page(cpu, mask)
@@ -471,7 +471,7 @@ def take_and_free(cpu, mask, held):
         free_page(cpu, held[i])
 
 
-@numba.njit
+@numba.njit(cache=True)
 def free_twice(cpu, mask):
     pfn = alloc_page(cpu, mask)
     free_page(cpu, pfn)

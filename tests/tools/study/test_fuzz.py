@@ -18,7 +18,7 @@ from numaemu import MAP_ANONYMOUS, MAP_SHARED, load_u64, store_u64
 MACHINE = dict(nodes=1, cpus_per_node=2, memory_per_node="16MiB")
 
 
-@numba.njit
+@numba.njit(cache=True)
 def up(cpu, address, times):
     for _ in range(times):
         store_u64(cpu, address, load_u64(cpu, address) + np.uint64(1))

@@ -229,7 +229,7 @@ def test_scores(machine):
             machine.write(adjust, wrong)
 
 
-@numba.njit
+@numba.njit(cache=True)
 def spin(cpu, address):
     """Read a word until it is 1, which it never is."""
     while load_u64(cpu, address) != np.uint64(1):

@@ -175,7 +175,7 @@ def test_the_audit_sees_a_broken_list(two_nodes, task):
 # -- processes -----------------------------------------------------------------------------------------------
 
 
-@numba.njit
+@numba.njit(cache=True)
 def use_and_give_up(cpu, cache, shrinker, ring, rounds, gfp):
     """Keep 64 objects of our own: give one up, use it again if it is still there, else make it anew. How many were."""
     made = 0

@@ -426,7 +426,7 @@ TestCharges = pytest.mark.interpreted(ChargeMachine.TestCase)
 # -- at once, on a real machine ------------------------------------------------------------------------------
 
 
-@numba.njit
+@numba.njit(cache=True)
 def pass_on(cpu, cache, mine, theirs, rounds, gfp):
     """Put a new object wherever a ring to another CPU has a place, one of two charged; free what lies in one's own."""
     made = 0

@@ -236,7 +236,7 @@ def test_tasks_of_a_cpu_take_turns_at_what_lies_between_get_and_put(machine):
     task.kernel.free_percpu(handle), task.exit()
 
 
-@numba.njit
+@numba.njit(cache=True)
 def count_up(cpu, handle, rounds):
     for _ in range(rounds):
         numaemu.this_cpu_add(cpu, handle, 1)

@@ -450,7 +450,7 @@ def test_the_audit_sees_a_broken_list(two_nodes):
 # -- processes -----------------------------------------------------------------------------------------------
 
 
-@numba.njit
+@numba.njit(cache=True)
 def produce(cpu, cache, ring, rounds, gfp):
     """Allocate, and put the addresses into a ring of words in shared memory from which another CPU frees them."""
     for i in range(rounds):
@@ -464,7 +464,7 @@ def produce(cpu, cache, ring, rounds, gfp):
     return rounds
 
 
-@numba.njit
+@numba.njit(cache=True)
 def consume(cpu, cache, ring, rounds):
     for i in range(rounds):
         slot = ring + np.uint64(i % 512 * 8)
@@ -506,7 +506,7 @@ def test_all_cpus_allocate_on_one_and_free_on_another(machine):
     assert "SUnreclaim:            0 kB" in machine.read("/proc/meminfo")
 
 
-@numba.njit
+@numba.njit(cache=True)
 def free_twice(cpu, cache, gfp):
     address = kmem_cache_alloc(cpu, cache, gfp)
     kmem_cache_free(cpu, cache, address)

@@ -237,7 +237,7 @@ def test_without_memory_for_tables_all_is_as_before(loopback):
     loop.audit()
 
 
-@numba.njit
+@numba.njit(cache=True)
 def write_on(cpu, address, flag):
     """Store rising numbers at one address until the flag is set; the last one."""
     number = 0
