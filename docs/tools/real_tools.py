@@ -35,6 +35,8 @@ TOOLS = (
     ("lscpu", "lscpu", r"NUMA node1 CPU\(s\): +2,3", "CPUs"),
     ("lscpu", "lscpu -p", r"\n3,3,1,1\n", "CPUs, for programs"),
     ("lsmem", "lsmem", r"Total online memory: +128M", "blocks of memory"),
+    ("damo", "export HOME={dir}; damo start --target_pid {pid} -s 20 -a 400 -u 1000000; damo report access; damo stop",
+     r"intervals: sample 20 us aggr 400 us.*total size: +1\.1\d+ MiB", "DAMON: which memory is used how often"),
     ("lstopo", "lstopo --no-io -", r"NUMANode L#1 \(P#1 64MB\)\n +Core L#2 \+ PU L#2 \(P#2\)", "the machine as a tree"),
     ("lstopo", "lstopo --input {dir} --if fsroot --no-io -", r"NUMANode L#1 \(P#1 64MB\)", "an exported machine"),
     ("lscpu", "lscpu -s {dir}", r"NUMA node1 CPU\(s\): +2,3", "an exported machine"),

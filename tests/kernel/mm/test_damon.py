@@ -61,7 +61,8 @@ def test_neighbours_alike_become_one_and_others_do_not():
 def test_split_regions_cover_what_they_were_made_of(parts):
     chance = random.Random(7)
     for pages in (1, 2, 3, 10, 1000):
-        whole = core.Region(5 * PAGE, (5 + pages) * PAGE, age=4, last=3)
+        whole = core.Region(5 * PAGE, (5 + pages) * PAGE)
+        whole.age, whole.last_nr_accesses = 4, 3
         found = core.split_regions([whole], parts, chance)
         assert found[0].start == 5 * PAGE and found[-1].end == (5 + pages) * PAGE and len(found) <= parts
         assert all(a.end == b.start for a, b in zip(found, found[1:]))
@@ -92,11 +93,32 @@ def test_regions_come_to_show_which_memory_is_hot():
     target = core.Target(1, 101)
     context = core.Context(attributes, [target], [scheme], lambda target: [(0, 1024 * PAGE)], seed=3)
     run(context, lambda address: 400 <= address // PAGE < 528, 20 * 60)
-    hot = {page for start, end, *_ in context.tried[0] for page in range(start // PAGE, end // PAGE)}
+    hot = {page for start, end, *_ in scheme.tried for page in range(start // PAGE, end // PAGE)}
     really = set(range(400, 528))
     assert len(hot & really) > 100 and len(hot - really) < 40
     assert sum(region.size for region in target.regions) == 1024 * PAGE
     assert 10 <= len(target.regions) <= 100
+
+
+@interpreted
+def test_accesses_between_aggregations_are_a_moving_sum():
+    """A scheme may be applied after each sample: it sees about as many accesses as an aggregation has, not those since the last one."""
+    attributes = core.Attributes(sample_us=10, aggr_us=200, min_nr_regions=3, max_nr_regions=3)
+    scheme = core.Scheme((0, MOST), (0, MOST), (0, MOST), apply_interval_us=10)
+    context = core.Context(attributes, [core.Target(1, 101, [(0, 64 * PAGE)])], [scheme], None)
+    seen = []
+    for _ in range(100):
+        run(context, lambda address: True, 1)
+        seen.append(scheme.tried[0][2] if scheme.tried else 0)
+    assert seen[1:21] == list(range(1, 21)) and set(seen[40:]) == {20}
+    run(context, lambda address: False, 10)
+    assert 8 <= scheme.tried[0][2] <= 12
+    again = core.Context(
+        attributes, [core.Target(1, 101, [(0, 64 * PAGE)])], [core.Scheme((0, MOST), (0, MOST), (0, MOST))], None
+    )
+    again.go_on_from(context)
+    assert again.schemes[0].tried is None and again.schemes[0].nr_tried == scheme.nr_tried
+    assert again.schemes[0].fitting(again.regions()) == scheme.fitting(context.regions())
 
 
 @interpreted
@@ -190,7 +212,14 @@ def test_what_damo_writes_is_taken_and_turns_it_on(files):
     files.refused("0/state", "on", errno.EBUSY, "is on already")
     files.refused("nr_kdamonds", 2, errno.EBUSY, "a kdamond is running")
     files.write("0/state", "update_schemes_tried_regions")
-    assert files.read("0/contexts/0/schemes/0/tried_regions/total_bytes") == "0"  # nothing has been aggregated
+    assert (
+        int(files.read("0/contexts/0/schemes/0/tried_regions/total_bytes")) >= 256 << 10
+    )  # as they would be tried now
+    files.write("0/state", "clear_schemes_tried_regions")
+    assert files.coordinator.rpc_listdir(f"{SCHEME}/tried_regions") == ["total_bytes"]
+    files.write("0/contexts/0/monitoring_attrs/nr_regions/max", 200)
+    files.write("0/state", "commit")
+    assert files.read("0/state") == "on"
     files.write("0/state", "off")
     assert files.read("0/state") == "off" and files.loop.machine.every_at_ns == 0
     files.refused("0/state", "off", errno.EINVAL, "is off: off needs it on")
@@ -199,11 +228,10 @@ def test_what_damo_writes_is_taken_and_turns_it_on(files):
 @interpreted
 @pytest.mark.parametrize("path, value, text", [
     ("contexts/nr_contexts", 2, "is '2', must be 0 to 1"),
-    ("contexts/0/operations", "paddr", "is 'paddr', must be vaddr or fvaddr"),
+    ("contexts/0/operations", "pages", "is 'pages', must be vaddr or fvaddr or paddr"),
     ("contexts/0/schemes/0/action", "pageout", "is 'pageout', must be stat"),
     ("contexts/0/schemes/0/quotas/ms", 10, "is '10', must be 0 to 0"),
     ("contexts/0/schemes/0/watermarks/metric", "free_mem_rate", "must be none"),
-    ("contexts/0/schemes/0/filters/nr_filters", 1, "must be 0 to 0"),
     ("contexts/0/targets/0/pid_target", -1, "is '-1', must be 0 to 2147483647"),
     ("contexts/0/monitoring_attrs/intervals/sample_us", "often", "is 'often'"),
     ("state", "update_tuned_intervals", "must be on, off, commit"),
@@ -215,6 +243,9 @@ def test_what_is_not_supported_is_refused_in_one_line(files, path, value, text):
 
 @interpreted
 @pytest.mark.parametrize("path, value, text", [
+    ("schemes/0/filters/nr_filters", 1, "schemes/0/filters has 1, there are no filters here"),
+    ("schemes/0/quotas/goals/nr_goals", 2, "schemes/0/quotas/goals has 2, there are no goals here"),
+    ("operations", "paddr", "operations is paddr, there are vaddr and fvaddr"),
     ("targets/0/pid_target", 99999, "pid_target is 99999, there is no such task"),
     ("monitoring_attrs/nr_regions/min", 2, "nr_regions/min is 2, must be at least 3"),
     ("monitoring_attrs/nr_regions/max", 5, "nr_regions/min is 10, must be at most nr_regions/max, 5"),

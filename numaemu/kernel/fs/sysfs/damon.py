@@ -5,8 +5,8 @@
     echo 1 > 0/contexts/0/schemes/nr_schemes; echo on > 0/state; …; echo update_schemes_tried_regions > 0/state
 
 Intervals are of emulated time. There are the operations vaddr and fvaddr, and the scheme action stat; what else Linux has is refused,
-with EINVAL and a line that says what there is. What was tried is that of the last aggregation: Linux waits for the next one, which on a
-machine where no time passes would not come.
+with EINVAL and a line that says what there is. What was tried is that of the last time that the scheme was applied: Linux waits for the
+next one, which on a machine where no time passes would not come.
 """
 
 import errno
@@ -20,6 +20,7 @@ from numaemu.kernel.mm.damon.vaddr import three_regions
 
 ROOT = "/sys/kernel/mm/damon/admin/kdamonds"
 OPERATIONS = ("vaddr", "fvaddr")
+KNOWN_OPERATIONS = (*OPERATIONS, "paddr")  # Linux takes the name of what it was built without, and refuses it at `on`
 ACTIONS = ("stat",)
 COMMANDS = (
     "on",
@@ -60,6 +61,16 @@ class Value:
         self.value = value
 
 
+class Text(Value):
+    """A file with any line."""
+
+    def __init__(self):
+        super().__init__("")
+
+    def store(self, path, text):
+        self.value = text.strip()
+
+
 class Directory(dict):
     """Files and directories by name."""
 
@@ -95,9 +106,21 @@ def numbers(**defaults):
     return Directory((name, Value(value)) for name, value in defaults.items())
 
 
-def none_yet(what):
-    """A Numbered of which there can be none."""
-    return Numbered(what, Directory, most=0)
+def new_goal():
+    """A quota's goal. It may be written, as damo does to see what there is; `on` refuses it."""
+    metric = Value("user_input", words=("user_input", "some_mem_psi_us"))
+    return Directory(target_metric=metric, target_value=Value(), current_value=Value())
+
+
+def new_filter():
+    """A filter, likewise."""
+    words = Directory(
+        type=Value("anon", words=("anon", "memcg", "young", "addr", "target")),
+        matching=Value("N", words=("Y", "N", "1", "0")),
+        memcg_path=Text(),
+    )
+    words.update(numbers(addr_start=0, addr_end=0, damon_target_idx=0))
+    return words
 
 
 def new_scheme():
@@ -107,18 +130,18 @@ def new_scheme():
         ms=Value(0, 0), bytes=Value(0, 0), reset_interval_ms=Value(), effective_bytes=Value(writable=False)
     )
     quotas["weights"] = numbers(sz_permil=0, nr_accesses_permil=0, age_permil=0)
-    quotas["goals"] = none_yet("goals")
+    quotas["goals"] = Numbered("goals", new_goal)
     watermarks = Directory(metric=Value("none", words=("none",))) | numbers(interval_us=0, high=0, mid=0, low=0)
     stats = Directory(
         (name, Value(writable=False)) for name in ("nr_tried", "sz_tried", "nr_applied", "sz_applied", "qt_exceeds")
     )
     return Directory(
         action=Value("stat", words=ACTIONS),
-        apply_interval_us=Value(0, 0),
+        apply_interval_us=Value(),
         access_pattern=pattern,
         quotas=quotas,
         watermarks=Directory(watermarks),
-        filters=none_yet("filters"),
+        filters=Numbered("filters", new_filter),
         stats=stats,
         tried_regions=Directory(total_bytes=Value(writable=False)),
     )
@@ -133,7 +156,7 @@ def new_context():
     target = functools.partial(Numbered, "regions", lambda: numbers(start=0, end=0))
     return Directory(
         avail_operations=avail,
-        operations=Value("vaddr", words=OPERATIONS),
+        operations=Value("vaddr", words=KNOWN_OPERATIONS),
         monitoring_attrs=Directory(intervals=intervals, nr_regions=regions),
         targets=Numbered("targets", lambda: Directory(pid_target=Value(0, INT_MAX), regions=target())),
         schemes=Numbered("schemes", new_scheme),
@@ -219,6 +242,8 @@ class Damon:
         if "0" not in kdamond["contexts"]:
             raise invalid(f"{path}: there is no context: write 1 to contexts/nr_contexts before")
         files = kdamond["contexts"]["0"]
+        if (operations := files["operations"].value) not in OPERATIONS:
+            raise invalid(f"{path}: operations is {operations}, there are {' and '.join(OPERATIONS)}")
         intervals, regions = files["monitoring_attrs"]["intervals"], files["monitoring_attrs"]["nr_regions"]
         attributes = Attributes(
             **{name: value.value for name, value in intervals.items()},
@@ -228,15 +253,26 @@ class Damon:
         if why := attributes.wrong():
             raise invalid(f"{path}: {why}")
         targets = [self.target(path, target) for target in files["targets"].all()]
-        patterns = [scheme["access_pattern"] for scheme in files["schemes"].all()]
-        schemes = [
-            Scheme(*((part["min"].value, part["max"].value) for part in (p["sz"], p["nr_accesses"], p["age"])))
-            for p in patterns
-        ]
+        for what, directories in (("filters", "filters"), ("goals", "quotas/goals")):
+            for number, scheme in enumerate(files["schemes"].all()):
+                found = scheme["filters"] if what == "filters" else scheme["quotas"]["goals"]
+                if found.all():
+                    raise invalid(
+                        f"{path}: schemes/{number}/{directories} has {len(found.all())}, there are no {what} here"
+                    )
+        schemes = [self.scheme(scheme) for scheme in files["schemes"].all()]
         seed = self.system.topology.schedule_seed or 0
-        kdamond.context = Context(attributes, targets, schemes, self.ranges, seed)
-        kdamond.due_ns = 1  # at once
+        context = Context(attributes, targets, schemes, self.ranges, seed)
+        if kdamond.context is not None:
+            context.go_on_from(kdamond.context)
+        kdamond.context, kdamond.due_ns = context, 1  # at once
         self.system.damon_changed()
+
+    def scheme(self, files):
+        """A scheme, as its files say it now."""
+        pattern = [files["access_pattern"][name] for name in ("sz", "nr_accesses", "age")]
+        limits = [(part["min"].value, part["max"].value) for part in pattern]
+        return Scheme(*limits, files["apply_interval_us"].value)
 
     def target(self, path, files):
         """A target of the context, as its files say it now."""
@@ -261,15 +297,14 @@ class Damon:
         return three_regions([(int(vma["start"]), int(vma["end"])) for vma in copy_vmas(machine, task.mm)])
 
     def update_schemes(self, kdamond, text):
-        """The files of schemes say what has come of them."""
-        for files, scheme, tried in zip(
-            self.schemes(kdamond), kdamond.context.schemes, kdamond.context.tried, strict=False
-        ):
+        """The files of schemes say what has come of them; of one that was not applied yet, what it would find now."""
+        for files, scheme in zip(self.schemes(kdamond), kdamond.context.schemes, strict=False):
             if text == "update_schemes_stats":
                 for name in ("nr", "sz"):
                     for what in ("tried", "applied"):
                         files["stats"][f"{name}_{what}"].value = getattr(scheme, f"{name}_tried")
                 continue
+            tried = scheme.fitting(kdamond.context.regions()) if scheme.tried is None else scheme.tried
             shown = files["tried_regions"] = Directory(total_bytes=Value(writable=False))
             shown["total_bytes"].value = sum(end - start for start, end, *_ in tried)
             if text == "update_schemes_tried_regions":

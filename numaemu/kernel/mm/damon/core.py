@@ -11,15 +11,33 @@ from numaemu.spec.param import PAGE_SIZE
 
 MIN_REGION = PAGE_SIZE  # DAMON_MIN_REGION
 US = 1000  # ns
+BP = 10_000  # what one access is in nr_accesses_bp
 
 
 class Region:
     """[start, end) of a target's addresses."""
 
-    def __init__(self, start, end, age=0, last=0):
-        self.start, self.end, self.age = start, end, age
-        self.nr_accesses, self.last_nr_accesses = 0, last
+    def __init__(self, start, end):
+        self.start, self.end, self.age = start, end, 0
+        self.nr_accesses, self.last_nr_accesses = 0, 0  # since the last aggregation; in the one before
+        self.nr_accesses_bp = 0  # over the last so many samples as an aggregation has, about
         self.sampling_addr = start
+
+    def cut(self, at):
+        """damon_split_region_at: what lies before an address, as a region of its own; this one begins there."""
+        before = Region(self.start, at)
+        before.age, before.last_nr_accesses, before.nr_accesses_bp = (
+            self.age,
+            self.last_nr_accesses,
+            self.nr_accesses_bp,
+        )
+        self.start = at
+        return before
+
+    def count(self, accessed, window):
+        """damon_update_region_access_rate: one more sample; the moving sum forgets a sample's share of the last window."""
+        self.nr_accesses += accessed
+        self.nr_accesses_bp += accessed * BP - self.last_nr_accesses * BP // window
 
     @property
     def size(self):
@@ -65,6 +83,7 @@ def merge_two(left, right):
     """damon_merge_two_regions: accesses and age by their sizes."""
     total = left.size + right.size
     left.nr_accesses = (left.nr_accesses * left.size + right.nr_accesses * right.size) // total
+    left.nr_accesses_bp = left.nr_accesses * BP
     left.age = (left.age * left.size + right.age * right.size) // total
     left.end = right.end
 
@@ -97,8 +116,7 @@ def split_regions(regions, parts, chance):
                 break
             size = chance.randrange(1, 10) * rest.size // 10 & -MIN_REGION
             if 0 < size < rest.size:
-                split.append(Region(rest.start, rest.start + size, rest.age, rest.last_nr_accesses))
-                rest.start += size
+                split.append(rest.cut(rest.start + size))
         split.append(rest)
     return split
 
@@ -133,7 +151,9 @@ class Context:
         self.sample_ns = max(attributes.sample_us, 1) * US
         self.per_aggregation = max(attributes.aggr_us // max(attributes.sample_us, 1), 1)
         self.per_update = max(attributes.update_us // max(attributes.sample_us, 1), 1)
-        self.marked, self.tried = False, [[] for _ in schemes]
+        self.marked = False
+        for scheme in schemes:
+            scheme.per_apply = scheme.apply_interval_us // max(attributes.sample_us, 1) or self.per_aggregation
         for target in targets:
             if not target.regions:
                 target.regions = init_regions(ranges(target) or [], attributes.min_nr_regions)
@@ -148,8 +168,14 @@ class Context:
             self.count(target, (yield look(target, before, [])) if before else [])
         if self.marked:
             self.samples += 1
-            if self.samples % self.per_aggregation == 0:
-                self.aggregate()
+            aggregated = self.samples % self.per_aggregation == 0
+            if aggregated:
+                self.merge()
+            for scheme in self.schemes:
+                if self.samples % scheme.per_apply == 0:
+                    scheme.apply(self.regions())
+            if aggregated:
+                self.reset_and_split()
             if self.samples % self.per_update == 0:
                 self.update()
         for target in list(self.targets):
@@ -162,15 +188,27 @@ class Context:
 
     def count(self, target, used):
         for region, was in zip(target.regions, used or ()):
-            region.nr_accesses += bool(was)
+            region.count(int(bool(was)), self.per_aggregation)
 
-    def aggregate(self):
-        """kdamond_merge_regions, kdamond_apply_schemes, kdamond_reset_aggregated, kdamond_split_regions."""
+    def go_on_from(self, before):
+        """What has been seen so far stays, where the targets are the same: another context takes the place of one that runs."""
+        self.samples, self.chance, self.marked = before.samples, before.chance, before.marked
+        self.last_nr_regions = before.last_nr_regions
+        for target, old in zip(self.targets, before.targets):
+            if (target.number, target.pid, target.fixed) == (old.number, old.pid, old.fixed):
+                target.regions = old.regions
+        for scheme, old in zip(self.schemes, before.schemes):
+            scheme.nr_tried, scheme.sz_tried = old.nr_tried, old.sz_tried
+
+    def merge(self):
+        """kdamond_merge_regions"""
         most = max((region.nr_accesses for region in self.regions()), default=0)
         limit = max(sum(r.size for r in self.regions()) // self.attributes.min_nr_regions, MIN_REGION)
         for target in self.targets:
             target.regions = merge_regions(target.regions, most // 10, limit)
-        self.tried = [scheme.apply(self.regions()) for scheme in self.schemes]
+
+    def reset_and_split(self):
+        """kdamond_reset_aggregated, kdamond_split_regions"""
         for region in self.regions():
             region.last_nr_accesses, region.nr_accesses = region.nr_accesses, 0
         number = len(self.regions())
@@ -190,19 +228,24 @@ class Context:
 class Scheme:
     """struct damos with the action `stat`: which regions are of a pattern. The pattern: (least, most) of bytes, accesses, age."""
 
-    def __init__(self, sizes, accesses, ages):
+    def __init__(self, sizes, accesses, ages, apply_interval_us=0):
         self.sizes, self.accesses, self.ages = sizes, accesses, ages
+        self.apply_interval_us, self.per_apply = apply_interval_us, 1  # 0: at each aggregation; in samples
         self.nr_tried = self.sz_tried = 0
+        self.tried: list | None = None  # what was found last, None: it was not applied yet
 
-    def apply(self, regions):
-        """damos_apply_scheme: (start, end, accesses, age) of each that fits."""
-        found = [
-            (region.start, region.end, region.nr_accesses, region.age)
+    def fitting(self, regions):
+        """(start, end, accesses, age) of each region of the pattern: __damos_valid_target."""
+        return [
+            (region.start, region.end, region.nr_accesses_bp // BP, region.age)
             for region in regions
             if self.sizes[0] <= region.size <= self.sizes[1]
-            and self.accesses[0] <= region.nr_accesses <= self.accesses[1]
+            and self.accesses[0] <= region.nr_accesses_bp // BP <= self.accesses[1]
             and self.ages[0] <= region.age <= self.ages[1]
         ]
-        self.nr_tried += len(found)
-        self.sz_tried += sum(end - start for start, end, *_ in found)
-        return found
+
+    def apply(self, regions):
+        """damos_apply_scheme"""
+        self.tried = self.fitting(regions)
+        self.nr_tried += len(self.tried)
+        self.sz_tried += sum(end - start for start, end, *_ in self.tried)
