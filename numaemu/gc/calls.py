@@ -33,6 +33,7 @@ from numaemu.gc.space import (
     abandon,
     drop_handle,
     new_handle,
+    remove_ended,
     run,
     start_world,
     stop_world,
@@ -109,6 +110,15 @@ def write_root(cpu, mutator, heap, slot, value):
     getattr(collector_module(mutator.collector), "write_root", plain)(cpu, heap, slot, value)
 
 
+def examine(cpu, mutator, heap):
+    getattr(collector_module(mutator.collector), "examine", nothing)(cpu, heap)
+
+
+@library
+def nothing(cpu, heap):
+    """A collector keeps nothing beside its objects."""
+
+
 @library
 def plain(cpu, heap, field, value):
     """A store without a barrier."""
@@ -131,6 +141,12 @@ def _(cpu, mutator, heap, cause, everything):
 def _(cpu, mutator, heap, i):
     of = collector_module(mutator.collector).region
     return lambda cpu, mutator, heap, i: of(cpu, heap, i)
+
+
+@overload(examine)
+def _(cpu, mutator, heap):
+    of = getattr(collector_module(mutator.collector), "examine", nothing)
+    return lambda cpu, mutator, heap: of(cpu, heap)
 
 
 @overload(write_ref)
@@ -164,10 +180,14 @@ def spaces(cpu, mutator, heap):
 def collect_stopped(cpu, mutator, heap, cause, everything):
     """A collection; in the debug build what is reachable is compared before and after."""
     if DEBUG:
+        complain(survey(cpu, heap, spaces(cpu, mutator, heap), True))
+        examine(cpu, mutator, heap)
+    remove_ended(cpu, heap)
+    if DEBUG:
         before = survey(cpu, heap, spaces(cpu, mutator, heap), True)
-        complain(before)
         collect_now(cpu, mutator, heap, cause, everything)
         compare(before, survey(cpu, heap, spaces(cpu, mutator, heap), False))
+        examine(cpu, mutator, heap)
     else:
         collect_now(cpu, mutator, heap, cause, everything)
 
@@ -337,6 +357,9 @@ def call_leave(cpu, mutator):
 def call_detach(cpu, mutator):
     """The thread leaves the heap. False: it was none of its threads."""
     me = record_of(mutator)
+    run(cpu, me, OUTSIDE)
+    pop_frame(cpu, mutator, (get(cpu, me + FRAME) - get(cpu, me + ROOTS)) >> 3)
+    put(cpu, me + STATE, OUTSIDE)
     return unregister(cpu, get(cpu, me + HEAP), me)
 
 
@@ -440,7 +463,8 @@ def call_survey(cpu, mutator):
     while not stop_world(cpu, heap, me):
         pass
     found = survey(cpu, heap, spaces(cpu, mutator, heap), True)
+    complain(found)
+    examine(cpu, mutator, heap)
     start_world(cpu, heap)
     put(cpu, me + STATE, OUTSIDE)
-    complain(found)
     return found

@@ -5,6 +5,7 @@ refill(cpu, heap, me, nbytes)      a buffer for a thread with room for an object
 collect(cpu, heap, cause, everything)     with the world stopped; `everything`: not only a part of the heap
 used(cpu, heap), region(cpu, heap, i)     bytes; the spaces that hold objects
 write_ref(cpu, heap, field, value)        what a store of a reference does beside it, if anything; write_root: to a frame or a handle
+examine(cpu, heap)                 what is wrong with what it keeps beside the objects, if anything: raises a GcError
 """
 
 from numaemu.gc import copying, generational, mark_compact, mark_sweep, refcount

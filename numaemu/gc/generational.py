@@ -18,12 +18,13 @@ from numaemu.gc.marking import mark_all
 from numaemu.gc.objects import AGE, AGE_MASK, AGES, BODY, FILLER, FORWARDED, LINK, MARK, REFS, move, size_of
 from numaemu.gc.records import BY_AGE, FULL, PROMOTED, THRESHOLD, YOUNG, begin_record, end_record
 from numaemu.gc.space import BUFFER, END, OWN, START, TOP, give_buffer, retire_all, root_range, root_ranges
+from numaemu.gc.verify import CARD, GcError
 
 (EDEN, EDEN_TOP, FROM, FROM_TOP, TO, SURVIVOR, CARDS, FIRSTS, TENURING, FREE, OLD_FREE, RECORD) = range(
     OWN, OWN + 96, 8
 )  # fmt: skip
 CARD_SHIFT = 9
-CARD = 1 << CARD_SHIFT
+CARD_BYTES = 1 << CARD_SHIFT
 CARDS_BYTES_SHIFT, FIRSTS_BYTES_SHIFT = 9, 6  # bytes of both tables, by the heap's
 
 
@@ -34,9 +35,9 @@ def setup(cpu, heap):
     young = get(cpu, heap + SURVIVOR)  # the size that was asked for, or 0
     if young == 0:
         young = (end - start) // 3
-    survivor = young // 10 & -CARD
+    survivor = young // 10 & -CARD_BYTES
     put(cpu, heap + SURVIVOR, survivor)
-    put(cpu, heap + EDEN, end - 2 * survivor - ((young - 2 * survivor) & -CARD))
+    put(cpu, heap + EDEN, end - 2 * survivor - ((young - 2 * survivor) & -CARD_BYTES))
     put(cpu, heap + EDEN_TOP, get(cpu, heap + EDEN))
     put(cpu, heap + FROM, end - 2 * survivor)
     put(cpu, heap + FROM_TOP, end - 2 * survivor)
@@ -78,7 +79,7 @@ def eden_end(cpu, heap):
 def note_first(cpu, heap, thing, nbytes):
     """An object of the old generation covers the first byte of these cards."""
     start, firsts = get(cpu, heap + START), get(cpu, heap + FIRSTS)
-    for card in range((thing - start + CARD - 1) >> CARD_SHIFT, ((thing - start + nbytes - 1) >> CARD_SHIFT) + 1):
+    for card in range((thing - start + CARD_BYTES - 1) >> CARD_SHIFT, ((thing - start + nbytes - 1) >> CARD_SHIFT) + 1):
         put(cpu, firsts + 8 * card, thing)
 
 
@@ -152,7 +153,7 @@ def scan_fields(cpu, heap, first, end, eden):
 def scan_card(cpu, heap, card, top, eden):
     """Look at the fields that lie in a card of the old generation; the card stays marked if one leads to a young object."""
     start = get(cpu, heap + START)
-    low, high, young = start + card * CARD, min(start + (card + 1) * CARD, top), False
+    low, high, young = start + card * CARD_BYTES, min(start + (card + 1) * CARD_BYTES, top), False
     thing = get(cpu, get(cpu, heap + FIRSTS) + 8 * card)
     while thing < high:
         header = get(cpu, thing)
@@ -165,7 +166,7 @@ def scan_card(cpu, heap, card, top, eden):
 @library
 def scan_cards(cpu, heap, top, eden):
     """Look at all marked cards of the old generation, eight at a time."""
-    cards, n = get(cpu, heap + CARDS), (top - get(cpu, heap + START) + CARD - 1) >> CARD_SHIFT
+    cards, n = get(cpu, heap + CARDS), (top - get(cpu, heap + START) + CARD_BYTES - 1) >> CARD_SHIFT
     for eight in range(0, n, 8):
         if get(cpu, cards + eight) != 0:
             for card in range(eight, min(eight + 8, n)):
@@ -190,6 +191,23 @@ def scan_copies(cpu, heap, old, eden):
             old += size_of(header)
         n += 1
     return n
+
+
+@library
+def examine(cpu, heap):
+    """Look whether the cards of all references from the old generation to the young one are marked."""
+    start, top, eden = get(cpu, heap + START), get(cpu, heap + TOP), get(cpu, heap + EDEN)
+    thing = start
+    while thing < top:
+        header = get(cpu, thing)
+        if header & FILLER == 0:
+            for field in range(thing + BODY, thing + BODY + 8 * (header >> REFS), 8):
+                if (
+                    get(cpu, field) >= eden
+                    and load_u8(cpu, get(cpu, heap + CARDS) + (field - start >> CARD_SHIFT)) == 0
+                ):
+                    raise GcError(CARD, thing, (field - thing - BODY) >> 3, get(cpu, field))
+        thing += size_of(header)
 
 
 @library
@@ -260,7 +278,7 @@ def clear_cards(cpu, heap, marked):
     start, cards = get(cpu, heap + START), get(cpu, heap + CARDS)
     memclear(cpu, cards, (get(cpu, heap + END) - start) >> CARD_SHIFT)
     if marked:
-        for card in range((get(cpu, heap + TOP) - start + CARD - 1) >> CARD_SHIFT):
+        for card in range((get(cpu, heap + TOP) - start + CARD_BYTES - 1) >> CARD_SHIFT):
             store_u8(cpu, cards + card, 1)
 
 

@@ -217,7 +217,9 @@ class Heap:
         task.store([record.addr + at for at in words], np.array(list(words.values()), np.int64))
         if not task.call(register, self.address, record.addr):
             record.munmap()
-            raise ValueError(f"attach: {MOST_THREADS} threads use the heap, which are all it can have")
+            raise ValueError(
+                f"attach: {MOST_THREADS} threads use the heap, which are all it can have; a collection detaches those that have ended"
+            )
         return Mutator(self, task, record.addr, nbytes)
 
     def used(self, task):

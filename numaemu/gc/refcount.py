@@ -6,6 +6,8 @@ Two threads that store to one field at the same time each take another old value
 from being dropped meanwhile, as with C++'s shared_ptr. A new object that nobody stores waits for the tracer.
 """
 
+import numpy as np
+
 from numaemu.api.access import cmpxchg_i64, get, put, xadd_i64
 from numaemu.compiler.library import far, library
 from numaemu.gc import freelists
@@ -15,6 +17,7 @@ from numaemu.gc.marking import mark_all
 from numaemu.gc.objects import BODY, LINK, MARK, REFS, size_of
 from numaemu.gc.records import FULL, begin_record, end_record
 from numaemu.gc.space import LOCK, OWN, START, TOP, USED, retire_all, root_range, root_ranges
+from numaemu.gc.verify import COUNTED, GcError, place_of, starts_of
 from numaemu.malloc.lock import give, take
 
 RELEASED = OWN + 400  # how many objects were freed by their counts
@@ -81,6 +84,29 @@ def count_anew(cpu, heap):
                 if child != 0:
                     put(cpu, child + LINK, get(cpu, child + LINK) + 1)
         thing += size_of(header)
+
+
+@library
+def examine(cpu, heap):
+    """Look whether each count is the number of references, from roots and from objects that live or wait for the tracer."""
+    rows = np.array([[get(cpu, heap + START), get(cpu, heap + TOP)]])
+    n, _ = starts_of(cpu, rows, np.zeros(0, np.int64))
+    starts, counts = np.zeros(n, np.int64), np.zeros(n, np.int64)
+    starts_of(cpu, rows, starts)
+    for i in range(root_ranges(cpu, heap)):
+        first, last = root_range(cpu, heap, i)
+        for slot in range(first, last, 8):
+            child = get(cpu, slot)
+            if child != 0 and child & 1 == 0:
+                counts[place_of(starts, child)] += 1
+    for i in range(n):
+        for field in range(starts[i] + BODY, starts[i] + BODY + 8 * (get(cpu, starts[i]) >> REFS), 8):
+            place = place_of(starts, get(cpu, field))
+            if place >= 0:
+                counts[place] += 1
+    for i in range(n):
+        if counts[i] != get(cpu, starts[i] + LINK):
+            raise GcError(COUNTED, starts[i], get(cpu, starts[i] + LINK), counts[i])
 
 
 @far("void(cpu_t*, i64, i64, i64)")

@@ -84,14 +84,13 @@ def remove(cpu, heap, i):
 
 @library
 def remove_ended(cpu, heap):
-    """All threads that have ended leave the table; how many stay."""
+    """All threads that have ended leave the table, with their roots. The world stands still."""
     i = 0
     while i < get(cpu, heap + THREADS):
         if thread_lives(cpu, get(cpu, get(cpu, heap + THREAD_TABLE + 8 * i) + OWNER) - 1):
             i += 1
         else:
             remove(cpu, heap, i)
-    return i
 
 
 # -- safe points
@@ -146,14 +145,13 @@ def poll(cpu, me):
 
 @library
 def await_safe_point(cpu, thread):
-    """Wait until a thread is not RUNNING. False: it has ended."""
+    """Wait until a thread is not RUNNING, or has ended."""
     tries = 0
     while get(cpu, thread + STATE) == RUNNING:
         relax(cpu, tries)
         tries += 1
         if tries % LOOKS == 0 and not thread_lives(cpu, get(cpu, thread + OWNER) - 1):
-            return False
-    return thread_lives(cpu, get(cpu, thread + OWNER) - 1)
+            put(cpu, thread + STATE, OUTSIDE)
 
 
 @library
@@ -165,13 +163,10 @@ def stop_world(cpu, heap, me):
         run(cpu, me, STOPPED)
         return False
     xadd_i64(cpu, heap + STOP, 1)
-    i = 0
-    while i < get(cpu, heap + THREADS):
+    for i in range(get(cpu, heap + THREADS)):
         thread = get(cpu, heap + THREAD_TABLE + 8 * i)
-        if thread == me or await_safe_point(cpu, thread):
-            i += 1
-        else:
-            remove(cpu, heap, i)
+        if thread != me:
+            await_safe_point(cpu, thread)
     return True
 
 
@@ -201,8 +196,6 @@ def register(cpu, heap, thread):
     """One more thread, the one that runs. False: there is no room for it."""
     begin_change(cpu, heap)
     n = get(cpu, heap + THREADS)
-    if n == MOST_THREADS:
-        n = remove_ended(cpu, heap)
     if n < MOST_THREADS:
         put(cpu, thread + OWNER, cpu.task + 1)
         put(cpu, heap + THREAD_TABLE + 8 * n, thread)
@@ -213,7 +206,7 @@ def register(cpu, heap, thread):
 
 @library
 def unregister(cpu, heap, thread):
-    """One thread less. False: it was none."""
+    """One thread less, which has no roots any more. False: it was none."""
     begin_change(cpu, heap)
     n, found = get(cpu, heap + THREADS), False
     for i in range(n):

@@ -13,7 +13,7 @@ from numaemu.errors import NumaemuError
 from numaemu.gc.objects import BODY, FIELD_MASK, FIELDS, FILLER, REFS, TYPE, put_filler, size_of
 from numaemu.gc.space import THREAD_TABLE, THREADS, TLAB, TLAB_END, root_range, root_ranges
 
-NO_OBJECT, LOST, WALK, NO_FIELD, NO_ROOT = range(1, 6)  # what a GcError is about
+NO_OBJECT, LOST, WALK, NO_FIELD, NO_ROOT, COUNTED, CARD = range(1, 8)  # what a GcError is about
 # of a survey: reachable objects, their bytes, what they mix to, bytes that are not reachable; what is wrong
 COUNT, BYTES, FIGURE, GARBAGE, WRONG = range(5)
 HALF, PRIME = (1 << 31) - 1, 16777619  # a figure is two halves, whose products fit a word
@@ -24,6 +24,8 @@ _FOUND = {
     WALK: "a space cannot be walked: no header",
     NO_FIELD: "a field is none of the object's, or not of this sort: object, field, references, fields",
     NO_ROOT: "more roots than there are: asked for, there",
+    COUNTED: "an object's count is not the number of references to it: object, count, references",
+    CARD: "a reference to a young object lies in a card that is not marked: object, field, reference",
 }
 
 

@@ -215,8 +215,11 @@ def test_threads_attach_and_detach(two_nodes):
         others[0].new()
     thread = task.clone(cpu=1)
     assert heap.attach(thread).new(values=1).value(0) == 0
+    with pytest.raises(ValueError, match="a collection detaches those that have ended"):
+        heap.attach(task)
     thread.exit()
-    assert heap.attach(task).new(values=1).value(0) == 0  # in the place of the thread that has ended
+    me.collect()
+    assert heap.attach(task).new(values=1).value(0) == 0
 
 
 @library
@@ -240,3 +243,43 @@ def test_the_debug_build_looks_at_fields_and_roots(two_nodes):
         with pytest.raises(GcError, match="gc: more roots than there are"):
             me.run(root, i)
     me.pop_frame(1)
+
+
+def test_verify_finds_a_count_that_is_wrong(two_nodes):
+    task = two_nodes.task()
+    _, me = heap_of(task, "refcount")
+    thing, leaf = me.new(refs=3), me.new(values=1)
+    for i in range(3):
+        thing.set_ref(i, leaf)
+    assert me.verify()["objects"] == 2
+    task.store([leaf.address + 8], 3)  # it would be freed while the handle holds it
+    with pytest.raises(
+        GcError, match="count is not the number of references to it: object, count, references .*0x3, 0x4"
+    ):
+        me.verify()
+    task.store([leaf.address + 8], 4)
+    assert me.verify()["objects"] == 2
+
+
+def test_verify_finds_a_store_without_its_barrier(two_nodes):
+    """An old object that leads to a young one by a plain store: the next young collection would lose that."""
+    task = two_nodes.task()
+    heap, me = heap_of(task, "generational", "256KiB", young="32KiB")
+    old = me.new(refs=80)
+    me.collect()
+    young = me.new(values=1)
+    young.set_value(0, 5)
+    assert old.address < heap.bounds(task)[0] + 4096 and young.address >= heap.bounds(task)[1] - (32 << 10)
+    old.set_ref(70, young)
+    young.drop()
+    assert me.verify()["objects"] == 2
+    me.new(values=900).drop()
+    for _ in range(8):  # young collections
+        me.new(values=1700).drop()
+    assert old.ref(70).value(0) == 5
+    old.set_ref(70, None)
+    me.collect()
+    young = me.new(values=1)
+    task.store([old.address + 16 + 8 * 70], young.address)
+    with pytest.raises(GcError, match="a reference to a young object lies in a card that is not marked: .*, 0x46, "):
+        me.verify()
