@@ -6,6 +6,7 @@ import pytest
 from numaemu import HeapError, SegmentationFault
 from numaemu.compiler.library import library
 from numaemu.malloc import aligned_alloc, calloc, free, malloc, realloc, usable_size
+from numaemu.malloc.control import lock, unlock
 from numaemu.malloc.kinds import KINDS
 
 pytestmark = pytest.mark.interpreted
@@ -291,3 +292,40 @@ def test_a_map_shows_each_arena_by_itself(two_nodes):
     starts = [line for line in lines if line.startswith("0x")]
     assert len(starts) == 2 and len(lines) <= 8
     assert sum(line.count("█") for line in lines[1:]) > 20
+
+
+@every_kind
+def test_a_child_by_fork_has_a_copy(two_nodes, kind):
+    """With the lock that a thread of the parent has taken, which is none of the child's."""
+    task = two_nodes.task(cpu=0)
+    heap = task.malloc_heap(kind)
+    blocks = [heap.malloc(100 + i) for i in range(20)]
+    for block in blocks[::2]:
+        heap.free(block)
+    task.write(blocks[1], b"parent")
+    heap._call_kind(lock)
+    child = task.fork(cpu=1)
+    heap._call_kind(unlock)
+    its = child.malloc_heap(heap)
+    child.write(blocks[1], b"child!")
+    its.free(blocks[3])
+    more = [its.malloc(50) for _ in range(30)]
+    assert its.check() >= 40 and len({*more, *blocks[1::2]}) >= 39
+    assert task.read(blocks[1], 6) == b"parent" and heap.usable_size(blocks[3]) >= 103
+    assert heap.stats().blocks == 10 and heap.check() >= 10
+    child.exit()
+
+
+def test_stats_are_those_of_a_sheet_of_paper(two_nodes):
+    """A prologue of 16 bytes, blocks with tags of 8 bytes in multiples of 8, one free block of 4096 bytes to begin with."""
+    heap = two_nodes.task().malloc_heap("implicit", accounts=True)
+    blocks = [heap.malloc(nbytes) for nbytes in (1, 100, 56, 1000)]  # 16 + 112 + 64 + 1008 bytes
+    heap.free(blocks[1])
+    stats = heap.stats()
+    assert (stats.payload, stats.used, stats.free) == (1057, 16 + 64 + 1008, 112 + 4096 - 1200)
+    assert (stats.heap, stats.peak_heap, stats.blocks, stats.free_blocks) == (4112, 4112, 3, 2)
+    assert (stats.largest_free, stats.peak_payload, stats.overhead) == (2896, 1157, 4112 - 1057 - 3008)
+    assert stats.internal_fragmentation == pytest.approx(1 - 1057 / 1088)
+    assert stats.external_fragmentation == pytest.approx(112 / 3008)
+    assert stats.utilisation == pytest.approx(1057 / 4112) and stats.peak_utilisation == pytest.approx(1157 / 4112)
+    assert heap.map(width=513, lines=1).splitlines()[1].startswith("█" * 3 + "░" * 14 + "█" * 134 + "░" * 362)

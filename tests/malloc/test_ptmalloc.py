@@ -1,16 +1,16 @@
 """The thread's cache takes no lock and writes no shared line; arenas lie where they shall."""
 
+import contextlib
+
 import numpy as np
 import pytest
 
-from numaemu import HeapError
-from numaemu.malloc.control import CONTROL_BYTES, NODE, OWN
-from numaemu.malloc.dlmalloc import BINS, NBINS
+from numaemu import PROT_READ, PROT_WRITE, HeapError, SegmentationFault
+from numaemu.malloc.control import CONTROL_BYTES, NODE
 from numaemu.malloc.ptmalloc import ARENA, ARENAS, CACHE_BYTES, HITS, MISSES, ROOM, THREADS
 from numaemu.malloc.replay import play
 from numaemu.malloc.trace import FREE, MALLOC
-
-ARENA_WORDS = OWN + BINS + 16 * NBINS
+from numaemu.spec.param import PAGE_SIZE
 
 
 def caches(task, heap):
@@ -20,16 +20,22 @@ def caches(task, heap):
     return [(cache, *task.load([cache + at for at in (ARENA, HITS, MISSES)], np.int64).tolist()) for cache in found]
 
 
-def shared(task, heap):
-    """Every byte that threads share: the words of all arenas."""
+@contextlib.contextmanager
+def no_store_to_shared_words(task, heap):
+    """All words that threads share, with the locks, are in pages that nobody may write: the control words, and those of each arena."""
     count = int(task.load([heap.address + ARENAS], np.int64)[0])
     arenas = task.load(heap.address + ARENAS + 8 * np.arange(1, count + 1), np.int64).tolist()
-    return [task.read(heap.address, CONTROL_BYTES)] + [task.read(arena, ARENA_WORDS) for arena in arenas]
+    ranges = [(heap.address, CONTROL_BYTES), *((arena, PAGE_SIZE) for arena in arenas)]
+    for at, nbytes in ranges:
+        task.mprotect(at, nbytes, PROT_READ)
+    yield
+    for at, nbytes in ranges:
+        task.mprotect(at, nbytes, PROT_READ | PROT_WRITE)
 
 
-def pairs(task, heap, n):
+def pairs(task, heap, n, nbytes=100):
     """free + malloc of one size, n times, then free; how many requests that were."""
-    requests = np.array([(MALLOC, 0, 100), *[(FREE, 0, 0), (MALLOC, 0, 100)] * n, (FREE, 0, 0)], np.int64)
+    requests = np.array([(MALLOC, 0, nbytes), *[(FREE, 0, 0), (MALLOC, 0, nbytes)] * n, (FREE, 0, 0)], np.int64)
     return task.call(play, task.malloc_heap(heap), requests, 1)
 
 
@@ -39,9 +45,12 @@ def test_eight_threads_free_and_malloc_without_a_lock_and_without_a_shared_line(
     heap = tasks[0].malloc_heap("ptmalloc")
     for task in tasks:
         pairs(task, heap, 1)  # each has a cache now
-    before, hits = shared(tasks[0], heap), [cache[2] for cache in caches(tasks[0], heap)]
-    assert [pairs(task, heap, 200) for task in tasks] == [402] * 8
-    assert shared(tasks[0], heap) == before
+    hits = [cache[2] for cache in caches(tasks[0], heap)]
+    with no_store_to_shared_words(tasks[0], heap):
+        assert [pairs(task, heap, 200) for task in tasks] == [402] * 8
+        for task in tasks:
+            with pytest.raises(SegmentationFault, match="store to"):
+                pairs(task, heap, 1, nbytes=2000)  # which no cache holds: to take the lock is a store
     after = caches(tasks[0], heap)
     assert [cache[2] - n for cache, n in zip(after, hits, strict=True)] == [201] * 8
     lines = [range(cache[0] // 64, (cache[0] + CACHE_BYTES - 1) // 64 + 1) for cache in after]
