@@ -180,15 +180,16 @@ def spaces(cpu, mutator, heap):
 def collect_stopped(cpu, mutator, heap, cause, everything):
     """A collection; in the debug build what is reachable is compared before and after."""
     if DEBUG:
-        complain(survey(cpu, heap, spaces(cpu, mutator, heap), True))
-        examine(cpu, mutator, heap)
-    remove_ended(cpu, heap)
-    if DEBUG:
         before = survey(cpu, heap, spaces(cpu, mutator, heap), True)
+        complain(before)
+        examine(cpu, mutator, heap)
+        if remove_ended(cpu, heap) > 0:
+            before = survey(cpu, heap, spaces(cpu, mutator, heap), True)
         collect_now(cpu, mutator, heap, cause, everything)
         compare(before, survey(cpu, heap, spaces(cpu, mutator, heap), False))
         examine(cpu, mutator, heap)
     else:
+        remove_ended(cpu, heap)
         collect_now(cpu, mutator, heap, cause, everything)
 
 

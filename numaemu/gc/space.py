@@ -84,13 +84,14 @@ def remove(cpu, heap, i):
 
 @library
 def remove_ended(cpu, heap):
-    """All threads that have ended leave the table, with their roots. The world stands still."""
-    i = 0
+    """All threads that have ended leave the table, with their roots: how many. The world stands still."""
+    i, n = 0, get(cpu, heap + THREADS)
     while i < get(cpu, heap + THREADS):
         if thread_lives(cpu, get(cpu, get(cpu, heap + THREAD_TABLE + 8 * i) + OWNER) - 1):
             i += 1
         else:
             remove(cpu, heap, i)
+    return n - i
 
 
 # -- safe points
