@@ -15,6 +15,7 @@ from numaemu.kernel.include.mmzone import KCOMPACTD, KHUGEPAGED, KSWAPD, ZSWAP_S
 from numaemu.kernel.mm.huge.khugepaged import khugepaged
 from numaemu.kernel.mm.migrate.kcompactd import kcompactd
 from numaemu.kernel.mm.reclaim.kswapd import kswapd
+from numaemu.kernel.mm.reclaim.lru_batches import lru_add_drain
 from numaemu.kernel.mm.swap.zswap_writeback import shrink_worker
 
 U = np.uint64
@@ -39,4 +40,5 @@ def run_kthreads(context_address):
             khugepaged(cpu)
     if node == 0 and load_acquire(machine_of(cpu), "thp_enabled") != 0:
         khugepaged(cpu)  # nobody may have seen that its time has come
+    lru_add_drain(cpu)  # pages that the threads have moved or kept: nobody else empties the batches of this context
     store_release(pgdat, "kthread_running", 0)

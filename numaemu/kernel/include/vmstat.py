@@ -10,7 +10,8 @@ VM_EVENTS = (
     "pgalloc_dma pgalloc_dma32 pgalloc_normal pgalloc_highmem pgalloc_movable "
     "allocstall_dma allocstall_dma32 allocstall_normal allocstall_highmem allocstall_movable "
     "pgfree pgactivate pgdeactivate pglazyfree pgfault pgmajfault pglazyfreed pgrefill pgreuse "
-    "pgsteal_kswapd pgsteal_direct pgscan_kswapd pgscan_direct pgscan_direct_throttle pgscan_anon pgscan_file "
+    "pgsteal_kswapd pgsteal_direct pgsteal_khugepaged pgscan_kswapd pgscan_direct pgscan_khugepaged "
+    "pgscan_direct_throttle pgscan_anon pgscan_file "
     "pgsteal_anon pgsteal_file zone_reclaim_success zone_reclaim_failed slabs_scanned kswapd_low_wmark_hit_quickly kswapd_high_wmark_hit_quickly pageoutrun "
     "pgrotated drop_pagecache drop_slab oom_kill pgmigrate_success pgmigrate_fail "
     "compact_migrate_scanned compact_free_scanned compact_isolated compact_stall compact_fail compact_success "
@@ -29,7 +30,8 @@ VM_EVENTS = (
  PGALLOC_DMA, PGALLOC_DMA32, PGALLOC_NORMAL, PGALLOC_HIGHMEM, PGALLOC_MOVABLE,
  ALLOCSTALL_DMA, ALLOCSTALL_DMA32, ALLOCSTALL_NORMAL, ALLOCSTALL_HIGHMEM, ALLOCSTALL_MOVABLE,
  PGFREE, PGACTIVATE, PGDEACTIVATE, PGLAZYFREE, PGFAULT, PGMAJFAULT, PGLAZYFREED, PGREFILL, PGREUSE,
- PGSTEAL_KSWAPD, PGSTEAL_DIRECT, PGSCAN_KSWAPD, PGSCAN_DIRECT, PGSCAN_DIRECT_THROTTLE, PGSCAN_ANON, PGSCAN_FILE,
+ PGSTEAL_KSWAPD, PGSTEAL_DIRECT, PGSTEAL_KHUGEPAGED, PGSCAN_KSWAPD, PGSCAN_DIRECT, PGSCAN_KHUGEPAGED,
+ PGSCAN_DIRECT_THROTTLE, PGSCAN_ANON, PGSCAN_FILE,
  PGSTEAL_ANON, PGSTEAL_FILE, PGSCAN_ZONE_RECLAIM_SUCCESS, PGSCAN_ZONE_RECLAIM_FAILED, SLABS_SCANNED,
  KSWAPD_LOW_WMARK_HIT_QUICKLY, KSWAPD_HIGH_WMARK_HIT_QUICKLY, PAGEOUTRUN,
  PGROTATED, DROP_PAGECACHE, DROP_SLAB, OOM_KILL, PGMIGRATE_SUCCESS, PGMIGRATE_FAIL,

@@ -78,6 +78,7 @@ from numaemu.kernel.mm.migrate.large_folio import (
 from numaemu.kernel.mm.page_alloc.page_alloc import alloc_pages, put_page
 from numaemu.kernel.mm.reclaim.lru import folio_test
 from numaemu.kernel.mm.reclaim.lru_batches import lru_add_drain, lru_add_drain_all
+from numaemu.kernel.mm.reclaim.pageout import scan_control_of
 from numaemu.kernel.mm.space.vma_index import find_vma, vma_of
 from numaemu.kernel.mm.swap.swapfile import free_swap_cache
 from numaemu.mmu import clock_ns
@@ -459,5 +460,8 @@ def khugepaged(cpu):
     sleep = max(machine.khugepaged_scan_sleep_ns, 1)
     if compare_exchange(machine, "khugepaged_next_ns", next_ns, now_ns + sleep) != next_ns:
         return  # a new setting has come, and with it a wake-up
-    if not khugepaged_do_scan(cpu, machine.khugepaged_pages_to_scan * min(1 + due // sleep, ROUNDS)):
+    scan_control_of(cpu).khugepaged = 1
+    found = khugepaged_do_scan(cpu, machine.khugepaged_pages_to_scan * min(1 + due // sleep, ROUNDS))
+    scan_control_of(cpu).khugepaged = 0
+    if not found:
         compare_exchange(machine, "khugepaged_next_ns", now_ns + sleep, now_ns + machine.khugepaged_alloc_sleep_ns)

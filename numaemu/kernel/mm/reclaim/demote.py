@@ -9,12 +9,20 @@ import numpy as np
 from numaemu.compiler.decorators import kernel
 from numaemu.kernel.core.smp import machine_of
 from numaemu.kernel.include.mmzone import node_of, page_of
-from numaemu.kernel.include.vmstat import PGDEMOTE_DIRECT, PGDEMOTE_KSWAPD, mod_node_page_state
+from numaemu.kernel.include.vmstat import PGDEMOTE_KSWAPD, mod_node_page_state
 from numaemu.kernel.mm.cache.shmem import folio_hold_mapping, release_mapping
 from numaemu.kernel.mm.migrate.migrate import DEMOTION, add_to_batch, demotion_batch_of, migrate_pages_batch
 from numaemu.kernel.mm.numa.memory_tiers import can_demote, next_demotion_node
 from numaemu.kernel.mm.reclaim.lru import folio_unlock
-from numaemu.kernel.mm.reclaim.pageout import DEMOTE, FREED, LOOK_AT, shrink_folio_list, shrink_marked, unmap_folio
+from numaemu.kernel.mm.reclaim.pageout import (
+    DEMOTE,
+    FREED,
+    LOOK_AT,
+    reclaimer_offset,
+    shrink_folio_list,
+    shrink_marked,
+    unmap_folio,
+)
 
 U = np.uint64
 
@@ -49,7 +57,7 @@ def demote_folio_list(cpu, sc, node):
         else:
             folio_unlock(page_of(machine, sc.pfn[i]))
             sc.state[i] = LOOK_AT
-    mod_node_page_state(machine, cpu.id, node, PGDEMOTE_KSWAPD if sc.kswapd else PGDEMOTE_DIRECT, demoted)
+    mod_node_page_state(machine, cpu.id, node, PGDEMOTE_KSWAPD + reclaimer_offset(sc), demoted)
     return demoted
 
 

@@ -38,7 +38,6 @@ from numaemu.kernel.include.vmstat import (
 from numaemu.kernel.mm.migrate.kcompactd import wakeup_kcompactd
 from numaemu.kernel.mm.numa.memory_tiers import NUMA_BALANCING_MEMORY_TIERING
 from numaemu.kernel.mm.page_alloc.watermark import __zone_watermark_ok
-from numaemu.kernel.mm.reclaim.lru_batches import lru_add_drain
 from numaemu.kernel.mm.reclaim.pageout import scan_control_of
 from numaemu.kernel.mm.reclaim.vmscan import (
     DEF_PRIORITY,
@@ -210,6 +209,5 @@ def kswapd(cpu, node):
                 pgdat.kswapd_highest_zoneidx = highest
                 continue
             break
-    lru_add_drain(cpu)  # pages that were demoted; nobody else empties a thread's batches
     trace_event(cpu, MM_VMSCAN_KSWAPD_SLEEP, node, 0, 0, 0, 0)
     cpu.flags = flags

@@ -80,6 +80,7 @@ scan_control_t = Struct("scan_control_t", [      # struct scan_control; its cont
     ("nr_to_reclaim", i64), ("nr_scanned", i64), ("nr_reclaimed", i64),
     ("gfp", i64), ("order", i64), ("priority", i64), ("reclaim_idx", i64), ("nodemask", i64),
     ("kswapd", i64),                 # current_is_kswapd()
+    ("khugepaged", i64),             # current_is_khugepaged(): set by khugepaged, whoever reclaims for it
     ("may_writepage", i64), ("may_unmap", i64), ("may_swap", i64),
     ("may_deactivate", i64), ("force_deactivate", i64), ("skipped_deactivate", i64),
     ("cache_trim_mode", i64), ("no_cache_trim_mode", i64), ("cache_trim_mode_failed", i64), ("file_is_tiny", i64),
@@ -98,6 +99,12 @@ scan_control_t = Struct("scan_control_t", [      # struct scan_control; its cont
 @hot
 def scan_control_of(cpu):
     return scan_control_t.array(machine_of(cpu).scan_controls)[cpu.id]
+
+
+@hot
+def reclaimer_offset(sc):
+    """Which of the counters pg*_kswapd, pg*_direct and pg*_khugepaged is this reclaim's, from the first on."""
+    return 0 if sc.kswapd else 2 if sc.khugepaged else 1
 
 
 @kernel("i64(cpu_t*, i64)")

@@ -37,11 +37,9 @@ from numaemu.kernel.include.vmstat import (
     PGDEACTIVATE,
     PGREFILL,
     PGSCAN_ANON,
-    PGSCAN_DIRECT,
     PGSCAN_FILE,
     PGSCAN_KSWAPD,
     PGSTEAL_ANON,
-    PGSTEAL_DIRECT,
     PGSTEAL_FILE,
     PGSTEAL_KSWAPD,
     WORKINGSET_ACTIVATE_ANON,
@@ -75,7 +73,7 @@ from numaemu.kernel.mm.reclaim.lumpy import (
     should_reclaim_stall,
     shrink_again,
 )
-from numaemu.kernel.mm.reclaim.pageout import KEEP, WRITTEN, shrink_folio_list
+from numaemu.kernel.mm.reclaim.pageout import KEEP, WRITTEN, reclaimer_offset, shrink_folio_list
 from numaemu.kernel.mm.reclaim.reclaim_compaction import should_continue_reclaim
 from numaemu.kernel.mm.reclaim.shrinker import shrink_slab
 from numaemu.kernel.mm.reclaim.workingset import DEF_PRIORITY, SWAP_CLUSTER_MAX, lru_note_cost
@@ -208,7 +206,7 @@ def shrink_inactive_list(cpu, sc, node, lru, nr_to_scan):
     spin_lock(cpu, lock)
     scanned = isolate_lru_folios(cpu, sc, node, lru, nr_to_scan)
     spin_unlock(lock)
-    count_vm_events(machine, cpu.id, PGSCAN_KSWAPD if sc.kswapd else PGSCAN_DIRECT, scanned)
+    count_vm_events(machine, cpu.id, PGSCAN_KSWAPD + reclaimer_offset(sc), scanned)
     files = clear_active_flags(cpu, sc) if sc.lumpy_order > 0 else file * sc.nr_taken
     anons, sc.ignore_references = sc.nr_taken - files, 1 if sc.lumpy_order > 0 else 0
     count_vm_events(machine, cpu.id, PGSCAN_ANON, anons if file else scanned - files)
@@ -226,7 +224,7 @@ def shrink_inactive_list(cpu, sc, node, lru, nr_to_scan):
     mod_node_page_state(machine, cpu.id, node, NR_ISOLATED_ANON, -anons)
     mod_node_page_state(machine, cpu.id, node, NR_ISOLATED_FILE, -files)
     end_writes(cpu, sc)
-    count_vm_events(machine, cpu.id, PGSTEAL_KSWAPD if sc.kswapd else PGSTEAL_DIRECT, reclaimed)
+    count_vm_events(machine, cpu.id, PGSTEAL_KSWAPD + reclaimer_offset(sc), reclaimed)
     count_vm_events(machine, cpu.id, PGSTEAL_ANON, reclaimed - files_freed)
     count_vm_events(machine, cpu.id, PGSTEAL_FILE, files_freed)
     where = node | file << 8 | max(sc.priority, 0) << 16

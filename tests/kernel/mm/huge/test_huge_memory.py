@@ -380,6 +380,29 @@ def test_khugepaged_collapses_in_its_time(loopback):
     machine.audit()
 
 
+def test_what_khugepaged_reclaims_counts_as_its_own(loopback):
+    machine = loopback(nodes=1, cpus_per_node=1, memory_per_node="24MiB")
+    machine.write(f"{THP}/khugepaged/scan_sleep_millisecs", "10")
+    machine.write(f"{THP}/khugepaged/pages_to_scan", "512")
+    task = machine.task()
+    area = aligned(task, 8 * HUGE)
+    task.store(area.addr + HUGE * np.arange(8, dtype=np.uint64), np.uint8(1))
+    machine.create_file("/mnt/cached", 22 << 20)
+    with task.open("/mnt/cached") as file:
+        file.read_through()
+    others = "pgscan_kswapd", "pgscan_direct", "pgsteal_kswapd", "pgsteal_direct"
+    before = counts(machine, *others)
+    assert counts(machine, "pgscan_khugepaged", "pgsteal_khugepaged") == [0, 0]
+    machine.write(f"{THP}/enabled", "always")
+    for _ in range(8):
+        task.sleep(20)
+        machine.run_kthreads()
+    scanned, stolen = counts(machine, "pgscan_khugepaged", "pgsteal_khugepaged")
+    assert scanned >= stolen > 0 and counts(machine, *others) == before
+    assert sum(counts(machine, "pgscan_anon", "pgscan_file")) == scanned + before[0] + before[1]
+    machine.audit()
+
+
 @pytest.mark.parametrize("file", ["scan_sleep_millisecs", "alloc_sleep_millisecs"])
 def test_a_new_sleep_of_khugepaged_ends_the_one_that_has_begun(loopback, file):
     """khugepaged_wait is woken: what has come since is collapsed at once, and the new sleep begins."""
