@@ -2,7 +2,7 @@
 
 from numaemu.compiler.decorators import hot, kernel
 from numaemu.compiler.pointer import Struct, i64
-from numaemu.kernel.include.mmzone import MAX_NR_ZONES, NR_LRU_LISTS, lruvec_of, zone_of
+from numaemu.kernel.include.mmzone import MAX_NR_ZONES, lruvec_of, zone_of
 from numaemu.spec.param import MAX_NODES
 
 VM_EVENTS = (
@@ -153,24 +153,25 @@ def lruvec_page_state(lruvec, item):
     return lruvec.state[item]
 
 
+def percpu_table(machine):
+    """The counters of all CPUs as NumPy has them, a row for each."""
+    return percpu_t.array(machine.percpu).as_numpy(machine.nr_cpu_ids)
+
+
 def fold_vm_events(machine):
     """All CPUs' events added up: {name: count}."""
-    total = sum(percpu_of(machine, c).as_numpy()["event"] for c in range(machine.nr_cpu_ids))
-    return {name: int(total[i]) for i, name in enumerate(VM_EVENTS)}
+    return dict(zip(VM_EVENTS, percpu_table(machine)["event"].sum(axis=0).tolist()))
 
 
 def fold_numa(machine, node):
     """numastat of one node: {name: count}."""
-    total = sum(percpu_of(machine, c).as_numpy()["numa"][node]["item"] for c in range(machine.nr_cpu_ids))
-    return {name: int(total[i]) for i, name in enumerate(NUMA_STATS)}
+    return dict(zip(NUMA_STATS, percpu_table(machine)["numa"]["item"][:, node].sum(axis=0).tolist()))
 
 
 def fold_node(machine, node):
     """Page counters of one node: {name: pages}."""
-    total = sum(percpu_of(machine, c).as_numpy()["node"][node]["item"] for c in range(machine.nr_cpu_ids))
-    counts = {name: int(total[i]) for i, name in enumerate(NODE_STATS)}
-    lruvec = lruvec_of(machine, node)
-    return counts | {NODE_STATS[lru]: lruvec.nr[lru] for lru in range(NR_LRU_LISTS)}
+    counts = dict(zip(NODE_STATS, percpu_table(machine)["node"]["item"][:, node].sum(axis=0).tolist()))
+    return counts | dict(zip(NODE_STATS, lruvec_of(machine, node).nr.as_numpy().tolist()))
 
 
 def free_pages(machine, node):

@@ -18,6 +18,7 @@ from numaemu.kernel.include.mmzone import (
     kilobytes,
     lruvec_of,
     zone_of,
+    zone_t,
 )
 from numaemu.kernel.include.vmstat import fold_node, free_pages
 from numaemu.kernel.mm.huge.hugetlb_pool import default_hstate, hugetlb_total_pages
@@ -39,19 +40,17 @@ def state_kb(machine, nodes):
 
 def totalreserve_pages(machine):
     """What the kernel does not let user space have: calculate_totalreserve_pages"""
-    total = 0
-    for number in range(machine.nr_nodes * MAX_NR_ZONES):
-        zone = zone_of(machine, number)
-        reserve = max(zone.lowmem_reserve[kind] for kind in range(zone.type, MAX_NR_ZONES))
-        total += min(reserve + zone.watermark[WMARK_HIGH] + zone.watermark_boost, zone.managed_pages)
-    return total
+    zones = zone_t.array(machine.zones).as_numpy(machine.nr_nodes * MAX_NR_ZONES)
+    above = np.arange(MAX_NR_ZONES) >= zones["type"][:, None]  # what allocations for zones from its own on leave alone
+    reserve = np.where(above, zones["lowmem_reserve"], 0).max(axis=1) + zones["watermark"][:, WMARK_HIGH]
+    return int(np.minimum(reserve + zones["watermark_boost"], zones["managed_pages"]).sum())
 
 
 def si_mem_available(machine, free):
     """Pages that could be had without swapping: free ones less the reserve, and most of the page cache. Nothing else can
     be shrunk yet.
     """
-    low = sum(zone_of(machine, number).watermark[WMARK_LOW] for number in range(machine.nr_nodes * MAX_NR_ZONES))
+    low = int(zone_t.array(machine.zones).as_numpy(machine.nr_nodes * MAX_NR_ZONES)["watermark"][:, WMARK_LOW].sum())
     lruvecs = [lruvec_of(machine, node) for node in range(machine.nr_nodes)]
     cache = sum(lruvec.nr[LRU_FILE] + lruvec.nr[LRU_FILE + LRU_ACTIVE] for lruvec in lruvecs)
     return max(free - totalreserve_pages(machine) + cache - min(cache // 2, low), 0)
