@@ -9,6 +9,7 @@ Everything is decided by that loop. What users pass to tasks and get from them g
 import collections
 import contextlib
 import faulthandler
+import functools
 import itertools
 import os
 import pickle
@@ -22,7 +23,7 @@ import setproctitle
 from numaemu import cpu as cpu_process
 from numaemu import lockstep
 from numaemu import node as node_process
-from numaemu.compiler.atomic import exchange, load_acquire
+from numaemu.compiler.atomic import load_acquire
 from numaemu.compiler.decorators import die_on_unraisable
 from numaemu.errors import MachineCheck
 from numaemu.hardware.mailbox import has_mail
@@ -48,15 +49,15 @@ from numaemu.kernel.core.smp import (
 )
 from numaemu.kernel.fs.proc import tree as proc
 from numaemu.kernel.fs.sysfs import stats
-from numaemu.kernel.fs.sysfs.damon import damon_of
 from numaemu.kernel.include.internal import unpack_zone
 from numaemu.kernel.include.mm_types import task_name, task_t
 from numaemu.kernel.include.mmzone import zone_of
 from numaemu.kernel.mm.page_alloc.report.show_mem import AllocationWarnings
 from numaemu.kernel.mm.reclaim.lru_batches import cpu_needs_drain
 from numaemu.kernel.mm.reclaim.oom_kill import AGAIN, OomKiller, Panic
+from numaemu.process import lines
 from numaemu.process.actor import COORDINATOR, World
-from numaemu.process.requests import Requests
+from numaemu.process.due import Due
 from numaemu.process.strands import let_time_pass
 from numaemu.process.wire import Failure, Outlet, dumps, failure, in_words, receive_frame, sealed, send_frame
 from numaemu.spec.units import choice_text
@@ -67,7 +68,7 @@ PRINT_FRAMES = 64  # in lockstep, that wait for the driver before a task that pr
 SUPERVISE_S = 0.5  # how often at the latest dead children are looked for, should a signal get lost
 
 
-class Coordinator(Requests):
+class Coordinator(Due):
     def __init__(self, world, link, children):
         super().__init__(world, COORDINATOR)
         self.link, self.children = link, children  # socket to the driver; {pid: name}
@@ -85,7 +86,7 @@ class Coordinator(Requests):
         self.shows, self.show_numbers = {}, itertools.count(1)  # Futures: printed, not shown by the driver yet
         self.frames = (
             collections.deque()
-        )  # of the driver: (tail of the mailbox when it came, request, pickled method and arguments)
+        )  # of the driver: (tail of the mailbox when it came, who answers, pickled method and arguments)
         self.child_ended = self.halting = False
         self.driver = lockstep.Driver(self) if self.lockstep else None  # takes turns with us
         self.threads = self.new_threads("coordinator")
@@ -211,13 +212,13 @@ class Coordinator(Requests):
     def on_driver(self):
         """What the driver asks for, behind the mail that was here before it."""
         while self.frames and self.frames[0][0] <= self.mailbox.head:
-            _, request, body = self.frames.popleft()
+            _, respond, body = self.frames.popleft()
             try:
                 method, args = pickle.loads(body)
             except Exception as error:
-                self.respond(request, failure(TypeError(f"the arguments cannot be unpickled here: {in_words(error)}")))
+                respond(failure(TypeError(f"the arguments cannot be unpickled here: {in_words(error)}")))
                 continue
-            self.serve(method, args, lambda answer, request=request: self.respond(request, answer))
+            self.serve(method, args, respond)
 
     def respond(self, request, answer):
         if request:
@@ -228,11 +229,21 @@ class Coordinator(Requests):
     def tell_driver(self, *thing):
         self.outlet.send(dumps(thing))
 
-    def queue(self, request, body):
+    def queue(self, respond, body):
         """A request of the driver's is here. What was posted before it is handled first: a CPU may have told the driver on a direct
         line (lines.py) that an operation is done, which has posted something to us.
         """
-        self.frames.append((load_acquire(self.mailbox, "tail"), request, body))
+        self.frames.append((load_acquire(self.mailbox, "tail"), respond, body))
+        self.bell.release()
+
+    def rpc_ask_line(self, name):
+        """The driver lays a direct line to us: what it asks there is answered there."""
+        lines.connect(name, self.serve_line)
+
+    def serve_line(self, sock):
+        """The thread of a line: as `read_link`, it only puts requests into the queue, and rings."""
+        outlet = Outlet(sock, lambda: None)
+        lines.each_frame(sock, lambda frame: self.queue(lambda answer: outlet.send(lines.answer(answer)), frame))
 
     def read_link(self):
         """The link thread: frames go into the queue, the end of the stream ends the machine."""
@@ -240,8 +251,8 @@ class Coordinator(Requests):
             frame = receive_frame(self.link)
             if frame is None:
                 os._exit(0)
-            self.queue(*pickle.loads(frame))
-            self.bell.release()
+            request, body = pickle.loads(frame)
+            self.queue(functools.partial(self.respond, request), body)
 
     def rpc_stop(self):
         """End every process of the machine in good order."""
@@ -335,45 +346,6 @@ class Coordinator(Requests):
     def rpc_shown(self, number):
         """The driver has."""
         self.shows.pop(number).set_result(None)
-
-    def rpc_every(self, now_ns):
-        """A CPU has come to a time at which something is due: DAMON's, or functions of the driver's. The answer comes when that is done."""
-        yield from damon_of(self.system).sample(now_ns, self.damon_look)
-        if 0 < self.driver_every_ns <= now_ns:
-            yield self.call_driver(now_ns)
-        self.set_every()
-
-    def damon_look(self, target, addresses, marked):
-        """DAMON looks at pages of a task, on the CPU where that is; or marks them as not used."""
-        cpu = task_t.array(self.machine.tasks)[target.number].cpu
-        args = target.number, target.pid, addresses or marked, not addresses
-        return self.ask(self.cpu_actor(cpu), "system", "damon", *args)
-
-    def call_driver(self, now_ns):
-        """The Future of its functions, which are due."""
-        number, future = next(self.show_numbers), Future()
-        self.shows[number], self.driver_every_ns = future, 0  # until it says when the next are due
-        self.tell_driver("every", number, now_ns)
-        if self.driver:
-            self.driver.call(number)
-        return future
-
-    def rpc_every_at(self, at_ns, number=0):
-        """They are due at this time next; 0: there are none. What CPU has waited for goes on."""
-        self.driver_every_ns = at_ns
-        if number:
-            self.shows.pop(number).set_result(None)
-            if self.driver:
-                self.driver.called(number)
-        else:
-            self.set_every()
-
-    def set_every(self):
-        """CPUs are to say when they have come to the time at which something is due next; 0: nothing is."""
-        due = [at for at in (self.driver_every_ns, damon_of(self.system).next_ns()) if at]
-        self.machine.every_at_ns = min(due, default=0)
-        for cpu in self.cpus:
-            exchange(cpu_t.array(self.machine.cpus)[cpu], "event_at", 0)
 
     def rpc_clock(self):
         """The time of the CPU that is ahead of all others."""

@@ -336,7 +336,7 @@ class Cpu(Actor):
 
     def rpc_line(self, name):
         """The driver lays a direct line to this CPU."""
-        lines.connect(self, name)
+        lines.connect(name, functools.partial(lines.serve, self))
 
     # -- the Task object's side
 

@@ -9,6 +9,7 @@ can tell, and no process has to be handed over to. Only what Python has to see w
                                             the driver asks for, in its order, and waits when the driver does, until n is answered
 """
 
+import functools
 import os
 import pickle
 import queue
@@ -198,7 +199,8 @@ class Driver:
                 self.wait(self.waits)
             request, body = self.frames.get()  # the machine stands still meanwhile
             if request:
-                self.coordinator.frames.append((0, request, body))  # whoever runs, runs alone
+                respond = functools.partial(self.coordinator.respond, request)
+                self.coordinator.frames.append((0, respond, body))  # whoever runs, runs alone
                 self.coordinator.bell.release()
             else:
                 asked = set(body) - self.done

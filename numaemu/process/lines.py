@@ -1,11 +1,11 @@
-"""Direct lines between a driver and the CPUs of its machine: an operation of an interactive task goes there and back in two steps.
+"""Direct lines between a driver and its machine: an operation of an interactive task goes to its CPU and back in two steps.
 
     driver's thread --- frame ---> thread `line` of the CPU's process: takes the CPU's turn, runs the operation
                     <-- frame ---
 
 By the coordinator it takes seven: a thread there that reads the link, the coordinator's loop, the CPU's, a thread for the
 operation, the loop again, the thread in the driver that reads, and who waits. A line is a socket; it is laid when a task on that
-CPU first does something.
+CPU first does something. One to the coordinator spares what is asked there (files of /proc and /sys) the thread that reads in the driver.
 
 Who uses what: one operation at a time is on a line, under its lock. An operation that finds the line in use goes by the coordinator,
 so nobody waits for an operation of another task (which may wait for this very one), and a line never makes a deadlock that was
@@ -81,32 +81,18 @@ class Line:
 
 
 class Lines:
-    """A driver's lines, one to each CPU that its interactive tasks have used."""
+    """A driver's lines: one to each CPU that its interactive tasks have used, and one to the coordinator."""
 
     def __init__(self):
-        self.lines, self.cpus, self.laying = {}, {}, threading.Lock()  # by CPU; {task number: CPU}
+        self.lines, self.cpus, self.laying = {}, {}, threading.Lock()  # by process; {task number: CPU}
 
     def call(self, machine, number, pid, method, args):
         """The answer of an operation in a tuple; None: it has to go by the coordinator, which also tells of a machine that has died."""
-        machine.check_owner()
-        if machine.death is not None or machine.closed:
-            return None
         cpu = self.cpus.get(number)
         if cpu is None:
             cpu = self.cpus[number] = machine.where(number)[0]
-        line = self.lines[cpu] if cpu in self.lines else self.lay(machine, cpu)
         args = args if is_plain(args) else Sealed(dumps(args), f"the arguments of {method}")
-        payload = dumps((number, pid, method, args))
-        if line is None or not line.lock.acquire(blocking=False):
-            return None
-        try:
-            answer = line.call(payload)
-        except BaseException:
-            self.lines.pop(cpu, None)
-            line.sock.close()
-            raise
-        finally:
-            line.lock.release()
+        answer = self.talk(machine, f"cpu {cpu}", ("line", cpu), (number, pid, method, args))
         if answer is None:
             return None
         if answer[0] == MOVED:
@@ -114,26 +100,49 @@ class Lines:
             return None
         return (opened(answer[1]),)
 
-    def lay(self, machine, cpu):
-        """A new line to a CPU; None if there is none to be had, or another thread is about it."""
+    def ask(self, machine, method, args):
+        """The coordinator's answer in a tuple; None: it has to be asked by its link."""
+        answer = self.talk(machine, "coordinator", ("ask_line",), (method, args))
+        return None if answer is None else (opened(answer[1]),)
+
+    def talk(self, machine, process, lay, thing):
+        """Say something on the line to a process, and hear what comes back. None: there is no line that is free."""
+        machine.check_owner()
+        if machine.death is not None or machine.closed:
+            return None
+        payload = dumps(thing)
+        line = self.lines[process] if process in self.lines else self.lay(machine, process, lay)
+        if line is None or not line.lock.acquire(blocking=False):
+            return None
+        try:
+            return line.call(payload)
+        except BaseException:
+            self.lines.pop(process, None)
+            line.sock.close()
+            raise
+        finally:
+            line.lock.release()
+
+    def lay(self, machine, process, request):
+        """A new line to a process, which is asked for it by `request`; None if there is none to be had, or a thread is about it."""
         if not self.laying.acquire(blocking=False):
             return None
         try:
             with socket.socket(socket.AF_UNIX) as listener:
                 listener.bind("")  # a name of the host's choice, in no directory
                 listener.listen()
-                machine._ask("line", cpu, listener.getsockname())
+                machine._ask(*request, listener.getsockname())
                 sock = None
-                while sock is None or _peer(sock) != machine.processes[f"cpu {cpu}"]:
+                while sock is None or _peer(sock) != machine.processes[process]:
                     if sock is not None:
                         sock.close()
                     sock, _ = listener.accept()
-            self.lines[cpu] = Line(sock)
+            self.lines[process] = Line(sock)
         except OSError:
-            self.lines[cpu] = None
+            self.lines[process] = None
         finally:
             self.laying.release()
-        return self.lines[cpu]
+        return self.lines[process]
 
     def close(self):
         """In a process that was forked from the driver, and at the end."""
@@ -151,32 +160,46 @@ def _peer(sock):
     return _CREDENTIALS.unpack(sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size))[0]
 
 
-def connect(cpu, name):
-    """The CPU's end: a thread that serves a new line, whose name the driver has told."""
+def connect(name, function):
+    """The other end: function(socket) in a thread of its own. The driver has told the name of the line."""
     sock = socket.socket(socket.AF_UNIX)
     try:
         sock.connect(name)
-        threading.Thread(target=serve, args=(cpu, sock), daemon=True, name="line").start()
+        threading.Thread(target=function, args=(sock,), daemon=True, name="line").start()
     except BaseException:
         sock.close()
         raise
 
 
-def serve(cpu, sock):
-    """The thread: one operation after the other, until the driver leaves the line."""
-    reader, tasks = Reader(sock), cpu.operations.tasks
+def each_frame(sock, function):
+    """Call function(frame) for each that comes, until the driver leaves the line."""
+    reader = Reader(sock)
     with sock, contextlib.suppress(OSError):
         while (frame := reader.next()) is not None:
-            number, pid, method, args = pickle.loads(frame)
-            place = tasks[number].cpu
-            answer = (MOVED, place) if place != cpu.cpu_number else (ANSWER, run(cpu, number, pid, method, args))
-            send_frame(sock, dumps(answer))
+            function(frame)
 
 
-def run(cpu, number, pid, method, args):
-    """What an operation answers, sealed unless it is plain; or a sealed Failure."""
+def answer(value):
+    """An answer as a frame: sealed unless it is plain."""
+    return dumps((ANSWER, value if is_plain(value) else sealed(value)))
+
+
+def serve(cpu, sock):
+    """The thread in a CPU's process: one operation after the other."""
+    tasks = cpu.operations.tasks
+
+    def run(frame):
+        number, pid, method, args = pickle.loads(frame)
+        place = tasks[number].cpu
+        moved = place != cpu.cpu_number
+        send_frame(sock, dumps((MOVED, place)) if moved else answer(operate(cpu, number, pid, method, args)))
+
+    each_frame(sock, run)
+
+
+def operate(cpu, number, pid, method, args):
+    """What an operation answers, or a Failure."""
     try:
-        answer = cpu.call_op(number, pid, method, opened(args) if isinstance(args, Sealed) else args)
+        return cpu.call_op(number, pid, method, opened(args) if isinstance(args, Sealed) else args)
     except BaseException as error:
-        answer = failure(error)
-    return answer if is_plain(answer) else sealed(answer)
+        return failure(error)

@@ -25,7 +25,7 @@ PAGE = 4096
 
 
 def line_of(machine, cpu):
-    return machine._lines.lines.get(cpu)
+    return machine._lines.lines.get(f"cpu {cpu}")
 
 
 def asked(machine, monkeypatch):
@@ -120,11 +120,10 @@ def test_what_an_operation_has_told_the_coordinator_is_done_before_the_next_requ
     coordinator, order = two_nodes.actors[COORDINATOR], []
     monkeypatch.setattr(coordinator, "on_warn_alloc", lambda message: order.append(message.a))
     monkeypatch.setitem(coordinator.handlers, MSG_WARN_ALLOC, coordinator.on_warn_alloc)
-    monkeypatch.setattr(coordinator, "respond", lambda request, answer: order.append((request, answer)))
     mail = [coordinator.mailbox, MSG_WARN_ALLOC, 0, 0]
     post(*mail, 1, 0, 0, 0)
     post(*mail, 2, 0, 0, 0)
-    coordinator.queue(7, pickle.dumps(("handovers", ())))
+    coordinator.queue(lambda answer: order.append((7, answer)), pickle.dumps(("handovers", ())))
     post(*mail, 3, 0, 0, 0)
     while coordinator.fetch() != MSG_NONE:
         coordinator.dispatch(Message(*coordinator._words.tolist()))
@@ -158,14 +157,14 @@ def test_a_machine_that_dies_in_an_operation_says_why(victim):
     with Machine(nodes=1, cpus_per_node=2, memory_per_node="16MiB") as machine:
         task = machine.task(cpu=0)
         task.load([task.mmap(PAGE).addr])
-        pid, call = machine.processes[victim], machine._lines.lines[0].call
+        pid, call = machine.processes[victim], machine._lines.lines["cpu 0"].call
 
         def die_meanwhile(payload):
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
             return call(payload)
 
-        machine._lines.lines[0].call = die_meanwhile
+        machine._lines.lines["cpu 0"].call = die_meanwhile
         with pytest.raises(MachineCheck, match=f"process '{victim}' .* died: signal 9"):
             while True:
                 task.clock_ns
@@ -181,6 +180,27 @@ def test_where_no_line_can_be_laid_the_coordinator_does_it(machine, monkeypatch)
     task = machine.task(cpu=1)
     assert task.load([task.mmap(PAGE).addr])[0] == 0 and line_of(machine, 1) is None
     task.exit()
+
+
+@needs_processes
+def test_files_are_read_on_a_line_of_their_own(machine, monkeypatch):
+    """What is refused there is told as ever; while one thread's question is under way another one's goes by the link."""
+    machine.read("/proc/uptime")
+    methods = asked(machine, monkeypatch)
+    assert machine.read("/proc/sys/vm/swappiness") == "60\n" and machine.files() == {}
+    with pytest.raises(FileNotFoundError, match="nearest"):
+        machine.read("/proc/nothing")
+    with pytest.raises(TypeError, match="cannot be unpickled here"):
+        machine._ask("read", Unreadable())
+    assert methods == []
+    with machine._lines.lines["coordinator"].lock:
+        assert machine.read("/proc/sys/vm/swappiness") == "60\n"
+    assert methods == ["read"]
+
+
+class Unreadable:
+    def __reduce__(self):
+        return int, ("no number",)
 
 
 @pytest.mark.interpreted
