@@ -76,17 +76,14 @@ class Coordinator(Due):
         self.system = proc.System(world.machine, world.topology)
         self.system.compact_nodes, self.system.drain_all = self.compact_nodes, self.rpc_drain_all
         self.system.call_task = self.rpc_op
-        self.system.damon_changed, self.driver_every_ns = (
-            self.set_every,
-            0,
-        )  # when functions of the driver are due; 0: none are
+        self.system.damon_changed = self.set_every
+        self.driver_every_ns = 0  # when functions of the driver are due; 0: none are
         self.system.wake_kthreads = lambda node: world.kthread_bells[node].release()
         self.oom, self.warnings = OomKiller(self.system), AllocationWarnings(self.system)
         self.outlet = Outlet(link, lambda: os._exit(0))  # the driver has gone: so does its machine
         self.shows, self.show_numbers = {}, itertools.count(1)  # Futures: printed, not shown by the driver yet
-        self.frames = (
-            collections.deque()
-        )  # of the driver: (tail of the mailbox when it came, who answers, pickled method and arguments)
+        # what the driver asks: (tail of the mailbox when it came, who answers, pickled method and arguments)
+        self.frames = collections.deque()
         self.child_ended = self.halting = False
         self.driver = lockstep.Driver(self) if self.lockstep else None  # takes turns with us
         self.threads = self.new_threads("coordinator")

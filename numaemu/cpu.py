@@ -45,10 +45,7 @@ from numaemu.kernel.syscalls import common as syscalls
 from numaemu.operations.allocators import Constructors
 from numaemu.operations.base import Operations, kill_task
 from numaemu.operations.refusals import full_table
-from numaemu.process import (
-    lines,
-    zcomp,  # noqa: F401  (its compiled functions are loaded before anything forks)
-)
+from numaemu.process import lines, zcomp
 from numaemu.process.actor import COORDINATOR, LONGEST, Actor, mailbox_of_python
 from numaemu.process.payload import dump_function, load_function
 from numaemu.process.runqueue import RunQueue

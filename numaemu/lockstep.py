@@ -160,10 +160,8 @@ class Driver:
     def __init__(self, coordinator):
         self.coordinator, self.lockstep = coordinator, coordinator.lockstep
         self.frames = queue.SimpleQueue()
-        self.done, self.waits = (
-            set(),
-            set(),
-        )  # numbers of answers that nobody has waited for; those the driver waits for
+        self.done = set()  # numbers of answers that nobody has waited for
+        self.waits = set()  # those the driver waits for
         self.calls = set()  # numbers of functions that the driver runs just now while it waits
         self.blocked = False
 

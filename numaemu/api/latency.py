@@ -11,10 +11,8 @@ from numaemu.api.access import load_u64
 from numaemu.uapi import MPOL_BIND
 
 MOST_PAGES = 16  # of a chain
-FIRST, APART = (
-    192,
-    256,
-)  # bytes: the first place in a page; from place to place, so that no prefetcher brings the next one
+FIRST = 192  # bytes: the first place in a page
+APART = 256  # bytes from place to place, so that no prefetcher brings the next one
 
 
 @numba.njit(cache=True)

@@ -40,11 +40,7 @@ POLL_S = 0.002  # how often who waits looks at the image
 WATCH_S = 0.1  # how often the image is looked at while it grows
 FIRST_TIME = "numaemu: compiling what is needed of the kernel for the first time; this takes some seconds"
 STARTS = 3  # of compilers that come to nothing, before who waits gives up
-WANTED, FIRST, NEVER = (
-    0,
-    1,
-    1 << 30,
-)  # the distance of what somebody waits for, of first.txt's, and of what nobody has called
+WANTED, FIRST, NEVER = 0, 1, 1 << 30  # how soon: what somebody waits for, first.txt's, what nobody has called
 RECORD = os.environ.get("NUMAEMU_RECORD")  # a file that gets the name of each function that somebody has waited for
 
 PACKAGE = pathlib.Path(__file__).parents[1]

@@ -28,11 +28,7 @@ U = np.uint64
 PS = 1000  # in a ns
 KEPT_PS = 250  # an access to a line that is at hand: four a ns; assumed
 LONG_PS = 1_000_000  # a wait after which a CPU looks at once whether its turn is over
-DATA, TABLES, LOWEST = (
-    0,
-    KEPT_LINES,
-    2 * KEPT_LINES,
-)  # where lines at hand begin: of data, of upper and lowest page tables
+DATA, TABLES, LOWEST = 0, KEPT_LINES, 2 * KEPT_LINES  # where lines at hand begin: data, upper and lowest page tables
 
 
 @hot

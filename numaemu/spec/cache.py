@@ -68,9 +68,7 @@ class CacheSpec:
     """All caches of a machine."""
 
     levels: tuple[CacheLevel, ...]  # from the CPU outwards
-    cache_to_cache_ns: (
-        Matrix | None
-    )  # by the nodes of the CPU that loads and of the one that has the line dirty; None: as memory
+    cache_to_cache_ns: Matrix | None  # by the nodes of who loads and of who has the line dirty; None: as memory
     prefetch: tuple[str, ...]  # of PREFETCHERS
 
     def to_dict(self) -> dict[str, Any]:

@@ -22,10 +22,7 @@ PG_buddy, PG_table, PG_swapbacked, PG_anon, PG_reserved, PG_locked = (1 << i for
 # fmt: on
 PG_uptodate, PG_anon_exclusive, PG_readahead, PG_private = 1 << 18, 1 << 19, 1 << 20, 1 << 23
 PG_head, PG_tail = 1 << 21, 1 << 22  # of a compound page; a tail's lru_next is its head (Linux: compound_head)
-PG_young, PG_idle = (
-    1 << 24,
-    1 << 25,
-)  # page_idle.py: reclaim is to count it as used; nobody has used it since it was marked
+PG_young, PG_idle = 1 << 24, 1 << 25  # page_idle.py: counts as used for reclaim; nobody has used it since it was marked
 PG_hugetlb, PG_restore_reserve = 1 << 26, 1 << 27  # of a head: it belongs to the pool; its reservation comes back
 PG_used = 1 << 16  # the emulator's own: the frame has been given out before (its host memory may hold data)
 PG_pcp = 1 << 17  # the emulator's own: on a per-CPU list or on its way to one

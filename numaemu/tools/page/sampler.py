@@ -75,15 +75,12 @@ class Sampler:
     """A thread that looks at a machine, between `start` and `stop`: both look once themselves. In lockstep the machine calls."""
 
     def __init__(self, traced=False):
-        from numaemu.tools.page.latencies import (
-            Latencies,
-            LatencyCollector,
-        )  # with the kernel's events, which take long to load
+        # with the kernel's events, which take long to load
+        from numaemu.tools.page.latencies import Latencies, LatencyCollector
 
         self.latencies = Latencies()
-        self.tracing = (
-            None if traced else LatencyCollector(self.latencies)
-        )  # else --trace has its events, which it passes on
+        # where --trace has its events it passes them on
+        self.tracing = None if traced else LatencyCollector(self.latencies)
         self.samples, self.tasks, self.ended, self.interval_s = [], {}, threading.Event(), INTERVAL_S
 
     @contextlib.contextmanager

@@ -7,12 +7,7 @@ counters: free memory of each node, faults and reclaimed pages. A shootdown is a
 from numaemu.host.extras import need
 
 SEQUENCE = 1
-CPU_PID, TASK_PID, NODE_PID, COUNTER_PID = (
-    1_000_001,
-    1_000_002,
-    1_000_003,
-    1_000_004,
-)  # processes that only group tracks
+CPU_PID, TASK_PID, NODE_PID, COUNTER_PID = range(1_000_001, 1_000_005)  # processes that only group tracks
 # what begins and ends on the track of who does it: event: (name, begins?)
 SLICES = {
     "page_fault_user": ("page fault", True),

@@ -59,10 +59,8 @@ from numaemu.spec.param import PAGE_SHIFT
 
 U = np.uint64
 UNMAP_TRIES = 4  # at an entry that changes as we look
-REFERENCED_LOCKED, REFERENCED_EXEC = (
-    1 << 40,
-    1 << 41,
-)  # folio_referenced: of VMAs that map the page, mlocked, executable
+REFERENCED_LOCKED = 1 << 40  # folio_referenced: a VMA that maps the page is mlocked
+REFERENCED_EXEC = 1 << 41  # one is executable
 
 
 @hot

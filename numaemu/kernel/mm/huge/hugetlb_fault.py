@@ -279,9 +279,8 @@ def hugetlb_copy_page(cpu, mm, vma, address, where, entry):
     """Copy on write of a page that an entry maps and to which the caller has a reference; it takes the entry's along."""
     machine, h, old = machine_of(cpu), hstate_vma(machine_of(cpu), vma), pte_pfn(entry)
     index = vma_hugecache_offset(h, vma, address)
-    owner = vma.resv_map != U(0) and folio_test(
-        page_of(machine, old), PG_anon
-    )  # what was reserved here is used already
+    # what was reserved here is used already
+    owner = vma.resv_map != U(0) and folio_test(page_of(machine, old), PG_anon)
     reserved = not owner and vma_has_reserves(machine, vma, index)
     new = alloc_hugetlb_folio(cpu, vma, index, owner)
     if new == 0:

@@ -23,10 +23,8 @@ U = np.uint64
 NS_PER_MS, NS_PER_S = 1_000_000, 1_000_000_000
 SMALLIMP = 30  # improvements below it are none, in thousandths
 NO_IMPROVEMENT = -1
-IMB_NUMA_NR, NUMA_IMBALANCE_MIN = (
-    1,
-    2,
-)  # tasks that a node may have before they are balanced; by how many it may have more
+IMB_NUMA_NR = 1  # tasks that a node may have before they are balanced
+NUMA_IMBALANCE_MIN = 2  # by how many it may have more
 SWAP = 1 << 20  # beside the number of a CPU
 
 
