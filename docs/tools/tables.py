@@ -947,6 +947,7 @@ WHY = {
     "SURE": "two equal distances are the least that tell a stride",
     "AHEAD": "enough to be ahead of one access, too few to fill a small level in vain",
     "MAX_BANKS": "few lines of a set, so few CPUs wait for each other",
+    "MOST_DIRECTORIES": "far more targets, regions or schemes than anybody writes",
     "PLAIN_ITEMS": "more arguments than a call has; to look at a long list would take longer than the other pickler",
     "AWAY_S": "longer than Python takes between two operations, shorter than a person notices",
 }

@@ -198,6 +198,14 @@ def test_numbered_directories_come_and_go(files):
         and files.read("0/pid") == "-1"
     )
     assert files.read("1/contexts/0/monitoring_attrs/intervals/aggr_us") == "100000"
+    files.refused("nr_kdamonds", (1 << 31) - 1, errno.ENOMEM, "2147483647 directories are too many, at most 4096")
+    assert listdir(ROOT) == ["0", "1", "nr_kdamonds"]
+    with pytest.raises(FileNotFoundError):
+        files.read("0/contexts/1/operations")
+    with pytest.raises(IsADirectoryError):
+        files.read("1/contexts/0")
+    with pytest.raises(PermissionError):
+        files.write("0/pid", 1)
     files.write("nr_kdamonds", 1)
     assert listdir(ROOT) == ["0", "nr_kdamonds"] and listdir(f"{ROOT}/0/contexts") == ["nr_contexts"]
 

@@ -109,7 +109,7 @@ def find(system, path):
     if path.startswith(tracefs.ROOT):
         return tracefs.cpu_files(system).get(path)
     if path.startswith(damon_sysfs.ROOT):
-        return damon_sysfs.files(system).get(path)
+        return damon_sysfs.find(system, path)
     if path.startswith("/sys/block/"):
         return genhd.files(system).get(path)
     if path in (fixed := shape(system).files):
@@ -229,7 +229,7 @@ def paths(system):
     yield from genhd.files(system)
     yield from tracefs.cpu_files(system)
     yield from cgroup.paths(system)
-    yield from damon_sysfs.files(system)
+    yield from damon_sysfs.paths(system)
     for pid in proc_task.pids(system.machine):
         yield from (f"/proc/{pid}/{name}" for name in PID_FILES)
         threads = proc_task.threads(system.machine, pid)

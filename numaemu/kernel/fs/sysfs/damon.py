@@ -33,6 +33,7 @@ COMMANDS = (
     "update_schemes_effective_quotas",
 )
 ULONG_MAX, INT_MAX = (1 << 64) - 1, (1 << 31) - 1
+MOST_DIRECTORIES = 4096  # of a kind in one directory; assumed
 KDAMOND_PID = 2  # Linux's kthreadd: kernel threads are no tasks here
 
 
@@ -92,7 +93,10 @@ class Numbered(Directory):
         self[f"nr_{what}"] = Value(0, most, store=self.resize)
 
     def resize(self, number):
+        """Make so many; all are new ones."""
         self.allow()
+        if number > MOST_DIRECTORIES:
+            raise OSError(errno.ENOMEM, f"{number} directories are too many, at most {MOST_DIRECTORIES} are made")
         for name in [name for name in self if name.isdigit()]:
             del self[name]
         self.update((str(i), self.make()) for i in range(number))
@@ -339,13 +343,19 @@ def damon_of(system):
     return system.damon
 
 
-def files(system):
-    """{path: (read, write)}"""
-    found = {}
-    damon = damon_of(system)
-    for path, file in damon.kdamonds.walk(ROOT):
-        found[path] = functools.partial(_show, file), functools.partial(_store, path, file) if file.writable else None
-    return found
+def paths(system):
+    """The path of every file."""
+    return (path for path, _ in damon_of(system).kdamonds.walk(ROOT))
+
+
+def find(system, path):
+    """(read, write) of a file, or None."""
+    file = damon_of(system).kdamonds
+    for name in path.removeprefix(ROOT).split("/")[1:]:
+        file = file.get(name) if isinstance(file, Directory) else None
+    if not isinstance(file, Value):
+        return None
+    return functools.partial(_show, file), functools.partial(_store, path, file) if file.writable else None
 
 
 def _show(file, _system):
