@@ -26,6 +26,7 @@ import threading
 
 from numaemu.process.wire import Sealed, dumps, failure, is_plain, opened, sealed, send_frame
 
+NOT_LAID = object()  # None: there is none to be had
 ANSWER, MOVED = 0, 1  # what a CPU says first: it follows; the CPU where the task is
 _CREDENTIALS = struct.Struct("3i")  # struct ucred: pid, uid, gid
 _SIZE = struct.Struct("!Q")
@@ -111,7 +112,9 @@ class Lines:
         if machine.death is not None or machine.closed:
             return None
         payload = dumps(thing)
-        line = self.lines[process] if process in self.lines else self.lay(machine, process, lay)
+        line = self.lines.get(process, NOT_LAID)  # in one step: another thread may just leave it
+        if line is NOT_LAID:
+            line = self.lay(machine, process, lay)
         if line is None or not line.lock.acquire(blocking=False):
             return None
         try:
@@ -137,12 +140,13 @@ class Lines:
                     if sock is not None:
                         sock.close()
                     sock, _ = listener.accept()
-            self.lines[process] = Line(sock)
+            line = Line(sock)
         except OSError:
-            self.lines[process] = None
+            line = None
         finally:
             self.laying.release()
-        return self.lines[process]
+        self.lines[process] = line
+        return line
 
     def close(self):
         """In a process that was forked from the driver, and at the end."""
