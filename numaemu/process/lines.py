@@ -130,22 +130,20 @@ class Lines:
         """A new line to a process, which is asked for it by `request`; None if there is none to be had, or a thread is about it."""
         if not self.laying.acquire(blocking=False):
             return None
+        line = None
         try:
-            with socket.socket(socket.AF_UNIX) as listener:
+            with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX) as listener:
                 listener.bind("")  # a name of the host's choice, in no directory
                 listener.listen()
                 machine._ask(*request, listener.getsockname())
-                sock = None
-                while sock is None or _peer(sock) != machine.processes[process]:
-                    if sock is not None:
-                        sock.close()
+                sock, _ = listener.accept()
+                while _peer(sock) != machine.processes[process]:
+                    sock.close()
                     sock, _ = listener.accept()
-            line = Line(sock)
-        except OSError:
-            line = None
+                line = Line(sock)
+            self.lines[process] = line
         finally:
             self.laying.release()
-        self.lines[process] = line
         return line
 
     def close(self):
