@@ -104,8 +104,8 @@ def test_readers_and_writers(stage, readers, writers):
     words = [int(memory.ctypes.data), int(memory.ctypes.data) + 8]
     program = lock_program(memory, readers, writers)
     every = Exploration(machine, program, kthreads=False, audit=False, visible=words)
-    every.every(2, limit=400)
-    every.seeds(range(60))
+    every.every(2, limit=250)
+    every.seeds(range(30))
 
 
 def test_a_reader_that_does_not_look_for_a_writer_is_found(stage, monkeypatch):

@@ -231,7 +231,7 @@ class PressureMachine(RuleBasedStateMachine):
         self.loop.close()
 
 
-PressureMachine.TestCase.settings = settings(max_examples=25 if JIT else 2, stateful_step_count=40 if JIT else 15)
+PressureMachine.TestCase.settings = settings(max_examples=25 if JIT else 1, stateful_step_count=40 if JIT else 20)
 TestPressure = pytest.mark.interpreted(PressureMachine.TestCase)
 
 
