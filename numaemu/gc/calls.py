@@ -21,6 +21,7 @@ from numaemu.gc.collectors import collector_module
 from numaemu.gc.objects import BODY, FIELD_MASK, FIELDS, MOST_FIELDS, REFS, header_for
 from numaemu.gc.records import ASKED, FAILURE
 from numaemu.gc.space import (
+    ENTRY,
     FRAME,
     HEAP,
     LOCK,
@@ -346,12 +347,31 @@ def poll(cpu, mutator):
 
 @library
 def call_enter(cpu, mutator):
-    run(cpu, record_of(mutator), OUTSIDE)
+    me = record_of(mutator)
+    run(cpu, me, OUTSIDE)
+    put(cpu, me + ENTRY, get(cpu, me + FRAME))
 
 
 @library
 def call_leave(cpu, mutator):
+    put(cpu, record_of(mutator) + STATE, OUTSIDE)
+
+
+@library
+def call_abandon(cpu, mutator):
+    """A call has ended in the middle: nobody waits for this thread."""
     abandon(cpu, record_of(mutator))
+
+
+@library
+def call_unwind(cpu, mutator):
+    """A user kernel has ended in the middle: the roots that it has pushed go."""
+    me = record_of(mutator)
+    n = (get(cpu, me + FRAME) - get(cpu, me + ENTRY)) >> 3
+    if n > 0:
+        run(cpu, me, OUTSIDE)
+        pop_frame(cpu, mutator, n)
+        put(cpu, me + STATE, OUTSIDE)
 
 
 @library

@@ -134,7 +134,7 @@ class Mutator(MutatorWord):
             return self.task.call(function, self, *args)
         except Exception:  # in the middle of something: nobody shall wait for this thread
             with contextlib.suppress(Exception):  # the task may have been killed
-                self.task.call(calls.call_leave, self)
+                self.task.call(calls.call_abandon, self)
             raise
 
     def _handle(self, found):
@@ -145,9 +145,14 @@ class Mutator(MutatorWord):
         return Handle(self, slot, header >> REFS, header >> FIELDS & FIELD_MASK) if slot else None
 
     def run(self, kernel, *args):
-        """Run kernel(cpu, mutator, *args), a user kernel that may call `new`, `set_ref` and so on."""
+        """Run kernel(cpu, mutator, *args), a user kernel that may call `new`, `set_ref` and so on. If it raises, its roots go."""
         self._call(calls.call_enter)
-        result = self._call(kernel, *args)
+        try:
+            result = self._call(kernel, *args)
+        except Exception:
+            with contextlib.suppress(Exception):  # the task may have been killed
+                self.task.call(calls.call_unwind, self)
+            raise
         self._call(calls.call_leave)
         return result
 

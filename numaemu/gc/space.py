@@ -11,7 +11,7 @@ Words of a heap (`heap` is their address):
 Words of a thread (`me` is their address, in pages of its own):
 
     0     HEAP  STATE  TLAB  TLAB_END  FRAME  ROOTS  ROOTS_END  POLLS
-    64    OWNER (its task's number + 1)  …
+    64    OWNER (its task's number + 1)  ENTRY (FRAME when it began to run a user kernel)
     256   its stack of roots, from ROOTS up to FRAME
 
 The world stops so: the thread that collects takes WORLD, sets STOP, and waits until no other thread is RUNNING. A thread looks at STOP
@@ -33,7 +33,7 @@ OWN = 256  # where a collector's own words begin
 THREAD_TABLE, MOST_THREADS = 1024, 128
 CONTROL_BYTES = 4096
 
-HEAP, STATE, TLAB, TLAB_END, FRAME, ROOTS, ROOTS_END, POLLS, OWNER = range(0, 72, 8)
+HEAP, STATE, TLAB, TLAB_END, FRAME, ROOTS, ROOTS_END, POLLS, OWNER, ENTRY = range(0, 80, 8)
 RECORD_BYTES = 256
 OUTSIDE, RUNNING, STOPPED = range(3)  # STATE
 

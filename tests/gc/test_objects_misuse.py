@@ -128,6 +128,29 @@ def test_threads_hand_handles_on(two_nodes):
         me.hold(thing)
 
 
+@library
+def raise_in_a_frame(cpu, mutator, n):
+    push_frame(cpu, mutator, n)
+    set_root(cpu, mutator, 1, new(cpu, mutator, 0, 0, 3))
+    raise ValueError("stop")
+
+
+@every_collector
+def test_a_kernel_that_raises_leaves_neither_roots_nor_others_waiting(two_nodes, collector):
+    task = two_nodes.task()
+    heap, me = heap_of(task, collector)
+    other = heap.attach(task.clone(cpu=1))
+    me.push_frame(2)
+    for _ in range(3):
+        with pytest.raises(ValueError, match="stop"):
+            me.run(raise_in_a_frame, 5)
+    other.collect()
+    assert other.verify()["objects"] == 0
+    me.pop_frame(2)
+    with pytest.raises(GcError, match="more roots than there are"):
+        me.pop_frame(1)
+
+
 # -- threads that are gone
 
 
