@@ -57,7 +57,7 @@ def main(machine):
     for young in SIZES:
         rows[young], log = machine.run(with_young, young, name="gc")
         if young == "256KiB":
-            print("\n".join(log.splitlines()[:7]) + "\n")
+            print("\n".join(log.splitlines()[:8]) + "\n")
     print(
         chart.bars("Promoted, by the young generation's size", {k: v["promoted KiB"] for k, v in rows.items()}, "KiB")
     )
