@@ -1,7 +1,7 @@
 """What a load takes while other CPUs load from the same memory controller more and more.
 
-One CPU follows a chain of dependent loads; the others load lines that do not depend on each other, and compute a while after every eight
-of them, which sets the load. `numaemu mlc` measures the same. Look for:
+One CPU follows a chain of dependent loads; the others load lines that do not depend on each other, and compute a while after every
+eight of them (half as long as the table says to half as long again), which sets the load. `numaemu mlc` measures the same. Look for:
   - as long as the controller has time left a load takes little more than the idle latency;
   - the curve bends near the controller's rate and then goes up steeply;
   - at the end no more bandwidth comes, only more waiting: a load waits behind all misses that the others may have under way.

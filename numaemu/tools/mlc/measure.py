@@ -33,7 +33,12 @@ DELAYS = (0, 2, 8, 15, 50, 100, 200, 300, 400, 500, 700, 1000, 1300, 1700, 2500,
 
 @numba.njit(cache=True)
 def traffic(cpu, first, places, reads, writes, begin_ns, end_ns, delay_ns):
-    """Load and store lines in turn from begin to end: lines per ns."""
+    """Load and store lines in turn from begin to end: lines per ns.
+
+    The delay after a burst is drawn from half of `delay_ns` to one and a half: the bursts of threads that all wait equally long would fall
+    on each other for ever, or never.
+    """
+    drawn = first
     ahead = begin_ns - now_ps(cpu) // PS
     if ahead > 0:
         work(cpu, ahead)
@@ -50,7 +55,8 @@ def traffic(cpu, first, places, reads, writes, begin_ns, end_ns, delay_ns):
         lines += BURST * (reads + writes)
         exchange(cpu, "event_at", 0)  # the next access looks whether others are behind
         if delay_ns > 0:
-            work(cpu, delay_ns)
+            drawn = drawn * np.uint64(6364136223846793005) + np.uint64(1442695040888963407)
+            work(cpu, delay_ns // 2 + np.int64((drawn >> np.uint64(33)) % np.uint64(delay_ns + 1)))
     end_overlap(cpu)
     return lines * PS / (now_ps(cpu) - began)
 
