@@ -302,7 +302,8 @@ class Foreman:
                 else:
                     self.take_answer(self.compilers[thing])
             self.hand_out()
-        self.image.append(COMPLETE, None)
+        if not self.image.complete:
+            self.image.append(COMPLETE, None)
 
     def take_wishes(self):
         for symbol in os.read(self.pipe, 1 << 16).decode().split():

@@ -184,6 +184,16 @@ def test_an_image_is_completed(foreman, owner):
     assert image.complete and image.functions["walk"].code == b"walk"
 
 
+def test_one_who_comes_when_all_is_done_adds_nothing(foreman, owner):
+    """It has waited for the lock of another, whose pipe it does not see."""
+    made = foreman(owner[0])
+    made.run()
+    made.hold.close()
+    late = foreman(owner[0])
+    late.run()
+    assert late.image.path.stat().st_size == made.image.end
+
+
 def test_who_has_what_is_there_compiles_the_rest(foreman, owner, tmp_path):
     image = Image(tmp_path / "test.image")
     image.mend()
