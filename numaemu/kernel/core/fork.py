@@ -146,7 +146,7 @@ def dup_mmap(cpu, parent_number, child_number):
 
 @kernel("void(cpu_t*, i64)")
 def mmput(cpu, mm_number):
-    """One user less; the last one takes the address space along (exit_mmap)."""
+    """One user less; the last one takes the address space along (exit_mmap). `pgd` is 0 when its pages are free."""
     machine = machine_of(cpu)
     mm = mm_of(machine, mm_number)
     if fetch_add(mm, "users", -1) != 1:
@@ -155,7 +155,7 @@ def mmput(cpu, mm_number):
         unmap_region(cpu, mm_number, 0, mm.map_count)
     drop_mm(cpu, mm_number)
     pgd_free(cpu, np.int64(mm.pgd >> U(PAGE_SHIFT)))
-    mm.pgd = U(0)
+    store_release(mm, "pgd", 0)
     pool_put(cpu, machine.mm_pool, mm_number)
 
 

@@ -12,7 +12,7 @@ A victim stays a zombie until its function has been told.
 
 import numpy as np
 
-from numaemu.compiler.atomic import compare_exchange, exchange
+from numaemu.compiler.atomic import compare_exchange, exchange, load_acquire
 from numaemu.compiler.decorators import callback, entry, kernel
 from numaemu.compiler.pointer import address_of
 from numaemu.hardware.processor import cpu_t
@@ -303,7 +303,8 @@ class OomKiller:
         """An address space whose end will give memory back soon, or 0 (oom_evaluate_task's abort)."""
         for number, (mm_id, asked) in list(self.dying.items()):
             mm = mm_of(self.machine, number)
-            if mm.id == mm_id and mm.users > 0 and mm.oom_state in (OOM_VICTIM, OOM_REAPING, OOM_REAPED):
+            in_use = mm.users > 0 or load_acquire(mm, "pgd") != 0
+            if mm.id == mm_id and in_use and mm.oom_state in (OOM_VICTIM, OOM_REAPING, OOM_REAPED):
                 if asked < EXIT_ASKS:
                     self.dying[number] = mm_id, asked + 1
                     return number

@@ -21,7 +21,7 @@ from numaemu import (
     load_u64,
 )
 from numaemu.kernel.include.gfp import ___GFP_NORETRY, GFP_HIGHUSER_MOVABLE, gfp_text
-from numaemu.kernel.include.mm_types import MM_SWAPENTS, task_t
+from numaemu.kernel.include.mm_types import MM_SWAPENTS, OOM_VICTIM, task_t
 from numaemu.kernel.mm.reclaim.oom_kill import Panic, oom_badness, total_pages
 from numaemu.kernel.mm.swap import swapon
 
@@ -85,6 +85,23 @@ def test_a_panic_names_the_setting_that_keeps_memory_back(tiny):
             tiny.actors[0].oom.out_of_memory(GFP_KERNEL, 0, 3, 0)
         for zone, pages in zip(tiny.zones(), filled_up):
             zone.free_pages = pages
+
+
+@pytest.mark.interpreted
+def test_a_victim_is_waited_for_until_its_pages_are_free(tiny):
+    """Nobody uses its address space any more, but whoever did last is still taking it apart (exit_mmap): that frees memory soon."""
+    task, killer = tiny.task(), tiny.actors[0].oom
+    task.mmap(4096).touch()
+    number, mm = int(task_t.array(tiny.machine.tasks)[task._number].mm), tiny.mm(task)
+    killer.dying[number] = int(mm.id), 0
+    mm.oom_state, users, pgd = OOM_VICTIM, int(mm.users), int(mm.pgd)
+    assert killer.dying_mm() == number
+    mm.users = 0
+    assert killer.dying_mm() == number
+    mm.pgd = np.uint64(0)
+    assert killer.dying_mm() == 0 and killer.dying == {}
+    mm.users, mm.pgd, mm.oom_state = users, np.uint64(pgd), 0
+    tiny.audit()
 
 
 @pytest.mark.interpreted
