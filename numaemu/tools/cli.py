@@ -103,7 +103,20 @@ class LazyGroup(click.Group):
 
 @click.group(
     cls=LazyGroup,
-    later=("bench", "compare", "compile", "conform", "diff", "export", "fuzz", "mlc", "replay", "shell", "sweep"),
+    later=(
+        "bench",
+        "compare",
+        "compile",
+        "conform",
+        "diff",
+        "export",
+        "fuzz",
+        "malloc",
+        "mlc",
+        "replay",
+        "shell",
+        "sweep",
+    ),
     context_settings={"help_option_names": ["-h", "--help"]},
     invoke_without_command=True,
 )
@@ -414,41 +427,6 @@ def show_machine(source):
     """A preset or machine file, complete with all defaults, as a machine file."""
     sys.stdout.write(load_topology(source).to_toml())
     return DONE
-
-
-@cli.command("malloc")
-@click.argument("traces", metavar="TRACE…", nargs=-1, required=True)
-@click.option(
-    "--kind",
-    "kinds",
-    multiple=True,
-    metavar="KIND",
-    help="A kind of heap; repeatable. All that have the options if none is given.",
-)
-@click.option(
-    "--option", "options", multiple=True, metavar="NAME=VALUE", help="An option of the heap, as fit=best; repeatable."
-)
-@click.option(
-    "--machine", metavar="NAME|FILE.toml", help="A preset or a machine file. One node of 512 MiB if not given."
-)
-@click.option("--json", "json_path", metavar="FILE", help="Write a list of rows there.")
-def replay_traces(traces, kinds, options, machine, json_path):
-    """Replay requests to malloc on heaps in emulated memory, and compare the kinds of heaps.
-
-    A TRACE is a file of the public malloc lab (.rep), or what ltrace or mtrace has written. The exit status is 1 if a kind
-    has lost a byte, run out of memory or left a heap that does not check.
-    """
-    from numaemu.tools.traces.malloc import play_all, print_rows
-
-    check_writable(json_path)
-    given = {} if machine else {"nodes": 1, "cpus_per_node": 1, "memory_per_node": "512MiB"}
-    topology = load_topology(machine, where="command line", **given)
-    with Progress() as progress:
-        rows = play_all(traces, kinds, options, lambda: boot(topology, progress), progress.say)
-    print_rows(rows)
-    if json_path:
-        write_json(rows, json_path)
-    return DONE if all(row["valid"] for row in rows) else RAISED
 
 
 # --- the whole ----------------------------------------------------------------------------------

@@ -21,6 +21,14 @@ def heap_of(task, collector="mark-compact", size="64KiB", **options):
     return heap, heap.attach(task)
 
 
+def two_threads(machine, collector):
+    """(heap, Mutator of one thread, another thread, its Mutator)"""
+    task = machine.task()
+    heap, me = heap_of(task, collector)
+    thread = task.clone(cpu=1)
+    return heap, me, thread, heap.attach(thread)
+
+
 def test_a_field_must_be_one_of_the_object(two_nodes):
     _, me = heap_of(two_nodes.task())
     thing = me.new(refs=2, values=1)
@@ -163,10 +171,7 @@ def begin_frame(cpu, mutator):
 
 @every_collector
 def test_nobody_waits_for_a_thread_that_has_ended(two_nodes, collector):
-    task = two_nodes.task()
-    heap, me = heap_of(task, collector)
-    thread = task.clone(cpu=1)
-    other = heap.attach(thread)
+    heap, me, thread, other = two_threads(two_nodes, collector)
     other.run(begin_frame)
     kept = other.new(values=2)
     other._call(calls.call_enter)  # it is RUNNING
@@ -178,10 +183,7 @@ def test_nobody_waits_for_a_thread_that_has_ended(two_nodes, collector):
 
 @every_collector
 def test_nobody_waits_for_a_collection_whose_thread_has_ended(two_nodes, collector):
-    task = two_nodes.task()
-    heap, me = heap_of(task, collector)
-    thread = task.clone(cpu=1)
-    other = heap.attach(thread)
+    heap, me, thread, other = two_threads(two_nodes, collector)
     kept = me.new(refs=1)
     thread.call(stop_world, heap.address, other.address)
     thread.exit()

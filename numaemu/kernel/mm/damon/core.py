@@ -26,11 +26,8 @@ class Region:
     def cut(self, at):
         """damon_split_region_at: what lies before an address, as a region of its own; this one begins there."""
         before = Region(self.start, at)
-        before.age, before.last_nr_accesses, before.nr_accesses_bp = (
-            self.age,
-            self.last_nr_accesses,
-            self.nr_accesses_bp,
-        )
+        before.age, before.last_nr_accesses = self.age, self.last_nr_accesses
+        before.nr_accesses_bp = self.nr_accesses_bp
         self.start = at
         return before
 
