@@ -17,13 +17,14 @@ from numaemu.malloc.replay import play_random
 
 THREADS, PIECE = 4, 200_000  # operations of a thread at a time
 LIVE = 1000  # blocks of a thread at a time
+LIVE_OF = {"implicit": 100}  # which walks over all that are in use
 
 
 def use_heap(task, heap, seed, pieces):
     """One thread on a heap: how many operations were right."""
-    mine, right = task.malloc_heap(heap), 0
+    mine, right, live = task.malloc_heap(heap), 0, LIVE_OF.get(heap.kind, LIVE)
     for piece in range(pieces):
-        right += task.call(play_random, mine, PIECE, LIVE, 1 + seed + piece * THREADS) == PIECE
+        right += task.call(play_random, mine, PIECE, live, 1 + seed + piece * THREADS) == PIECE
     mine.flush()
     return right * PIECE
 

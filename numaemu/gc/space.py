@@ -11,7 +11,7 @@ Words of a heap (`heap` is their address):
 Words of a thread (`me` is their address, in pages of its own):
 
     0     HEAP  STATE  TLAB  TLAB_END  FRAME  ROOTS  ROOTS_END  POLLS
-    64    OWNER (its task's number + 1)  ENTRY (FRAME when it began to run a user kernel)
+    64    OWNER (its key)  ENTRY (FRAME when it began to run a user kernel)
     256   its stack of roots, from ROOTS up to FRAME
 
 The world stops so: the thread that collects takes WORLD, sets STOP, and waits until no other thread is RUNNING. A thread looks at STOP
@@ -23,7 +23,7 @@ its roots. A thread of the parent is none of a child by fork.
 from numaemu.api.access import cmpxchg_i64, get, put, xadd_i64
 from numaemu.compiler.library import library
 from numaemu.gc.objects import put_filler
-from numaemu.kernel.syscalls.user import discard, relax, thread_lives
+from numaemu.kernel.syscalls.user import discard, relax, thread_key, thread_lives
 from numaemu.malloc.lock import LOOKS, give, take_now
 from numaemu.spec.param import PAGE_SIZE
 
@@ -87,7 +87,7 @@ def remove_ended(cpu, heap):
     """All threads that have ended leave the table, with their roots: how many. The world stands still."""
     i, n = 0, get(cpu, heap + THREADS)
     while i < get(cpu, heap + THREADS):
-        if thread_lives(cpu, get(cpu, get(cpu, heap + THREAD_TABLE + 8 * i) + OWNER) - 1):
+        if thread_lives(cpu, get(cpu, get(cpu, heap + THREAD_TABLE + 8 * i) + OWNER)):
             i += 1
         else:
             remove(cpu, heap, i)
@@ -112,8 +112,8 @@ def await_zero(cpu, heap, word):
         relax(cpu, tries)
         tries += 1
         owner = get(cpu, heap + WORLD) if tries % LOOKS == 0 else 0
-        if owner != 0 and not thread_lives(cpu, owner - 1):
-            if cmpxchg_i64(cpu, heap + WORLD, owner, cpu.task + 1) == owner:
+        if owner != 0 and not thread_lives(cpu, owner):
+            if cmpxchg_i64(cpu, heap + WORLD, owner, thread_key(cpu)) == owner:
                 start_world(cpu, heap)
 
 
@@ -151,7 +151,7 @@ def await_safe_point(cpu, thread):
     while get(cpu, thread + STATE) == RUNNING:
         relax(cpu, tries)
         tries += 1
-        if tries % LOOKS == 0 and not thread_lives(cpu, get(cpu, thread + OWNER) - 1):
+        if tries % LOOKS == 0 and not thread_lives(cpu, get(cpu, thread + OWNER)):
             put(cpu, thread + STATE, OUTSIDE)
 
 
@@ -174,10 +174,10 @@ def stop_world(cpu, heap, me):
 @library
 def abandon(cpu, me):
     """The thread is OUTSIDE, whatever it was in the middle of: what it had taken is free."""
-    heap = get(cpu, me + HEAP)
-    if get(cpu, heap + LOCK) == cpu.task + 1:
+    heap, key = get(cpu, me + HEAP), thread_key(cpu)
+    if get(cpu, heap + LOCK) == key:
         give(cpu, heap + LOCK)
-    if get(cpu, heap + WORLD) == cpu.task + 1:
+    if get(cpu, heap + WORLD) == key:
         start_world(cpu, heap)
     put(cpu, me + STATE, OUTSIDE)
 
@@ -198,7 +198,7 @@ def register(cpu, heap, thread):
     begin_change(cpu, heap)
     n = get(cpu, heap + THREADS)
     if n < MOST_THREADS:
-        put(cpu, thread + OWNER, cpu.task + 1)
+        put(cpu, thread + OWNER, thread_key(cpu))
         put(cpu, heap + THREAD_TABLE + 8 * n, thread)
         put(cpu, heap + THREADS, n + 1)
     give(cpu, heap + WORLD)

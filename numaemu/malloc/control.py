@@ -2,7 +2,7 @@
 
 They stand in pages of the task as the variables of a C library would (`heap` is their address):
 
-    0     KIND  LOCK (0, or the owner's task + 1)  START  END  LIMIT  SOURCE  GROWTH  NODE
+    0     KIND  LOCK (0, or its owner's key)  START  END  LIMIT  SOURCE  GROWTH  NODE
     64    MMAP_THRESHOLD  TRIM_THRESHOLD  BIG_LIST  BIG_BYTES  PEAK  POLICY  ROVER  -
     128   PAYLOAD  PEAK_PAYLOAD                kept only for heaps with accounts=True
     256   what a kind keeps: the heads of its lists

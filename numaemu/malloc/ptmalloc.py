@@ -15,11 +15,8 @@ through a cache counts what was asked for anew: an atomic instruction writes tha
 import numpy as np
 
 from numaemu.api.access import get, memcpy, put, xadd_i64
-from numaemu.compiler.decorators import hot
 from numaemu.compiler.library import far, library
-from numaemu.kernel.core.smp import machine_of
-from numaemu.kernel.include.mm_types import task_t
-from numaemu.kernel.syscalls.user import bind, mmap
+from numaemu.kernel.syscalls.user import bind, mmap, number_in, thread_key
 from numaemu.malloc import dlmalloc
 from numaemu.malloc.big import big_malloc
 from numaemu.malloc.check import LISTS_HOLD_ALL
@@ -53,7 +50,7 @@ ALIGNMENT = 16
 ARENAS, MOST_ARENAS = PAGE_SIZE, 63
 FIRST_TAKEN = ARENAS + 8 * (MOST_ARENAS + 1)
 CHOICE = FIRST_TAKEN + 64  # a control block whose LOCK is taken while a thread chooses its arena
-THREADS, NR_THREADS, KEY_SHIFT = 2 * PAGE_SIZE, 256, 20
+THREADS, NR_THREADS = 2 * PAGE_SIZE, 256
 ARENA_BYTES, LEAST_ARENA = 64 << 20, 1 << 20
 SIZES, ROOM = 64, 7  # of a cache: how many sizes, and how many blocks of each (TCACHE_MAX_BINS, TCACHE_FILL_COUNT)
 ARENA, HITS, MISSES, COUNTS = 0, 8, 16, 64
@@ -116,20 +113,14 @@ def choose_arena(cpu, heap):
     return arena
 
 
-@hot
-def thread_key(cpu):
-    """What tells the running thread from others: its pid, and its task's number, which a later thread may have again."""
-    return task_t.array(machine_of(cpu).tasks)[cpu.task].pid << KEY_SHIFT | cpu.task + 1
-
-
 @library
 def slot_of(cpu, heap):
     """Where the table of threads has this one, one that had its number before, or the first free place; 0: it is full."""
     i = cpu.task % NR_THREADS
     for _ in range(NR_THREADS):
         slot = heap + THREADS + 16 * i
-        task = get(cpu, slot) & (1 << KEY_SHIFT) - 1
-        if task == cpu.task + 1 or task == 0:
+        key = get(cpu, slot)
+        if key == 0 or number_in(key) == cpu.task:
             return slot
         i = (i + 1) % NR_THREADS
     return 0

@@ -193,6 +193,19 @@ def test_nobody_waits_for_a_collection_whose_thread_has_ended(two_nodes, collect
 
 
 @every_collector
+def test_a_later_thread_with_its_number_does_not_stand_for_one_that_has_ended(two_nodes, collector):
+    heap, me, thread, other = two_threads(two_nodes, collector)
+    other._call(calls.call_enter)  # it is RUNNING
+    thread.call(stop_world, heap.address, other.address)
+    thread.exit()
+    later = me.task.clone(cpu=1)
+    assert later._number == thread._number and later.pid != thread.pid
+    kept = me.new(values=1)
+    me.collect()
+    assert me.verify() == {"objects": 1, "bytes": 24, "garbage": 0} and kept.value(0) == 0
+
+
+@every_collector
 def test_a_fault_in_a_collection_leaves_nobody_waiting(two_nodes, collector):
     task = two_nodes.task()
     heap, me = heap_of(task, collector)

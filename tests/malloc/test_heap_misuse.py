@@ -216,6 +216,17 @@ def test_a_fault_leaves_no_lock(two_nodes, kind):
         thread.malloc_heap(heap).check()
 
 
+def test_a_lock_of_a_thread_that_has_ended_is_not_its_number_s(two_nodes):
+    """A later thread of the process has the number; others do not wait for it."""
+    task = two_nodes.task()
+    heap, thread = task.malloc_heap("segregated"), task.clone(cpu=1)
+    thread.call(lock, heap.address)
+    thread.exit()
+    later = task.clone(cpu=1)
+    assert later._number == thread._number and later.pid != thread.pid
+    assert heap.malloc(100) and heap.check()
+
+
 @pytest.mark.parametrize("kind", (*TAGGED, *CHUNKS))
 def test_an_overrun_by_a_zero_is_told_with_the_block_behind(two_nodes, kind):
     """A string's 0 beyond a block tells the next one that it is free; to join it would lead anywhere."""

@@ -17,10 +17,12 @@ from numaemu.kernel.mm.space.madvise import do_madvise
 from numaemu.kernel.syscalls.common import mmap_lock, running
 from numaemu.kernel.syscalls.mempolicy import kernel_mbind
 from numaemu.kernel.syscalls.mm import vm_brk, vm_mremap, vm_munmap
+from numaemu.spec.param import MAX_TASKS
 from numaemu.uapi import MADV_DONTNEED, MAP_ANONYMOUS, MAP_PRIVATE, MPOL_BIND, MREMAP_MAYMOVE, PROT_READ, PROT_WRITE
 
 U = np.uint64
 SPINS = 50  # looks at a word before who waits yields
+NUMBER_BITS = 20  # of a thread's key: the number of its task + 1
 
 
 @kernel("void(cpu_t*)")
@@ -42,9 +44,26 @@ def relax(cpu, tries):
 
 
 @hot
-def thread_lives(cpu, number):
-    """True if the task of a number is a thread of the running task's process, as tgkill(2) with signal 0 tells; it writes nothing."""
+def thread_key(cpu):
+    """What tells the running thread from others: its pid, and its task's number + 1, which a later thread may have again. Never 0."""
+    return task_t.array(machine_of(cpu).tasks)[cpu.task].pid << NUMBER_BITS | cpu.task + 1
+
+
+@hot
+def number_in(key):
+    """The number of the task in a thread's key."""
+    return (key & (1 << NUMBER_BITS) - 1) - 1
+
+
+@hot
+def thread_lives(cpu, key):
+    """True if a key is that of a thread of the running task's process, as tgkill(2) with signal 0 tells; it writes nothing."""
+    number = number_in(key)
+    if not 0 <= number < MAX_TASKS:
+        return False
     tasks = task_t.array(machine_of(cpu).tasks)
+    if tasks[number].pid != key >> NUMBER_BITS:
+        return False
     return tasks[number].mm == tasks[cpu.task].mm and tasks[number].state == TASK_RUNNING
 
 
