@@ -14,6 +14,7 @@ from numaemu.hardware.timing import enable_timing
 from numaemu.host import shm
 from numaemu.kernel.arch.init_mm import init_kernel_space, reserved_pages
 from numaemu.kernel.arch.thread_stack import init_stacks
+from numaemu.kernel.core.psi import psi_init
 from numaemu.kernel.core.rates import init_rates
 from numaemu.kernel.core.timer import HPAGE_FRAG_CHECK_INTERVAL_NS
 from numaemu.kernel.fs.disk import disk_space_t
@@ -476,6 +477,7 @@ def boot(topology, reserve=None, free_lists=None):
         if name in machine_t.kinds:
             setattr(machine, name, address)
     init_machine(topology, machine, max_pfn, nr_actors)
+    psi_init(machine, blocks)
     init_pools(machine, blocks)
     map_memory(topology, machine, max_pfn)
     init_zones(topology, machine, reserve or {})

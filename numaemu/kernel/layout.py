@@ -7,6 +7,7 @@ from numaemu.hardware.processor import cpu_t
 from numaemu.host import shm
 from numaemu.kernel.arch.init_mm import reserved_pages
 from numaemu.kernel.arch.thread_stack import thread_stack_blocks
+from numaemu.kernel.core.psi import NR_PSI_STATES, psi_group_cpu_t, psi_group_t
 from numaemu.kernel.core.rates import rate_blocks
 from numaemu.kernel.core.strand import lockstep_t
 from numaemu.kernel.fs.disk import disk_space_t
@@ -100,6 +101,9 @@ def cpu_tables(topology):
         ("migrate", 2 * contexts * migrate_t.nbytes),
         ("scan_controls", contexts * scan_control_t.nbytes),
         ("zbufs", contexts * ZBUF_BYTES),
+        ("psi", psi_group_t.nbytes),
+        ("psi_cpus", contexts * psi_group_cpu_t.nbytes),
+        ("psi_seen", contexts * (NR_PSI_STATES + 1) * 8),
         ("collapse_controls", contexts * collapse_control_t.nbytes),
     )
 

@@ -159,7 +159,7 @@ class RunQueue:
     def tell(self):
         """Tell the CPU who waits. Sleepers count: when the first one's time has come, whoever runs gives way."""
         first = self.sleepers[0][0] if self.sleepers else 0
-        set_nr_waiting(self.address, len(self.queue) + len(self.sleepers), first)
+        set_nr_waiting(self.address, len(self.queue) + len(self.sleepers), len(self.queue), first)
 
     def grant(self):
         """Hand the turn to the first in the queue; the gate to post."""

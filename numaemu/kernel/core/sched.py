@@ -18,6 +18,7 @@ from numaemu.hardware.processor import cpu_t
 from numaemu.kernel.arch.pgtable import mm_of
 from numaemu.kernel.arch.tlb import switch_mm
 from numaemu.kernel.core.lockstep import LOOK_AT_LEAST, go_by, look_at_clock, look_at_least, pause, time_left
+from numaemu.kernel.core.psi import psi_set_runnable, psi_sleep, psi_slept
 from numaemu.kernel.core.smp import enter, leave, machine_of
 from numaemu.kernel.core.strand import lockstep_t
 from numaemu.kernel.core.timer import run_local_timers
@@ -195,13 +196,14 @@ def enter_turn(lockstep_address, cpu_address):
     pause(lockstep)
 
 
-@entry("void(u64, i64, i64)")
-def set_nr_waiting(cpu_address, n, wake_at_ns):
-    """So many tasks wait for the CPU, or sleep, the first until `wake_at_ns` (0: none), so that it is to look if it is inside
-    accesses. Under the run queue's mutex.
+@entry("void(u64, i64, i64, i64)")
+def set_nr_waiting(cpu_address, n, runnable, wake_at_ns):
+    """So many tasks wait for the CPU (`runnable` of them), or sleep, the first until `wake_at_ns` (0: none), so that it is to look
+    if it is inside accesses. Under the run queue's mutex.
     """
     cpu = cpu_t.at(cpu_address)
     cpu.wake_at_ns = wake_at_ns
+    psi_set_runnable(cpu, runnable)
     store_release(cpu, "nr_waiting", n)
     if n != 0:
         exchange(cpu, "event_at", 0)
@@ -246,6 +248,7 @@ def schedule(cpu, until_ns):
     """
     task_number = cpu.task
     task = task_t.array(machine_of(cpu).tasks)[task_number]
+    stalled = psi_sleep(cpu, until_ns) if until_ns > EVERY else 0
     leave(cpu)
     overlap, loaded_ps, chain_ps = cpu.overlap, cpu.loaded_ps, cpu.chain_ps  # of the access under way
     cpu.overlap = cpu.chain_ps = 0
@@ -259,8 +262,7 @@ def schedule(cpu, until_ns):
             trace_sched_switch(cpu, cpu.task, 0)
         put_prev_task(cpu)
         cpu.nr_switches += 1
-        cpu.clock_base_ns += idle
-        cpu.iowait_ns += idle
+        psi_slept(cpu, idle, stalled)
     if until_ns != 0:
         trace_event(cpu, SCHED_WAKEUP, task.pid, cpu.id, 0, 0, 0)
     if task.state == TASK_RUNNING:

@@ -8,6 +8,7 @@ import numpy as np
 
 from numaemu.compiler.atomic import compare_exchange, load_acquire
 from numaemu.compiler.decorators import kernel
+from numaemu.kernel.core.psi import psi_avgs_work, psi_due
 from numaemu.kernel.core.smp import machine_of, wake_kthread
 from numaemu.kernel.include.mmzone import KCOMPACTD, KHUGEPAGED, node_of
 from numaemu.kernel.include.vmstat import do_flush_stats
@@ -57,6 +58,8 @@ def run_local_timers(cpu):
     machine = machine_of(cpu)
     khugepaged_wake_if_due(cpu)
     flush_memcg_stats(cpu)
+    if psi_due(cpu):
+        psi_avgs_work(machine, clock_ns(cpu))
     if machine.compaction_proactiveness == 0:
         return
     now_ns, due_ns = clock_ns(cpu), load_acquire(machine, "kcompactd_timer_ns")

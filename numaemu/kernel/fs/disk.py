@@ -12,6 +12,7 @@ from numaemu.compiler.decorators import hot, kernel
 from numaemu.compiler.native import clear_bytes, copy_bytes, punch
 from numaemu.compiler.pointer import Struct, address_of, i64, u64
 from numaemu.hardware.controller import charge_dma, home_node
+from numaemu.kernel.core.psi import account_iowait, psi_note_sleep
 from numaemu.kernel.core.smp import machine_of, spin_lock, spin_unlock
 from numaemu.kernel.include.mmdebug import VM_BUG_ON
 from numaemu.kernel.include.task_io_accounting_ops import task_io_account_read
@@ -68,9 +69,9 @@ def io_wait(cpu, ns):
     """
     if cpu.io_defer != 0:
         cpu.io_until_ns = max(cpu.io_until_ns, clock_ns(cpu)) + ns
+        psi_note_sleep(cpu)
     else:
-        cpu.clock_base_ns += ns
-        cpu.iowait_ns += ns
+        account_iowait(cpu, ns)
 
 
 @hot
@@ -79,9 +80,9 @@ def io_wait_until(cpu, until_ns):
     if until_ns > clock_ns(cpu):
         if cpu.io_defer != 0:
             cpu.io_until_ns = max(cpu.io_until_ns, until_ns)
+            psi_note_sleep(cpu)
         else:
-            cpu.iowait_ns += until_ns - clock_ns(cpu)
-            cpu.clock_base_ns += until_ns - clock_ns(cpu)
+            account_iowait(cpu, until_ns - clock_ns(cpu))
 
 
 # -- space ---------------------------------------------------------------------------------------------------

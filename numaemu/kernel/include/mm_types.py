@@ -556,6 +556,7 @@ machine_t = Struct("machine_t", [
     ("extfrag_threshold", i64), ("compaction_proactiveness", i64), ("compact_unevictable_allowed", i64),     # sysctls
     ("kcompactd_timer_ns", i64),    # emulated time of the next look at fragmentation: timer.py, compare-exchange
     ("stats_flush_ns", i64),        # emulated time of the next flush of lruvec_t.state, 0: there was none yet; timer.py, compare-exchange
+    ("psi", u64), ("psi_cpus", u64),               # psi_group_t; psi_group_cpu_t[nr_cpu_ids]: psi.py
     ("traces", u64),                # trace_t[nr_cpu_ids]: trace.py
     ("trace_events", u64),          # a bit for each tracepoint that is on; by the coordinator, as the three words below
     ("trace_pid", i64), ("trace_nodes", u64),      # the only process whose events are kept, 0: all; nodes whose CPUs' are

@@ -8,13 +8,13 @@ their own, whose time is no CPU's.
 
 from numaemu.hardware.processor import cpu_t
 from numaemu.kernel.boot import FIRST_PID
+from numaemu.kernel.core.loadavg import FIXED_1, FSHIFT, calc_load_n, load_text
 from numaemu.kernel.fs.sysfs.stats import task_numbers
 from numaemu.kernel.include.mm_types import present_cpus
 from numaemu.mmu import clock_ns
 
 CLK_TCK_NS = 10_000_000  # USER_HZ is 100
 LOAD_FREQ_NS = 5_000_000_000  # how often Linux looks how many tasks want to run: include/linux/sched/loadavg.h
-FSHIFT = 11  # likewise: bits behind the point
 EXP = (1884, 2014, 2037)  # likewise: 1/exp(5s/1min), 5 min, 15 min
 SOFTIRQS = "HI TIMER NET_TX NET_RX BLOCK IRQ_POLL TASKLET SCHED HRTIMER RCU".split()
 INTERRUPTS = {  # of arch/x86/kernel/irq.c, those that any x86 lists: what there is none of is 0
@@ -85,23 +85,6 @@ def show_uptime(system):
 # -- the load ------------------------------------------------------------------------------------------------
 
 
-def fixed_power_int(x, n):
-    """x^n with FSHIFT bits behind the point."""
-    result = 1 << FSHIFT
-    while n:
-        if n & 1:
-            result = (result * x + (1 << FSHIFT - 1)) >> FSHIFT
-        n >>= 1
-        x = (x * x + (1 << FSHIFT - 1)) >> FSHIFT
-    return result
-
-
-def calc_load(load, exp, active):
-    """The average after one more look, at which `active` tasks ran; both with FSHIFT bits behind the point."""
-    new = load * exp + active * ((1 << FSHIFT) - exp)
-    return (new + ((1 << FSHIFT) - 1 if active >= load else 0)) >> FSHIFT
-
-
 def calc_global_load(system):
     """Bring the averages up to now. Nobody looks every five seconds of emulated time: whoever reads does it for all of them,
     with the number of CPUs that were busy in the mean since the last look.
@@ -112,15 +95,14 @@ def calc_global_load(system):
         return
     busy = sum(sum(cpu_times(cpu, now)[:2]) for cpu in cpus)
     active = (busy - system.load_busy_ns << FSHIFT) // (now - system.load_seen_ns)
-    system.avenrun = [calc_load(load, fixed_power_int(exp, looks), active) for load, exp in zip(system.avenrun, EXP)]
+    system.avenrun = [calc_load_n(load, exp, active, looks) for load, exp in zip(system.avenrun, EXP)]
     system.load_seen_ns, system.load_busy_ns = now, busy
 
 
 def show_loadavg(system):
     """/proc/loadavg: the averages, tasks that run and all tasks, the pid given out last."""
     calc_global_load(system)
-    rounded = [load + (1 << FSHIFT) // 200 for load in system.avenrun]
-    loads = " ".join(f"{r >> FSHIFT}.{((r & (1 << FSHIFT) - 1) * 100) >> FSHIFT:02d}" for r in rounded)
+    loads = " ".join(load_text(load + FIXED_1 // 200) for load in system.avenrun)
     total = len(task_numbers(system.machine))
     return f"{loads} {nr_running(system.machine)}/{total} {int(system.machine.next_pid)}\n"
 

@@ -17,6 +17,7 @@ from numaemu.kernel.fs.proc import base as proc_base
 from numaemu.kernel.fs.proc import cpuinfo as proc_cpuinfo
 from numaemu.kernel.fs.proc import meminfo as proc_meminfo
 from numaemu.kernel.fs.proc import page as proc_page
+from numaemu.kernel.fs.proc import pressure as proc_pressure
 from numaemu.kernel.fs.proc import slabinfo as proc_slabinfo
 from numaemu.kernel.fs.proc import smaps as proc_smaps
 from numaemu.kernel.fs.proc import stat as proc_stat
@@ -48,6 +49,7 @@ FIXED = {
         proc_slabinfo,
         proc_vmallocinfo,
         proc_stat,
+        proc_pressure,
         proc_cpuinfo,
         proc_version,
         genhd,

@@ -6,6 +6,7 @@ from numaemu.compiler.atomic import store_release
 from numaemu.compiler.decorators import kernel
 from numaemu.compiler.native import clear_bytes, copy_bytes
 from numaemu.compiler.pointer import address_of
+from numaemu.kernel.core.psi import psi_memstall_leave, psi_thrashing_start
 from numaemu.kernel.core.smp import machine_of, read_lock, read_unlock, write_lock, write_unlock
 from numaemu.kernel.fs.disk import count_request, io_wait
 from numaemu.kernel.fs.inode import extend, file_of, i_pages, inode_of, read_block
@@ -69,7 +70,9 @@ def filemap_read_folio(cpu, inode, pfn):
     machine = machine_of(cpu)
     page = page_of(machine, pfn)
     read_block(cpu, inode, page.index, frame_of(machine, pfn))
+    stalled = psi_thrashing_start(cpu, page)
     io_wait(cpu, count_request(cpu, PAGE_SIZE, False))
+    psi_memstall_leave(cpu, stalled)
     if cpu.io_defer != 0 and not folio_test(page, PG_private):
         page.private = (cpu.io_until_ns << READ_CPU_BITS) | cpu.id
     folio_mark_uptodate(page)

@@ -16,6 +16,7 @@ from numaemu.hardware.paging import _PAGE_DIRTY, _PAGE_RW
 from numaemu.hardware.processor import cpu_t
 from numaemu.kernel.arch.pgtable import mm_of, pte_offset, pte_pfn, pte_present, ptep_cmpxchg, ptep_get
 from numaemu.kernel.arch.tlb import dec_tlb_flush_pending, flush_tlb_mm_range, inc_tlb_flush_pending
+from numaemu.kernel.core.psi import account_iowait, psi_of
 from numaemu.kernel.core.smp import let_others_run, machine_of, spin_lock, spin_unlock
 from numaemu.kernel.core.xarray import MAX_INDEX, entry_is_page, xa_find, xa_load
 from numaemu.kernel.fs.disk import count_request, disk_time, disk_write_page, io_wait
@@ -223,8 +224,7 @@ def charge_write(cpu, pages):
     """One request of so many pages has been waited for."""
     if pages > 0:
         ns = count_request(cpu, pages << PAGE_SHIFT, True)
-        cpu.clock_base_ns += ns
-        cpu.iowait_ns += ns
+        account_iowait(cpu, ns)
 
 
 @hot
@@ -364,12 +364,20 @@ def wb_start_all(cpu):
 
 
 @hot
-def give_time_to_flusher(cpu, before, waited):
-    """What this CPU has just done as the flusher was on the flusher's clock: the context of node 0. `before` and `waited` are
-    its clock_base_ns and iowait_ns of before.
-    """
-    fetch_add(cpu_t.array(machine_of(cpu).cpus)[machine_of(cpu).nr_cpus], "clock_base_ns", cpu.clock_base_ns - before)
-    cpu.clock_base_ns, cpu.iowait_ns = before, waited
+def times_of(cpu):
+    """What a CPU does as the flusher changes: clock_base_ns, iowait_ns, and what it has counted of waiting."""
+    of = psi_of(cpu)
+    return cpu.clock_base_ns, cpu.iowait_ns, of.io_some_ns, of.io_until_ns
+
+
+@hot
+def give_time_to_flusher(cpu, before):
+    """What this CPU has just done as the flusher was on the flusher's clock: the context of node 0. `before`: times_of before."""
+    of = psi_of(cpu)
+    fetch_add(
+        cpu_t.array(machine_of(cpu).cpus)[machine_of(cpu).nr_cpus], "clock_base_ns", cpu.clock_base_ns - before[0]
+    )
+    cpu.clock_base_ns, cpu.iowait_ns, of.io_some_ns, of.io_until_ns = before
 
 
 @kernel("i64(cpu_t*)")
@@ -377,9 +385,9 @@ def wakeup_flusher(cpu):
     """The flusher works, at once, on its own clock; pages. Whoever wakes it does its work, so that nobody waits for the
     host to give it time.
     """
-    before, waited = cpu.clock_base_ns, cpu.iowait_ns
+    before = times_of(cpu)
     written = wb_workfn(cpu)
-    give_time_to_flusher(cpu, before, waited)
+    give_time_to_flusher(cpu, before)
     return written
 
 
@@ -389,9 +397,9 @@ def wakeup_flusher_threads(cpu, throttle):
 
     Direct reclaim waits in emulated time until the disk has a batch of them (VMSCAN_THROTTLE_WRITEBACK).
     """
-    before, waited = cpu.clock_base_ns, cpu.iowait_ns
+    before = times_of(cpu)
     written = wb_start_all(cpu)
-    give_time_to_flusher(cpu, before, waited)
+    give_time_to_flusher(cpu, before)
     if throttle and written > 0:
         io_wait(
             cpu,

@@ -13,6 +13,7 @@ import numpy as np
 from numaemu.compiler.atomic import fetch_or
 from numaemu.compiler.decorators import hot, kernel
 from numaemu.compiler.pointer import address_of
+from numaemu.kernel.core.psi import psi_memstall_leave, psi_thrashing_start
 from numaemu.kernel.core.smp import machine_of, read_lock, read_unlock
 from numaemu.kernel.core.xarray import entry_is_page, xa_load
 from numaemu.kernel.fs.disk import count_request, disk_time
@@ -50,7 +51,10 @@ def longest_wait(machine):
 def folio_wait(cpu, pfn):
     """Wait until a page that is being read is there (folio_wait_locked)."""
     machine = machine_of(cpu)
-    folio_wait_read(cpu, page_of(machine, pfn), longest_wait(machine))
+    page = page_of(machine, pfn)
+    stalled = psi_thrashing_start(cpu, page)
+    folio_wait_read(cpu, page, longest_wait(machine))
+    psi_memstall_leave(cpu, stalled)
 
 
 @kernel("i64(cpu_t*, file_t*, i64)")

@@ -7,6 +7,7 @@ import numpy as np
 
 from numaemu.compiler.decorators import entry, kernel
 from numaemu.hardware.processor import cpu_t
+from numaemu.kernel.core.psi import psi_memstall_enter, psi_memstall_leave
 from numaemu.kernel.core.smp import MSG_DRAIN_ALL, machine_of, request, wake_kthread
 from numaemu.kernel.core.timer import HPAGE_FRAG_CHECK_INTERVAL_NS
 from numaemu.kernel.include.gfp import GFP_KERNEL
@@ -173,7 +174,9 @@ def kcompactd(cpu, node):
     for number in range(machine.nr_cpus):
         now_ns = max(now_ns, clock_ns(cpu_t.array(machine.cpus)[number]))
     if n.kcompactd_max_order > 0:
+        stalled = psi_memstall_enter(cpu)
         kcompactd_do_work(cpu, node)
+        psi_memstall_leave(cpu, stalled)
         n.proactive_next_ns = now_ns + HPAGE_FRAG_CHECK_INTERVAL_NS
     proactive_compact_node(cpu, node, now_ns)
 

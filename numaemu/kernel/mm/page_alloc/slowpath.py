@@ -10,6 +10,7 @@ from numaemu.compiler.decorators import hot, kernel
 from numaemu.compiler.native import call_address
 from numaemu.compiler.pointer import Struct, i64, u64
 from numaemu.kernel.core.cpuset import cpuset_current_mems_allowed, cpuset_nodemask
+from numaemu.kernel.core.psi import psi_memstall_enter, psi_memstall_leave
 from numaemu.kernel.core.smp import (
     MSG_DRAIN_ALL,
     MSG_UNRESERVE,
@@ -178,7 +179,9 @@ def __perform_reclaim(cpu, gfp, order, nodemask):
     if machine.cpusets_enabled != 0:
         nodemask = cpuset_nodemask(cpu, __GFP_HARDWALL, ALLOC_CPUSET, nodemask)
     cpu.flags = before | PF_MEMALLOC
+    stalled = psi_memstall_enter(cpu)
     pages = np.int64(call_address(machine.on_reclaim, cpu.address, pack_alloc(gfp, order, 0), nodemask))
+    psi_memstall_leave(cpu, stalled)
     cpu.flags = before
     note(cpu, TRAIL_RECLAIM, 0, pages)
     return pages
@@ -216,8 +219,9 @@ def __alloc_pages_direct_compact(cpu, gfp, order, nid, nodemask, alloc_flags, st
     if order == 0 or not may_compact(machine) or not gfp_compaction_allowed(gfp):
         return 0
     cpu.flags = before | PF_MEMALLOC
-    what = pack_alloc(gfp, order, state.compact_priority)
+    what, stalled = pack_alloc(gfp, order, state.compact_priority), psi_memstall_enter(cpu)
     state.compact_result = np.int64(call_address(machine.on_compact, cpu.address, what, nodemask))
+    psi_memstall_leave(cpu, stalled)
     cpu.flags = before
     note(cpu, TRAIL_COMPACT, 0, state.compact_result)
     if state.compact_result == COMPACT_SKIPPED:

@@ -8,6 +8,7 @@ import numpy as np
 from numaemu.compiler.atomic import exchange
 from numaemu.compiler.decorators import callback, kernel
 from numaemu.hardware.processor import cpu_t
+from numaemu.kernel.core.psi import psi_memstall_enter, psi_memstall_leave
 from numaemu.kernel.core.smp import machine_of, wake_kthread
 from numaemu.kernel.include.gfp import __GFP_DIRECT_RECLAIM, GFP_KERNEL
 from numaemu.kernel.include.internal import MAX_RECLAIM_RETRIES, PF_KSWAPD, PF_MEMALLOC, unpack_alloc
@@ -168,7 +169,7 @@ def balance_pgdat(cpu, node, order, highest_zoneidx):
     count_vm_events(machine, cpu.id, PAGEOUTRUN, 1)
     init_scan_control(machine, sc, GFP_KERNEL, order, machine.node_mask)
     sc.kswapd = 1
-    boost = boosted_pages(machine, node, highest_zoneidx)
+    stalled, boost = psi_memstall_enter(cpu), boosted_pages(machine, node, highest_zoneidx)
     left = balance_priorities(cpu, node, order, highest_zoneidx, boost)
     if left < 0:
         balance_priorities(cpu, node, order, highest_zoneidx, 0)
@@ -181,6 +182,7 @@ def balance_pgdat(cpu, node, order, highest_zoneidx):
         for kind in range(highest_zoneidx + 1):  # all of it: what comes meanwhile comes with a wake-up of its own
             exchange(zone_of(machine, node * MAX_NR_ZONES + kind), "watermark_boost", 0)
     snapshot_refaults(machine, node)
+    psi_memstall_leave(cpu, stalled)
 
 
 @kernel("void(cpu_t*, i64)")

@@ -8,6 +8,7 @@ import numpy as np
 from numaemu.compiler.atomic import compare_exchange, store_release
 from numaemu.compiler.decorators import callback, hot, kernel
 from numaemu.hardware.processor import cpu_t
+from numaemu.kernel.core.psi import psi_memstall_enter, psi_memstall_leave
 from numaemu.kernel.core.smp import machine_of
 from numaemu.kernel.include.gfp import __GFP_DIRECT_RECLAIM
 from numaemu.kernel.include.internal import (
@@ -67,7 +68,7 @@ def worth_reclaiming(machine, node):
 @kernel("bool(cpu_t*, i64, i64, i64)")
 def __node_reclaim(cpu, node, gfp, order):
     """Reclaim ever harder until as many pages as are asked for have come; True if they have."""
-    machine, sc, before = machine_of(cpu), scan_control_of(cpu), cpu.flags
+    machine, sc, before, stalled = machine_of(cpu), scan_control_of(cpu), cpu.flags, psi_memstall_enter(cpu)
     cpu.flags = before | PF_MEMALLOC
     init_scan_control(machine, sc, gfp, order, U(1) << U(node))
     sc.nr_to_reclaim, sc.priority = max(1 << order, SWAP_CLUSTER_MAX), NODE_RECLAIM_PRIORITY
@@ -81,6 +82,7 @@ def __node_reclaim(cpu, node, gfp, order):
                 break
         free_to_zones(cpu, node)
     cpu.flags = before
+    psi_memstall_leave(cpu, stalled)
     return sc.nr_reclaimed >= 1 << order
 
 

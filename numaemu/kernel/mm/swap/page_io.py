@@ -11,6 +11,7 @@ from numaemu.compiler.decorators import hot, kernel
 from numaemu.compiler.native import clear_bytes, copy_bytes
 from numaemu.compiler.pointer import u8, u64
 from numaemu.hardware.controller import charge_dma
+from numaemu.kernel.core.psi import account_iowait, psi_memstall_leave, psi_thrashing_start
 from numaemu.kernel.core.smp import machine_of
 from numaemu.kernel.fs.disk import io_wait
 from numaemu.kernel.include.mm import frame_of
@@ -64,8 +65,7 @@ def write_to_disk(cpu, pfn):
     machine = machine_of(cpu)
     copy_bytes(place_on_disk(machine, page_of(machine, pfn).private), frame_of(machine, pfn), PAGE_SIZE)
     charge_dma(cpu, page_to_nid(machine, pfn), PAGE_SIZE)
-    cpu.clock_base_ns += machine.disk_page_ns
-    cpu.iowait_ns += machine.disk_page_ns
+    account_iowait(cpu, machine.disk_page_ns)
     fetch_add(swap_of(machine).info[swp_type(page_of(machine, pfn).private)], "nr_writes", 1)
     count_vm_events(machine, cpu.id, PSWPOUT, 1)
     count_vm_events(machine, cpu.id, PGPGOUT, 4)
@@ -124,7 +124,9 @@ def swap_read_folio(cpu, pfn):
         from_disk = True
         copy_bytes(frame, place_on_disk(machine, entry), PAGE_SIZE)
         charge_dma(cpu, page_to_nid(machine, pfn), PAGE_SIZE)
+        stalled = psi_thrashing_start(cpu, page)
         io_wait(cpu, machine.disk_page_ns)
+        psi_memstall_leave(cpu, stalled)
         fetch_add(swap_of(machine).info[swp_type(entry)], "nr_reads", 1)
         count_vm_events(machine, cpu.id, PSWPIN, 1)
         count_vm_events(machine, cpu.id, PGPGIN, 4)

@@ -5,6 +5,7 @@ import numpy as np
 from numaemu.compiler.atomic import exchange, fetch_add
 from numaemu.compiler.decorators import hot, kernel
 from numaemu.kernel.arch.pgtable import is_swap_entry, pmd_shift, pte_to_swp_entry, ptep_get, ptep_step
+from numaemu.kernel.core.psi import psi_memstall_leave, psi_thrashing_start
 from numaemu.kernel.core.smp import machine_of, relax
 from numaemu.kernel.fs.disk import io_wait
 from numaemu.kernel.include.gfp import GFP_HIGHUSER_MOVABLE
@@ -225,7 +226,9 @@ def read_wanted(cpu, vma, address, entry, come_by):
     """The wanted page after its window, by which it may have come: as from __read_swap_cache_async."""
     answer = __read_swap_cache_async(cpu, vma, address, entry)
     if (answer | come_by) & FROM_DISK:
+        stalled = answer != 0 and psi_thrashing_start(cpu, page_of(machine_of(cpu), answer & SWAP_PFN))
         io_wait(cpu, machine_of(cpu).disk_read_ns)  # once: they are one request
+        psi_memstall_leave(cpu, stalled)
     return answer | come_by if answer != 0 else 0
 
 
