@@ -15,8 +15,7 @@ DOCS_READY := $(VENV)/.docs-ready
 INSTALL := $(PYTHON) numaemu/tools/bootstrap.py $(VENV)
 PYTEST := $(BIN)/python -m pytest -q
 
-# Tests marked `interpreted` also run with the JIT off and in the debug build.
-INTERPRETED := -m interpreted
+# Tests marked `interpreted` also run with the JIT off, those marked `concurrent` also compiled with the checks of the debug build.
 
 .PHONY: run test bench conform docs pages setup layers first-functions clean
 
@@ -27,8 +26,8 @@ run: $(READY)
 test: export PYTHONDONTWRITEBYTECODE =
 test: layers
 	$(PYTEST) -n auto
-	NUMBA_DISABLE_JIT=1 $(PYTEST) $(INTERPRETED) -n auto
-	NUMAEMU_DEBUG=1 $(PYTEST) $(INTERPRETED) -n auto
+	NUMBA_DISABLE_JIT=1 NUMAEMU_DEBUG=1 $(PYTEST) -m interpreted -n auto
+	NUMAEMU_DEBUG=1 $(PYTEST) -m concurrent -n auto
 
 bench: $(READY)
 	$(BIN)/python -m numaemu bench

@@ -32,6 +32,20 @@ def pytest_configure(config):
     compile_everything()
 
 
+def is_concurrent(item):
+    """True for a test of what a machine of several processes does; the windows and tools look at it from outside."""
+    outside = {"compiler", "conform", "docs", "project", "tools", "windows"}
+    boots = "machine" in item.fixturenames or "Machine" in vars(item.module)
+    return boots and not outside & set(pathlib.Path(item.path).parts)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items):
+    """Mark those that also run compiled in the debug build (pyproject.toml), besides those that say so themselves."""
+    for item in filter(is_concurrent, items):
+        item.add_marker(pytest.mark.concurrent)
+
+
 @pytest.fixture
 def loopback():
     """Loopback machines with small TLBs, closed at the end: loopback(nodes=2, …)."""

@@ -5,7 +5,7 @@ from random_programs import PAGINGS, run_alone, run_together, shape_of
 
 from numaemu.compiler.build import JIT
 
-pytestmark = pytest.mark.skipif(not JIT, reason="fills machines")
+pytestmark = [pytest.mark.concurrent, pytest.mark.skipif(not JIT, reason="fills machines")]
 
 
 @pytest.mark.parametrize("seed", [0, 1, 2, 3, 4])

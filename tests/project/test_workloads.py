@@ -192,6 +192,7 @@ def test_policies_place_where_they_say(ring):
     ]
 
 
+@pytest.mark.concurrent
 @pytest.mark.parametrize("seed", range(3))
 @pytest.mark.parametrize("machine_name", SMALL)
 def test_stress_finds_nothing_when_memory_runs_out(machine_name, seed):
@@ -200,6 +201,7 @@ def test_stress_finds_nothing_when_memory_runs_out(machine_name, seed):
         assert run("stress", machine, 6)["words verified"] > 0
 
 
+@pytest.mark.concurrent
 @pytest.mark.parametrize("seed", range(2))
 def test_stress_finds_nothing_with_huge_pages(seed):
     """Faults, forks, partial unmapping, mprotect, mremap, migration and swap under khugepaged's feet."""
@@ -214,6 +216,7 @@ def test_stress_finds_nothing_with_huge_pages(seed):
         assert counts["thp_fault_alloc"] > 0 and counts["thp_split_pmd"] > 0
 
 
+@pytest.mark.concurrent
 def test_stress_finds_nothing_on_a_larger_machine(ring):
     counts = run("stress", ring, 3)
     assert "out of memory" not in counts and counts["pgmigrate_success"] > 0

@@ -38,11 +38,12 @@ WEIGHT_BITS = 20  # of a context's time that was not idle: with them no product 
 psi_group_cpu_t = Struct("psi_group_cpu_t", [
     ("io_some_ns", i64), ("mem_some_ns", i64), ("mem_full_ns", i64),      # a full wait for the disk is cpu_t.iowait_ns
     ("io_until_ns", i64), ("mem_until_ns", i64),     # up to when such time has been counted
+    ("nr_iowait", i64),         # tasks that sleep until the disk is done
     ("in_memstall", i64), ("memstall_start_ns", i64),
     ("sleep_memstall", i64),    # 1: the sleep that the fault under way has asked for is for memory it had before
     ("runnable", i64),          # tasks that want the CPU beside the one that runs
     ("runnable_ns", i64), ("runnable_since_ns", i64),      # time with any, up to then
-    ("_pad", u64, 5),
+    ("_pad", u64, 4),
 ])
 
 psi_group_t = Struct("psi_group_t", [
@@ -130,6 +131,7 @@ def psi_sleep(cpu, until_ns):
     """The task is going to sleep until then for the disk, while others run; whether it is for want of memory."""
     of = psi_of(cpu)
     stalled, of.sleep_memstall = of.sleep_memstall, 0
+    of.nr_iowait += 1
     count_io(of, clock_ns(cpu), until_ns)
     if stalled != 0:
         count_memstall(cpu, of, clock_ns(cpu), until_ns)
@@ -138,11 +140,14 @@ def psi_sleep(cpu, until_ns):
 
 @kernel("void(cpu_t*, i64, i64)")
 def psi_slept(cpu, idle_ns, stalled):
-    """At the end of such a sleep nobody has used the CPU for the last `idle_ns`."""
-    cpu.clock_base_ns += idle_ns
-    cpu.iowait_ns += idle_ns
-    if stalled != 0:
-        psi_of(cpu).mem_full_ns += idle_ns
+    """The sleep is over; nobody has used the CPU for its last `idle_ns`."""
+    of = psi_of(cpu)
+    of.nr_iowait -= 1
+    if idle_ns > 0:
+        cpu.clock_base_ns += idle_ns
+        cpu.iowait_ns += idle_ns
+        if stalled != 0:
+            of.mem_full_ns += idle_ns
 
 
 @kernel("void(cpu_t*, i64)")

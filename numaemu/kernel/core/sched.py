@@ -248,7 +248,8 @@ def schedule(cpu, until_ns):
     """
     task_number = cpu.task
     task = task_t.array(machine_of(cpu).tasks)[task_number]
-    stalled = psi_sleep(cpu, until_ns) if until_ns > EVERY else 0
+    for_disk = until_ns > EVERY
+    stalled = psi_sleep(cpu, until_ns) if for_disk else 0
     leave(cpu)
     overlap, loaded_ps, chain_ps = cpu.overlap, cpu.loaded_ps, cpu.chain_ps  # of the access under way
     cpu.overlap = cpu.chain_ps = 0
@@ -262,6 +263,7 @@ def schedule(cpu, until_ns):
             trace_sched_switch(cpu, cpu.task, 0)
         put_prev_task(cpu)
         cpu.nr_switches += 1
+    if for_disk:
         psi_slept(cpu, idle, stalled)
     if until_ns != 0:
         trace_event(cpu, SCHED_WAKEUP, task.pid, cpu.id, 0, 0, 0)

@@ -247,6 +247,7 @@ def benchmarks():
     sys.path.remove(folder)
 
 
+@pytest.mark.concurrent
 def test_all_cpus_at_twice_the_memory():
     """Eight CPUs on four nodes, a disk and zram, fork, munmap, madvise, compaction: not one wrong word, no frame lost."""
     swap_stress = importlib.import_module("swap_stress")
@@ -261,6 +262,7 @@ def test_all_cpus_at_twice_the_memory():
         machine.check()
 
 
+@pytest.mark.concurrent
 def test_forks_and_mremap_while_everything_moves():
     """Fork storms, mremap under other threads' hands, huge pages, compaction and swap: not one wrong word, no frame lost."""
     mm_stress = importlib.import_module("mm_stress")

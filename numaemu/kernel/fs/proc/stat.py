@@ -9,6 +9,7 @@ their own, whose time is no CPU's.
 from numaemu.hardware.processor import cpu_t
 from numaemu.kernel.boot import FIRST_PID
 from numaemu.kernel.core.loadavg import FIXED_1, FSHIFT, calc_load_n, load_text
+from numaemu.kernel.core.psi import psi_group_cpu_t
 from numaemu.kernel.fs.sysfs.stats import task_numbers
 from numaemu.kernel.include.mm_types import present_cpus
 from numaemu.mmu import clock_ns
@@ -54,6 +55,11 @@ def nr_running(machine):
     return sum(cpu.task != 0 for cpu in cpus_of(machine))
 
 
+def nr_iowait(machine):
+    """Tasks that sleep until the disk is done."""
+    return sum(psi_group_cpu_t.array(machine.psi_cpus)[number].nr_iowait for number in present_cpus(machine))
+
+
 def times_line(name, times):
     """user, nice, system, idle, iowait, irq, softirq, steal, guest, guest_nice in ticks."""
     user, system, idle, iowait = (ns // CLK_TCK_NS for ns in times)
@@ -70,7 +76,7 @@ def show_stat(system):
     interrupts = sum(cpu.shootdowns_received for cpu in cpus)
     return "".join(lines) + (
         f"intr {interrupts}\nctxt {nr_context_switches(machine)}\nbtime {system.boot_time}\n"
-        f"processes {machine.next_pid - FIRST_PID}\nprocs_running {nr_running(machine)}\nprocs_blocked 0\n"
+        f"processes {machine.next_pid - FIRST_PID}\nprocs_running {nr_running(machine)}\nprocs_blocked {nr_iowait(machine)}\n"
         f"softirq 0{' 0' * len(SOFTIRQS)}\n"
     )
 

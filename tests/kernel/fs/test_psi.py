@@ -87,9 +87,11 @@ def test_sleeps_that_overlap_count_once(two_nodes):
     assert psi.psi_sleep(cpu, start + 9_000_000) == 1  # a page that it had
     cpu.clock_base_ns += 2_000_000
     assert psi.psi_sleep(cpu, start + 12_000_000) == 0  # any other page
+    assert "procs_blocked 2\n" in two_nodes.read("/proc/stat")
     cpu.clock_base_ns += 6_000_000
     psi.psi_slept(cpu, 1_000_000, 1)
     psi.psi_slept(cpu, 3_000_000, 0)
+    assert "procs_blocked 0\n" in two_nodes.read("/proc/stat")
     assert (of.io_some_ns, of.mem_some_ns, of.mem_full_ns) == (12_000_000, 9_000_000, 1_000_000)
     assert cpu.iowait_ns == 4_000_000 and read(two_nodes, "io") == {"some": 12000, "full": 4000}
 
