@@ -131,7 +131,7 @@ def mm_account_fault(cpu, task, address, code):
     trace_event(cpu, PAGE_FAULT_END, address, code, 0, 0, 0)
 
 
-@kernel("u64(cpu_t*, u64, u64)")
+@hot
 def do_user_addr_fault(cpu, address, access):
     """Serve a fault of the running task: SERVED, or FAILED with the reason left in the CPU's words."""
     machine, write = machine_of(cpu), access & X86_PF_WRITE != U(0)
