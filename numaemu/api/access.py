@@ -16,10 +16,21 @@ from numaemu.compiler.pointer import bits_of, f32, f64, i32, i64, u8, u16, u32, 
 from numaemu.errors import KernelBug, SegmentationFault
 from numaemu.hardware.controller import begin_overlap, drain, end_overlap
 from numaemu.hardware.paging import PAGE_MASK
-from numaemu.hardware.processor import EXEC, KERNEL_READ, KERNEL_WRITE, NODE_MASK, READ, TAG_VALID, WRITE, cpu_t
+from numaemu.hardware.processor import (
+    EXEC,
+    KERNEL_READ,
+    KERNEL_WRITE,
+    NODE_MASK,
+    PF_UNALIGNED,
+    READ,
+    TAG_VALID,
+    WRITE,
+    cpu_t,
+)
 from numaemu.hardware.timing import timed_access, timed_rest
 from numaemu.mmu import allows, tag_of, timed_slot, tlb_refill
 from numaemu.spec.param import L1_HINTS, PAGE_SHIFT, PAGE_SIZE
+from numaemu.uapi import SIGSEGV
 
 U = np.uint64
 SERVED = U(1)  # kernel/arch/fault.py's answer
@@ -263,6 +274,13 @@ def store_f64(cpu, address, value):
 # -- aligned words: for libraries in user mode, which lay out their own memory and so never meet a page border -----
 
 
+@kernel("i64(cpu_t*, u64, u64)")
+def refuse_unaligned(cpu, address, access):
+    """No access: -1, with the reason left in the CPU's words, as a fault leaves it."""
+    cpu.cr2, cpu.error_code, cpu.signal = address, access | PF_UNALIGNED, SIGSEGV
+    return -1
+
+
 @hot
 def look_up_aligned(cpu, address, kind, write):
     """The L1 slot of an access to an aligned address; SegmentationFault also for one that is not."""
@@ -270,9 +288,10 @@ def look_up_aligned(cpu, address, kind, write):
     slot = hinted_slot(cpu, address)
     tag = cpu.l1[slot].wtag if write else cpu.l1[slot].tag
     if tag != (address & (PAGE_MASK | U(kind.nbytes - 1))) | TAG_VALID:
-        slot = -1
         if address & U(kind.nbytes - 1) == U(0):
             slot = translate_slow(cpu, address, WRITE if write else READ)
+        else:
+            slot = refuse_unaligned(cpu, address, WRITE if write else READ)
         if slot < 0:
             raise SegmentationFault
     return slot

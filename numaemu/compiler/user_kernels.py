@@ -12,11 +12,14 @@ import os
 import pathlib
 import pickle
 import shutil
+import sys
 import warnings
 import weakref
 
 DIRECTORY = "NUMAEMU_KERNELS"  # in the environment of emulator processes: where the machine code lies
 _PREFIX = "kernels."  # and the pid of the fork server
+LIBRARIES = ("numaemu.malloc.", "numaemu.gc.")
+FIRST_LIBRARY = "numaemu: compiling a kind of heap or a collector for the first time; this takes ten seconds or more"
 
 _made = {}  # key: dispatcher, in this process
 _keys = weakref.WeakKeyDictionary()  # Python function: the hash of its contents
@@ -91,17 +94,30 @@ def directory_of(function):
     return os.path.join(place, key) if key and place else None
 
 
+def say_once():
+    """Tell a person, once in the life of a driver, why the first use of a kind of heap or of a collector takes long."""
+    try:
+        os.close(os.open(pathlib.Path(os.environ[DIRECTORY], "said"), os.O_CREAT | os.O_EXCL))
+    except (KeyError, OSError):  # another CPU was first; or nobody would know
+        return
+    print(FIRST_LIBRARY, file=sys.stderr, flush=True)
+
+
 def watch(tell):
-    """In a CPU's process: tell(name, where) each time a user's function has been compiled."""
-    from numba.core import event
+    """In a CPU's process: tell(name, where) each time a user's function has been compiled that Numba does not keep beside its file;
+    say so when a library of the package is compiled.
+    """
+    from numba.core import caching, event
 
     class Listener(event.Listener):
-        def on_start(self, _):
-            pass
+        def on_start(self, compiled):
+            if compiled.data["dispatcher"].py_func.__module__.startswith(LIBRARIES):
+                say_once()
 
         def on_end(self, compiled):
-            function = compiled.data["dispatcher"].py_func
-            if not function.__module__.startswith("numaemu."):
+            dispatcher = compiled.data["dispatcher"]
+            function, kept = dispatcher.py_func, type(dispatcher._cache) is caching.FunctionCache
+            if not kept and not function.__module__.startswith("numaemu."):
                 code = function.__code__
                 with contextlib.suppress(Exception):  # the machine may be ending
                     tell(function.__qualname__, f"{code.co_filename}, line {code.co_firstlineno}")

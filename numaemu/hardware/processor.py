@@ -38,6 +38,7 @@ HOST_GLOBAL, HOST_NX = U(0x100), U(0x200)  # _PAGE_GLOBAL: survives a change of 
 
 # what a translation may end with, besides a slot; the bits of the page-fault exception's error code
 X86_PF_PROT, X86_PF_WRITE, X86_PF_USER, X86_PF_RSVD, X86_PF_INSTR = U(1), U(2), U(4), U(8), U(16)
+PF_UNALIGNED = U(1 << 32)  # ours, above those: an access of a library in user mode to an address that is not aligned
 READ, WRITE, EXEC = X86_PF_USER, X86_PF_USER | X86_PF_WRITE, X86_PF_USER | X86_PF_INSTR  # a user's accesses
 KERNEL_READ, KERNEL_WRITE, KERNEL_EXEC = U(0), X86_PF_WRITE, X86_PF_INSTR
 LEAF_SHIFT = U(52)  # walk() answers with the leaf entry, and in these bits how many levels it stands up

@@ -75,6 +75,7 @@ def release(cpu, heap, block, order):
         if not is_free(cpu, heap, buddy, order):
             break
         unlink(cpu, heap, buddy, order)
+        put(cpu, block, order | MARK)  # freed again it is known to be free
         block = min(block, buddy)
         order += 1
     link(cpu, heap, block, order)
@@ -89,19 +90,32 @@ def split(cpu, heap, block, order, wanted):
 
 
 @library
+def order_at(offset, most):
+    """The order of a block that is added so far behind START."""
+    return most if offset == 0 else min(lowest_bit(offset), most)
+
+
+@library
 def grow(cpu, heap, wanted):
-    """Add free blocks at the end until there is one of this order. False: no memory."""
-    start = get(cpu, heap + START)
+    """Add free blocks at the end, all at once, up to one of this order. False: no memory, and the heap is as it was."""
+    start, end = get(cpu, heap + START), get(cpu, heap + END)
     most = max(wanted, highest_bit(max(get(cpu, heap + GROWTH), 1 << LEAST)))
-    while True:
-        at = get(cpu, heap + END) - start
-        order = most if at == 0 else min(lowest_bit(at), most)
-        block = morecore(cpu, heap, 1 << order)
-        if block == 0:
-            return False
+    new, order = end, LEAST - 1
+    while order < wanted:
+        order = order_at(new - start, most)
+        new += 1 << order
+    if morecore(cpu, heap, new - end) == 0:
+        return False
+    block = end
+    while block < new:  # what lies there is no header
+        put(cpu, block, 0)
+        block += 1 << order_at(block - start, most)
+    block = end
+    while block < new:
+        order = order_at(block - start, most)
         release(cpu, heap, block, order)
-        if order >= wanted:
-            return True
+        block += 1 << order
+    return True
 
 
 @library

@@ -24,45 +24,49 @@ MARKS = {"free": "░", "used": "█", "both": "▒"}
 
 
 class HeapCheckError(HeapError):
-    """What `check` has found, in words."""
+    """A HeapError whose words are those of `check`: what it has found, at which block."""
 
-    def __init__(self, text):
-        Exception.__init__(self, text)
-        self.code, self.pointer, self.blocks = BROKEN, 0, []
+    def __init__(self, text, code=BROKEN, pointer=0, blocks=()):
+        Exception.__init__(self, text, code, pointer, blocks)
+        self.code, self.pointer, self.blocks = code, pointer, list(blocks)
 
     def __str__(self):
         return self.args[0]
 
 
-def about(rows, i):
-    """A block and its neighbours in words."""
-    parts = [
-        f"{name} {told(int(rows[j, ADDRESS]), int(rows[j, BYTES]), int(rows[j, STATE]))}"
-        for name, j in (("block", i), ("before it", i - 1), ("behind it", i + 1))
-        if 0 <= j < len(rows)
-    ]
-    return "; ".join(parts)
+def row_of(rows, j):
+    """(address, size, state in words) of a row, or None."""
+    if not 0 <= j < len(rows):
+        return None
+    return int(rows[j, ADDRESS]), int(rows[j, BYTES]), STATES.get(int(rows[j, STATE]), "unknown")
+
+
+def found(text, rows, i, code=BROKEN):
+    """An error that names a block and its neighbours."""
+    blocks = [row_of(rows, j) for j in (i - 1, i, i + 1)]
+    named = [("block", blocks[1]), ("before it", blocks[0]), ("behind it", blocks[2])]
+    about = "; ".join(f"{name} {told(*block)}" for name, block in named if block)
+    return HeapCheckError(f"heap: {text}: {about}", code, int(rows[i, ADDRESS]), blocks)
+
+
+def check_headers(rows):
+    """HeapError: a header cannot be one, so nobody knows what lies behind it."""
+    if len(rows) and rows[-1, STATE] < 0:
+        raise found("a header is none", rows, len(rows) - 1)
 
 
 def check_rows(rows, lists, rules=()):
     """How many blocks there are. HeapError: the first thing that is wrong."""
     for i, row in enumerate(rows):
         if row[STATE] < 0:
-            raise HeapCheckError(f"heap: a header is none: {about(rows, i)}")
+            raise found("a header is none", rows, i)
         if (row[HEADER] ^ row[FOOTER]) & TAG_BITS:
             tags = f"{int(row[HEADER]):#x} and {int(row[FOOTER]):#x}"
-            raise found(OVERRUN, rows, i, f"header and footer disagree ({tags})")
+            raise found(f"header and footer disagree ({tags})", rows, i, OVERRUN)
         if i and rows[i - 1, STATE] == FREE and row[STATE] in (FREE, TOP_CHUNK) and NEIGHBOURS_MAY_BE_FREE not in rules:
-            raise HeapCheckError(f"heap: two free neighbours: {about(rows, i)}")
+            raise found("two free neighbours", rows, i)
     check_lists(rows, lists, rules)
     return int((rows[:, STATE] != FIXED).sum())
-
-
-def found(code, rows, i, text):
-    """An error that names a block and its neighbours."""
-    error = HeapCheckError(f"heap: {text}: {about(rows, i)}")
-    error.code, error.pointer = code, int(rows[i, ADDRESS])
-    return error
 
 
 def check_lists(rows, lists, rules):
@@ -74,17 +78,17 @@ def check_lists(rows, lists, rules):
         if i is None:
             raise HeapCheckError(f"heap: {name} has an entry {block & WORD:#x}, where no block begins")
         if rows[i, STATE] != (FREE if number >= 0 else CACHED):
-            raise HeapCheckError(f"heap: {name} has a block that is {STATES[int(rows[i, STATE])]}: {about(rows, i)}")
+            raise found(f"{name} has a block that is {STATES[int(rows[i, STATE])]}", rows, i)
         if block in seen:
             both = f"twice in {name}" if seen[block] == name else f"in {seen[block]} and in {name}"
-            raise HeapCheckError(f"heap: a free block stands {both}: {about(rows, i)}")
+            raise found(f"a free block stands {both}", rows, i)
         seen[block] = name
         if fault != RIGHT:
-            raise HeapCheckError(f"heap: {name} has an entry {ENTRIES[fault]}: {about(rows, i)}")
+            raise found(f"{name} has an entry {ENTRIES[fault]}", rows, i)
     if LISTS_HOLD_ALL in rules:
         for place in np.flatnonzero(rows[:, STATE] == FREE).tolist():
             if int(rows[place, ADDRESS]) not in seen:
-                raise HeapCheckError(f"heap: a free block stands in no list: {about(rows, place)}")
+                raise found("a free block stands in no list", rows, place)
 
 
 def draw(rows, width, lines):

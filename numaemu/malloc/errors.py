@@ -19,8 +19,8 @@ _FOUND = {
     WILD: "no block of the heap begins there",
     MISALIGNED: "it is not aligned as blocks are",
     FREE_TWICE: "it is free already",
-    OVERRUN: "its tags do not agree: something wrote beyond the end of a block",
-    BROKEN: "its header is no header: something wrote beyond the end of a block",
+    OVERRUN: "its tags do not agree: something wrote beyond the end of a block, or before its beginning",
+    BROKEN: "its header is no header: something wrote beyond the end of a block, or before its beginning",
     UNDERRUN: "the tags of the block before it do not agree: something wrote beyond the end of that block",
 }
 STATES = {
@@ -36,23 +36,28 @@ STATES = {
 class HeapError(NumaemuError):
     """A heap was misused: free of what is free already or no block, or a header that something wrote over.
 
-    `code` says what, `pointer` what was freed; then address, size and state (-1: there is none) of the block before it, of the block
-    that it lies in and of the block behind.
+    `code` says what, `pointer` what was freed; `blocks` are the block before it, the block that it lies in and the block behind:
+    (address, size, state in words) each, or None where there is none.
     """
 
     def __init__(self, code, pointer, *blocks):
         super().__init__(int(code), int(pointer), *map(int, blocks))
         self.code, self.pointer = int(code), int(pointer)
         numbers = [int(number) for number in blocks]
-        self.blocks = [tuple(numbers[i : i + 3]) for i in range(0, len(numbers), 3)]
+        self.blocks = [known(*numbers[i : i + 3]) for i in range(0, len(numbers), 3)]
 
     def __str__(self):
         text = f"heap: block {self.pointer & WORD:#x}: {_FOUND.get(self.code, 'wrong')}"
         names = ("before it", "it lies in", "behind it")
-        parts = [f"{name} {told(*block)}" for name, block in zip(names, self.blocks, strict=False) if block[2] >= 0]
+        parts = [f"{name} {told(*block)}" for name, block in zip(names, self.blocks, strict=False) if block]
         return text + (f" ({'; '.join(parts)})" if parts else "")
+
+
+def known(address, size, state):
+    """A block as an error has it; None: there is none, or its header is no header."""
+    return (address, size, STATES[state]) if state in STATES else None
 
 
 def told(address, size, state):
     """A block in words."""
-    return f"{address:#x}, {size} bytes, {STATES.get(state, 'unknown')}"
+    return f"{address:#x}, {size} bytes, {state}"

@@ -1,7 +1,6 @@
 """The heap that a workload holds: `task.malloc_heap(kind)`. Its methods run in the process of the CPU that the task is on."""
 
 import errno
-import os
 from typing import NamedTuple
 
 import numpy as np
@@ -9,7 +8,7 @@ import numpy as np
 from numaemu.api.arguments import INT_MOST, Address, Int, Size, Truth
 from numaemu.malloc import calls
 from numaemu.malloc.calls import HeapWord
-from numaemu.malloc.check import check_rows, draw
+from numaemu.malloc.check import check_headers, check_rows, draw
 from numaemu.malloc.control import (
     BIG_BYTES,
     BY_BRK,
@@ -209,8 +208,9 @@ class Heap(HeapWord):
         return 0
 
     def stats(self):
-        """The heap in figures: Stats."""
+        """The heap in figures: Stats. HeapError: something has written over a header."""
         rows, big = self._look()
+        check_headers(rows)
         rows = np.concatenate([rows, big])
         (heap, peak), (most,) = self.held(), self._word(PEAK_PAYLOAD)
         used = rows[(rows[:, STATE] == USED) | (rows[:, STATE] == BIG)]
@@ -228,9 +228,11 @@ class Heap(HeapWord):
         )
 
     def map(self, width=64, lines=16):
-        """A picture of the heap: each character stands for the same number of bytes."""
+        """A picture of the heap: each character stands for the same number of bytes. HeapError: as of `stats`."""
         width, lines = (max(Int().take("map", name, n), 1) for name, n in (("width", width), ("lines", lines)))
-        return draw(self._look()[0], width, lines)
+        rows, _ = self._look()
+        check_headers(rows)
+        return draw(rows, width, lines)
 
     def held(self):
         """(bytes that the heap holds from the kernel, the most that it has held)"""
@@ -270,7 +272,8 @@ def settings_of(kind, options):
     defaults = {"source": "brk", "limit": None, "growth": 4096, "mmap_threshold": None}
     chosen = {**defaults, "node": None, "accounts": False, **getattr(of, "DEFAULTS", {})}
     if wrong := options.keys() - chosen.keys():
-        raise TypeError(f"malloc_heap: a heap of kind {kind} has no option {', '.join(sorted(wrong))}")
+        known = ", ".join((*of.SETTINGS, *chosen))
+        raise TypeError(f"malloc_heap: a heap of kind {kind} has no option {', '.join(sorted(wrong))}, only {known}")
     chosen.update(options)
     if chosen["source"] not in tuple(SOURCES):
         raise ValueError(f"malloc_heap: source is {shown(chosen['source'])}, must be brk or mmap")
@@ -307,6 +310,12 @@ def _words(kind, chosen, policy):
     }
 
 
+def within(chosen):
+    """The options that bound what a heap may take at first."""
+    limit = f"limit {chosen['limit']}, " if chosen["source"] == "mmap" else ""
+    return f" ({limit}growth {chosen['growth']})"
+
+
 def _make(task, kind, words, chosen):
     """Lay out the control words, then let the kind make its empty heap."""
     areas = [task.mmap(CONTROL_BYTES)]
@@ -325,7 +334,9 @@ def _make(task, kind, words, chosen):
         address = areas[0].addr
         task.store([address + at for at in words], np.array(list(words.values()), np.int64))
         if not task.call(kind_module(kind).setup, address):
-            raise OSError(errno.ENOMEM, f"malloc_heap: {os.strerror(errno.ENOMEM)}")
+            raise OSError(
+                errno.ENOMEM, f"malloc_heap: there is no memory for an empty heap of kind {kind}{within(chosen)}"
+            )
     except BaseException:
         for area in areas:
             area.munmap()

@@ -34,6 +34,7 @@ class Figures(NamedTuple):
     peak_payload: int  # the most bytes that the trace asks for at a time
     peak_heap: int  # the most that the heap has held
     operations_per_s: float  # on the host
+    skipped: int  # lines of the trace that are left out
 
 
 @library
@@ -167,7 +168,7 @@ def replay(machine, trace, kind, cpu=0, valid=True, **options):
         answer = task.call(play, heap, trace.requests, trace.blocks)
     except (HeapError, OutOfMemory) as error:
         n, peak = len(trace.requests), trace.peak_payload
-        return Figures(trace.name, kind, False, why or str(error), 0.0, n, 0.0, 0.0, 0.0, 0.0, peak, 0, 0.0)
+        return Figures(trace.name, kind, False, why or str(error), 0.0, n, 0.0, 0.0, 0.0, 0.0, peak, 0, 0.0, trace.skipped)
     host_s, after = time.perf_counter() - start, task.counters()
     peak_heap = heap.held()[1]
     task.exit()
@@ -192,4 +193,5 @@ def replay(machine, trace, kind, cpu=0, valid=True, **options):
         trace.peak_payload,
         peak_heap,
         n / host_s,
+        trace.skipped,
     )

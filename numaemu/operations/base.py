@@ -13,7 +13,7 @@ from numaemu.api.access import copy_range, execute_at, touch_range
 from numaemu.api.overlap import work_ns
 from numaemu.api.vectors import LOAD_MANY, STORE_MANY
 from numaemu.errors import BusError, KernelBug, OutOfMemory, SegmentationFault
-from numaemu.hardware.processor import X86_PF_INSTR, X86_PF_PROT, X86_PF_WRITE
+from numaemu.hardware.processor import PF_UNALIGNED, X86_PF_INSTR, X86_PF_PROT, X86_PF_WRITE
 from numaemu.kernel.arch.pgtable import mm_of
 from numaemu.kernel.core.sched import (
     DUE,
@@ -316,6 +316,11 @@ class Operations(
             )
         if signal == SIGBUS:
             return BusError(f"{who}: {what} {address:#x}: {self.beyond_the_end(task_number, mm, address)}")
+        if code & PF_UNALIGNED:
+            return SegmentationFault(
+                f"{who}: {what} {address:#x}: not a multiple of the size of a word, as what a library stores is: "
+                "something has written over a link"
+            )
         where = self.describe(mm, address, bool(code & X86_PF_PROT))
         return SegmentationFault(f"{who}: {what} {address:#x}: {where} (error code {code:#x})")
 

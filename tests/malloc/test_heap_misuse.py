@@ -7,6 +7,7 @@ from numaemu import HeapError, SegmentationFault
 from numaemu.compiler.library import library
 from numaemu.malloc import aligned_alloc, calloc, free, malloc, realloc, usable_size
 from numaemu.malloc.control import lock, unlock
+from numaemu.malloc.errors import FREE_TWICE
 from numaemu.malloc.kinds import KINDS
 
 pytestmark = pytest.mark.interpreted
@@ -214,6 +215,59 @@ def test_a_fault_leaves_no_lock(two_nodes, kind):
     task.exit()
     with pytest.raises(HeapError, match="heap: list"):
         thread.malloc_heap(heap).check()
+
+
+@every_kind
+def test_a_block_that_was_joined_when_it_was_freed_is_free(two_nodes, kind):
+    """Its own tags may still say that it is used."""
+    heap = two_nodes.task().malloc_heap(kind, source="mmap")
+    for order in ((0, 1), (1, 0), (0, 2, 1), (2, 1, 0)):
+        blocks = sorted(heap.malloc(600) for _ in range(4))
+        for i in order:
+            heap.free(blocks[i])
+        for again in order:
+            with pytest.raises(HeapError, match=f"block {blocks[again]:#x}: it is free already") as raised:
+                heap.free(blocks[again])
+            assert (raised.value.code, raised.value.pointer) == (FREE_TWICE, blocks[again])
+        heap.check()
+        new = [heap.malloc(600) for _ in range(4)]
+        assert len({*new, blocks[3]}) == 5 or kind == "ptmalloc"
+        for block in (*new, *(blocks[i] for i in range(4) if i not in order)):
+            heap.free(block)
+
+
+@every_kind
+def test_a_failed_malloc_leaves_the_heap_as_it_was(two_nodes, kind):
+    heap = two_nodes.task().malloc_heap(kind, source="mmap", limit="1MiB", mmap_threshold=None)
+    assert heap.malloc(10)
+    before = heap.held()
+    assert heap.malloc("5MiB") is None and heap.held() == before
+    assert heap.malloc("100KiB") and heap.check()
+
+
+@pytest.mark.parametrize("kind", (*TAGGED, "buddy"))
+def test_a_heap_whose_headers_are_lost_has_no_figures(two_nodes, kind):
+    """Nobody knows what lies behind a header that something has written over."""
+    task = two_nodes.task()
+    heap = task.malloc_heap(kind, source="mmap")
+    blocks = sorted(heap.malloc(100) for _ in range(4))
+    task.write(blocks[1] - 8, b"C" * 8)
+    for look in (heap.stats, heap.map):
+        with pytest.raises(HeapError, match="heap: a header is none: block") as raised:
+            look()
+        assert raised.value.blocks[0] == (blocks[0], heap.blocks()[-2][1], "used")
+    with pytest.raises(HeapError, match="heap: a header is none|heap: header and footer disagree"):
+        heap.check()
+    with pytest.raises(HeapError, match="beyond the end of a block, or before its beginning"):
+        heap.free(blocks[1])
+
+
+def test_a_link_that_is_no_address_is_told(two_nodes):
+    task, heap, blocks = free_blocks(two_nodes, "explicit")
+    task.write(blocks[1], b"U" * 64)
+    with pytest.raises(SegmentationFault, match="store to 0x555555555555555d: not a multiple of the size of a word"):
+        for _ in range(4):
+            heap.malloc(2000)
 
 
 def test_a_lock_of_a_thread_that_has_ended_is_not_its_number_s(two_nodes):

@@ -89,3 +89,19 @@ def test_a_heap_that_runs_out_of_memory_is_not_valid(tmp_path, capsys):
     options = ["--option", "source=mmap", "--option", "limit=65536"]
     assert cli.main(["malloc", str(path), "--kind", "implicit", *options]) == cli.RAISED
     assert "large.rep, implicit: out of memory" in capsys.readouterr().out
+
+
+def test_a_narrow_terminal_sees_every_figure(tmp_path, capsys, monkeypatch):
+    """What is too wide is turned, not cut. Lines that cannot be played are counted."""
+    path = tmp_path / "small.ltrace"
+    path.write_text(
+        "malloc(100) = 0x5000\nfree(0x7777)\nmalloc(12) = nil\nmalloc(30) = 0x6000\nfree(0x5000) = <void>\nfree(0x60"
+    )
+    monkeypatch.setenv("COLUMNS", "80")
+    assert cli.main(["malloc", str(path), str(path), "--kind", "implicit"]) == cli.DONE
+    printed = capsys.readouterr().out
+    table = printed.partition("small.ltrace: ")[0]
+    assert max(map(len, table.splitlines())) <= 80 and "…" not in printed and "small.ltrace" in table
+    for title in ("kind", "valid", "utilisation", "operations", "each", "accesses", "TLB misses", "faults"):
+        assert title in printed
+    assert "small.ltrace: 3 lines are left out" in printed

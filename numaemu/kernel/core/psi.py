@@ -32,8 +32,9 @@ WEIGHT_BITS = 20  # of a context's time that was not idle: with them no product 
 # - runnable, runnable_ns, runnable_since_ns | The CPU's process, under its run queue's mutex. | Whoever sums up may see one
 #   before the other, and finds the rest the next time: sums never shrink.
 # - all others | Its context. | Single words that only grow.
-# Shared words of psi_group_t: all | Under its lock, which nobody waits for but a reader of the files. | Under the lock.
+# Shared words of psi_group_t: the word | its writer | why a reader may trust it.
 # - avg_next_update | Under the lock. | A hint: who is early finds nothing to do.
+# - all others | Under its lock, which nobody waits for but a reader of the files. | Under the lock.
 # fmt: off
 psi_group_cpu_t = Struct("psi_group_cpu_t", [
     ("io_some_ns", i64), ("mem_some_ns", i64), ("mem_full_ns", i64),      # a full wait for the disk is cpu_t.iowait_ns

@@ -1,5 +1,6 @@
 """`numaemu malloc`: traces of requests, replayed on each kind of heap; a table of what that took."""
 
+from numaemu.api.tables import Table
 from numaemu.errors import ConfigError
 from numaemu.malloc.heap import settings_of
 from numaemu.malloc.kinds import KINDS
@@ -61,12 +62,9 @@ def heap_options(settings):
 def print_rows(rows, console=None):
     """The table, with the mean utilisation of each kind below, if there are several traces."""
     console = console or report.new_console()
-    table = report.new_table("trace", "kind", "valid", "utilisation", "operations", "each", "accesses", "TLB misses")
-    table.add_column("faults", justify="right")
-    for row in rows:
-        table.add_row(
-            row["trace"],
-            row["kind"],
+    header = ("valid", "utilisation", "operations", "each", "accesses", "TLB misses", "faults")
+    figures = [
+        (
             "yes" if row["valid"] else "no",
             f"{100 * row['utilisation']:.1f} %",
             report.count(row["operations"]),
@@ -75,10 +73,20 @@ def print_rows(rows, console=None):
             f"{row['tlb_misses_per_operation']:.3f}",
             f"{row['faults_per_operation']:.3f}",
         )
-    console.print(table)
+        for row in rows
+    ]
+    wide = Table("", ("trace", "kind", *header), [(r["trace"], r["kind"], *f) for r, f in zip(rows, figures)])
+    if len(parts := report.fitted(wide, console.width)) > 1:  # each part says whose figures these are
+        narrow = [(f"{r['trace']} {r['kind']}", *f) for r, f in zip(rows, figures)]
+        parts = report.fitted(Table("", ("trace, kind", *header), narrow), console.width)
+    for part in parts:
+        console.print(part)
     for row in rows:
         if not row["valid"]:
             console.print(f"{row['trace']}, {row['kind']}: {row['why']}", soft_wrap=True)
+    for trace, lines in {row["trace"]: row["skipped"] for row in rows if row["skipped"]}.items():
+        text = f"{trace}: {lines} lines are left out, which tell of no whole call, of none that got memory, or of a block from before"
+        console.print(text, soft_wrap=True, style="yellow")
     for kind, mean in means(rows).items():
         console.print(f"mean utilisation of {kind}: {100 * mean:.1f} %", style="dim")
 
