@@ -168,7 +168,9 @@ def replay(machine, trace, kind, cpu=0, valid=True, **options):
         answer = task.call(play, heap, trace.requests, trace.blocks)
     except (HeapError, OutOfMemory) as error:
         n, peak = len(trace.requests), trace.peak_payload
-        return Figures(trace.name, kind, False, why or str(error), 0.0, n, 0.0, 0.0, 0.0, 0.0, peak, 0, 0.0, trace.skipped)
+        return Figures(
+            trace.name, kind, False, why or str(error), 0.0, n, 0.0, 0.0, 0.0, 0.0, peak, 0, 0.0, trace.skipped
+        )
     host_s, after = time.perf_counter() - start, task.counters()
     peak_heap = heap.held()[1]
     task.exit()
