@@ -491,6 +491,7 @@ FILES = {
     "/proc/diskstats": "requests, sectors and ms of each disk",
     "/proc/filesystems": "kinds of file systems",
     "/proc/interrupts": "interrupts of each CPU: those of TLB shootdowns",
+    "/proc/kpagecgroup": "a word for each frame: the number of the control group that is charged for it + 1; `machine.pread`",
     "/proc/kpagecount": "a word for each frame: how many page-table entries map it; `machine.pread`",
     "/proc/kpageflags": "a word for each frame: Linux's KPF flags; `machine.pread`",
     "/proc/loadavg": "load averages, tasks that run and all tasks, the last pid",

@@ -22,7 +22,13 @@ WITH_READER = re.compile(r"/proc/(\d+/|self/|thread-self/|$)")  # where it matte
 MODES = {"dir": stat.S_IFDIR | 0o755, "link": stat.S_IFLNK | 0o777}
 RIGHTS = {"r": 0o444, "w": 0o200, "rw": 0o644, "": 0}
 SIGNALS = (signal.SIGHUP, signal.SIGTERM)  # for which libfuse ends its loop, where nobody else has a handler
-BY_RANGES = ("/pagemap", "/kpageflags", "/kpagecount", "/page_idle/bitmap")  # files of words by frame or page
+BY_RANGES = (
+    "/pagemap",
+    "/kpageflags",
+    "/kpagecount",
+    "/kpagecgroup",
+    "/page_idle/bitmap",
+)  # files of words by frame or page
 WATCH = 'read line || fusermount3 -u -z -q -- "$0"'  # what a shell does that waits for the driver's end, on a pipe
 LOOK_S, MOUNT_S = 0.01, 10.0  # how often, and how long at most, to look whether a mount is there
 

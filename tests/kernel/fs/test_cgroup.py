@@ -288,6 +288,23 @@ def test_account_charges_the_group_until_the_pages_are_freed(four):
     four.audit()
 
 
+@pytest.mark.interpreted
+def test_each_frame_says_who_is_charged_for_it(four):
+    """Kernel memory that a group is charged for has the group's number + 1; what tasks map is the root's; slabs and free frames have 0."""
+    task = four.task()
+    four.write(ROOT + "/g/cgroup.procs", str(task.pid))
+    charged, free = task.kernel.alloc_page(GFP_KERNEL_ACCOUNT), task.kernel.alloc_page(GFP_KERNEL)
+    memory = task.mmap("4KiB").touch()
+    words = np.frombuffer(proc.read(four.system_of, "/proc/kpagecgroup"), "<u8")
+    number = cgroup.lookup(four.system_of, ROOT + "/g").number
+    assert number > 0 and words[charged] == number + 1 and words[free] == 0
+    assert words[four.pfn(task, memory.addr)] == 1
+    task.kernel.free_page(charged)
+    task.kernel.free_page(free)
+    assert np.frombuffer(proc.pread(four.system_of, "/proc/kpagecgroup", 8, 8 * charged), "<u8")[0] == 0
+    four.audit()
+
+
 def test_a_group_that_is_charged_lends_its_number_to_nobody(four):
     task = four.task()
     four.write(ROOT + "/g/cgroup.procs", str(task.pid))

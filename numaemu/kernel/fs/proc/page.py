@@ -1,4 +1,4 @@
-"""/proc/kpagecount and /proc/kpageflags: Linux's fs/proc/page.c. A word for each frame, read by ranges."""
+"""/proc/kpagecount, /proc/kpageflags and /proc/kpagecgroup: Linux's fs/proc/page.c. A word for each frame, read by ranges."""
 
 import errno
 
@@ -27,11 +27,13 @@ from numaemu.kernel.include.mm_types import (
     page_t,
 )
 from numaemu.kernel.include.mmzone import MAX_NR_ZONES, zone_of
+from numaemu.kernel.mm.slab.memcontrol import MEMCG_MASK, MEMCG_SHIFT
 from numaemu.kernel.mm.slab.slab import PG_slab
 from numaemu.spec.param import MAX_ORDER
 
 U = np.uint64
 KPM_SIZE = 8  # bytes of a word
+ROOT_INO = 1  # the inode number of the root of all control groups
 # include/uapi/linux/kernel-page-flags.h
 KPF_MMAP, KPF_COMPOUND_HEAD, KPF_NOPAGE, KPF_THP, KPF_ZERO_PAGE, KPF_BUDDY = 11, 15, 20, 22, 24, 10
 KPF = {
@@ -112,6 +114,19 @@ def flag_words(machine, first, n):
     return words
 
 
+def cgroup_words(machine, first, n):
+    """page_cgroup_ino of each frame: its control group's number + 1. Memory of tasks and files is the root's; kernel memory that no group
+    is charged for, slabs, whose objects are charged one by one, and free frames have 0.
+    """
+    words = np.zeros(n, U)
+    for low, high in used_ranges(machine, first, n):
+        flags = pages_at(machine, low, high - low)["flags"]
+        memcg = (flags & MEMCG_MASK) >> MEMCG_SHIFT
+        of_root = (flags & U(PG_lru | PG_anon | PG_swapbacked | PG_unevictable) != 0) | (memcg > 0)
+        words[low - first : high - first] = np.where(of_root & (flags & U(PG_slab) == 0), memcg + U(ROOT_INO), U(0))
+    return words
+
+
 def words_of(make):
     """A reader of ranges: (system, offset, nbytes) to bytes."""
 
@@ -124,4 +139,8 @@ def words_of(make):
     return read
 
 
-RANGES = {"/proc/kpagecount": words_of(count_words), "/proc/kpageflags": words_of(flag_words)}
+RANGES = {
+    "/proc/kpagecount": words_of(count_words),
+    "/proc/kpageflags": words_of(flag_words),
+    "/proc/kpagecgroup": words_of(cgroup_words),
+}
