@@ -440,6 +440,9 @@ def balance_dirty_pages(cpu):
     while nr_dirty_pages(machine) > freerun and not fatal_signal_pending(cpu):
         let_others_run(cpu)
         written += wakeup_flusher(cpu)
+        freerun = (
+            dirty_limit(machine, False) + dirty_limit(machine, True)
+        ) // 2  # it follows what is free, as the flusher's does
     now = clock_ns(cpu)
     cpu.wb_until_ns = max(cpu.wb_until_ns, now) + written * machine.disk_page_ns
     room = freerun - nr_dirty_pages(machine)

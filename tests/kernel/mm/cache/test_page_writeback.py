@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from numaemu.api.files import seeded_bytes
+from numaemu.compiler.build import JIT
 from numaemu.hardware.processor import cpu_t
 from numaemu.kernel.arch.pgtable import pte_pfn
 from numaemu.kernel.core.xarray import xa_load
@@ -11,6 +12,7 @@ from numaemu.kernel.fs.inode import inode_of
 from numaemu.kernel.include.gfp import __GFP_THISNODE, __GFP_WRITE, GFP_KERNEL
 from numaemu.kernel.include.mm_types import PG_locked
 from numaemu.kernel.include.vmstat import NR_FILE_DIRTY, node_page_state
+from numaemu.kernel.mm.cache import page_writeback
 from numaemu.kernel.mm.cache.dirty import node_dirty_limit
 from numaemu.kernel.mm.cache.page_writeback import dirty_limit, wb_workfn
 from numaemu.kernel.mm.fault.rmap import mapping_of
@@ -259,3 +261,25 @@ def test_what_is_deleted_is_never_written(loopback):
     assert figures(loop) == (8, 0, 0, 0)
     assert loop.vmstat()["nr_file_pages"] == 0
     loop.audit()
+
+
+@pytest.mark.skipif(JIT, reason="replaces functions of the kernel")
+@pytest.mark.interpreted
+def test_who_waits_for_the_flusher_goes_by_the_limits_of_now(two_nodes, monkeypatch):
+    """Memory was short when the task began to wait, and is not any more: the flusher, who looks anew, has nothing to do."""
+    looks = []
+
+    def limit(machine, background):
+        looks.append(background)
+        return (40 if background else 80) if len(looks) > 2 else (4 if background else 8)
+
+    monkeypatch.setattr(page_writeback, "dirty_limit", limit)
+    monkeypatch.setattr(page_writeback, "nr_dirty_pages", lambda machine: 20)
+    monkeypatch.setattr(page_writeback, "wakeup_flusher", lambda cpu: 0)
+    monkeypatch.setattr(
+        page_writeback,
+        "let_others_run",
+        lambda cpu: looks.append(None) or len(looks) < 50 or pytest.fail("waits for ever"),
+    )
+    page_writeback.balance_dirty_pages(two_nodes.cpus[0].state)
+    assert looks[:3] == [False, True, None]
