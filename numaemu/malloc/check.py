@@ -51,15 +51,15 @@ def found(text, rows, i, code=BROKEN):
 
 def check_headers(rows):
     """HeapError: a header cannot be one, so nobody knows what lies behind it."""
-    if len(rows) and rows[-1, STATE] < 0:
-        raise found("a header is none", rows, len(rows) - 1)
+    for i in np.flatnonzero(rows[:, STATE] < 0).tolist():  # the last of its arena
+        raise found("a header is none", rows, i)
 
 
 def check_rows(rows, lists, rules=()):
     """How many blocks there are. HeapError: the first thing that is wrong."""
     for i, row in enumerate(rows):
         if row[STATE] < 0:
-            raise found("a header is none", rows, i)
+            check_headers(rows)
         if (row[HEADER] ^ row[FOOTER]) & TAG_BITS:
             tags = f"{int(row[HEADER]):#x} and {int(row[FOOTER]):#x}"
             raise found(f"header and footer disagree ({tags})", rows, i, OVERRUN)

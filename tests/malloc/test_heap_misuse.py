@@ -6,9 +6,11 @@ import pytest
 from numaemu import HeapError, SegmentationFault
 from numaemu.compiler.library import library
 from numaemu.malloc import aligned_alloc, calloc, free, malloc, realloc, usable_size
+from numaemu.malloc.check import check_headers
 from numaemu.malloc.control import lock, unlock
 from numaemu.malloc.errors import FREE_TWICE
 from numaemu.malloc.kinds import KINDS
+from numaemu.malloc.rows import COLUMNS
 
 pytestmark = pytest.mark.interpreted
 
@@ -260,6 +262,15 @@ def test_a_heap_whose_headers_are_lost_has_no_figures(two_nodes, kind):
         heap.check()
     with pytest.raises(HeapError, match="beyond the end of a block, or before its beginning"):
         heap.free(blocks[1])
+
+
+def test_a_lost_header_of_any_arena_is_found():
+    """Rows of several arenas lie one behind the other; what is lost need not be the last."""
+    rows = np.zeros((3, COLUMNS), np.int64)
+    rows[:, 0], rows[:, 1], rows[:, 2] = (0x1000, 0x2000, 0x9000), 64, (1, -1, 1)
+    with pytest.raises(HeapError, match="a header is none: block 0x2000") as raised:
+        check_headers(rows)
+    assert raised.value.blocks[2] == (0x9000, 64, "used")
 
 
 def test_a_link_that_is_no_address_is_told(two_nodes):

@@ -9,6 +9,7 @@ from numaemu.hardware.processor import X86_PF_INSTR, X86_PF_PROT, X86_PF_USER, X
 from numaemu.hardware.walk import peek
 from numaemu.kernel.arch.init_mm import vmalloc_fault
 from numaemu.kernel.arch.pgtable import mm_of, pmd_size
+from numaemu.kernel.core.psi import psi_of
 from numaemu.kernel.core.smp import let_others_run, machine_of, read_lock, read_unlock, write_lock, write_unlock
 from numaemu.kernel.fs.disk import io_wait_until
 from numaemu.kernel.include.mm_types import (
@@ -204,6 +205,6 @@ def exc_page_fault(cpu_address, address, access):
         if answer == SERVED:
             exchange(cpu, "event_at", 0)  # the access looks there before it is tried again: io_schedule
         else:
-            until, cpu.io_until_ns = cpu.io_until_ns, 0
+            until, cpu.io_until_ns, psi_of(cpu).sleep_memstall = cpu.io_until_ns, 0, 0
             io_wait_until(cpu, until)
     return answer
