@@ -25,21 +25,28 @@ from numaemu.hardware.walk import lowest_table, peek
 from numaemu.spec.param import PAGE_SHIFT, PAGE_SIZE, TABLE_HINTS
 
 U = np.uint64
+ENTRY_DISTANCE = 12  # accesses ahead whose page-table entry is asked for where each is timed; measured
 PREFETCH_DISTANCE = 6  # accesses ahead whose frame is asked for while TLB misses go on; measured
 
 
 @hot
-def expected_place(cpu, address):
-    """Where the host has an address, as far as the page table that was remembered for its region tells, or 0. Counts nothing; that a
-    table may be of the past misleads the host's cache only.
+def expected_entry(cpu, address):
+    """Where the host has the entry for a page, as far as the page table that was remembered for its region tells, or 0. Counts
+    nothing; that a table may be of the past misleads the host's cache only.
     """
     region = address >> U(21)
     hint = cpu.table_hint[np.int64(region & U(TABLE_HINTS - 1))]
     if hint.region != region ^ cpu.cr3 or hint.table == U(0):
         hint.region, hint.table = region ^ cpu.cr3, lowest_table(cpu, address)
-    if hint.table != U(0):
-        entry = u64.array(hint.table)[np.int64((address >> U(PAGE_SHIFT)) & U(511))]
-        return cpu.memory + (entry & PTE_PFN_MASK) + (address & ~PAGE_MASK)
+    return hint.table + (((address >> U(PAGE_SHIFT)) & U(511)) << U(3)) if hint.table != U(0) else U(0)
+
+
+@hot
+def expected_place(cpu, address):
+    """Where the host has an address, by `expected_entry` or else by a look into the tables, or 0."""
+    where = expected_entry(cpu, address)
+    if where != U(0):
+        return cpu.memory + (u64.array(where)[0] & PTE_PFN_MASK) + (address & ~PAGE_MASK)
     entry = peek(cpu, address)
     if entry == U(0):
         return U(0)
@@ -64,10 +71,17 @@ def prefetch_timed(cpu, address):
     prefetch(place)
     if cpu.caches != U(0):
         ask_for_words(core_t.at(cpu.caches), place - cpu.memory)
-        hint = cpu.table_hint[np.int64((address >> U(21)) & U(TABLE_HINTS - 1))]
-        if hint.table != U(0):  # the walk will load its entry there
-            entry = hint.table + (((address >> U(PAGE_SHIFT)) & U(511)) << U(3))
-            ask_for_words(core_t.at(cpu.caches), entry - cpu.memory)
+
+
+@kernel("void(cpu_t*, u64)")
+def prefetch_entry(cpu, address):
+    """Ask the host for the entry that the walk to an address will load, and for what the caches will look at then."""
+    entry = expected_entry(cpu, address)
+    if entry == U(0):
+        return
+    prefetch(entry)
+    if cpu.caches != U(0):
+        ask_for_words(core_t.at(cpu.caches), entry - cpu.memory)
 
 
 @hot
@@ -157,7 +171,8 @@ def look_up_timed(cpu, addresses, i, n, access):
     slot = translate_slow(cpu, addresses[i], access)
     if slot < 0:
         raise SegmentationFault
-    if (cpu.walks != walks or nr_missed(cpu) != missed) and i + PREFETCH_DISTANCE < n:
+    if (cpu.walks != walks or nr_missed(cpu) != missed) and i + ENTRY_DISTANCE < n:
+        prefetch_entry(cpu, addresses[i + ENTRY_DISTANCE])
         prefetch_timed(cpu, addresses[i + PREFETCH_DISTANCE])
     return slot
 

@@ -21,9 +21,11 @@ import traceback
 import numba
 import numpy as np
 from llvmlite import binding as llvm
+from llvmlite.ir import CallInstr
 from numba import types
 from numba.core.ccallback import CFunc
 from numba.core.compiler_lock import global_compiler_lock
+from numba.core.cpu import CPUContext
 from numba.extending import typeof_impl
 
 from numaemu.compiler.build import JIT
@@ -84,6 +86,33 @@ def _for_image(result, name):
     words = [v.name for v in module.global_variables if v.name.startswith(_ENVIRONMENT)]
     compiled = Compiled(result.library._get_compiled_object(), name, tuple(words), tuple(result.environment.consts))
     return compiled, [f.name for f in module.functions if f.is_declaration]
+
+
+class _WrapperLibrary:
+    """A Numba library to which a function's C wrapper is added. The function becomes part of the wrapper, which alone calls it:
+    Numba forbids that, so that each call of a kernel would be two.
+    """
+
+    def __init__(self, library, function):
+        self.library, self.function = library, function
+
+    def add_ir_module(self, module):
+        for instruction in (i for f in module.functions for block in f.blocks for i in block.instructions):
+            if isinstance(instruction, CallInstr):
+                instruction.attributes.discard("noinline")
+        self.library.add_ir_module(module)
+        self.library._final_module.get_function(self.function).linkage = "internal"
+
+
+def _create_wrapper(context, library, fndesc, env, call_helper, _create=CPUContext.create_cfunc_wrapper):
+    """CPUContext.create_cfunc_wrapper, in a compiler. Functions of Numba's own have wrappers, too, and others that call them."""
+    if fndesc.modname.startswith("numaemu."):
+        library = _WrapperLibrary(library, fndesc.llvm_func_name)
+    return _create(context, library, fndesc, env, call_helper)
+
+
+if COMPILING:
+    CPUContext.create_cfunc_wrapper = _create_wrapper
 
 
 class Kernel:

@@ -1,9 +1,13 @@
 """Caches of physical lines: sets, what a set gives up, and the words of a machine that has caches.
 
 A cache holds tags only; what is in memory is always what was stored last. It lies in one piece: a tag for each way of each set, then the
-words that say what makes room (replacement.py), one for each set, or with AGES one for each way.
+words that say what makes room (replacement.py), one for each set, or with AGES one for each way; then for each set a byte for each
+way, its *mark*, in whole words.
 
     tag: number of the line << 3 | LINE_PREFETCHED | state, 0: the way is empty
+
+A mark is eight bits of the line that came into a way last, so that a search compares eight ways at once, and then only tags that are
+likely; the tag decides. Who writes a tag's line writes its mark before it.
 
 States, as in MESI: a line that others may have too (SHARED); that no other CPU has (EXCLUSIVE); that memory does not have yet
 (MODIFIED). An exclusive line becomes modified without asking anybody. A cache that CPUs share has lines only SHARED
@@ -13,9 +17,10 @@ or MODIFIED.
 import numpy as np
 
 from numaemu.compiler.atomic import compare_exchange, exchange, load_acquire
+from numaemu.compiler.bits import lowest_bit
 from numaemu.compiler.decorators import hot, kernel
 from numaemu.compiler.native import prefetch
-from numaemu.compiler.pointer import Struct, i64, u32, u64
+from numaemu.compiler.pointer import Struct, i64, u8, u32, u64
 from numaemu.hardware.replacement import WAY_MASK, last_way, next_random, point_away, pointed_at, to_back, to_front
 from numaemu.spec.cache import LEVELS
 
@@ -25,6 +30,8 @@ LINE_SHARED, LINE_EXCLUSIVE, LINE_MODIFIED = U(1), U(2), U(3)
 STATE_MASK = U(3)
 LINE_PREFETCHED = U(4)  # a prefetcher brought it, and no access has asked for it yet
 TAG_SHIFT, FLAGS = U(3), U(7)
+WORD_WAYS = 8  # ways whose marks share a word
+EACH_BYTE, HIGH_BITS, LOW_BITS = U(0x0101010101010101), U(0x8080808080808080), U(0x7F7F7F7F7F7F7F7F)
 LRU, PLRU, RANDOM, AGES = range(4)  # in the order of spec/cache.py; AGES: `lru` with more ways than an order holds
 MAX_LEVELS = len(LEVELS)
 HOST_LINE = 64  # bytes
@@ -39,7 +46,8 @@ STRIDE_PAGES = 16  # pages whose strides a CPU's prefetcher follows; assumed
 #   CPU brings lines in, and reads without the lock. It compares and exchanges, others exchange: one of them sees the other.
 # - words of a first level | Its CPU, without the lock; who takes a line out, with it. | Each writes a whole order: one that misses
 #   the other's change lets another line make room.
-# - tags and words of the others | Who has the bank's lock. | Readers have it, too.
+# - marks of a first level | Its CPU, with the bank's lock. | Its CPU alone searches without it.
+# - tags, words and marks of the others | Who has the bank's lock. | Readers have it, too.
 #
 # Shared words of bank_t: the word | its writer | why a reader may trust it.
 # - lock | Who takes it (compare and exchange) and gives it back (release). | What was done with it is seen by the next one.
@@ -54,7 +62,7 @@ cache_t = Struct("cache_t", [
     ("private", i64),       # 1: of one CPU
     ("node", i64), ("holder", i64),      # whose it is in the directory
     ("first_core", i64), ("nr_cores", i64),          # the CPUs that share it
-    ("_pad", u64, 1),
+    ("marks", u64),         # host address
 ], nbytes=128)
 
 stride_t = Struct("stride_t", [("page", u64), ("line", i64), ("stride", i64), ("times", i64)], nbytes=32)
@@ -106,9 +114,9 @@ def set_number(cache, line):
 
 
 @hot
-def set_start(cache, line):
-    """Where the tags of a line's set begin."""
-    return set_number(cache, line) * cache.ways
+def mark_words(ways):
+    """Words of a set for its marks."""
+    return (ways + WORD_WAYS - 1) // WORD_WAYS
 
 
 @hot
@@ -122,19 +130,34 @@ def state_of(tag):
 
 
 @hot
-def find_in_set(tags, first, ways, line):
+def mark_of(line):
+    """Eight bits that tell lines of a set apart as well as any eight of its number do, where numbers differ within 32 bits."""
+    bits = line ^ (line >> U(16))
+    return (bits ^ (bits >> U(8))) & U(0xFF)
+
+
+@hot
+def find_in_set(cache, number, line):
     """The word of a line's tag in its set, or -1."""
-    wanted = line << TAG_SHIFT
-    for at in range(first, first + ways):
-        if U(0) < tags[at] ^ wanted <= FLAGS:  # they differ in the flags only, and these are not all 0
-            return at
+    tags, marks = u64.array(cache.tags), u64.array(cache.marks)
+    first, groups = number * cache.ways, mark_words(cache.ways)
+    wanted, all_marks = line << TAG_SHIFT, mark_of(line) * EACH_BYTE
+    for group in range(groups):
+        unlike = marks[number * groups + group] ^ all_marks
+        likely = ~(((unlike & LOW_BITS) + LOW_BITS) | unlike) & HIGH_BITS  # the bytes that are 0
+        while likely != U(0):
+            at = first + (group << 3) + (lowest_bit(likely) >> 3)
+            # they differ in the flags only, and these are not all 0; behind the last way are marks of none
+            if at < first + cache.ways and U(0) < tags[at] ^ wanted <= FLAGS:
+                return at
+            likely &= likely - U(1)
     return -1
 
 
 @kernel("i64(cache_t*, u64)")
 def find_line(cache, line):
     """The word of a line's tag, or -1."""
-    return find_in_set(u64.array(cache.tags), set_start(cache, line), cache.ways, line)
+    return find_in_set(cache, set_number(cache, line), line)
 
 
 @hot
@@ -205,6 +228,7 @@ def put_line(core, cache, bank, line, flags):
     way = choose_way(cache, bank, number)
     at = number * cache.ways + way
     old = tags[at]
+    u8.array(cache.marks)[number * mark_words(cache.ways) * WORD_WAYS + way] = mark_of(line)
     tags[at] = (line << TAG_SHIFT) | flags
     use_way(core, cache, bank, number, way)
     return at, old
@@ -248,6 +272,7 @@ def ask_for_set(cache, line):
     for tag in range(0, cache.ways, HOST_LINE // 8):
         prefetch(where + U(tag * 8))
     prefetch(cache.words + U((number * cache.ways if cache.policy == AGES else number) * 8))
+    prefetch(cache.marks + U(number * mark_words(cache.ways) * 8))
 
 
 @hot

@@ -5,7 +5,7 @@ reads this from the firmware. Runs once, at boot.
 import math
 
 from numaemu.compiler.pointer import i64, u64
-from numaemu.hardware.cache import AGES, LRU, bank_t, cache_t, core_t, hierarchy_t
+from numaemu.hardware.cache import AGES, LRU, bank_t, cache_t, core_t, hierarchy_t, mark_words
 from numaemu.hardware.coherence import HOLDER_BITS, IS_CACHE
 from numaemu.hardware.replacement import MAX_ORDERED, first_order
 from numaemu.spec.cache import PREFETCHERS, REPLACEMENTS
@@ -30,6 +30,11 @@ def words_of(level):
     return level.sets * (level.ways if policy_of(level) == AGES else 1)
 
 
+def marks_of(level):
+    """Words for the marks of each cache of a level."""
+    return level.sets * mark_words(level.ways)
+
+
 def policy_of(level):
     """The number of what makes room."""
     if level.replacement == "lru" and level.ways > MAX_ORDERED:
@@ -42,7 +47,7 @@ def cache_blocks(topology, nr_pages):
     if topology.cache is None:
         return []
     groups, levels = groups_of(topology), topology.cache.levels
-    words = sum(len(of) * (level.sets * level.ways + words_of(level)) for of, level in zip(groups, levels))
+    words = sum(len(of) * (level.sets * level.ways + words_of(level) + marks_of(level)) for of, level in zip(groups, levels))
     lines = nr_pages * (PAGE_SIZE // levels[0].line)
     return [
         ("hierarchy", hierarchy_t.nbytes),
@@ -101,7 +106,8 @@ def init_caches(topology, blocks, cpus):
             cache = cache_t.array(blocks["caches"])[len(caches)]
             init_cache(cache, level, spec.levels[level], [place[cpu] for cpu in group], topology.node_of_cpu(group[0]))
             cache.tags, cache.words = tags, tags + cache.sets * cache.ways * 8
-            tags = int(cache.words) + words_of(spec.levels[level]) * 8
+            cache.marks = int(cache.words) + words_of(spec.levels[level]) * 8
+            tags = int(cache.marks) + marks_of(spec.levels[level]) * 8
             caches.append(cache)
             for cpu in group:
                 ways[cpu].append(cache)

@@ -46,16 +46,21 @@ def bank_of(hierarchy, line):
     return bank_t.array(hierarchy.banks)[np.int64(line & hierarchy.bank_mask)]
 
 
-@kernel("void(hierarchy_t*, u64)")
-def lock_bank(hierarchy, line):
-    """Take the lock of a line's bank. Its holder waits for nothing, so it will give it up; with one CPU there is none."""
-    if hierarchy.directory == U(0):
-        return
-    bank, tries = bank_of(hierarchy, line), 0
+@kernel("void(bank_t*)")
+def wait_for_bank(bank):
+    """Take a bank's lock. Its holder waits for nothing, so it will give it up."""
+    tries = 0
     while compare_exchange(bank, "lock", U(0), U(1)) != U(0):
         tries += 1
         if tries % SPINS == 0:
             let_host_run()
+
+
+@hot
+def lock_bank(hierarchy, line):
+    """Take the lock of a line's bank; with one CPU there is none."""
+    if hierarchy.directory != U(0):
+        wait_for_bank(bank_of(hierarchy, line))
 
 
 @hot

@@ -208,7 +208,7 @@ def leaves_traces(core, level, tag):
     return has_directory or state_of(tag) == LINE_MODIFIED or cache_of(core, level).inclusive != 0
 
 
-@kernel("void(cpu_t*, core_t*, i64, i64, u64, u64)")
+@hot
 def fill(cpu, core, at, last, line, flags):
     """Bring a line into the levels from above `at` up to `last`, which gets the flags."""
     bank = bank_of(hierarchy_of(core), line)
@@ -227,7 +227,7 @@ def fill(cpu, core, at, last, line, flags):
             evict(cpu, core, level, tag)
 
 
-@kernel("i64(core_t*, u64)")
+@hot
 def look_up_line(core, line):
     """The innermost level that has a line, which is used by that; the number of levels where none has it. Counts. Fills
     `core.state`: the state in which the CPU has it for itself, or 0.
@@ -236,7 +236,7 @@ def look_up_line(core, line):
     for level in range(core.nr_levels):
         cache = cache_of(core, level)
         tags, number = u64.array(cache.tags), set_number(cache, line)
-        at = find_in_set(tags, number * cache.ways, cache.ways, line)
+        at = find_in_set(cache, number, line)
         if at >= 0:
             core.hits[level] += 1
             use_way(core, cache, bank, number, at - number * cache.ways)
@@ -261,7 +261,7 @@ def innermost(core, line):
     return core.nr_levels
 
 
-@kernel("i64(cpu_t*, core_t*, u64, bool)")
+@hot
 def access_with_lock(cpu, core, line, write):
     """An access with the bank's lock: the ns that it takes; the level where it hit stands in `core.at`."""
     hierarchy = hierarchy_of(core)

@@ -16,7 +16,7 @@ from numaemu.hardware.cache import (
     find_line,
     hierarchy_t,
     line_of,
-    set_start,
+    set_number,
     state_of,
 )
 from numaemu.hardware.coherence import HOLDER_BITS, IS_CACHE, OWNED, bank_of, bit_of, held_state, holder_at
@@ -24,7 +24,7 @@ from numaemu.hardware.processor import cpu_t
 from numaemu.kernel.include.mm_types import present_cpus
 
 U = np.uint64
-FINE, WRONG_SET, TWICE, WRONG_STATE, UNKNOWN, NOT_OWNED, OTHERS, NOT_BELOW = range(8)
+FINE, WRONG_SET, TWICE, WRONG_STATE, UNKNOWN, NOT_OWNED, OTHERS, NOT_BELOW, UNMARKED = range(9)
 SAYS = {
     WRONG_SET: "stands in a set that is not its own",
     TWICE: "stands there twice",
@@ -33,6 +33,7 @@ SAYS = {
     NOT_OWNED: "is owned there, and the directory does not say so",
     OTHERS: "is owned there, and another cache has it, too",
     NOT_BELOW: "is there, and not in the inclusive cache below",
+    UNMARKED: "is there, and its mark is another's",
 }
 
 
@@ -64,10 +65,11 @@ def wrong_copy(hierarchy, cache, at):
     """What is wrong with the line whose tag stands at a place of a cache."""
     tag = u64.array(cache.tags)[at]
     line, state = line_of(tag), state_of(tag)
-    if set_start(cache, line) != at - at % cache.ways:
+    if set_number(cache, line) != at // cache.ways:
         return WRONG_SET
-    if find_line(cache, line) != at:
-        return TWICE
+    found = find_line(cache, line)
+    if found != at:
+        return TWICE if found >= 0 else UNMARKED
     if state == U(0) or (cache.private == 0 and state == LINE_EXCLUSIVE):
         return WRONG_STATE
     core = core_t.array(hierarchy.cores)[cache.first_core]
