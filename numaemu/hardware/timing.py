@@ -62,9 +62,18 @@ def timed_line(cpu, physical, write):
         prefetch_behind(cpu, core, physical >> core.line_shift)
 
 
+@hot
+def charge_walk_hit(cpu, ns):
+    """The first level has the line of a page walk."""
+    if cpu.overlap == 0 or cpu.outstanding == 1:
+        cpu.memory_ns += ns
+    else:
+        cpu.chain_ps += ns * PS
+
+
 @kernel("void(cpu_t*, u64)")
 def timed_walk_cached(cpu, physical):
-    """timed_walk where there are caches."""
+    """timed_walk where there are caches, and the first level has not the line."""
     if cpu.overlap == 0 or cpu.outstanding == 1:
         timed_line(cpu, physical, False)
     else:
@@ -79,6 +88,8 @@ def timed_walk(cpu, physical, lowest):
     """One load of a page walk: what it waits for. In a vector operation it is the begin of a chain (controller.py)."""
     if cpu.keeps_lines != U(0):
         use_table_line(cpu, physical, lowest)
+    elif cpu.caches != U(0) and hit_first_level(core_t.at(cpu.caches), physical, False):
+        charge_walk_hit(cpu, core_t.at(cpu.caches).l1_latency_ns)
     else:
         timed_walk_cached(cpu, physical)
 
