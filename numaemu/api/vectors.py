@@ -15,7 +15,7 @@ from numaemu.compiler.native import prefetch
 from numaemu.compiler.pointer import u8, u16, u32, u64
 from numaemu.errors import SegmentationFault
 from numaemu.hardware.bandwidth import LINE_SHIFT
-from numaemu.hardware.cache import core_t
+from numaemu.hardware.cache import MAX_LEVELS, core_t
 from numaemu.hardware.controller import KEPT_PS, begin_overlap, end_overlap
 from numaemu.hardware.hierarchy import ask_for_words
 from numaemu.hardware.paging import PAGE_MASK, PTE_PFN_MASK
@@ -25,7 +25,8 @@ from numaemu.hardware.walk import lowest_table, peek
 from numaemu.spec.param import PAGE_SHIFT, PAGE_SIZE, TABLE_HINTS
 
 U = np.uint64
-ENTRY_DISTANCE = 12  # accesses ahead whose page-table entry is asked for where each is timed; measured
+ENTRY_LEVELS = 2  # where such an entry is likely to be: 512 of them serve 2 MiB
+RUN = 8  # accesses that are asked for at once where each is timed; measured
 PREFETCH_DISTANCE = 6  # accesses ahead whose frame is asked for while TLB misses go on; measured
 
 
@@ -62,26 +63,37 @@ def prefetch_frame(cpu, address):
         prefetch(place)
 
 
-@kernel("void(cpu_t*, u64)")
-def prefetch_timed(cpu, address):
-    """Likewise, and for what the caches will look at then."""
-    place = expected_place(cpu, address)
-    if place == U(0):
-        return
-    prefetch(place)
-    if cpu.caches != U(0):
-        ask_for_words(core_t.at(cpu.caches), place - cpu.memory)
-
-
-@kernel("void(cpu_t*, u64)")
+@hot
 def prefetch_entry(cpu, address):
     """Ask the host for the entry that the walk to an address will load, and for what the caches will look at then."""
     entry = expected_entry(cpu, address)
-    if entry == U(0):
-        return
-    prefetch(entry)
+    if entry != U(0):
+        prefetch(entry)
+        if cpu.caches != U(0):
+            ask_for_words(core_t.at(cpu.caches), entry - cpu.memory, ENTRY_LEVELS)
+
+
+@hot
+def prefetch_words(cpu, address):
+    """Ask the host for what the caches will look at when an address is accessed."""
+    place = expected_place(cpu, address)
+    if place != U(0):
+        ask_for_words(core_t.at(cpu.caches), place - cpu.memory, MAX_LEVELS)
+
+
+@kernel("void(cpu_t*, u64*, i64, i64)")
+def prefetch_timed(cpu, addresses, begin, end):
+    """Ask the host for what a run of accesses will want, soon after each other, so that it translates many addresses at once; and for
+    the page-table entries of the next run. `end` is the end of the vector.
+    """
+    for i in range(begin + RUN, min(begin + 2 * RUN, end)):
+        prefetch_entry(cpu, addresses[i])
+    end = min(begin + RUN, end)
+    for i in range(begin, end):
+        prefetch(expected_place(cpu, addresses[i]))
     if cpu.caches != U(0):
-        ask_for_words(core_t.at(cpu.caches), entry - cpu.memory)
+        for i in range(begin, end):
+            prefetch_words(cpu, addresses[i])
 
 
 @hot
@@ -171,9 +183,8 @@ def look_up_timed(cpu, addresses, i, n, access):
     slot = translate_slow(cpu, addresses[i], access)
     if slot < 0:
         raise SegmentationFault
-    if (cpu.walks != walks or nr_missed(cpu) != missed) and i + ENTRY_DISTANCE < n:
-        prefetch_entry(cpu, addresses[i + ENTRY_DISTANCE])
-        prefetch_timed(cpu, addresses[i + PREFETCH_DISTANCE])
+    if i % RUN == 0 and (cpu.walks != walks or nr_missed(cpu) != missed):
+        prefetch_timed(cpu, addresses, i + RUN, n)
     return slot
 
 

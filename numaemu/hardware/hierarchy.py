@@ -314,10 +314,10 @@ def access_line(cpu, core, physical, write):
 
 
 @hot
-def ask_for_words(core, physical):
-    """Ask the host for the words that an access to an address will want, if it misses the first level."""
+def ask_for_words(core, physical, levels):
+    """Ask the host for the words that an access to an address will want in so many levels, if it misses the first."""
     hierarchy, line = hierarchy_of(core), physical >> core.line_shift
-    for level in range(1, core.nr_levels):
+    for level in range(1, min(levels, core.nr_levels)):
         ask_for_set(cache_of(core, level), line)
     if hierarchy.directory != U(0):
         prefetch(hierarchy.directory + (line << U(3)))
