@@ -114,13 +114,14 @@ def find_slot(rates, server, first):
 def take_slot(rates, server, first):
     """Take the first free slot of a server from `first` on: its number, or LATE."""
     ring, number, bit = u64.array(server.ring), first >> SLOT_SHIFT, U(1) << U(first & (SLOTS - 1))
-    place = number & rates.ring_mask
+    place, lap = number & rates.ring_mask, U(number) >> rates.lap_shift
     word = load_acquire(ring, place)
-    if word >> U(32) == U(number) >> rates.lap_shift and word & bit == U(0):
+    now = word if word >> U(32) >= lap else lap << U(32)  # a word of an earlier round is free as a whole
+    if now >> U(32) == lap and now & bit == U(0):
         if rates.shared == 0:
-            ring[place] = word | bit
+            ring[place] = now | bit
             return first
-        if compare_exchange(ring, place, word, word | bit) == word:
+        if compare_exchange(ring, place, word, now | bit) == word:
             return first
     return find_slot(rates, server, first)
 
