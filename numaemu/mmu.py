@@ -338,7 +338,8 @@ def forget(entry):
 
 @hot
 def forget_walks(cpu):
-    """Empty the page-walk cache, as every flush does."""
+    """Empty the page-walk cache, as every flush does. What vectors know of tables (api/vectors.py) is of the past, too."""
+    cpu.walks_forgotten += U(1)
     for i in range(cpu.walk_cache_entries):
         cpu.walk_cache[i].tag = U(0)
 

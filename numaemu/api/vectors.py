@@ -25,20 +25,19 @@ from numaemu.hardware.walk import lowest_table, peek
 from numaemu.spec.param import PAGE_SHIFT, PAGE_SIZE, TABLE_HINTS
 
 U = np.uint64
-ENTRY_LEVELS = 2  # where such an entry is likely to be: 512 of them serve 2 MiB
-RUN = 8  # accesses that are asked for at once where each is timed; measured
-PREFETCH_DISTANCE = 6  # accesses ahead whose frame is asked for while TLB misses go on; measured
+ENTRY_LEVELS = 2  # of the caches, where a page-table entry is likely to be; assumed
+RUN = 8  # accesses that the host is asked for at once; measured
 
 
 @hot
 def expected_entry(cpu, address):
     """Where the host has the entry for a page, as far as the page table that was remembered for its region tells, or 0. Counts
-    nothing; that a table may be of the past misleads the host's cache only.
+    nothing. A table that was freed behind this CPU's last flush would mislead the host's cache only.
     """
     region = address >> U(21)
-    hint = cpu.table_hint[np.int64(region & U(TABLE_HINTS - 1))]
-    if hint.region != region ^ cpu.cr3 or hint.table == U(0):
-        hint.region, hint.table = region ^ cpu.cr3, lowest_table(cpu, address)
+    hint, key = cpu.table_hint[np.int64(region & U(TABLE_HINTS - 1))], region ^ cpu.cr3 ^ (cpu.walks_forgotten << U(48))
+    if hint.region != key or hint.table == U(0):
+        hint.region, hint.table = key, lowest_table(cpu, address)
     return hint.table + (((address >> U(PAGE_SHIFT)) & U(511)) << U(3)) if hint.table != U(0) else U(0)
 
 
@@ -53,14 +52,6 @@ def expected_place(cpu, address):
         return U(0)
     size = U(1) << level_shift(cpu, np.int64((entry >> LEAF_SHIFT) & U(7)))
     return cpu.memory + (entry & PTE_PFN_MASK & ~(size - U(1))) + (address & (size - U(1)))
-
-
-@kernel("void(cpu_t*, u64)")
-def prefetch_frame(cpu, address):
-    """Ask the host for the line behind an address that will be accessed soon."""
-    place = expected_place(cpu, address)
-    if place != U(0):
-        prefetch(place)
 
 
 @hot
@@ -82,7 +73,7 @@ def prefetch_words(cpu, address):
 
 
 @kernel("void(cpu_t*, u64*, i64, i64)")
-def prefetch_timed(cpu, addresses, begin, end):
+def prefetch_run(cpu, addresses, begin, end):
     """Ask the host for what a run of accesses will want, soon after each other, so that it translates many addresses at once; and for
     the page-table entries of the next run. `end` is the end of the vector.
     """
@@ -98,18 +89,17 @@ def prefetch_timed(cpu, addresses, begin, end):
 
 @hot
 def look_up_in_vector(cpu, addresses, i, n, aligned, write):
-    """look_up for a vector loop: while walks go on, the frame of a later access is prefetched."""
+    """look_up for a vector loop: while hints miss, what later accesses will want is asked for."""
     serve_event(cpu)
     address = addresses[i]
     slot = hinted_slot(cpu, address)
     tag = cpu.l1[slot].wtag if write else cpu.l1[slot].tag
     if tag != (address & aligned) | TAG_VALID:
-        walks = cpu.walks
         slot = translate_slow(cpu, address, WRITE if write else READ)
         if slot < 0:
             raise SegmentationFault
-        if cpu.walks != walks and i + PREFETCH_DISTANCE < n:
-            prefetch_frame(cpu, addresses[i + PREFETCH_DISTANCE])
+        if i % RUN == 0:
+            prefetch_run(cpu, addresses, i + RUN, n)
     return slot
 
 
@@ -184,7 +174,7 @@ def look_up_timed(cpu, addresses, i, n, access):
     if slot < 0:
         raise SegmentationFault
     if i % RUN == 0 and (cpu.walks != walks or nr_missed(cpu) != missed):
-        prefetch_timed(cpu, addresses, i + RUN, n)
+        prefetch_run(cpu, addresses, i + RUN, n)
     return slot
 
 

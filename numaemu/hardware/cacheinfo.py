@@ -47,7 +47,9 @@ def cache_blocks(topology, nr_pages):
     if topology.cache is None:
         return []
     groups, levels = groups_of(topology), topology.cache.levels
-    words = sum(len(of) * (level.sets * level.ways + words_of(level) + marks_of(level)) for of, level in zip(groups, levels))
+    words = sum(
+        len(of) * (level.sets * level.ways + words_of(level) + marks_of(level)) for of, level in zip(groups, levels)
+    )
     lines = nr_pages * (PAGE_SIZE // levels[0].line)
     return [
         ("hierarchy", hierarchy_t.nbytes),

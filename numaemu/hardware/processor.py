@@ -157,7 +157,9 @@ cpu_t = Struct("cpu_t", [
     ("overlap", i64), ("loaded_ps", i64), ("chain_ps", i64),         # of the vector operation that goes on
     ("under_way_ps", i64, MAX_OUTSTANDING),        # when each of the last lines is there
     # lines at hand: of data, of upper page tables, of lowest ones; (line + 1) << 1 | stored to
-    ("kept", u64, 3 * KEPT_LINES), ("kept_next", i64, 3), ("_pad4", u64, 7),
+    ("kept", u64, 3 * KEPT_LINES), ("kept_next", i64, 3),
+    ("walks_forgotten", u64),   # times that the page-walk cache was emptied, and with it the table hints
+    ("_pad4", u64, 6),
 ])
 # fmt: on
 

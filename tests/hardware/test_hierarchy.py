@@ -268,6 +268,7 @@ def set_word(words, at, value):
         ),
         (lambda h, c, l1, d: set_word(u64.array(l1.tags), find_line(l1, 7) + 1, 7 << 3 | 3), "stands there twice"),
         (lambda h, c, l1, d: set_word(u64.array(l1.tags), find_line(l1, 7), 7 << 3 | 4), "has no state"),
+        (lambda h, c, l1, d: set_word(u8.array(l1.marks), find_line(l1, 7) * 4, 9), "its mark is another's"),
         (lambda h, c, l1, d: hold(h, 1, 11), "the directory has 5 bits set, the lines that they have make it 4"),
         (lambda h, c, l1, d: drop_line(l1, 7), "the directory has 4 bits set, the lines that they have make it 3"),
         (lambda h, c, l1, d: setattr(bank_of(h, 7), "lock", 1), "the lock of bank 7 is held"),

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from loopback import Loopback
 from naive import Mmu
 
-from numaemu.api.vectors import LOAD_MANY, STORE_MANY
+from numaemu.api.vectors import LOAD_MANY, STORE_MANY, expected_place
 from numaemu.compiler.build import JIT
 from numaemu.compiler.pointer import u64
 from numaemu.errors import SegmentationFault
@@ -18,6 +18,7 @@ from numaemu.mmu import clock_ns, tlb_flush_all, tlb_flush_page
 
 PRESENT = int(_PAGE_PRESENT | _PAGE_USER)
 RW, ACCESSED, DIRTY, PSE = int(_PAGE_RW), int(_PAGE_ACCESSED), int(_PAGE_DIRTY), int(_PAGE_PSE)
+U = np.uint64
 NODE_PAGES = 1024  # of each node in these machines
 BASE = 0x40_0000  # virtual address whose leaf table is written
 
@@ -273,6 +274,22 @@ def test_exact_cost_of_one_load(level, node, table_nodes):
         if level == "walk":
             expected += sum(latency[n] for n in table_nodes)
         assert clock_ns(cpu) - before == expected
+
+
+@pytest.mark.interpreted
+def test_what_a_vector_asks_the_host_for_follows_the_tables_behind_a_flush():
+    with machine_of() as machine:
+        tables, cpu = Tables(machine), machine.cpu()
+        tables.map(BASE >> 12, 16)
+        assert expected_place(cpu, U(BASE + 8)) == tables.host(16) + 8
+        assert expected_place(cpu, U(BASE + (1 << 21))) == 0
+        tables.map(BASE >> 12, 17)  # the table is known, its entry is looked at each time
+        assert expected_place(cpu, U(BASE)) == tables.host(17)
+        other = 18
+        tables.words(other)[(BASE >> 12) & 511] = 19 << 12 | PRESENT | RW
+        tables.words(tables.frames[2])[(BASE >> 21) & 511] = other << 12 | PRESENT | RW
+        tlb_flush_page(cpu, U(BASE))
+        assert expected_place(cpu, U(BASE)) == tables.host(19)
 
 
 @pytest.mark.interpreted
