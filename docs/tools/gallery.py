@@ -8,10 +8,14 @@ A picture is the workload's real output at 80 columns, drawn as SVG: each line o
 """
 
 import ast
+import contextlib
+import io
 import itertools
+import json
 import os
 import pathlib
 import re
+import signal
 import subprocess
 import sys
 import time
@@ -178,17 +182,36 @@ def kept():
 
 
 def output(name, *options):
-    """What `numaemu run NAME -q` prints, without colours."""
-    done = subprocess.run(
-        [sys.executable, "-m", "numaemu", "run", name, *OPTIONS.get(name, "").split(), "-q", *options],
-        capture_output=True,
-        text=True,
-        cwd=ROOT,
-        env={**os.environ, "COLUMNS": str(COLUMNS), "PYTHONPATH": str(ROOT), "NO_COLOR": "1"},
-    )
-    if done.returncode:
-        raise RuntimeError(f"numaemu run {name} -q: exit status {done.returncode}\n{done.stderr}")
-    return done.stdout
+    """What `numaemu run NAME -q` prints, without colours. It runs in this process, of which each costs a second to start."""
+    from numaemu.tools import cli
+
+    printed, said, argv, handler = io.StringIO(), io.StringIO(), sys.argv, signal.getsignal(signal.SIGINT)
+    with contextlib.redirect_stdout(printed), contextlib.redirect_stderr(said):
+        try:
+            status = cli.main(["run", name, *OPTIONS.get(name, "").split(), "-q", *options])
+        except SystemExit as end:
+            status = end.code
+    sys.argv = argv
+    signal.signal(signal.SIGINT, handler)
+    if status:
+        raise RuntimeError(f"numaemu run {name} -q: exit status {status}\n{said.getvalue()}")
+    return printed.getvalue()
+
+
+def without_colours():
+    """What `output` prints is as wide as a picture, and plain."""
+    os.environ |= {"COLUMNS": str(COLUMNS), "NO_COLOR": "1"}
+    os.chdir(ROOT)
+
+
+def listen():
+    """For tests: a line with a name and options, as JSON, is answered by one with what is printed, or with what went wrong."""
+    for line in sys.stdin:
+        try:
+            answer = {"printed": output(*json.loads(line))}
+        except Exception as error:
+            answer = {"wrong": f"{type(error).__name__}: {error}"}
+        print(json.dumps(answer), flush=True)
 
 
 def write_outputs():
@@ -243,8 +266,9 @@ def purpose(doc):
 
 
 def main(arguments):
-    if "--outputs" in arguments:
-        write_outputs()
+    if "--outputs" in arguments or "--listen" in arguments:
+        without_colours()
+        listen() if "--listen" in arguments else write_outputs()
         return
     IMAGES.mkdir(exist_ok=True)
     for name in () if "--page" in arguments else arguments or workloads():
