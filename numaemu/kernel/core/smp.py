@@ -309,6 +309,14 @@ def write_lock(cpu, lock):
             relax(cpu, tries)
 
 
+@hot
+def write_trylock(lock):
+    """Take the lock word alone if nobody has it or waits for it."""
+    words = i64.array(lock)
+    seen = load_acquire(words, 0)
+    return seen & ~PHASE == 0 and compare_exchange(words, 0, seen, seen | WRITER) == seen
+
+
 @kernel("void(u64)")
 def write_unlock(lock):
     """Give the lock word up, to the readers that wait if there are any."""

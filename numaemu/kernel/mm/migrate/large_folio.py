@@ -61,7 +61,7 @@ from numaemu.kernel.mm.page_alloc.page_alloc import put_page
 from numaemu.kernel.mm.reclaim.lru import folio_test, folio_trylock, folio_unlock
 from numaemu.kernel.mm.reclaim.lru_batches import count_isolated, folio_isolate_lru, folio_putback_lru, lru_add_drain
 from numaemu.kernel.mm.swap.swapfile import free_swap_cache
-from numaemu.spec.param import PAGE_SHIFT, PAGE_SIZE
+from numaemu.spec.param import PAGE_SIZE
 
 U = np.uint64
 TEMPORARY = 1 << 50  # beside a pfn: folio_test_hugetlb_temporary
@@ -116,6 +116,67 @@ def isolate_huge_page(cpu, pfn):
     return pages
 
 
+@hot
+def may_move_whole(machine, entry):
+    """True for an entry of a huge page that nobody else maps."""
+    return (
+        pmd_trans_huge(entry)
+        and not is_huge_zero(entry)
+        and load_acquire(page_of(machine, pte_pfn(entry)), "mapcount") <= 1
+    )
+
+
+@kernel("u64(cpu_t*, i64, vma_t*, u64, u64, i64)")
+def take_huge_pmd(cpu, mm_number, vma, address, where, pfn):
+    """Take the entry away that maps a huge page, from all CPUs: what it was, or 0: reclaim has taken it apart, a table stays where it is."""
+    machine = machine_of(cpu)
+    family = address_of(mapping_of(machine, vma.mapping), "lock")
+    spin_lock(cpu, family)
+    pmd_lock(cpu, where)
+    entry = entry_load(where)
+    same = pmd_trans_huge(entry) and pte_pfn(entry) == pfn
+    if same:
+        entry = entry_exchange(where, U(0))
+    pmd_unlock(machine, where)
+    if same:
+        flush_huge_pages(cpu, mm_number, address, address + pmd_size(machine))
+    spin_unlock(family)
+    return entry if same else U(0)
+
+
+@kernel("i64(cpu_t*, i64, vma_t*, u64, u64, i64)")
+def move_huge_pmd_to(cpu, mm_number, vma, address, where, new):
+    """Move the huge page that the entry at `where` maps, and nobody else, to new pages in one piece: HUGE_MOVED, or HUGE_STAYED and
+    these are free again. The mmap_lock is held for writing.
+    """
+    machine = machine_of(cpu)
+    old, pages = pte_pfn(entry_load(where)), hpage_pages(machine)
+    entry = take_huge_pmd(cpu, mm_number, vma, address, where, old)
+    if entry == U(0) or isolate_huge_page(cpu, old) == 0:
+        if entry != U(0):
+            entry_exchange(where, entry)
+        release_huge_pages(cpu, new)
+        count_vm_events(machine, cpu.id, THP_MIGRATION_FAIL, 1)
+        count_vm_events(machine, cpu.id, PGMIGRATE_FAIL, pages)
+        return HUGE_STAYED
+    copy_bytes(frame_of(machine, new), frame_of(machine, old), pages * PAGE_SIZE)
+    charge_copy_pages(machine, cpu, new, old, pages)
+    cpu.clock_base_ns += machine.migrate_page_ns
+    add_new_huge_pages(cpu, vma, address, new)
+    add_huge_mapping(machine, cpu, new)
+    remove_huge_mapping(machine, cpu, old)
+    for i in range(pages):
+        folio_remove_rmap(machine, cpu, old + i)
+        putback_small_page(cpu, old + i)
+        free_swap_cache(cpu, old + i)
+        put_page(cpu, old + i)
+    entry_exchange(where, pfn_pte(new, (entry & ~PTE_PFN_MASK) | vm_page_prot(machine, vma, _PAGE_USER)))
+    lru_add_drain(cpu)
+    count_vm_events(machine, cpu.id, THP_MIGRATION_SUCCESS, 1)
+    count_vm_events(machine, cpu.id, PGMIGRATE_SUCCESS, pages)
+    return HUGE_MOVED
+
+
 @kernel("i64(cpu_t*, i64, vma_t*, u64, u64, i64, bool)")
 def migrate_huge_pmd(cpu, mm_number, vma, address, where, target, misplaced):
     """Move the huge page that the entry at `where` maps to a node, or (below 0) to where the VMA's policy wants it: HUGE_*.
@@ -124,58 +185,19 @@ def migrate_huge_pmd(cpu, mm_number, vma, address, where, target, misplaced):
     hinting fault (`misplaced`) nothing is compacted.
     """
     machine = machine_of(cpu)
-    entry = entry_load(where)
-    if (
-        not pmd_trans_huge(entry)
-        or is_huge_zero(entry)
-        or load_acquire(page_of(machine, pte_pfn(entry)), "mapcount") > 1
-    ):
+    if not may_move_whole(machine, entry_load(where)):
         return HUGE_SPLIT
     if target < 0:
         new = vma_alloc_huge_pages(cpu, GFP_TRANSHUGE, vma, address)
     else:
         new = alloc_huge_on_node(cpu, GFP_TRANSHUGE_LIGHT if misplaced else GFP_TRANSHUGE, target)
-    if new == 0:
-        count_vm_events(machine, cpu.id, THP_MIGRATION_FAIL, 1)
-        if misplaced:
-            return HUGE_STAYED
-        count_vm_events(machine, cpu.id, THP_MIGRATION_SPLIT, 1)
-        return HUGE_SPLIT
-    old, nbytes = pte_pfn(entry), hpage_pages(machine) * PAGE_SIZE
-    family = address_of(mapping_of(machine, vma.mapping), "lock")
-    spin_lock(cpu, family)
-    pmd_lock(cpu, where)
-    entry = entry_load(where)
-    same = pmd_trans_huge(entry) and pte_pfn(entry) == old  # reclaim may have taken it apart: a table stays where it is
-    if same:
-        entry = entry_exchange(where, U(0))
-    pmd_unlock(machine, where)
-    if same:
-        flush_huge_pages(cpu, mm_number, address, address + pmd_size(machine))
-    spin_unlock(family)
-    if not same or isolate_huge_page(cpu, old) == 0:
-        if same:
-            entry_exchange(where, entry)
-        release_huge_pages(cpu, new)
-        count_vm_events(machine, cpu.id, THP_MIGRATION_FAIL, 1)
-        count_vm_events(machine, cpu.id, PGMIGRATE_FAIL, nbytes >> PAGE_SHIFT)
+    if new != 0:
+        return move_huge_pmd_to(cpu, mm_number, vma, address, where, new)
+    count_vm_events(machine, cpu.id, THP_MIGRATION_FAIL, 1)
+    if misplaced:
         return HUGE_STAYED
-    copy_bytes(frame_of(machine, new), frame_of(machine, old), nbytes)
-    charge_copy_pages(machine, cpu, new, old, nbytes >> PAGE_SHIFT)
-    cpu.clock_base_ns += machine.migrate_page_ns
-    add_new_huge_pages(cpu, vma, address, new)
-    add_huge_mapping(machine, cpu, new)
-    remove_huge_mapping(machine, cpu, old)
-    for i in range(nbytes >> PAGE_SHIFT):
-        folio_remove_rmap(machine, cpu, old + i)
-        putback_small_page(cpu, old + i)
-        free_swap_cache(cpu, old + i)
-        put_page(cpu, old + i)
-    entry_exchange(where, pfn_pte(new, (entry & ~PTE_PFN_MASK) | vm_page_prot(machine, vma, _PAGE_USER)))
-    lru_add_drain(cpu)
-    count_vm_events(machine, cpu.id, THP_MIGRATION_SUCCESS, 1)
-    count_vm_events(machine, cpu.id, PGMIGRATE_SUCCESS, nbytes >> PAGE_SHIFT)
-    return HUGE_MOVED
+    count_vm_events(machine, cpu.id, THP_MIGRATION_SPLIT, 1)
+    return HUGE_SPLIT
 
 
 # -- pages of the pools ---------------------------------------------------------------------------------------------

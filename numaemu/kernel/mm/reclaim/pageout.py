@@ -87,6 +87,7 @@ scan_control_t = Struct("scan_control_t", [      # struct scan_control; its cont
     ("anon_cost", i64), ("file_cost", i64),
     ("compaction_ready", i64), ("ignore_references", i64),
     ("demote_pass", i64),            # 1: what may go is not unmapped but left for demotion
+    ("nr_whole", i64),               # pages of huge ones that were demoted whole, beyond those in the batch
     ("nr", i64, NR_LRU_LISTS), ("targets", i64, NR_LRU_LISTS),
     # the batch
     ("nr_taken", i64), ("pfn", i64, RECLAIM_BATCH), ("state", i64, RECLAIM_BATCH), ("lumpy_order", i64),

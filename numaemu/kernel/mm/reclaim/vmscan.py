@@ -195,6 +195,16 @@ def end_writes(cpu, sc):
             put_page(cpu, pfn)
 
 
+@kernel("i64(cpu_t*, scan_control_t*)")
+def count_whole(cpu, sc):
+    """Pages that were not in the batch, but have gone with those that were, as parts of huge pages: they count as scanned."""
+    machine = machine_of(cpu)
+    count_vm_events(machine, cpu.id, PGSCAN_KSWAPD + reclaimer_offset(sc), sc.nr_whole)
+    count_vm_events(machine, cpu.id, PGSCAN_ANON, sc.nr_whole)
+    sc.nr_scanned += sc.nr_whole
+    return sc.nr_whole
+
+
 @kernel("i64(cpu_t*, scan_control_t*, i64, i64, i64)")
 def shrink_inactive_list(cpu, sc, node, lru, nr_to_scan):
     """Reclaim from the cold end of an inactive list: pages freed."""
@@ -217,6 +227,8 @@ def shrink_inactive_list(cpu, sc, node, lru, nr_to_scan):
     mod_node_page_state(machine, cpu.id, node, NR_ISOLATED_ANON, anons)
     mod_node_page_state(machine, cpu.id, node, NR_ISOLATED_FILE, files)
     reclaimed = shrink_or_demote(cpu, sc, node)
+    if sc.nr_whole > 0:
+        scanned += count_whole(cpu, sc)
     if should_reclaim_stall(sc, reclaimed):
         reclaimed += shrink_again(cpu, sc)
     files_freed = files - files_kept(machine, sc) if sc.lumpy_order > 0 else file * reclaimed

@@ -4,9 +4,14 @@ import numpy as np
 import pytest
 
 from numaemu import uapi
+from numaemu.kernel.arch.pgtable import mm_of
+from numaemu.kernel.core.smp import READER
+from numaemu.kernel.include.gfp import __GFP_MEMALLOC, __GFP_NOMEMALLOC, __GFP_THISNODE, GFP_TRANSHUGE_LIGHT
 from numaemu.kernel.include.mmzone import node_of
 from numaemu.kernel.mm.numa.memory_tiers import MEMTIER_ADISTANCE_DRAM, can_demote, next_demotion_node
 from numaemu.kernel.mm.numa.prot_numa import change_prot_numa
+from numaemu.kernel.mm.reclaim.demote import is_idle_whole
+from numaemu.kernel.mm.reclaim.pageout import DEMOTE, KEEP_LOCKED, scan_control_of
 from numaemu.spec.param import PAGE_SIZE
 
 TIERS = "/sys/devices/virtual/memory_tiering"
@@ -142,6 +147,80 @@ def test_files_are_demoted_too(demoting):
         file.read(6 << 20)
     assert demoted > 300 and counted(demoting, "pgpgin") == before  # all of it is still there
     demoting.audit()
+
+
+def huge_under_pressure(loop, hinder=None):
+    """A task's 6 MiB in huge pages of node 0, which is too small for them and what another task takes then: (task, area, words)."""
+    loop.write("/sys/kernel/mm/numa/demotion_enabled", "1")
+    task, other = loop.task(), loop.task(cpu=1)
+    loop.write("/sys/kernel/mm/transparent_hugepage/enabled", "always")
+    area = task.mmap("6MiB")
+    words = np.arange(len(area.pages()), dtype=np.uint64)
+    task.store(area.pages(), words)
+    loop.write("/sys/kernel/mm/transparent_hugepage/enabled", "never")
+    assert (nodes(loop, task, area), huge_kib(loop, task)) == ([len(words), 0], 6 << 10)
+    if hinder:
+        hinder(task)
+    other.set_mempolicy(uapi.MPOL_BIND, "0")
+    other.mmap("9MiB").touch(write=True)
+    return task, area, words
+
+
+def huge_kib(loop, task):
+    """What huge entries map of a task's memory, in KiB."""
+    lines = loop.read(f"/proc/{task.pid}/smaps").splitlines()
+    return sum(int(line.split()[1]) for line in lines if line.startswith("AnonHugePages"))
+
+
+@pytest.mark.interpreted
+def test_huge_pages_are_demoted_whole(loopback):
+    loop = tiered(loopback)
+    task, area, words = huge_under_pressure(loop)
+    below = nodes(loop, task, area)[1]
+    assert below > 0 and below % 512 == 0 and huge_kib(loop, task) == 6 << 10
+    assert counted(loop, "thp_migration_success", "thp_migration_split", "thp_split_pmd") == [below // 512, 0, 0]
+    demoted, scanned = (sum(counted(loop, f"{name}_kswapd", f"{name}_direct")) for name in ("pgdemote", "pgscan"))
+    assert counted(loop, "pgsteal_anon") == [demoted] and below <= demoted <= scanned
+    assert (task.load(area.pages(), np.uint64) == words).all()
+    loop.audit()
+
+
+@pytest.mark.parametrize("hindrance", ["no huge page below", "mmap_lock"])
+def test_a_huge_page_is_demoted_in_pieces_where_it_cannot_move_whole(loopback, hindrance):
+    loop, lock = tiered(loopback), []
+
+    def hinder(task):
+        if hindrance == "mmap_lock":
+            lock.append(mm_of(loop.machine, loop.cpu(0).mm))
+            lock[0].mmap_lock = READER
+        else:
+            kernel, blocks = loop.task().kernel, []
+            gfp = (GFP_TRANSHUGE_LIGHT & ~__GFP_NOMEMALLOC) | __GFP_MEMALLOC | __GFP_THISNODE
+            while (pfn := kernel.alloc_pages(gfp, 8, 1)) is not None:
+                blocks.append(pfn)
+            for pfn in (pfn for pfn in blocks if pfn & 256):  # half of a huge page each
+                kernel.free_pages(pfn, 8)
+
+    task, area, words = huge_under_pressure(loop, hinder)
+    for mm in lock:
+        mm.mmap_lock -= READER
+    below = nodes(loop, task, area)[1]
+    assert below > 0 and huge_kib(loop, task) < 6 << 10
+    assert counted(loop, "thp_migration_success") == [0]
+    assert (task.load(area.pages(), np.uint64) == words).all()
+    loop.audit()
+
+
+@pytest.mark.interpreted
+def test_of_a_huge_page_that_was_used_no_part_is_demoted(loopback):
+    loop = tiered(loopback)
+    sc = scan_control_of(loop.cpu(0))
+    sc.nr_taken = 4
+    for i, (pfn, state) in enumerate(((1024, DEMOTE), (1025, KEEP_LOCKED), (1535, DEMOTE), (1536, DEMOTE))):
+        sc.pfn[i], sc.state[i] = pfn, state
+    assert not is_idle_whole(sc, 1024, 512)
+    assert [sc.state[i] for i in range(4)] == [KEEP_LOCKED, KEEP_LOCKED, KEEP_LOCKED, DEMOTE]
+    assert is_idle_whole(sc, 1536, 512)
 
 
 def test_without_room_below_pages_are_reclaimed(loopback):
