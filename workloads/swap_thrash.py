@@ -18,7 +18,7 @@ from numaemu import MAP_ANONYMOUS, MAP_NORESERVE, MAP_PRIVATE
 from numaemu.tools import chart
 
 LOCKSTEP = True
-MACHINE = dict(nodes=1, cpus_per_node=1, memory_per_node="32MiB")
+MACHINE = dict(nodes=1, cpus_per_node=1, memory_per_node="32MiB", quantum_ns=1000)
 SHARES = (0.5, 0.8, 0.9, 1.0, 1.1, 1.25, 1.5, 2.0)  # of the memory that is free at the start
 MOST = 6  # of these: what memory and swap hold
 ACCESSES = 20_000

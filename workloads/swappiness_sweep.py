@@ -13,7 +13,7 @@ from numaemu import MAP_ANONYMOUS, MAP_NORESERVE, MAP_PRIVATE
 from numaemu.tools import chart
 
 LOCKSTEP = True
-MACHINE = dict(nodes=1, cpus_per_node=1, memory_per_node="128MiB")
+MACHINE = dict(nodes=1, cpus_per_node=1, memory_per_node="128MiB", quantum_ns=1000)
 STEPS = (0, 20, 40, 60, 80, 100, 120, 140, 160, 180, 200)
 PATH = "/mnt/data"
 COUNTED = ("pgsteal_anon", "pgsteal_file", "pswpin", "workingset_refault_file")
