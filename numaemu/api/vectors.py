@@ -72,19 +72,26 @@ def prefetch_words(cpu, address):
         ask_for_words(core_t.at(cpu.caches), place - cpu.memory, MAX_LEVELS)
 
 
-@kernel("void(cpu_t*, u64*, i64, i64)")
-def prefetch_run(cpu, addresses, begin, end):
-    """Ask the host for what a run of accesses will want, soon after each other, so that it translates many addresses at once; and for
-    the page-table entries of the next run. `end` is the end of the vector.
+@kernel("void(cpu_t*, u64*, i64, i64, bool)")
+def prefetch_run(cpu, addresses, begin, end, walks):
+    """Ask the host for what a run of accesses will want, soon after each other, so that it translates many addresses at once; and,
+    while walks go on, for the page-table entries of the next run. `end` is the end of the vector.
     """
-    for i in range(begin + RUN, min(begin + 2 * RUN, end)):
-        prefetch_entry(cpu, addresses[i])
+    if walks:
+        for i in range(begin + RUN, min(begin + 2 * RUN, end)):
+            prefetch_entry(cpu, addresses[i])
     end = min(begin + RUN, end)
     for i in range(begin, end):
         prefetch(expected_place(cpu, addresses[i]))
     if cpu.caches != U(0):
         for i in range(begin, end):
             prefetch_words(cpu, addresses[i])
+
+
+@hot
+def begins_run(addresses, i, n):
+    """True where the host is to be asked for the run behind one: not among many accesses to the same page."""
+    return i % RUN == 0 and i + RUN < n and addresses[i + RUN] & PAGE_MASK != addresses[i] & PAGE_MASK
 
 
 @hot
@@ -95,11 +102,12 @@ def look_up_in_vector(cpu, addresses, i, n, aligned, write):
     slot = hinted_slot(cpu, address)
     tag = cpu.l1[slot].wtag if write else cpu.l1[slot].tag
     if tag != (address & aligned) | TAG_VALID:
+        walks = cpu.walks
         slot = translate_slow(cpu, address, WRITE if write else READ)
         if slot < 0:
             raise SegmentationFault
-        if i % RUN == 0:
-            prefetch_run(cpu, addresses, i + RUN, n)
+        if begins_run(addresses, i, n):
+            prefetch_run(cpu, addresses, i + RUN, n, cpu.walks != walks)
     return slot
 
 
@@ -173,8 +181,8 @@ def look_up_timed(cpu, addresses, i, n, access):
     slot = translate_slow(cpu, addresses[i], access)
     if slot < 0:
         raise SegmentationFault
-    if i % RUN == 0 and (cpu.walks != walks or nr_missed(cpu) != missed):
-        prefetch_run(cpu, addresses, i + RUN, n)
+    if begins_run(addresses, i, n) and (cpu.walks != walks or nr_missed(cpu) != missed):
+        prefetch_run(cpu, addresses, i + RUN, n, True)
     return slot
 
 
