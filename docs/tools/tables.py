@@ -938,7 +938,6 @@ WHY = {
     "ISOLATED_ROUNDS": "the CPU that holds the pages may wait for a lock of ours, so it must end",
     "MAX_SHRINKERS": "a table of fixed size",
     "EXIT_ASKS": "Linux waits for the reaper; here the number of tries is the only clock that always goes on",
-    "THROTTLE_TURNS": "Linux waits for kswapd until memory is there; here the host may not let it run",
     "STATIC_SIZE": "room for 512 counters",
     "MAX_CHUNKS": "a table of fixed size",
     "MAX_KMEM_CACHES": "a table of fixed size",

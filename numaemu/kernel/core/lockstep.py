@@ -36,6 +36,7 @@ from numaemu.kernel.core.strand import (
     set_waiting,
     strand_ns,
 )
+from numaemu.kernel.include.mm_types import machine_t
 from numaemu.mmu import clock_ns
 from numaemu.spec.param import CONTEXT_WORDS, MAX_STRANDS
 
@@ -175,6 +176,13 @@ def look_at_clock(cpu):
     lockstep = lockstep_of(cpu)
     if clock_ns(cpu) > lockstep.until_ns:
         pause(lockstep)
+
+
+@kernel("void(cpu_t*)")
+def cond_resched(cpu):
+    """A kernel thread between two pieces of its work, with no lock: in lockstep CPUs go first whose clocks are behind."""
+    if machine_t.at(cpu.machine).lockstep != U(0):
+        look_at_clock(cpu)
 
 
 @hot

@@ -8,9 +8,12 @@ from numaemu.kernel.core.smp import let_others_run, machine_of, wake_kthread
 from numaemu.kernel.include.internal import MAX_RECLAIM_RETRIES, unpack_alloc
 from numaemu.kernel.include.mmzone import (
     KSWAPD,
+    LRU_ACTIVE_FILE,
+    LRU_FILE,
     MAX_NR_ZONES,
     WMARK_MIN,
     ZONE_NORMAL,
+    lruvec_of,
     node_of,
     wmark_pages,
     zone_of,
@@ -18,6 +21,8 @@ from numaemu.kernel.include.mmzone import (
 )
 from numaemu.kernel.include.trace import MM_VMSCAN_DIRECT_RECLAIM_BEGIN, MM_VMSCAN_DIRECT_RECLAIM_END, trace_event
 from numaemu.kernel.include.vmstat import ALLOCSTALL_DMA, PGSCAN_DIRECT_THROTTLE, count_vm_events
+from numaemu.kernel.mm.numa.memory_tiers import can_reclaim_anon_pages
+from numaemu.kernel.mm.page_alloc.slowpath import fatal_signal_pending
 from numaemu.kernel.mm.reclaim.pageout import scan_control_of
 from numaemu.kernel.mm.reclaim.reclaim_compaction import compaction_ready
 from numaemu.kernel.mm.reclaim.vmscan import free_to_zones, init_scan_control, shrink_node, snapshot_refaults
@@ -25,7 +30,6 @@ from numaemu.kernel.mm.reclaim.workingset import DEF_PRIORITY
 from numaemu.spec.param import MAX_NODES
 
 U = np.uint64
-THROTTLE_TURNS = 16  # turns a direct reclaimer gives kswapd before it reclaims all the same; assumed
 
 
 @kernel("void(cpu_t*, scan_control_t*, i64)")
@@ -65,22 +69,44 @@ def do_try_to_free_pages(cpu, sc, nid):
     return sc.nr_reclaimed
 
 
+@kernel("bool(machine_t*, i64, i64)")
+def zone_reclaimable(machine, node, kind):
+    """True if a zone has pages on the lists that reclaim could free (zone_reclaimable_pages)."""
+    lruvec = lruvec_of(machine, node)
+    for lru in range(LRU_ACTIVE_FILE + 1):
+        if lru >= LRU_FILE or can_reclaim_anon_pages(machine, node):
+            if lruvec.zone_nr[lru * MAX_NR_ZONES + kind] > 0:
+                return True
+    return False
+
+
 @kernel("bool(machine_t*, i64)")
 def allow_direct_reclaim(machine, node):
     """False if a node is so short that direct reclaimers must not take what kswapd frees (half of the min watermarks)."""
     free = reserve = 0
     for kind in range(ZONE_NORMAL + 1):
         zone = zone_of(machine, node * MAX_NR_ZONES + kind)
-        if zone.managed_pages > 0:
+        if zone.managed_pages > 0 and zone_reclaimable(machine, node, kind):
             reserve += wmark_pages(zone, WMARK_MIN)
             free += zone.free_pages
     return reserve == 0 or free > reserve // 2 or node_of(machine, node).kswapd_failures >= MAX_RECLAIM_RETRIES
 
 
+@kernel("void(cpu_t*, i64)")
+def wait_for_kswapd(cpu, node):
+    """Until kswapd has freed what lets direct reclaim go on, or has given up (the wait for pfmemalloc_wait). It must be awake."""
+    machine = machine_of(cpu)
+    while not allow_direct_reclaim(machine, node) and not fatal_signal_pending(cpu):
+        wake_kthread(cpu, node, U(KSWAPD))
+        let_others_run(cpu)
+
+
 @kernel("void(cpu_t*, scan_control_t*, i64)")
 def throttle_direct_reclaim(cpu, sc, nid):
-    """Let kswapd go first while the preferred node is almost empty."""
+    """Let kswapd go first while the first node that may be used is almost empty. Kernel threads never wait: kswapd is one."""
     machine = machine_of(cpu)
+    if cpu.id >= machine.nr_cpus:
+        return
     nodes = zonelist(machine, nid)
     for i in range(MAX_NODES):
         node = nodes[i]
@@ -88,14 +114,9 @@ def throttle_direct_reclaim(cpu, sc, nid):
             return
         if (U(sc.nodemask) >> U(node)) & U(1) == U(0):
             continue
-        if allow_direct_reclaim(machine, node):
-            return
-        count_vm_events(machine, cpu.id, PGSCAN_DIRECT_THROTTLE, 1)
-        wake_kthread(cpu, node, U(KSWAPD))
-        for _ in range(THROTTLE_TURNS):
-            let_others_run(cpu)
-            if allow_direct_reclaim(machine, node):
-                break
+        if not allow_direct_reclaim(machine, node):
+            count_vm_events(machine, cpu.id, PGSCAN_DIRECT_THROTTLE, 1)
+            wait_for_kswapd(cpu, node)
         return
 
 

@@ -10,6 +10,7 @@ import numpy as np
 from numaemu.compiler.atomic import fetch_add
 from numaemu.compiler.decorators import hot, kernel
 from numaemu.compiler.pointer import address_of
+from numaemu.kernel.core.lockstep import cond_resched
 from numaemu.kernel.core.smp import MSG_DRAIN, actor_of_node, machine_of, request, spin_lock, spin_unlock
 from numaemu.kernel.core.timer import mem_cgroup_flush_stats_ratelimited
 from numaemu.kernel.include.mm_types import PG_active, PG_lru, PG_reclaim, PG_unevictable, PG_workingset
@@ -21,11 +22,13 @@ from numaemu.kernel.include.mmzone import (
     LRU_INACTIVE_ANON,
     LRU_INACTIVE_FILE,
     MAX_NR_ZONES,
+    MIGRATE_RECLAIMABLE,
     WMARK_HIGH,
     lruvec_of,
     node_of,
     page_of,
     page_zone,
+    pcp_of,
     wmark_pages,
     zone_of,
 )
@@ -51,7 +54,7 @@ from numaemu.kernel.mm.cache.page_writeback import wakeup_flusher_threads
 from numaemu.kernel.mm.fault.rmap import REFERENCED_EXEC, folio_referenced
 from numaemu.kernel.mm.numa.memory_tiers import can_demote, can_reclaim_anon_pages
 from numaemu.kernel.mm.page_alloc.page_alloc import free_unref_page, put_page, try_get_page
-from numaemu.kernel.mm.page_alloc.pcplist import drain_local_pages
+from numaemu.kernel.mm.page_alloc.pcplist import drain_local_pages, trim_pcp
 from numaemu.kernel.mm.page_alloc.watermark import gfp_zone
 from numaemu.kernel.mm.reclaim.demote import shrink_or_demote
 from numaemu.kernel.mm.reclaim.lru import (
@@ -401,6 +404,16 @@ def nothing_cached(machine, node):
     return lruvec.nr[LRU_ACTIVE_FILE] + lruvec.nr[LRU_INACTIVE_FILE] == 0
 
 
+@kernel("void(cpu_t*, i64)")
+def trim_reclaimed(cpu, node):
+    """While kswapd works, its lists hold four batches of a zone at most: what it frees is to be had at once (nr_pcp_high)."""
+    machine = machine_of(cpu)
+    for kind in range(MAX_NR_ZONES):
+        zone = zone_of(machine, node * MAX_NR_ZONES + kind)
+        for migratetype in range(MIGRATE_RECLAIMABLE + 1):
+            trim_pcp(cpu, zone, pcp_of(machine, cpu.id, zone.number).lists[migratetype], zone.pcp_batch << 2)
+
+
 @kernel("void(cpu_t*, scan_control_t*, i64)")
 def shrink_lruvec(cpu, sc, node):
     """One pass over a node's lists.
@@ -422,6 +435,9 @@ def shrink_lruvec(cpu, sc, node):
                 piece = min(sc.nr[lru], SWAP_CLUSTER_MAX)
                 sc.nr[lru] -= piece
                 reclaimed += shrink_list(cpu, sc, node, lru, piece)
+        if sc.kswapd:
+            trim_reclaimed(cpu, node)
+            cond_resched(cpu)
         if reclaimed >= sc.nr_to_reclaim and not proportional and not stop_smaller(sc):
             break
     sc.nr_reclaimed += reclaimed

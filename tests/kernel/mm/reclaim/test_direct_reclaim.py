@@ -1,0 +1,96 @@
+"""Direct reclaim waits for kswapd while a node is almost empty, and kswapd works beside the tasks that wait for it."""
+
+import numpy as np
+import pytest
+
+from numaemu import MAP_ANONYMOUS, MAP_NORESERVE, MAP_PRIVATE, Machine
+from numaemu.compiler.build import JIT
+from numaemu.hardware.processor import cpu_t
+from numaemu.kernel.include.internal import MAX_RECLAIM_RETRIES
+from numaemu.kernel.include.mmzone import MAX_NR_ZONES, WMARK_MIN, ZONE_DMA, ZONE_DMA32, node_of, zone_of
+from numaemu.kernel.mm.reclaim.direct_reclaim import allow_direct_reclaim, throttle_direct_reclaim
+from numaemu.kernel.mm.reclaim.pageout import scan_control_of
+from numaemu.kernel.mm.reclaim.vmscan import init_scan_control
+from numaemu.kernel.mm.swap import swapon
+
+WAITS = 40
+
+
+class Short:
+    """One node whose min watermark is far above what is free, until somebody has waited `WAITS` times."""
+
+    def __init__(self, loopback):
+        self.loop = loopback(nodes=1, cpus_per_node=1, memory_per_node="8MiB")
+        swapon.swapon(self.loop.machine, "area", 16 << 20)
+        self.machine, self.waits = self.loop.machine, 0
+        self.loop.task().mmap("1MiB").touch()
+        self.loop.system("drop_caches", 1)  # pages leave the CPU's batches
+        self.zones = [zone_of(self.machine, kind) for kind in range(MAX_NR_ZONES)]
+        self.marks = [int(zone.watermark[WMARK_MIN]) for zone in self.zones]
+        self.machine.on_wait = self.loop._callback(self.wait)
+        self.set_marks(1 << 20)
+
+    def set_marks(self, pages):
+        for zone in self.zones:
+            zone.watermark[WMARK_MIN] = pages
+
+    def wait(self, *_):
+        self.waits += 1
+        if self.waits == WAITS:
+            for zone, mark in zip(self.zones, self.marks):
+                zone.watermark[WMARK_MIN] = mark
+
+    def throttle(self, context):
+        cpu = cpu_t.array(self.machine.cpus)[context]
+        sc = scan_control_of(cpu)
+        init_scan_control(self.machine, sc, 0, 0, self.machine.node_mask)
+        throttle_direct_reclaim(cpu, sc, 0)
+        return self.waits
+
+
+def test_a_reclaimer_waits_until_kswapd_has_freed_enough(loopback):
+    short = Short(loopback)
+    assert not allow_direct_reclaim(short.machine, 0)
+    assert short.throttle(0) == WAITS and allow_direct_reclaim(short.machine, 0)
+    assert short.loop.vmstat()["pgscan_direct_throttle"] == 1
+
+
+def test_kernel_threads_do_not_wait_for_kswapd(loopback):
+    short = Short(loopback)
+    assert short.throttle(short.machine.nr_cpus) == 0
+    assert short.loop.vmstat()["pgscan_direct_throttle"] == 0
+
+
+def test_nobody_waits_for_a_kswapd_that_has_given_up(loopback):
+    short = Short(loopback)
+    node_of(short.machine, 0).kswapd_failures = MAX_RECLAIM_RETRIES
+    assert short.throttle(0) == 0
+
+
+def test_only_zones_with_something_to_reclaim_count(loopback):
+    """ZONE_DMA has no page on a list: that much of it is free lets nobody go on."""
+    loop = loopback(nodes=1, cpus_per_node=1, memory_per_node="24MiB")
+    swapon.swapon(loop.machine, "area", 16 << 20)
+    loop.task().mmap("1MiB").touch()
+    loop.system("drop_caches", 1)
+    dma, largest = (zone_of(loop.machine, kind) for kind in (ZONE_DMA, ZONE_DMA32))
+    assert dma.free_pages > 2000 and allow_direct_reclaim(loop.machine, 0)
+    largest.watermark[WMARK_MIN] = 2 * largest.free_pages + 2
+    assert not allow_direct_reclaim(loop.machine, 0)
+
+
+@pytest.mark.skipif(not JIT, reason="a machine of processes takes long without the JIT")
+def test_kswapd_frees_page_by_page_while_a_task_goes_on():
+    """In lockstep: what a run of kswapd frees is there when its clock has come so far, not all at once when it is woken."""
+    with Machine(nodes=1, cpus_per_node=1, memory_per_node="64MiB", lockstep=True) as machine:
+        machine.swapon("32MiB")
+        task = machine.task()
+        pages = task.mmap("80MiB", flags=MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE).pages()
+        at, freed = machine.stats()["nodes"][0]["meminfo"]["MemFree"] // 4 - 400, [0]
+        task.store(pages[:at], np.uint64(1))
+        while freed[-1] < 1000:
+            task.store(pages[at : at + 1], np.uint64(1))
+            task.sleep(0.05)
+            at += 1
+            freed.append(machine.stats()["vmstat"]["pgsteal_kswapd"])
+        assert max(np.diff(freed)) < 250
