@@ -17,6 +17,7 @@ from numaemu.kernel.arch.thread_stack import init_stacks
 from numaemu.kernel.core.psi import psi_init
 from numaemu.kernel.core.rates import init_rates
 from numaemu.kernel.core.timer import HPAGE_FRAG_CHECK_INTERVAL_NS
+from numaemu.kernel.fs.bio import BIO_BYTES
 from numaemu.kernel.fs.disk import disk_space_t
 from numaemu.kernel.include.mm_types import cgroup_t, machine_t, pool_t, present_cpus, task_t
 from numaemu.kernel.include.mmzone import (
@@ -48,7 +49,7 @@ from numaemu.kernel.mm.page_alloc.free_lists import set_free_lists
 from numaemu.kernel.mm.page_alloc.node_side import rmqueue_bulk
 from numaemu.kernel.mm.page_alloc.page_alloc import set_alloc_hooks
 from numaemu.kernel.mm.page_alloc.zone_layout import HIGHMEM_START, whole_blocks, zone_ranges
-from numaemu.kernel.mm.slab.slab import SLAB_RECLAIM_ACCOUNT
+from numaemu.kernel.mm.slab.slab import SLAB_HWCACHE_ALIGN, SLAB_RECLAIM_ACCOUNT
 from numaemu.kernel.mm.slab.slab_common import init_cache, kmem_cache_init
 from numaemu.kernel.mm.swap.swapfile import MAX_SWAPFILES, SWP_OFFSET_BITS, swap_t
 from numaemu.kernel.mm.swap.zswap_init import init_zswap
@@ -400,6 +401,14 @@ def buffer_init(machine):
     init_cache(machine, pool.used, "buffer_head", BUFFER_HEAD_BYTES, 0, SLAB_RECLAIM_ACCOUNT)
 
 
+def init_bio(machine):
+    """The slab cache of fs_bio_set's bios: Linux's function of this name, in block/bio.c."""
+    pool = pool_t.at(machine.kmem_cache_pool)
+    pool.used += 1
+    machine.bio_slab = pool.used
+    init_cache(machine, pool.used, f"bio-{BIO_BYTES}", BIO_BYTES, 8, SLAB_HWCACHE_ALIGN)
+
+
 def init_disk(topology, machine):
     """An empty disk, and the settings of writing back to it."""
     spec, space = topology.disk, disk_space_t.at(machine.disk_space)
@@ -513,6 +522,7 @@ def boot(topology, reserve=None, free_lists=None):
     init_swap(topology, machine, blocks)
     kmem_cache_init(machine, blocks["kmem_cache_stack"], topology.kernel["slab_debug"] or None)
     buffer_init(machine)
+    init_bio(machine)
     page = page_of(machine, ZERO_PFN)
     page.refcount = 1
     return machine, blocks

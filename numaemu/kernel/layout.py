@@ -10,6 +10,7 @@ from numaemu.kernel.arch.thread_stack import thread_stack_blocks
 from numaemu.kernel.core.psi import NR_PSI_STATES, psi_group_cpu_t, psi_group_t
 from numaemu.kernel.core.rates import rate_blocks
 from numaemu.kernel.core.strand import lockstep_t
+from numaemu.kernel.fs.bio import bio_queue_t
 from numaemu.kernel.fs.disk import disk_space_t
 from numaemu.kernel.fs.file import files_struct_t
 from numaemu.kernel.fs.inode import file_t, inode_t
@@ -100,6 +101,7 @@ def cpu_tables(topology):
         ("gather", contexts * GATHER_PAGES * 8),
         ("migrate", 2 * contexts * migrate_t.nbytes),
         ("scan_controls", contexts * scan_control_t.nbytes),
+        ("bio_queues", contexts * bio_queue_t.nbytes),
         ("zbufs", contexts * ZBUF_BYTES),
         ("psi", psi_group_t.nbytes),
         ("psi_cpus", contexts * psi_group_cpu_t.nbytes),

@@ -513,7 +513,8 @@ machine_t = Struct("machine_t", [
     ("swappiness", i64),            # sysctl vm.swappiness
     ("inodes", u64), ("files", u64), ("inode_pool", u64), ("file_pool", u64),    # inode.py
     ("files_structs", u64), ("files_struct_pool", u64),      # file.py
-    ("bh_cachep", i64),             # the slab cache of buffer heads
+    ("bh_cachep", i64), ("bio_slab", i64),         # the slab caches of buffer heads and of bios
+    ("bio_queues", u64),            # bio_queue_t[nr_cpu_ids]: bio.py
     ("inode_lock", u64),            # spin lock: names, link and open counts of inodes
     ("disk", u64),                  # host address of the disk's contents
     ("disk_space", u64), ("disk_written", u64),    # disk_space_t; a bit for each page ever written

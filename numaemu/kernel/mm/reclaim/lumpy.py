@@ -8,6 +8,7 @@ pages of its naturally aligned block from whatever list they are on, used or not
 from numaemu.compiler.atomic import fetch_add, load_acquire
 from numaemu.compiler.decorators import hot, kernel
 from numaemu.kernel.core.smp import machine_of
+from numaemu.kernel.fs.bio import blk_wait
 from numaemu.kernel.include.internal import PAGE_ALLOC_COSTLY_ORDER
 from numaemu.kernel.include.mm_types import PG_active, PG_lru, PG_reclaim, PG_swapbacked, PG_swapcache, PG_unevictable
 from numaemu.kernel.include.mmzone import lruvec_of, page_of, page_to_nid, page_zone, zone_of
@@ -100,6 +101,7 @@ def files_kept(machine, sc):
 def shrink_again(cpu, sc):
     """The disk has what was written: a second try with what is left of the batch. Pages freed."""
     machine, left, written = machine_of(cpu), 0, sc.nr_pageout
+    blk_wait(cpu)
     for i in range(sc.nr_taken):
         pfn, state = sc.pfn[i], sc.state[i]
         if state == FREED:

@@ -13,6 +13,7 @@ from numaemu.compiler.pointer import address_of
 from numaemu.kernel.core.lockstep import cond_resched
 from numaemu.kernel.core.smp import MSG_DRAIN, actor_of_node, machine_of, request, spin_lock, spin_unlock
 from numaemu.kernel.core.timer import mem_cgroup_flush_stats_ratelimited
+from numaemu.kernel.fs.bio import blk_wait
 from numaemu.kernel.include.mm_types import PG_active, PG_lru, PG_reclaim, PG_unevictable, PG_workingset
 from numaemu.kernel.include.mmzone import (
     LRU_ACTIVE,
@@ -238,6 +239,7 @@ def shrink_inactive_list(cpu, sc, node, lru, nr_to_scan):
     move_folios_to_lru(cpu, sc, node)
     mod_node_page_state(machine, cpu.id, node, NR_ISOLATED_ANON, -anons)
     mod_node_page_state(machine, cpu.id, node, NR_ISOLATED_FILE, -files)
+    blk_wait(cpu)
     end_writes(cpu, sc)
     count_vm_events(machine, cpu.id, PGSTEAL_KSWAPD + reclaimer_offset(sc), reclaimed)
     count_vm_events(machine, cpu.id, PGSTEAL_ANON, reclaimed - files_freed)
@@ -284,7 +286,9 @@ def shrink_active_list(cpu, sc, node, lru, nr_to_scan):
 
 @kernel("i64(cpu_t*, scan_control_t*, i64)")
 def reclaim_pages(cpu, sc, node):
-    """Reclaim the isolated pages of the batch, all of one node, whether they were used or not: pages freed."""
+    """Reclaim the isolated pages of the batch, all of one node, whether they were used or not: pages freed. What it writes may
+    still be under way (blk_wait).
+    """
     sc.ignore_references = 1
     freed = shrink_folio_list(cpu, sc)
     move_folios_to_lru(cpu, sc, node)

@@ -26,6 +26,7 @@ from numaemu.kernel.arch.tlb import (
     mm_tlb_flush_nested,
 )
 from numaemu.kernel.core.smp import machine_of
+from numaemu.kernel.fs.bio import blk_wait
 from numaemu.kernel.include.gfp import GFP_KERNEL
 from numaemu.kernel.include.mm_types import MM_SWAPENTS, PG_anon, PG_dirty, PG_referenced, PG_swapcache
 from numaemu.kernel.include.mmzone import page_of, page_to_nid
@@ -177,7 +178,9 @@ def madvise_huge_pmd(cpu, mm_number, address, end, advice):
 
 @kernel("void(cpu_t*, i64, u64, u64)")
 def madvise_pageout(cpu, mm_number, start, end):
-    """MADV_PAGEOUT: reclaim the pages of a range, in batches of one node each."""
+    """MADV_PAGEOUT: reclaim the pages of a range, in batches of one node each. Linux's call returns while the disk works on the
+    last of them; here reclaim's own work takes no emulated time, and the disk's, for which it waits at the end, stands for both.
+    """
     machine = machine_of(cpu)
     mm, sc, address, node = mm_of(machine, mm_number), scan_control_of(cpu), start, -1
     lru_add_drain(cpu)
@@ -197,6 +200,7 @@ def madvise_pageout(cpu, mm_number, start, end):
         address += U(PAGE_SIZE)
     if sc.nr_taken > 0:
         reclaim_pages(cpu, sc, node)
+    blk_wait(cpu)
     lru_add_drain(cpu)
 
 

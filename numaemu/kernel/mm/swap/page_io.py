@@ -11,8 +11,9 @@ from numaemu.compiler.decorators import hot, kernel
 from numaemu.compiler.native import clear_bytes, copy_bytes
 from numaemu.compiler.pointer import u8, u64
 from numaemu.hardware.controller import charge_dma
-from numaemu.kernel.core.psi import account_iowait, psi_memstall_leave, psi_thrashing_start
+from numaemu.kernel.core.psi import psi_memstall_leave, psi_thrashing_start
 from numaemu.kernel.core.smp import machine_of
+from numaemu.kernel.fs.bio import submit_bio
 from numaemu.kernel.fs.disk import io_wait
 from numaemu.kernel.include.mm import frame_of
 from numaemu.kernel.include.mm_types import PG_dirty, PG_uptodate, PG_writeback
@@ -61,11 +62,11 @@ def place_on_disk(machine, entry):
 
 @kernel("void(cpu_t*, i64)")
 def write_to_disk(cpu, pfn):
-    """The disk is given a locked page of the swap cache; end_swap_write follows (__swap_writepage)."""
+    """The disk is given a locked page of the swap cache; end_swap_write follows (__swap_writepage), and blk_wait."""
     machine = machine_of(cpu)
     copy_bytes(place_on_disk(machine, page_of(machine, pfn).private), frame_of(machine, pfn), PAGE_SIZE)
     charge_dma(cpu, page_to_nid(machine, pfn), PAGE_SIZE)
-    account_iowait(cpu, machine.disk_page_ns)
+    submit_bio(cpu, page_of(machine, pfn).private)
     fetch_add(swap_of(machine).info[swp_type(page_of(machine, pfn).private)], "nr_writes", 1)
     count_vm_events(machine, cpu.id, PSWPOUT, 1)
     count_vm_events(machine, cpu.id, PGPGOUT, 4)

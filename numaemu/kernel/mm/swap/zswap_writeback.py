@@ -6,6 +6,7 @@ from numaemu.compiler.atomic import fetch_add
 from numaemu.compiler.decorators import kernel
 from numaemu.compiler.pointer import address_of
 from numaemu.kernel.core.smp import machine_of, spin_lock, spin_unlock
+from numaemu.kernel.fs.bio import blk_wait
 from numaemu.kernel.include.gfp import GFP_KERNEL
 from numaemu.kernel.include.internal import MAX_RECLAIM_RETRIES, PF_MEMALLOC
 from numaemu.kernel.include.mm import frame_of
@@ -57,6 +58,7 @@ def zswap_writeback_entry(cpu, entry):
         folio_set(page, PG_uptodate)
         folio_set(page, PG_reclaim)
         write_to_disk(cpu, pfn)
+        blk_wait(cpu)
         end_swap_write(cpu, pfn)
         if folio_clear(page, PG_reclaim):
             folio_rotate_reclaimable(cpu, pfn)
