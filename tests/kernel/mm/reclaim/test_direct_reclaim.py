@@ -6,11 +6,24 @@ import pytest
 from numaemu import MAP_ANONYMOUS, MAP_NORESERVE, MAP_PRIVATE, Machine
 from numaemu.compiler.build import JIT
 from numaemu.hardware.processor import cpu_t
+from numaemu.kernel.include.gfp import GFP_HIGHUSER_MOVABLE
 from numaemu.kernel.include.internal import MAX_RECLAIM_RETRIES
-from numaemu.kernel.include.mmzone import MAX_NR_ZONES, WMARK_MIN, ZONE_DMA, ZONE_DMA32, node_of, zone_of
+from numaemu.kernel.include.mmzone import (
+    MAX_NR_ZONES,
+    MIGRATE_MOVABLE,
+    WMARK_MIN,
+    ZONE_DMA,
+    ZONE_DMA32,
+    node_of,
+    page_zone,
+    pcp_of,
+    zone_of,
+)
+from numaemu.kernel.mm.page_alloc.page_alloc import alloc_pages, put_page
+from numaemu.kernel.mm.page_alloc.pcplist import drain_local_pages
 from numaemu.kernel.mm.reclaim.direct_reclaim import allow_direct_reclaim, throttle_direct_reclaim
 from numaemu.kernel.mm.reclaim.pageout import scan_control_of
-from numaemu.kernel.mm.reclaim.vmscan import init_scan_control
+from numaemu.kernel.mm.reclaim.vmscan import init_scan_control, trim_reclaimed
 from numaemu.kernel.mm.swap import swapon
 
 WAITS = 40
@@ -95,3 +108,19 @@ def test_kswapd_frees_page_by_page_while_a_task_goes_on():
             at += 1
             freed.append(machine.stats()["vmstat"]["pgsteal_kswapd"])
         assert max(np.diff(freed)) < 250, max(np.diff(freed))
+
+
+def test_kswapd_keeps_four_batches_of_what_it_frees(loopback):
+    """As nr_pcp_high says of a zone that is being reclaimed: the rest is free for everybody."""
+    machine = loopback(nodes=1, cpus_per_node=1, memory_per_node="16MiB").machine
+    kthreads = cpu_t.array(machine.cpus)[machine.nr_cpus]
+    pages = [alloc_pages(kthreads, GFP_HIGHUSER_MOVABLE, 0, 0, machine.node_mask) for _ in range(300)]
+    drain_local_pages(kthreads)
+    for pfn in pages:
+        put_page(kthreads, pfn)
+    zone = zone_of(machine, page_zone(machine, pages[0]))
+    lists, free = pcp_of(machine, kthreads.id, zone.number).lists, zone.free_pages
+    assert lists[MIGRATE_MOVABLE].count > zone.pcp_batch << 2
+    given = lists[MIGRATE_MOVABLE].count - (zone.pcp_batch << 2)
+    trim_reclaimed(kthreads, 0)
+    assert lists[MIGRATE_MOVABLE].count == zone.pcp_batch << 2 and zone.free_pages == free + given
