@@ -6,6 +6,7 @@ instruction; in Python a few lines of IR, compiled when first used, run the same
 """
 
 import ctypes
+import platform
 
 from llvmlite import binding as llvm
 from numba import types
@@ -82,6 +83,10 @@ class _Twins:
 
 
 _twins = _Twins()
+_LOADS_ACQUIRE = platform.machine() in (
+    "x86_64",
+    "AMD64",
+)  # every load does: a plain one, which Python has, is the same instruction
 
 
 def _atomic(op, target, where, *values):
@@ -90,7 +95,9 @@ def _atomic(op, target, where, *values):
         address, kind = target.address + target.struct.offsets[where], target.struct.kinds[where]
     else:
         address, kind = target._at(where), target.kind
-    result = _twins.get(op, kind, len(values))(address, *[int(v) for v in values])
+    if op == "load" and _LOADS_ACQUIRE:
+        return kind.get(address)
+    result = _twins.get(op, kind, len(values))(address, *map(int, values))
     return kind.dtype.type(result) if result is not None and kind.dtype.kind == "u" else result
 
 

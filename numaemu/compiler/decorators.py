@@ -24,7 +24,6 @@ from llvmlite import binding as llvm
 from llvmlite.ir import CallInstr
 from numba import types
 from numba.core.ccallback import CFunc
-from numba.core.compiler_lock import global_compiler_lock
 from numba.core.cpu import CPUContext
 from numba.extending import typeof_impl
 
@@ -32,6 +31,7 @@ from numaemu.compiler.build import JIT
 from numaemu.compiler.image import Compiled
 from numaemu.compiler.link import COMPILING, LINKER
 from numaemu.compiler.native import PythonCallback
+from numaemu.compiler.pipeline import WithoutLoading, for_any_number
 from numaemu.compiler.pointer import SCALARS, STRUCTS, ItemsType, PointerType
 
 _OPTIONS = dict(error_model="numpy", boundscheck=False)
@@ -82,9 +82,9 @@ def _declare(symbol, compile_it):
 
 def _for_image(result, name):
     """What an image keeps of a compiled function, which is called by `name`; the names of what it calls."""
-    module = result.library._final_module
+    code, module = result.library.machine_code(), result.library._final_module
     words = [v.name for v in module.global_variables if v.name.startswith(_ENVIRONMENT)]
-    compiled = Compiled(result.library._get_compiled_object(), name, tuple(words), tuple(result.environment.consts))
+    compiled = Compiled(code, name, tuple(words), tuple(result.environment.consts))
     return compiled, [f.name for f in module.functions if f.is_declaration]
 
 
@@ -133,11 +133,9 @@ class Kernel:
 
     def _compile(self):
         signature = self.external.sig
-        with global_compiler_lock:
-            result = CFunc(self.py_func, (signature.args, signature.return_type), {}, _OPTIONS)._compile_uncached()
-            name = result.fndesc.llvm_cfunc_wrapper_name
-            result.library.get_pointer_to_function(name)
-        return _for_image(result, name)
+        kinds = signature.args, signature.return_type
+        result = CFunc(self.py_func, kinds, {}, _OPTIONS, pipeline_class=WithoutLoading)._compile_uncached()
+        return _for_image(result, result.fndesc.llvm_cfunc_wrapper_name)
 
     @functools.cached_property
     def external(self):
@@ -162,7 +160,8 @@ class Hot:
 
     @functools.cached_property
     def inlined(self):
-        return numba.njit(**_OPTIONS, forceinline=True, no_cpython_wrapper=True, no_cfunc_wrapper=True)(self.py_func)
+        options = dict(**_OPTIONS, forceinline=True, no_cpython_wrapper=True, no_cfunc_wrapper=True)
+        return for_any_number(numba.njit(**options, pipeline_class=WithoutLoading)(self.py_func))
 
     def __call__(self, *args):
         return self.py_func(*args)
@@ -226,7 +225,7 @@ def entry(signature, nogil=False):
             return LINKER.for_python(_symbol(function), function)
 
         def compile_it():
-            (result,) = numba.njit(sig, **options)(function).overloads.values()
+            (result,) = numba.njit(sig, **options, pipeline_class=WithoutLoading)(function).overloads.values()
             return _for_image(result, result.fndesc.llvm_cpython_wrapper_name)
 
         _declare(_symbol(function), compile_it)

@@ -34,6 +34,7 @@ from numba.extending import lower_builtin, typeof_impl
 from numaemu.compiler.build import DEBUG, JIT, PACKAGE
 from numaemu.compiler.decorators import parse_signature
 from numaemu.compiler.link import _STUB, LINKER
+from numaemu.compiler.pipeline import Short, for_any_number
 from numaemu.compiler.stamp import imported, reached, source_texts, split
 
 MARK = re.compile(r"^@(library|far)\b", re.M)
@@ -153,9 +154,10 @@ def library(function):
     """See the module's text. With the JIT off it is the plain function."""
     if not JIT:
         return function
-    dispatcher = numba.njit(cache=True, nogil=True, error_model="numpy", boundscheck=False)(function)
+    options = dict(cache=True, nogil=True, error_model="numpy", boundscheck=False)
     if not function.__module__.startswith("numaemu."):
-        return dispatcher
+        return numba.njit(**options)(function)
+    dispatcher = for_any_number(numba.njit(**options, pipeline_class=Short)(function))
     with contextlib.suppress(AttributeError):  # nothing can be kept
         dispatcher._cache._cache_file._source_stamp = stamp_of(function.__module__)
     compile_it = dispatcher.compile

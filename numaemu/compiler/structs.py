@@ -81,10 +81,12 @@ class Items:
         return self.address + index * self.kind.nbytes
 
     def __getitem__(self, index):
-        index, length, kind = int(index), self.length, self.kind
-        return kind.get(
-            self.address + index * kind.nbytes if length is None or 0 <= index < length else self._at(index)
-        )
+        length, kind = self.length, self.kind
+        if index.__class__ is not int:
+            index = int(index)
+        if length is None or 0 <= index < length:
+            return kind.get(self.address + index * kind.nbytes)
+        return kind.get(self._at(index))
 
     def __setitem__(self, index, value):
         self.kind.put(self._at(index), value)
@@ -182,10 +184,12 @@ class Struct:
         STRUCTS[name] = self
 
     def at(self, address):
-        return self.get(self._aligned(int(address)))
+        address = int(address)
+        return self.get(self._aligned(address) if address & self.misaligned else address)
 
     def array(self, address, length=None):
-        return Items(self._aligned(int(address)), self, length)
+        address = int(address)
+        return Items(self._aligned(address) if address & self.misaligned else address, self, length)
 
     def _aligned(self, address):
         if address & self.misaligned:

@@ -713,7 +713,7 @@ def test_a_time_limit_ends_a_run_like_ctrl_c(workload, ignored):
             "numaemu",
             "run",
             "--timeout",
-            "5",
+            "2",
             workload(SLEEPY.format(wait="handle.result()")),
             "--memory-per-node",
             "32MiB",
@@ -725,7 +725,7 @@ def test_a_time_limit_ends_a_run_like_ctrl_c(workload, ignored):
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_IGN if ignored else signal.default_int_handler),
     )
     assert done.returncode == 130
-    assert without_progress(done.stderr).strip().splitlines()[0] == "numaemu: interrupted after 5 s (--timeout)"
+    assert without_progress(done.stderr).strip().splitlines()[0] == "numaemu: interrupted after 2 s (--timeout)"
 
 
 def test_reader_that_goes_away_ends_it_quietly(workload):
