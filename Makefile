@@ -17,17 +17,24 @@ PYTEST := $(BIN)/python -m pytest -q
 
 # Tests marked `interpreted` also run with the JIT off, those marked `concurrent` also compiled with the checks of the debug build.
 
-.PHONY: run test bench conform docs pages setup layers first-functions clean
+COMPILE := $(BIN)/python -c "from numaemu.compiler.link import compile_everything; compile_everything()"
+
+.PHONY: run test bench conform docs pages setup compilers layers first-functions clean
 
 run: $(READY)
 	@$(BIN)/python -m numaemu run workloads/first_touch.py
 
 # Tests start hundreds of processes, which are to find the package's bytecode.
 test: export PYTHONDONTWRITEBYTECODE =
-test: layers
+test: compilers layers
 	$(PYTEST) -n auto
 	NUMBA_DISABLE_JIT=1 NUMAEMU_DEBUG=1 $(PYTEST) -m interpreted -n auto
 	NUMAEMU_DEBUG=1 $(PYTEST) -m concurrent -n auto
+
+# Compilers begin while what the tests need is installed and the lint runs, which keep one core busy. Behind everything else they go on
+# with the debug build, while tests wait for something. What goes wrong here the tests say, which complete what is missing.
+compilers: $(READY)
+	@(nice -n 5 $(COMPILE); NUMAEMU_DEBUG=1 nice -n 19 $(COMPILE)) >/dev/null 2>&1 &
 
 bench: $(READY)
 	$(BIN)/python -m numaemu bench

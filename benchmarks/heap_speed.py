@@ -9,7 +9,6 @@ import pathlib
 import sys
 import time
 
-import numpy as np
 from common import median
 
 from numaemu import Machine
@@ -17,20 +16,11 @@ from numaemu.gc.collectors import COLLECTORS
 from numaemu.gc.exercise import make_tree
 from numaemu.malloc.kinds import KINDS
 from numaemu.malloc.replay import play
-from numaemu.malloc.trace import FREE, MALLOC, read_trace
+from numaemu.malloc.rules import binary
+from numaemu.malloc.trace import read_trace
 
-PAIRS = 2000
 HEAP, DEPTH = "256MiB", 20  # of a tree of 2^21 - 1 objects
 SLOW = "implicit"  # walks over all blocks
-
-
-def binary(pairs=PAIRS):
-    """(requests, how many blocks they name)"""
-    rows = [(MALLOC, i, (64, 448)[i % 2]) for i in range(2 * pairs)]
-    rows += [(FREE, i, 0) for i in range(1, 2 * pairs, 2)]
-    rows += [(MALLOC, 2 * pairs + i, 512) for i in range(pairs)]
-    rows += [(FREE, i, 0) for i in (*range(0, 2 * pairs, 2), *range(2 * pairs, 3 * pairs))]
-    return np.array(rows, np.int64), 3 * pairs
 
 
 def requests_a_second(task, kind, requests, blocks):
@@ -60,13 +50,10 @@ def objects_a_second(task, kind):
 
 def main(path=None):
     """The command line."""
-    requests, blocks = binary()
-    if path is not None:
-        trace = read_trace(pathlib.Path(path))
-        requests, blocks = trace.requests, trace.blocks
+    trace = binary() if path is None else read_trace(pathlib.Path(path))
     with Machine(nodes=1, cpus_per_node=1, memory_per_node="1GiB") as machine:
         for kind in KINDS:
-            rate = machine.run(requests_a_second, kind, requests, blocks)
+            rate = machine.run(requests_a_second, kind, trace.requests, trace.blocks)
             print(f"{kind:14} {rate / 1e6:6.2f} M requests/s", flush=True)
         for kind in COLLECTORS:
             print(f"{kind:14} {machine.run(objects_a_second, kind) / 1e6:6.1f} M objects/s", flush=True)

@@ -64,6 +64,7 @@ class LowerWithoutLoading(NativeLowering):
     _name = "lower_without_loading"
 
     def run_pass(self, state):
+        """Without a function that Python could call."""
         state.library = NotLoaded(state.targetctx.codegen(), state.func_id.func_qualname)
         state.flags.no_compile = True
         super().run_pass(state)
@@ -79,6 +80,7 @@ class Short(CompilerBase):
     lowering = NativeLowering
 
     def define_pipelines(self):
+        """What a compilation does, in this order."""
         passes = PassManager("nopython")
         for each in (*_BEFORE_LLVM, self.lowering, NoPythonBackend):
             passes.add_pass(each, each.__name__)

@@ -7,7 +7,8 @@
 `control` is the page of words where a heap keeps its bounds and settings, with its lock (`lock`) and its growth by brk or mmap; `big` are blocks
 with a mapping of their own. `tags` are blocks with boundary tags, for `implicit`, `explicit` and `segregated`. `buddy`, `dlmalloc` and
 `ptmalloc` lay out their own. `calls` is what a user kernel calls, `heap` the object that a workload holds, `check` walks and draws a
-heap, `trace` reads recorded traces and `replay` plays them. A new kind is one new file with the functions that `kinds` lists.
+heap, `trace` reads recorded traces, `rules` makes those that a rule describes and `replay` plays them. A new kind is one new file with
+the functions that `kinds` lists.
 """
 
 import importlib as _importlib

@@ -2,10 +2,11 @@
 
 import pytest
 from naive_heap import NaiveHeap
-from traces import binary, coalescing, mixed, realloc
+from traces import mixed
 
 from numaemu.compiler.build import JIT
 from numaemu.malloc.replay import replay
+from numaemu.malloc.rules import binary, coalescing, realloc
 from numaemu.malloc.trace import FREE, MALLOC
 
 REQUESTS = 400 if JIT else 150

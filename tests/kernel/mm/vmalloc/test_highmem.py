@@ -68,7 +68,8 @@ def test_high_pages_have_no_address(pc):
     assert kernel.page(kernel._pfn(address))["zone"] == ZONE_NORMAL
 
 
-def test_user_pages_fall_downward_and_leave_the_reserve(pc):
+def test_user_pages_fall_downward_and_leave_the_reserve(loopback):
+    pc = loopback("x86-32", memory_per_node="1GiB")  # 128 MiB of it are high
     kernel = pc.task().kernel
     seen = []
     while (pfn := kernel.alloc_pages(GFP_HIGHUSER | __GFP_NORETRY | __GFP_NOWARN, 10)) is not None:
