@@ -31,7 +31,7 @@ from numaemu.compiler.build import JIT
 from numaemu.compiler.image import Compiled
 from numaemu.compiler.link import COMPILING, LINKER
 from numaemu.compiler.native import PythonCallback
-from numaemu.compiler.pipeline import WithoutLoading, for_any_number
+from numaemu.compiler.pipeline import Short, WithoutLoading, for_any_number
 from numaemu.compiler.pointer import SCALARS, STRUCTS, ItemsType, PointerType
 
 _OPTIONS = dict(error_model="numpy", boundscheck=False)
@@ -161,7 +161,9 @@ class Hot:
     @functools.cached_property
     def inlined(self):
         options = dict(**_OPTIONS, forceinline=True, no_cpython_wrapper=True, no_cfunc_wrapper=True)
-        return for_any_number(numba.njit(**options, pipeline_class=WithoutLoading)(self.py_func))
+        # Elsewhere it is loaded: Numba then knows what it raises with, also for the user kernel that it becomes a part of.
+        pipeline = WithoutLoading if COMPILING else Short
+        return for_any_number(numba.njit(**options, pipeline_class=pipeline)(self.py_func))
 
     def __call__(self, *args):
         return self.py_func(*args)
