@@ -14,7 +14,11 @@ from common import median
 from numaemu import Machine
 
 ACCESSES, SPAN, SMALL_SPAN, FAULTS = 2_000_000, 4 << 20, 64 << 10, 20_000
-MODES = {"free": {}, "1 ms": dict(lockstep=True, quantum_ns=1_000_000), "100 us": dict(lockstep=True, quantum_ns=100_000)}
+MODES = {
+    "free": {},
+    "1 ms": dict(lockstep=True, quantum_ns=1_000_000),
+    "100 us": dict(lockstep=True, quantum_ns=100_000),
+}
 GOALS = {(1, "1 ms"): 0.95, (1, "100 us"): 0.95, (8, "1 ms"): 0.42, (8, "100 us"): 0.3}
 
 
