@@ -36,7 +36,17 @@ class Backing:
         self.size, self.path, self.pages = size, path, {}
 
     def get(self, index):
-        return self.pages.get(index, [ZEROS])
+        """What a page may hold. What a mapping has stored behind the end is there until the page is written to the disk."""
+        pages, at = self.pages.get(index, [ZEROS]), self.size - index * PAGE
+        if pages is None or not 0 < at < PAGE:
+            return pages
+        return list(dict.fromkeys([*pages, *(page[:at] + ZEROS[at:] for page in pages)]))
+
+    def grow(self, size):
+        """The file is longer: what was behind its end may be seen from now on."""
+        if self.size % PAGE and size > self.size:
+            self.pages[self.size // PAGE] = self.get(self.size // PAGE)
+        self.size = max(self.size, size)
 
 
 class Area:
@@ -256,6 +266,15 @@ class World:
             if space.areas[page].shared:
                 space.set(page, None)
 
+    def without_reserve(self, space, pages):
+        """A SIGBUS among these pages. A forked process has no huge pages reserved: the pool may have none for it, and may take away
+        one that it shares with the process that has. So they may hold anything; but it must be about a pool.
+        """
+        if not all(space.areas[page].pool for page in pages):
+            raise
+        for page in pages:
+            space.set(page, None)
+
     def compare(self, space, address, data, what):
         self.bytes += len(data)
         done = 0
@@ -283,6 +302,9 @@ class World:
         data = self.random.randbytes(min(room, self.random.choice((1, 7, 64, PAGE, 4 * PAGE))))
         try:
             task.write(pages[0] * PAGE + at, data)
+        except BusError:
+            self.without_reserve(space, pages)
+            return
         except OutOfMemory:
             self.unknown(space, pages)
             raise
@@ -299,6 +321,9 @@ class World:
         data = self.random.randbytes(kind.itemsize)
         try:
             task.store(np.uint64(addresses), np.frombuffer(data, kind)[0])
+        except BusError:
+            self.without_reserve(space, pages)
+            return
         except OutOfMemory:
             self.unknown(space, pages)
             raise
@@ -310,14 +335,24 @@ class World:
         kind = np.dtype(self.random.choice(("u1", "u2", "u4", "u8")))
         at = self.random.choice((0, 8, PAGE - kind.itemsize, PAGE - kind.itemsize // 2))
         addresses = [page * PAGE + at for page in pages if at + kind.itemsize <= PAGE or page + 1 in pages]
-        values = task.load(np.uint64(addresses), kind) if addresses else ()
+        try:
+            values = task.load(np.uint64(addresses), kind) if addresses else ()
+        except BusError:
+            self.without_reserve(space, pages)
+            return
         for address, value in zip(addresses, values, strict=True):
             self.compare(space, address, value.tobytes(), "load")
 
     def do_read(self, space, task):
         pages = self.pick(space, allows=1)
-        if pages:
-            self.compare(space, pages[0] * PAGE, task.read(pages[0] * PAGE, len(pages) * PAGE), "read")
+        if not pages:
+            return
+        try:
+            data = task.read(pages[0] * PAGE, len(pages) * PAGE)
+        except BusError:
+            self.without_reserve(space, pages)
+            return
+        self.compare(space, pages[0] * PAGE, data, "read")
 
     def do_forbidden(self, space, task):
         """What a mapping does not allow, or what has none, is not done."""
@@ -418,14 +453,14 @@ class World:
             backing.pages.update((index, None) for index in pages)
             self.abandon(backing)
             raise
+        if done:
+            backing.grow(offset + done)
         for index in pages:
             begin, end = max(index * PAGE, offset), min((index + 1) * PAGE, offset + done)
             if begin < end:
                 backing.pages[index] = self.changed(
                     backing.get(index), begin - index * PAGE, data[begin - offset : end - offset]
                 )
-        if done:
-            backing.size = max(backing.size, offset + done)
 
     def abandon(self, backing):
         """It is not known how long a file is: nobody uses it any more."""
@@ -534,13 +569,21 @@ class World:
     def do_check(self, space, task):
         self.machine.check()
 
+    def look_at(self, space, page):
+        try:
+            data = space.tasks[0].read(page * PAGE, PAGE)
+        except BusError:
+            self.without_reserve(space, [page])
+            return
+        self.compare(space, page * PAGE, data, "read at the end")
+
     def look_at_everything(self):
         for space in list(self.spaces):
             try:
                 for first, n in space.runs():
                     for page in range(first, first + n):
                         if space.areas[page].prot & 1 and not self.behind_the_end(space.areas[page]):
-                            self.compare(space, page * PAGE, space.tasks[0].read(page * PAGE, PAGE), "read at the end")
+                            self.look_at(space, page)
             except (OutOfMemory, OSError):
                 self.drop(space)
 
