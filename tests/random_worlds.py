@@ -63,7 +63,7 @@ class Space:
     """An address space: its mapped pages by number, the contents of private ones, its tasks and open files."""
 
     def __init__(self):
-        self.areas, self.own, self.tasks, self.files = {}, {}, [], []
+        self.areas, self.own, self.locked, self.tasks, self.files = {}, {}, set(), [], []
 
     def contents(self, page):
         area = self.areas[page]
@@ -82,6 +82,14 @@ class Space:
         for page in pages:
             self.areas.pop(page, None)
             self.own.pop(page, None)
+            self.locked.discard(page)
+
+    def copied(self, pages):
+        """Locked pages that may be stored to are private copies from then on (populate_vma_page_range breaks COW)."""
+        for page in self.locked.intersection(pages):
+            area = self.areas[page]
+            if area.backing and not area.shared and area.prot & 2 and page not in self.own:
+                self.own[page] = self.contents(page)
 
     def runs(self):
         """Stretches of neighbours of one kind: [(first page, pages)]."""
@@ -226,6 +234,7 @@ class World:
             task.mprotect(pages[0] * PAGE, len(pages) * PAGE, prot)
             for page in pages:
                 space.areas[page].prot = prot
+            space.copied(pages)
 
     def do_mremap(self, space, task):
         """Move some pages elsewhere, as they are."""
@@ -246,6 +255,9 @@ class World:
             space.areas[moved.addr // PAGE + i] = space.areas.pop(page)
             if page in space.own:
                 space.own[moved.addr // PAGE + i] = space.own.pop(page)
+            if page in space.locked:
+                space.locked.remove(page)
+                space.locked.add(moved.addr // PAGE + i)
 
     # -- contents
 
@@ -404,7 +416,12 @@ class World:
             for page in pages:
                 old = space.contents(page)
                 space.own[page] = None if old is None else [*old, *[ZEROS][: ZEROS not in old]]
-        task.madvise(pages[0] * PAGE, len(pages) * PAGE, advice)
+        try:
+            task.madvise(pages[0] * PAGE, len(pages) * PAGE, advice)
+        except OSError:
+            if advice == U.MADV_DONTNEED:  # one is locked; those before it are gone
+                space.own.update((page, None) for page in pages if page in space.own)
+            raise
         if advice == U.MADV_DONTNEED:
             for page in pages:
                 space.own.pop(page, None)
@@ -413,7 +430,15 @@ class World:
         pages = self.pick(space, pool=False)
         if pages:
             lock = self.random.choice((task.mlock, task.munlock, task.munlock))
-            lock(pages[0] * PAGE, len(pages) * PAGE)
+            space.locked.update(pages)  # also if only a part is done
+            try:
+                lock(pages[0] * PAGE, len(pages) * PAGE)
+            except (OSError, OutOfMemory):
+                space.own.update((page, None) for page in pages if not space.areas[page].shared)
+                raise
+            if lock == task.munlock:
+                space.locked.difference_update(pages)
+            space.copied(pages)
 
     def do_place(self, space, task):
         pages, node = self.pick(space), self.random.randrange(self.shape["nodes"])
