@@ -108,9 +108,13 @@ def test_an_interrupted_operation_leaves_its_line(machine):
     left.call = interrupt
     with pytest.raises(KeyboardInterrupt):
         area.touch()
-    assert task.load([area.addr])[0] == 0  # behind the operation that went on
+    assert task.load([area.addr])[0] == 0  # before or behind the operation that goes on
     assert line_of(machine, 3) is not left and left.sock.fileno() == -1
-    assert task.counters()["task_minor_faults"] >= area.nbytes // PAGE
+    for _ in range(100_000):
+        if task.counters()["task_minor_faults"] >= area.nbytes // PAGE:
+            break
+    else:
+        pytest.fail("the interrupted operation was not done")
     task.exit()
 
 
