@@ -10,7 +10,7 @@ from numaemu.kernel.arch.pgtable import mm_of, pgd_free, pgd_of
 from numaemu.kernel.arch.thread_stack import alloc_thread_stack_node, put_task_stack
 from numaemu.kernel.arch.tlb import drop_mm, flush_tlb_mm_range
 from numaemu.kernel.core.pool import pool_get, pool_put
-from numaemu.kernel.core.smp import machine_of, write_lock, write_unlock
+from numaemu.kernel.core.smp import machine_of, relax, write_lock, write_unlock
 from numaemu.kernel.core.strand import advance_clock
 from numaemu.kernel.fs.file import copy_files, put_files_struct
 from numaemu.kernel.include.gfp import GFP_PGTABLE_USER
@@ -151,6 +151,10 @@ def mmput(cpu, mm_number):
     mm = mm_of(machine, mm_number)
     if fetch_add(mm, "users", -1) != 1:
         return
+    tries, mmap_lock = 0, i64.array(address_of(mm, "mmap_lock"))
+    while load_acquire(mmap_lock, 0) < 0:  # demotion has it, and came before users was 0 (demote.py)
+        tries += 1
+        relax(cpu, tries)
     if mm.map_count > 0:
         unmap_region(cpu, mm_number, 0, mm.map_count)
     drop_mm(cpu, mm_number)

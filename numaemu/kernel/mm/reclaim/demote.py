@@ -94,7 +94,8 @@ def demote_folio_list(cpu, sc, node):
 def lock_vma_of_huge(cpu, family, pfn):
     """The VMA that maps a page of a family by a huge entry, its mmap_lock taken for writing; 0: none does, or somebody has the lock.
 
-    The family's lock keeps the VMA on its list, and so its address space in use, until the mmap_lock is taken.
+    The family's lock keeps the VMA on its list until the mmap_lock is taken. The last user of an address space unmaps without that
+    lock; so who has it looks for users, and the last one looks for a writer when there are none: one of them sees the other.
     """
     machine, found = machine_of(cpu), 0
     mapping, page = mapping_of(machine, family), page_of(machine, pfn)
@@ -105,7 +106,10 @@ def lock_vma_of_huge(cpu, family, pfn):
         vma = vma_of(machine, number)
         mm, address = mm_of(machine, vma.mm), page_address_in_vma(page, vma)
         if address != U(0) and huge_entry_of_page(machine, mm, address, pfn) != U(0):
-            found = number if write_trylock(address_of(mm, "mmap_lock")) else 0
+            if write_trylock(address_of(mm, "mmap_lock")):
+                found = number if load_acquire(mm, "users") != 0 else 0
+                if found == 0:
+                    write_unlock(address_of(mm, "mmap_lock"))
             break
         number = next_vma_of(mapping, vma)
     spin_unlock(lock)

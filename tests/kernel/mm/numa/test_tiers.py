@@ -7,10 +7,10 @@ from numaemu import uapi
 from numaemu.kernel.arch.pgtable import mm_of
 from numaemu.kernel.core.smp import READER
 from numaemu.kernel.include.gfp import __GFP_MEMALLOC, __GFP_NOMEMALLOC, __GFP_THISNODE, GFP_TRANSHUGE_LIGHT
-from numaemu.kernel.include.mmzone import node_of
+from numaemu.kernel.include.mmzone import node_of, page_of
 from numaemu.kernel.mm.numa.memory_tiers import MEMTIER_ADISTANCE_DRAM, can_demote, next_demotion_node
 from numaemu.kernel.mm.numa.prot_numa import change_prot_numa
-from numaemu.kernel.mm.reclaim.demote import is_idle_whole
+from numaemu.kernel.mm.reclaim.demote import is_idle_whole, lock_vma_of_huge
 from numaemu.kernel.mm.reclaim.pageout import DEMOTE, KEEP_LOCKED, scan_control_of
 from numaemu.spec.param import PAGE_SIZE
 
@@ -209,6 +209,22 @@ def test_a_huge_page_is_demoted_in_pieces_where_it_cannot_move_whole(loopback, h
     assert counted(loop, "thp_migration_success") == [0]
     assert (task.load(area.pages(), np.uint64) == words).all()
     loop.audit()
+
+
+@pytest.mark.interpreted
+def test_an_address_space_that_ends_keeps_its_huge_pages(loopback):
+    """Its last user unmaps without the mmap_lock."""
+    loop = tiered(loopback)
+    loop.write("/sys/kernel/mm/transparent_hugepage/enabled", "always")
+    task = loop.task()
+    area = task.mmap("2MiB").touch(write=True)
+    pfn, mm, cpu = task.walk(area.addr)[-1]["pfn"], mm_of(loop.machine, loop.cpu(0).mm), loop.cpu(0)
+    family, users = page_of(loop.machine, pfn).mapping, mm.users
+    mm.users = 0
+    assert (lock_vma_of_huge(cpu, family, pfn), mm.mmap_lock) == (0, 0)
+    mm.users = users
+    assert lock_vma_of_huge(cpu, family, pfn) > 0 and mm.mmap_lock < 0
+    mm.mmap_lock = 0
 
 
 @pytest.mark.interpreted
