@@ -15,6 +15,7 @@ import traceback
 
 from numaemu.compiler import foreman, user_kernels
 from numaemu.host.children import ended_children
+from numaemu.host.mappings import merge_code
 from numaemu.host.shm import adopt_orphans, die_with_parent, entitle
 from numaemu.process.wire import receive
 
@@ -111,6 +112,7 @@ def main():
 
     signal.signal(signal.SIGCHLD, reap)
     tell(control, "ready")
+    merge_code()
     gc.freeze()
     gc.enable()
     serve(control, coordinator_main)
