@@ -306,8 +306,9 @@ def map_swapped_page(cpu, mm, vma_number, address, ptep, pte, pfn, write):
         vm_swap_full(machine)
         or vma.flags & VM_LOCKED
         or folio_test(page, PG_mlocked)
-        or (write and load_acquire(page, "refcount") == 3)
-    ):  # the cache, the entry and we: should_try_to_free_swap
+        or (write and load_acquire(page, "refcount") == 3)  # the cache, the entry and we
+        or cpu.flags & PF_OOM_ORIGIN  # swapoff, at once: reclaim would put it back into its slot (unuse_pte_range)
+    ):  # should_try_to_free_swap
         folio_free_swap(cpu, pfn)
     return VM_FAULT_OK
 

@@ -14,10 +14,10 @@ from numaemu.compiler.atomic import compare_exchange, fetch_add, fetch_and, fetc
 from numaemu.compiler.decorators import entry, hot, kernel
 from numaemu.compiler.pointer import address_of
 from numaemu.hardware.processor import cpu_t
-from numaemu.kernel.arch.pgtable import is_swap_entry, mm_of, next_pte, pte_pfn, pte_to_swp_entry, ptep_get
+from numaemu.kernel.arch.pgtable import is_swap_entry, mm_of, next_pte, pte_offset, pte_pfn, pte_to_swp_entry, ptep_get
 from numaemu.kernel.core.fork import mmget_not_zero, mmput
 from numaemu.kernel.core.lockstep import spin_strand
-from numaemu.kernel.core.smp import let_others_run, machine_of, read_lock, read_unlock
+from numaemu.kernel.core.smp import let_others_run, machine_of, read_lock, read_trylock, read_unlock
 from numaemu.kernel.core.xarray import MAX_INDEX, xa_find, xa_is_value, xa_load
 from numaemu.kernel.fs.inode import inode_name, inode_of
 from numaemu.kernel.include.internal import PF_OOM_ORIGIN
@@ -29,7 +29,7 @@ from numaemu.kernel.mm.fault.memory import handle_mm_fault
 from numaemu.kernel.mm.fault.rmap import mapping_of
 from numaemu.kernel.mm.page_alloc.page_alloc import put_page
 from numaemu.kernel.mm.reclaim.lru import folio_lock, folio_test, folio_unlock
-from numaemu.kernel.mm.space.vma_index import vma_index, vma_of
+from numaemu.kernel.mm.space.vma_index import find_vma, vma_index, vma_of
 from numaemu.kernel.mm.swap.swapfile import (
     MAX_SWAPFILES,
     SWAP_DISK,
@@ -41,6 +41,7 @@ from numaemu.kernel.mm.swap.swapfile import (
     SWP_WRITEOK,
     folio_free_swap,
     swap_cache_get_folio,
+    swap_count,
     swap_map,
     swap_of,
     swp_type,
@@ -181,6 +182,30 @@ def kill_swapoff(machine):
     return False
 
 
+@kernel("void(cpu_t*, i64, u64, i64)")
+def unuse_sharers(cpu, own, address, entry):
+    """Bring the page of a swap entry back in all other address spaces as well that have the entry at this address, as processes
+    that have forked do: only then the slot is free. Linux goes through one address space after the other, while reclaim may
+    put what the first one has back into the area; with less memory than the area holds it then reads the same pages for ever.
+    """
+    machine = machine_of(cpu)
+    for number in range(1, pool_t.at(machine.mm_pool).used + 1):
+        if swap_count(machine, entry) == 0:
+            return
+        if number == own or not mmget_not_zero(cpu, number):
+            continue
+        mm = mm_of(machine, number)
+        lock = address_of(mm, "mmap_lock")
+        if read_trylock(lock):  # its holder may wait for ours: the next round finds what this one leaves
+            vma_number = find_vma(machine, number, address)
+            ptep = pte_offset(machine, mm, address) if vma_number != 0 else U(0)
+            pte = ptep_get(ptep) if ptep != U(0) else U(0)
+            if is_swap_entry(pte) and pte_to_swp_entry(pte) == entry:
+                handle_mm_fault(cpu, mm, vma_number, address, False)
+            read_unlock(lock)
+        mmput(cpu, number)
+
+
 @kernel("bool(cpu_t*, i64, i64)")
 def unuse_mm(cpu, mm_number, kind):
     """Bring every page of an address space that is in the area back; False: no memory."""
@@ -195,6 +220,7 @@ def unuse_mm(cpu, mm_number, kind):
             if is_swap_entry(pte) and swp_type(pte_to_swp_entry(pte)) == kind:
                 if swapoff_killed(machine, kind) or handle_mm_fault(cpu, mm, number, address, False) == VM_FAULT_OOM:
                     return False
+                unuse_sharers(cpu, mm_number, address, pte_to_swp_entry(pte))
             address, ptep = next_pte(machine, mm, address + U(PAGE_SIZE), vma.end)
     return True
 

@@ -30,6 +30,7 @@ from numaemu.compiler.build import JIT
 from numaemu.compiler.pointer import u64
 from numaemu.kernel.arch.pgtable import pte_offset
 from numaemu.kernel.fs.sysfs.sysctl import System
+from numaemu.kernel.include.internal import PF_OOM_ORIGIN
 from numaemu.kernel.include.mm_types import MM_SWAPENTS, PG_dirty, PG_swapbacked, PG_swapcache
 from numaemu.kernel.include.mmzone import LRU_ACTIVE, LRU_FILE, LRU_INACTIVE_ANON, lruvec_of
 from numaemu.kernel.mm.reclaim import lru_batches as swap
@@ -520,6 +521,37 @@ def test_swapoff_brings_a_page_back_under_the_protection_of_its_mapping(two_node
     assert task.read(area.addr, 6) == b"secret"
     task.write(area.addr, b"public")
     assert task.read(area.addr, 6) == b"public"
+
+
+@pytest.mark.interpreted
+@pytest.mark.parametrize("processes", [1, 3])
+def test_swapoff_reads_each_page_once_though_the_area_holds_more_than_memory(loopback, processes):
+    """A page that is back gives its slot up at once, and has come back to all processes that share it: otherwise reclaim puts
+    it into the slot again while others come back, and with shared pages that goes on for ever.
+    """
+    loop = loopback(nodes=1, cpus_per_node=1, memory_per_node="4MiB")
+    loop.write("/proc/sys/vm/nr_hugepages", "1")  # less than 2 MiB are left, of which most are locked
+    task, other = loop.task(), loop.task()
+    locked = other.mmap("1200KiB")
+    other.mlock(locked.addr, locked.nbytes)
+    swapon.swapon(loop.machine, "first", 8 << 20, 5)
+    area = task.mmap("1MiB")
+    values = np.arange(area.nbytes // 4096, dtype=np.uint64) + np.uint64(7)
+    task.store(area.pages(), values)
+    swapon.swapon(loop.machine, "second", 64 << 20, 1)
+    tasks = [task, *(task.fork() for _ in range(processes - 1))]
+    first, before = swapfile.swap_of(loop.machine).info[0], loop.vmstat()
+    held = int(first.inuse_pages)
+    assert held > 2 * (before["nr_active_anon"] + before["nr_inactive_anon"])
+    kind = swapon.swapoff_begin(loop.machine, "first")
+    loop.cpu().flags |= PF_OOM_ORIGIN  # as try_to_unuse does around its rounds, of which this is one
+    assert swapon.unuse_all(loop.cpu(), kind) and first.inuse_pages == 0
+    loop.cpu().flags &= ~PF_OOM_ORIGIN
+    swapon.swapoff_end(loop.machine, kind)
+    assert loop.vmstat()["pswpin"] - before["pswpin"] < 2 * held
+    for each in tasks:
+        assert (each.load(area.pages()) == values).all()
+    loop.audit()
 
 
 def test_swapoff_brings_everything_back():
