@@ -2,6 +2,7 @@
 
 import html.parser
 import pydoc
+import re
 
 import pytest
 
@@ -101,7 +102,7 @@ def test_an_error_of_a_task_shows_own_frames_only(machine, interactive):
 
 def test_help_lists_every_keyword():
     text = pydoc.render_doc(Machine, renderer=pydoc.plaintext)
-    signature, _, rest = text.partition("\n |  \n")
+    signature, rest = re.split(r"\n \| *\n", text, maxsplit=1)  # Python 3.13 prints no blanks there
     assert all(f"{name}=None" in signature for name in (*KEYWORDS, "source", "progress", "reserve"))
     listed = rest.partition("Methods defined here")[0]
     assert all(name in listed.replace(",", " ").split() for name in KEYWORDS)

@@ -58,10 +58,8 @@ def theirs(trace):
     memory.load_to(levels[-1])
     memory.store_from(levels[-1])
     simulator = cachesim.CacheSimulator(levels[0], memory)
-    for address, write in trace:
-        simulator.load(address, 1)
-        if write:
-            simulator.store(address, 1)
+    # its load() and store() of one address leave half of that address as it was on their stack; loadstore() takes it whole
+    simulator.loadstore([((address,), (address,) if write else None) for address, write in trace])
     stats = [level.stats() for level in levels]
     return [[s[key] for s in stats] for key in ("HIT_count", "MISS_count", "EVICT_count")]
 

@@ -132,5 +132,6 @@ def test_kernel_means_linux():
 @pytest.mark.skipif(not JIT, reason="experiments take long without the JIT")
 @pytest.mark.parametrize("name", gallery.kept())
 def test_an_experiment_prints_to_the_byte_what_its_output_says(shown, name):
-    """In lockstep; `make pages` writes docs/outputs anew."""
-    assert shown(name).printed == (gallery.OUTPUTS / f"{name}.txt").read_text()
+    """In lockstep; `make pages` writes docs/outputs anew. Which Python it is that elf_map draws does not matter."""
+    printed, kept = shown(name).printed, (gallery.OUTPUTS / f"{name}.txt").read_text()
+    assert re.sub(r"python3\.\d\d", "python3.nn", printed) == re.sub(r"python3\.\d\d", "python3.nn", kept)
