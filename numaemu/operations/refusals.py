@@ -28,6 +28,7 @@ from numaemu.uapi import (
     MAP_SHARED_VALIDATE,
     MAP_TYPE,
     MCL_ONFAULT,
+    MPOL_BIND,
     MPOL_DEFAULT,
     MPOL_LOCAL,
     MPOL_MF_MOVE_ALL,
@@ -266,9 +267,14 @@ class Refusal(RefusedCall):
             return None
         h = hstate_at(self.machine, number)
         free = int(h.free_huge_pages) - int(h.resv_huge_pages)
-        return (
-            f"length {format_size(nbytes)}: {free} huge pages of {format_size(PAGE_SIZE << int(h.order))} are to be had"
-        )
+        nodes = int(self.machine.node_mask) & int(self.task.mems_allowed)
+        if self.task.policy.mode == MPOL_BIND:
+            nodes = nodes & int(self.task.policy.nodes) or nodes
+        allowed, where = sum(int(h.free_node[node]) for node in range(self.machine.nr_nodes) if nodes >> node & 1), ""
+        if allowed < free:
+            free, where = allowed, f" on the nodes that the task may use ({self.mask_text(nodes)})"
+        size = format_size(PAGE_SIZE << int(h.order))
+        return f"length {format_size(nbytes)}: {free} huge pages of {size} are to be had{where}"
 
     def EOPNOTSUPP_mmap_file(self):
         return f"flags {self.show('flags')}: MAP_SHARED_VALIDATE takes no flags that this file does not know"

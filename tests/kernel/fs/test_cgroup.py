@@ -141,7 +141,7 @@ def test_huge_pages_of_a_pool_follow_the_cpuset(loopback):
     loop.write(ROOT + "/g/cpuset.mems", "1")
     task, size = loop.task(cpu=0), 2 << 20
     loop.write(ROOT + "/g/cgroup.procs", str(task.pid))
-    with pytest.raises(OSError):
+    with pytest.raises(OSError, match=r"4 huge pages of 2MiB are to be had on the nodes that the task may use \(1\)"):
         task.mmap(5 * size, flags=MAP_PRIVATE | MAP_ANONYMOUS | MAP_HUGETLB)
     for huge in (MAP_PRIVATE, MAP_SHARED):
         area = task.mmap(2 * size, flags=huge | MAP_ANONYMOUS | MAP_HUGETLB)
