@@ -242,10 +242,13 @@ def test_oom_by_cpuset(four):
     four.write(ROOT + "/elsewhere/cpuset.mems", "3")
     four.write(ROOT + "/elsewhere/cgroup.procs", str(other.pid))
     task = confined(four, "1")
+    proc.mkdir(four.system_of, ROOT + "/g/inner")  # which has no controllers: those of g count
+    four.write(ROOT + "/g/inner/cgroup.procs", str(task.pid))
     with pytest.raises(OutOfMemory):
         task.mmap("12MiB").touch()
     log = "\n".join(four.system_of.kmsg)
-    assert "oom-kill:constraint=CONSTRAINT_CPUSET,nodemask=(null),cpuset=g,mems_allowed=1,global_oom" in log
+    constraint = "constraint=CONSTRAINT_CPUSET,nodemask=(null),cpuset=g,mems_allowed=1,global_oom"
+    assert f"oom-kill:{constraint},task_memcg=/g,task=confined" in log
     assert "task=confined" in log and other.clock_ns
     four.audit()
 

@@ -58,10 +58,8 @@ from numaemu.kernel.include.internal import (
 )
 from numaemu.kernel.include.mm_types import task_t
 from numaemu.kernel.include.mmzone import (
-    LRU_ACTIVE_ANON,
     LRU_ACTIVE_FILE,
-    LRU_INACTIVE_ANON,
-    LRU_INACTIVE_FILE,
+    LRU_FILE,
     MAX_NR_ZONES,
     MIGRATE_MOVABLE,
     WMARK_LOW,
@@ -266,13 +264,13 @@ def __alloc_pages_may_oom(cpu, gfp, order, nid, nodemask, state):
 # -- once more? ----------------------------------------------------------------------------------------------
 
 
-@kernel("i64(machine_t*, i64)")
-def zone_reclaimable_pages(machine, node):
-    """Pages of a node that reclaim could free: file pages, and anonymous ones where there is swap or a slower tier."""
-    lruvec = lruvec_of(machine, node)
-    pages = lruvec.nr[LRU_ACTIVE_FILE] + lruvec.nr[LRU_INACTIVE_FILE]
-    if can_reclaim_anon_pages(machine, node):
-        pages += lruvec.nr[LRU_ACTIVE_ANON] + lruvec.nr[LRU_INACTIVE_ANON]
+@kernel("i64(machine_t*, zone_t*)")
+def zone_reclaimable_pages(machine, zone):
+    """Pages of a zone that reclaim could free: file pages, and anonymous ones where there is swap or a slower tier."""
+    lruvec, anon, pages = lruvec_of(machine, zone.node), can_reclaim_anon_pages(machine, zone.node), 0
+    for lru in range(LRU_ACTIVE_FILE + 1):
+        if lru >= LRU_FILE or anon:
+            pages += lruvec.zone_nr[lru * MAX_NR_ZONES + zone.type]
     return pages
 
 
@@ -285,7 +283,7 @@ def would_fit(cpu, gfp, order, nodemask, alloc_flags, for_compaction):
         zone = zone_of(machine, number)
         if (nodemask >> U(zone.node)) & U(1) == U(0) or zone.type > highest or zone.managed_pages == 0:
             continue
-        reclaimable = zone_reclaimable_pages(machine, zone.node)
+        reclaimable = zone_reclaimable_pages(machine, zone)
         if for_compaction:
             mark = WMARK_LOW if order > PAGE_ALLOC_COSTLY_ORDER else WMARK_MIN
             if __zone_watermark_ok(

@@ -43,7 +43,13 @@ from numaemu.kernel.mm.fault.zap import zap_page_range
 from numaemu.kernel.mm.huge.hugetlb_pool import hugetlb_total_pages
 from numaemu.kernel.mm.page_alloc.pcplist import drain_local_pages
 from numaemu.kernel.mm.page_alloc.report.shortage import read_text, shortage_text, write_text
-from numaemu.kernel.mm.page_alloc.report.show_mem import cpuset_name, mems_allowed, show_mem
+from numaemu.kernel.mm.page_alloc.report.show_mem import (
+    cpuset_name,
+    dump_unreclaimable_slab,
+    memcg_path,
+    mems_allowed,
+    show_mem,
+)
 from numaemu.kernel.mm.page_alloc.slowpath import fatal_signal_pending
 from numaemu.kernel.mm.page_alloc.watermark import gfp_zone, zone_watermark_ok
 from numaemu.kernel.mm.space.vma_index import vma_index, vma_of
@@ -165,6 +171,7 @@ class OomControl:
         self.current = self.tasks[cpu_t.array(machine.cpus)[cpu_number].task]
         self.nodemask = nodemask & ((1 << machine.nr_nodes) - 1)
         self.constraint, self.totalpages, self.chosen, self.chosen_points = CONSTRAINT_NONE, 0, 0, None
+        self.message = "Out of memory"
 
 
 def total_pages(machine):
@@ -247,18 +254,26 @@ def mempolicy_in_oom_domain(task, nodemask):
     return task.policy.mode != MPOL_BIND or int(task.policy.nodes) & nodemask != 0
 
 
-def oom_eligible(oc, task):
-    """oom_cpuset_eligible: may its end give memory that the allocation may have?"""
-    if oc.constraint == CONSTRAINT_MEMORY_POLICY:
-        return mempolicy_in_oom_domain(task, oc.nodemask)
-    return bool(int(task.mems_allowed) & int(oc.current.mems_allowed))
+def oom_cpuset_eligible(oc):
+    """The tgids of processes whose end may give memory that the allocation may have: one of the threads may use it."""
+    found = set()
+    for number in range(1, pool_t.at(oc.system.machine.task_pool).used + 1):
+        thread = oc.tasks[number]
+        if oc.constraint == CONSTRAINT_MEMORY_POLICY:
+            may_help = mempolicy_in_oom_domain(thread, oc.nodemask)
+        else:
+            may_help = int(thread.mems_allowed) & int(oc.current.mems_allowed)
+        if thread.state == TASK_RUNNING and may_help:
+            found.add(thread.tgid)
+    return found
 
 
 def select_bad_process(oc):
     """oc.chosen: the task with the most points; the youngest of equals, as Linux's >= over its list gives."""
+    eligible = oom_cpuset_eligible(oc)
     for number in processes(oc):
         task = oc.tasks[number]
-        points = oom_badness(oc.system.machine, task, oc.totalpages) if oom_eligible(oc, task) else None
+        points = oom_badness(oc.system.machine, task, oc.totalpages) if task.tgid in eligible else None
         if points is not None and (oc.chosen_points is None or points >= oc.chosen_points):
             oc.chosen, oc.chosen_points = number, points
 
@@ -321,18 +336,19 @@ class OomKiller:
         if last_attempt_helps(oc):
             return AGAIN, []
         constrained_alloc(oc)
-        if oc.constraint == CONSTRAINT_NONE and kill_swapoff(self.machine):
-            self.dump_header(oc)
-            self.log("Out of memory: Killed process (swapoff)")
-            return AGAIN, []
         self.check_panic_on_oom(oc)
         if (
             self.system.sysctl["vm.oom_kill_allocating_task"]
             and oc.current.mm
-            and oom_eligible(oc, oc.current)
+            and oc.current.tgid in oom_cpuset_eligible(oc)
             and oom_badness(self.machine, oc.current, oc.totalpages) is not None
         ):
             oc.chosen = cpu_t.array(self.machine.cpus)[cpu_number].task
+            oc.message = "Out of memory (oom_kill_allocating_task)"
+        elif kill_swapoff(self.machine):  # oom_task_origin has the most points of all; its process runs under no cpuset
+            self.dump_header(oc)
+            self.log("Out of memory: Killed process (swapoff)")
+            return AGAIN, []
         else:
             select_bad_process(oc)
         if not oc.chosen:
@@ -355,6 +371,7 @@ class OomKiller:
             f"{task_name(task) or 'swapper'} invoked oom-killer: gfp_mask={linux:#x}({name}), order={oc.order}, "
             f"oom_score_adj={task.oom_score_adj}",
             *show_mem(self.system),
+            *dump_unreclaimable_slab(self.system),
         )
         if self.system.sysctl["vm.oom_dump_tasks"]:
             self.dump_tasks(oc)
@@ -368,10 +385,11 @@ class OomKiller:
             "[  pid  ]   uid  tgid total_vm      rss rss_anon rss_file rss_shmem pgtables_bytes swapents "
             "oom_score_adj name",
         )
+        eligible = oom_cpuset_eligible(oc)
         for number in processes(oc):
             task = oc.tasks[number]
             mm = mm_of(self.machine, task.mm)
-            if oom_eligible(oc, task):
+            if task.tgid in eligible:
                 anon, file, shmem = (mm.rss[kind] for kind in (MM_ANONPAGES, MM_FILEPAGES, MM_SHMEMPAGES))
                 self.log(
                     f"[{task.pid:7d}] {task.uid:5d} {task.tgid:5d} {mm.total_vm:8d} {anon + file + shmem:8d} {anon:8d} "
@@ -396,11 +414,11 @@ class OomKiller:
         self.log(
             f"oom-kill:constraint={CONSTRAINTS[oc.constraint]},nodemask={mask},"
             f"cpuset={cpuset_name(self.system, oc.current)},mems_allowed={list_text(mems_allowed(oc.current))},"
-            f"global_oom,task_memcg=/,task={task_name(victim)},pid={victim.pid},uid={victim.uid}"
+            f"global_oom,task_memcg={memcg_path(self.system, victim)},task={task_name(victim)},pid={victim.pid},uid={victim.uid}"
         )
         anon, file, shmem = (mm.rss[kind] for kind in (MM_ANONPAGES, MM_FILEPAGES, MM_SHMEMPAGES))
         self.log(
-            f"Out of memory: Killed process {victim.pid} ({task_name(victim)}) total-vm:{kilobytes(mm.total_vm)}kB, "
+            f"{oc.message}: Killed process {victim.pid} ({task_name(victim)}) total-vm:{kilobytes(mm.total_vm)}kB, "
             f"anon-rss:{kilobytes(anon)}kB, file-rss:{kilobytes(file)}kB, shmem-rss:{kilobytes(shmem)}kB, UID:{victim.uid} "
             f"pgtables:{kilobytes(mm.pgtables)}kB oom_score_adj:{victim.oom_score_adj}"
         )

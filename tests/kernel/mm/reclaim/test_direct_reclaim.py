@@ -6,8 +6,8 @@ import pytest
 from numaemu import MAP_ANONYMOUS, MAP_NORESERVE, MAP_PRIVATE, Machine
 from numaemu.compiler.build import JIT
 from numaemu.hardware.processor import cpu_t
-from numaemu.kernel.include.gfp import GFP_HIGHUSER_MOVABLE
-from numaemu.kernel.include.internal import MAX_RECLAIM_RETRIES
+from numaemu.kernel.include.gfp import __GFP_DMA, GFP_HIGHUSER_MOVABLE, GFP_KERNEL
+from numaemu.kernel.include.internal import ALLOC_WMARK_MIN, MAX_RECLAIM_RETRIES
 from numaemu.kernel.include.mmzone import (
     MAX_NR_ZONES,
     MIGRATE_MOVABLE,
@@ -21,6 +21,7 @@ from numaemu.kernel.include.mmzone import (
 )
 from numaemu.kernel.mm.page_alloc.page_alloc import alloc_pages, put_page
 from numaemu.kernel.mm.page_alloc.pcplist import drain_local_pages
+from numaemu.kernel.mm.page_alloc.slowpath import would_fit, zone_reclaimable_pages
 from numaemu.kernel.mm.reclaim.direct_reclaim import allow_direct_reclaim, throttle_direct_reclaim
 from numaemu.kernel.mm.reclaim.pageout import scan_control_of
 from numaemu.kernel.mm.reclaim.vmscan import init_scan_control, trim_reclaimed
@@ -124,3 +125,19 @@ def test_kswapd_keeps_four_batches_of_what_it_frees(loopback):
     given = lists[MIGRATE_MOVABLE].count - (zone.pcp_batch << 2)
     trim_reclaimed(kthreads, 0)
     assert lists[MIGRATE_MOVABLE].count == zone.pcp_batch << 2 and zone.free_pages == free + given
+
+
+@pytest.mark.interpreted
+def test_what_could_be_reclaimed_is_counted_in_the_zones_that_would_serve(loopback):
+    """should_reclaim_retry: the node has a full cache in zone DMA32, which gives an allocation from zone DMA no hope."""
+    loop = loopback(nodes=1, cpus_per_node=1, memory_per_node="64MiB")
+    loop.create_file("/f", 8 << 20)
+    loop.task().open("/f").read(8 << 20)
+    loop.drain()
+    dma = zone_of(loop.machine, ZONE_DMA)
+    assert loop.vmstat()["nr_inactive_file"] >= 2048 and zone_reclaimable_pages(loop.machine, dma) == 0
+    free, dma.free_pages = dma.free_pages, 0
+    cpu, one = loop.cpu(), np.uint64(1)
+    assert not would_fit(cpu, GFP_KERNEL | __GFP_DMA, 0, one, ALLOC_WMARK_MIN, False)
+    assert would_fit(cpu, GFP_KERNEL, 0, one, ALLOC_WMARK_MIN, False)
+    dma.free_pages = free

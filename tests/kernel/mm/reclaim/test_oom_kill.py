@@ -20,10 +20,12 @@ from numaemu import (
     OutOfMemory,
     load_u64,
 )
+from numaemu.compiler.atomic import fetch_or
 from numaemu.kernel.include.gfp import ___GFP_NORETRY, GFP_HIGHUSER_MOVABLE, gfp_text
 from numaemu.kernel.include.mm_types import MM_SWAPENTS, OOM_VICTIM, task_t
+from numaemu.kernel.mm.page_alloc.report.show_mem import dump_unreclaimable_slab
 from numaemu.kernel.mm.reclaim.oom_kill import Panic, oom_badness, total_pages
-from numaemu.kernel.mm.swap import swapon
+from numaemu.kernel.mm.swap import swapfile, swapon
 
 SMALL = dict(nodes=2, cpus_per_node=2, memory_per_node="16MiB")
 SHARED = MAP_SHARED | MAP_ANONYMOUS
@@ -157,6 +159,23 @@ def test_a_bound_allocation_spares_who_is_bound_elsewhere(tiny):
 
 
 @pytest.mark.interpreted
+def test_a_process_is_spared_only_if_all_its_threads_are_bound_elsewhere(tiny):
+    """The first thread is bound to node 1, where the process has its memory, the second one may use node 0 (oom_cpuset_eligible)."""
+    first, asks = tiny.task(cpu=1, name="first"), tiny.task(cpu=0, name="asks")
+    first.clone(cpu=1)
+    first.set_mempolicy(MPOL_BIND, [1])
+    asks.set_mempolicy(MPOL_BIND, [0])
+    filled(first, "3500KiB", 1)
+    tiny.write(f"/proc/{first.pid}/oom_score_adj", "500")
+    with pytest.raises(OutOfMemory):
+        asks.mmap("16MiB", flags=UNRESERVED).touch()
+    victims = [
+        line.split("task=")[1].split(",")[0] for line in tiny.actors[0].system.kmsg if line.startswith("oom-kill:")
+    ]
+    assert victims == ["first", "asks"]
+
+
+@pytest.mark.interpreted
 def test_who_asks_goes_first_if_set_so(tiny):
     coordinator = tiny.actors[0]
     coordinator.rpc_write("/proc/sys/vm/oom_kill_allocating_task", "1")
@@ -165,6 +184,7 @@ def test_who_asks_goes_first_if_set_so(tiny):
     with pytest.raises(OutOfMemory, match="asks"):
         asks.mmap("8MiB", flags=UNRESERVED).touch()
     assert holds(big, kept, 1)
+    assert f"Out of memory (oom_kill_allocating_task): Killed process {asks.pid} (asks)" in tiny.read("/dev/kmsg")
 
 
 @pytest.mark.interpreted
@@ -408,3 +428,45 @@ def test_swapoff_is_the_first_victim_and_gives_up(loopback):
     assert loop.vmstat()["oom_kill"] == 0 and "Out of memory: Killed process (swapoff)" in loop.read("/dev/kmsg")
     assert all(holds(task, area, n) for n, (task, area) in enumerate(zip(tasks, areas, strict=True)))
     loop.audit()
+
+
+@pytest.mark.interpreted
+def test_the_report_lists_slab_caches_if_they_have_most_of_the_memory(tiny):
+    """should_dump_unreclaim_slab: more pages of caches that cannot shrink than on all LRU lists."""
+    task, system = tiny.task(), tiny.actors[0].system
+    filled(task, "256KiB", 1)
+    tiny.drain()
+    assert dump_unreclaimable_slab(system) == []
+    for _ in range(200):
+        task.kernel.kmalloc(4000, GFP_KERNEL)
+    title, columns, *lines = dump_unreclaimable_slab(system)
+    assert title == "Unreclaimable slab info:" and columns.split() == ["Name", "Used", "Total"]
+    used, there = {line.split()[0]: line.split()[1:] for line in lines}["kmalloc-4k"]
+    assert int(used.removesuffix("KB")) == 800 <= int(there.removesuffix("KB")) <= 864
+    with pytest.raises(OutOfMemory):
+        task.mmap("16MiB", flags=UNRESERVED).touch()
+    assert title not in tiny.read("/dev/kmsg")  # by then the task had more
+
+
+@pytest.mark.interpreted
+def test_swapoff_is_the_first_victim_for_bound_allocations_too_but_after_a_panic_that_is_asked_for(tiny):
+    """Its process is bound to no nodes, so its end may help; vm.panic_on_oom is looked at before anybody is chosen."""
+    swapon.swapon(tiny.machine, "area", 4 << 20)
+    asks, killer = tiny.task(cpu=0, name="asks"), tiny.actors[0].oom
+    asks.set_mempolicy(MPOL_BIND, [0])
+    asks.mmap(4096).touch()
+    fetch_or(swapfile.swap_of(tiny.machine).info[0], "flags", swapon.SWP_OOM_ORIGIN)  # swapoff is under way
+    counts = [zone.free_pages for zone in tiny.zones()]
+    for zone in tiny.zones():
+        zone.free_pages = 0  # no last attempt helps
+    tiny.cpu(0).task = asks._number
+    tiny.write("/proc/sys/vm/panic_on_oom", "2")
+    with pytest.raises(Panic, match="compulsory panic_on_oom is enabled"):
+        killer.out_of_memory(GFP_KERNEL, 0, 1, 0)
+    tiny.write("/proc/sys/vm/panic_on_oom", "0")
+    assert not swapon.swapoff_killed(tiny.machine, 0)
+    killer.out_of_memory(GFP_KERNEL, 0, 1, 0)
+    assert swapon.swapoff_killed(tiny.machine, 0) and tiny.vmstat()["oom_kill"] == 0
+    for zone, pages in zip(tiny.zones(), counts):
+        zone.free_pages = pages
+    assert holds(asks, asks.mmap(4096), 0)

@@ -34,6 +34,14 @@ from numaemu.kernel.include.mmzone import (
 from numaemu.kernel.include.vmstat import fold_node
 from numaemu.kernel.mm.huge.hugetlb_pool import hstate_at
 from numaemu.kernel.mm.page_alloc.report.pageblocks import free_blocks
+from numaemu.kernel.mm.slab.slab import (
+    SLAB_RECLAIM_ACCOUNT,
+    cache_name,
+    cache_of,
+    get_node,
+    live_caches,
+    objects_in_use,
+)
 from numaemu.spec.param import MAX_NODES, NR_ORDERS
 from numaemu.spec.units import list_text
 
@@ -43,6 +51,7 @@ TYPE_LETTERS = {MIGRATE_UNMOVABLE: "U", MIGRATE_MOVABLE: "M", MIGRATE_RECLAIMABL
 LISTS = (("active_anon", LRU_ACTIVE_ANON), ("inactive_anon", LRU_INACTIVE_ANON), ("active_file", LRU_ACTIVE_FILE),
          ("inactive_file", LRU_INACTIVE_FILE), ("unevictable", LRU_UNEVICTABLE))
 # fmt: on
+LRU_COUNTERS = (*(f"nr_{name}" for name, _ in LISTS), "nr_isolated_anon", "nr_isolated_file")
 WARN_BURST = 10  # reports of failed allocations in full; then each time their number has doubled
 
 
@@ -166,9 +175,43 @@ def show_mem(system):
     ]
 
 
+def dump_unreclaimable_slab(system):
+    """A line for each slab cache that cannot shrink, if those have more memory than all pages on the LRU lists."""
+    machine = system.machine
+    total = {}
+    for node in range(machine.nr_nodes):
+        for name, pages in fold_node(machine, node).items():
+            total[name] = total.get(name, 0) + pages
+    if total["nr_slab_unreclaimable"] <= sum(total[name] for name in LRU_COUNTERS):
+        return []
+    lines = ["Unreclaimable slab info:", "Name                      Used          Total"]
+    for number in reversed(live_caches(machine)):
+        cache = cache_of(machine, number)
+        objects = sum(get_node(machine, number, node).total_objects for node in range(machine.nr_nodes))
+        if not cache.flags & SLAB_RECLAIM_ACCOUNT and objects > 0:
+            used, size = objects_in_use(machine, number) * cache.size // 1024, objects * cache.size // 1024
+            lines.append(f"{cache_name(machine, number):<17} {used:10d}KB {size:10d}KB")
+    return lines
+
+
+def css_of(system, task, controller):
+    """The task's control group, or the nearest one upward, that has a controller of its own; None: there are no groups."""
+    group = system.cgroups[task.cgroup] if system.cgroups is not None else None
+    while group is not None and group.parent is not None and controller not in group.controllers:
+        group = group.parent
+    return group
+
+
 def cpuset_name(system, task):
-    """The last name of the task's group, as reports print it."""
-    return "/" if system.cgroups is None else system.cgroups[task.cgroup].name
+    """The last name of the task's cpuset, as reports print it."""
+    group = css_of(system, task, "cpuset")
+    return group.name if group is not None else "/"
+
+
+def memcg_path(system, task):
+    """The path of the group that the task's memory would be charged to."""
+    group = css_of(system, task, "memory")
+    return group.path if group is not None else "/"
 
 
 def mems_allowed(task):
