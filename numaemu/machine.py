@@ -500,7 +500,7 @@ class Machine(Tree):
 def _signature():
     """Of Machine, for help(): each keyword by its name."""
     keyword, anything = inspect.Parameter.KEYWORD_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD
-    names = (*KEYWORDS, "tiering", "progress", "reserve", "buddyinfo", "pagetypeinfo")
+    names = (*KEYWORDS, "tiering", "progress", "sample", "reserve", "buddyinfo", "pagetypeinfo")
     return inspect.Signature(
         [
             inspect.Parameter("source", anything, default=None),

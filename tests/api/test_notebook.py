@@ -1,6 +1,7 @@
 """What a notebook shows of a machine and its tasks, and what help() says."""
 
 import html.parser
+import inspect
 import pydoc
 import re
 
@@ -103,6 +104,8 @@ def test_an_error_of_a_task_shows_own_frames_only(machine, interactive):
 def test_help_lists_every_keyword():
     text = pydoc.render_doc(Machine, renderer=pydoc.plaintext)
     signature, rest = re.split(r"\n \| *\n", text, maxsplit=1)  # Python 3.13 prints no blanks there
-    assert all(f"{name}=None" in signature for name in (*KEYWORDS, "source", "progress", "reserve"))
+    parameters = inspect.signature(Machine.__init__).parameters.values()
+    own = [each.name for each in parameters if each.default is None]
+    assert {"source", "sample"} <= set(own) and all(f"{name}=None" in signature for name in (*KEYWORDS, *own))
     listed = rest.partition("Methods defined here")[0]
     assert all(name in listed.replace(",", " ").split() for name in KEYWORDS)
