@@ -28,7 +28,7 @@ from numaemu.hardware.processor import (
     cpu_t,
 )
 from numaemu.hardware.timing import timed_access, timed_rest
-from numaemu.mmu import allows, tag_of, timed_slot, tlb_refill
+from numaemu.mmu import allows, find_or_refill, tag_of, timed_slot, tlb_refill
 from numaemu.spec.param import L1_HINTS, PAGE_SHIFT, PAGE_SIZE
 from numaemu.uapi import SIGSEGV
 
@@ -62,26 +62,36 @@ def rest_of_page(address):
     return np.int64(U(PAGE_SIZE) - (address & ~PAGE_MASK))
 
 
-@kernel("i64(cpu_t*, u64, u64)")
-def translate_slow(cpu, address, access):
-    """The L1 slot of `address` behind a missed hint: TLBs, walk, page fault, retry; -1 where the kernel says no. The
-    caller has served what is due before the access.
-    """
-    if cpu.timed != U(0):  # nobody has looked at the hint yet
-        slot = timed_slot(cpu, address, access)
-        if slot >= 0:
-            timed_access(cpu, slot, address, access)
-            return slot
+@hot
+def translate(cpu, address, access):
+    """The L1 slot of `address`: TLBs, walk, page fault, retry; -1 where the kernel says no."""
     while True:
         serve_event(cpu)
         slot = tlb_refill(cpu, address, access)
         if slot >= 0:
-            if cpu.timed != U(0):
-                timed_access(cpu, slot, address, access)
             return slot
         if call_address(cpu.on_fault, cpu.address, address, access) != SERVED:
             end_overlap(cpu)
             return -1
+
+
+@kernel("i64(cpu_t*, u64, u64)")
+def translate_slow(cpu, address, access):
+    """The L1 slot of `address` behind a missed hint, and what the access waits for; -1 where the kernel says no. The
+    caller has served what is due before the access.
+    """
+    slot = timed_slot(cpu, address, access) if cpu.timed != U(0) else -1  # there nobody has looked at the hint yet
+    if slot < 0:
+        slot = translate(cpu, address, access)
+    if slot >= 0 and cpu.timed != U(0):
+        timed_access(cpu, slot, address, access)
+    return slot
+
+
+@kernel("i64(cpu_t*, u64, u64)")
+def translate_untimed(cpu, address, access):
+    """`translate`, for vectors, which time the access themselves."""
+    return translate(cpu, address, access)
 
 
 @hot
@@ -130,7 +140,7 @@ def look_up_split(cpu, address, border, write):
         slot = look_up(cpu, address, PAGE_MASK, write)
         host = cpu.l1[slot].host
         cpu.l1[slot].age = cpu.tick + 1  # used just now: the other one takes another's place
-        other = tlb_refill(cpu, border, WRITE if write else READ)
+        other = find_or_refill(cpu, border, WRITE if write else READ)
         if other >= 0:
             if cpu.timed != U(0):
                 timed_access(cpu, other, border, WRITE if write else READ)
@@ -372,7 +382,7 @@ def memcpy(cpu, target, source, nbytes):
         slot = look_up(cpu, of, PAGE_MASK, False)
         host = cpu.l1[slot].host
         cpu.l1[slot].age = cpu.tick + 1  # used just now: the other one takes another's place
-        other = tlb_refill(cpu, to, WRITE)  # serves no event and no fault, so that `host` is still what it was
+        other = find_or_refill(cpu, to, WRITE)  # serves no event and no fault, so that `host` is still what it was
         if other >= 0:
             if cpu.timed != U(0):
                 timed_access(cpu, other, to, WRITE)

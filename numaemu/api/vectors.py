@@ -8,25 +8,26 @@ each of the run; the loops of other machines know nothing of that.
 
 import numpy as np
 
-from numaemu.api.access import count_access, hinted_slot, load, serve_event, store, translate_slow
+from numaemu.api.access import count_access, hinted_slot, load, serve_event, store, translate_slow, translate_untimed
 from numaemu.compiler.atomic import load_acquire
 from numaemu.compiler.decorators import entry, hot, kernel
 from numaemu.compiler.native import prefetch
 from numaemu.compiler.pointer import u8, u16, u32, u64
 from numaemu.errors import SegmentationFault
-from numaemu.hardware.bandwidth import LINE_SHIFT
+from numaemu.hardware.bandwidth import LINE_BYTES
 from numaemu.hardware.cache import MAX_LEVELS, core_t
 from numaemu.hardware.controller import KEPT_PS, begin_overlap, end_overlap
 from numaemu.hardware.hierarchy import ask_for_words
 from numaemu.hardware.paging import PAGE_MASK, PTE_PFN_MASK
 from numaemu.hardware.processor import LEAF_SHIFT, READ, TAG_VALID, WRITE, cpu_t, level_shift
-from numaemu.hardware.timing import line_at_hand, timed_behind
+from numaemu.hardware.timing import timed_again
 from numaemu.hardware.walk import lowest_table, peek
-from numaemu.spec.param import PAGE_SHIFT, PAGE_SIZE, TABLE_HINTS
+from numaemu.mmu import timed_slot
+from numaemu.spec.param import PAGE_SHIFT, PAGE_SIZE, RUN, TABLE_HINTS
 
 U = np.uint64
 ENTRY_LEVELS = 2  # of the caches, where a page-table entry is likely to be; assumed
-RUN = 8  # accesses that the host is asked for at once; measured
+LINE_MASK = ~U(LINE_BYTES - 1)
 
 
 @hot
@@ -64,14 +65,6 @@ def prefetch_entry(cpu, address):
             ask_for_words(core_t.at(cpu.caches), entry - cpu.memory, ENTRY_LEVELS)
 
 
-@hot
-def prefetch_words(cpu, address):
-    """Ask the host for what the caches will look at when an address is accessed."""
-    place = expected_place(cpu, address)
-    if place != U(0):
-        ask_for_words(core_t.at(cpu.caches), place - cpu.memory, MAX_LEVELS)
-
-
 @kernel("void(cpu_t*, u64*, i64, i64, bool)")
 def prefetch_run(cpu, addresses, begin, end, walks):
     """Ask the host for what a run of accesses will want, soon after each other, so that it translates many addresses at once; and,
@@ -82,33 +75,40 @@ def prefetch_run(cpu, addresses, begin, end, walks):
             prefetch_entry(cpu, addresses[i])
     end = min(begin + RUN, end)
     for i in range(begin, end):
-        prefetch(expected_place(cpu, addresses[i]))
+        place = expected_place(cpu, addresses[i])
+        cpu.run_places[i - begin] = place
+        prefetch(place)
     if cpu.caches != U(0):
-        for i in range(begin, end):
-            prefetch_words(cpu, addresses[i])
+        for i in range(end - begin):
+            if cpu.run_places[i] != U(0):
+                ask_for_words(core_t.at(cpu.caches), cpu.run_places[i] - cpu.memory, MAX_LEVELS)
 
 
 @hot
-def begins_run(addresses, i, n):
-    """True where the host is to be asked for the run behind one: not among many accesses to the same page."""
-    return i % RUN == 0 and i + RUN < n and addresses[i + RUN] & PAGE_MASK != addresses[i] & PAGE_MASK
+def ask_ahead(cpu, addresses, i, n, asked, walks):
+    """Behind access i of a vector, which has missed: unless it has been asked for already, ask the host for a run of later ones.
+    Not among many accesses to the same page. Up to where it has been asked, and the walks that were done by then.
+    """
+    if asked > i + RUN or i + RUN >= n or addresses[i + RUN] & PAGE_MASK == addresses[i] & PAGE_MASK:
+        return asked, walks
+    begin = max(asked, i + 1)
+    prefetch_run(cpu, addresses, begin, n, cpu.walks != walks)
+    return begin + RUN, cpu.walks
 
 
 @hot
-def look_up_in_vector(cpu, addresses, i, n, aligned, write):
-    """look_up for a vector loop: while hints miss, what later accesses will want is asked for."""
+def look_up_in_vector(cpu, addresses, i, n, aligned, write, asked, walks):
+    """look_up for a vector loop, and what ask_ahead says: while hints miss, what later accesses will want is asked for."""
     serve_event(cpu)
     address = addresses[i]
     slot = hinted_slot(cpu, address)
     tag = cpu.l1[slot].wtag if write else cpu.l1[slot].tag
     if tag != (address & aligned) | TAG_VALID:
-        walks = cpu.walks
         slot = translate_slow(cpu, address, WRITE if write else READ)
         if slot < 0:
             raise SegmentationFault
-        if begins_run(addresses, i, n):
-            prefetch_run(cpu, addresses, i + RUN, n, cpu.walks != walks)
-    return slot
+        asked, walks = ask_ahead(cpu, addresses, i, n, asked, walks)
+    return slot, asked, walks
 
 
 @hot
@@ -116,7 +116,7 @@ def load_vector(cpu, addresses, values, n, kind):
     """values[i] = the `kind` at addresses[i], for n of them, all given as pointers (arrays would be reference-counted at
     every call). A run of accesses to one page is one look-up and as many counted accesses.
     """
-    i = 0
+    i, asked, walks = 0, 0, cpu.walks
     aligned, last = PAGE_MASK | U(kind.nbytes - 1), U(PAGE_SIZE - kind.nbytes)
     while i < n:
         address = addresses[i]
@@ -124,7 +124,7 @@ def load_vector(cpu, addresses, values, n, kind):
             values[i] = load(cpu, address, kind)
             i += 1
             continue
-        slot = look_up_in_vector(cpu, addresses, i, n, aligned, False)
+        slot, asked, walks = look_up_in_vector(cpu, addresses, i, n, aligned, False, asked, walks)
         frame, page, start = cpu.l1[slot].host & PAGE_MASK, address & PAGE_MASK, i
         while True:
             values[i] = kind.array(frame | (address & ~PAGE_MASK))[0]
@@ -140,7 +140,7 @@ def load_vector(cpu, addresses, values, n, kind):
 @hot
 def store_vector(cpu, addresses, values, n, step, kind):
     """The `kind` at addresses[i] = values[i * step], for n of them: step 0 stores one value everywhere."""
-    i = 0
+    i, asked, walks = 0, 0, cpu.walks
     aligned, last = PAGE_MASK | U(kind.nbytes - 1), U(PAGE_SIZE - kind.nbytes)
     while i < n:
         address = addresses[i]
@@ -148,7 +148,7 @@ def store_vector(cpu, addresses, values, n, step, kind):
             store(cpu, address, values[i * step], kind)
             i += 1
             continue
-        slot = look_up_in_vector(cpu, addresses, i, n, aligned, True)
+        slot, asked, walks = look_up_in_vector(cpu, addresses, i, n, aligned, True, asked, walks)
         frame, page, start = cpu.l1[slot].host & PAGE_MASK, address & PAGE_MASK, i
         while True:
             kind.array(frame | (address & ~PAGE_MASK))[0] = values[i * step]
@@ -168,28 +168,39 @@ def next_in_page(cpu, address, aligned, page, done):
 
 
 @hot
+def end_of_run(cpu, i, n, done):
+    """How far a vector's accesses, from i on, may find the line at hand that the one before has used: until something is due, and
+    not so far that a request of another CPU had to wait. `done`: how many have not been counted yet.
+    """
+    if cpu.keeps_lines == U(0):
+        return i
+    return i + min(n - i, min(LINE_BYTES, load_acquire(cpu, "event_at") - cpu.tick - done))
+
+
+@hot
 def nr_missed(cpu):
     """Accesses that have missed the first level of a CPU's caches, if it has any."""
     return core_t.at(cpu.caches).misses[0] if cpu.caches != U(0) else 0
 
 
 @hot
-def look_up_timed(cpu, addresses, i, n, access):
-    """look_up_in_vector where each access is timed: none finds its page by the hint."""
+def look_up_timed(cpu, address, access):
+    """The L1 slot of an access that its loop times itself. None finds its page by the first half of the hints."""
     serve_event(cpu)
-    walks, missed = cpu.walks, nr_missed(cpu)
-    slot = translate_slow(cpu, addresses[i], access)
+    slot = timed_slot(cpu, address, access)
     if slot < 0:
-        raise SegmentationFault
-    if begins_run(addresses, i, n) and (cpu.walks != walks or nr_missed(cpu) != missed):
-        prefetch_run(cpu, addresses, i + RUN, n, True)
+        slot = translate_untimed(cpu, address, access)
+        if slot < 0:
+            raise SegmentationFault
     return slot
 
 
 @hot
 def load_vector_timed(cpu, addresses, values, n, kind):
     """load_vector where each access is timed."""
-    i, aligned, last = 0, PAGE_MASK | U(kind.nbytes - 1), U(PAGE_SIZE - kind.nbytes)
+    i, asked, walks, missed = 0, 0, cpu.walks, nr_missed(cpu)
+    aligned, last = PAGE_MASK | U(kind.nbytes - 1), U(PAGE_SIZE - kind.nbytes)
+    elsewhere = LINE_MASK | U(kind.nbytes - 1)
     begin_overlap(cpu)
     while i < n:
         address = addresses[i]
@@ -197,29 +208,34 @@ def load_vector_timed(cpu, addresses, values, n, kind):
             values[i] = load(cpu, address, kind)
             i += 1
             continue
-        slot = look_up_timed(cpu, addresses, i, n, READ)
+        slot = look_up_timed(cpu, address, READ)
         frame, page, start = cpu.l1[slot].host & PAGE_MASK, address & PAGE_MASK, i
-        values[i] = kind.array(frame | (address & ~PAGE_MASK))[0]
-        i += 1
-        found, line = 0, line_at_hand(cpu, (frame | (address & ~PAGE_MASK)) - cpu.memory)
-        while i < n and next_in_page(cpu, addresses[i], aligned, page, i - start):
-            place = frame | (addresses[i] & ~PAGE_MASK)
-            if (place - cpu.memory) >> U(LINE_SHIFT) == line:
-                found += 1
-            else:
-                timed_behind(cpu, place - cpu.memory, False, found)
-                found, line = 0, line_at_hand(cpu, place - cpu.memory)
+        while True:
+            place = frame | (address & ~PAGE_MASK)
+            timed_again(cpu, place - cpu.memory, False)
             values[i] = kind.array(place)[0]
             i += 1
-        cpu.memory_ps += found * KEPT_PS
+            behind, end = i, end_of_run(cpu, i, n, i - start)
+            while i < end and (addresses[i] ^ address) & elsewhere == U(0):
+                values[i] = kind.array(place ^ (addresses[i] ^ address))[0]
+                i += 1
+            cpu.memory_ps += (i - behind) * KEPT_PS
+            if i == n or not next_in_page(cpu, addresses[i], aligned, page, i - start):
+                break
+            address = addresses[i]
         count_access(cpu, slot, False, i - start)
+        if cpu.walks != walks or nr_missed(cpu) != missed:
+            asked, walks = ask_ahead(cpu, addresses, start, n, asked, walks)
+            missed = nr_missed(cpu)
     end_overlap(cpu)
 
 
 @hot
 def store_vector_timed(cpu, addresses, values, n, step, kind):
     """store_vector where each access is timed."""
-    i, aligned, last = 0, PAGE_MASK | U(kind.nbytes - 1), U(PAGE_SIZE - kind.nbytes)
+    i, asked, walks, missed = 0, 0, cpu.walks, nr_missed(cpu)
+    aligned, last = PAGE_MASK | U(kind.nbytes - 1), U(PAGE_SIZE - kind.nbytes)
+    elsewhere = LINE_MASK | U(kind.nbytes - 1)
     begin_overlap(cpu)
     while i < n:
         address = addresses[i]
@@ -227,22 +243,25 @@ def store_vector_timed(cpu, addresses, values, n, step, kind):
             store(cpu, address, values[i * step], kind)
             i += 1
             continue
-        slot = look_up_timed(cpu, addresses, i, n, WRITE)
+        slot = look_up_timed(cpu, address, WRITE)
         frame, page, start = cpu.l1[slot].host & PAGE_MASK, address & PAGE_MASK, i
-        kind.array(frame | (address & ~PAGE_MASK))[0] = values[i * step]
-        i += 1
-        found, line = 0, line_at_hand(cpu, (frame | (address & ~PAGE_MASK)) - cpu.memory)
-        while i < n and next_in_page(cpu, addresses[i], aligned, page, i - start):
-            place = frame | (addresses[i] & ~PAGE_MASK)
-            if (place - cpu.memory) >> U(LINE_SHIFT) == line:
-                found += 1
-            else:
-                timed_behind(cpu, place - cpu.memory, True, found)
-                found, line = 0, line_at_hand(cpu, place - cpu.memory)
+        while True:
+            place = frame | (address & ~PAGE_MASK)
+            timed_again(cpu, place - cpu.memory, True)
             kind.array(place)[0] = values[i * step]
             i += 1
-        cpu.memory_ps += found * KEPT_PS
+            behind, end = i, end_of_run(cpu, i, n, i - start)
+            while i < end and (addresses[i] ^ address) & elsewhere == U(0):
+                kind.array(place ^ (addresses[i] ^ address))[0] = values[i * step]
+                i += 1
+            cpu.memory_ps += (i - behind) * KEPT_PS
+            if i == n or not next_in_page(cpu, addresses[i], aligned, page, i - start):
+                break
+            address = addresses[i]
         count_access(cpu, slot, True, i - start)
+        if cpu.walks != walks or nr_missed(cpu) != missed:
+            asked, walks = ask_ahead(cpu, addresses, start, n, asked, walks)
+            missed = nr_missed(cpu)
     end_overlap(cpu)
 
 

@@ -22,6 +22,7 @@ import numpy as np
 from numaemu.compiler.atomic import compare_exchange, load_acquire
 from numaemu.compiler.bits import highest_bit, lowest_bit
 from numaemu.compiler.decorators import hot, kernel
+from numaemu.compiler.native import prefetch
 from numaemu.compiler.pointer import Struct, f64, i64, u16, u64
 from numaemu.hardware.processor import cpu_t  # noqa: F401  (the type in signatures)
 
@@ -30,27 +31,27 @@ LINE_SHIFT = 6  # lines of 64 bytes
 LINE_BYTES = 1 << LINE_SHIFT
 SLOT_SHIFT = 5
 SLOTS = 1 << SLOT_SHIFT  # of a word
+AHEAD = 32  # words of a ring that the host is asked for before they are wanted: some lines of memory later; measured
 ALL_TAKEN = U(0xFFFFFFFF)
 LATE = -1  # instead of a slot
 MAX_HOPS = 64  # of a path, with the word that ends it
 END_OF_PATH = 0xFFFF
 
 # fmt: off
-server_t = Struct("server_t", [
-    ("line_ps", f64),           # what a line takes; 0: there is no limit
-    ("lines_per_ps", f64),
-    ("ring", u64),              # u64[ring_words]
-], nbytes=24)
-
-# What a CPU has had from each server; written by that CPU only.
+# A server as one CPU, or one node's kernel threads, meets it.
 passage_t = Struct("passage_t", [
+    # set at boot
+    ("ring", u64),              # u64[ring_words], which all have in common; 0: there is no limit
+    ("line_ps", f64),           # what a line takes
+    ("lines_per_ps", f64),
+    # what it has had from the server; written by that CPU only
     ("lines", i64),             # moved
     ("moves", i64), ("moved", i64),      # requests for many lines at once, and these lines
     ("queued_ps", i64),         # what requests have waited, for one line or many
     ("late", i64),              # of these requests, those whose time the server had forgotten
     ("late_until_ps", i64),     # until when late ones of this CPU keep it busy
-    ("_pad", i64, 2),
-], nbytes=64)
+    ("_pad", i64, 7),
+], nbytes=128)
 
 # Set at boot, read by all.
 rates_t = Struct("rates_t", [
@@ -59,7 +60,6 @@ rates_t = Struct("rates_t", [
     ("lap_shift", u64),         # log2 of ring_words
     ("ring_mask", i64),         # ring_words - 1
     ("shared", i64),            # 1: CPUs run at the same time; 0: in lockstep
-    ("servers", u64),           # server_t[nr_servers]
     ("paths", u64),             # u16[nr_nodes][nr_nodes][MAX_HOPS]: the servers from node to node, END_OF_PATH ends; 0: no links
 ])
 # fmt: on
@@ -72,7 +72,7 @@ def rates_of(cpu):
 
 @hot
 def passage_of(cpu, number):
-    """What a CPU has had from a server."""
+    """A server as a CPU meets it."""
     return passage_t.array(cpu.passages)[number]
 
 
@@ -91,10 +91,10 @@ def from_slot(slot):
     return (ALL_TAKEN << U(slot & (SLOTS - 1))) & ALL_TAKEN
 
 
-@kernel("i64(rates_t*, server_t*, i64)")
-def find_slot(rates, server, first):
+@kernel("i64(rates_t*, passage_t*, i64)")
+def find_slot(rates, passage, first):
     """take_slot where the first one may be taken."""
-    ring, number, wanted = u64.array(server.ring), first >> SLOT_SHIFT, from_slot(first)
+    ring, number, wanted = u64.array(passage.ring), first >> SLOT_SHIFT, from_slot(first)
     while True:
         place = number & rates.ring_mask
         word, lap = load_acquire(ring, place), U(number) >> rates.lap_shift
@@ -111,10 +111,11 @@ def find_slot(rates, server, first):
 
 
 @hot
-def take_slot(rates, server, first):
+def take_slot(rates, passage, first):
     """Take the first free slot of a server from `first` on: its number, or LATE."""
-    ring, number, bit = u64.array(server.ring), first >> SLOT_SHIFT, U(1) << U(first & (SLOTS - 1))
+    ring, number, bit = u64.array(passage.ring), first >> SLOT_SHIFT, U(1) << U(first & (SLOTS - 1))
     place, lap = number & rates.ring_mask, U(number) >> rates.lap_shift
+    prefetch(passage.ring + U(((place + AHEAD) & rates.ring_mask) * 8))
     word = load_acquire(ring, place)
     now = word if word >> U(32) >= lap else lap << U(32)  # a word of an earlier round is free as a whole
     if now >> U(32) == lap and now & bit == U(0):
@@ -123,7 +124,7 @@ def take_slot(rates, server, first):
             return first
         if compare_exchange(ring, place, word, now | bit) == word:
             return first
-    return find_slot(rates, server, first)
+    return find_slot(rates, passage, first)
 
 
 @hot
@@ -137,10 +138,10 @@ def first_of(free, n):
     return some
 
 
-@kernel("i64(rates_t*, server_t*, i64, i64)")
-def take_slots(rates, server, first, lines):
+@kernel("i64(rates_t*, passage_t*, i64, i64)")
+def take_slots(rates, passage, first, lines):
     """Take so many free slots, the first from `first` on: the number of the last, or LATE (none was taken)."""
-    ring, number, wanted, begun = u64.array(server.ring), first >> SLOT_SHIFT, from_slot(first), False
+    ring, number, wanted, begun = u64.array(passage.ring), first >> SLOT_SHIFT, from_slot(first), False
     while True:
         place = number & rates.ring_mask
         word, lap = load_acquire(ring, place), U(number) >> rates.lap_shift
@@ -160,30 +161,29 @@ def take_slots(rates, server, first, lines):
 
 
 @hot
-def slot_at(server, now_ps):
+def slot_at(passage, now_ps):
     """The slot of a time. Half a ps more, so that rounding never makes it the slot before."""
-    return np.int64((now_ps + 0.5) * server.lines_per_ps)
+    return np.int64((now_ps + 0.5) * passage.lines_per_ps)
 
 
 @hot
 def pass_line(cpu, number, now_ps):
     """A line for a CPU comes to a server at a time: the ps that it waits there."""
-    rates = rates_of(cpu)
-    server, passage = server_t.array(rates.servers)[number], passage_of(cpu, number)
+    passage = passage_of(cpu, number)
     passage.lines += 1
-    if server.line_ps == 0.0:
+    if passage.ring == U(0):
         return 0
-    first = slot_at(server, now_ps)
-    slot = take_slot(rates, server, first)
+    first = slot_at(passage, now_ps)
+    slot = take_slot(rates_of(cpu), passage, first)
     if slot == first:
         return 0
     if slot == LATE:
         passage.late += 1
         begin = max(now_ps, passage.late_until_ps)
-        passage.late_until_ps = begin + np.int64(server.line_ps)
+        passage.late_until_ps = begin + np.int64(passage.line_ps)
         waited = begin - now_ps
     else:
-        waited = np.int64((slot - first) * server.line_ps)
+        waited = np.int64((slot - first) * passage.line_ps)
     passage.queued_ps += waited
     return waited
 
@@ -191,23 +191,22 @@ def pass_line(cpu, number, now_ps):
 @kernel("i64(cpu_t*, i64, i64, i64)")
 def pass_lines(cpu, number, now_ps, lines):
     """Many lines come to a server at once: the ps until the last has passed."""
-    rates = rates_of(cpu)
-    server, passage = server_t.array(rates.servers)[number], passage_of(cpu, number)
+    passage = passage_of(cpu, number)
     passage.lines += lines
     passage.moved += lines
     passage.moves += 1
-    if server.line_ps == 0.0:
+    if passage.ring == U(0):
         return 0
-    alone_ps = np.int64(lines * server.line_ps)
-    first = slot_at(server, now_ps)
-    last = take_slots(rates, server, first, lines)
+    alone_ps = np.int64(lines * passage.line_ps)
+    first = slot_at(passage, now_ps)
+    last = take_slots(rates_of(cpu), passage, first, lines)
     if last == LATE:
         passage.late += 1
         begin = max(now_ps, passage.late_until_ps)
         passage.late_until_ps = begin + alone_ps
         took = begin + alone_ps - now_ps
     else:
-        took = np.int64((last + 1 - first) * server.line_ps)
+        took = np.int64((last + 1 - first) * passage.line_ps)
     passage.queued_ps += max(took - alone_ps, 0)
     return took
 

@@ -6,8 +6,7 @@ way, its *mark*, in whole words.
 
     tag: number of the line << 3 | LINE_PREFETCHED | state, 0: the way is empty
 
-A mark is eight bits of the line that came into a way last, so that a search compares eight ways at once, and then only tags that are
-likely; the tag decides. Who writes a tag's line writes its mark before it.
+A mark (marks.py) is of the line that came into a way last; the tag decides. Who writes a tag's line writes its mark before it.
 
 States, as in MESI: a line that others may have too (SHARED); that no other CPU has (EXCLUSIVE); that memory does not have yet
 (MODIFIED). An exclusive line becomes modified without asking anybody. A cache that CPUs share has lines only SHARED
@@ -21,6 +20,7 @@ from numaemu.compiler.bits import lowest_bit
 from numaemu.compiler.decorators import hot, kernel
 from numaemu.compiler.native import prefetch
 from numaemu.compiler.pointer import Struct, i64, u8, u32, u64
+from numaemu.hardware.marks import WORD_MARKS, mark_of, mark_words, marked_as
 from numaemu.hardware.replacement import WAY_MASK, last_way, next_random, point_away, pointed_at, to_back, to_front
 from numaemu.spec.cache import LEVELS
 
@@ -30,8 +30,6 @@ LINE_SHARED, LINE_EXCLUSIVE, LINE_MODIFIED = U(1), U(2), U(3)
 STATE_MASK = U(3)
 LINE_PREFETCHED = U(4)  # a prefetcher brought it, and no access has asked for it yet
 TAG_SHIFT, FLAGS = U(3), U(7)
-WORD_WAYS = 8  # ways whose marks share a word
-EACH_BYTE, HIGH_BITS, LOW_BITS = U(0x0101010101010101), U(0x8080808080808080), U(0x7F7F7F7F7F7F7F7F)
 LRU, PLRU, RANDOM, AGES = range(4)  # in the order of spec/cache.py; AGES: `lru` with more ways than an order holds
 MAX_LEVELS = len(LEVELS)
 HOST_LINE = 64  # bytes
@@ -114,12 +112,6 @@ def set_number(cache, line):
 
 
 @hot
-def mark_words(ways):
-    """Words of a set for its marks."""
-    return (ways + WORD_WAYS - 1) // WORD_WAYS
-
-
-@hot
 def line_of(tag):
     return tag >> TAG_SHIFT
 
@@ -130,21 +122,13 @@ def state_of(tag):
 
 
 @hot
-def mark_of(line):
-    """Eight bits that tell lines of a set apart as well as any eight of its number do, where numbers differ within 32 bits."""
-    bits = line ^ (line >> U(16))
-    return (bits ^ (bits >> U(8))) & U(0xFF)
-
-
-@hot
 def find_in_set(cache, number, line):
     """The word of a line's tag in its set, or -1."""
     tags, marks = u64.array(cache.tags), u64.array(cache.marks)
     first, groups = number * cache.ways, mark_words(cache.ways)
-    wanted, all_marks = line << TAG_SHIFT, mark_of(line) * EACH_BYTE
+    wanted, mark = line << TAG_SHIFT, mark_of(line)
     for group in range(groups):
-        unlike = marks[number * groups + group] ^ all_marks
-        likely = ~(((unlike & LOW_BITS) + LOW_BITS) | unlike) & HIGH_BITS  # the bytes that are 0
+        likely = marked_as(marks[number * groups + group], mark)
         while likely != U(0):
             at = first + (group << 3) + (lowest_bit(likely) >> 3)
             # they differ in the flags only, and these are not all 0; behind the last way are marks of none
@@ -228,7 +212,7 @@ def put_line(core, cache, bank, line, flags):
     way = choose_way(cache, bank, number)
     at = number * cache.ways + way
     old = tags[at]
-    u8.array(cache.marks)[number * mark_words(cache.ways) * WORD_WAYS + way] = mark_of(line)
+    u8.array(cache.marks)[number * mark_words(cache.ways) * WORD_MARKS + way] = mark_of(line)
     tags[at] = (line << TAG_SHIFT) | flags
     use_way(core, cache, bank, number, way)
     return at, old

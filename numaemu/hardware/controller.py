@@ -18,9 +18,11 @@ the other.
 import numpy as np
 
 from numaemu.compiler.atomic import exchange
+from numaemu.compiler.bits import lowest_bit
 from numaemu.compiler.decorators import hot, kernel
 from numaemu.compiler.pointer import u8
 from numaemu.hardware.bandwidth import LINE_SHIFT, pass_line, pass_lines, pass_path, pass_path_many
+from numaemu.hardware.marks import mark_of, marked_as, put_mark
 from numaemu.hardware.processor import cpu_t  # noqa: F401  (the type in signatures)
 from numaemu.spec.param import KEPT_LINES
 
@@ -180,18 +182,22 @@ def drain(cpu):
 @hot
 def is_kept(cpu, key, begin):
     """True if a line is among those at hand from `begin` on. What has only been loaded is none for a store."""
-    found, ignored = 0, ~key & U(1)
-    for i in range(begin, begin + KEPT_LINES):  # all of them: so compilers compare several at once
-        found += 1 if (cpu.kept[i] | ignored) == (key | ignored) else 0
-    return found != 0
+    likely, ignored = marked_as(cpu.kept_marks[begin // KEPT_LINES], mark_of(key >> U(1))), ~key & U(1)
+    while likely != U(0):
+        if (cpu.kept[begin + (lowest_bit(likely) >> 3)] | ignored) == (key | ignored):
+            return True
+        likely &= likely - U(1)
+    return False
 
 
 @hot
 def keep(cpu, key, begin):
     """Have a line at hand, in the place of the one that came first."""
     which = begin // KEPT_LINES
-    cpu.kept[begin + cpu.kept_next[which]] = key
-    cpu.kept_next[which] = (cpu.kept_next[which] + 1) & (KEPT_LINES - 1)
+    place = cpu.kept_next[which]
+    cpu.kept[begin + place] = key
+    put_mark(cpu.kept_marks, which, place, mark_of(key >> U(1)))
+    cpu.kept_next[which] = (place + 1) & (KEPT_LINES - 1)
 
 
 @hot

@@ -102,8 +102,10 @@ def line_at_hand(cpu, physical):
 
 @hot
 def timed_again(cpu, physical, write):
-    """A further access of a vector: what the first level has is served here, without a call."""
-    if cpu.caches == U(0) or not hit_first_level(core_t.at(cpu.caches), physical, write):
+    """timed_line for vectors: what a CPU without caches does, and what the first level has, is served here, without a call."""
+    if cpu.keeps_lines != U(0):
+        cpu.memory_ns += use_line(cpu, physical, write)
+    elif cpu.caches == U(0) or not hit_first_level(core_t.at(cpu.caches), physical, write):
         timed_line(cpu, physical, write)
     else:
         charge_hit(cpu, core_t.at(cpu.caches).l1_latency_ns, write)

@@ -7,8 +7,10 @@ at the first entry that maps a page: at the lowest level, or above it with PS se
 import numpy as np
 
 from numaemu.compiler.atomic import load_acquire
+from numaemu.compiler.bits import lowest_bit
 from numaemu.compiler.decorators import hot, kernel
 from numaemu.compiler.pointer import u8, u64
+from numaemu.hardware.marks import WORD_MARKS, mark_of, mark_words, marked_as, put_mark
 from numaemu.hardware.paging import (
     _PAGE_ACCESSED,
     _PAGE_DIRTY,
@@ -49,12 +51,16 @@ def walk_cache_find(cpu, address):
     """The entry of the page-walk cache that leads farthest down, or -1."""
     up, shift = 1, level_shift(cpu, 1)
     while shift <= cpu.paging.pgdir_shift:
-        tag = ((address >> shift) << shift) | U(up)
-        for i in range(cpu.walk_cache_entries):
-            if cpu.walk_cache[i].tag == tag:
-                cpu.walk_cache[i].age = cpu.tick + 1
-                cpu.walk_cache_hits += 1
-                return i
+        tag, mark = ((address >> shift) << shift) | U(up), mark_of(address >> shift)
+        for word in range(mark_words(cpu.walk_cache_entries)):
+            likely = marked_as(cpu.walk_marks[word], mark)
+            while likely != U(0):
+                entry = cpu.walk_cache[word * WORD_MARKS + (lowest_bit(likely) >> 3)]
+                if entry.tag == tag:
+                    entry.age = cpu.tick + 1
+                    cpu.walk_cache_hits += 1
+                    return word * WORD_MARKS + (lowest_bit(likely) >> 3)
+                likely &= likely - U(1)
         up, shift = up + 1, shift + cpu.paging.table_bits
     return -1
 
@@ -71,6 +77,7 @@ def walk_cache_fill(cpu, address, up, table, rights):
             victim = i
     entry, shift = cpu.walk_cache[victim], level_shift(cpu, up)
     entry.tag, entry.table, entry.rights, entry.age = ((address >> shift) << shift) | U(up), table, rights, cpu.tick + 1
+    put_mark(cpu.walk_marks, 0, victim, mark_of(address >> shift))
 
 
 @hot

@@ -54,6 +54,7 @@ from numaemu.kernel.mm.slab.slab_common import init_cache, kmem_cache_init
 from numaemu.kernel.mm.swap.swapfile import MAX_SWAPFILES, SWP_OFFSET_BITS, swap_t
 from numaemu.kernel.mm.swap.zswap_init import init_zswap
 from numaemu.kernel.mm.vmalloc.vmap_area import init_vmap
+from numaemu.mmu import init_tlbs
 from numaemu.spec.cmdline import huge_page_sizes
 from numaemu.spec.param import (
     CPU_WORDS,
@@ -323,12 +324,7 @@ def init_cpus(topology, machine):
         for field in ("vmalloc_start", "vmalloc_end"):
             setattr(cpu.paging, field, getattr(machine.paging, field))
         cpu.asids, cpu.walk_cache_entries = topology.asids, topology.walk_cache
-        for level, spec in (("l1", topology.l1), ("l2", topology.l2)):
-            sets = spec.entries // spec.ways
-            setattr(cpu, f"{level}_sets", sets)
-            setattr(cpu, f"{level}_ways", spec.ways)
-            setattr(cpu, f"{level}_latency_ns", spec.latency_ns)
-            setattr(cpu, f"{level}_mask", sets - 1 if sets & (sets - 1) == 0 else 0)
+        init_tlbs(cpu, topology.l1, topology.l2)
         cpu.nr_nodes = topology.nr_nodes
         for memory in range(topology.nr_nodes):
             cpu.latency_ns[memory] = topology.latency_ns[node][memory]

@@ -7,17 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from numaemu.compiler.build import JIT
-from numaemu.hardware.bandwidth import (
-    LATE,
-    SLOTS,
-    pass_line,
-    pass_lines,
-    passage_t,
-    rates_t,
-    server_t,
-    take_slot,
-    take_slots,
-)
+from numaemu.hardware.bandwidth import LATE, SLOTS, pass_line, pass_lines, passage_t, rates_t, take_slot, take_slots
 from numaemu.hardware.controller import fetch_line, now_ps
 from numaemu.hardware.processor import cpu_t
 
@@ -34,27 +24,25 @@ class Hardware:
         self.rates.nr_nodes = self.rates.nr_servers = 1
         self.rates.shared = shared
         self.rates.lap_shift, self.rates.ring_mask = words.bit_length() - 1, words - 1
-        self.rates.servers = self.block(server_t.nbytes)
-        self.server = server_t.at(self.rates.servers)
-        self.server.line_ps, self.server.lines_per_ps = line_ps, 1 / line_ps
-        self.server.ring = self.block(words * 8)
-        self.cpus = [self.cpu(latency_ns, outstanding) for _ in range(nr_cpus)]
+        self.ring = self.block(words * 8)
+        self.cpus = [self.cpu(line_ps, latency_ns, outstanding) for _ in range(nr_cpus)]
+        self.passage = passage_t.at(self.cpus[0].passages)
 
     def block(self, nbytes):
         self.kept.append(np.zeros(-(-nbytes // 8) + 8, np.uint64))
         return -(-self.kept[-1].ctypes.data // 64) * 64
 
-    def cpu(self, latency_ns, outstanding):
+    def cpu(self, line_ps, latency_ns, outstanding):
         cpu = cpu_t.at(self.block(cpu_t.nbytes))
         cpu.rates, cpu.passages, cpu.block_node = self.rates.address, self.block(passage_t.nbytes), self.block(64)
+        passage = passage_t.at(cpu.passages)
+        passage.ring, passage.line_ps, passage.lines_per_ps = self.ring, line_ps, 1 / line_ps
         cpu.timed, cpu.outstanding, cpu.latency_ns[0] = 1, outstanding, latency_ns
         return cpu
 
     def taken(self, last):
         """All slots up to one that are taken."""
-        words = np.ctypeslib.as_array(
-            (np.ctypeslib.ctypes.c_uint64 * (last // SLOTS + 1)).from_address(int(self.server.ring))
-        )
+        words = np.ctypeslib.as_array((np.ctypeslib.ctypes.c_uint64 * (last // SLOTS + 1)).from_address(int(self.ring)))
         return {n * SLOTS + i for n, word in enumerate(words) for i in range(SLOTS) if int(word) >> i & 1}
 
 
@@ -68,9 +56,9 @@ def test_slots_are_taken_as_the_twin_takes_them(requests, shared):
     for first, lines in requests:
         free = [slot for slot in range(first, first + lines + len(twin)) if slot not in twin][:lines]
         if lines == 1:
-            last = take_slot(hardware.rates, hardware.server, first)
+            last = take_slot(hardware.rates, hardware.passage, first)
         else:
-            last = take_slots(hardware.rates, hardware.server, first, lines)
+            last = take_slots(hardware.rates, hardware.passage, first, lines)
         assert last == free[-1]
         twin.update(free)
     assert hardware.taken(20_000) == twin
@@ -80,12 +68,12 @@ def test_slots_are_taken_as_the_twin_takes_them(requests, shared):
 def test_a_time_that_the_ring_has_left_is_late():
     hardware = Hardware(words=4)
     round_trip = 4 * SLOTS
-    assert take_slot(hardware.rates, hardware.server, 5) == 5
-    assert take_slot(hardware.rates, hardware.server, round_trip + 7) == round_trip + 7
-    assert take_slot(hardware.rates, hardware.server, 6) == LATE
-    assert take_slots(hardware.rates, hardware.server, 6, 3) == LATE
-    assert take_slot(hardware.rates, hardware.server, SLOTS) == SLOTS  # the next word is still of that round
-    assert take_slot(hardware.rates, hardware.server, round_trip) == round_trip
+    assert take_slot(hardware.rates, hardware.passage, 5) == 5
+    assert take_slot(hardware.rates, hardware.passage, round_trip + 7) == round_trip + 7
+    assert take_slot(hardware.rates, hardware.passage, 6) == LATE
+    assert take_slots(hardware.rates, hardware.passage, 6, 3) == LATE
+    assert take_slot(hardware.rates, hardware.passage, SLOTS) == SLOTS  # the next word is still of that round
+    assert take_slot(hardware.rates, hardware.passage, round_trip) == round_trip
 
 
 def test_late_lines_of_a_cpu_move_no_faster_than_the_rate():

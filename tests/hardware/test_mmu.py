@@ -14,7 +14,7 @@ from numaemu.errors import SegmentationFault
 from numaemu.hardware.paging import _PAGE_ACCESSED, _PAGE_DIRTY, _PAGE_PRESENT, _PAGE_PSE, _PAGE_RW, _PAGE_USER
 from numaemu.hardware.processor import READ, WRITE, cpu_t
 from numaemu.hardware.walk import walk
-from numaemu.mmu import clock_ns, tlb_flush_all, tlb_flush_page
+from numaemu.mmu import clock_ns, disordered_set, tlb_flush_all, tlb_flush_page
 
 PRESENT = int(_PAGE_PRESENT | _PAGE_USER)
 RW, ACCESSED, DIRTY, PSE = int(_PAGE_RW), int(_PAGE_ACCESSED), int(_PAGE_DIRTY), int(_PAGE_PSE)
@@ -82,12 +82,12 @@ def figures(cpu):
 
 
 @st.composite
-def geometries(draw, most_sets):
-    ways = draw(st.integers(1, 4))
+def geometries(draw, most_sets, most_ways=4):
+    ways = draw(st.integers(1, most_ways))
     return {"entries": ways * draw(st.integers(1, most_sets)), "ways": ways, "latency_ns": draw(st.integers(0, 5))}
 
 
-PAGES = 10
+PAGES = 24
 # fmt: off
 steps = st.lists(st.tuples(st.sampled_from(["load", "store", "load", "store", "flush page", "flush all"]),
                            st.lists(st.integers(0, PAGES - 1), min_size=1, max_size=6)), max_size=60)
@@ -96,8 +96,8 @@ steps = st.lists(st.tuples(st.sampled_from(["load", "store", "load", "store", "f
 
 @pytest.mark.interpreted
 @settings(max_examples=200 if JIT else 20)
-@given(geometries(5), geometries(9), st.lists(st.sampled_from(["none", "ro", "rw", "rw"]), min_size=PAGES, max_size=PAGES),
-       steps)  # fmt: skip
+@given(geometries(5), st.one_of(geometries(9), geometries(2, 18)),
+       st.lists(st.sampled_from(["none", "ro", "rw", "rw"]), min_size=PAGES, max_size=PAGES), steps)  # fmt: skip
 def test_two_levels_count_as_the_naive_mmu(l1, l2, kinds, todo):
     """Any geometry, any order of loads, stores and flushes: every figure and the clock are exactly the twin's."""
     with machine_of(l1=l1, l2=l2) as machine:
@@ -133,6 +133,7 @@ def test_two_levels_count_as_the_naive_mmu(l1, l2, kinds, todo):
                     expected += 1
                 assert access(machine, [page << 12 for page in pages], what == "store") == expected
             assert figures(cpu) == {name: getattr(twin, name) for name in figures(cpu)}
+            assert disordered_set(cpu) < 0
 
 
 HUGE = BASE + (2 << 20)  # two huge pages follow the table of BASE
@@ -145,7 +146,12 @@ mixed = st.lists(st.tuples(st.sampled_from(["load", "store", "load", "store", "f
 
 @pytest.mark.interpreted
 @settings(max_examples=150 if JIT else 15)
-@given(geometries(4), geometries(6), st.lists(st.sampled_from(["ro", "rw"]), min_size=2, max_size=2), mixed)
+@given(
+    geometries(4),
+    st.one_of(geometries(6), geometries(2, 9)),
+    st.lists(st.sampled_from(["ro", "rw"]), min_size=2, max_size=2),
+    mixed,
+)
 def test_huge_entries_among_small_ones_count_as_the_naive_mmu(l1, l2, kinds, todo):
     """2 MiB entries in the same sets as 4 KiB ones: hits, LRU, assists, walks of three levels, flushes through any address."""
     with machine_of(l1=l1, l2=l2) as machine:
@@ -185,6 +191,7 @@ def test_huge_entries_among_small_ones_count_as_the_naive_mmu(l1, l2, kinds, tod
                     expected += 1
                 assert access(machine, [page << 12 for page in pages], what == "store") == expected
             assert figures(cpu) == {name: getattr(twin, name) for name in figures(cpu)}
+            assert disordered_set(cpu) < 0
 
 
 @pytest.mark.interpreted

@@ -25,6 +25,7 @@ from numaemu.kernel.arch.pgtable import (
 from numaemu.kernel.arch.ptdump import entry_text
 from numaemu.kernel.include.mm_types import machine_t, pool_t
 from numaemu.kernel.mm.huge.hugetlb_pool import hpage_pages
+from numaemu.mmu import disordered_set
 from numaemu.spec.param import L1_ENTRIES_MAX, L1_VIEWS, PAGE_SHIFT, PAGE_SIZE
 
 U = np.uint64
@@ -146,11 +147,25 @@ def validate_tlb(machine_address, number, found):
     return U(1)
 
 
+@entry("i64(u64, i64)")
+def disordered_set_of(machine_address, number):
+    return disordered_set(cpu_t.array(machine_t.at(machine_address).cpus)[number])
+
+
+def wrong_order(machine, number):
+    """The first set of a CPU's second-level TLB whose order or marks are wrong, or -1."""
+    return int(disordered_set_of(int(machine.address), number))
+
+
 def audit_tlbs(machine):
     """Every CPU's TLB and page-walk cache; and nobody owes a flush."""
     found = np.zeros(2, np.uint64)
     for number in range(machine.nr_cpus):
-        bad = int(validate_tlb(int(machine.address), number, found))
+        bad, disordered = int(validate_tlb(int(machine.address), number, found)), wrong_order(machine, number)
+        if disordered >= 0:
+            raise MachineCheck(
+                f"CPU {number}: set {disordered} of its second-level TLB has not the order of its entries"
+            )
         if bad == 1:
             continue
         cpu, tag, host = cpu_t.array(machine.cpus)[number], int(found[0]), int(found[1])

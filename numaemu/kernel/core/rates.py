@@ -3,7 +3,7 @@
 import numpy as np
 
 from numaemu.compiler.pointer import u16
-from numaemu.hardware.bandwidth import END_OF_PATH, LINE_BYTES, MAX_HOPS, SLOTS, passage_t, rates_t, server_t
+from numaemu.hardware.bandwidth import END_OF_PATH, LINE_BYTES, MAX_HOPS, SLOTS, passage_t, rates_t
 from numaemu.hardware.processor import cpu_t
 from numaemu.hardware.timing import enable_timing
 
@@ -41,7 +41,6 @@ def rate_blocks(topology):
     nr_servers = len(servers_of(topology))
     return [
         ("rates", rates_t.nbytes),
-        ("rate_servers", nr_servers * server_t.nbytes),
         ("rate_rings", nr_servers * ring_words(topology) * 8),
         ("rate_paths", topology.nr_nodes**2 * MAX_HOPS * 2),
         ("rate_passages", (topology.nr_cpu_ids + topology.nr_nodes) * nr_servers * passage_t.nbytes),
@@ -64,20 +63,24 @@ def init_paths(topology, address):
 
 
 def init_servers(topology, blocks):
-    """All servers, and the paths over them."""
+    """What all servers have in common, and the paths over them."""
     rates, words = rates_t.at(blocks["rates"]), ring_words(topology)
-    servers = servers_of(topology)
-    rates.nr_nodes, rates.nr_servers, rates.lap_shift = topology.nr_nodes, len(servers), words.bit_length() - 1
-    rates.ring_mask, rates.shared = words - 1, int(not topology.lockstep)
-    rates.servers = blocks["rate_servers"]
-    for i, (_, rate) in enumerate(servers):
-        server = server_t.array(rates.servers)[i]
-        server.line_ps = LINE_BYTES * PS_PER_S / rate if rate is not None else 0.0
-        server.lines_per_ps = 1 / server.line_ps if rate is not None else 0.0
-        server.ring = blocks["rate_rings"] + i * words * 8
+    rates.nr_nodes, rates.nr_servers = topology.nr_nodes, len(servers_of(topology))
+    rates.lap_shift, rates.ring_mask, rates.shared = words.bit_length() - 1, words - 1, int(not topology.lockstep)
     if topology.rates.links:
         rates.paths = blocks["rate_paths"]
         init_paths(topology, rates.paths)
+
+
+def init_passages(topology, cpu, blocks):
+    """Each server as a CPU meets it."""
+    words = ring_words(topology)
+    for i, (_, rate) in enumerate(servers_of(topology)):
+        if rate is not None:
+            passage = passage_t.array(cpu.passages)[i]
+            passage.ring = blocks["rate_rings"] + i * words * 8
+            passage.line_ps = LINE_BYTES * PS_PER_S / rate
+            passage.lines_per_ps = 1 / passage.line_ps
 
 
 def init_rates(topology, machine, blocks):
@@ -91,6 +94,7 @@ def init_rates(topology, machine, blocks):
         if topology.rates.limited:
             cpu.rates = blocks["rates"]
             cpu.passages = blocks["rate_passages"] + number * nr_servers * passage_t.nbytes
+            init_passages(topology, cpu, blocks)
         if topology.rates.timed:
             cpu.keeps_lines = int(topology.cache is None)
             enable_timing(cpu)
