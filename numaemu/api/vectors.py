@@ -9,14 +9,23 @@ each of the run; the loops of other machines know nothing of that.
 import numpy as np
 
 from numaemu.api.access import count_access, hinted_slot, load, serve_event, store, translate_slow, translate_untimed
-from numaemu.compiler.atomic import load_acquire
+from numaemu.compiler.atomic import exchange, load_acquire
 from numaemu.compiler.decorators import entry, hot, kernel
 from numaemu.compiler.native import prefetch
 from numaemu.compiler.pointer import u8, u16, u32, u64
 from numaemu.errors import SegmentationFault
-from numaemu.hardware.bandwidth import LINE_BYTES
+from numaemu.hardware.bandwidth import LINE_BYTES, LINE_SHIFT, passage_of, rates_of, wait_for_slot
 from numaemu.hardware.cache import MAX_LEVELS, core_t
-from numaemu.hardware.controller import KEPT_PS, begin_overlap, end_overlap
+from numaemu.hardware.controller import (
+    KEPT_PS,
+    LONG_PS,
+    PS,
+    begin_overlap,
+    begins_stream,
+    end_overlap,
+    end_stream,
+    now_ps,
+)
 from numaemu.hardware.hierarchy import ask_for_words
 from numaemu.hardware.paging import PAGE_MASK, PTE_PFN_MASK
 from numaemu.hardware.processor import LEAF_SHIFT, READ, TAG_VALID, WRITE, cpu_t, level_shift
@@ -168,16 +177,6 @@ def next_in_page(cpu, address, aligned, page, done):
 
 
 @hot
-def end_of_run(cpu, i, n, done):
-    """How far a vector's accesses, from i on, may find the line at hand that the one before has used: until something is due, and
-    not so far that a request of another CPU had to wait. `done`: how many have not been counted yet.
-    """
-    if cpu.keeps_lines == U(0):
-        return i
-    return i + min(n - i, min(LINE_BYTES, load_acquire(cpu, "event_at") - cpu.tick - done))
-
-
-@hot
 def nr_missed(cpu):
     """Accesses that have missed the first level of a CPU's caches, if it has any."""
     return core_t.at(cpu.caches).misses[0] if cpu.caches != U(0) else 0
@@ -196,69 +195,107 @@ def look_up_timed(cpu, address, access):
 
 
 @hot
-def load_vector_timed(cpu, addresses, values, n, kind):
-    """load_vector where each access is timed."""
-    i, asked, walks, missed = 0, 0, cpu.walks, nr_missed(cpu)
-    aligned, last = PAGE_MASK | U(kind.nbytes - 1), U(PAGE_SIZE - kind.nbytes)
-    elsewhere = LINE_MASK | U(kind.nbytes - 1)
-    begin_overlap(cpu)
-    while i < n:
-        address = addresses[i]
-        if address & ~PAGE_MASK > last:
-            values[i] = load(cpu, address, kind)
-            i += 1
-            continue
-        slot = look_up_timed(cpu, address, READ)
-        frame, page, start = cpu.l1[slot].host & PAGE_MASK, address & PAGE_MASK, i
-        while True:
-            place = frame | (address & ~PAGE_MASK)
-            timed_again(cpu, place - cpu.memory, False)
-            values[i] = kind.array(place)[0]
-            i += 1
-            behind, end = i, end_of_run(cpu, i, n, i - start)
-            while i < end and (addresses[i] ^ address) & elsewhere == U(0):
-                values[i] = kind.array(place ^ (addresses[i] ^ address))[0]
-                i += 1
-            cpu.memory_ps += (i - behind) * KEPT_PS
-            if i == n or not next_in_page(cpu, addresses[i], aligned, page, i - start):
-                break
-            address = addresses[i]
-        count_access(cpu, slot, False, i - start)
-        if cpu.walks != walks or nr_missed(cpu) != missed:
-            asked, walks = ask_ahead(cpu, addresses, start, n, asked, walks)
-            missed = nr_missed(cpu)
-    end_overlap(cpu)
+def move_word(kind, place, values, at, write):
+    """Load values[at] from a host address, or store it there."""
+    if write:
+        kind.array(place)[0] = values[at]
+    else:
+        values[at] = kind.array(place)[0]
 
 
 @hot
-def store_vector_timed(cpu, addresses, values, n, step, kind):
-    """store_vector where each access is timed."""
+def run_end(cpu, vector, i, done):
+    """Up to where a vector may go on without a look at what is due, and not so long that a request of another CPU had to wait; i or
+    less: something is due. `done`: so many accesses have not been counted yet.
+    """
+    return i + min(vector[2] - i, min(LINE_BYTES, load_acquire(cpu, "event_at") - cpu.tick - done))
+
+
+@hot
+def end_of_line(vector, i, end, frame, kind, write):
+    """Access i of a vector, which has been timed, and those behind it, up to `end`, in the same line: the first one after them."""
+    addresses, values, _, step = vector
+    address, elsewhere = addresses[i], LINE_MASK | U(kind.nbytes - 1)
+    place = frame | (address & ~PAGE_MASK)
+    move_word(kind, place, values, i * step, write)
+    i += 1
+    while i < end and (addresses[i] ^ address) & elsewhere == U(0):
+        move_word(kind, place ^ (addresses[i] ^ address), values, i * step, write)
+        i += 1
+    return i
+
+
+@hot
+def is_line_behind(address, before, kind):
+    """True for an aligned address in the line behind that of another, in the same page."""
+    aligned, page = address & U(kind.nbytes - 1) == U(0), (address ^ before) & PAGE_MASK == U(0)
+    return aligned and page and (address >> U(LINE_SHIFT)) == (before >> U(LINE_SHIFT)) + U(1)
+
+
+@hot
+def end_of_stream(cpu, vector, i, done, frame, kind, write):
+    """The accesses of a vector from i on, as far as their lines are a stream (controller.py): the first one after them."""
+    rates, passage, latency_ps = rates_of(cpu), passage_of(cpu, cpu.node), cpu.latency_ns[cpu.node] * PS
+    addresses, begin, lines, first = vector[0], now_ps(cpu), 0, i
+    now, end = begin, max(run_end(cpu, vector, i, done), i + 1)
+    while True:
+        address = addresses[i]
+        waited = wait_for_slot(rates, passage, now)
+        if waited > LONG_PS:
+            exchange(cpu, "event_at", 0)
+            end = i + 1
+        behind = end_of_line(vector, i, end, frame, kind, write)
+        now += waited + latency_ps + (behind - i - 1) * KEPT_PS
+        lines, i = lines + 1, behind
+        if i >= end:
+            end = run_end(cpu, vector, i, done + i - first)
+            if end <= i:
+                break
+        if not is_line_behind(addresses[i], address, kind):
+            break
+    end_stream(cpu, (frame | (address & ~PAGE_MASK)) - cpu.memory, lines, write, now - begin)
+    return i
+
+
+@hot
+def end_of_page(cpu, vector, i, slot, kind, write):
+    """The accesses of a vector from i on that go to the page of an L1 entry, until something is due: the first one after them."""
+    addresses, n, start = vector[0], vector[2], i
+    frame, page, aligned = cpu.l1[slot].host & PAGE_MASK, addresses[i] & PAGE_MASK, PAGE_MASK | U(kind.nbytes - 1)
+    while True:
+        address = addresses[i]
+        physical = (frame | (address & ~PAGE_MASK)) - cpu.memory
+        timed_again(cpu, physical, write)
+        end = run_end(cpu, vector, i, i - start) if cpu.keeps_lines != U(0) else 0
+        behind = end_of_line(vector, i, end, frame, kind, write)
+        cpu.memory_ps += (behind - i - 1) * KEPT_PS
+        i = behind
+        if i == n or not next_in_page(cpu, addresses[i], aligned, page, i - start):
+            return i
+        if is_line_behind(addresses[i], address, kind) and begins_stream(cpu, physical):
+            i = end_of_stream(cpu, vector, i, i - start, frame, kind, write)
+            if i == n or not next_in_page(cpu, addresses[i], aligned, page, i - start):
+                return i
+
+
+@hot
+def vector_timed(cpu, vector, kind, write):
+    """load_vector or store_vector where each access is timed."""
+    addresses, values, n, step = vector
     i, asked, walks, missed = 0, 0, cpu.walks, nr_missed(cpu)
-    aligned, last = PAGE_MASK | U(kind.nbytes - 1), U(PAGE_SIZE - kind.nbytes)
-    elsewhere = LINE_MASK | U(kind.nbytes - 1)
     begin_overlap(cpu)
     while i < n:
-        address = addresses[i]
-        if address & ~PAGE_MASK > last:
-            store(cpu, address, values[i * step], kind)
+        start, address = i, addresses[i]
+        if address & ~PAGE_MASK > U(PAGE_SIZE - kind.nbytes):
+            if write:
+                store(cpu, address, values[i * step], kind)
+            else:
+                values[i] = load(cpu, address, kind)
             i += 1
             continue
-        slot = look_up_timed(cpu, address, WRITE)
-        frame, page, start = cpu.l1[slot].host & PAGE_MASK, address & PAGE_MASK, i
-        while True:
-            place = frame | (address & ~PAGE_MASK)
-            timed_again(cpu, place - cpu.memory, True)
-            kind.array(place)[0] = values[i * step]
-            i += 1
-            behind, end = i, end_of_run(cpu, i, n, i - start)
-            while i < end and (addresses[i] ^ address) & elsewhere == U(0):
-                kind.array(place ^ (addresses[i] ^ address))[0] = values[i * step]
-                i += 1
-            cpu.memory_ps += (i - behind) * KEPT_PS
-            if i == n or not next_in_page(cpu, addresses[i], aligned, page, i - start):
-                break
-            address = addresses[i]
-        count_access(cpu, slot, True, i - start)
+        slot = look_up_timed(cpu, address, WRITE if write else READ)
+        i = end_of_page(cpu, vector, i, slot, kind, write)
+        count_access(cpu, slot, write, i - start)
         if cpu.walks != walks or nr_missed(cpu) != missed:
             asked, walks = ask_ahead(cpu, addresses, start, n, asked, walks)
             missed = nr_missed(cpu)
@@ -268,7 +305,7 @@ def store_vector_timed(cpu, addresses, values, n, step, kind):
 @hot
 def load_many(cpu, addresses, values, n, kind):
     if cpu.timed != U(0):
-        load_vector_timed(cpu, addresses, values, n, kind)
+        vector_timed(cpu, (addresses, values, n, 1), kind, False)
     else:
         load_vector(cpu, addresses, values, n, kind)
 
@@ -277,7 +314,7 @@ def load_many(cpu, addresses, values, n, kind):
 def store_many(cpu, addresses, values, n, step, kind):
     """Either of store_vector's loops."""
     if cpu.timed != U(0):
-        store_vector_timed(cpu, addresses, values, n, step, kind)
+        vector_timed(cpu, (addresses, values, n, step), kind, True)
     else:
         store_vector(cpu, addresses, values, n, step, kind)
 

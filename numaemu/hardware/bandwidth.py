@@ -31,7 +31,7 @@ LINE_SHIFT = 6  # lines of 64 bytes
 LINE_BYTES = 1 << LINE_SHIFT
 SLOT_SHIFT = 5
 SLOTS = 1 << SLOT_SHIFT  # of a word
-AHEAD = 32  # words of a ring that the host is asked for before they are wanted: some lines of memory later; measured
+AHEAD = 128  # words of a ring that the host is asked for before they are wanted: some lines of memory later; measured
 ALL_TAKEN = U(0xFFFFFFFF)
 LATE = -1  # instead of a slot
 MAX_HOPS = 64  # of a path, with the word that ends it
@@ -167,14 +167,10 @@ def slot_at(passage, now_ps):
 
 
 @hot
-def pass_line(cpu, number, now_ps):
-    """A line for a CPU comes to a server at a time: the ps that it waits there."""
-    passage = passage_of(cpu, number)
-    passage.lines += 1
-    if passage.ring == U(0):
-        return 0
+def wait_for_slot(rates, passage, now_ps):
+    """pass_line at a server that has a limit; the line has been counted."""
     first = slot_at(passage, now_ps)
-    slot = take_slot(rates_of(cpu), passage, first)
+    slot = take_slot(rates, passage, first)
     if slot == first:
         return 0
     if slot == LATE:
@@ -186,6 +182,14 @@ def pass_line(cpu, number, now_ps):
         waited = np.int64((slot - first) * passage.line_ps)
     passage.queued_ps += waited
     return waited
+
+
+@hot
+def pass_line(cpu, number, now_ps):
+    """A line for a CPU comes to a server at a time: the ps that it waits there."""
+    passage = passage_of(cpu, number)
+    passage.lines += 1
+    return wait_for_slot(rates_of(cpu), passage, now_ps) if passage.ring != U(0) else 0
 
 
 @kernel("i64(cpu_t*, i64, i64, i64)")

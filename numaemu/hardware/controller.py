@@ -21,13 +21,14 @@ from numaemu.compiler.atomic import exchange
 from numaemu.compiler.bits import lowest_bit
 from numaemu.compiler.decorators import hot, kernel
 from numaemu.compiler.pointer import u8
-from numaemu.hardware.bandwidth import LINE_SHIFT, pass_line, pass_lines, pass_path, pass_path_many
+from numaemu.hardware.bandwidth import LINE_SHIFT, pass_line, pass_lines, pass_path, pass_path_many, passage_of
 from numaemu.hardware.marks import mark_of, marked_as, put_mark
 from numaemu.hardware.processor import cpu_t  # noqa: F401  (the type in signatures)
-from numaemu.spec.param import KEPT_LINES
+from numaemu.spec.param import KEPT_LINES, PAGE_SHIFT
 
 U = np.uint64
 PS = 1000  # in a ns
+PAGE_LINES = 1 << PAGE_SHIFT - LINE_SHIFT
 KEPT_PS = 250  # an access to a line that is at hand: four a ns; assumed
 LONG_PS = 1_000_000  # a wait after which a CPU looks at once whether its turn is over
 DATA, TABLES, LOWEST = 0, KEPT_LINES, 2 * KEPT_LINES  # where lines at hand begin: data, upper and lowest page tables
@@ -217,6 +218,36 @@ def use_line(cpu, physical, write):
         return 0
     keep(cpu, key, DATA)
     return fetch(cpu, physical, write)
+
+
+# A *stream* is lines of a page that a vector uses one behind the other, each the first time. What they cost is what use_line says; but
+# that none of them is at hand, and where they come from, is looked up once, and which are at hand afterwards is noted at its end.
+
+
+@hot
+def begins_stream(cpu, physical):
+    """True if the lines behind one of a CPU without caches, up to the end of its page, can be a stream: they come from its own
+    node, whose controller has a limit, none of them is at hand, and a CPU has one under way.
+    """
+    if cpu.keeps_lines == U(0) or cpu.outstanding != 1 or cpu.rates == U(0):
+        return False
+    node = home_node(cpu, physical)
+    if node != cpu.node or passage_of(cpu, node).ring == U(0):
+        return False
+    line, ahead = np.int64(physical >> U(LINE_SHIFT)), 0
+    behind = PAGE_LINES - line % PAGE_LINES
+    for i in range(DATA, DATA + KEPT_LINES):
+        ahead += 1 if 0 < np.int64(cpu.kept[i] >> U(1)) - 1 - line < behind else 0
+    return ahead == 0
+
+
+@hot
+def end_stream(cpu, physical, lines, write, ps):
+    """A stream of so many lines has taken so long; the last of them has a physical address."""
+    cpu.memory_ps += ps
+    passage_of(cpu, cpu.node).lines += lines
+    for back in range(min(lines, KEPT_LINES) - 1, -1, -1):
+        keep(cpu, key_of(physical - (U(back) << U(LINE_SHIFT)), write), DATA)
 
 
 @hot

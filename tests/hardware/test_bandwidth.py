@@ -3,13 +3,15 @@
 import numba
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
+from loopback import Loopback
 
 from numaemu.compiler.build import JIT
 from numaemu.hardware.bandwidth import LATE, SLOTS, pass_line, pass_lines, passage_t, rates_t, take_slot, take_slots
 from numaemu.hardware.controller import fetch_line, now_ps
 from numaemu.hardware.processor import cpu_t
+from numaemu.spec.param import KEPT_LINES, PAGE_SIZE
 
 pytestmark = pytest.mark.interpreted
 LINE_PS = 320  # of 200 GB/s
@@ -165,3 +167,51 @@ def test_a_cpu_that_waits_lets_the_others_have_their_share():
     run_in_lockstep(hardware, 20_000_000, 1_000_000)
     lines = [passage_t.at(cpu.passages).lines for cpu in hardware.cpus]
     assert max(lines) <= 1.25 * min(lines)
+
+
+# -- streams of lines in a page ------------------------------------------------------------------------------------
+
+PAGES = 3
+runs = st.lists(
+    st.tuples(
+        st.integers(0, PAGES * 512 - 1),  # the word where it begins
+        st.sampled_from([1, 1, 1, 8, 8, 3, -1, -8]),  # words from one to the next
+        st.integers(1, 700 if JIT else 60),
+    ),
+    min_size=1,
+    max_size=6,
+)
+
+
+def words_of(runs):
+    """Numbers of words, run by run, without those before the first word and behind the last."""
+    numbers = np.concatenate([first + step * np.arange(n) for first, step, n in runs])
+    return numbers[(numbers >= 0) & (numbers < PAGES * 512)].astype(np.uint64)
+
+
+@settings(max_examples=40 if JIT else 5, deadline=None)
+@given(runs, st.sampled_from(["200GB/s", "1GB/s"]), st.booleans())
+def test_a_stream_of_a_vector_costs_what_its_accesses_cost_one_by_one(runs, rate, write):
+    """Clock, queueing, lines moved and lines at hand are the same to the picosecond, whether a vector has all accesses or one."""
+    words, seen = words_of(runs), []
+    for whole in (True, False):
+        with Loopback(nodes=1, cpus_per_node=1, memory_per_node="8MiB", bandwidth_per_node=rate) as machine:
+            task = machine.task()
+            mapping = task.mmap(PAGES * PAGE_SIZE)
+            task.touch(mapping.addr, PAGES * PAGE_SIZE, write=True)
+            addresses = np.uint64(mapping.addr) + np.uint64(8) * words
+            for part in [addresses] if whole else addresses.reshape(-1, 1):
+                if write:
+                    task.store(part, part)
+                else:
+                    task.load(part)
+            cpu = machine.cpu()
+            passage = passage_t.at(cpu.passages)
+            kept = [int(cpu.kept[(int(cpu.kept_next[0]) + i) % KEPT_LINES]) for i in range(KEPT_LINES)]
+            base = min(key for key in kept if key)
+            seen.append(
+                (now_ps(cpu), passage.lines, passage.queued_ps, passage.late, [max(key - base, -1) for key in kept])
+            )
+            if write:
+                assert (task.load(addresses) == addresses).all()
+    assert seen[0] == seen[1]
