@@ -15,7 +15,7 @@ from numaemu.compiler.native import prefetch
 from numaemu.compiler.pointer import u8, u16, u32, u64
 from numaemu.errors import SegmentationFault
 from numaemu.hardware.bandwidth import LINE_BYTES, LINE_SHIFT, passage_of, rates_of, wait_for_slot
-from numaemu.hardware.cache import MAX_LEVELS, core_t
+from numaemu.hardware.cache import core_t
 from numaemu.hardware.controller import (
     KEPT_PS,
     LONG_PS,
@@ -35,7 +35,6 @@ from numaemu.mmu import timed_slot
 from numaemu.spec.param import PAGE_SHIFT, PAGE_SIZE, RUN, TABLE_HINTS
 
 U = np.uint64
-ENTRY_LEVELS = 2  # of the caches, where a page-table entry is likely to be; assumed
 LINE_MASK = ~U(LINE_BYTES - 1)
 
 
@@ -66,12 +65,10 @@ def expected_place(cpu, address):
 
 @hot
 def prefetch_entry(cpu, address):
-    """Ask the host for the entry that the walk to an address will load, and for what the caches will look at then."""
+    """Ask the host for the entry that the walk to an address will load."""
     entry = expected_entry(cpu, address)
     if entry != U(0):
         prefetch(entry)
-        if cpu.caches != U(0):
-            ask_for_words(core_t.at(cpu.caches), entry - cpu.memory, ENTRY_LEVELS)
 
 
 @kernel("void(cpu_t*, u64*, i64, i64, bool)")
@@ -90,7 +87,7 @@ def prefetch_run(cpu, addresses, begin, end, walks):
     if cpu.caches != U(0):
         for i in range(end - begin):
             if cpu.run_places[i] != U(0):
-                ask_for_words(core_t.at(cpu.caches), cpu.run_places[i] - cpu.memory, MAX_LEVELS)
+                ask_for_words(core_t.at(cpu.caches), cpu.run_places[i] - cpu.memory)
 
 
 @hot

@@ -21,7 +21,16 @@ from numaemu.compiler.decorators import hot, kernel
 from numaemu.compiler.native import prefetch
 from numaemu.compiler.pointer import Struct, i64, u8, u32, u64
 from numaemu.hardware.marks import WORD_MARKS, mark_of, mark_words, marked_as
-from numaemu.hardware.replacement import WAY_MASK, last_way, next_random, point_away, pointed_at, to_back, to_front
+from numaemu.hardware.replacement import (
+    WAY_MASK,
+    last_to_front,
+    last_way,
+    next_random,
+    point_away,
+    pointed_at,
+    to_back,
+    to_front,
+)
 from numaemu.spec.cache import LEVELS
 
 U = np.uint64
@@ -214,7 +223,11 @@ def put_line(core, cache, bank, line, flags):
     old = tags[at]
     u8.array(cache.marks)[number * mark_words(cache.ways) * WORD_MARKS + way] = mark_of(line)
     tags[at] = (line << TAG_SHIFT) | flags
-    use_way(core, cache, bank, number, way)
+    if cache.policy == LRU:
+        words = u64.array(cache.words)
+        words[number] = last_to_front(words[number] ^ cache.order, cache.ways) ^ cache.order
+    else:
+        use_way(core, cache, bank, number, way)
     return at, old
 
 

@@ -56,6 +56,7 @@ from numaemu.hardware.controller import fetch_line, hand_over_line, write_back_l
 
 U = np.uint64
 HINT_MASK = U(LINE_HINTS - 1)
+FAR_LINES = 1 << 16  # of a cache whose words are too many for the host to have them at hand; assumed
 
 
 @hot
@@ -314,10 +315,12 @@ def access_line(cpu, core, physical, write):
 
 
 @hot
-def ask_for_words(core, physical, levels):
-    """Ask the host for the words that an access to an address will want in so many levels, if it misses the first."""
+def ask_for_words(core, physical):
+    """Ask the host for the words that an access to an address will want, if it misses the first level."""
     hierarchy, line = hierarchy_of(core), physical >> core.line_shift
-    for level in range(1, min(levels, core.nr_levels)):
-        ask_for_set(cache_of(core, level), line)
+    for level in range(1, core.nr_levels):
+        cache = cache_of(core, level)
+        if cache.sets * cache.ways >= FAR_LINES:
+            ask_for_set(cache, line)
     if hierarchy.directory != U(0):
         prefetch(hierarchy.directory + (line << U(3)))

@@ -60,6 +60,13 @@ def last_way(order, ways):
 
 
 @hot
+def last_to_front(order, ways):
+    """The order after a use of the way that made room."""
+    used = WAY_BITS * U(ways - 1)
+    return ((order & ((U(1) << used) - U(1))) << WAY_BITS) | ((order >> used) & WAY_MASK)
+
+
+@hot
 def point_away(bits, way, ways):
     """A tree's bits after a use of a way: each on its path points to the other half. Node n has the children 2n and 2n + 1."""
     node, half = 1, ways >> 1
