@@ -1,9 +1,7 @@
 """The hardware of one CPU: two TLB levels over the page walk. Answers with a code, never calls up.
 
-TLB entries are true LRU by age: the CPU's `tick`, which counts its accesses. Sets of the L2 with 5 to 16 ways also have a word with
-the order of their use and a byte for each entry (replacement.py, marks.py), by which a miss and what makes room for it are
-known at once. A *hint* per low page number tells where the page was last put; it is a short cut only, the entry's tag
-decides, so that figures do not depend on it.
+TLB entries are true LRU by age: the CPU's `tick`, which counts its accesses (hardware/tlb_sets.py). A *hint* per low page
+number tells where the page was last put; it is a short cut only, the entry's tag decides, so that figures do not depend on it.
 Entries of all sizes stand in the same sets, each in the set of its own page number. Accesses look for 4 KiB tags only, so
 a huge entry that is used shows a *view* of 4 KiB of itself behind the L1 entries. A view is no TLB entry: making one
 is counted nowhere, and its age is its entry's.
@@ -14,10 +12,8 @@ loads = tick - stores, L1 hits = tick - L2 hits - walks, and the clock is the su
 
 import numpy as np
 
-from numaemu.compiler.bits import lowest_bit
 from numaemu.compiler.decorators import hot, kernel
 from numaemu.compiler.pointer import u8
-from numaemu.hardware.marks import MARK_BITS, MARK_MASK, WORD_MARKS, mark_of, mark_words, marked_as, put_mark
 from numaemu.hardware.paging import _PAGE_DIRTY, _PAGE_GLOBAL, _PAGE_NX, _PAGE_RW, PAGE_MASK, PTE_PFN_MASK
 from numaemu.hardware.processor import (
     HOST_GLOBAL,
@@ -35,18 +31,20 @@ from numaemu.hardware.processor import (
     X86_PF_WRITE,
     level_shift,
 )
-from numaemu.hardware.replacement import MAX_ORDERED, WAY_BITS, WAY_MASK, last_way, to_front
+from numaemu.hardware.tlb_sets import (
+    find_in_set,
+    forget_l2_order,
+    forget_l2_orders,
+    l2_find_in_set,
+    l2_victim,
+    oldest_of,
+    set_index,
+    use_l2,
+)
 from numaemu.hardware.walk import walk
 from numaemu.spec.param import L1_ENTRIES_MAX, L1_HINTS, L1_VIEWS, L2_HINTS, NR_ASIDS, PAGE_SHIFT, PAGE_SIZE
 
 U = np.uint64
-LEAST_ORDERED = 5  # ways of a set that are worth an order and marks; up to MAX_ORDERED
-
-
-@hot
-def set_index(page_number, sets, mask):
-    """The set of a page: a mask where the number of sets is a power of two, a remainder elsewhere."""
-    return np.int64(page_number & mask) if mask != U(0) or sets == U(1) else np.int64(page_number % sets)
 
 
 @hot
@@ -72,36 +70,9 @@ def note_slot(cpu, page_number, slot):
 
 
 @hot
-def find_in_set(entries, first, ways, tag):
-    """Index of the entry with this tag among `ways` from `first` on, or -1."""
-    for slot in range(first, first + ways):
-        if entries[slot].tag == tag:
-            return slot
-    return -1
-
-
-@hot
 def l1_find(cpu, page_number, tag):
     """Index of the L1 entry with this tag, or -1."""
     return find_in_set(cpu.l1, set_index(page_number, cpu.l1_sets, cpu.l1_mask) * cpu.l1_ways, cpu.l1_ways, tag)
-
-
-@hot
-def l2_find_in_set(cpu, page_number, tag):
-    """Index of the L2 entry with this tag, or -1: without the hint."""
-    number = set_index(page_number, cpu.l2_sets, cpu.l2_mask)
-    first = number * cpu.l2_ways
-    if cpu.l2_ordered == U(0):
-        return find_in_set(cpu.l2, first, cpu.l2_ways, tag)
-    words, mark = mark_words(cpu.l2_ways), mark_of(page_number)
-    for word in range(words):
-        likely = marked_as(cpu.l2_marks[number * words + word], mark)
-        while likely != U(0):
-            slot = first + word * WORD_MARKS + (lowest_bit(likely) >> 3)
-            if slot < first + cpu.l2_ways and cpu.l2[slot].tag == tag:
-                return slot
-            likely &= likely - U(1)
-    return -1
 
 
 @hot
@@ -109,97 +80,6 @@ def l2_find(cpu, page_number, tag):
     """Index of the L2 entry with this tag, or -1."""
     slot = np.int64(cpu.l2_hint[page_number & U(L2_HINTS - 1)])
     return slot if cpu.l2[slot].tag == tag else l2_find_in_set(cpu, page_number, tag)
-
-
-@hot
-def oldest_of(entries, first, ways):
-    """Index of the entry of a set that was used longest ago."""
-    victim, oldest = first, entries[first].age
-    for slot in range(first + 1, first + ways):
-        age = entries[slot].age
-        if age < oldest:
-            victim, oldest = slot, age
-    return victim
-
-
-@kernel("u64(cpu_t*, i64)")
-def order_by_age(cpu, number):
-    """The order in which a set's L2 entries were used, the last one first; empty ones come last."""
-    order, first = U(0), number * cpu.l2_ways
-    for way in range(cpu.l2_ways):
-        place = 0
-        for other in range(cpu.l2_ways):
-            age, others = cpu.l2[first + way].age, cpu.l2[first + other].age
-            place += 1 if others > age or (others == age and other > way) else 0
-        order |= U(way) << (WAY_BITS * U(place))
-    return order
-
-
-@hot
-def l2_victim(cpu, page_number):
-    """Index of the least recently used L2 entry of the page's set."""
-    number = set_index(page_number, cpu.l2_sets, cpu.l2_mask)
-    if cpu.l2_ordered == U(0):
-        return oldest_of(cpu.l2, number * cpu.l2_ways, cpu.l2_ways)
-    if cpu.l2_order[number] == U(0):
-        cpu.l2_order[number] = order_by_age(cpu, number)
-    return number * cpu.l2_ways + last_way(cpu.l2_order[number], cpu.l2_ways)
-
-
-@kernel("i64(cpu_t*)")
-def disordered_set(cpu):
-    """The first set of the L2 whose order or marks are not those of its entries, or -1: for the audit."""
-    words = mark_words(cpu.l2_ways)
-    for number in range(np.int64(cpu.l2_sets) if cpu.l2_ordered != U(0) else 0):
-        order, first, used = cpu.l2_order[number], number * cpu.l2_ways, U(0)
-        for place in range(cpu.l2_ways):
-            slot = cpu.l2[first + place]
-            if slot.tag != U(0):
-                up = np.int64((slot.tag & TAG_SIZE) >> U(9)) if slot.tag & TAG_VALID != U(0) else 0
-                mark = (cpu.l2_marks[number * words + (place >> 3)] >> (U(place & 7) * MARK_BITS)) & MARK_MASK
-                if slot.tag & TAG_VALID != U(0) and mark != mark_of((slot.tag & PAGE_MASK) >> level_shift(cpu, up)):
-                    return number
-            if order == U(0):
-                continue
-            way = np.int64((order >> (WAY_BITS * U(place))) & WAY_MASK)
-            used |= U(1) << U(way)
-            if place > 0:
-                before = np.int64((order >> (WAY_BITS * U(place - 1))) & WAY_MASK)
-                if cpu.l2[first + before].age < cpu.l2[first + way].age:
-                    return number
-        if order != U(0) and used != (U(1) << U(cpu.l2_ways)) - U(1):
-            return number
-    return -1
-
-
-@hot
-def use_l2(cpu, page_number, slot):
-    """An L2 entry is used by the access under way."""
-    cpu.l2[slot].age = cpu.tick + 1
-    if cpu.l2_ordered != U(0):
-        number = set_index(page_number, cpu.l2_sets, cpu.l2_mask)
-        if cpu.l2_order[number] != U(0):
-            cpu.l2_order[number] = to_front(cpu.l2_order[number], slot - number * cpu.l2_ways)
-
-
-@hot
-def fill_l2(cpu, page_number, slot, tag, wtag, host):
-    """Put a translation into an L2 entry."""
-    entry = cpu.l2[slot]
-    entry.tag, entry.wtag, entry.host = tag, wtag, host
-    if cpu.l2_ordered != U(0):
-        number = set_index(page_number, cpu.l2_sets, cpu.l2_mask)
-        way = slot - number * cpu.l2_ways
-        put_mark(cpu.l2_marks, number * mark_words(cpu.l2_ways), way, mark_of(page_number))
-    use_l2(cpu, page_number, slot)
-
-
-@hot
-def forget_l2_orders(cpu):
-    """Entries have been forgotten: their sets' ages tell."""
-    if cpu.l2_ordered != U(0):
-        for number in range(np.int64(cpu.l2_sets)):
-            cpu.l2_order[number] = U(0)
 
 
 # -- views of huge entries -------------------------------------------------------------------------------------
@@ -287,6 +167,18 @@ def fill_l1(cpu, page_number, tag, wtag, host):
 
 
 @hot
+def fill_l2(cpu, page_number, slot, tag, wtag, host):
+    """Put a translation into the L2 TLB, where it already stands or (`slot` -1) in place of the set's oldest; its slot."""
+    if slot < 0:
+        slot = l2_victim(cpu, page_number)
+    else:
+        use_l2(cpu, slot)
+    entry = cpu.l2[slot]
+    entry.tag, entry.wtag, entry.host = tag, wtag, host
+    return slot
+
+
+@hot
 def count_walk(cpu, slot, slot2):
     """A walk behind entries at `slot` and `slot2` (-1: none): a hit that may not be stored to yet (D is clear) walks too,
     and is counted as an assist, not as a walk.
@@ -323,8 +215,6 @@ def fill_huge(cpu, address, access, entry):
     slot, slot2 = l1_find(cpu, number, tag), l2_find_in_set(cpu, number, tag)
     count_walk(cpu, slot, slot2)
     wtag, host = wtag_of(entry, tag), host_of(cpu, entry, U(1) << shift)
-    if slot2 < 0:
-        slot2 = l2_victim(cpu, number)
     fill_l2(cpu, number, slot2, tag, wtag, host)
     if slot < 0:
         slot = fill_l1(cpu, number, tag, wtag, host)
@@ -348,7 +238,7 @@ def find_huge(cpu, address, access):
             entry = cpu.l2[slot2]
             if not allows(entry, access):
                 return -1
-            use_l2(cpu, number, slot2)
+            use_l2(cpu, slot2)
             cpu.l2_hits += 1
             return show_view(cpu, address, fill_l1(cpu, number, tag, entry.wtag, entry.host))
     return -1
@@ -365,10 +255,8 @@ def tlb_walk(cpu, address, access, slot, slot2):
     tag, page_number = tag_of(cpu, address, 0, access), address >> U(PAGE_SHIFT)
     count_walk(cpu, slot, slot2)
     wtag, host = wtag_of(entry, tag), host_of(cpu, entry, U(PAGE_SIZE))
-    if slot2 < 0:
-        slot2 = l2_victim(cpu, page_number)
-        cpu.l2_hint[page_number & U(L2_HINTS - 1)] = slot2
-    fill_l2(cpu, page_number, slot2, tag, wtag, host)
+    slot2 = fill_l2(cpu, page_number, slot2, tag, wtag, host)
+    cpu.l2_hint[page_number & U(L2_HINTS - 1)] = slot2
     if slot < 0:
         return fill_l1(cpu, page_number, tag, wtag, host)
     one = cpu.l1[slot]
@@ -391,7 +279,7 @@ def refill(cpu, address, access):
     slot2 = l2_find(cpu, page_number, tag)
     if slot < 0 and slot2 >= 0 and allows(cpu.l2[slot2], access):
         entry = cpu.l2[slot2]
-        use_l2(cpu, page_number, slot2)
+        use_l2(cpu, slot2)
         cpu.l2_hits += 1
         return fill_l1(cpu, page_number, tag, entry.wtag, entry.host)
     return tlb_walk(cpu, address, access, slot, slot2)
@@ -419,20 +307,6 @@ def find_or_refill(cpu, address, access):
     """tlb_refill for who has not looked at the hint."""
     slot = timed_slot(cpu, address, access) if cpu.timed != U(0) else -1
     return slot if slot >= 0 else tlb_refill(cpu, address, access)
-
-
-# -- at boot ---------------------------------------------------------------------------------------------------
-
-
-def init_tlbs(cpu, l1, l2):
-    """Give a CPU its TLBs, as the machine file has them."""
-    for level, spec in (("l1", l1), ("l2", l2)):
-        sets = spec.entries // spec.ways
-        setattr(cpu, f"{level}_sets", sets)
-        setattr(cpu, f"{level}_ways", spec.ways)
-        setattr(cpu, f"{level}_latency_ns", spec.latency_ns)
-        setattr(cpu, f"{level}_mask", sets - 1 if sets & (sets - 1) == 0 else 0)
-    cpu.l2_ordered = int(LEAST_ORDERED <= l2.ways <= MAX_ORDERED)
 
 
 # -- flushing --------------------------------------------------------------------------------------------------
@@ -504,8 +378,7 @@ def tlb_flush_page(cpu, address):
         slot = l2_find_in_set(cpu, number, tag)
         if slot >= 0:
             forget(cpu.l2[slot])
-            if cpu.l2_ordered != U(0):
-                cpu.l2_order[slot // cpu.l2_ways] = U(0)
+            forget_l2_order(cpu, slot // cpu.l2_ways)
 
 
 @hot

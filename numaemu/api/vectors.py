@@ -103,18 +103,26 @@ def ask_ahead(cpu, addresses, i, n, asked, walks):
 
 
 @hot
-def look_up_in_vector(cpu, addresses, i, n, aligned, write, asked, walks):
-    """look_up for a vector loop, and what ask_ahead says: while hints miss, what later accesses will want is asked for."""
+def begins_run(addresses, i, n):
+    """True where the host is to be asked for the run behind one: not among many accesses to the same page."""
+    return i % RUN == 0 and i + RUN < n and addresses[i + RUN] & PAGE_MASK != addresses[i] & PAGE_MASK
+
+
+@hot
+def look_up_in_vector(cpu, addresses, i, n, aligned, write):
+    """look_up for a vector loop: while hints miss, what later accesses will want is asked for."""
     serve_event(cpu)
     address = addresses[i]
     slot = hinted_slot(cpu, address)
     tag = cpu.l1[slot].wtag if write else cpu.l1[slot].tag
     if tag != (address & aligned) | TAG_VALID:
+        walks = cpu.walks
         slot = translate_slow(cpu, address, WRITE if write else READ)
         if slot < 0:
             raise SegmentationFault
-        asked, walks = ask_ahead(cpu, addresses, i, n, asked, walks)
-    return slot, asked, walks
+        if begins_run(addresses, i, n):
+            prefetch_run(cpu, addresses, i + RUN, n, cpu.walks != walks)
+    return slot
 
 
 @hot
@@ -122,7 +130,7 @@ def load_vector(cpu, addresses, values, n, kind):
     """values[i] = the `kind` at addresses[i], for n of them, all given as pointers (arrays would be reference-counted at
     every call). A run of accesses to one page is one look-up and as many counted accesses.
     """
-    i, asked, walks = 0, 0, cpu.walks
+    i = 0
     aligned, last = PAGE_MASK | U(kind.nbytes - 1), U(PAGE_SIZE - kind.nbytes)
     while i < n:
         address = addresses[i]
@@ -130,7 +138,7 @@ def load_vector(cpu, addresses, values, n, kind):
             values[i] = load(cpu, address, kind)
             i += 1
             continue
-        slot, asked, walks = look_up_in_vector(cpu, addresses, i, n, aligned, False, asked, walks)
+        slot = look_up_in_vector(cpu, addresses, i, n, aligned, False)
         frame, page, start = cpu.l1[slot].host & PAGE_MASK, address & PAGE_MASK, i
         while True:
             values[i] = kind.array(frame | (address & ~PAGE_MASK))[0]
@@ -146,7 +154,7 @@ def load_vector(cpu, addresses, values, n, kind):
 @hot
 def store_vector(cpu, addresses, values, n, step, kind):
     """The `kind` at addresses[i] = values[i * step], for n of them: step 0 stores one value everywhere."""
-    i, asked, walks = 0, 0, cpu.walks
+    i = 0
     aligned, last = PAGE_MASK | U(kind.nbytes - 1), U(PAGE_SIZE - kind.nbytes)
     while i < n:
         address = addresses[i]
@@ -154,7 +162,7 @@ def store_vector(cpu, addresses, values, n, step, kind):
             store(cpu, address, values[i * step], kind)
             i += 1
             continue
-        slot, asked, walks = look_up_in_vector(cpu, addresses, i, n, aligned, True, asked, walks)
+        slot = look_up_in_vector(cpu, addresses, i, n, aligned, True)
         frame, page, start = cpu.l1[slot].host & PAGE_MASK, address & PAGE_MASK, i
         while True:
             kind.array(frame | (address & ~PAGE_MASK))[0] = values[i * step]

@@ -122,7 +122,7 @@ cpu_t = Struct("cpu_t", [
     ("rates", u64), ("passages", u64),             # rates_t (0: nothing has a rate); passage_t by server: bandwidth.py
     ("outstanding", i64),       # misses that may be under way
     ("keeps_lines", u64),       # 1: no caches; lines just used are at hand: controller.py
-    ("l2_ordered", u64),        # 1: sets of the second-level TLB have orders and marks (mmu.py)
+    ("l2_ordered", u64),        # 1: sets of the second-level TLB have orders and marks (tlb_sets.py)
     ("_pad5", u64, 6),
     # written by this CPU only; `tick` begins a cache line, and so do the TLBs
     ("huge_entries", u64),      # bit n: an entry n levels up has been put into the TLB since it was last empty
@@ -162,7 +162,7 @@ cpu_t = Struct("cpu_t", [
     ("under_way_ps", i64, MAX_OUTSTANDING),        # when each of the last lines is there
     # lines at hand: of data, of upper page tables, of lowest ones; (line + 1) << 1 | stored to
     ("kept", u64, 3 * KEPT_LINES), ("kept_marks", u64, 3), ("kept_next", i64, 3),
-    # of mmu.py and walk.py: marks; the order of each set's use, last used first as in replacement.py, 0: only its ages tell
+    # of tlb_sets.py: the order of each set of the L2 and its marks; of walk.py: marks
     ("l2_order", u64, L2_ORDERS), ("l2_marks", u64, L2_ORDERS), ("walk_marks", u64, WALK_CACHE_MAX // WORD_MARKS),
     ("walks_forgotten", u64),   # times that the page-walk cache was emptied, and with it the table hints
     ("run_places", u64, RUN),   # where the host is asked for a run of accesses (api/vectors.py)

@@ -11,6 +11,7 @@ from numaemu.hardware.cacheinfo import init_caches
 from numaemu.hardware.paging import set_paging
 from numaemu.hardware.processor import cpu_t
 from numaemu.hardware.timing import enable_timing
+from numaemu.hardware.tlb_sets import init_tlbs
 from numaemu.host import shm
 from numaemu.kernel.arch.init_mm import init_kernel_space, reserved_pages
 from numaemu.kernel.arch.thread_stack import init_stacks
@@ -54,7 +55,6 @@ from numaemu.kernel.mm.slab.slab_common import init_cache, kmem_cache_init
 from numaemu.kernel.mm.swap.swapfile import MAX_SWAPFILES, SWP_OFFSET_BITS, swap_t
 from numaemu.kernel.mm.swap.zswap_init import init_zswap
 from numaemu.kernel.mm.vmalloc.vmap_area import init_vmap
-from numaemu.mmu import init_tlbs
 from numaemu.spec.cmdline import huge_page_sizes
 from numaemu.spec.param import (
     CPU_WORDS,

@@ -13,8 +13,9 @@ from numaemu.compiler.pointer import u64
 from numaemu.errors import SegmentationFault
 from numaemu.hardware.paging import _PAGE_ACCESSED, _PAGE_DIRTY, _PAGE_PRESENT, _PAGE_PSE, _PAGE_RW, _PAGE_USER
 from numaemu.hardware.processor import READ, WRITE, cpu_t
+from numaemu.hardware.tlb_sets import disordered_set
 from numaemu.hardware.walk import walk
-from numaemu.mmu import clock_ns, disordered_set, tlb_flush_all, tlb_flush_page
+from numaemu.mmu import clock_ns, tlb_flush_all, tlb_flush_page
 
 PRESENT = int(_PAGE_PRESENT | _PAGE_USER)
 RW, ACCESSED, DIRTY, PSE = int(_PAGE_RW), int(_PAGE_ACCESSED), int(_PAGE_DIRTY), int(_PAGE_PSE)

@@ -11,6 +11,7 @@ from numaemu.compiler.pointer import u8
 from numaemu.errors import MachineCheck
 from numaemu.hardware.paging import _PAGE_DIRTY, _PAGE_NX, _PAGE_PSE, _PAGE_RW, _PAGE_USER, PAGE_MASK, entry_load
 from numaemu.hardware.processor import HOST_NX, NODE_MASK, TAG_ASID, TAG_KERNEL, TAG_SIZE, TAG_VALID, cpu_t, level_shift
+from numaemu.hardware.tlb_sets import disordered_set
 from numaemu.kernel.arch.init_mm import kernel_pte
 from numaemu.kernel.arch.pgtable import (
     _PAGE_SPECIAL,
@@ -25,7 +26,6 @@ from numaemu.kernel.arch.pgtable import (
 from numaemu.kernel.arch.ptdump import entry_text
 from numaemu.kernel.include.mm_types import machine_t, pool_t
 from numaemu.kernel.mm.huge.hugetlb_pool import hpage_pages
-from numaemu.mmu import disordered_set
 from numaemu.spec.param import L1_ENTRIES_MAX, L1_VIEWS, PAGE_SHIFT, PAGE_SIZE
 
 U = np.uint64
