@@ -916,7 +916,7 @@ WHY = {
     "SHELL_WRITES": "what `sh` steps took in the recorded cases",
     "CHILD_WRITES": "the pages that recorded forks copied at once",
     "RUN": "the fastest on the hosts at hand; nothing emulated depends on it",
-    "ENTRY_LEVELS": "512 entries serve 2 MiB, so that a second level has most of them; nothing emulated depends on it",
+    "FAR_LINES": "no source; the tags of so many lines are half a MiB, more than host CPUs have near. The figures do not depend on it",
     "POPULATE_FROM": "shorter chains are used up before the host has made them present",
     "PCP_HIGH_MAX": "longer lists brought no more speed on the hosts at hand; Linux's marks hold below it",
     "PRINT_BYTES": "some screens of text",
