@@ -83,10 +83,8 @@ class _Twins:
 
 
 _twins = _Twins()
-_LOADS_ACQUIRE = platform.machine() in (
-    "x86_64",
-    "AMD64",
-)  # every load does: a plain one, which Python has, is the same instruction
+# Where every load acquires a plain one, which Python has, is the same instruction.
+_LOADS_ACQUIRE = platform.machine() in ("x86_64", "AMD64")
 
 
 def _atomic(op, target, where, *values):
@@ -95,15 +93,15 @@ def _atomic(op, target, where, *values):
         address, kind = target.address + target.struct.offsets[where], target.struct.kinds[where]
     else:
         address, kind = target._at(where), target.kind
-    if op == "load" and _LOADS_ACQUIRE:
-        return kind.get(address)
     result = _twins.get(op, kind, len(values))(address, *map(int, values))
-    return kind.dtype.type(result) if result is not None and kind.dtype.kind == "u" else result
+    return result if result is None or kind.scalar is None else kind.scalar(result)
 
 
 def load_acquire(target, where):
     """The word; whatever its writer did before its release store is visible."""
-    return _atomic("load", target, where)
+    if not _LOADS_ACQUIRE:
+        return _atomic("load", target, where)
+    return getattr(target, where) if where.__class__ is str else target[where]
 
 
 def store_release(target, where, value):

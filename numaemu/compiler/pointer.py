@@ -155,7 +155,7 @@ def _(typ, address, c):
 
 
 def _items(kind, length, address):
-    return Items(address, kind, length)
+    return kind.items(address, kind, length)
 
 
 def field_type(struct, name):

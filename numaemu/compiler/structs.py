@@ -6,6 +6,8 @@ interpreted code does little else than read and write fields.
 """
 
 import ctypes
+import functools
+import itertools
 
 import numpy as np
 
@@ -21,14 +23,14 @@ def _all_words(kind):
     not begin at address 0, so item i lies at (i + 1) << shift.
     """
     words = (kind.ctype * (_ADDRESSES // kind.nbytes - 1)).from_address(kind.nbytes)
-    readable = np.frombuffer(words, kind.dtype) if kind.dtype.kind == "u" else words  # unsigned: as NumPy's scalars
+    readable = np.frombuffer(words, kind.dtype) if kind.scalar else words  # unsigned: as NumPy's scalars
     return readable, words, kind.nbytes.bit_length() - 1
 
 
 def _word_access(kind):
     """get(address) and put(address, value) of a kind of word, which need not be aligned."""
     nbytes, convert, one = kind.nbytes, kind.convert, kind.ctype.from_address
-    scalar = kind.dtype.type if kind.dtype.kind == "u" else convert
+    scalar = kind.scalar or convert
     readable, words, shift = kind.words
 
     def get(address):
@@ -67,29 +69,16 @@ class Pointer:
 
 
 class Items:
-    """The address of the first of many structs or words; `length` None means unknown."""
+    """The address of the first of many structs or words; `length` None means unknown. Made by the `items` of its kind."""
 
-    __slots__ = ("address", "kind", "length")
-
-    def __init__(self, address, kind, length=None):
-        self.address, self.kind, self.length = address, kind, length
+    __slots__ = ()
 
     def _at(self, index):
+        """The address of an item."""
         index = int(index)
         if self.length is not None and not 0 <= index < self.length:
             raise IndexError(f"index {index} of {self.length} {self.kind.name}")
         return self.address + index * self.kind.nbytes
-
-    def __getitem__(self, index):
-        length, kind = self.length, self.kind
-        if index.__class__ is not int:
-            index = int(index)
-        if length is None or 0 <= index < length:
-            return kind.get(self.address + index * kind.nbytes)
-        return kind.get(self._at(index))
-
-    def __setitem__(self, index, value):
-        self.kind.put(self._at(index), value)
 
     def as_numpy(self, length=None):
         """The items as a NumPy array over the same bytes."""
@@ -101,13 +90,92 @@ class Items:
         return f"<{self.kind.name}[{'' if self.length is None else self.length}] at {self.address:#x}>"
 
 
+class Words(Items):
+    """Of words. `first`: the number of the first among all words of its kind, or None if it is not aligned."""
+
+    __slots__ = ("address", "kind", "length", "readable", "first")
+
+    def __init__(self, address, kind, length=None):
+        self.address, self.kind, self.length = address, kind, length
+        self.readable, _, shift = kind.words
+        self.first = None if address & (kind.nbytes - 1) else (address >> shift) - 1
+
+    def __getitem__(self, index):
+        if index.__class__ is not int:
+            index = int(index)
+        length, first = self.length, self.first
+        if first is not None and (length is None or 0 <= index < length):
+            return self.readable[first + index]
+        return self.kind.get(self._at(index))
+
+    def __setitem__(self, index, value):
+        self.kind.put(self._at(index), value)
+
+
+class Structs(Items, dict):
+    """Of structs: by its index the Pointer to each that has been asked for."""
+
+    __slots__ = ("address", "kind", "length")
+    __eq__, __ne__, __hash__ = object.__eq__, object.__ne__, object.__hash__  # not of what it holds just now
+
+    def __init__(self, address, kind, length=None):
+        self.address, self.kind, self.length = address, kind, length
+
+    def __missing__(self, index):
+        pointer = self.kind.get(self._at(index))
+        _keep(self, int(index), pointer)
+        return pointer
+
+    def __setitem__(self, index, value):
+        raise TypeError(f"struct {self.kind.name} is written field by field")
+
+    def __iter__(self):
+        return map(self.__getitem__, range(self.length))
+
+    def __bool__(self):
+        return True
+
+    __len__ = None
+    __contains__ = None
+
+
+class Kept(dict):
+    """What is made of an address when it is first asked for. Interpreted code asks for the same structs again and again."""
+
+    __slots__ = ("make",)
+    every = []
+
+    def __init__(self, make):
+        self.make = make
+        Kept.every.append(self)
+
+    def __missing__(self, address):
+        made = self.make(address)
+        _keep(self, address, made)
+        return made
+
+
+_MOST_KEPT = 100_000  # things, of 200 bytes or so
+_kept = itertools.count(1)
+
+
+def _keep(place, key, thing):
+    """Put it there. When there are too many in all places, all are forgotten: they hold an address and no more."""
+    global _kept
+    if next(_kept) > _MOST_KEPT:
+        _kept = itertools.count(1)
+        for each in Kept.every:
+            each.clear()
+        place.clear()
+    dict.__setitem__(place, key, thing)
+
+
 def _field(kind, count, offset):
     """The property of one field."""
-    if count:
-        return property(lambda pointer: Items(pointer.address + offset, kind, count))
-    if isinstance(kind, Struct):
-        get = kind.get
-        return property(lambda pointer: get(pointer.address + offset))
+    if count or isinstance(kind, Struct):
+        make = functools.partial(kind.items, kind=kind, length=count) if count else kind.get
+        inner = Kept(lambda address: make(address + offset))
+        return property(lambda pointer: inner[pointer.address])
     (readable, words, shift), convert = kind.words, kind.convert
     offset -= kind.nbytes
 
@@ -132,16 +200,20 @@ STRUCTS = {}  # every Struct by its name, for signatures
 class Scalar:
     """A machine word as an element of arrays: `u64.array(address)[i]`."""
 
+    items = Words
+
     def __init__(self, dtype):
         self.dtype = np.dtype(dtype)
         self.name, self.nbytes = self.dtype.name, self.dtype.itemsize
 
         self.ctype, self.convert = _CTYPES[self.dtype.str[1:]], float if self.dtype.kind == "f" else int
+        self.scalar = self.dtype.type if self.dtype.kind == "u" else None  # NumPy's; other words are ints and floats
         self.words = _all_words(self)
         self.get, self.put = _word_access(self)
+        self.arrays = Kept(lambda address: Words(address, self))
 
     def array(self, address, length=None):
-        return Items(int(address), self, length)
+        return self.arrays[int(address)] if length is None else Words(int(address), self, length)
 
     def __reduce__(self):
         return _scalar_of, (self.dtype.str,)
@@ -164,6 +236,8 @@ class Struct:
     same layout for NumPy. A size given is asserted, so that a change of layout is seen at import.
     """
 
+    items = Structs
+
     def __init__(self, name, fields, nbytes=None):
         self.name, self.kinds, self.counts = name, {}, {}
         for field, kind, *count in fields:
@@ -178,18 +252,19 @@ class Struct:
         )
         self.offsets = {f: self.dtype.fields[f][1] for f in self.kinds}
         self.nbytes, self.misaligned = self.dtype.itemsize, self.dtype.alignment - 1
-        self.get = _pointer_class(self)
+        pointer = _pointer_class(self)
+        self.get = Kept(lambda address: pointer(self._aligned(address))).__getitem__
+        self.arrays = Kept(lambda address: Structs(self._aligned(address), self))
         if nbytes is not None and self.nbytes != nbytes:
             raise AssertionError(f"struct {name} is {self.nbytes} bytes, must be {nbytes}")
         STRUCTS[name] = self
 
     def at(self, address):
-        address = int(address)
-        return self.get(self._aligned(address) if address & self.misaligned else address)
+        return self.get(int(address))
 
     def array(self, address, length=None):
         address = int(address)
-        return Items(self._aligned(address) if address & self.misaligned else address, self, length)
+        return self.arrays[address] if length is None else Structs(self._aligned(address), self, length)
 
     def _aligned(self, address):
         if address & self.misaligned:

@@ -1,5 +1,6 @@
 """Struct pointers: the same lines in Python and in compiled code, over the same bytes."""
 
+import itertools
 import multiprocessing
 import subprocess
 import sys
@@ -8,6 +9,7 @@ import numba
 import numpy as np
 import pytest
 
+from numaemu.compiler import structs
 from numaemu.compiler.atomic import (
     compare_exchange,
     exchange,
@@ -71,6 +73,26 @@ def test_what_python_writes_a_kernel_reads(thing):
 
 def test_unsigned_words_are_numpy_and_signed_ones_are_int(thing):
     assert type(thing.word) is np.uint64 and type(thing.n) is int and type(thing.many[0].a) is int
+
+
+def test_what_interpreted_code_keeps_is_bounded_and_may_be_forgotten(thing, monkeypatch):
+    monkeypatch.setattr(structs, "_MOST_KEPT", 100)
+    monkeypatch.setattr(structs, "_kept", itertools.count(1))
+    pairs, first = pair_t.array(thing.address), pair_t.array(thing.address)[0]
+    for n in range(250):
+        pairs[n].b = n
+    assert sum(map(len, structs.Kept.every)) <= 100
+    assert [pairs[n].b for n in range(250)] == list(range(250)) and pairs[0].address == first.address
+
+
+def test_arrays_of_structs_are_no_dictionaries(thing):
+    pairs = thing.many
+    assert pairs and [pair.address - thing.address for pair in pairs] == [32, 48]
+    assert pairs != pair_t.array(thing.many.address, 2) and len({pairs, thing.many}) == 1
+    with pytest.raises(TypeError, match="struct test_pair_t is written field by field"):
+        pairs[0] = pairs[1]
+    with pytest.raises(IndexError, match="index -1 of 2 test_pair_t"):
+        pairs[-1]
 
 
 def test_arrays_of_structs_lie_one_after_another(thing):
