@@ -154,7 +154,7 @@ def library(function):
     """See the module's text. With the JIT off it is the plain function."""
     if not JIT:
         return function
-    options = dict(cache=True, nogil=True, error_model="numpy", boundscheck=False)
+    options = dict(cache=True, nogil=True, error_model="numpy", boundscheck=False, no_cfunc_wrapper=True)
     if not function.__module__.startswith("numaemu."):
         return numba.njit(**options)(function)
     dispatcher = for_any_number(numba.njit(**options, pipeline_class=Short)(function))

@@ -2,8 +2,9 @@
 
 It looks for closures, `with`, loops over tuples of several types, expressions of whole arrays and more, in every function again; those
 of the package have none, and one that had would be refused. It makes machine code of each function as soon as it is compiled, and puts
-it into this process; of those that are inlined nobody calls that, and of those of the image nobody does here. And it compiles a
-function anew for each constant that a call passes. Together that is a quarter of the time.
+it into this process; of those that are inlined nobody calls that, and of those of the image nobody does here. It compiles a function anew
+for each constant that a call passes. And it optimises each function by itself before all that this one inlines is optimised with it.
+Together that is a third of the time.
 """
 
 from numba.core import types
@@ -44,7 +45,14 @@ _BEFORE_LLVM = (
 )
 
 
-class NotLoaded(JITCodeLibrary):
+class Optimised(JITCodeLibrary):
+    """What LLVM has made of a function, optimised once: with all that it inlines, which is more than each part before and the whole."""
+
+    def _optimize_functions(self, ll_module):
+        ll_module.data_layout = self._codegen._data_layout
+
+
+class NotLoaded(Optimised):
     """What LLVM has made of a function, for those that inline it and for the image: no machine code in this process."""
 
     def _finalize_final_module(self):
@@ -74,10 +82,23 @@ class LowerWithoutLoading(NativeLowering):
         return True
 
 
+@register_pass(mutates_CFG=True, analysis_only=False)
+class LowerOptimised(NativeLowering):
+    """Numba's lowering into an Optimised."""
+
+    _name = "lower_optimised"
+
+    def run_pass(self, state):
+        """As Numba's, which begins with such a library if there is none."""
+        state.library = Optimised(state.targetctx.codegen(), state.func_id.func_qualname)
+        state.library.enable_object_caching()
+        return super().run_pass(state)
+
+
 class Short(CompilerBase):
     """Numba's compiler, with the passes that functions of the package need."""
 
-    lowering = NativeLowering
+    lowering = LowerOptimised
 
     def define_pipelines(self):
         """What a compilation does, in this order."""

@@ -18,7 +18,7 @@ from numaemu.compiler.library import far, library
 from numaemu.malloc.check import LISTS_HOLD_ALL, NEIGHBOURS_MAY_BE_FREE
 from numaemu.malloc.control import END, GROWTH, OWN, START, morecore
 from numaemu.malloc.errors import BACK, BROKEN, ELSEWHERE, FREE, FREE_TWICE, MISALIGNED, USED, WILD
-from numaemu.malloc.rows import COLUMNS, put_row
+from numaemu.malloc.rows import COLUMNS, complain, put_row
 
 SETTINGS: dict = {}
 RULES = (LISTS_HOLD_ALL, NEIGHBOURS_MAY_BE_FREE)
@@ -264,6 +264,12 @@ def blocks(cpu, heap):
     rows = np.zeros((n, COLUMNS), np.int64)
     rows_of(cpu, heap, rows)
     return rows
+
+
+@far("void(cpu_t*, i64, i64, i64)")
+def refuse(cpu, heap, wrong, block):
+    """HeapError: what is wrong with a block, and where it lies."""
+    complain(blocks(cpu, heap), wrong, block)
 
 
 @library

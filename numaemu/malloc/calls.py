@@ -19,7 +19,7 @@ from numaemu.malloc.big import big_asked, big_blocks, big_free, big_malloc, big_
 from numaemu.malloc.control import BIG_LIST, MMAP_THRESHOLD, MOST_BYTES, account, lock, unlock
 from numaemu.malloc.errors import WILD
 from numaemu.malloc.kinds import kind_module
-from numaemu.malloc.rows import COLUMNS, complain
+from numaemu.malloc.rows import COLUMNS
 
 
 class HeapWord:
@@ -136,7 +136,7 @@ def free_of(kind, accounts):
     of = kind_module(kind)
     take, give = locks_of(of)
     big_take, big_give = big_locks_of(of)
-    kind_free, kind_blocks, kind_examine, kind_asked = of.free, of.blocks, of.examine, of.asked
+    kind_free, refuse, kind_examine, kind_asked = of.free, of.refuse, of.examine, of.asked
 
     def free(cpu, heap, block):
         at, wrong, nbytes = word_of(heap), 0, 0
@@ -157,7 +157,7 @@ def free_of(kind, accounts):
             big_give(cpu, at)
         give(cpu, at)
         if wrong != 0:
-            complain(kind_blocks(cpu, at), wrong, block)
+            refuse(cpu, at, wrong, block)
         if accounts:
             account(cpu, at, -nbytes)
 
@@ -170,7 +170,7 @@ def usable_size_of(kind):
     of = kind_module(kind)
     take, give = locks_of(of)
     big_take, big_give = big_locks_of(of)
-    kind_usable, kind_blocks, kind_examine = of.usable_size, of.blocks, of.examine
+    kind_usable, refuse, kind_examine = of.usable_size, of.refuse, of.examine
 
     def usable_size(cpu, heap, block):
         at = word_of(heap)
@@ -187,7 +187,7 @@ def usable_size_of(kind):
             big_give(cpu, at)
         give(cpu, at)
         if wrong != 0:
-            complain(kind_blocks(cpu, at), wrong, block)
+            refuse(cpu, at, wrong, block)
         return size
 
     return usable_size

@@ -39,7 +39,7 @@ from numaemu.malloc.errors import (
     USED,
     WILD,
 )
-from numaemu.malloc.rows import COLUMNS, put_row
+from numaemu.malloc.rows import COLUMNS, complain, put_row
 from numaemu.spec.param import PAGE_SIZE
 
 SETTINGS: dict = {}
@@ -539,6 +539,12 @@ def blocks(cpu, heap):
         put_row(rows, n, top + PAYLOAD, room, TOP_CHUNK if size == room else -1, 0, size, room)
         n += 1
     return rows[:n].copy()
+
+
+@far("void(cpu_t*, i64, i64, i64)")
+def refuse(cpu, heap, wrong, block):
+    """HeapError: what is wrong with a block, and where it lies."""
+    complain(blocks(cpu, heap), wrong, block)
 
 
 @library

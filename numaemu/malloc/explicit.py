@@ -41,7 +41,7 @@ NEXT, PREV = 0, 8
 LEAST = 24  # bytes of the smallest block: tags and links
 ALIGNMENT = 8
 
-blocks, asked = tags.blocks, tags.asked
+blocks, asked, refuse = tags.blocks, tags.asked, tags.refuse
 
 
 @library

@@ -32,7 +32,7 @@ FIRST, NEXT, BEST = range(3)  # POLICY
 LEAST = 2 * DSIZE  # bytes of the smallest block
 ALIGNMENT = 8
 
-blocks, asked = tags.blocks, tags.asked
+blocks, asked, refuse = tags.blocks, tags.asked, tags.refuse
 
 
 @library

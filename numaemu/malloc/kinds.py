@@ -7,6 +7,7 @@
     examine(cpu, heap, block)        what is wrong with a block; asked(cpu, heap, block): what was asked for
     trim(cpu, heap, keep)            bytes given back
     blocks(cpu, heap), lists(cpu, heap)     rows for the checker (rows.py)
+    refuse(cpu, heap, wrong, block)  raise the HeapError for a block; a far function, which no caller of `free` holds
     SETTINGS, ALIGNMENT              {option: its choices, the default first}, POLICY is the number of the choice; bytes
 
 All are called with the heap's lock held, and malloc and realloc with no request above the heap's MMAP_THRESHOLD. A kind whose OWN_BIG

@@ -38,7 +38,7 @@ from numaemu.malloc.control import (
 )
 from numaemu.malloc.dlmalloc import FREE_TWICE, HEAD, LEAST, OVERHEAD, PAYLOAD, PREV_INUSE, SPARE, adjusted, chunk_size
 from numaemu.malloc.errors import CACHED, FIXED, RIGHT, UNKNOWN, UNMARKED, WILD
-from numaemu.malloc.rows import ADDRESS, COLUMNS, STATE
+from numaemu.malloc.rows import ADDRESS, COLUMNS, STATE, complain
 from numaemu.spec.param import PAGE_SIZE
 
 SETTINGS = {"arenas": ("thread", "node", "main")}
@@ -442,6 +442,12 @@ def blocks(cpu, heap):
         if get(cpu, heap + THREADS + 16 * i) != 0:
             mark_cached(cpu, heap, rows, get(cpu, heap + THREADS + 16 * i + 8))
     return rows
+
+
+@far("void(cpu_t*, i64, i64, i64)")
+def refuse(cpu, heap, wrong, block):
+    """HeapError: what is wrong with a block, and where it lies."""
+    complain(blocks(cpu, heap), wrong, block)
 
 
 @library

@@ -51,7 +51,7 @@ PER_WORD = 62
 FRONT = 104  # blocks below this size are cut from the front
 SMALL = 1024  # requests up to this size let the heap grow by GROWTH
 
-blocks, asked = tags.blocks, tags.asked
+blocks, asked, refuse = tags.blocks, tags.asked, tags.refuse
 
 
 @library

@@ -20,7 +20,7 @@ from numaemu.api.access import get, get_u32, put_u32
 from numaemu.compiler.library import far, library
 from numaemu.malloc.control import END, START, morecore
 from numaemu.malloc.errors import BROKEN, FIXED, FREE, FREE_TWICE, MISALIGNED, OVERRUN, UNDERRUN, USED, WILD
-from numaemu.malloc.rows import COLUMNS, put_row
+from numaemu.malloc.rows import COLUMNS, complain, put_row
 
 WSIZE, DSIZE = 4, 8  # a tag; both tags of a block, and the alignment
 IN_USE, SIZE = 1, 0x7FFFFFF8
@@ -158,3 +158,9 @@ def blocks(cpu, heap):
         put_row(rows, i, block, size, USED if used else FREE, wanted, header, footer)
         block += size
     return rows
+
+
+@far("void(cpu_t*, i64, i64, i64)")
+def refuse(cpu, heap, wrong, block):
+    """HeapError: what is wrong with a block, and where it lies."""
+    complain(blocks(cpu, heap), wrong, block)
