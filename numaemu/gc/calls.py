@@ -167,14 +167,14 @@ def _(cpu, mutator, heap, slot, value):
 
 @library
 def spaces(cpu, mutator, heap):
-    """(start, end) of each space that holds objects, as rows."""
-    rows, n = np.zeros((4, 2), np.int64), 0
+    """The start and the end of each space that holds objects, in a row."""
+    ends, n = np.zeros(8, np.int64), 0
     start, end = region(cpu, mutator, heap, 0)
     while start != 0:
-        rows[n, 0], rows[n, 1] = start, end
+        ends[2 * n], ends[2 * n + 1] = start, end
         n += 1
         start, end = region(cpu, mutator, heap, n)
-    return rows[:n].copy()
+    return ends[: 2 * n].copy()
 
 
 @library

@@ -193,7 +193,7 @@ def scan_copies(cpu, heap, old, eden):
     return n
 
 
-@library
+@far("void(cpu_t*, i64)")
 def examine(cpu, heap):
     """Look whether the cards of all references from the old generation to the young one are marked."""
     start, top, eden = get(cpu, heap + START), get(cpu, heap + TOP), get(cpu, heap + EDEN)

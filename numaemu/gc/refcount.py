@@ -86,13 +86,13 @@ def count_anew(cpu, heap):
         thing += size_of(header)
 
 
-@library
+@far("void(cpu_t*, i64)")
 def examine(cpu, heap):
     """Look whether each count is the number of references, from roots and from objects that live or wait for the tracer."""
-    rows = np.array([[get(cpu, heap + START), get(cpu, heap + TOP)]])
-    n, _ = starts_of(cpu, rows, np.zeros(0, np.int64))
+    ends = np.array([get(cpu, heap + START), get(cpu, heap + TOP)])
+    n, _ = starts_of(cpu, ends, np.zeros(0, np.int64))
     starts, counts = np.zeros(n, np.int64), np.zeros(n, np.int64)
-    starts_of(cpu, rows, starts)
+    starts_of(cpu, ends, starts)
     for i in range(root_ranges(cpu, heap)):
         first, last = root_range(cpu, heap, i)
         for slot in range(first, last, 8):

@@ -8,7 +8,7 @@ It keeps its own lists in the host's memory; what it reads of the heap are acces
 import numpy as np
 
 from numaemu.api.access import get
-from numaemu.compiler.library import library
+from numaemu.compiler.library import far, library
 from numaemu.errors import NumaemuError
 from numaemu.gc.objects import BODY, FIELD_MASK, FIELDS, FILLER, REFS, TYPE, put_filler, size_of
 from numaemu.gc.space import THREAD_TABLE, THREADS, TLAB, TLAB_END, root_range, root_ranges
@@ -49,14 +49,14 @@ def mixed(figure, word):
 
 
 @library
-def starts_of(cpu, rows, starts):
+def starts_of(cpu, ends, starts):
     """Put the addresses of all objects of the spaces into `starts`, as far as there is room: (how many, 0), or (0, where no header is)."""
     n = 0
-    for i in range(len(rows)):
-        thing = rows[i, 0]
-        while thing < rows[i, 1]:
+    for i in range(0, len(ends), 2):
+        thing = ends[i]
+        while thing < ends[i + 1]:
             header = get(cpu, thing)
-            if size_of(header) < 8 or thing + size_of(header) > rows[i, 1]:
+            if size_of(header) < 8 or thing + size_of(header) > ends[i + 1]:
                 return 0, thing
             if header & FILLER == 0:
                 if n < len(starts):
@@ -100,17 +100,17 @@ def wrong(code, word, other):
 
 
 @library
-def survey(cpu, heap, rows, buffers):
+def walk(cpu, heap, ends, buffers):
     """(reachable objects, their bytes, their figure, bytes of what is not reachable, what is wrong, two words about that) of a
-    stopped heap; `buffers`: threads hold some.
+    stopped heap; `ends`: the first address and the end of each space; `buffers`: threads hold some.
     """
     if buffers:
         fill_buffers(cpu, heap)
-    count, where = starts_of(cpu, rows, np.zeros(0, np.int64))
+    count, where = starts_of(cpu, ends, np.zeros(0, np.int64))
     if where != 0:
         return wrong(WALK, where, get(cpu, where))
     starts = np.zeros(count, np.int64)
-    starts_of(cpu, rows, starts)
+    starts_of(cpu, ends, starts)
     starts.sort()
     seen, queue = np.full(count, -1, np.int64), np.zeros(count, np.int64)
     n, figure = 0, 0
@@ -142,6 +142,22 @@ def survey(cpu, heap, rows, buffers):
     for i in range(count):
         total += size_of(get(cpu, starts[i]))
     return n, nbytes, figure, total - nbytes, 0, 0, 0
+
+
+@far("void(cpu_t*, i64, i64[], i64, i64[])")
+def put_survey(cpu, heap, ends, buffers, found):
+    """Put a survey into `found`: compiled once, not in every function that may collect."""
+    n, nbytes, figure, garbage, code, word, other = walk(cpu, heap, ends, buffers != 0)
+    found[COUNT], found[BYTES], found[FIGURE], found[GARBAGE] = n, nbytes, figure, garbage
+    found[WRONG], found[WRONG + 1], found[WRONG + 2] = code, word, other
+
+
+@library
+def survey(cpu, heap, ends, buffers):
+    """What `walk` finds, in a row."""
+    found = np.zeros(WRONG + 3, np.int64)
+    put_survey(cpu, heap, ends, 1 if buffers else 0, found)
+    return found
 
 
 @library
