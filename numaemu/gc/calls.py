@@ -16,6 +16,7 @@ from numba.extending import NativeValue, models, overload, register_model, typeo
 from numaemu.api.access import get, memclear, put
 from numaemu.compiler.build import DEBUG
 from numaemu.compiler.library import library
+from numaemu.compiler.pipeline import Short
 from numaemu.compiler.pointer import compiled_twin
 from numaemu.gc.collectors import collector_module
 from numaemu.gc.objects import BODY, FIELD_MASK, FIELDS, MOST_FIELDS, REFS, header_for
@@ -43,6 +44,8 @@ from numaemu.gc.space import (
 from numaemu.gc.space import poll as poll_word
 from numaemu.gc.verify import NO_FIELD, NO_ROOT, GcError, compare, complain, survey
 from numaemu.malloc.lock import give, take
+
+FRONT = dict(pipeline_class=Short, no_cpython_wrapper=True, no_cfunc_wrapper=True)  # of what only compiled code calls
 
 
 class MutatorWord:
@@ -126,37 +129,37 @@ def plain(cpu, heap, field, value):
     put(cpu, field, value)
 
 
-@overload(refill)
+@overload(refill, jit_options=FRONT)
 def _(cpu, mutator, heap, me, nbytes):
     of = collector_module(mutator.collector).refill
     return lambda cpu, mutator, heap, me, nbytes: of(cpu, heap, me, nbytes)
 
 
-@overload(collect_now)
+@overload(collect_now, jit_options=FRONT)
 def _(cpu, mutator, heap, cause, everything):
     of = collector_module(mutator.collector).collect
     return lambda cpu, mutator, heap, cause, everything: of(cpu, heap, cause, everything)
 
 
-@overload(region)
+@overload(region, jit_options=FRONT)
 def _(cpu, mutator, heap, i):
     of = collector_module(mutator.collector).region
     return lambda cpu, mutator, heap, i: of(cpu, heap, i)
 
 
-@overload(examine)
+@overload(examine, jit_options=FRONT)
 def _(cpu, mutator, heap):
     of = getattr(collector_module(mutator.collector), "examine", nothing)
     return lambda cpu, mutator, heap: of(cpu, heap)
 
 
-@overload(write_ref)
+@overload(write_ref, jit_options=FRONT)
 def _(cpu, mutator, heap, field, value):
     of = getattr(collector_module(mutator.collector), "write_ref", plain)
     return lambda cpu, mutator, heap, field, value: of(cpu, heap, field, value)
 
 
-@overload(write_root)
+@overload(write_root, jit_options=FRONT)
 def _(cpu, mutator, heap, slot, value):
     of = getattr(collector_module(mutator.collector), "write_root", plain)
     return lambda cpu, mutator, heap, slot, value: of(cpu, heap, slot, value)

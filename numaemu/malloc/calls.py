@@ -14,12 +14,15 @@ from numba.extending import NativeValue, models, overload, register_model, typeo
 from numaemu.api.access import get, memclear, memcpy
 from numaemu.compiler.build import JIT
 from numaemu.compiler.library import library
+from numaemu.compiler.pipeline import Short
 from numaemu.compiler.pointer import compiled_twin
 from numaemu.malloc.big import big_asked, big_blocks, big_free, big_malloc, big_realloc, big_usable, is_big
 from numaemu.malloc.control import BIG_LIST, MMAP_THRESHOLD, MOST_BYTES, account, lock, unlock
 from numaemu.malloc.errors import WILD
 from numaemu.malloc.kinds import kind_module
 from numaemu.malloc.rows import COLUMNS
+
+FRONT = dict(pipeline_class=Short, no_cpython_wrapper=True, no_cfunc_wrapper=True)  # of what only compiled code calls
 
 
 class HeapWord:
@@ -82,7 +85,7 @@ def big_locks_of(of):
 
 def part(function):
     """A front that another one calls: compiled with it."""
-    return numba.njit(nogil=True, error_model="numpy")(function) if JIT else function
+    return numba.njit(**FRONT, nogil=True, error_model="numpy")(function) if JIT else function
 
 
 @functools.cache
@@ -272,32 +275,32 @@ def calloc(cpu, heap, number, nbytes):
     return block
 
 
-@overload(malloc)
+@overload(malloc, jit_options=FRONT)
 def _(cpu, heap, nbytes):
     return malloc_of(heap.kind, heap.accounts) if isinstance(heap, HeapType) else None
 
 
-@overload(free)
+@overload(free, jit_options=FRONT)
 def _(cpu, heap, block):
     return free_of(heap.kind, heap.accounts) if isinstance(heap, HeapType) else None
 
 
-@overload(realloc)
+@overload(realloc, jit_options=FRONT)
 def _(cpu, heap, block, nbytes):
     return realloc_of(heap.kind, heap.accounts) if isinstance(heap, HeapType) else None
 
 
-@overload(aligned_alloc)
+@overload(aligned_alloc, jit_options=FRONT)
 def _(cpu, heap, alignment, nbytes):
     return aligned_alloc_of(heap.kind, heap.accounts) if isinstance(heap, HeapType) else None
 
 
-@overload(usable_size)
+@overload(usable_size, jit_options=FRONT)
 def _(cpu, heap, block):
     return usable_size_of(heap.kind) if isinstance(heap, HeapType) else None
 
 
-@overload(calloc)
+@overload(calloc, jit_options=FRONT)
 def _(cpu, heap, number, nbytes):
     return calloc if isinstance(heap, HeapType) else None
 

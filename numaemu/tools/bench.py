@@ -22,7 +22,7 @@ from numaemu.machine import Machine
 from numaemu.process.fork_server import _environment
 from numaemu.spec.units import MiB
 
-ROUNDS = 5
+ROUNDS = 5  # if the caller does not say
 ARRAY_BYTES, ACCESSES = 16 * MiB, 2_000_000  # more than the 6 MiB that the second-level TLB reaches
 TOUCH_BYTES = 64 * MiB  # per round; fresh frames each
 ROUND_TRIPS, PINGS = 200, 2000
@@ -94,13 +94,13 @@ def seconds(function, *args):
     return time.perf_counter() - start
 
 
-def measure_accesses(task):
+def measure_accesses(task, number):
     """Accesses per second: [(emulated, host)] per round for sequential, random and pointer chase."""
     sequential, random, ring = patterns()
     memory = task.mmap(ARRAY_BYTES)
     memory.array()[:] = ring
     rounds = []
-    for _ in range(ROUNDS + 1):
+    for _ in range(number + 1):
         pairs = [
             (seconds(task.call, sum_emulated, U(memory.addr), index), seconds(sum_host, ring, index))
             for index in (sequential, random)
@@ -112,11 +112,11 @@ def measure_accesses(task):
     return rounds[1:]  # the first round compiles
 
 
-def measure_faults(task):
+def measure_faults(task, number):
     """First touches per second: [(emulated, host)] per round for fresh frames, and for frames used before."""
     touch_host(np.zeros(4096, np.uint8))
     pages, mappings, rounds = TOUCH_BYTES / 4096, [], []
-    for _ in range(ROUNDS):
+    for _ in range(number):
         mappings.append(task.mmap(TOUCH_BYTES))
         rounds.append([(pages / seconds(mappings[-1].touch), pages / host_touch(mmap.MAP_SHARED))])
     for mapping in mappings:
@@ -142,10 +142,10 @@ def host_touch(flags):
     return elapsed
 
 
-def measure_message(task):
+def measure_message(task, number):
     """ns of an order-1 allocation and its freeing, each round: both go to the node, the first waits for its answer."""
     kernel, rounds = task.kernel, []
-    for _ in range(ROUNDS):
+    for _ in range(number):
         start = time.perf_counter()
         for _ in range(ROUND_TRIPS):
             kernel.free_pages(kernel.alloc_pages(GFP_KERNEL, order=1), order=1)
@@ -153,14 +153,14 @@ def measure_message(task):
     return rounds
 
 
-def measure_shootdown(task):
+def measure_shootdown(task, number):
     """ns of munmap of one page, each round, while a thread on another CPU accesses the same address space."""
     words = task.mmap(8192).touch().array()
     thread = task.clone(run_spin, words.addr, words.addr + 4096, cpu=1)
     while task.load([words.addr + 4096])[0] == 0:  # until the thread runs there
         time.sleep(0.001)
     rounds = []
-    for _ in range(ROUNDS):
+    for _ in range(number):
         elapsed = 0
         for _ in range(ROUND_TRIPS):
             page = task.mmap(4096).touch()
@@ -178,16 +178,16 @@ def run_spin(task, flag, ready):
 
 
 # --- what is measured on the host ----------------------------------------------------------------
-def ping_pong():
+def ping_pong(number):
     """ns of a round trip between two processes over bare semaphores, each round."""
     ping, pong = shm.doorbell(), shm.doorbell()
     if os.fork() == 0:
-        for _ in range((ROUNDS + 1) * PINGS):
+        for _ in range((number + 1) * PINGS):
             ping.acquire()
             pong.release()
         os._exit(0)
     rounds = []
-    for _ in range(ROUNDS + 1):
+    for _ in range(number + 1):
         start = time.perf_counter()
         for _ in range(PINGS):
             ping.release()
@@ -197,9 +197,9 @@ def ping_pong():
     return rounds[1:]
 
 
-def semaphore_round_trip():
+def semaphore_round_trip(number):
     """ping_pong in a fresh process, because this one may have threads and must not fork."""
-    program = "from numaemu.tools.bench import ping_pong; print(*ping_pong())"
+    program = f"from numaemu.tools.bench import ping_pong; print(*ping_pong({number}))"
     done = subprocess.run(
         [sys.executable, "-c", program], env=_environment(), stdout=subprocess.PIPE, check=True, text=True
     )
@@ -207,17 +207,17 @@ def semaphore_round_trip():
 
 
 # --- the whole -----------------------------------------------------------------------------------
-def measure(progress):
-    """{"rows": [{what, against, unit, emulated, host, ratio}]}, rates per second, times in ns; medians."""
+def measure(progress, number=ROUNDS):
+    """{"rows": [{what, against, unit, emulated, host, ratio}]}, rates per second, times in ns; medians of so many rounds."""
     compile_everything(progress.compiled)
     with Machine(**MACHINE) as machine:
         progress.say("loads against a compiled loop on an array")
-        accesses = machine.run(measure_accesses)
+        accesses = machine.run(measure_accesses, number)
         progress.say("page faults against the host's own")
-        faults = machine.run(measure_faults)
+        faults = machine.run(measure_faults, number)
         progress.say("round trips against a semaphore's")
-        semaphore = semaphore_round_trip()
-        message, shootdown = machine.run(measure_message), machine.run(measure_shootdown)
+        semaphore = semaphore_round_trip(number)
+        message, shootdown = machine.run(measure_message, number), machine.run(measure_shootdown, number)
     size, loop, semaphores = f"{ARRAY_BYTES // MiB} MiB", "a compiled loop", "semaphores"
     rates = [
         (f"loads, {size} in sequence", loop),

@@ -9,7 +9,7 @@ import sys
 def test_bench_prints_and_writes_every_figure(tmp_path):
     out = tmp_path / "bench.json"
     done = subprocess.run(
-        [sys.executable, "-m", "numaemu", "bench", "--json", str(out)],
+        [sys.executable, "-m", "numaemu", "bench", "--rounds", "1", "--json", str(out)],
         capture_output=True,
         text=True,
         timeout=280,
