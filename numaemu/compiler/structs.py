@@ -122,8 +122,11 @@ class Structs(Items, dict):
         self.address, self.kind, self.length = address, kind, length
 
     def __missing__(self, index):
-        pointer = self.kind.get(self._at(index))
-        _keep(self, int(index), pointer)
+        pointer = self.kind.pointer(self._at(index))
+        if next(_kept) > _MOST_KEPT:
+            forget()
+            self.clear()
+        dict.__setitem__(self, int(index), pointer)
         return pointer
 
     def __setitem__(self, index, value):
@@ -151,29 +154,28 @@ class Kept(dict):
 
     def __missing__(self, address):
         made = self.make(address)
-        _keep(self, address, made)
+        if next(_kept) > _MOST_KEPT:
+            forget()
+        self[address] = made
         return made
 
 
-_MOST_KEPT = 100_000  # things, of 200 bytes or so
+_MOST_KEPT = 30_000  # things, of 200 bytes or so
 _kept = itertools.count(1)
 
 
-def _keep(place, key, thing):
-    """Put it there. When there are too many in all places, all are forgotten: they hold an address and no more."""
+def forget():
+    """Keep nothing of what has been kept, which is an address and no more."""
     global _kept
-    if next(_kept) > _MOST_KEPT:
-        _kept = itertools.count(1)
-        for each in Kept.every:
-            each.clear()
-        place.clear()
-    dict.__setitem__(place, key, thing)
+    _kept = itertools.count(1)
+    for each in Kept.every:
+        each.clear()
 
 
 def _field(kind, count, offset):
     """The property of one field."""
     if count or isinstance(kind, Struct):
-        make = functools.partial(kind.items, kind=kind, length=count) if count else kind.get
+        make = functools.partial(kind.items, kind=kind, length=count) if count else kind.pointer
         inner = Kept(lambda address: make(address + offset))
         return property(lambda pointer: inner[pointer.address])
     (readable, words, shift), convert = kind.words, kind.convert
@@ -252,8 +254,8 @@ class Struct:
         )
         self.offsets = {f: self.dtype.fields[f][1] for f in self.kinds}
         self.nbytes, self.misaligned = self.dtype.itemsize, self.dtype.alignment - 1
-        pointer = _pointer_class(self)
-        self.get = Kept(lambda address: pointer(self._aligned(address))).__getitem__
+        self.pointer = _pointer_class(self)
+        self.get = Kept(lambda address: self.pointer(self._aligned(address))).__getitem__
         self.arrays = Kept(lambda address: Structs(self._aligned(address), self))
         if nbytes is not None and self.nbytes != nbytes:
             raise AssertionError(f"struct {name} is {self.nbytes} bytes, must be {nbytes}")
