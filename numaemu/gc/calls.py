@@ -9,6 +9,8 @@ An address of an object is right until the next `new`, `poll` or `collect` of an
 Compiled code knows a mutator as its address and, in the type, the collector, so a user kernel holds only what that needs.
 """
 
+from typing import Any
+
 import numpy as np
 from numba import types
 from numba.extending import NativeValue, models, overload, register_model, typeof_impl, unbox
@@ -45,7 +47,9 @@ from numaemu.gc.space import poll as poll_word
 from numaemu.gc.verify import NO_FIELD, NO_ROOT, GcError, compare, complain, survey
 from numaemu.malloc.lock import give, take
 
-FRONT = dict(pipeline_class=Short, no_cpython_wrapper=True, no_cfunc_wrapper=True)  # of what only compiled code calls
+FRONT: Any = dict(
+    pipeline_class=Short, no_cpython_wrapper=True, no_cfunc_wrapper=True
+)  # of what only compiled code calls
 
 
 class MutatorWord:

@@ -5,6 +5,7 @@ called with, and no others are compiled.
 """
 
 import functools
+from typing import Any
 
 import numba
 import numpy as np
@@ -22,7 +23,9 @@ from numaemu.malloc.errors import WILD
 from numaemu.malloc.kinds import kind_module
 from numaemu.malloc.rows import COLUMNS
 
-FRONT = dict(pipeline_class=Short, no_cpython_wrapper=True, no_cfunc_wrapper=True)  # of what only compiled code calls
+FRONT: Any = dict(
+    pipeline_class=Short, no_cpython_wrapper=True, no_cfunc_wrapper=True
+)  # of what only compiled code calls
 
 
 class HeapWord:
