@@ -1,4 +1,4 @@
-"""Accesses per second with caches: what hits the first level, and random ones over 64 MiB; and against pycachesim.
+"""Accesses per second with caches: what hits the first level, random ones over 64 MiB, traces of programs; and against pycachesim.
 
     python benchmarks/caches.py [rounds]
 
@@ -7,6 +7,8 @@ pycachesim, which knows neither pages nor TLBs: one call for each, as a program 
 at once, its fastest way. Ours are loads of memory, through TLBs and page tables.
 """
 
+import pathlib
+import sys
 import time
 from typing import NamedTuple
 
@@ -17,6 +19,10 @@ from common import median, repeats
 
 from numaemu import Machine, load_u64
 
+sys.path.insert(0, str(pathlib.Path(__file__).parent.parent / "tests"))
+from traces import ACCESSES as OF_TRACE  # noqa: E402
+from traces import TRACES  # noqa: E402
+
 ACCESSES = 4_000_000
 SAME = 1_000_000  # of these, so many go through pycachesim
 CACHES = {
@@ -26,7 +32,8 @@ CACHES = {
 }
 SHAPE = dict(nodes=1, memory_per_node="256MiB", latency=[[80]])
 # fmt: off
-WANTED = {"first level, vector": 60, "first level, user kernel": 60, "random 16 KiB, vector": 60, "random 64 MiB, vector": 8}
+WANTED = {"first level, vector": 60, "first level, user kernel": 60, "random 16 KiB, vector": 60, "random 64 MiB, vector": 8,
+          **{trace.__name__: 0 for trace in TRACES}}  # of these only the ratio is wanted
 # fmt: on
 
 
@@ -63,6 +70,7 @@ def patterns(region, rng):
         "first level, vector": base + index * np.uint64(8) % np.uint64(small),
         "random 16 KiB, vector": base + np.uint64(8) * rng.integers(0, small // 8, ACCESSES, np.uint64),
         "random 64 MiB, vector": base + np.uint64(8) * rng.integers(0, (64 << 20) // 8, ACCESSES, np.uint64),
+        **{make.__name__: base + np.array([at for at, _ in list(make())[:OF_TRACE]], np.uint64) for make in TRACES},
     }
 
 
@@ -72,7 +80,7 @@ def measured(task):
     region.touch(write=True)
     for name, addresses in patterns(region, np.random.default_rng(1)).items():
         task.load(addresses[:1000])
-        found[name] = rate(task.load, addresses)
+        found[name] = rate(task.load, addresses, n=len(addresses))
     rounds = ACCESSES // (16 << 10) * 8
     task.call(sweep, np.uint64(region.addr), 16 << 10, 1)
     n = rounds * (16 << 10) // 8
@@ -104,7 +112,7 @@ def theirs(addresses):
         for address in given:
             simulator.load(address, 1)
 
-    return rate(calls, n=SAME), rate(simulator.load, given, 1, n=SAME)
+    return rate(calls, n=len(given)), rate(simulator.load, given, 1, n=len(given))
 
 
 def main():
@@ -113,7 +121,7 @@ def main():
     print(f" {'pycachesim, calls':>18} {'ratio':>6} {'wanted':>7} {'by list':>8} {'ratio':>6}")
     for name, wanted in WANTED.items():
         one, four = (median(found[which][name] for found in ours) for which in (0, 1))
-        line = f"{name:26} {one:7.1f} {four:7.1f} {'>=':>5}{wanted:2}"
+        line = f"{name:26} {one:7.1f} {four:7.1f} {f'>={wanted:2}' if wanted else '':>7}"
         if not name.endswith("kernel"):
             calls, by_list = theirs(patterns(Base(1 << 30), np.random.default_rng(1))[name])
             line += f" {calls:18.2f} {one / calls:6.1f} {'>=20':>7} {by_list:8.1f} {one / by_list:6.2f}"
