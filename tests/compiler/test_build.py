@@ -15,7 +15,7 @@ USER = """
 import sys
 import numba
 from numaemu.spec.param import PAGE_SHIFT
-from numaemu.mmu import set_index
+from numaemu.hardware.tlb_sets import set_index
 import numpy as np
 
 @numba.njit(cache=True)
@@ -52,14 +52,14 @@ def run(where, **environment):
 
 @pytest.mark.skipif(not JIT, reason="there is no cache without compiled code")
 def test_a_change_in_a_callees_file_is_noticed(package):
-    """user() -> set_index() in mmu.py: page 13 of 5 sets is set 3; the changed callee adds 100."""
+    """user() -> set_index() in tlb_sets.py: page 13 of 5 sets is set 3; the changed callee adds 100."""
     assert run(package) == (3, 0)
     assert run(package) == (3, 1)  # nothing changed: loaded
-    mmu = package / "numaemu" / "mmu.py"
-    text = mmu.read_text()
+    callees = package / "numaemu" / "hardware" / "tlb_sets.py"
+    text = callees.read_text()
     changed = text.replace("else np.int64(page_number % sets)", "else np.int64(page_number % sets) + 100")
     assert changed != text
-    mmu.write_text(changed)
+    callees.write_text(changed)
     assert run(package) == (103, 0)
     assert run(package) == (103, 1)
     (package / "numaemu" / "cli.py").write_text("import numaemu.mmu  # above the compiled floors\n")

@@ -163,8 +163,8 @@ def test_rather_a_lower_zone_than_mixed_pageblocks(loopback):
 
 @pytest.fixture
 def roomy(loopback):
-    """512 MiB: a hundredth is more than a pageblock."""
-    return loopback(nodes=1, cpus_per_node=1, memory_per_node="512MiB")
+    """256 MiB: a hundredth is more than a pageblock."""
+    return loopback(nodes=1, cpus_per_node=1, memory_per_node="256MiB")
 
 
 @pytest.mark.interpreted
