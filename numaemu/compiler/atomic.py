@@ -89,6 +89,8 @@ _LOADS_ACQUIRE = platform.machine() in ("x86_64", "AMD64")
 
 def _atomic(op, target, where, *values):
     """The Python side of every atomic."""
+    if op == "load" and _LOADS_ACQUIRE:
+        return getattr(target, where) if where.__class__ is str else target[where]
     if isinstance(target, Pointer):
         address, kind = target.address + target.struct.offsets[where], target.struct.kinds[where]
     else:
@@ -99,9 +101,7 @@ def _atomic(op, target, where, *values):
 
 def load_acquire(target, where):
     """The word; whatever its writer did before its release store is visible."""
-    if not _LOADS_ACQUIRE:
-        return _atomic("load", target, where)
-    return getattr(target, where) if where.__class__ is str else target[where]
+    return _atomic("load", target, where)
 
 
 def store_release(target, where, value):
