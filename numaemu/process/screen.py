@@ -45,10 +45,16 @@ class Screen:
             self.thread.start()
 
     def run(self):
-        while (action := self.queue.get()) is not None:
-            action()
-            del action  # it may hold a result, and the queue is waited for
-            self.queue.task_done()
+        ended = False
+        while not ended:
+            action = self.queue.get()
+            ended = action is None
+            try:
+                if not ended:
+                    action()
+            finally:
+                del action  # it may hold a result, and the queue is waited for
+                self.queue.task_done()
 
     def wait(self, seconds):
         """Until everything has been shown, so long at most."""
