@@ -24,7 +24,9 @@ KINDS = ("cpu", "node", "coordinator", "forkserver", "driver")
 TOLD_S, GONE_S = 1.0, 10.0  # limits: until the driver knows; until the last process is gone
 MOMENT_S = 0.15
 SHAPE = dict(nodes=2, cpus_per_node=2, memory_per_node="32MiB")
-DRIVER = "import kills, time; kept = kills.boot(); print(*kept[0].processes.values(), flush=True); time.sleep(600)"
+DRIVER = (
+    "import kills, time; kept = kills.boot(); print('pids', *kept[0].processes.values(), flush=True); time.sleep(600)"
+)
 
 
 def busy(task, other):
@@ -74,7 +76,9 @@ def kill_one(kind):
 def kill_driver():
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(pathlib.Path(__file__).parent), *sys.path])}
     with subprocess.Popen([sys.executable, "-c", DRIVER], stdout=subprocess.PIPE, text=True, env=environment) as driver:
-        pids = [int(word) for word in driver.stdout.readline().split()]
+        while not (line := driver.stdout.readline().split())[0] == "pids":
+            pass  # its tasks print, too
+        pids = [int(word) for word in line[1:]]
         pids += [child.pid for child in psutil.Process(driver.pid).children(recursive=True)]
         time.sleep(random.random() * MOMENT_S)
         began = time.perf_counter()

@@ -54,9 +54,12 @@ class Area:
 
     def __init__(self, prot, backing=None, index=0, shared=False, pool=False):
         self.prot, self.backing, self.index, self.shared, self.pool = prot, backing, index, shared, pool
+        self.borrowed = False  # a private page of a pool that came by a fork
 
     def copy(self):
-        return Area(self.prot, self.backing, self.index, self.shared, self.pool)
+        area = Area(self.prot, self.backing, self.index, self.shared, self.pool)
+        area.borrowed = self.pool and not self.shared
+        return area
 
 
 class Space:
@@ -105,6 +108,11 @@ class Space:
         child = Space()
         child.areas = {page: area.copy() for page, area in self.areas.items()}
         child.own = {page: None if c is None else list(c) for page, c in self.own.items()}
+        for page, area in self.areas.items():
+            if (
+                area.borrowed
+            ):  # it may have been taken away, which the parent finds out by a SIGBUS; the child has zeros then
+                child.own[page] = None  # (hugetlb_dup_vma_private clears the mark)
         child.files = list(self.files)
         return child
 

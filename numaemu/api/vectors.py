@@ -3,7 +3,7 @@
     load_many_u64(cpu, addresses, values, n)
 
 A run of accesses to one page is one look-up and as many counted accesses. Where each access is timed (hardware/timing.py), so is
-each of the run; the loops of other machines know nothing of that.
+each of the run; the loops of other machines know nothing of that (`loops_of`).
 """
 
 import numpy as np
@@ -307,63 +307,93 @@ def vector_timed(cpu, vector, kind, write):
     end_overlap(cpu)
 
 
-@hot
-def load_many(cpu, addresses, values, n, kind):
-    if cpu.timed != U(0):
-        vector_timed(cpu, (addresses, values, n, 1), kind, False)
-    else:
-        load_vector(cpu, addresses, values, n, kind)
-
-
-@hot
-def store_many(cpu, addresses, values, n, step, kind):
-    """Either of store_vector's loops."""
-    if cpu.timed != U(0):
-        vector_timed(cpu, (addresses, values, n, step), kind, True)
-    else:
-        store_vector(cpu, addresses, values, n, step, kind)
-
-
 @entry("void(u64, u64, u64, i64)", nogil=True)
 def load_many_u8(cpu_address, addresses, values, n):
-    load_many(cpu_t.at(cpu_address), u64.array(addresses), u8.array(values), n, u8)
+    load_vector(cpu_t.at(cpu_address), u64.array(addresses), u8.array(values), n, u8)
 
 
 @entry("void(u64, u64, u64, i64, i64)", nogil=True)
 def store_many_u8(cpu_address, addresses, values, n, step):
-    store_many(cpu_t.at(cpu_address), u64.array(addresses), u8.array(values), n, step, u8)
+    store_vector(cpu_t.at(cpu_address), u64.array(addresses), u8.array(values), n, step, u8)
 
 
 @entry("void(u64, u64, u64, i64)", nogil=True)
 def load_many_u16(cpu_address, addresses, values, n):
-    load_many(cpu_t.at(cpu_address), u64.array(addresses), u16.array(values), n, u16)
+    load_vector(cpu_t.at(cpu_address), u64.array(addresses), u16.array(values), n, u16)
 
 
 @entry("void(u64, u64, u64, i64, i64)", nogil=True)
 def store_many_u16(cpu_address, addresses, values, n, step):
-    store_many(cpu_t.at(cpu_address), u64.array(addresses), u16.array(values), n, step, u16)
+    store_vector(cpu_t.at(cpu_address), u64.array(addresses), u16.array(values), n, step, u16)
 
 
 @entry("void(u64, u64, u64, i64)", nogil=True)
 def load_many_u32(cpu_address, addresses, values, n):
-    load_many(cpu_t.at(cpu_address), u64.array(addresses), u32.array(values), n, u32)
+    load_vector(cpu_t.at(cpu_address), u64.array(addresses), u32.array(values), n, u32)
 
 
 @entry("void(u64, u64, u64, i64, i64)", nogil=True)
 def store_many_u32(cpu_address, addresses, values, n, step):
-    store_many(cpu_t.at(cpu_address), u64.array(addresses), u32.array(values), n, step, u32)
+    store_vector(cpu_t.at(cpu_address), u64.array(addresses), u32.array(values), n, step, u32)
 
 
 @entry("void(u64, u64, u64, i64)", nogil=True)
 def load_many_u64(cpu_address, addresses, values, n):
-    load_many(cpu_t.at(cpu_address), u64.array(addresses), u64.array(values), n, u64)
+    load_vector(cpu_t.at(cpu_address), u64.array(addresses), u64.array(values), n, u64)
 
 
 @entry("void(u64, u64, u64, i64, i64)", nogil=True)
 def store_many_u64(cpu_address, addresses, values, n, step):
-    store_many(cpu_t.at(cpu_address), u64.array(addresses), u64.array(values), n, step, u64)
+    store_vector(cpu_t.at(cpu_address), u64.array(addresses), u64.array(values), n, step, u64)
+
+
+@entry("void(u64, u64, u64, i64)", nogil=True)
+def load_timed_u8(cpu_address, addresses, values, n):
+    vector_timed(cpu_t.at(cpu_address), (u64.array(addresses), u8.array(values), n, 1), u8, False)
+
+
+@entry("void(u64, u64, u64, i64, i64)", nogil=True)
+def store_timed_u8(cpu_address, addresses, values, n, step):
+    vector_timed(cpu_t.at(cpu_address), (u64.array(addresses), u8.array(values), n, step), u8, True)
+
+
+@entry("void(u64, u64, u64, i64)", nogil=True)
+def load_timed_u16(cpu_address, addresses, values, n):
+    vector_timed(cpu_t.at(cpu_address), (u64.array(addresses), u16.array(values), n, 1), u16, False)
+
+
+@entry("void(u64, u64, u64, i64, i64)", nogil=True)
+def store_timed_u16(cpu_address, addresses, values, n, step):
+    vector_timed(cpu_t.at(cpu_address), (u64.array(addresses), u16.array(values), n, step), u16, True)
+
+
+@entry("void(u64, u64, u64, i64)", nogil=True)
+def load_timed_u32(cpu_address, addresses, values, n):
+    vector_timed(cpu_t.at(cpu_address), (u64.array(addresses), u32.array(values), n, 1), u32, False)
+
+
+@entry("void(u64, u64, u64, i64, i64)", nogil=True)
+def store_timed_u32(cpu_address, addresses, values, n, step):
+    vector_timed(cpu_t.at(cpu_address), (u64.array(addresses), u32.array(values), n, step), u32, True)
+
+
+@entry("void(u64, u64, u64, i64)", nogil=True)
+def load_timed_u64(cpu_address, addresses, values, n):
+    vector_timed(cpu_t.at(cpu_address), (u64.array(addresses), u64.array(values), n, 1), u64, False)
+
+
+@entry("void(u64, u64, u64, i64, i64)", nogil=True)
+def store_timed_u64(cpu_address, addresses, values, n, step):
+    vector_timed(cpu_t.at(cpu_address), (u64.array(addresses), u64.array(values), n, step), u64, True)
 
 
 # cpu, host address of the addresses, host address of the values, how many (stores: step): by size in bytes
 LOAD_MANY = {1: load_many_u8, 2: load_many_u16, 4: load_many_u32, 8: load_many_u64}
 STORE_MANY = {1: store_many_u8, 2: store_many_u16, 4: store_many_u32, 8: store_many_u64}
+LOAD_TIMED = {1: load_timed_u8, 2: load_timed_u16, 4: load_timed_u32, 8: load_timed_u64}
+STORE_TIMED = {1: store_timed_u8, 2: store_timed_u16, 4: store_timed_u32, 8: store_timed_u64}
+
+
+def loops_of(cpu):
+    """The loops for loads and for stores of a CPU, by size in bytes."""
+    return (LOAD_TIMED, STORE_TIMED) if cpu.timed else (LOAD_MANY, STORE_MANY)

@@ -15,6 +15,7 @@ from numaemu.hardware.hierarchy import access_line, hit_first_level
 from numaemu.hardware.paging import PAGE_MASK
 from numaemu.hardware.prefetch import prefetch_behind
 from numaemu.hardware.processor import X86_PF_WRITE
+from numaemu.hardware.tlb_sets import order_l2
 from numaemu.spec.param import L1_ENTRIES_MAX, L1_HINTS, L1_VIEWS
 
 U = np.uint64
@@ -26,6 +27,7 @@ NO_PAGE = L1_ENTRIES_MAX + L1_VIEWS  # the TLB entry that matches nothing
 def enable_timing(cpu):
     """From now on each access of a CPU is timed. At boot, before the CPU's first access."""
     cpu.timed, cpu.hint_base = 1, L1_HINTS
+    order_l2(cpu)
     for i in range(L1_HINTS):
         cpu.l1_hint[i] = NO_PAGE
 

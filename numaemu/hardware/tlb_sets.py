@@ -1,9 +1,9 @@
 """Sets of a CPU's TLBs: how an entry is found, and which one makes room: the one that was used longest ago, by its age.
 
 Entries of the L1 have their access's number as age. Those of the L2 have twice that, and 1 more where they have been used
-since they came. A set of the L2 with 5 to 16 ways also has a word with an *order* of its ways (replacement.py, the last to make room
+since they came. On a timed CPU (timing.py) a set of the L2 with 5 to 16 ways also has a word with an *order* of its ways (replacement.py, the last to make room
 in the lowest bits) and a mark for each (marks.py), so that a miss, and what makes room for it, are known without a look at
-all entries. A use changes the age only, so the order may be of the past; what holds is:
+all entries, which would be far from the host behind all that timing looks at. A use changes the age only, so the order may be of the past; what holds is:
 
     a way stands ahead of another only if it has been used later than the other came to its place
 
@@ -161,6 +161,11 @@ def forget_l2_orders(cpu):
             cpu.l2_order[number] = U(0)
 
 
+def order_l2(cpu):
+    """Have orders and marks in the L2's sets, if they have ways enough. At boot."""
+    cpu.l2_ordered = int(LEAST_ORDERED <= cpu.l2_ways <= MAX_ORDERED)
+
+
 def init_tlbs(cpu, l1, l2):
     """Give a CPU its TLBs, as the machine file has them. At boot."""
     for level, spec in (("l1", l1), ("l2", l2)):
@@ -169,7 +174,6 @@ def init_tlbs(cpu, l1, l2):
         setattr(cpu, f"{level}_ways", spec.ways)
         setattr(cpu, f"{level}_latency_ns", spec.latency_ns)
         setattr(cpu, f"{level}_mask", sets - 1 if sets & (sets - 1) == 0 else 0)
-    cpu.l2_ordered = int(LEAST_ORDERED <= l2.ways <= MAX_ORDERED)
 
 
 # -- for the audit -------------------------------------------------------------------------------------------------

@@ -11,7 +11,7 @@ import numpy as np
 
 from numaemu.api.access import copy_range, execute_at, touch_range
 from numaemu.api.overlap import work_ns
-from numaemu.api.vectors import LOAD_MANY, STORE_MANY
+from numaemu.api.vectors import loops_of
 from numaemu.errors import BusError, KernelBug, OutOfMemory, SegmentationFault
 from numaemu.hardware.processor import PF_UNALIGNED, X86_PF_INSTR, X86_PF_PROT, X86_PF_WRITE
 from numaemu.kernel.arch.pgtable import mm_of
@@ -98,6 +98,7 @@ class Operations(
         self.process, self.machine, self.address = process, process.machine, int(process.state.address)
         self.tasks = task_t.array(self.machine.tasks)
         self.spare = None
+        self.loads, self.stores = loops_of(process.state)
         self.preempt_count, self.running_alone = 0, None  # (number, pid) of the task that keeps the turn
         self.kmap_slots = []  # addresses that it has mapped by kmap_atomic
         self.prepare_words()
@@ -225,7 +226,7 @@ class Operations(
         values = self.buffer(addresses.size * dtype.itemsize).view(dtype).reshape(addresses.shape)
         self.accessing(
             task_number,
-            LOAD_MANY[dtype.itemsize],
+            self.loads[dtype.itemsize],
             self.address,
             addresses.ctypes.data,
             values.ctypes.data,
@@ -253,7 +254,7 @@ class Operations(
             raise ValueError(f"{values.size} values for {addresses.size} addresses")
         self.accessing(
             task_number,
-            STORE_MANY[values.dtype.itemsize],
+            self.stores[values.dtype.itemsize],
             self.address,
             addresses.ctypes.data,
             values.ctypes.data,

@@ -13,7 +13,7 @@ from numaemu.compiler.pointer import u64
 from numaemu.errors import SegmentationFault
 from numaemu.hardware.paging import _PAGE_ACCESSED, _PAGE_DIRTY, _PAGE_PRESENT, _PAGE_PSE, _PAGE_RW, _PAGE_USER
 from numaemu.hardware.processor import READ, WRITE, cpu_t
-from numaemu.hardware.tlb_sets import disordered_set
+from numaemu.hardware.tlb_sets import disordered_set, order_l2
 from numaemu.hardware.walk import walk
 from numaemu.mmu import clock_ns, tlb_flush_all, tlb_flush_page
 
@@ -98,12 +98,14 @@ steps = st.lists(st.tuples(st.sampled_from(["load", "store", "load", "store", "f
 @pytest.mark.interpreted
 @settings(max_examples=200 if JIT else 20)
 @given(geometries(5), st.one_of(geometries(9), geometries(2, 18)),
-       st.lists(st.sampled_from(["none", "ro", "rw", "rw"]), min_size=PAGES, max_size=PAGES), steps)  # fmt: skip
-def test_two_levels_count_as_the_naive_mmu(l1, l2, kinds, todo):
+       st.lists(st.sampled_from(["none", "ro", "rw", "rw"]), min_size=PAGES, max_size=PAGES), steps, st.booleans())  # fmt: skip
+def test_two_levels_count_as_the_naive_mmu(l1, l2, kinds, todo, ordered):
     """Any geometry, any order of loads, stores and flushes: every figure and the clock are exactly the twin's."""
     with machine_of(l1=l1, l2=l2) as machine:
         tables, cpu, twin_pages = Tables(machine), machine.cpu(), {}
         first = BASE >> 12
+        if ordered:
+            order_l2(cpu)
         for i, kind in enumerate(kinds):
             node = i % 2
             twin_pages[first + i, 0] = {"tables": [0] * 4, "dirty": False, "writable": kind == "rw"}
@@ -152,11 +154,14 @@ mixed = st.lists(st.tuples(st.sampled_from(["load", "store", "load", "store", "f
     st.one_of(geometries(6), geometries(2, 9)),
     st.lists(st.sampled_from(["ro", "rw"]), min_size=2, max_size=2),
     mixed,
+    st.booleans(),
 )
-def test_huge_entries_among_small_ones_count_as_the_naive_mmu(l1, l2, kinds, todo):
+def test_huge_entries_among_small_ones_count_as_the_naive_mmu(l1, l2, kinds, todo, ordered):
     """2 MiB entries in the same sets as 4 KiB ones: hits, LRU, assists, walks of three levels, flushes through any address."""
     with machine_of(l1=l1, l2=l2) as machine:
         tables, cpu, first = Tables(machine), machine.cpu(), BASE >> 12
+        if ordered:
+            order_l2(cpu)
         twin_pages = {
             (first + i, 0): {"tables": [0] * 4, "dirty": False, "writable": True, "node": 0} for i in range(5)
         }
