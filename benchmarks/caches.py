@@ -20,8 +20,8 @@ from common import median, repeats
 from numaemu import Machine, load_u64
 
 sys.path.insert(0, str(pathlib.Path(__file__).parent.parent / "tests"))
-from traces import ACCESSES as OF_TRACE  # noqa: E402
-from traces import TRACES  # noqa: E402
+from cache_traces import ACCESSES as OF_TRACE  # noqa: E402
+from cache_traces import TRACES  # noqa: E402
 
 ACCESSES = 4_000_000
 SAME = 1_000_000  # of these, so many go through pycachesim

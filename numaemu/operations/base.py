@@ -98,7 +98,6 @@ class Operations(
         self.process, self.machine, self.address = process, process.machine, int(process.state.address)
         self.tasks = task_t.array(self.machine.tasks)
         self.spare = None
-        self.loads, self.stores = loops_of(process.state)
         self.preempt_count, self.running_alone = 0, None  # (number, pid) of the task that keeps the turn
         self.kmap_slots = []  # addresses that it has mapped by kmap_atomic
         self.prepare_words()
@@ -226,7 +225,7 @@ class Operations(
         values = self.buffer(addresses.size * dtype.itemsize).view(dtype).reshape(addresses.shape)
         self.accessing(
             task_number,
-            self.loads[dtype.itemsize],
+            loops_of(self.process.state)[0][dtype.itemsize],
             self.address,
             addresses.ctypes.data,
             values.ctypes.data,
@@ -254,7 +253,7 @@ class Operations(
             raise ValueError(f"{values.size} values for {addresses.size} addresses")
         self.accessing(
             task_number,
-            self.stores[values.dtype.itemsize],
+            loops_of(self.process.state)[1][values.dtype.itemsize],
             self.address,
             addresses.ctypes.data,
             values.ctypes.data,

@@ -45,6 +45,7 @@ class Screen:
             self.thread.start()
 
     def run(self):
+        """The thread: one action after the other, until `end`."""
         ended = False
         while not ended:
             action = self.queue.get()

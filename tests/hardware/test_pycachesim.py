@@ -6,7 +6,7 @@ which is what a store is: the line comes in, is used, and becomes dirty. Its out
 """
 
 import pytest
-from traces import ACCESSES, TRACES
+from cache_traces import ACCESSES, TRACES
 
 from numaemu.compiler.build import JIT
 from numaemu.hardware.cache import core_t
